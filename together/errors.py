@@ -1,0 +1,100 @@
+"""Every error of ours, as one tree on one screen. Knows neither gRPC nor HTTP: the edges translate.
+
+TogetherError                what happened, to which node or model, and the next step, in one sentence
+├── BadInput                 the caller must change something
+│   ├── BadRequest           one field of a request (`param` names it)
+│   │   └── ContextTooLong   prompt and context, both numbers
+│   ├── BadSetting           an option, an environment variable
+│   ├── BadPlan              gap, overlap, unknown node
+│   ├── UnsupportedModel     a family, a dtype, a quantization that no backend here runs
+│   └── BrokenModel          files missing, truncated, or not the model they claim to be
+├── FrameRefused             a frame or stream that does not fit this stage (shape, dtype, epoch, step)
+├── NotEnoughMemory          a node cannot grant what a stage needs
+├── LoadFailed               a stage did not get ready
+├── RingBroken               a stage, node or link of a serving ring is gone
+├── NotServing               no model is loaded, or it is being loaded; `retry_after` seconds
+├── QueueFull                too many waiting requests; `retry_after` seconds
+├── Unreachable              a machine or port does not answer
+└── AppError                 the app itself: already running, not running, wrong Python
+"""
+
+from __future__ import annotations
+
+
+class TogetherError(Exception):
+    """Base of all; the message is a sentence that a person can act on."""
+
+
+class BadInput(TogetherError):
+    pass
+
+
+class BadRequest(BadInput):
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ContextTooLong(BadRequest):
+    def __init__(self, tokens: int, context: int) -> None:
+        super().__init__(
+            f"the prompt has {tokens} tokens and the context holds {context}; shorten the prompt or start a new chat",
+            param="messages",
+        )
+        self.tokens = tokens
+        self.context = context
+
+
+class BadSetting(BadInput):
+    pass
+
+
+class BadPlan(BadInput):
+    pass
+
+
+class UnsupportedModel(BadInput):
+    pass
+
+
+class BrokenModel(BadInput):
+    pass
+
+
+class FrameRefused(TogetherError):
+    pass
+
+
+class NotEnoughMemory(TogetherError):
+    pass
+
+
+class LoadFailed(TogetherError):
+    pass
+
+
+class RingBroken(TogetherError):
+    def __init__(self, message: str, node: str = "", cause: str = "") -> None:
+        super().__init__(message)
+        self.node = node
+        self.cause = cause
+
+
+class NotServing(TogetherError):
+    def __init__(self, message: str, retry_after: float = 5.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QueueFull(TogetherError):
+    def __init__(self, message: str, retry_after: float = 2.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Unreachable(TogetherError):
+    pass
+
+
+class AppError(TogetherError):
+    pass

@@ -1,0 +1,15 @@
+"""The model families that run here, by `model_type`: each is proven by the conformance test. Knows no backend."""
+
+from __future__ import annotations
+
+from together.errors import UnsupportedModel
+
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "qwen3_moe")
+TOY = "checksum"  # a model for tests of the whole product; runs on its own backend only
+
+
+def require_family(model: str, family: object) -> None:
+    """Raises UnsupportedModel, with the list of what runs, unless `family` is one that real backends run."""
+    if family not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UnsupportedModel(f"{model} is of the family {family!r}, which does not run here; choose one of {known}")

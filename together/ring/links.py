@@ -1,0 +1,182 @@
+"""One link of a ring: the Inlet takes a stream of frames, the Outlet pushes one. Knows no shard and no scheduler.
+
+Both are bounded: an inlet that is full stops reading, and HTTP/2 flow control then stops the sender.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+
+from together.errors import FrameRefused, RingBroken, TogetherError
+from together.ring import rpc
+from together.types import Endpoint, StreamKey
+
+log = logging.getLogger(__name__)
+
+ACCEPTED = (("accepted", "yes"),)  # a refused stream's initial metadata is empty
+DEPTH = 8  # frames waiting at a receiver; the head has at most stages + 1 in flight
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What an inlet yields: one frame's bytes and when they came, or (data None) the end of its stream."""
+
+    key: StreamKey
+    data: bytes | None
+    at: float  # event loop time, seconds
+
+
+class Inlet:
+    """The receiving end of a link: takes frames of exactly one (ring, epoch, sender) at a time."""
+
+    def __init__(self, ring: str, sender: int) -> None:
+        self._expected = StreamKey(ring, -1, sender)
+        self._taken = False
+        self._ended = False
+        self._arrivals: asyncio.Queue[Arrival] = asyncio.Queue(DEPTH)
+
+    @property
+    def key(self) -> StreamKey:
+        return self._expected
+
+    def expect(self, epoch: int) -> None:
+        """Accept one stream of `epoch` from now on; what an older one still sends is dropped. Raises FrameRefused."""
+        if epoch < self._expected.epoch:
+            raise FrameRefused(f"epoch {epoch} is over: the ring is at epoch {self._expected.epoch}")
+        self._expected = StreamKey(self._expected.ring, epoch, self._expected.sender)
+        self._taken = False
+        self._ended = False
+
+    async def next(self) -> Arrival:
+        """The next arrival of the current epoch; the end of its stream comes once, after its last frame."""
+        while not (self._ended and self._arrivals.empty()):
+            arrival = await self._arrivals.get()
+            if arrival.key == self._expected and arrival.data is not None:
+                return arrival
+        self._ended = False
+        return Arrival(self._expected, None, asyncio.get_running_loop().time())
+
+    def claim(self, key: StreamKey) -> None:
+        """A stream wants in. Raises FrameRefused with what was expected."""
+        if key != self._expected:
+            raise FrameRefused(f"this stage expects {self._expected}, not {key}")
+        if self._taken:
+            raise FrameRefused(f"the stream {key} is open already")
+        self._taken = True
+        self._ended = False
+
+    async def take(self, key: StreamKey, stream: AsyncIterator[bytes]) -> None:
+        """Queue a claimed stream's frames until it ends or its epoch does."""
+        clock = asyncio.get_running_loop().time
+        try:
+            async for data in stream:
+                await self._arrivals.put(Arrival(key, data, clock()))
+                if key != self._expected:
+                    raise FrameRefused(f"epoch {key.epoch} is over: the ring is at epoch {self._expected.epoch}")
+        finally:
+            if key == self._expected:
+                self._taken = False
+                self._ended = True
+                if self._arrivals.empty():  # wake whoever waits; a queue with frames in it is seen through first
+                    self._arrivals.put_nowait(Arrival(key, None, clock()))
+
+
+class Inlets:
+    """All inlets of one port (a stage has one, a head one per ring), and the Push handler over them."""
+
+    def __init__(self) -> None:
+        self._by_ring: dict[str, Inlet] = {}
+
+    def add(self, inlet: Inlet) -> None:
+        self._by_ring[inlet.key.ring] = inlet
+
+    def remove(self, ring: str) -> None:
+        self._by_ring.pop(ring, None)
+
+    def handler(self) -> rpc.Handler:
+        return grpc.stream_unary_rpc_method_handler(self._push)
+
+    async def _push(self, stream: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        try:
+            key = _key_of(context)
+            inlet = self._by_ring.get(key.ring)
+            if inlet is None:
+                raise FrameRefused(f"ring {key.ring!r} is not here")
+            inlet.claim(key)
+            await context.send_initial_metadata(ACCEPTED)
+            await inlet.take(key, stream)
+        except TogetherError as error:
+            await context.abort(rpc.status_of(error), str(error))
+        return b""
+
+
+def _key_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> StreamKey:
+    sent = {str(key): str(value) for key, value in context.invocation_metadata() or ()}
+    try:
+        return StreamKey(sent["ring"], int(sent["epoch"]), int(sent["sender"]))
+    except (KeyError, ValueError):
+        raise FrameRefused("a stream must name its ring, epoch and sender") from None
+
+
+class Outlet:
+    """The sending end of a link."""
+
+    def __init__(self, channel: grpc.aio.Channel, stream: grpc.aio.StreamUnaryCall[bytes, bytes], peer: str) -> None:
+        self._channel = channel
+        self._stream = stream
+        self.peer = peer
+
+    @classmethod
+    async def open(cls, target: Endpoint, key: StreamKey, timeout: float = 10.0) -> Outlet:
+        """Connect to the fastest address and open the stream; returns once the other side accepted it."""
+        address = await rpc.fastest(target)
+        peer = f"{address}:{target.port}"
+        channel = rpc.open_channel(address, target.port)
+        metadata = (("ring", key.ring), ("epoch", str(key.epoch)), ("sender", str(key.sender)))
+        push: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(rpc.PUSH)
+        stream = push(metadata=metadata)
+        outlet = cls(channel, stream, peer)
+        try:
+            async with asyncio.timeout(timeout):
+                accepted = await stream.initial_metadata()
+                if ACCEPTED[0] not in tuple(accepted or ()):
+                    await stream  # raises with the refusal
+        except (grpc.aio.AioRpcError, TimeoutError) as error:
+            await outlet.close()
+            if isinstance(error, grpc.aio.AioRpcError):
+                raise rpc.error_of(error, peer) from error
+            raise RingBroken(f"{peer} does not accept the stream") from error
+        return outlet
+
+    async def send(self, data: bytes) -> None:
+        """Push one frame; waits while the other side is full. Raises RingBroken when the link is gone."""
+        try:
+            await self._stream.write(data)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+            raise RingBroken(f"the link to {self.peer} is gone ({await self._reason(error)})") from error
+
+    async def ended(self) -> str:
+        """Waits until the other side ends the stream (it never should); returns why."""
+        try:
+            await self._stream
+        except grpc.aio.AioRpcError as error:
+            return error.details() or error.code().name
+        except asyncio.CancelledError:
+            if not self._stream.cancelled():
+                raise
+        return "closed by the other side"
+
+    async def close(self) -> None:
+        self._stream.cancel()
+        await self._channel.close()
+
+    async def _reason(self, error: BaseException) -> str:
+        if self._stream.done() and not self._stream.cancelled():
+            return (await self._stream.details()) or (await self._stream.code()).name
+        return str(error) or type(error).__name__

@@ -1,0 +1,204 @@
+"""How this app speaks gRPC: method table, channel and server options, errors ↔ status codes. Knows no ring and no node.
+
+Methods are declared once in METHODS; bytes are turned into words by wire.py on both sides, so no generated stubs exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+
+from together.errors import (
+    BadPlan,
+    BadSetting,
+    BrokenModel,
+    FrameRefused,
+    LoadFailed,
+    NotEnoughMemory,
+    RingBroken,
+    TogetherError,
+    Unreachable,
+    UnsupportedModel,
+)
+from together.ring import wire
+from together.types import Endpoint
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
+
+MESSAGE_LIMIT = 64 * 2**20  # bytes; the engine's chunks stay far below
+OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_send_message_length", MESSAGE_LIMIT),
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+    ("grpc.so_reuseport", 0),  # otherwise two nodes share a port and each gets half of the calls
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.enable_http_proxy", 0),  # machines at home are not behind a proxy, whatever the shell says
+    ("grpc.use_local_subchannel_pool", 1),  # a dead peer's back-off must not delay a new link to the same address
+]
+
+PUSH = "/together.v1.Ring/Push"
+CONNECT = "/together.v1.Ring/Connect"
+WATCH = "/together.v1.Node/Watch"
+LOAD = "/together.v1.Node/Load"
+UNLOAD = "/together.v1.Node/Unload"
+RENEW = "/together.v1.Node/Renew"
+FIND = "/together.v1.Node/Find"
+MEET = "/together.v1.Node/Meet"
+
+# error ↔ status; the message travels as the status detail. First match wins in both directions.
+_STATUS: list[tuple[type[TogetherError], grpc.StatusCode]] = [
+    (FrameRefused, grpc.StatusCode.FAILED_PRECONDITION),
+    (NotEnoughMemory, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (BrokenModel, grpc.StatusCode.DATA_LOSS),
+    (UnsupportedModel, grpc.StatusCode.UNIMPLEMENTED),
+    (BadPlan, grpc.StatusCode.INVALID_ARGUMENT),
+    (BadSetting, grpc.StatusCode.OUT_OF_RANGE),
+    (LoadFailed, grpc.StatusCode.ABORTED),
+    (Unreachable, grpc.StatusCode.UNAVAILABLE),
+    (RingBroken, grpc.StatusCode.CANCELLED),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Unary:
+    """One request, one answer; `request` and `response` are wire codecs, None stands for Empty."""
+
+    path: str
+    request: wire.Codec[Any]
+    response: wire.Codec[Any] | None = None
+
+
+CONNECT_CALL = Unary(CONNECT, wire.STAGE_LINK)
+LOAD_CALL = Unary(LOAD, wire.STAGE_ORDER, wire.STAGE_STATUS)
+UNLOAD_CALL = Unary(UNLOAD, wire.RING_NAME)
+RENEW_CALL = Unary(RENEW, wire.CALLER)
+FIND_CALL = Unary(FIND, wire.MODEL_REF, wire.MODEL_REF)
+MEET_CALL = Unary(MEET, wire.ENDPOINT)
+
+
+def status_of(error: TogetherError) -> grpc.StatusCode:
+    """The status that carries `error`."""
+    return next((code for kind, code in _STATUS if isinstance(error, kind)), grpc.StatusCode.UNKNOWN)
+
+
+def error_of(error: grpc.aio.AioRpcError, peer: str) -> TogetherError:
+    """What a failed call to `peer` means, as one of our errors."""
+    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return Unreachable(f"{peer} does not answer ({_first_line(error.details())})")
+    kind = next((kind for kind, code in _STATUS if code == error.code()), TogetherError)
+    return kind(error.details() or f"{peer}: {error.code().name}")
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "no reason given").splitlines()[0]
+
+
+async def call(channel: grpc.aio.Channel, method: Unary, request: object, peer: str, timeout: float = 10.0) -> Any:
+    """One unary call. Raises the TogetherError that the other side raised, or Unreachable."""
+    stub: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method.path)
+    try:
+        answer = await stub(method.request.encode(request), timeout=timeout)
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error, peer) from error
+    return method.response.decode(answer) if method.response else None
+
+
+def unary_handler(method: Unary, serve: Callable[[Any], Awaitable[Any]]) -> Handler:
+    """The serving side of `call`: `serve` takes and returns words."""
+
+    async def handle(data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        try:
+            answer = await serve(method.request.decode(data))
+        except TogetherError as error:
+            await context.abort(status_of(error), str(error))
+        return method.response.encode(answer) if method.response else b""
+
+    return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def service(handlers: dict[str, Handler]) -> list[grpc.GenericRpcHandler]:
+    """Handlers keyed by full path, grouped into gRPC services."""
+    grouped: dict[str, dict[str, Handler]] = {}
+    for path, handler in handlers.items():
+        _, name, method = path.split("/")
+        grouped.setdefault(name, {})[method] = handler
+    return [grpc.method_handlers_generic_handler(name, methods) for name, methods in grouped.items()]
+
+
+def open_channel(address: str, port: int) -> grpc.aio.Channel:
+    """A channel to one address; nothing is sent yet."""
+    host = f"[{address}]" if ":" in address else address
+    return grpc.aio.insecure_channel(f"{host}:{port}", options=OPTIONS)
+
+
+def make_server(handlers: dict[str, Handler]) -> grpc.aio.Server:
+    server = grpc.aio.server(options=OPTIONS)
+    server.add_generic_rpc_handlers(tuple(service(handlers)))
+    return server
+
+
+def bind(server: grpc.aio.Server, host: str, ports: range) -> int:
+    """Bind the first free port of `ports`. Raises BadSetting when all are taken or `host` is not ours."""
+    for port in ports:
+        if not _is_free(host, port):
+            continue
+        try:
+            return server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        except RuntimeError:
+            continue  # taken since we looked
+    raise BadSetting(
+        f"no free port among {ports.start}–{ports.stop - 1} on {host}; stop another node or set another port"
+    )
+
+
+def _is_free(host: str, port: int) -> bool:
+    """Looks before gRPC does, which would print an error line of its own for a taken port."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        if os.name == "posix":  # a port in TIME_WAIT is free; on Windows the option would share a port in use
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+async def fastest(endpoint: Endpoint, timeout: float = 3.0) -> str:
+    """The address of `endpoint` whose TCP connection opens first. Raises Unreachable."""
+    attempts = [asyncio.create_task(_try_address(address, endpoint.port)) for address in endpoint.addresses]
+    try:
+        async for address in _first_successes(attempts, timeout):
+            return address
+    finally:
+        for attempt in attempts:
+            attempt.cancel()
+        await asyncio.gather(*attempts, return_exceptions=True)
+    tried = ", ".join(endpoint.addresses) or "no address"
+    raise Unreachable(f"nothing answers at port {endpoint.port} of {tried}; is it running, and is the port open?")
+
+
+async def _try_address(address: str, port: int) -> str:
+    _, writer = await asyncio.open_connection(address, port)
+    writer.close()
+    return address
+
+
+async def _first_successes(attempts: list[asyncio.Task[str]], timeout: float) -> AsyncIterator[str]:
+    try:
+        for attempt in asyncio.as_completed(attempts, timeout=timeout):
+            try:
+                yield await attempt
+            except OSError:
+                continue
+    except TimeoutError:
+        return

@@ -1,0 +1,221 @@
+"""The stage process: one shard, one place in a ring, one port. Knows no other stage but the next one, and no scheduler.
+
+Frames flow inlet → compute thread → outlet. The shard is loaded, stepped and closed by the compute thread alone; the
+event loop only moves bytes. Every frame is answered: what cannot be computed travels on as a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn, TextIO, TypeVar
+
+from backends.base import LoadRequest, Shard, open_backend
+from together.errors import FrameRefused, RingBroken, TogetherError
+from together.ring import rpc, wire
+from together.ring.links import Arrival, Inlet, Inlets, Outlet
+from together.ring.pipe import Event, Launch, claim_stdout
+from together.types import Batch, Failure, Frame, StageLink, StageTiming, StreamKey
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+OUTBOUND = 2  # computed frames waiting for the link: the next step starts while the last one is sent
+
+
+class StepRunner:
+    """Turns one incoming frame into the outgoing one; runs on the compute thread."""
+
+    def __init__(self, shard: Shard, index: int, stages: int, node_name: str) -> None:
+        self._shard = shard
+        self._index = index
+        self._last = index == stages - 1
+        self._node_name = node_name
+        self._epoch = -1
+        self._step = 0
+
+    def __call__(self, arrival: Arrival, now: float) -> bytes:
+        """`now` is the event loop's time at which the step left the queue."""
+        began = time.perf_counter()
+        frame = Frame(0, Batch())
+        try:
+            frame = wire.decode_frame(arrival.data or b"")
+            answer = frame if frame.failure else self._run(frame, arrival.key.epoch)
+        except FrameRefused as error:
+            answer = self._failure(frame, f"refused the frame: {error}")
+        except Exception as error:  # the shard's own failure: the stage lives, the head is told
+            log.exception("step %s failed", frame.step)
+            answer = self._failure(frame, explain(error))
+        timing = StageTiming((time.perf_counter() - began) * 1e3, (now - arrival.at) * 1e3)
+        return wire.encode_frame(replace(answer, timings=(*frame.timings, timing)))
+
+    def _run(self, frame: Frame, epoch: int) -> Frame:
+        self._check(frame, epoch)
+        output = self._shard.step(frame.batch, frame.activation)
+        refused = {result.sequence for result in output.results if result.refusal}
+        batch = frame.batch
+        if refused:
+            batch = replace(batch, rows=tuple(row for row in batch.rows if row.sequence not in refused))
+        results = (*frame.results, *output.results)
+        if not self._last:
+            return Frame(frame.step, batch, output.activation, results)
+        return Frame(frame.step, Batch(), None, results)
+
+    def _check(self, frame: Frame, epoch: int) -> None:
+        if epoch != self._epoch:
+            self._epoch, self._step = epoch, 0
+        if frame.step <= self._step:
+            raise FrameRefused(f"step {frame.step} came after step {self._step}")
+        check_frame(frame, first=self._index == 0)
+        self._step = frame.step
+
+    def _failure(self, frame: Frame, cause: str) -> Frame:
+        return Frame(frame.step, Batch(), failure=Failure(self._node_name, self._index, cause))
+
+
+def check_frame(frame: Frame, first: bool) -> None:
+    """What any stage can check without its shard. Raises FrameRefused."""
+    sequences = [row.sequence for row in frame.batch.rows]
+    if len(set(sequences)) != len(sequences):
+        raise FrameRefused("a sequence has two rows in one frame")
+    for row in frame.batch.rows:
+        if not row.token_ids:
+            raise FrameRefused(f"the row of sequence {row.sequence} has no tokens")
+        if row.sample and not all(offset < len(row.token_ids) for offset in row.sample.offsets):
+            raise FrameRefused(f"the row of sequence {row.sequence} samples behind its end")
+    tokens = frame.activation.tokens if frame.activation else 0
+    if first and frame.activation is not None:
+        raise FrameRefused("the first stage takes token ids, not an activation")
+    if not first and tokens != frame.batch.tokens:
+        raise FrameRefused(f"the rows have {frame.batch.tokens} tokens and the activation {tokens}")
+
+
+def explain(error: BaseException) -> str:
+    """An exception as a cause for a person."""
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+        return f"ran out of memory ({str(error).splitlines()[0] if str(error) else 'no details'})"
+    return str(error) if isinstance(error, TogetherError) else f"{type(error).__name__}: {error}"
+
+
+class Stage:
+    """The process's event loop side."""
+
+    def __init__(self, launch: Launch, emit: Callable[[Event], None]) -> None:
+        self._launch = launch
+        self._order = launch.order
+        self._emit = emit
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._inlet = Inlet(self._order.ring, self._order.index - 1)
+        self._outlet: Outlet | None = None
+        self._linked = asyncio.Event()
+        self._outbound: asyncio.Queue[tuple[StreamKey, bytes]] = asyncio.Queue(OUTBOUND)
+
+    async def run(self) -> None:
+        """Load, report, serve until the process is ended by its node."""
+        inlets = Inlets()
+        inlets.add(self._inlet)
+        handlers = {rpc.PUSH: inlets.handler(), rpc.CONNECT: rpc.unary_handler(rpc.CONNECT_CALL, self._connect)}
+        server = rpc.make_server(handlers)
+        first, last = self._launch.ports
+        port = rpc.bind(server, self._launch.host, range(first, last + 1))
+        shard = await self._on_thread(self._load)
+        runner = StepRunner(shard, self._order.index, self._order.stages, self._launch.node_name)
+        await server.start()
+        self._emit(Event("ready", port=port, capacity=shard.capacity, block=shard.block, rewind=shard.rewind))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._compute(runner))
+            tasks.create_task(self._send())
+
+    async def _on_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def _load(self) -> Shard:
+        plan = self._order.stage
+        request = LoadRequest(
+            folder=Path(self._launch.folder),
+            layers=plan.layers,
+            device=plan.device,
+            dtype=self._order.dtype,
+            memory_bytes=plan.memory_bytes,
+            progress=lambda fraction: self._emit(Event("progress", progress=fraction)),
+        )
+        return open_backend(plan.backend).load(request)
+
+    async def _connect(self, link: StageLink) -> None:
+        """Take the place in an epoch: accept its stream and open the one to the next stage, or to the head."""
+        if link.ring != self._order.ring:
+            raise FrameRefused(f"this stage belongs to ring {self._order.ring}, not {link.ring}")
+        self._inlet.expect(link.epoch)
+        old, self._outlet = self._outlet, None
+        self._linked.clear()
+        if old is not None:
+            await old.close()
+        self._outlet = await Outlet.open(link.next, StreamKey(link.ring, link.epoch, self._order.index))
+        self._linked.set()
+
+    async def _compute(self, runner: StepRunner) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            arrival = await self._inlet.next()
+            if arrival.data is not None:  # the end of a stream is the head's business: it hears of it from the node
+                answer = await self._on_thread(runner, arrival, clock())
+                await self._outbound.put((arrival.key, answer))
+
+    async def _send(self) -> None:
+        while True:
+            key, data = await self._outbound.get()
+            await self._linked.wait()
+            if key != self._inlet.key or self._outlet is None:
+                continue  # an older epoch's answer
+            try:
+                await self._outlet.send(data)
+            except RingBroken as error:
+                self._linked.clear()
+                self._emit(Event("broken", cause=str(error)))
+
+
+def _leave_with_node() -> None:
+    """Ends the process when the node closes our input, also when the node was killed. Portable, unlike signals."""
+    while sys.stdin.buffer.read(4096):
+        pass
+    os._exit(0)
+
+
+def main() -> NoReturn:
+    """Entry point of the process that a node starts: `python -m together.ring.stage`."""
+    events = claim_stdout()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the node, which ends us
+    logging.basicConfig(level=os.environ.get("TOGETHER_LOG_LEVEL", "WARNING"), stream=sys.stderr)
+    launch = Launch.read(sys.stdin.buffer)
+    threading.Thread(target=_leave_with_node, daemon=True).start()
+    try:
+        asyncio.run(Stage(launch, lambda event: _write(events, event)).run())
+    except Exception as error:  # the outermost edge: the node shows the cause, the log has the traceback
+        log.debug("stage failed", exc_info=True)
+        _write(events, Event("failed", cause=explain(_first(error))))
+        os._exit(1)
+    os._exit(0)
+
+
+def _write(stream: TextIO, event: Event) -> None:
+    stream.write(event.line())
+    stream.flush()
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""types.py ↔ protobuf bytes; the only module that touches the generated messages. Knows no sockets.
+
+Every message mirrors a dataclass field by field (together.proto), so one codec, built from the type hints, serves all
+of them. Decoding is strict: whatever does not make a valid dataclass raises FrameRefused.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from enum import StrEnum
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from google.protobuf.message import DecodeError, Message
+
+from together import types as words
+from together.errors import FrameRefused
+from together.ring import together_pb2 as pb
+
+PROTOCOL = 1
+
+T = TypeVar("T")
+Encode = Callable[[Any], Any]  # a Python value → what the message's constructor takes
+Decode = Callable[[Any], Any]  # a message's field → a Python value
+
+
+class Codec(Generic[T]):
+    """One dataclass's way to bytes and back."""
+
+    def __init__(self, word: type[T], message: type[Message]) -> None:
+        self._word = word
+        self._message = message
+        hints = get_type_hints(word)
+        self._fields: list[tuple[str, Encode, Decode, bool]] = []
+        for item in fields(word):  # type: ignore[arg-type]  # every word is a dataclass
+            kind, is_optional = _strip_optional(hints[item.name])
+            encode, decode = _converters(kind)
+            self._fields.append((item.name, encode, decode, is_optional))
+        assert {name for name, *_ in self._fields} == set(message.DESCRIPTOR.fields_by_name), word
+
+    def encode(self, value: T) -> bytes:
+        return self.to_message(value).SerializeToString()
+
+    def decode(self, data: bytes) -> T:
+        """Raises FrameRefused for bytes that are not this message or whose values do not fit together."""
+        message = self._message()
+        try:
+            message.ParseFromString(data)
+            return self.from_message(message)
+        except (DecodeError, ValueError, TypeError) as error:
+            raise FrameRefused(f"not a valid {self._word.__name__}: {error}") from error
+
+    def to_message(self, value: T) -> Message:
+        filled: dict[str, Any] = {}
+        for name, encode, _, _ in self._fields:
+            item = getattr(value, name)
+            if item is not None:
+                filled[name] = encode(item)
+        return self._message(**filled)
+
+    def from_message(self, message: Message) -> T:
+        values: dict[str, Any] = {}
+        for name, _, decode, optional in self._fields:
+            values[name] = None if optional and not message.HasField(name) else decode(getattr(message, name))
+        return self._word(**values)
+
+
+def _strip_optional(hint: Any) -> tuple[Any, bool]:
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        return kinds[0], len(kinds) < len(get_args(hint))
+    return hint, False
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _converters(kind: Any) -> tuple[Encode, Decode]:
+    if kind in (int, float, str, bool):
+        return _same, _same
+    if kind is bytes:
+        return bytes, _same
+    if get_origin(kind) is Literal:
+        return _same, _one_of(get_args(kind))
+    if get_origin(kind) is tuple:
+        return _tuple_converters(get_args(kind)[0])
+    if issubclass(kind, StrEnum):
+        return str, kind
+    codec = _codec(kind)
+    return codec.to_message, codec.from_message
+
+
+def _tuple_converters(item: Any) -> tuple[Encode, Decode]:
+    if item in (int, str):
+        return _same, tuple
+    if get_origin(item) is tuple:  # (token id, value) pairs
+        return _pairs_to_messages, _pairs_from_messages
+    codec = _codec(item)
+    to_message, from_message = codec.to_message, codec.from_message
+    return lambda values: [to_message(value) for value in values], lambda items: tuple([from_message(i) for i in items])
+
+
+def _pairs_to_messages(pairs: Iterable[tuple[int, float]]) -> list[Message]:
+    return [pb.TokenValue(token_id=token_id, value=value) for token_id, value in pairs]
+
+
+def _pairs_from_messages(items: Iterable[Any]) -> tuple[tuple[int, float], ...]:
+    return tuple((item.token_id, item.value) for item in items)
+
+
+def _one_of(allowed: tuple[str, ...]) -> Decode:
+    def check(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(f"{value!r} is not one of {', '.join(allowed)}")
+        return value
+
+    return check
+
+
+_CODECS: dict[type, Codec[Any]] = {}
+
+
+def _codec(word: type[T]) -> Codec[T]:
+    if word not in _CODECS:
+        _CODECS[word] = Codec(word, getattr(pb, word.__name__))
+    return _CODECS[word]
+
+
+FRAME = _codec(words.Frame)
+STAGE_LINK = _codec(words.StageLink)
+STAGE_ORDER = _codec(words.StageOrder)
+STAGE_STATUS = _codec(words.StageStatus)
+NODE_STATUS = _codec(words.NodeStatus)
+CALLER = _codec(words.Caller)
+RING_NAME = _codec(words.RingName)
+MODEL_REF = _codec(words.ModelRef)
+ENDPOINT = _codec(words.Endpoint)
+
+
+def encode_frame(frame: words.Frame) -> bytes:
+    """A frame as it travels."""
+    return FRAME.encode(frame)
+
+
+def decode_frame(data: bytes) -> words.Frame:
+    """The opposite. Raises FrameRefused; what the frame means is checked by its receiver."""
+    return FRAME.decode(data)

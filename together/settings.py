@@ -1,0 +1,98 @@
+"""Every setting and its default in one frozen dataclass, overridden by TOGETHER_* variables, then by the command line.
+
+Knows nothing of who uses a setting.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from together.errors import BadSetting
+
+PREFIX = "TOGETHER_"
+
+
+def default_home() -> Path:
+    """The user's cache folder of this platform, without a library: this module is stdlib only."""
+    if os.name == "nt":
+        return Path(os.environ.get("LOCALAPPDATA", str(Path.home() / "AppData" / "Local"))) / "together"
+    if (Path.home() / "Library" / "Caches").is_dir():
+        return Path.home() / "Library" / "Caches" / "together"
+    return Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "together"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One field per setting; `TOGETHER_PORT=8001` sets `port`, and so on. Times in seconds."""
+
+    home: str = ""  # lock, port file, node ids, bench weights; "" is the user's cache folder
+    host: str = "127.0.0.1"  # where nodes and pages listen
+    port: int = 8765  # page and API; the next free one if taken
+    node_port: int = 47600  # first block of 16 ports tried for a node
+    cluster: str = "default"  # nodes and heads of another cluster name ignore each other
+    name: str = ""  # this machine's name in the table; "" is the host name
+    backend: str = ""  # torch, mlx or checksum; "" picks what fits this machine
+    dtype: str = ""  # fp32, bf16, fp16; "" is fp32 for the bundled model, else the checkpoint's own
+    memory: str = ""  # what a node may grant, as "8GB"; "" is all that is free, less a reserve
+    context: int = 8192  # tokens a plan is sized for, at most the model's own context
+    users: int = 4  # people at once a plan is sized for
+    max_waiting: int = 256  # requests in the queue before 429
+    heartbeat: float = 1.0
+    node_timeout: float = 5.0  # no bytes from a node for so long: it is lost
+    lease: float = 30.0  # a stage whose head does not renew for so long is freed
+    load_timeout: float = 600.0
+    step_timeout: float = 120.0
+    log_level: str = "WARNING"
+
+    @property
+    def home_path(self) -> Path:
+        return Path(self.home).expanduser() if self.home else default_home()
+
+    @property
+    def open_to_network(self) -> bool:
+        return self.host not in ("127.0.0.1", "localhost", "::1")
+
+
+def load_settings(environment: Mapping[str, str] | None = None, **overrides: object) -> Settings:
+    """Defaults < environment < `overrides` (None is "not given"). Raises BadSetting for unknown or unreadable ones."""
+    known = {item.name: item for item in fields(Settings)}
+    values: dict[str, object] = {}
+    for key, text in (os.environ if environment is None else environment).items():
+        if key.startswith(PREFIX):
+            name = key.removeprefix(PREFIX).lower()
+            if name not in known:
+                names = ", ".join(sorted(PREFIX + item.upper() for item in known))
+                raise BadSetting(f"{key} is not a setting; known are {names}")
+            values[name] = _convert(key, text, type(known[name].default))
+    for name, value in overrides.items():
+        if name not in known:
+            raise BadSetting(f"{name} is not a setting")
+        if value is not None:
+            values[name] = value
+    return Settings(**values)  # type: ignore[arg-type]  # each value was converted to its field's type
+
+
+def _convert(key: str, text: str, kind: type) -> object:
+    try:
+        return kind(text)
+    except ValueError:
+        raise BadSetting(f"{key}={text!r} is not a {'whole number' if kind is int else 'number'}") from None
+
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_bytes(text: str) -> int:
+    """`"4GB"` → 4_000_000_000, `"512MiB"` → 536_870_912. Raises BadSetting."""
+    digits = text.strip().rstrip("BbKkMmGgTtIi ")
+    unit = text.strip()[len(digits) :].strip().lower()
+    try:
+        value = float(digits)
+    except ValueError:
+        value = -1.0
+    if unit not in _UNITS or value < 0:
+        raise BadSetting(f"{text!r} is not a size; write it as 4GB or 512MiB")
+    return int(value * _UNITS[unit])

@@ -1,0 +1,446 @@
+"""The shared words as plain data: layer ranges, rows, frames, plans, nodes. Knows no socket, tensor library or file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, get_args
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+DTYPE_BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LayerRange:
+    """Half-open range of decoder layers; the embedding goes with layer 0, norm + LM head with the last layer."""
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise ValueError(f"layer range {self.start}:{self.stop} is empty or negative")
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"{self.start}:{self.stop}"
+
+    @classmethod
+    def parse(cls, text: str) -> LayerRange:
+        """`"0:8"` → LayerRange(0, 8). Raises ValueError for anything else."""
+        start, colon, stop = text.strip().partition(":")
+        if not colon or not start.isdecimal() or not stop.isdecimal():
+            raise ValueError(f"a layer range is written start:stop, as 0:8, not {text!r}")
+        return cls(int(start), int(stop))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """Names one exact model on every machine; `path` is only a hint (where the head found it)."""
+
+    name: str
+    path: str
+    fingerprint: str  # sha256 over config.json and the safetensors headers, by models/spec.py
+    layers: int
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. `temperature` 0 is exactly greedy; `top_k` 0 and `top_p` 1 switch those off."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """Where in a row the last stage samples, and how. `offsets` count from the row's first token."""
+
+    offsets: tuple[int, ...]
+    settings: Sampling
+    prompt_length: int  # tokens of the sequence that are prompt: penalties over the answer start after them
+    top_logprobs: int = -1  # -1: no log-probabilities at all; 0: of the drawn token; k: of the k best as well
+    allowed: bytes | None = None  # bit i (low bit first) set: token i may be drawn; for all offsets
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One drawn token; `logprob` and `top` are of the raw logits, filled only when asked for."""
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+# --- what travels -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence's part in a step. The position is the truth: a shard that holds more truncates to it."""
+
+    sequence: int
+    position: int  # tokens of the sequence that must be cached already
+    token_ids: tuple[int, ...]
+    sample: SampleRequest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Make `target` a copy of the first `length` cached tokens of `source`."""
+
+    source: int
+    target: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """Cache orders, applied before the rows of the same frame: forks first, then drops; both idempotent."""
+
+    drops: tuple[int, ...] = ()
+    forks: tuple[Fork, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """All rows of one step, packed in this order, and the orders that come with them."""
+
+    rows: tuple[Row, ...] = ()
+    orders: Orders = Orders()
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(row.token_ids) for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """Hidden states, packed: `[tokens, width]` row-major little-endian elements of `dtype` in `data`."""
+
+    dtype: Dtype
+    tokens: int
+    width: int
+    data: bytes | memoryview
+
+    def __post_init__(self) -> None:
+        if self.tokens < 0 or self.width <= 0 or len(self.data) != self.nbytes:
+            shape = f"[{self.tokens}, {self.width}]"
+            raise ValueError(f"an activation {shape} of {self.dtype} does not have {len(self.data)} bytes")
+
+    @property
+    def nbytes(self) -> int:
+        return self.tokens * self.width * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """A row's end: what was sampled at its offsets, or why one stage left it out."""
+
+    sequence: int
+    position: int
+    sampled: tuple[Sampled, ...] = ()
+    refusal: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageTiming:
+    """One stage's share of a step, in milliseconds: on its compute thread, and waiting for it."""
+
+    compute_ms: float
+    wait_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A step that failed: on which node and stage, and why, in words for a person."""
+
+    node: str
+    stage: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What travels on a link: one step's batch with an activation, and results or a failure gathered on the way."""
+
+    step: int
+    batch: Batch
+    activation: Activation | None = None
+    results: tuple[RowResult, ...] = ()
+    failure: Failure | None = None
+    timings: tuple[StageTiming, ...] = ()  # one entry per stage passed
+
+
+@dataclass(frozen=True, slots=True)
+class StreamKey:
+    """Names one link's stream; frames of another ring, epoch or sender are refused. The head's index is -1."""
+
+    ring: str
+    epoch: int
+    sender: int
+
+
+HEAD = -1  # the head's index as a sender
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage of a plan: who runs which layers on what."""
+
+    node: str  # node id
+    backend: str  # "torch", "mlx", "checksum"
+    device: str  # "cpu", "cuda:0", "mps", "gpu"
+    layers: LayerRange
+    memory_bytes: int  # for weights and KV cache together; the node grants exactly this
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A model and its stages in ring order, and what it was sized for."""
+
+    model: ModelRef
+    stages: tuple[StagePlan, ...]
+    context: int
+    users: int
+    dtype: Dtype
+
+
+# --- nodes ------------------------------------------------------------------------------------------------------------
+
+
+class NodeState(StrEnum):
+    IDLE = "IDLE"
+    LOADING = "LOADING"
+    READY = "READY"
+    DRAINING = "DRAINING"
+    FAILED = "FAILED"
+
+
+class StageState(StrEnum):
+    LOADING = "LOADING"
+    READY = "READY"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Something that can hold a shard. Bytes are those a stage could use now."""
+
+    backend: str
+    name: str
+    description: str
+    total_bytes: int
+    free_bytes: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.backend}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a service listens: the addresses of one machine and a port; peers use the address that answers fastest."""
+
+    addresses: tuple[str, ...]
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls a node: a head's id; other clusters and protocol versions are refused with both values."""
+
+    head: str
+    cluster: str
+    protocol: int
+
+
+@dataclass(frozen=True, slots=True)
+class RingName:
+    """A ring and the head it belongs to."""
+
+    ring: str
+    head: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageOrder:
+    """Everything a node must know to start a stage."""
+
+    ring: str
+    epoch: int
+    head: str
+    index: int
+    stages: int
+    model: ModelRef
+    stage: StagePlan
+    dtype: Dtype
+
+
+@dataclass(frozen=True, slots=True)
+class StageLink:
+    """What a loaded stage must know to take its place in one epoch of its ring."""
+
+    ring: str
+    epoch: int
+    next: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """A stage as its node sees it. `capacity` and what follows are known once READY."""
+
+    ring: str
+    index: int
+    head: str
+    model: str
+    total_layers: int
+    layers: LayerRange
+    device: str
+    state: StageState
+    memory_bytes: int = 0  # what was granted
+    progress: float = 0.0  # 0 to 1 while LOADING
+    cause: str = ""  # while FAILED
+    endpoint: Endpoint | None = None
+    pid: int = 0
+    capacity: int = 0  # KV tokens the shard can hold, in whole blocks
+    block: int = 1  # tokens per KV block
+    rewind: int | None = None  # None: unbounded
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """A node's whole state; every heartbeat carries all of it, so the newest one is the truth."""
+
+    id: str
+    name: str
+    machine: str
+    endpoint: Endpoint
+    protocol: int
+    state: NodeState
+    cause: str = ""
+    devices: tuple[Device, ...] = ()
+    stages: tuple[StageStatus, ...] = ()
+    ports: tuple[int, ...] = ()  # first and last port of its block: the range to open in a firewall
+    memory_bytes: int = 0  # all that this node may grant
+    free_bytes: int = 0  # of that, what is left now
+    version: str = ""
+    peers: tuple[Endpoint, ...] = ()  # nodes that introduced themselves here: hints for heads that hear no multicast
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """A finished request's measurements, in seconds."""
+
+    queued: float = 0.0
+    first_token: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one request, equal to the tokenizer's."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """What the engine is asked for: a prompt in token ids and how to go on."""
+
+    prompt: tuple[int, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None  # None: up to the context
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A step of an answer: text that may be shown, and at the end why it ended. Never part of a stop string."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish: FinishReason | None = None
+    usage: Usage | None = None  # in the last piece
+    timings: Timings | None = None  # in the last piece
+
+
+# --- what a head shows and takes --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat; roles are system, user and assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A conversation and how to answer it; the head turns it into a GenerateRequest by the model's own template."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+class ServingState(StrEnum):
+    EMPTY = "EMPTY"  # no model was asked for
+    WAITING = "WAITING"  # a model was asked for, nodes that could run it are not there yet
+    LOADING = "LOADING"
+    READY = "READY"
+    FAILED = "FAILED"  # with a cause; load again
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The model a head serves, or why it serves none."""
+
+    state: ServingState = ServingState.EMPTY
+    model: str = ""
+    plan: Plan | None = None
+    ring: str = ""
+    progress: float = 0.0
+    cause: str = ""
+    running: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """Everything a page or `status` shows, at one moment."""
+
+    head: str
+    nodes: tuple[NodeStatus, ...] = ()
+    serving: Serving = Serving()
