@@ -1,0 +1,186 @@
+"""Makes the transformers model of one layer range from its own tensors of a checkpoint. Knows no cache and no batch.
+
+transformers' own loading does the work (it merges expert tensors, for one); it is given a configuration of fewer layers
+and tensors that read themselves when asked.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backends import torch_backend_attention as attention
+from backends.torch_backend_frames import TORCH
+from backends.torch_backend_linear import EXPERTS, register_experts, speed_up
+from together.errors import BrokenModel, UnsupportedModel
+from together.models.files import EMBED, HEAD, NORM, read_into, read_json, shifted, tensors_for
+from together.models.headers import TensorInfo
+from together.models.spec import ModelSpec
+from together.types import Dtype, LayerRange
+
+_CLASSES = {
+    "llama": ("llama", "LlamaForCausalLM"),
+    "qwen2": ("qwen2", "Qwen2ForCausalLM"),
+    "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+    "mistral": ("mistral", "MistralForCausalLM"),
+    "gemma3_text": ("gemma3", "Gemma3ForCausalLM"),
+    "qwen3_moe": ("qwen3_moe", "Qwen3MoeForCausalLM"),
+}  # family: module of transformers, class in it
+_STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_VARYING_ROPE = ("dynamic", "longrope")  # angles depend on the longest row of a batch: no row would be exact
+
+
+def model_class(family: str) -> Any:
+    """The family's causal LM class; imports its module alone, not all of transformers."""
+    module, name = _CLASSES[family]
+    return getattr(import_module(f"transformers.models.{module}.modeling_{module}"), name)
+
+
+def range_config(folder: Path, family: str, layers: LayerRange, *, tied: bool) -> Any:
+    """The configuration of a model that has these layers only."""
+    raw = read_json(folder, "config.json")
+    kind = model_class(family).config_class
+    whole = kind.from_dict(deepcopy(raw))
+    _check_rope(folder.name, whole)
+    changes: dict[str, Any] = {"num_hidden_layers": len(layers), "tie_word_embeddings": tied, "use_cache": False}
+    if getattr(whole, "layer_types", None):
+        changes["layer_types"] = whole.layer_types[layers.start : layers.stop]
+    if hasattr(whole, "mlp_only_layers"):  # which layers have experts goes by their number in the whole model
+        dense = [i for i in range(layers.start, layers.stop) if _is_dense(whole, i)]
+        changes |= {"mlp_only_layers": [i - layers.start for i in dense], "decoder_sparse_step": 1}
+    return kind.from_dict(deepcopy(raw) | changes)
+
+
+def _is_dense(config: Any, layer: int) -> bool:
+    return layer in config.mlp_only_layers or config.num_experts == 0 or (layer + 1) % config.decoder_sparse_step != 0
+
+
+def _check_rope(name: str, config: Any) -> None:
+    rope = config.rope_parameters
+    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, Mapping)}
+    for kind in kinds.intersection(_VARYING_ROPE):
+        raise UnsupportedModel(f"{name} scales its rope by {kind!r}, which does not run here; choose another model")
+
+
+def read_model(folder: Path, spec: ModelSpec, layers: LayerRange, dtype: Dtype, device: torch.device,
+               progress: Callable[[float], None]) -> Any:  # fmt: skip
+    """The model of `layers` on `device`, ready to run. Raises BrokenModel for tensors that are missing or misshapen."""
+    first, last = layers.start == 0, layers.stop == spec.layers
+    reader = _Reader(TORCH[dtype], device, progress)
+    infos = tensors_for(folder, layers, spec.layers)
+    reader.total = sum(info.nbytes for info in infos)
+    state: dict[str, Any] = {shifted(info.name, layers.start): _Lazy(info, reader) for info in infos}
+    if last and spec.tied and not first:
+        state[HEAD] = state.pop(EMBED)
+    config = range_config(folder, spec.family, layers, tied=spec.tied and first and last)
+    matrix = (spec.vocab_size, spec.hidden_size)
+    absent = {EMBED: matrix, NORM: matrix[1:], HEAD: matrix}
+    if config.tie_word_embeddings:
+        del absent[HEAD]
+    for name, shape in absent.items():
+        state.setdefault(name, torch.zeros((), dtype=TORCH[dtype]).expand(shape))  # takes no memory, and goes again
+    model = build(spec, config, state, dtype, device)
+    drop_absent(model, first=first, last=last)
+    return speed_up(model.to(device))
+
+
+def build(spec: ModelSpec, config: Any, state: Mapping[str, Any], dtype: Dtype, device: torch.device) -> Any:
+    """transformers' own loading of `state` into the family's class, on the CPU, with what runs best on `device`."""
+    attention.register()
+    register_experts()
+    with _quiet_and_in_order():
+        model, info = model_class(spec.family).from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(state),
+            dtype=TORCH[dtype],
+            attn_implementation=attention.NAME,
+            experts_implementation=EXPERTS if device.type == "cpu" else None,
+            output_loading_info=True,
+        )
+    _check_loaded(spec.name, info)
+    return model.eval().requires_grad_(False)
+
+
+def _check_loaded(name: str, info: Mapping[str, Any]) -> None:
+    """transformers fills what is missing with random numbers: that is not the model."""
+    for what, text in (("missing_keys", "lacks"), ("mismatched_keys", "has the wrong shape for")):
+        if info[what]:
+            key = sorted(info[what], key=str)[0]
+            raise BrokenModel(f"{name} {text} {key if isinstance(key, str) else key[0]}; get this model again")
+
+
+def drop_absent(model: Any, *, first: bool, last: bool) -> None:
+    if not first:
+        model.model.embed_tokens = None
+    if not last:
+        model.model.norm = nn.Identity()
+        model.lm_head = None
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads tensors in the compute dtype, and tells how far it is."""
+
+    dtype: torch.dtype
+    device: torch.device
+    progress: Callable[[float], None]
+    total: int = 0
+    done: int = 0
+
+    def read(self, info: TensorInfo) -> Tensor:
+        stored = _STORED.get(info.dtype)
+        if stored is None:
+            raise BrokenModel(f"{info.file.name} stores {info.name} as {info.dtype}; get this model again")
+        raw = self._bytes(info)
+        tensor = raw.view(stored).reshape(info.shape).to(self.dtype)
+        self.done += info.nbytes
+        self.progress(self.done / self.total)
+        return tensor
+
+    def _bytes(self, info: TensorInfo) -> Tensor:
+        """Read where the weights stay in this memory; only mapped where they go on to an accelerator's."""
+        if self.device.type != "cpu":
+            return torch.from_numpy(np.memmap(info.file, np.uint8, "r", info.start, (info.nbytes,)))
+        raw = torch.empty(info.nbytes, dtype=torch.uint8)
+        read_into(info, raw.numpy().data)
+        return raw
+
+
+@dataclass(frozen=True, slots=True)
+class _Lazy:
+    """Stands for a tensor in a state dict: transformers asks for `[...]` when it comes to it."""
+
+    info: TensorInfo
+    reader: _Reader
+
+    def __getitem__(self, _: object) -> Tensor:
+        return self.reader.read(self.info)
+
+
+@contextmanager
+def _quiet_and_in_order() -> Iterator[None]:
+    """No progress bars; tensors one after the other, or a pool of threads reads all before the first is in place."""
+    from transformers.utils import logging
+
+    key = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(key)
+    os.environ[key] = "1"
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*not writable.*")
+            yield
+    finally:
+        os.environ.pop(key) if before is None else os.environ.update({key: before})
