@@ -1,0 +1,206 @@
+"""The node: one machine's agent. Grants memory, starts and ends stages, tells heads its whole state. Knows no plan.
+
+It imports neither torch nor mlx: stages and probes are child processes. A stage belongs to the ring that loaded it,
+under a lease that its head renews; when the lease ends, the stage ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc.aio
+
+from together import __version__
+from together.cluster.broadcast import Broadcast
+from together.cluster.finder import find_model
+from together.cluster.grants import Grants
+from together.cluster.supervisor import StageProcess
+from together.errors import BadSetting, LoadFailed, TogetherError
+from together.ring import rpc, wire
+from together.ring.pipe import Launch
+from together.settings import Settings
+from together.types import (
+    Caller,
+    Endpoint,
+    ModelRef,
+    NodeState,
+    NodeStatus,
+    RingName,
+    StageOrder,
+    StageState,
+    StageStatus,
+)
+
+log = logging.getLogger(__name__)
+
+PORTS = 16  # a node's block: its own port first, then its stages'
+PEER_LIFE = 30.0  # seconds an introduction counts
+MOST_PEERS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What does not change while a node runs."""
+
+    id: str
+    name: str
+    machine: str
+    endpoint: Endpoint
+
+    @property
+    def ports(self) -> tuple[int, int]:
+        return self.endpoint.port, self.endpoint.port + PORTS - 1
+
+
+@dataclass(slots=True)
+class Agent:
+    """Serves the Node service; `changed` is notified whenever the status is another one."""
+
+    settings: Settings
+    identity: Identity
+    grants: Grants
+    changed: Broadcast = field(default_factory=Broadcast)
+    draining: bool = False
+    _stages: dict[tuple[str, int], StageProcess] = field(default_factory=dict)
+    _renewed: dict[str, float] = field(default_factory=dict)  # head → event loop time
+    _peers: dict[Endpoint, float] = field(default_factory=dict)
+
+    def handlers(self) -> dict[str, rpc.Handler]:
+        return {
+            rpc.WATCH: grpc.unary_stream_rpc_method_handler(self._watch),
+            rpc.LOAD: rpc.unary_handler(rpc.LOAD_CALL, self.load),
+            rpc.UNLOAD: rpc.unary_handler(rpc.UNLOAD_CALL, self.unload),
+            rpc.RENEW: rpc.unary_handler(rpc.RENEW_CALL, self.renew),
+            rpc.FIND: rpc.unary_handler(rpc.FIND_CALL, self.find),
+            rpc.MEET: rpc.unary_handler(rpc.MEET_CALL, self.meet),
+        }
+
+    def status(self) -> NodeStatus:
+        stages = tuple(stage.status for stage in self._stages.values())
+        failed = next((stage for stage in stages if stage.state is StageState.FAILED), None)
+        return NodeStatus(
+            id=self.identity.id,
+            name=self.identity.name,
+            machine=self.identity.machine,
+            endpoint=self.identity.endpoint,
+            protocol=wire.PROTOCOL,
+            state=self._state(stages),
+            cause=f"stage {failed.index} of {failed.model}: {failed.cause}" if failed else "",
+            devices=self.grants.shown(),
+            stages=stages,
+            ports=self.identity.ports,
+            memory_bytes=self.grants.total,
+            free_bytes=self.grants.free(self.grants.devices[0].key),
+            version=__version__,
+            peers=tuple(self._peers),
+        )
+
+    def _state(self, stages: tuple[StageStatus, ...]) -> NodeState:
+        states = {stage.state for stage in stages}
+        if self.draining:
+            return NodeState.DRAINING
+        for stage_state, node_state in _BY_URGENCY:
+            if stage_state in states:
+                return node_state
+        return NodeState.IDLE
+
+    async def load(self, order: StageOrder) -> StageStatus:
+        """Grant the memory and start the stage; its progress comes over Watch. The same order again changes nothing."""
+        name = (order.ring, order.index)
+        if name in self._stages:
+            return self._stages[name].status
+        if self.draining:
+            raise LoadFailed(f"node {self.identity.name} is draining and takes no new layers")
+        folder = await self._folder(order.model)
+        self.grants.take(order)
+        self._touch(order.head)
+        first, last = self.identity.ports
+        launch = Launch(order, str(folder), self.identity.name, self.settings.host, (first + 1, last))
+        stage = StageProcess(launch, self.identity.endpoint.addresses, self.changed.notify)
+        self._stages[name] = stage
+        await stage.start()
+        return stage.status
+
+    async def unload(self, ring: RingName) -> None:
+        """End a ring's stages; returns when their processes are gone. Another head's ring is refused."""
+        names = [name for name in self._stages if name[0] == ring.ring]
+        if any(self._stages[name].status.head != ring.head for name in names):
+            raise BadSetting(f"ring {ring.ring} on node {self.identity.name} belongs to another head")
+        await self._end(names)
+
+    async def renew(self, caller: Caller) -> None:
+        self._check(caller)
+        self._touch(caller.head)
+
+    async def find(self, model: ModelRef) -> ModelRef:
+        return ModelRef(model.name, str(await self._folder(model)), model.fingerprint, model.layers)
+
+    async def meet(self, peer: Endpoint) -> None:
+        """Another node introduces itself: heads that watch this one will look at that address."""
+        if peer not in self._peers and len(self._peers) >= MOST_PEERS:
+            raise BadSetting(f"node {self.identity.name} knows {MOST_PEERS} peers already")
+        known = peer in self._peers
+        self._peers[peer] = asyncio.get_running_loop().time()
+        if not known:
+            self.changed.notify()
+
+    async def keep_leases(self) -> None:
+        """Ends the stages of heads that went silent, and forgets peers that did; runs until cancelled."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(self.settings.heartbeat)
+            oldest = clock() - self.settings.lease
+            lapsed = [n for n, s in self._stages.items() if self._renewed.get(s.status.head, 0.0) < oldest]
+            if lapsed:
+                log.warning(
+                    "the head of %s no longer renews: its layers are freed", sorted({ring for ring, _ in lapsed})
+                )
+                await self._end(lapsed)
+            self._peers = {peer: at for peer, at in self._peers.items() if at > clock() - PEER_LIFE}
+
+    async def close(self) -> None:
+        await self._end(list(self._stages))
+
+    async def _end(self, names: list[tuple[str, int]]) -> None:
+        await asyncio.gather(*(self._stages[name].stop() for name in names))
+        for name in names:
+            self._stages.pop(name, None)
+            self.grants.give_back(name)
+        self.changed.notify()
+
+    async def _folder(self, model: ModelRef) -> Path:
+        return await asyncio.to_thread(find_model, model, self.settings.home_path, self.identity.name)
+
+    def _touch(self, head: str) -> None:
+        self._renewed[head] = asyncio.get_running_loop().time()
+
+    def _check(self, caller: Caller) -> None:
+        if caller.protocol != wire.PROTOCOL:
+            raise BadSetting(
+                f"node {self.identity.name} speaks protocol {wire.PROTOCOL} and the head {caller.protocol}; "
+                "update both to the same version"
+            )
+        if caller.cluster != self.settings.cluster:
+            raise BadSetting(f"node {self.identity.name} is in cluster {self.settings.cluster}, not {caller.cluster}")
+
+    async def _watch(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> AsyncIterator[bytes]:
+        try:
+            caller = wire.CALLER.decode(data)
+            self._check(caller)
+        except TogetherError as error:
+            await context.abort(rpc.status_of(error), str(error))
+        while True:
+            seen = self.changed.version
+            yield wire.NODE_STATUS.encode(self.status())
+            await self.changed.wait(seen, self.settings.heartbeat)
+
+
+_BY_URGENCY = (
+    (StageState.FAILED, NodeState.FAILED),
+    (StageState.LOADING, NodeState.LOADING),
+    (StageState.READY, NodeState.READY),
+)

@@ -1,0 +1,171 @@
+"""zeroconf: nodes advertise themselves, nodes and heads hear of each other. Knows nothing that may be trusted.
+
+Records are hints from strangers: bounded in number and length, never rendered, and replaced by what a node itself says
+over Watch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from zeroconf import InterfaceChoice, IPVersion, NonUniqueNameException, ServiceStateChange, Zeroconf
+from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
+
+from together.settings import Settings
+from together.types import Endpoint, LayerRange
+
+log = logging.getLogger(__name__)
+
+SERVICE = "_together._tcp.local."
+MOST_RECORDS = 256  # a flood of fake nodes ends here
+MOST_TEXT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What a record says about a node. `held` and `free` are ranges of `model`'s `layers` layers."""
+
+    id: str
+    cluster: str
+    endpoint: Endpoint
+    protocol: int
+    device: str = ""
+    free_memory: int = 0  # bytes
+    model: str = ""
+    layers: int = 0
+    held: tuple[LayerRange, ...] = ()
+    free: tuple[LayerRange, ...] = ()
+
+    def properties(self) -> dict[str, str]:
+        """The TXT record."""
+        values = {
+            "id": self.id,
+            "cluster": self.cluster,
+            "protocol": str(self.protocol),
+            "device": self.device,
+            "memory": str(self.free_memory),
+        }
+        if self.model:
+            values |= {"model": self.model, "layers": str(self.layers)}
+            values |= {"held": _ranges_text(self.held), "free": _ranges_text(self.free)}
+        return {key: value[:MOST_TEXT] for key, value in values.items()}
+
+    @classmethod
+    def parse(cls, properties: dict[str, str], endpoint: Endpoint) -> Hint | None:
+        """None for a record that is not one of ours."""
+        try:
+            return cls(
+                id=properties["id"],
+                cluster=properties["cluster"],
+                endpoint=endpoint,
+                protocol=int(properties["protocol"]),
+                device=properties.get("device", ""),
+                free_memory=int(properties.get("memory", "0")),
+                model=properties.get("model", ""),
+                layers=int(properties.get("layers", "0")),
+                held=_parse_ranges(properties.get("held", "")),
+                free=_parse_ranges(properties.get("free", "")),
+            )
+        except (KeyError, ValueError):
+            return None
+
+
+def _ranges_text(ranges: tuple[LayerRange, ...]) -> str:
+    return ",".join(str(item) for item in ranges)
+
+
+def _parse_ranges(text: str) -> tuple[LayerRange, ...]:
+    return tuple(LayerRange.parse(part) for part in text.split(",") if part)
+
+
+def missing_ranges(layers: int, held: list[LayerRange]) -> tuple[LayerRange, ...]:
+    """The ranges of `layers` layers that none of `held` covers."""
+    gaps: list[LayerRange] = []
+    reached = 0
+    for item in sorted(held):
+        if item.start > reached:
+            gaps.append(LayerRange(reached, item.start))
+        reached = max(reached, item.stop)
+    if reached < layers:
+        gaps.append(LayerRange(reached, layers))
+    return tuple(gaps)
+
+
+class Discovery:
+    """One zeroconf instance: browses, and advertises once it is given a hint."""
+
+    def __init__(self, settings: Settings, changed: Callable[[], None]) -> None:
+        self._settings = settings
+        self._changed = changed
+        self._zeroconf: AsyncZeroconf | None = None
+        self._browser: AsyncServiceBrowser | None = None
+        self._service: AsyncServiceInfo | None = None
+        self._lookups: set[asyncio.Task[None]] = set()
+        self.hints: dict[str, Hint] = {}  # by service name
+
+    async def start(self) -> None:
+        """Begin to browse. Where multicast is forbidden, peers given by hand still work."""
+        interfaces = InterfaceChoice.All if self._settings.open_to_network else ["127.0.0.1"]
+        try:
+            self._zeroconf = AsyncZeroconf(interfaces=interfaces, ip_version=IPVersion.V4Only)
+        except OSError as error:
+            log.warning("cannot look for machines by multicast (%s); name them with --peer host:port", error)
+            return
+        self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, SERVICE, handlers=[self._heard])
+
+    async def advertise(self, hint: Hint) -> None:
+        """Publish or update this node's record."""
+        if self._zeroconf is None:
+            return
+        name = f"{hint.id}.{SERVICE}"
+        addresses = [socket.inet_aton(address) for address in hint.endpoint.addresses]
+        service = AsyncServiceInfo(
+            SERVICE,
+            name,
+            hint.endpoint.port,
+            addresses=addresses,
+            properties=hint.properties(),
+            server=f"{hint.id}.local.",
+        )
+        if self._service is None:
+            try:
+                await self._zeroconf.async_register_service(service)
+            except NonUniqueNameException:  # our own record of a moment ago, before a crash
+                await self._zeroconf.async_register_service(service, cooperating_responders=True)
+        else:
+            await self._zeroconf.async_update_service(service)
+        self._service = service
+
+    async def close(self) -> None:
+        """Say goodbye, so that others forget us at once."""
+        for lookup in self._lookups:
+            lookup.cancel()
+        if self._browser is not None:
+            await self._browser.async_cancel()
+        if self._zeroconf is not None:
+            await self._zeroconf.async_unregister_all_services()
+            await self._zeroconf.async_close()
+
+    def _heard(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
+        if state_change is ServiceStateChange.Removed:
+            if self.hints.pop(name, None):
+                self._changed()
+        elif name in self.hints or len(self.hints) < MOST_RECORDS:
+            task = asyncio.ensure_future(self._look_up(zeroconf, name))
+            self._lookups.add(task)
+            task.add_done_callback(self._lookups.discard)
+
+    async def _look_up(self, zeroconf: Zeroconf, name: str) -> None:
+        info = AsyncServiceInfo(SERVICE, name)
+        if not await info.async_request(zeroconf, timeout=3000) or info.port is None:
+            return
+        endpoint = Endpoint(tuple(info.parsed_addresses(IPVersion.V4Only))[:8], info.port)
+        properties = {key: (value or "")[:MOST_TEXT] for key, value in info.decoded_properties.items()}
+        hint = Hint.parse(properties, endpoint)
+        if hint and hint.cluster == self._settings.cluster and self.hints.get(name) != hint:
+            self.hints[name] = hint
+            self._changed()

@@ -1,0 +1,177 @@
+"""A head's view of the nodes: who is there, in what state, and a channel to each. Knows no model and no plan.
+
+zeroconf records, addresses given by hand and introductions are only places to look; what counts is what a node says
+over Watch. Any message from a node counts as life; silence for `node_timeout` means it is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import grpc.aio
+
+from together.cluster.broadcast import Broadcast
+from together.cluster.discovery import Discovery
+from together.errors import TogetherError, Unreachable
+from together.ring import rpc, wire
+from together.settings import Settings
+from together.types import Caller, Endpoint, NodeState, NodeStatus
+
+log = logging.getLogger(__name__)
+
+RETRY = 1.0  # seconds between attempts to reach a node
+REMEMBER_LOST = 60.0  # seconds a lost node stays in the table
+
+
+@dataclass(slots=True)
+class Member:
+    """One node and the open channel to it; `lost_at` is None while it lives."""
+
+    status: NodeStatus
+    channel: grpc.aio.Channel
+    address: str
+    lost_at: float | None = None
+
+
+@dataclass(slots=True)
+class Membership:
+    """Follows every node it hears of. `changed` is notified on every news."""
+
+    settings: Settings
+    head: str
+    peers: tuple[Endpoint, ...] = ()
+    changed: Broadcast = field(default_factory=Broadcast)
+    _members: dict[str, Member] = field(default_factory=dict)
+    _followers: dict[Endpoint, asyncio.Task[None]] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Follow nodes until cancelled."""
+        discovery = Discovery(self.settings, self.changed.notify)
+        await discovery.start()
+        try:
+            while True:
+                seen = self.changed.version
+                self._follow_all(
+                    {*self.peers, *self._introduced(), *(hint.endpoint for hint in discovery.hints.values())}
+                )
+                self._forget_lost()
+                await self.changed.wait(seen, timeout=5.0)
+        finally:
+            for follower in self._followers.values():
+                follower.cancel()
+            await asyncio.gather(*self._followers.values(), return_exceptions=True)
+            await discovery.close()
+
+    def nodes(self) -> tuple[NodeStatus, ...]:
+        """All nodes, lost ones as FAILED, in a stable order."""
+        return tuple(
+            sorted((member.status for member in self._members.values()), key=lambda node: (node.name, node.id))
+        )
+
+    def living(self) -> tuple[NodeStatus, ...]:
+        return tuple(node for node in self.nodes() if self.alive(node.id))
+
+    def alive(self, node: str) -> bool:
+        return node in self._members and self._members[node].lost_at is None
+
+    def status(self, node: str) -> NodeStatus | None:
+        return self._members[node].status if node in self._members else None
+
+    def address(self, node: str) -> str:
+        """The address that this head reaches the node at."""
+        return self._members[node].address
+
+    async def call(self, node: str, method: rpc.Unary, request: object, timeout: float = 10.0) -> Any:
+        """One call to a node. Raises what the node raised, or Unreachable."""
+        member = self._members.get(node)
+        if member is None or member.lost_at is not None:
+            raise Unreachable(f"node {member.status.name if member else node} is not there any more")
+        return await rpc.call(member.channel, method, request, f"node {member.status.name}", timeout)
+
+    async def renew(self) -> None:
+        """Renew the leases of this head's stages everywhere; a node that does not answer is noticed elsewhere."""
+        caller = Caller(self.head, self.settings.cluster, wire.PROTOCOL)
+        mine = [n.id for n in self.living() if any(stage.head == self.head for stage in n.stages)]
+        calls: list[Awaitable[Any]] = [self.call(node, rpc.RENEW_CALL, caller) for node in mine]
+        for answer in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(answer, BaseException):
+                log.warning("a lease was not renewed: %s", answer)
+
+    def _introduced(self) -> set[Endpoint]:
+        return {peer for node in self.living() for peer in node.peers}
+
+    def _follow_all(self, wanted: set[Endpoint]) -> None:
+        for endpoint in [known for known in self._followers if known not in wanted]:
+            if not self._serves(endpoint):  # a node that still answers is followed although its record is gone
+                self._followers.pop(endpoint).cancel()
+        for endpoint in wanted - self._followers.keys():
+            self._followers[endpoint] = asyncio.create_task(self._follow(endpoint))
+
+    def _serves(self, endpoint: Endpoint) -> bool:
+        return any(
+            member.lost_at is None
+            and member.status.endpoint.port == endpoint.port
+            and member.address in endpoint.addresses
+            for member in self._members.values()
+        )
+
+    async def _follow(self, endpoint: Endpoint) -> None:
+        """Watch whoever answers there, for ever."""
+        while True:
+            node = ""
+            try:
+                address = await rpc.fastest(endpoint)
+                async with rpc.open_channel(address, endpoint.port) as channel:
+                    async with asyncio.timeout(self.settings.node_timeout) as deadline:
+                        async for status in self._watch(channel):
+                            deadline.reschedule(asyncio.get_running_loop().time() + self.settings.node_timeout)
+                            if not self._update(status, channel, address, node):
+                                break  # the same node is followed at another of its addresses
+                            node = status.id
+                self._lose(node, "it left")
+            except TimeoutError:
+                self._lose(node, f"no sign of life for {self.settings.node_timeout:.0f} s")
+            except grpc.aio.AioRpcError as error:
+                refused = rpc.error_of(error, f"port {endpoint.port}")
+                self._lose(node, str(refused))
+                if not isinstance(refused, Unreachable):
+                    log.warning("%s", refused)
+            except TogetherError as error:
+                self._lose(node, str(error))
+            await asyncio.sleep(RETRY)
+
+    async def _watch(self, channel: grpc.aio.Channel) -> Any:
+        stub: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(rpc.WATCH)
+        stream = stub(wire.CALLER.encode(Caller(self.head, self.settings.cluster, wire.PROTOCOL)))
+        async for data in stream:
+            yield wire.NODE_STATUS.decode(data)
+
+    def _update(self, status: NodeStatus, channel: grpc.aio.Channel, address: str, followed: str) -> bool:
+        known = self._members.get(status.id)
+        if known and known.lost_at is None and known.channel is not channel:
+            return False
+        news = known is None or known.lost_at is not None or known.status != status
+        self._members[status.id] = Member(status, channel, address)
+        if followed and followed != status.id:
+            self._lose(followed, "another node answers at its address")
+        if news:
+            self.changed.notify()
+        return True
+
+    def _lose(self, node: str, cause: str) -> None:
+        member = self._members.get(node)
+        if member and member.lost_at is None:
+            member.lost_at = asyncio.get_running_loop().time()
+            member.status = replace(member.status, state=NodeState.FAILED, cause=f"lost: {cause}", free_bytes=0)
+            self.changed.notify()
+
+    def _forget_lost(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for node, member in list(self._members.items()):
+            if member.lost_at is not None and now - member.lost_at > REMEMBER_LOST:
+                del self._members[node]
+                self.changed.notify()

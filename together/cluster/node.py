@@ -1,0 +1,152 @@
+"""A node's process: bind a block of ports, probe, advertise, serve, leave. Knows no head."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import grpc.aio
+
+from together.cluster import identity
+from together.cluster.agent import PORTS, Agent, Identity
+from together.cluster.discovery import Discovery, Hint, missing_ranges
+from together.cluster.grants import Grants
+from together.cluster.probe import default_backend, find_devices
+from together.errors import TogetherError
+from together.ring import rpc
+from together.settings import Settings, parse_bytes
+from together.types import Device, Endpoint, LayerRange, NodeStatus
+
+log = logging.getLogger(__name__)
+
+BLOCKS = 64  # blocks of ports tried, from settings.node_port upwards
+ADVERTISE_EVERY = 2.0  # seconds, at most: records are for finding, Watch has the truth
+INTRODUCE_EVERY = 10.0
+
+
+async def run_node(
+    settings: Settings,
+    peers: tuple[Endpoint, ...] = (),
+    with_parent: bool = False,
+    started: Callable[[NodeStatus], None] = lambda status: None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Run a node until `stop` is set or, `with_parent`, our input is closed. Raises TogetherError if it cannot."""
+    stop = stop or asyncio.Event()
+    if with_parent:
+        _stop_with_parent(stop)
+    node_id, lock = identity.claim_node_id(settings.home_path)
+    try:
+        devices = await find_devices(settings.backend or default_backend(), settings.home_path)
+        agent, server = await _open(settings, node_id, devices)
+        try:
+            started(agent.status())
+            await _serve(agent, Discovery(settings, agent.changed.notify), peers, stop)
+        finally:
+            await agent.close()
+            await server.stop(0.2)
+    finally:
+        lock.release()
+
+
+async def _open(settings: Settings, node_id: str, devices: tuple[Device, ...]) -> tuple[Agent, grpc.aio.Server]:
+    """Bind the first port of a free block: holding it is holding the block."""
+    handlers: dict[str, rpc.Handler] = {}
+    name = identity.node_name(settings)
+    limits = {device.key: device.free_bytes for device in devices}
+    if settings.memory:
+        limits[devices[0].key] = parse_bytes(settings.memory)
+    machine = identity.machine_id(settings.home_path)
+    nowhere = Identity(node_id, name, machine, Endpoint((), 0))
+    agent = Agent(settings, nowhere, Grants(name, devices, limits))
+    handlers.update(agent.handlers())
+    server = rpc.make_server(handlers)
+    first = settings.node_port
+    port = rpc.bind(server, settings.host, range(first, first + BLOCKS * PORTS, PORTS))
+    agent.identity = Identity(node_id, name, machine, Endpoint(identity.own_addresses(settings.host), port))
+    await server.start()
+    return agent, server
+
+
+async def _serve(agent: Agent, discovery: Discovery, peers: tuple[Endpoint, ...], stop: asyncio.Event) -> None:
+    tasks: list[asyncio.Task[Any]] = [
+        asyncio.create_task(agent.keep_leases()),
+        asyncio.create_task(_advertise(agent, discovery)),
+        *(asyncio.create_task(_introduce(agent, peer)) for peer in peers),
+    ]
+    stopped: asyncio.Task[Any] = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((stopped, *tasks), return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()  # raises: none of them ends by itself
+    finally:
+        for task in (stopped, *tasks):
+            task.cancel()
+        await asyncio.gather(stopped, *tasks, return_exceptions=True)
+        await discovery.close()
+
+
+async def _advertise(agent: Agent, discovery: Discovery) -> None:
+    """Keep the zeroconf record near the truth."""
+    await discovery.start()
+    published: Hint | None = None
+    while True:
+        seen = agent.changed.version
+        hint = make_hint(agent.status(), agent.settings.cluster, list(discovery.hints.values()))
+        if hint != published:
+            await discovery.advertise(hint)
+            published = hint
+        await asyncio.sleep(ADVERTISE_EVERY)
+        await agent.changed.wait(seen, timeout=60.0)
+
+
+def make_hint(status: NodeStatus, cluster: str, others: list[Hint]) -> Hint:
+    """A node's record: with the model that it holds layers of, and which ranges of it no known node holds."""
+    plain = Hint(status.id, cluster, status.endpoint, status.protocol, status.devices[0].description, status.free_bytes)
+    if not status.stages:
+        return plain
+    model, layers = status.stages[0].model, status.stages[0].total_layers
+    held = tuple(sorted(stage.layers for stage in status.stages if stage.model == model))
+    elsewhere: list[LayerRange] = [
+        r for other in others if other.model == model for r in other.held if other.id != status.id
+    ]
+    return Hint(
+        plain.id,
+        cluster,
+        plain.endpoint,
+        plain.protocol,
+        plain.device,
+        plain.free_memory,
+        model,
+        layers,
+        held,
+        missing_ranges(layers, [*held, *elsewhere]),
+    )
+
+
+async def _introduce(agent: Agent, peer: Endpoint) -> None:
+    """Tell a peer where we are, again and again, so that heads which watch it find us without multicast."""
+    while True:
+        try:
+            channel = rpc.open_channel(await rpc.fastest(peer), peer.port)
+            async with channel:
+                await rpc.call(channel, rpc.MEET_CALL, agent.identity.endpoint, f"peer {peer.addresses[0]}:{peer.port}")
+        except TogetherError as error:
+            log.warning("%s; trying again", error)
+        await asyncio.sleep(INTRODUCE_EVERY)
+
+
+def _stop_with_parent(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        while sys.stdin.buffer.read(4096):
+            pass
+        loop.call_soon_threadsafe(stop.set)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -1,0 +1,141 @@
+"""One stage process as its node sees it: started, followed, ended. Knows no head and no memory budget."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from together.ring.pipe import Event, Launch
+from together.types import Endpoint, StageState, StageStatus
+
+log = logging.getLogger(__name__)
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PATIENCE = 2.0  # seconds a process has to leave before it is killed
+
+
+async def spawn(*arguments: str, environment: dict[str, str] | None = None) -> asyncio.subprocess.Process:
+    """A child of ours: `python -m …` from this checkout, out of reach of the terminal's Ctrl-C; see `end`."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=CHECKOUT,
+        env=os.environ | (environment or {}),
+        start_new_session=True,  # ignored on Windows, where the flag below does the same
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        limit=2**20,
+    )
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
+    """Close its input, which tells it to leave; kill it when it does not."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+class StageProcess:
+    """A stage, from its launch to its last breath; `changed` is called whenever `status` is another one."""
+
+    def __init__(self, launch: Launch, addresses: tuple[str, ...], changed: Callable[[], None]) -> None:
+        order = launch.order
+        self._launch = launch
+        self._addresses = addresses
+        self._changed = changed
+        self._process: asyncio.subprocess.Process | None = None
+        self._followers: asyncio.Task[None] | None = None
+        self._last_words: deque[str] = deque(maxlen=20)
+        self._stopping = False
+        self.status = StageStatus(
+            ring=order.ring,
+            index=order.index,
+            head=order.head,
+            model=order.model.name,
+            total_layers=order.model.layers,
+            layers=order.stage.layers,
+            device=f"{order.stage.backend}/{order.stage.device}",
+            state=StageState.LOADING,
+            memory_bytes=order.stage.memory_bytes,
+        )
+
+    async def start(self) -> None:
+        self._process = await spawn("together.ring.stage")
+        assert self._process.stdin is not None
+        self._process.stdin.write(self._launch.line())
+        self._update(pid=self._process.pid)
+        self._followers = asyncio.create_task(self._follow(self._process))
+
+    async def stop(self) -> None:
+        """End the process; returns when it is gone, so its memory is free."""
+        self._stopping = True
+        if self._process is not None:
+            await end(self._process)
+        if self._followers is not None:
+            await self._followers
+
+    def _update(self, **values: object) -> None:
+        self.status = replace(self.status, **values)  # type: ignore[arg-type]
+        self._changed()
+
+    async def _follow(self, process: asyncio.subprocess.Process) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._read_events(process))
+            tasks.create_task(self._read_log(process))
+        code = await process.wait()
+        if not self._stopping and self.status.state is not StageState.FAILED:
+            self._update(state=StageState.FAILED, cause=self._epitaph(code))
+
+    async def _read_events(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            if event := Event.parse(line):
+                self._obey(event)
+
+    async def _read_log(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        async for line in process.stderr:
+            text = line.decode(errors="replace").rstrip()
+            self._last_words.append(text)
+            log.info("stage %s: %s", self.status.index, text)
+
+    def _obey(self, event: Event) -> None:
+        if event.kind == "progress":
+            self._update(progress=event.progress)
+        elif event.kind == "ready":
+            self._update(
+                state=StageState.READY,
+                progress=1.0,
+                endpoint=Endpoint(self._addresses, event.port),
+                capacity=event.capacity,
+                block=event.block,
+                rewind=event.rewind,
+            )
+        elif event.kind == "failed":
+            self._update(state=StageState.FAILED, cause=event.cause)
+        elif event.kind == "broken":  # the stage lives; its head decides
+            self._update(cause=event.cause)
+
+    def _epitaph(self, code: int) -> str:
+        if code < 0:
+            name = signal.Signals(-code).name if os.name == "posix" else str(code)
+            hint = ", perhaps by the system for lack of memory" if name == "SIGKILL" else ""
+            return f"its process was ended by {name}{hint}"
+        last = next((line for line in reversed(self._last_words) if line.strip()), "it said nothing")
+        return f"its process ended with code {code}: {last[:300]}"

@@ -1,0 +1,70 @@
+"""Plans: which node takes which layers. `uniform` and `custom` so far; pure, no clock, no sockets.
+
+Nodes come in the order in which the ring should visit them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from together.errors import BadPlan
+from together.models.spec import ModelSpec
+from together.planning.estimate import stage_memory
+from together.types import Dtype, LayerRange, ModelRef, NodeStatus, Plan, StagePlan
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """What a plan is made for: tokens of context, people at once, and the dtype of compute and cache."""
+
+    context: int
+    users: int
+    dtype: Dtype
+
+
+def uniform_ranges(layers: int, parts: int) -> tuple[LayerRange, ...]:
+    """`layers` cut into `parts` ranges that differ by at most one layer, larger ones first; fewer if layers run out."""
+    parts = min(parts, layers)
+    if parts < 1:
+        raise BadPlan("there is no node to take the layers; start one with: python3 launch.py node")
+    small, extra = divmod(layers, parts)
+    starts = [index * small + min(index, extra) for index in range(parts + 1)]
+    return tuple(LayerRange(start, stop) for start, stop in pairwise(starts))
+
+
+def check_ranges(ranges: tuple[LayerRange, ...], layers: int) -> None:
+    """Raises BadPlan unless the ranges, in this order, are exactly layers 0 to `layers`."""
+    reached = 0
+    for item in ranges:
+        if item.start > reached:
+            raise BadPlan(
+                f"layers {LayerRange(reached, item.start)} are in no range; the ranges must follow one another"
+            )
+        if item.start < reached:
+            raise BadPlan(f"the range {item} starts before layer {reached}, where the one before it ends")
+        reached = item.stop
+    if reached != layers:
+        raise BadPlan(f"the ranges end at layer {reached}, and the model has {layers} layers")
+
+
+def make_plan(
+    spec: ModelSpec,
+    model: ModelRef,
+    nodes: tuple[NodeStatus, ...],
+    sizing: Sizing,
+    ranges: tuple[LayerRange, ...] | None = None,
+) -> Plan:
+    """`ranges` on the nodes in order (`custom`), or equal parts on all of them (`uniform`). Raises BadPlan."""
+    ranges = ranges or uniform_ranges(spec.layers, len(nodes))
+    check_ranges(ranges, spec.layers)
+    if len(ranges) > len(nodes):
+        raise BadPlan(f"the plan has {len(ranges)} ranges and there are {len(nodes)} nodes; start more, or give fewer")
+    stages = tuple(_stage(spec, node, layers, sizing) for node, layers in zip(nodes, ranges, strict=False))
+    return Plan(model, stages, sizing.context, sizing.users, sizing.dtype)
+
+
+def _stage(spec: ModelSpec, node: NodeStatus, layers: LayerRange, sizing: Sizing) -> StagePlan:
+    device = node.devices[0]
+    memory = stage_memory(spec, layers, sizing.dtype, sizing.context, sizing.users)
+    return StagePlan(node.id, device.backend, device.name, layers, memory)
