@@ -1,0 +1,103 @@
+"""Our errors as HTTP answers in OpenAI's shape, in this one place. Does not know who raised them or why."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from together.errors import BadInput, BadRequest, ContextTooLong, NotServing, QueueFull, TogetherError
+
+logger = logging.getLogger(__name__)
+
+
+class UnknownModel(BadRequest):
+    """A request for a model that is not the one served."""
+
+    def __init__(self, asked: str, served: str) -> None:
+        known = f"the served model is {served!r}" if served else "no model is loaded"
+        super().__init__(f"the model {asked!r} does not exist here; {known}", param="model")
+
+
+class BodyTooLarge(BadRequest):
+    """A request body over the limit."""
+
+
+class Forbidden(TogetherError):
+    """A control route asked for from another machine or another page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Status, the two words of OpenAI's error object, and when to come back."""
+
+    status: int
+    type: str
+    code: str | None
+    retry_after: float | None = None
+
+
+_INVALID = "invalid_request_error"
+
+# The first class that fits wins: subclasses come before their bases.
+_ANSWERS: tuple[tuple[type[TogetherError], Answer], ...] = (
+    (ContextTooLong, Answer(400, _INVALID, "context_length_exceeded")),
+    (UnknownModel, Answer(404, _INVALID, "model_not_found")),
+    (BodyTooLarge, Answer(413, _INVALID, "request_too_large")),
+    (BadInput, Answer(400, _INVALID, None)),
+    (Forbidden, Answer(403, _INVALID, "forbidden")),
+    (QueueFull, Answer(429, "rate_limit_error", "queue_full")),
+    (NotServing, Answer(503, "service_unavailable_error", "model_not_ready")),
+    (TogetherError, Answer(503, "service_unavailable_error", None, retry_after=5.0)),
+)
+
+
+def answer_for(error: TogetherError) -> Answer:
+    """Status and words for one of our errors, with its own `retry_after` where it has one."""
+    base = next(answer for kind, answer in _ANSWERS if isinstance(error, kind))
+    if isinstance(error, (NotServing, QueueFull)):
+        return Answer(base.status, base.type, base.code, error.retry_after)
+    return base
+
+
+def error_body(error: Exception) -> dict[str, object]:
+    """OpenAI's error object. Anything that is not ours is a bug: its text stays in our log."""
+    if not isinstance(error, TogetherError):
+        return _body("an internal error; the log of together says more", "server_error", None, "internal_error")
+    answer = answer_for(error)
+    return _body(str(error), answer.type, getattr(error, "param", None), answer.code)
+
+
+def error_response(error: Exception) -> JSONResponse:
+    """The whole answer for an error that came before anything was sent."""
+    if not isinstance(error, TogetherError):
+        return JSONResponse(error_body(error), 500)
+    answer = answer_for(error)
+    headers = {} if answer.retry_after is None else {"Retry-After": str(max(1, math.ceil(answer.retry_after)))}
+    return JSONResponse(error_body(error), answer.status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error leave the app in OpenAI's shape."""
+
+    async def ours(_: Request, error: Exception) -> JSONResponse:
+        return error_response(error)
+
+    async def http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        body = _body(
+            str(error.detail), _INVALID, None, {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+        )
+        return JSONResponse(body, error.status_code, error.headers)
+
+    app.add_exception_handler(TogetherError, ours)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, ours)  # the server logs the traceback
+
+
+def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, object]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

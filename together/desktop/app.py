@@ -1,0 +1,156 @@
+"""The app around a head: page, API, lock, signals, in one event loop. Knows no command line."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import sys
+import threading
+import time
+import webbrowser
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from together import __version__
+from together.api.routes import build_app, reason
+from together.api.server import bind, serving, url_of
+from together.desktop.client import RunningApp, find_running
+from together.desktop.lock import AppLock
+from together.desktop.signals import stop_on_signals, stop_with_parent
+from together.errors import AppError, TogetherError
+from together.head import Head
+from together.settings import Settings
+from together.types import Endpoint, Serving, ServingState
+
+logger = logging.getLogger(__name__)
+
+STOP_WITHIN = 4.7  # seconds; what still hangs then is left, children end with us
+FIRST_APP_WITHIN = 30.0  # seconds that another app may take from its lock to its page
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `up` was told beside the settings. `model` None is the bundled one."""
+
+    model: Path | None = None
+    boundaries: tuple[int, ...] | None = None
+    local_nodes: int = 2
+    peers: tuple[Endpoint, ...] = ()
+    browser: bool = True
+    with_parent: bool = False
+
+
+def run_app(settings: Settings, options: Options, say: Callable[[str], None]) -> None:
+    """Run until told to stop; where this user's app runs already, open its page and return."""
+    lock = AppLock(settings.home_path)
+    if not lock.acquire():
+        first = _wait_for_first(settings.home_path, lock)
+        if first is not None:
+            say(f"together is already running: {first.url}")
+            _open_browser(first.url, options)
+            return
+    try:
+        asyncio.run(_run(settings, options, lock, say))
+    finally:
+        lock.release()
+
+
+def _wait_for_first(home: Path, lock: AppLock) -> RunningApp | None:
+    """The app that holds the lock; None once the lock is ours. Raises AppError when it never shows its page."""
+    deadline = time.monotonic() + FIRST_APP_WITHIN
+    while time.monotonic() < deadline:
+        if (app := find_running(home)) is not None:
+            return app
+        if lock.acquire():
+            return None
+        time.sleep(0.1)
+    raise AppError(f"another together is starting or hangs, and does not answer; its lock is {home / 'app.lock'}")
+
+
+async def _run(settings: Settings, options: Options, lock: AppLock, say: Callable[[str], None]) -> None:
+    stop = asyncio.Event()
+    with stop_on_signals(stop):
+        if options.with_parent:
+            stop_with_parent(stop)
+        living = asyncio.create_task(_live(settings, options, lock, say, stop))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({living, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        guard = threading.Timer(STOP_WITHIN, os._exit, (1,))
+        guard.daemon = True
+        guard.start()
+        living.cancel()
+        stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+        try:
+            await living
+        except asyncio.CancelledError:
+            say("stopped")
+        finally:
+            guard.cancel()
+
+
+async def _live(
+    settings: Settings, options: Options, lock: AppLock, say: Callable[[str], None], stop: asyncio.Event
+) -> None:
+    head = Head(settings, options.peers, options.local_nodes)
+    try:
+        say(f"together {__version__}: starting {_nodes(options.local_nodes)} on this machine")
+        await head.start()
+        page = await asyncio.to_thread(importlib.import_module, "webui.page")  # seconds, while the nodes start
+        app = page.mount(build_app(head, stop.set), head)
+        listener = bind(settings.host, settings.port)
+        url = url_of(listener)
+        async with serving(app, listener):
+            lock.announce(url)
+            say(f"page and API: {url}   (Ctrl-C stops everything)")
+            _open_browser(url, options)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(_tell(head, say))
+                tasks.create_task(_load(head, options))
+    finally:
+        await head.stop()
+
+
+async def _load(head: Head, options: Options) -> None:
+    try:
+        await head.load(options.model, options.boundaries)
+    except TogetherError:
+        logger.debug("the first load failed", exc_info=True)  # the view has the cause: page and terminal show it
+
+
+async def _tell(head: Head, say: Callable[[str], None]) -> None:
+    """One line for every new state of the model; runs until cancelled."""
+    told = ""
+    async for view in head.changes():
+        line = _line(view.serving)
+        if line and line != told:
+            say(line)
+            told = line
+
+
+def _line(serving: Serving) -> str:
+    match serving.state:
+        case ServingState.EMPTY:
+            return ""
+        case ServingState.LOADING:
+            return f"loading {serving.model}"
+        case ServingState.READY:
+            stages = len(serving.plan.stages) if serving.plan else 0
+            return f"ready: {serving.model} on {stages} stage{'' if stages == 1 else 's'}"
+        case _:
+            return f"not serving: {reason(serving)}"
+
+
+def _nodes(count: int) -> str:
+    return "no node" if count == 0 else f"{count} node{'' if count == 1 else 's'}"
+
+
+def _open_browser(url: str, options: Options) -> None:
+    windowed = sys.platform in ("win32", "darwin") or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
+    if options.browser and windowed:  # without a window system a text browser would take this terminal
+        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()

@@ -1,0 +1,267 @@
+"""`bench decode`: prefill and decode speed of real stage processes on loopback, driven by the engine. Knows no node.
+
+Compared set-ups run in turn, so a slow moment of the machine hits all of them; figures are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Protocol
+
+import psutil
+
+from together.cluster.supervisor import StageProcess, end, spawn
+from together.desktop.bench_shapes import random_checkpoint
+from together.engine.engine import Engine
+from together.errors import BadSetting, LoadFailed
+from together.models.spec import ModelSpec, read_spec
+from together.planning.estimate import stage_memory
+from together.planning.split import uniform_ranges
+from together.ring import rpc
+from together.ring.join import join_ring
+from together.ring.links import Inlets
+from together.ring.pipe import Launch
+from together.types import (
+    Dtype,
+    Endpoint,
+    GenerateRequest,
+    LayerRange,
+    Sampling,
+    StageOrder,
+    StagePlan,
+    StageState,
+)
+
+HOST = "127.0.0.1"
+PORTS = (46000, 46999)
+LOAD_TIMEOUT = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRequest:
+    """What is measured; `prompt` and `new` in tokens."""
+
+    shape: str
+    dtype: Dtype
+    backend: str
+    device: str
+    prompt: int
+    new: int
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One round of one set-up; times in seconds."""
+
+    prefill_tok_s: float
+    decode_tok_s: float
+    ttft_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeReport:
+    """Medians over the rounds. `stage_ms` and `hop_ms` are of a decode step; `rss_bytes` is each stage's peak."""
+
+    name: str
+    prefill_tok_s: float
+    decode_tok_s: float
+    ttft_s: float
+    stage_ms: tuple[float, ...] = ()
+    hop_ms: float = 0.0
+    rss_bytes: tuple[int, ...] = ()
+    weight_bytes: tuple[int, ...] = ()
+
+
+class Subject(Protocol):
+    """A set-up that can do a round, and say at the end what else it knows."""
+
+    async def run(self) -> Run: ...
+
+    def report(self, runs: list[Run]) -> DecodeReport: ...
+
+
+async def bench_decode(request: DecodeRequest, setups: list[str], home: Path) -> list[DecodeReport]:
+    """`setups` are numbers of stages, or "transformers"; one report each, measured in alternation."""
+    folder = await asyncio.to_thread(random_checkpoint, request.shape, request.dtype, home)
+    async with AsyncExitStack() as stack:
+        subjects = [await stack.enter_async_context(_subject(setup, request, folder)) for setup in setups]
+        for subject in subjects:  # pages the weights in and warms the kernels
+            await subject.run()
+        runs: list[list[Run]] = [[] for _ in subjects]
+        for _ in range(request.rounds):
+            for subject, done in zip(subjects, runs, strict=True):
+                done.append(await subject.run())
+        return [subject.report(done) for subject, done in zip(subjects, runs, strict=True)]
+
+
+def _subject(setup: str, request: DecodeRequest, folder: Path) -> AbstractAsyncContextManager[Subject]:
+    if setup == "transformers":
+        return _reference(request, folder)
+    if not setup.isdecimal() or int(setup) < 1:
+        raise BadSetting(f"cannot compare with {setup!r}; give a number of stages, or transformers")
+    return _ring(int(setup), request, folder)
+
+
+class _Ring:
+    """Stage processes joined to a ring, and an engine over it."""
+
+    def __init__(self, engine: Engine, stages: list[StageProcess], request: DecodeRequest, spec: ModelSpec) -> None:
+        self._engine = engine
+        self._stages = stages
+        self._request = request
+        self._spec = spec
+        self._step_ms: list[float] = []
+        self._stage_ms: list[tuple[float, ...]] = []
+        self._turn = 0
+
+    async def run(self) -> Run:
+        """One request alone: its first token ends the prefill, the others are decode."""
+        request = self._request
+        self._turn += 1  # another first token each time, so that nothing could be reused
+        prompt = tuple((self._turn * 7919 + i * 31) % self._spec.vocab_size for i in range(request.prompt))
+        began = time.perf_counter()
+        first = 0.0
+        stream = self._engine.submit(GenerateRequest(prompt, Sampling(temperature=0.0), request.new, ignore_eos=True))
+        async for _ in stream:
+            first = first or time.perf_counter() - began
+        total = time.perf_counter() - began
+        self._step_ms.append(self._engine.times.step_ms)
+        self._stage_ms.append(self._engine.times.stage_ms)
+        return Run(request.prompt / first, (request.new - 1) / (total - first), first)
+
+    def report(self, runs: list[Run]) -> DecodeReport:
+        stage_ms = tuple(median(times) for times in zip(*self._stage_ms[1:], strict=True))
+        hops = len(self._stages) + 1
+        dtype = self._request.dtype
+        return DecodeReport(
+            f"{len(self._stages)} stages",
+            *_medians(runs),
+            stage_ms=stage_ms,
+            hop_ms=(median(self._step_ms[1:]) - sum(stage_ms)) / hops,
+            rss_bytes=tuple(_peak(stage.status.pid) for stage in self._stages),
+            weight_bytes=tuple(self._spec.stage_bytes(stage.status.layers, dtype) for stage in self._stages),
+        )
+
+
+@asynccontextmanager
+async def _ring(count: int, request: DecodeRequest, folder: Path) -> AsyncIterator[Subject]:
+    spec = read_spec(folder)
+    inlets = Inlets()
+    server = rpc.make_server({rpc.PUSH: inlets.handler()})
+    own = Endpoint((HOST,), rpc.bind(server, HOST, range(PORTS[0], PORTS[1])))
+    await server.start()
+    changed = asyncio.Event()
+    stages = [StageProcess(launch, (HOST,), changed.set) for launch in _launches(count, request, spec, folder)]
+    try:
+        await asyncio.gather(*(stage.start() for stage in stages))
+        await _until_ready(stages, changed)
+        context = request.prompt + request.new
+        client = await join_ring(
+            [stage.status for stage in stages],
+            epoch=0,
+            own=own,
+            inlets=inlets,
+            context=context,
+            hidden_size=spec.hidden_size,
+            dtype=request.dtype,
+            describe=lambda index: f"stage {index}",
+        )
+        engine = Engine(client, frozenset())
+        loop = asyncio.create_task(engine.run())
+        try:
+            yield _Ring(engine, stages, request, spec)
+        finally:
+            engine.close()
+            await asyncio.gather(loop, return_exceptions=True)
+            await client.close()
+    finally:
+        await asyncio.gather(*(stage.stop() for stage in stages))
+        await server.stop(0)
+
+
+def _launches(count: int, request: DecodeRequest, spec: ModelSpec, folder: Path) -> list[Launch]:
+    ring = secrets.token_hex(8)
+    context = request.prompt + request.new
+    launches = []
+    for index, layers in enumerate(uniform_ranges(spec.layers, count)):
+        memory = stage_memory(spec, layers, request.dtype, context, users=2)
+        stage = StagePlan("bench", request.backend, request.device, LayerRange(layers.start, layers.stop), memory)
+        order = StageOrder(ring, 0, "bench", index, count, spec.ref(folder), stage, request.dtype)
+        launches.append(Launch(order, str(folder), "bench", HOST, PORTS))
+    return launches
+
+
+async def _until_ready(stages: list[StageProcess], changed: asyncio.Event) -> None:
+    async with asyncio.timeout(LOAD_TIMEOUT):
+        while any(stage.status.state is not StageState.READY for stage in stages):
+            for stage in stages:
+                if stage.status.state is StageState.FAILED:
+                    raise LoadFailed(f"stage {stage.status.index}: {stage.status.cause}")
+            changed.clear()
+            await changed.wait()
+
+
+class _Reference:
+    """transformers' own `generate` in a child process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._rss = 0
+
+    async def run(self) -> Run:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(b"run\n")
+        line = await self._process.stdout.readline()
+        if not line:
+            raise LoadFailed("the transformers process ended; run it alone to see why")
+        values = json.loads(line)
+        self._rss = _peak(self._process.pid)
+        return Run(**values)
+
+    def report(self, runs: list[Run]) -> DecodeReport:
+        return DecodeReport("transformers", *_medians(runs), rss_bytes=(self._rss,))
+
+
+@asynccontextmanager
+async def _reference(request: DecodeRequest, folder: Path) -> AsyncIterator[Subject]:
+    arguments = [str(folder), request.device, request.dtype, str(request.prompt), str(request.new)]
+    process = await spawn("backends.torch_backend_reference", *arguments)
+    try:
+        yield _Reference(process)
+    finally:
+        await end(process)
+
+
+def _medians(runs: list[Run]) -> tuple[float, float, float]:
+    return (
+        median(run.prefill_tok_s for run in runs),
+        median(run.decode_tok_s for run in runs),
+        median(run.ttft_s for run in runs),
+    )
+
+
+def _peak(pid: int) -> int:
+    """Peak resident bytes where the system tells (Linux, Windows), else the present ones."""
+    status = Path(f"/proc/{pid}/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    info = psutil.Process(pid).memory_info()
+    return int(getattr(info, "peak_wset", info.rss))
+
+
+def as_json(reports: list[DecodeReport]) -> dict[str, object]:
+    """The first report's keys at the top, the others under `compare` with the first's decode speed over theirs."""
+    first, *others = reports
+    compare = [asdict(other) | {"decode_ratio": first.decode_tok_s / other.decode_tok_s} for other in others]
+    return asdict(first) | ({"compare": compare} if compare else {})

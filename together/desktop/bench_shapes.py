@@ -1,0 +1,127 @@
+"""Random checkpoints in the shapes of well-known models, made once in the user's cache. Knows no backend."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from together.errors import BadSetting
+from together.types import DTYPE_BYTES, Dtype
+
+SPREAD = 0.02  # standard deviation of the weights, as models are initialised
+TILE = 2**22  # random numbers made once and repeated: speed does not depend on their variety
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A Llama-architecture model by its numbers; `hidden`, `intermediate` and `head_dim` in elements."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+
+    def config(self, dtype: Dtype) -> dict[str, object]:
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "num_hidden_layers": self.layers,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0,
+            "hidden_act": "silu",
+            "tie_word_embeddings": self.tied,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "torch_dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype],
+        }
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes as checkpoints have them."""
+        wide, narrow = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab, self.hidden)}
+        for index in range(self.layers):
+            layer = f"model.layers.{index}."
+            found |= {
+                f"{layer}self_attn.q_proj.weight": (wide, self.hidden),
+                f"{layer}self_attn.k_proj.weight": (narrow, self.hidden),
+                f"{layer}self_attn.v_proj.weight": (narrow, self.hidden),
+                f"{layer}self_attn.o_proj.weight": (self.hidden, wide),
+                f"{layer}mlp.gate_proj.weight": (self.intermediate, self.hidden),
+                f"{layer}mlp.up_proj.weight": (self.intermediate, self.hidden),
+                f"{layer}mlp.down_proj.weight": (self.hidden, self.intermediate),
+                f"{layer}input_layernorm.weight": (self.hidden,),
+                f"{layer}post_attention_layernorm.weight": (self.hidden,),
+            }
+        found["model.norm.weight"] = (self.hidden,)
+        return found if self.tied else found | {"lm_head.weight": (self.vocab, self.hidden)}
+
+
+SHAPES = {
+    "llama-3.2-1b": Shape(16, 2048, 8192, 32, 8, 64, 128256, tied=True),
+    "llama-3.2-3b": Shape(28, 3072, 8192, 24, 8, 128, 128256, tied=True),
+    "llama-3.1-8b": Shape(32, 4096, 14336, 32, 8, 128, 128256, tied=False),
+    "tiny": Shape(4, 64, 128, 4, 2, 16, 512, tied=True),
+}
+
+
+def random_checkpoint(name: str, dtype: Dtype, home: Path) -> Path:
+    """The folder with random weights of that shape; written on first use. Raises BadSetting for an unknown shape."""
+    if name not in SHAPES:
+        raise BadSetting(f"there is no shape {name!r}; choose one of {', '.join(SHAPES)}")
+    folder = home / "bench" / f"{name}-{dtype}"
+    if not (folder / "model.safetensors").is_file():
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        (part / "config.json").write_text(json.dumps(SHAPES[name].config(dtype), indent=1))
+        _write_weights(part / "model.safetensors", SHAPES[name].tensors(), dtype)
+        part.rename(folder)
+    return folder
+
+
+def _write_weights(file: Path, tensors: dict[str, tuple[int, ...]], dtype: Dtype) -> None:
+    """One safetensors file: 8 bytes of header length, the JSON header, the data."""
+    header: dict[str, object] = {}
+    offset = 0
+    for name, shape in tensors.items():
+        size = int(np.prod(shape)) * DTYPE_BYTES[dtype]
+        kind = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}[dtype]
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    tile = encode(np.random.default_rng(0).normal(0.0, SPREAD, TILE).astype(np.float32), dtype)
+    ones = encode(np.ones(TILE, np.float32), dtype)
+    with file.open("wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for shape in tensors.values():
+            _write_tiled(out, memoryview(ones if len(shape) == 1 else tile), int(np.prod(shape)) * DTYPE_BYTES[dtype])
+
+
+def _write_tiled(out: object, tile: memoryview, size: int) -> None:
+    while size > 0:
+        size -= out.write(tile[:size])  # type: ignore[attr-defined]  # a binary file
+
+
+def encode(values: npt.NDArray[np.float32], dtype: Dtype) -> bytes:
+    """float32 numbers as bytes of `dtype`; bf16 is the upper half of a float32 (rounded down)."""
+    if dtype == "bf16":
+        return (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+    return values.astype("<f4" if dtype == "fp32" else "<f2").tobytes()

@@ -1,0 +1,280 @@
+"""The command line: words and options, nothing else. Imports what a command needs only when that command runs.
+
+Errors of ours become one sentence on stderr and an exit code: 2 for wrong input, 1 for everything else.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from together.errors import BadInput, BadSetting, TogetherError
+from together.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from together.desktop.client import RunningApp
+    from together.types import Endpoint, NodeStatus
+
+DEFAULTS = Settings()
+COMMANDS = ("up", "node", "chat", "status", "stop", "bench")
+
+app = typer.Typer(
+    help="Several ordinary machines run one language model. Without a command: up.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+LogLevel = Annotated[str | None, typer.Option(help=f"DEBUG, INFO, WARNING or ERROR  [default: {DEFAULTS.log_level}]")]
+Host = Annotated[str | None, typer.Option(help=f"Where to listen; 0.0.0.0 is the network  [default: {DEFAULTS.host}]")]
+Peers = Annotated[list[str] | None, typer.Option("--peer", help="host:port of a node, where machines do not find it")]
+Backend = Annotated[str | None, typer.Option(help="torch, mlx or checksum  [default: what fits this machine]")]
+Memory = Annotated[str | None, typer.Option(help="What a node may use, as 8GB  [default: all that is free]")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs")]
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command line; the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without emoji shows "?" instead of failing
+    try:
+        if not arguments and (running := _app_for_menu()) is not None:
+            _menu(running)
+            return 0
+        if not arguments or arguments[0] not in (*COMMANDS, "-h", "--help"):
+            arguments = ["up", *arguments]
+        return int(app(arguments, prog_name="together", standalone_mode=False) or 0)
+    except (typer.Exit, typer.Abort) as end:
+        return getattr(end, "exit_code", 130)
+    except TogetherError as error:
+        print(f"together: {error}", file=sys.stderr)
+        return 2 if isinstance(error, BadInput) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+@app.command()
+def up(
+    model: Annotated[Path | None, typer.Option(help="Model folder  [default: the bundled demo model]")] = None,
+    port: Annotated[
+        int | None, typer.Option(help=f"Page and API, the next free one if taken  [default: {DEFAULTS.port}]")
+    ] = None,
+    host: Host = None,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page")] = True,
+    local_nodes: Annotated[
+        int | None, typer.Option(min=0, max=16, help="Nodes on this machine  [default: 2 for the demo model, else 1]")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers of each stage, as 0:8,8:16  [default: equal parts]")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16  [default: the model's own]")] = None,
+    backend: Backend = None,
+    memory: Memory = None,
+    peer: Peers = None,
+    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
+    log_level: LogLevel = None,
+) -> None:
+    """Start the app: page, API, and nodes on this machine."""
+    settings = _settings(port=port, host=host, dtype=dtype, backend=backend, memory=memory, log_level=log_level)
+    from together.desktop.app import Options, run_app
+    from together.desktop.arguments import boundaries_of, check_model
+
+    check_model(model)
+    nodes = local_nodes if local_nodes is not None else 2 if model is None else 1
+    options = Options(model, boundaries_of(layers, model), nodes, _endpoints(peer), browser, with_parent)
+    run_app(settings, options, _say)
+
+
+@app.command()
+def node(
+    host: Host = None,
+    port: Annotated[
+        int | None,
+        typer.Option(help=f"First of its 16 ports, the next free block if taken  [default: {DEFAULTS.node_port}]"),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Its name in the table  [default: the host name]")] = None,
+    peer: Peers = None,
+    backend: Backend = None,
+    memory: Memory = None,
+    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
+    log_level: LogLevel = None,
+) -> None:
+    """Lend this machine: a node without a page."""
+    settings = _settings(host=host, node_port=port, name=name, backend=backend, memory=memory, log_level=log_level)
+    import asyncio
+
+    asyncio.run(_run_node(settings, _endpoints(peer), with_parent))
+
+
+@app.command()
+def chat(
+    prompt: Annotated[str | None, typer.Argument(help="One question  [default: a conversation]")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 is off")] = None,
+    top_p: Annotated[float | None, typer.Option(help="1 is off")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same answer")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends the answer; may be given several times")
+    ] = None,
+    examples: Annotated[bool, typer.Option("--examples", help="Ask four preset questions")] = False,
+    log_level: LogLevel = None,
+) -> None:
+    """Chat in this terminal, with the running app or one for the time."""
+    settings = _settings(log_level=log_level)
+    from together.desktop.ownapp import app_for_a_while
+    from together.desktop.talk import Talk, talk_on, talk_once
+    from webui.presets import PRESETS
+
+    given = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "stop": stop,
+    }
+    options: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    with app_for_a_while(settings.home_path, _say_aside) as running:
+        talk = Talk(running, options, system)
+        questions = PRESETS if examples else (prompt,) if prompt is not None else ()
+        code = talk_once(talk, questions) if questions else talk_on(talk)
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(as_json: AsJson = False, log_level: LogLevel = None) -> None:
+    """What runs: model, stages, nodes."""
+    running = _running(_settings(log_level=log_level))
+    if as_json:
+        import json
+
+        print(json.dumps({"url": running.url, **running.status()}, indent=2))
+        return
+    _show(running)
+
+
+@app.command()
+def stop(log_level: LogLevel = None) -> None:
+    """Stop the app and the nodes that it started."""
+    running = _running(_settings(log_level=log_level))
+    running.stop()
+    print(f"stopped {running.url}")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def bench(context: typer.Context) -> None:
+    """Measure this machine: bench hop, bench decode."""
+    from together.desktop.bench import app as bench_app
+
+    bench_app(context.args, prog_name="together bench", standalone_mode=False)
+
+
+# --- what commands share ----------------------------------------------------------------------------------------------
+
+
+def _settings(**given: object) -> Settings:
+    """Settings with a command's options over them, and the log at their level."""
+    import logging
+
+    settings = load_settings(None, **given)
+    level = settings.log_level.upper()
+    if level not in logging.getLevelNamesMapping():
+        raise BadSetting(f"there is no log level {settings.log_level!r}; choose DEBUG, INFO, WARNING or ERROR")
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # a line per request is no news
+    if settings.open_to_network:
+        print(
+            f"together: warning: listening on {settings.host}: anyone on this network can use it and send it work",
+            file=sys.stderr,
+        )
+    return settings
+
+
+def _endpoints(peers: list[str] | None) -> tuple[Endpoint, ...]:
+    from together.desktop.arguments import endpoint_of
+
+    return tuple(endpoint_of(peer) for peer in peers or ())
+
+
+async def _run_node(settings: Settings, peers: tuple[Endpoint, ...], with_parent: bool) -> None:
+    import asyncio
+
+    from together.cluster.node import run_node
+    from together.desktop.signals import stop_on_signals
+
+    def started(status: NodeStatus) -> None:
+        first, last = status.ports
+        _say(f"node {status.name} listens on {settings.host}, ports {first} to {last}   (Ctrl-C stops it)")
+
+    stopping = asyncio.Event()
+    with stop_on_signals(stopping):
+        await run_node(settings, peers, with_parent, started, stopping)
+
+
+def _running(settings: Settings) -> RunningApp:
+    from together.desktop.client import require_running
+
+    return require_running(settings.home_path)
+
+
+def _show(running: RunningApp) -> None:
+    from rich.console import Console
+
+    from together.desktop.show import show_status
+
+    show_status(running.status(), running.url, Console())
+
+
+def _app_for_menu() -> RunningApp | None:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return None
+    from together.desktop.client import find_running
+
+    return find_running(_settings().home_path)
+
+
+def _menu(running: RunningApp) -> None:
+    import webbrowser
+
+    from together.desktop.menu import Actions, items, run_menu
+    from together.desktop.talk import Talk, talk_on
+
+    def node_action(action: str) -> Callable[[], None]:
+        def act() -> None:
+            running.control("nodes", {"action": action})
+            _say({"start": "a node is starting", "stop": "a node was stopped"}[action])
+
+        return act
+
+    def open_page() -> None:
+        _say(running.url)
+        webbrowser.open(running.url)
+
+    def chat_here() -> None:
+        talk_on(Talk(running, {}))
+
+    actions = Actions(
+        open_page, chat_here, lambda: _show(running), node_action("start"), node_action("stop"), running.stop
+    )
+    run_menu(f"together is running: {running.url}", items(actions), input, _say)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _say_aside(line: str) -> None:
+    """For what is not the answer: a pipe behind stdout gets the answer only."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,121 @@
+"""A running app as the command line sees it: over HTTP alone. Knows no head."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from together.desktop.lock import read_announced
+from together.errors import AppError, TogetherError, Unreachable
+
+TIMEOUT = httpx.Timeout(5.0, read=30.0)
+STOP_WITHIN = 10.0  # seconds
+
+
+class RunningApp:
+    """An app that answers at `url`. Methods raise TogetherError with the app's own sentence."""
+
+    def __init__(self, url: str, pid: int) -> None:
+        self.url = url
+        self.pid = pid
+        self._http = httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False)  # this machine needs no proxy
+
+    def version(self) -> dict[str, Any]:
+        return self._json("GET", "/version")
+
+    def status(self) -> dict[str, Any]:
+        return self._json("GET", "/status")
+
+    def health(self) -> dict[str, Any]:
+        """`/health` as it is; `state` is READY when a request would be served."""
+        try:
+            answer: dict[str, Any] = self._http.get("/health").json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise Unreachable(f"the app at {self.url} does not answer: {error}") from None
+        return answer
+
+    def control(self, action: str, body: dict[str, object] | None = None) -> None:
+        """`/control/…`; loading may take minutes."""
+        self._json("POST", f"/control/{action}", body or {}, read_timeout=None)
+
+    def chat(self, body: dict[str, object]) -> Iterator[str]:
+        """The answer's text in pieces. Closing the iterator ends the answer on every stage."""
+        timeout = httpx.Timeout(5.0, read=None)
+        try:
+            with self._http.stream(
+                "POST", "/v1/chat/completions", json={**body, "stream": True}, timeout=timeout
+            ) as reply:
+                if reply.status_code != 200:
+                    reply.read()
+                    raise AppError(_sentence(reply))
+                for line in reply.iter_lines():
+                    if line.startswith("data: ") and line != "data: [DONE]":
+                        yield _content(json.loads(line.removeprefix("data: ")))
+        except httpx.HTTPError as error:
+            raise Unreachable(f"the app at {self.url} went away during the answer: {error}") from None
+
+    def stop(self) -> None:
+        """Ask the app to end, and wait until it is gone. Raises AppError if it stays."""
+        try:
+            process = psutil.Process(self.pid)
+        except psutil.NoSuchProcess:
+            return
+        self.control("shutdown")
+        try:
+            process.wait(STOP_WITHIN)
+        except psutil.TimeoutExpired:
+            raise AppError(
+                f"the app at {self.url} was asked to stop and is still there; end process {self.pid}"
+            ) from None
+
+    def _json(
+        self, method: str, path: str, body: dict[str, object] | None = None, read_timeout: float | None = 30.0
+    ) -> dict[str, Any]:
+        try:
+            reply = self._http.request(method, path, json=body, timeout=httpx.Timeout(5.0, read=read_timeout))
+        except httpx.HTTPError as error:
+            raise Unreachable(f"the app at {self.url} does not answer: {error}") from None
+        if not reply.is_success:
+            raise AppError(_sentence(reply))
+        answer: dict[str, Any] = reply.json()
+        return answer
+
+
+def find_running(home: Path) -> RunningApp | None:
+    """This user's app, None where none answers. A stale port file, or another program on that port, is none."""
+    announced = read_announced(home)
+    if announced is None:
+        return None
+    app = RunningApp(announced.url, announced.pid)
+    try:
+        answer = app.version()
+    except (TogetherError, ValueError):
+        return None
+    return app if answer.get("name") == "together" and answer.get("pid") == announced.pid else None
+
+
+def require_running(home: Path) -> RunningApp:
+    """This user's app. Raises AppError where none runs."""
+    app = find_running(home)
+    if app is None:
+        raise AppError("together is not running; start it with: python3 launch.py")
+    return app
+
+
+def _content(chunk: dict[str, Any]) -> str:
+    if "error" in chunk:
+        raise AppError(str(chunk["error"]["message"]))
+    choices = chunk.get("choices") or [{}]
+    return str(choices[0].get("delta", {}).get("content") or "")
+
+
+def _sentence(reply: httpx.Response) -> str:
+    try:
+        return str(reply.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"the app answered {reply.status_code} to {reply.request.url.path}"

@@ -1,0 +1,94 @@
+"""Token ids to text that may be shown: whole characters, nothing of a stop string. Knows no model and no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+
+class Decoder:
+    """Detokenizes one answer, token by token; special tokens are skipped.
+
+    Joined, the texts are what `tokenizer.decode` gives for all ids, also for a character cut off at the end (U+FFFD).
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._pending: list[int] = []  # tokens since the last shown text
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes; empty while a character is unfinished."""
+        self._pending.append(token_id)
+        try:
+            text = self._stream.step(self._tokenizer, token_id)
+        except Exception as error:  # the library raises nothing narrower
+            if "Invalid prefix" not in str(error):
+                raise
+            return self._start_over()
+        if text:
+            self._pending.clear()
+        return text or ""
+
+    def flush(self) -> str:
+        """What is left at the end: an unfinished character as U+FFFD."""
+        text = self._decode(self._pending)
+        self._pending.clear()
+        return text
+
+    def _start_over(self) -> str:
+        """Byte tokens that make no character turn the run before them invalid, which the stream cannot take back."""
+        text = self._decode(self._pending)
+        self._stream = DecodeStream(ids=self._pending[-1:], skip_special_tokens=True)
+        self._pending.clear()
+        return text
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+class StopFilter:
+    """Holds text back while it could be the beginning of a stop string; where it was one, nothing of it is ever shown.
+
+    The match that ends first counts (of several the longest), so what is shown does not depend on how the text was cut.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self._held = ""
+        self.matched = False
+
+    def push(self, text: str) -> str:
+        """The text that is safe to show now; nothing after a match."""
+        if self.matched:
+            return ""
+        self._held += text
+        start = self._match()
+        if start is not None:
+            self.matched = True
+            return self._show(start, rest="")
+        shown = len(self._held) - self._possible_beginning()
+        return self._show(shown, rest=self._held[shown:])
+
+    def flush(self) -> str:
+        """What was held back and turned out to be no stop string."""
+        return self._show(len(self._held), rest="")
+
+    def _show(self, length: int, rest: str) -> str:
+        shown, self._held = self._held[:length], rest
+        return shown
+
+    def _match(self) -> int | None:
+        """Where the match begins that ends first, if there is one."""
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        return min(found)[1] if found else None
+
+    def _possible_beginning(self) -> int:
+        """Length of the longest end of the held text that begins some stop string."""
+        longest = max(map(len, self._stops), default=1) - 1
+        for length in range(min(longest, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
+                return length
+        return 0

@@ -1,0 +1,82 @@
+"""What the chat shows as plain data, and what of it the model is told. Knows neither Gradio nor the head.
+
+An answer on the page has one text part, and a second with its measurements: only the first is part of the conversation.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from together.errors import BadRequest
+from together.types import ChatRequest, Message, Piece, Sampling
+
+Turn = dict[str, Any]  # a message as gr.Chatbot gives and takes it
+Turns = list[Turn]
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """The settings beside the chat, as their controls give them: None is an emptied field."""
+
+    system: str | None = ""
+    temperature: float | None = 0.7
+    top_k: float | None = 0
+    top_p: float | None = 1.0
+    max_tokens: float | None = 512
+    seed: str | None = ""
+
+    def request(self, turns: Turns) -> ChatRequest:
+        """The conversation so far as a request; without a seed a fresh random one."""
+        system = (Message("system", self.system.strip()),) if self.system and self.system.strip() else ()
+        sampling = Sampling(
+            temperature=1.0 if self.temperature is None else float(self.temperature),
+            top_k=int(self.top_k or 0),
+            top_p=float(self.top_p or 1.0),
+            seed=_seed(self.seed),
+        )
+        messages = tuple(Message(turn["role"], text_of(turn)) for turn in turns)
+        return ChatRequest(system + messages, sampling, int(self.max_tokens) if self.max_tokens else None)
+
+
+def _seed(text: str | None) -> int:
+    if not text or not text.strip():
+        return secrets.randbits(63)
+    try:
+        return int(text)
+    except ValueError:
+        raise BadRequest("the seed is a whole number, or empty for a random one", param="seed") from None
+
+
+def turn(role: str, *texts: str) -> Turn:
+    # parts as dicts: a plain str would lose its indentation on the way to the browser
+    return {"role": role, "content": [{"type": "text", "text": text} for text in texts]}
+
+
+def text_of(turn: Turn) -> str:
+    content = turn["content"]
+    return content if isinstance(content, str) else str(content[0].get("text", "")) if content else ""
+
+
+def up_to_question(turns: Turns) -> Turns:
+    """The turns up to the last question: what a new answer answers."""
+    for index in range(len(turns) - 1, -1, -1):
+        if turns[index]["role"] == "user":
+            return turns[: index + 1]
+    return []
+
+
+def measured(last: Piece) -> str:
+    """The small line below an answer: tokens, tokens per second after the first, time to the first."""
+    if last.usage is None or last.timings is None:
+        return ""
+    tokens, timings = last.usage.completion_tokens, last.timings
+    decoding = timings.total - timings.first_token
+    parts = [f"{tokens} token{'' if tokens == 1 else 's'}"]
+    if tokens > 1 and decoding > 0:
+        parts.append(f"{(tokens - 1) / decoding:.1f} tokens/s")
+    parts.append(f"first token after {timings.first_token:.2f} s")
+    if last.finish == "length":
+        parts.append("ended by the token limit")
+    return " · ".join(parts)

@@ -1,0 +1,135 @@
+// Fills the header and the node table from /events. Names come from other machines: they are set as text, never as HTML.
+(() => {
+  "use strict";
+  const SILENCE_MS = 5000; // the head sends something every second
+  let lastEvent = 0;
+  let started = Date.now();
+  let source = null;
+  let view = null;
+
+  const element = (tag, className, ...children) => {
+    const node = document.createElement(tag);
+    if (className) node.className = className;
+    for (const child of children) if (child !== null) node.append(child); // a string becomes a text node
+    return node;
+  };
+  const gigabytes = (bytes) => (bytes / 1e9).toFixed(bytes < 1e10 ? 1 : 0);
+  const percent = (part) => `${Math.round(100 * part)} %`;
+  const range = (layers) => `${layers.start}:${layers.stop}`;
+  const pill = (state) => element("span", `pill ${state.toLowerCase()}`, state);
+
+  const meter = (part) => {
+    const fill = element("div", "meter-fill");
+    fill.style.width = `${Math.min(100, Math.max(0, 100 * part))}%`;
+    return element("div", "meter", fill);
+  };
+
+  // --- header --------------------------------------------------------------------------------------------------------
+  const sentence = ({ serving, reason }) => {
+    if (serving.state !== "READY") return reason ? reason[0].toUpperCase() + reason.slice(1) : "";
+    const stages = serving.plan ? serving.plan.stages.length : 0;
+    const load = serving.waiting ? `, ${serving.waiting} waiting` : "";
+    return `${stages} stage${stages === 1 ? "" : "s"} · ${serving.running} answering${load}`;
+  };
+
+  const segment = (stage, index, { nodes, serving }) => {
+    const owner = nodes.find((node) => node.id === stage.node);
+    const held = owner && owner.stages.find((one) => one.ring === serving.ring && one.index === index);
+    const name = owner ? owner.name : stage.node;
+    const state = held ? held.state : "MISSING";
+    const box = element("div", `segment tone-${index % 6} ${state.toLowerCase()}`,
+      element("span", "segment-name", name), element("span", "segment-range", range(stage.layers)));
+    box.style.flexGrow = stage.layers.stop - stage.layers.start;
+    box.title = `${name}: layers ${range(stage.layers)} on ${stage.backend}/${stage.device}, ${state}`;
+    return box;
+  };
+
+  const layerBar = (state) => {
+    const plan = state.serving.plan;
+    if (!plan) return null;
+    const bar = element("div", "layer-bar", ...plan.stages.map((stage, index) => segment(stage, index, state)));
+    bar.setAttribute("role", "img");
+    bar.setAttribute("aria-label", `layers of ${plan.model.name} by node`);
+    return bar;
+  };
+
+  const header = (state, connected) => {
+    const { serving } = state;
+    const title = element("div", "title",
+      element("span", "brand", "together"),
+      serving.model ? element("span", "model", serving.model) : null,
+      pill(serving.state),
+      element("span", `link ${connected ? "live" : "gone"}`, connected ? "live" : "disconnected"));
+    const text = connected ? sentence(state) : "The app does not answer. Is it still running?";
+    const loading = connected && serving.state === "LOADING" ? meter(serving.progress) : null;
+    return [title, element("div", `sentence ${serving.state.toLowerCase()}`, text), loading, layerBar(state)];
+  };
+
+  // --- nodes ---------------------------------------------------------------------------------------------------------
+  const address = (node) => `${node.endpoint.addresses[0] || "?"}:${node.endpoint.port}`;
+
+  const holds = (stage) => {
+    const done = stage.state === "LOADING" ? ` · ${percent(stage.progress)}` : stage.state === "FAILED" ? " · failed" : "";
+    return element("div", null, element("span", "held", range(stage.layers)), ` of ${stage.total_layers}, ${stage.model}${done}`);
+  };
+
+  const cell = (label, ...children) => {
+    const node = element("td", null, ...children);
+    node.dataset.label = label;
+    return node;
+  };
+
+  const row = (node) => {
+    const used = node.memory_bytes ? 1 - node.free_bytes / node.memory_bytes : 0;
+    const devices = node.devices.map((device) =>
+      element("div", null, device.description || device.name, element("span", "faint", ` ${device.backend}/${device.name}`)));
+    return element("tr", null,
+      cell("Node", element("div", "node-name", node.name), element("div", "faint", address(node))),
+      cell("State", pill(node.state), node.cause ? element("div", "cause", node.cause) : null),
+      cell("Device", ...(devices.length ? devices : [element("span", "faint", "being probed")])),
+      cell("Memory", element("div", null, `${gigabytes(node.free_bytes)} of ${gigabytes(node.memory_bytes)} GB free`), meter(used)),
+      cell("Layers", ...(node.stages.length ? node.stages.map(holds) : [element("span", "faint", "none")])));
+  };
+
+  const nodes = (state) => {
+    const names = ["Node", "State", "Device", "Memory", "Layers held"];
+    const count = state.nodes.length;
+    const heading = element("h2", null, `${count} node${count === 1 ? "" : "s"}`);
+    if (!count) return [heading, element("p", "faint", "No node is there yet. Start one with: python3 launch.py node")];
+    const head = element("thead", null, element("tr", null, ...names.map((name) => element("th", null, name))));
+    return [heading, element("table", "nodes", head, element("tbody", null, ...state.nodes.map(row)))];
+  };
+
+  // --- the stream ----------------------------------------------------------------------------------------------------
+  const draw = () => {
+    const connected = lastEvent > 0 && Date.now() - lastEvent < SILENCE_MS && source && source.readyState === EventSource.OPEN;
+    const places = { header: document.querySelector("[data-together=header]"), nodes: document.querySelector("[data-together=nodes]") };
+    if (!places.header || !places.nodes) return; // the page is still being built
+    const state = view || { nodes: [], serving: { state: "EMPTY", model: "", plan: null }, reason: "" };
+    const loadAgain = document.getElementById("load-again");
+    if (loadAgain) loadAgain.classList.toggle("shown", connected && state.serving.state === "FAILED");
+    places.header.replaceChildren(...header(state, connected).filter(Boolean));
+    places.nodes.replaceChildren(...nodes(state));
+    places.nodes.classList.toggle("stale", !connected);
+  };
+
+  const connect = () => {
+    if (source) source.close();
+    source = new EventSource("events");
+    source.onmessage = (message) => {
+      view = JSON.parse(message.data);
+      lastEvent = Date.now();
+      draw();
+    };
+    source.onerror = () => draw();
+  };
+
+  connect();
+  setInterval(() => {
+    if (source.readyState === EventSource.CLOSED || Date.now() - Math.max(lastEvent, started) > SILENCE_MS) {
+      started = Date.now();
+      connect();
+    }
+    draw();
+  }, 1000);
+})();

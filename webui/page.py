@@ -1,0 +1,157 @@
+"""The page's layout and its place on the head's app. Does not know what the buttons do (`answers`) nor draws the nodes.
+
+Header and node table are two empty elements that `page.js` fills from `/events`.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: it would phone home there already
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+
+from together.api.port import HeadPort
+from webui.answers import Answers
+from webui.presets import PRESETS
+
+HERE = Path(__file__).parent
+SYSTEM_FONTS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
+MONO_FONTS = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
+
+
+def mount(app: FastAPI, head: HeadPort) -> FastAPI:
+    """The app with the page at `/`. Call after every other route is there."""
+    mounted: FastAPI = gr.mount_gradio_app(
+        app,
+        build(head),
+        path="/",
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        show_error=False,
+        theme=_theme(),
+        css=(HERE / "page.css").read_text("utf-8"),
+        head=f"<script>{(HERE / 'page.js').read_text('utf-8')}</script>",
+    )
+    return mounted
+
+
+def build(head: HeadPort) -> gr.Blocks:
+    """All controls and what they are connected to."""
+    answers = Answers(head)
+    page: gr.Blocks = gr.Blocks(title="together", analytics_enabled=False, fill_width=True)
+    with page:
+        gr.HTML(_slot("header"), elem_id="cluster-header", apply_default_css=False)
+        load_again = gr.Button("Load again", variant="primary", size="sm", elem_id="load-again")
+        with gr.Row(elem_id="main", equal_height=False):
+            with gr.Column(scale=5, min_width=320, elem_id="chat-column"):
+                chat = _chat()
+            with gr.Column(scale=2, min_width=260, elem_id="settings-column"):
+                settings = _settings()
+        gr.HTML(_slot("nodes"), elem_id="cluster-nodes", apply_default_css=False)
+        _connect(answers, chat, settings)
+        load_again.click(answers.load_again, None, chat.notice, **_EVENT)
+    page.queue(default_concurrency_limit=None, max_size=None, api_open=False)
+    return page
+
+
+@dataclass(frozen=True, slots=True)
+class ChatControls:
+    turns: gr.Chatbot
+    notice: gr.HTML
+    question: gr.Textbox
+    send: gr.Button
+    stop: gr.Button
+    retry: gr.Button
+    clear: gr.Button
+
+
+# Nothing here is an API (there is `/v1`); the engine alone decides how many answers run at once.
+_EVENT: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+# A cancelling event does no more than that: what a function of it returned would be dropped with the cancelled one.
+_CANCEL: dict[str, Any] = {"fn": None, "queue": False, "api_visibility": "private"}
+
+
+def _slot(name: str) -> str:
+    return f'<div data-together="{name}"></div>'
+
+
+def _chat() -> ChatControls:
+    turns = gr.Chatbot(
+        elem_id="chat",
+        show_label=False,
+        height="var(--chat-height)",
+        buttons=["copy"],
+        allow_tags=False,
+        placeholder="### Ask something\nThe answer comes from all machines below, layer by layer.",
+        examples=[{"text": question} for question in PRESETS],
+    )
+    notice = gr.HTML("", elem_id="notice", apply_default_css=False)
+    with gr.Row(elem_id="ask", equal_height=True):
+        question = gr.Textbox(
+            elem_id="question",
+            show_label=False,
+            placeholder="Write a message",
+            lines=1,
+            max_lines=6,
+            scale=6,
+            autofocus=True,
+            container=False,
+        )
+        send = gr.Button("Send", variant="primary", elem_id="send", scale=1, min_width=88)
+        stop = gr.Button("Stop", variant="stop", elem_id="stop", scale=1, min_width=88, visible=False)
+    with gr.Row(elem_id="chat-actions"):
+        retry = gr.Button("Retry", size="sm", elem_id="retry", min_width=80)
+        clear = gr.Button("Clear", size="sm", elem_id="clear", min_width=80)
+    return ChatControls(turns, notice, question, send, stop, retry, clear)
+
+
+def _settings() -> list[gr.components.Component]:
+    """In the order of `Knobs`."""
+    with gr.Accordion("Settings", open=True, elem_id="settings"):
+        return [
+            gr.Textbox(label="System prompt", lines=2, max_lines=8, elem_id="system", placeholder="You are …"),
+            gr.Slider(0, 2, 0.7, step=0.05, label="Temperature (0: likeliest only)", elem_id="temperature"),
+            gr.Slider(0, 200, 0, step=1, label="Top-k (0: off)", elem_id="top-k"),
+            gr.Slider(0.05, 1, 1, step=0.05, label="Top-p (1: off)", elem_id="top-p"),
+            gr.Slider(1, 4096, 512, step=1, label="Max tokens", elem_id="max-tokens"),
+            gr.Textbox(label="Seed", placeholder="random", max_lines=1, elem_id="seed"),
+        ]
+
+
+def _connect(answers: Answers, chat: ChatControls, settings: list[gr.components.Component]) -> None:
+    outputs = [chat.question, chat.turns, chat.notice, chat.send, chat.stop]
+    ask = [chat.question, chat.turns, *settings]
+    again = [chat.turns, *settings]
+    running: list[Any] = [
+        chat.question.submit(answers.ask, ask, outputs, **_EVENT),
+        chat.send.click(answers.ask, ask, outputs, **_EVENT),
+        chat.turns.example_select(answers.example, again, outputs, **_EVENT),
+        chat.turns.retry(answers.again, again, outputs, **_EVENT),
+        chat.retry.click(answers.again, again, outputs, **_EVENT),
+    ]
+    for stop in (chat.stop.click, chat.clear.click, chat.turns.clear):
+        stop(cancels=running, **_CANCEL)
+    chat.stop.click(answers.stop, None, [chat.send, chat.stop], queue=False, **_EVENT)
+    for clear in (chat.clear.click, chat.turns.clear):
+        clear(answers.clear, None, outputs, queue=False, **_EVENT)
+
+
+def _theme() -> gr.themes.Base:
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.teal,
+        secondary_hue=gr.themes.colors.teal,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_md,
+        font=SYSTEM_FONTS,
+        font_mono=MONO_FONTS,
+    )
