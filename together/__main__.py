@@ -1,8 +1,17 @@
-"""`python -m together`. Knows only where the command line is."""
+"""`python -m together`. Knows only where the command line is, and how to leave at once."""
 
+import contextlib
+import logging
+import os
 import sys
 
 from together.desktop.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a pipe whose reader left
+            stream.flush()
+    # Everything of ours is closed by now; Python's own end, after gRPC and Gradio were loaded, takes seconds more.
+    os._exit(code)

@@ -27,7 +27,7 @@ def chunk_tokens(hidden_size: int, dtype: Dtype) -> int:
 
 
 class RingClient:
-    """`capacity` and `block` are in KV tokens, the smallest of all stages; `rewind` likewise (None: unbounded)."""
+    """In KV tokens: the smallest `capacity` of all stages, the largest `block`, the smallest `rewind` (None: unbounded)."""
 
     def __init__(
         self,
