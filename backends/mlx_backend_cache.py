@@ -11,9 +11,9 @@ from itertools import accumulate
 
 import mlx.core as mx
 
+from together.planning.estimate import BLOCK
 from together.types import Row
 
-BLOCK = 256  # tokens that a cache grows by
 REWIND = 256  # tokens that a sliding layer keeps beyond its window, so that they can be undone
 
 
@@ -55,7 +55,7 @@ class LayerCache:
 
     def copy(self, length: int) -> LayerCache:
         """A cache of its own with the first `length` tokens."""
-        twin = LayerCache(self.window, self.keys[:, :, :], self.values[:, :, :], self.start)
+        twin = LayerCache(self.window, self.keys, self.values, self.start)
         twin._move(0, length - self.start, whole_blocks(length - self.start))
         return twin
 

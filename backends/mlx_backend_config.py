@@ -15,7 +15,6 @@ from together.models.spec import ModelSpec
 from together.types import LayerRange
 
 _ROPES = ("default", "linear", "llama3", "yarn")  # others depend on the sequence's length, or are not in these families
-_ACTIVATIONS = {"silu", "swish", "gelu_pytorch_tanh", None}
 _DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "decoder_sparse_step": 1,
@@ -103,7 +102,10 @@ def _dense(config: dict[str, Any], layers: LayerRange) -> list[int]:
 
 def _refuse_ignored(config: dict[str, Any], spec: ModelSpec) -> None:
     ignored = [key for key in ("attn_logit_softcapping", "final_logit_softcapping") if config.get(key)]
-    ignored += [key for key in ("hidden_act", "hidden_activation") if config.get(key) not in _ACTIVATIONS]
+    gemma = spec.family == "gemma3_text"
+    key, known = ("hidden_activation", ["gelu_pytorch_tanh"]) if gemma else ("hidden_act", ["silu", "swish"])
+    if (config.get(key) or known[0]) not in known:
+        ignored.append(f"{key} {config[key]!r}")
     if spec.quantization is not None:
         ignored.append(f"{spec.quantization} weights")
     if ignored:

@@ -12,7 +12,6 @@ from typing import Any
 import mlx.core as mx
 
 from backends.base import Measurement
-from backends.mlx_backend_cache import BLOCK
 from backends.mlx_backend_frames import MX
 from backends.mlx_backend_model import check_dtype, empty_model, slice_of
 from backends.mlx_backend_shard import MlxShard
@@ -20,6 +19,7 @@ from together.errors import BrokenModel, UnsupportedModel
 from together.models.families import FAMILIES
 from together.models.files import read_json
 from together.models.spec import ModelSpec
+from together.planning.estimate import BLOCK
 from together.types import DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row
 
 _FEW, _MORE = 1, 3  # layers of the two shards whose difference is the cost of a layer

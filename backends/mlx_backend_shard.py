@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import StepOutput
+from backends.checks import check_batch
 from backends.ledger import Ledger, spans
-from backends.mlx_backend_cache import BLOCK, SequenceCaches
-from backends.mlx_backend_frames import MX, check_batch, read_activation, write_activation
+from backends.mlx_backend_cache import SequenceCaches
+from backends.mlx_backend_frames import MX, read_activation, write_activation
 from backends.mlx_backend_model import Slice
 from together.errors import FrameRefused
 from together.models.spec import ModelSpec
+from together.planning.estimate import BLOCK
 from together.sampling import argmax_answers, draws_for, sample
 from together.types import Activation, Batch, Dtype, LayerRange, Orders, Row, RowResult, Sampled
 
@@ -120,7 +122,7 @@ class MlxShard:
         finite = mx.isfinite(logits.max(axis=-1)).all()
         self._evaluate(rows, best, rest, finite)
         if not finite.item():
-            raise ValueError("the model's logits are not finite numbers; load it in bf16 or fp32")
+            raise ValueError(f"{self._spec.name} computes no finite logits in {self._dtype}; load it in bf16 or fp32")
         draws = [draw for row in rows for draw in draws_for(row, self._ledger.tokens.get(row.sequence, ()))]
         left = [draw for draw, answered in zip(draws, plain, strict=True) if not answered]
         others = iter(sample(np.array(rest), left))

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-BLOCK = 256  # tokens; growing copies, so larger blocks copy less often and waste more
+from together.planning.estimate import BLOCK
+
 REWIND = 256  # last tokens of a sequence that sliding layers can undo
 
 
@@ -35,7 +36,6 @@ class LayerCache:
     shape: CacheShape
     window: int | None
     base: int = 0
-    high: int = 0  # most tokens that were ever committed: what a sliding layer keeps is counted from there
     data: Tensor = field(init=False)  # [2, kv_heads, room, head_dim]
 
     def __post_init__(self) -> None:
@@ -44,10 +44,11 @@ class LayerCache:
     def append(self, position: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put `[kv_heads, n, head_dim]` at `position`; returns all keys and values that the new tokens may look at.
 
-        Those start at `first(position)`. Nothing that an earlier, committed length needs is lost.
+        Those start at `first(position)`. Nothing is lost that going back `REWIND` tokens from `position` needs.
         """
         stop = position + keys.shape[1]
-        self._make_room(position, stop)
+        if stop - self.base > self.data.shape[2]:
+            self._grow(position, stop)
         self.data[0, :, position - self.base : stop - self.base] = keys
         self.data[1, :, position - self.base : stop - self.base] = values
         seen = self.data[:, :, self.first(position) - self.base : stop - self.base]
@@ -57,33 +58,23 @@ class LayerCache:
         """The first token that a token at `position` sees."""
         return 0 if self.window is None else max(0, position - self.window + 1)
 
-    def reaches(self, position: int) -> bool:
-        """Whether all tokens are still here that a token at `position` sees."""
-        return position == 0 or self.base <= self.first(position)
-
     def truncate(self, length: int) -> None:
         """Give back the blocks behind `length`."""
-        room = max(_blocks(length - self.base), 0)
+        room = _blocks(length - self.base)
         if room < self.data.shape[2]:
             self.data = self.data[:, :, :room].clone()
 
     def copy(self, length: int) -> LayerCache:
         """A cache of its own with the first `length` tokens, as far as they are still here."""
-        twin = LayerCache(self.shape, self.window, self.base, length)
-        twin.data = self.shape.empty(max(_blocks(length - self.base), 0))
-        kept = max(length - self.base, 0)
+        twin = LayerCache(self.shape, self.window, self.base)
+        kept = length - self.base
+        twin.data = self.shape.empty(_blocks(kept))
         twin.data[:, :, :kept] = self.data[:, :, :kept]
         return twin
 
-    def _make_room(self, position: int, stop: int) -> None:
-        """Move what must stay, `[keep, position)`, to a tensor of whole blocks that holds up to `stop`, if need be."""
-        if position == 0:
-            self.base = self.high = 0
-        if stop - self.base <= self.data.shape[2]:
-            return
-        keep = self.base
-        if self.window is not None:
-            keep = max(keep, min(self.high - REWIND, position) - self.window)
+    def _grow(self, position: int, stop: int) -> None:
+        """Move what must stay, `[keep, position)`, to a tensor of whole blocks with room up to `stop`."""
+        keep = self.base if self.window is None else max(self.base, position - self.window - REWIND)
         spare = BLOCK if keep else 0  # a sliding layer moves its tokens once per block, not with each one
         grown = self.shape.empty(min(_blocks(stop - keep + spare), _blocks(stop)))
         grown[:, :, : position - keep] = self.data[:, :, keep - self.base : position - self.base]
@@ -111,14 +102,6 @@ class SequenceCaches:
         if sequence not in self.sequences:
             self.sequences[sequence] = [LayerCache(self.shape, window) for window in self.windows]
         return self.sequences[sequence]
-
-    def reaches(self, sequence: int, position: int) -> bool:
-        """Whether it can go on at `position`: several undos in a row may lead behind what sliding layers keep."""
-        return all(cache.reaches(position) for cache in self.sequences.get(sequence, ()))
-
-    def commit(self, sequence: int, length: int) -> None:
-        for cache in self.of(sequence):
-            cache.high = max(cache.high, length)
 
     def truncate(self, sequence: int, length: int) -> None:
         for cache in self.of(sequence):

@@ -1,4 +1,4 @@
-"""Activations to tensors and back, and all checks of a frame before a shard acts on it. Knows no cache and no model."""
+"""Activations to tensors and back, and which of them a row samples at. Knows no cache and no model."""
 
 from __future__ import annotations
 
@@ -10,33 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from together.errors import FrameRefused
-from together.types import Activation, Batch, Dtype, Row
+from backends.checks import check_activation, not_finite
+from together.types import Activation, Dtype, Row
 
 TORCH: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BITS = {4: torch.int32, 2: torch.int16}  # numpy has no bf16: bits travel as whole numbers
-
-
-def check_batch(batch: Batch, vocab: int) -> None:
-    """Raises FrameRefused, naming the sequence, for rows that no shard can run."""
-    if len({row.sequence for row in batch.rows}) != len(batch.rows):
-        raise FrameRefused("a sequence has two rows in one batch")
-    for row in batch.rows:
-        fault = _fault(row, vocab)
-        if fault:
-            raise FrameRefused(f"the row of sequence {row.sequence} has {fault}")
-
-
-def _fault(row: Row, vocab: int) -> str | None:
-    if not row.token_ids:
-        return "no tokens"
-    if row.position < 0:
-        return f"the position {row.position}"
-    if not 0 <= min(row.token_ids) <= max(row.token_ids) < vocab:
-        return f"a token outside the vocabulary of {vocab}"
-    if row.sample and not all(0 <= offset < len(row.token_ids) for offset in row.sample.offsets):
-        return f"sampling offsets outside its {len(row.token_ids)} tokens"
-    return None
 
 
 def read_activation(hidden: Activation | None, tokens: int, width: int, dtype: Dtype, device: torch.device) -> Tensor:
@@ -44,18 +22,14 @@ def read_activation(hidden: Activation | None, tokens: int, width: int, dtype: D
 
     Raises FrameRefused unless they are exactly that, and finite.
     """
-    if hidden is None:
-        raise FrameRefused("an inner stage was sent no hidden states")
-    found, wanted = (hidden.dtype, hidden.tokens, hidden.width), (dtype, tokens, width)
-    if found != wanted:
-        raise FrameRefused(f"hidden states are {found}, this stage takes {wanted} (dtype, tokens, width)")
+    hidden = check_activation(hidden, tokens, width, dtype)
     if not tokens:
         return torch.empty(0, width, dtype=TORCH[dtype], device=device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable")  # nobody writes
         states = torch.frombuffer(hidden.data, dtype=TORCH[dtype]).reshape(tokens, width).to(device)
     if not torch.isfinite(states).all():
-        raise FrameRefused("hidden states hold infinite values or values that are no numbers")
+        raise not_finite()
     return states
 
 
@@ -75,11 +49,6 @@ def to_numpy(logits: Tensor) -> np.ndarray[tuple[int, int], np.dtype[np.float32]
 def starts(rows: Sequence[Row]) -> Iterator[tuple[Row, int]]:
     """Each row with the place of its first token in the packing."""
     return zip(rows, accumulate((len(row.token_ids) for row in rows), initial=0), strict=False)
-
-
-def places_of(rows: Sequence[Row], chosen: set[int]) -> list[int]:
-    """Where the tokens of the chosen sequences lie in the packing of `rows`."""
-    return [start + i for row, start in starts(rows) if row.sequence in chosen for i in range(len(row.token_ids))]
 
 
 def sampled_places(rows: Sequence[Row]) -> list[int]:

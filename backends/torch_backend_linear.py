@@ -1,7 +1,7 @@
 """Matrix products in half precision on CPUs whose instructions have none, where torch's own are slow. Knows no model.
 
-torch's bf16 product there takes time in proportion to the rows (at 256 rows 7 times what follows); one to three rows are
-bound by reading the weights and stay with it. More rows widen the weights to fp32, a block that fits a cache at a time.
+torch's bf16 product there takes time in proportion to the rows: 7 times what follows at 256 rows. One to three rows are
+bound by reading the weights and stay with it; more rows widen the weights to fp32, a block that fits a cache at a time.
 """
 
 from __future__ import annotations

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from backends.base import Measurement
-from backends.torch_backend_cache import BLOCK
 from backends.torch_backend_frames import TORCH, write_activation
 from backends.torch_backend_linear import speed_up
 from backends.torch_backend_model import build, drop_absent, model_class, range_config
 from backends.torch_backend_shard import TorchShard
 from together.models.files import EMBED, HEAD, NORM
 from together.models.spec import ModelSpec, read_shape
+from together.planning.estimate import BLOCK
 from together.types import Batch, Dtype, LayerRange, Row
 
 _PROMPT = 64  # tokens that are cached before a timed one

@@ -108,6 +108,7 @@ def build(spec: ModelSpec, config: Any, state: Mapping[str, Any], dtype: Dtype, 
             attn_implementation=attention.NAME,
             experts_implementation=EXPERTS if device.type == "cpu" else None,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # checked below, in words of ours
         )
     _check_loaded(spec.name, info)
     return model.eval().requires_grad_(False)
@@ -171,16 +172,19 @@ class _Lazy:
 
 @contextmanager
 def _quiet_and_in_order() -> Iterator[None]:
-    """No progress bars; tensors one after the other, or a pool of threads reads all before the first is in place."""
+    """No bars or reports; tensors one after the other, or a pool of threads reads all before the first is in place."""
     from transformers.utils import logging
 
     key = "HF_DEACTIVATE_ASYNC_LOAD"
     before = os.environ.get(key)
     os.environ[key] = "1"
     logging.disable_progress_bar()
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not writable.*")
             yield
     finally:
+        logging.set_verbosity(level)
         os.environ.pop(key) if before is None else os.environ.update({key: before})

@@ -1,6 +1,6 @@
 """transformers' own `generate` on a whole model, as the yardstick of `bench decode`. Knows nothing of shards.
 
-A process: `python -m backends.torch_backend_reference FOLDER DEVICE DTYPE PROMPT NEW`; every line of input is one round,
+A process: `python -m backends.torch_backend_reference FOLDER DEVICE DTYPE PROMPT NEW`; every line of input is a round,
 answered by one line of JSON.
 """
 

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.base import StepOutput
-from backends.ledger import Ledger
+from backends.checks import check_batch
+from backends.ledger import Ledger, spans
 from backends.torch_backend_attention import PackedRow
-from backends.torch_backend_cache import BLOCK, CacheShape, SequenceCaches
+from backends.torch_backend_cache import CacheShape, SequenceCaches
 from backends.torch_backend_frames import (
     TORCH,
-    check_batch,
-    places_of,
     read_activation,
     sampled_places,
     starts,
@@ -31,8 +30,9 @@ from backends.torch_backend_frames import (
 )
 from together.errors import FrameRefused
 from together.models.spec import ModelSpec
+from together.planning.estimate import BLOCK
 from together.sampling import argmax_answers, draws_for, sample
-from together.types import Activation, Batch, Dtype, LayerRange, Orders, Row, RowResult, Sampled
+from together.types import Activation, Batch, Dtype, LayerRange, Row, RowResult, Sampled
 
 
 @dataclass(slots=True)
@@ -96,18 +96,13 @@ class TorchShard:
 
     @contextmanager
     def _pass(self, batch: Batch, hidden: Activation | None) -> Iterator[Pass]:
-        """Run the batch; commit when the caller is done with the states; leave nothing behind when anything fails."""
+        """Run the batch, and commit when the caller is done with the states; the ledger undoes what fails before."""
         given = self._read(batch, hidden)
-        rows, refusals = self._admit(batch)
-        try:
-            yield Pass(rows, refusals, self._run(rows, self._accepted(batch, rows, given)))
-        except BaseException:
-            new = tuple(row.sequence for row in rows if not self._ledger.length(row.sequence))
-            self._ledger.begin(Batch(orders=Orders(drops=new)))
-            raise
+        rows, refusals = self._ledger.begin(batch)
+        if given is not None and refusals:
+            given = torch.cat([given[span] for span in spans(batch, rows)] or [given[:0]])
+        yield Pass(rows, refusals, self._run(rows, given))
         self._ledger.commit(rows)
-        for row in rows:
-            self._caches.commit(row.sequence, self._ledger.length(row.sequence))
 
     def _read(self, batch: Batch, hidden: Activation | None) -> Tensor | None:
         """The checked input of inner stages, `[tokens, hidden]`. Raises FrameRefused before anything has changed."""
@@ -117,22 +112,6 @@ class TorchShard:
         if hidden is not None:
             raise FrameRefused("the first stage takes token ids and was sent hidden states as well")
         return None
-
-    def _admit(self, batch: Batch) -> tuple[tuple[Row, ...], tuple[RowResult, ...]]:
-        """The ledger's decision, less rows that lead behind what sliding layers still hold."""
-        rows, refusals = self._ledger.begin(batch)
-        if self.rewind is None or all(self._caches.reaches(row.sequence, row.position) for row in rows):
-            return rows, refusals
-        lost = {row.sequence for row in rows if not self._caches.reaches(row.sequence, row.position)}
-        reason = "a sliding layer no longer holds what was before this position"
-        gone = (RowResult(row.sequence, row.position, refusal=reason) for row in rows if row.sequence in lost)
-        ordered = _in_order(batch, refusals, gone)
-        return tuple(row for row in rows if row.sequence not in lost), ordered
-
-    def _accepted(self, batch: Batch, rows: tuple[Row, ...], given: Tensor | None) -> Tensor | None:
-        if given is None or len(rows) == len(batch.rows):
-            return given
-        return given[places_of(batch.rows, {row.sequence for row in rows})]
 
     def _run(self, rows: tuple[Row, ...], given: Tensor | None) -> Tensor:
         """The states of the rows after the last layer (and the norm, on the last stage), `[tokens, hidden]`."""

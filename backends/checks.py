@@ -1,0 +1,76 @@
+"""What torch and MLX check alike: a request against its model, a frame against a shard. Knows no framework."""
+
+from __future__ import annotations
+
+from backends.base import LoadRequest
+from together.errors import BadPlan, FrameRefused, NotEnoughMemory, UnsupportedModel
+from together.models.families import require_family
+from together.models.spec import ModelSpec
+from together.planning.estimate import BLOCK, WORKSPACE_BYTES
+from together.types import Activation, Batch, Dtype, Row
+
+
+def check_model(spec: ModelSpec, request: LoadRequest) -> None:
+    """Raises UnsupportedModel or BadPlan where these layers of this model cannot be a shard."""
+    require_family(spec.name, spec.family)
+    if spec.quantization is not None:
+        raise UnsupportedModel(f"{spec.name} is quantized ({spec.quantization}); choose it in bf16, fp16 or fp32")
+    if request.layers.stop > spec.layers:
+        raise BadPlan(f"{spec.name} has {spec.layers} layers, the plan asks for {request.layers}; plan again")
+
+
+def cache_capacity(spec: ModelSpec, request: LoadRequest) -> int:
+    """KV tokens in whole blocks that the granted memory leaves beside weights and workspace.
+
+    Raises NotEnoughMemory where not even one block is left.
+    """
+    weights = spec.stage_bytes(request.layers, request.dtype)
+    block_bytes = spec.kv_bytes_per_token(request.layers, request.dtype) * BLOCK
+    blocks = (request.memory_bytes - weights - WORKSPACE_BYTES) // block_bytes
+    if blocks < 1:
+        least = _mb(weights + WORKSPACE_BYTES + block_bytes)
+        raise NotEnoughMemory(
+            f"{spec.name}: layers {request.layers} need {least} with room for {BLOCK} tokens, "
+            f"{_mb(request.memory_bytes)} were granted; grant more, or move layers to another node"
+        )
+    return blocks * BLOCK
+
+
+def check_batch(batch: Batch, vocab: int) -> None:
+    """Raises FrameRefused, naming the sequence, for rows that no shard can run."""
+    if len({row.sequence for row in batch.rows}) != len(batch.rows):
+        raise FrameRefused("a sequence has two rows in one batch")
+    for row in batch.rows:
+        fault = _fault(row, vocab)
+        if fault:
+            raise FrameRefused(f"the row of sequence {row.sequence} has {fault}")
+
+
+def check_activation(hidden: Activation | None, tokens: int, width: int, dtype: Dtype) -> Activation:
+    """The activation, if it is `[tokens, width]` of `dtype`; else FrameRefused. Values are for the backend to check."""
+    if hidden is None:
+        raise FrameRefused("an inner stage was sent no hidden states")
+    found, wanted = (hidden.dtype, hidden.tokens, hidden.width), (dtype, tokens, width)
+    if found != wanted:
+        raise FrameRefused(f"hidden states are {found}, this stage takes {wanted} (dtype, tokens, width)")
+    return hidden
+
+
+def not_finite() -> FrameRefused:
+    return FrameRefused("hidden states hold infinite values or values that are no numbers")
+
+
+def _fault(row: Row, vocab: int) -> str | None:
+    if not row.token_ids:
+        return "no tokens"
+    if row.position < 0:
+        return f"the position {row.position}"
+    if not 0 <= min(row.token_ids) <= max(row.token_ids) < vocab:
+        return f"a token outside the vocabulary of {vocab}"
+    if row.sample and not all(0 <= offset < len(row.token_ids) for offset in row.sample.offsets):
+        return f"sampling offsets outside its {len(row.token_ids)} tokens"
+    return None
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
