@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 HEAD_PORTS = 64  # tried above the first node block's start, for answers from last stages
 NODES_TIMEOUT = 60.0  # seconds to wait for the nodes that this head started
 SETTLE = 1.0  # seconds to hear of other machines before the first plan
+CAUSE_WITHIN = 1.0  # seconds from a broken link to the news of the stage that broke it
 VIEWS_EVERY = 0.2  # seconds between two views at most
 
 
@@ -78,6 +79,7 @@ class Head:
         self._last: tuple[Path, tuple[int, ...] | None] = (BUNDLED, None)
         self._loading = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
+        self._load_task: asyncio.Task[object] | None = None
         self._ring_task: asyncio.Task[None] | None = None
         self._first_load = True
 
@@ -94,12 +96,13 @@ class Head:
 
     async def stop(self) -> None:
         """Unload, end the local nodes, leave nothing behind."""
-        for task in (self._ring_task, *self._tasks[1:]):
+        for task in (self._load_task, self._ring_task, *self._tasks[1:]):
             if task is not None:
                 task.cancel()
         with suppress(TogetherError, TimeoutError):
             async with asyncio.timeout(2.0):
-                await self._end_service()
+                async with self._loading:  # a load that was cancelled gives back what it has
+                    await self._end_service()
         self._tasks[0].cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.local.close()
@@ -114,6 +117,8 @@ class Head:
     async def _renew_leases(self) -> None:
         while True:
             await asyncio.sleep(self.settings.lease / 6)
+            serves = self._serving.state in (ServingState.LOADING, ServingState.READY)
+            await self._membership.end_strays(self._serving.ring if serves else "")
             await self._membership.renew()
 
     # --- what is seen -------------------------------------------------------------------------------------------------
@@ -147,6 +152,7 @@ class Head:
         What served before is unloaded first. Raises TogetherError; the cause is also in the view.
         """
         async with self._loading:
+            self._load_task = asyncio.current_task()
             if folder is not None:
                 self._last = (folder, boundaries)
             folder, boundaries = self._last
@@ -157,6 +163,8 @@ class Head:
             except TogetherError as error:
                 self._show(replace(self._serving, state=ServingState.FAILED, cause=str(error), progress=0.0))
                 raise
+            finally:
+                self._load_task = None
 
     async def unload(self) -> None:
         async with self._loading:
@@ -167,9 +175,10 @@ class Head:
         spec = await asyncio.to_thread(read_spec, folder)
         text = await asyncio.to_thread(TextModel.open, folder)
         model = spec.ref(await asyncio.to_thread(folder.resolve))
-        nodes = await self._nodes_with(model, len(boundaries) + 1 if boundaries else 1)
+        ranges = _ranges(boundaries, spec.layers)
+        nodes = await self._nodes_with(model, len(ranges) if ranges else 1)
         sizing = Sizing(min(self.settings.context, spec.context), self.settings.users, self._dtype(folder, spec))
-        plan = make_plan(spec, model, nodes, sizing, _ranges(boundaries, spec.layers))
+        plan = make_plan(spec, model, nodes, sizing, ranges)
         loader = RingLoader(self._membership, plan, self._inlets, self._own, self.settings.load_timeout)
         self._show(Serving(ServingState.LOADING, spec.name, plan, loader.ring))
         try:
@@ -260,18 +269,23 @@ class Head:
             if trouble := service.loader.trouble():
                 service.client.fail(trouble)
                 return
+            if link := service.loader.broken_link():
+                await asyncio.sleep(CAUSE_WITHIN)
+                service.client.fail(service.loader.trouble() or link)
+                return
             await changed.wait(seen, timeout=1.0)
 
     async def _end_service(self) -> None:
+        """Returns when the stages are gone, also those of a ring that broke a moment ago."""
         service, self._service = self._service, None
-        if service is None:
-            return
-        service.engine.close()
-        await service.client.close()
-        await service.loader.unload()
+        if service is not None:
+            service.engine.close()
+            await service.client.close()
+            await service.loader.unload()
         if self._ring_task is not None:
-            self._ring_task.cancel()
             await asyncio.gather(self._ring_task, return_exceptions=True)
+            self._ring_task = None
+        await self._membership.end_strays("")
 
 
 def _ranges(boundaries: tuple[int, ...] | None, layers: int) -> tuple[LayerRange, ...] | None:

@@ -90,9 +90,9 @@ def parse_bytes(text: str) -> int:
     digits = text.strip().rstrip("BbKkMmGgTtIi ")
     unit = text.strip()[len(digits) :].strip().lower()
     try:
-        value = float(digits)
+        size = float(digits) * _UNITS.get(unit, -1)
     except ValueError:
-        value = -1.0
-    if unit not in _UNITS or value < 0:
+        size = -1.0
+    if not 0 <= size < 2**63:  # nor is "nan" a size
         raise BadSetting(f"{text!r} is not a size; write it as 4GB or 512MiB")
-    return int(value * _UNITS[unit])
+    return int(size)

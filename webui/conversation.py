@@ -44,7 +44,7 @@ def _seed(text: str | None) -> int:
     if not text or not text.strip():
         return secrets.randbits(63)
     try:
-        return int(text)
+        return int(text) % 2**64
     except ValueError:
         raise BadRequest("the seed is a whole number, or empty for a random one", param="seed") from None
 

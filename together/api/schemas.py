@@ -49,7 +49,7 @@ class ChatCompletionRequest(_Strict):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     stop: str | list[str] | None = None
@@ -105,7 +105,7 @@ class ChatCompletionRequest(_Strict):
             "frequency_penalty": self.frequency_penalty,
         }
         values = {name: value for name, value in given.items() if value is not None}
-        seed = secrets.randbits(63) if self.seed is None else self.seed
+        seed = secrets.randbits(63) if self.seed is None else self.seed % 2**64
         return Sampling(**values, logit_bias=self._logit_bias(), seed=seed)  # type: ignore[arg-type]  # top_k is an int
 
     def _logit_bias(self) -> tuple[tuple[int, float], ...]:

@@ -65,6 +65,7 @@ class Agent:
     grants: Grants
     changed: Broadcast = field(default_factory=Broadcast)
     draining: bool = False
+    closed: bool = False
     _stages: dict[tuple[str, int], StageProcess] = field(default_factory=dict)
     _renewed: dict[str, float] = field(default_factory=dict)  # head → event loop time
     _peers: dict[Endpoint, float] = field(default_factory=dict)
@@ -111,19 +112,27 @@ class Agent:
     async def load(self, order: StageOrder) -> StageStatus:
         """Grant the memory and start the stage; its progress comes over Watch. The same order again changes nothing."""
         name = (order.ring, order.index)
-        if name in self._stages:
-            return self._stages[name].status
+        stage = self._stages.get(name)
+        if stage is None:
+            folder = await self._folder(order.model)
+            stage = self._stages.get(name) or await self._start(order, folder)  # it may have come twice meanwhile
+        return stage.status
+
+    async def _start(self, order: StageOrder, folder: Path) -> StageProcess:
         if self.draining:
             raise LoadFailed(f"node {self.identity.name} is draining and takes no new layers")
-        folder = await self._folder(order.model)
         self.grants.take(order)
         self._touch(order.head)
         first, last = self.identity.ports
         launch = Launch(order, str(folder), self.identity.name, self.settings.host, (first + 1, last))
         stage = StageProcess(launch, self.identity.endpoint.addresses, self.changed.notify)
-        self._stages[name] = stage
-        await stage.start()
-        return stage.status
+        self._stages[order.ring, order.index] = stage
+        try:
+            await stage.start()
+        except OSError as error:
+            await self._end([(order.ring, order.index)])
+            raise LoadFailed(f"node {self.identity.name} cannot start a process: {error}") from error
+        return stage
 
     async def unload(self, ring: RingName) -> None:
         """End a ring's stages; returns when their processes are gone. Another head's ring is refused."""
@@ -163,7 +172,11 @@ class Agent:
             self._peers = {peer: at for peer, at in self._peers.items() if at > clock() - PEER_LIFE}
 
     async def close(self) -> None:
+        """End all stages, then every Watch: a head sees a node that left, and not a stream that broke."""
+        self.draining = True
         await self._end(list(self._stages))
+        self.closed = True
+        self.changed.notify()
 
     async def _end(self, names: list[tuple[str, int]]) -> None:
         await asyncio.gather(*(self._stages[name].stop() for name in names))
@@ -193,7 +206,7 @@ class Agent:
             self._check(caller)
         except TogetherError as error:
             await context.abort(rpc.status_of(error), str(error))
-        while True:
+        while not self.closed:
             seen = self.changed.version
             yield wire.NODE_STATUS.encode(self.status())
             await self.changed.wait(seen, self.settings.heartbeat)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from zeroconf import InterfaceChoice, IPVersion, NonUniqueNameException, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
@@ -52,7 +52,7 @@ class Hint:
         if self.model:
             values |= {"model": self.model, "layers": str(self.layers)}
             values |= {"held": _ranges_text(self.held), "free": _ranges_text(self.free)}
-        return {key: value[:MOST_TEXT] for key, value in values.items()}
+        return {key: _shortened(value) for key, value in values.items()}
 
     @classmethod
     def parse(cls, properties: dict[str, str], endpoint: Endpoint) -> Hint | None:
@@ -74,8 +74,15 @@ class Hint:
             return None
 
 
+def _shortened(text: str) -> str:
+    """A record's entry has at most 255 bytes, its key among them."""
+    return text.encode()[:MOST_TEXT].decode(errors="ignore")
+
+
 def _ranges_text(ranges: tuple[LayerRange, ...]) -> str:
-    return ",".join(str(item) for item in ranges)
+    """As many whole ranges as the record has room for: half a number would be another range."""
+    text = ",".join(str(item) for item in ranges)
+    return text if len(text) <= MOST_TEXT else text[: MOST_TEXT + 1].rpartition(",")[0]
 
 
 def _parse_ranges(text: str) -> tuple[LayerRange, ...]:
@@ -86,7 +93,7 @@ def missing_ranges(layers: int, held: list[LayerRange]) -> tuple[LayerRange, ...
     """The ranges of `layers` layers that none of `held` covers."""
     gaps: list[LayerRange] = []
     reached = 0
-    for item in sorted(held):
+    for item in sorted(item for item in held if item.start < layers):
         if item.start > reached:
             gaps.append(LayerRange(reached, item.start))
         reached = max(reached, item.stop)
@@ -104,6 +111,7 @@ class Discovery:
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
         self._service: AsyncServiceInfo | None = None
+        self._serial = 0
         self._lookups: set[asyncio.Task[None]] = set()
         self.hints: dict[str, Hint] = {}  # by service name
 
@@ -122,13 +130,14 @@ class Discovery:
         if self._zeroconf is None:
             return
         name = f"{hint.id}.{SERVICE}"
-        addresses = [socket.inet_aton(address) for address in hint.endpoint.addresses]
+        self._serial += 1  # a record that goes back to what it said before would not count as news
+        addresses = [ip_address(address).packed for address in hint.endpoint.addresses]
         service = AsyncServiceInfo(
             SERVICE,
             name,
             hint.endpoint.port,
             addresses=addresses,
-            properties=hint.properties(),
+            properties=hint.properties() | {"serial": str(self._serial)},
             server=f"{hint.id}.local.",
         )
         if self._service is None:
@@ -154,7 +163,7 @@ class Discovery:
         if state_change is ServiceStateChange.Removed:
             if self.hints.pop(name, None):
                 self._changed()
-        elif name in self.hints or len(self.hints) < MOST_RECORDS:
+        elif name in self.hints or len(self.hints) + len(self._lookups) < MOST_RECORDS:
             task = asyncio.ensure_future(self._look_up(zeroconf, name))
             self._lookups.add(task)
             task.add_done_callback(self._lookups.discard)
@@ -163,7 +172,7 @@ class Discovery:
         info = AsyncServiceInfo(SERVICE, name)
         if not await info.async_request(zeroconf, timeout=3000) or info.port is None:
             return
-        endpoint = Endpoint(tuple(info.parsed_addresses(IPVersion.V4Only))[:8], info.port)
+        endpoint = Endpoint(tuple(info.parsed_addresses(IPVersion.All))[:8], info.port)
         properties = {key: (value or "")[:MOST_TEXT] for key, value in info.decoded_properties.items()}
         hint = Hint.parse(properties, endpoint)
         if hint and hint.cluster == self._settings.cluster and self.hints.get(name) != hint:

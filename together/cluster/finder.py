@@ -28,7 +28,8 @@ def find_model(model: ModelRef, home: Path, node_name: str) -> Path:
             continue  # another candidate may be whole; where none is, the sentence below is raised
         if found == model.fingerprint:
             return folder
-        other = other or found
+        if folder != BUNDLED or model.name == BUNDLED.name:  # every machine has that one, whatever is looked for
+            other = other or found
     if other:
         raise BrokenModel(
             f"node {node_name} has another version of {model.name}: {other[:12]} there, {model.fingerprint[:12]} at "

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from together.errors import BadPlan, NotEnoughMemory
+from together.planning.estimate import gigabytes
 from together.types import Device, StageOrder, StagePlan
 
 StageName = tuple[str, int]  # ring, index
@@ -53,7 +54,3 @@ class Grants:
             f"node {self.node_name}: needs {gigabytes(stage.memory_bytes)} for {layers}, has {gigabytes(free)} free; "
             "lower the context, give it fewer layers, or unload what it holds"
         )
-
-
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

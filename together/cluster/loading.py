@@ -65,7 +65,7 @@ class RingLoader:
         )
 
     async def unload(self) -> None:
-        """End every stage that still can be reached; the others end with their lease."""
+        """End every stage that still can be reached; the others end with their lease, or see `end_strays`."""
         self._inlets.remove(self.ring)
         name = RingName(self.ring, self._membership.head)
         nodes = {stage.node for stage in self._plan.stages if self._membership.alive(stage.node)}
@@ -79,14 +79,21 @@ class RingLoader:
         return [self._stage(index, stage.node) for index, stage in enumerate(self._plan.stages)]
 
     def trouble(self) -> RingBroken | None:
-        """What is wrong with a ring that was ready, or None."""
+        """A stage of a ring that was ready is gone, or None."""
         for index, (planned, stage) in enumerate(zip(self._plan.stages, self.stages(), strict=True)):
             node = self._membership.status(planned.node)
             if node is None or not self._membership.alive(planned.node):
                 return self._broken(index, node.cause if node else "the node is gone")
             if stage is None:
                 return self._broken(index, "the node started anew and does not hold it any more")
-            if stage.state is StageState.FAILED or stage.cause:
+            if stage.state is StageState.FAILED:
+                return self._broken(index, stage.cause)
+        return None
+
+    def broken_link(self) -> RingBroken | None:
+        """A stage that cannot reach the next one says so; the next one's own end, if that is why, may come later."""
+        for index, stage in enumerate(self.stages()):
+            if stage is not None and stage.cause:
                 return self._broken(index, stage.cause)
         return None
 

@@ -19,7 +19,7 @@ from together.cluster.discovery import Discovery
 from together.errors import TogetherError, Unreachable
 from together.ring import rpc, wire
 from together.settings import Settings
-from together.types import Caller, Endpoint, NodeState, NodeStatus
+from together.types import Caller, Endpoint, NodeState, NodeStatus, RingName
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,18 @@ class Membership:
         for answer in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(answer, BaseException):
                 log.warning("a lease was not renewed: %s", answer)
+
+    async def end_strays(self, ring: str) -> None:
+        """Unload this head's stages of other rings than `ring`: their node was out of reach when those rings ended.
+
+        Renewing counts for a head, not for a ring, so they would stay for ever.
+        """
+        mine = [(n.id, stage) for n in self.living() for stage in n.stages if stage.head == self.head]
+        strays = {(node, stage.ring) for node, stage in mine if stage.ring != ring}
+        calls = [self.call(node, rpc.UNLOAD_CALL, RingName(stray, self.head)) for node, stray in strays]
+        for answer in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(answer, BaseException):
+                log.warning("a forgotten stage was not ended: %s", answer)
 
     def _introduced(self) -> set[Endpoint]:
         return {peer for node in self.living() for peer in node.peers}

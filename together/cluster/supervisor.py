@@ -62,6 +62,7 @@ class StageProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._followers: asyncio.Task[None] | None = None
         self._last_words: deque[str] = deque(maxlen=20)
+        self._starting = asyncio.Lock()  # a process that is just being made is waited for, then ended
         self._stopping = False
         self.status = StageStatus(
             ring=order.ring,
@@ -76,17 +77,22 @@ class StageProcess:
         )
 
     async def start(self) -> None:
-        self._process = await spawn("together.ring.stage")
-        assert self._process.stdin is not None
-        self._process.stdin.write(self._launch.line())
+        """Nothing is started after `stop`. Raises OSError where the system gives no process."""
+        async with self._starting:
+            if self._stopping:
+                return
+            self._process = await spawn("together.ring.stage")
+            assert self._process.stdin is not None
+            self._process.stdin.write(self._launch.line())
+            self._followers = asyncio.create_task(self._follow(self._process))
         self._update(pid=self._process.pid)
-        self._followers = asyncio.create_task(self._follow(self._process))
 
     async def stop(self) -> None:
         """End the process; returns when it is gone, so its memory is free."""
         self._stopping = True
-        if self._process is not None:
-            await end(self._process)
+        async with self._starting:
+            if self._process is not None:
+                await end(self._process)
         if self._followers is not None:
             await self._followers
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -18,31 +17,14 @@ from typing import Protocol
 
 import psutil
 
+from together.cluster.bare import Place, bare_ring
 from together.cluster.supervisor import StageProcess, end, spawn
 from together.desktop.bench_shapes import random_checkpoint
 from together.engine.engine import Engine
 from together.errors import BadSetting, LoadFailed
 from together.models.spec import ModelSpec, read_spec
-from together.planning.estimate import stage_memory
 from together.planning.split import uniform_ranges
-from together.ring import rpc
-from together.ring.join import join_ring
-from together.ring.links import Inlets
-from together.ring.pipe import Launch
-from together.types import (
-    Dtype,
-    Endpoint,
-    GenerateRequest,
-    LayerRange,
-    Sampling,
-    StageOrder,
-    StagePlan,
-    StageState,
-)
-
-HOST = "127.0.0.1"
-PORTS = (46000, 46999)
-LOAD_TIMEOUT = 600.0
+from together.types import Dtype, GenerateRequest, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +96,9 @@ def _subject(setup: str, request: DecodeRequest, folder: Path) -> AbstractAsyncC
 class _Ring:
     """Stage processes joined to a ring, and an engine over it."""
 
-    def __init__(self, engine: Engine, stages: list[StageProcess], request: DecodeRequest, spec: ModelSpec) -> None:
+    def __init__(
+        self, engine: Engine, stages: tuple[StageProcess, ...], request: DecodeRequest, spec: ModelSpec
+    ) -> None:
         self._engine = engine
         self._stages = stages
         self._request = request
@@ -154,60 +138,16 @@ class _Ring:
 
 @asynccontextmanager
 async def _ring(count: int, request: DecodeRequest, folder: Path) -> AsyncIterator[Subject]:
-    spec = read_spec(folder)
-    inlets = Inlets()
-    server = rpc.make_server({rpc.PUSH: inlets.handler()})
-    own = Endpoint((HOST,), rpc.bind(server, HOST, range(PORTS[0], PORTS[1])))
-    await server.start()
-    changed = asyncio.Event()
-    stages = [StageProcess(launch, (HOST,), changed.set) for launch in _launches(count, request, spec, folder)]
-    try:
-        await asyncio.gather(*(stage.start() for stage in stages))
-        await _until_ready(stages, changed)
-        context = request.prompt + request.new
-        client = await join_ring(
-            [stage.status for stage in stages],
-            epoch=0,
-            own=own,
-            inlets=inlets,
-            context=context,
-            hidden_size=spec.hidden_size,
-            dtype=request.dtype,
-            describe=lambda index: f"stage {index}",
-        )
-        engine = Engine(client, frozenset())
+    spec = await asyncio.to_thread(read_spec, folder)
+    places = tuple(Place(request.backend, request.device, layers) for layers in uniform_ranges(spec.layers, count))
+    async with bare_ring(folder, places, request.dtype, request.prompt + request.new) as ring:
+        engine = Engine(ring.client, frozenset())
         loop = asyncio.create_task(engine.run())
         try:
-            yield _Ring(engine, stages, request, spec)
+            yield _Ring(engine, ring.stages, request, spec)
         finally:
             engine.close()
             await asyncio.gather(loop, return_exceptions=True)
-            await client.close()
-    finally:
-        await asyncio.gather(*(stage.stop() for stage in stages))
-        await server.stop(0)
-
-
-def _launches(count: int, request: DecodeRequest, spec: ModelSpec, folder: Path) -> list[Launch]:
-    ring = secrets.token_hex(8)
-    context = request.prompt + request.new
-    launches = []
-    for index, layers in enumerate(uniform_ranges(spec.layers, count)):
-        memory = stage_memory(spec, layers, request.dtype, context, users=2)
-        stage = StagePlan("bench", request.backend, request.device, LayerRange(layers.start, layers.stop), memory)
-        order = StageOrder(ring, 0, "bench", index, count, spec.ref(folder), stage, request.dtype)
-        launches.append(Launch(order, str(folder), "bench", HOST, PORTS))
-    return launches
-
-
-async def _until_ready(stages: list[StageProcess], changed: asyncio.Event) -> None:
-    async with asyncio.timeout(LOAD_TIMEOUT):
-        while any(stage.status.state is not StageState.READY for stage in stages):
-            for stage in stages:
-                if stage.status.state is StageState.FAILED:
-                    raise LoadFailed(f"stage {stage.status.index}: {stage.status.cause}")
-            changed.clear()
-            await changed.wait()
 
 
 class _Reference:

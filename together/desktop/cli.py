@@ -49,14 +49,15 @@ def main(arguments: list[str]) -> int:
             return 0
         if not arguments or arguments[0] not in (*COMMANDS, "-h", "--help"):
             arguments = ["up", *arguments]
-        return int(app(arguments, prog_name="together", standalone_mode=False) or 0)
-    except (typer.Exit, typer.Abort) as end:
-        return getattr(end, "exit_code", 130)
+        app(arguments, prog_name="together")
+    except SystemExit as end:  # how typer says that it is done, or that an option is wrong
+        return end.code if isinstance(end.code, int) else 1
     except TogetherError as error:
         print(f"together: {error}", file=sys.stderr)
         return 2 if isinstance(error, BadInput) else 1
     except KeyboardInterrupt:
         return 130
+    return 0
 
 
 @app.command()
@@ -82,6 +83,7 @@ def up(
 ) -> None:
     """Start the app: page, API, and nodes on this machine."""
     settings = _settings(port=port, host=host, dtype=dtype, backend=backend, memory=memory, log_level=log_level)
+    _warn_if_open(settings)
     from together.desktop.app import Options, run_app
     from together.desktop.arguments import boundaries_of, check_model
 
@@ -107,6 +109,7 @@ def node(
 ) -> None:
     """Lend this machine: a node without a page."""
     settings = _settings(host=host, node_port=port, name=name, backend=backend, memory=memory, log_level=log_level)
+    _warn_if_open(settings)
     import asyncio
 
     asyncio.run(_run_node(settings, _endpoints(peer), with_parent))
@@ -177,7 +180,7 @@ def bench(context: typer.Context) -> None:
     """Measure this machine: bench hop, bench decode."""
     from together.desktop.bench import app as bench_app
 
-    bench_app(context.args, prog_name="together bench", standalone_mode=False)
+    bench_app(context.args, prog_name="together bench")
 
 
 # --- what commands share ----------------------------------------------------------------------------------------------
@@ -194,12 +197,15 @@ def _settings(**given: object) -> Settings:
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)  # a line per request is no news
+    return settings
+
+
+def _warn_if_open(settings: Settings) -> None:
     if settings.open_to_network:
         print(
             f"together: warning: listening on {settings.host}: anyone on this network can use it and send it work",
             file=sys.stderr,
         )
-    return settings
 
 
 def _endpoints(peers: list[str] | None) -> tuple[Endpoint, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,17 +62,12 @@ class RunningApp:
 
     def stop(self) -> None:
         """Ask the app to end, and wait until it is gone. Raises AppError if it stays."""
-        try:
-            process = psutil.Process(self.pid)
-        except psutil.NoSuchProcess:
-            return
         self.control("shutdown")
-        try:
-            process.wait(STOP_WITHIN)
-        except psutil.TimeoutExpired:
-            raise AppError(
-                f"the app at {self.url} was asked to stop and is still there; end process {self.pid}"
-            ) from None
+        deadline = time.monotonic() + STOP_WITHIN
+        while _runs(self.pid):
+            if time.monotonic() > deadline:
+                raise AppError(f"the app at {self.url} was asked to stop and is still there; end process {self.pid}")
+            time.sleep(0.05)
 
     def _json(
         self, method: str, path: str, body: dict[str, object] | None = None, read_timeout: float | None = 30.0
@@ -105,6 +101,13 @@ def require_running(home: Path) -> RunningApp:
     if app is None:
         raise AppError("together is not running; start it with: python3 launch.py")
     return app
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # that one waits for its parent only
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _content(chunk: dict[str, Any]) -> str:

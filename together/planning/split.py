@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from together.errors import BadPlan
+from together.errors import BadPlan, NotEnoughMemory
 from together.models.spec import ModelSpec
-from together.planning.estimate import stage_memory
+from together.planning.estimate import gigabytes, stage_memory
 from together.types import Dtype, LayerRange, ModelRef, NodeStatus, Plan, StagePlan
 
 
@@ -55,7 +55,10 @@ def make_plan(
     sizing: Sizing,
     ranges: tuple[LayerRange, ...] | None = None,
 ) -> Plan:
-    """`ranges` on the nodes in order (`custom`), or equal parts on all of them (`uniform`). Raises BadPlan."""
+    """`ranges` on the nodes in order (`custom`), or equal parts on all of them (`uniform`).
+
+    Raises BadPlan, or NotEnoughMemory for a stage that is larger than all that its node may use.
+    """
     ranges = ranges or uniform_ranges(spec.layers, len(nodes))
     check_ranges(ranges, spec.layers)
     if len(ranges) > len(nodes):
@@ -67,4 +70,10 @@ def make_plan(
 def _stage(spec: ModelSpec, node: NodeStatus, layers: LayerRange, sizing: Sizing) -> StagePlan:
     device = node.devices[0]
     memory = stage_memory(spec, layers, sizing.dtype, sizing.context, sizing.users)
+    if memory > node.memory_bytes:  # what others hold of it may be free again by then: the node decides on that
+        raise NotEnoughMemory(
+            f"node {node.name}: needs {gigabytes(memory)} for layers {layers.start}–{layers.stop - 1} with a context "
+            f"of {sizing.context} for {sizing.users} users, may use {gigabytes(node.memory_bytes)}; lower the context, "
+            "give it fewer layers, or add a node"
+        )
     return StagePlan(node.id, device.backend, device.name, layers, memory)

@@ -18,7 +18,7 @@ from together.types import DTYPE_BYTES, Dtype, Frame
 T = TypeVar("T")
 
 CHUNK_BYTES = 4 * 2**20  # a prefill frame's activation: 0.35 s on a 100 Mbit/s link
-MOST_CHUNK = 512  # tokens; matrix products gain nothing beyond
+MOST_CHUNK = 256  # tokens; matrix products gain little beyond, and a step's own tensors grow with it
 
 
 def chunk_tokens(hidden_size: int, dtype: Dtype) -> int:
@@ -27,7 +27,7 @@ def chunk_tokens(hidden_size: int, dtype: Dtype) -> int:
 
 
 class RingClient:
-    """In KV tokens: the smallest `capacity` of all stages, the largest `block`, the smallest `rewind` (None: unbounded)."""
+    """In KV tokens: the smallest `capacity` of all stages, the largest `block`, the smallest `rewind` (None: any)."""
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class RingClient:
 
     async def _unless_failed(self, work: Coroutine[Any, Any, T]) -> T:
         task: asyncio.Future[Any] = asyncio.create_task(work)
+        task.add_done_callback(_heard)
         try:
             await asyncio.wait({task, self._failed}, return_when=asyncio.FIRST_COMPLETED)
             if task.done() and not self._failed.done():
@@ -100,3 +101,9 @@ class RingClient:
             await asyncio.wait([self._failed], timeout=2.0)
             self._check()
             raise
+
+
+def _heard(task: asyncio.Future[Any]) -> None:
+    """Its error counts as heard, also where the ring's own failure came first and is raised instead."""
+    if not task.cancelled():
+        task.exception()

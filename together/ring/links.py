@@ -160,6 +160,10 @@ class Outlet:
             await self._stream.write(data)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
             raise RingBroken(f"the link to {self.peer} is gone ({await self._reason(error)})") from error
+        except asyncio.CancelledError:
+            if rpc.is_cancelled():
+                raise
+            raise RingBroken(f"the link to {self.peer} was closed meanwhile") from None
 
     async def ended(self) -> str:
         """Waits until the other side ends the stream (it never should); returns why."""

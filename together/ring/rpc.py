@@ -110,7 +110,17 @@ async def call(channel: grpc.aio.Channel, method: Unary, request: object, peer: 
         answer = await stub(method.request.encode(request), timeout=timeout)
     except grpc.aio.AioRpcError as error:
         raise error_of(error, peer) from error
+    except (grpc.aio.UsageError, asyncio.CancelledError) as error:  # the channel was closed before or meanwhile
+        if is_cancelled():
+            raise
+        raise Unreachable(f"{peer} is gone") from error
     return method.response.decode(answer) if method.response else None
+
+
+def is_cancelled() -> bool:
+    """Whether a CancelledError is meant for this task; gRPC also raises it when somebody else closes the channel."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def unary_handler(method: Unary, serve: Callable[[Any], Awaitable[Any]]) -> Handler:
@@ -198,7 +208,7 @@ async def _first_successes(attempts: list[asyncio.Task[str]], timeout: float) ->
         for attempt in asyncio.as_completed(attempts, timeout=timeout):
             try:
                 yield await attempt
-            except OSError:
+            except (OSError, ValueError, OverflowError):  # the latter two: no such name, no such port
                 continue
     except TimeoutError:
         return

@@ -179,6 +179,8 @@ class Stage:
             try:
                 await self._outlet.send(data)
             except RingBroken as error:
+                if key != self._inlet.key:
+                    continue  # a new epoch closed the link under us
                 self._linked.clear()
                 self._emit(Event("broken", cause=str(error)))
 

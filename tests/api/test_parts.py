@@ -1,0 +1,119 @@
+"""The parts of the HTTP side that need no running app: pauses, ports, errors."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from together.api.chat import COMMENT, Completion, next_piece, paced, stream
+from together.api.errors import error_response
+from together.api.guard import is_local
+from together.api.server import bind, url_of
+from together.errors import LoadFailed, NotServing, QueueFull, RingBroken, Unreachable
+from together.types import Piece, Usage
+
+
+class Answer:
+    """A slow answer that knows whether it was closed."""
+
+    def __init__(self, *steps: float | Exception) -> None:
+        self.steps = steps
+        self.closed = False
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        try:
+            for step in self.steps:
+                if isinstance(step, Exception):
+                    raise step
+                await asyncio.sleep(step)
+                yield Piece("é🗼")
+            yield Piece("", finish="stop", usage=Usage(3, len(self.steps)))
+        finally:
+            self.closed = True
+
+
+async def events_of(answer: Answer, pause: float = 10.0) -> list[bytes]:
+    pieces = answer.pieces()
+    return [part async for part in stream(Completion("toy"), paced(pieces, next_piece(pieces), pause), True)]
+
+
+async def test_a_pause_becomes_a_comment() -> None:
+    events = await events_of(Answer(0.0, 0.25, 0.0), pause=0.1)
+    assert events.count(COMMENT) == 2
+    assert events[-1] == b"data: [DONE]\n\n"
+    assert all(event.isascii() for event in events)  # nothing to split
+
+
+async def test_an_error_in_the_stream_is_its_last_event() -> None:
+    events = await events_of(Answer(0.0, RingBroken("node studio: stage 1 was killed")))
+    assert b'{"error":{"message":"node studio: stage 1 was killed"' in events[-1]
+    assert len(events) == 3
+
+
+async def test_a_bug_in_the_stream_keeps_its_text_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    events = await events_of(Answer(ZeroDivisionError("secret")))
+    assert b"secret" not in events[-1]
+    assert b"internal_error" in events[-1]
+    assert "secret" in caplog.text
+
+
+async def test_closing_the_stream_closes_the_answer() -> None:
+    answer = Answer(0.0, 60.0)
+    pieces = answer.pieces()
+    events = stream(Completion("toy"), paced(pieces, next_piece(pieces)), False)
+    for _ in range(2):
+        await anext(events)
+    await events.aclose()
+    assert answer.closed
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry"),
+    [
+        (NotServing("loading", retry_after=0.2), 503, "1"),
+        (QueueFull("full", retry_after=2.5), 429, "3"),
+        (RingBroken("gone"), 503, "5"),
+        (LoadFailed("no"), 503, "5"),
+        (ValueError("bug"), 500, None),
+    ],
+)
+def test_errors_have_their_status(error: Exception, status: int, retry: str | None) -> None:
+    response = error_response(error)
+    assert (response.status_code, response.headers.get("retry-after")) == (status, retry)
+    assert b"bug" not in bytes(response.body)
+
+
+def test_the_next_free_port_is_taken() -> None:
+    with bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with bind("127.0.0.1", port) as second:
+            assert second.getsockname()[1] > port
+            assert url_of(second) == f"http://127.0.0.1:{second.getsockname()[1]}"
+
+
+def test_an_address_that_is_not_ours_is_a_sentence() -> None:
+    with pytest.raises(Unreachable, match="no port of 5000"):
+        bind("203.0.113.1", 5000)
+
+
+def test_everywhere_is_opened_on_loopback() -> None:
+    with socket.socket() as listener:
+        listener.bind(("0.0.0.0", 0))
+        assert url_of(listener).startswith("http://127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "local"),
+    [
+        (("127.0.0.1", 1), ("127.0.0.1", 2), True),
+        (("::1", 1), ("::1", 2), True),
+        (("192.168.1.5", 1), ("192.168.1.5", 2), True),  # this machine by its own network address
+        (("192.168.1.6", 1), ("192.168.1.5", 2), False),
+        (None, ("127.0.0.1", 2), False),
+    ],
+)
+def test_control_is_for_this_machine(client: object, server: object, local: bool) -> None:
+    assert is_local({"type": "http", "client": client, "server": server}) is local

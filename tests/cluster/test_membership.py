@@ -1,0 +1,162 @@
+"""A head's view of real nodes: found, frozen, killed, moved, introduced."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.cluster.orders import make_order, stage_when
+from tests.support.cluster import Node, call, cluster_settings, running_node, status_of, until
+from together.cluster import discovery, membership
+from together.cluster.membership import Membership
+from together.errors import Unreachable
+from together.ring import rpc
+from together.settings import Settings
+from together.types import Endpoint, NodeState, RingName, StageState
+
+NOWHERE = RingName("no such ring", "head")
+
+
+@asynccontextmanager
+async def following(settings: Settings, *nodes: Node) -> AsyncIterator[Membership]:
+    members = Membership(settings, "head", tuple(node.endpoint for node in nodes))
+    task = asyncio.create_task(members.run())
+    try:
+        yield members
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process, unlike the nodes, gets no multicast socket, as where the system forbids it."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("multicast is forbidden")
+
+    monkeypatch.setattr(discovery, "AsyncZeroconf", refuse)
+
+
+async def test_a_node_that_freezes_dies_and_moves_is_followed(
+    tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = asyncio.get_running_loop().time
+    settings = cluster_settings(tmp_path, name="studio")
+    with running_node(settings) as node:
+        async with following(settings, node) as members:
+            await until(members.living)
+            (first,) = members.nodes()
+            order = make_order(toy)
+            await members.call(first.id, rpc.LOAD_CALL, order)
+            stage = psutil.Process((await stage_when(node, settings, order, StageState.READY)).pid)
+
+            node.freeze()
+            began = clock()
+            await until(lambda: not members.alive(first.id))
+            assert settings.node_timeout - settings.heartbeat < clock() - began < settings.node_timeout + 1.5
+            (lost,) = members.nodes()
+            assert (lost.state, lost.cause) == (NodeState.FAILED, "lost: no sign of life for 2 s")
+            with pytest.raises(Unreachable, match="node studio is not there any more"):
+                await members.call(first.id, rpc.UNLOAD_CALL, NOWHERE)
+            node.thaw()
+            await until(lambda: members.alive(first.id), 10)
+            assert members.living()[0].stages[0].pid == stage.pid
+
+            node.kill()
+            began = clock()
+            await until(lambda: not members.alive(first.id))
+            assert clock() - began < settings.node_timeout
+            assert "lost: " in members.nodes()[0].cause
+            await asyncio.to_thread(stage.wait, 5)  # it left with its node
+
+            moved = replace(settings, node_port=settings.node_port + 32)
+            began = clock()
+            with running_node(moved) as again:
+                await until(lambda: members.alive(first.id))
+                assert clock() - began < 10
+                assert members.living()[0].endpoint.port == again.port != first.endpoint.port
+                again.stop()
+                await until(lambda: not members.alive(first.id), 2)
+                monkeypatch.setattr(membership, "REMEMBER_LOST", 0.1)
+                await asyncio.sleep(0.2)
+                members.changed.notify()  # as any other news would
+                await until(lambda: members.nodes() == (), 2)
+
+
+async def test_an_introduced_node_reaches_a_head_without_multicast(
+    deaf: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = cluster_settings(tmp_path)
+    with running_node(settings) as first, running_node(settings, first.endpoint) as second:
+        async with following(settings, first) as members:
+            await until(lambda: len(members.living()) == 2)
+            assert {status.endpoint.port for status in members.living()} == {first.port, second.port}
+    assert "multicast is forbidden" in caplog.text
+    assert "--peer" in caplog.text
+
+
+async def test_a_node_of_another_cluster_is_never_listed(
+    deaf: None, pair: list[Node], settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    async with following(replace(settings, cluster="elsewhere"), pair[0]) as members:
+        await until(lambda: "is in cluster" in caplog.text)
+        assert members.nodes() == ()
+    assert f"node twin is in cluster {settings.cluster}, not elsewhere" in caplog.text
+
+
+async def test_a_node_known_by_two_addresses_is_one_node(pair: list[Node], settings: Settings) -> None:
+    async with following(settings, *pair) as members:
+        await until(lambda: len(members.living()) == 2)
+        twice = Endpoint(("127.0.0.1", "127.0.0.2"), pair[0].port)
+        members.peers = (*members.peers, twice)
+        members.changed.notify()
+        await asyncio.sleep(0.5)
+        assert sorted(status.id for status in members.nodes()) == sorted(
+            [(await status_of(node, settings)).id for node in pair]
+        )
+        assert all(members.address(status.id) == "127.0.0.1" for status in members.living())
+
+
+async def test_a_call_whose_node_dies_meanwhile_is_an_error_of_ours(tmp_path: Path, toy: Path) -> None:
+    settings = cluster_settings(tmp_path)
+    with running_node(settings) as node:
+        async with following(settings, node) as members:
+            await until(members.living)
+            node.freeze()
+            waiting = asyncio.create_task(
+                members.call(members.living()[0].id, rpc.LOAD_CALL, make_order(toy), timeout=20)
+            )
+            with pytest.raises(Unreachable):
+                await waiting  # the membership closes the channel under it
+
+
+async def test_a_lease_that_is_not_renewed_frees_its_stages_alone(tmp_path: Path, toy: Path) -> None:
+    settings = cluster_settings(tmp_path, lease=1.5)
+    with running_node(settings) as node:
+        ours, theirs = make_order(toy, head="head"), make_order(toy, head="gone")
+        async with following(settings, node) as members:
+            await until(members.living)
+            for order in (ours, theirs):
+                await call(node, rpc.LOAD_CALL, order)
+            began = asyncio.get_running_loop().time()
+            while len((status := await status_of(node, settings)).stages) == 2:
+                await members.renew()
+                assert asyncio.get_running_loop().time() - began < 8
+            assert [stage.head for stage in status.stages] == ["head"]
+            assert status.free_bytes == status.memory_bytes - ours.stage.memory_bytes
+            assert len(node.stages()) == 1
+            await asyncio.to_thread(node.stop)
+            assert node.stages() == []
+            await until(lambda: not members.living(), 2)
+        assert [line for line in node.lines if "ports" not in line] == [
+            f"WARNING together.cluster.agent: the head of ['{theirs.ring}'] no longer renews: its layers are freed\n"
+        ]

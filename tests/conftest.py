@@ -1,0 +1,161 @@
+"""A really started app for whole-product tests: its own processes, home and cluster, on loopback. Knows no test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.support.checksum import EOS, QUIET, make_checksum_model
+
+ROOT = Path(__file__).resolve().parents[1]
+START_WITHIN = 90.0  # seconds; machines that run tests are busy
+EVIL_NAME = "<img src=x onerror=\"document.title='hacked'\">"  # what the nodes of these apps are called
+NODE_NAMES = [f"{EVIL_NAME}-1", f"{EVIL_NAME}-2"]
+LAYERS = 4
+
+
+@dataclass(slots=True)
+class RealApp:
+    """`python -m together up` with the checksum toy on two nodes. Its answers never end by themselves."""
+
+    url: str
+    home: Path
+    environment: dict[str, str]
+    process: subprocess.Popen[str]
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=20)
+
+    def post(self, path: str, body: object) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=60)
+
+    def status(self) -> dict[str, Any]:
+        answer: dict[str, Any] = self.get("/status").json()
+        return answer
+
+    def serving(self) -> dict[str, Any]:
+        answer: dict[str, Any] = self.status()["serving"]
+        return answer
+
+    def stage_pids(self) -> list[int]:
+        return [stage["pid"] for node in self.status()["nodes"] for stage in node["stages"]]
+
+    def command(self, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        """Another `python -m together` of the same user."""
+        command = [sys.executable, "-m", "together", *arguments]
+        given: dict[str, Any] = {"input": ""} | more
+        return subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=60, check=False, **given
+        )
+
+    def tree(self) -> list[psutil.Process]:
+        """The app and all its descendants, alive now."""
+        own = psutil.Process(self.process.pid)
+        return [own, *own.children(recursive=True)]
+
+
+def until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Poll until `condition` holds; fails the test after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` ports that nobody uses now."""
+    for first in range(41000, 60000, count):
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise AssertionError("no free ports")
+
+
+def environment_for(home: Path) -> dict[str, str]:
+    """Variables that keep an app apart from every other on this machine."""
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("TOGETHER_", "DISPLAY", "WAYLAND"))
+    }
+    return clean | {
+        "TOGETHER_HOME": str(home),
+        "TOGETHER_CLUSTER": f"test-{uuid.uuid4().hex[:12]}",
+        "TOGETHER_NODE_PORT": str(free_ports(128) + 64),  # the head listens below it
+        "TOGETHER_NAME": EVIL_NAME,
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@contextmanager
+def start_app(folder: Path) -> Iterator[RealApp]:
+    """An app that serves; ended after, with everything it started."""
+    environment = environment_for(folder / "home")
+    model = make_checksum_model(folder / "toy", layers=LAYERS, quiet_ids=(*QUIET, EOS), step_ms=2)
+    command = [sys.executable, "-m", "together", "up", "--no-browser", "--port", "0", "--model", str(model)]
+    command += ["--backend", "checksum", "--local-nodes", "2", "--layers", "0:2,2:4"]
+    with (folder / "log").open("w+") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, text=True)
+        family: list[psutil.Process] = []
+        try:
+            app = _wait_until_ready(process, environment, folder)
+            family = app.tree()
+            yield app
+        finally:
+            _end(process, family)
+
+
+def _wait_until_ready(process: subprocess.Popen[str], environment: dict[str, str], folder: Path) -> RealApp:
+    port_file = folder / "home" / "app.json"
+
+    def said() -> str:
+        assert process.poll() is None, (folder / "log").read_text()
+        return (folder / "log").read_text()
+
+    until(lambda: said() and port_file.exists(), START_WITHIN, "the page is there")
+    app = RealApp(json.loads(port_file.read_text())["url"], folder / "home", environment, process)
+    until(lambda: said() and app.get("/health").status_code == 200, START_WITHIN, f"the toy serves: {said()}")
+    return app
+
+
+def _end(process: subprocess.Popen[str], family: list[psutil.Process]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    for left in family:
+        if left.is_running() and left.pid != process.pid:
+            left.kill()
+    process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def real_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApp]:
+    """One app for all tests that leave it as they found it."""
+    with start_app(tmp_path_factory.mktemp("app")) as app:
+        yield app
+
+
+@pytest.fixture
+def own_app(tmp_path: Path) -> Iterator[RealApp]:
+    """An app for a test that ends or breaks it."""
+    with start_app(tmp_path) as app:
+        yield app

@@ -1,0 +1,175 @@
+"""The parts of the command line that need no running app: lock, arguments, menu."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.support.checksum import make_checksum_model
+from together.desktop.arguments import boundaries_of, check_model, endpoint_of
+from together.desktop.cli import main
+from together.desktop.client import find_running
+from together.desktop.lock import AppLock, read_announced
+from together.desktop.menu import Actions, items, run_menu
+from together.errors import AppError, BadPlan, BadSetting
+from together.types import Endpoint
+
+# --- lock -------------------------------------------------------------------------------------------------------------
+
+
+def test_one_lock_per_home(tmp_path: Path) -> None:
+    first, second = AppLock(tmp_path), AppLock(tmp_path)
+    assert first.acquire()
+    assert not second.acquire()
+    first.announce("http://127.0.0.1:1")
+    announced = read_announced(tmp_path)
+    assert announced is not None
+    assert (announced.url, announced.pid) == ("http://127.0.0.1:1", os.getpid())
+    first.release()
+    assert read_announced(tmp_path) is None
+    assert second.acquire()
+    second.release()
+
+
+def test_a_crash_leaves_the_lock_free_and_the_port_file_stale(tmp_path: Path) -> None:
+    crash = (
+        "import os, sys, pathlib; from together.desktop.lock import AppLock\n"
+        "lock = AppLock(pathlib.Path(sys.argv[1]))\n"
+        "assert lock.acquire()\nlock.announce('http://127.0.0.1:9')\nos._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", crash, str(tmp_path)], cwd=ROOT, check=False, timeout=60)
+    assert read_announced(tmp_path) is not None
+    assert find_running(tmp_path) is None
+    lock = AppLock(tmp_path)
+    assert lock.acquire()
+    assert read_announced(tmp_path) is None
+    lock.release()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"pid": "x", "url": "u", "version": "v"}', "\x00"])
+def test_a_broken_port_file_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "app.json").write_text(text)
+    assert read_announced(tmp_path) is None
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def test_peers() -> None:
+    assert endpoint_of("192.168.1.20:47600") == Endpoint(("192.168.1.20",), 47600)
+    assert endpoint_of("[::1]:80") == Endpoint(("::1",), 80)
+    for wrong in ("", "host", "host:", ":80", "host:x", "host:0", "host:70000"):
+        with pytest.raises(BadSetting, match="host:port"):
+            endpoint_of(wrong)
+
+
+def test_layers_are_checked_against_the_model(tmp_path: Path) -> None:
+    folder = make_checksum_model(tmp_path / "toy", layers=4)
+    assert boundaries_of(None, folder) is None
+    assert boundaries_of("0:4", folder) == ()
+    assert boundaries_of("0:1,1:3,3:4", folder) == (1, 3)
+    for wrong in ("0:2", "0:2,2:5", "0:2,3:4", "0:2,1:4", "1:4", "x", "2:0", ""):
+        with pytest.raises(BadPlan, match="--layers"):
+            boundaries_of(wrong, folder)
+
+
+def test_a_folder_without_a_model_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match=r"config\.json"):
+        check_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["status"], "not running"),
+        (["stop"], "not running"),
+        (["up", "--model", "nowhere"], "config.json"),
+        (["--model", "nowhere"], "config.json"),  # up is the default
+        (["node", "--peer", "x"], "host:port"),
+        (["status", "--log-level", "LOUD"], "LOUD"),
+    ],
+)
+def test_errors_are_one_sentence(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TOGETHER_HOME", str(tmp_path))
+    assert main(arguments) == (1 if said == "not running" else 2)
+    error = capsys.readouterr().err
+    assert error.startswith("together: ")
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_an_unknown_option_is_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["up", "--nonsense"]) == 2
+    assert "--nonsense" in capsys.readouterr().err
+
+
+# --- menu -------------------------------------------------------------------------------------------------------------
+
+
+class Person:
+    """Types lines, one after another, and keeps what was said and done."""
+
+    def __init__(self, *lines: str) -> None:
+        self.lines = list(lines)
+        self.said: list[str] = []
+        self.done: list[str] = []
+
+    def ask(self, prompt: str) -> str:
+        if not self.lines:
+            raise EOFError
+        return self.lines.pop(0)
+
+    def act(self, name: str, error: Exception | None = None) -> Callable[[], None]:
+        def action() -> None:
+            self.done.append(name)
+            if error is not None:
+                raise error
+
+        return action
+
+    def use_menu(self) -> str:
+        failing = self.act("stop node", AppError("no node that this app started runs here"))
+        actions = Actions(
+            self.act("page"),
+            self.act("chat"),
+            self.act("status"),
+            self.act("start node"),
+            failing,
+            self.act("stop app"),
+        )
+        run_menu("together is running", items(actions), self.ask, self.said.append)
+        return "\n".join(self.said)
+
+
+def test_numbers_act_and_the_menu_comes_again() -> None:
+    person = Person("3", " 4 ", "q")
+    said = person.use_menu()
+    assert person.done == ["status", "start node"]
+    assert said.count("1  Open the page") == 3
+
+
+@pytest.mark.parametrize("line", ["0", "8", "-1", "abc", "", "1.5", "²"])
+def test_unknown_input_is_answered_with_a_sentence(line: str) -> None:
+    person = Person(line, "7")
+    assert "type a number from 1 to 7" in person.use_menu()
+    assert person.done == []
+
+
+def test_an_error_is_said_and_the_menu_goes_on() -> None:
+    person = Person("5", "3", "q")
+    assert "together: no node that this app started runs here" in person.use_menu()
+    assert person.done == ["stop node", "status"]
+
+
+def test_stopping_the_app_ends_the_menu() -> None:
+    person = Person("6", "3")
+    person.use_menu()
+    assert person.done == ["stop app"]

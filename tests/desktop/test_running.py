@@ -1,0 +1,219 @@
+"""The commands beside a really started app, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import ROOT, RealApp, environment_for, until
+from together.desktop.lock import AppLock
+
+NO_TERMINALS = os.name == "nt"
+
+
+def test_a_second_up_shows_the_first_and_exits_0(real_app: RealApp) -> None:
+    second = real_app.command("up", "--no-browser")
+    assert second.returncode == 0
+    assert real_app.url in second.stdout
+    assert second.stderr == ""
+
+
+def test_status(real_app: RealApp) -> None:
+    shown = real_app.command("status", "--json")
+    assert shown.returncode == 0
+    status = json.loads(shown.stdout)
+    assert status["url"] == real_app.url
+    assert len(status["nodes"]) == 2
+    table = real_app.command("status").stdout
+    assert "toy: ready on 2 stages" in table
+    assert "0:2 toy" in table
+    assert "2:4 toy" in table
+
+
+def test_chat_prints_one_answer_and_nothing_else(real_app: RealApp) -> None:
+    options = (
+        "--max-tokens",
+        "12",
+        "--temperature",
+        "0",
+        "--system",
+        "S",
+        "--top-k",
+        "3",
+        "--top-p",
+        "0.9",
+        "--seed",
+        "1",
+    )
+    said = real_app.command("chat", "Hello", *options)
+    assert said.returncode == 0
+    assert said.stderr == ""
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "Hello"}]
+    body = {"messages": messages, "max_tokens": 12, "temperature": 0}
+    answer = real_app.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"]
+    assert said.stdout == answer + "\n"
+
+
+def test_chat_is_a_conversation_on_its_input(real_app: RealApp) -> None:
+    options = ("--max-tokens", "5", "--temperature", "0")
+    said = real_app.command("chat", *options, input="Hello\n\nAgain\n").stdout
+    first, second = said[:5], said[6:11]
+    turns = ["Hello", first, "Again"]
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+    body = {"messages": messages, "max_tokens": 5, "temperature": 0}
+    assert second == real_app.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"]
+
+
+def test_chat_asks_the_examples(real_app: RealApp) -> None:
+    said = real_app.command("chat", "--examples", "--max-tokens", "4")
+    assert said.returncode == 0
+    assert said.stdout.count("> ") >= 4
+    assert "> What is the capital of France?\n" in said.stdout
+
+
+def test_chat_says_what_is_wrong_with_an_option(real_app: RealApp) -> None:
+    said = real_app.command("chat", "Hello", "--temperature", "7")
+    assert (said.returncode, said.stdout) == (1, "")
+    assert said.stderr.startswith("together: temperature")
+
+
+@pytest.mark.skipif(NO_TERMINALS, reason="Windows has no pseudo-terminals to type Ctrl-C into")
+def test_ctrl_c_stops_the_answer_and_then_the_chat(real_app: RealApp) -> None:
+    with Terminal(real_app, "chat", "--max-tokens", "4000") as terminal:
+        terminal.wait_for("you> ")
+        terminal.type("Hello\n")
+        until(lambda: real_app.serving()["running"] == 1, 10, "the answer is being made")
+        terminal.type("\x03")
+        terminal.wait_for("(stopped)")
+        until(lambda: real_app.serving()["running"] == 0, 3, "the sequence is gone")
+        terminal.wait_for("you> ", times=2)
+        terminal.type("\x03")
+        assert terminal.process.wait(10) == 0
+        assert "Traceback" not in terminal.shown
+
+
+@pytest.mark.skipif(NO_TERMINALS, reason="Windows has no pseudo-terminals")
+def test_the_menu_starts_and_stops_nodes_and_the_app(own_app: RealApp, tmp_path: Path) -> None:
+    with Terminal(own_app) as terminal:
+        terminal.wait_for("1-7> ")
+        terminal.type("what?\n")
+        terminal.wait_for("type a number from 1 to 7")
+        terminal.type("3\n")
+        terminal.wait_for("toy: ready on 2 stages")
+        terminal.type("4\n")
+        terminal.wait_for("a node is starting")
+        until(lambda: living_nodes(own_app) == 3, 30, "a third node")
+        family = own_app.tree()
+        terminal.type("5\n")
+        terminal.wait_for("a node was stopped")
+        until(lambda: living_nodes(own_app) == 2, 15, "two nodes again")
+        assert own_app.get("/health").status_code == 200
+        terminal.type("6\n")
+        assert terminal.process.wait(10) == 0
+    assert own_app.process.wait(1) == 0
+    until(lambda: not any(process.is_running() for process in family), 5, "no orphan")
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def living_nodes(app: RealApp) -> int:
+    return sum(node["state"] != "FAILED" for node in app.status()["nodes"])
+
+
+class Terminal:
+    """A command on a pseudo-terminal, typed into and read from."""
+
+    def __init__(self, app: RealApp, *arguments: str) -> None:
+        import pty
+
+        self._here, there = pty.openpty()
+        command = [sys.executable, "-m", "together", *arguments]
+        environment = app.environment | {"TERM": "dumb", "COLUMNS": "120", "BROWSER": "true"}
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=there, stdout=there, stderr=there, preexec_fn=_own_terminal
+        )
+        os.close(there)
+        os.set_blocking(self._here, False)
+        self.shown = ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        os.close(self._here)
+
+    def type(self, text: str) -> None:
+        os.write(self._here, text.encode())
+
+    def wait_for(self, text: str, times: int = 1) -> None:
+        until(lambda: self._read().count(text) >= times, 20, f"{text!r} {times} times in {self.shown!r}")
+
+    def _read(self) -> str:
+        with contextlib.suppress(OSError):  # nothing new, or the command ended
+            self.shown += os.read(self._here, 65536).decode(errors="replace")
+        return self.shown
+
+
+def _own_terminal() -> None:
+    import fcntl
+    import termios
+
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def begin_an_answer(app: RealApp) -> subprocess.Popen[str]:
+    """A client in the middle of a stream."""
+    command = [sys.executable, "-m", "together", "chat", "Hello", "--max-tokens", "4000"]
+    client = subprocess.Popen(
+        command, cwd=ROOT, env=app.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until(lambda: app.serving()["running"] == 1, 15, "the answer is being made")
+    return client
+
+
+def test_ctrl_c_during_an_answer_ends_everything_within_5_s(own_app: RealApp, tmp_path: Path) -> None:
+    family = own_app.tree()
+    assert len(family) >= 5  # the app, two nodes, two stages
+    with httpx.stream("GET", own_app.url + "/events", timeout=10) as watching:
+        client = begin_an_answer(own_app)
+        begun = time.monotonic()
+        own_app.process.send_signal(signal.SIGINT)
+        assert own_app.process.wait(10) == 0
+        assert time.monotonic() - begun < 5
+        with contextlib.suppress(httpx.HTTPError):  # the stream is cut, not hung
+            watching.read()
+    until(lambda: not any(process.is_running() for process in family), 5, "no orphan")
+    assert client.wait(10) == 1
+    assert client.communicate()[1].startswith("together: ")
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert log.endswith("stopped\n")
+    assert not (own_app.home / "app.json").exists()
+
+
+def test_chat_starts_an_app_for_the_time(tmp_path: Path) -> None:
+    environment = environment_for(tmp_path)
+    command = [sys.executable, "-m", "together", "chat", "What is the capital of France?", "--temperature", "0"]
+    said = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, input="", timeout=100, check=False
+    )
+    assert said.returncode == 0, said.stderr
+    assert "Paris" in said.stdout
+    assert "starting together" in said.stderr
+    assert not (tmp_path / "app.json").exists()
+    assert AppLock(tmp_path).acquire()

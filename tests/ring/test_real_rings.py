@@ -1,0 +1,164 @@
+"""Rings of real stage processes, torch and MLX, against the unsplit transformers model: the last word on exactness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy.stats import chisquare
+
+from tests.backends.families import BY_NAME, LAYERS, make_checkpoint, prompt_ids, reference_greedy, reference_logits
+from together.cluster.bare import BareRing, Place, bare_ring
+from together.models.families import FAMILIES
+from together.types import Batch, Frame, LayerRange, Row, Sampled, SampleRequest, Sampling
+
+PAIRS = [("torch", "torch"), ("mlx", "mlx"), ("torch", "mlx"), ("mlx", "torch")]
+GREEDY = Sampling(temperature=0.0)
+PROMPT = 21
+ANSWER = 6
+CUT = 1  # inside Gemma 3's layer pattern
+CONTEXT = 256
+VOCAB = 160
+FIRST_OF = {BY_NAME[name].family: name for name in reversed(BY_NAME)}
+
+
+class Driver:
+    """Steps a bare ring by hand, one frame at a time."""
+
+    def __init__(self, ring: BareRing) -> None:
+        self._client = ring.client
+        self._steps = count(1)
+
+    async def step(self, *rows: Row) -> dict[int, tuple[Sampled, ...]]:
+        """By sequence, what was drawn; no row may be refused and the step may not fail."""
+        await self._client.push(Frame(next(self._steps), Batch(rows)))
+        answer = await self._client.receive()
+        assert answer.failure is None, answer.failure
+        assert all(result.refusal is None for result in answer.results), answer.results
+        return {result.sequence: result.sampled for result in answer.results}
+
+    async def generate(self, sequence: int, prompt: Sequence[int], tokens: int, settings: Sampling) -> list[Sampled]:
+        """Prefill in two chunks, then decode; every token with all its log-probabilities."""
+        half = len(prompt) // 2
+        await self.step(Row(sequence, 0, tuple(prompt[:half])))
+        position, ids = half, tuple(prompt[half:])
+        drawn: list[Sampled] = []
+        while len(drawn) < tokens:
+            ask = SampleRequest((len(ids) - 1,), settings, len(prompt), top_logprobs=VOCAB)
+            drawn.append((await self.step(Row(sequence, position, ids, ask)))[sequence][0])
+            position, ids = position + len(ids), (drawn[-1].token_id,)
+        return drawn
+
+
+def places(first: str, last: str) -> tuple[Place, ...]:
+    return (Place(first, _device(first), LayerRange(0, CUT)), Place(last, _device(last), LayerRange(CUT, LAYERS)))
+
+
+def _device(backend: str) -> str:
+    if backend != "mlx":
+        return "cpu"
+    import mlx.core as mx
+
+    return "gpu" if mx.metal.is_available() else "cpu"
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_a_ring_of_processes_equals_the_unsplit_model(family: str, pair: tuple[str, str], tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, FIRST_OF[family])
+    prompt = prompt_ids(PROMPT)
+    async with bare_ring(folder, places(*pair), "fp32", CONTEXT) as ring:
+        drawn = await Driver(ring).generate(1, prompt, ANSWER, GREEDY)
+    answer = tuple(token.token_id for token in drawn)
+    assert answer == reference_greedy(folder, prompt, ANSWER)
+    wanted = reference_logits(folder, (*prompt, *answer))[PROMPT - 1 : -1]
+    for token, logits in zip(drawn, wanted, strict=True):
+        assert_logprobs_close(token, logits)
+
+
+def assert_logprobs_close(token: Sampled, logits: npt.NDArray[np.float32]) -> None:
+    """Log-probabilities are logits less one number; within 1e-5 of the largest logit each, so 2e-5 for a difference."""
+    wide = logits.astype(np.float64)
+    wanted = wide - np.log(np.exp(wide - wide.max()).sum()) - wide.max()
+    found = np.array([value for _, value in sorted(token.top)])
+    assert np.abs(found - wanted).max() <= 2e-5 * np.abs(logits).max()
+
+
+SETTINGS = [
+    Sampling(temperature=0.8, top_k=20, top_p=0.9),
+    Sampling(temperature=1.4, top_p=0.95),
+    Sampling(temperature=1.0, top_k=5),
+]
+DRAWS = 10_000
+ROWS = 100
+
+
+async def test_settings_reach_the_last_stage(tmp_path: Path) -> None:
+    """The last prompt token is sent again and again, each time with another seed: one exact distribution."""
+    folder = make_checkpoint(tmp_path, FIRST_OF["llama"])
+    prompt = prompt_ids(5)
+    logits = reference_logits(folder, prompt)[-1]
+    async with bare_ring(folder, places("torch", "torch"), "fp32", CONTEXT, users=2 * ROWS) as ring:
+        driver = Driver(ring)
+        await driver.step(*(Row(sequence, 0, prompt[:-1]) for sequence in range(ROWS)))
+        for settings in SETTINGS:
+            found = await draw(driver, prompt, settings)
+            wanted = exact_distribution(logits, settings) * DRAWS
+            assert (found[wanted == 0] == 0).all(), "a token that the settings forbid was drawn"
+            likely = wanted >= 5  # the chi-square approximation needs five expected draws; the others count as one
+            observed = np.append(found[likely], found[~likely].sum())
+            expected = np.append(wanted[likely], wanted[~likely].sum())
+            keep = expected > 0
+            assert chisquare(observed[keep], expected[keep]).pvalue > 0.001, settings
+
+
+async def draw(driver: Driver, prompt: tuple[int, ...], settings: Sampling) -> npt.NDArray[np.int64]:
+    """How often each token was drawn, `[vocab]`."""
+    found = np.zeros(VOCAB, np.int64)
+    for first in range(0, DRAWS, ROWS):
+        rows = [
+            Row(i, len(prompt) - 1, prompt[-1:], SampleRequest((0,), with_seed(settings, first + i), len(prompt)))
+            for i in range(ROWS)
+        ]
+        for sampled in (await driver.step(*rows)).values():
+            found[sampled[0].token_id] += 1
+    return found
+
+
+def with_seed(settings: Sampling, seed: int) -> Sampling:
+    return Sampling(settings.temperature, settings.top_k, settings.top_p, seed=seed)
+
+
+def exact_distribution(logits: npt.NDArray[np.float32], settings: Sampling) -> npt.NDArray[np.float64]:
+    """Temperature, then top-k, then top-p, written down a second time, slowly."""
+    scaled = logits.astype(np.float64) / settings.temperature
+    mass = np.exp(scaled - scaled.max())
+    mass /= mass.sum()
+    order = np.argsort(-mass)
+    kept = order[: settings.top_k] if settings.top_k else order
+    mass /= mass[kept].sum()
+    reached, nucleus = 0.0, []
+    for token in kept:
+        nucleus.append(token)
+        reached += mass[token]
+        if reached >= settings.top_p:
+            break
+    result = np.zeros(len(mass))
+    result[nucleus] = mass[nucleus] / mass[nucleus].sum()
+    return result
+
+
+async def test_one_seed_draws_the_same_text_on_torch_and_on_mlx(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, FIRST_OF["llama"])
+    settings = Sampling(temperature=1.0, top_k=50, top_p=0.95, seed=1234)
+    texts = []
+    for last in ("torch", "mlx"):
+        async with bare_ring(folder, places("torch", last), "fp32", CONTEXT) as ring:
+            drawn = await Driver(ring).generate(1, prompt_ids(PROMPT), 40, settings)
+            texts.append([token.token_id for token in drawn])
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) > 5  # it is a text, not one token again and again

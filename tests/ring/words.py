@@ -1,0 +1,133 @@
+"""Hypothesis strategies for everything that travels: any valid word, at the edges of what the wire can carry."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from together.types import (
+    DTYPE_BYTES,
+    DTYPES,
+    Activation,
+    Batch,
+    Caller,
+    Device,
+    Endpoint,
+    Failure,
+    Fork,
+    Frame,
+    LayerRange,
+    ModelRef,
+    NodeState,
+    NodeStatus,
+    Orders,
+    RingName,
+    Row,
+    RowResult,
+    Sampled,
+    SampleRequest,
+    Sampling,
+    StageLink,
+    StageOrder,
+    StagePlan,
+    StageState,
+    StageStatus,
+    StageTiming,
+)
+
+small = st.integers(0, 2**32 - 1)
+large = st.integers(0, 2**64 - 1)
+signed = st.integers(-(2**31), 2**31 - 1)
+number = st.floats(allow_nan=False)
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+small_tuple = st.lists(small, max_size=5).map(tuple)
+values = st.lists(st.tuples(small, number), max_size=3).map(tuple)
+endpoints = st.builds(Endpoint, st.lists(text, max_size=3).map(tuple), small)
+layer_ranges = st.tuples(st.integers(0, 2**31), st.integers(1, 2**31 - 1)).map(lambda p: LayerRange(p[0], p[0] + p[1]))
+dtypes = st.sampled_from(DTYPES)
+
+
+def tuples(items: st.SearchStrategy, most: int = 3) -> st.SearchStrategy:
+    return st.lists(items, max_size=most).map(tuple)
+
+
+samplings = st.builds(
+    Sampling,
+    temperature=number,
+    top_k=small,
+    top_p=number,
+    min_p=number,
+    repetition_penalty=number,
+    presence_penalty=number,
+    frequency_penalty=number,
+    logit_bias=values,
+    seed=large,
+)
+sample_requests = st.builds(
+    SampleRequest, small_tuple, samplings, small, signed, allowed=st.none() | st.binary(max_size=8)
+)
+rows = st.builds(Row, large, small, small_tuple, st.none() | sample_requests)
+orders = st.builds(Orders, st.lists(large, max_size=3).map(tuple), tuples(st.builds(Fork, large, large, small)))
+batches = st.builds(Batch, tuples(rows), orders)
+
+
+@st.composite
+def activations(draw: st.DrawFn) -> Activation:
+    dtype, tokens, width = draw(dtypes), draw(st.integers(0, 4)), draw(st.integers(1, 5))
+    size = tokens * width * DTYPE_BYTES[dtype]
+    return Activation(dtype, tokens, width, draw(st.binary(min_size=size, max_size=size)))
+
+
+sampled = st.builds(Sampled, small, st.none() | number, values)
+results = st.builds(RowResult, large, small, tuples(sampled), st.none() | text)
+frames = st.builds(
+    Frame,
+    step=large,
+    batch=batches,
+    activation=st.none() | activations(),
+    results=tuples(results),
+    failure=st.none() | st.builds(Failure, text, signed, text),
+    timings=tuples(st.builds(StageTiming, number, number)),
+)
+
+models = st.builds(ModelRef, text, text, text, small)
+plans = st.builds(StagePlan, text, text, text, layer_ranges, large)
+stage_orders = st.builds(StageOrder, text, large, text, small, small, models, plans, dtypes)
+stage_statuses = st.builds(
+    StageStatus,
+    ring=text,
+    index=small,
+    head=text,
+    model=text,
+    total_layers=small,
+    layers=layer_ranges,
+    device=text,
+    state=st.sampled_from(StageState),
+    memory_bytes=large,
+    progress=number,
+    cause=text,
+    endpoint=st.none() | endpoints,
+    pid=large,
+    capacity=large,
+    block=small,
+    rewind=st.none() | small,
+)
+node_statuses = st.builds(
+    NodeStatus,
+    id=text,
+    name=text,
+    machine=text,
+    endpoint=endpoints,
+    protocol=small,
+    state=st.sampled_from(NodeState),
+    cause=text,
+    devices=tuples(st.builds(Device, text, text, text, large, large)),
+    stages=tuples(stage_statuses),
+    ports=small_tuple,
+    memory_bytes=large,
+    free_bytes=large,
+    version=text,
+    peers=tuples(endpoints),
+)
+stage_links = st.builds(StageLink, text, large, endpoints)
+callers = st.builds(Caller, text, text, small)
+ring_names = st.builds(RingName, text, text)

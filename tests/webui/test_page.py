@@ -1,0 +1,190 @@
+"""The page in a real browser, on a really started app."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.conftest import EVIL_NAME, NODE_NAMES, RealApp, until
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+SOON = 15_000  # ms
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A new tab that may load nothing from elsewhere, and may not report an error."""
+    tab = browser.new_page(viewport={"width": 1280, "height": 860})
+    foreign: list[str] = []
+    errors: list[str] = []
+    tab.on("request", lambda request: foreign.append(request.url) if _is_foreign(request.url) else None)
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    yield tab
+    if not tab.is_closed():
+        tab.close()
+    assert foreign == []
+    assert errors == []
+
+
+def _is_foreign(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1"
+
+
+def open_page(page: Page, app: RealApp) -> None:
+    page.goto(app.url)
+    expect(page.locator("table.nodes tbody tr")).to_have_count(2, timeout=SOON)
+
+
+def ask(page: Page, text: str, max_tokens: int) -> None:
+    set_number(page, "#max-tokens", max_tokens)
+    page.locator("#question textarea").fill(text)
+    page.locator("#question textarea").press("Enter")
+
+
+def set_number(page: Page, control: str, value: float) -> None:
+    field = page.locator(f"{control} input[type=number]")
+    field.fill(str(value))
+    field.press("Tab")
+
+
+def answers(page: Page) -> list[str]:
+    return page.locator("#chat .bot.message > .message:not(.thought)").all_inner_texts()
+
+
+def measurements(page: Page) -> str:
+    line = page.locator("#chat .bot.message > .message.thought").last
+    expect(line).to_be_visible(timeout=SOON)
+    return line.inner_text()
+
+
+def test_a_preset_question_is_answered(page: Page, real_app: RealApp) -> None:
+    open_page(page, real_app)
+    set_number(page, "#max-tokens", 20)
+    page.get_by_text("What is the capital of France?").click()
+    line = measurements(page)
+    assert line.startswith("20 tokens · ")
+    assert "tokens/s · first token after" in line
+    assert len(answers(page)) == 1
+
+
+def test_a_conversation_goes_on_retries_and_clears(page: Page, real_app: RealApp) -> None:
+    open_page(page, real_app)
+    set_number(page, "#temperature", 0)
+    page.locator("#system textarea").fill("S")
+    ask(page, "Hello", 10)
+    measurements(page)
+    ask(page, "Again", 10)
+    expect(page.locator("#chat .bot.message > .message.thought")).to_have_count(2, timeout=SOON)
+    before = answers(page)
+    turns = [("system", "S"), ("user", "Hello"), ("assistant", before[0]), ("user", "Again")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    body = {"messages": messages, "max_tokens": 10, "temperature": 0}
+    said = real_app.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"]
+    assert len(before[1].strip()) <= len(said)  # markdown may take a character; the settings arrived
+    set_number(page, "#max-tokens", 6)
+    page.locator("#retry").click()
+    expect(page.locator("#chat .bot.message > .message.thought").last).to_contain_text("6 tokens", timeout=SOON)
+    again = answers(page)
+    assert len(again) == 2
+    assert before[1].startswith(again[1])  # greedy
+    page.locator("#clear").click()
+    expect(page.get_by_text("What is the capital of France?")).to_be_visible(timeout=SOON)
+
+
+def test_stop_really_stops(page: Page, real_app: RealApp) -> None:
+    open_page(page, real_app)
+    ask(page, "Hello", 4000)
+    until(lambda: real_app.serving()["running"] == 1, 10, "the answer is being made")
+    page.locator("#stop").click()
+    until(lambda: real_app.serving()["running"] == 0, 2, "the sequence is gone")
+    expect(page.locator("#send")).to_be_visible(timeout=SOON)
+    ask(page, "Again", 5)
+    assert measurements(page).startswith("5 tokens")
+
+
+def test_a_closed_tab_stops_its_answer(page: Page, real_app: RealApp) -> None:
+    open_page(page, real_app)
+    ask(page, "Hello", 4000)
+    until(lambda: real_app.serving()["running"] == 1, 10, "the answer is being made")
+    page.close()
+    until(lambda: real_app.serving()["running"] == 0, 2, "the sequence is gone")
+
+
+def test_names_of_other_machines_are_text(page: Page, real_app: RealApp) -> None:
+    open_page(page, real_app)
+    assert sorted(page.locator("table.nodes .node-name").all_inner_texts()) == NODE_NAMES
+    assert sorted(page.locator(".layer-bar .segment-name").all_inner_texts()) == NODE_NAMES
+    assert page.locator("#cluster-nodes img, #cluster-header img").count() == 0
+    assert page.title() == "together"
+
+
+def test_header_and_table_say_who_holds_what(page: Page, real_app: RealApp) -> None:
+    open_page(page, real_app)
+    expect(page.locator("#cluster-header .model")).to_have_text("toy")
+    expect(page.locator("#cluster-header .pill")).to_have_text("READY")
+    expect(page.locator("#cluster-header .link")).to_have_text("live")
+    assert page.locator(".layer-bar .segment-range").all_inner_texts() == ["0:2", "2:4"]
+    row = page.locator("table.nodes tbody tr").first
+    assert "READY" in row.inner_text()
+    assert "checksum/cpu" in row.inner_text()
+    assert "GB free" in row.inner_text()
+    expect(page.locator("#load-again")).to_be_hidden()
+
+
+def test_a_wrong_seed_and_a_long_prompt_are_sentences(page: Page, real_app: RealApp) -> None:
+    open_page(page, real_app)
+    page.locator("#seed input, #seed textarea").fill("seven")
+    ask(page, "Hello", 5)
+    expect(page.locator("#notice")).to_contain_text("The seed is a whole number", timeout=SOON)
+    expect(page.locator("#question textarea")).to_have_value("Hello")  # to be sent again
+    page.locator("#seed input, #seed textarea").fill("7")
+    page.locator("#question textarea").fill("x" * 5000)
+    page.locator("#send").click()
+    expect(page.locator("#notice")).to_contain_text("4096", timeout=SOON)
+
+
+def test_a_narrow_window_needs_no_sideways_scrolling(page: Page, real_app: RealApp) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    open_page(page, real_app)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_killed_stage_is_named_and_the_model_loads_again(page: Page, own_app: RealApp) -> None:
+    open_page(page, own_app)
+    ask(page, "Hello", 4000)
+    until(lambda: own_app.serving()["running"] == 1, 10, "the answer is being made")
+    killed = time.monotonic()
+    os.kill(own_app.stage_pids()[1], signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+    expect(page.locator("#notice")).to_contain_text(EVIL_NAME, timeout=5000)
+    assert time.monotonic() - killed < 5
+    expect(page.locator("#cluster-header .pill")).to_have_text("FAILED", timeout=SOON)
+    expect(page.locator("#cluster-header .sentence")).to_contain_text(EVIL_NAME)
+    page.locator("#load-again").click()
+    expect(page.locator("#cluster-header .pill")).to_have_text("READY", timeout=60_000)
+    ask(page, "Again", 5)
+    until(lambda: own_app.serving()["running"] == 0 and page.locator("#send").is_visible(), 15, "an answer")
+    assert measurements(page).startswith("5 tokens")
+    family = own_app.tree()
+    own_app.process.kill()  # the head goes while the page is open
+    expect(page.locator("#cluster-header .link")).to_have_text("disconnected", timeout=SOON)
+    until(lambda: not any(process.is_running() for process in family[1:]), 10, "nodes and stages end with their app")
+    assert own_app.command("status").returncode == 1  # the port file is stale, and nobody believes it
