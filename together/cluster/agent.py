@@ -169,6 +169,7 @@ class Agent:
                     "the head of %s no longer renews: its layers are freed", sorted({ring for ring, _ in lapsed})
                 )
                 await self._end(lapsed)
+            self._renewed = {head: at for head, at in self._renewed.items() if at >= oldest}
             self._peers = {peer: at for peer, at in self._peers.items() if at > clock() - PEER_LIFE}
 
     async def close(self) -> None:

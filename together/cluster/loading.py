@@ -83,7 +83,7 @@ class RingLoader:
         for index, (planned, stage) in enumerate(zip(self._plan.stages, self.stages(), strict=True)):
             node = self._membership.status(planned.node)
             if node is None or not self._membership.alive(planned.node):
-                return self._broken(index, node.cause if node else "the node is gone")
+                return self._broken(index, node.cause if node else "the node was stopped")
             if stage is None:
                 return self._broken(index, "the node started anew and does not hold it any more")
             if stage.state is StageState.FAILED:

@@ -134,27 +134,34 @@ class Membership:
     async def _follow(self, endpoint: Endpoint) -> None:
         """Watch whoever answers there, for ever."""
         while True:
-            node = ""
+            watched: list[str] = []  # the node that answered, once it did
             try:
-                address = await rpc.fastest(endpoint)
-                async with rpc.open_channel(address, endpoint.port) as channel:
-                    async with asyncio.timeout(self.settings.node_timeout) as deadline:
-                        async for status in self._watch(channel):
-                            deadline.reschedule(asyncio.get_running_loop().time() + self.settings.node_timeout)
-                            if not self._update(status, channel, address, node):
-                                break  # the same node is followed at another of its addresses
-                            node = status.id
-                self._lose(node, "it left")
+                await self._watch_until_it_leaves(endpoint, watched)
+                self._forget(watched)
             except TimeoutError:
-                self._lose(node, f"no sign of life for {self.settings.node_timeout:.0f} s")
+                self._lose(watched, f"no sign of life for {self.settings.node_timeout:.0f} s")
             except grpc.aio.AioRpcError as error:
                 refused = rpc.error_of(error, f"port {endpoint.port}")
-                self._lose(node, str(refused))
+                self._lose(watched, str(refused))
                 if not isinstance(refused, Unreachable):
                     log.warning("%s", refused)
             except TogetherError as error:
-                self._lose(node, str(error))
+                self._lose(watched, str(error))
             await asyncio.sleep(RETRY)
+
+    async def _watch_until_it_leaves(self, endpoint: Endpoint, watched: list[str]) -> None:
+        """Returns when the node ends the stream, or is followed at another of its addresses already."""
+        clock, patience = asyncio.get_running_loop().time, self.settings.node_timeout
+        address = await rpc.fastest(endpoint)
+        async with rpc.open_channel(address, endpoint.port) as channel, asyncio.timeout(patience) as deadline:
+            async for status in self._watch(channel):
+                deadline.reschedule(clock() + patience)
+                if watched and watched != [status.id]:
+                    self._lose(watched, "another node answers at its address")
+                if not self._update(status, channel, address):
+                    watched.clear()
+                    return
+                watched[:] = [status.id]
 
     async def _watch(self, channel: grpc.aio.Channel) -> Any:
         stub: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(rpc.WATCH)
@@ -162,23 +169,27 @@ class Membership:
         async for data in stream:
             yield wire.NODE_STATUS.decode(data)
 
-    def _update(self, status: NodeStatus, channel: grpc.aio.Channel, address: str, followed: str) -> bool:
+    def _update(self, status: NodeStatus, channel: grpc.aio.Channel, address: str) -> bool:
         known = self._members.get(status.id)
         if known and known.lost_at is None and known.channel is not channel:
             return False
         news = known is None or known.lost_at is not None or known.status != status
         self._members[status.id] = Member(status, channel, address)
-        if followed and followed != status.id:
-            self._lose(followed, "another node answers at its address")
         if news:
             self.changed.notify()
         return True
 
-    def _lose(self, node: str, cause: str) -> None:
-        member = self._members.get(node)
-        if member and member.lost_at is None:
+    def _lose(self, nodes: list[str], cause: str) -> None:
+        """Nodes that went silent stay in the table for a while, with the cause."""
+        for member in (self._members[node] for node in nodes if self.alive(node)):
             member.lost_at = asyncio.get_running_loop().time()
             member.status = replace(member.status, state=NodeState.FAILED, cause=f"lost: {cause}", free_bytes=0)
+            self.changed.notify()
+
+    def _forget(self, nodes: list[str]) -> None:
+        """Nodes that said goodbye are gone at once."""
+        for node in nodes:
+            del self._members[node]
             self.changed.notify()
 
     def _forget_lost(self) -> None:

@@ -1,0 +1,110 @@
+"""Layers of equal size on a given set of nodes with given caps: the best counts. Knows no ring and no order.
+
+One layer each, then the fastest first up to its cap; for several people also up to a limit on a stage's time.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+
+from together.planning.instance import EPSILON, Instance
+
+Stages = list[tuple[float, float, int]]  # ms per layer, ms per stage, cap; fastest first
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """Score, ms per token, and the limit on a stage's time under which the fill is made."""
+
+    score: float
+    token_ms: float
+    limit: float
+
+
+def stages_of(instance: Instance, nodes: list[int], cap: Callable[[int], int]) -> Stages:
+    """What `fill` needs of these nodes, which are in order of `speed_order`."""
+    return [(instance.speeds[i], instance.fixed[i], cap(i)) for i in nodes]
+
+
+def fill(instance: Instance, stages: Stages, ring_ms: float, bound: float = inf) -> Filled | None:
+    """The best fill with at least one layer each; None where nothing fits or nothing reaches `bound`."""
+    users, layers = instance.users, instance.layers
+    bound *= 1 + EPSILON
+    total, slowest = _filled(stages, layers, inf)
+    token = total + ring_ms
+    if token == inf or token / users > bound:
+        return None
+    if slowest <= token / users:
+        return Filled(token / users, token, inf)
+    if bound < slowest and (_filled(stages, layers, bound)[0] + ring_ms) / users > bound:
+        return None
+    return _balanced(instance, stages, ring_ms, token, slowest)
+
+
+def _balanced(instance: Instance, stages: Stages, ring_ms: float, free_ms: float, slowest: float) -> Filled:
+    limits, users = instance.limits, instance.users
+    low, high = bisect_left(limits, free_ms / users) - 1, bisect_left(limits, slowest)
+    while high - low > 1:
+        middle = (low + high) // 2
+        time = _filled(stages, instance.layers, limits[middle])[0] + ring_ms
+        if time / users <= limits[middle]:
+            high = middle
+        else:
+            low = middle
+    best = Filled(inf, inf, inf)
+    for index in (high, low):
+        if index >= 0:
+            total, longest = _filled(stages, instance.layers, limits[index])
+            score = max((total + ring_ms) / users, longest)
+            if score < best.score * (1 - EPSILON) or best.score == inf:
+                best = Filled(score, total + ring_ms, limits[index])
+    return best
+
+
+def _filled(stages: Stages, layers: int, limit: float) -> tuple[float, float]:
+    """Stage times in all, and the longest, both infinite where the layers do not fit."""
+    left = layers - len(stages)
+    total = longest = 0.0
+    for speed, fixed, cap in stages:
+        if fixed + cap * speed > limit:
+            cap = _count_under(speed, fixed, limit)
+        if cap < 1:
+            return inf, inf
+        take = cap if cap <= left + 1 else left + 1
+        left -= take - 1
+        time = fixed + take * speed
+        total += time
+        if time > longest:
+            longest = time
+    return (inf, inf) if left else (total, longest)
+
+
+def counts_of(stages: Stages, layers: int, limit: float) -> list[int]:
+    """The counts behind a `Filled`, in the order of `stages`."""
+    left, counts = layers - len(stages), []
+    for speed, fixed, cap in stages:
+        most = cap if fixed + cap * speed <= limit else _count_under(speed, fixed, limit)
+        counts.append(min(most, left + 1))
+        left -= counts[-1] - 1
+    assert left == 0, "counts of a fill that does not exist"
+    return counts
+
+
+def _count_under(speed: float, fixed: float, limit: float) -> int:
+    """The most layers within the limit, by the rounding of fixed + count × speed, which is above it for some count."""
+    if fixed > limit:
+        return 0
+    count = int((limit - fixed) / speed)
+    while fixed + count * speed > limit:
+        count -= 1
+    while fixed + (count + 1) * speed <= limit:
+        count += 1
+    return count
+
+
+def speed_order(instance: Instance, nodes: list[int]) -> list[int]:
+    """Fastest per layer first; among equals by their place."""
+    return sorted(nodes, key=lambda i: (instance.speeds[i], i))

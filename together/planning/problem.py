@@ -1,0 +1,114 @@
+"""What a planner is asked: a model's sizes, what each node can do, the links, and for whom. Knows no way to answer it.
+
+Times are milliseconds, sizes bytes. The values may be measured or made up: also machines one does not own yet can be asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+from together.types import LayerRange
+
+HOP_MS = 25.0  # of a pair that nobody measured: slow, never free
+CONTEXT = 4096
+TOLERANCE = 0.1  # a plan so much worse than the best is taken if it needs fewer machines
+EXACT_NODES = 8  # up to so many nodes every subset is looked at
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """Bytes of each layer's weights, of the embedding (first stage), of norm and LM head (last stage), and of KV."""
+
+    layer_bytes: tuple[float, ...]
+    embed_bytes: float = 0
+    head_bytes: float = 0
+    kv_bytes_per_token_per_layer: float = 0
+
+    @property
+    def layers(self) -> int:
+        return len(self.layer_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeProfile:
+    """What one node can do. Exactly one of `max_layers` and `free_bytes` says how much it holds."""
+
+    name: str
+    ms_per_layer: float
+    ms_per_stage: float = 0.0
+    max_layers: int | None = None
+    free_bytes: float | None = None
+    reserve_bytes: float = 0
+
+    @property
+    def room_bytes(self) -> float:
+        """Bytes a stage may take; unbounded where only layers are counted."""
+        return inf if self.free_bytes is None else max(self.free_bytes - self.reserve_bytes, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A pair of nodes and the milliseconds of one way, in both directions; None: it cannot be used."""
+
+    a: str
+    b: str
+    ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An instance. Names of nodes are unique, links and `head` name nodes: who makes one from a file checks that."""
+
+    model: ModelSize
+    nodes: tuple[NodeProfile, ...]
+    links: tuple[Link, ...] = ()
+    hop_ms: float = HOP_MS
+    head: str | None = None  # None: no hop to it is counted
+    users: int = 1
+    context: int = CONTEXT
+    tolerance: float = TOLERANCE
+
+    @property
+    def kv_bytes_per_layer(self) -> float:
+        return self.users * self.context * self.model.kv_bytes_per_token_per_layer
+
+    def node(self, name: str) -> NodeProfile:
+        return next(node for node in self.nodes if node.name == name)
+
+    def hop(self, a: str, b: str) -> float:
+        """Milliseconds from one node to another: 0 to itself, infinite over an unusable link."""
+        if a == b:
+            return 0.0
+        for link in self.links:
+            if {link.a, link.b} == {a, b}:
+                return inf if link.ms is None else link.ms
+        return self.hop_ms
+
+    def stage_bytes(self, layers: LayerRange) -> float:
+        """Bytes of a stage: its layers with the KV cache of all users, the embedding if first, norm and head if last."""
+        size = sum(self.model.layer_bytes[layers.start : layers.stop]) + len(layers) * self.kv_bytes_per_layer
+        if layers.start == 0:
+            size += self.model.embed_bytes
+        if layers.stop == self.model.layers:
+            size += self.model.head_bytes
+        return size
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A node's layers in a split."""
+
+    node: str
+    layers: LayerRange
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Who takes which layers, in ring order."""
+
+    shares: tuple[Share, ...]
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return tuple(share.node for share in self.shares)

@@ -1,0 +1,122 @@
+"""Shortest rings through sets of nodes, by Held and Karp's dynamic programme. Knows only hops, no layers.
+
+Sets are bit masks of node indices. A ring runs through the used nodes and, if there is one, the head, and closes.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+Hops = tuple[tuple[float, ...], ...]
+
+
+class Paths:
+    """Shortest paths from one node through every set to every end: `table[mask][last]`, `mask` holds the start."""
+
+    def __init__(self, hops: Hops, start: int, members: int) -> None:
+        self.hops, self.start = hops, start
+        others = [i for i in range(len(hops)) if members >> i & 1 and i != start]
+        self.table: dict[int, dict[int, float]] = {1 << start: {start: 0.0}}
+        layer = [1 << start]
+        for _ in others:
+            following: dict[int, dict[int, float]] = {}
+            for mask in layer:
+                for end, cost in self.table[mask].items():
+                    row = hops[end]
+                    for new in others:
+                        if not mask >> new & 1 and (total := cost + row[new]) < inf:
+                            ends = following.setdefault(mask | 1 << new, {})
+                            if total < ends.get(new, inf):
+                                ends[new] = total
+            self.table.update(following)
+            layer = list(following)
+
+    def length(self, mask: int, last: int) -> float:
+        return self.table.get(mask, {}).get(last, inf)
+
+    def nodes(self, mask: int, last: int) -> tuple[int, ...]:
+        """The path itself, from start to `last`."""
+        path = [last]
+        while len(path) < mask.bit_count():
+            end, rest = path[-1], _without(mask, path)
+            costs = self.table[rest]
+            path.append(min(sorted(costs), key=lambda i: costs[i] + self.hops[i][end]))
+        return tuple(reversed(path))
+
+
+def _without(mask: int, nodes: list[int]) -> int:
+    for node in nodes:
+        mask &= ~(1 << node)
+    return mask
+
+
+class Rings:
+    """The shortest ring of every set, whoever is first in it."""
+
+    def __init__(self, hops: Hops, head: int | None, members: int) -> None:
+        self.hops, self.head = hops, head
+        if head is not None:
+            self._paths = {head: Paths(hops, head, members)}
+        else:  # a ring may start anywhere: at its lowest node
+            indices = [i for i in range(len(hops)) if members >> i & 1]
+            self._paths = {i: Paths(hops, i, members & -(1 << i)) for i in indices}
+
+    def shortest(self, mask: int) -> tuple[float, int]:
+        """ms of the ring through the nodes of `mask` (and the head), and which node comes last in it; inf if none."""
+        start, whole = self._start(mask)
+        ends = self._paths[start].table.get(whole, {})
+        back = self.hops[start]
+        return min(((cost + back[end], end) for end, cost in ends.items()), default=(inf, start))
+
+    def order(self, mask: int) -> tuple[int, ...]:
+        """The used nodes in the order of the shortest ring."""
+        start, whole = self._start(mask)
+        path = self._paths[start].nodes(whole, self.shortest(mask)[1])
+        return path if mask >> start & 1 else path[1:]
+
+    def _start(self, mask: int) -> tuple[int, int]:
+        if self.head is not None:
+            return self.head, mask | 1 << self.head
+        return (mask & -mask).bit_length() - 1, mask
+
+
+class EndedRings:
+    """The shortest ring of every set for every pair of first and last stage."""
+
+    def __init__(self, hops: Hops, head: int | None, members: int) -> None:
+        self.hops, self.head = hops, head
+        self._paths = {i: Paths(hops, i, members) for i in range(len(hops)) if members >> i & 1}
+
+    def pairs(self, mask: int) -> list[tuple[float, int, int]]:
+        """(ms, first, last) of every usable ring, shortest first."""
+        nodes = [i for i in range(len(self.hops)) if mask >> i & 1]
+        found = [
+            (self._paths[first].length(mask, last) + self._closing(mask, first, last), first, last)
+            for first in nodes
+            for last in nodes
+            if (first != last or len(nodes) == 1) and self._reaches(mask, first, last)
+        ]
+        return sorted(ring for ring in found if ring[0] < inf)
+
+    def order(self, mask: int, first: int, last: int) -> tuple[int, ...]:
+        return self._paths[first].nodes(mask, last)
+
+    def _reaches(self, mask: int, first: int, last: int) -> bool:
+        """A head that is used is one of the ends: the ring passes it once."""
+        return self.head is None or not mask >> self.head & 1 or self.head in (first, last)
+
+    def _closing(self, mask: int, first: int, last: int) -> float:
+        return closing_ms(self.hops, self.head, first, last)
+
+
+def closing_ms(hops: Hops, head: int | None, first: int, last: int) -> float:
+    """From the last stage by way of the head, where there is one, to the first."""
+    if head is None:
+        return hops[last][first]
+    return hops[last][head] + hops[head][first]
+
+
+def ring_ms(hops: Hops, head: int | None, order: tuple[int, ...]) -> float:
+    """ms of a given ring: its hops from stage to stage, and the way back."""
+    between = sum(hops[a][b] for a, b in zip(order, order[1:], strict=False))
+    return between + closing_ms(hops, head, order[0], order[-1])
