@@ -14,6 +14,20 @@ from typing import Any
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
+class Clock:
+    """Takes the place of a text streamer: `generate` hands it the prompt, then every token as it is drawn."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, ids: Any) -> None:
+        ids.tolist()  # waits for the device, so the token is really there
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing is left to do."""
+
+
 def main() -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -22,25 +36,29 @@ def main() -> None:
     kind = getattr(torch, DTYPES[dtype])
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, use_safetensors=True)
     model.to(device).eval()
-    length, count = int(prompt), int(new)
-    ids = (torch.arange(length, device=device) * 31 % model.config.vocab_size)[None]
+    ids = (torch.arange(int(prompt), device=device) * 31 % model.config.vocab_size)[None]
     for _ in sys.stdin:
-        first = _generate(model, ids, 1)
-        total = _generate(model, ids, count)
-        print(json.dumps(_run(length, count, first, total)), flush=True)
+        print(json.dumps(_round(model, ids, int(new))), flush=True)
 
 
-def _generate(model: Any, ids: Any, count: int) -> float:
-    """Seconds for `count` greedy tokens after the prompt; the ids come back to the CPU, so the work is finished."""
+def _round(model: Any, ids: Any, count: int) -> dict[str, float]:
+    """`count` greedy tokens after the prompt: the first one ends the prefill, the others are decode."""
+    clock = Clock()
     began = time.perf_counter()
     model.generate(
-        ids, attention_mask=ids.new_ones(ids.shape), do_sample=False, min_new_tokens=count, max_new_tokens=count
-    ).tolist()
-    return time.perf_counter() - began
-
-
-def _run(length: int, count: int, first: float, total: float) -> dict[str, float]:
-    return {"prefill_tok_s": length / first, "decode_tok_s": (count - 1) / (total - first), "ttft_s": first}
+        ids,
+        attention_mask=ids.new_ones(ids.shape),
+        do_sample=False,
+        min_new_tokens=count,
+        max_new_tokens=count,
+        streamer=clock,
+    )
+    first, last = clock.times[1], clock.times[-1]  # the prompt comes first
+    return {
+        "prefill_tok_s": ids.shape[1] / (first - began),
+        "decode_tok_s": (count - 1) / (last - first),
+        "ttft_s": first - began,
+    }
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ async def test_given_boundaries_and_settings_that_reach_the_last_stage(head: Hea
     [((4,), "do not rise"), ((0,), "do not rise"), ((3, 1), "do not rise"), ((9,), "do not rise"), ((-1,), "do not")],
 )
 async def test_boundaries_that_make_no_plan(head: Head, toy: Path, boundaries: tuple[int, ...], sentence: str) -> None:
+    await head.unload()
     with pytest.raises(BadPlan, match=sentence) as error:
         await head.load(toy, boundaries)
     assert shown(head) == (ServingState.FAILED, str(error.value))
@@ -105,6 +106,7 @@ async def test_more_ranges_than_nodes(head: Head, toy: Path) -> None:
 
 
 async def test_folders_that_are_no_model(head: Head, tmp_path: Path) -> None:
+    await head.unload()
     with pytest.raises(BrokenModel, match="nowhere"):
         await head.load(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text('{"model_type": "unheard_of"}')
@@ -113,6 +115,14 @@ async def test_folders_that_are_no_model(head: Head, tmp_path: Path) -> None:
     state, cause = shown(head)
     assert state is ServingState.FAILED
     assert "unheard_of" in cause
+
+
+async def test_a_folder_that_is_no_model_leaves_what_serves_alone(head: Head, toy: Path, tmp_path: Path) -> None:
+    await head.load(toy)
+    with pytest.raises(BrokenModel, match="nowhere"):
+        await head.load(tmp_path / "nowhere")
+    assert shown(head) == (ServingState.READY, "")
+    assert await ask(head) == right_answer(toy)
 
 
 async def test_too_little_memory_is_refused_before_anything_is_loaded(

@@ -51,6 +51,17 @@ CAUSE_WITHIN = 1.0  # seconds from a broken link to the news of the stage that b
 VIEWS_EVERY = 0.2  # seconds between two views at most
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model folder that proved readable, and how its ring is wanted; `ranges` None: equal parts."""
+
+    spec: ModelSpec
+    text: TextModel
+    ref: ModelRef
+    sizing: Sizing
+    ranges: tuple[LayerRange, ...] | None
+
+
 @dataclass(slots=True)
 class Service:
     """A ring that serves: everything that ends with it."""
@@ -149,19 +160,20 @@ class Head:
     async def load(self, folder: Path | None = None, boundaries: tuple[int, ...] | None = None) -> None:
         """Load a model folder, or the last one again; `boundaries` are the layers where stages meet.
 
-        What served before is unloaded first. Raises TogetherError; the cause is also in the view.
+        What serves is unloaded once the folder has proved readable. Raises TogetherError; where nothing serves then,
+        the view has the cause, too.
         """
+        wanted = (folder, boundaries) if folder is not None else self._last
         async with self._loading:
             self._load_task = asyncio.current_task()
-            if folder is not None:
-                self._last = (folder, boundaries)
-            folder, boundaries = self._last
-            await self._end_service()
-            self._show(Serving(ServingState.LOADING, folder.name))
             try:
-                await self._load(folder, boundaries)
+                model = await self._open(*wanted)
+                self._last = wanted
+                await self._end_service()
+                await self._load(model)
             except TogetherError as error:
-                self._show(replace(self._serving, state=ServingState.FAILED, cause=str(error), progress=0.0))
+                if self._service is None:
+                    self._show(replace(self._serving, state=ServingState.FAILED, cause=str(error), progress=0.0))
                 raise
             finally:
                 self._load_task = None
@@ -171,14 +183,22 @@ class Head:
             await self._end_service()
             self._show(Serving())
 
-    async def _load(self, folder: Path, boundaries: tuple[int, ...] | None) -> None:
+    async def _open(self, folder: Path, boundaries: tuple[int, ...] | None) -> Opened:
+        """Read what the head itself needs of a model. Raises BrokenModel, UnsupportedModel, BadPlan or BadSetting."""
+        if self._service is None:
+            self._show(Serving(ServingState.LOADING, folder.name))
         spec = await asyncio.to_thread(read_spec, folder)
         text = await asyncio.to_thread(TextModel.open, folder)
-        model = spec.ref(await asyncio.to_thread(folder.resolve))
-        ranges = _ranges(boundaries, spec.layers)
-        nodes = await self._nodes_with(model, len(ranges) if ranges else 1)
         sizing = Sizing(min(self.settings.context, spec.context), self.settings.users, self._dtype(folder, spec))
-        plan = make_plan(spec, model, nodes, sizing, ranges)
+        return Opened(
+            spec, text, spec.ref(await asyncio.to_thread(folder.resolve)), sizing, _ranges(boundaries, spec.layers)
+        )
+
+    async def _load(self, model: Opened) -> None:
+        spec, text = model.spec, model.text
+        self._show(Serving(ServingState.LOADING, spec.name))
+        nodes = await self._nodes_with(model.ref, len(model.ranges) if model.ranges else 1)
+        plan = make_plan(spec, model.ref, nodes, model.sizing, model.ranges)
         loader = RingLoader(self._membership, plan, self._inlets, self._own, self.settings.load_timeout)
         self._show(Serving(ServingState.LOADING, spec.name, plan, loader.ring))
         try:
@@ -255,12 +275,20 @@ class Head:
             await service.engine.run()
         except RingBroken as error:
             log.warning("%s", error)
-            self._service = None
-            self._show(replace(self._serving, state=ServingState.FAILED, cause=str(error), progress=0.0))
-            await service.client.close()
-            await service.loader.unload()
+            await self._lose(service, str(error))
+        except Exception:  # a bug of ours: whoever waits was told, the model can be loaded again
+            log.exception("the engine failed")
+            await self._lose(
+                service, "the engine stopped by an error of its own; see the log, then load the model again"
+            )
         finally:
             watcher.cancel()
+
+    async def _lose(self, service: Service, cause: str) -> None:
+        self._service = None
+        self._show(replace(self._serving, state=ServingState.FAILED, cause=cause, progress=0.0))
+        await service.client.close()
+        await service.loader.unload()
 
     async def _watch_ring(self, service: Service) -> None:
         changed = self._membership.changed

@@ -6,7 +6,7 @@ import pytest
 
 from together.engine.scheduler import ATTEMPTS, HEADROOM, Event, Limits, Scheduler, Sequence
 from together.errors import ContextTooLong, QueueFull, RingBroken
-from together.types import Failure, Frame, GenerateRequest, RowResult, Sampled, Sampling
+from together.types import Batch, Failure, Frame, GenerateRequest, RowResult, Sampled, Sampling
 
 EOS = 99
 
@@ -405,6 +405,14 @@ def test_a_failure_names_node_and_cause() -> None:
     with pytest.raises(RingBroken, match="node studio: stage 1 failed \\(out of memory\\)") as caught:
         found.commit(Frame(frame.step, frame.batch, failure=Failure("studio", 1, "out of memory")))
     assert (caught.value.node, caught.value.cause) == ("studio", "out of memory")
+
+
+def test_a_failure_of_a_frame_that_could_not_be_read_names_node_and_cause() -> None:
+    found = scheduler()
+    found.submit(request(3))
+    next_frame(found)
+    with pytest.raises(RingBroken, match="node studio: stage 1 failed \\(not a valid Frame\\)"):
+        found.commit(Frame(0, Batch(), failure=Failure("studio", 1, "not a valid Frame")))
 
 
 @pytest.mark.parametrize("skipped", [1, -1])

@@ -76,12 +76,12 @@ class RawRing:
         await self._server.start()
 
     async def stop(self) -> None:
-        await self._leave()
+        await self.leave()
         await self._server.stop(0.1)
 
     async def join(self, first: int = 0) -> None:
         """Connect the stages from `first` on in the next epoch, and take the place before `first`."""
-        await self._leave()
+        await self.leave()
         self.epoch += 1
         self._steps = itertools.count(1)
         self._inlet.expect(self.epoch)
@@ -131,7 +131,7 @@ class RawRing:
         await self.step(orders=Orders(drops=(sequence,)))
         return tokens[len(prompt) :]
 
-    async def _leave(self) -> None:
+    async def leave(self) -> None:
         if self._outlet is not None:
             await self._outlet.close()
             self._outlet = None

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
+import grpc.aio
 import pytest
 import pytest_asyncio
 
@@ -124,6 +126,25 @@ async def test_random_bytes_are_refused_and_every_one_is_answered(ring: RawRing)
 )
 async def test_impossible_sizes_are_refused(ring: RawRing, data: bytes) -> None:
     assert "refused the frame" in cause(await ring.ask(data))
+
+
+async def test_a_message_beyond_the_limit_ends_its_stream_and_not_the_stage(
+    ring: RawRing, stages: list[StageProcess]
+) -> None:
+    """Our own sender refuses it already, so this one speaks gRPC without our options."""
+    await _join_next(ring)
+    await ring.leave()
+    endpoint = stages[0].status.endpoint
+    assert endpoint is not None
+    unlimited = [("grpc.max_send_message_length", -1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.port}", options=unlimited) as channel:
+        metadata = (("ring", "ring"), ("epoch", str(ring.epoch)), ("sender", "-1"))
+        stub: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(rpc.PUSH)
+        stream = stub(metadata=metadata)
+        await stream.write(bytes(rpc.MESSAGE_LIMIT + 1))
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await stream
+        assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_an_empty_message_is_a_frame_without_a_step(ring: RawRing) -> None:

@@ -202,9 +202,9 @@ async def running_head(settings: Settings, *nodes: Node) -> AsyncIterator[Head]:
 
 
 @asynccontextmanager
-async def running_cluster(home: Path, *names: str) -> AsyncIterator[tuple[Head, list[Node]]]:
+async def running_cluster(home: Path, *names: str, **overrides: object) -> AsyncIterator[tuple[Head, list[Node]]]:
     """Nodes of these names and a head that has seen them."""
-    settings = cluster_settings(home)
+    settings = cluster_settings(home, **overrides)
     with running_nodes(settings, *names) as nodes:
         async with running_head(settings, *nodes) as head:
             yield head, nodes

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from together.errors import AppError
+from together.errors import AppError, BadSetting
 from together.settings import Settings
 
 SLOTS = 64  # nodes of one user on one machine
@@ -61,11 +61,24 @@ def node_name(settings: Settings) -> str:
 
 
 def own_addresses(host: str) -> tuple[str, ...]:
-    """The addresses under which others reach a server bound to `host`."""
+    """The addresses under which others reach a server bound to `host`. Raises BadSetting for a name that has none."""
     if host not in ("0.0.0.0", "::"):
-        return ("127.0.0.1" if host == "localhost" else host,)
+        return (_address_of(host),)
     found = [
         item.address for items in psutil.net_if_addrs().values() for item in items if item.family == socket.AF_INET
     ]
     usable = [address for address in found if not ipaddress.ip_address(address).is_loopback]
     return tuple(dict.fromkeys(usable)) or ("127.0.0.1",)
+
+
+def _address_of(host: str) -> str:
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        raise BadSetting(
+            f"this machine has no address for {host!r}; give --host 127.0.0.1, 0.0.0.0 or one of its own"
+        ) from None

@@ -8,7 +8,7 @@ import logging
 import psutil
 
 from together.cluster.identity import node_name
-from together.cluster.supervisor import end, spawn
+from together.cluster.supervisor import end, lines, spawn
 from together.errors import AppError
 from together.settings import Settings
 
@@ -89,8 +89,8 @@ async def _log_output(process: asyncio.subprocess.Process) -> None:
 
     async def drain(stream: asyncio.StreamReader | None, level: int) -> None:
         assert stream is not None
-        async for line in stream:
-            log.log(level, "local node: %s", line.decode(errors="replace").rstrip())
+        async for line in lines(stream):
+            log.log(level, "local node: %s", line.decode(errors="replace"))
 
     await asyncio.gather(drain(process.stdout, logging.DEBUG), drain(process.stderr, logging.WARNING))
     await process.wait()

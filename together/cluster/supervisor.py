@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from together.types import Endpoint, StageState, StageStatus
 log = logging.getLogger(__name__)
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+LONGEST_LINE = 2**16  # bytes
 PATIENCE = 2.0  # seconds a process has to leave before it is killed
 
 
@@ -35,8 +37,19 @@ async def spawn(*arguments: str, environment: dict[str, str] | None = None) -> a
         env=os.environ | (environment or {}),
         start_new_session=True,  # ignored on Windows, where the flag below does the same
         creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        limit=2**20,
     )
+
+
+async def lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """A child's output, line by line; a progress bar's carriage returns end lines too, and no line is endless."""
+    rest = b""
+    while chunk := await stream.read(LONGEST_LINE):
+        *whole, rest = re.split(rb"[\r\n]+", rest + chunk)
+        for line in filter(None, whole):
+            yield line
+        rest = rest[-LONGEST_LINE:]
+    if rest:
+        yield rest
 
 
 async def end(process: asyncio.subprocess.Process) -> None:
@@ -110,14 +123,14 @@ class StageProcess:
 
     async def _read_events(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
-        async for line in process.stdout:
+        async for line in lines(process.stdout):
             if event := Event.parse(line):
                 self._obey(event)
 
     async def _read_log(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None
-        async for line in process.stderr:
-            text = line.decode(errors="replace").rstrip()
+        async for line in lines(process.stderr):
+            text = line.decode(errors="replace")
             self._last_words.append(text)
             log.info("stage %s: %s", self.status.index, text)
 

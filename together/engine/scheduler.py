@@ -195,12 +195,12 @@ class Scheduler:
 
     def commit(self, answer: Frame) -> tuple[Event, ...]:
         """Take the answer to the oldest frame. Raises RingBroken if it reports a failure or does not fit the frame."""
+        if answer.failure is not None:  # looked at first: of a frame that could not be read, not even the step is known
+            raise _broken(answer.failure)
         if not self._flights or answer.step != self._flights[0].step:
             due = self._flights[0].step if self._flights else "nothing"
             raise RingBroken(f"the ring answered step {answer.step} while {due} was due; load the model again")
         flight = self._flights.popleft()
-        if answer.failure is not None:
-            raise _broken(answer.failure)
         results = {result.sequence: result for result in answer.results}
         events = (self._take(row, results.get(row.sequence)) for row in flight.rows)
         return tuple(event for event in events if event is not None)
