@@ -25,7 +25,8 @@ from tests.support.cluster import (
 )
 from together.errors import NotServing, RingBroken
 from together.head import Head
-from together.types import ChatRequest, Message, NodeState, Piece, ServingState
+from together.requests import ChatRequest, Message, Piece
+from together.types import NodeState, ServingState
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

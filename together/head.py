@@ -21,22 +21,20 @@ from together.engine.text import TextModel, generate_text
 from together.errors import BadPlan, BadSetting, NotServing, RingBroken, TogetherError
 from together.models.spec import ModelSpec, read_spec
 from together.planning.split import Sizing, make_plan
+from together.requests import ChatRequest, GenerateRequest, Piece
 from together.ring import rpc
 from together.ring.client import RingClient
 from together.ring.links import Inlets
 from together.settings import Settings
 from together.types import (
     DTYPES,
-    ChatRequest,
     ClusterView,
     Dtype,
     Endpoint,
-    GenerateRequest,
     LayerRange,
     ModelRef,
     NodeState,
     NodeStatus,
-    Piece,
     Plan,
     Serving,
     ServingState,

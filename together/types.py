@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, get_args
 
@@ -351,68 +351,7 @@ class NodeStatus:
     peers: tuple[Endpoint, ...] = ()  # nodes that introduced themselves here: hints for heads that hear no multicast
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """A finished request's measurements, in seconds."""
-
-    queued: float = 0.0
-    first_token: float = 0.0
-    total: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Token counts of one request, equal to the tokenizer's."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-
-
-FinishReason = Literal["stop", "length", "cancelled"]
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateRequest:
-    """What the engine is asked for: a prompt in token ids and how to go on."""
-
-    prompt: tuple[int, ...]
-    sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int | None = None  # None: up to the context
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A step of an answer: text that may be shown, and at the end why it ended. Never part of a stop string."""
-
-    text: str
-    token_ids: tuple[int, ...] = ()
-    finish: FinishReason | None = None
-    usage: Usage | None = None  # in the last piece
-    timings: Timings | None = None  # in the last piece
-
-
 # --- what a head shows and takes --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a chat; roles are system, user and assistant."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """A conversation and how to answer it; the head turns it into a GenerateRequest by the model's own template."""
-
-    messages: tuple[Message, ...]
-    sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
 
 
 class ServingState(StrEnum):

@@ -16,7 +16,7 @@ import gradio as gr
 
 from together.api.port import HeadPort
 from together.errors import TogetherError
-from together.types import Piece
+from together.requests import Piece
 from webui.conversation import Knobs, Turns, measured, text_of, turn, up_to_question
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from together.errors import BadRequest
-from together.types import ChatRequest, Message, Piece, Sampling
+from together.requests import ChatRequest, Message, Piece
+from together.types import Sampling
 
 Turn = dict[str, Any]  # a message as gr.Chatbot gives and takes it
 Turns = list[Turn]

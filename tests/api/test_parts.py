@@ -13,7 +13,7 @@ from together.api.errors import error_response
 from together.api.guard import is_local
 from together.api.server import bind, url_of
 from together.errors import LoadFailed, NotServing, QueueFull, RingBroken, Unreachable
-from together.types import Piece, Usage
+from together.requests import Piece, Usage
 
 
 class Answer:

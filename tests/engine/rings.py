@@ -14,7 +14,8 @@ from tests.support.checksum import expected_tokens
 from tests.support.loopback import LoopbackRing
 from together.engine.engine import Engine, TokenStream
 from together.models.files import tensors_for
-from together.types import GenerateRequest, LayerRange
+from together.requests import GenerateRequest
+from together.types import LayerRange
 
 LAYERS = 4
 

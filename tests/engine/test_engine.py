@@ -17,7 +17,8 @@ from tests.support.loopback import LoopbackRing, chain_step
 from together.engine.engine import Engine, TokenStream
 from together.engine.scheduler import Limits, Scheduler, Sequence
 from together.errors import BadRequest, ContextTooLong, NotServing, QueueFull, RingBroken
-from together.types import Frame, GenerateRequest, Sampling
+from together.requests import GenerateRequest
+from together.types import Frame, Sampling
 
 NO_EOS: frozenset[int] = frozenset()
 

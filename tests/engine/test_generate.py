@@ -15,7 +15,8 @@ from tests.support.loopback import LoopbackRing
 from together.engine.engine import Engine
 from together.engine.text import TextModel, generate_text
 from together.errors import BadRequest
-from together.types import GenerateRequest, Message, Piece, Sampling
+from together.requests import GenerateRequest, Message, Piece
+from together.types import Sampling
 
 QUESTION = (Message("user", "Where do hidden states go?"),)
 

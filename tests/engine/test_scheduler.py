@@ -6,7 +6,8 @@ import pytest
 
 from together.engine.scheduler import ATTEMPTS, HEADROOM, Event, Limits, Scheduler, Sequence
 from together.errors import ContextTooLong, QueueFull, RingBroken
-from together.types import Batch, Failure, Frame, GenerateRequest, RowResult, Sampled, Sampling
+from together.requests import GenerateRequest
+from together.types import Batch, Failure, Frame, RowResult, Sampled, Sampling
 
 EOS = 99
 

@@ -18,7 +18,7 @@ from tests.support.tokenizers import CHATML, byte_fallback, byte_level, write_te
 from together.engine.detokenize import Decoder, StopFilter
 from together.engine.text import TextModel
 from together.errors import BadRequest, BrokenModel
-from together.types import Message
+from together.requests import Message
 
 BYTE_LEVEL, BYTE_FALLBACK = byte_level(), byte_fallback()
 KINDS = pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, BYTE_FALLBACK], ids=["byte_level", "byte_fallback"])
@@ -147,7 +147,7 @@ import json, sys
 from pathlib import Path
 import together.engine.engine
 from together.engine.text import TextModel
-from together.types import Message
+from together.requests import Message
 model = TextModel.open(Path(sys.argv[1]))
 ids = model.prompt_ids([Message("user", "hello")])
 try:

@@ -27,9 +27,10 @@ import psutil
 from tests.support.checksum import expected_text
 from together.engine.text import TextModel
 from together.head import Head
+from together.requests import ChatRequest, Message
 from together.ring import rpc, wire
 from together.settings import Settings, load_settings
-from together.types import Caller, ChatRequest, Endpoint, Message, NodeStatus, Sampling
+from together.types import Caller, Endpoint, NodeStatus, Sampling
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0  # seconds for a process to start on a busy machine

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from together.api.errors import error_body
 from together.errors import TogetherError
-from together.types import Piece, Usage
+from together.requests import Piece, Usage
 
 logger = logging.getLogger(__name__)
 

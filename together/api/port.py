@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
+from together.requests import ChatRequest, Piece
 from together.settings import Settings
-from together.types import ChatRequest, ClusterView, Piece
+from together.types import ClusterView
 
 
 class HeadPort(Protocol):

@@ -23,7 +23,8 @@ from together.api.guard import Guard
 from together.api.port import HeadPort
 from together.api.schemas import ChatCompletionRequest, parse_chat
 from together.api.streaming import ClientGone, EventStream, read_body, while_connected
-from together.types import ClusterView, Piece, Serving, ServingState
+from together.requests import Piece
+from together.types import ClusterView, Serving, ServingState
 
 ANSWER_WITHIN = 2.0  # seconds an error has to become a status before the stream begins without a token
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from together.errors import BadRequest
-from together.types import ChatRequest, Message, Sampling
+from together.requests import ChatRequest, Message
+from together.types import Sampling
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 

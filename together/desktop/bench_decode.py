@@ -24,7 +24,8 @@ from together.engine.engine import Engine
 from together.errors import BadSetting, LoadFailed
 from together.models.spec import ModelSpec, read_spec
 from together.planning.split import uniform_ranges
-from together.types import Dtype, GenerateRequest, Sampling
+from together.requests import GenerateRequest
+from together.types import Dtype, Sampling
 
 
 @dataclass(frozen=True, slots=True)

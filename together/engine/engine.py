@@ -15,8 +15,9 @@ from statistics import median
 from together.engine.port import RingPort
 from together.engine.scheduler import Event, Limits, Scheduler, Sequence
 from together.errors import BadRequest, NotServing, RingBroken, TogetherError
+from together.requests import FinishReason, GenerateRequest, Timings
 from together.sampling import validate
-from together.types import FinishReason, Frame, GenerateRequest, StageTiming, Timings
+from together.types import Frame, StageTiming
 
 STEP_TIMEOUT = 120.0  # seconds
 KEPT_STEPS = 256  # decode steps whose times are kept

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from together.errors import ContextTooLong, QueueFull, RingBroken, TogetherError
-from together.types import Batch, Failure, FinishReason, Frame, GenerateRequest, Orders, Row, RowResult, SampleRequest
+from together.requests import FinishReason, GenerateRequest
+from together.types import Batch, Failure, Frame, Orders, Row, RowResult, SampleRequest
 
 HEADROOM = 256  # tokens of its answer that must fit before a sequence enters
 ATTEMPTS = 3  # how often a refused sequence starts again without having gained a token in between

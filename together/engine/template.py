@@ -18,7 +18,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from together.errors import BadRequest, BrokenModel
-from together.types import Message
+from together.requests import Message
 
 # For a model without a template: roles as words, one blank line between turns.
 PLAIN = (

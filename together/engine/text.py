@@ -18,7 +18,7 @@ from together.engine.detokenize import Decoder, StopFilter
 from together.engine.engine import Engine, TokenStream
 from together.engine.template import PLAIN, ChatTemplate, find_template
 from together.errors import BrokenModel
-from together.types import FinishReason, GenerateRequest, Message, Piece, Usage
+from together.requests import FinishReason, GenerateRequest, Message, Piece, Usage
 
 logger = logging.getLogger(__name__)
 
