@@ -132,7 +132,7 @@ class _Ring:
             *_medians(runs),
             stage_ms=stage_ms,
             hop_ms=(median(self._step_ms[1:]) - sum(stage_ms)) / hops,
-            rss_bytes=tuple(_peak(stage.status.pid) for stage in self._stages),
+            rss_bytes=tuple(peak_memory(stage.status.pid) for stage in self._stages),
             weight_bytes=tuple(self._spec.stage_bytes(stage.status.layers, dtype) for stage in self._stages),
         )
 
@@ -166,7 +166,7 @@ class _Reference:
         if not line:
             raise LoadFailed("the transformers process ended; run it alone to see why")
         values = json.loads(line)
-        self._rss = _peak(self._process.pid)
+        self._rss = peak_memory(self._process.pid)
         return Run(**values)
 
     def report(self, runs: list[Run]) -> DecodeReport:
@@ -191,7 +191,7 @@ def _medians(runs: list[Run]) -> tuple[float, float, float]:
     )
 
 
-def _peak(pid: int) -> int:
+def peak_memory(pid: int) -> int:
     """Peak resident bytes where the system tells (Linux, Windows), else the present ones."""
     status = Path(f"/proc/{pid}/status")
     if status.is_file():

@@ -5,12 +5,12 @@ One layer each, then the fastest first up to its cap; for several people also up
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
 from together.planning.instance import EPSILON, Instance
+from together.planning.limits import best_limits, count_under
 
 Stages = list[tuple[float, float, int]]  # ms per layer, ms per stage, cap; fastest first
 
@@ -30,7 +30,10 @@ def stages_of(instance: Instance, nodes: list[int], cap: Callable[[int], int]) -
 
 
 def fill(instance: Instance, stages: Stages, ring_ms: float, bound: float = inf) -> Filled | None:
-    """The best fill with at least one layer each; None where nothing fits or nothing reaches `bound`."""
+    """The best fill with at least one layer each; None where nothing fits or nothing reaches `bound`.
+
+    There must not be more stages than layers.
+    """
     users, layers = instance.users, instance.layers
     bound *= 1 + EPSILON
     total, slowest = _filled(stages, layers, inf)
@@ -45,22 +48,16 @@ def fill(instance: Instance, stages: Stages, ring_ms: float, bound: float = inf)
 
 
 def _balanced(instance: Instance, stages: Stages, ring_ms: float, free_ms: float, slowest: float) -> Filled:
-    limits, users = instance.limits, instance.users
-    low, high = bisect_left(limits, free_ms / users) - 1, bisect_left(limits, slowest)
-    while high - low > 1:
-        middle = (low + high) // 2
-        time = _filled(stages, instance.layers, limits[middle])[0] + ring_ms
-        if time / users <= limits[middle]:
-            high = middle
-        else:
-            low = middle
     best = Filled(inf, inf, inf)
-    for index in (high, low):
-        if index >= 0:
-            total, longest = _filled(stages, instance.layers, limits[index])
-            score = max((total + ring_ms) / users, longest)
-            if score < best.score * (1 - EPSILON) or best.score == inf:
-                best = Filled(score, total + ring_ms, limits[index])
+
+    def token_ms(limit: float) -> float:
+        return _filled(stages, instance.layers, limit)[0] + ring_ms
+
+    for limit in best_limits(instance.limits, instance.users, token_ms, free_ms, slowest):
+        total, longest = _filled(stages, instance.layers, limit)
+        score = max((total + ring_ms) / instance.users, longest)
+        if best.score == inf or score < best.score * (1 - EPSILON):
+            best = Filled(score, total + ring_ms, limit)
     return best
 
 
@@ -70,7 +67,7 @@ def _filled(stages: Stages, layers: int, limit: float) -> tuple[float, float]:
     total = longest = 0.0
     for speed, fixed, cap in stages:
         if fixed + cap * speed > limit:
-            cap = _count_under(speed, fixed, limit)
+            cap = count_under(speed, fixed, cap, limit)
         if cap < 1:
             return inf, inf
         take = cap if cap <= left + 1 else left + 1
@@ -86,23 +83,10 @@ def counts_of(stages: Stages, layers: int, limit: float) -> list[int]:
     """The counts behind a `Filled`, in the order of `stages`."""
     left, counts = layers - len(stages), []
     for speed, fixed, cap in stages:
-        most = cap if fixed + cap * speed <= limit else _count_under(speed, fixed, limit)
-        counts.append(min(most, left + 1))
+        counts.append(min(count_under(speed, fixed, cap, limit), left + 1))
         left -= counts[-1] - 1
     assert left == 0, "counts of a fill that does not exist"
     return counts
-
-
-def _count_under(speed: float, fixed: float, limit: float) -> int:
-    """The most layers within the limit, by the rounding of fixed + count × speed, which is above it for some count."""
-    if fixed > limit:
-        return 0
-    count = int((limit - fixed) / speed)
-    while fixed + count * speed > limit:
-        count -= 1
-    while fixed + (count + 1) * speed <= limit:
-        count += 1
-    return count
 
 
 def speed_order(instance: Instance, nodes: list[int]) -> list[int]:

@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import accumulate
 from math import inf
 
+from together.planning.limits import count_under
 from together.planning.problem import Problem, Share, Split
 from together.types import LayerRange
 
@@ -78,18 +79,7 @@ class Instance:
         return stop - start <= self.most[node] and size <= self.room[node]
 
     def count_under(self, node: int, limit: float) -> int:
-        """How many layers a stage on this node runs within `limit` ms, by the same rounding as `limits`; -1 for none."""
-        speed, fixed, most = self.speeds[node], self.fixed[node], self.most[node]
-        if fixed + most * speed <= limit:
-            return most
-        if fixed > limit:
-            return -1
-        count = min(most, int((limit - fixed) / speed))
-        while fixed + count * speed > limit:
-            count -= 1
-        while count < most and fixed + (count + 1) * speed <= limit:
-            count += 1
-        return count
+        return count_under(self.speeds[node], self.fixed[node], self.most[node], limit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,32 @@ from collections.abc import Callable
 from math import inf
 
 
-def best_limits(limits: list[float], users: int, token_ms: Callable[[float], float], free_ms: float) -> list[float]:
+def count_under(speed: float, fixed: float, most: int, limit: float) -> int:
+    """How many layers a stage runs within `limit` ms, at most `most`, by the rounding of fixed + count × speed."""
+    if fixed + most * speed <= limit:
+        return most
+    if fixed > limit:
+        return 0
+    count = int((limit - fixed) / speed)
+    while fixed + count * speed > limit:
+        count -= 1
+    while fixed + (count + 1) * speed <= limit:
+        count += 1
+    return count
+
+
+def best_limits(
+    limits: list[float], users: int, token_ms: Callable[[float], float], free_ms: float, slowest_ms: float
+) -> list[float]:
     """The two limits of which one is the best: the lowest with D/m within it, and the one before.
 
     `limits` are sorted and hold every time a stage can take; `token_ms(limit)` is the lowest D with no stage over the
-    limit (infinite: impossible), `free_ms` the finite D without a limit.
+    limit (infinite: impossible); without a limit it is the finite `free_ms`, with a slowest stage of `slowest_ms`.
     """
     low = bisect_left(limits, free_ms / users) - 1  # these are below D/m
-    high = len(limits) - 1
+    high = min(bisect_left(limits, slowest_ms), len(limits) - 1)
+    if slowest_ms <= free_ms / users:
+        return [limits[high]]
     while high - low > 1:
         middle = (low + high) // 2
         time = token_ms(limits[middle])
@@ -27,5 +45,5 @@ def best_limits(limits: list[float], users: int, token_ms: Callable[[float], flo
         else:
             low = middle
             if time < inf:
-                high = max(min(high, bisect_left(limits, time / users)), low + 1)
+                high = min(high, bisect_left(limits, time / users))
     return [limits[index] for index in (high, low) if index >= 0]

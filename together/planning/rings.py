@@ -5,6 +5,7 @@ Sets are bit masks of node indices. A ring runs through the used nodes and, if t
 
 from __future__ import annotations
 
+import itertools
 from math import inf
 
 Hops = tuple[tuple[float, ...], ...]
@@ -118,5 +119,5 @@ def closing_ms(hops: Hops, head: int | None, first: int, last: int) -> float:
 
 def ring_ms(hops: Hops, head: int | None, order: tuple[int, ...]) -> float:
     """ms of a given ring: its hops from stage to stage, and the way back."""
-    between = sum(hops[a][b] for a, b in zip(order, order[1:], strict=False))
+    between = sum(hops[a][b] for a, b in itertools.pairwise(order))
     return between + closing_ms(hops, head, order[0], order[-1])

@@ -10,7 +10,9 @@ from itertools import pairwise
 
 from together.errors import BadPlan, NotEnoughMemory
 from together.models.spec import ModelSpec
-from together.planning.estimate import gigabytes, stage_memory
+from together.planning.estimate import stage_memory
+from together.planning.problem import Share
+from together.planning.validate import Room, Terms, complaints, range_complaints
 from together.types import Dtype, LayerRange, ModelRef, NodeStatus, Plan, StagePlan
 
 
@@ -35,17 +37,8 @@ def uniform_ranges(layers: int, parts: int) -> tuple[LayerRange, ...]:
 
 def check_ranges(ranges: tuple[LayerRange, ...], layers: int) -> None:
     """Raises BadPlan unless the ranges, in this order, are exactly layers 0 to `layers`."""
-    reached = 0
-    for item in ranges:
-        if item.start > reached:
-            raise BadPlan(
-                f"layers {LayerRange(reached, item.start)} are in no range; the ranges must follow one another"
-            )
-        if item.start < reached:
-            raise BadPlan(f"the range {item} starts before layer {reached}, where the one before it ends")
-        reached = item.stop
-    if reached != layers:
-        raise BadPlan(f"the ranges end at layer {reached}, and the model has {layers} layers")
+    for complaint in range_complaints(ranges, layers):
+        raise BadPlan(str(complaint))
 
 
 def make_plan(
@@ -60,20 +53,25 @@ def make_plan(
     Raises BadPlan, or NotEnoughMemory for a stage that is larger than all that its node may use.
     """
     ranges = ranges or uniform_ranges(spec.layers, len(nodes))
-    check_ranges(ranges, spec.layers)
     if len(ranges) > len(nodes):
         raise BadPlan(f"the plan has {len(ranges)} ranges and there are {len(nodes)} nodes; start more, or give fewer")
+    shares = [Share(node.id, layers) for node, layers in zip(nodes, ranges, strict=False)]
+    for complaint in complaints(shares, _terms(spec, nodes, sizing)):
+        raise NotEnoughMemory(str(complaint)) if complaint.kind == "memory" else BadPlan(str(complaint))
     stages = tuple(_stage(spec, node, layers, sizing) for node, layers in zip(nodes, ranges, strict=False))
     return Plan(model, stages, sizing.context, sizing.users, sizing.dtype)
+
+
+def _terms(spec: ModelSpec, nodes: tuple[NodeStatus, ...], sizing: Sizing) -> Terms:
+    def needs(layers: LayerRange) -> float:
+        return stage_memory(spec, layers, sizing.dtype, sizing.context, sizing.users)
+
+    # What others use of a node's memory may be free again by then: the node itself decides on that.
+    rooms = {node.id: Room(node.name, node.memory_bytes) for node in nodes}
+    return Terms(spec.layers, rooms, needs, f" with a context of {sizing.context} for {sizing.users} users")
 
 
 def _stage(spec: ModelSpec, node: NodeStatus, layers: LayerRange, sizing: Sizing) -> StagePlan:
     device = node.devices[0]
     memory = stage_memory(spec, layers, sizing.dtype, sizing.context, sizing.users)
-    if memory > node.memory_bytes:  # what others hold of it may be free again by then: the node decides on that
-        raise NotEnoughMemory(
-            f"node {node.name}: needs {gigabytes(memory)} for layers {layers.start}–{layers.stop - 1} with a context "
-            f"of {sizing.context} for {sizing.users} users, may use {gigabytes(node.memory_bytes)}; lower the context, "
-            "give it fewer layers, or add a node"
-        )
     return StagePlan(node.id, device.backend, device.name, layers, memory)

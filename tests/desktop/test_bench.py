@@ -1,0 +1,67 @@
+"""The benchmarks, in small: that they run on real processes, print what they promise, and are not far off."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, environment_for
+
+SLACK = 3.0  # machines that run tests are busy
+HOP_MS = 0.5
+
+
+def bench(home: Path, *arguments: str) -> Any:
+    command = [sys.executable, "-m", "together", "bench", *arguments, "--json"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment_for(home), capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_hop_prints_every_shape_dtype_and_codec(tmp_path: Path) -> None:
+    hops = bench(tmp_path, "hop", "--repeats", "5")
+    assert [hop["shape"] for hop in hops[::3]] == [[rows, 8192] for rows in (1, 4, 16, 32, 64)] * 2
+    assert {(hop["dtype"], hop["codec"]) for hop in hops} == {
+        (dtype, codec) for dtype in ("bf16", "fp32") for codec in ("raw", "zlib", "lz4")
+    }
+    first = hops[0]
+    assert (first["dtype"], first["codec"], first["bytes"]) == ("bf16", "raw", 16384)
+    assert first["total_ms"] <= HOP_MS * SLACK
+    assert all(hop["total_ms"] >= hop["transmission_ms"] > 0 for hop in hops)
+
+
+def test_decode_compares_rings_and_transformers(tmp_path: Path) -> None:
+    report = bench(
+        tmp_path, "decode", "--shape", "tiny", "--dtype", "fp32", "--prompt", "40", "--new", "8", "--rounds", "2",
+        "--compare", "1", "--compare", "transformers",
+    )  # fmt: skip
+    for key in ("prefill_tok_s", "decode_tok_s", "ttft_s", "hop_ms"):
+        assert report[key] > 0
+    assert len(report["stage_ms"]) == len(report["rss_bytes"]) == 2
+    assert [other["name"] for other in report["compare"]] == ["1 stages", "transformers"]
+    assert all(other["decode_ratio"] > 0 for other in report["compare"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["decode", "--shape", "gpt-9"], "there is no shape 'gpt-9'"),
+        (["decode", "--dtype", "int3"], "there is no dtype 'int3'"),
+        (["decode", "--shape", "tiny", "--compare", "ollama"], "cannot compare with 'ollama'"),
+    ],
+)
+def test_wrong_words_get_a_sentence(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    command = [sys.executable, "-m", "together", "bench", *arguments]
+    environment = os.environ | {"TOGETHER_HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,138 @@
+"""Why a recommended split is as it is: a sentence for each machine that got layers and each that was left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import inf
+
+from together.planning.fill import fill, speed_order
+from together.planning.instance import Instance, compile_problem, differ, split_of
+from together.planning.problem import EXACT_NODES, NodeProfile, Problem, Share, Split
+from together.planning.recommend import recommend
+from together.planning.rings import ring_ms
+from together.planning.score import Score, score_of
+from together.planning.subsets import Subsets
+from together.planning.words import count_text, layers_text, ms_text, size_text
+from together.types import LayerRange
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A node without layers, and why, with its name in the sentence."""
+
+    node: str
+    why: str
+
+
+def explain(problem: Problem, split: Split) -> tuple[str, ...]:
+    """Why each node of the split has its layers, and what that costs."""
+    score = score_of(problem, split)
+    return (*(_why(problem, split, score, share) for share in split.shares), _cost(problem, split, score))
+
+
+def explain_left_out(problem: Problem, split: Split) -> tuple[LeftOut, ...]:
+    """In the order of the problem's nodes."""
+    score = score_of(problem, split)
+    names = [node for node in problem.nodes if node.name not in split.nodes]
+    return tuple(LeftOut(node.name, f"{node.name} left out: {_why_not(problem, split, score, node)}") for node in names)
+
+
+def explain_tolerance(problem: Problem, split: Split) -> tuple[str, ...]:
+    """Says so when a faster plan with more machines was passed over."""
+    fastest = recommend(replace(problem, tolerance=0.0)) if problem.tolerance else None
+    if fastest is None or len(fastest.shares) <= len(split.shares):
+        return ()
+    gained = score_of(problem, split).score_ms / score_of(problem, fastest).score_ms - 1
+    sentence = f"{count_text(len(fastest.shares), 'machine')} would be {gained:.1%} faster, which is not worth "
+    return (sentence + f"{count_text(len(fastest.shares) - len(split.shares), 'machine')} more that can fail",)
+
+
+# --- who got layers ---------------------------------------------------------------------------------------------------
+
+
+def _why(problem: Problem, split: Split, score: Score, share: Share) -> str:
+    node, all_layers = problem.node(share.node), problem.model.layers
+    if len(split.shares) == 1:
+        reason = "the whole model fits on it" + ("" if score.hops else ", so no token has to hop")
+        return f"{share.node} takes all {count_text(all_layers, 'layer')}: {reason}"
+    taken = f"{share.node} takes {count_text(len(share.layers), 'layer')} ({layers_text(share.layers)})"
+    return f"{taken}: at {ms_text(node.ms_per_layer)} per layer, {_reason(problem, split, score, node, share)}"
+
+
+def _reason(problem: Problem, split: Split, score: Score, node: NodeProfile, share: Share) -> str:
+    if node.max_layers is not None and len(share.layers) >= node.max_layers:
+        return "as many as it can hold"
+    if node.max_layers is None and _full(problem, node, share.layers):
+        return "as many as its memory holds"
+    if problem.users > 1 and score.slowest_stage_ms > 0:
+        return f"so that no stage takes longer than {ms_text(score.slowest_stage_ms)}"
+    faster = [other for other in split.nodes if problem.node(other).ms_per_layer < node.ms_per_layer]
+    return "what the faster ones leave" if faster else "none of the others is faster"
+
+
+def _full(problem: Problem, node: NodeProfile, layers: LayerRange) -> bool:
+    """Whether not one layer more would fit, on either side where there is one."""
+    wider = [LayerRange(layers.start - 1, layers.stop)] if layers.start else []
+    wider += [LayerRange(layers.start, layers.stop + 1)] if layers.stop < problem.model.layers else []
+    return all(problem.stage_bytes(layers) > node.room_bytes for layers in wider)
+
+
+def _cost(problem: Problem, split: Split, score: Score) -> str:
+    computing = ms_text(score.token_ms - score.ring_ms)
+    travel = f" and {ms_text(score.ring_ms)} on {count_text(score.hops, 'hop')}" if score.hops else ""
+    sentence = f"a token takes {ms_text(score.token_ms)}: {computing} of computing{travel}"
+    if problem.users > 1:
+        slowest = split.shares[[stage.ms for stage in score.stages].index(score.slowest_stage_ms)].node
+        sentence += f"; with {problem.users} people at once the slowest stage, on {slowest}, takes "
+        sentence += ms_text(score.slowest_stage_ms)
+    return sentence
+
+
+# --- who did not ------------------------------------------------------------------------------------------------------
+
+
+def _why_not(problem: Problem, split: Split, score: Score, node: NodeProfile) -> str:
+    smallest = min(problem.model.layer_bytes) + problem.kv_bytes_per_layer
+    if node.max_layers == 0:
+        return "it can hold no layer"
+    if node.room_bytes < smallest:
+        return f"it has {size_text(node.room_bytes)} to give, and one layer takes {size_text(smallest)}"
+    if len(split.shares) >= problem.model.layers:
+        return "there are no more layers than machines"
+    with_it = _score_with(problem, split, node.name)
+    if with_it == inf:
+        return "no ring or split that uses it as well is possible"
+    slower = (with_it - score.score_ms) * problem.users
+    if not differ(with_it, score.score_ms):
+        return "it would make no token faster"
+    if slower > 0:
+        return f"it would make each token {ms_text(slower)} slower"
+    return f"it would make each token only {ms_text(-slower)} faster, not worth one more machine that can fail"
+
+
+def _score_with(problem: Problem, split: Split, name: str) -> float:
+    """The best score of a plan that uses this node beside all of the split's; infinite if there is none."""
+    pool = compile_problem(problem, [*split.nodes, name])
+    if len(pool.able) <= len(split.shares):
+        return inf
+    if len(problem.nodes) > EXACT_NODES:
+        return _inserted(pool, split, name)
+    if pool.order_matters:
+        from together.planning.ordered import Ordered
+
+        choice = Ordered(pool).exactly(len(pool.able))
+    else:
+        choice = Subsets(pool).exactly(pool.able)
+    return inf if choice is None else score_of(problem, split_of(pool, choice)).score_ms
+
+
+def _inserted(pool: Instance, split: Split, name: str) -> float:
+    """With the ring kept and the node put where it costs least; layers as if all were of mean size."""
+    order, new = [pool.names.index(node) for node in split.nodes], pool.names.index(name)
+    orders = [(*order[:place], new, *order[place:]) for place in range(len(order) + 1)]
+    ring, best = min((ring_ms(pool.hops, pool.head, candidate), candidate) for candidate in orders)
+    sizes = replace(pool, weight=pool.prefix[-1] / pool.layers)
+    extra = {best[0]: pool.embed, best[-1]: pool.tail}
+    stages = [(pool.speeds[i], pool.fixed[i], sizes.cap(i, extra.get(i, 0.0))) for i in speed_order(pool, list(best))]
+    filled = fill(pool, stages, ring) if ring < inf else None
+    return filled.score if filled else inf

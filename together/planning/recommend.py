@@ -1,0 +1,79 @@
+"""The recommendation: the best split of a model over nodes, by the search that fits the problem. Pure; knows no sentence.
+
+The score of a split is max(D/m, B): D the time of a token through the ring, B the slowest stage, m the people at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from together.planning.instance import EPSILON, Choice, Instance, compile_problem, split_of
+from together.planning.problem import EXACT_NODES, Problem, Split
+from together.planning.subsets import Subsets
+
+POOL = 6  # nodes that are looked at exactly after the tours, where layers differ in size
+
+
+def recommend(problem: Problem) -> Split | None:
+    """The split with the lowest score, or with fewer machines within the tolerance; None where the model does not fit.
+
+    Exact up to 8 nodes that can hold a layer. Equal plans are chosen between by names, never by chance or input order.
+    """
+    instance = compile_problem(problem)
+    if not instance.able:
+        return None
+    if len(instance.able) <= EXACT_NODES:
+        choice = _exact(instance)
+    else:
+        choice = _along_tours(problem, instance)
+    return None if choice is None else split_of(instance, choice)
+
+
+def _exact(instance: Instance) -> Choice | None:
+    if instance.order_matters:
+        from together.planning.ordered import Ordered  # numpy: only where it is needed
+
+        return Ordered(instance).best()
+    return Subsets(instance).best()
+
+
+def _along_tours(problem: Problem, instance: Instance) -> Choice | None:
+    """What the tours find, and what is exactly best on the few nodes that they found, by the rule of fewest machines."""
+    from together.planning.tours import Tours
+
+    found = Tours(instance).best()
+    for choice in list(found):
+        pool = _pool(problem, instance, choice)
+        if len(pool.able) <= EXACT_NODES:
+            costly = instance.ends_matter and not instance.order_matters
+            exact = Subsets(pool).exactly(pool.able) if costly else _exact(pool)
+            found += [] if exact is None else [_renamed(exact, pool, instance)]
+    return _choose(found, problem.tolerance)
+
+
+def _pool(problem: Problem, instance: Instance, choice: Choice) -> Instance:
+    """The nodes of a plan, with others that may do better where looking at them costs little."""
+    from together.planning.tours import promising
+
+    nodes = list(choice.order)
+    size = POOL if instance.order_matters else 0 if instance.ends_matter else EXACT_NODES
+    nodes += [i for i in promising(instance) if i not in nodes][: max(size - len(nodes), 0)]
+    return compile_problem(problem, [instance.names[i] for i in nodes])
+
+
+def _renamed(choice: Choice, pool: Instance, instance: Instance) -> Choice:
+    return replace(choice, order=tuple(instance.names.index(pool.names[i]) for i in choice.order))
+
+
+def _choose(found: list[Choice], tolerance: float) -> Choice | None:
+    """The best of the fewest machines within the tolerance."""
+    if not found:
+        return None
+    bound = min(choice.score for choice in found) * (1 + tolerance + EPSILON)
+    near = [choice for choice in found if choice.score <= bound]
+    fewest = min(len(choice.order) for choice in near)
+    best: Choice | None = None
+    for choice in near:
+        if (tolerance == 0 or len(choice.order) == fewest) and choice.beats(best):
+            best = choice
+    return best

@@ -1,0 +1,68 @@
+"""What a split costs: ms per stage, hop and token, bytes per stage, tokens per second. Knows no search."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from together.planning.problem import Problem, Split
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """One stage: ms of its layers for one token, the bytes it takes, ms of the hop to what comes next in the ring."""
+
+    ms: float
+    bytes: float
+    hop_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A split in figures. `hops` counts the messages between different machines per token."""
+
+    stages: tuple[StageCost, ...]
+    ring_ms: float
+    hops: int
+    users: int
+
+    @property
+    def token_ms(self) -> float:
+        """D: one token through the whole ring."""
+        return sum(stage.ms for stage in self.stages) + self.ring_ms
+
+    @property
+    def slowest_stage_ms(self) -> float:
+        return max(stage.ms for stage in self.stages)
+
+    @property
+    def score_ms(self) -> float:
+        """max(D/m, B): ms between two tokens of the ring, whoever they are for."""
+        return max(self.token_ms / self.users, self.slowest_stage_ms)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return _per_second(self.score_ms)
+
+    @property
+    def tokens_per_second_each(self) -> float:
+        return _per_second(self.score_ms * self.users)
+
+
+def _per_second(ms: float) -> float:
+    return 1000 / ms if ms > 0 else 0.0
+
+
+def score_of(problem: Problem, split: Split) -> Score:
+    """The figures of a split of known nodes; ms are infinite over an unusable link."""
+    names = split.nodes
+    end = names[0] if problem.head is None else problem.head
+    costs = []
+    for share, following in zip(split.shares, (*names[1:], end), strict=True):
+        node = problem.node(share.node)
+        ms = node.ms_per_stage + len(share.layers) * node.ms_per_layer
+        costs.append(StageCost(ms, problem.stage_bytes(share.layers), problem.hop(share.node, following)))
+    path = [*([] if problem.head is None else [problem.head]), *names, end]
+    pairs = list(itertools.pairwise(path))
+    ring = sum(problem.hop(a, b) for a, b in pairs)
+    return Score(tuple(costs), ring, sum(a != b for a, b in pairs), problem.users)

@@ -1,0 +1,191 @@
+"""Splits by a simple rule instead of the recommendation: uniform, memory, compute, mixed, ratio, custom.
+
+A strategy only proposes; `validate.complaints` says what is wrong with it, as with any other split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
+
+from together.errors import BadPlan
+from together.planning.instance import compile_problem
+from together.planning.problem import EXACT_NODES, NodeProfile, Problem, Share, Split
+from together.planning.rings import Rings
+from together.planning.split import uniform_ranges
+from together.types import LayerRange
+
+STRATEGIES = ("recommend", "uniform", "memory", "compute", "mixed", "ratio", "custom")
+
+
+def limit_partitions(problem: Problem, max_memory: float) -> Problem:
+    """The same problem with no stage above so many bytes."""
+    nodes = [
+        node
+        if node.room_bytes <= max_memory
+        else replace(node, free_bytes=max_memory, reserve_bytes=0, max_layers=None)
+        for node in problem.nodes
+        if node.max_layers is None
+    ]
+    by_name = {node.name: node for node in nodes}
+    return replace(problem, nodes=tuple(by_name.get(node.name, node) for node in problem.nodes))
+
+
+def uniform(problem: Problem) -> Split:
+    """The same number of layers for every node that can hold one, give or take one. Raises BadPlan where there is none."""
+    nodes = _ring(problem)[: problem.model.layers]
+    ranges = uniform_ranges(problem.model.layers, len(nodes))
+    return Split(tuple(Share(node.name, layers) for node, layers in zip(nodes, ranges, strict=True)))
+
+
+def by_memory(problem: Problem) -> Split:
+    """Layers in proportion to what each node can hold."""
+    nodes = _ring(problem)
+    return _shared(problem, nodes, [_capacity(problem, node) for node in nodes])
+
+
+def by_compute(problem: Problem) -> Split:
+    """Layers in proportion to speed, so that all stages take about as long, as far as memory allows."""
+    nodes = _ring(problem)
+    return _shared(problem, nodes, _speeds(nodes))
+
+
+def mixed(problem: Problem) -> Split:
+    """Half by memory and half by speed."""
+    nodes = _ring(problem)
+    memory = _shares([_capacity(problem, node) for node in nodes])
+    speed = _shares(_speeds(nodes))
+    return _shared(problem, nodes, [(a + b) / 2 for a, b in zip(memory, speed, strict=True)])
+
+
+def by_ratio(problem: Problem, ratio: Sequence[float]) -> Split:
+    """Weights in the given ratio, on the nodes in the order given, embedding and LM head counted where they lie.
+
+    3:1 means the same as 12:4. Where bytes are not known every layer weighs the same. Raises BadPlan.
+    """
+    if not ratio or min(ratio) < 0 or not any(ratio):
+        raise BadPlan("the ratio must be numbers that are not negative, as 3:1")
+    if len(ratio) > len(problem.nodes):
+        raise BadPlan(f"the ratio has {len(ratio)} parts and there are {len(problem.nodes)} nodes")
+    pairs = [(node, part) for node, part in zip(problem.nodes, ratio, strict=False) if part > 0]
+    if len(pairs) > problem.model.layers:
+        raise BadPlan(f"the ratio has {len(pairs)} parts and the model {problem.model.layers} layers; give fewer")
+    cuts = _cuts_by_weight(problem, [part for _, part in pairs])
+    ranges = [LayerRange(start, stop) for start, stop in pairwise(cuts)]
+    return Split(tuple(Share(node.name, layers) for (node, _), layers in zip(pairs, ranges, strict=True)))
+
+
+def half_open(boundaries: Sequence[tuple[int, int]]) -> tuple[LayerRange, ...]:
+    """Ranges whose second number is the first layer that is not in them: (0, 16), (16, 32). Raises BadPlan."""
+    return tuple(_range(start, stop) for start, stop in boundaries)
+
+
+def inclusive(boundaries: Sequence[tuple[int, int]]) -> tuple[LayerRange, ...]:
+    """Ranges whose second number is their last layer: (0, 15), (16, 31). Raises BadPlan."""
+    return tuple(_range(start, last + 1) for start, last in boundaries)
+
+
+def custom(problem: Problem, ranges: Sequence[LayerRange], names: Sequence[str] | None = None) -> Split:
+    """Given ranges on the named nodes, or on the nodes in the order given. Raises BadPlan for more ranges than nodes."""
+    chosen = [node.name for node in problem.nodes] if names is None else list(names)
+    if len(ranges) > len(chosen):
+        raise BadPlan(f"the plan has {len(ranges)} ranges and there are {len(chosen)} nodes; start more, or give fewer")
+    return Split(tuple(Share(name, layers) for name, layers in zip(chosen, ranges, strict=False)))
+
+
+def _range(start: int, stop: int) -> LayerRange:
+    try:
+        return LayerRange(start, stop)
+    except ValueError as error:
+        raise BadPlan(str(error)) from None
+
+
+# --- what the rules share ---------------------------------------------------------------------------------------------
+
+
+def _ring(problem: Problem) -> list[NodeProfile]:
+    """The nodes that can hold a layer, in the order of a short ring; in the order given where there is none."""
+    instance = compile_problem(problem)
+    if not instance.able:
+        raise BadPlan("no node can hold a single layer; free memory, or add a node")
+    able = sum(1 << i for i in instance.able)
+    order: tuple[int, ...] = ()
+    if len(instance.able) <= EXACT_NODES:
+        rings = Rings(instance.hops, instance.head, able)
+        order = rings.order(able) if rings.shortest(able)[0] < float("inf") else ()
+    else:
+        from together.planning.tours import ways
+
+        order = ways(instance)[0].order
+        order += tuple(i for i in instance.able if i not in order)
+    names = [instance.names[i] for i in order or instance.able]
+    return [problem.node(name) for name in names]
+
+
+def _capacity(problem: Problem, node: NodeProfile) -> float:
+    """Layers of mean size that a node holds without embedding or head."""
+    layers = problem.model.layers
+    mean = sum(problem.model.layer_bytes) / layers + problem.kv_bytes_per_layer
+    if node.max_layers is not None:
+        return float(min(node.max_layers, layers))
+    return min(node.room_bytes / mean, layers) if mean else float(layers)
+
+
+def _speeds(nodes: list[NodeProfile]) -> list[float]:
+    return [1 / max(node.ms_per_layer, 1e-9) for node in nodes]
+
+
+def _shares(weights: list[float]) -> list[float]:
+    return [weight / sum(weights) for weight in weights]
+
+
+def _shared(problem: Problem, nodes: list[NodeProfile], weights: list[float]) -> Split:
+    """Layers in proportion to `weights`, one by one to who lacks most, within what each place in the ring can hold.
+
+    Where that is not enough the rest goes on as if it were, and the check of the split says so.
+    """
+    counts = _counts(problem, nodes, weights)
+    stops = list(accumulate(counts))
+    shares = [
+        Share(node.name, LayerRange(stop - count, stop))
+        for node, count, stop in zip(nodes, counts, stops, strict=True)
+        if count
+    ]
+    return Split(tuple(shares))
+
+
+def _counts(problem: Problem, nodes: list[NodeProfile], weights: list[float]) -> list[int]:
+    layers = problem.model.layers
+    wished = [share * layers for share in _shares(weights)]
+    caps = [_cap_at(problem, node, place, len(nodes)) for place, node in enumerate(nodes)]
+    counts = [0] * len(nodes)
+    for _ in range(layers):
+        open_places = [place for place in range(len(nodes)) if counts[place] < caps[place]] or range(len(nodes))
+        counts[max(open_places, key=lambda place: (wished[place] - counts[place], -place))] += 1
+    return counts
+
+
+def _cap_at(problem: Problem, node: NodeProfile, place: int, count: int) -> int:
+    """Layers of the largest size that fit a node at this place of the ring."""
+    model = problem.model
+    if node.max_layers is not None:
+        return node.max_layers
+    extra = (model.embed_bytes if place == 0 else 0) + (model.head_bytes if place == count - 1 else 0)
+    layer = max(model.layer_bytes) + problem.kv_bytes_per_layer
+    return max(int((node.room_bytes - extra) // layer), 0) if layer else model.layers
+
+
+def _cuts_by_weight(problem: Problem, parts: list[float]) -> list[int]:
+    """Where to cut so that each end is as near as possible to its share of all bytes; every part has a layer."""
+    model, count = problem.model, len(parts)
+    weights = list(model.layer_bytes) if any(model.layer_bytes) else [1.0] * model.layers
+    ends = (model.embed_bytes, model.head_bytes) if any(model.layer_bytes) else (0.0, 0.0)
+    held = list(accumulate(weights, initial=ends[0]))
+    total = held[-1] + ends[1]
+    cuts = [0]
+    for place, share in enumerate(accumulate(_shares(parts)), start=1):
+        allowed = range(cuts[-1] + 1, model.layers - (count - place) + 1)
+        cuts.append(min(allowed, key=lambda cut: (abs(held[cut] - share * total), cut)))
+    cuts[-1] = model.layers
+    return cuts

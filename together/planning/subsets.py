@@ -1,0 +1,124 @@
+"""The exact best plan for up to 8 nodes where a node's room is a number of layers: every subset of the nodes.
+
+Knows no layers of different size; `ordered.py` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+from together.planning.fill import Filled, Stages, counts_of, fill, speed_order, stages_of
+from together.planning.instance import EPSILON, Choice, Instance, choice_of, differ
+from together.planning.rings import EndedRings, Rings, ring_ms
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The best fill of one subset, and its first and last stage where these matter."""
+
+    filled: Filled
+    mask: int
+    ends: tuple[int, int] | None
+
+    def beats(self, other: _Found | None) -> bool:
+        if other is None or differ(self.filled.score, other.filled.score):
+            return other is None or self.filled.score < other.filled.score
+        return differ(self.filled.token_ms, other.filled.token_ms) and self.filled.token_ms < other.filled.token_ms
+
+
+class Subsets:
+    """All subsets of an instance's nodes and their rings."""
+
+    def __init__(self, instance: Instance) -> None:
+        self.instance = instance
+        self.members = sum(1 << i for i in instance.able)
+        self._order = speed_order(instance, list(instance.able))
+        if instance.ends_matter:
+            self._rings: Rings | EndedRings = EndedRings(instance.hops, instance.head, self.members)
+        else:
+            self._rings = Rings(instance.hops, instance.head, self.members)
+
+    def best(self) -> Choice | None:
+        """The best plan; of those within the tolerance, the best of the fewest machines."""
+        sizes = self._best_by_size()
+        if not sizes:
+            return None
+        score = min(found.filled.score for found in sizes.values())
+        near = [size for size in sorted(sizes) if sizes[size].filled.score <= score * (1 + self._slack)]
+        chosen = sizes[near[0]]
+        if self.instance.tolerance == 0:
+            for size in near[1:]:
+                chosen = sizes[size] if sizes[size].beats(chosen) else chosen
+        return self._choice(chosen)
+
+    def exactly(self, nodes: tuple[int, ...]) -> Choice | None:
+        """The best plan that uses all of these nodes; None where there is none."""
+        found = self._find(sum(1 << node for node in nodes), inf) if len(nodes) <= self.instance.layers else None
+        return found and self._choice(found)
+
+    @property
+    def _slack(self) -> float:
+        return self.instance.tolerance + EPSILON
+
+    def _best_by_size(self) -> dict[int, _Found]:
+        best: dict[int, _Found] = {}
+        lowest = inf
+        for mask in self._masks():
+            size = mask.bit_count()
+            own = best[size].filled.score if size in best else inf
+            found = self._find(mask, min(own, lowest * (1 + self._slack)))
+            if found and found.beats(best.get(size)):
+                best[size] = found
+                lowest = min(lowest, found.filled.score)
+        return best
+
+    def _masks(self) -> list[int]:
+        masks = [0]
+        for node in self.instance.able:
+            masks += [mask | 1 << node for mask in masks]
+        usable = [mask for mask in masks[1:] if mask.bit_count() <= self.instance.layers]
+        return sorted(usable, key=lambda mask: (mask.bit_count(), mask))
+
+    def _find(self, mask: int, bound: float) -> _Found | None:
+        """The best of one subset, if it is not worse than `bound`."""
+        nodes = [i for i in self._order if mask >> i & 1]
+        stages = stages_of(self.instance, nodes, lambda i: self.instance.cap(i, 0))
+        if isinstance(self._rings, EndedRings):
+            return self._find_ends(mask, nodes, stages, bound, self._rings)
+        ring, _ = self._rings.shortest(mask)
+        filled = fill(self.instance, stages, ring, bound) if ring < inf else None
+        return filled and _Found(filled, mask, None)
+
+    def _find_ends(self, mask: int, nodes: list[int], free: Stages, bound: float, rings: EndedRings) -> _Found | None:
+        """As if nobody had to hold the ends first: what is too slow even so needs no look at each pair."""
+        best: _Found | None = None
+        if fill(self.instance, free, 0.0, bound) is None:
+            return None
+        for ring, first, last in rings.pairs(mask):
+            relaxed = fill(self.instance, free, ring, bound)
+            if relaxed is None:
+                break  # later pairs have longer rings
+            stages = stages_of(self.instance, nodes, lambda i, ends=(first, last): self._cap(i, *ends))  # type: ignore[misc]
+            filled = relaxed if stages == free else fill(self.instance, stages, ring, bound)
+            if filled and (found := _Found(filled, mask, (first, last))).beats(best):
+                best, bound = found, filled.score
+        return best
+
+    def _cap(self, node: int, first: int, last: int) -> int:
+        extra = (self.instance.embed if node == first else 0) + (self.instance.tail if node == last else 0)
+        return self.instance.cap(node, extra)
+
+    def _choice(self, found: _Found) -> Choice:
+        nodes = [i for i in self._order if found.mask >> i & 1]
+        if isinstance(self._rings, EndedRings):
+            assert found.ends is not None
+            ends = found.ends
+            order = self._rings.order(found.mask, *ends)
+            stages = stages_of(self.instance, nodes, lambda i: self._cap(i, *ends))
+        else:
+            order = self._rings.order(found.mask)
+            stages = stages_of(self.instance, nodes, lambda i: self.instance.cap(i, 0))
+        counts = dict(zip(nodes, counts_of(stages, self.instance.layers, found.filled.limit), strict=True))
+        ring = ring_ms(self.instance.hops, self.instance.head, order)
+        return choice_of(self.instance, order, tuple(counts[node] for node in order), ring)

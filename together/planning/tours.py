@@ -1,0 +1,232 @@
+"""Plans for more nodes than subsets can be counted: a dynamic programme along one tour through all of them.
+
+Every plan whose ring follows the tour, skipping any nodes, is looked at exactly; the tour itself is a good one, not the best.
+So the answer is exact where all hops are alike and room is counted in layers, and near it elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from together.planning.fill import speed_order
+from together.planning.instance import EPSILON, Choice, Instance, choice_of
+from together.planning.limits import best_limits
+from together.planning.rings import ring_ms
+from together.planning.windows import Windows
+
+Floats = NDArray[np.float64]
+ANCHORS = 3  # nodes tried as the first one where there is no head and hops differ
+_FAR = 1e6  # ms that an unusable link counts in a tour; in a plan it is never used
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Nodes in the order in which a ring may visit them, ms to begin at each, and ms to come back from each."""
+
+    order: tuple[int, ...]
+    start: tuple[float, ...]
+    back: tuple[float, ...]
+
+
+class Tours:
+    """The search along every way of one instance."""
+
+    def __init__(self, instance: Instance) -> None:
+        self.instance = instance
+        self.hops = np.array(instance.hops, dtype=np.float64)
+        self.windows = Windows(instance)
+        self.ways = ways(instance)
+
+    def best(self) -> list[Choice]:
+        """The best plan found, and, where the tolerance allows fewer machines, that one too."""
+        best: Choice | None = None
+        for way in self.ways:
+            if best is None or self._promises(way, best):
+                found = self._search(way)
+                best = found if found and found.beats(best) else best
+        if best is None:
+            return []
+        fewer = self._fewer(best) if self.instance.tolerance > 0 and len(best.order) > 1 else None
+        return [best] if fewer is None else [best, fewer]
+
+    def _promises(self, way: Way, best: Choice) -> bool:
+        """Whether the way has anything better than the best so far."""
+        aim = best.score * (1 - EPSILON)
+        return _Walk(self, way, aim, 1).token_ms(0) / self.instance.users < aim
+
+    def _search(self, way: Way) -> Choice | None:
+        free = best = _Walk(self, way, inf, 1).trace(0)
+        if free is None:
+            return None
+
+        def token_ms(limit: float) -> float:
+            return _Walk(self, way, limit, 1).token_ms(0)
+
+        users, slowest = self.instance.users, free.slowest_ms
+        for limit in best_limits(self.instance.limits, users, token_ms, free.token_ms, slowest):
+            found = _Walk(self, way, limit, 1).trace(0) if limit < slowest else free
+            best = found if found and found.beats(best) else best
+        return best
+
+    def _fewer(self, best: Choice) -> Choice | None:
+        """The plan of fewest machines within the tolerance, if it has fewer."""
+        bound = best.score * (1 + self.instance.tolerance + EPSILON)
+        most = len(best.order) - 1
+        chosen: Choice | None = None
+        for way in self.ways[:1]:
+            walk = _Walk(self, way, bound, most + 1)
+            for size in range(1, most + 1):
+                if walk.token_ms(size) / self.instance.users <= bound:
+                    chosen = walk.trace(size)
+                    break
+        return chosen
+
+
+class _Walk:
+    """All states along one way under one limit: `value[place][machines, layers]`. One row: machines are not counted."""
+
+    def __init__(self, tours: Tours, way: Way, limit: float, rows: int) -> None:
+        self.tours, self.instance, self.way, self.rows = tours, tours.instance, way, rows
+        self.spans = tours.windows.spans(limit)
+        self.value: Floats = np.full((len(way.order), rows, self.instance.layers + 1), inf)
+        self.ends: Floats = np.full((len(way.order), rows), inf)  # the plan is whole, its last stage here
+        self._step = 1 if rows > 1 else 0
+        for place, node in enumerate(way.order):
+            self._visit(place, node)
+
+    def _visit(self, place: int, node: int) -> None:
+        windows, span, step = self.tours.windows, self.spans[node], self._step
+        if span.most < 1:
+            return
+        if place:
+            arriving = self._arriving(place, node)
+            self.value[place, step:] = windows.middle(node, span, arriving)[: self.rows - step]
+            last = windows.last(node, span, arriving)[: self.rows - step]
+            self.ends[place, step:] = last + self.way.back[place]
+        first = windows.first(node, span) + self.way.start[place]
+        np.minimum(self.value[place, step], first, out=self.value[place, step])
+        ring = ring_ms(self.instance.hops, self.instance.head, (node,))
+        self.ends[place, step] = min(self.ends[place, step], windows.only(node, span) + ring)
+
+    def _arriving(self, place: int, node: int) -> Floats:
+        hops = self.tours.hops[list(self.way.order[:place]), node]
+        found: Floats = (self.value[:place] + hops[:, None, None]).min(axis=0)
+        return found
+
+    def token_ms(self, row: int) -> float:
+        return float(self.ends[:, row].min())
+
+    def trace(self, row: int) -> Choice | None:
+        """The cheapest plan of a row (of so many machines, where they are counted)."""
+        if self.token_ms(row) == inf:
+            return None
+        place, stop = int(self.ends[:, row].argmin()), self.instance.layers
+        order: list[int] = []
+        counts: list[int] = []
+        while True:
+            node, value = self.way.order[place], self._value(place, row, stop)
+            order.append(node)
+            alone = self._alone(place, node, stop)
+            if alone <= value * (1 + EPSILON):
+                counts.append(stop)
+                break
+            row -= self._step
+            hops = self.tours.hops[list(self.way.order[:place]), node]
+            arriving = self.value[:place, row] + hops[:, None]
+            place, start = self.tours.windows.back(node, self.spans[node], arriving, stop)
+            counts.append(stop - start)
+            stop = start
+        order.reverse()
+        counts.reverse()
+        ring = ring_ms(self.instance.hops, self.instance.head, tuple(order))
+        return choice_of(self.instance, tuple(order), tuple(counts), ring)
+
+    def _value(self, place: int, row: int, stop: int) -> float:
+        return float(self.ends[place, row] if stop == self.instance.layers else self.value[place, row, stop])
+
+    def _alone(self, place: int, node: int, stop: int) -> float:
+        """The cost of this stage being the first one."""
+        windows, span = self.tours.windows, self.spans[node]
+        if stop == self.instance.layers:
+            return windows.only(node, span) + ring_ms(self.instance.hops, self.instance.head, (node,))
+        return float(windows.first(node, span)[stop]) + self.way.start[place]
+
+
+# --- ways -------------------------------------------------------------------------------------------------------------
+
+
+def ways(instance: Instance) -> list[Way]:
+    """The orders to search: along a short tour from the head, or, without one, from each of a few good nodes."""
+    nodes = speed_order(instance, list(instance.able))
+    if not nodes:
+        return []
+    head, hops = instance.head, instance.hops
+    others = {hops[a][b] for a in nodes for b in nodes if a != b}
+    if head is not None:
+        order = tuple(i for i in _tour(hops, [head, *(i for i in nodes if i != head)]) if i in nodes)
+        orders = [order]
+        if instance.by_bytes:
+            orders += [order[::-1], (*order[1:], order[0]) if order[0] == head else order[::-1]]
+        return [_from_head(instance, order) for order in dict.fromkeys(orders)]
+    if len(others) <= 1:  # all hops alike: it does not matter who is first
+        back = next(iter(others), 0.0)
+        orders = [tuple(nodes), tuple(reversed(nodes))] if instance.by_bytes else [tuple(nodes)]
+        return [Way(order, (0.0,) * len(nodes), (back,) * len(nodes)) for order in orders]
+    tour = _tour(hops, nodes)
+    found = []
+    for anchor in promising(instance)[:ANCHORS]:
+        place = tour.index(anchor)
+        order = tuple(tour[place:] + tour[:place])
+        start = tuple(0.0 if i == anchor else inf for i in order)
+        found.append(Way(order, start, tuple(hops[i][anchor] for i in order)))
+    return found
+
+
+def _from_head(instance: Instance, order: tuple[int, ...]) -> Way:
+    """A head that takes layers is first or last; between others the ring would pass it twice."""
+    head = instance.head
+    assert head is not None
+    kept = tuple(i for i in order if i != head or i in (order[0], order[-1]))
+    hops = tuple(instance.hops[head][i] for i in kept)
+    return Way(kept, hops, hops)
+
+
+def promising(instance: Instance) -> list[int]:
+    """Nodes by how likely a good plan uses them: the least time per layer when full first."""
+
+    def per_layer(node: int) -> float:
+        count = instance.most[node]
+        if instance.room[node] < inf and instance.prefix[-1] > 0:
+            count = min(count, int(instance.room[node] * instance.layers / instance.prefix[-1]))
+        return instance.speeds[node] + (instance.fixed[node] + instance.speeds[node]) / max(count, 1)
+
+    return sorted(instance.able, key=lambda i: (per_layer(i), i))
+
+
+def _tour(hops: tuple[tuple[float, ...], ...], nodes: list[int]) -> list[int]:
+    """A short tour: always the nearest next, then reversing stretches as long as that shortens it."""
+    far = [[min(hop, _FAR) for hop in row] for row in hops]
+    tour, rest = [nodes[0]], nodes[1:]
+    while rest:
+        nearest = min(rest, key=lambda i: far[tour[-1]][i])
+        tour.append(nearest)
+        rest.remove(nearest)
+    return _untangle(tour, far)
+
+
+def _untangle(tour: list[int], far: list[list[float]]) -> list[int]:
+    improved = True
+    while improved:
+        improved = False
+        for i in range(1, len(tour) - 1):
+            for j in range(i + 1, len(tour)):
+                before, first, last, after = tour[i - 1], tour[i], tour[j], tour[(j + 1) % len(tour)]
+                saved = far[before][first] + far[last][after] - far[before][last] - far[first][after]
+                if saved > EPSILON * _FAR:
+                    tour[i : j + 1] = tour[i : j + 1][::-1]
+                    improved = True
+    return tour
