@@ -1,7 +1,7 @@
 """transformers' own `generate` on a whole model, as the yardstick of `bench decode`. Knows nothing of shards.
 
-A process: `python -m backends.torch_backend_reference FOLDER DEVICE DTYPE PROMPT NEW`; every line of input is a round,
-answered by one line of JSON.
+A process: `python -m backends.torch_backend_reference FOLDER DEVICE DTYPE`; every line of input, `PROMPT NEW` in tokens,
+is a round, answered by one line of JSON.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ def main() -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    folder, device, dtype, prompt, new = sys.argv[1:]
+    folder, device, dtype = sys.argv[1:]
     kind = getattr(torch, DTYPES[dtype])
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, use_safetensors=True)
     model.to(device).eval()
-    ids = (torch.arange(int(prompt), device=device) * 31 % model.config.vocab_size)[None]
-    for _ in sys.stdin:
+    for line in sys.stdin:
+        prompt, new = line.split()
+        ids = (torch.arange(int(prompt), device=device) * 31 % model.config.vocab_size)[None]
         print(json.dumps(_round(model, ids, int(new))), flush=True)
 
 

@@ -74,6 +74,24 @@ def decode(
         print(f"decode, {reports[0].name} / {report.name}: {reports[0].decode_tok_s / report.decode_tok_s:.3f}")
 
 
+@app.command()
+def plan(
+    repeats: Annotated[int, typer.Option(min=1, help="Searches per line; the median counts.")] = 9,
+    as_json: AsJson = False,
+) -> None:
+    """How long the recommendation takes, on made-up clusters."""
+    from together.desktop.bench_plan import bench_plan
+
+    lines = bench_plan(repeats)
+    if as_json:
+        print(json.dumps([asdict(item) for item in lines]))
+        return
+    print(f"{'nodes':>5} {'layers':>6} {'room':>6} {'people':>6} {'search ms':>9} {'answer ms':>9} machines")
+    for item in lines:
+        sizes = f"{item.nodes:5} {item.layers:6} {item.room:>6} {item.users:6}"
+        print(f"{sizes} {item.search_ms:9.1f} {item.answer_ms:9.1f} {item.machines}")
+
+
 def _dtype(text: str) -> Dtype:
     for dtype in DTYPES:
         if dtype == text:

@@ -27,6 +27,8 @@ from together.planning.split import uniform_ranges
 from together.requests import GenerateRequest
 from together.types import Dtype, Sampling
 
+WARM_PROMPT, WARM_TOKENS = 8, 3
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeRequest:
@@ -67,6 +69,9 @@ class DecodeReport:
 class Subject(Protocol):
     """A set-up that can do a round, and say at the end what else it knows."""
 
+    async def warm(self) -> None:
+        """Touch all weights: what was idle while the others ran may have left caches, even memory."""
+
     async def run(self) -> Run: ...
 
     def report(self, runs: list[Run]) -> DecodeReport: ...
@@ -77,11 +82,10 @@ async def bench_decode(request: DecodeRequest, setups: list[str], home: Path) ->
     folder = await asyncio.to_thread(random_checkpoint, request.shape, request.dtype, home)
     async with AsyncExitStack() as stack:
         subjects = [await stack.enter_async_context(_subject(setup, request, folder)) for setup in setups]
-        for subject in subjects:  # pages the weights in and warms the kernels
-            await subject.run()
         runs: list[list[Run]] = [[] for _ in subjects]
         for _ in range(request.rounds):
             for subject, done in zip(subjects, runs, strict=True):
+                await subject.warm()
                 done.append(await subject.run())
         return [subject.report(done) for subject, done in zip(subjects, runs, strict=True)]
 
@@ -108,30 +112,37 @@ class _Ring:
         self._stage_ms: list[tuple[float, ...]] = []
         self._turn = 0
 
+    async def warm(self) -> None:
+        await self._generate(WARM_PROMPT, WARM_TOKENS)
+
     async def run(self) -> Run:
         """One request alone: its first token ends the prefill, the others are decode."""
-        request = self._request
-        self._turn += 1  # another first token each time, so that nothing could be reused
-        prompt = tuple((self._turn * 7919 + i * 31) % self._spec.vocab_size for i in range(request.prompt))
-        began = time.perf_counter()
-        first = 0.0
-        stream = self._engine.submit(GenerateRequest(prompt, Sampling(temperature=0.0), request.new, ignore_eos=True))
-        async for _ in stream:
-            first = first or time.perf_counter() - began
-        total = time.perf_counter() - began
+        self._engine.times.clear()
+        first, total = await self._generate(self._request.prompt, self._request.new)
         self._step_ms.append(self._engine.times.step_ms)
         self._stage_ms.append(self._engine.times.stage_ms)
-        return Run(request.prompt / first, (request.new - 1) / (total - first), first)
+        return Run(self._request.prompt / first, (self._request.new - 1) / (total - first), first)
+
+    async def _generate(self, length: int, new: int) -> tuple[float, float]:
+        """Seconds to the first token, and to the last."""
+        self._turn += 1  # another first token each time, so that nothing could be reused
+        prompt = tuple((self._turn * 7919 + i * 31) % self._spec.vocab_size for i in range(length))
+        began = time.perf_counter()
+        first = 0.0
+        ask = GenerateRequest(prompt, Sampling(temperature=0.0), new, ignore_eos=True)
+        async for _ in self._engine.submit(ask):
+            first = first or time.perf_counter() - began
+        return first, time.perf_counter() - began
 
     def report(self, runs: list[Run]) -> DecodeReport:
-        stage_ms = tuple(median(times) for times in zip(*self._stage_ms[1:], strict=True))
+        stage_ms = tuple(median(times) for times in zip(*self._stage_ms, strict=True))
         hops = len(self._stages) + 1
         dtype = self._request.dtype
         return DecodeReport(
             f"{len(self._stages)} stages",
             *_medians(runs),
             stage_ms=stage_ms,
-            hop_ms=(median(self._step_ms[1:]) - sum(stage_ms)) / hops,
+            hop_ms=(median(self._step_ms) - sum(stage_ms)) / hops,
             rss_bytes=tuple(peak_memory(stage.status.pid) for stage in self._stages),
             weight_bytes=tuple(self._spec.stage_bytes(stage.status.layers, dtype) for stage in self._stages),
         )
@@ -154,20 +165,28 @@ async def _ring(count: int, request: DecodeRequest, folder: Path) -> AsyncIterat
 class _Reference:
     """transformers' own `generate` in a child process."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, request: DecodeRequest) -> None:
         self._process = process
+        self._request = request
         self._rss = 0
 
+    async def warm(self) -> None:
+        await self._ask(WARM_PROMPT, WARM_TOKENS)
+
     async def run(self) -> Run:
+        run = Run(**await self._ask(self._request.prompt, self._request.new))
+        self._rss = peak_memory(self._process.pid)
+        return run
+
+    async def _ask(self, prompt: int, new: int) -> dict[str, float]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(b"run\n")
+        self._process.stdin.write(f"{prompt} {new}\n".encode())
         line = await self._process.stdout.readline()
         if not line:
             raise LoadFailed("the transformers process ended; run it alone to see why")
-        values = json.loads(line)
-        self._rss = peak_memory(self._process.pid)
-        return Run(**values)
+        answer: dict[str, float] = json.loads(line)
+        return answer
 
     def report(self, runs: list[Run]) -> DecodeReport:
         return DecodeReport("transformers", *_medians(runs), rss_bytes=(self._rss,))
@@ -175,10 +194,9 @@ class _Reference:
 
 @asynccontextmanager
 async def _reference(request: DecodeRequest, folder: Path) -> AsyncIterator[Subject]:
-    arguments = [str(folder), request.device, request.dtype, str(request.prompt), str(request.new)]
-    process = await spawn("backends.torch_backend_reference", *arguments)
+    process = await spawn("backends.torch_backend_reference", str(folder), request.device, request.dtype)
     try:
-        yield _Reference(process)
+        yield _Reference(process, request)
     finally:
         await end(process)
 

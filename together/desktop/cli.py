@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from together.types import Endpoint, NodeStatus
 
 DEFAULTS = Settings()
-COMMANDS = ("up", "node", "chat", "status", "stop", "bench")
+COMMANDS = ("up", "node", "chat", "plan", "status", "stop", "bench")
 
 app = typer.Typer(
     help="Several ordinary machines run one language model. Without a command: up.",
@@ -153,6 +153,39 @@ def chat(
 
 
 @app.command()
+def plan(
+    cluster: Annotated[Path | None, typer.Option(help="File that describes model, nodes and links")] = None,
+    strategy: Annotated[
+        str, typer.Option(help="recommend, uniform, memory, compute, mixed, ratio or custom")
+    ] = "recommend",
+    users: Annotated[int | None, typer.Option(min=1, help="People at once  [default: what the file says]")] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of each conversation  [default: what the file says]")
+    ] = None,
+    ratio: Annotated[str | None, typer.Option(help="For ratio: a part for each node in the file, as 3:1")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="For custom: a=0:12,b=12:16 (half-open), or a=0-11,b=12-15 (last layers)")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option("--max-memory-per-partition", help="No stage above this, as 4GB")
+    ] = None,
+    hidden_size: Annotated[int | None, typer.Option(min=1, help="Of the model, for what the network must do")] = None,
+    dtype: Annotated[str, typer.Option(help="Of what travels: fp32, bf16 or fp16")] = "bf16",
+    wish: Annotated[float, typer.Option("--tokens-per-second", min=0.001, help="What the network is sized for")] = 20,
+    prompt: Annotated[int, typer.Option("--prompt-tokens", min=1, help="The prompt it is sized for")] = 1000,
+    first_token: Annotated[float, typer.Option(min=0.001, help="Seconds to the first token it is sized for")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Who would take which layers of a model, and why: plan --cluster FILE."""
+    from together.desktop.plan import PlanRequest, run_plan
+    from together.planning.network import Wish
+
+    wished = Wish(wish, prompt, first_token)
+    request = PlanRequest(cluster, strategy, users, context, ratio, layers, max_memory, hidden_size, dtype, wished)
+    raise typer.Exit(run_plan(request, as_json))
+
+
+@app.command()
 def status(as_json: AsJson = False, log_level: LogLevel = None) -> None:
     """What runs: model, stages, nodes."""
     running = _running(_settings(log_level=log_level))
@@ -177,7 +210,7 @@ def stop(log_level: LogLevel = None) -> None:
     add_help_option=False,
 )
 def bench(context: typer.Context) -> None:
-    """Measure this machine: bench hop, bench decode."""
+    """Measure this machine: bench hop, bench decode, bench plan."""
     from together.desktop.bench import app as bench_app
 
     bench_app(context.args, prog_name="together bench")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from together.errors import BadPlan, BadSetting
 from together.planning.answer import Answer, answer_json, answer_text, missing_json, missing_text
 from together.planning.cluster_file import parse_cluster
-from together.planning.explain import explain, explain_left_out, explain_tolerance
+from together.planning.explain import explain, explain_left_out, explain_rule, explain_tolerance
 from together.planning.missing import Missing, explain_missing
 from together.planning.network import Network, Wish, network_of
 from together.planning.problem import Problem, Split
@@ -47,7 +47,7 @@ class PlanRequest:
     max_memory: str | None = None
     hidden_size: int | None = None
     dtype: str = "bf16"
-    wish: Wish = Wish()
+    wish: Wish = field(default_factory=Wish)
 
 
 def run_plan(request: PlanRequest, as_json: bool) -> int:
@@ -64,7 +64,7 @@ def run_plan(request: PlanRequest, as_json: bool) -> int:
 
 def _read(path: Path) -> Problem:
     try:
-        return parse_cluster(path.read_text(encoding="utf-8"))
+        return parse_cluster(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise BadSetting(f"--cluster {path} cannot be read: {error}") from None
 
@@ -136,9 +136,12 @@ def _layers_over(problem: Problem, split: Split) -> list[int]:
 
 
 def _answer(request: PlanRequest, problem: Problem, split: Split, dtype: Dtype) -> Answer:
-    left_out = explain_left_out(problem, split)
-    passed_over = explain_tolerance(problem, split) if request.strategy == "recommend" else ()
-    why = (*explain(problem, split), *passed_over, *(item.why for item in left_out))
+    if request.strategy == "recommend":
+        left_out = explain_left_out(problem, split)
+        why = (*explain(problem, split), *explain_tolerance(problem, split))
+    else:
+        why, left_out = explain_rule(problem, split, request.strategy)
+    why = (*why, *(item.why for item in left_out))
     hidden, wish = request.hidden_size, request.wish
 
     def network(hops: int) -> Network:

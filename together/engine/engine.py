@@ -233,6 +233,11 @@ class StepTimes:
         self._steps.append(step_ms)
         self._stages.append(stages)
 
+    def clear(self) -> None:
+        """Begin anew, as before something that is measured by itself."""
+        self._steps.clear()
+        self._stages.clear()
+
     @property
     def step_ms(self) -> float:
         """Median over the kept decode steps, from push to answer; 0 before the first."""

@@ -37,16 +37,16 @@ def answer_json(answer: Answer) -> dict[str, Any]:
             "node": share.node,
             "start": share.layers.start,
             "stop": share.layers.stop,
-            "ms": cost.ms,
+            "ms": float(cost.ms),
             "bytes": _whole(cost.bytes),
         }
         for share, cost in zip(answer.split.shares, score.stages, strict=True)
     ]
     return {
         "stages": stages,
-        "token_ms": score.token_ms,
-        "slowest_stage_ms": score.slowest_stage_ms,
-        "score_ms": score.score_ms,
+        "token_ms": float(score.token_ms),
+        "slowest_stage_ms": float(score.slowest_stage_ms),
+        "score_ms": float(score.score_ms),
         "tokens_per_second": score.tokens_per_second,
         "tokens_per_second_each": score.tokens_per_second_each,
         "network": _network_json(answer),
@@ -107,8 +107,8 @@ def _network_text(answer: Answer) -> list[str]:
         return []
     network, wish = answer.network(answer.score.hops), answer.wish
     return [
-        f"for {wish.tokens_per_second:g} tokens/s each of the {network.hops} hops needs {network.mbit_per_s:.0f} Mbit/s "
-        f"and at most {ms_text(network.ms)}; for a first token {wish.first_token_s:g} s after "
+        f"for {wish.tokens_per_second:g} tokens/s each of the {network.hops} hops needs {network.mbit_per_s:.0f} "
+        f"Mbit/s and at most {ms_text(network.ms)}; for a first token {wish.first_token_s:g} s after "
         f"{wish.prompt_tokens} tokens of prompt, {network.prompt_mbit_per_s:.0f} Mbit/s"
     ]
 

@@ -13,15 +13,15 @@ from typing import Any
 from together.errors import BadSetting
 from together.planning.problem import CONTEXT, HOP_MS, TOLERANCE, Link, ModelSize, NodeProfile, Problem
 
-MOST_LAYERS = 10_000
-MOST_NODES = 1_000
+MOST_LAYERS = 1_000  # far above any model and any cluster: a wrong number must not take all memory
+MOST_NODES = 128
 
 
 def parse_cluster(text: str) -> Problem:
     """Raises BadSetting for anything but a whole, consistent problem."""
     try:
         data = json.loads(text, object_pairs_hook=_no_repeats)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadSetting(f"the cluster file is not JSON: {error}") from None
     top = _Fields("", data, ("model", "nodes", "links", "hop_ms", "head", "users", "context", "tolerance"))
     model = _model(top.take("model"))

@@ -47,6 +47,19 @@ def explain_tolerance(problem: Problem, split: Split) -> tuple[str, ...]:
     return (sentence + f"{count_text(len(fastest.shares) - len(split.shares), 'machine')} more that can fail",)
 
 
+def explain_rule(problem: Problem, split: Split, rule: str) -> tuple[tuple[str, ...], tuple[LeftOut, ...]]:
+    """The same for a split that follows a rule instead: each node's layers and ms, and who gets none by it."""
+    score = score_of(problem, split)
+    taken = [
+        f"{share.node} takes {count_text(len(share.layers), 'layer')} ({layers_text(share.layers)}) by {rule}: "
+        f"{ms_text(cost.ms)}"
+        for share, cost in zip(split.shares, score.stages, strict=True)
+    ]
+    names = [node.name for node in problem.nodes if node.name not in split.nodes]
+    left_out = tuple(LeftOut(name, f"{name} left out: it gets no layer by {rule}") for name in names)
+    return (*taken, _cost(problem, split, score)), left_out
+
+
 # --- who got layers ---------------------------------------------------------------------------------------------------
 
 

@@ -80,13 +80,26 @@ def _filled(stages: Stages, layers: int, limit: float) -> tuple[float, float]:
 
 
 def counts_of(stages: Stages, layers: int, limit: float) -> list[int]:
-    """The counts behind a `Filled`, in the order of `stages`."""
+    """The counts behind a `Filled`, in the order of `stages`; nodes of one speed share alike, which costs no time."""
+    caps = [count_under(speed, fixed, cap, limit) for speed, fixed, cap in stages]
     left, counts = layers - len(stages), []
-    for speed, fixed, cap in stages:
-        counts.append(min(count_under(speed, fixed, cap, limit), left + 1))
+    for cap in caps:
+        counts.append(min(cap, left + 1))
         left -= counts[-1] - 1
     assert left == 0, "counts of a fill that does not exist"
+    for speed in {stage[0] for stage in stages}:
+        _even(stages, caps, counts, [i for i, stage in enumerate(stages) if stage[0] == speed])
     return counts
+
+
+def _even(stages: Stages, caps: list[int], counts: list[int], alike: list[int]) -> None:
+    """Deal the layers of these stages out anew: the next one to who would be done first."""
+    total = sum(counts[i] for i in alike)
+    for i in alike:
+        counts[i] = 1
+    for _ in range(total - len(alike)):
+        free = [i for i in alike if counts[i] < caps[i]]
+        counts[min(free, key=lambda i: (stages[i][1] + counts[i] * stages[i][0], i))] += 1
 
 
 def speed_order(instance: Instance, nodes: list[int]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from math import inf
@@ -35,8 +35,8 @@ class Instance:
     prefix: tuple[float, ...]
     embed: float
     tail: float  # norm and LM head
-    tolerance: float = 0.0
-    weight: float | None = field(default=None)  # bytes of every layer with KV, None where they differ
+    tolerance: float
+    weight: float | None  # bytes of every layer with KV, None where they differ
 
     @cached_property
     def by_bytes(self) -> bool:
@@ -63,6 +63,16 @@ class Instance:
         """Every time that a stage can take, sorted: the only values the slowest stage can have."""
         times = zip(self.speeds, self.fixed, self.most, strict=True)
         return sorted({fixed + count * speed for speed, fixed, most in times for count in range(1, most + 1)})
+
+    @cached_property
+    def least_limit(self) -> float:
+        """Below this limit on a stage all nodes together do not hold the layers; infinite where they never do."""
+        low, high = -1, len(self.limits)
+        while high - low > 1:
+            middle = (low + high) // 2
+            held = sum(self.count_under(node, self.limits[middle]) for node in self.able)
+            low, high = (low, middle) if held >= self.layers else (middle, high)
+        return self.limits[high] if high < len(self.limits) else inf
 
     def cap(self, node: int, extra: float) -> int:
         """Layers of equal size that fit beside `extra` bytes."""

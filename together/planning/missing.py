@@ -91,7 +91,7 @@ def _smaller(problem: Problem) -> Iterator[str]:
         saved = sum(problem.model.layer_bytes) - sum(packed.model.layer_bytes)
         yield f"use 4-bit weights: they take {size_text(saved)} less than 16-bit ones"
     if not alone and packed is not None:
-        least = replace(packed, users=1, context=context or problem.context)
+        least = replace(packed, users=1, context=min(problem.context, 4096))
         if _fits(least):
             yield f"use 4-bit weights with a context of {least.context} for one person"
 

@@ -1,7 +1,7 @@
 """The exact best plan for up to 8 nodes where layers differ in size: a dynamic programme over sets, ends and layers.
 
-A state is (set of nodes used, the last of them, the first of them, layers taken), its value the ms so far. One sweep gives
-the lowest token time under a limit on a stage's time, for every number of machines at once. Knows no sentence.
+A state is (set of nodes used, the last of them, the first of them, layers taken), its value the ms so far. One sweep
+gives the lowest token time under a limit on a stage's time, for every number of machines at once. Knows no sentence.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ Sets = NDArray[np.intp]
 
 
 class Ordered:
-    """Sweeps over one instance. With a head the first node need not be remembered: its row of firsts is one."""
+    """Sweeps over one instance."""
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
         self.count = len(instance.names)
-        self.firsts = 1 if instance.head is not None else self.count
         self.hops = np.array(instance.hops, dtype=np.float64).reshape(self.count, self.count)
         self.windows = Windows(instance)
         masks = np.arange(1 << self.count)
@@ -58,8 +57,8 @@ class Ordered:
         free = best = self._under(inf, sizes)
         if free is None:
             return None
-        users, slowest = self.instance.users, free.slowest_ms
-        for limit in best_limits(self.instance.limits, users, token_ms, free.token_ms, slowest):
+        users, slowest, least = self.instance.users, free.slowest_ms, self.instance.least_limit
+        for limit in best_limits(self.instance.limits, users, token_ms, free.token_ms, slowest, least):
             found = self._under(limit, sizes) if limit < slowest else free
             best = found if found and found.beats(best) else best
         return best
@@ -78,7 +77,7 @@ class Ordered:
         return {size: found[0] for size, found in _Sweep(self, limit, largest).best.items()}
 
 
-End = tuple[float, int, int, int]  # token ms, set, last node, row of the first node
+End = tuple[float, int, int, int]  # token ms, set, last node, first node
 
 
 class _Sweep:
@@ -88,7 +87,7 @@ class _Sweep:
         self.search, self.instance, self.windows = search, search.instance, search.windows
         self.spans = self.windows.spans(limit)
         count, layers = search.count, self.instance.layers
-        self.value: Floats = np.full((1 << count, count, search.firsts, layers + 1), inf)
+        self.value: Floats = np.full((1 << count, count, count, layers + 1), inf)
         self.best: dict[int, End] = {}
         self._begin()
         for size in range(2, largest + 1):
@@ -97,42 +96,41 @@ class _Sweep:
 
     def _begin(self) -> None:
         for node in self.instance.able:
-            row = 0 if self.instance.head is not None else node
-            costs = self.windows.first(node, self.spans[node]) + self._start(node)
-            self.value[1 << node, node, row] = costs
-            single = self.windows.only(node, self.spans[node]) + self._start(node) + self._back(node, row)
-            self._end(1, (single, 1 << node, node, row))
+            self.value[1 << node, node, node] = self.windows.first(node, self.spans[node])
+            ring = ring_ms(self.instance.hops, self.instance.head, (node,))
+            self._end(1, (self.windows.only(node, self.spans[node]) + ring, 1 << node, node, node))
 
-    def _start(self, node: int) -> float:
-        return 0.0 if self.instance.head is None else float(self.search.hops[self.instance.head, node])
-
-    def _back(self, node: int, row: int) -> float:
-        return float(self.search.hops[node, row if self.instance.head is None else self.instance.head])
+    def _backs(self, last: int, sets: Sets) -> Floats:
+        """`[sets, firsts]` ms from the last stage to the first, by way of the head where that is not in the set."""
+        hops, head = self.search.hops, self.instance.head
+        if head is None:
+            return np.broadcast_to(hops[last], (len(sets), len(hops)))
+        inside = (sets >> head & 1 == 1)[:, None]
+        found: Floats = np.where(inside, hops[last], hops[last, head] + hops[head])
+        return found
 
     def _end(self, size: int, end: End) -> None:
         if end[0] < inf and (size not in self.best or end[0] < self.best[size][0] * (1 - EPSILON)):
             self.best[size] = end
 
     def _extend(self, node: int, size: int) -> None:
-        """Let `node` come last in all sets of this size. The head, where it is used, is first or last, never between."""
+        """Let `node` come last in all sets of this size."""
         sets = np.flatnonzero((self.search.sizes == size) & (np.arange(1 << self.search.count) >> node & 1 == 1))
         before = self.value[sets ^ (1 << node)] + self.search.hops[:, node][None, :, None, None]
         arriving: Floats = before.min(axis=1)  # [sets, firsts, layers + 1]
         ends = self.windows.last(node, self.spans[node], arriving)  # [sets, firsts]
-        backs = np.array([self._back(node, row) for row in range(self.search.firsts)])
-        totals = ends + backs
+        totals = ends + self._backs(node, sets)
         place = np.unravel_index(int(totals.argmin()), totals.shape)
         self._end(size, (float(totals[place]), int(sets[place[0]]), node, int(place[1])))
-        if node != self.instance.head:
-            self.value[sets, node] = self.windows.middle(node, self.spans[node], arriving)
+        self.value[sets, node] = self.windows.middle(node, self.spans[node], arriving)
 
     def trace(self, end: End) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Order and counts of the plan behind an end."""
-        _, mask, node, row = end
+        _, mask, node, first = end
         stop, order, counts = self.instance.layers, [node], []
         while mask != 1 << node:
             mask ^= 1 << node
-            arriving = self.value[mask, :, row] + self.search.hops[:, node, None]  # [nodes, layers + 1]
+            arriving = self.value[mask, :, first] + self.search.hops[:, node, None]  # [nodes, layers + 1]
             previous, start = self.windows.back(node, self.spans[node], arriving, stop)
             counts.append(stop - start)
             node, stop = previous, start

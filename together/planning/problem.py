@@ -1,6 +1,6 @@
 """What a planner is asked: a model's sizes, what each node can do, the links, and for whom. Knows no way to answer it.
 
-Times are milliseconds, sizes bytes. The values may be measured or made up: also machines one does not own yet can be asked for.
+Times are milliseconds, sizes bytes. Values may be measured or made up: one can also ask for machines not bought yet.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Problem:
         return self.hop_ms
 
     def stage_bytes(self, layers: LayerRange) -> float:
-        """Bytes of a stage: its layers with the KV cache of all users, the embedding if first, norm and head if last."""
+        """Bytes of a stage: its layers with the KV cache of all users, embedding if first, norm and head if last."""
         size = sum(self.model.layer_bytes[layers.start : layers.stop]) + len(layers) * self.kv_bytes_per_layer
         if layers.start == 0:
             size += self.model.embed_bytes

@@ -1,4 +1,4 @@
-"""The recommendation: the best split of a model over nodes, by the search that fits the problem. Pure; knows no sentence.
+"""The recommendation: the best split of a model over nodes, by the search that fits the problem. Knows no sentence.
 
 The score of a split is max(D/m, B): D the time of a token through the ring, B the slowest stage, m the people at once.
 """
@@ -38,7 +38,7 @@ def _exact(instance: Instance) -> Choice | None:
 
 
 def _along_tours(problem: Problem, instance: Instance) -> Choice | None:
-    """What the tours find, and what is exactly best on the few nodes that they found, by the rule of fewest machines."""
+    """What the tours find, and what is exactly best on the few nodes that they found; the fewest machines count."""
     from together.planning.tours import Tours
 
     found = Tours(instance).best()

@@ -5,10 +5,11 @@ Sets are bit masks of node indices. A ring runs through the used nodes and, if t
 
 from __future__ import annotations
 
-import itertools
+from itertools import pairwise
 from math import inf
 
 Hops = tuple[tuple[float, ...], ...]
+ROUNDED = 9  # decimals of a ms: sums in another order are the same ring
 
 
 class Paths:
@@ -89,35 +90,34 @@ class EndedRings:
         self._paths = {i: Paths(hops, i, members) for i in range(len(hops)) if members >> i & 1}
 
     def pairs(self, mask: int) -> list[tuple[float, int, int]]:
-        """(ms, first, last) of every usable ring, shortest first."""
+        """(ms, first, last) of every usable ring, shortest first; of equal ones that with the head at its beginning."""
         nodes = [i for i in range(len(self.hops)) if mask >> i & 1]
+        away = None if self.head is None or mask >> self.head & 1 else self.head
         found = [
-            (self._paths[first].length(mask, last) + self._closing(mask, first, last), first, last)
+            (self._paths[first].length(mask, last) + closing_ms(self.hops, away, first, last), first, last)
             for first in nodes
             for last in nodes
-            if (first != last or len(nodes) == 1) and self._reaches(mask, first, last)
+            if first != last or len(nodes) == 1
         ]
-        return sorted(ring for ring in found if ring[0] < inf)
+        usable = [ring for ring in found if ring[0] < inf]
+        return sorted(usable, key=lambda ring: (round(ring[0], ROUNDED), self._place_of_head(*ring[1:]), *ring[1:]))
 
     def order(self, mask: int, first: int, last: int) -> tuple[int, ...]:
         return self._paths[first].nodes(mask, last)
 
-    def _reaches(self, mask: int, first: int, last: int) -> bool:
-        """A head that is used is one of the ends: the ring passes it once."""
-        return self.head is None or not mask >> self.head & 1 or self.head in (first, last)
-
-    def _closing(self, mask: int, first: int, last: int) -> float:
-        return closing_ms(self.hops, self.head, first, last)
+    def _place_of_head(self, first: int, last: int) -> int:
+        """First is natural, last as good; between others a token passes its machine twice."""
+        return 0 if first == self.head else 1 if last == self.head else 2
 
 
-def closing_ms(hops: Hops, head: int | None, first: int, last: int) -> float:
-    """From the last stage by way of the head, where there is one, to the first."""
-    if head is None:
+def closing_ms(hops: Hops, away: int | None, first: int, last: int) -> float:
+    """From the last stage to the first, by way of the head where that is `away`: on a node without layers."""
+    if away is None:
         return hops[last][first]
-    return hops[last][head] + hops[head][first]
+    return hops[last][away] + hops[away][first]
 
 
 def ring_ms(hops: Hops, head: int | None, order: tuple[int, ...]) -> float:
     """ms of a given ring: its hops from stage to stage, and the way back."""
-    between = sum(hops[a][b] for a, b in itertools.pairwise(order))
-    return between + closing_ms(hops, head, order[0], order[-1])
+    between = sum(hops[a][b] for a, b in pairwise(order))
+    return between + closing_ms(hops, None if head in order else head, order[0], order[-1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 from together.planning.problem import Problem, Split
@@ -53,16 +52,18 @@ def _per_second(ms: float) -> float:
     return 1000 / ms if ms > 0 else 0.0
 
 
+def circle_of(problem: Problem, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The machines of a ring, each once: the stages' nodes from the first on, then the head where it has no stage."""
+    return names if problem.head is None or problem.head in names else (*names, problem.head)
+
+
 def score_of(problem: Problem, split: Split) -> Score:
     """The figures of a split of known nodes; ms are infinite over an unusable link."""
-    names = split.nodes
-    end = names[0] if problem.head is None else problem.head
+    circle = circle_of(problem, split.nodes)
+    hops = [problem.hop(a, b) for a, b in zip(circle, (*circle[1:], circle[0]), strict=True)]
     costs = []
-    for share, following in zip(split.shares, (*names[1:], end), strict=True):
+    for share, hop in zip(split.shares, hops, strict=False):
         node = problem.node(share.node)
         ms = node.ms_per_stage + len(share.layers) * node.ms_per_layer
-        costs.append(StageCost(ms, problem.stage_bytes(share.layers), problem.hop(share.node, following)))
-    path = [*([] if problem.head is None else [problem.head]), *names, end]
-    pairs = list(itertools.pairwise(path))
-    ring = sum(problem.hop(a, b) for a, b in pairs)
-    return Score(tuple(costs), ring, sum(a != b for a, b in pairs), problem.users)
+        costs.append(StageCost(ms, problem.stage_bytes(share.layers), hop))
+    return Score(tuple(costs), sum(hops), len(circle) if len(circle) > 1 else 0, problem.users)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
+from math import inf
 
 from together.errors import BadPlan
-from together.planning.instance import compile_problem
+from together.planning.instance import EPSILON, Instance, compile_problem
 from together.planning.problem import EXACT_NODES, NodeProfile, Problem, Share, Split
-from together.planning.rings import Rings
+from together.planning.rings import Rings, ring_ms
 from together.planning.split import uniform_ranges
 from together.types import LayerRange
 
@@ -21,19 +22,18 @@ STRATEGIES = ("recommend", "uniform", "memory", "compute", "mixed", "ratio", "cu
 
 def limit_partitions(problem: Problem, max_memory: float) -> Problem:
     """The same problem with no stage above so many bytes."""
-    nodes = [
-        node
-        if node.room_bytes <= max_memory
-        else replace(node, free_bytes=max_memory, reserve_bytes=0, max_layers=None)
-        for node in problem.nodes
-        if node.max_layers is None
-    ]
-    by_name = {node.name: node for node in nodes}
-    return replace(problem, nodes=tuple(by_name.get(node.name, node) for node in problem.nodes))
+    layer = max(problem.model.layer_bytes) + problem.kv_bytes_per_layer
+
+    def limited(node: NodeProfile) -> NodeProfile:
+        if node.max_layers is not None:
+            return replace(node, max_layers=min(node.max_layers, int(max_memory // layer))) if layer else node
+        return replace(node, free_bytes=min(node.room_bytes, max_memory), reserve_bytes=0)
+
+    return replace(problem, nodes=tuple(map(limited, problem.nodes)))
 
 
 def uniform(problem: Problem) -> Split:
-    """The same number of layers for every node that can hold one, give or take one. Raises BadPlan where there is none."""
+    """Equal numbers of layers, give or take one, for all nodes that can hold one. Raises BadPlan if none can."""
     nodes = _ring(problem)[: problem.model.layers]
     ranges = uniform_ranges(problem.model.layers, len(nodes))
     return Split(tuple(Share(node.name, layers) for node, layers in zip(nodes, ranges, strict=True)))
@@ -87,7 +87,7 @@ def inclusive(boundaries: Sequence[tuple[int, int]]) -> tuple[LayerRange, ...]:
 
 
 def custom(problem: Problem, ranges: Sequence[LayerRange], names: Sequence[str] | None = None) -> Split:
-    """Given ranges on the named nodes, or on the nodes in the order given. Raises BadPlan for more ranges than nodes."""
+    """Given ranges on the named nodes, or on the nodes in their order. Raises BadPlan for more ranges than nodes."""
     chosen = [node.name for node in problem.nodes] if names is None else list(names)
     if len(ranges) > len(chosen):
         raise BadPlan(f"the plan has {len(ranges)} ranges and there are {len(chosen)} nodes; start more, or give fewer")
@@ -105,22 +105,28 @@ def _range(start: int, stop: int) -> LayerRange:
 
 
 def _ring(problem: Problem) -> list[NodeProfile]:
-    """The nodes that can hold a layer, in the order of a short ring; in the order given where there is none."""
+    """The nodes that can hold a layer, in the order given if no ring is shorter, else in the order of a short one."""
     instance = compile_problem(problem)
     if not instance.able:
         raise BadPlan("no node can hold a single layer; free memory, or add a node")
-    able = sum(1 << i for i in instance.able)
-    order: tuple[int, ...] = ()
-    if len(instance.able) <= EXACT_NODES:
-        rings = Rings(instance.hops, instance.head, able)
-        order = rings.order(able) if rings.shortest(able)[0] < float("inf") else ()
-    else:
-        from together.planning.tours import ways
+    able = {instance.names[i]: i for i in instance.able}
+    given = tuple(able[node.name] for node in problem.nodes if node.name in able)
+    short = _short_ring(instance)
+    hops, head = instance.hops, instance.head
+    order = short if ring_ms(hops, head, short) < ring_ms(hops, head, given) * (1 - EPSILON) else given
+    return [problem.node(instance.names[i]) for i in order]
 
-        order = ways(instance)[0].order
-        order += tuple(i for i in instance.able if i not in order)
-    names = [instance.names[i] for i in order or instance.able]
-    return [problem.node(name) for name in names]
+
+def _short_ring(instance: Instance) -> tuple[int, ...]:
+    """Through all nodes that can hold a layer; where there is no ring, any order: the check of the split says so."""
+    if len(instance.able) <= EXACT_NODES:
+        able = sum(1 << i for i in instance.able)
+        rings = Rings(instance.hops, instance.head, able)
+        return rings.order(able) if rings.shortest(able)[0] < inf else instance.able
+    from together.planning.tours import ways
+
+    order = ways(instance)[0].order
+    return (*order, *(i for i in instance.able if i not in order))
 
 
 def _capacity(problem: Problem, node: NodeProfile) -> float:
@@ -128,8 +134,8 @@ def _capacity(problem: Problem, node: NodeProfile) -> float:
     layers = problem.model.layers
     mean = sum(problem.model.layer_bytes) / layers + problem.kv_bytes_per_layer
     if node.max_layers is not None:
-        return float(min(node.max_layers, layers))
-    return min(node.room_bytes / mean, layers) if mean else float(layers)
+        return float(node.max_layers)
+    return node.room_bytes / mean if mean else float(layers)
 
 
 def _speeds(nodes: list[NodeProfile]) -> list[float]:

@@ -55,7 +55,7 @@ class Subsets:
     def exactly(self, nodes: tuple[int, ...]) -> Choice | None:
         """The best plan that uses all of these nodes; None where there is none."""
         found = self._find(sum(1 << node for node in nodes), inf) if len(nodes) <= self.instance.layers else None
-        return found and self._choice(found)
+        return None if found is None else self._choice(found)
 
     @property
     def _slack(self) -> float:
@@ -88,7 +88,7 @@ class Subsets:
             return self._find_ends(mask, nodes, stages, bound, self._rings)
         ring, _ = self._rings.shortest(mask)
         filled = fill(self.instance, stages, ring, bound) if ring < inf else None
-        return filled and _Found(filled, mask, None)
+        return None if filled is None else _Found(filled, mask, None)
 
     def _find_ends(self, mask: int, nodes: list[int], free: Stages, bound: float, rings: EndedRings) -> _Found | None:
         """As if nobody had to hold the ends first: what is too slow even so needs no look at each pair."""

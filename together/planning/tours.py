@@ -1,6 +1,6 @@
 """Plans for more nodes than subsets can be counted: a dynamic programme along one tour through all of them.
 
-Every plan whose ring follows the tour, skipping any nodes, is looked at exactly; the tour itself is a good one, not the best.
+Every plan whose ring follows the tour, skipping any nodes, is looked at exactly; the tour is a good one, not the best.
 So the answer is exact where all hops are alike and room is counted in layers, and near it elsewhere.
 """
 
@@ -63,12 +63,15 @@ class Tours:
         if free is None:
             return None
 
-        def token_ms(limit: float) -> float:
-            return _Walk(self, way, limit, 1).token_ms(0)
+        walks: dict[float, _Walk] = {}
 
-        users, slowest = self.instance.users, free.slowest_ms
-        for limit in best_limits(self.instance.limits, users, token_ms, free.token_ms, slowest):
-            found = _Walk(self, way, limit, 1).trace(0) if limit < slowest else free
+        def token_ms(limit: float) -> float:
+            walks[limit] = walks.get(limit) or _Walk(self, way, limit, 1)
+            return walks[limit].token_ms(0)
+
+        users, slowest, least = self.instance.users, free.slowest_ms, self.instance.least_limit
+        for limit in best_limits(self.instance.limits, users, token_ms, free.token_ms, slowest, least):
+            found = free if limit >= slowest or token_ms(limit) == inf else walks[limit].trace(0)
             best = found if found and found.beats(best) else best
         return best
 
@@ -76,14 +79,14 @@ class Tours:
         """The plan of fewest machines within the tolerance, if it has fewer."""
         bound = best.score * (1 + self.instance.tolerance + EPSILON)
         most = len(best.order) - 1
-        chosen: Choice | None = None
-        for way in self.ways[:1]:
-            walk = _Walk(self, way, bound, most + 1)
-            for size in range(1, most + 1):
-                if walk.token_ms(size) / self.instance.users <= bound:
-                    chosen = walk.trace(size)
-                    break
-        return chosen
+        held = sorted((self.instance.count_under(i, bound) for i in self.instance.able), reverse=True)
+        if sum(held[:most]) < self.instance.layers:
+            return None
+        walk = _Walk(self, self.ways[0], bound, most + 1)
+        for size in range(1, most + 1):
+            if walk.token_ms(size) / self.instance.users <= bound:
+                return walk.trace(size)
+        return None
 
 
 class _Walk:
@@ -168,9 +171,7 @@ def ways(instance: Instance) -> list[Way]:
     others = {hops[a][b] for a in nodes for b in nodes if a != b}
     if head is not None:
         order = tuple(i for i in _tour(hops, [head, *(i for i in nodes if i != head)]) if i in nodes)
-        orders = [order]
-        if instance.by_bytes:
-            orders += [order[::-1], (*order[1:], order[0]) if order[0] == head else order[::-1]]
+        orders = [order, order[::-1], (*order[1:], *order[:1])] if instance.by_bytes else [order]
         return [_from_head(instance, order) for order in dict.fromkeys(orders)]
     if len(others) <= 1:  # all hops alike: it does not matter who is first
         back = next(iter(others), 0.0)
@@ -187,12 +188,10 @@ def ways(instance: Instance) -> list[Way]:
 
 
 def _from_head(instance: Instance, order: tuple[int, ...]) -> Way:
-    """A head that takes layers is first or last; between others the ring would pass it twice."""
-    head = instance.head
-    assert head is not None
-    kept = tuple(i for i in order if i != head or i in (order[0], order[-1]))
-    hops = tuple(instance.hops[head][i] for i in kept)
-    return Way(kept, hops, hops)
+    """A head that takes layers stands at an end of the order, where a hop to it is none."""
+    assert instance.head is not None
+    hops = tuple(instance.hops[instance.head][i] for i in order)
+    return Way(order, hops, hops)
 
 
 def promising(instance: Instance) -> list[int]:

@@ -44,7 +44,7 @@ class Terms:
     needs: Callable[[LayerRange], float]
     sizing: str = ""  # such as " with a context of 4096 for 2 users"
     linked: Callable[[str, str], bool] = field(default=lambda a, b: True)
-    ends: tuple[str, ...] = ()  # the head, where there is one: the ring begins and ends there
+    head: str | None = None  # the ring passes it also where it has no stage
 
 
 def complaints(shares: Sequence[Share], terms: Terms) -> list[Complaint]:
@@ -94,7 +94,7 @@ def _memory(share: Share, terms: Terms) -> list[Complaint]:
 
 
 def _links(names: list[str], terms: Terms) -> list[Complaint]:
-    path = [*terms.ends, *names, *(terms.ends or names[:1])]
+    path = [*names, *([] if terms.head in (None, *names) else [str(terms.head)]), *names[:1]]
     pairs = dict.fromkeys(frozenset((a, b)) for a, b in itertools.pairwise(path) if a != b)
     broken = [tuple(sorted(pair)) for pair in pairs if not terms.linked(*sorted(pair))]
     return [
@@ -112,5 +112,5 @@ def terms_of(problem: Problem) -> Terms:
         problem.stage_bytes,
         f" with a context of {problem.context} for {problem.users} users" if problem.users > 1 else "",
         lambda a, b: problem.hop(a, b) < inf,
-        () if problem.head is None else (problem.head,),
+        problem.head,
     )

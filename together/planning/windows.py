@@ -63,7 +63,7 @@ class Windows:
         return found
 
     def first(self, node: int, span: Span) -> Floats:
-        """`[layers + 1]` ms of layers [0, l) on the first stage; infinite where they do not fit, and for none or all."""
+        """`[layers + 1]` ms of [0, l) on the first stage; infinite for none, for all, and where they do not fit."""
         fits = (self.stops <= span.most) & (self.prefix + self.instance.embed <= self.instance.room[node])
         costs: Floats = np.where(fits, self.instance.fixed[node] + self.stops * self.instance.speeds[node], inf)
         costs[0] = costs[-1] = inf
@@ -104,7 +104,7 @@ class Windows:
 
 
 def _window_minimum(values: Floats, span: Span) -> Floats:
-    """`[..., layers + 1]`: the least value in the window of each stop; infinite where it is empty. By doubling widths."""
+    """`[..., layers + 1]`: the least value in each stop's window, infinite where it is empty; by doubling widths."""
     flat = values.reshape(-1, values.shape[-1])
     levels = int(span.level.max()) + 1
     minima: Floats = np.empty((levels, *flat.shape))

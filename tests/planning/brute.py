@@ -1,0 +1,123 @@
+"""The best plan by trying everything: every order of every subset, every way to cut the layers. Knows no planner code.
+
+Slow on purpose, and written from the words of the design alone, to be what the planner is compared with.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, permutations
+from math import inf
+
+from together.planning.problem import Link, ModelSize, NodeProfile, Problem
+
+USERS = (1, 2, 3, 8, 1000)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The lowest score, among equals the lowest token time, by number of machines."""
+
+    score: float
+    token_ms: float
+
+
+def hop(problem: Problem, a: str, b: str) -> float:
+    if a == b:
+        return 0.0
+    for link in problem.links:
+        if (link.a, link.b) in ((a, b), (b, a)):
+            return inf if link.ms is None else link.ms
+    return problem.hop_ms
+
+
+def ring(problem: Problem, names: tuple[str, ...]) -> float:
+    """Through the used nodes and the head, each once, and closed."""
+    circle = list(names)
+    if problem.head is not None and problem.head not in names:
+        circle = [problem.head, *circle]
+    if len(circle) == 1:
+        return 0.0
+    return sum(hop(problem, a, b) for a, b in zip(circle, circle[1:] + circle[:1]))  # noqa: B905
+
+
+def holds(problem: Problem, node: NodeProfile, start: int, stop: int) -> bool:
+    if node.max_layers is not None:
+        return stop - start <= node.max_layers
+    model = problem.model
+    need = sum(model.layer_bytes[start:stop])
+    need += (stop - start) * model.kv_bytes_per_token_per_layer * problem.users * problem.context
+    need += model.embed_bytes if start == 0 else 0
+    need += model.head_bytes if stop == model.layers else 0
+    assert node.free_bytes is not None
+    return need <= node.free_bytes - node.reserve_bytes
+
+
+def cuts(layers: int, parts: int) -> Iterator[tuple[int, ...]]:
+    for inner in combinations(range(1, layers), parts - 1):
+        yield (0, *inner, layers)
+
+
+def brute_force(problem: Problem) -> dict[int, Best]:
+    """For every number of machines that has a plan, its best."""
+    found: dict[int, Best] = {}
+    layers = problem.model.layers
+    for size in range(1, min(len(problem.nodes), layers) + 1):
+        options = []
+        for order in permutations(problem.nodes, size):
+            latency = ring(problem, tuple(node.name for node in order))
+            if latency == inf:
+                continue
+            fits = {
+                (place, start, stop): holds(problem, node, start, stop)
+                for place, node in enumerate(order)
+                for start in range(layers)
+                for stop in range(start + 1, layers + 1)
+            }
+            for cut in cuts(layers, size):
+                if all(fits[place, cut[place], cut[place + 1]] for place in range(size)):
+                    times = [
+                        node.ms_per_stage + (stop - start) * node.ms_per_layer
+                        for node, start, stop in zip(order, cut, cut[1:], strict=False)
+                    ]
+                    token = sum(times) + latency
+                    options.append((max(token / problem.users, max(times)), token))
+        if options:
+            score = min(option[0] for option in options)
+            token = min(token for option, token in options if option <= score * (1 + 1e-9))
+            found[size] = Best(score, token)
+    return found
+
+
+def random_problem(seed: int, nodes: int = 5, layers: int = 10) -> Problem:
+    """Up to so many nodes and layers; half of them count bytes, half of those have layers of different size."""
+    chance = random.Random(seed)
+    count, depth = chance.randint(1, nodes), chance.randint(1, layers)
+    by_bytes, unequal = chance.random() < 0.6, chance.random() < 0.5
+    sizes = tuple(chance.randint(50, 200) if unequal else 100 for _ in range(depth))
+    kv = chance.choice((0, 0, 1))
+    users, context = chance.choice(USERS), chance.choice((1, 4))
+    model = ModelSize(sizes, chance.choice((0, 80)), chance.choice((0, 120)), kv)
+    per_layer = 125 + kv * users * context
+    room = depth * per_layer * chance.choice((0.4, 0.8, 1.6)) + 100
+
+    def node(index: int) -> NodeProfile:
+        speed = chance.choice((chance.uniform(0.1, 20), float(chance.randint(1, 4))))
+        overhead = chance.choice((0.0, chance.uniform(0, 10), 2.0))
+        if by_bytes and chance.random() < 0.9:
+            free = chance.randint(0, int(room))
+            return NodeProfile(f"n{index}", speed, overhead, free_bytes=free, reserve_bytes=chance.choice((0, 30)))
+        return NodeProfile(f"n{index}", speed, overhead, max_layers=chance.randint(0, depth))
+
+    profiles = tuple(node(index) for index in range(count))
+    links = []
+    for a, b in combinations(profiles, 2):
+        kind = chance.random()
+        if kind < 0.6:
+            links.append(Link(a.name, b.name, chance.choice((float(chance.randint(0, 3)), chance.uniform(0, 30)))))
+        elif kind < 0.75:
+            links.append(Link(a.name, b.name, None))
+    head = chance.choice((None, *(node.name for node in profiles)))
+    return Problem(model, profiles, tuple(links), chance.choice((1.0, 25.0)), head, users, context, 0.0)

@@ -1,0 +1,302 @@
+"""The recommendation against brute force, its invariants, the cases that break others, and how long it takes."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.planning.brute import Best, brute_force, random_problem
+from together.desktop.bench_plan import made_up
+from together.planning.problem import Link, ModelSize, NodeProfile, Problem, Split
+from together.planning.recommend import recommend
+from together.planning.score import score_of
+
+SLACK = 3.0
+
+
+def check_plan(problem: Problem, split: Split) -> None:
+    """Contiguous layers from the first to the last, each node once, every cap kept, every hop usable."""
+    assert split.shares[0].layers.start == 0
+    assert split.shares[-1].layers.stop == problem.model.layers
+    for before, after in zip(split.shares, split.shares[1:], strict=False):
+        assert before.layers.stop == after.layers.start
+    assert len(set(split.nodes)) == len(split.nodes)
+    for share in split.shares:
+        node = problem.node(share.node)
+        if node.max_layers is not None:
+            assert len(share.layers) <= node.max_layers
+        else:
+            assert problem.stage_bytes(share.layers) <= node.room_bytes
+    assert score_of(problem, split).token_ms < float("inf")
+
+
+def best_score(problem: Problem) -> float:
+    split = recommend(replace(problem, tolerance=0.0))
+    return float("inf") if split is None else score_of(problem, split).score_ms
+
+
+# --- exactness --------------------------------------------------------------------------------------------------------
+
+
+def expected(found: dict[int, Best], tolerance: float) -> tuple[Best, int | None]:
+    """What must come out, and of how many machines (None: any of the best)."""
+    lowest = min(best.score for best in found.values())
+    near = {size: best for size, best in found.items() if best.score <= lowest * (1 + tolerance + 1e-9)}
+    if tolerance > 0:
+        return near[min(near)], min(near)
+    return min(near.values(), key=lambda best: best.token_ms), None
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_equals_brute_force(part: int) -> None:
+    solved = 0
+    for seed in range(part * 50, part * 50 + 50):
+        problem = random_problem(seed)
+        found = brute_force(problem)
+        for tolerance in (0.0, 0.1):
+            split = recommend(replace(problem, tolerance=tolerance))
+            if not found:
+                assert split is None, seed
+                continue
+            assert split is not None, seed
+            check_plan(problem, split)
+            best, size = expected(found, tolerance)
+            score = score_of(problem, split)
+            assert score.score_ms == pytest.approx(best.score, rel=1e-9), seed
+            assert score.token_ms == pytest.approx(best.token_ms, rel=1e-9), seed
+            assert size is None or len(split.shares) == size, seed
+            solved += 1
+    assert solved > 40, "most of the random problems must have a plan, or this tests nothing"
+
+
+@pytest.mark.full
+def test_equals_brute_force_on_many_more() -> None:
+    for seed in range(1000, 6000):
+        problem = random_problem(seed)
+        found = brute_force(problem)
+        assert best_score(problem) == pytest.approx(expected(found, 0.0)[0].score if found else float("inf"), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_both_exact_searches_agree_on_seven_nodes(seed: int) -> None:
+    """Layers that differ by one byte take the other search, and must come out the same."""
+    chance = random.Random(seed)
+    nodes = tuple(
+        NodeProfile(
+            f"n{i}", chance.uniform(0.5, 5), chance.uniform(0, 3), free_bytes=chance.randint(3, 14) * 10**6 + 5000
+        )
+        for i in range(7)
+    )
+    links = tuple(Link(f"n{i}", f"n{j}", chance.uniform(0, 9)) for i in range(7) for j in range(i))
+    equal = Problem(ModelSize((10**6,) * 24, 10**6, 2 * 10**6), nodes, links, head=chance.choice((None, "n3")), users=4)
+    almost = replace(equal, model=replace(equal.model, layer_bytes=(10**6 - 1, *(10**6,) * 23)))
+    assert best_score(almost) == pytest.approx(best_score(equal), rel=1e-9)
+
+
+# --- invariants -------------------------------------------------------------------------------------------------------
+
+EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+problems = st.integers(0, 10**6).map(lambda seed: random_problem(seed, nodes=7, layers=16))
+
+
+def no_worse(after: float, before: float) -> bool:
+    return after == before or after <= before * (1 + 1e-9)
+
+
+@EXAMPLES
+@given(problems)
+def test_a_plan_is_whole_and_keeps_every_cap(problem: Problem) -> None:
+    for tolerance in (0.0, 0.1):
+        split = recommend(replace(problem, tolerance=tolerance))
+        if split is not None:
+            check_plan(problem, split)
+
+
+@EXAMPLES
+@given(problems, st.randoms(use_true_random=False))
+def test_the_order_of_the_input_changes_nothing(problem: Problem, chance: random.Random) -> None:
+    nodes, links = list(problem.nodes), list(problem.links)
+    chance.shuffle(nodes)
+    chance.shuffle(links)
+    turned = tuple(Link(link.b, link.a, link.ms) if chance.random() < 0.5 else link for link in links)
+    for tolerance in (0.0, 0.1):
+        first = recommend(replace(problem, tolerance=tolerance))
+        again = recommend(replace(problem, tolerance=tolerance))
+        other = recommend(replace(problem, tolerance=tolerance, nodes=tuple(nodes), links=turned))
+        assert first == again == other
+
+
+@EXAMPLES
+@given(problems, st.integers(0, 10**6))
+def test_one_more_node_is_never_worse(problem: Problem, seed: int) -> None:
+    extra = replace(random_problem(seed, nodes=1).nodes[0], name="extra")
+    more = replace(problem, nodes=(*problem.nodes, extra))
+    assert no_worse(best_score(more), best_score(problem))
+
+
+@EXAMPLES
+@given(problems, st.data())
+def test_more_room_or_speed_is_never_worse(problem: Problem, data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(problem.nodes) - 1))
+    node = problem.nodes[place]
+    if node.max_layers is None:
+        assert node.free_bytes is not None
+        roomier = replace(node, free_bytes=node.free_bytes + data.draw(st.integers(1, 1000)))
+    else:
+        roomier = replace(node, max_layers=node.max_layers + 1)
+    faster = replace(node, ms_per_layer=node.ms_per_layer * 0.7, ms_per_stage=node.ms_per_stage * 0.7)
+    for better in (roomier, faster):
+        nodes = (*problem.nodes[:place], better, *problem.nodes[place + 1 :])
+        assert no_worse(best_score(replace(problem, nodes=nodes)), best_score(problem))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_many_nodes_are_near_the_optimum(seed: int) -> None:
+    """Equal hops, room in layers: the tours are exact, so a score of all by subsets cannot be lower."""
+    chance = random.Random(seed)
+    users = chance.choice((1, 3, 50))
+    good = [NodeProfile(f"a{i}", chance.uniform(1, 3), chance.uniform(0, 3), chance.randint(3, 9)) for i in range(8)]
+    useless = [NodeProfile(f"b{i}", 500.0, 500.0, 1) for i in range(6)]
+    problem = Problem(ModelSize((0,) * 22), tuple(good), hop_ms=2.0, users=users, head=chance.choice((None, "a2")))
+    many = replace(problem, nodes=tuple(useless + good))
+    assert best_score(many) == pytest.approx(best_score(problem), rel=1e-9)
+    split = recommend(many)
+    assert split is not None
+    check_plan(many, split)
+
+
+def test_many_nodes_with_uneven_links_are_mostly_at_the_optimum() -> None:
+    """Six nodes that nobody would use take the search away from the subsets, and little from the result."""
+    ratios = []
+    for seed in range(60):
+        problem = replace(random_problem(seed, nodes=7, layers=24), tolerance=0.0)
+        exact = best_score(problem)
+        useless = tuple(NodeProfile(f"x{i}", 900.0, 900.0, 1) for i in range(6))
+        far = tuple(Link(node.name, other.name, 500.0) for node in useless for other in problem.nodes)
+        found = best_score(replace(problem, nodes=(*problem.nodes, *useless), links=(*problem.links, *far)))
+        if exact < float("inf"):
+            ratios.append(found / exact)
+    assert len(ratios) > 30
+    assert max(ratios) < 1.3
+    assert sum(ratio < 1 + 1e-9 for ratio in ratios) > 0.9 * len(ratios)
+
+
+# --- cases that break others ------------------------------------------------------------------------------------------
+
+
+def cluster(layers: int, *nodes: tuple[float, int], **more: object) -> Problem:
+    """Nodes a, b, c, … of (ms per layer, most layers), 1 ms apart."""
+    profiles = tuple(NodeProfile("abcdefghij"[i], speed, max_layers=most) for i, (speed, most) in enumerate(nodes))
+    return replace(Problem(ModelSize((0,) * layers), profiles, hop_ms=1.0), **more)  # type: ignore[arg-type]
+
+
+def counts(problem: Problem) -> dict[str, int]:
+    split = recommend(problem)
+    assert split is not None
+    check_plan(problem, split)
+    return {share.node: len(share.layers) for share in split.shares}
+
+
+def test_uneven_layer_counts() -> None:
+    assert sorted(counts(cluster(28, (1, 28), (1, 28), (1, 28), users=1000)).values()) == [9, 9, 10]
+    assert sorted(counts(cluster(32, *[(1, 32)] * 5, users=1000)).values(), reverse=True) == [7, 7, 6, 6, 6]
+
+
+def test_more_nodes_than_layers() -> None:
+    assert counts(cluster(2, *[(1, 1)] * 6)) == {"a": 1, "b": 1}
+    assert counts(cluster(3, *[(1, 3)] * 10, users=1000)) == {"a": 1, "b": 1, "c": 1}
+
+
+def test_one_node() -> None:
+    problem = cluster(28, (1.5, 28))
+    assert counts(problem) == {"a": 28}
+    assert best_score(problem) == 42.0
+
+
+def test_times_of_zero() -> None:
+    assert counts(cluster(4, (0, 4), (0, 4), hop_ms=0.0, users=8)) == {"a": 4}
+
+
+def test_a_hundred_nodes() -> None:
+    nodes = [(1 + i % 7, 2) for i in range(100)]
+    profiles = tuple(NodeProfile(f"n{i:03}", speed, 0.0, most) for i, (speed, most) in enumerate(nodes))
+    problem = Problem(ModelSize((0,) * 150), profiles, hop_ms=1.0, users=1000)
+    split = recommend(problem)
+    assert split is not None
+    check_plan(problem, split)
+    assert (
+        score_of(problem, split).slowest_stage_ms == 8.0
+    )  # two layers up to 4 ms each, one on the others; 7 ms would hold 143
+
+
+def test_no_capacity_at_all() -> None:
+    assert recommend(cluster(4, (1, 0), (1, 0))) is None
+    assert counts(cluster(4, (1, 0), (9, 4))) == {"b": 4}
+
+
+def test_an_unmeasured_link_is_slow_and_not_free() -> None:
+    problem = cluster(10, (1, 9), (1, 9), (1.5, 9), hop_ms=25.0, links=(Link("a", "c", 1.0),))
+    assert counts(problem) == {"a": 9, "c": 1}
+
+
+def test_an_unusable_link_is_never_used() -> None:
+    apart = cluster(10, (1, 5), (1, 5), links=(Link("a", "b", None),))
+    assert recommend(apart) is None
+    around = replace(apart, nodes=(*apart.nodes, NodeProfile("c", 1.0, max_layers=5)))
+    assert len(counts(around)) == 2
+
+
+def test_room_that_no_equal_part_fits() -> None:
+    nodes = tuple(NodeProfile(name, 1.0, free_bytes=free) for name, free in (("a", 290), ("b", 390), ("c", 500)))
+    taken = counts(Problem(ModelSize((100,) * 10), nodes))
+    assert taken == {"a": 2, "b": 3, "c": 5}
+
+
+def test_the_fast_node_is_filled_first() -> None:
+    nodes = (NodeProfile("small", 1.0, free_bytes=32e9), NodeProfile("large", 4.0, free_bytes=64e9))
+    assert counts(Problem(ModelSize((10**9,) * 80), nodes)) == {"small": 32, "large": 48}
+
+
+def test_embedding_and_head_stand_at_the_ends() -> None:
+    """Only `big` can hold an end beside a layer, so it takes both only where it is alone."""
+    nodes = (
+        NodeProfile("a", 1.0, free_bytes=200),
+        NodeProfile("b", 1.0, free_bytes=390),
+        NodeProfile("c", 1.0, free_bytes=390),
+    )
+    split = recommend(Problem(ModelSize((100,) * 4, 290, 290), nodes))
+    assert split is not None
+    assert [len(share.layers) for share in split.shares] == [1, 2, 1]
+    assert split.nodes[1] == "a"
+
+
+def test_fewest_machines_within_the_tolerance() -> None:
+    problem = cluster(10, (1.0, 9), (1.0, 10), (1.05, 10), hop_ms=0.0)
+    nodes = (NodeProfile("fast", 1.0, max_layers=9), NodeProfile("other", 1.05, max_layers=10))
+    close = replace(problem, nodes=nodes)
+    assert counts(replace(close, tolerance=0.1)) == {"other": 10}
+    assert counts(replace(close, tolerance=0.0)) == {"fast": 9, "other": 1}
+    assert counts(replace(close, tolerance=0.04)) == {"fast": 9, "other": 1}
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("nodes", "layers", "room", "most_ms"), [(8, 80, "layers", 50), (8, 80, "bytes", 500), (32, 128, "layers", 50)]
+)
+@pytest.mark.parametrize("users", [1, 8, 1000])
+def test_it_answers_at_once(nodes: int, layers: int, room: str, most_ms: float, users: int) -> None:
+    problem = made_up(nodes, layers, room, users)
+    recommend(problem)  # the first one imports
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        recommend(problem)
+        best = min(best, time.perf_counter() - began)
+    assert best * 1e3 < SLACK * most_ms

@@ -1,0 +1,225 @@
+"""Strategies, the one check, the network's figures, and the sentences."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from together.errors import BadPlan
+from together.planning.explain import explain, explain_left_out, explain_tolerance
+from together.planning.missing import explain_missing
+from together.planning.network import Wish, network_of
+from together.planning.problem import Link, ModelSize, NodeProfile, Problem, Share, Split
+from together.planning.recommend import recommend
+from together.planning.strategies import (
+    by_compute,
+    by_memory,
+    by_ratio,
+    custom,
+    half_open,
+    inclusive,
+    limit_partitions,
+    mixed,
+    uniform,
+)
+from together.planning.validate import complaints, terms_of
+from together.types import LayerRange
+
+GB = 10**9
+
+
+def cluster(layers: int, *nodes: NodeProfile, layer_bytes: int = GB, **ends: int) -> Problem:
+    return Problem(ModelSize((layer_bytes,) * layers, **ends), nodes, hop_ms=1.0)
+
+
+def node(name: str, ms: float = 1.0, gb: float = 100) -> NodeProfile:
+    return NodeProfile(name, ms, free_bytes=gb * GB)
+
+
+def counts(split: Split) -> dict[str, int]:
+    return {share.node: len(share.layers) for share in split.shares}
+
+
+def wrong(problem: Problem, split: Split) -> list[tuple[str, str]]:
+    return [(complaint.kind, complaint.sentence) for complaint in complaints(split.shares, terms_of(problem))]
+
+
+# --- strategies -------------------------------------------------------------------------------------------------------
+
+
+def test_uniform() -> None:
+    assert counts(uniform(cluster(28, node("a"), node("b"), node("c")))) == {"a": 10, "b": 9, "c": 9}
+    assert counts(uniform(cluster(32, *map(node, "abcde")))) == {"a": 7, "b": 7, "c": 6, "d": 6, "e": 6}
+    assert counts(uniform(cluster(2, *map(node, "abcde")))) == {"a": 1, "b": 1}
+    with pytest.raises(BadPlan, match="no node can hold"):
+        uniform(cluster(2, node("a", gb=0)))
+
+
+def test_by_memory() -> None:
+    assert counts(by_memory(cluster(16, node("a", gb=30), node("b", gb=10), node("c", gb=0)))) == {"a": 12, "b": 4}
+
+
+def test_no_partition_is_larger_than_wished() -> None:
+    problem = limit_partitions(cluster(16, node("a", gb=30), node("b", gb=10), node("c", gb=3)), 8 * GB)
+    split = by_memory(problem)
+    assert counts(split) == {"a": 7, "b": 7, "c": 2}
+    assert wrong(problem, split) == []
+    layers = limit_partitions(cluster(16, NodeProfile("a", 1.0, max_layers=16)), 4.5 * GB)
+    assert layers.nodes[0].max_layers == 4
+
+
+def test_by_compute() -> None:
+    assert counts(by_compute(cluster(32, node("a"), node("b")))) == {"a": 16, "b": 16}
+    assert counts(by_compute(cluster(32, node("a", 1), node("b", 3)))) == {"a": 24, "b": 8}
+    assert counts(by_compute(cluster(32, node("a", 1, gb=20), node("b", 3)))) == {"a": 20, "b": 12}
+
+
+def test_mixed_lies_between() -> None:
+    problem = cluster(32, node("a", 1, gb=16), node("b", 3, gb=48))
+    assert counts(by_memory(problem)) == {"a": 8, "b": 24}
+    assert counts(mixed(problem)) == {"a": 16, "b": 16}
+    assert counts(by_compute(problem)) == {"a": 16, "b": 16}
+
+
+def test_a_ratio_is_a_ratio() -> None:
+    problem = cluster(16, node("a"), node("b"))
+    assert counts(by_ratio(problem, [3, 1])) == counts(by_ratio(problem, [12, 4])) == {"a": 12, "b": 4}
+    assert counts(by_ratio(replace(problem, model=ModelSize((0,) * 16)), [3, 1])) == {"a": 12, "b": 4}
+
+
+def test_a_ratio_counts_embedding_and_head() -> None:
+    """16 layers and 4 of embedding: 3 : 1 of 20 is 15 : 5, and the embedding is 4 of the 15."""
+    problem = cluster(16, node("a"), node("b"), embed_bytes=4 * GB)
+    assert counts(by_ratio(problem, [3, 1])) == {"a": 11, "b": 5}
+    ends = cluster(16, node("a"), node("b"), embed_bytes=2 * GB, head_bytes=6 * GB)
+    assert counts(by_ratio(ends, [1, 1])) == {"a": 10, "b": 6}
+
+
+@pytest.mark.parametrize(("ratio", "said"), [([], "3:1"), ([0, 0], "3:1"), ([-1, 2], "3:1"), ([1, 1, 1], "2 nodes")])
+def test_a_ratio_that_is_none(ratio: list[float], said: str) -> None:
+    with pytest.raises(BadPlan, match=said):
+        by_ratio(cluster(16, node("a"), node("b")), ratio)
+
+
+def test_boundaries_are_spelled_out() -> None:
+    assert half_open([(0, 16), (16, 32)]) == inclusive([(0, 15), (16, 31)])
+    with pytest.raises(BadPlan, match="empty"):
+        half_open([(0, 0)])
+    problem = cluster(4, node("a"), node("b"))
+    assert counts(custom(problem, half_open([(0, 3), (3, 4)]))) == {"a": 3, "b": 1}
+    assert custom(problem, half_open([(0, 4)]), ["b"]).nodes == ("b",)
+    with pytest.raises(BadPlan, match="3 ranges and there are 2 nodes"):
+        custom(problem, half_open([(0, 1), (1, 2), (2, 4)]))
+
+
+# --- the check --------------------------------------------------------------------------------------------------------
+
+
+def shares(*parts: tuple[str, int, int]) -> Split:
+    return Split(tuple(Share(name, LayerRange(start, stop)) for name, start, stop in parts))
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind", "said"),
+    [
+        ([("a", 0, 2), ("b", 3, 4)], "gap", "layers 2:3 are in no range"),
+        ([("a", 0, 3), ("b", 2, 4)], "overlap", "starts before layer 3"),
+        ([("a", 0, 3)], "gap", "end at layer 3, and the model has 4"),
+        ([("a", 0, 5)], "overlap", "end at layer 5, and the model has 4"),
+        ([("a", 0, 2), ("z", 2, 4)], "node", "there is no node z; there are: a, b, c"),
+        ([("a", 0, 2), ("a", 2, 4)], "node", "node a is named twice"),
+        ([("b", 0, 4)], "memory", "node b: needs 4.0 GB for layers 0–3, may use 3.0 GB"),
+        ([("c", 0, 4)], "memory", "node c: has 4 layers, can hold 2"),
+        ([("a", 0, 2), ("c", 2, 4)], "link", "the link between a and c cannot be used"),
+    ],
+)
+def test_everything_wrong_is_a_sentence(parts: list[tuple[str, int, int]], kind: str, said: str) -> None:
+    nodes = (node("a"), node("b", gb=3), NodeProfile("c", 1.0, max_layers=2))
+    problem = replace(cluster(4, *nodes), links=(Link("a", "c", None),))
+    found = wrong(problem, shares(*parts))
+    assert [item[0] for item in found] == [kind]
+    assert said in found[0][1]
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    problem = cluster(9, node("a", gb=1), node("b"))
+    assert [kind for kind, _ in wrong(problem, shares(("a", 1, 4), ("x", 3, 5)))] == [
+        "gap",
+        "overlap",
+        "gap",
+        "memory",
+        "node",
+    ]
+
+
+# --- network ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_network_of_eight_stages() -> None:
+    """16 KiB per hop; a fifth of 50 ms over 8 hops is 1.25 ms; 1,000 tokens are 131 Mbit, eight times in a second."""
+    network = network_of(8192, "bf16", 8, Wish(20, 1000, 1.0))
+    assert network.bytes_per_token_and_hop == 16384
+    assert network.mbit_per_s == pytest.approx(105, abs=0.5)
+    assert network.ms == pytest.approx(1.25)
+    assert network.prompt_mbit_per_s == pytest.approx(1050, rel=0.005)
+    assert network_of(8192, "bf16", 0, Wish()).mbit_per_s == 0
+
+
+# --- sentences --------------------------------------------------------------------------------------------------------
+
+
+def test_why_each_node_has_its_layers_and_one_was_left_out() -> None:
+    problem = cluster(
+        40, node("Studio", 1, gb=24), node("Mini", 2, gb=24), NodeProfile("Laptop", 3.2, 2.0, 40), node("Pi", 9, gb=0.5)
+    )
+    split = recommend(problem)
+    assert split is not None
+    assert counts(split) == {"Studio": 24, "Mini": 16}
+    assert [line for line in explain(problem, split) if line.startswith("Studio")] == [
+        "Studio takes 24 layers (16–39): at 1.0 ms per layer, as many as its memory holds"
+    ]
+    assert any(
+        line.startswith("Mini takes 16 layers (0–15): at 2.0 ms per layer, what the")
+        for line in explain(problem, split)
+    )
+    left_out = {item.node: item.why for item in explain_left_out(problem, split)}
+    assert left_out == {
+        "Laptop": "Laptop left out: it would make each token 4.2 ms slower",  # 2 more, one layer 1.2 slower, a hop
+        "Pi": "Pi left out: it has 0.5 GB to give, and one layer takes 1.0 GB",
+    }
+
+
+def test_why_a_faster_plan_was_passed_over() -> None:
+    nodes = (NodeProfile("fast", 1.0, max_layers=9), NodeProfile("other", 1.05, max_layers=10))
+    problem = replace(cluster(10, *nodes), hop_ms=0.0)
+    split = recommend(problem)
+    assert split is not None
+    assert explain_tolerance(problem, split) == (
+        "2 machines would be 4.5% faster, which is not worth 1 machine more that can fail",
+    )
+    assert "only 0.45 ms faster" in explain_left_out(problem, split)[0].why
+
+
+def test_what_is_missing_and_what_would_make_it_fit() -> None:
+    model = ModelSize((GB,) * 10, kv_bytes_per_token_per_layer=100_000)
+    problem = Problem(model, (node("a", gb=4), node("b", gb=4)), context=16384)
+    assert recommend(problem) is None
+    missing = explain_missing(problem)
+    assert missing.layers == 10 - 2
+    assert missing.bytes == 8 * (GB + 16384 * 100_000)
+    assert "hold 2 of its 10 layers; 21.1 GB are missing with a context of 16384" in missing.error
+    assert "use 4-bit weights with a context of 4096 for one person" in missing.suggestions
+    assert "add a node with 21.1 GB free, or free as much on the others" in missing.suggestions
+    shorter = replace(problem, model=replace(model, layer_bytes=(GB // 10,) * 10))
+    assert "lower the context from 16384 to 4096" in explain_missing(shorter).suggestions
+
+
+def test_missing_layers_and_missing_links() -> None:
+    nodes = (NodeProfile("a", 1.0, max_layers=5), NodeProfile("b", 1.0, max_layers=6))
+    missing = explain_missing(Problem(ModelSize((0,) * 14), nodes))
+    assert (missing.layers, missing.bytes) == (3, 0)
+    assert missing.suggestions == ("add a node that holds 3 layers, or let the nodes hold so many more",)
+    apart = Problem(ModelSize((0,) * 10), nodes, (Link("a", "b", None),))
+    assert "make the unusable links work: between a and b" in explain_missing(apart).suggestions
+    assert explain_missing(apart).layers == 4
