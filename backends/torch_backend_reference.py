@@ -1,7 +1,7 @@
 """transformers' own `generate` on a whole model, as the yardstick of `bench decode`. Knows nothing of shards.
 
-A process: `python -m backends.torch_backend_reference FOLDER DEVICE DTYPE`; every line of input, `PROMPT NEW` in tokens,
-is a round, answered by one line of JSON.
+A process: `python -m backends.torch_backend_reference FOLDER DEVICE DTYPE`; every line of input, `PROMPT NEW` in
+tokens, is a round, answered by one line of JSON.
 """
 
 from __future__ import annotations
