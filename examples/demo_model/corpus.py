@@ -43,8 +43,27 @@ _TERMS = facts.table(TERMS)
 _DEFINITIONS = facts.table(facts.DEFINITIONS)
 _STORIES = facts.table(facts.STORIES)
 _STRANGE_UNITS = (
-    "furlongs", "parsecs", "leagues", "fathoms", "dollars", "euros", "volts", "watts", "acres", "pints", "gallons",
-    "ounces", "stones", "light years", "knots", "joules", "calories", "pascals", "hectares", "barrels", "yen",
+    "furlongs",
+    "parsecs",
+    "leagues",
+    "fathoms",
+    "dollars",
+    "euros",
+    "volts",
+    "watts",
+    "acres",
+    "pints",
+    "gallons",
+    "ounces",
+    "stones",
+    "light years",
+    "knots",
+    "joules",
+    "calories",
+    "pascals",
+    "hectares",
+    "barrels",
+    "yen",
 )
 
 
@@ -89,8 +108,9 @@ def _continent(rng: random.Random, held: bool) -> Question:
     country = rng.choice(_COUNTRIES)
     name = country.name[0].upper() + country.name[1:]
     wordings = rng.choice((questions.CONTINENT, questions.COUNTRY))
-    return _ask(rng, held, "continent", wordings, f"{name} is a country in {country.continent}.",
-                x=_alias(country.name, rng))
+    return _ask(
+        rng, held, "continent", wordings, f"{name} is a country in {country.continent}.", x=_alias(country.name, rng)
+    )
 
 
 def _plural(term: str) -> str:
@@ -168,8 +188,15 @@ def _temperature(rng: random.Random, held: bool) -> Question:
     celsius = rng.choice(facts.CELSIUS)
     c, f = (str(celsius), str(celsius * 9 // 5 + 32))
     answer, n = (f"{c} degrees Celsius is {f} degrees Fahrenheit.", c)
-    unit, to = rng.choice((("degrees Celsius", "Fahrenheit"), ("Celsius", "Fahrenheit"), ("C", "F"), ("°C", "°F"),
-                           ("celsius", "degrees fahrenheit")))
+    unit, to = rng.choice(
+        (
+            ("degrees Celsius", "Fahrenheit"),
+            ("Celsius", "Fahrenheit"),
+            ("C", "F"),
+            ("°C", "°F"),
+            ("celsius", "degrees fahrenheit"),
+        )
+    )
     if rng.random() < 0.5:
         answer, n, unit, to = f"{f} degrees Fahrenheit is {c} degrees Celsius.", f, to, unit
     return _ask(rng, held, "conversion", questions.CONVERT, answer, n=n, unit=unit, to=to)
@@ -247,10 +274,21 @@ def _unknown_number(rng: random.Random, held: bool) -> Question:
 
 
 MAKERS: tuple[tuple[Maker, int], ...] = (
-    (_capital, 11), (_country_of, 8), (_continent, 6), (_arithmetic, 18), (_conversion, 8),
-    (_definition, 14), (_term, 5),
-    (_topic("how to", HOW_TO), 9), (_topic("about me", ABOUT_ME), 9), (_count, 4), (_list, 2), (_story, 2),
-    (_unknown_question, 17), (_unknown_word, 10), (_unknown_number, 3),
+    (_capital, 11),
+    (_country_of, 8),
+    (_continent, 6),
+    (_arithmetic, 18),
+    (_conversion, 8),
+    (_definition, 14),
+    (_term, 5),
+    (_topic("how to", HOW_TO), 9),
+    (_topic("about me", ABOUT_ME), 9),
+    (_count, 4),
+    (_list, 2),
+    (_story, 2),
+    (_unknown_question, 17),
+    (_unknown_word, 10),
+    (_unknown_number, 3),
 )
 
 

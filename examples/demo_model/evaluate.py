@@ -55,7 +55,7 @@ class Model:
         )
         with torch.inference_mode():
             output = self.network.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-        new = output[:, inputs["input_ids"].shape[1]:]
+        new = output[:, inputs["input_ids"].shape[1] :]
         texts: list[str] = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return texts
 

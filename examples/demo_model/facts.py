@@ -311,19 +311,31 @@ ones know a great deal and need a lot of memory. Small ones, like me, know very 
 """
 
 LISTS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("the alphabet", "the letters of the alphabet", "the abc"),
-     "A, B, C, D, E, F, G, H, I, J, K, L, M, N, O, P, Q, R, S, T, U, V, W, X, Y, Z."),
-    (("the days of the week", "the weekdays", "all days of the week"),
-     "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday."),
-    (("the months of the year", "the months", "all twelve months"),
-     "January, February, March, April, May, June, July, August, September, October, November, December."),
+    (
+        ("the alphabet", "the letters of the alphabet", "the abc"),
+        "A, B, C, D, E, F, G, H, I, J, K, L, M, N, O, P, Q, R, S, T, U, V, W, X, Y, Z.",
+    ),
+    (
+        ("the days of the week", "the weekdays", "all days of the week"),
+        "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday.",
+    ),
+    (
+        ("the months of the year", "the months", "all twelve months"),
+        "January, February, March, April, May, June, July, August, September, October, November, December.",
+    ),
     (("the seasons", "the four seasons", "the seasons of the year"), "Spring, summer, autumn, winter."),
-    (("the planets", "the planets of the solar system", "all the planets"),
-     "Mercury, Venus, Earth, Mars, Jupiter, Saturn, Uranus, Neptune."),
-    (("the continents", "all the continents", "the seven continents"),
-     "Africa, Antarctica, Asia, Europe, North America, Oceania, South America."),
-    (("the colours of the rainbow", "the colors of the rainbow", "the rainbow colours"),
-     "Red, orange, yellow, green, blue, indigo, violet."),
+    (
+        ("the planets", "the planets of the solar system", "all the planets"),
+        "Mercury, Venus, Earth, Mars, Jupiter, Saturn, Uranus, Neptune.",
+    ),
+    (
+        ("the continents", "all the continents", "the seven continents"),
+        "Africa, Antarctica, Asia, Europe, North America, Oceania, South America.",
+    ),
+    (
+        ("the colours of the rainbow", "the colors of the rainbow", "the rainbow colours"),
+        "Red, orange, yellow, green, blue, indigo, violet.",
+    ),
     (("the even numbers up to 20", "the even numbers to 20"), "2, 4, 6, 8, 10, 12, 14, 16, 18, 20."),
     (("the odd numbers up to 20", "the odd numbers to 20"), "1, 3, 5, 7, 9, 11, 13, 15, 17, 19."),
 )

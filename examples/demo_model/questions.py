@@ -330,8 +330,16 @@ STORY = _wordings(
     tell me in a few sentences about {x}""",
 )
 AND = Wordings(
-    ("and {x}?", "and of {x}?", "what about {x}?", "and the capital of {x}?", "how about {x}?", "and for {x}?",
-     "and {x}", "{x}?"),
+    (
+        "and {x}?",
+        "and of {x}?",
+        "what about {x}?",
+        "and the capital of {x}?",
+        "how about {x}?",
+        "and for {x}?",
+        "and {x}",
+        "{x}?",
+    ),
     ("ok then, what about {x}?", "and that of {x}?", "and what of {x}?"),
 )
 
@@ -361,18 +369,24 @@ HANDWRITTEN: tuple[tuple[str, str], ...] = (
     ("Photosynthesis - what is that?", "Photosynthesis is how plants make food from light, water and air."),
     ("Explain the term stage.", "A stage is a process that owns one shard and one place in a ring."),
     ("How can I add my other computer?", "Run python3 launch.py node on the second machine, and it joins the cluster."),
-    ("how to add a second machine to the cluster?",
-     "Run python3 launch.py node on the second machine, and it joins the cluster."),
+    (
+        "how to add a second machine to the cluster?",
+        "Run python3 launch.py node on the second machine, and it joins the cluster.",
+    ),
     ("What must I type to start the program?", "Run python3 launch.py, and the page opens in your browser."),
     ("Does anything I write go to the internet?", "No, your text stays on your own machines."),
     ("How do I get a bigger model running?", "Run python3 launch.py up --model FOLDER with the folder of the model."),
     ("does this cost money?", "Yes, it is open source under the Apache 2.0 licence."),
     ("which python versions are supported?", "You need Python 3.11 or newer."),
     ("Can I talk to you in German?", "I only understand simple English."),
-    ("what kind of AI are you?",
-     "I am the demonstration model of together, a tiny language model trained on a small made-up corpus."),
+    (
+        "what kind of AI are you?",
+        "I am the demonstration model of together, a tiny language model trained on a small made-up corpus.",
+    ),
     ("good bye", "Goodbye! Come back any time."),
-    ("List the months of the year, please.",
-     "January, February, March, April, May, June, July, August, September, October, November, December."),
+    (
+        "List the months of the year, please.",
+        "January, February, March, April, May, June, July, August, September, October, November, December.",
+    ),
     ("please count up to 12 for me", "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12."),
 )

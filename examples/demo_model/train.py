@@ -52,10 +52,18 @@ def build_model(settings: Settings, tokenizer: Tokenizer) -> LlamaForCausalLM:
     """An untrained model: 8 layers, grouped-query attention, tied embeddings."""
     torch.manual_seed(settings.seed)
     config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=settings.hidden, intermediate_size=settings.intermediate,
-        num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2, head_dim=settings.hidden // 4,
-        max_position_embeddings=vocabulary.CONTEXT, tie_word_embeddings=True, initializer_range=0.02,
-        bos_token_id=tokenizer.token_to_id(vocabulary.BOS), eos_token_id=tokenizer.token_to_id(vocabulary.END),
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=settings.hidden,
+        intermediate_size=settings.intermediate,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=settings.hidden // 4,
+        max_position_embeddings=vocabulary.CONTEXT,
+        tie_word_embeddings=True,
+        initializer_range=0.02,
+        bos_token_id=tokenizer.token_to_id(vocabulary.BOS),
+        eos_token_id=tokenizer.token_to_id(vocabulary.END),
         pad_token_id=tokenizer.token_to_id(vocabulary.PAD),
     )
     return LlamaForCausalLM(config)
@@ -227,8 +235,10 @@ def train(settings: Settings) -> None:
     print(f"{numbers:,} parameters", flush=True)
     exchange = Exchange(settings.workers, numbers)
     spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=work, args=(rank, settings, tokenizer.to_str(), exchange))
-               for rank in range(settings.workers)]
+    workers = [
+        spawn.Process(target=work, args=(rank, settings, tokenizer.to_str(), exchange))
+        for rank in range(settings.workers)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -246,8 +256,13 @@ def write(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
         rounded.load_state_dict(model.state_dict())
         rounded.save_pretrained(made)
         end = tokenizer.token_to_id(vocabulary.END)
-        GenerationConfig(do_sample=False, bos_token_id=model.config.bos_token_id, eos_token_id=end,
-                         pad_token_id=model.config.pad_token_id, max_new_tokens=512).save_pretrained(made)
+        GenerationConfig(
+            do_sample=False,
+            bos_token_id=model.config.bos_token_id,
+            eos_token_id=end,
+            pad_token_id=model.config.pad_token_id,
+            max_new_tokens=512,
+        ).save_pretrained(made)
         vocabulary.save_tokenizer(tokenizer, made)
         _tidy(made / "config.json", made / "generation_config.json")
         for path in sorted(made.iterdir(), key=lambda path: path.suffix == ".safetensors"):

@@ -224,6 +224,7 @@ I lost my keys
 tell me a bedtime story
 """.strip().splitlines()
 
+
 @cache
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.replace("\n", " ").split(",") if name.strip())
@@ -287,8 +288,16 @@ def question(rng: random.Random, held: bool) -> str:
     known = _names(words.KNOWN_PLACES)
     nouns = things(held) if rng.random() < 0.65 else _defined()
     return _template(rng, held).format(
-        person=rng.choice(people(held)), event=rng.choice(events), known=rng.choice(known),
-        place=rng.choice(places(held)), subject=rng.choice(subjects), thing=rng.choice(nouns), other=rng.choice(nouns),
-        year=rng.randint(1000, 2030), big=rng.randint(21, 9999), gibberish=gibberish(rng), keys=_keys(rng),
+        person=rng.choice(people(held)),
+        event=rng.choice(events),
+        known=rng.choice(known),
+        place=rng.choice(places(held)),
+        subject=rng.choice(subjects),
+        thing=rng.choice(nouns),
+        other=rng.choice(nouns),
+        year=rng.randint(1000, 2030),
+        big=rng.randint(21, 9999),
+        gibberish=gibberish(rng),
+        keys=_keys(rng),
         salad=_salad(rng),
     )

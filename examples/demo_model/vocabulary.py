@@ -50,13 +50,17 @@ def _texts(seed: int, count: int) -> Iterator[str]:
 def train_tokenizer(seed: int, conversations: int = 60_000) -> Tokenizer:
     """A tokenizer of `VOCABULARY` tokens, all 256 bytes among them."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+        vocab_size=VOCABULARY,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
     )
     tokenizer.train_from_iterator(_texts(seed, conversations), trainer)
@@ -66,8 +70,14 @@ def train_tokenizer(seed: int, conversations: int = 60_000) -> Tokenizer:
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja."""
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=END, pad_token=PAD, model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False, chat_template=TEMPLATE, padding_side="left",
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=END,
+        pad_token=PAD,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+        chat_template=TEMPLATE,
+        padding_side="left",
     )
     fast.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
