@@ -22,6 +22,7 @@ import pytest
 
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so do its children
 ROOT = Path(__file__).resolve().parents[1]
 START_WITHIN = 90.0  # seconds; machines that run tests are busy
 EVIL_NAME = "<img src=x onerror=\"document.title='hacked'\">"  # what the nodes of these apps are called

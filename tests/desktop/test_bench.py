@@ -40,7 +40,7 @@ def test_hop_prints_every_shape_dtype_and_codec(tmp_path: Path) -> None:
 
 def test_decode_compares_rings_and_transformers(tmp_path: Path) -> None:
     report = bench(
-        tmp_path, "decode", "--shape", "tiny", "--dtype", "fp32", "--prompt", "40", "--new", "8", "--rounds", "2",
+        tmp_path, "decode", "--shape", "tiny", "--dtype", "fp32", "--prompt", "40", "--new", "8", "--rounds", "1",
         "--compare", "1", "--compare", "transformers",
     )  # fmt: skip
     for key in ("prefill_tok_s", "decode_tok_s", "ttft_s", "hop_ms"):
