@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 # OpenMP's threads (GNU's, LLVM's) spin for milliseconds after each piece of work, and another stage or program that
-# needs the core stalls the next piece: a small model on a busy machine of 2 cores took 76 ms a token instead of 8. A third
-# of a millisecond is enough to bridge the gaps between a step's matrix products.
+# needs the core stalls the next piece: a small model on a busy machine of 2 cores took 76 ms a token instead of 8.
+# A third of a millisecond is enough to bridge the gaps between a step's matrix products.
 SHORT_WAITS = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "0"}
 LONGEST_LINE = 2**16  # bytes
 PATIENCE = 2.0  # seconds a process has to leave before it is killed
