@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import StepOutput
-from backends.ledger import Ledger, spans
+from backends.ledger import Ledger, LedgerShard, spans
 from together.errors import FrameRefused
 from together.sampling import draws_for, mix64, sample
 from together.types import Activation, Batch, LayerRange, Row, RowResult
@@ -81,29 +81,13 @@ class Entries:
         self.held.pop(sequence, None)
 
 
-class ChecksumShard:
+class ChecksumShard(LedgerShard):
     """The contract's Shard; strict, so that a test of the whole product notices what a real model would forgive."""
 
     def __init__(self, layers: LayerRange, weights: Weights, behaviour: Behaviour, capacity: int) -> None:
         self._layers, self._weights, self._behaviour = layers, weights, behaviour
         self._entries = Entries(len(layers))
         self._ledger = Ledger(self._entries, capacity, behaviour.block, behaviour.rewind)
-
-    @property
-    def layers(self) -> LayerRange:
-        return self._layers
-
-    @property
-    def capacity(self) -> int:
-        return self._ledger.capacity
-
-    @property
-    def block(self) -> int:
-        return self._ledger.block
-
-    @property
-    def rewind(self) -> int | None:
-        return self._ledger.rewind
 
     def step(self, batch: Batch, hidden: Activation | None) -> StepOutput:
         states = self._read(batch, hidden)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from together.types import Batch, Orders, Row, RowResult
+from together.types import Batch, LayerRange, Orders, Row, RowResult
 
 
 class CacheStore(Protocol):
@@ -149,3 +149,26 @@ def spans(batch: Batch, accepted: tuple[Row, ...]) -> Iterator[slice]:
             wanted.discard(row.sequence)  # of a sequence named twice the second row was refused
             yield slice(start, stop)
         start = stop
+
+
+class LedgerShard:
+    """The part of the contract's Shard that its ledger answers; a shard sets both in its constructor."""
+
+    _layers: LayerRange
+    _ledger: Ledger
+
+    @property
+    def layers(self) -> LayerRange:
+        return self._layers
+
+    @property
+    def capacity(self) -> int:
+        return self._ledger.capacity
+
+    @property
+    def block(self) -> int:
+        return self._ledger.block
+
+    @property
+    def rewind(self) -> int | None:
+        return self._ledger.rewind

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from backends.base import StepOutput
 from backends.checks import check_batch
-from backends.ledger import Ledger, spans
+from backends.ledger import Ledger, LedgerShard, spans
 from backends.mlx_backend_cache import SequenceCaches
 from backends.mlx_backend_frames import MX, read_activation, write_activation
 from backends.mlx_backend_model import Slice
@@ -25,29 +25,13 @@ from together.sampling import argmax_answers, draws_for, sample
 from together.types import Activation, Batch, Dtype, LayerRange, Orders, Row, RowResult, Sampled
 
 
-class MlxShard:
+class MlxShard(LedgerShard):
     """The contract's Shard. Whatever thread loads it must step and close it: MLX's lazy arrays belong to a thread."""
 
     def __init__(self, spec: ModelSpec, layers: LayerRange, dtype: Dtype, capacity: int, parts: Slice) -> None:
         self._spec, self._layers, self._dtype, self._parts = spec, layers, dtype, parts
         self._caches = SequenceCaches(spec.windows[layers.start : layers.stop], spec.kv_heads, spec.head_dim, MX[dtype])
         self._ledger = Ledger(self._caches, capacity, BLOCK, self._caches.rewind)
-
-    @property
-    def layers(self) -> LayerRange:
-        return self._layers
-
-    @property
-    def capacity(self) -> int:
-        return self._ledger.capacity
-
-    @property
-    def block(self) -> int:
-        return self._ledger.block
-
-    @property
-    def rewind(self) -> int | None:
-        return self._ledger.rewind
 
     def step(self, batch: Batch, hidden: Activation | None) -> StepOutput:
         given = self._read(batch, hidden)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from backends.base import StepOutput
 from backends.checks import check_batch
-from backends.ledger import Ledger, spans
+from backends.ledger import Ledger, LedgerShard, spans
 from backends.torch_backend_attention import PackedRow
 from backends.torch_backend_cache import CacheShape, SequenceCaches
 from backends.torch_backend_frames import (
@@ -44,7 +44,7 @@ class Pass:
     states: Tensor
 
 
-class TorchShard:
+class TorchShard(LedgerShard):
     """The contract's Shard over `model`, a transformers causal LM that holds the layers of the range only."""
 
     def __init__(
@@ -54,22 +54,6 @@ class TorchShard:
         shape = CacheShape(spec.kv_heads, spec.head_dim, TORCH[dtype], device)
         self._caches = SequenceCaches(shape, spec.windows[layers.start : layers.stop])
         self._ledger = Ledger(self._caches, capacity, BLOCK, self._caches.rewind)
-
-    @property
-    def layers(self) -> LayerRange:
-        return self._layers
-
-    @property
-    def capacity(self) -> int:
-        return self._ledger.capacity
-
-    @property
-    def block(self) -> int:
-        return self._ledger.block
-
-    @property
-    def rewind(self) -> int | None:
-        return self._ledger.rewind
 
     @torch.inference_mode()
     def step(self, batch: Batch, hidden: Activation | None) -> StepOutput:
