@@ -96,10 +96,11 @@ class Head:
 
     async def start(self) -> None:
         """Listen for answers, look for nodes, start the local ones."""
+        addresses = own_addresses(self.settings.host)  # a name without one is said before ports are tried
         first = self.settings.node_port - HEAD_PORTS
         port = rpc.bind(self._server, self.settings.host, range(first, first + HEAD_PORTS))
         await self._server.start()
-        self._own = Endpoint(own_addresses(self.settings.host), port)
+        self._own = Endpoint(addresses, port)
         self._tasks = [asyncio.create_task(self._membership.run()), asyncio.create_task(self._renew_leases())]
         await self.local.start(self._wanted_local) if self._wanted_local else None
 

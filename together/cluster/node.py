@@ -65,9 +65,10 @@ async def _open(settings: Settings, node_id: str, devices: tuple[Device, ...]) -
     agent = Agent(settings, nowhere, Grants(name, devices, limits))
     handlers.update(agent.handlers())
     server = rpc.make_server(handlers)
+    addresses = identity.own_addresses(settings.host)  # a name without one is said before ports are tried
     first = settings.node_port
     port = rpc.bind(server, settings.host, range(first, first + BLOCKS * PORTS, PORTS))
-    agent.identity = Identity(node_id, name, machine, Endpoint(identity.own_addresses(settings.host), port))
+    agent.identity = Identity(node_id, name, machine, Endpoint(addresses, port))
     await server.start()
     return agent, server
 
