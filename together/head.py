@@ -201,7 +201,7 @@ class Head:
         loader = RingLoader(self._membership, plan, self._inlets, self._own, self.settings.load_timeout)
         self._show(Serving(ServingState.LOADING, spec.name, plan, loader.ring))
         try:
-            await loader.load(lambda done: self._show(replace(self._serving, progress=done)))
+            await loader.load((), lambda done: self._show(replace(self._serving, progress=done)))
             client = await loader.connect(spec.hidden_size)
         except BaseException:
             await loader.unload()

@@ -48,6 +48,7 @@ class ModelRef:
     path: str
     fingerprint: str  # sha256 over config.json and the safetensors headers, by models/spec.py
     layers: int
+    revision: str = ""  # the hub's commit, where `name` is an id there
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -280,24 +281,35 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class RingName:
-    """A ring and the head it belongs to."""
+    """A ring and the head it belongs to; `slots` are stages of it, none means all."""
 
     ring: str
     head: str
+    slots: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A machine that gives away units of a model: the pieces that models/units.py cuts it into."""
+
+    endpoint: Endpoint
+    units: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class StageOrder:
-    """Everything a node must know to start a stage."""
+    """Everything a node must know to start a stage. `slot` names it in its ring as long as it lives.
+
+    Its place in the ring may change with an epoch: StageLink gives it.
+    """
 
     ring: str
-    epoch: int
     head: str
-    index: int
-    stages: int
+    slot: int
     model: ModelRef
     stage: StagePlan
     dtype: Dtype
+    sources: tuple[Source, ...] = ()  # where to fetch what this machine lacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +318,7 @@ class StageLink:
 
     ring: str
     epoch: int
+    index: int
     next: Endpoint
 
 
@@ -314,7 +327,7 @@ class StageStatus:
     """A stage as its node sees it. `capacity` and what follows are known once READY."""
 
     ring: str
-    index: int
+    slot: int
     head: str
     model: str
     total_layers: int
@@ -323,6 +336,8 @@ class StageStatus:
     state: StageState
     memory_bytes: int = 0  # what was granted
     progress: float = 0.0  # 0 to 1 while LOADING
+    fetched_bytes: int = 0  # of the model's bytes that came from elsewhere
+    fetch_bytes: int = 0  # of those that have to
     cause: str = ""  # while FAILED
     endpoint: Endpoint | None = None
     pid: int = 0
@@ -349,6 +364,81 @@ class NodeStatus:
     free_bytes: int = 0  # of that, what is left now
     version: str = ""
     peers: tuple[Endpoint, ...] = ()  # nodes that introduced themselves here: hints for heads that hear no multicast
+
+
+# --- bytes of models and measurements ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Plain bytes."""
+
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What a node has of a model: every unit of it, or some; `path` is local to it, empty where it has none."""
+
+    path: str = ""
+    units: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UnitRequest:
+    """A unit of a model, from byte `offset` on."""
+
+    fingerprint: str
+    unit: str
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UnitDigest:
+    """What a whole unit must be: its bytes, and their sha256 in hex."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureOrder:
+    """Measure a device at a model's shape. `config` is its config.json."""
+
+    backend: str
+    device: str
+    dtype: Dtype
+    config: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProfile:
+    """What a device does at one model's shape and dtype, warm, with one token of one sequence."""
+
+    ms_per_layer: float
+    ms_per_stage: float  # fixed cost of a step beside its layers
+    ms_per_head: float  # norm, LM head and drawing, on the last stage
+    memory_bytes_per_s: float
+    matrix_flops_per_s: float
+    disk_bytes_per_s: float
+    overhead_bytes: int  # a stage process of this backend before it has weights
+
+
+@dataclass(frozen=True, slots=True)
+class LinkOrder:
+    """Time messages of `size` bytes to `target`."""
+
+    target: Endpoint
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSpeed:
+    """A link, measured: the round trip of an empty message, one way of a message of the asked size, bulk bytes/s."""
+
+    rtt_ms: float
+    hop_ms: float
+    bytes_per_s: float
 
 
 # --- what a head shows and takes --------------------------------------------------------------------------------------

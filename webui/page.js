@@ -34,7 +34,7 @@
 
   const segment = (stage, index, { nodes, serving }) => {
     const owner = nodes.find((node) => node.id === stage.node);
-    const held = owner && owner.stages.find((one) => one.ring === serving.ring && one.index === index);
+    const held = owner && owner.stages.find((one) => one.ring === serving.ring && range(one.layers) === range(stage.layers));
     const name = owner ? owner.name : stage.node;
     const state = held ? held.state : "MISSING";
     const box = element("div", `segment tone-${index % 6} ${state.toLowerCase()}`,

@@ -20,12 +20,12 @@ MEBIBYTE = 2**20
 
 
 def make_order(
-    folder: Path, memory: int = MEBIBYTE, ring: str = "", head: str = "head", index: int = 0, device: str = "cpu"
+    folder: Path, memory: int = MEBIBYTE, ring: str = "", head: str = "head", slot: int = 0, device: str = "cpu"
 ) -> StageOrder:
     """The whole toy as one stage of a ring of its own."""
     spec = read_spec(folder)
     plan = StagePlan("", "checksum", device, LayerRange(0, spec.layers), memory)
-    return StageOrder(ring or secrets.token_hex(4), 0, head, index, 1, spec.ref(folder), plan, "fp32")
+    return StageOrder(ring or secrets.token_hex(4), head, slot, spec.ref(folder), plan, "fp32")
 
 
 @asynccontextmanager

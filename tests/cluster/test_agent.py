@@ -105,7 +105,7 @@ async def test_names_that_leave_the_models_folder_find_nothing(node: Node, toy: 
 
 @pytest.mark.parametrize(
     ("changed", "reason"),
-    [({"protocol": 7}, "speaks protocol 1 and the head 7"), ({"cluster": "other"}, "is in cluster test-.*, not other")],
+    [({"protocol": 7}, "speaks protocol 2 and the head 7"), ({"cluster": "other"}, "is in cluster test-.*, not other")],
 )
 async def test_other_protocols_and_clusters_are_refused_with_both_values(
     node: Node, settings: Settings, changed: dict[str, object], reason: str
@@ -158,7 +158,7 @@ async def test_a_killed_stage_makes_the_node_failed_with_the_cause(node: Node, s
         psutil.Process(stage.pid).kill()
         status = await node_when(node, settings, order, StageState.FAILED)
         assert status.state is NodeState.FAILED
-        assert "stage 0 of model: its process was ended by SIGKILL" in status.cause
+        assert "layers 0:4 of model: its process was ended by SIGKILL" in status.cause
     assert (await status_of(node, settings)).state is NodeState.IDLE
 
 

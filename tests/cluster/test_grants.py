@@ -24,9 +24,9 @@ def grants() -> Grants:
     return Grants("studio", DEVICES, {device.key: device.free_bytes for device in DEVICES})
 
 
-def order(ring: str, index: int, size: int, device: str = "cpu") -> StageOrder:
+def order(ring: str, slot: int, size: int, device: str = "cpu") -> StageOrder:
     plan = StagePlan("", "checksum", device, LayerRange(0, 4), size)
-    return StageOrder(ring, 0, "head", index, 1, ModelRef("toy", "", "", 4), plan, "fp32")
+    return StageOrder(ring, "head", slot, ModelRef("toy", "", "", 4), plan, "fp32")
 
 
 requests = st.lists(

@@ -37,8 +37,8 @@ def launches(folder: Path, ranges: Sequence[LayerRange], host: str = HOST, memor
     """How to start one stage per range, all of one ring."""
     model, first = read_spec(folder).ref(folder), free_port_block()
     plans = [StagePlan(f"node{i}", "checksum", "cpu", layers, memory) for i, layers in enumerate(ranges)]
-    orders = [StageOrder("ring", 0, "head", i, len(plans), model, plan, "fp32") for i, plan in enumerate(plans)]
-    return [Launch(order, str(folder), f"node{order.index}", host, (first, first + 60)) for order in orders]
+    orders = [StageOrder("ring", "head", i, model, plan, "fp32") for i, plan in enumerate(plans)]
+    return [Launch(order, str(folder), f"node{order.slot}", host, (first, first + 60)) for order in orders]
 
 
 @asynccontextmanager
@@ -67,7 +67,7 @@ class RawRing:
         self._inlets = Inlets()
         self._server = rpc.make_server({rpc.PUSH: self._inlets.handler()})
         self._own = Endpoint((host,), rpc.bind(self._server, host, range(31_500, 32_500)))
-        self._inlet = Inlet("ring", len(stages) - 1)
+        self._inlet = Inlet("ring")
         self._inlets.add(self._inlet)
         self._outlet: Outlet | None = None
         self._steps = itertools.count(1)
@@ -84,7 +84,7 @@ class RawRing:
         await self.leave()
         self.epoch += 1
         self._steps = itertools.count(1)
-        self._inlet.expect(self.epoch)
+        self._inlet.expect(self.epoch, len(self._stages) - 1)
         endpoints = [endpoint for stage in self._stages if (endpoint := stage.status.endpoint)]
         for index in reversed(range(first, len(endpoints))):
             await self.connect(index, [*endpoints, self._own][index + 1])
@@ -94,7 +94,7 @@ class RawRing:
         endpoint = self._stages[index].status.endpoint
         assert endpoint is not None
         async with rpc.open_channel(endpoint.addresses[0], endpoint.port) as channel:
-            link = StageLink(ring, self.epoch if epoch is None else epoch, following)
+            link = StageLink(ring, self.epoch if epoch is None else epoch, index, following)
             await rpc.call(channel, rpc.CONNECT_CALL, link, f"stage {index}")
 
     async def send(self, data: bytes) -> None:

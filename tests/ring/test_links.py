@@ -35,8 +35,8 @@ async def listening(inlet: Inlet, host: str = "127.0.0.1") -> AsyncIterator[Endp
 
 @pytest.fixture
 def inlet() -> Inlet:
-    inlet = Inlet(KEY.ring, KEY.sender)
-    inlet.expect(KEY.epoch)
+    inlet = Inlet(KEY.ring)
+    inlet.expect(KEY.epoch, KEY.sender)
     return inlet
 
 
@@ -127,19 +127,19 @@ async def test_a_link_opens_again_after_a_break(inlet: Inlet) -> None:
         first = await Outlet.open(there, KEY)
         await first.send(b"of the old stream")
         await first.close()
-        inlet.expect(KEY.epoch + 1)
+        inlet.expect(KEY.epoch + 1, KEY.sender)
         second = await Outlet.open(there, StreamKey(KEY.ring, KEY.epoch + 1, KEY.sender))
         await second.send(b"of the new one")
         assert await received(inlet) == b"of the new one"
         with pytest.raises(FrameRefused, match="epoch 3 is over"):
-            inlet.expect(KEY.epoch)
+            inlet.expect(KEY.epoch, KEY.sender)
         await second.close()
 
 
 async def test_an_old_streams_sender_learns_that_its_epoch_is_over(inlet: Inlet) -> None:
     async with listening(inlet) as there:
         old = await Outlet.open(there, KEY)
-        inlet.expect(KEY.epoch + 1)
+        inlet.expect(KEY.epoch + 1, KEY.sender)
         await old.send(b"too late")
         assert "epoch 3 is over" in await asyncio.wait_for(old.ended(), 5)
         with pytest.raises(RingBroken, match="epoch 3 is over"):

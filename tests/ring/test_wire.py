@@ -28,6 +28,14 @@ WORDS: list[tuple[wire.Codec[Any], st.SearchStrategy]] = [
     (wire.RING_NAME, words.ring_names),
     (wire.MODEL_REF, words.models),
     (wire.ENDPOINT, words.endpoints),
+    (wire.BLOB, words.blobs),
+    (wire.HOLDING, words.holdings),
+    (wire.UNIT_REQUEST, words.unit_requests),
+    (wire.UNIT_DIGEST, words.unit_digests),
+    (wire.MEASURE_ORDER, words.measure_orders),
+    (wire.DEVICE_PROFILE, words.device_profiles),
+    (wire.LINK_ORDER, words.link_orders),
+    (wire.LINK_SPEED, words.link_speeds),
 ]
 FRAME = Frame(
     7,

@@ -9,13 +9,19 @@ from together.types import (
     DTYPES,
     Activation,
     Batch,
+    Blob,
     Caller,
     Device,
+    DeviceProfile,
     Endpoint,
     Failure,
     Fork,
     Frame,
+    Holding,
     LayerRange,
+    LinkOrder,
+    LinkSpeed,
+    MeasureOrder,
     ModelRef,
     NodeState,
     NodeStatus,
@@ -26,12 +32,15 @@ from together.types import (
     Sampled,
     SampleRequest,
     Sampling,
+    Source,
     StageLink,
     StageOrder,
     StagePlan,
     StageState,
     StageStatus,
     StageTiming,
+    UnitDigest,
+    UnitRequest,
 )
 
 small = st.integers(0, 2**32 - 1)
@@ -89,13 +98,15 @@ frames = st.builds(
     timings=tuples(st.builds(StageTiming, number, number)),
 )
 
-models = st.builds(ModelRef, text, text, text, small)
+models = st.builds(ModelRef, text, text, text, small, text)
 plans = st.builds(StagePlan, text, text, text, layer_ranges, large)
-stage_orders = st.builds(StageOrder, text, large, text, small, small, models, plans, dtypes)
+stage_orders = st.builds(
+    StageOrder, text, text, small, models, plans, dtypes, tuples(st.builds(Source, endpoints, tuples(text)))
+)
 stage_statuses = st.builds(
     StageStatus,
     ring=text,
-    index=small,
+    slot=small,
     head=text,
     model=text,
     total_layers=small,
@@ -104,6 +115,8 @@ stage_statuses = st.builds(
     state=st.sampled_from(StageState),
     memory_bytes=large,
     progress=number,
+    fetched_bytes=large,
+    fetch_bytes=large,
     cause=text,
     endpoint=st.none() | endpoints,
     pid=large,
@@ -128,6 +141,14 @@ node_statuses = st.builds(
     version=text,
     peers=tuples(endpoints),
 )
-stage_links = st.builds(StageLink, text, large, endpoints)
+stage_links = st.builds(StageLink, text, large, small, endpoints)
 callers = st.builds(Caller, text, text, small)
-ring_names = st.builds(RingName, text, text)
+ring_names = st.builds(RingName, text, text, small_tuple)
+blobs = st.builds(Blob, st.binary(max_size=50))
+holdings = st.builds(Holding, text, tuples(text))
+unit_requests = st.builds(UnitRequest, text, text, large)
+unit_digests = st.builds(UnitDigest, large, text)
+measure_orders = st.builds(MeasureOrder, text, text, dtypes, st.binary(max_size=50))
+device_profiles = st.builds(DeviceProfile, number, number, number, number, number, number, large)
+link_orders = st.builds(LinkOrder, endpoints, large)
+link_speeds = st.builds(LinkSpeed, number, number, number)

@@ -26,6 +26,7 @@ from together.settings import Settings
 from together.types import (
     Caller,
     Endpoint,
+    Holding,
     ModelRef,
     NodeState,
     NodeStatus,
@@ -90,7 +91,7 @@ class Agent:
             endpoint=self.identity.endpoint,
             protocol=wire.PROTOCOL,
             state=self._state(stages),
-            cause=f"stage {failed.index} of {failed.model}: {failed.cause}" if failed else "",
+            cause=f"layers {failed.layers} of {failed.model}: {failed.cause}" if failed else "",
             devices=self.grants.shown(),
             stages=stages,
             ports=self.identity.ports,
@@ -111,7 +112,7 @@ class Agent:
 
     async def load(self, order: StageOrder) -> StageStatus:
         """Grant the memory and start the stage; its progress comes over Watch. The same order again changes nothing."""
-        name = (order.ring, order.index)
+        name = (order.ring, order.slot)
         stage = self._stages.get(name)
         if stage is None:
             folder = await self._folder(order.model)
@@ -126,17 +127,17 @@ class Agent:
         first, last = self.identity.ports
         launch = Launch(order, str(folder), self.identity.name, self.settings.host, (first + 1, last))
         stage = StageProcess(launch, self.identity.endpoint.addresses, self.changed.notify)
-        self._stages[order.ring, order.index] = stage
+        self._stages[order.ring, order.slot] = stage
         try:
             await stage.start()
         except OSError as error:
-            await self._end([(order.ring, order.index)])
+            await self._end([(order.ring, order.slot)])
             raise LoadFailed(f"node {self.identity.name} cannot start a process: {error}") from error
         return stage
 
     async def unload(self, ring: RingName) -> None:
-        """End a ring's stages; returns when their processes are gone. Another head's ring is refused."""
-        names = [name for name in self._stages if name[0] == ring.ring]
+        """End a ring's stages, or those slots; returns when the processes are gone. Another head's ring is refused."""
+        names = [name for name in self._stages if name[0] == ring.ring and (not ring.slots or name[1] in ring.slots)]
         if any(self._stages[name].status.head != ring.head for name in names):
             raise BadSetting(f"ring {ring.ring} on node {self.identity.name} belongs to another head")
         await self._end(names)
@@ -145,8 +146,8 @@ class Agent:
         self._check(caller)
         self._touch(caller.head)
 
-    async def find(self, model: ModelRef) -> ModelRef:
-        return ModelRef(model.name, str(await self._folder(model)), model.fingerprint, model.layers)
+    async def find(self, model: ModelRef) -> Holding:
+        return Holding(str(await self._folder(model)))
 
     async def meet(self, peer: Endpoint) -> None:
         """Another node introduces itself: heads that watch this one will look at that address."""

@@ -60,7 +60,7 @@ async def bare_ring(
     for index, place in enumerate(places):
         memory = stage_memory(spec, place.layers, dtype, context, users)
         stage = StagePlan("bare", place.backend, place.device, place.layers, memory)
-        order = StageOrder(ring, 0, "bare", index, len(places), spec.ref(folder), stage, dtype)
+        order = StageOrder(ring, "bare", index, spec.ref(folder), stage, dtype)
         stages.append(StageProcess(Launch(order, str(folder), "bare", HOST, PORTS), (HOST,), changed.set))
     try:
         await asyncio.gather(*(stage.start() for stage in stages))
@@ -87,6 +87,6 @@ async def _until_ready(stages: list[StageProcess], changed: asyncio.Event) -> No
         while any(stage.status.state is not StageState.READY for stage in stages):
             for stage in stages:
                 if stage.status.state is StageState.FAILED:
-                    raise LoadFailed(f"stage {stage.status.index}: {stage.status.cause}")
+                    raise LoadFailed(f"stage {stage.status.slot}: {stage.status.cause}")
             changed.clear()
             await changed.wait()

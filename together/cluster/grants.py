@@ -11,7 +11,7 @@ from together.errors import BadPlan, NotEnoughMemory
 from together.planning.estimate import gigabytes
 from together.types import Device, StageOrder, StagePlan
 
-StageName = tuple[str, int]  # ring, index
+StageName = tuple[str, int]  # ring, slot
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class Grants:
             raise BadPlan(f"node {self.node_name} has no device {key}; it has {', '.join(self.limits)}")
         if stage.memory_bytes > self.free(key):
             raise NotEnoughMemory(self._too_little(stage, self.free(key)))
-        self._given[order.ring, order.index] = (key, stage.memory_bytes)
+        self._given[order.ring, order.slot] = (key, stage.memory_bytes)
 
     def give_back(self, name: StageName) -> None:
         self._given.pop(name, None)

@@ -83,7 +83,7 @@ class StageProcess:
         self._stopping = False
         self.status = StageStatus(
             ring=order.ring,
-            index=order.index,
+            slot=order.slot,
             head=order.head,
             model=order.model.name,
             total_layers=order.model.layers,
@@ -136,7 +136,7 @@ class StageProcess:
         async for line in lines(process.stderr):
             text = line.decode(errors="replace")
             self._last_words.append(text)
-            log.info("stage %s: %s", self.status.index, text)
+            log.info("stage %s: %s", self.status.slot, text)
 
     def _obey(self, event: Event) -> None:
         if event.kind == "progress":

@@ -88,8 +88,8 @@ def _padded(data: bytes) -> Activation:
 async def bench_hop(repeats: int = 40) -> list[Hop]:
     """Every shape, dtype and codec; medians of `repeats` round trips after a warm-up."""
     inlets = Inlets()
-    inlet = Inlet("hop", 0)
-    inlet.expect(0)
+    inlet = Inlet("hop")
+    inlet.expect(0, 0)
     inlets.add(inlet)
     server = rpc.make_server({rpc.PUSH: inlets.handler()})
     port = rpc.bind(server, HOST, PORTS)
@@ -135,8 +135,8 @@ async def _measure(link: _Wire, rows: int, dtype: Dtype, codec: _Codec, repeats:
 async def _echo(head_port: int) -> None:
     """The other process: every frame is decoded, encoded and sent back, as a stage without layers would do."""
     inlets = Inlets()
-    inlet = Inlet("hop", -1)
-    inlet.expect(0)
+    inlet = Inlet("hop")
+    inlet.expect(0, -1)
     inlets.add(inlet)
     server = rpc.make_server({rpc.PUSH: inlets.handler()})
     port = rpc.bind(server, HOST, PORTS)

@@ -29,11 +29,11 @@ async def join_ring(
     ring = stages[0].ring
     endpoints = [stage.endpoint for stage in stages if stage.endpoint is not None]
     assert len(endpoints) == len(stages), "a READY stage has an endpoint"
-    inlet = Inlet(ring, len(stages) - 1)
-    inlet.expect(epoch)
+    inlet = Inlet(ring)
+    inlet.expect(epoch, len(stages) - 1)
     inlets.add(inlet)
     for index in reversed(range(len(stages))):
-        link = StageLink(ring, epoch, endpoints[index + 1] if index + 1 < len(stages) else own)
+        link = StageLink(ring, epoch, index, endpoints[index + 1] if index + 1 < len(stages) else own)
         await _connect(endpoints[index], link, describe(index))
     outlet = await Outlet.open(endpoints[0], StreamKey(ring, epoch, HEAD))
     rewinds = [stage.rewind for stage in stages if stage.rewind is not None]

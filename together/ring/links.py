@@ -15,7 +15,7 @@ import grpc.aio
 
 from together.errors import FrameRefused, RingBroken, TogetherError
 from together.ring import rpc
-from together.types import Endpoint, StreamKey
+from together.types import HEAD, Endpoint, StreamKey
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ class Arrival:
 class Inlet:
     """The receiving end of a link: takes frames of exactly one (ring, epoch, sender) at a time."""
 
-    def __init__(self, ring: str, sender: int) -> None:
-        self._expected = StreamKey(ring, -1, sender)
+    def __init__(self, ring: str) -> None:
+        self._expected = StreamKey(ring, -1, HEAD)
         self._taken = False
         self._ended = False
         self._arrivals: asyncio.Queue[Arrival] = asyncio.Queue(DEPTH)
@@ -45,11 +45,14 @@ class Inlet:
     def key(self) -> StreamKey:
         return self._expected
 
-    def expect(self, epoch: int) -> None:
-        """Accept one stream of `epoch` from now on; what an older one still sends is dropped. Raises FrameRefused."""
-        if epoch < self._expected.epoch:
+    def expect(self, epoch: int, sender: int) -> None:
+        """Accept one stream of `epoch` from `sender` from now on; what older ones still send is dropped.
+
+        An epoch is connected once: who tries again takes the next one. Raises FrameRefused.
+        """
+        if epoch <= self._expected.epoch:
             raise FrameRefused(f"epoch {epoch} is over: the ring is at epoch {self._expected.epoch}")
-        self._expected = StreamKey(self._expected.ring, epoch, self._expected.sender)
+        self._expected = StreamKey(self._expected.ring, epoch, sender)
         self._taken = False
         self._ended = False
 

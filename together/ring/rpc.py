@@ -54,6 +54,12 @@ UNLOAD = "/together.v1.Node/Unload"
 RENEW = "/together.v1.Node/Renew"
 FIND = "/together.v1.Node/Find"
 MEET = "/together.v1.Node/Meet"
+MEASURE = "/together.v1.Node/Measure"
+REACH = "/together.v1.Node/Reach"
+ECHO = "/together.v1.Node/Echo"
+DESCRIBE = "/together.v1.Store/Describe"
+DIGEST = "/together.v1.Store/Digest"
+READ = "/together.v1.Store/Read"
 
 # error ↔ status; the message travels as the status detail. First match wins in both directions.
 _STATUS: list[tuple[type[TogetherError], grpc.StatusCode]] = [
@@ -82,8 +88,13 @@ CONNECT_CALL = Unary(CONNECT, wire.STAGE_LINK)
 LOAD_CALL = Unary(LOAD, wire.STAGE_ORDER, wire.STAGE_STATUS)
 UNLOAD_CALL = Unary(UNLOAD, wire.RING_NAME)
 RENEW_CALL = Unary(RENEW, wire.CALLER)
-FIND_CALL = Unary(FIND, wire.MODEL_REF, wire.MODEL_REF)
+FIND_CALL = Unary(FIND, wire.MODEL_REF, wire.HOLDING)
 MEET_CALL = Unary(MEET, wire.ENDPOINT)
+MEASURE_CALL = Unary(MEASURE, wire.MEASURE_ORDER, wire.DEVICE_PROFILE)
+REACH_CALL = Unary(REACH, wire.LINK_ORDER, wire.LINK_SPEED)
+ECHO_CALL = Unary(ECHO, wire.BLOB)
+DESCRIBE_CALL = Unary(DESCRIBE, wire.MODEL_REF, wire.BLOB)
+DIGEST_CALL = Unary(DIGEST, wire.UNIT_REQUEST, wire.UNIT_DIGEST)
 
 
 def status_of(error: TogetherError) -> grpc.StatusCode:

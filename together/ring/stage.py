@@ -35,11 +35,12 @@ OUTBOUND = 2  # computed frames waiting for the link: the next step starts while
 class StepRunner:
     """Turns one incoming frame into the outgoing one; runs on the compute thread."""
 
-    def __init__(self, shard: Shard, index: int, stages: int, node_name: str) -> None:
+    def __init__(self, shard: Shard, model_layers: int, node_name: str) -> None:
         self._shard = shard
-        self._index = index
-        self._last = index == stages - 1
+        self._first = shard.layers.start == 0
+        self._last = shard.layers.stop == model_layers
         self._node_name = node_name
+        self._index = 0
         self._epoch = -1
         self._step = 0
 
@@ -47,6 +48,7 @@ class StepRunner:
         """`now` is the event loop's time at which the step left the queue."""
         began = time.perf_counter()
         frame = Frame(0, Batch())
+        self._index = arrival.key.sender + 1
         try:
             frame = wire.decode_frame(arrival.data or b"")
             answer = frame if frame.failure else self._run(frame, arrival.key.epoch)
@@ -75,7 +77,7 @@ class StepRunner:
             self._epoch, self._step = epoch, 0
         if frame.step <= self._step:
             raise FrameRefused(f"step {frame.step} came after step {self._step}")
-        check_frame(frame, first=self._index == 0)
+        check_frame(frame, first=self._first)
         self._step = frame.step
 
     def _failure(self, frame: Frame, cause: str) -> Frame:
@@ -114,7 +116,7 @@ class Stage:
         self._order = launch.order
         self._emit = emit
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
-        self._inlet = Inlet(self._order.ring, self._order.index - 1)
+        self._inlet = Inlet(self._order.ring)
         self._outlet: Outlet | None = None
         self._linked = asyncio.Event()
         self._outbound: asyncio.Queue[tuple[StreamKey, bytes]] = asyncio.Queue(OUTBOUND)
@@ -128,7 +130,7 @@ class Stage:
         first, last = self._launch.ports
         port = rpc.bind(server, self._launch.host, range(first, last + 1))
         shard = await self._on_thread(self._load)
-        runner = StepRunner(shard, self._order.index, self._order.stages, self._launch.node_name)
+        runner = StepRunner(shard, self._order.model.layers, self._launch.node_name)
         await server.start()
         self._emit(Event("ready", port=port, capacity=shard.capacity, block=shard.block, rewind=shard.rewind))
         async with asyncio.TaskGroup() as tasks:
@@ -154,12 +156,12 @@ class Stage:
         """Take the place in an epoch: accept its stream and open the one to the next stage, or to the head."""
         if link.ring != self._order.ring:
             raise FrameRefused(f"this stage belongs to ring {self._order.ring}, not {link.ring}")
-        self._inlet.expect(link.epoch)
+        self._inlet.expect(link.epoch, link.index - 1)
         old, self._outlet = self._outlet, None
         self._linked.clear()
         if old is not None:
             await old.close()
-        self._outlet = await Outlet.open(link.next, StreamKey(link.ring, link.epoch, self._order.index))
+        self._outlet = await Outlet.open(link.next, StreamKey(link.ring, link.epoch, link.index))
         self._linked.set()
 
     async def _compute(self, runner: StepRunner) -> None:

@@ -21,12 +21,14 @@ class Caller(_message.Message):
     def __init__(self, head: _Optional[str] = ..., cluster: _Optional[str] = ..., protocol: _Optional[int] = ...) -> None: ...
 
 class RingName(_message.Message):
-    __slots__ = ("ring", "head")
+    __slots__ = ("ring", "head", "slots")
     RING_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
     ring: str
     head: str
-    def __init__(self, ring: _Optional[str] = ..., head: _Optional[str] = ...) -> None: ...
+    slots: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ring: _Optional[str] = ..., head: _Optional[str] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("step", "batch", "activation", "results", "failure", "timings")
@@ -187,16 +189,18 @@ class LayerRange(_message.Message):
     def __init__(self, start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
 
 class ModelRef(_message.Message):
-    __slots__ = ("name", "path", "fingerprint", "layers")
+    __slots__ = ("name", "path", "fingerprint", "layers", "revision")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     fingerprint: str
     layers: int
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layers: _Optional[int] = ...) -> None: ...
+    revision: str
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layers: _Optional[int] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class Endpoint(_message.Message):
     __slots__ = ("addresses", "port")
@@ -207,14 +211,16 @@ class Endpoint(_message.Message):
     def __init__(self, addresses: _Optional[_Iterable[str]] = ..., port: _Optional[int] = ...) -> None: ...
 
 class StageLink(_message.Message):
-    __slots__ = ("ring", "epoch", "next")
+    __slots__ = ("ring", "epoch", "index", "next")
     RING_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIELD_NUMBER: _ClassVar[int]
     ring: str
     epoch: int
+    index: int
     next: Endpoint
-    def __init__(self, ring: _Optional[str] = ..., epoch: _Optional[int] = ..., next: _Optional[_Union[Endpoint, _Mapping]] = ...) -> None: ...
+    def __init__(self, ring: _Optional[str] = ..., epoch: _Optional[int] = ..., index: _Optional[int] = ..., next: _Optional[_Union[Endpoint, _Mapping]] = ...) -> None: ...
 
 class StagePlan(_message.Message):
     __slots__ = ("node", "backend", "device", "layers", "memory_bytes")
@@ -230,25 +236,31 @@ class StagePlan(_message.Message):
     memory_bytes: int
     def __init__(self, node: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., layers: _Optional[_Union[LayerRange, _Mapping]] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
+class Source(_message.Message):
+    __slots__ = ("endpoint", "units")
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    endpoint: Endpoint
+    units: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., units: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class StageOrder(_message.Message):
-    __slots__ = ("ring", "epoch", "head", "index", "stages", "model", "stage", "dtype")
+    __slots__ = ("ring", "head", "slot", "model", "stage", "dtype", "sources")
     RING_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
-    INDEX_FIELD_NUMBER: _ClassVar[int]
-    STAGES_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
     ring: str
-    epoch: int
     head: str
-    index: int
-    stages: int
+    slot: int
     model: ModelRef
     stage: StagePlan
     dtype: str
-    def __init__(self, ring: _Optional[str] = ..., epoch: _Optional[int] = ..., head: _Optional[str] = ..., index: _Optional[int] = ..., stages: _Optional[int] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., stage: _Optional[_Union[StagePlan, _Mapping]] = ..., dtype: _Optional[str] = ...) -> None: ...
+    sources: _containers.RepeatedCompositeFieldContainer[Source]
+    def __init__(self, ring: _Optional[str] = ..., head: _Optional[str] = ..., slot: _Optional[int] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., stage: _Optional[_Union[StagePlan, _Mapping]] = ..., dtype: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
 
 class Device(_message.Message):
     __slots__ = ("backend", "name", "description", "total_bytes", "free_bytes")
@@ -265,9 +277,9 @@ class Device(_message.Message):
     def __init__(self, backend: _Optional[str] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ...) -> None: ...
 
 class StageStatus(_message.Message):
-    __slots__ = ("ring", "index", "head", "model", "total_layers", "layers", "device", "state", "memory_bytes", "progress", "cause", "endpoint", "pid", "capacity", "block", "rewind")
+    __slots__ = ("ring", "slot", "head", "model", "total_layers", "layers", "device", "state", "memory_bytes", "progress", "cause", "endpoint", "pid", "capacity", "block", "rewind", "fetched_bytes", "fetch_bytes")
     RING_FIELD_NUMBER: _ClassVar[int]
-    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOTAL_LAYERS_FIELD_NUMBER: _ClassVar[int]
@@ -282,8 +294,10 @@ class StageStatus(_message.Message):
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     REWIND_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FETCH_BYTES_FIELD_NUMBER: _ClassVar[int]
     ring: str
-    index: int
+    slot: int
     head: str
     model: str
     total_layers: int
@@ -298,7 +312,9 @@ class StageStatus(_message.Message):
     capacity: int
     block: int
     rewind: int
-    def __init__(self, ring: _Optional[str] = ..., index: _Optional[int] = ..., head: _Optional[str] = ..., model: _Optional[str] = ..., total_layers: _Optional[int] = ..., layers: _Optional[_Union[LayerRange, _Mapping]] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., cause: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., pid: _Optional[int] = ..., capacity: _Optional[int] = ..., block: _Optional[int] = ..., rewind: _Optional[int] = ...) -> None: ...
+    fetched_bytes: int
+    fetch_bytes: int
+    def __init__(self, ring: _Optional[str] = ..., slot: _Optional[int] = ..., head: _Optional[str] = ..., model: _Optional[str] = ..., total_layers: _Optional[int] = ..., layers: _Optional[_Union[LayerRange, _Mapping]] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., cause: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., pid: _Optional[int] = ..., capacity: _Optional[int] = ..., block: _Optional[int] = ..., rewind: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
     __slots__ = ("id", "name", "machine", "endpoint", "protocol", "state", "cause", "devices", "stages", "ports", "memory_bytes", "free_bytes", "version", "peers")
@@ -331,3 +347,83 @@ class NodeStatus(_message.Message):
     version: str
     peers: _containers.RepeatedCompositeFieldContainer[Endpoint]
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., machine: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., protocol: _Optional[int] = ..., state: _Optional[str] = ..., cause: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., ports: _Optional[_Iterable[int]] = ..., memory_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., version: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ...) -> None: ...
+
+class Blob(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class Holding(_message.Message):
+    __slots__ = ("path", "units")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    units: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, path: _Optional[str] = ..., units: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class UnitRequest(_message.Message):
+    __slots__ = ("fingerprint", "unit", "offset")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: str
+    unit: str
+    offset: int
+    def __init__(self, fingerprint: _Optional[str] = ..., unit: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class UnitDigest(_message.Message):
+    __slots__ = ("size", "sha256")
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    size: int
+    sha256: str
+    def __init__(self, size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class MeasureOrder(_message.Message):
+    __slots__ = ("backend", "device", "dtype", "config")
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    backend: str
+    device: str
+    dtype: str
+    config: bytes
+    def __init__(self, backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., config: _Optional[bytes] = ...) -> None: ...
+
+class DeviceProfile(_message.Message):
+    __slots__ = ("ms_per_layer", "ms_per_stage", "ms_per_head", "memory_bytes_per_s", "matrix_flops_per_s", "disk_bytes_per_s", "overhead_bytes")
+    MS_PER_LAYER_FIELD_NUMBER: _ClassVar[int]
+    MS_PER_STAGE_FIELD_NUMBER: _ClassVar[int]
+    MS_PER_HEAD_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    MATRIX_FLOPS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    OVERHEAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ms_per_layer: float
+    ms_per_stage: float
+    ms_per_head: float
+    memory_bytes_per_s: float
+    matrix_flops_per_s: float
+    disk_bytes_per_s: float
+    overhead_bytes: int
+    def __init__(self, ms_per_layer: _Optional[float] = ..., ms_per_stage: _Optional[float] = ..., ms_per_head: _Optional[float] = ..., memory_bytes_per_s: _Optional[float] = ..., matrix_flops_per_s: _Optional[float] = ..., disk_bytes_per_s: _Optional[float] = ..., overhead_bytes: _Optional[int] = ...) -> None: ...
+
+class LinkOrder(_message.Message):
+    __slots__ = ("target", "size")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    target: Endpoint
+    size: int
+    def __init__(self, target: _Optional[_Union[Endpoint, _Mapping]] = ..., size: _Optional[int] = ...) -> None: ...
+
+class LinkSpeed(_message.Message):
+    __slots__ = ("rtt_ms", "hop_ms", "bytes_per_s")
+    RTT_MS_FIELD_NUMBER: _ClassVar[int]
+    HOP_MS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    rtt_ms: float
+    hop_ms: float
+    bytes_per_s: float
+    def __init__(self, rtt_ms: _Optional[float] = ..., hop_ms: _Optional[float] = ..., bytes_per_s: _Optional[float] = ...) -> None: ...

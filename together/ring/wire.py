@@ -18,7 +18,7 @@ from together import types as words
 from together.errors import FrameRefused
 from together.ring import together_pb2 as pb
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 T = TypeVar("T")
 Encode = Callable[[Any], Any]  # a Python value → what the message's constructor takes
@@ -137,6 +137,14 @@ CALLER = _codec(words.Caller)
 RING_NAME = _codec(words.RingName)
 MODEL_REF = _codec(words.ModelRef)
 ENDPOINT = _codec(words.Endpoint)
+BLOB = _codec(words.Blob)
+HOLDING = _codec(words.Holding)
+UNIT_REQUEST = _codec(words.UnitRequest)
+UNIT_DIGEST = _codec(words.UnitDigest)
+MEASURE_ORDER = _codec(words.MeasureOrder)
+DEVICE_PROFILE = _codec(words.DeviceProfile)
+LINK_ORDER = _codec(words.LinkOrder)
+LINK_SPEED = _codec(words.LinkSpeed)
 
 
 def encode_frame(frame: words.Frame) -> bytes:
