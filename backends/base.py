@@ -61,6 +61,10 @@ class Shard(Protocol):
     def rewind(self) -> int | None:
         """How many last tokens of a sequence it can always undo; None is unbounded (full attention)."""
 
+    @property
+    def sequences(self) -> int:
+        """How many sequences it holds tokens of now."""
+
     def step(self, batch: Batch, hidden: Activation | None) -> StepOutput:
         """Apply the orders, run the rows, commit lengths.
 
@@ -78,8 +82,10 @@ class Measurement:
 
     ms_per_layer: float  # one token, one row
     ms_per_stage: float  # fixed cost of a step beside its layers
+    ms_per_head: float  # norm, LM head over the vocabulary and greedy drawing, for one row
     memory_bytes_per_s: float
     matrix_flops_per_s: float
+    overhead_bytes: int  # of the device's memory: what a stage takes before it has weights
 
 
 class Backend(Protocol):

@@ -3,7 +3,7 @@
 Knows no framework: numpy alone, on the CPU, in milliseconds. Its folder looks like any model's: config.json with
 `"model_type": "checksum"` and one small tensor per layer. Keys of config.json for tests only, all optional:
 `block` (16), `rewind` (none: everything), `step_ms` per layer, `load_ms`, `fail_at_position` with `fail_at_layer` (0),
-`quiet_ids` (tokens that are hardly ever said).
+or, with it, `most_layers` (a stage of more runs out of memory there), `quiet_ids` (tokens that are hardly ever said).
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from backends.base import LoadRequest, Measurement
 from backends.checksum_backend_shard import KV_BYTES, Behaviour, ChecksumShard, Weights, fold
+from backends.measuring import resident_bytes
 from together.errors import BrokenModel, NotEnoughMemory, UnsupportedModel
 from together.models.files import EMBED, HEAD, NORM, layer_of, read_into, read_json, tensors_for
 from together.models.headers import TensorInfo
-from together.types import Batch, Device, Dtype, LayerRange, Row
+from together.types import Batch, Device, Dtype, LayerRange, Row, SampleRequest, Sampling
 
 DEVICE = "cpu"
 
@@ -51,9 +52,17 @@ def probe() -> tuple[Device, ...]:
 def measure(folder: Path, device: str, dtype: Dtype) -> Measurement:
     """Time made-up weights of the folder's shape; `step_ms` counts. Raises UnsupportedModel or BrokenModel."""
     config = _read_config(folder, device, dtype)
-    one, five = _step_ms(config, 1), _step_ms(config, 5)
+    overhead = resident_bytes()
+    one, five, end = _step_ms(config, 1), _step_ms(config, 5), _step_ms(config, 1, last=True)
     per_layer = max((five - one) / 4, 1e-3)
-    return Measurement(per_layer, max(one - per_layer, 1e-3), _copy_speed(), _matrix_speed())
+    return Measurement(
+        ms_per_layer=per_layer,
+        ms_per_stage=max(one - per_layer, 1e-3),
+        ms_per_head=max(end - one, 1e-3),
+        memory_bytes_per_s=_copy_speed(),
+        matrix_flops_per_s=_matrix_speed(),
+        overhead_bytes=overhead,
+    )
 
 
 def load(request: LoadRequest) -> ChecksumShard:
@@ -102,6 +111,7 @@ def _read_config(folder: Path, device: str, dtype: Dtype) -> ToyConfig:
         step_ms=float(config.get("step_ms", 0)),
         fail_at=config.get("fail_at_position"),
         fail_layer=int(config.get("fail_at_layer", 0)),
+        most_layers=config.get("most_layers"),
         quiet_ids=tuple(config.get("quiet_ids", ())),
     )
     return ToyConfig(_whole(folder, config, "num_hidden_layers"), behaviour, float(config.get("load_ms", 0)))
@@ -145,16 +155,18 @@ def _read(tensor: TensorInfo) -> NDArray[np.uint64]:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def _step_ms(config: ToyConfig, layers: int) -> float:
-    """Median time of a step of one token through `layers` layers of made-up weights, in ms."""
+def _step_ms(config: ToyConfig, layers: int, *, last: bool = False) -> float:
+    """Median time of a step of one token through `layers` layers of made-up weights, in ms; `last` draws as well."""
     behaviour = replace(config.behaviour, fail_at=None, rewind=None, context=64)
     embed = np.ones((behaviour.vocabulary, behaviour.width), np.uint64)
-    weights = Weights(np.arange(layers, dtype=np.uint64), embed, None)
+    head = np.arange(behaviour.vocabulary, dtype=np.uint64) if last else None
+    weights = Weights(np.arange(layers, dtype=np.uint64), embed, head)
+    sample = SampleRequest((0,), Sampling(temperature=0.0), 1) if last else None
     shard = ChecksumShard(LayerRange(0, layers), weights, behaviour, capacity=64 * behaviour.block)
     times = []
     for position in range(6):
         start = time.perf_counter()
-        shard.step(Batch((Row(0, position, (0,)),)), None)
+        shard.step(Batch((Row(0, position, (0,), sample),)), None)
         times.append((time.perf_counter() - start) * 1000)
     return median(times[1:])
 

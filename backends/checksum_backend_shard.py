@@ -46,6 +46,7 @@ class Behaviour:
     step_ms: float = 0.0  # per layer
     fail_at: int | None = None  # a row that covers this position fails the step …
     fail_layer: int = 0  # … on the stage that holds this layer
+    most_layers: int | None = None  # a stage of more has no memory for that position
     quiet_ids: tuple[int, ...] = ()
 
 
@@ -156,10 +157,15 @@ class ChecksumShard(LedgerShard):
         """As config.json orders: be slow, or fail after the ledger let the rows in."""
         if rows:
             time.sleep(self._behaviour.step_ms * len(self._layers) / 1000)
-        place = self._behaviour.fail_at
+        place, most = self._behaviour.fail_at, self._behaviour.most_layers
+        reached = any(row.position <= (place or 0) < row.position + len(row.token_ids) for row in rows)
+        if most is not None and place is not None:
+            if reached and len(self._layers) > most:
+                raise MemoryError(f"the checksum toy has no memory for position {place} of {len(self._layers)} layers")
+            return
         if place is None or not self._layers.start <= self._behaviour.fail_layer < self._layers.stop:
             return
-        if any(row.position <= place < row.position + len(row.token_ids) for row in rows):
+        if reached:
             raise RuntimeError(f"the checksum toy was told to fail at position {place}")
 
 

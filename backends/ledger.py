@@ -172,3 +172,7 @@ class LedgerShard:
     @property
     def rewind(self) -> int | None:
         return self._ledger.rewind
+
+    @property
+    def sequences(self) -> int:
+        return len(self._ledger.allocated)

@@ -1,134 +1,129 @@
-"""How fast this MLX device is at one model's shape, by steps of real shards with random weights. Knows no plan."""
+"""How fast this MLX device is at one model's shape, by steps of real shards with random weights. Knows no plan.
+
+Three shards are timed: without a layer, with some, and without a layer but with the end of the model. What differs is
+the layers' and the head's share. Layers differ from one another in memory, so that no cache holds them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import cycle
+from math import prod
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import mlx.core as mx
+import psutil
+from mlx.nn.layers.base import Module
+from mlx.utils import tree_map, tree_reduce
 
 from backends.base import Measurement
-from backends.mlx_backend_frames import MX
-from backends.mlx_backend_model import check_dtype, empty_model, slice_of
+from backends.measuring import Extent, experts_to_time, extent, medians, resident_bytes
+from backends.mlx_backend_frames import MX, write_activation
+from backends.mlx_backend_model import Slice, check_dtype, empty_model, slice_of
 from backends.mlx_backend_shard import MlxShard
-from together.errors import BrokenModel, UnsupportedModel
-from together.models.families import FAMILIES
 from together.models.files import read_json
-from together.models.spec import ModelSpec
+from together.models.spec import ModelSpec, read_shape
 from together.planning.estimate import BLOCK
-from together.types import DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row
+from together.types import DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
 
-_FEW, _MORE = 1, 3  # layers of the two shards whose difference is the cost of a layer
-_SECONDS = 0.5  # per measured thing
-_SIDE = {"cpu": 2048, "gpu": 8192}  # of the square matrix that shows memory bandwidth and FLOP/s
-_ROWS = {"cpu": 64, "gpu": 1024}
+_PROMPT = 8  # tokens that are cached before a timed one
+_TILE = 2**20  # random numbers that are made once and repeated
+_VARIETY = 16  # hidden states that are gone through
+_SIDE = {"cpu": 8192, "gpu": 8192}  # of the square matrix that shows memory bandwidth
+_MANY = {"cpu": (1024, 64), "gpu": (4096, 1024)}  # its side and the rows that show FLOP/s
+_STEPS_SECONDS, _SPEEDS_SECONDS = 2.0, 0.6
 
 
 def measure_model(folder: Path, dtype: Dtype) -> Measurement:
-    """On this thread's default device. Raises what reading the model's description raises."""
-    config = read_json(folder, "config.json")
-    spec = _shape(folder.name, config, dtype)
+    """On this thread's default device. Raises what reading the model's description raises, and NotEnoughMemory."""
+    config, spec = read_json(folder, "config.json"), replace(read_shape(folder), tied=False)
     check_dtype(spec, dtype)
-    steps = tuple(_Steps(_random_shard(spec, config, dtype, count), spec, dtype) for count in (_FEW, _MORE))
-    few, more = _medians(*(step.once for step in steps))
-    per_layer = max(more - few, 0.0) / (_MORE - _FEW)
-    for step in steps:
-        step.shard.close()
-    side, rows = (sizes[mx.default_device().type.name] for sizes in (_SIDE, _ROWS))
-    matrix = mx.random.normal((side, side)).astype(MX[dtype])
-    one, many = _medians(_product(1, matrix), _product(rows, matrix))
+    kind = mx.default_device().type.name
+    overhead = resident_bytes()
+    pieces, size = _pieces(config, spec, dtype)
+    none, some, end = medians(*(piece.step for piece in pieces), seconds=_STEPS_SECONDS)
+    for piece in pieces:
+        piece.shard.close()
+    del pieces
+    (side, rows), broad = _MANY[kind], _SIDE[kind]
+    read, multiply = medians(_product(1, broad, dtype), _product(rows, side, dtype), seconds=_SPEEDS_SECONDS)
     return Measurement(
-        ms_per_layer=1000 * per_layer,
-        ms_per_stage=1000 * max(few - _FEW * per_layer, 0.0),
-        memory_bytes_per_s=side * side * DTYPE_BYTES[dtype] / one,
-        matrix_flops_per_s=2 * rows * side * side / many,
+        ms_per_layer=max(1e3 * (some - none) / size.layers, 1e-6),  # noise must not make a layer free
+        ms_per_stage=1e3 * none,
+        ms_per_head=max(1e3 * (end - none) * spec.vocab_size / size.vocabulary, 0.0),
+        memory_bytes_per_s=broad * broad * DTYPE_BYTES[dtype] / read,
+        matrix_flops_per_s=2 * rows * side * side / multiply,
+        overhead_bytes=overhead,  # a GPU of this maker has the machine's own memory
     )
 
 
-class _Steps:
-    """A shard in the middle of a model, decoding one sequence."""
+@dataclass(slots=True)
+class _Piece:
+    """A shard that decodes one sequence."""
 
-    def __init__(self, shard: MlxShard, spec: ModelSpec, dtype: Dtype) -> None:
-        self.shard, self._position = shard, 0
-        width = spec.hidden_size
-        self._hidden = Activation(dtype, 1, width, bytes(width * DTYPE_BYTES[dtype]))
+    shard: MlxShard
+    states: Iterator[Activation]  # of one token each, endless: experts go by what they are
+    sample: SampleRequest | None
 
-    def once(self) -> None:
-        self._position = (self._position + 1) % BLOCK or 1
-        position = self._position - 1
-        self.shard.step(Batch((Row(0, position, (0,)),)), self._hidden)
+    def step(self) -> None:
+        self.shard.step(Batch((Row(1, _PROMPT, (0,), self.sample),)), next(self.states))
 
 
-def _shape(name: str, config: dict[str, Any], dtype: Dtype) -> ModelSpec:
-    """What config.json alone says; sizes of tensors are not known, and not needed."""
-    family = str(config.get("model_type"))
-    if family not in FAMILIES:
-        raise UnsupportedModel(
-            f"{name} is of the family {family!r}, which does not run here; choose {', '.join(FAMILIES)}"
-        )
-    try:
-        sizes = {
-            key: int(config[key]) for key in ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise BrokenModel(f"config.json of {name} lacks a size ({error}); get this model again") from error
-    layers, hidden, vocab, heads = sizes.values()
-    return ModelSpec(
-        name=name,
-        family=family,
-        layers=layers,
-        hidden_size=hidden,
-        vocab_size=vocab,
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
-        context=config.get("max_position_embeddings") or 0,
-        dtype=dtype,
-        tied=False,
-        layer_params=(),
-        embed_params=0,
-        norm_params=0,
-        head_params=0,
-        windows=(None,) * layers,
-        eos=(),
-        quantization=None,
-        fingerprint="",
-    )
+def _pieces(config: dict[str, Any], spec: ModelSpec, dtype: Dtype) -> tuple[list[_Piece], Extent]:
+    """Of one model: no layers, all its layers, no layers but norm and head. Each holds a prompt already."""
+    parts, size = _made_up_model(config, spec, dtype)
+    none = replace(parts, layers=(), norm=None, head=None)
+    middle = replace(parts, norm=None, head=None)
+    end = replace(parts, layers=())
+    pieces = []
+    for part in (none, middle, end):
+        last = part.head is not None
+        # Windows are left out: a shard has a cache for each, and the prompt is shorter than any.
+        shape = replace(spec, layers=size.layers + (1 if last else 2), windows=(None,) * (1 + len(part.layers)))
+        shard = MlxShard(shape, LayerRange(1, size.layers + 1), dtype, 2 * BLOCK, part)
+        shard.step(Batch((Row(1, 0, (0,) * _PROMPT),)), _states(_PROMPT, spec, dtype))
+        sample = SampleRequest((0,), Sampling(temperature=0.0), 1) if last else None
+        pieces.append(_Piece(shard, cycle(_states(1, spec, dtype) for _ in range(_VARIETY)), sample))
+    return pieces, size
 
 
-def _random_shard(spec: ModelSpec, config: dict[str, Any], dtype: Dtype, count: int) -> MlxShard:
-    """`count` layers from the middle of a model that goes on behind them; a sequence fits into one block."""
-    start = max(spec.layers // 2, 1)
-    layers = LayerRange(start, start + count)
-    endless = replace(spec, layers=layers.stop + 1, windows=(None,) * (layers.stop + 1))
-    model = empty_model(config, endless, layers)
-    model.pop("lm_head", None)
-    model.set_dtype(MX[dtype])
+def _made_up_model(config: dict[str, Any], spec: ModelSpec, dtype: Dtype) -> tuple[Slice, Extent]:
+    """The last layers of the model, its norm and its head, with random weights."""
+    for key in ("num_experts", "num_local_experts"):
+        if config.get(key):
+            config = config | {key: experts_to_time(config[key], config["num_experts_per_tok"])}
+    width = DTYPE_BYTES[dtype]
+    weights = _empty(config, spec, 1).model.layers[0].parameters()
+    layer = tree_reduce(lambda total, array: total + array.size, weights, 0)
+    free = psutil.virtual_memory().available
+    size = extent(spec.name, spec.layers, layer * width, spec.vocab_size, spec.hidden_size * width, free)
+    model = _empty(config | {"vocab_size": size.vocabulary}, spec, size.layers)
+    model.model.pop("embed_tokens", None)  # where the range is the whole model
+    tile = mx.random.normal((_TILE,))
+    model.update(tree_map(lambda weight: _tiled(tile, weight.shape, MX[dtype]), model.parameters()))
     mx.eval(model.parameters())
-    return MlxShard(endless, layers, dtype, BLOCK, slice_of(model, endless))
+    return slice_of(model, spec), size
 
 
-def _product(rows: int, matrix: mx.array) -> Callable[[], None]:
-    left = mx.ones((rows, matrix.shape[0]), matrix.dtype)
+def _tiled(tile: mx.array, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    """Random numbers that keep states of order 1; MLX's own would take as long as everything else."""
+    count, scaled = prod(shape), (tile * shape[-1] ** -0.5).astype(dtype)
+    repeated = mx.broadcast_to(scaled, (-(-count // _TILE), _TILE))
+    return repeated.reshape(-1)[:count].reshape(shape)
+
+
+def _empty(config: dict[str, Any], spec: ModelSpec, layers: int) -> Module:
+    return empty_model(config, spec, LayerRange(spec.layers - layers, spec.layers))
+
+
+def _states(tokens: int, spec: ModelSpec, dtype: Dtype) -> Activation:
+    return write_activation(mx.random.normal((1, tokens, spec.hidden_size)).astype(MX[dtype]), dtype)
+
+
+def _product(rows: int, side: int, dtype: Dtype) -> Callable[[], None]:
+    """A few rows are bound by reading the matrix, many by multiplying."""
+    matrix, left = mx.ones((side, side), MX[dtype]), mx.ones((rows, side), MX[dtype])
+    mx.eval(matrix, left)
     return lambda: mx.eval(left @ matrix)
-
-
-def _medians(*actions: Callable[[], None]) -> tuple[float, ...]:
-    """Seconds each action takes, warm, taken in turns so that a slow moment hits all of them."""
-    for action in actions:
-        action()
-    times: list[tuple[float, ...]] = []
-    end = perf_counter() + _SECONDS * len(actions)
-    while len(times) < 3 or perf_counter() < end:
-        times.append(tuple(_seconds(action) for action in actions))
-    return tuple(median(column) for column in zip(*times, strict=True))
-
-
-def _seconds(action: Callable[[], None]) -> float:
-    begin = perf_counter()
-    action()
-    return perf_counter() - begin

@@ -22,6 +22,11 @@ LAYERS = (
     ("backends",),
     ("together.ring",),
     ("together.cluster", "together.engine"),
+    ("together.opening",),
+    ("together.deciding",),
+    ("together.scripting",),
+    ("together.balance",),
+    ("together.service",),
     ("together.head",),
     ("together.api", "webui", "together.desktop"),
 )
@@ -31,7 +36,8 @@ ACROSS = {("webui", "together.api.port")}
 FREE = ("together.__main__", "together.desktop")  # they start everything, so they may import all of ours
 
 STDLIB_ONLY = ("together.types", "together.requests", "together.errors", "together.settings")
-PURE = ("together.planning", "together.sampling", "together.engine.scheduler")
+PURE_ENGINE = tuple(f"together.engine.{name}" for name in ("scheduler", "cost", "prefixes", "sequence"))
+PURE = ("together.planning", "together.sampling", *PURE_ENGINE)
 NETWORK = ("asyncio", "grpc", "http", "select", "selectors", "socket", "ssl")
 CHANCE = ("datetime", "numpy.random", "random", "secrets", "time")
 PROCESSES = ("concurrent", "multiprocessing", "subprocess", "threading")

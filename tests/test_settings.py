@@ -21,10 +21,10 @@ def test_nothing_given_is_the_defaults() -> None:
 
 
 def test_every_setting_can_come_from_the_environment() -> None:
-    values = {str: "x", int: "7", float: "2.5"}
+    values = {str: "x", int: "7", float: "2.5", bool: "yes"}
     defaults = dataclasses.asdict(Settings())
     settings = load_settings({f"TOGETHER_{name.upper()}": values[type(value)] for name, value in defaults.items()})
-    expected = {str: "x", int: 7, float: 2.5}
+    expected = {str: "x", int: 7, float: 2.5, bool: True}
     assert dataclasses.asdict(settings) == {name: expected[type(value)] for name, value in defaults.items()}
 
 
@@ -47,6 +47,7 @@ def test_the_real_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) ->
         ({"TOGETHER_PORT": "http"}, "TOGETHER_PORT='http' is not a whole number"),
         ({"TOGETHER_PORT": "8.5"}, "TOGETHER_PORT='8.5' is not a whole number"),
         ({"TOGETHER_PORT": ""}, "TOGETHER_PORT='' is not a whole number"),
+        ({"TOGETHER_BALANCE": "perhaps"}, "TOGETHER_BALANCE='perhaps' is not yes or no"),
         ({"TOGETHER_LEASE": "soon"}, "TOGETHER_LEASE='soon' is not a number"),
     ],
 )

@@ -11,6 +11,7 @@ TogetherError                what happened, to which node or model, and the next
 ├── FrameRefused             a frame or stream that does not fit this stage (shape, dtype, epoch, step)
 ├── NotEnoughMemory          a node cannot grant what a stage needs
 ├── LoadFailed               a stage did not get ready
+│   └── StageLost            which one, and whether it can be reached at all
 ├── RingBroken               a stage, node or link of a serving ring is gone
 ├── NotServing               no model is loaded, or it is being loaded; `retry_after` seconds
 ├── QueueFull                too many waiting requests; `retry_after` seconds
@@ -19,6 +20,8 @@ TogetherError                what happened, to which node or model, and the next
 """
 
 from __future__ import annotations
+
+from together.types import StagePlan
 
 
 class TogetherError(Exception):
@@ -73,11 +76,38 @@ class LoadFailed(TogetherError):
     pass
 
 
+class StageLost(LoadFailed):
+    """`index` counts the stages of the plan that is being loaded or joined; `stage` is what was planned for it.
+
+    `joining`: it was loaded, and did not take its place; `reachable`: it answers, and it is its next one that does not.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        cause: str,
+        index: int,
+        stage: StagePlan | None = None,
+        *,
+        joining: bool = False,
+        reachable: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.index = index
+        self.stage = stage
+        self.joining = joining
+        self.reachable = reachable
+
+
 class RingBroken(TogetherError):
-    def __init__(self, message: str, node: str = "", cause: str = "") -> None:
+    """`stage` counts the stages of the ring, -1 where it is none of them, or not known which."""
+
+    def __init__(self, message: str, node: str = "", cause: str = "", stage: int = -1) -> None:
         super().__init__(message)
         self.node = node
         self.cause = cause
+        self.stage = stage
 
 
 class NotServing(TogetherError):

@@ -8,36 +8,37 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
-from together.cluster.finder import BUNDLED
-from together.cluster.identity import own_addresses
-from together.cluster.loading import RingLoader
+from together.balance import LOOK_EVERY, Balance, layers_of
+from together.cluster.finder import BUNDLED, find_units
+from together.cluster.identity import machine_id, own_addresses
 from together.cluster.local import LocalNodes
 from together.cluster.membership import Membership
-from together.engine.engine import Engine
-from together.engine.text import TextModel, generate_text
-from together.errors import BadPlan, BadSetting, NotServing, RingBroken, TogetherError
-from together.models.spec import ModelSpec, read_spec
-from together.planning.split import Sizing, make_plan
+from together.cluster.store_service import StoreService
+from together.cluster.survey import Surveyor
+from together.deciding import NEED_SPEEDS, decide, plan_of
+from together.engine.text import generate_text
+from together.errors import BadPlan, NotEnoughMemory, NotServing, TogetherError
+from together.opening import Opened, open_model, sizings
+from together.planning.answer import Answer, missing_text
+from together.planning.missing import Missing
+from together.planning.problem import Problem
+from together.planning.request import PlanRequest
 from together.requests import ChatRequest, GenerateRequest, Piece
 from together.ring import rpc
-from together.ring.client import RingClient
 from together.ring.links import Inlets
+from together.service import Cluster, Service
 from together.settings import Settings
 from together.types import (
-    DTYPES,
     ClusterView,
-    Dtype,
     Endpoint,
-    LayerRange,
+    Holding,
     ModelRef,
-    NodeState,
-    NodeStatus,
     Plan,
     Serving,
     ServingState,
+    Source,
 )
 
 log = logging.getLogger(__name__)
@@ -45,30 +46,15 @@ log = logging.getLogger(__name__)
 HEAD_PORTS = 64  # tried above the first node block's start, for answers from last stages
 NODES_TIMEOUT = 60.0  # seconds to wait for the nodes that this head started
 SETTLE = 1.0  # seconds to hear of other machines before the first plan
-CAUSE_WITHIN = 1.0  # seconds from a broken link to the news of the stage that broke it
 VIEWS_EVERY = 0.2  # seconds between two views at most
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """A model folder that proved readable, and how its ring is wanted; `ranges` None: equal parts."""
+class Wanted:
+    """What a person asked to be loaded."""
 
-    spec: ModelSpec
-    text: TextModel
-    ref: ModelRef
-    sizing: Sizing
-    ranges: tuple[LayerRange, ...] | None
-
-
-@dataclass(slots=True)
-class Service:
-    """A ring that serves: everything that ends with it."""
-
-    loader: RingLoader
-    client: RingClient
-    engine: Engine
-    text: TextModel
-    plan: Plan
+    model: str | Path
+    request: PlanRequest
 
 
 class Head:
@@ -81,11 +67,17 @@ class Head:
         self._wanted_local = local_nodes
         self._membership = Membership(settings, self.id, peers)
         self._inlets = Inlets()
-        self._server = rpc.make_server({rpc.PUSH: self._inlets.handler()})
         self._own = Endpoint((), 0)
         self._serving = Serving()
         self._service: Service | None = None
-        self._last: tuple[Path, tuple[int, ...] | None] = (BUNDLED, None)
+        self._starting: Service | None = None  # what is being loaded
+        self._balance: Balance | None = None
+        self._last = Wanted(BUNDLED, PlanRequest(strategy=settings.strategy))
+        self._surveyor = Surveyor(self._membership, machine_id(settings.home_path))
+        self._store = StoreService(settings.home_path)
+        echo = rpc.unary_handler(rpc.ECHO_CALL, rpc.echo)  # nodes time their way to this head
+        handlers = {rpc.PUSH: self._inlets.handler(), rpc.ECHO: echo, **self._store.handlers()}
+        self._server = rpc.make_server(handlers)
         self._loading = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._load_task: asyncio.Task[object] | None = None
@@ -101,7 +93,8 @@ class Head:
         port = rpc.bind(self._server, self.settings.host, range(first, first + HEAD_PORTS))
         await self._server.start()
         self._own = Endpoint(addresses, port)
-        self._tasks = [asyncio.create_task(self._membership.run()), asyncio.create_task(self._renew_leases())]
+        jobs = (self._membership.run(), self._renew_leases(), self._keep_balance())
+        self._tasks = [asyncio.create_task(job) for job in jobs]
         await self.local.start(self._wanted_local) if self._wanted_local else None
 
     async def stop(self) -> None:
@@ -127,19 +120,44 @@ class Head:
     async def _renew_leases(self) -> None:
         while True:
             await asyncio.sleep(self.settings.lease / 6)
-            serves = self._serving.state in (ServingState.LOADING, ServingState.READY)
-            await self._membership.end_strays(self._serving.ring if serves else "")
+            service = self._service or self._starting
+            loader = service.loader if service else None
+            await self._membership.end_strays(loader.ring if loader else "", loader.slots if loader else ())
             await self._membership.renew()
+
+    async def _keep_balance(self) -> None:
+        """Look whether the plan is still right; move layers only where the person wants that, and between requests."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            service, balance = self._service, self._balance
+            if service is None or balance is None or service.serving.state is not ServingState.READY:
+                continue
+            if service.serving.plan != plan_of(balance.decision):
+                self._balance = None  # a ring that was mended has another plan
+                continue
+            balance.look(service.engine)
+            if self.settings.balance and balance.better and not (service.engine.running or service.engine.waiting):
+                with suppress(TogetherError):
+                    await self.rebalance()
+
+    async def rebalance(self) -> None:
+        """Move to the plan that the view advises. Raises NotServing where it advises none."""
+        better = self._balance.better if self._balance else None
+        if better is None:
+            raise NotServing("the machines do as planned; there is no better split to move to")
+        await self.load(self._last.model, replace(self._last.request, strategy="custom", layers=layers_of(better)))
 
     # --- what is seen -------------------------------------------------------------------------------------------------
 
     def view(self) -> ClusterView:
         """Nodes and serving state now."""
-        serving = self._serving
+        service = self._service or self._starting
+        serving = service.serving if service else self._serving
         if self._service is not None:
             engine = self._service.engine
             serving = replace(serving, running=engine.running, waiting=engine.waiting)
-        return ClusterView(self.id, self._membership.nodes(), serving)
+        balance = self._balance if self._service else None
+        return ClusterView(self.id, self._membership.nodes(), serving, balance.advice if balance else "")
 
     async def changes(self) -> AsyncIterator[ClusterView]:
         """The view at once, on every change, and at least every second."""
@@ -154,25 +172,45 @@ class Head:
         self._serving = serving
         self._membership.changed.notify()
 
+    # --- plans --------------------------------------------------------------------------------------------------------
+
+    async def problem(self, model: str | Path | None, request: PlanRequest) -> Problem:
+        """The living cluster, measured, and a model (None: the one that serves), as the planner takes them."""
+        opened = await self._opened(model)
+        sizing = next(sizings(opened, request, self.settings))
+        return (await self._surveyor.survey(opened.spec, opened.config, sizing, measured=True)).problem
+
+    async def plan(self, model: str | Path | None, request: PlanRequest) -> Answer | Missing:
+        """Who would take which layers of a model (None: the one that serves), with times measured. Raises BadInput."""
+        await self._settle(1)
+        outcome = await decide(await self._opened(model), request, self.settings, self._surveyor, measured=True)
+        return outcome if isinstance(outcome, Missing) else outcome.answer
+
+    async def _opened(self, model: str | Path | None) -> Opened:
+        if model is None:
+            return self._service.opened if self._service else await open_model(self._last.model, self.settings)
+        return await open_model(model, self.settings)
+
     # --- loading ------------------------------------------------------------------------------------------------------
 
-    async def load(self, folder: Path | None = None, boundaries: tuple[int, ...] | None = None) -> None:
-        """Load a model folder, or the last one again; `boundaries` are the layers where stages meet.
+    async def load(self, model: str | Path | None = None, request: PlanRequest | None = None) -> None:
+        """Load a model (a folder, a known name, a hub id), or the last one again; `request` says who takes what.
 
-        What serves is unloaded once the folder has proved readable. Raises TogetherError; where nothing serves then,
-        the view has the cause, too.
+        What serves is unloaded once the model has proved readable and a plan for it is found. Raises TogetherError;
+        where nothing serves then, the view has the cause, too.
         """
-        wanted = (folder, boundaries) if folder is not None else self._last
+        usual = PlanRequest(strategy=self.settings.strategy)
+        wanted = (
+            self._last if model is None and request is None else Wanted(model or self._last.model, request or usual)
+        )
         async with self._loading:
             self._load_task = asyncio.current_task()
             try:
-                model = await self._open(*wanted)
-                self._last = wanted
-                await self._end_service()
-                await self._load(model)
+                await self._load(wanted)
             except TogetherError as error:
                 if self._service is None:
-                    self._show(replace(self._serving, state=ServingState.FAILED, cause=str(error), progress=0.0))
+                    name = self._serving.model or Path(wanted.model).name
+                    self._show(Serving(ServingState.FAILED, name, cause=str(error)))
                 raise
             finally:
                 self._load_task = None
@@ -182,57 +220,79 @@ class Head:
             await self._end_service()
             self._show(Serving())
 
-    async def _open(self, folder: Path, boundaries: tuple[int, ...] | None) -> Opened:
-        """Read what the head itself needs of a model. Raises BrokenModel, UnsupportedModel, BadPlan or BadSetting."""
-        if self._service is None:
-            self._show(Serving(ServingState.LOADING, folder.name))
-        spec = await asyncio.to_thread(read_spec, folder)
-        text = await asyncio.to_thread(TextModel.open, folder)
-        sizing = Sizing(min(self.settings.context, spec.context), self.settings.users, self._dtype(folder, spec))
-        return Opened(
-            spec, text, spec.ref(await asyncio.to_thread(folder.resolve)), sizing, _ranges(boundaries, spec.layers)
-        )
+    async def _load(self, wanted: Wanted) -> None:
+        self._step(Path(wanted.model).name, "reading the model")
+        opened = await open_model(wanted.model, self.settings)
+        self._last = wanted
+        await self._settle(max(1, self._wanted_local))
+        self._step(opened.ref.name, "measuring the machines")
+        speeds_count = wanted.request.strategy in NEED_SPEEDS or self._balance is not None
+        measured = speeds_count and self._surveyor.choices > 1
+        decision = await decide(opened, wanted.request, self.settings, self._surveyor, measured=measured)
+        if isinstance(decision, Missing):
+            raise NotEnoughMemory(missing_text(decision))
+        await self._put_in_service(opened, plan_of(decision), measured)
+        self._balance = Balance(decision) if measured else None
 
-    async def _load(self, model: Opened) -> None:
-        spec, text = model.spec, model.text
-        self._show(Serving(ServingState.LOADING, spec.name))
-        nodes = await self._nodes_with(model.ref, len(model.ranges) if model.ranges else 1)
-        plan = make_plan(spec, model.ref, nodes, model.sizing, model.ranges)
-        loader = RingLoader(self._membership, plan, self._inlets, self._own, self.settings.load_timeout)
-        self._show(Serving(ServingState.LOADING, spec.name, plan, loader.ring))
+    async def _put_in_service(self, opened: Opened, plan: Plan, measured: bool) -> None:
+        """By a change of plan where the same model serves: then open answers go on."""
+        service = self._service
+        if service is not None and service.serves(plan):
+            await service.change(plan, measured)
+            return
+        await self._end_service()
+        self._starting = Service(self._cluster(), opened, measured, self._membership.changed.notify)
         try:
-            await loader.load((), lambda done: self._show(replace(self._serving, progress=done)))
-            client = await loader.connect(spec.hidden_size)
-        except BaseException:
-            await loader.unload()
-            raise
-        engine = Engine(client, text.eos, self.settings.max_waiting, self.settings.step_timeout, spec.vocab_size)
-        self._service = Service(loader, client, engine, text, plan)
+            await self._starting.start(plan)
+            self._service = self._starting
+        finally:
+            self._starting = None
         self._ring_task = asyncio.create_task(self._serve(self._service))
-        self._show(replace(self._serving, state=ServingState.READY, progress=1.0))
 
-    def _dtype(self, folder: Path, spec: ModelSpec) -> Dtype:
-        if not self.settings.dtype:
-            return "fp32" if folder.resolve() == BUNDLED else spec.dtype
-        for dtype in DTYPES:
-            if dtype == self.settings.dtype:
-                return dtype
-        raise BadSetting(f"there is no dtype {self.settings.dtype!r}; choose one of {', '.join(DTYPES)}")
+    async def drain(self, name: str, back: bool = False) -> None:
+        """Give a node's layers to others, while answers go on, and give it none; `back`: it may have some again.
 
-    async def _nodes_with(self, model: ModelRef, least: int) -> tuple[NodeStatus, ...]:
-        """The living nodes that have the model, those on this machine first. Raises what the others answered."""
-        await self._settle(max(least, self._wanted_local))
-        nodes = [node for node in self._membership.living() if node.state is not NodeState.DRAINING]
+        Raises BadPlan for a name that no node has, NotEnoughMemory where the others have no room: then all stays.
+        """
+        node = next((node for node in self._membership.living() if name in (node.name, node.id)), None)
+        if node is None:
+            names = ", ".join(node.name for node in self._membership.living()) or "none"
+            raise BadPlan(f"there is no node {name}; there are: {names}")
+        if back:
+            self._surveyor.drained.discard(node.id)
+            return
+        self._surveyor.drained.add(node.id)
+        try:
+            if any(stage.head == self.id for stage in node.stages):
+                await self.load(self._last.model, replace(self._last.request, strategy=self._usual(), layers=None))
+        except BaseException:
+            self._surveyor.drained.discard(node.id)
+            raise
+
+    def _usual(self) -> str:
+        """A split by hand names its nodes: another one is made by the usual rule."""
+        strategy = self._last.request.strategy
+        return self.settings.strategy if strategy in ("custom", "ratio") else strategy
+
+    def _cluster(self) -> Cluster:
+        return Cluster(self.settings, self._membership, self._surveyor, self._inlets, self._own, self._sources)
+
+    def _step(self, model: str, step: str) -> None:
+        """What goes on before a ring is there; what still serves is not hidden by it."""
+        if self._service is None:
+            self._show(Serving(ServingState.LOADING, model, step=step))
+
+    async def _sources(self, model: ModelRef) -> tuple[Source, ...]:
+        """Who has which units of the model: this machine, and every node that says so."""
+        nodes = self._membership.living()
+        own = await asyncio.to_thread(find_units, model, self.settings.home_path)
         calls = [self._membership.call(node.id, rpc.FIND_CALL, model) for node in nodes]
         answers = await asyncio.gather(*calls, return_exceptions=True)
-        refusals = [answer for answer in answers if isinstance(answer, BaseException)]
-        able = [node for node, answer in zip(nodes, answers, strict=True) if not isinstance(answer, BaseException)]
-        if len(able) < least:
-            if refusals:
-                raise refusals[0]
-            raise NotServing(f"{len(able)} of {least} needed nodes are here; start one with: python3 launch.py node")
-        own = self._own.addresses
-        return tuple(sorted(able, key=lambda node: (node.endpoint.addresses != own, node.name, node.id)))
+        found = [Source(self._own, tuple(sorted(own.units)))] if own.units else []
+        for node, answer in zip(nodes, answers, strict=True):
+            if isinstance(answer, Holding) and answer.units:
+                found.append(Source(node.endpoint, answer.units))
+        return tuple(found)
 
     async def _settle(self, least: int) -> None:
         """Wait for the nodes that are surely coming, then a moment for others."""
@@ -250,77 +310,45 @@ class Head:
     async def chat(self, request: ChatRequest) -> AsyncGenerator[Piece, None]:
         """The answer in pieces; closing it cancels. Raises NotServing, QueueFull or BadRequest at the first step."""
         service = self._service
-        if service is None:
+        if service is None or service.serving.state is not ServingState.READY:
             raise NotServing(self._why_not())
         generate = GenerateRequest(
-            service.text.prompt_ids(request.messages), request.sampling, request.max_tokens, request.stop
+            service.opened.text.prompt_ids(request.messages), request.sampling, request.max_tokens, request.stop
         )
-        async with aclosing(generate_text(service.engine, service.text, generate)) as pieces:
+        async with aclosing(generate_text(service.engine, service.opened.text, generate)) as pieces:
             async for piece in pieces:
                 yield piece
 
     def _why_not(self) -> str:
-        serving = self._serving
+        serving = self.view().serving
         if serving.state is ServingState.LOADING:
             return f"{serving.model} is being loaded ({serving.progress:.0%}); try again in a moment"
-        if serving.state is ServingState.FAILED:
+        if serving.state is ServingState.RECOVERING:
+            return (
+                f"{serving.model} lost a part of its ring and is being mended ({serving.cause}); try again in a moment"
+            )
+        if serving.state in (ServingState.FAILED, ServingState.WAITING):
             return serving.cause
         return "no model is loaded; load one on the page or start with: python3 launch.py up --model FOLDER"
 
     async def _serve(self, service: Service) -> None:
-        """Run the engine until it is closed or the ring breaks; then free what is left of the ring."""
-        watcher = asyncio.create_task(self._watch_ring(service))
         try:
-            await service.engine.run()
-        except RingBroken as error:
-            log.warning("%s", error)
-            await self._lose(service, str(error))
+            await service.run()
         except Exception:  # a bug of ours: whoever waits was told, the model can be loaded again
             log.exception("the engine failed")
-            await self._lose(
-                service, "the engine stopped by an error of its own; see the log, then load the model again"
-            )
-        finally:
-            watcher.cancel()
-
-    async def _lose(self, service: Service, cause: str) -> None:
-        self._service = None
-        self._show(replace(self._serving, state=ServingState.FAILED, cause=cause, progress=0.0))
-        await service.client.close()
-        await service.loader.unload()
-
-    async def _watch_ring(self, service: Service) -> None:
-        changed = self._membership.changed
-        while True:
-            seen = changed.version
-            if trouble := service.loader.trouble():
-                service.client.fail(trouble)
-                return
-            if link := service.loader.broken_link():
-                await asyncio.sleep(CAUSE_WITHIN)
-                service.client.fail(service.loader.trouble() or link)
-                return
-            await changed.wait(seen, timeout=1.0)
+            cause = "the engine stopped by an error of its own; see the log, then load the model again"
+            self._service = None
+            self._show(replace(service.serving, state=ServingState.FAILED, cause=cause, progress=0.0))
+            await service.close()
 
     async def _end_service(self) -> None:
         """Returns when the stages are gone, also those of a ring that broke a moment ago."""
         service, self._service = self._service, None
-        if service is not None:
-            service.engine.close()
-            await service.client.close()
-            await service.loader.unload()
-        if self._ring_task is not None:
+        if self._ring_task is not None:  # first, so that nothing is mended while it is taken apart
+            self._ring_task.cancel()
             await asyncio.gather(self._ring_task, return_exceptions=True)
             self._ring_task = None
+        if service is not None:
+            self._serving = Serving()
+            await service.close()
         await self._membership.end_strays("")
-
-
-def _ranges(boundaries: tuple[int, ...] | None, layers: int) -> tuple[LayerRange, ...] | None:
-    """Cut points → ranges: (4,) of 8 layers is 0:4 and 4:8. Raises BadPlan."""
-    if not boundaries:
-        return None
-    points = (0, *boundaries, layers)
-    try:
-        return tuple(LayerRange(start, stop) for start, stop in pairwise(points))
-    except ValueError:
-        raise BadPlan(f"the boundaries {boundaries} do not rise from 1 to {layers - 1}") from None

@@ -10,11 +10,28 @@ from together.types import Sampling
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """A finished request's measurements, in seconds."""
+    """A finished request's measurements, in seconds: `queued`, `first_token` and `total` since it was asked.
 
-    queued: float = 0.0
+    `queued`, `compute`, `waiting`, `network` and `overhead` are all of `total`: what happened meanwhile for others only
+    is not in `compute` but in `waiting`, and of frames that travelled at once each moment counts once.
+    """
+
+    queued: float = 0.0  # until its first row left
     first_token: float = 0.0
     total: float = 0.0
+    compute: tuple[float, ...] = ()  # in each stage
+    waiting: float = 0.0  # in stages, until they were free
+    network: float = 0.0  # between stages and head
+    overhead: float = 0.0  # in the head, between an answer and the next frame
+    tokens: int = 0  # of the answer
+    reused_tokens: int = 0  # of the prompt, that did not have to be computed
+    link_bytes: int = 0  # of its hidden states, over all links between stages
+
+    @property
+    def tokens_per_s(self) -> float:
+        """While it was answering; 0 for an answer of one token."""
+        spent = self.total - self.first_token
+        return (self.tokens - 1) / spent if self.tokens > 1 and spent > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)

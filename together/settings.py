@@ -37,6 +37,8 @@ class Settings:
     backend: str = ""  # torch, mlx or checksum; "" picks what fits this machine
     dtype: str = ""  # fp32, bf16, fp16; "" is fp32 for the bundled model, else the checkpoint's own
     memory: str = ""  # what a node may grant, as "8GB"; "" is all that is free, less a reserve
+    strategy: str = "recommend"  # who takes which layers, where nobody says: see `together plan`
+    balance: bool = False  # move layers by itself when machines became faster or slower than planned
     context: int = 8192  # tokens a plan is sized for, at most the model's own context
     users: int = 4  # people at once a plan is sized for
     max_waiting: int = 256  # requests in the queue before 429
@@ -75,7 +77,14 @@ def load_settings(environment: Mapping[str, str] | None = None, **overrides: obj
     return Settings(**values)  # type: ignore[arg-type]  # each value was converted to its field's type
 
 
+_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
 def _convert(key: str, text: str, kind: type) -> object:
+    if kind is bool:
+        if text.strip().lower() not in _BOOLEANS:
+            raise BadSetting(f"{key}={text!r} is not yes or no")
+        return _BOOLEANS[text.strip().lower()]
     try:
         return kind(text)
     except ValueError:

@@ -170,6 +170,7 @@ class StageTiming:
 
     compute_ms: float
     wait_ms: float
+    sequences: int = 0  # whose tokens it holds after the step; the head's own books say how many it should be
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +345,7 @@ class StageStatus:
     capacity: int = 0  # KV tokens the shard can hold, in whole blocks
     block: int = 1  # tokens per KV block
     rewind: int | None = None  # None: unbounded
+    broken_epoch: int = -1  # the epoch in which its link to the next stage broke, while READY
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,6 +451,7 @@ class ServingState(StrEnum):
     WAITING = "WAITING"  # a model was asked for, nodes that could run it are not there yet
     LOADING = "LOADING"
     READY = "READY"
+    RECOVERING = "RECOVERING"  # a part of the ring was lost; open answers wait, and go on
     FAILED = "FAILED"  # with a cause; load again
 
 
@@ -460,6 +463,7 @@ class Serving:
     model: str = ""
     plan: Plan | None = None
     ring: str = ""
+    step: str = ""  # what goes on while LOADING, in words
     progress: float = 0.0
     cause: str = ""
     running: int = 0
@@ -473,3 +477,4 @@ class ClusterView:
     head: str
     nodes: tuple[NodeStatus, ...] = ()
     serving: Serving = Serving()
+    advice: str = ""  # a better plan than the one that serves, as a sentence; empty where there is none

@@ -1,4 +1,5 @@
-// Fills the header and the node table from /events. Names come from other machines: they are set as text, never as HTML.
+// Fills the header and the node table from /events, and tells split.js of every view.
+// Names come from other machines: they are set as text, never as HTML.
 (() => {
   "use strict";
   const SILENCE_MS = 5000; // the head sends something every second
@@ -24,12 +25,16 @@
     return element("div", "meter", fill);
   };
 
+  const shared = { element, meter, percent, view: () => view, onDraw: [] }; // for split.js
+  window.together = shared;
+
   // --- header --------------------------------------------------------------------------------------------------------
   const sentence = ({ serving, reason }) => {
     if (serving.state !== "READY") return reason ? reason[0].toUpperCase() + reason.slice(1) : "";
     const stages = serving.plan ? serving.plan.stages.length : 0;
     const load = serving.waiting ? `, ${serving.waiting} waiting` : "";
-    return `${stages} stage${stages === 1 ? "" : "s"} · ${serving.running} answering${load}`;
+    const step = serving.step ? ` · ${serving.step}` : ""; // a change of plan goes on while people chat
+    return `${stages} stage${stages === 1 ? "" : "s"} · ${serving.running} answering${load}${step}`;
   };
 
   const segment = (stage, index, { nodes, serving }) => {
@@ -61,7 +66,7 @@
       pill(serving.state),
       element("span", `link ${connected ? "live" : "gone"}`, connected ? "live" : "disconnected"));
     const text = connected ? sentence(state) : "The app does not answer. Is it still running?";
-    const loading = connected && serving.state === "LOADING" ? meter(serving.progress) : null;
+    const loading = connected && ["LOADING", "RECOVERING"].includes(serving.state) ? meter(serving.progress) : null;
     return [title, element("div", `sentence ${serving.state.toLowerCase()}`, text), loading, layerBar(state)];
   };
 
@@ -111,6 +116,7 @@
     places.header.replaceChildren(...header(state, connected).filter(Boolean));
     places.nodes.replaceChildren(...nodes(state));
     places.nodes.classList.toggle("stale", !connected);
+    for (const listener of shared.onDraw) listener(connected);
   };
 
   const connect = () => {

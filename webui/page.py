@@ -1,6 +1,6 @@
 """The page's layout and its place on the head's app. Does not know what the buttons do (`answers`) nor draws the nodes.
 
-Header and node table are two empty elements that `page.js` fills from `/events`.
+Header and node table are two empty elements that `page.js` fills from `/events`; the Split panel is `split_controls`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from fastapi import FastAPI
 from together.api.port import HeadPort
 from webui.answers import Answers
 from webui.presets import PRESETS
+from webui.split_controls import split_panel
 
 HERE = Path(__file__).parent
 SYSTEM_FONTS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
+SCRIPTS = ("page.js", "split.js")  # in this order: the second uses the first
 MONO_FONTS = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
 
@@ -40,7 +42,7 @@ def mount(app: FastAPI, head: HeadPort) -> FastAPI:
         show_error=False,
         theme=_theme(),
         css=(HERE / "page.css").read_text("utf-8"),
-        head=f"<script>{(HERE / 'page.js').read_text('utf-8')}</script>",
+        head="".join(f"<script>{(HERE / name).read_text('utf-8')}</script>" for name in SCRIPTS),
     )
     return mounted
 
@@ -57,7 +59,11 @@ def build(head: HeadPort) -> gr.Blocks:
                 chat = _chat()
             with gr.Column(scale=2, min_width=260, elem_id="settings-column"):
                 settings = _settings()
-        gr.HTML(_slot("nodes"), elem_id="cluster-nodes", apply_default_css=False)
+        with gr.Row(elem_id="cluster", equal_height=False):
+            with gr.Column(scale=5, min_width=420, elem_id="nodes-column"):
+                gr.HTML(_slot("nodes"), elem_id="cluster-nodes", apply_default_css=False)
+            with gr.Column(scale=5, min_width=420, elem_id="split-column"):
+                split_panel(page, head, _EVENT)
         _connect(answers, chat, settings)
         load_again.click(answers.load_again, None, chat.notice, **_EVENT)
     page.queue(default_concurrency_limit=None, max_size=None, api_open=False)

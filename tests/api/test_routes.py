@@ -96,8 +96,9 @@ def test_the_page_tells_nothing_of_its_users(real_app: RealApp) -> None:
     [
         ("nodes", {"action": "explode"}, "action"),
         ("nodes", {}, "action"),
-        ("load", {"folder": 5}, "folder"),
-        ("load", {"boundaries": ["x"]}, "boundaries.0"),
+        ("load", {"model": 5}, "model"),
+        ("load", {"users": 0}, "users"),
+        ("plan", {"context": "long"}, "context"),
         ("load", {"unknown": 1}, "unknown"),
     ],
 )

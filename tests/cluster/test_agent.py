@@ -16,7 +16,7 @@ from tests.support.cluster import Node, call, status_of, until, watch
 from together.errors import BadPlan, BadSetting, BrokenModel, NotEnoughMemory
 from together.ring import rpc, wire
 from together.settings import Settings
-from together.types import Caller, Endpoint, NodeState, RingName, StageState
+from together.types import Caller, Endpoint, Holding, NodeState, RingName, StageState
 
 MEGABYTE = 10**6
 
@@ -79,28 +79,43 @@ async def test_an_unknown_device_is_refused_with_what_there_is(node: Node, toy: 
         await call(node, rpc.LOAD_CALL, make_order(toy, device="cuda:3"))
 
 
-async def test_another_version_of_the_model_is_refused_with_both_fingerprints(node: Node, toy: Path) -> None:
+async def test_another_version_of_the_model_fails_with_both_fingerprints(
+    node: Node, settings: Settings, toy: Path
+) -> None:
     order = make_order(toy)
-    with pytest.raises(BrokenModel, match=f"another version of model: {order.model.fingerprint[:12]} there, f00"):
-        await call(node, rpc.LOAD_CALL, renamed(order, fingerprint="f00" * 8))
+    async with loaded(node, renamed(order, fingerprint="f00d" * 16)):
+        stage = await stage_when(node, settings, order, StageState.FAILED)
+        assert f"another version of model: {order.model.fingerprint[:12]} there, f00d" in stage.cause
+    assert await free_bytes(node, settings) == 1000 * MEGABYTE
 
 
-async def test_a_model_that_is_nowhere_is_refused_with_where_to_put_it(node: Node, toy: Path) -> None:
-    missing = renamed(make_order(toy), path="/no/such/folder", name="nowhere").model
-    with pytest.raises(BrokenModel, match="does not have nowhere; put its folder at /no/such/folder"):
-        await call(node, rpc.FIND_CALL, missing)
+async def test_a_model_that_is_nowhere_fails_with_where_to_put_it(node: Node, settings: Settings, toy: Path) -> None:
+    order = renamed(make_order(toy), path="/no/such/folder", name="nowhere", fingerprint="f00d" * 16)
+    assert await call(node, rpc.FIND_CALL, order.model) == Holding()
+    async with loaded(node, order) as answer:
+        assert answer.state is StageState.LOADING
+        stage = await stage_when(node, settings, order, StageState.FAILED)
+        assert "does not have nowhere; put its folder at /no/such/folder" in stage.cause
 
 
 async def test_a_model_in_the_users_models_folder_is_found(node: Node, settings: Settings, toy: Path) -> None:
     folder = make_checksum_model(settings.home_path / "models" / "lab" / "toy", seed=9)
     order = renamed(make_order(folder), path="/no/such/folder", name="lab/toy")
-    assert (await call(node, rpc.FIND_CALL, order.model)).path == str(folder)
+    found = await call(node, rpc.FIND_CALL, order.model)
+    layers = [f"layer-{layer:05d}.safetensors" for layer in range(4)]
+    assert found == Holding(str(folder), ("embed.safetensors", "head.safetensors", *layers, "norm.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["../../model", "..", "a/../b", "/etc", "a\x00b", "<img onerror=alert(1)>"])
 async def test_names_that_leave_the_models_folder_find_nothing(node: Node, toy: Path, name: str) -> None:
-    with pytest.raises(BrokenModel, match="does not have"):
-        await call(node, rpc.FIND_CALL, renamed(make_order(toy), path="", name=name).model)
+    order = renamed(make_order(toy), path="", name=name, fingerprint="f00d" * 16)
+    assert await call(node, rpc.FIND_CALL, order.model) == Holding()
+
+
+@pytest.mark.parametrize("fingerprint", ["", "../../model", "f00", "F00D" * 16])
+async def test_what_is_no_fingerprint_is_refused(node: Node, toy: Path, fingerprint: str) -> None:
+    with pytest.raises(BrokenModel, match="is not a model's fingerprint"):
+        await call(node, rpc.FIND_CALL, renamed(make_order(toy), path="", fingerprint=fingerprint).model)
 
 
 @pytest.mark.parametrize(

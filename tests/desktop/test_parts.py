@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,12 +13,13 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.support.checksum import make_checksum_model
-from together.desktop.arguments import boundaries_of, check_model, endpoint_of
+from together.desktop.arguments import endpoint_of, model_of, request_of, saved_plan
 from together.desktop.cli import main
 from together.desktop.client import find_running
 from together.desktop.lock import AppLock, read_announced
 from together.desktop.menu import Actions, items, run_menu
-from together.errors import AppError, BadPlan, BadSetting
+from together.errors import AppError, BadInput, BadSetting
+from together.settings import Settings
 from together.types import Endpoint
 
 # --- lock -------------------------------------------------------------------------------------------------------------
@@ -70,18 +72,32 @@ def test_peers() -> None:
 
 
 def test_layers_are_checked_against_the_model(tmp_path: Path) -> None:
-    folder = make_checksum_model(tmp_path / "toy", layers=4)
-    assert boundaries_of(None, folder) is None
-    assert boundaries_of("0:4", folder) == ()
-    assert boundaries_of("0:1,1:3,3:4", folder) == (1, 3)
+    folder = str(make_checksum_model(tmp_path / "toy", layers=4))
+    assert request_of(folder, "uniform").strategy == "uniform"
+    for right in ("0:4", "0:1,1:3,3:4", "anna=0:1,berta=1:4", "0-0,1-3"):
+        request = request_of(folder, "uniform", layers=right)
+        assert (request.strategy, request.layers) == ("custom", right)
     for wrong in ("0:2", "0:2,2:5", "0:2,3:4", "0:2,1:4", "1:4", "x", "2:0", ""):
-        with pytest.raises(BadPlan, match="--layers"):
-            boundaries_of(wrong, folder)
+        with pytest.raises(BadInput, match="--layers"):
+            request_of(folder, "uniform", layers=wrong)
 
 
 def test_a_folder_without_a_model_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match=r"config\.json"):
-        check_model(tmp_path)
+        model_of(str(tmp_path), Settings(home=str(tmp_path)))
+
+
+def test_a_saved_plan_is_what_layers_takes(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    stages = [{"node": "anna", "start": 0, "stop": 3}, {"node": "berta", "start": 3, "stop": 4}]
+    file.write_text(json.dumps({"stages": stages, "context": 1024, "users": 2}))
+    assert saved_plan(file) == ("anna=0:3,berta=3:4", 1024, 2)
+    for wrong in ("", "[]", '{"error": "nothing fits"}', '{"stages": [{"node": "a"}]}'):
+        file.write_text(wrong)
+        with pytest.raises(BadSetting, match="is not what together plan --json writes"):
+            saved_plan(file)
+    with pytest.raises(BadSetting, match=r"none\.json"):
+        saved_plan(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize(
@@ -89,8 +105,8 @@ def test_a_folder_without_a_model_is_refused_before_anything_starts(tmp_path: Pa
     [
         (["status"], "not running"),
         (["stop"], "not running"),
-        (["up", "--model", "nowhere"], "config.json"),
-        (["--model", "nowhere"], "config.json"),  # up is the default
+        (["up", "--model", "nowhere/at/all"], "nowhere/at/all"),
+        (["--model", "nowhere/at/all"], "nowhere/at/all"),  # up is the default
         (["node", "--peer", "x"], "host:port"),
         (["status", "--log-level", "LOUD"], "LOUD"),
     ],

@@ -65,6 +65,7 @@ async def serving(engine: Engine) -> AsyncIterator[None]:
 async def at_rest(engine: Engine, ring: LoopbackRing) -> None:
     """Nothing runs, and no stage holds a token."""
     await until(lambda: not (engine.running or engine.waiting or ring.in_flight))
+    engine.drop_cache()
     await until(lambda: not any(_held(shard) for shard in ring.shards))
 
 

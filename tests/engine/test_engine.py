@@ -15,7 +15,8 @@ from tests.engine.rings import LAYERS, at_rest, collect, expected, loads, servin
 from tests.support.checksum import VOCABULARY, make_checksum_model
 from tests.support.loopback import LoopbackRing, chain_step
 from together.engine.engine import Engine, TokenStream
-from together.engine.scheduler import Limits, Scheduler, Sequence
+from together.engine.scheduler import Scheduler
+from together.engine.sequence import Limits, Sequence
 from together.errors import BadRequest, ContextTooLong, NotServing, QueueFull, RingBroken
 from together.requests import GenerateRequest
 from together.types import Frame, Sampling

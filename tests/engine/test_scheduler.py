@@ -4,65 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from together.engine.scheduler import ATTEMPTS, HEADROOM, Event, Limits, Scheduler, Sequence
+from tests.engine.frames import EOS, answered, next_frame, request, rows, scheduler, start_decoding, step
+from together.engine.scheduler import ATTEMPTS, HEADROOM, Scheduler
+from together.engine.sequence import Event, Sequence
 from together.errors import ContextTooLong, QueueFull, RingBroken
-from together.requests import GenerateRequest
-from together.types import Batch, Failure, Frame, RowResult, Sampled, Sampling
-
-EOS = 99
-
-
-def scheduler(
-    stages: int = 2, capacity: int = 4096, block: int = 16, context: int = 2048, chunk: int = 64, max_waiting: int = 100
-) -> Scheduler:
-    return Scheduler(Limits(stages, capacity, block, context, chunk), frozenset((EOS,)), max_waiting)
-
-
-def request(length: int, max_tokens: int | None = 1000, start: int = 1, ignore_eos: bool = False) -> GenerateRequest:
-    return GenerateRequest(
-        tuple(range(start, start + length)), Sampling(0.0), max_tokens=max_tokens, ignore_eos=ignore_eos
-    )
-
-
-def answered(frame: Frame, token: int = 7, refuse: tuple[int, ...] = ()) -> Frame:
-    """The ring's answer: `token` for every row that samples; a refusal for the sequences in `refuse`."""
-    results = tuple(
-        RowResult(row.sequence, row.position, refusal="cache full")
-        if row.sequence in refuse
-        else RowResult(row.sequence, row.position, (Sampled(token),) if row.sample else ())
-        for row in frame.batch.rows
-    )
-    return Frame(frame.step, frame.batch, results=results)
-
-
-def next_frame(found: Scheduler) -> Frame:
-    frame = found.schedule()
-    assert frame is not None
-    return frame
-
-
-def step(found: Scheduler, token: int = 7) -> tuple[Event, ...]:
-    """One frame there and back."""
-    return found.commit(answered(next_frame(found), token))
-
-
-def rows(frame: Frame) -> list[tuple[int, int, int, bool]]:
-    """(sequence, position, tokens, samples) of each row."""
-    return [(row.sequence, row.position, len(row.token_ids), row.sample is not None) for row in frame.batch.rows]
-
-
-def start_decoding(found: Scheduler, *lengths: int, max_tokens: int | None = 1000) -> list[Sequence]:
-    """Sequences whose prompts are in the caches and whose first token is known."""
-    sequences = [found.submit(request(length, max_tokens)) for length in lengths]
-    frames: list[Frame] = []
-    while not all(sequence.decoding for sequence in sequences):
-        while frame := found.schedule():
-            frames.append(frame)
-        found.commit(answered(frames.pop(0)))
-    for frame in frames:
-        found.commit(answered(frame))
-    return sequences
-
+from together.types import Batch, Failure, Frame
 
 # --- frames -----------------------------------------------------------------------------------------------------------
 
@@ -142,15 +88,12 @@ def test_one_lane_all_decode_rows_travel_together() -> None:
     start_decoding(found, 3)
     decode = next_frame(found)
     late = found.submit(request(4))
-    prompt = next_frame(found)  # a prompt does not wait for the lane
-    assert rows(prompt) == [(2, 0, 4, True)]
+    assert found.schedule() is None  # the newcomer's prompt joins the lane instead of delaying it
     found.commit(answered(decode))
-    decode = next_frame(found)
-    assert rows(decode) == [(1, 4, 1, True)]
-    found.commit(answered(prompt))
+    both = next_frame(found)
+    assert rows(both) == [(1, 4, 1, True), (2, 0, 4, True)]
+    found.commit(answered(both))
     assert late.decoding
-    assert found.schedule() is None  # the newcomer waits for the lane instead of making a second one
-    found.commit(answered(decode))
     assert sorted(row.sequence for row in next_frame(found).batch.rows) == [1, 2]
 
 
@@ -437,7 +380,6 @@ def test_replay_starts_every_live_sequence_again_in_order() -> None:
     found = scheduler(chunk=8)
     start_decoding(found, 3, 3)
     found.submit(request(20))
-    next_frame(found)
     next_frame(found)
     found.replay()
     assert found.unanswered == 0

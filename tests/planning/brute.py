@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 from math import inf
 
@@ -51,6 +51,7 @@ def holds(problem: Problem, node: NodeProfile, start: int, stop: int) -> bool:
     need += (stop - start) * model.kv_bytes_per_token_per_layer * problem.users * problem.context
     need += model.embed_bytes if start == 0 else 0
     need += model.head_bytes if stop == model.layers else 0
+    need -= model.tied_bytes if stop - start == model.layers else 0
     assert node.free_bytes is not None
     return need <= node.free_bytes - node.reserve_bytes
 
@@ -82,6 +83,7 @@ def brute_force(problem: Problem) -> dict[int, Best]:
                         node.ms_per_stage + (stop - start) * node.ms_per_layer
                         for node, start, stop in zip(order, cut, cut[1:], strict=False)
                     ]
+                    times[-1] += order[-1].ms_per_head
                     token = sum(times) + latency
                     options.append((max(token / problem.users, max(times)), token))
         if options:
@@ -92,7 +94,10 @@ def brute_force(problem: Problem) -> dict[int, Best]:
 
 
 def random_problem(seed: int, nodes: int = 5, layers: int = 10) -> Problem:
-    """Up to so many nodes and layers; half of them count bytes, half of those have layers of different size."""
+    """Up to so many nodes and layers; half of them count bytes, half of those have layers of different size.
+
+    Half of all have nodes that need time for the LM head, half have a tied embedding.
+    """
     chance = random.Random(seed)
     count, depth = chance.randint(1, nodes), chance.randint(1, layers)
     by_bytes, unequal = chance.random() < 0.6, chance.random() < 0.5
@@ -120,4 +125,11 @@ def random_problem(seed: int, nodes: int = 5, layers: int = 10) -> Problem:
         elif kind < 0.75:
             links.append(Link(a.name, b.name, None))
     head = chance.choice((None, *(node.name for node in profiles)))
-    return Problem(model, profiles, tuple(links), chance.choice((1.0, 25.0)), head, users, context, 0.0)
+    hop_ms = chance.choice((1.0, 25.0))
+    if chance.random() < 0.5:
+        profiles = tuple(
+            replace(node, ms_per_head=chance.choice((0.0, 3.0, chance.uniform(0, 40)))) for node in profiles
+        )
+    if chance.random() < 0.5:
+        model = replace(model, tied_bytes=min(model.embed_bytes, model.head_bytes))
+    return Problem(model, profiles, tuple(links), hop_ms, head, users, context, 0.0)

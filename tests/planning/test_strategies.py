@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from together.errors import BadPlan
-from together.planning.explain import explain, explain_left_out, explain_tolerance
+from together.planning.explain import explain, explain_left_out, explain_rule, explain_tolerance
 from together.planning.missing import explain_missing
 from together.planning.network import Wish, network_of
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem, Share, Split
@@ -73,6 +73,30 @@ def test_by_compute() -> None:
     assert counts(by_compute(cluster(32, node("a"), node("b")))) == {"a": 16, "b": 16}
     assert counts(by_compute(cluster(32, node("a", 1), node("b", 3)))) == {"a": 24, "b": 8}
     assert counts(by_compute(cluster(32, node("a", 1, gb=20), node("b", 3)))) == {"a": 20, "b": 12}
+
+
+def test_by_compute_the_lm_head_counts_as_layers() -> None:
+    """Of 32 layers and a head worth 8, each has 20; who cannot even have the head in its time gets nothing."""
+    heads = tuple(replace(node(name), ms_per_head=8.0) for name in "ab")
+    assert counts(by_compute(cluster(32, *heads))) == {"a": 20, "b": 12}
+    slow = (replace(node("a"), ms_per_head=2.0), node("b"), replace(node("c"), ms_per_head=90.0))
+    assert counts(by_compute(cluster(32, *slow))) == {"a": 16, "b": 16}
+    assert counts(by_compute(cluster(32, slow[2], slow[1], slow[0]))) == {"c": 12, "b": 11, "a": 9}
+
+
+def test_mixed_counts_the_lm_head_by_half() -> None:
+    assert counts(mixed(cluster(32, *(replace(node(name), ms_per_head=8.0) for name in "ab")))) == {"a": 18, "b": 14}
+
+
+def test_a_single_stage_by_memory_counts_a_tied_embedding_once() -> None:
+    problem = cluster(4, node("a", gb=6), embed_bytes=2 * GB, head_bytes=2 * GB, tied_bytes=2 * GB)
+    assert wrong(problem, by_memory(problem)) == []
+    assert [kind for kind, _ in wrong(*_untied(problem))] == ["memory"]
+
+
+def _untied(problem: Problem) -> tuple[Problem, Split]:
+    untied = replace(problem, model=replace(problem.model, tied_bytes=0))
+    return untied, by_memory(untied)
 
 
 def test_mixed_lies_between() -> None:
@@ -188,6 +212,28 @@ def test_why_each_node_has_its_layers_and_one_was_left_out() -> None:
         "Laptop": "Laptop left out: it would make each token 4.2 ms slower",  # 2 more, one layer 1.2 slower, a hop
         "Pi": "Pi left out: it has 0.5 GB to give, and one layer takes 1.0 GB",
     }
+
+
+def test_the_lm_head_is_named_where_it_takes_time() -> None:
+    problem = cluster(4, replace(node("a", 1, gb=3), ms_per_head=4.0), replace(node("b", 1.5, gb=3), ms_per_head=9.0))
+    split = recommend(problem)
+    assert split is not None
+    sentences = explain(problem, split)
+    assert [line.partition(" takes")[0] for line in sentences if "LM head" in line] == ["a"]
+    assert sentences[1].endswith("; as the last one it also has the LM head, 4.0 ms")
+    assert sentences[-1] == "a token takes 10.5 ms: 8.5 ms of computing and 2.0 ms on 2 hops"
+    ruled, _ = explain_rule(problem, split, "compute")
+    assert ruled[1] == "a takes 3 layers (1–3) by compute: 7.0 ms; as the last one it also has the LM head, 4.0 ms"
+
+
+def test_a_tied_embedding_is_not_missing_twice() -> None:
+    problem = cluster(4, node("a", gb=3), embed_bytes=GB, head_bytes=GB, tied_bytes=GB)
+    assert recommend(problem) is None
+    alone = replace(problem, nodes=(node("a", gb=1.5),))
+    assert explain_missing(alone).bytes == 5 * GB
+    assert "add a node with 5.0 GB free, or free as much on the others" in explain_missing(alone).suggestions
+    assert recommend(replace(problem, nodes=(node("a", gb=5),))) is not None
+    assert recommend(replace(problem, nodes=(node("a", gb=4.9),))) is None
 
 
 def test_why_a_faster_plan_was_passed_over() -> None:

@@ -123,6 +123,7 @@ stage_statuses = st.builds(
     capacity=large,
     block=small,
     rewind=st.none() | small,
+    broken_epoch=signed,
 )
 node_statuses = st.builds(
     NodeStatus,

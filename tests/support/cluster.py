@@ -27,6 +27,7 @@ import psutil
 from tests.support.checksum import expected_text
 from together.engine.text import TextModel
 from together.head import Head
+from together.planning.request import PlanRequest
 from together.requests import ChatRequest, Message
 from together.ring import rpc, wire
 from together.settings import Settings, load_settings
@@ -35,6 +36,11 @@ from together.types import Caller, Endpoint, NodeStatus, Sampling
 CHECKOUT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0  # seconds for a process to start on a busy machine
 GREEDY = Sampling(temperature=0.0)
+
+
+def by_hand(layers: str) -> PlanRequest:
+    """A split given as `--layers` takes it."""
+    return PlanRequest(strategy="custom", layers=layers)
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -48,6 +54,7 @@ def cluster_settings(home: Path, **overrides: object) -> Settings:
         "node_port": free_port_block(),
         "backend": "checksum",
         "memory": "1GB",
+        "strategy": "uniform",
         "context": 512,
         "users": 2,
         "heartbeat": 0.3,

@@ -29,7 +29,7 @@ def stage_step(shard: Shard, index: int, frame: Frame) -> Frame:
         return replace(frame, failure=Failure(f"node{index}", index, str(error)))
     refused = {result.sequence for result in output.results if result.refusal is not None}
     rows = tuple(row for row in frame.batch.rows if row.sequence not in refused)
-    timing = StageTiming((time.perf_counter() - started) * 1000.0, 0.0)
+    timing = StageTiming((time.perf_counter() - started) * 1000.0, 0.0, shard.sequences)
     return replace(
         frame,
         batch=Batch(rows, frame.batch.orders),

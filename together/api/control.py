@@ -1,27 +1,61 @@
-"""What `together stop`, the menu and a script may order: load, unload, nodes, shutdown. Answers this machine only."""
+"""What the command line, the menu and scripts may order: plan, load, nodes, shutdown. Answers this machine only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from together.api.errors import Forbidden
 from together.api.guard import is_local
 from together.api.port import HeadPort
 from together.api.streaming import read_body
 from together.errors import BadRequest
+from together.planning.answer import answer_json, answer_text, missing_json, missing_text
+from together.planning.cluster_json import problem_json
+from together.planning.missing import Missing
+from together.planning.request import PlanRequest
 
 
-class LoadOrder(BaseModel):
+class PlanOrder(BaseModel):
+    """A model (none: the one that serves) and how it is to be split; the words of `together plan`."""
+
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    folder: str | None = None
-    boundaries: list[int] | None = None
+    model: str | None = None
+    strategy: str | None = None
+    users: int | None = Field(None, ge=1)
+    context: int | None = Field(None, ge=1)
+    ratio: str | None = None
+    layers: str | None = None
+    max_memory_per_partition: str | None = None
+    tolerance: float | None = Field(None, ge=0)
+
+    def request(self, usual: str) -> PlanRequest:
+        """`usual` is the strategy where none is given; given layers are a custom split."""
+        return PlanRequest(
+            strategy=self.strategy or ("custom" if self.layers else usual),
+            users=self.users,
+            context=self.context,
+            ratio=self.ratio,
+            layers=self.layers,
+            max_memory=self.max_memory_per_partition,
+            tolerance=self.tolerance,
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.model_fields_set
+
+
+class DrainOrder(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    node: str
+    back: bool = False
 
 
 class NodesOrder(BaseModel):
@@ -36,19 +70,46 @@ async def _only_local(request: Request) -> None:
 
 
 def control_routes(head: HeadPort, shutdown: Callable[[], None]) -> APIRouter:
-    """`/control/load`, `unload`, `nodes` and `shutdown`."""
+    """`/control/load`, `unload`, `plan`, `cluster`, `nodes` and `shutdown`."""
     router = APIRouter(prefix="/control", dependencies=[Depends(_only_local)])
 
     @router.post("/load")
     async def load(request: Request) -> Response:
-        order = parse_order(LoadOrder, await read_body(request))
-        boundaries = None if order.boundaries is None else tuple(order.boundaries)
-        await head.load(None if order.folder is None else Path(order.folder), boundaries)
+        """An empty order loads the last model again, as it was."""
+        order = parse_order(PlanOrder, await read_body(request))
+        await (head.load() if order.is_empty else head.load(order.model, order.request(head.settings.strategy)))
+        return _done()
+
+    @router.post("/plan")
+    async def plan(request: Request) -> Response:
+        """As `together plan --json`: the plan, or `error`, `missing_layers` and so on; `text` is both for a person."""
+        order = parse_order(PlanOrder, await read_body(request))
+        outcome = await head.plan(order.model, order.request("recommend"))
+        if isinstance(outcome, Missing):
+            return JSONResponse({**missing_json(outcome), "text": missing_text(outcome)})
+        return JSONResponse({**answer_json(outcome), "text": answer_text(outcome)})
+
+    @router.post("/cluster")
+    async def cluster(request: Request) -> Response:
+        """The living cluster in the format of `together plan --cluster`."""
+        order = parse_order(PlanOrder, await read_body(request))
+        return JSONResponse(problem_json(await head.problem(order.model, order.request("recommend"))))
+
+    @router.post("/balance")
+    async def balance() -> Response:
+        """Move to the plan that the view advises."""
+        await head.rebalance()
         return _done()
 
     @router.post("/unload")
     async def unload() -> Response:
         await head.unload()
+        return _done()
+
+    @router.post("/drain")
+    async def drain(request: Request) -> Response:
+        order = parse_order(DrainOrder, await read_body(request))
+        await head.drain(order.node, order.back)
         return _done()
 
     @router.post("/nodes")

@@ -6,6 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
+from together.planning.answer import Answer
+from together.planning.missing import Missing
+from together.planning.problem import Problem
+from together.planning.request import PlanRequest
 from together.requests import ChatRequest, Piece
 from together.settings import Settings
 from together.types import ClusterView
@@ -25,11 +29,27 @@ class HeadPort(Protocol):
         """The view at once, on every change (at most about 5 a second), and at least every second."""
         ...
 
-    async def load(self, folder: Path | None = None, boundaries: tuple[int, ...] | None = None) -> None:
-        """Load a model folder, or the same model again; `boundaries` are the layers where stages meet."""
+    async def problem(self, model: str | Path | None, request: PlanRequest) -> Problem:
+        """The living cluster, measured, and a model (None: the one that serves), as the planner takes them."""
+        ...
+
+    async def plan(self, model: str | Path | None, request: PlanRequest) -> Answer | Missing:
+        """Who would take which layers of a model (None: the one that serves), or what is missing."""
+        ...
+
+    async def load(self, model: str | Path | None = None, request: PlanRequest | None = None) -> None:
+        """Load a model (a folder, a known name, a hub id), or the last one again; `request` says who takes what."""
         ...
 
     async def unload(self) -> None: ...
+
+    async def rebalance(self) -> None:
+        """Move to the plan that the view advises. Raises NotServing where it advises none."""
+        ...
+
+    async def drain(self, name: str, back: bool = False) -> None:
+        """Give a node's layers to others while answers go on, and give it none; `back`: it may have some again."""
+        ...
 
     def chat(self, request: ChatRequest) -> AsyncIterator[Piece]:
         """The answer in pieces; closing it cancels. Raises NotServing, QueueFull, BadRequest, ContextTooLong."""

@@ -154,7 +154,9 @@ def reason(serving: Serving) -> str:
         case ServingState.WAITING:
             return f"{serving.model} waits for nodes that can run it" + (f": {serving.cause}" if serving.cause else "")
         case ServingState.LOADING:
-            return f"{serving.model} is being loaded, {serving.progress:.0%} done"
+            return f"{serving.model} is being loaded ({serving.step or 'loading'}), {serving.progress:.0%} done"
+        case ServingState.RECOVERING:
+            return f"{serving.model} is being mended: {serving.cause}"
         case ServingState.FAILED:
             return serving.cause or f"{serving.model} could not be loaded"
         case ServingState.READY:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +16,11 @@ import grpc.aio
 
 from together import __version__
 from together.cluster.broadcast import Broadcast
-from together.cluster.finder import find_model
+from together.cluster.fetcher import Fetcher
+from together.cluster.finder import find_units
 from together.cluster.grants import Grants
+from together.cluster.profiling import Profiler
+from together.cluster.store_service import StoreService
 from together.cluster.supervisor import StageProcess
 from together.errors import BadSetting, LoadFailed, TogetherError
 from together.ring import rpc, wire
@@ -70,6 +73,15 @@ class Agent:
     _stages: dict[tuple[str, int], StageProcess] = field(default_factory=dict)
     _renewed: dict[str, float] = field(default_factory=dict)  # head → event loop time
     _peers: dict[Endpoint, float] = field(default_factory=dict)
+    _store: StoreService = field(init=False)
+    _fetcher: Fetcher = field(init=False)
+    _profiler: Profiler = field(init=False)
+
+    def __post_init__(self) -> None:
+        home = self.settings.home_path
+        self._store = StoreService(home)
+        self._fetcher = Fetcher(home, self.identity.name, lambda: self.identity.endpoint)
+        self._profiler = Profiler(self.identity.name, self.identity.machine, home, self.grants.devices)
 
     def handlers(self) -> dict[str, rpc.Handler]:
         return {
@@ -79,6 +91,10 @@ class Agent:
             rpc.RENEW: rpc.unary_handler(rpc.RENEW_CALL, self.renew),
             rpc.FIND: rpc.unary_handler(rpc.FIND_CALL, self.find),
             rpc.MEET: rpc.unary_handler(rpc.MEET_CALL, self.meet),
+            rpc.MEASURE: rpc.unary_handler(rpc.MEASURE_CALL, self._profiler.measure),
+            rpc.REACH: rpc.unary_handler(rpc.REACH_CALL, self._profiler.reach),
+            rpc.ECHO: rpc.unary_handler(rpc.ECHO_CALL, rpc.echo),
+            **self._store.handlers(),
         }
 
     def status(self) -> NodeStatus:
@@ -111,29 +127,30 @@ class Agent:
         return NodeState.IDLE
 
     async def load(self, order: StageOrder) -> StageStatus:
-        """Grant the memory and start the stage; its progress comes over Watch. The same order again changes nothing."""
-        name = (order.ring, order.slot)
-        stage = self._stages.get(name)
-        if stage is None:
-            folder = await self._folder(order.model)
-            stage = self._stages.get(name) or await self._start(order, folder)  # it may have come twice meanwhile
+        """Grant the memory and answer; the rest goes on in the background, and Watch tells of it.
+
+        First the layers are found or fetched, then the stage starts. The same order again changes nothing.
+        """
+        stage = self._stages.get((order.ring, order.slot)) or self._start(order)
         return stage.status
 
-    async def _start(self, order: StageOrder, folder: Path) -> StageProcess:
+    def _start(self, order: StageOrder) -> StageProcess:
         if self.draining:
             raise LoadFailed(f"node {self.identity.name} is draining and takes no new layers")
         self.grants.take(order)
         self._touch(order.head)
         first, last = self.identity.ports
-        launch = Launch(order, str(folder), self.identity.name, self.settings.host, (first + 1, last))
+        launch = Launch(order, "", self.identity.name, self.settings.host, (first + 1, last))
         stage = StageProcess(launch, self.identity.endpoint.addresses, self.changed.notify)
         self._stages[order.ring, order.slot] = stage
-        try:
-            await stage.start()
-        except OSError as error:
-            await self._end([(order.ring, order.slot)])
-            raise LoadFailed(f"node {self.identity.name} cannot start a process: {error}") from error
+        stage.begin(lambda progress: self._prepare(order, progress))
+        self.changed.notify()
         return stage
+
+    async def _prepare(self, order: StageOrder, progress: Callable[[int, int], None]) -> Path:
+        folder = await self._fetcher.fetch(order.model, order.stage.layers, order.sources, progress)
+        self._store.offer(order.model, folder)
+        return folder
 
     async def unload(self, ring: RingName) -> None:
         """End a ring's stages, or those slots; returns when the processes are gone. Another head's ring is refused."""
@@ -147,7 +164,12 @@ class Agent:
         self._touch(caller.head)
 
     async def find(self, model: ModelRef) -> Holding:
-        return Holding(str(await self._folder(model)))
+        """What is here of the model, and can be had from here from now on."""
+        found = await asyncio.to_thread(find_units, model, self.settings.home_path)
+        if found.folder is None:
+            return Holding()
+        self._store.offer(model, found.folder)
+        return Holding(str(found.folder), tuple(sorted(found.units)))
 
     async def meet(self, peer: Endpoint) -> None:
         """Another node introduces itself: heads that watch this one will look at that address."""
@@ -186,9 +208,6 @@ class Agent:
             self._stages.pop(name, None)
             self.grants.give_back(name)
         self.changed.notify()
-
-    async def _folder(self, model: ModelRef) -> Path:
-        return await asyncio.to_thread(find_model, model, self.settings.home_path, self.identity.name)
 
     def _touch(self, head: str) -> None:
         self._renewed[head] = asyncio.get_running_loop().time()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -101,14 +101,15 @@ class Membership:
             if isinstance(answer, BaseException):
                 log.warning("a lease was not renewed: %s", answer)
 
-    async def end_strays(self, ring: str) -> None:
-        """Unload this head's stages of other rings than `ring`: their node was out of reach when those rings ended.
+    async def end_strays(self, ring: str, slots: Collection[int] = ()) -> None:
+        """Unload this head's stages that are not those slots of `ring`: their node was out of reach when they ended.
 
-        Renewing counts for a head, not for a ring, so they would stay for ever.
+        Renewing counts for a head, not for a stage, so they would stay for ever.
         """
         mine = [(n.id, stage) for n in self.living() for stage in n.stages if stage.head == self.head]
-        strays = {(node, stage.ring) for node, stage in mine if stage.ring != ring}
-        calls = [self.call(node, rpc.UNLOAD_CALL, RingName(stray, self.head)) for node, stray in strays]
+        strays = [(node, stage) for node, stage in mine if stage.ring != ring or stage.slot not in slots]
+        names = [(node, RingName(stage.ring, self.head, (stage.slot,))) for node, stage in strays]
+        calls = [self.call(node, rpc.UNLOAD_CALL, name) for node, name in names]
         for answer in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(answer, BaseException):
                 log.warning("a forgotten stage was not ended: %s", answer)

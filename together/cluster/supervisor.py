@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
+from together.errors import TogetherError
 from together.ring.pipe import Event, Launch
 from together.types import Endpoint, StageState, StageStatus
 
@@ -26,6 +27,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 SHORT_WAITS = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "0"}
 LONGEST_LINE = 2**16  # bytes
 PATIENCE = 2.0  # seconds a process has to leave before it is killed
+SHOWN_EVERY = 0.2  # seconds: bytes come by the thousand pieces
+
+Prepare = Callable[[Callable[[int, int], None]], Awaitable[Path]]  # tells (bytes here, bytes to fetch); gives a folder
 
 
 async def spawn(*arguments: str, environment: dict[str, str] | None = None) -> asyncio.subprocess.Process:
@@ -78,6 +82,8 @@ class StageProcess:
         self._changed = changed
         self._process: asyncio.subprocess.Process | None = None
         self._followers: asyncio.Task[None] | None = None
+        self._preparing: asyncio.Task[None] | None = None
+        self._shown_at = 0.0  # event loop time
         self._last_words: deque[str] = deque(maxlen=20)
         self._starting = asyncio.Lock()  # a process that is just being made is waited for, then ended
         self._stopping = False
@@ -93,6 +99,10 @@ class StageProcess:
             memory_bytes=order.stage.memory_bytes,
         )
 
+    def begin(self, prepare: Prepare) -> None:
+        """In the background: wait until `prepare` has the model's folder, then start; a failure shows in the status."""
+        self._preparing = asyncio.create_task(self._prepare_and_start(prepare))
+
     async def start(self) -> None:
         """Nothing is started after `stop`. Raises OSError where the system gives no process."""
         async with self._starting:
@@ -105,13 +115,37 @@ class StageProcess:
         self._update(pid=self._process.pid)
 
     async def stop(self) -> None:
-        """End the process; returns when it is gone, so its memory is free."""
+        """End the process, or what prepares it; returns when it is gone, so its memory is free."""
         self._stopping = True
+        if self._preparing is not None:
+            if not self._starting.locked():
+                self._preparing.cancel()
+            await asyncio.wait([self._preparing])
         async with self._starting:
             if self._process is not None:
                 await end(self._process)
         if self._followers is not None:
             await self._followers
+
+    async def _prepare_and_start(self, prepare: Prepare) -> None:
+        try:
+            folder = await prepare(self._show_fetched)
+            self._launch = replace(self._launch, folder=str(folder))
+            await self.start()
+        except TogetherError as error:
+            self._update(state=StageState.FAILED, cause=str(error))
+        except OSError as error:
+            self._update(state=StageState.FAILED, cause=f"its process cannot be started: {error}")
+        except Exception as error:  # the outermost edge: nobody awaits this task's result
+            log.exception("a stage was not prepared")
+            self._update(state=StageState.FAILED, cause=f"{type(error).__name__}: {error}")
+
+    def _show_fetched(self, done: int, total: int) -> None:
+        now = asyncio.get_running_loop().time()
+        if done < total and now - self._shown_at < SHOWN_EVERY:
+            return
+        self._shown_at = now
+        self._update(fetched_bytes=done, fetch_bytes=total)
 
     def _update(self, **values: object) -> None:
         self.status = replace(self.status, **values)  # type: ignore[arg-type]
@@ -153,7 +187,7 @@ class StageProcess:
         elif event.kind == "failed":
             self._update(state=StageState.FAILED, cause=event.cause)
         elif event.kind == "broken":  # the stage lives; its head decides
-            self._update(cause=event.cause)
+            self._update(cause=event.cause, broken_epoch=event.epoch)
 
     def _epitaph(self, code: int) -> str:
         if code < 0:

@@ -22,6 +22,7 @@ from together.desktop.lock import AppLock
 from together.desktop.signals import stop_on_signals, stop_with_parent
 from together.errors import AppError, TogetherError
 from together.head import Head
+from together.planning.request import PlanRequest
 from together.settings import Settings
 from together.types import Endpoint, Serving, ServingState
 
@@ -35,8 +36,8 @@ FIRST_APP_WITHIN = 30.0  # seconds that another app may take from its lock to it
 class Options:
     """What `up` was told beside the settings. `model` None is the bundled one."""
 
-    model: Path | None = None
-    boundaries: tuple[int, ...] | None = None
+    model: str | None = None
+    request: PlanRequest | None = None
     local_nodes: int = 2
     peers: tuple[Endpoint, ...] = ()
     browser: bool = True
@@ -116,7 +117,7 @@ async def _live(
 
 async def _load(head: Head, options: Options) -> None:
     try:
-        await head.load(options.model, options.boundaries)
+        await head.load(options.model, options.request)
     except TogetherError:
         logger.debug("the first load failed", exc_info=True)  # the view has the cause: page and terminal show it
 
@@ -136,7 +137,7 @@ def _line(serving: Serving) -> str:
         case ServingState.EMPTY:
             return ""
         case ServingState.LOADING:
-            return f"loading {serving.model}"
+            return f"{serving.model}: {serving.step or 'loading'}"
         case ServingState.READY:
             stages = len(serving.plan.stages) if serving.plan else 0
             return f"ready: {serving.model} on {stages} stage{'' if stages == 1 else 's'}"

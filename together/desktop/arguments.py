@@ -1,13 +1,19 @@
-"""What stands behind an option, as our types: layers, peers, a model folder. Knows no command."""
+"""What stands behind an option, as our types: layers, peers, a saved plan. Knows no command."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from together.cluster.finder import BUNDLED
+from together.cluster.naming import resolve_model
 from together.errors import BadPlan, BadSetting
 from together.models.spec import read_spec
-from together.types import Endpoint, LayerRange
+from together.planning.request import PlanRequest, parse_layers
+from together.planning.validate import range_complaints
+from together.settings import Settings
+from together.types import Endpoint
 
 
 def endpoint_of(text: str) -> Endpoint:
@@ -19,25 +25,47 @@ def endpoint_of(text: str) -> Endpoint:
     return Endpoint((host,), int(port))
 
 
-def check_model(folder: Path | None) -> None:
-    """Raises BadSetting where no model can be, before anything starts."""
-    if folder is not None and not (folder / "config.json").is_file():
-        raise BadSetting(f"--model {folder}: there is no config.json in it; give the folder of a model")
-
-
-def boundaries_of(layers: str | None, folder: Path | None) -> tuple[int, ...] | None:
-    """`"0:3,3:8"` → (3,), checked against the model in `folder` (None: the bundled one). Raises BadPlan."""
-    if layers is None:
+def model_of(text: str | None, settings: Settings) -> str | None:
+    """`--model` as any process of ours understands it. Raises BadSetting where no model can be."""
+    if text is None:
         return None
+    found = resolve_model(text, settings.home_path)
+    return str(found.resolve()) if isinstance(found, Path) else text
+
+
+def request_of(
+    model: str | None,
+    usual: str,
+    strategy: str | None = None,
+    layers: str | None = None,
+    users: int | None = None,
+    context: int | None = None,
+) -> PlanRequest:
+    """How a model is to be split; `layers` are checked against the model where it is on this machine.
+
+    Raises BadPlan or BadSetting.
+    """
+    if layers is not None:
+        ranges = [part for part, _ in parse_layers(layers)]
+        folder = BUNDLED if model is None else Path(model)
+        if folder.is_dir():
+            wrong = range_complaints(ranges, read_spec(folder).layers)
+            if wrong:
+                raise BadPlan(f"--layers: {wrong[0]}")
+    return PlanRequest(
+        strategy=strategy or ("custom" if layers else usual), layers=layers, users=users, context=context
+    )
+
+
+def saved_plan(path: Path) -> tuple[str, int | None, int | None]:
+    """A file of `plan --json` as what `--layers` takes, with the context and users it was made for.
+
+    Raises BadSetting for anything else.
+    """
     try:
-        ranges = [LayerRange.parse(text) for text in layers.split(",")]
-    except ValueError as error:
-        raise BadPlan(f"--layers: {error}") from None
-    starts = [0, *(part.stop for part in ranges[:-1])]
-    for part, start in zip(ranges, starts, strict=True):
-        if part.start != start:
-            raise BadPlan(f"--layers: {part} must begin at {start}, so that no layer is left out or held twice")
-    model = read_spec(folder or BUNDLED)
-    if ranges[-1].stop != model.layers:
-        raise BadPlan(f"--layers ends at {ranges[-1].stop}, and {model.name} has {model.layers} layers")
-    return tuple(part.stop for part in ranges[:-1])
+        data: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+        stages = [(str(stage["node"]), int(stage["start"]), int(stage["stop"])) for stage in data["stages"]]
+        sizing = [data[key] if isinstance(data.get(key), int) else None for key in ("context", "users")]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadSetting(f"--plan {path} is not what together plan --json writes ({error})") from None
+    return ",".join(f"{node}={start}:{stop}" for node, start, stop in stages), sizing[0], sizing[1]

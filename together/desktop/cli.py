@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from together.types import Endpoint, NodeStatus
 
 DEFAULTS = Settings()
-COMMANDS = ("up", "node", "chat", "plan", "status", "stop", "bench")
+COMMANDS = ("up", "node", "chat", "plan", "load", "unload", "inspect", "models", "status", "stop", "doctor", "bench")
 
 app = typer.Typer(
     help="Several ordinary machines run one language model. Without a command: up.",
@@ -36,6 +36,16 @@ Peers = Annotated[list[str] | None, typer.Option("--peer", help="host:port of a 
 Backend = Annotated[str | None, typer.Option(help="torch, mlx or checksum  [default: what fits this machine]")]
 Memory = Annotated[str | None, typer.Option(help="What a node may use, as 8GB  [default: all that is free]")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs")]
+Strategy = Annotated[
+    str | None, typer.Option(help="recommend, uniform, memory, compute, mixed, ratio or custom  [default: recommend]")
+]
+Users = Annotated[int | None, typer.Option(min=1, help=f"People at once  [default: {DEFAULTS.users}, or what fits]")]
+Context = Annotated[
+    int | None, typer.Option(min=1, help=f"Tokens of each conversation  [default: {DEFAULTS.context}, or what fits]")
+]
+Layers = Annotated[
+    str | None, typer.Option(help="Layers of each stage, as studio=0:8,mini=8:16 or 0:8,8:16  [default: recommended]")
+]
 
 
 def main(arguments: list[str]) -> int:
@@ -62,7 +72,9 @@ def main(arguments: list[str]) -> int:
 
 @app.command()
 def up(
-    model: Annotated[Path | None, typer.Option(help="Model folder  [default: the bundled demo model]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder, name or hub id, as org/name  [default: the bundled demo model]")
+    ] = None,
     port: Annotated[
         int | None, typer.Option(help=f"Page and API, the next free one if taken  [default: {DEFAULTS.port}]")
     ] = None,
@@ -71,9 +83,10 @@ def up(
     local_nodes: Annotated[
         int | None, typer.Option(min=0, max=16, help="Nodes on this machine  [default: 2 for the demo model, else 1]")
     ] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="Layers of each stage, as 0:8,8:16  [default: equal parts]")
-    ] = None,
+    layers: Layers = None,
+    strategy: Strategy = None,
+    users: Users = None,
+    context: Context = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16  [default: the model's own]")] = None,
     backend: Backend = None,
     memory: Memory = None,
@@ -82,14 +95,19 @@ def up(
     log_level: LogLevel = None,
 ) -> None:
     """Start the app: page, API, and nodes on this machine."""
-    settings = _settings(port=port, host=host, dtype=dtype, backend=backend, memory=memory, log_level=log_level)
+    settings = _settings(
+        port=port, host=host, dtype=dtype, backend=backend, memory=memory, strategy=strategy, log_level=log_level
+    )
     _warn_if_open(settings)
     from together.desktop.app import Options, run_app
-    from together.desktop.arguments import boundaries_of, check_model
+    from together.desktop.arguments import model_of, request_of
 
-    check_model(model)
+    found = model_of(model, settings)
     nodes = local_nodes if local_nodes is not None else 2 if model is None else 1
-    options = Options(model, boundaries_of(layers, model), nodes, _endpoints(peer), browser, with_parent)
+    # The demo is there to show a ring: for its size alone one node would do.
+    usual = "uniform" if model is None and settings.strategy == DEFAULTS.strategy else settings.strategy
+    request = request_of(found, usual, strategy, layers, users, context)
+    options = Options(found, request, nodes, _endpoints(peer), browser, with_parent)
     run_app(settings, options, _say)
 
 
@@ -154,10 +172,13 @@ def chat(
 
 @app.command()
 def plan(
-    cluster: Annotated[Path | None, typer.Option(help="File that describes model, nodes and links")] = None,
-    strategy: Annotated[
-        str, typer.Option(help="recommend, uniform, memory, compute, mixed, ratio or custom")
-    ] = "recommend",
+    model: Annotated[
+        str | None, typer.Option(help="On the machines that are there: folder, name or hub id  [default: the served]")
+    ] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="Instead, a file that describes model, nodes and links; see status --save")
+    ] = None,
+    strategy: Strategy = None,
     users: Annotated[int | None, typer.Option(min=1, help="People at once  [default: what the file says]")] = None,
     context: Annotated[
         int | None, typer.Option(min=1, help="Tokens of each conversation  [default: what the file says]")
@@ -176,19 +197,86 @@ def plan(
     first_token: Annotated[float, typer.Option(min=0.001, help="Seconds to the first token it is sized for")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Who would take which layers of a model, and why: plan --cluster FILE."""
-    from together.desktop.plan import PlanRequest, run_plan
-    from together.planning.network import Wish
+    """Who would take which layers of a model, and why: on the living machines, or with --cluster on any."""
+    if cluster is None:
+        from together.desktop.arguments import model_of
+        from together.desktop.plan_live import LivePlan, run_live_plan
 
-    wished = Wish(wish, prompt, first_token)
-    request = PlanRequest(cluster, strategy, users, context, ratio, layers, max_memory, hidden_size, dtype, wished)
-    raise typer.Exit(run_plan(request, as_json))
+        settings = _settings()
+        asked = LivePlan(model_of(model, settings), strategy, users, context, ratio, layers, max_memory)
+        raise typer.Exit(run_live_plan(_running(settings), asked, as_json))
+    if model is not None:
+        raise BadSetting("--cluster FILE describes the model; leave --model out")
+    from together.desktop.plan import run_plan
+    from together.planning.network import Wish
+    from together.planning.request import PlanRequest
+
+    request = PlanRequest(
+        strategy=strategy or "recommend",
+        users=users,
+        context=context,
+        ratio=ratio,
+        layers=layers,
+        max_memory=max_memory,
+        hidden_size=hidden_size,
+        dtype=dtype,
+        wish=Wish(wish, prompt, first_token),
+    )
+    raise typer.Exit(run_plan(cluster, request, as_json))
 
 
 @app.command()
-def status(as_json: AsJson = False, log_level: LogLevel = None) -> None:
-    """What runs: model, stages, nodes."""
+def load(
+    model: Annotated[str, typer.Argument(help="Folder, name or hub id, as org/name")],
+    plan: Annotated[Path | None, typer.Option(help="A file of plan --json: who takes which layers")] = None,
+    strategy: Strategy = None,
+    layers: Layers = None,
+    users: Users = None,
+    context: Context = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Load a model in the running app, by the recommended plan or a given one."""
+    settings = _settings(log_level=log_level)
+    from together.desktop.arguments import model_of, saved_plan
+    from together.desktop.loading import load_and_show
+
+    if plan is not None:
+        if layers is not None or strategy is not None:
+            raise BadSetting("--plan says who takes which layers; leave --layers and --strategy out")
+        layers, planned_context, planned_users = saved_plan(plan)
+        context, users = context or planned_context, users or planned_users
+    found = model_of(model, settings)
+    order = {"model": found, "strategy": strategy, "layers": layers, "users": users, "context": context}
+    load_and_show(_running(settings), {key: value for key, value in order.items() if value is not None})
+
+
+@app.command()
+def unload(log_level: LogLevel = None) -> None:
+    """Unload the model of the running app; its nodes stay."""
     running = _running(_settings(log_level=log_level))
+    running.control("unload")
+    print("unloaded")
+
+
+@app.command()
+def status(
+    save: Annotated[
+        Path | None, typer.Option(help="Write the living cluster, measured, as a file for plan --cluster")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="For --save: whose shape counts  [default: the served one]")] = None,
+    as_json: AsJson = False,
+    log_level: LogLevel = None,
+) -> None:
+    """What runs: model, stages, nodes."""
+    settings = _settings(log_level=log_level)
+    running = _running(settings)
+    if save is not None:
+        from together.desktop.arguments import model_of
+        from together.desktop.plan_live import save_cluster
+
+        save_cluster(running, model_of(model, settings), save)
+        print(f"saved {save}; see: together plan --cluster {save}")
+        return
     if as_json:
         import json
 
@@ -203,6 +291,47 @@ def stop(log_level: LogLevel = None) -> None:
     running = _running(_settings(log_level=log_level))
     running.stop()
     print(f"stopped {running.url}")
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Folder, name or hub id, as org/name")],
+    as_json: AsJson = False,
+    log_level: LogLevel = None,
+) -> None:
+    """What a model is and weighs, from its headers alone: layers, memory, whether it runs here."""
+    settings = _settings(log_level=log_level)
+    from together.desktop.inspect import run_inspect
+
+    raise typer.Exit(run_inspect(model, settings.home_path, as_json))
+
+
+@app.command()
+def doctor(
+    model: Annotated[
+        str | None, typer.Option(help="Folder or name of a model on this machine, for its shape  [default: a 1B model]")
+    ] = None,
+    host: Host = None,
+    backend: Backend = None,
+    as_json: AsJson = False,
+    log_level: LogLevel = None,
+) -> None:
+    """What this machine can do, what is wrong, and how to fix it; exit code 1 if something is."""
+    from together.desktop.doctor_show import run_doctor
+
+    raise typer.Exit(run_doctor(_settings(host=host, backend=backend, log_level=log_level), model, as_json))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def models(context: typer.Context) -> None:
+    """Models of this machine: models, models pull ORG/NAME, models rm NAME, models export MODEL DIR."""
+    _settings()
+    from together.desktop.models import app as models_app
+
+    models_app(context.args, prog_name="together models")
 
 
 @app.command(

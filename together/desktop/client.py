@@ -42,7 +42,11 @@ class RunningApp:
 
     def control(self, action: str, body: dict[str, object] | None = None) -> None:
         """`/control/…`; loading may take minutes."""
-        self._json("POST", f"/control/{action}", body or {}, read_timeout=None)
+        self.ask(action, body or {})
+
+    def ask(self, action: str, body: dict[str, object]) -> dict[str, Any]:
+        """`/control/…` and what it answers; machines that measure themselves take a while."""
+        return self._json("POST", f"/control/{action}", body, read_timeout=None)
 
     def chat(self, body: dict[str, object]) -> Iterator[str]:
         """The answer's text in pieces. Closing the iterator ends the answer on every stage."""

@@ -1,60 +1,23 @@
-"""`plan`: who would take which layers of a model, and why. Knows no search; it joins file, strategy and answer."""
+"""`plan --cluster`: who would take which layers of a model on machines that a file describes. Knows no search."""
 
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from together.errors import BadPlan, BadSetting
-from together.planning.answer import Answer, answer_json, answer_text, missing_json, missing_text
+from together.errors import BadSetting
+from together.planning.answer import answer_json, answer_text, missing_json, missing_text
 from together.planning.cluster_file import parse_cluster
-from together.planning.explain import explain, explain_left_out, explain_rule, explain_tolerance
-from together.planning.missing import Missing, explain_missing
-from together.planning.network import Network, Wish, network_of
-from together.planning.problem import Problem, Split
-from together.planning.recommend import recommend
-from together.planning.strategies import (
-    STRATEGIES,
-    by_compute,
-    by_memory,
-    by_ratio,
-    custom,
-    half_open,
-    inclusive,
-    limit_partitions,
-    mixed,
-    uniform,
-)
-from together.planning.validate import complaints, terms_of
-from together.settings import parse_bytes
-from together.types import DTYPES, Dtype
+from together.planning.missing import Missing
+from together.planning.problem import Problem
+from together.planning.request import PlanRequest, plan_for
 
 DOES_NOT_FIT = 3  # exit code
 
 
-@dataclass(frozen=True, slots=True)
-class PlanRequest:
-    """What `plan` was told. None leaves a value of the file as it is."""
-
-    cluster: Path | None
-    strategy: str = "recommend"
-    users: int | None = None
-    context: int | None = None
-    ratio: str | None = None
-    layers: str | None = None
-    max_memory: str | None = None
-    hidden_size: int | None = None
-    dtype: str = "bf16"
-    wish: Wish = field(default_factory=Wish)
-
-
-def run_plan(request: PlanRequest, as_json: bool) -> int:
+def run_plan(cluster: Path, request: PlanRequest, as_json: bool) -> int:
     """Print the plan, or what is missing; the exit code. Raises BadInput for a bad file, option or split."""
-    if request.cluster is None:
-        raise BadSetting("plan needs --cluster FILE; planning on the running cluster is not there yet")
-    outcome = plan_for(request, _read(request.cluster))
+    outcome = plan_for(request, _read(cluster))
     if isinstance(outcome, Missing):
         print(json.dumps(missing_json(outcome), indent=2) if as_json else missing_text(outcome))
         return DOES_NOT_FIT
@@ -67,124 +30,3 @@ def _read(path: Path) -> Problem:
         return parse_cluster(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise BadSetting(f"--cluster {path} cannot be read: {error}") from None
-
-
-def plan_for(request: PlanRequest, problem: Problem) -> Answer | Missing:
-    """The plan of a strategy, checked. Raises BadInput where it is wrong in another way than too little memory."""
-    dtype = _dtype(request.dtype)
-    problem = replace(
-        problem,
-        users=problem.users if request.users is None else request.users,
-        context=problem.context if request.context is None else request.context,
-    )
-    if request.max_memory is not None:
-        problem = limit_partitions(problem, parse_bytes(request.max_memory))
-    split = recommend(problem) if request.strategy == "recommend" else _by_strategy(request, problem)
-    if split is None:
-        return explain_missing(problem)
-    wrong = complaints(split.shares, terms_of(problem))
-    if any(complaint.kind not in ("memory", "link") for complaint in wrong):
-        raise BadPlan("; ".join(map(str, wrong)))
-    if wrong:
-        return _refused(problem, split, [str(complaint) for complaint in wrong])
-    return _answer(request, problem, split, dtype)
-
-
-def _by_strategy(request: PlanRequest, problem: Problem) -> Split | None:
-    simple = {"uniform": uniform, "memory": by_memory, "compute": by_compute, "mixed": mixed}
-    if request.strategy in simple:
-        able = any(node.max_layers != 0 and node.room_bytes > 0 for node in problem.nodes)
-        return simple[request.strategy](problem) if able else None
-    if request.strategy == "ratio":
-        return by_ratio(problem, _ratio(request.ratio))
-    if request.strategy == "custom":
-        return _custom(problem, request.layers)
-    raise BadSetting(f"there is no strategy {request.strategy!r}; choose one of {', '.join(STRATEGIES)}")
-
-
-def _refused(problem: Problem, split: Split, wrong: list[str]) -> Missing:
-    """A strategy's split that does not fit, though another may."""
-    over = {
-        share.node: problem.stage_bytes(share.layers) - problem.node(share.node).room_bytes for share in split.shares
-    }
-    size = sum(short for short in over.values() if short > 0)
-    layers = sum(_layers_over(problem, split))
-    better = recommend(problem)
-    if better is None:
-        missing = explain_missing(problem)
-        return replace(missing, error="; ".join(wrong))
-    ranges = ", ".join(f"{share.node}={share.layers}" for share in better.shares)
-    return Missing("; ".join(wrong), layers, size, (f"the recommended split fits: {ranges}",))
-
-
-def _layers_over(problem: Problem, split: Split) -> list[int]:
-    """By how many of its last layers each stage is too large."""
-    found = []
-    for share in split.shares:
-        node, over = problem.node(share.node), 0
-        if node.max_layers is not None:
-            over = max(len(share.layers) - node.max_layers, 0)
-        else:
-            short = problem.stage_bytes(share.layers) - node.room_bytes
-            for layer in reversed(range(share.layers.start, share.layers.stop)):
-                if short <= 0:
-                    break
-                short -= problem.model.layer_bytes[layer] + problem.kv_bytes_per_layer
-                over += 1
-        found.append(over)
-    return found
-
-
-def _answer(request: PlanRequest, problem: Problem, split: Split, dtype: Dtype) -> Answer:
-    if request.strategy == "recommend":
-        left_out = explain_left_out(problem, split)
-        why = (*explain(problem, split), *explain_tolerance(problem, split))
-    else:
-        why, left_out = explain_rule(problem, split, request.strategy)
-    why = (*why, *(item.why for item in left_out))
-    hidden, wish = request.hidden_size, request.wish
-
-    def network(hops: int) -> Network:
-        assert hidden is not None
-        return network_of(hidden, dtype, hops, wish)
-
-    return Answer(problem, split, why, left_out, None if hidden is None else network, wish)
-
-
-# --- options ----------------------------------------------------------------------------------------------------------
-
-
-def _dtype(text: str) -> Dtype:
-    for dtype in DTYPES:
-        if dtype == text:
-            return dtype
-    raise BadSetting(f"there is no dtype {text!r}; choose one of {', '.join(DTYPES)}")
-
-
-def _ratio(text: str | None) -> list[float]:
-    """`"3:1"` → [3, 1]."""
-    if text is None:
-        raise BadSetting("the strategy ratio needs --ratio, as 3:1, a part for each node in the order of the file")
-    try:
-        return [float(part) for part in text.split(":")]
-    except ValueError:
-        raise BadSetting(f"--ratio {text!r} is not numbers with colons between, as 3:1") from None
-
-
-_RANGE = re.compile(r"(?:(?P<node>.+)=)?(?P<start>\d+)(?P<kind>[:-])(?P<end>\d+)")
-
-
-def _custom(problem: Problem, text: str | None) -> Split:
-    """`"studio=0:12,mini=12:16"`, `"0:12,12:16"`, or with last layers, `"0-11,12-15"`."""
-    if text is None:
-        raise BadSetting("the strategy custom needs --layers, as studio=0:12,mini=12:16 (half-open) or 0-11,12-15")
-    found = [_RANGE.fullmatch(part.strip()) for part in text.split(",")]
-    parts = [part for part in found if part is not None]
-    if len(parts) != len(found) or len({part["kind"] for part in parts}) != 1:
-        raise BadSetting(f"--layers {text!r} is not ranges as studio=0:12,mini=12:16 (half-open) or 0-11,12-15")
-    named = [part["node"] for part in parts]
-    if any(named) and not all(named):
-        raise BadSetting("--layers must name the node of every range, or of none")
-    boundaries = [(int(part["start"]), int(part["end"])) for part in parts]
-    ranges = half_open(boundaries) if parts[0]["kind"] == ":" else inclusive(boundaries)
-    return custom(problem, ranges, named if all(named) else None)

@@ -9,18 +9,17 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from statistics import median
 
+from together.engine.measure import EngineStats, Pushed, RequestClock, StepTimes, hidden_bytes
 from together.engine.port import RingPort
-from together.engine.scheduler import Event, Limits, Scheduler, Sequence
+from together.engine.scheduler import Scheduler
+from together.engine.sequence import Event, Limits, Sequence
 from together.errors import BadRequest, NotServing, RingBroken, TogetherError
 from together.requests import FinishReason, GenerateRequest, Timings
 from together.sampling import validate
-from together.types import Frame, StageTiming
+from together.types import Frame
 
 STEP_TIMEOUT = 120.0  # seconds
-KEPT_STEPS = 256  # decode steps whose times are kept
 
 
 class Engine:
@@ -33,18 +32,23 @@ class Engine:
         max_waiting: int = 256,
         step_timeout: float = STEP_TIMEOUT,
         vocabulary: int | None = None,
+        token_bytes: int = 0,
     ) -> None:
-        """`step_timeout` in seconds; `vocabulary`, if given, bounds the ids of prompts and biases."""
-        limits = Limits(ring.stages, ring.capacity, ring.block, ring.context, ring.chunk)
+        """`step_timeout` in seconds; `vocabulary`, if given, bounds the ids of prompts and biases.
+
+        `token_bytes` is the size of one token's hidden state on a link, for the measurements.
+        """
         self._ring = ring
-        self._scheduler = Scheduler(limits, eos, max_waiting)
+        self._scheduler = Scheduler(_limits(ring), eos, max_waiting)
         self._step_timeout = step_timeout
         self._vocabulary = vocabulary
         self._streams: dict[Sequence, TokenStream] = {}
-        self._pushed: deque[_Pushed] = deque()  # unanswered frames, oldest first
+        self._token_bytes = token_bytes
+        self._pushed: deque[Pushed] = deque()  # unanswered frames, oldest first
         self._progress = 0.0  # when a frame was last answered, or left with none before it
         self._changed = asyncio.Event()
-        self._closing = asyncio.Event()
+        self._stopping = asyncio.Event()  # the loop ends: closed, or paused with nothing on its way
+        self._pausing = False
         self._ended: TogetherError | None = None  # why it takes no requests any more
         self.times = StepTimes()
 
@@ -58,6 +62,33 @@ class Engine:
         """Sequences that wait for room."""
         return len(self._scheduler.waiting)
 
+    def stats(self) -> EngineStats:
+        """What runs, what happened so far, and what steps cost."""
+        scheduler, times = self._scheduler, self.times
+        return EngineStats(
+            running=self.running,
+            waiting=self.waiting,
+            requests=scheduler.counters.submitted,
+            set_back=scheduler.counters.set_back,
+            evaluated_tokens=scheduler.counters.evaluated_tokens,
+            reused_tokens=scheduler.counters.reused_tokens,
+            generated_tokens=scheduler.counters.generated_tokens,
+            cached_tokens=sum(prefix.sent for prefix in scheduler.prefixes.held.values()),
+            cached=len(scheduler.prefixes.held),
+            capacity=scheduler.limits.capacity,
+            steps=times.steps,
+            step_ms=times.step_ms,
+            stage_ms=times.stage_ms,
+            link_ms=times.link_ms,
+            link_bytes=times.link_bytes,
+            stage_sequences=tuple(timing.sequences for timing in times.stages),
+        )
+
+    def drop_cache(self) -> None:
+        """Free the prefixes that are cached for later requests, here and, with the next frame, on every stage."""
+        self._scheduler.drop_cache()
+        self._changed.set()
+
     def submit(self, request: GenerateRequest) -> TokenStream:
         """Queue a request. Raises BadRequest, ContextTooLong, QueueFull, or why the engine ended."""
         if self._ended is not None:
@@ -68,28 +99,83 @@ class Engine:
         self._changed.set()
         return stream
 
+    @property
+    def silence(self) -> float:
+        """Seconds since the ring last answered while something is on its way; 0 while nothing is."""
+        return time.perf_counter() - self._progress if self._pushed else 0.0
+
+    @property
+    def usual_step(self) -> float:
+        """Seconds that a decode step takes; 0 before the first ones."""
+        return self.times.step_ms / 1e3
+
     async def run(self) -> None:
         """Serve until `close` (returns) or until the ring breaks (raises RingBroken, as do all open requests)."""
         ended: TogetherError = NotServing("the model was unloaded; load it again, then ask again")
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(work()) for work in (self._send, self._receive, self._watch)]
-                await self._closing.wait()
-                for task in tasks:
-                    task.cancel()
-        except* RingBroken as group_error:
-            ended = _first(group_error)
-        except* Exception:
-            ended = TogetherError("the engine stopped by an error of its own; see the log, then load the model again")
+            await self.serve(self._ring)
+        except RingBroken as error:
+            ended = error
             raise
         finally:
             self._end(ended)
-        if isinstance(ended, RingBroken):
-            raise ended
+
+    async def serve(self, ring: RingPort) -> None:
+        """Serve over `ring` until `close` or `pause` (returns), or until it breaks (raises RingBroken).
+
+        Open requests then wait for the next ring: there their tokens are replayed, and they go on with the same text.
+        An error of the engine itself ends them.
+        """
+        self._move_to(ring)
+        broken: RingBroken | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(work()) for work in (self._send, self._receive, self._watch)]
+                await self._stopping.wait()
+                for task in tasks:
+                    task.cancel()
+        except* RingBroken as errors:
+            broken = _first(errors)
+        except* Exception:
+            self._end(
+                TogetherError("the engine stopped by an error of its own; see the log, then load the model again")
+            )
+            raise
+        if broken is not None:
+            raise broken
+
+    def _move_to(self, ring: RingPort) -> None:
+        self._pausing = False
+        if self._ended is None:
+            self._stopping.clear()
+        if ring is not self._ring:
+            self._ring = ring
+            self._pushed.clear()
+            self.times.clear()
+            for stream in self._streams.values():
+                stream.clock.lost(time.perf_counter())
+            for event in self._scheduler.move(_limits(ring)):
+                self._deliver(event)
+
+    def pause(self) -> None:
+        """Make `serve` return as soon as nothing is on its way; requests are still taken, and wait."""
+        self._pausing = True
+        self._rest()
+
+    def _rest(self) -> None:
+        if self._pausing and not self._pushed:
+            self._stopping.set()
+
+    def drop(self, error: TogetherError) -> None:
+        """End all open requests with `error`; new ones are still taken."""
+        for stream in tuple(self._streams.values()):
+            self._scheduler.cancel(stream.sequence)
+            self._deliver(Event(stream.sequence, error=error))
+        self._changed.set()
 
     def close(self) -> None:
-        """Make `run` return; open requests end with NotServing."""
-        self._closing.set()
+        """Make `run` and `serve` return; open requests end with NotServing."""
+        self._stopping.set()
         self._end(NotServing("the model is being unloaded; ask again when another is loaded"))
 
     def cancel(self, stream: TokenStream) -> None:
@@ -101,8 +187,8 @@ class Engine:
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     async def _send(self) -> None:
-        while True:
-            frame = self._scheduler.schedule()
+        while self._ended is None:
+            frame = None if self._pausing else self._scheduler.schedule()
             if frame is None:
                 self._changed.clear()
                 await self._changed.wait()
@@ -113,11 +199,10 @@ class Engine:
     async def _receive(self) -> None:
         while True:
             answer = await self._ring.receive()
-            events = self._scheduler.commit(answer)
-            self._note_answer(answer)
-            for event in events:
+            for event in self._scheduler.commit(answer, self._note_answer(answer)):
                 self._deliver(event)
             self._changed.set()
+            self._rest()
 
     async def _watch(self) -> None:
         """A ring that answers nothing for too long is broken, whatever its links say."""
@@ -131,20 +216,31 @@ class Engine:
         if not self._pushed:
             self._progress = now
         rows = frame.batch.rows
-        self._pushed.append(_Pushed(now, all(len(row.token_ids) == 1 for row in rows) and bool(rows)))
-        for row in rows:
-            if row.position == 0:
-                self._streams[self._scheduler.running[row.sequence]].note_start(now)
+        streams = [self._streams[self._scheduler.running[row.sequence]] for row in rows]
+        size = hidden_bytes(frame, self._token_bytes, self._ring.stages)
+        decodes = all(len(row.token_ids) == 1 for row in rows) and bool(rows)
+        clocks = tuple((stream.clock, len(row.token_ids)) for stream, row in zip(streams, rows, strict=True))
+        for stream in streams:
+            stream.clock.reused_tokens = stream.reused
+            stream.clock.pushed(now)
+        self._pushed.append(Pushed(now, decodes, size, clocks))
 
-    def _note_answer(self, answer: Frame) -> None:
-        self._progress = time.perf_counter()
+    def _note_answer(self, answer: Frame) -> float:
+        """Milliseconds since its frame was pushed; 0 for an answer to nothing, which the scheduler will refuse."""
+        if not self._pushed:
+            return 0.0
+        now = self._progress = time.perf_counter()
         pushed = self._pushed.popleft()
-        self.times.stages = answer.timings
-        if pushed.decodes:
-            self.times.add((self._progress - pushed.at) * 1000.0, answer.timings)
+        self.times.answered(pushed, answer.timings, now)
+        for clock, tokens in pushed.clocks:
+            clock.answered(pushed, answer.timings, now)
+            clock.link_bytes += tokens * self._token_bytes * (self._ring.stages - 1)
+        return (now - pushed.at) * 1e3
 
     def _deliver(self, event: Event) -> None:
-        stream = self._streams[event.sequence]
+        stream = self._streams.get(event.sequence)
+        if stream is None:  # the engine was closed while this was on its way
+            return
         if event.finish is not None or event.error is not None:
             del self._streams[event.sequence]
         stream.take(event)
@@ -172,16 +268,17 @@ class TokenStream(AsyncIterator[tuple[tuple[int, ...], FinishReason | None]]):
         self._error: TogetherError | None = None
         self._over = False  # the reader has seen the end
         self._ready = asyncio.Event()
-        self._asked = time.perf_counter()
-        self._started: float | None = None
-        self._first: float | None = None
+        self.clock = RequestClock()
 
     @property
     def timings(self) -> Timings:
-        """Seconds since the request: until its first row left, until its first token, until now."""
-        now = time.perf_counter()
-        started, first = self._started or now, self._first or now
-        return Timings(started - self._asked, first - self._asked, now - self._asked)
+        """Where the time went until now, or until the end."""
+        return self.clock.timings
+
+    @property
+    def reused(self) -> int:
+        """Tokens of the prompt that were in the caches already."""
+        return self.sequence.reused or 0
 
     async def __anext__(self) -> tuple[tuple[int, ...], FinishReason | None]:
         """Raises the error that ended the request, after its last tokens."""
@@ -208,51 +305,18 @@ class TokenStream(AsyncIterator[tuple[tuple[int, ...], FinishReason | None]]):
     async def aclose(self) -> None:
         self.cancel()
 
-    def note_start(self, now: float) -> None:
-        if self._started is None:
-            self._started = now
-
     def take(self, event: Event) -> None:
         """The engine's side: tokens, the end or an error."""
-        if event.token_ids and self._first is None:
-            self._first = time.perf_counter()
+        self.clock.grown(len(event.token_ids))
         self._tokens.extend(event.token_ids)
         self._finish, self._error = event.finish, event.error
+        if event.finish is not None or event.error is not None:
+            self.clock.end()
         self._ready.set()
 
 
-@dataclass(slots=True)
-class StepTimes:
-    """How long the last decode steps took. Steps with prompts are left out: their time depends on the prompt."""
-
-    stages: tuple[StageTiming, ...] = ()  # of the last answer of any kind
-    _steps: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_STEPS))
-    _stages: deque[tuple[StageTiming, ...]] = field(default_factory=lambda: deque(maxlen=KEPT_STEPS))
-
-    def add(self, step_ms: float, stages: tuple[StageTiming, ...]) -> None:
-        self._steps.append(step_ms)
-        self._stages.append(stages)
-
-    def clear(self) -> None:
-        """Begin anew, as before something that is measured by itself."""
-        self._steps.clear()
-        self._stages.clear()
-
-    @property
-    def step_ms(self) -> float:
-        """Median over the kept decode steps, from push to answer; 0 before the first."""
-        return median(self._steps) if self._steps else 0.0
-
-    @property
-    def stage_ms(self) -> tuple[float, ...]:
-        """Median compute time of each stage over the kept decode steps."""
-        return tuple(median(timing.compute_ms for timing in times) for times in zip(*self._stages, strict=False))
-
-
-@dataclass(frozen=True, slots=True)
-class _Pushed:
-    at: float
-    decodes: bool  # decode rows only
+def _limits(ring: RingPort) -> Limits:
+    return Limits(ring.stages, ring.capacity, ring.block, ring.context, ring.chunk, ring.rewind)
 
 
 def _check(request: GenerateRequest, vocabulary: int | None) -> None:

@@ -1,8 +1,8 @@
 """Decides which rows travel in the next frame, and what an answer means. Knows no ring, no clock, no text.
 
-One lane with continuous batching: `schedule()` gives the next frame or None, `commit(answer)` gives the events.
-A sequence owns its known tokens, prompt and answer; `sent` of them are in the caches or on their way. When all are
-sent, the token sampled at the end is outstanding and the sequence is in no new frame, so no other flag is needed.
+Continuous batching: `schedule()` gives the next frame or None, `commit(answer)` gives the events. Three rules keep the
+head's books and the stages' equal: a frame's forks come before its drops and those before its rows, stages take frames
+in order, and a sequence counts with all tokens that are known of it.
 """
 
 from __future__ import annotations
@@ -12,74 +12,15 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from together.errors import ContextTooLong, QueueFull, RingBroken, TogetherError
-from together.requests import FinishReason, GenerateRequest
-from together.types import Batch, Failure, Frame, Orders, Row, RowResult, SampleRequest
+from together.engine.cost import StepCost
+from together.engine.prefixes import WORTH, Match, Prefixes, best_match
+from together.engine.sequence import Counters, Event, Flight, Limits, Part, Prefix, Sequence
+from together.errors import ContextTooLong, QueueFull, RingBroken
+from together.requests import GenerateRequest
+from together.types import Batch, Failure, Frame, Row, RowResult, SampleRequest
 
 HEADROOM = 256  # tokens of its answer that must fit before a sequence enters
 ATTEMPTS = 3  # how often a refused sequence starts again without having gained a token in between
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the ring can take; tokens, except `stages`."""
-
-    stages: int
-    capacity: int  # KV tokens over all sequences, in whole blocks
-    block: int  # tokens per KV block
-    context: int  # prompt and answer of one sequence
-    chunk: int  # most tokens in one frame
-
-    @property
-    def longest(self) -> int:
-        """Tokens that one sequence can have when it is alone."""
-        return min(self.context, self.capacity // self.block * self.block)
-
-    def blocks(self, tokens: int) -> int:
-        """Tokens that a stage sets aside for a sequence of `tokens`: whole blocks."""
-        return -(-tokens // self.block) * self.block
-
-
-@dataclass(eq=False, slots=True)
-class Sequence:
-    """One request's tokens and state. The scheduler alone changes it."""
-
-    arrival: int  # order of arrival: the largest is the newest
-    request: GenerateRequest
-    end: int  # known tokens at which it ends by length
-    tokens: list[int]  # prompt and answer
-    id: int = -1  # its name in the caches; every start takes a new one, so late results of an old start match nothing
-    sent: int = 0  # tokens in the caches or on their way
-    turn: int = 0  # the step that carried its last row
-    attempts: int = 0  # refusals since its last new token
-
-    @property
-    def unsent(self) -> int:
-        return len(self.tokens) - self.sent
-
-    @property
-    def decoding(self) -> bool:
-        """All but the newest token are in the caches."""
-        return self.unsent == 1 and self.sent > 0
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """What an answer brought one sequence: tokens to show, and how it ended if it did."""
-
-    sequence: Sequence
-    token_ids: tuple[int, ...] = ()
-    finish: FinishReason | None = None
-    error: TogetherError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A frame that waits for its answer."""
-
-    step: int
-    rows: tuple[Row, ...]
-    decodes: bool  # carries rows of the lane
 
 
 @dataclass(slots=True)
@@ -91,11 +32,15 @@ class Scheduler:
     max_waiting: int
     waiting: list[Sequence] = field(default_factory=list)
     running: dict[int, Sequence] = field(default_factory=dict)
-    _flights: deque[_Flight] = field(default_factory=deque)
-    _drops: list[int] = field(default_factory=list)
+    counters: Counters = field(default_factory=Counters)
+    prefixes: Prefixes = field(init=False)
+    cost: StepCost = field(init=False)
+    _flights: deque[Flight] = field(default_factory=deque)
     _arrivals: int = 0
-    _ids: int = 0
     _steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.prefixes, self.cost = Prefixes(self.limits), StepCost(self.limits.stages)
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -108,22 +53,41 @@ class Scheduler:
             raise QueueFull(f"{len(self.waiting)} requests are waiting already; ask again in a moment")
         end = self.limits.longest if request.max_tokens is None else length + request.max_tokens
         self._arrivals += 1
+        self.counters.submitted += 1
         sequence = Sequence(self._arrivals, request, min(end, self.limits.longest), list(request.prompt))
         self.waiting.append(sequence)
         return sequence
 
     def cancel(self, sequence: Sequence) -> None:
-        """Forget a sequence wherever it is; its caches are dropped with the next frame. Harmless after its end."""
+        """Forget a sequence wherever it is; what is cached of it stays as a prefix. Harmless after its end."""
         if sequence in self.waiting:
             self.waiting.remove(sequence)
         elif self.running.get(sequence.id) is sequence:
-            self._release(sequence)
+            self._retire(sequence)
+
+    def drop_cache(self) -> None:
+        """Free all cached prefixes with the next frame."""
+        self.prefixes.clear()
 
     def replay(self) -> None:
         """A new epoch: nothing is on its way, no cache is trusted, every live sequence starts again, oldest first."""
+        self.prefixes.forget_orders(flight.orders for flight in self._flights)
         self._flights.clear()
         for sequence in tuple(self.running.values()):
             self._set_back(sequence)
+        self.prefixes.clear()
+        self.cost.forget()
+
+    def move(self, limits: Limits) -> tuple[Event, ...]:
+        """Another ring: everything is replayed there. Returns the end of sequences that are too long for it."""
+        self.replay()
+        self.limits, self.prefixes.limits = limits, limits
+        self.cost = StepCost(limits.stages)
+        ended = [sequence for sequence in self.waiting if len(sequence.tokens) >= limits.longest]
+        for sequence in self.waiting:
+            sequence.end = min(sequence.end, limits.longest)
+        self.waiting = [sequence for sequence in self.waiting if sequence not in ended]
+        return tuple(Event(sequence, error=ContextTooLong(len(sequence.tokens), limits.longest)) for sequence in ended)
 
     # --- schedule ---------------------------------------------------------------------------------------------------
 
@@ -137,78 +101,212 @@ class Scheduler:
         if len(self._flights) > self.limits.stages:
             return None
         self._make_room()
+        self._begin_with_others()
         self._admit()
-        decodes = self._decode_rows()
-        rows = (*decodes, *self._prefill_rows(self.limits.chunk - len(decodes)))
-        if not rows and not self._drops:
+        decodes = self._decode_parts()
+        parts = (*decodes, *self._prefill_parts(len(decodes)))
+        if not parts and not self.prefixes.urgent:
             return None
         self._steps += 1
-        self._flights.append(_Flight(self._steps, rows, bool(decodes)))
-        return Frame(self._steps, Batch(rows, self._take_orders()))
+        orders = self.prefixes.take_orders()
+        self._fly(Flight(self._steps, parts, len(decodes), orders, alone=True))
+        return Frame(self._steps, Batch(tuple(part.row for part in parts), orders))
 
-    def _make_room(self) -> None:
-        """Every known token must have its place; what does not fit is set back, the newest sequence first."""
-        while self._used() > self.limits.capacity:
-            self._set_back(max(self.running.values(), key=lambda sequence: sequence.arrival))
+    def _fly(self, flight: Flight) -> None:
+        others = [other for other in self._flights if other.parts]
+        if others and flight.parts:
+            for both in (flight, *others):
+                both.alone = False
+        self._flights.append(flight)
 
-    def _admit(self) -> None:
-        """First come, first served: nobody overtakes a sequence that does not fit yet."""
-        used = self._used()
-        while self.waiting:
-            sequence = self.waiting[0]
-            wanted = min(len(sequence.tokens) + HEADROOM, sequence.end)
-            if used + self.limits.blocks(wanted) > self.limits.capacity:
-                return
-            self._start(self.waiting.pop(0))
-            used += self.limits.blocks(len(sequence.tokens))
-
-    def _decode_rows(self) -> tuple[Row, ...]:
-        """All of the lane in one frame, since a step costs about the same for one row as for many."""
-        if any(flight.decodes for flight in self._flights):
+    def _decode_parts(self) -> tuple[Part, ...]:
+        """The next lane's rows; with one lane all of them: a step costs about the same for one row as for many."""
+        outstanding = [flight.decodes for flight in self._flights if flight.decodes]
+        ready = [sequence for sequence in self.running.values() if sequence.decoding and not sequence.waits_for]
+        lanes = self._lanes(sum(outstanding) + len(ready))
+        if len(outstanding) >= lanes:
             return ()
-        ready = [sequence for sequence in self.running.values() if sequence.decoding]
+        share = -(-(sum(outstanding) + len(ready)) // lanes)
         ready.sort(key=lambda sequence: sequence.turn)  # where they are too many for one frame, they take turns
-        return tuple(self._row(sequence, 1) for sequence in ready[: self.limits.chunk])
+        return tuple(self._part(sequence, 1) for sequence in ready[: min(share, self.limits.chunk)])
 
-    def _prefill_rows(self, budget: int) -> Iterator[Row]:
-        """Chunks of prompts and replays, oldest first. A bound on what one step may cost would shrink `budget` here."""
-        for sequence in sorted(self.running.values(), key=lambda sequence: sequence.arrival):
-            if budget > 0 and sequence.unsent > 0 and not sequence.decoding:
+    def _lanes(self, rows: int) -> int:
+        return self.cost.lanes(rows) if rows > 1 and self.limits.stages > 1 else 1
+
+    def _prefill_parts(self, decodes: int) -> Iterator[Part]:
+        """Chunks of prompts and replays, oldest first."""
+        ready = [sequence for sequence in self.running.values() if not sequence.waits_for and not sequence.decoding]
+        ready = [sequence for sequence in ready if sequence.unsent > 0]
+        budget = self._prefill_budget(decodes) if ready else 0
+        for sequence in sorted(ready, key=lambda sequence: sequence.arrival):
+            if budget > 0:
                 length = min(budget, sequence.unsent)
                 budget -= length
-                yield self._row(sequence, length)
+                self.counters.evaluated_tokens += length
+                yield self._part(sequence, length)
 
-    def _row(self, sequence: Sequence, length: int) -> Row:
+    def _prefill_budget(self, decodes: int) -> int:
+        """Whole chunks while nobody decodes; else as much as keeps the others' tokens coming, by measured cost."""
+        decoding = decodes + sum(self._live_decodes(flight) for flight in self._flights)
+        room = self.limits.chunk - decodes
+        if decoding == 0:
+            return room
+        pace = self.cost.pace(decoding, self._lanes(decoding), self.limits.chunk)
+        if decodes or len(self._flights) < pace.frames:
+            return min(room, pace.tokens)
+        return 0
+
+    def _live_decodes(self, flight: Flight) -> int:
+        """Rows of a lane whose sequences still run: nobody waits for the tokens of the others."""
+        return sum(self.running.get(part.row.sequence) is part.sequence for part in flight.parts[: flight.decodes])
+
+    def _part(self, sequence: Sequence, length: int) -> Part:
         """The next `length` tokens; the last stage samples only where they reach the end of what is known."""
         start, stop = sequence.sent, sequence.sent + length
-        sequence.sent, sequence.turn = stop, self._steps
+        sequence.sent, sequence.turn, sequence.held = stop, self._steps, 0
+        sequence.floor = max(sequence.floor, self.limits.floor(stop))
         sample = None
         if stop == len(sequence.tokens):
             request = sequence.request
             sample = SampleRequest((length - 1,), request.sampling, len(request.prompt))
-        return Row(sequence.id, start, tuple(sequence.tokens[start:stop]), sample)
+        return Part(Row(sequence.id, start, tuple(sequence.tokens[start:stop]), sample), sequence)
 
-    def _take_orders(self) -> Orders:
-        drops, self._drops = tuple(self._drops), []
-        return Orders(drops)
+    # --- room -------------------------------------------------------------------------------------------------------
+
+    def _used(self) -> int:
+        """Tokens that running sequences' blocks take once all their known tokens are cached."""
+        return sum(self.limits.blocks(max(each.held, len(each.tokens))) for each in self.running.values())
+
+    def _used_now(self) -> int:
+        """Tokens that the stages hold when the next frame's forks are made."""
+        held = sum(self.limits.blocks(max(each.held, each.sent)) for each in self.running.values())
+        return held + self.prefixes.used + self.prefixes.dropping
+
+    def _make_room(self) -> None:
+        """Every known token must have its place: first prefixes go, then the newest sequence is set back."""
+        while not self._evict_for(0):
+            self._set_back(max(self.running.values(), key=lambda sequence: sequence.arrival))
+
+    def _evict_for(self, tokens: int, keep: int = -1) -> bool:
+        """Give up prefixes, except `keep`, until so many tokens fit beside all others; False if they still do not."""
+        while self._used() + self.prefixes.used + tokens > self.limits.capacity:
+            if not self.prefixes.evict(keep):
+                return False
+        return True
+
+    def _admit(self) -> None:
+        """First come, first served: nobody overtakes a sequence that does not fit yet."""
+        while self.waiting:
+            sequence = self.waiting[0]
+            wanted = min(len(sequence.tokens) + HEADROOM, sequence.end)
+            if self._used() + self.limits.blocks(wanted) > self.limits.capacity:
+                return
+            if not self._start(sequence, self._match(sequence)):
+                return
+            self.waiting.pop(0)
+
+    # --- starting and leaving ---------------------------------------------------------------------------------------
+
+    def _start(self, sequence: Sequence, match: Match | None) -> bool:
+        """Into the ring, in room that prefixes may have to give up. False: orders must go to the stages first."""
+        keep = match.source.id if match else -1
+        if match and match.whole:
+            self._adopt(sequence, match)
+        elif not self._evict_for(self.limits.blocks(len(sequence.tokens)), keep):
+            assert match, "without prefixes there is room for whoever is admitted"
+            self._adopt(sequence, match)
+        elif match and match.ready and not self._room_to_fork(match.length):
+            return False
+        else:
+            sequence.id, sequence.sent, sequence.floor = self.prefixes.new_id(), 0, 0
+            self.running[sequence.id] = sequence
+            self._begin(sequence, match)
+        return True
+
+    def _adopt(self, sequence: Sequence, match: Match) -> None:
+        """Go on with a prefix's own caches; the first row's position cuts what is too much."""
+        prefix = self.prefixes.take(match.source.id)
+        sequence.id, sequence.sent, sequence.floor, sequence.held = prefix.id, match.length, prefix.floor, prefix.sent
+        self.running[prefix.id] = sequence
+        self._evict_for(0)
+        self._count_reuse(sequence)
+
+    def _begin(self, sequence: Sequence, match: Match | None) -> None:
+        """With a copy of the match if it is there, from the first token if there is none, or later."""
+        sequence.source, sequence.waits_for, sequence.origin = None, 0, -1
+        if match and match.ready:
+            self.prefixes.fork(match.source.id, sequence.id, match.length)
+            sequence.sent, sequence.floor, sequence.origin = match.length, match.source.floor, match.source.id
+        elif match:
+            assert isinstance(match.source, Sequence), "a prefix has all of its tokens"
+            sequence.source, sequence.waits_for = match.source, match.length
+            return
+        self._count_reuse(sequence)
+
+    def _begin_with_others(self) -> None:
+        """Sequences that waited for another's prompt to be computed, since it begins as theirs does."""
+        for sequence in sorted(self.running.values(), key=lambda sequence: sequence.arrival):
+            if sequence.waits_for and not self._still_waits(sequence):
+                match = self._match(sequence)
+                if match is None or not match.ready or self._room_to_fork(match.length):
+                    self._begin(sequence, match)
+
+    def _still_waits(self, sequence: Sequence) -> bool:
+        source = sequence.source
+        return source is not None and self.running.get(source.id) is source and source.sent < sequence.waits_for
+
+    def _room_to_fork(self, length: int) -> bool:
+        return self._used_now() + self.limits.blocks(length) <= self.limits.capacity
+
+    def _count_reuse(self, sequence: Sequence) -> None:
+        self.counters.reused_tokens += sequence.sent
+        if sequence.reused is None:
+            sequence.reused = min(sequence.sent, len(sequence.request.prompt))
+
+    def _match(self, sequence: Sequence) -> Match | None:
+        """Caches to begin with; after a refusal none is trusted."""
+        return None if sequence.attempts else best_match(sequence, self.prefixes, self.running.values())
+
+    def _retire(self, sequence: Sequence) -> None:
+        """What is cached of it stays as a prefix for others, if it is worth the books and they are exact."""
+        del self.running[sequence.id]
+        if sequence.sent >= max(WORTH, sequence.held):
+            self.prefixes.keep(Prefix(sequence.id, sequence.tokens[: sequence.sent], sequence.floor))
+        elif sequence.sent:
+            self.prefixes.drop(sequence.id, max(sequence.sent, sequence.held))
+
+    def _set_back(self, sequence: Sequence) -> None:
+        """It keeps its place among those who wait, and its text; its caches go."""
+        del self.running[sequence.id]
+        if sequence.sent:
+            self.prefixes.drop(sequence.id, max(sequence.sent, sequence.held))
+        sequence.sent = sequence.held = sequence.waits_for = 0
+        sequence.source, sequence.origin = None, -1
+        self.counters.set_back += 1
+        insort(self.waiting, sequence, key=lambda waiting: waiting.arrival)
 
     # --- commit -----------------------------------------------------------------------------------------------------
 
-    def commit(self, answer: Frame) -> tuple[Event, ...]:
-        """Take the answer to the oldest frame. Raises RingBroken if it reports a failure or does not fit the frame."""
+    def commit(self, answer: Frame, round_ms: float = 0.0) -> tuple[Event, ...]:
+        """Take the answer to the oldest frame, `round_ms` after it was pushed.
+
+        Raises RingBroken if it reports a failure or does not fit the frame.
+        """
         if answer.failure is not None:  # looked at first: of a frame that could not be read, not even the step is known
             raise _broken(answer.failure)
         if not self._flights or answer.step != self._flights[0].step:
             due = self._flights[0].step if self._flights else "nothing"
             raise RingBroken(f"the ring answered step {answer.step} while {due} was due; load the model again")
         flight = self._flights.popleft()
+        if flight.parts and len(answer.timings) == self.limits.stages:
+            self.cost.observe(flight.tokens, answer.timings, flight.alone, round_ms)
         results = {result.sequence: result for result in answer.results}
-        events = (self._take(row, results.get(row.sequence)) for row in flight.rows)
+        events = (self._take(part, results.get(part.row.sequence)) for part in flight.parts)
         return tuple(event for event in events if event is not None)
 
-    def _take(self, row: Row, result: RowResult | None) -> Event | None:
-        sequence = self.running.get(row.sequence)
-        if sequence is None:  # cancelled, set back or refused since
+    def _take(self, part: Part, result: RowResult | None) -> Event | None:
+        row, sequence = part.row, part.sequence
+        if self.running.get(row.sequence) is not sequence:  # cancelled, set back or refused since
             return None
         if result is None or (result.refusal is None and row.sample is not None and not result.sampled):
             raise RingBroken(f"the ring gave no result for sequence {row.sequence}; load the model again")
@@ -220,46 +318,28 @@ class Scheduler:
 
     def _grown(self, sequence: Sequence, token_id: int) -> Event:
         sequence.attempts = 0
+        self.counters.generated_tokens += 1
         if token_id in self.eos and not sequence.request.ignore_eos:
-            self._release(sequence)
+            self._retire(sequence)
             return Event(sequence, finish="stop")
         sequence.tokens.append(token_id)
         if len(sequence.tokens) < sequence.end:
             return Event(sequence, (token_id,))
-        self._release(sequence)
+        self._retire(sequence)
         return Event(sequence, (token_id,), "length")
 
     def _refused(self, sequence: Sequence, reason: str) -> Event | None:
         """One stage holds other tokens than the head believes: start again from the first token, but not for ever."""
         sequence.attempts += 1
+        self.prefixes.discard(sequence.origin)  # where it came from may be as wrong
+        self._set_back(sequence)
         if sequence.attempts <= ATTEMPTS:
-            self._set_back(sequence)
             return None
-        self._release(sequence)
+        self.waiting.remove(sequence)
         message = f"the ring refused this request {sequence.attempts} times ({reason}); load the model again"
         return Event(sequence, error=RingBroken(message, cause=reason))
-
-    # --- starting and leaving ---------------------------------------------------------------------------------------
-
-    def _used(self) -> int:
-        return sum(self.limits.blocks(len(sequence.tokens)) for sequence in self.running.values())
-
-    def _start(self, sequence: Sequence) -> None:
-        """Give it a name in the caches. Here a fork from the longest common prefix would set `sent` above 0."""
-        self._ids += 1
-        sequence.id, sequence.sent = self._ids, 0
-        self.running[sequence.id] = sequence
-
-    def _release(self, sequence: Sequence) -> None:
-        """Its caches are dropped with the next frame. Here a finished sequence would stay as a prefix for others."""
-        del self.running[sequence.id]
-        self._drops.append(sequence.id)
-
-    def _set_back(self, sequence: Sequence) -> None:
-        self._release(sequence)
-        insort(self.waiting, sequence, key=lambda waiting: waiting.arrival)
 
 
 def _broken(failure: Failure) -> RingBroken:
     message = f"node {failure.node}: stage {failure.stage} failed ({failure.cause}); load the model again"
-    return RingBroken(message, failure.node, failure.cause)
+    return RingBroken(message, failure.node, failure.cause, failure.stage)

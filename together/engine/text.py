@@ -115,7 +115,7 @@ class _Answer:
         return piece
 
     def last_piece(self, reason: FinishReason, stream: TokenStream, prompt_tokens: int) -> Piece:
-        usage = Usage(prompt_tokens, self._count)
+        usage = Usage(prompt_tokens, self._count, stream.reused)
         return Piece(self.text, tuple(self._tokens), reason, usage, stream.timings)
 
 

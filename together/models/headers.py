@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from together.errors import BrokenModel
+from together.models.folder import broken
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 ELEMENT_BYTES = {
@@ -51,25 +52,47 @@ class FileHeader:
     raw: bytes
     tensors: tuple[TensorInfo, ...]
 
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return self.tensors[-1].stop if self.tensors else 8 + len(self.raw)
+
 
 def read_header(file: Path) -> FileHeader:
     """Read and check one file's header. Raises BrokenModel naming the file and the reason."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            length = _header_length(file, stream.read(8), size)
-            raw = stream.read(length)
+            raw = stream.read(header_length(file, stream.read(8), size))
     except OSError as error:
         raise broken(file, f"cannot be read ({error.strerror or error})") from error
+    return check_header(file, raw, size)
+
+
+def check_header(file: Path, raw: bytes, size: int) -> FileHeader:
+    """Check a header against the `size` of its file, in bytes. Reads nothing: `file` is what errors and tensors name.
+
+    Raises BrokenModel naming the file and the reason.
+    """
     entries = _parse(file, raw)
-    data = 8 + length
+    data = 8 + len(raw)
     tensors = [_tensor(file, name, entry, data) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
     _check_layout(file, tensors, data, size)
     return FileHeader(file, raw, tuple(tensors))
 
 
-def _header_length(file: Path, prefix: bytes, size: int) -> int:
+def check_distinct(headers: Iterable[FileHeader]) -> None:
+    """Raises BrokenModel if a tensor is in two files."""
+    found: dict[str, str] = {}
+    for tensor in (tensor for header in headers for tensor in header.tensors):
+        if tensor.name in found:
+            raise broken(tensor.file, f"tensor {tensor.name!r} is in {found[tensor.name]} as well")
+        found[tensor.name] = tensor.file.name
+
+
+def header_length(file: Path, prefix: bytes, size: int) -> int:
+    """Bytes of the header, from the file's first 8 bytes and its size. Raises BrokenModel for a length that lies."""
     if len(prefix) < 8:
         raise broken(file, f"it has {size} bytes, too few for a safetensors file")
     length: int = struct.unpack("<Q", prefix)[0]
@@ -128,8 +151,3 @@ def _check_layout(file: Path, tensors: list[TensorInfo], data: int, size: int) -
         position = tensor.stop
     if position != size:
         raise broken(file, f"its tensors end at byte {position} and the file at {size}")
-
-
-def broken(file: Path, reason: str) -> BrokenModel:
-    """The error for a file that is not what it claims to be."""
-    return BrokenModel(f"{file.parent.name}/{file.name} is broken: {reason}; get this model again")

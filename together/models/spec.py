@@ -5,16 +5,19 @@ Reads no weights, so it costs milliseconds on any folder, and every machine read
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from together.errors import BrokenModel, UnsupportedModel
+from together.models.checkpoint import checkpoint_files
 from together.models.families import TOY, require_family
-from together.models.files import EMBED, HEAD, NORM, all_tensors, inside, layer_of, read_headers, read_json
+from together.models.files import EMBED, HEAD, NORM, all_tensors, layer_of, read_json
+from together.models.folder import folder_name, folder_revision, read_bytes
 from together.models.headers import TensorInfo
+from together.models.manifest import CONFIG, is_shard, read_manifest
+from together.models.original import fingerprint_of
 from together.types import DTYPE_BYTES, Dtype, LayerRange, ModelRef
 
 _DTYPES: dict[str, Dtype] = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
@@ -46,6 +49,7 @@ class ModelSpec:
     eos: tuple[int, ...]
     quantization: str | None  # its name, such as gptq or fp8; None where weights are plain
     fingerprint: str  # sha256, in hex
+    revision: str = ""  # the hub's commit, where that is known
 
     @property
     def kv_elements_per_token_per_layer(self) -> int:
@@ -68,7 +72,7 @@ class ModelSpec:
         return len(layers) * self.kv_elements_per_token_per_layer * DTYPE_BYTES[dtype]
 
     def ref(self, folder: Path) -> ModelRef:
-        return ModelRef(self.name, str(folder), self.fingerprint, self.layers)
+        return ModelRef(self.name, str(folder), self.fingerprint, self.layers, self.revision)
 
     def _check(self, layers: LayerRange) -> None:
         assert layers.stop <= self.layers, f"layers {layers} of {self.layers}"
@@ -94,8 +98,8 @@ def read_spec(folder: Path) -> ModelSpec:
 
 def read_shape(folder: Path) -> ModelSpec:
     """What config.json alone says; parameter counts are 0 and the fingerprint is empty. Raises as `read_spec` does."""
-    config = read_json(folder, "config.json")
-    name = folder.resolve().name
+    config = read_json(folder, CONFIG)
+    name, revision = _name(folder)
     family = _family(name, config)
     numbers = _Numbers(name, config)
     layers = numbers.get("num_hidden_layers", maximum=_MAX_LAYERS)
@@ -120,15 +124,23 @@ def read_shape(folder: Path) -> ModelSpec:
         eos=_eos(folder, config),
         quantization=_quantization(config),
         fingerprint="",
+        revision=revision,
     )
 
 
+def _name(folder: Path) -> tuple[str, str]:
+    """What the model is called, and its revision."""
+    if is_shard(folder):
+        manifest = read_manifest(folder)
+        return manifest.name, manifest.revision
+    return folder_name(folder), folder_revision(folder)
+
+
 def fingerprint(folder: Path) -> str:
-    """sha256 over the bytes of config.json and of the safetensors headers, sorted by file name."""
-    digest = hashlib.sha256(inside(folder, "config.json").read_bytes())
-    for header in read_headers(folder):
-        digest.update(header.raw)
-    return digest.hexdigest()
+    """sha256 over config.json, and each safetensors file's header and samples of its weights, sorted by file name."""
+    if is_shard(folder):
+        return read_manifest(folder).fingerprint  # checked there
+    return fingerprint_of(read_bytes(folder, CONFIG), checkpoint_files(folder))
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------

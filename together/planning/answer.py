@@ -9,8 +9,8 @@ from typing import Any
 from together.planning.explain import LeftOut
 from together.planning.missing import Missing
 from together.planning.network import Network, Wish
-from together.planning.problem import Problem, Split
-from together.planning.score import Score, score_of
+from together.planning.problem import NodeProfile, Problem, Share, Split
+from together.planning.score import Score, StageCost, score_of
 from together.planning.words import layers_text, ms_text, size_text
 
 
@@ -32,18 +32,9 @@ class Answer:
 
 def answer_json(answer: Answer) -> dict[str, Any]:
     score = answer.score
-    stages = [
-        {
-            "node": share.node,
-            "start": share.layers.start,
-            "stop": share.layers.stop,
-            "ms": float(cost.ms),
-            "bytes": _whole(cost.bytes),
-        }
-        for share, cost in zip(answer.split.shares, score.stages, strict=True)
-    ]
+    costs = zip(answer.split.shares, score.stages, strict=True)
     return {
-        "stages": stages,
+        "stages": [_stage_json(answer.problem.node(share.node), share, cost) for share, cost in costs],
         "token_ms": float(score.token_ms),
         "slowest_stage_ms": float(score.slowest_stage_ms),
         "score_ms": float(score.score_ms),
@@ -52,6 +43,19 @@ def answer_json(answer: Answer) -> dict[str, Any]:
         "network": _network_json(answer),
         "left_out": [{"node": item.node, "why": item.why} for item in answer.left_out],
         "why": list(answer.why),
+    }
+
+
+def _stage_json(node: NodeProfile, share: Share, cost: StageCost) -> dict[str, Any]:
+    """`room_bytes` is what the node may use, null where only layers are counted; `hop_ms` to what comes next."""
+    return {
+        "node": share.node,
+        "start": share.layers.start,
+        "stop": share.layers.stop,
+        "ms": float(cost.ms),
+        "bytes": _whole(cost.bytes),
+        "room_bytes": None if node.free_bytes is None else _whole(node.room_bytes),
+        "hop_ms": float(cost.hop_ms),
     }
 
 

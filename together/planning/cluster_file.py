@@ -119,7 +119,9 @@ def _shown(value: object) -> str:
 
 def _model(data: Any) -> ModelSize:
     fields = _Fields(
-        "model", data, ("layers", "layer_bytes", "embed_bytes", "head_bytes", "kv_bytes_per_token_per_layer")
+        "model",
+        data,
+        ("layers", "layer_bytes", "embed_bytes", "head_bytes", "kv_bytes_per_token_per_layer", "tied_bytes"),
     )
     layers = fields.whole("layers", least=1)
     if layers > MOST_LAYERS:
@@ -129,7 +131,16 @@ def _model(data: Any) -> ModelSize:
         fields.number("embed_bytes", 0),
         fields.number("head_bytes", 0),
         fields.number("kv_bytes_per_token_per_layer", 0),
+        _tied_bytes(fields),
     )
+
+
+def _tied_bytes(fields: _Fields) -> float:
+    tied = fields.number("tied_bytes", 0)
+    for key in ("embed_bytes", "head_bytes"):
+        if tied > fields.number(key, 0):
+            raise BadSetting(f"{fields.name('tied_bytes')} is in both ends: it must be at most {fields.name(key)}")
+    return tied
 
 
 def _layer_bytes(fields: _Fields, layers: int) -> tuple[float, ...]:
@@ -142,17 +153,19 @@ def _layer_bytes(fields: _Fields, layers: int) -> tuple[float, ...]:
 
 
 def _node(path: str, data: Any) -> NodeProfile:
-    known = ("name", "ms_per_layer", "ms_per_stage", "max_layers", "free_bytes", "reserve_bytes")
+    known = ("name", "ms_per_layer", "ms_per_stage", "ms_per_head", "max_layers", "free_bytes", "reserve_bytes")
     fields = _Fields(path, data, known)
     name, speed = fields.text("name"), fields.number("ms_per_layer")
     overhead, reserve = fields.number("ms_per_stage", 0), fields.number("reserve_bytes", 0)
+    head = fields.number("ms_per_head", 0)
     if fields.has("max_layers") == fields.has("free_bytes"):
         raise BadSetting(f"{path} ({name}) must have either max_layers or free_bytes")
     if fields.has("max_layers"):
         if reserve:
             raise BadSetting(f"{path}.reserve_bytes goes with free_bytes, not with max_layers")
-        return NodeProfile(name, speed, overhead, max_layers=fields.whole("max_layers"))
-    return NodeProfile(name, speed, overhead, free_bytes=fields.number("free_bytes"), reserve_bytes=reserve)
+        return NodeProfile(name, speed, overhead, max_layers=fields.whole("max_layers"), ms_per_head=head)
+    free = fields.number("free_bytes")
+    return NodeProfile(name, speed, overhead, free_bytes=free, reserve_bytes=reserve, ms_per_head=head)
 
 
 def _names(nodes: tuple[NodeProfile, ...]) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import inf
 
-from together.planning.fill import fill, speed_order
+from together.planning.fill import fill, speed_order, stages_of
 from together.planning.instance import Instance, compile_problem, differ, split_of
 from together.planning.problem import EXACT_NODES, NodeProfile, Problem, Share, Split
 from together.planning.recommend import recommend
@@ -52,7 +52,7 @@ def explain_rule(problem: Problem, split: Split, rule: str) -> tuple[tuple[str, 
     score = score_of(problem, split)
     taken = [
         f"{share.node} takes {count_text(len(share.layers), 'layer')} ({layers_text(share.layers)}) by {rule}: "
-        f"{ms_text(cost.ms)}"
+        f"{ms_text(cost.ms)}{_head_text(problem, share)}"
         for share, cost in zip(split.shares, score.stages, strict=True)
     ]
     names = [node.name for node in problem.nodes if node.name not in split.nodes]
@@ -69,7 +69,14 @@ def _why(problem: Problem, split: Split, score: Score, share: Share) -> str:
         reason = "the whole model fits on it" + ("" if score.hops else ", so no token has to hop")
         return f"{share.node} takes all {count_text(all_layers, 'layer')}: {reason}"
     taken = f"{share.node} takes {count_text(len(share.layers), 'layer')} ({layers_text(share.layers)})"
-    return f"{taken}: at {ms_text(node.ms_per_layer)} per layer, {_reason(problem, split, score, node, share)}"
+    reason = _reason(problem, split, score, node, share)
+    return f"{taken}: at {ms_text(node.ms_per_layer)} per layer, {reason}{_head_text(problem, share)}"
+
+
+def _head_text(problem: Problem, share: Share) -> str:
+    """What the last stage does beside its layers, where that takes time."""
+    ms = problem.node(share.node).ms_per_head if share.layers.stop == problem.model.layers else 0
+    return f"; as the last one it also has the LM head, {ms_text(ms)}" if ms else ""
 
 
 def _reason(problem: Problem, split: Split, score: Score, node: NodeProfile, share: Share) -> str:
@@ -145,7 +152,6 @@ def _inserted(pool: Instance, split: Split, name: str) -> float:
     orders = [(*order[:place], new, *order[place:]) for place in range(len(order) + 1)]
     ring, best = min((ring_ms(pool.hops, pool.head, candidate), candidate) for candidate in orders)
     sizes = replace(pool, weight=pool.prefix[-1] / pool.layers)
-    extra = {best[0]: pool.embed, best[-1]: pool.tail}
-    stages = [(pool.speeds[i], pool.fixed[i], sizes.cap(i, extra.get(i, 0.0))) for i in speed_order(pool, list(best))]
+    stages = stages_of(sizes, speed_order(pool, list(best)), (best[0], best[-1]))
     filled = fill(pool, stages, ring) if ring < inf else None
     return filled.score if filled else inf

@@ -5,7 +5,6 @@ One layer each, then the fastest first up to its cap; for several people also up
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
@@ -24,9 +23,22 @@ class Filled:
     limit: float
 
 
-def stages_of(instance: Instance, nodes: list[int], cap: Callable[[int], int]) -> Stages:
-    """What `fill` needs of these nodes, which are in order of `speed_order`."""
-    return [(instance.speeds[i], instance.fixed[i], cap(i)) for i in nodes]
+def stages_of(instance: Instance, nodes: list[int], ends: tuple[int | None, int] | None = None) -> Stages:
+    """What `fill` needs of these nodes, which are in order of `speed_order`; with the first and the last of them.
+
+    Without ends, as if nobody had to be first or last.
+    """
+    if ends is None:
+        return [(instance.speeds[i], instance.fixed[i], instance.cap(i, 0)) for i in nodes]
+    first, last = ends
+    return [
+        (
+            instance.speeds[i],
+            (instance.closing if i == last else instance.fixed)[i],
+            instance.cap(i, instance.ends_bytes(i == first, i == last)),
+        )
+        for i in nodes
+    ]
 
 
 def fill(instance: Instance, stages: Stages, ring_ms: float, bound: float = inf) -> Filled | None:

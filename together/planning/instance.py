@@ -26,6 +26,7 @@ class Instance:
     names: tuple[str, ...]
     speeds: tuple[float, ...]  # ms per layer
     fixed: tuple[float, ...]  # ms per stage
+    closing: tuple[float, ...]  # the same of a last stage, which also has norm, LM head and drawing
     most: tuple[int, ...]
     room: tuple[float, ...]
     hops: tuple[tuple[float, ...], ...]
@@ -35,6 +36,7 @@ class Instance:
     prefix: tuple[float, ...]
     embed: float
     tail: float  # norm and LM head
+    tied: float  # of these, what is the embedding again
     tolerance: float
     weight: float | None  # bytes of every layer with KV, None where they differ
 
@@ -48,9 +50,14 @@ class Instance:
         return self.by_bytes and self.weight is None
 
     @property
-    def ends_matter(self) -> bool:
+    def ends_weigh(self) -> bool:
         """Whether a node's room depends on being first or last."""
         return self.by_bytes and bool(self.embed or self.tail)
+
+    @cached_property
+    def last_slower(self) -> bool:
+        """Whether a node's time depends on being last."""
+        return self.closing != self.fixed
 
     @cached_property
     def able(self) -> tuple[int, ...]:
@@ -61,7 +68,8 @@ class Instance:
     @cached_property
     def limits(self) -> list[float]:
         """Every time that a stage can take, sorted: the only values the slowest stage can have."""
-        times = zip(self.speeds, self.fixed, self.most, strict=True)
+        times = {*zip(self.speeds, self.fixed, self.most, strict=True)}
+        times |= {*zip(self.speeds, self.closing, self.most, strict=True)}
         return sorted({fixed + count * speed for speed, fixed, most in times for count in range(1, most + 1)})
 
     @cached_property
@@ -83,13 +91,21 @@ class Instance:
             return self.most[node]
         return min(self.most[node], int(left // self.weight))
 
-    def fits(self, node: int, start: int, stop: int) -> bool:
-        extra = (self.embed if start == 0 else 0) + (self.tail if stop == self.layers else 0)
-        size = self.prefix[stop] - self.prefix[start] + extra
-        return stop - start <= self.most[node] and size <= self.room[node]
+    def ends_bytes(self, first: bool, last: bool) -> float:
+        """Bytes beside the layers of a stage that is first, last, or both."""
+        if first and last:
+            return self.embed + self.tail - self.tied
+        return self.embed if first else self.tail if last else 0
+
+    def holds_all(self, node: int) -> bool:
+        return self.prefix[-1] + self.ends_bytes(True, True) <= self.room[node]
 
     def count_under(self, node: int, limit: float) -> int:
         return count_under(self.speeds[node], self.fixed[node], self.most[node], limit)
+
+    def count_closing(self, node: int, limit: float) -> int:
+        """The same as the last stage."""
+        return count_under(self.speeds[node], self.closing[node], self.most[node], limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +132,8 @@ def differ(a: float, b: float) -> bool:
 
 
 def choice_of(instance: Instance, order: tuple[int, ...], counts: tuple[int, ...], ring_ms: float) -> Choice:
-    times = [instance.fixed[i] + count * instance.speeds[i] for i, count in zip(order, counts, strict=True)]
+    fixed = [*(instance.fixed[i] for i in order[:-1]), instance.closing[order[-1]]]
+    times = [own + count * instance.speeds[i] for i, own, count in zip(order, fixed, counts, strict=True)]
     token = sum(times) + ring_ms
     return Choice(order, counts, token, max(times), max(token / instance.users, max(times)))
 
@@ -140,6 +157,7 @@ def compile_problem(problem: Problem, only: Iterable[str] | None = None) -> Inst
         names=names,
         speeds=tuple(node.ms_per_layer for node, _ in kept),
         fixed=tuple(node.ms_per_stage for node, _ in kept),
+        closing=tuple(node.ms_per_stage + node.ms_per_head for node, _ in kept),
         most=tuple(most for _, most in kept),
         room=tuple(node.room_bytes for node, _ in kept),
         hops=hops,
@@ -149,6 +167,7 @@ def compile_problem(problem: Problem, only: Iterable[str] | None = None) -> Inst
         prefix=tuple(accumulate(weights, initial=0.0)),
         embed=problem.model.embed_bytes,
         tail=problem.model.head_bytes,
+        tied=problem.model.tied_bytes,
         tolerance=problem.tolerance,
         weight=equal,
     )

@@ -6,6 +6,8 @@ gives the lowest token time under a limit on a stage's time, for every number of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import combinations
 from math import inf
 
 import numpy as np
@@ -18,6 +20,7 @@ from together.planning.windows import Windows
 
 Floats = NDArray[np.float64]
 Sets = NDArray[np.intp]
+Members = NDArray[np.intp]  # [sets, nodes in each]
 
 
 class Ordered:
@@ -28,9 +31,18 @@ class Ordered:
         self.count = len(instance.names)
         self.hops = np.array(instance.hops, dtype=np.float64).reshape(self.count, self.count)
         self.windows = Windows(instance)
-        masks = np.arange(1 << self.count)
-        self.sizes = np.array([int(mask).bit_count() for mask in masks])
         self.largest = min(len(instance.able), instance.layers)
+        self.steps = [self._step(node, size) for size in range(2, self.largest + 1) for node in instance.able]
+        # What no sweep writes (a last or first node outside the set, one that is both) stays infinite for all of them.
+        self.value: Floats = np.full((1 << self.count, self.count, self.count, instance.layers + 1), inf)
+
+    def _step(self, node: int, size: int) -> _Step:
+        """All sets of other nodes that `node` can follow to make one of this size."""
+        chosen = combinations([other for other in self.instance.able if other != node], size - 1)
+        members = np.array(list(chosen), dtype=np.intp).reshape(-1, size - 1)
+        sets = np.sum(1 << members, axis=1)
+        ascending = np.argsort(sets)  # of equal plans the first found is taken
+        return _Step(node, size, sets[ascending], members[ascending])
 
     def best(self) -> Choice | None:
         """The best plan; of those within the tolerance, the best of the fewest machines."""
@@ -49,17 +61,20 @@ class Ordered:
 
     def _search(self, sizes: range) -> Choice | None:
         """The best plan of these sizes."""
-
-        def token_ms(limit: float) -> float:
-            found = self._lowest(limit, sizes[-1])
-            return min((found[size] for size in sizes if size in found), default=inf)
-
         free = best = self._under(inf, sizes)
         if free is None:
             return None
+        plans: dict[float, Choice | None] = {}
+
+        def token_ms(limit: float) -> float:
+            plan = plans[limit] = self._under(limit, sizes)
+            return plan.token_ms if plan else inf
+
         users, slowest, least = self.instance.users, free.slowest_ms, self.instance.least_limit
         for limit in best_limits(self.instance.limits, users, token_ms, free.token_ms, slowest, least):
-            found = self._under(limit, sizes) if limit < slowest else free
+            if limit < slowest and limit not in plans:
+                token_ms(limit)
+            found = plans[limit] if limit < slowest else free
             best = found if found and found.beats(best) else best
         return best
 
@@ -80,19 +95,31 @@ class Ordered:
 End = tuple[float, int, int, int]  # token ms, set, last node, first node
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Letting `node` come last: in which sets without it, and who is in these, so that sets become of this size."""
+
+    node: int
+    size: int
+    sets: Sets
+    members: Members
+
+
 class _Sweep:
-    """All states under one limit. `value[set, last, first, layers]`, `best[size]` the cheapest end."""
+    """All states under one limit. `value[set, last, first, layers]`, `best[size]` the cheapest end.
+
+    The values lie in the search's one array: the next sweep writes over them.
+    """
 
     def __init__(self, search: Ordered, limit: float, largest: int) -> None:
         self.search, self.instance, self.windows = search, search.instance, search.windows
         self.spans = self.windows.spans(limit)
-        count, layers = search.count, self.instance.layers
-        self.value: Floats = np.full((1 << count, count, count, layers + 1), inf)
+        self.value = search.value
         self.best: dict[int, End] = {}
         self._begin()
-        for size in range(2, largest + 1):
-            for node in self.instance.able:
-                self._extend(node, size)
+        for step in search.steps:
+            if step.size <= largest:
+                self._extend(step)
 
     def _begin(self) -> None:
         for node in self.instance.able:
@@ -100,29 +127,30 @@ class _Sweep:
             ring = ring_ms(self.instance.hops, self.instance.head, (node,))
             self._end(1, (self.windows.only(node, self.spans[node]) + ring, 1 << node, node, node))
 
-    def _backs(self, last: int, sets: Sets) -> Floats:
-        """`[sets, firsts]` ms from the last stage to the first, by way of the head where that is not in the set."""
-        hops, head = self.search.hops, self.instance.head
-        if head is None:
-            return np.broadcast_to(hops[last], (len(sets), len(hops)))
-        inside = (sets >> head & 1 == 1)[:, None]
-        found: Floats = np.where(inside, hops[last], hops[last, head] + hops[head])
+    def _backs(self, step: _Step) -> Floats:
+        """`[sets, firsts]` ms from the last stage to the first, by way of the head where that is in no stage."""
+        hops, head, last = self.search.hops, self.instance.head, step.node
+        direct: Floats = hops[last, step.members]
+        if head is None or head == last:
+            return direct
+        inside = (step.sets >> head & 1 == 1)[:, None]
+        found: Floats = np.where(inside, direct, hops[last, head] + hops[head, step.members])
         return found
 
     def _end(self, size: int, end: End) -> None:
         if end[0] < inf and (size not in self.best or end[0] < self.best[size][0] * (1 - EPSILON)):
             self.best[size] = end
 
-    def _extend(self, node: int, size: int) -> None:
-        """Let `node` come last in all sets of this size."""
-        sets = np.flatnonzero((self.search.sizes == size) & (np.arange(1 << self.search.count) >> node & 1 == 1))
-        before = self.value[sets ^ (1 << node)] + self.search.hops[:, node][None, :, None, None]
+    def _extend(self, step: _Step) -> None:
+        node, sets, members = step.node, step.sets, step.members
+        before = self.value[sets[:, None, None], members[:, :, None], members[:, None, :]]
+        before += self.search.hops[members, node][:, :, None, None]
         arriving: Floats = before.min(axis=1)  # [sets, firsts, layers + 1]
-        ends = self.windows.last(node, self.spans[node], arriving)  # [sets, firsts]
-        totals = ends + self._backs(node, sets)
-        place = np.unravel_index(int(totals.argmin()), totals.shape)
-        self._end(size, (float(totals[place]), int(sets[place[0]]), node, int(place[1])))
-        self.value[sets, node] = self.windows.middle(node, self.spans[node], arriving)
+        totals = self.windows.last(node, self.spans[node], arriving) + self._backs(step)  # [sets, firsts]
+        row, column = np.unravel_index(int(totals.argmin()), totals.shape)
+        whole = sets | 1 << node
+        self._end(step.size, (float(totals[row, column]), int(whole[row]), node, int(members[row, column])))
+        self.value[whole[:, None], node, members] = self.windows.middle(node, self.spans[node], arriving)
 
     def trace(self, end: End) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Order and counts of the plan behind an end."""

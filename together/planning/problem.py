@@ -18,12 +18,16 @@ EXACT_NODES = 8  # up to so many nodes every subset is looked at
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """Bytes of each layer's weights, of the embedding (first stage), of norm and LM head (last stage), and of KV."""
+    """Bytes of each layer's weights, of the embedding (first stage), of norm and LM head (last stage), and of KV.
+
+    `tied_bytes` of the head are the embedding matrix again: a stage that is first and last holds them once.
+    """
 
     layer_bytes: tuple[float, ...]
     embed_bytes: float = 0
     head_bytes: float = 0
     kv_bytes_per_token_per_layer: float = 0
+    tied_bytes: float = 0
 
     @property
     def layers(self) -> int:
@@ -32,7 +36,10 @@ class ModelSize:
 
 @dataclass(frozen=True, slots=True)
 class NodeProfile:
-    """What one node can do. Exactly one of `max_layers` and `free_bytes` says how much it holds."""
+    """What one node can do. Exactly one of `max_layers` and `free_bytes` says how much it holds.
+
+    `ms_per_head` is for norm, LM head and drawing a token: the last stage takes so much longer.
+    """
 
     name: str
     ms_per_layer: float
@@ -40,6 +47,7 @@ class NodeProfile:
     max_layers: int | None = None
     free_bytes: float | None = None
     reserve_bytes: float = 0
+    ms_per_head: float = 0.0
 
     @property
     def room_bytes(self) -> float:
@@ -86,13 +94,21 @@ class Problem:
         return self.hop_ms
 
     def stage_bytes(self, layers: LayerRange) -> float:
-        """Bytes of a stage: its layers with the KV cache of all users, embedding if first, norm and head if last."""
+        """Bytes of a stage: its layers with the KV cache of all users, embedding if first, norm and head if last.
+
+        Where it is both, a matrix that embedding and head share counts once.
+        """
         size = sum(self.model.layer_bytes[layers.start : layers.stop]) + len(layers) * self.kv_bytes_per_layer
         if layers.start == 0:
             size += self.model.embed_bytes
         if layers.stop == self.model.layers:
-            size += self.model.head_bytes
+            size += self.model.head_bytes - (self.model.tied_bytes if layers.start == 0 else 0)
         return size
+
+    def stage_ms(self, node: NodeProfile, layers: LayerRange) -> float:
+        """Milliseconds of a stage for one token, with norm, LM head and drawing if it is the last."""
+        fixed = node.ms_per_stage + (node.ms_per_head if layers.stop == self.model.layers else 0)
+        return fixed + len(layers) * node.ms_per_layer
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ def _along_tours(problem: Problem, instance: Instance) -> Choice | None:
     for choice in list(found):
         pool = _pool(problem, instance, choice)
         if len(pool.able) <= EXACT_NODES:
-            costly = instance.ends_matter and not instance.order_matters
+            costly = instance.ends_weigh and not instance.order_matters
             exact = Subsets(pool).exactly(pool.able) if costly else _exact(pool)
             found += [] if exact is None else [_renamed(exact, pool, instance)]
     return _choose(found, problem.tolerance)
@@ -56,7 +56,7 @@ def _pool(problem: Problem, instance: Instance, choice: Choice) -> Instance:
     from together.planning.tours import promising
 
     nodes = list(choice.order)
-    size = POOL if instance.order_matters else 0 if instance.ends_matter else EXACT_NODES
+    size = POOL if instance.order_matters else 0 if instance.ends_weigh else EXACT_NODES
     nodes += [i for i in promising(instance) if i not in nodes][: max(size - len(nodes), 0)]
     return compile_problem(problem, [instance.names[i] for i in nodes])
 

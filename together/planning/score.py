@@ -9,7 +9,7 @@ from together.planning.problem import Problem, Split
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """One stage: ms of its layers for one token, the bytes it takes, ms of the hop to what comes next in the ring."""
+    """One stage: ms for one token, in the last with the LM head, its bytes, and ms of the hop to what comes next."""
 
     ms: float
     bytes: float
@@ -63,7 +63,6 @@ def score_of(problem: Problem, split: Split) -> Score:
     hops = [problem.hop(a, b) for a, b in zip(circle, (*circle[1:], circle[0]), strict=True)]
     costs = []
     for share, hop in zip(split.shares, hops, strict=False):
-        node = problem.node(share.node)
-        ms = node.ms_per_stage + len(share.layers) * node.ms_per_layer
+        ms = problem.stage_ms(problem.node(share.node), share.layers)
         costs.append(StageCost(ms, problem.stage_bytes(share.layers), hop))
     return Score(tuple(costs), sum(hops), len(circle) if len(circle) > 1 else 0, problem.users)

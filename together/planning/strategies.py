@@ -5,7 +5,7 @@ A strategy only proposes; `validate.complaints` says what is wrong with it, as w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from math import inf
@@ -46,17 +46,19 @@ def by_memory(problem: Problem) -> Split:
 
 
 def by_compute(problem: Problem) -> Split:
-    """Layers in proportion to speed, so that all stages take about as long, as far as memory allows."""
-    nodes = _ring(problem)
-    return _shared(problem, nodes, _speeds(nodes))
+    """Layers by speed, so that all stages take about as long, the last with the LM head, as far as memory allows."""
+    return _ended(problem, lambda nodes: _speeds(problem, nodes))
 
 
 def mixed(problem: Problem) -> Split:
     """Half by memory and half by speed."""
-    nodes = _ring(problem)
-    memory = _shares([_capacity(problem, node) for node in nodes])
-    speed = _shares(_speeds(nodes))
-    return _shared(problem, nodes, [(a + b) / 2 for a, b in zip(memory, speed, strict=True)])
+
+    def weights(nodes: list[NodeProfile]) -> list[float]:
+        memory = _shares([_capacity(problem, node) for node in nodes])
+        speed = _shares(_speeds(problem, nodes))
+        return [(a + b) / 2 for a, b in zip(memory, speed, strict=True)]
+
+    return _ended(problem, weights)
 
 
 def by_ratio(problem: Problem, ratio: Sequence[float]) -> Split:
@@ -138,8 +140,24 @@ def _capacity(problem: Problem, node: NodeProfile) -> float:
     return node.room_bytes / mean if mean else float(layers)
 
 
-def _speeds(nodes: list[NodeProfile]) -> list[float]:
-    return [1 / max(node.ms_per_layer, 1e-9) for node in nodes]
+def _speeds(problem: Problem, nodes: list[NodeProfile]) -> list[float]:
+    """Weights by speed: the last node's LM head counts as the layers that it would run in that time."""
+    speeds, last = [1 / max(node.ms_per_layer, 1e-9) for node in nodes], nodes[-1]
+    worth = last.ms_per_head * speeds[-1]
+    if not worth:
+        return speeds
+    counts = [share * (problem.model.layers + worth) for share in _shares(speeds)]
+    return [*counts[:-1], max(counts[-1] - worth, 0.0)]
+
+
+def _ended(problem: Problem, weights: Callable[[list[NodeProfile]], list[float]]) -> Split:
+    """Layers in proportion to weights that depend on who is last: who gets none by them is not."""
+    nodes = _ring(problem)
+    while True:
+        split = _shared(problem, nodes, weights(nodes))
+        if split.nodes[-1] == nodes[-1].name or not any(node.ms_per_head for node in nodes):
+            return split
+        nodes = nodes[:-1]
 
 
 def _shares(weights: list[float]) -> list[float]:
@@ -178,6 +196,7 @@ def _cap_at(problem: Problem, node: NodeProfile, place: int, count: int) -> int:
     if node.max_layers is not None:
         return node.max_layers
     extra = (model.embed_bytes if place == 0 else 0) + (model.head_bytes if place == count - 1 else 0)
+    extra -= model.tied_bytes if count == 1 else 0
     layer = max(model.layer_bytes) + problem.kv_bytes_per_layer
     return max(int((node.room_bytes - extra) // layer), 0) if layer else model.layers
 

@@ -1,4 +1,4 @@
-"""The exact best plan for up to 8 nodes where a node's room is a number of layers: every subset of the nodes.
+"""The exact best plan for up to 8 nodes where all layers weigh alike: every subset of the nodes.
 
 Knows no layers of different size; `ordered.py` does.
 """
@@ -12,14 +12,16 @@ from together.planning.fill import Filled, Stages, counts_of, fill, speed_order,
 from together.planning.instance import EPSILON, Choice, Instance, choice_of, differ
 from together.planning.rings import EndedRings, Rings, ring_ms
 
+Ends = tuple[int | None, int]  # first (None: no matter which) and last stage
+
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The best fill of one subset, and its first and last stage where these matter."""
+    """The best fill of one subset, and its first and last stage where one of these matters."""
 
     filled: Filled
     mask: int
-    ends: tuple[int, int] | None
+    ends: Ends | None
 
     def beats(self, other: _Found | None) -> bool:
         if other is None or differ(self.filled.score, other.filled.score):
@@ -34,10 +36,9 @@ class Subsets:
         self.instance = instance
         self.members = sum(1 << i for i in instance.able)
         self._order = speed_order(instance, list(instance.able))
-        if instance.ends_matter:
-            self._rings: Rings | EndedRings = EndedRings(instance.hops, instance.head, self.members)
-        else:
-            self._rings = Rings(instance.hops, instance.head, self.members)
+        self._late = tuple(b - a for a, b in zip(instance.fixed, instance.closing, strict=True))
+        kind = EndedRings if instance.ends_weigh else Rings
+        self._rings: Rings | EndedRings = kind(instance.hops, instance.head, self.members, self._late)
 
     def best(self) -> Choice | None:
         """The best plan; of those within the tolerance, the best of the fewest machines."""
@@ -83,42 +84,42 @@ class Subsets:
     def _find(self, mask: int, bound: float) -> _Found | None:
         """The best of one subset, if it is not worse than `bound`."""
         nodes = [i for i in self._order if mask >> i & 1]
-        stages = stages_of(self.instance, nodes, lambda i: self.instance.cap(i, 0))
-        if isinstance(self._rings, EndedRings):
-            return self._find_ends(mask, nodes, stages, bound, self._rings)
+        stages = stages_of(self.instance, nodes)
+        if isinstance(self._rings, EndedRings) or self.instance.last_slower:
+            return self._find_ends(mask, nodes, stages, bound)
         ring, _ = self._rings.shortest(mask)
         filled = fill(self.instance, stages, ring, bound) if ring < inf else None
         return None if filled is None else _Found(filled, mask, None)
 
-    def _find_ends(self, mask: int, nodes: list[int], free: Stages, bound: float, rings: EndedRings) -> _Found | None:
+    def _find_ends(self, mask: int, nodes: list[int], free: Stages, bound: float) -> _Found | None:
         """As if nobody had to hold the ends first: what is too slow even so needs no look at each pair."""
         best: _Found | None = None
-        if fill(self.instance, free, 0.0, bound) is None:
+        if fill(self.instance, free, min(self._late[i] for i in nodes), bound) is None:
             return None
-        for ring, first, last in rings.pairs(mask):
-            relaxed = fill(self.instance, free, ring, bound)
+        for ring, first, last in self._rings.pairs(mask):
+            relaxed = fill(self.instance, free, ring + self._late[last], bound)
             if relaxed is None:
                 break  # later pairs have longer rings
-            stages = stages_of(self.instance, nodes, lambda i, ends=(first, last): self._cap(i, *ends))  # type: ignore[misc]
+            stages = stages_of(self.instance, nodes, (first, last))
             filled = relaxed if stages == free else fill(self.instance, stages, ring, bound)
             if filled and (found := _Found(filled, mask, (first, last))).beats(best):
                 best, bound = found, filled.score
         return best
 
-    def _cap(self, node: int, first: int, last: int) -> int:
-        extra = (self.instance.embed if node == first else 0) + (self.instance.tail if node == last else 0)
-        return self.instance.cap(node, extra)
-
     def _choice(self, found: _Found) -> Choice:
         nodes = [i for i in self._order if found.mask >> i & 1]
-        if isinstance(self._rings, EndedRings):
-            assert found.ends is not None
-            ends = found.ends
-            order = self._rings.order(found.mask, *ends)
-            stages = stages_of(self.instance, nodes, lambda i: self._cap(i, *ends))
-        else:
-            order = self._rings.order(found.mask)
-            stages = stages_of(self.instance, nodes, lambda i: self.instance.cap(i, 0))
+        stages, order = stages_of(self.instance, nodes, found.ends), self._ring_of(found)
         counts = dict(zip(nodes, counts_of(stages, self.instance.layers, found.filled.limit), strict=True))
         ring = ring_ms(self.instance.hops, self.instance.head, order)
         return choice_of(self.instance, order, tuple(counts[node] for node in order), ring)
+
+    def _ring_of(self, found: _Found) -> tuple[int, ...]:
+        """The used nodes in ring order."""
+        if found.ends is None:
+            assert isinstance(self._rings, Rings)
+            return self._rings.order(found.mask)
+        first, last = found.ends
+        if isinstance(self._rings, Rings):
+            return self._rings.ended(found.mask, last)
+        assert first is not None
+        return self._rings.order(found.mask, first, last)

@@ -1,12 +1,14 @@
 """Plans for more nodes than subsets can be counted: a dynamic programme along one tour through all of them.
 
 Every plan whose ring follows the tour, skipping any nodes, is looked at exactly; the tour is a good one, not the best.
-So the answer is exact where all hops are alike and room is counted in layers, and near it elsewhere.
+So the answer is exact where all hops are alike and room is counted in layers, and near it elsewhere: where the last
+stage is slower, every node is tried as the last one where hops are alike, and elsewhere a few of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import inf
 
 import numpy as np
@@ -19,44 +21,65 @@ from together.planning.rings import ring_ms
 from together.planning.windows import Windows
 
 Floats = NDArray[np.float64]
-ANCHORS = 3  # nodes tried as the first one where there is no head and hops differ
+ANCHORS = 3  # nodes tried as the first one where there is no head and hops differ, and as the last one
 _FAR = 1e6  # ms that an unusable link counts in a tour; in a plan it is never used
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Nodes in the order in which a ring may visit them, ms to begin at each, and ms to come back from each."""
+    """Nodes in the order in which a ring may visit them, ms to begin at each, and ms to come back from each.
+
+    With `last`, rings of two machines and more end at that one.
+    """
 
     order: tuple[int, ...]
     start: tuple[float, ...]
     back: tuple[float, ...]
+    last: int | None = None
 
 
 class Tours:
-    """The search along every way of one instance."""
+    """The search along every way of one instance, or along the given ones."""
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: Instance, given: list[Way] | None = None) -> None:
         self.instance = instance
         self.hops = np.array(instance.hops, dtype=np.float64)
         self.windows = Windows(instance)
-        self.ways = ways(instance)
+        self.ways = ways(instance) if given is None else given
 
     def best(self) -> list[Choice]:
         """The best plan found, and, where the tolerance allows fewer machines, that one too."""
         best: Choice | None = None
+        along = self.ways[0] if self.ways else None
         for way in self.ways:
             if best is None or self._promises(way, best):
                 found = self._search(way)
-                best = found if found and found.beats(best) else best
-        if best is None:
+                if found and found.beats(best):
+                    best, along = found, way if self.instance.last_slower else along
+        if best is None or along is None:
             return []
-        fewer = self._fewer(best) if self.instance.tolerance > 0 and len(best.order) > 1 else None
+        fewer = self._fewer(best, along) if self.instance.tolerance > 0 and len(best.order) > 1 else None
         return [best] if fewer is None else [best, fewer]
 
     def _promises(self, way: Way, best: Choice) -> bool:
         """Whether the way has anything better than the best so far."""
         aim = best.score * (1 - EPSILON)
+        if way.last is not None and not self._can_close(way.last, aim):
+            return False
         return _Walk(self, way, aim, 1).token_ms(0) / self.instance.users < aim
+
+    def _can_close(self, node: int, aim: float) -> bool:
+        """Whether any plan with this last stage may be better, by two sums that cost little."""
+        instance = self.instance
+        token = self._early_ms + instance.closing[node] - instance.fixed[node]
+        held = sum(instance.count_under(i, aim) for i in instance.able if i != node)
+        return token / instance.users < aim and held + instance.count_closing(node, aim) >= instance.layers
+
+    @cached_property
+    def _early_ms(self) -> float:
+        """The token time if nobody were slower as the last, along a way that any node may end."""
+        early = Tours(replace(self.instance, closing=self.instance.fixed), self.ways[-1:])
+        return _Walk(early, early.ways[0], inf, 1).token_ms(0)
 
     def _search(self, way: Way) -> Choice | None:
         free = best = _Walk(self, way, inf, 1).trace(0)
@@ -75,14 +98,14 @@ class Tours:
             best = found if found and found.beats(best) else best
         return best
 
-    def _fewer(self, best: Choice) -> Choice | None:
-        """The plan of fewest machines within the tolerance, if it has fewer."""
+    def _fewer(self, best: Choice, way: Way) -> Choice | None:
+        """The plan of fewest machines along a way within the tolerance, if it has fewer."""
         bound = best.score * (1 + self.instance.tolerance + EPSILON)
         most = len(best.order) - 1
         held = sorted((self.instance.count_under(i, bound) for i in self.instance.able), reverse=True)
         if sum(held[:most]) < self.instance.layers:
             return None
-        walk = _Walk(self, self.ways[0], bound, most + 1)
+        walk = _Walk(self, way, bound, most + 1)
         for size in range(1, most + 1):
             if walk.token_ms(size) / self.instance.users <= bound:
                 return walk.trace(size)
@@ -164,6 +187,27 @@ class _Walk:
 
 def ways(instance: Instance) -> list[Way]:
     """The orders to search: along a short tour from the head, or, without one, from each of a few good nodes."""
+    found = _any_end(instance)
+    return [*_closing(instance, found[0].order), *found] if found and instance.last_slower else found
+
+
+def _closing(instance: Instance, order: tuple[int, ...]) -> list[Way]:
+    """The order with one node at its end, which must be the last: all nodes where hops are alike, else the quickest."""
+    head, hops = instance.head, instance.hops
+    last = sorted(order, key=lambda i: (instance.closing[i] + instance.speeds[i], i))
+    involved = {*order, *([] if head is None else [head])}
+    found = []
+    for node in last if len({hops[a][b] for a in involved for b in involved if a != b}) <= 1 else last[:ANCHORS]:
+        place = order.index(node)
+        after, before = order[place + 1 :], order[:place]
+        turned = (*after, *before, node) if head is None else (*before, *after, node)
+        ends = hops[node if head is None else head]
+        back = 0.0 if head is None else ends[node]
+        found.append(Way(turned, tuple(ends[i] for i in turned), (*(inf for _ in turned[1:]), back), node))
+    return found
+
+
+def _any_end(instance: Instance) -> list[Way]:
     nodes = speed_order(instance, list(instance.able))
     if not nodes:
         return []

@@ -19,12 +19,13 @@ Places = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One node under one limit: the window of starts for each stop, in the middle and as the last stage.
+    """One node under one limit: the window of starts for each stop, in the middle and as the last stage (`last_start`).
 
     Two stretches of 2**level, from `left` and from `right`, cover the window; where it is empty, `empty` is true.
     """
 
     most: int
+    closing: int  # most layers as the last stage
     start: Places  # [layers + 1]
     level: Places
     right: Places
@@ -58,8 +59,9 @@ class Windows:
             width = self.stops - start
             level = self._levels[width]
             right = np.maximum(self.stops - (1 << level), 0)
-            last = min(max(self._last_starts[node], self.instance.layers - most), self.instance.layers)
-            found.append(Span(most, start, level, right, width == 0, last))
+            closing = self.instance.count_closing(node, limit)
+            last = min(max(self._last_starts[node], self.instance.layers - closing), self.instance.layers)
+            found.append(Span(most, closing, start, level, right, width == 0, last))
         return found
 
     def first(self, node: int, span: Span) -> Floats:
@@ -72,9 +74,9 @@ class Windows:
     def only(self, node: int, span: Span) -> float:
         """ms of all layers on one node."""
         instance = self.instance
-        if instance.layers > span.most or not instance.fits(node, 0, instance.layers):
+        if instance.layers > span.closing or not instance.holds_all(node):
             return inf
-        return instance.fixed[node] + instance.layers * instance.speeds[node]
+        return instance.closing[node] + instance.layers * instance.speeds[node]
 
     def middle(self, node: int, span: Span, arriving: Floats) -> Floats:
         """`[..., layers + 1]` costs of having taken l layers, from the costs before this node's stage."""
@@ -88,18 +90,20 @@ class Windows:
         """`[...]` costs with this node as the last stage."""
         if span.last_start >= self.instance.layers:
             return np.full(arriving.shape[:-1], inf)
-        return self._closing(node, span.last_start, self.instance.layers, arriving).min(axis=-1)  # type: ignore[no-any-return]
+        return self._costs(node, span.last_start, self.instance.layers, arriving).min(axis=-1)  # type: ignore[no-any-return]
 
     def back(self, node: int, span: Span, arriving: Floats, stop: int) -> tuple[int, int]:
         """From which row of `arriving`, and from which layer, the cheapest stage of `node` up to `stop` came."""
         start = span.last_start if stop == self.instance.layers else int(span.start[stop])
-        costs = self._closing(node, start, stop, arriving)
+        costs = self._costs(node, start, stop, arriving)
         row, layer = np.unravel_index(int(costs.argmin()), costs.shape)
         return int(row), start + int(layer)
 
-    def _closing(self, node: int, start: int, stop: int, arriving: Floats) -> Floats:
-        taken = stop - self.stops[start:stop]
-        costs: Floats = arriving[..., start:stop] + (self.instance.fixed[node] + taken * self.instance.speeds[node])
+    def _costs(self, node: int, start: int, stop: int, arriving: Floats) -> Floats:
+        """`[..., stop - start]` costs up to `stop` for each layer with which the node's stage may begin."""
+        instance = self.instance
+        fixed = (instance.closing if stop == instance.layers else instance.fixed)[node]
+        costs: Floats = arriving[..., start:stop] + (fixed + (stop - self.stops[start:stop]) * instance.speeds[node])
         return costs
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from together.errors import LoadFailed, TogetherError
+from together.errors import StageLost, TogetherError, Unreachable
 from together.ring import rpc
 from together.ring.client import RingClient, chunk_tokens
 from together.ring.links import Inlet, Inlets, Outlet
@@ -21,8 +21,9 @@ async def join_ring(
     hidden_size: int,
     dtype: Dtype,
     describe: Callable[[int], str],
+    timeout: float = 15.0,
 ) -> RingClient:
-    """Link READY `stages`, from the last backwards, so that everyone's next one is listening. Raises LoadFailed.
+    """Link READY `stages`, from the last backwards, so that everyone's next one is listening. Raises StageLost.
 
     `own` is where the head's `inlets` listen; `describe` names a stage for a person.
     """
@@ -34,8 +35,11 @@ async def join_ring(
     inlets.add(inlet)
     for index in reversed(range(len(stages))):
         link = StageLink(ring, epoch, index, endpoints[index + 1] if index + 1 < len(stages) else own)
-        await _connect(endpoints[index], link, describe(index))
-    outlet = await Outlet.open(endpoints[0], StreamKey(ring, epoch, HEAD))
+        await _connect(endpoints[index], link, describe(index), timeout)
+    try:
+        outlet = await Outlet.open(endpoints[0], StreamKey(ring, epoch, HEAD))
+    except TogetherError as error:
+        raise StageLost(f"{describe(0)} does not answer: {error}", str(error), 0, joining=True) from error
     rewinds = [stage.rewind for stage in stages if stage.rewind is not None]
     return RingClient(
         inlet,
@@ -49,9 +53,11 @@ async def join_ring(
     )
 
 
-async def _connect(endpoint: Endpoint, link: StageLink, stage: str) -> None:
+async def _connect(endpoint: Endpoint, link: StageLink, stage: str, timeout: float) -> None:
     try:
         async with rpc.open_channel(await rpc.fastest(endpoint), endpoint.port) as channel:
-            await rpc.call(channel, rpc.CONNECT_CALL, link, stage, timeout=15.0)
+            await rpc.call(channel, rpc.CONNECT_CALL, link, stage, timeout=timeout)
     except TogetherError as error:
-        raise LoadFailed(f"{stage} cannot take its place in the ring: {error}") from error
+        message = f"{stage} cannot take its place in the ring: {error}"
+        reachable = not isinstance(error, Unreachable)
+        raise StageLost(message, str(error), link.index, joining=True, reachable=reachable) from error

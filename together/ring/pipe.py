@@ -55,6 +55,7 @@ class Event:
     capacity: int = 0
     block: int = 1
     rewind: int | None = None
+    epoch: int = -1
 
     def line(self) -> str:
         return json.dumps(asdict(self)) + "\n"

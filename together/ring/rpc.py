@@ -28,7 +28,7 @@ from together.errors import (
     UnsupportedModel,
 )
 from together.ring import wire
-from together.types import Endpoint
+from together.types import Blob, Endpoint
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 
@@ -145,6 +145,10 @@ def unary_handler(method: Unary, serve: Callable[[Any], Awaitable[Any]]) -> Hand
         return method.response.encode(answer) if method.response else b""
 
     return grpc.unary_unary_rpc_method_handler(handle)
+
+
+async def echo(blob: Blob) -> None:
+    """Takes bytes and says so, for those who time it or want to know who is there."""
 
 
 def service(handlers: dict[str, Handler]) -> list[grpc.GenericRpcHandler]:

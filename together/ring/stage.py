@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO, TypeVar
 
 from backends.base import LoadRequest, Shard, open_backend
-from together.errors import FrameRefused, RingBroken, TogetherError
+from together.errors import FrameRefused, RingBroken, TogetherError, Unreachable
 from together.ring import rpc, wire
 from together.ring.links import Arrival, Inlet, Inlets, Outlet
 from together.ring.pipe import Event, Launch, claim_stdout
@@ -57,7 +57,8 @@ class StepRunner:
         except Exception as error:  # the shard's own failure: the stage lives, the head is told
             log.exception("step %s failed", frame.step)
             answer = self._failure(frame, explain(error))
-        timing = StageTiming((time.perf_counter() - began) * 1e3, (now - arrival.at) * 1e3)
+        compute_ms, wait_ms = (time.perf_counter() - began) * 1e3, (now - arrival.at) * 1e3
+        timing = StageTiming(compute_ms, wait_ms, self._shard.sequences)
         return wire.encode_frame(replace(answer, timings=(*frame.timings, timing)))
 
     def _run(self, frame: Frame, epoch: int) -> Frame:
@@ -125,7 +126,11 @@ class Stage:
         """Load, report, serve until the process is ended by its node."""
         inlets = Inlets()
         inlets.add(self._inlet)
-        handlers = {rpc.PUSH: inlets.handler(), rpc.CONNECT: rpc.unary_handler(rpc.CONNECT_CALL, self._connect)}
+        handlers = {
+            rpc.PUSH: inlets.handler(),
+            rpc.CONNECT: rpc.unary_handler(rpc.CONNECT_CALL, self._connect),
+            rpc.ECHO: rpc.unary_handler(rpc.ECHO_CALL, rpc.echo),
+        }
         server = rpc.make_server(handlers)
         first, last = self._launch.ports
         port = rpc.bind(server, self._launch.host, range(first, last + 1))
@@ -161,7 +166,10 @@ class Stage:
         self._linked.clear()
         if old is not None:
             await old.close()
-        self._outlet = await Outlet.open(link.next, StreamKey(link.ring, link.epoch, link.index))
+        try:
+            self._outlet = await Outlet.open(link.next, StreamKey(link.ring, link.epoch, link.index))
+        except Unreachable as error:  # not to be mistaken for this stage being out of reach
+            raise RingBroken(f"it cannot reach the next one: {error}") from error
         self._linked.set()
 
     async def _compute(self, runner: StepRunner) -> None:
@@ -184,7 +192,7 @@ class Stage:
                 if key != self._inlet.key:
                     continue  # a new epoch closed the link under us
                 self._linked.clear()
-                self._emit(Event("broken", cause=str(error)))
+                self._emit(Event("broken", cause=str(error), epoch=key.epoch))
 
 
 def _leave_with_node() -> None:

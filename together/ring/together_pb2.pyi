@@ -173,12 +173,14 @@ class Failure(_message.Message):
     def __init__(self, node: _Optional[str] = ..., stage: _Optional[int] = ..., cause: _Optional[str] = ...) -> None: ...
 
 class StageTiming(_message.Message):
-    __slots__ = ("compute_ms", "wait_ms")
+    __slots__ = ("compute_ms", "wait_ms", "sequences")
     COMPUTE_MS_FIELD_NUMBER: _ClassVar[int]
     WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     compute_ms: float
     wait_ms: float
-    def __init__(self, compute_ms: _Optional[float] = ..., wait_ms: _Optional[float] = ...) -> None: ...
+    sequences: int
+    def __init__(self, compute_ms: _Optional[float] = ..., wait_ms: _Optional[float] = ..., sequences: _Optional[int] = ...) -> None: ...
 
 class LayerRange(_message.Message):
     __slots__ = ("start", "stop")
@@ -277,7 +279,7 @@ class Device(_message.Message):
     def __init__(self, backend: _Optional[str] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ...) -> None: ...
 
 class StageStatus(_message.Message):
-    __slots__ = ("ring", "slot", "head", "model", "total_layers", "layers", "device", "state", "memory_bytes", "progress", "cause", "endpoint", "pid", "capacity", "block", "rewind", "fetched_bytes", "fetch_bytes")
+    __slots__ = ("ring", "slot", "head", "model", "total_layers", "layers", "device", "state", "memory_bytes", "progress", "cause", "endpoint", "pid", "capacity", "block", "rewind", "fetched_bytes", "fetch_bytes", "broken_epoch")
     RING_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
@@ -296,6 +298,7 @@ class StageStatus(_message.Message):
     REWIND_FIELD_NUMBER: _ClassVar[int]
     FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
     FETCH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BROKEN_EPOCH_FIELD_NUMBER: _ClassVar[int]
     ring: str
     slot: int
     head: str
@@ -314,7 +317,8 @@ class StageStatus(_message.Message):
     rewind: int
     fetched_bytes: int
     fetch_bytes: int
-    def __init__(self, ring: _Optional[str] = ..., slot: _Optional[int] = ..., head: _Optional[str] = ..., model: _Optional[str] = ..., total_layers: _Optional[int] = ..., layers: _Optional[_Union[LayerRange, _Mapping]] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., cause: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., pid: _Optional[int] = ..., capacity: _Optional[int] = ..., block: _Optional[int] = ..., rewind: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ...) -> None: ...
+    broken_epoch: int
+    def __init__(self, ring: _Optional[str] = ..., slot: _Optional[int] = ..., head: _Optional[str] = ..., model: _Optional[str] = ..., total_layers: _Optional[int] = ..., layers: _Optional[_Union[LayerRange, _Mapping]] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., cause: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., pid: _Optional[int] = ..., capacity: _Optional[int] = ..., block: _Optional[int] = ..., rewind: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ..., broken_epoch: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
     __slots__ = ("id", "name", "machine", "endpoint", "protocol", "state", "cause", "devices", "stages", "ports", "memory_bytes", "free_bytes", "version", "peers")

@@ -1,0 +1,67 @@
+"""How backends time themselves: actions in turns, warm, medians; how much memory may be used. Knows no framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import psutil
+
+from together.errors import NotEnoughMemory
+
+LEAST_TURNS = 3
+SPAN_BYTES = 512 * 2**20  # layers are timed in a circle of this size: a pass over it finds nothing in a cache
+HEAD_BYTES = 2**30  # a larger LM head is timed by a part of it
+SHARE = 4  # no more than this part of the free memory is taken, where that is enough for one layer
+SPARE_EXPERTS = 4  # times those that a token uses: enough to go round, and not all of a large model's
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much of a model is timed: whole layers, and rows of the LM head."""
+
+    layers: int
+    vocabulary: int
+
+
+def extent(name: str, layers: int, layer_bytes: int, vocabulary: int, row_bytes: int, free_bytes: int) -> Extent:
+    """What to make up for timing a model of `layers` layers. Raises NotEnoughMemory where not even one layer fits."""
+    rows = min(vocabulary, max(HEAD_BYTES // row_bytes, 1))
+    needed = layer_bytes + rows * row_bytes
+    if needed > free_bytes:
+        raise NotEnoughMemory(
+            f"{name} cannot be measured here: one layer and the LM head need {needed / 1e9:.1f} GB and "
+            f"{free_bytes / 1e9:.1f} GB are free; close other programs or unload what is loaded"
+        )
+    wanted = -(-SPAN_BYTES // layer_bytes)
+    room = (free_bytes // SHARE - rows * row_bytes) // layer_bytes
+    return Extent(max(1, min(layers, max(wanted, 2), room)), rows)
+
+
+def experts_to_time(experts: int, used: int) -> int:
+    """How many of a layer's experts are made up, where a token uses `used` of them: time goes by those."""
+    return min(experts, SPARE_EXPERTS * used)
+
+
+def medians(*actions: Callable[[], object], seconds: float) -> tuple[float, ...]:
+    """Seconds that each action takes, warm, in turns so that a slow moment hits all; `seconds` for all together."""
+    for action in actions:
+        action()
+    turns: list[tuple[float, ...]] = []
+    end = perf_counter() + seconds
+    while len(turns) < LEAST_TURNS or perf_counter() < end:
+        turns.append(tuple(_timed(action) for action in actions))
+    return tuple(median(times) for times in zip(*turns, strict=True))
+
+
+def _timed(action: Callable[[], object]) -> float:
+    began = perf_counter()
+    action()
+    return perf_counter() - began
+
+
+def resident_bytes() -> int:
+    """What this process takes of the machine's memory now."""
+    return int(psutil.Process().memory_info().rss)

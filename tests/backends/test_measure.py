@@ -1,0 +1,168 @@
+"""What backends say of their own speed: every family, from config.json alone; parts add up to what a stage takes."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from backends.base import LoadRequest, Measurement, open_backend
+from backends.measuring import HEAD_BYTES, SPAN_BYTES, experts_to_time, extent, medians
+from tests.backends.conftest import Checkpoints
+from tests.backends.families import CASES
+from tests.support.checksum import make_checksum_model
+from together.desktop.bench_shapes import SHAPES, random_checkpoint
+from together.errors import BrokenModel, NotEnoughMemory, UnsupportedModel
+from together.models.spec import read_spec
+from together.types import Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
+
+GIB = 2**30
+
+
+def measured(backend: str, config: Path, folder: Path, dtype: str = "fp32") -> Measurement:
+    """What a backend says of a folder that has nothing but this config.json."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_bytes((config / "config.json").read_bytes())
+    return open_backend(backend).measure(folder, "cpu", dtype)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("backend", ["torch", "mlx"])
+def test_every_family_is_measured_by_its_config_alone(
+    backend: str, case: object, checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("torch", "mlx"):  # the values are not looked at here: be quick
+        monkeypatch.setattr(f"backends.{module}_backend_measure._STEPS_SECONDS", 0.0)
+        monkeypatch.setattr(f"backends.{module}_backend_measure._SPEEDS_SECONDS", 0.0)
+    found = measured(backend, checkpoint(str(case)), tmp_path / "shape")
+    assert 0 < found.ms_per_layer < 1000
+    assert 0 < found.ms_per_stage < 1000
+    assert 0 <= found.ms_per_head < 1000
+    assert found.memory_bytes_per_s > 1e7
+    assert found.matrix_flops_per_s > 1e7
+    assert 10e6 < found.overhead_bytes < 16e9
+
+
+def test_the_toy_draws_on_its_last_stage(tmp_path: Path) -> None:
+    found = measured("checksum", make_checksum_model(tmp_path / "toy", step_ms=5), tmp_path / "shape")
+    assert found.ms_per_layer == pytest.approx(5, rel=0.5)
+    assert 0 < found.ms_per_head < 1000
+    assert 10e6 < found.overhead_bytes < 16e9
+
+
+@pytest.mark.parametrize("backend", ["torch", "mlx"])
+def test_the_parts_add_up_to_a_real_step(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threefold slack for a busy machine; layers, stage and head are of the same order, so each of them counts."""
+    for module in ("torch", "mlx"):
+        monkeypatch.setattr(f"backends.{module}_backend_measure._STEPS_SECONDS", 0.5)
+    monkeypatch.setitem(SHAPES, "small", replace(SHAPES["tiny"], hidden=512, intermediate=2048, heads=8, vocab=16384))
+    folder = random_checkpoint("small", "fp32", tmp_path)
+    found = measured(backend, folder, tmp_path / "shape")
+    estimate = found.ms_per_stage + SHAPES["small"].layers * found.ms_per_layer + found.ms_per_head
+    assert estimate / 3 < step_ms(backend, folder, "fp32") < 3 * estimate
+    assert found.ms_per_head > found.ms_per_layer / 3
+
+
+def step_ms(backend: str, folder: Path, dtype: Dtype) -> float:
+    """The median step of one token through all of the model, by a shard that read it."""
+    spec = read_spec(folder)
+    request = LoadRequest(
+        folder, LayerRange(0, spec.layers), "cpu", dtype, spec.stage_bytes(LayerRange(0, spec.layers), dtype) + GIB
+    )
+    shard = open_backend(backend).load(request)
+    shard.step(Batch((Row(1, 0, (3,) * 8),)), None)
+    ask = SampleRequest((0,), Sampling(temperature=0.0), 8)
+    times = []
+    for position in range(8, 24):
+        began = time.perf_counter()
+        shard.step(Batch((Row(1, position, (5,), ask),)), None)
+        times.append(1e3 * (time.perf_counter() - began))
+    shard.close()
+    return median(times[2:])
+
+
+@pytest.mark.full
+def test_the_estimate_of_a_1b_model_is_within_a_quarter(tmp_path: Path) -> None:
+    """In turns, and the best of three: another program may slow one of the two."""
+    folder = random_checkpoint("llama-3.2-1b", "bf16", tmp_path)
+    off = []
+    for attempt in range(3):
+        found = measured("torch", folder, tmp_path / f"shape{attempt}", "bf16")
+        estimate = found.ms_per_stage + 16 * found.ms_per_layer + found.ms_per_head
+        off.append(abs(estimate / step_ms("torch", folder, "bf16") - 1))
+    assert min(off) < 0.25, off
+
+
+# --- what of a model is made up ---------------------------------------------------------------------------------------
+
+
+def test_experts_that_are_not_used_take_no_time(
+    checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backends.torch_backend_measure._STEPS_SECONDS", 0.3)
+    monkeypatch.setattr("backends.torch_backend_measure._SPEEDS_SECONDS", 0.0)
+    config = json.loads((checkpoint("qwen3_moe") / "config.json").read_text())
+    times = []
+    for experts in (8, 512):
+        folder = tmp_path / str(experts)
+        folder.mkdir()
+        changed = config | {"num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+        (folder / "config.json").write_text(json.dumps(changed))
+        times.append(open_backend("torch").measure(folder, "cpu", "fp32").ms_per_layer)
+    assert times[1] < 3 * times[0]
+
+
+def test_experts_to_time() -> None:
+    assert experts_to_time(128, 8) == 32
+    assert experts_to_time(8, 2) == 8
+    assert experts_to_time(4, 2) == 4
+
+
+def test_so_many_layers_that_no_cache_holds_them() -> None:
+    found = extent("m", 16, 120 * 2**20, 128_000, 4096, 100 * GIB)
+    assert found.layers * 120 * 2**20 >= SPAN_BYTES
+    assert found.layers < 16
+    assert found.vocabulary == 128_000
+
+
+def test_a_small_model_is_timed_whole_as_it_may_live_in_a_cache() -> None:
+    assert extent("m", 4, 2**20, 1000, 512, GIB).layers == 4
+
+
+def test_large_layers_are_at_least_two_and_one_where_memory_is_short() -> None:
+    assert extent("m", 80, 2 * GIB, 1000, 512, 100 * GIB).layers == 2
+    assert extent("m", 80, 2 * GIB, 1000, 512, 5 * GIB).layers == 1
+
+
+def test_a_large_head_is_timed_by_a_part() -> None:
+    found = extent("m", 80, GIB, 256_000, 16384, 100 * GIB)
+    assert found.vocabulary == HEAD_BYTES // 16384
+
+
+def test_memory_for_not_even_one_layer_is_refused_with_both_numbers() -> None:
+    with pytest.raises(NotEnoughMemory, match=r"one layer and the LM head need 2\.1 GB and 1\.0 GB are free"):
+        extent("m", 80, 2 * 10**9, 1000, 100_000, 10**9)
+
+
+def test_actions_take_turns_after_one_to_warm_up() -> None:
+    order: list[str] = []
+    found = medians(lambda: order.append("a"), lambda: order.append("b"), seconds=0.0)
+    assert order == ["a", "b"] * 4
+    assert all(0 <= seconds < 1 for seconds in found)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["torch", "mlx", "checksum"])
+def test_what_is_no_known_model_is_refused(backend: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UnsupportedModel, match="gpt2"):
+        open_backend(backend).measure(tmp_path, "cpu", "fp32")
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(BrokenModel, match=r"config\.json"):
+        open_backend(backend).measure(tmp_path, "cpu", "fp32")

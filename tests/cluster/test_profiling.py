@@ -1,0 +1,226 @@
+"""What a node says of its own speed: measured in a child, once, kept on disk, one at a time on a machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from filelock import FileLock
+
+from tests.support.checksum import make_checksum_model
+from tests.support.cluster import call, cluster_settings, running_nodes
+from together.cluster.measure import Order, disk_speed
+from together.cluster.profiling import LARGEST_CONFIG, Profiler, profile_key
+from together.cluster.supervisor import spawn
+from together.errors import BadSetting, LoadFailed
+from together.ring import rpc
+from together.types import Device, DeviceProfile, MeasureOrder
+
+CPU = Device("checksum", "cpu", "checksum toy", 10**9, 10**9)
+SLOW = 20_000.0  # ms for each layer: longer than any test
+
+
+@pytest.fixture
+def profiler(tmp_path: Path) -> Profiler:
+    """On a machine of its own, so that tests do not wait for each other."""
+    return Profiler("studio", secrets.token_hex(8), tmp_path / "home", (CPU,))
+
+
+@pytest.fixture
+def order(tmp_path: Path) -> MeasureOrder:
+    folder = make_checksum_model(tmp_path / "toy", step_ms=2)
+    return MeasureOrder("checksum", "cpu", "fp32", (folder / "config.json").read_bytes())
+
+
+def changed(order: MeasureOrder, **values: object) -> MeasureOrder:
+    """The order with another config.json."""
+    return replace(order, config=json.dumps(json.loads(order.config) | values).encode())
+
+
+def kept(profiler: Profiler) -> list[Path]:
+    return sorted((profiler.home / "profiles").glob("*"))
+
+
+def children() -> list[psutil.Process]:
+    """The measuring processes of this one."""
+    return [child for child in psutil.Process().children() if "together.cluster.measure" in child.cmdline()]
+
+
+async def poll(true: Callable[[], object], seconds: float = 20.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():  # noqa: ASYNC110  # what is waited for is no event
+            await asyncio.sleep(0.02)
+
+
+# --- measuring and keeping --------------------------------------------------------------------------------------------
+
+
+async def test_a_device_is_measured_and_its_answer_kept(profiler: Profiler, order: MeasureOrder) -> None:
+    found = await profiler.measure(order)
+    assert found.ms_per_layer == pytest.approx(2, rel=0.8)
+    assert min(found.ms_per_stage, found.ms_per_head, found.memory_bytes_per_s, found.matrix_flops_per_s) > 0
+    assert 20e6 < found.overhead_bytes < 1e9  # grpc and the stage's own code are in it
+    assert children() == []
+    hasty = replace(profiler, patience=0.0)  # it could not ask
+    assert await hasty.measure(order) == found
+
+
+async def test_the_same_order_at_once_is_measured_once(profiler: Profiler, order: MeasureOrder) -> None:
+    found = await asyncio.gather(*(profiler.measure(order) for _ in range(4)))
+    assert len({profile.ms_per_layer for profile in found}) == 1
+    assert len(kept(profiler)) == 1
+
+
+async def test_what_is_measured_anew_replaces_what_was_known(profiler: Profiler, order: MeasureOrder) -> None:
+    first = await profiler.measure(order)
+    second = await profiler.measure_anew(order)
+    assert second.ms_per_layer != first.ms_per_layer
+    assert await profiler.measure(order) == second
+
+
+async def test_a_broken_answer_on_disk_is_measured_again(profiler: Profiler, order: MeasureOrder) -> None:
+    await profiler.measure(order)
+    (file,) = kept(profiler)
+    whole = json.loads(file.read_text())
+    for text in ("", "{}", json.dumps(whole | {"profile": {}}), json.dumps(_with(whole, ms_per_layer=float("nan")))):
+        file.write_text(text)
+        with pytest.raises(LoadFailed, match="took more than 0 s"):
+            await replace(profiler, patience=0.0).measure(order)
+    file.write_text(json.dumps(whole))
+    assert await replace(profiler, patience=0.0).measure(order) == DeviceProfile(**whole["profile"])
+
+
+def _with(stored: dict[str, dict[str, object]], **values: object) -> dict[str, dict[str, object]]:
+    return stored | {"profile": stored["profile"] | values}
+
+
+def test_fine_tunes_of_one_shape_share_an_answer(order: MeasureOrder) -> None:
+    key = profile_key(order, (CPU,))
+    assert profile_key(changed(order, eos_token_id=7, max_position_embeddings=9, rope_theta=5), (CPU,)) == key
+
+
+def test_what_speed_depends_on_is_in_the_key(order: MeasureOrder) -> None:
+    keys = {
+        profile_key(order, (CPU,)),
+        profile_key(changed(order, hidden_size=16), (CPU,)),
+        profile_key(changed(order, something_new=1), (CPU,)),
+        profile_key(replace(order, dtype="bf16"), (CPU,)),
+        profile_key(replace(order, device="cuda:0"), (CPU,)),
+        profile_key(replace(order, backend="torch"), (CPU,)),
+        profile_key(replace(order, config=b"not json"), (CPU,)),
+        profile_key(order, (replace(CPU, description="another processor"),)),
+    }
+    assert len(keys) == 8
+
+
+# --- one at a time ----------------------------------------------------------------------------------------------------
+
+
+async def test_nodes_of_a_machine_take_turns(profiler: Profiler, order: MeasureOrder) -> None:
+    other = replace(profiler, home=profiler.home.with_name("other"))
+    with FileLock(Path(tempfile.gettempdir()) / f"together-{profiler.machine}-measure.lock"):
+        waiting = asyncio.create_task(other.measure(order))
+        done, _ = await asyncio.wait([waiting], timeout=0.5)
+        assert not done
+        assert children() == []
+    assert (await waiting).ms_per_layer > 0
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+async def test_an_unknown_device_is_refused_with_what_there_is(profiler: Profiler, order: MeasureOrder) -> None:
+    with pytest.raises(BadSetting, match="node studio has no device torch/cuda:3; it has checksum/cpu"):
+        await profiler.measure(replace(order, backend="torch", device="cuda:3"))
+
+
+async def test_a_config_that_is_too_large_is_refused(profiler: Profiler, order: MeasureOrder) -> None:
+    with pytest.raises(BadSetting, match="choose another model"):
+        await profiler.measure(replace(order, config=b" " * (LARGEST_CONFIG + 1)))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"), [(b'{"model_type": "gpt2"}', "gpt2"), (b"\xff\xfe", r"config\.json"), (b"[]", r"config\.json")]
+)
+async def test_a_model_that_does_not_run_here_is_refused_with_the_childs_words(
+    profiler: Profiler, order: MeasureOrder, config: bytes, words: str
+) -> None:
+    with pytest.raises(BadSetting, match=f"node studio cannot measure checksum/cpu: .*{words}"):
+        await profiler.measure(replace(order, config=config))
+    assert kept(profiler) == []
+
+
+async def test_a_child_that_takes_too_long_is_ended(profiler: Profiler, order: MeasureOrder) -> None:
+    with pytest.raises(LoadFailed, match="measuring checksum/cpu took more than 1 s"):
+        await replace(profiler, patience=1.0).measure(changed(order, step_ms=SLOW))
+    assert children() == []
+
+
+async def test_who_no_longer_waits_ends_the_child(profiler: Profiler, order: MeasureOrder) -> None:
+    waiting = asyncio.create_task(profiler.measure(changed(order, step_ms=SLOW)))
+    await poll(children)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert children() == []
+    assert (await profiler.measure(order)).ms_per_layer > 0  # the turn was given back
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+async def test_a_child_that_is_killed_is_reported_as_such(profiler: Profiler, order: MeasureOrder) -> None:
+    waiting = asyncio.create_task(profiler.measure(changed(order, step_ms=SLOW)))
+    await poll(children)
+    children()[0].kill()
+    with pytest.raises(LoadFailed, match="ended by SIGKILL, perhaps for lack of memory"):
+        await waiting
+
+
+async def test_the_child_leaves_with_its_node(order: MeasureOrder, tmp_path: Path) -> None:
+    process = await spawn("together.cluster.measure")
+    assert process.stdin is not None
+    config = changed(order, step_ms=SLOW).config.decode()
+    process.stdin.write(Order("checksum", "cpu", "fp32", config, str(tmp_path)).line())
+    process.stdin.close()
+    async with asyncio.timeout(20):
+        assert await process.wait() == 1
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------
+
+
+def test_disk_speed_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert 0 <= disk_speed(tmp_path, 2**22) < 1e12
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system does not let go of its cache")
+def test_disk_speed_is_known_here(tmp_path: Path) -> None:
+    assert disk_speed(tmp_path, 2**22) > 1e5
+
+
+def test_disk_speed_of_no_folder_and_of_a_full_disk_is_unknown(tmp_path: Path) -> None:
+    assert disk_speed(tmp_path / "nowhere") == 0
+    assert disk_speed(tmp_path, 2**60) == 0
+
+
+# --- a real node ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_node_measures_itself_when_asked(order: MeasureOrder, tmp_path: Path) -> None:
+    with running_nodes(cluster_settings(tmp_path / "home"), "one") as (node,):
+        found = await call(node, rpc.MEASURE_CALL, order)
+        assert found.ms_per_layer == pytest.approx(2, rel=0.8)
+        began = time.monotonic()
+        assert await call(node, rpc.MEASURE_CALL, order) == found
+        assert time.monotonic() - began < 1
+        with pytest.raises(BadSetting, match="node one has no device mlx/gpu; it has checksum/cpu"):
+            await call(node, rpc.MEASURE_CALL, replace(order, backend="mlx", device="gpu"))

@@ -1,0 +1,381 @@
+"""The doctor: what it decides of given facts, how it finds them, and the command on a real machine and app."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tests.conftest import RealApp
+from tests.support.checksum import make_checksum_model
+from tests.support.cluster import cluster_settings
+from together import __version__
+from together.cluster.finder import BUNDLED
+from together.desktop.cli import main
+from together.desktop.doctor import (
+    App,
+    Disk,
+    Facts,
+    Measured,
+    Multicast,
+    Neighbour,
+    Nvidia,
+    Ports,
+    RingStage,
+    Shape,
+    Way,
+    problems,
+)
+from together.desktop.doctor_facts import find_ports, hear_ourselves, nvidia_of, ring_of, subject_of
+from together.desktop.doctor_show import show, show_json
+from together.errors import BadSetting, BrokenModel
+from together.settings import Settings
+from together.types import Device, DeviceProfile
+
+CPU = Device("torch", "cpu", "AMD EPYC", 16 * 10**9, 12 * 10**9)
+CUDA = Device("torch", "cuda:0", "NVIDIA H200", 140 * 10**9, 139 * 10**9)
+PROFILE = DeviceProfile(7.1, 0.8, 27.5, 21e9, 0.16e12, 1.2e9, 380 * 10**6)
+GPU = Nvidia(("NVIDIA H200",), "580.95.05")
+HEALTHY = Facts(
+    version="0.1.0",
+    system="Linux",
+    processor="x86_64",
+    emulated=False,
+    libraries={"torch": "2.13.0+cpu"},
+    backend="torch",
+    backend_trouble="",
+    nvidia=None,
+    devices=(CPU,),
+    memory_total=16 * 10**9,
+    memory_free=12 * 10**9,
+    memory_usable=10 * 10**9,
+    busy_percent=3.0,
+    shape=Shape("llama-3.2-1b", 16, "bf16"),
+    measured=(Measured("torch/cpu", PROFILE),),
+    disk=Disk("/home/me/.cache/together", 10**12, 10**11),
+    ports=Ports("127.0.0.1", 8765, True, (47600, 47615)),
+    multicast=Multicast(True, False),
+    app=None,
+)
+RING = App(
+    "http://127.0.0.1:8765",
+    nodes=(Neighbour("studio", "READY", "", "0.1.0"), Neighbour("mini", "READY", "", "0.1.0")),
+    links=(Way("studio", "mini", 2.0),),
+    ring=(RingStage("studio", "0:8", 30.0), RingStage("mini", "8:16", 8.0)),
+    place="studio",
+)
+
+
+def sentences(**changes: Any) -> list[str]:
+    return [str(problem) for problem in problems(replace(HEALTHY, **changes))]
+
+
+# --- decisions --------------------------------------------------------------------------------------------------------
+
+
+def test_a_healthy_machine_has_no_problem() -> None:
+    assert sentences() == []
+    assert sentences(app=RING) == []
+
+
+def test_a_gpu_with_a_cpu_build_of_torch() -> None:
+    (found,) = sentences(nvidia=GPU)
+    assert found.startswith(
+        "NVIDIA H200 is not used, as torch 2.13.0+cpu is a build for CPUs alone: run python3 launch"
+    )
+
+
+def test_a_gpu_with_a_plain_build_on_windows_is_one_for_cpus() -> None:
+    (found,) = sentences(nvidia=GPU, system="Windows", libraries={"torch": "2.13.0"})
+    assert "is a build for CPUs alone" in found
+
+
+def test_a_gpu_that_a_cuda_build_cannot_use() -> None:
+    (found,) = sentences(nvidia=GPU, libraries={"torch": "2.13.0+cu130"})
+    assert found.startswith("NVIDIA H200 is there and torch 2.13.0+cu130 cannot use it: update the NVIDIA driver")
+
+
+def test_a_gpu_with_a_driver_that_is_too_old() -> None:
+    (found,) = sentences(nvidia=Nvidia((), "470.82.01"))
+    assert found.startswith("an NVIDIA GPU is not used, as the driver is too old")
+    assert "which is 470.82.01" in found
+
+
+def test_a_gpu_that_is_used_or_not_wanted_is_no_problem() -> None:
+    assert sentences(nvidia=GPU, devices=(CUDA, CPU), libraries={"torch": "2.13.0+cu130"}) == []
+    assert sentences(nvidia=GPU, backend="checksum") == []
+
+
+def test_apple_silicon_without_mlx() -> None:
+    mac = {"system": "Darwin", "processor": "arm64"}
+    (found,) = sentences(**mac)
+    assert found.startswith("this is Apple Silicon and MLX")
+    assert sentences(**mac, libraries={"mlx": "0.32.4"}) == []
+    assert sentences(system="Darwin") == []  # an Intel Mac
+    assert sentences(processor="aarch64") == []
+
+
+def test_an_emulated_python_comes_first_and_alone() -> None:
+    (found,) = sentences(system="Darwin", emulated=True)
+    assert found.startswith("this Python is built for x86_64 and runs under emulation")
+    assert "arm64" in found
+
+
+def test_little_memory_unless_it_is_ours() -> None:
+    (found,) = sentences(memory_usable=10**9)
+    assert found == "only 1.0 GB of 16.0 GB memory can be used for layers: close other programs"
+    assert sentences(memory_usable=10**9, app=RING) == []
+
+
+def test_a_full_disk() -> None:
+    (found,) = sentences(disk=Disk("/models", 10**12, 10**9))
+    assert found.startswith("only 1.0 GB are free on the disk of /models: delete")
+
+
+def test_devices_that_were_not_found_or_measured() -> None:
+    (found,) = sentences(devices=(), measured=(), backend_trouble="no torch here")
+    assert found.startswith("no device can be used (no torch here): run python3 launch.py")
+    (found,) = sentences(measured=(Measured("torch/cpu", trouble="it took too long"),))
+    assert found.startswith("torch/cpu was not measured (it took too long)")
+
+
+def test_no_free_ports() -> None:
+    (found,) = sentences(ports=Ports("127.0.0.1", 8765, True, None))
+    assert "TOGETHER_NODE_PORT" in found
+    assert sentences(ports=Ports("127.0.0.1", 8765, False, (47616, 47631))) == []  # the page takes the next one
+
+
+def test_silent_multicast() -> None:
+    (found,) = sentences(multicast=Multicast(False, True, "no record came back"))
+    assert found.startswith("multicast is silent on this network (no record came back), so")
+    assert "--peer host:port" in found
+
+
+def test_a_link_slower_than_the_stage_it_feeds() -> None:
+    slow = replace(RING, links=(Way("mini", "studio", 12.0),))
+    (found,) = sentences(app=slow)
+    assert (
+        "the link from studio to mini takes 12.0 ms for each token, longer than the 8.0 ms of the layers 8:16" in found
+    )
+    assert "cable" in found
+    assert sentences(app=replace(slow, ring=slow.ring[::-1], place="mini")) == []  # 12 ms into 30 ms of layers
+    assert sentences(app=replace(slow, ring=())) == []
+
+
+def test_the_way_from_a_head_without_layers_counts() -> None:
+    away = replace(RING, links=(*RING.links, Way("this machine", "studio", 40.0)), place="this machine")
+    (found,) = sentences(app=away)
+    assert "the link from this machine to studio takes 40.0 ms" in found
+
+
+def test_machines_that_do_not_reach_each_other() -> None:
+    (found,) = sentences(app=replace(RING, links=(Way("studio", "mini", None),)))
+    assert found.startswith("studio and mini do not reach each other: open the ports")
+
+
+def test_nodes_that_failed_or_are_of_another_version() -> None:
+    nodes = (
+        Neighbour("studio", "FAILED", "layers 0:8: out of memory", "0.1.0"),
+        Neighbour("mini", "IDLE", "", "0.0.9"),
+    )
+    failed, other = sentences(app=replace(RING, nodes=nodes))
+    assert failed == "node studio has failed: layers 0:8: out of memory"
+    assert other.startswith("node mini runs together 0.0.9 and this machine 0.1.0: update")
+
+
+def test_an_app_whose_links_were_not_measured() -> None:
+    (found,) = sentences(app=App("http://127.0.0.1:1", trouble="it went away"))
+    assert "were not measured (it went away)" in found
+
+
+# --- facts ------------------------------------------------------------------------------------------------------------
+
+
+def test_nvidia_is_read_from_either_source() -> None:
+    listed = "580.95.05, NVIDIA H200\n580.95.05, NVIDIA L4\n"
+    assert nvidia_of(listed, "") == Nvidia(("NVIDIA H200", "NVIDIA L4"), "580.95.05")
+    kernel = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.82.01  Wed Oct 27\n"
+    assert nvidia_of("NVIDIA-SMI has failed", kernel) == Nvidia((), "470.82.01")
+    assert nvidia_of("", "") is None
+
+
+def test_the_shape_is_a_models_or_a_known_one(tmp_path: Path) -> None:
+    usual = subject_of(None, Settings(dtype="fp16"))
+    assert (usual.model, usual.layers, usual.dtype) == ("llama-3.2-1b", 16, "fp16")
+    toy = subject_of(make_checksum_model(tmp_path / "toy"), Settings())
+    assert (toy.model, toy.layers, toy.dtype) == ("toy", 4, "fp32")
+    assert subject_of(BUNDLED, Settings()).dtype == "fp32"
+    with pytest.raises(BadSetting, match="no dtype 'int3'"):
+        subject_of(None, Settings(dtype="int3"))
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(BrokenModel):
+        subject_of(tmp_path, Settings())
+
+
+def test_ports_that_are_taken_are_seen(tmp_path: Path) -> None:
+    settings = cluster_settings(tmp_path)
+    with socket.socket() as page, socket.socket() as node:
+        for taken in (page, node):
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+        found = find_ports(replace(settings, port=page.getsockname()[1]))
+        assert not found.page_is_free
+        assert found.nodes == (settings.node_port, settings.node_port + 15)
+        found = find_ports(replace(settings, node_port=node.getsockname()[1]))
+        assert found.nodes is not None
+        assert found.nodes[0] > node.getsockname()[1]
+
+
+async def test_our_own_record_is_heard_on_loopback(tmp_path: Path) -> None:
+    found = await hear_ourselves(cluster_settings(tmp_path), seconds=15)
+    assert (found.heard, found.network, found.trouble) == (True, False, "")
+
+
+async def test_nothing_is_heard_in_no_time(tmp_path: Path) -> None:
+    found = await hear_ourselves(cluster_settings(tmp_path), seconds=0)
+    assert not found.heard
+    assert "no record of our own came back" in found.trouble
+
+
+def test_stages_are_named_as_links_name_them() -> None:
+    layers = [{"start": 0, "stop": 8}, {"start": 8, "stop": 12}, {"start": 12, "stop": 16}, {"start": 16, "stop": 20}]
+    ids = ["aaaa1", "bbbb2", "cccc3", "dddd4"]
+    stages = [{"node": i, "device": "cpu", "layers": part} for i, part in zip(ids, layers, strict=True)]
+    names = ["studio", "twin", "mini", "gone"]
+    status = {
+        "nodes": [{"id": i, "name": name} for i, name in zip(ids, names, strict=True)],
+        "serving": {"plan": {"model": {"layers": 20}, "stages": stages}},
+    }
+    times = {"ms_per_layer": 2.0, "ms_per_stage": 1.0, "ms_per_head": 5.0}
+    cluster = {"nodes": [{"name": name, **times} for name in ("studio", "twin (bbbb)", "mini/cpu")]}
+    assert ring_of(status, cluster) == (
+        RingStage("studio", "0:8", 17.0),
+        RingStage("twin (bbbb)", "8:12", 9.0),
+        RingStage("mini/cpu", "12:16", 9.0),
+        RingStage("gone", "16:20", 0.0),
+    )
+    assert ring_of({"nodes": [], "serving": {"plan": None}}, {}) == ()
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def shown(facts: Facts) -> str:
+    out = io.StringIO()
+    show(facts, problems(facts), Console(file=out, width=80))
+    return out.getvalue()
+
+
+def test_everything_is_shown() -> None:
+    text = shown(
+        replace(HEALTHY, app=RING, nvidia=GPU, devices=(CUDA, CPU), measured=(Measured("torch/cuda:0", PROFILE),))
+    )
+    for words in (
+        "torch 2.13.0+cpu",
+        "NVIDIA driver 580.95.05: NVIDIA H200",
+        "12.0 of 16.0 GB free, 10.0 GB of it for layers",
+        "100.0 of 1000.0 GB free",
+        "nodes from 47600 to 47615",
+        "heard its own record",
+        "torch/cuda:0  NVIDIA H200",
+        "7.10 ms a layer",
+        "21.0 GB/s",
+        "0.16 TFLOP/s",
+        "disk 1.20 GB/s",
+        "link studio – mini: 2.00 ms",
+        "layers 8:16 on mini: 8.0 ms",
+        "nothing is wrong",
+    ):
+        assert words in text
+
+
+def test_strangers_names_are_text() -> None:
+    evil = Neighbour("[red]x\x1b[31m", "IDLE", "", "0.1.0")
+    text = shown(replace(HEALTHY, app=replace(RING, nodes=(evil,))))
+    assert "[red]x" in text
+    assert "\x1b" not in text
+
+
+def test_what_is_not_known_is_said() -> None:
+    text = shown(replace(HEALTHY, measured=(Measured("torch/cpu", replace(PROFILE, disk_bytes_per_s=0.0)),)))
+    assert "disk not known here" in text
+    assert "not measured" in shown(replace(HEALTHY, measured=(Measured("torch/cpu", trouble="broken"),)))
+
+
+def test_json_has_facts_and_problems() -> None:
+    facts = replace(HEALTHY, nvidia=GPU)
+    answer = json.loads(show_json(facts, problems(facts)))
+    assert answer["ok"] is False
+    assert answer["facts"]["measured"][0]["profile"]["ms_per_layer"] == 7.1
+    assert answer["problems"][0]["fix"].startswith("run python3 launch.py")
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def doctor(home: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    settings = cluster_settings(home)
+    monkeypatch.setenv("TOGETHER_HOME", str(home))
+    monkeypatch.setenv("TOGETHER_NODE_PORT", str(settings.node_port))
+    monkeypatch.setenv("TOGETHER_CLUSTER", settings.cluster)
+    monkeypatch.setenv("TOGETHER_MEMORY", "4GB")
+    return main(["doctor", "--backend", "checksum", *arguments])
+
+
+def test_the_command_says_all_is_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy = make_checksum_model(tmp_path / "toy", step_ms=1)
+    code = doctor(tmp_path / "home", monkeypatch, "--model", str(toy), "--json")
+    answer = json.loads(capsys.readouterr().out)
+    wrong = [problem["what"] for problem in answer["problems"] if "free on the disk" not in problem["what"]]
+    assert wrong == []
+    assert code == (0 if answer["ok"] else 1)
+    (measured,) = answer["facts"]["measured"]
+    assert measured["device"] == "checksum/cpu"
+    assert measured["profile"]["ms_per_layer"] > 0.5
+    assert answer["facts"]["system"] == platform.system()
+
+
+def test_the_command_says_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor(tmp_path / "home", monkeypatch) == 1  # the toy's backend does not run the usual shape
+    text = capsys.readouterr().out
+    assert "- checksum/cpu was not measured (node" in text
+    assert "runs only its toy" in text
+
+
+def test_a_model_that_is_not_here_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor(tmp_path, monkeypatch, "--model", "org/name") == 2
+    assert "org/name is not on this machine" in capsys.readouterr().err
+
+
+def test_a_home_that_cannot_be_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert doctor(tmp_path / "file" / "home", monkeypatch) == 1
+    assert "set TOGETHER_HOME to another one" in capsys.readouterr().err
+
+
+def test_a_running_app_is_looked_at(real_app: RealApp) -> None:
+    toy = real_app.home.parent / "toy"
+    answer = real_app.command("doctor", "--backend", "checksum", "--model", str(toy), "--json")
+    found = json.loads(answer.stdout)["facts"]["app"]
+    assert found["trouble"] == ""
+    assert [node["version"] for node in found["nodes"]] == [__version__] * 2
+    assert [stage["layers"] for stage in found["ring"]] == ["0:2", "2:4"]
+    assert all(stage["ms"] > 2 for stage in found["ring"])  # the toy waits 2 ms in each layer
+    (link,) = found["links"]
+    assert 0 < link["ms"] < 1000
+    assert {stage["place"] for stage in found["ring"]} == {link["a"], link["b"]}

@@ -1,0 +1,138 @@
+"""Measures one device in a short-lived child process: the node stays light, and all memory really returns.
+
+`python -m together.cluster.measure` reads an Order as a line on its input and prints a DeviceProfile as JSON. It leaves
+when its input closes. Knows no node, no plan and no cache of what was measured before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import BinaryIO
+
+from backends.base import open_backend
+from together.errors import BadInput, TogetherError
+from together.ring.pipe import claim_stdout
+from together.types import DeviceProfile, Dtype
+
+REFUSED = 2  # the exit code where the order is wrong, and not the machine
+SPOOL_BYTES = 64 * 2**20
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to measure; `config` is the text of config.json, `spool` a folder on the disk that models are read from."""
+
+    backend: str
+    device: str
+    dtype: Dtype
+    config: str
+    spool: str
+
+    def line(self) -> bytes:
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def read(cls, stream: BinaryIO) -> Order:
+        return cls(**json.loads(stream.readline()))
+
+
+def measure(order: Order) -> DeviceProfile:
+    """Takes seconds. Raises what the backend raises for a model or device that does not run here."""
+    import_module("together.ring.stage")  # a stage holds it in memory as well
+    backend = open_backend(order.backend)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        folder.mkdir()
+        (folder / "config.json").write_text(order.config, encoding="utf-8")
+        found = backend.measure(folder, order.device, order.dtype)
+    return DeviceProfile(
+        ms_per_layer=found.ms_per_layer,
+        ms_per_stage=found.ms_per_stage,
+        ms_per_head=found.ms_per_head,
+        memory_bytes_per_s=found.memory_bytes_per_s,
+        matrix_flops_per_s=found.matrix_flops_per_s,
+        disk_bytes_per_s=disk_speed(Path(order.spool)),
+        overhead_bytes=found.overhead_bytes,
+    )
+
+
+def disk_speed(folder: Path, size: int = SPOOL_BYTES) -> float:
+    """Bytes per second of reading a file of `size` bytes that the system has in no cache.
+
+    0 where that cannot be known: a system that does not let go of what it has cached, a full or read-only disk.
+    """
+    try:
+        if shutil.disk_usage(folder).free < 4 * size:
+            return 0.0
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            bypassed = _bypass_cache(file.fileno())
+            _fill(file.fileno(), size)
+            return _read_all(file.fileno(), size) if bypassed or _drop_cache(file.fileno()) else 0.0
+    except OSError:
+        return 0.0
+
+
+def _fill(file: int, size: int) -> None:
+    noise = os.urandom(_CHUNK)  # not zeros, which some file systems do not store
+    for _ in range(0, size, _CHUNK):
+        os.write(file, noise)
+    os.fsync(file)
+    os.lseek(file, 0, os.SEEK_SET)
+
+
+def _read_all(file: int, size: int) -> float:
+    began = time.perf_counter()
+    while os.read(file, _CHUNK):
+        pass
+    return size / max(time.perf_counter() - began, 1e-9)
+
+
+def _bypass_cache(file: int) -> bool:
+    """macOS: what is written and read through this file stays out of the cache."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(file, fcntl.F_NOCACHE, 1)
+        return True
+    return False
+
+
+def _drop_cache(file: int) -> bool:
+    """Linux and other systems with posix_fadvise: forget what was written."""
+    if sys.platform != "win32" and hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        return True
+    return False
+
+
+def _leave_with_parent() -> None:
+    while os.read(sys.stdin.fileno(), 4096):  # not its buffer, whose lock a thread must not hold at the end
+        pass
+    os._exit(1)  # whatever is being computed
+
+
+def main() -> None:
+    answers = claim_stdout()
+    order = Order.read(sys.stdin.buffer)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    try:
+        profile = measure(order)
+    except TogetherError as error:
+        print(error, file=sys.stderr, flush=True)
+        sys.exit(REFUSED if isinstance(error, BadInput) else 1)
+    answers.write(json.dumps(asdict(profile)) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

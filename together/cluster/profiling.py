@@ -1,0 +1,232 @@
+"""A node's knowledge of itself: what its devices do at a model's shape, measured once and kept on disk. Knows no plan.
+
+A child process measures (measure.py). Nodes of one machine take turns, and share what they found where they share a
+home; an order that comes twice is measured once, because the second one finds the answer of the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import platform
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import AsyncFileLock
+
+from together import __version__
+from together.cluster.measure import REFUSED, Order
+from together.cluster.reach import measure_link
+from together.cluster.supervisor import SHORT_WAITS, spawn
+from together.errors import BadSetting, LoadFailed
+from together.types import Device, DeviceProfile, LinkOrder, LinkSpeed, MeasureOrder
+
+__all__ = ["Profiler", "measure_link"]
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 120.0  # seconds for a child to measure
+FORMAT = 1  # raise it when what is measured changes: older answers are forgotten
+LARGEST_CONFIG = 2**20  # bytes
+_LIBRARIES = {"torch": ("torch", "transformers"), "mlx": ("mlx", "mlx-lm"), "checksum": ("numpy",)}
+_SHAPELESS = (  # what config.json says beside its shape; fine-tunes of one model differ in these
+    "_name_or_path",
+    "architectures",
+    "attention_dropout",
+    "auto_map",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "initializer_range",
+    "max_position_embeddings",
+    "pad_token_id",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Profiler:
+    """Measures this machine's `devices`. `node` is what errors call it, `machine` what its nodes take turns by."""
+
+    node: str
+    machine: str
+    home: Path
+    devices: tuple[Device, ...]
+    patience: float = PATIENCE
+
+    async def measure(self, order: MeasureOrder) -> DeviceProfile:
+        """What is known, or else measured now: seconds. Cancelled, it ends the child.
+
+        Raises BadSetting for an unknown device or a model that does not run here, LoadFailed where measuring failed.
+        """
+        self._check(order)
+        key = profile_key(order, self.devices)
+        known = await asyncio.to_thread(_recall, self.home, key)
+        if known is not None:
+            return known
+        async with self._turn():
+            known = await asyncio.to_thread(_recall, self.home, key)  # another may have measured the same meanwhile
+            return known or await self._measured(order, key)
+
+    async def measure_anew(self, order: MeasureOrder) -> DeviceProfile:
+        """As `measure`, whatever is known; what is found replaces it: the machine may have been busy then."""
+        self._check(order)
+        async with self._turn():
+            return await self._measured(order, profile_key(order, self.devices))
+
+    async def _measured(self, order: MeasureOrder, key: str) -> DeviceProfile:
+        found = await self._ask(order)
+        await asyncio.to_thread(_keep, self.home, key, found)
+        return found
+
+    async def reach(self, order: LinkOrder) -> LinkSpeed:
+        """A link from here, as it is now. Raises Unreachable."""
+        return await measure_link(order)
+
+    def _check(self, order: MeasureOrder) -> None:
+        keys = [device.key for device in self.devices]
+        if f"{order.backend}/{order.device}" not in keys:
+            known = ", ".join(keys)
+            raise BadSetting(f"node {self.node} has no device {order.backend}/{order.device}; it has {known}")
+        if len(order.config) > LARGEST_CONFIG:
+            raise BadSetting(f"a config.json of {len(order.config)} bytes is none; choose another model")
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Nobody else on this machine measures meanwhile; where another user's lock is closed to us, none of ours."""
+        name = f"together-{self.machine}-measure.lock"
+        try:
+            lock = AsyncFileLock(Path(tempfile.gettempdir()) / name, mode=0o666)
+            await lock.acquire()
+        except PermissionError:
+            lock = AsyncFileLock(self.home / name)
+            await lock.acquire()
+        try:
+            yield
+        finally:
+            await lock.release()
+
+    async def _ask(self, order: MeasureOrder) -> DeviceProfile:
+        """The disk is measured where the app keeps its models."""
+        with suppress(OSError):
+            self.home.mkdir(parents=True, exist_ok=True)
+        config = order.config.decode(errors="replace")
+        line = Order(order.backend, order.device, order.dtype, config, str(self.home)).line()
+        process = await spawn("together.cluster.measure", environment=SHORT_WAITS)
+        try:
+            async with asyncio.timeout(self.patience):
+                return await self._converse(process, line, f"{order.backend}/{order.device}")
+        except TimeoutError:
+            raise LoadFailed(
+                f"node {self.node}: measuring {order.backend}/{order.device} took more than {self.patience:.0f} s; "
+                "close other programs there and try again"
+            ) from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+    async def _converse(self, process: asyncio.subprocess.Process, line: bytes, device: str) -> DeviceProfile:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(line)  # and stays open: when this node dies, it closes, and the child leaves
+        output, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())
+        code = await process.wait()
+        try:
+            return _profile(json.loads(output))
+        except (ValueError, TypeError):
+            cause = _last_words(code, errors)
+            kind = BadSetting if code == REFUSED else LoadFailed
+            raise kind(f"node {self.node} cannot measure {device}: {cause}") from None
+
+
+def profile_key(order: MeasureOrder, devices: tuple[Device, ...]) -> str:
+    """What an answer depends on, as text: whoever has the same may have the answer."""
+    driver = Path("/proc/driver/nvidia/version")
+    return json.dumps(
+        {
+            "format": FORMAT,
+            "together": __version__,
+            "device": [order.backend, order.device],
+            "machine": [platform.machine(), os.cpu_count(), *(device.description for device in devices)],
+            "libraries": {name: _version(name) for name in _LIBRARIES.get(order.backend, ())},
+            "driver": driver.read_text() if driver.is_file() else "",
+            "dtype": order.dtype,
+            "shape": hashlib.sha256(_shape(order.config)).hexdigest(),
+        },
+        sort_keys=True,
+    )
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""
+
+
+def _shape(config: bytes) -> bytes:
+    """The values of config.json that speed may depend on; all of it where it is not readable."""
+    try:
+        values = json.loads(config)
+        return json.dumps({key: values[key] for key in values if key not in _SHAPELESS}, sort_keys=True).encode()
+    except (ValueError, TypeError):
+        return config
+
+
+def _file(home: Path, key: str) -> Path:
+    return home / "profiles" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+
+
+def _recall(home: Path, key: str) -> DeviceProfile | None:
+    try:
+        stored = json.loads(_file(home, key).read_text(encoding="utf-8"))
+        return _profile(stored["profile"]) if stored["key"] == key else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _keep(home: Path, key: str, profile: DeviceProfile) -> None:
+    """Whole or not at all; without it the next one measures again."""
+    file = _file(home, key)
+    part = file.with_suffix(f".{os.getpid()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps({"key": key, "profile": asdict(profile)}, indent=1), encoding="utf-8")
+        part.replace(file)
+    except OSError as error:
+        log.warning("cannot keep what was measured: %s", error)
+        with suppress(OSError):
+            part.unlink()
+
+
+def _profile(values: dict[str, Any]) -> DeviceProfile:
+    """Raises TypeError or ValueError for anything but the numbers of a profile."""
+    profile = DeviceProfile(**values)
+    if not all(isinstance(value, int | float) and value >= 0 for value in asdict(profile).values()):
+        raise ValueError("not a profile")
+    return profile
+
+
+def _last_words(code: int, errors: bytes) -> str:
+    if code < 0 and os.name == "posix":
+        name = signal.Signals(-code).name
+        return f"its process was ended by {name}" + (", perhaps for lack of memory" if name == "SIGKILL" else "")
+    said = [line for line in errors.decode(errors="replace").splitlines() if line.strip()]
+    return said[-1].strip()[:500] if said else f"its process ended with code {code} and said nothing"

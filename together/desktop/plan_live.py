@@ -1,0 +1,46 @@
+"""`plan --model` and `status --save`: what is planned for the machines that are there. Knows only the app's HTTP."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from together.desktop.client import RunningApp
+from together.errors import BadSetting
+
+DOES_NOT_FIT = 3  # exit code
+
+
+@dataclass(frozen=True, slots=True)
+class LivePlan:
+    """What `plan` was told of a model on the running cluster; None leaves the usual."""
+
+    model: str | None
+    strategy: str | None
+    users: int | None
+    context: int | None
+    ratio: str | None
+    layers: str | None
+    max_memory_per_partition: str | None
+
+    def order(self) -> dict[str, object]:
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def run_live_plan(running: RunningApp, asked: LivePlan, as_json: bool) -> int:
+    """Print the plan, or what is missing; the exit code."""
+    answer = running.ask("plan", asked.order())
+    text = answer.pop("text")
+    print(json.dumps(answer, indent=2) if as_json else text)
+    return DOES_NOT_FIT if "error" in answer else 0
+
+
+def save_cluster(running: RunningApp, model: str | None, file: Path) -> None:
+    """Write the living cluster in the format of `plan --cluster`. Raises BadSetting where the file cannot be."""
+    cluster = running.ask("cluster", {} if model is None else {"model": model})
+    try:
+        file.write_text(json.dumps(cluster, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BadSetting(f"--save {file} cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,125 @@
+"""The scheduler's words: what a ring can take, one request's state, what an answer brought. Knows no policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from together.errors import TogetherError
+from together.requests import FinishReason, GenerateRequest
+from together.types import Orders, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the ring can take; tokens, except `stages`."""
+
+    stages: int
+    capacity: int  # KV tokens over all sequences, in whole blocks
+    block: int  # tokens per KV block
+    context: int  # prompt and answer of one sequence
+    chunk: int  # most tokens in one frame
+    rewind: int | None = None  # last tokens of a sequence that every stage can undo; None: all of them
+
+    @property
+    def longest(self) -> int:
+        """Tokens that one sequence can have when it is alone."""
+        return min(self.context, self.capacity // self.block * self.block)
+
+    def blocks(self, tokens: int) -> int:
+        """Tokens that a stage sets aside for a sequence of `tokens`: whole blocks."""
+        return -(-tokens // self.block) * self.block
+
+    def floor(self, sent: int) -> int:
+        """The lowest position, beside 0, that a sequence with `sent` cached tokens can go back to."""
+        return 0 if self.rewind is None else max(0, sent - self.rewind)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A finished sequence's cached tokens."""
+
+    id: int  # its name in the caches
+    tokens: list[int]
+    floor: int  # lowest position, beside 0, that its caches can go back to
+
+    @property
+    def sent(self) -> int:
+        """As of a running sequence: tokens in the caches."""
+        return len(self.tokens)
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One request's tokens and state. The scheduler alone changes it.
+
+    It owns its known tokens, prompt and answer; `sent` of them are in the caches or on their way. When all are sent,
+    the token sampled at the end is outstanding and the sequence is in no new frame, so no other flag is needed.
+    """
+
+    arrival: int  # order of arrival: the largest is the newest
+    request: GenerateRequest
+    end: int  # known tokens at which it ends by length
+    tokens: list[int]  # prompt and answer
+    id: int = -1  # its name in the caches
+    sent: int = 0  # tokens in the caches or on their way
+    floor: int = 0  # lowest position that its caches can go back to
+    held: int = 0  # tokens that an adopted prefix takes on the stages until the first row cuts it
+    source: Sequence | None = None  # whose prompt it waits for, to begin with a copy of it
+    waits_for: int = 0  # tokens that `source` must have until then; 0: it waits for nothing
+    origin: int = -1  # the name of the caches that it began with a copy of
+    reused: int | None = None  # tokens it did not have to compute at its first start; None before that
+    turn: int = 0  # the step that carried its last row
+    attempts: int = 0  # refusals since its last new token
+
+    @property
+    def unsent(self) -> int:
+        return len(self.tokens) - self.sent
+
+    @property
+    def decoding(self) -> bool:
+        """All but the newest token are in the caches, and that one was not in the prompt."""
+        return self.unsent == 1 and len(self.tokens) > len(self.request.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What an answer brought one sequence: tokens to show, and how it ended if it did."""
+
+    sequence: Sequence
+    token_ids: tuple[int, ...] = ()
+    finish: FinishReason | None = None
+    error: TogetherError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A row and whose it is: a name in the caches may belong to another sequence when the answer comes."""
+
+    row: Row
+    sequence: Sequence
+
+
+@dataclass(slots=True)
+class Flight:
+    """A frame that waits for its answer."""
+
+    step: int
+    parts: tuple[Part, ...]
+    decodes: int  # rows of a lane
+    orders: Orders
+    alone: bool  # no other frame with rows was on its way meanwhile
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(part.row.token_ids) for part in self.parts)
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the start."""
+
+    submitted: int = 0
+    set_back: int = 0
+    evaluated_tokens: int = 0  # of prompts and replays; not those that were reused
+    reused_tokens: int = 0
+    generated_tokens: int = 0

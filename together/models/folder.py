@@ -1,0 +1,126 @@
+"""A model's folder as files: names that stay inside it, JSON, its name, writes in one step. Knows no weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from threading import get_ident
+from typing import Any
+
+from together.errors import BrokenModel
+from together.models.names import MANIFEST, is_model_name, is_plain, is_sha256, model_name
+from together.settings import load_settings
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object from the folder. Raises BrokenModel naming the file and the reason."""
+    return json_object(inside(folder, name), read_bytes(folder, name))
+
+
+def read_bytes(folder: Path, name: str, limit: int | None = None) -> bytes:
+    """A file of the folder, of at most `limit` bytes. Raises BrokenModel naming the file and the reason."""
+    file = inside(folder, name)
+    try:
+        if limit is not None and file.stat().st_size > limit:
+            raise broken(file, f"it has {file.stat().st_size} bytes, more than {limit}")
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise BrokenModel(f"{folder} has no {name}; choose a folder that holds a model") from None
+    except OSError as error:
+        raise broken(file, f"cannot be read ({error.strerror or error})") from error
+
+
+def json_object(file: Path, data: bytes) -> dict[str, Any]:
+    """`data` as a JSON object; `file` is what an error names."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise broken(file, f"it is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise broken(file, "it is not a JSON object")
+    return value
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file directly in `folder`. Raises BrokenModel for a name that leads, or links, elsewhere.
+
+    The hub's cache links `snapshots/<revision>/<file>` to its own `blobs`: that one neighbour is part of the model.
+    """
+    if not is_plain(name):
+        raise BrokenModel(f"{title(folder)} names the file {name!r}, not a plain file name; get this model again")
+    root = folder.resolve()
+    path = (root / name).resolve()
+    homes = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
+    if path.parent not in homes:
+        raise BrokenModel(f"{title(folder)}/{name} leads outside the model's folder; copy the file into it")
+    return root / name
+
+
+def hub_name(folder: Path) -> str | None:
+    """`org/name` of a snapshot in the hub's cache, `models--org--name/snapshots/<revision>`; None for other folders."""
+    root = folder.resolve()
+    if root.parent.name != "snapshots" or not root.parent.parent.name.startswith("models--"):
+        return None
+    name = root.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    return name if is_model_name(name) else None
+
+
+def own_name(folder: Path, home: Path | None = None) -> str | None:
+    """`name` or `org/name` of a folder that lies so under `home/models`, the app's own by default; else None."""
+    root = (home or load_settings().home_path) / "models"
+    for place, top in ((folder.absolute(), root.absolute()), (folder.resolve(), root.resolve())):
+        parts = place.relative_to(top).parts if place.is_relative_to(top) else ()
+        if 1 <= len(parts) <= 2 and ".." not in parts:
+            return "/".join(map(model_name, parts))
+    return None
+
+
+def folder_name(folder: Path, home: Path | None = None) -> str:
+    """What a model in a plain folder is called: by its place in the hub's cache or under `home/models`, or its name."""
+    return hub_name(folder) or own_name(folder, home) or model_name(folder.resolve().name)
+
+
+def folder_revision(folder: Path) -> str:
+    """The hub's commit, where the folder is a snapshot of the hub's cache; else empty."""
+    return folder.resolve().name if hub_name(folder) else ""
+
+
+def title(folder: Path) -> str:
+    """What to call a folder's model in a sentence: the app's cache names folders by fingerprint. Never fails."""
+    if is_sha256(folder.name):
+        return _name_in(folder / MANIFEST) or folder.name
+    return hub_name(folder) or own_name(folder) or folder.name
+
+
+def _name_in(manifest: Path) -> str:
+    """The name that a manifest gives, unchecked otherwise; empty where it gives none."""
+    try:
+        name = json.loads(manifest.read_bytes())["name"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    return name if isinstance(name, str) and is_model_name(name) else ""
+
+
+def broken(file: Path, reason: str) -> BrokenModel:
+    """The error for a file that is not what it claims to be."""
+    return BrokenModel(f"{title(file.parent)}/{file.name} is broken: {reason}; get this model again")
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Replace `file` in one step, so that a reader sees the old bytes or the new ones. Raises OSError."""
+    part = file.with_name(f"{file.name}.{os.getpid()}-{get_ident()}.new")
+    try:
+        write_synced(part, data)
+        os.replace(part, file)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_synced(file: Path, data: bytes) -> None:
+    """Write a new file, down to the disk. Raises OSError."""
+    with file.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())

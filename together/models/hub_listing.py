@@ -1,0 +1,156 @@
+"""What the hub says of a model: its files at one commit, its small files, its safetensors headers. Fetches no weights.
+
+Blocking: call it from a thread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils.tqdm import silent_tqdm
+
+from together.errors import BadSetting, BrokenModel, Unreachable, UnsupportedModel
+from together.models.checkpoint import INDEX, SINGLE
+from together.models.folder import json_object
+from together.models.headers import header_length
+from together.models.hub_ranges import RemoteFile, endpoint, explained, read_range, unreachable
+from together.models.manifest import CONFIG, MAX_SMALL, SMALL_FILES, OriginalFile
+from together.models.names import is_model_name, is_plain
+
+STREAMS = 4  # headers, small files or units fetched at once
+ANSWER_WITHIN = 15.0  # seconds
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files of a repository at one commit, by name."""
+
+    repo: str
+    commit: str
+    files: Mapping[str, RemoteFile]
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """All that is known of a model on the hub without its weights."""
+
+    name: str
+    revision: str  # the commit
+    files: tuple[OriginalFile, ...]
+    small: dict[str, bytes]
+
+
+def read_remote(repo_id: str, home: Path, revision: str | None = None, small: Sequence[str] = SMALL_FILES) -> Remote:
+    """The files named in `small` and the safetensors headers of a repository; writes only to a cache in `home`.
+
+    Raises BadSetting (name, licence, token), Unreachable, UnsupportedModel (no safetensors) or BrokenModel.
+    """
+    listing = list_hub(repo_id, revision)
+    if CONFIG not in listing.files:
+        raise UnsupportedModel(f"{repo_id} has no {CONFIG} on the hub, so it is no model that runs here")
+    _require_safetensors(listing)
+    wanted = [name for name in (*small, INDEX) if name in listing.files]
+    with ThreadPoolExecutor(STREAMS, "hub") as pool, reached(repo_id):
+        found = dict(zip(wanted, pool.map(lambda name: _small(listing.files[name], home), wanted), strict=True))
+        files = tuple(pool.map(_header, _weights(listing, found.pop(INDEX, None))))
+    return Remote(repo_id, listing.commit, files, found)
+
+
+def list_hub(repo_id: str, revision: str | None = None) -> Listing:
+    """What is in a repository, at its newest commit or a given one. Raises BadSetting or Unreachable."""
+    if not is_model_name(repo_id) or not (revision is None or is_plain(revision)):
+        raise _no_name(repo_id)
+    with reached(repo_id):
+        try:
+            info = HfApi(endpoint=endpoint()).model_info(
+                repo_id, revision=revision, files_metadata=True, timeout=ANSWER_WITHIN
+            )
+        except HFValidationError as error:
+            raise _no_name(repo_id) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise _no_hub() from error
+    if not info.sha or not _COMMIT.fullmatch(info.sha):
+        raise _no_hub()
+    found = (
+        RemoteFile(repo_id, info.sha, item.rfilename, item.size or 0, item.lfs.sha256 if item.lfs else "")
+        for item in info.siblings or ()
+    )
+    return Listing(repo_id, info.sha, {file.name: file for file in found if is_plain(file.name)})
+
+
+@contextmanager
+def reached(repo: str) -> Iterator[None]:
+    """`explained`, and a connection that cannot be made is a sentence too."""
+    try:
+        with explained(repo):
+            yield
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise unreachable(repo, error) from error
+
+
+# --- inside -----------------------------------------------------------------------------------------------------------
+
+
+def _no_name(repo_id: str) -> BadSetting:
+    return BadSetting(f"{repo_id[:200]!r} is not the name of a model on the hub, as org/name; check the spelling")
+
+
+def _no_hub() -> Unreachable:
+    return Unreachable(f"{endpoint()} does not answer as a hub does; check HF_ENDPOINT")
+
+
+def _require_safetensors(listing: Listing) -> None:
+    if SINGLE in listing.files or INDEX in listing.files:
+        return
+    if any(name.endswith(_PICKLES) for name in listing.files):
+        raise UnsupportedModel(
+            f"{listing.repo} has only pickle weights (*.bin), which can run code; choose a safetensors version of it"
+        )
+    raise UnsupportedModel(f"{listing.repo} has no {SINGLE} on the hub; choose a version of it with safetensors")
+
+
+def _weights(listing: Listing, index: bytes | None) -> list[RemoteFile]:
+    """The model's safetensors files. Raises BrokenModel for an index that names others."""
+    if SINGLE in listing.files or index is None:
+        return [listing.files[SINGLE]]
+    places = json_object(Path(listing.repo, INDEX), index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise BrokenModel(f"{INDEX} of {listing.repo} has no weight_map of file names; choose another model")
+    names = set(places.values())
+    absent = sorted(str(name) for name in names if name not in listing.files)
+    if absent:
+        raise BrokenModel(f"{INDEX} of {listing.repo} names {absent[0]!r}, which is not there; choose another model")
+    return [listing.files[name] for name in sorted(names)]
+
+
+def _header(file: RemoteFile) -> OriginalFile:
+    """A file's header by two ranges, however large the file is. Raises BrokenModel."""
+    place = Path(file.repo, file.name)
+    length = header_length(place, b"".join(read_range(file, 0, min(8, file.size))), file.size)
+    return OriginalFile(file.name, file.size, b"".join(read_range(file, 8, 8 + length)))
+
+
+def _small(file: RemoteFile, home: Path) -> bytes:
+    """A small file through the library and its cache format, in the app's own home."""
+    if file.size > MAX_SMALL:
+        raise BrokenModel(f"{file} has {file.size} bytes, more than {MAX_SMALL}; choose another model")
+    path = hf_hub_download(
+        file.repo,
+        file.name,
+        revision=file.revision,
+        cache_dir=home / "hub",
+        endpoint=endpoint(),
+        etag_timeout=ANSWER_WITHIN,
+        tqdm_class=silent_tqdm,  # commands have their own bars
+    )
+    return Path(path).read_bytes()

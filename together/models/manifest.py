@@ -1,0 +1,337 @@
+"""The manifest: what a model is, in one small file: headers and samples of its weights, small files, hashes of units.
+
+Strict with what comes from elsewhere: a manifest that does not give its own fingerprint is refused. Reads no weights.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from together.errors import BrokenModel
+from together.models.checkpoint import checkpoint_files, is_checkpoint
+from together.models.folder import folder_name, folder_revision, json_object, read_bytes
+from together.models.headers import MAX_HEADER, FileHeader, check_distinct, check_header
+from together.models.names import MANIFEST as MANIFEST
+from together.models.names import MAX_NAME, is_model_name, is_plain, is_sha256
+from together.models.original import OriginalFile, fingerprint_of, sample_places
+from together.models.units import Piece, Sample, Unit, samples_in, units_of
+
+CONFIG = "config.json"
+FORMAT = "together-model-2"
+# The files beside the weights that are kept: data for tokenizers and templates, nothing that could be run.
+SMALL_FILES = (
+    CONFIG,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+MAX_SMALL = 128 * 2**20  # bytes of a small file
+MAX_FILE = 2**44  # bytes of an original file
+MAX_FILES = 10_000
+MAX_MANIFEST = 256 * 2**20  # bytes
+MAX_LAYERS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class SmallFile:
+    """A file beside the weights, one of SMALL_FILES."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One exact model. `files` are sorted by name; `digests` are the sha256 of units, as far as they are known."""
+
+    name: str
+    fingerprint: str
+    layers: int
+    files: tuple[OriginalFile, ...]
+    small: tuple[SmallFile, ...]
+    revision: str = ""
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def headers(self) -> tuple[FileHeader, ...]:
+        """The original headers, checked. Raises BrokenModel."""
+        return tuple(check_header(Path(self.name) / file.name, file.header, file.size) for file in self.files)
+
+    @cached_property
+    def units(self) -> dict[str, Unit]:
+        """All units by name, in the model's order."""
+        return units_of(self.headers)
+
+    @cached_property
+    def places(self) -> Mapping[str, tuple[Piece, ...]]:
+        """Where in the original files the samples of the weights lie."""
+        return sample_places(self.headers)
+
+    def samples(self, unit: Unit) -> tuple[Sample, ...]:
+        """What must lie where in this unit's file, if it is one of this very model."""
+        return samples_in(unit, self._taken)
+
+    @cached_property
+    def _taken(self) -> Mapping[str, list[tuple[int, bytes]]]:
+        """Every sample with its byte in the original file, in order."""
+        return {file.name: _cut(file.samples, self.places[file.name]) for file in self.files}
+
+    def to_json(self) -> bytes:
+        """The manifest's file. Headers are packed: those of a large model have megabytes."""
+        value = {
+            "format": FORMAT,
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "layers": self.layers,
+            "revision": self.revision,
+            "files": [_file_json(file) for file in self.files],
+            "small": [{"name": f.name, "size": f.size, "sha256": f.sha256} for f in self.small],
+            "digests": dict(self.digests),
+        }
+        return json.dumps(value, indent=1).encode()
+
+    def verify(self, config: bytes) -> None:
+        """Raises BrokenModel unless `config`, the bytes of config.json, headers and samples give this fingerprint."""
+        found = fingerprint_of(config, self.files)
+        if found != self.fingerprint:
+            raise _bad(self.name, f"its files give the fingerprint {found[:12]}, it says {self.fingerprint[:12]}")
+        if _layers(self.name, config) != self.layers:
+            raise _bad(self.name, f"it counts {self.layers} layers and config.json {_layers(self.name, config)}")
+
+
+def compose(name: str, files: Sequence[OriginalFile], small: Mapping[str, bytes], revision: str = "") -> Manifest:
+    """The manifest of a model whose original and small files are known. Raises BrokenModel for what is not a model."""
+    if CONFIG not in small:
+        raise _bad(name, f"it has no {CONFIG}")
+    ordered = tuple(sorted(files, key=lambda file: file.name))
+    kept = tuple(SmallFile(key, len(small[key]), _sha256(small[key])) for key in SMALL_FILES if key in small)
+    print_ = fingerprint_of(small[CONFIG], ordered)
+    made = Manifest(name, print_, _layers(name, small[CONFIG]), ordered, kept, revision)
+    return _checked(made)
+
+
+def describe(folder: Path, home: Path | None = None) -> Manifest:
+    """The manifest of the model in `folder`, a whole checkpoint or a shard folder. Raises BrokenModel.
+
+    Costs the headers, at most 128 small reads of weights and a hash over the small files. `home` is the app's own by
+    default: folders of `home/models` are called by their place there.
+    """
+    if is_shard(folder):
+        return read_manifest(folder)
+    files = checkpoint_files(folder)
+    return compose(folder_name(folder, home), files, small_files(folder), folder_revision(folder))
+
+
+def small_files(folder: Path) -> dict[str, bytes]:
+    """The files beside the weights that belong to a model, by name. Raises BrokenModel without config.json."""
+    names = [name for name in SMALL_FILES if name == CONFIG or (folder / name).is_file()]
+    return {name: read_bytes(folder, name, MAX_SMALL) for name in names}
+
+
+def check_small(manifest: Manifest, small: Mapping[str, bytes]) -> None:
+    """Raises BrokenModel unless these are exactly the manifest's small files."""
+    if small.keys() != {file.name for file in manifest.small}:
+        raise _bad(manifest.name, f"it lists other small files than {_short(sorted(small))}")
+    for file in manifest.small:
+        found = _sha256(small[file.name])
+        if found != file.sha256:
+            raise BrokenModel(
+                f"{file.name} of {manifest.name} is broken: its sha256 is {found}, it should be {file.sha256}; get it "
+                "again"
+            )
+
+
+def is_shard(folder: Path) -> bool:
+    """Whether the folder is made of units: it has a manifest and no weights as they are published."""
+    return (folder / MANIFEST).is_file() and not is_checkpoint(folder)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a shard folder, checked against its config.json. Raises BrokenModel."""
+    manifest = parse(read_bytes(folder, MANIFEST, MAX_MANIFEST))
+    manifest.verify(read_bytes(folder, CONFIG, MAX_SMALL))
+    return manifest
+
+
+# --- parsing ----------------------------------------------------------------------------------------------------------
+
+
+def parse(data: bytes) -> Manifest:
+    """A manifest from its file, every field checked. Raises BrokenModel, naming the field.
+
+    The fingerprint is checked by `Manifest.verify`, when config.json is there.
+    """
+    if len(data) > MAX_MANIFEST:
+        raise _bad("a model", f"it has {len(data)} bytes, more than {MAX_MANIFEST}")
+    fields = _fields("a model", json_object(Path("model", MANIFEST), data), _KEYS)
+    name = fields["name"]
+    if not isinstance(name, str) or not is_model_name(name):
+        raise _bad("a model", f"{_short(name)} is not a model's name")
+    if fields["format"] != FORMAT:
+        raise _bad(name, f"its format is {_short(fields['format'])}, this version reads {FORMAT!r}")
+    made = Manifest(
+        name,
+        _hash(name, fields["fingerprint"], "fingerprint"),
+        _count(name, fields["layers"], "layers", MAX_LAYERS),
+        _files(name, fields["files"]),
+        tuple(_small(name, item) for item in _items(name, fields["small"], "small", len(SMALL_FILES))),
+        _revision(name, fields["revision"]),
+        _digests(name, fields["digests"]),
+    )
+    return _checked(made)
+
+
+_KEYS = ("format", "name", "fingerprint", "layers", "revision", "files", "small", "digests")
+
+
+def _checked(made: Manifest) -> Manifest:
+    """What its parts say of one another. Raises BrokenModel."""
+    names = [file.name for file in made.files]
+    if not names or names != sorted(set(names)) or not all(map(_is_weights, names)):
+        raise _bad(made.name, f"its files {_short(names)} are not distinct safetensors files in order")
+    small = [file.name for file in made.small]
+    if CONFIG not in small or len(set(small)) != len(small):
+        raise _bad(made.name, f"its small files {_short(small)} lack {CONFIG} or name one twice")
+    check_distinct(made.headers)
+    for file in made.files:
+        wanted = sum(place.size for place in made.places[file.name])
+        if len(file.samples) != wanted:
+            raise _bad(made.name, f"it has {len(file.samples)} bytes of samples of {file.name}, not {wanted}")
+    unknown = made.digests.keys() - made.units.keys()
+    if unknown:
+        raise _bad(made.name, f"it gives the hash of {_short(min(unknown))}, which is none of its units")
+    return made
+
+
+def _is_weights(name: str) -> bool:
+    return is_plain(name) and name.endswith(".safetensors")
+
+
+def _files(name: str, value: object) -> tuple[OriginalFile, ...]:
+    files, left = [], MAX_HEADER
+    for item in _items(name, value, "files", MAX_FILES):
+        fields = _fields(name, item, ("name", "size", "header", "samples"))
+        file = fields["name"]
+        if not isinstance(file, str) or not _is_weights(file):
+            raise _bad(name, f"{_short(file)} is not the plain name of a safetensors file")
+        header = _unpack(name, fields["header"], left)
+        left -= len(header)
+        size = _count(name, fields["size"], f"the size of {file}", MAX_FILE)
+        files.append(OriginalFile(file, size, header, _samples(name, fields["samples"])))
+    return tuple(files)
+
+
+def _small(name: str, value: object) -> SmallFile:
+    fields = _fields(name, value, ("name", "size", "sha256"))
+    file = fields["name"]
+    if file not in SMALL_FILES:
+        raise _bad(name, f"{_short(file)} is not a file that a model has beside its weights")
+    size = _count(name, fields["size"], f"the size of {file}", MAX_SMALL, least=0)
+    return SmallFile(file, size, _hash(name, fields["sha256"], f"the hash of {file}"))
+
+
+def _digests(name: str, value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise _bad(name, "digests is not an object")
+    return {unit: _hash(name, digest, f"the hash of {_short(unit)}") for unit, digest in value.items()}
+
+
+def _revision(name: str, value: object) -> str:
+    if not isinstance(value, str) or len(value) > MAX_NAME or not (value == "" or is_plain(value)):
+        raise _bad(name, f"{_short(value)} is not a revision")
+    return value
+
+
+def _fields(name: str, value: object, keys: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(value, dict) or value.keys() != set(keys):
+        found = sorted(value)[:10] if isinstance(value, dict) else value
+        raise _bad(name, f"there should be {', '.join(keys)}, and there is {_short(found)}")
+    return value
+
+
+def _items(name: str, value: object, what: str, most: int) -> list[Any]:
+    if not isinstance(value, list) or len(value) > most:
+        raise _bad(name, f"{what} is not a list of at most {most}")
+    return value
+
+
+def _count(name: str, value: object, what: str, most: int, least: int = 1) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise _bad(name, f"{what} is {_short(value)}, not a whole number from {least} to {most}")
+    return value
+
+
+def _hash(name: str, value: object, what: str) -> str:
+    if not isinstance(value, str) or not is_sha256(value):
+        raise _bad(name, f"{what} is not a sha256 in hex")
+    return value
+
+
+def _layers(name: str, config: bytes) -> int:
+    layers = json_object(Path(name, CONFIG), config).get("num_hidden_layers")
+    return _count(name, layers, "num_hidden_layers of config.json", MAX_LAYERS)
+
+
+def _file_json(file: OriginalFile) -> dict[str, Any]:
+    samples = base64.b64encode(file.samples).decode()
+    return {"name": file.name, "size": file.size, "header": _pack(file.header), "samples": samples}
+
+
+def _pack(header: bytes) -> str:
+    return base64.b64encode(zlib.compress(header)).decode()
+
+
+def _unpack(name: str, value: object, limit: int) -> bytes:
+    """The header's bytes, never more than `limit`, whatever they were packed from."""
+    try:
+        packed = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
+        unpacker = zlib.decompressobj()
+        header = unpacker.decompress(packed, limit + 1)
+    except (binascii.Error, ValueError, zlib.error) as error:
+        raise _bad(name, f"a header is not packed ({error})") from error
+    if len(header) > limit or not unpacker.eof or unpacker.unused_data:
+        raise _bad(name, f"its headers are cut off, or have more than {MAX_HEADER} bytes")
+    return header
+
+
+def _samples(name: str, value: object) -> bytes:
+    try:
+        return base64.b64decode(value if isinstance(value, str) else "-", validate=True)
+    except ValueError as error:
+        raise _bad(name, f"samples of its weights are not packed ({error})") from error
+
+
+def _cut(samples: bytes, places: Sequence[Piece]) -> list[tuple[int, bytes]]:
+    ends = accumulate(place.size for place in places)
+    return [(place.start, samples[end - place.size : end]) for place, end in zip(places, ends, strict=True)]
+
+
+def _short(value: object) -> str:
+    """A stranger's value in a sentence: escaped, and not long."""
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _bad(name: str, reason: str) -> BrokenModel:
+    return BrokenModel(f"the manifest of {name} is broken: {reason}; get this model again")

@@ -1,0 +1,81 @@
+"""Names and what they say: of tensors, of the units they belong to, of files and models. Reads nothing."""
+
+from __future__ import annotations
+
+import re
+
+EMBED = "model.embed_tokens.weight"
+NORM = "model.norm.weight"
+HEAD = "lm_head.weight"
+
+EMBED_UNIT = "embed.safetensors"
+NORM_UNIT = "norm.safetensors"
+HEAD_UNIT = "head.safetensors"
+MANIFEST = "manifest.json"  # beside units
+
+_LAYER = re.compile(r"model\.layers\.(\d{1,6})\.(.+)")
+_LAYER_UNIT = re.compile(r"layer-(\d{5,6})\.safetensors")
+_COMPUTED = "rotary_emb.inv_freq"  # old checkpoints store what every implementation computes
+_ENDS = {"model.embed_tokens.": EMBED_UNIT, "model.norm.": NORM_UNIT, "lm_head.": HEAD_UNIT}
+_MODEL = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_NAME = 200  # characters of a model's or file's name
+
+
+def layer_of(name: str) -> int | None:
+    """The decoder layer a tensor belongs to; None for embedding, norm, head and anything else."""
+    match = _LAYER.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def shifted(name: str, by: int) -> str:
+    """`name` with its layer number lowered by `by`, as a shard that starts at layer `by` counts."""
+    match = _LAYER.fullmatch(name)
+    return f"model.layers.{int(match[1]) - by}.{match[2]}" if match else name
+
+
+def is_computed(name: str) -> bool:
+    """Whether implementations compute this tensor themselves, so that nobody reads it."""
+    return name.endswith(_COMPUTED)
+
+
+def unit_of(tensor: str) -> str | None:
+    """The unit a tensor belongs to; None for what no stage reads."""
+    if is_computed(tensor):
+        return None
+    layer = layer_of(tensor)
+    if layer is not None:
+        return layer_unit(layer)
+    return next((unit for start, unit in _ENDS.items() if tensor.startswith(start)), None)
+
+
+def layer_unit(layer: int) -> str:
+    return f"layer-{layer:05d}.safetensors"
+
+
+def unit_layer(unit: str) -> int | None:
+    """The layer of a unit; None for embedding, norm and head."""
+    match = _LAYER_UNIT.fullmatch(unit)
+    return int(match[1]) if match else None
+
+
+def is_plain(name: str) -> bool:
+    """Whether `name` can only be a file directly in a folder, on every system."""
+    bad = name in ("", ".", "..") or any(sign in "/\\:" or not sign.isprintable() for sign in name)
+    return not bad and len(name) <= MAX_NAME
+
+
+def is_model_name(name: str) -> bool:
+    """Whether `name` is a model's name, as `tiny` or `org/name`: nothing that could lead out of a folder."""
+    known = len(name) <= MAX_NAME and _MODEL.fullmatch(name) is not None
+    return known and not {".", ".."} & set(name.split("/"))
+
+
+def is_sha256(text: str) -> bool:
+    return _SHA256.fullmatch(text) is not None
+
+
+def model_name(text: str) -> str:
+    """`text` as a model's name: what such a name must not hold becomes a dash."""
+    kept = re.sub(r"[^\w.-]+", "-", text)[:MAX_NAME]
+    return kept if is_model_name(kept) else "model"

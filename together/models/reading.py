@@ -1,0 +1,174 @@
+"""Reads units out of a folder, from original files or from unit files, and checks them. Knows no network.
+
+What a manifest knows the sha256 of is hashed on its first use; `Digests` remembers that for a file that did not change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from together.errors import BrokenModel
+from together.models.digests import Digests, sha256_of, stamp_of
+from together.models.folder import broken, inside, title
+from together.models.headers import TensorInfo, check_header
+from together.models.manifest import Manifest, is_shard, read_manifest
+from together.models.units import Piece, Unit, words
+from together.settings import load_settings
+
+CHUNK = 2**20  # bytes
+
+
+def read_unit(folder: Path, unit: Unit, offset: int = 0) -> Iterator[bytes]:
+    """The bytes of a unit's file from `offset` on, in chunks of at most 1 MiB.
+
+    `folder` is a whole checkpoint or a shard folder that has the unit. Raises BrokenModel, also between chunks where a
+    file changes meanwhile.
+    """
+    if not 0 <= offset <= unit.size:
+        raise BrokenModel(f"{unit.name} of {title(folder)} has {unit.size} bytes, none at {offset}; start it anew")
+    if not is_shard(folder):
+        return _chunks(folder, unit.spans(offset))
+    fault = _size_fault(folder, unit)
+    if fault:
+        raise broken(folder / unit.name, fault)
+    return _chunks(folder, [Piece(unit.name, offset, unit.size)])
+
+
+def unit_digest(folder: Path, unit: Unit, home: Path | None = None) -> str:
+    """sha256 in hex of the unit's file as `folder` gives it; reads it only if its files changed since the last time.
+
+    Raises BrokenModel where a shard folder's manifest knows another one, or other weights. `home` is the app's own by default.
+    """
+    digest = _digest(folder, unit, home)
+    if is_shard(folder):
+        manifest = read_manifest(folder)
+        _require(manifest, unit, digest)
+        require_samples(manifest, unit, inside(folder, unit.name))
+    return digest
+
+
+def units_here(folder: Path, manifest: Manifest) -> frozenset[str]:
+    """The names of the units of `manifest` that `folder` has: all of them in a whole checkpoint."""
+    if not is_shard(folder):
+        return frozenset(manifest.units)
+    return frozenset(name for name, unit in manifest.units.items() if _size(folder / name) == unit.size)
+
+
+def shard_tensors(folder: Path, manifest: Manifest, units: Iterable[Unit]) -> tuple[TensorInfo, ...]:
+    """Where the units' tensors lie in a shard folder; size, header, samples and known sha256 are checked.
+
+    Raises BrokenModel: all that is missing in one sentence, or the first unit that is broken.
+    """
+    wanted = tuple(units)
+    require_here(folder, manifest, wanted)
+    return tuple(tensor for unit in wanted for tensor in _tensors(folder, manifest, unit))
+
+
+def require_here(folder: Path, manifest: Manifest, units: Iterable[Unit]) -> None:
+    """Raises BrokenModel with all units that a shard folder lacks."""
+    missing = [unit.name for unit in units if _size(folder / unit.name) is None]
+    if missing:
+        raise BrokenModel(f"{folder} lacks {words(missing)} of {manifest.name}; get these layers, or choose others")
+
+
+def require_samples(manifest: Manifest, unit: Unit, file: Path) -> None:
+    """Raises BrokenModel unless `file`, which has the unit's size and header, has the weights of this very model."""
+    try:
+        with file.open("rb", buffering=0) as stream:
+            for sample in manifest.samples(unit):
+                stream.seek(sample.at)
+                if stream.read(len(sample.data)) != sample.data:
+                    raise BrokenModel(
+                        f"{unit.name} of {manifest.name} has other weights than the version "
+                        f"{manifest.fingerprint[:12]} of this model; get it again, or from another machine"
+                    )
+    except OSError as error:
+        raise broken(file, f"cannot be read ({error.strerror or error})") from error
+
+
+def remember(folder: Path, unit: Unit, digest: str, home: Path) -> None:
+    """Keep what is known of a unit's file in a shard folder, so that its first use need not read it."""
+    Digests(home).put(_key(folder, unit), stamp_of([folder / unit.name]), digest)
+
+
+def _tensors(folder: Path, manifest: Manifest, unit: Unit) -> tuple[TensorInfo, ...]:
+    fault = _size_fault(folder, unit) or _header_fault(folder, unit)
+    if fault:
+        raise BrokenModel(f"{unit.name} of {manifest.name} in {folder} is broken: {fault}; get it again")
+    if unit.name in manifest.digests:
+        _require(manifest, unit, _digest(folder, unit, None))
+    require_samples(manifest, unit, inside(folder, unit.name))
+    return check_header(inside(folder, unit.name), unit.header[8:], unit.size).tensors
+
+
+def _size_fault(folder: Path, unit: Unit) -> str:
+    """What is wrong with the size of the unit's file; empty where nothing is."""
+    size = _size(inside(folder, unit.name))
+    if size is None:
+        return "it is missing"
+    return f"it has {size} bytes and should have {unit.size}" if size != unit.size else ""
+
+
+def _header_fault(folder: Path, unit: Unit) -> str:
+    begin = b"".join(_chunks(folder, [Piece(unit.name, 0, len(unit.header))]))
+    return "its header is not the one of this model" if begin != unit.header else ""
+
+
+def _require(manifest: Manifest, unit: Unit, digest: str) -> None:
+    known = manifest.digests.get(unit.name, digest)
+    if digest != known:
+        raise BrokenModel(
+            f"{unit.name} of {manifest.name} is broken: its sha256 is {digest}, it should be {known}; get it again"
+        )
+
+
+def _digest(folder: Path, unit: Unit, home: Path | None) -> str:
+    kept, key = Digests(home or load_settings().home_path), _key(folder, unit)
+    names = [unit.name] if is_shard(folder) else sorted({piece.file for piece in unit.pieces})
+    try:
+        stamp = stamp_of([inside(folder, name) for name in names])
+    except OSError as error:
+        raise broken(folder / names[0], f"cannot be read ({error.strerror or error})") from error
+    digest = kept.get(key, stamp)
+    if digest is None:
+        digest = sha256_of(read_unit(folder, unit))
+        kept.put(key, stamp, digest)
+    return digest
+
+
+def _key(folder: Path, unit: Unit) -> str:
+    """Names a unit's bytes on this machine; with the header, for another model may come to lie in this folder."""
+    return f"{folder.resolve() / unit.name} {hashlib.sha256(unit.header).hexdigest()}"
+
+
+def _chunks(folder: Path, spans: Iterable[bytes | Piece]) -> Iterator[bytes]:
+    for span in spans:
+        if isinstance(span, bytes):
+            yield from (span[i : i + CHUNK] for i in range(0, len(span), CHUNK))
+        else:
+            yield from _piece(inside(folder, span.file), span)
+
+
+def _piece(file: Path, piece: Piece) -> Iterator[bytes]:
+    try:
+        with file.open("rb", buffering=0) as stream:
+            stream.seek(piece.start)
+            left = piece.size
+            while left:
+                chunk = stream.read(min(CHUNK, left))
+                if not chunk:
+                    raise broken(file, f"it ends {left} bytes before a unit does")
+                left -= len(chunk)
+                yield chunk
+    except OSError as error:
+        raise broken(file, f"cannot be read ({error.strerror or error})") from error
+
+
+def _size(file: Path) -> int | None:
+    """Bytes of a regular file; None where there is none."""
+    try:
+        return file.stat().st_size if file.is_file() else None
+    except OSError:
+        return None

@@ -1,0 +1,200 @@
+"""What a model weighs and how it is built, for any checkpoint, also of a family that does not run here.
+
+From config.json and safetensors headers alone. Knows no backend.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from together.models.headers import TensorInfo
+from together.models.names import is_computed
+from together.models.spec import ModelSpec
+from together.types import DTYPE_BYTES, Dtype
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d{1,6})\.")
+_OTHER = re.compile(
+    r"(?:^|[._])(?:vision|visual|audio|encoder|mtp)"
+)  # towers beside the decoder count their own layers
+_ENDS = {
+    "embed": re.compile(r"(?:^|\.)(?:embed_tokens|wte|tok_embeddings|embed_in|word_embeddings)\."),
+    "norm": re.compile(r"(?:^|\.)(?:norm|ln_f|final_layer_?norm)\."),
+    "head": re.compile(r"(?:^|\.)(?:lm_head|embed_out|output)\."),
+}
+_DTYPES: dict[str, Dtype] = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
+_EXPERT = ".experts."
+_QUANTIZED_EXTRAS = re.compile(r"(?:scales?|biases|qzeros|zeros|g_idx|scale_inv|absmax|quant_map)$")
+_KEYS = {
+    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "vocab_size": ("vocab_size",),
+    "heads": ("num_attention_heads", "n_head"),
+    "kv_heads": ("num_key_value_heads",),
+    "head_dim": ("head_dim",),
+    "context": ("max_position_embeddings", "n_positions", "max_sequence_length"),
+    "experts": ("num_experts", "num_local_experts", "n_routed_experts"),
+    "experts_per_token": ("num_experts_per_tok", "num_experts_per_token", "moe_top_k"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes and parameters of one part of a model. `active` is what one token uses: of experts, the chosen ones."""
+
+    bytes: int = 0
+    active_bytes: int = 0
+    params: int = 0
+    active_params: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything that files say of a model; None is unknown. Bytes are as stored. `layers` has an entry per layer."""
+
+    layers: tuple[Sizes, ...]
+    embed: Sizes
+    norm: Sizes
+    head: Sizes  # empty where tied
+    other: Sizes  # what no decoder layer has: vision towers, draft layers
+    family: str
+    hidden_size: int | None
+    vocab_size: int | None
+    heads: int | None
+    kv_heads: int | None
+    head_dim: int | None
+    context: int | None
+    dtype: str  # of most elements: fp32, bf16, fp16, or as safetensors writes it
+    tied: bool
+    quantization: str | None
+    experts: int | None
+    experts_per_token: int | None
+    kv_bytes_per_token_per_layer: int | None
+
+    @property
+    def parts(self) -> tuple[Sizes, ...]:
+        return (self.embed, *self.layers, self.norm, self.head, self.other)
+
+
+def summarize(config: dict[str, Any], tensors: Iterable[TensorInfo], spec: ModelSpec | None) -> Summary:
+    """Add up a model. `spec`, where the family runs here, knows better what a config leaves out."""
+    kept = [tensor for tensor in tensors if not is_computed(tensor.name)]
+    numbers = _numbers(config)
+    if spec is not None:
+        numbers |= {key: getattr(spec, key) for key in ("layers", "kv_heads", "head_dim", "context")}
+    quantization = spec.quantization if spec is not None else _quantization(config)
+    parts = _parts(kept, numbers, _bits(config) if quantization else None)
+    head = parts.get("head", Sizes())
+    last = max((key for key in parts if isinstance(key, int)), default=-1)
+    dtype = _dtype(kept)
+    return Summary(
+        layers=tuple(parts.get(layer, Sizes()) for layer in range(max(last + 1, numbers["layers"] or 0))),
+        embed=parts.get("embed", Sizes()),
+        norm=parts.get("norm", Sizes()),
+        head=head,
+        other=parts.get("other", Sizes()),
+        family=str(config.get("model_type")),
+        hidden_size=numbers["hidden_size"],
+        vocab_size=numbers["vocab_size"],
+        heads=numbers["heads"],
+        kv_heads=numbers["kv_heads"],
+        head_dim=numbers["head_dim"],
+        context=numbers["context"],
+        dtype=dtype,
+        tied=head.bytes == 0,
+        quantization=quantization,
+        experts=numbers["experts"],
+        experts_per_token=numbers["experts_per_token"],
+        kv_bytes_per_token_per_layer=_kv_bytes(config, numbers, dtype),
+    )
+
+
+def _numbers(config: dict[str, Any]) -> dict[str, int | None]:
+    """What the config counts, under whatever name; a model of several kinds has its words in `text_config`."""
+    inner = config.get("text_config")
+    known = {**config, **inner} if isinstance(inner, dict) else config
+    found = {key: next((known[n] for n in names if _is_count(known.get(n))), None) for key, names in _KEYS.items()}
+    heads, hidden = found["heads"], found["hidden_size"]
+    if heads and found["kv_heads"] is None:
+        found["kv_heads"] = heads
+    if heads and hidden and found["head_dim"] is None:
+        found["head_dim"] = hidden // heads
+    return found
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 < value < 10**9
+
+
+def _parts(tensors: list[TensorInfo], numbers: dict[str, int | None], bits: int | None) -> dict[int | str, Sizes]:
+    """Sizes by layer number, or by `embed`, `norm`, `head`, `other`."""
+    experts, chosen = numbers["experts"], numbers["experts_per_token"]
+    share = min(1.0, chosen / experts) if experts and chosen else 1.0
+    sums: dict[int | str, list[float]] = {}
+    for tensor in tensors:
+        params = _params(tensor, bits)
+        used = share if _EXPERT in tensor.name else 1.0
+        total = sums.setdefault(_part(tensor.name), [0, 0, 0, 0])
+        for i, amount in enumerate((tensor.nbytes, tensor.nbytes * used, params, params * used)):
+            total[i] += amount
+    return {key: Sizes(*map(round, total)) for key, total in sums.items()}
+
+
+def _part(name: str) -> int | str:
+    if _OTHER.search(name):
+        return "other"
+    layer = _LAYER.search(name)
+    if layer:
+        return int(layer[1])
+    return next((end for end, pattern in _ENDS.items() if pattern.search(name)), "other")
+
+
+def _params(tensor: TensorInfo, bits: int | None) -> int:
+    """Parameters of a tensor; packed integers hold several, and what belongs to packing holds none."""
+    if bits is None:
+        return tensor.elements
+    if _QUANTIZED_EXTRAS.search(tensor.name):
+        return 0
+    packed = tensor.dtype in ("U32", "I32", "U8", "I8")
+    return tensor.nbytes * 8 // bits if packed else tensor.elements
+
+
+def _bits(config: dict[str, Any]) -> int | None:
+    for key in ("quantization_config", "quantization"):
+        settings = config.get(key)
+        bits = settings.get("bits") if isinstance(settings, dict) else None
+        if type(bits) is int and 0 < bits <= 16:
+            return bits
+    return None
+
+
+def _quantization(config: dict[str, Any]) -> str | None:
+    for key in ("quantization_config", "quantization"):
+        settings = config.get(key)
+        if settings:
+            known = settings if isinstance(settings, dict) else {}
+            return str(known.get("quant_method") or (f"{known['bits']}-bit" if "bits" in known else key))
+    return None
+
+
+def _dtype(tensors: list[TensorInfo]) -> str:
+    elements: Counter[str] = Counter()
+    for tensor in tensors:
+        elements[tensor.dtype] += tensor.elements
+    most = elements.most_common(1)[0][0] if elements else "BF16"
+    return _DTYPES.get(most, most)
+
+
+def _kv_bytes(config: dict[str, Any], numbers: dict[str, int | None], dtype: str) -> int | None:
+    """KV cache of one token in one layer, in the checkpoint's dtype, or in two bytes where that is packed.
+
+    Unknown where keys and values are compressed.
+    """
+    heads, size = numbers["kv_heads"], numbers["head_dim"]
+    if not heads or not size or "kv_lora_rank" in config:
+        return None
+    element = next((DTYPE_BYTES[known] for known in _DTYPES.values() if known == dtype), 2)
+    return 2 * heads * size * element

@@ -1,0 +1,80 @@
+"""What a head reads of a model before anything is loaded: its sizes, its words, its name. Knows no node and no ring."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from together.cluster.finder import BUNDLED
+from together.cluster.naming import HubId, resolve_model
+from together.engine.text import TextModel
+from together.errors import BadPlan, BadSetting
+from together.models.files import inside
+from together.models.hub import describe_hub
+from together.models.manifest import describe
+from together.models.spec import ModelSpec, read_spec
+from together.models.store import Store
+from together.planning.request import PlanRequest
+from together.planning.split import Sizing
+from together.settings import Settings
+from together.types import DTYPES, Dtype, ModelRef
+
+LESS_CONTEXT = (4096, 2048)  # tried where nobody asked for a context and the usual one does not fit
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model that proved readable. `folder` may lack weights: a model of the hub, or a part of one."""
+
+    folder: Path
+    spec: ModelSpec
+    text: TextModel
+    ref: ModelRef
+    config: bytes  # config.json
+    dtype: Dtype
+
+
+async def open_model(model: str | Path, settings: Settings) -> Opened:
+    """Resolve a folder, a known name or a hub id, and read it. Raises BadInput or Unreachable with a sentence."""
+    return await asyncio.to_thread(_open, model, settings)
+
+
+def _open(model: str | Path, settings: Settings) -> Opened:
+    found = resolve_model(str(model), settings.home_path)
+    folder = found if isinstance(found, Path) else _from_hub(found, settings)
+    spec, manifest = read_spec(folder), describe(folder)
+    ref = ModelRef(manifest.name, str(folder.resolve()), spec.fingerprint, spec.layers, manifest.revision)
+    config = inside(folder, "config.json").read_bytes()
+    return Opened(folder, spec, TextModel.open(folder), ref, config, _dtype(settings, folder, spec))
+
+
+def _from_hub(hub_id: HubId, settings: Settings) -> Path:
+    """Its config, words and headers, without weights: those are for the nodes to fetch, each its own layers."""
+    store = Store(settings.home_path)
+    return store.folder(describe_hub(str(hub_id), store).fingerprint)
+
+
+def _dtype(settings: Settings, folder: Path, spec: ModelSpec) -> Dtype:
+    if not settings.dtype:
+        return "fp32" if folder.resolve() == BUNDLED else spec.dtype
+    for dtype in DTYPES:
+        if dtype == settings.dtype:
+            return dtype
+    raise BadSetting(f"there is no dtype {settings.dtype!r}; choose one of {', '.join(DTYPES)}")
+
+
+def sizings(opened: Opened, request: PlanRequest, settings: Settings) -> Iterator[Sizing]:
+    """What to plan for: what was asked; where nothing was, the usual, then less, so that a large model fits at all."""
+    most = opened.spec.context
+    if request.context is not None and request.context > most:
+        raise BadPlan(f"{opened.ref.name} has a context of {most} tokens, not {request.context}; choose at most {most}")
+    context, users = request.context or min(settings.context, most), request.users or settings.users
+    yield Sizing(context, users, opened.dtype)
+    if request.users is None and users > 1:
+        yield Sizing(context, 1, opened.dtype)
+    if request.context is None:
+        for less in LESS_CONTEXT:
+            if less < context:
+                yield Sizing(less, 1 if request.users is None else users, opened.dtype)

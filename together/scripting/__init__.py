@@ -1,0 +1,12 @@
+"""A model split over the devices of this machine, from a Python script. Knows no other machine and no HTTP.
+
+with partition("examples/demo_model", PartitionStrategy(num_partitions=2)) as model:
+    print(model.generate("What is the capital of France?", temperature=0))
+"""
+
+from together.scripting.model import PartitionedModel, partition
+from together.scripting.options import Options
+from together.scripting.placing import Partition, PartitionPlan
+from together.scripting.strategy import PartitionStrategy
+
+__all__ = ["Options", "Partition", "PartitionPlan", "PartitionStrategy", "PartitionedModel", "partition"]

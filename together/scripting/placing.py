@@ -1,0 +1,181 @@
+"""Which partition goes on which device of this machine: devices and a strategy in, a checked split out.
+
+Knows no process that runs it; the planner does the choosing and the checking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from together.cluster.local import shared_memory
+from together.cluster.survey import UNKNOWN, model_size
+from together.deciding import NEED_SPEEDS
+from together.errors import BadPlan, NotEnoughMemory
+from together.opening import Opened, sizings
+from together.planning.answer import Answer, missing_text
+from together.planning.estimate import WORKSPACE_BYTES, cache_tokens, stage_memory
+from together.planning.problem import NodeProfile, Problem, Split
+from together.planning.request import PlanRequest, plan_for
+from together.planning.split import Sizing
+from together.planning.words import layers_text, size_text
+from together.scripting.devices import MEMORY, Seat, measure_seats, take_seats
+from together.settings import Settings, parse_bytes
+from together.types import DeviceProfile, Dtype, LayerRange
+
+LOOPBACK_MS = 0.3  # one way between two processes here: `launch.py bench hop`
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A strategy without a model: `partitions` 0 is one per device, no `devices` is this machine's own choice."""
+
+    request: PlanRequest
+    partitions: int
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One stage process to be: its device, its layers (half-open), and the bytes it may take."""
+
+    backend: str
+    device: str
+    layers: LayerRange
+    memory_bytes: int
+
+    def __str__(self) -> str:
+        return f"layers {layers_text(self.layers)} on {self.device} ({self.backend}), {size_text(self.memory_bytes)}"
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionPlan:
+    """A split that fits, what it was sized for, and why it is so, in sentences."""
+
+    model: str
+    partitions: tuple[Partition, ...]
+    context: int
+    users: int
+    dtype: Dtype
+    why: tuple[str, ...]
+
+    @property
+    def ranges(self) -> tuple[LayerRange, ...]:
+        return tuple(partition.layers for partition in self.partitions)
+
+    def __str__(self) -> str:
+        lines = [f"partition {index}: {partition}" for index, partition in enumerate(self.partitions)]
+        return "\n".join([f"{self.model} in {self.dtype}, context {self.context}, users {self.users}", *lines])
+
+
+async def place(opened: Opened, wanted: Wanted, settings: Settings) -> PartitionPlan:
+    """The split of a model by a strategy, for the first sizing that fits. Raises BadInput or NotEnoughMemory."""
+    layers = opened.spec.layers
+    if wanted.partitions > layers:
+        raise BadPlan(
+            f"{opened.ref.name} has {layers} layers, too few for {wanted.partitions} partitions; ask for less"
+        )
+    seats = await take_seats(wanted.devices, wanted.partitions, settings)
+    profiles = {seat.name: UNKNOWN for seat in seats}
+    if wanted.request.strategy in NEED_SPEEDS and len(seats) > 1:
+        profiles = await measure_seats(seats, opened, settings)
+    refused = ""
+    for sizing in sizings(opened, wanted.request, settings):
+        found = await asyncio.to_thread(split_seats, opened, wanted, sizing, seats, profiles, settings)
+        if isinstance(found, PartitionPlan):
+            return found
+        refused = refused or found
+    raise NotEnoughMemory(refused)
+
+
+def split_seats(
+    opened: Opened,
+    wanted: Wanted,
+    sizing: Sizing,
+    seats: Sequence[Seat],
+    profiles: Mapping[str, DeviceProfile],
+    settings: Settings,
+) -> PartitionPlan | str:
+    """A plan for one sizing, or the sentence of what is missing. Raises BadPlan."""
+    pools = {seat.pool: _pool_bytes(seat, settings) for seat in seats}
+    problem = _problem(opened, wanted, sizing, seats, profiles, pools)
+    answer = plan_for(replace(wanted.request, users=None, context=None), problem)
+    if not isinstance(answer, Answer):
+        return missing_text(answer)
+    over = _overfull(answer.split, problem, seats, pools) or _incomplete(answer.split, wanted, seats)
+    return over or _plan(opened, sizing, seats, answer)
+
+
+def _pool_bytes(seat: Seat, settings: Settings) -> int:
+    if seat.pool != MEMORY:
+        return seat.device.free_bytes
+    return parse_bytes(settings.memory) if settings.memory else shared_memory(1)
+
+
+def _problem(
+    opened: Opened,
+    wanted: Wanted,
+    sizing: Sizing,
+    seats: Sequence[Seat],
+    profiles: Mapping[str, DeviceProfile],
+    pools: Mapping[str, int],
+) -> Problem:
+    """Rules that weigh memory see equal parts of a shared pool; for others its sum is looked at afterwards."""
+    weighs = wanted.request.strategy in ("memory", *NEED_SPEEDS)
+    parts = Counter(seat.pool for seat in seats)
+    nodes = tuple(
+        _node(seat, profiles[seat.name], pools[seat.pool] / (parts[seat.pool] if weighs else 1)) for seat in seats
+    )
+    size = model_size(opened.spec, sizing.dtype)
+    context = cache_tokens(sizing.context, 1)
+    return Problem(size, nodes, hop_ms=LOOPBACK_MS, users=sizing.users, context=context)
+
+
+def _node(seat: Seat, profile: DeviceProfile, free: float) -> NodeProfile:
+    return NodeProfile(
+        seat.name,
+        profile.ms_per_layer,
+        profile.ms_per_stage,
+        ms_per_head=profile.ms_per_head,
+        free_bytes=free,
+        reserve_bytes=WORKSPACE_BYTES + profile.overhead_bytes,
+    )
+
+
+def _overfull(split: Split, problem: Problem, seats: Sequence[Seat], pools: Mapping[str, int]) -> str:
+    """The sentence for a memory that cannot hold all partitions in it; empty where there is none."""
+    pool_of = {seat.name: seat.pool for seat in seats}
+    needs: Counter[str] = Counter()
+    for share in split.shares:
+        need = problem.stage_bytes(share.layers) + problem.node(share.node).reserve_bytes
+        needs[pool_of[share.node]] += int(need)
+    for pool, need in needs.items():
+        if need > pools[pool]:
+            where = "this machine's memory" if pool == MEMORY else pool
+            return (
+                f"the partitions in {where} need {size_text(need)} together with a context of {problem.context}, "
+                f"they may use {size_text(pools[pool])}; lower context or users, or give them fewer layers"
+            )
+    return ""
+
+
+def _incomplete(split: Split, wanted: Wanted, seats: Sequence[Seat]) -> str:
+    """Equal parts are asked for by number: who holds nothing is said, not left out."""
+    empty = [seat.name for seat in seats if seat.name not in split.nodes]
+    if wanted.request.strategy != "uniform" or not empty:
+        return ""
+    return f"{' and '.join(empty)} cannot hold a single layer; free memory there, or ask for fewer partitions"
+
+
+def _plan(opened: Opened, sizing: Sizing, seats: Sequence[Seat], answer: Answer) -> PartitionPlan:
+    by_name = {seat.name: seat.device for seat in seats}
+    partitions = []
+    for share in answer.split.shares:
+        memory = stage_memory(opened.spec, share.layers, sizing.dtype, sizing.context, sizing.users)
+        device = by_name[share.node]
+        partitions.append(Partition(device.backend, device.name, share.layers, memory))
+    return PartitionPlan(
+        opened.ref.name, tuple(partitions), sizing.context, sizing.users, sizing.dtype, tuple(answer.why)
+    )

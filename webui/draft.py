@@ -1,0 +1,173 @@
+"""A split that a person looks at and edits, and what the page shows of it. Pure: knows neither Gradio nor the head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any
+
+from together.planning.answer import Answer
+from together.planning.missing import Missing
+from together.planning.problem import NodeProfile, Problem, Share, Split
+from together.planning.request import PlanRequest, rescore
+from together.planning.words import count_text
+from together.types import LayerRange
+
+Shown = dict[str, Any]  # what split.js draws; all texts in it are drawn as text
+MOST_DIGITS = 6  # of a layer count
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The last recommendation with its problem: every edit is scored against that, so no node is asked again."""
+
+    model: str  # as it was chosen; empty: the one in service then
+    name: str  # of the model, for a person
+    request: PlanRequest
+    answer: Answer
+
+    @property
+    def problem(self) -> Problem:
+        return self.answer.problem
+
+    @property
+    def machines(self) -> tuple[NodeProfile, ...]:
+        """In ring order, then those that got nothing; a head's machine without a node is none."""
+        used = self.answer.split.nodes
+        rest = (node for node in self.problem.nodes if node.name not in used and node.max_layers != 0)
+        return (*map(self.problem.node, used), *rest)
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """The recommended number of layers of each machine, as its field shows it."""
+        taken = {share.node: len(share.layers) for share in self.answer.split.shares}
+        return tuple(str(taken.get(machine.name, 0)) for machine in self.machines)
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """A draft with the layer counts as they stand in their fields, one for each machine."""
+
+    draft: Draft
+    counts: tuple[str, ...]
+
+    @property
+    def is_changed(self) -> bool:
+        return self.ranges != Edited(self.draft, self.draft.counts).ranges
+
+    @property
+    def ranges(self) -> tuple[LayerRange | None, ...]:
+        """Each machine's layers, one run after the other; None for none, and for what is no number."""
+        found: list[LayerRange | None] = []
+        reached = 0
+        for text in self.counts:
+            count = _count(text) or 0
+            found.append(LayerRange(reached, reached + count) if count else None)
+            reached += count
+        return tuple(found)
+
+    @property
+    def split(self) -> Split:
+        pairs = zip(self.draft.machines, self.ranges, strict=True)
+        return Split(tuple(Share(machine.name, layers) for machine, layers in pairs if layers is not None))
+
+    def outcome(self) -> Answer | list[str]:
+        """The split's figures, or every sentence of what is wrong with it."""
+        pairs = zip(self.draft.machines, self.counts, strict=True)
+        wrong = [f"{machine.name}: {_no_count(text)}" for machine, text in pairs if _count(text) is None]
+        total, layers = sum(_count(text) or 0 for text in self.counts), self.draft.problem.model.layers
+        if not wrong and total != layers:
+            wrong = [f"the layers add up to {total}, the model has {layers}"]
+        return wrong or rescore(self.draft.problem, self.split)
+
+    @property
+    def request(self) -> PlanRequest:
+        """What loads exactly this; an unchanged recommendation stays one, so that it can follow the machines later."""
+        if not self.is_changed:
+            return self.draft.request
+        layers = ",".join(f"{share.node}={share.layers.start}:{share.layers.stop}" for share in self.split.shares)
+        return replace(self.draft.request, strategy="custom", layers=layers, ratio=None)
+
+
+def edit_of(draft: Draft | None, data: object) -> tuple[Edited | None, int | None]:
+    """What the browser sent, and the number it gave it; None where that is nothing split.js sends for this draft."""
+    counts, serial = (data.get("counts"), data.get("serial")) if isinstance(data, dict) else (None, None)
+    if draft is None or not isinstance(counts, list) or len(counts) != len(draft.machines):
+        return None, None
+    return Edited(draft, tuple(map(str, counts))), serial if isinstance(serial, int) else None
+
+
+def _count(text: str) -> int | None:
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS else None
+
+
+def _no_count(text: str) -> str:
+    shown = f"{text[:20]!r} is no number of layers" if text.strip() else "its number of layers is missing"
+    return f"{shown}; write a whole number, 0 for none"
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def shown_plan(edited: Edited, serial: int | None = None) -> Shown:
+    """The editor with its figures. `serial` is the edit that this answers; None replaces whatever is shown."""
+    draft, outcome = edited.draft, edited.outcome()
+    valid = isinstance(outcome, Answer)
+    pairs = zip(draft.machines, edited.counts, edited.ranges, strict=True)
+    return {
+        "kind": "plan",
+        "serial": serial,
+        "name": draft.name,
+        "layers": draft.problem.model.layers,
+        "sizing": _sizing(draft.problem),
+        "rows": [_row(draft.problem, *pair) for pair in pairs],
+        "recommended": list(draft.counts),
+        "changed": edited.is_changed,
+        "wrong": [] if isinstance(outcome, Answer) else outcome,
+        "speed": _speed(outcome) if isinstance(outcome, Answer) else None,
+        "why": list(draft.answer.why) if valid and not edited.is_changed else [],
+    }
+
+
+def _sizing(problem: Problem) -> str:
+    people = "one person" if problem.users == 1 else f"{problem.users} people at once"
+    return f"{count_text(problem.model.layers, 'layer')}, a context of {problem.context} tokens, {people}"
+
+
+def _row(problem: Problem, machine: NodeProfile, count: str, layers: LayerRange | None) -> Shown:
+    """`room` is null where only layers are counted; ms and bytes are those of no layer, 0, where it has none."""
+    room = machine.room_bytes if isfinite(machine.room_bytes) else None
+    size = problem.stage_bytes(layers) if layers else 0
+    over = len(layers or ()) > machine.max_layers if machine.max_layers is not None else size > machine.room_bytes
+    return {
+        "node": machine.name,
+        "count": count,
+        "start": layers.start if layers else 0,
+        "stop": layers.stop if layers else 0,
+        "ms": problem.stage_ms(machine, layers) if layers else 0,
+        "bytes": size,
+        "room": room,
+        "over": over,
+    }
+
+
+def _speed(answer: Answer) -> Shown:
+    """Tokens per second: for one person alone, for each and for all together where everybody asks at once."""
+    score = answer.score
+    alone = 1000 / score.token_ms if score.token_ms > 0 else 0.0
+    return {
+        "alone": alone,
+        "each": score.tokens_per_second_each,
+        "all": score.tokens_per_second,
+        "users": score.users,
+        "ms": score.token_ms,
+    }
+
+
+def shown_missing(missing: Missing) -> Shown:
+    return {"kind": "wrong", "wrong": [missing.error], "advice": list(missing.suggestions)}
+
+
+def shown_error(text: str) -> Shown:
+    return {"kind": "wrong", "wrong": [text], "advice": []}

@@ -1,0 +1,119 @@
+"""What the Split panel's controls do: recommend, score an edit, apply. Knows controls only by the values they take."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from pathlib import Path, PurePath
+from typing import Any
+
+import gradio as gr
+
+from together.api.port import HeadPort
+from together.cluster.finder import known_models
+from together.errors import BadSetting, TogetherError
+from together.models.names import is_model_name
+from together.models.space import gigabytes
+from together.models.store import KnownModel
+from together.planning.missing import Missing
+from together.planning.request import PlanRequest
+from webui.draft import Draft, Edited, Shown, edit_of, shown_error, shown_missing, shown_plan
+
+logger = logging.getLogger(__name__)
+
+INSIDE = "something went wrong inside together; its log says what"
+
+Choice = tuple[str, str]  # what a person reads, and what the head is given
+Updates = AsyncGenerator[tuple[Any, ...], None]
+
+
+class Splits:
+    """Handlers of the panel's events, bound to one head."""
+
+    def __init__(self, head: HeadPort) -> None:
+        self._head = head
+        self._names: dict[str, str] = {}  # of the models to choose from, by folder
+
+    async def models(self) -> Any:
+        """The models of this machine to choose from, the one in service first."""
+        serving = self._head.view().serving
+        known = await asyncio.to_thread(known_models, self._head.settings.home_path)
+        here = Path(serving.plan.model.path) if serving.plan else None
+        others = [model for model in known if not model.fault and model.folder.resolve() != here]
+        self._names = {str(model.folder): model.name for model in others}
+        return gr.update(choices=[(_in_service(serving.model), ""), *map(_choice, others)], value="")
+
+    async def recommend(
+        self, model: str | None, context: float | None, users: float | None, strategy: str, ratio: str | None
+    ) -> Updates:
+        """New values of the draft and the panel. Machines are measured first, which may take a while."""
+        yield None, {"kind": "busy", "text": "Measuring the machines and their links …"}
+        try:
+            ratio = (ratio or None) if strategy == "ratio" else None
+            request = PlanRequest(strategy, _number(users, "people"), _number(context, "context"), ratio)
+            yield await self._recommended((model or "").strip(), request)
+        except TogetherError as error:
+            yield None, shown_error(str(error))
+        except Exception:  # the edge of the page: the person gets a sentence, the log the traceback
+            logger.exception("a recommendation for the page failed")
+            yield None, shown_error(INSIDE)
+
+    async def _recommended(self, model: str, request: PlanRequest) -> tuple[Draft | None, Shown]:
+        outcome = await self._head.plan(model or None, request)
+        if isinstance(outcome, Missing):
+            return None, shown_missing(outcome)
+        draft = Draft(model, self._name(model), request, outcome)
+        return draft, shown_plan(Edited(draft, draft.counts))
+
+    def _name(self, model: str) -> str:
+        if not model:
+            return self._head.view().serving.model
+        return self._names.get(model) or (model if is_model_name(model) else PurePath(model).name)
+
+    async def edited(self, draft: Draft | None, event: gr.EventData) -> Any:
+        """The panel after a person changed a layer count: pure arithmetic, no node is asked."""
+        edited, serial = edit_of(draft, event._data)
+        return gr.skip() if edited is None else shown_plan(edited, serial)
+
+    async def apply(self, draft: Draft | None, event: gr.EventData) -> Updates:
+        """New values of the draft, the model choice and the panel; what is applied is what the fields say now."""
+        edited, _ = edit_of(draft, event._data)
+        if edited is None:
+            yield None, gr.skip(), shown_error("this plan is not known any more; recommend again")
+            return
+        plan = shown_plan(edited)
+        if plan["wrong"]:
+            yield draft, gr.skip(), plan
+            return
+        yield draft, gr.skip(), plan | {"applying": True}
+        yield draft, *await self._applied(edited, plan)  # the draft, too: meanwhile another may have been made
+
+    async def _applied(self, edited: Edited, plan: Shown) -> tuple[Any, Shown]:
+        draft = edited.draft
+        if not draft.model and self._head.view().serving.model != draft.name:
+            return gr.skip(), plan | {"failed": f"{draft.name} is not in service any more; recommend again"}
+        try:
+            await self._head.load(draft.model or None, edited.request)
+        except TogetherError as error:
+            return gr.skip(), plan | {"failed": str(error)}
+        except Exception:  # the edge of the page, as above
+            logger.exception("a split from the page failed to load")
+            return gr.skip(), plan | {"failed": INSIDE}
+        return await self.models(), plan | {"done": f"{draft.name} runs by this split; the chat goes on with it."}
+
+
+def _number(value: float | None, what: str) -> int | None:
+    """What a field says; None for 0, which is as usual. Raises BadSetting."""
+    if value is not None and value < 0:
+        raise BadSetting(f"{what}: {value:g} is less than nothing; write a number, or 0 for the usual")
+    return int(value or 0) or None
+
+
+def _in_service(name: str) -> str:
+    return f"{name} (in service)" if name else "the last one"
+
+
+def _choice(model: KnownModel) -> Choice:
+    held = "" if model.whole else f", {model.held} here"
+    return f"{model.name} ({model.layers} layers, {gigabytes(model.bytes)}{held})", str(model.folder)

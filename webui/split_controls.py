@@ -1,0 +1,61 @@
+"""The Split panel's controls and what they are connected to. Does not know what they do (`split`) nor draws the plan.
+
+Plan, editor and progress are one element that `split.js` fills: it gets plain data, and sends edits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from together.api.port import HeadPort
+from webui.split import Splits
+
+STRATEGIES = [
+    ("Recommended", "recommend"),
+    ("Equal layers", "uniform"),
+    ("By memory", "memory"),
+    ("By speed", "compute"),
+    ("Half memory, half speed", "mixed"),
+    ("By a ratio", "ratio"),
+]
+# Custom events exist where their quoted names stand in this code.
+ON_LOAD = "together.split(element.querySelector('[data-together=split]'), props, watch, trigger, ['edited', 'apply'])"
+
+
+def split_panel(page: gr.Blocks, head: HeadPort, event: dict[str, Any]) -> None:
+    """Call inside the column it belongs to; `event` is what all events of the page have in common."""
+    splits = Splits(head)
+    gr.HTML("<h2>Split</h2>", elem_id="split-heading", apply_default_css=False)
+    model = gr.Dropdown(
+        [("the one in service", "")],
+        value="",
+        allow_custom_value=True,
+        label="Model: choose, or write a folder or a hub id (org/name)",
+        elem_id="split-model",
+    )
+    with gr.Row(elem_id="split-sizing"):
+        strategy = gr.Dropdown(STRATEGIES, value="recommend", label="Strategy", elem_id="split-strategy", min_width=200)
+        context = gr.Number(0, label="Context (0: as usual)", precision=0, elem_id="split-context", min_width=110)
+        users = gr.Number(0, label="People (0: as usual)", precision=0, elem_id="split-users", min_width=110)
+    ratio = gr.Textbox(
+        label="Ratio, a part for each machine", placeholder="3:1", max_lines=1, visible=False, elem_id="split-ratio"
+    )
+    recommend = gr.Button("Recommend", variant="primary", size="sm", elem_id="split-recommend")
+    panel: Any = gr.HTML(
+        html_template='<div data-together="split"></div>',
+        js_on_load=ON_LOAD,
+        elem_id="split-panel",
+        apply_default_css=False,
+    )
+    draft = gr.State(None)
+    strategy.change(_show_ratio, strategy, ratio, queue=False, **event)
+    recommend.click(splits.recommend, [model, context, users, strategy, ratio], [draft, panel], **event)
+    panel.edited(splits.edited, draft, panel, queue=False, trigger_mode="always_last", **event)
+    panel.apply(splits.apply, draft, [draft, model, panel], **event)
+    page.load(splits.models, None, model, **event)
+
+
+def _show_ratio(strategy: str) -> Any:
+    return gr.update(visible=strategy == "ratio")
