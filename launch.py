@@ -353,11 +353,14 @@ def start_app(root: Path, arguments: Sequence[str]) -> int:
 def run_tests(root: Path, arguments: Sequence[str]) -> int:
     """Runs every step, also after one that failed, pytest last. Returns 0 only where all passed."""
     marker = ["-m", ""] if "--full" in arguments else []  # overrides the -m of pyproject.toml
+    chosen = [argument for argument in arguments if argument != "--full"]
+    # All of them run two files at a time: most wait for processes that start.
+    together = [] if chosen else ["-n", "2", "--dist", "loadfile"]
     steps = [
         ("ruff check", ["ruff", "check", "."]),
         ("ruff format", ["ruff", "format", "--check", "."]),
         ("mypy", ["mypy"]),
-        ("pytest", ["pytest", "-q"] + marker + [argument for argument in arguments if argument != "--full"]),
+        ("pytest", ["pytest", "-q"] + marker + together + chosen),
     ]
     failed = []
     for name, command in steps:

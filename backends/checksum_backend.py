@@ -24,6 +24,7 @@ from backends.checksum_backend_shard import KV_BYTES, Behaviour, ChecksumShard, 
 from backends.measuring import resident_bytes
 from together.errors import BrokenModel, NotEnoughMemory, UnsupportedModel
 from together.models.files import EMBED, HEAD, NORM, layer_of, read_into, read_json, tensors_for
+from together.models.folder import title
 from together.models.headers import TensorInfo
 from together.types import Batch, Device, Dtype, LayerRange, Row, SampleRequest, Sampling
 
@@ -68,7 +69,7 @@ def measure(folder: Path, device: str, dtype: Dtype) -> Measurement:
 def load(request: LoadRequest) -> ChecksumShard:
     """Read the tensors of the range. Raises UnsupportedModel, BrokenModel or NotEnoughMemory."""
     config = _read_config(request.folder, request.device, request.dtype)
-    name, layers = request.folder.name, request.layers
+    name, layers = title(request.folder), request.layers
     if layers.stop > config.layers:
         raise BrokenModel(f"{name} has {config.layers} layers, the plan asks for {layers}; plan again")
     tensors = tensors_for(request.folder, layers, config.layers)
@@ -87,7 +88,7 @@ def _capacity(request: LoadRequest, weights: int, block: int) -> int:
     blocks = (request.memory_bytes - weights) // block_bytes
     if blocks < 1:
         raise NotEnoughMemory(
-            f"layers {request.layers} of {request.folder.name} need {weights + block_bytes} bytes for weights and "
+            f"layers {request.layers} of {title(request.folder)} need {weights + block_bytes} bytes for weights and "
             f"{block} tokens of KV cache, {request.memory_bytes} were granted; grant more or choose fewer layers"
         )
     return blocks * block
@@ -99,7 +100,8 @@ def _capacity(request: LoadRequest, weights: int, block: int) -> int:
 def _read_config(folder: Path, device: str, dtype: Dtype) -> ToyConfig:
     config = read_json(folder, "config.json")
     if config.get("model_type") != "checksum":
-        raise UnsupportedModel(f"the checksum backend runs only its toy, {folder.name} is {config.get('model_type')!r}")
+        kind = config.get("model_type")
+        raise UnsupportedModel(f"the checksum backend runs only its toy, {title(folder)} is {kind!r}")
     if (device, dtype) != (DEVICE, "fp32"):
         raise UnsupportedModel(f"the checksum toy runs on cpu in fp32, not on {device} in {dtype}; change the plan")
     behaviour = Behaviour(
@@ -120,7 +122,7 @@ def _read_config(folder: Path, device: str, dtype: Dtype) -> ToyConfig:
 def _whole(folder: Path, config: dict[str, Any], key: str, default: int | None = None) -> int:
     value = config.get(key, default)
     if type(value) is not int or value < 1:
-        raise BrokenModel(f"config.json of {folder.name} has {key} = {value!r}; make this toy again")
+        raise BrokenModel(f"config.json of {title(folder)} has {key} = {value!r}; make this toy again")
     return value
 
 

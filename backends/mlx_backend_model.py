@@ -87,7 +87,7 @@ def read_slice(
             mx.eval(part)
             progress(done / (len(layers) + 1))
     except RuntimeError as error:
-        raise BrokenModel(f"{folder.name} cannot be read: {error}; get this model again") from error
+        raise BrokenModel(f"{spec.name} cannot be read: {error}; get this model again") from error
     return slice_of(model, spec)
 
 

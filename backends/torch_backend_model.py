@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from backends import torch_backend_attention as attention
 from backends.torch_backend_frames import TORCH
-from backends.torch_backend_linear import EXPERTS, register_experts, speed_up
+from backends.torch_backend_linear import EXPERTS, linear_weights, packs, register_experts, speed_up
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.files import EMBED, HEAD, NORM, read_into, read_json, shifted, tensors_for
+from together.models.folder import title
 from together.models.headers import TensorInfo
 from together.models.spec import ModelSpec
 from together.types import Dtype, LayerRange
@@ -52,7 +53,7 @@ def range_config(folder: Path, family: str, layers: LayerRange, *, tied: bool) -
     raw = read_json(folder, "config.json")
     kind = model_class(family).config_class
     whole = kind.from_dict(deepcopy(raw))
-    _check_rope(folder.name, whole)
+    _check_rope(title(folder), whole)
     changes: dict[str, Any] = {"num_hidden_layers": len(layers), "tie_word_embeddings": tied, "use_cache": False}
     if getattr(whole, "layer_types", None):
         changes["layer_types"] = whole.layer_types[layers.start : layers.stop]
@@ -77,22 +78,42 @@ def read_model(folder: Path, spec: ModelSpec, layers: LayerRange, dtype: Dtype, 
                progress: Callable[[float], None]) -> Any:  # fmt: skip
     """The model of `layers` on `device`, ready to run. Raises BrokenModel for tensors that are missing or misshapen."""
     first, last = layers.start == 0, layers.stop == spec.layers
-    reader = _Reader(TORCH[dtype], device, progress)
-    infos = tensors_for(folder, layers, spec.layers)
-    reader.total = sum(info.nbytes for info in infos)
-    state: dict[str, Any] = {shifted(info.name, layers.start): _Lazy(info, reader) for info in infos}
-    if last and spec.tied and not first:
-        state[HEAD] = state.pop(EMBED)
-    config = range_config(folder, spec.family, layers, tied=spec.tied and first and last)
-    matrix = (spec.vocab_size, spec.hidden_size)
-    absent = {EMBED: matrix, NORM: matrix[1:], HEAD: matrix}
-    if config.tie_word_embeddings:
-        del absent[HEAD]
-    for name, shape in absent.items():
-        state.setdefault(name, torch.zeros((), dtype=TORCH[dtype]).expand(shape))  # takes no memory, and goes again
+    kind, reader = TORCH[dtype], _Reader(TORCH[dtype], device, progress)
+    infos = {shifted(info.name, layers.start): info for info in tensors_for(folder, layers, spec.layers)}
+    tied = spec.tied and first and last
+    apart = tied and packs(kind, device) and _STORED.get(infos[EMBED].dtype) == kind
+    if spec.tied and last and not first:
+        infos[HEAD] = infos.pop(EMBED)
+    state: dict[str, Any] = {}
+    if apart:  # the head is packed; rows of the embedding are looked up in the file, so that neither is there twice
+        state[EMBED], infos[HEAD] = reader.mapped(infos[EMBED]), infos.pop(EMBED)
+    config = range_config(folder, spec.family, layers, tied=tied and not apart)
+    rows = {name: _Rows(infos[name], reader) for name in _packed_names(spec, config, kind, device) if name in infos}
+    reader.total = sum(info.nbytes for info in infos.values())
+    shapes = _absent(spec, config) | {name: matrix.shape for name, matrix in rows.items()}
+    state |= {name: _Lazy(info, reader) for name, info in infos.items() if name not in rows}
+    for name, shape in shapes.items():
+        state.setdefault(name, torch.zeros((), dtype=kind).expand(shape))  # takes no memory, and goes again
     model = build(spec, config, state, dtype, device)
     drop_absent(model, first=first, last=last)
-    return speed_up(model.to(device))
+    return speed_up(model.to(device), rows)
+
+
+def _packed_names(spec: ModelSpec, config: Any, kind: torch.dtype, device: torch.device) -> set[str]:
+    """The parameters that are not read into the model, but packed part by part."""
+    if not packs(kind, device):
+        return set()
+    with torch.device("meta"):
+        return linear_weights(model_class(spec.family)(config))
+
+
+def _absent(spec: ModelSpec, config: Any) -> dict[str, tuple[int, ...]]:
+    """What a range may lack, although the model's class has it."""
+    matrix = (spec.vocab_size, spec.hidden_size)
+    shapes = {EMBED: matrix, NORM: matrix[1:], HEAD: matrix}
+    if config.tie_word_embeddings:
+        del shapes[HEAD]
+    return shapes
 
 
 def build(spec: ModelSpec, config: Any, state: Mapping[str, Any], dtype: Dtype, device: torch.device) -> Any:
@@ -141,22 +162,71 @@ class _Reader:
     done: int = 0
 
     def read(self, info: TensorInfo) -> Tensor:
-        stored = _STORED.get(info.dtype)
-        if stored is None:
-            raise BrokenModel(f"{info.file.name} stores {info.name} as {info.dtype}; get this model again")
-        raw = self._bytes(info)
-        tensor = raw.view(stored).reshape(info.shape).to(self.dtype)
-        self.done += info.nbytes
-        self.progress(self.done / self.total)
+        tensor = self.stored(info).to(self.dtype)
+        self.count(info.nbytes)
         return tensor
+
+    def stored(self, info: TensorInfo) -> Tensor:
+        """In the dtype in which it is stored, and not counted: any thread may call it."""
+        return _typed(self._bytes(info), info)
+
+    def mapped(self, info: TensorInfo) -> Tensor:
+        """Takes no memory but what is looked at, which the system may take back."""
+        return _typed(_mapped_bytes(info), info)
+
+    def count(self, nbytes: int) -> None:
+        self.done += nbytes
+        self.progress(self.done / self.total)
 
     def _bytes(self, info: TensorInfo) -> Tensor:
         """Read where the weights stay in this memory; only mapped where they go on to an accelerator's."""
         if self.device.type != "cpu":
-            return torch.from_numpy(np.memmap(info.file, np.uint8, "r", info.start, (info.nbytes,)))
+            return _mapped_bytes(info)
         raw = torch.empty(info.nbytes, dtype=torch.uint8)
         read_into(info, raw.numpy().data)
         return raw
+
+
+def _mapped_bytes(info: TensorInfo) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")  # nobody writes
+        return torch.from_numpy(np.memmap(info.file, np.uint8, "r", info.start, (info.nbytes,)))
+
+
+def _typed(raw: Tensor, info: TensorInfo) -> Tensor:
+    kind = _STORED.get(info.dtype)
+    if kind is None:
+        raise BrokenModel(f"{info.file.name} stores {info.name} as {info.dtype}; get this model again")
+    return raw.view(kind).reshape(info.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A matrix of the checkpoint, read by rows where it is packed."""
+
+    info: TensorInfo
+    reader: _Reader
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.info.shape
+
+    def read(self, start: int, stop: int) -> Tensor:
+        begin = self.info.start
+        part = replace(
+            self.info,
+            shape=(stop - start, self.shape[1]),
+            start=begin + start * self._row_bytes,
+            stop=begin + stop * self._row_bytes,
+        )
+        return self.reader.stored(part)
+
+    def packed(self, start: int, stop: int) -> None:
+        self.reader.count((stop - start) * self._row_bytes)
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.info.nbytes // self.shape[0]
 
 
 @dataclass(frozen=True, slots=True)

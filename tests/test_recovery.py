@@ -190,4 +190,4 @@ async def test_a_stage_that_runs_out_of_memory_gets_fewer_layers_and_no_text_is_
     sizes = [len(layers) for held in layout(head).values() for layers in held]
     assert sum(sizes) == 6
     assert max(sizes) <= 2
-    assert all(node.state is NodeState.READY for node in head.view().nodes)
+    assert all(node.state is not NodeState.FAILED for node in head.view().nodes)

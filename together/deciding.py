@@ -32,16 +32,26 @@ class Decision:
 
 
 async def decide(
-    opened: Opened, request: PlanRequest, settings: Settings, surveyor: Surveyor, *, measured: bool
+    opened: Opened,
+    request: PlanRequest,
+    settings: Settings,
+    surveyor: Surveyor,
+    *,
+    measured: bool,
+    hurry: bool = False,
 ) -> Decision | Missing:
     """A plan for the first sizing that fits; what is missing is said for the first one, which was wanted.
 
-    Without `measured` the answer's times are all 0. Raises BadInput for a wrong request, NotServing without a node.
+    Without `measured` the answer's times are all 0; in a `hurry` nobody waits for a device's times. Raises BadInput for
+    a wrong request, NotServing without a node.
     """
     missing: Missing | None = None
     for sizing in sizings(opened, request, settings):
         named = request.strategy == "custom" and "=" in (request.layers or "")
-        survey = await surveyor.survey(opened.spec, opened.config, sizing, measured=measured, all_devices=named)
+        every = named or request.strategy in NEED_SPEEDS
+        survey = await surveyor.survey(
+            opened.spec, opened.config, sizing, measured=measured, all_devices=every, hurry=hurry
+        )
         wanted = replace(request, users=None, context=None, hidden_size=opened.spec.hidden_size, dtype=sizing.dtype)
         answer = plan_for(wanted, survey.problem)
         if isinstance(answer, Answer):
@@ -68,7 +78,9 @@ async def repair(
     A node may get a further stage: what lives is not loaded again.
     """
     sizing = Sizing(plan.context, plan.users, plan.dtype)
-    survey = await surveyor.survey(opened.spec, opened.config, sizing, measured=measured, hurry=True)
+    survey = await surveyor.survey(
+        opened.spec, opened.config, sizing, measured=measured, all_devices=measured, hurry=True, reclaim=False
+    )
     problem, stages = survey.problem, list(kept)
     for gap in missing_ranges(plan.model.layers, [stage.layers for stage in kept]):
         split = recommend(_part(problem, gap))

@@ -18,14 +18,15 @@ from together.cluster.membership import Membership
 from together.cluster.store_service import StoreService
 from together.cluster.survey import Surveyor
 from together.deciding import NEED_SPEEDS, decide, plan_of
-from together.engine.text import generate_text
+from together.engine.answers import answer_chat, answer_prompts
+from together.engine.measure import EngineStats
 from together.errors import BadPlan, NotEnoughMemory, NotServing, TogetherError
 from together.opening import Opened, open_model, sizings
 from together.planning.answer import Answer, missing_text
 from together.planning.missing import Missing
 from together.planning.problem import Problem
 from together.planning.request import PlanRequest
-from together.requests import ChatRequest, GenerateRequest, Piece
+from together.requests import ChatRequest, CompletionRequest, Piece
 from together.ring import rpc
 from together.ring.links import Inlets
 from together.service import Cluster, Service
@@ -178,7 +179,8 @@ class Head:
         """The living cluster, measured, and a model (None: the one that serves), as the planner takes them."""
         opened = await self._opened(model)
         sizing = next(sizings(opened, request, self.settings))
-        return (await self._surveyor.survey(opened.spec, opened.config, sizing, measured=True)).problem
+        survey = await self._surveyor.survey(opened.spec, opened.config, sizing, measured=True, all_devices=True)
+        return survey.problem
 
     async def plan(self, model: str | Path | None, request: PlanRequest) -> Answer | Missing:
         """Who would take which layers of a model (None: the one that serves), with times measured. Raises BadInput."""
@@ -224,6 +226,7 @@ class Head:
         self._step(Path(wanted.model).name, "reading the model")
         opened = await open_model(wanted.model, self.settings)
         self._last = wanted
+        self._store.offer(opened.ref, opened.folder)
         await self._settle(max(1, self._wanted_local))
         self._step(opened.ref.name, "measuring the machines")
         speeds_count = wanted.request.strategy in NEED_SPEEDS or self._balance is not None
@@ -309,24 +312,35 @@ class Head:
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[Piece, None]:
         """The answer in pieces; closing it cancels. Raises NotServing, QueueFull or BadRequest at the first step."""
+        service = self._ready()
+        async with aclosing(answer_chat(service.engine, service.opened.text, request)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def complete(self, request: CompletionRequest) -> AsyncGenerator[Piece, None]:
+        """As `chat`, for prompts as they are."""
+        service = self._ready()
+        async with aclosing(answer_prompts(service.engine, service.opened.text, request)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    def stats(self) -> EngineStats | None:
+        """The engine's counters and times; None while there is none."""
+        return self._service.engine.stats() if self._service else None
+
+    def _ready(self) -> Service:
         service = self._service
         if service is None or service.serving.state is not ServingState.READY:
             raise NotServing(self._why_not())
-        generate = GenerateRequest(
-            service.opened.text.prompt_ids(request.messages), request.sampling, request.max_tokens, request.stop
-        )
-        async with aclosing(generate_text(service.engine, service.opened.text, generate)) as pieces:
-            async for piece in pieces:
-                yield piece
+        return service
 
     def _why_not(self) -> str:
         serving = self.view().serving
         if serving.state is ServingState.LOADING:
             return f"{serving.model} is being loaded ({serving.progress:.0%}); try again in a moment"
         if serving.state is ServingState.RECOVERING:
-            return (
-                f"{serving.model} lost a part of its ring and is being mended ({serving.cause}); try again in a moment"
-            )
+            done = f"{serving.step}, {serving.progress:.0%}"
+            return f"{serving.model} lost a part of its ring and is being mended ({done}): {serving.cause}"
         if serving.state in (ServingState.FAILED, ServingState.WAITING):
             return serving.cause
         return "no model is loaded; load one on the page or start with: python3 launch.py up --model FOLDER"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from together.types import Sampling
 
@@ -41,9 +42,21 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0  # of the completion, up to the end of its thinking
 
 
 FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Constraint(Protocol):
+    """Which tokens one answer may go on with, a grammar for example. It belongs to one sequence and may remember it."""
+
+    def allowed(self, answer: Sequence[int]) -> bytes | None:
+        """The mask for the token after `answer`: bit i (low bit first) is token i, at least one is set; None: any.
+
+        Asked once for every token to be drawn, in order; after a broken ring the same `answer` may come again, never a
+        shorter one. It must not raise: everybody else's tokens come from the same loop.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +68,26 @@ class GenerateRequest:
     max_tokens: int | None = None  # None: up to the context
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    top_logprobs: int = -1  # as in SampleRequest: -1 none, 0 of the drawn token, k of the k best as well
+    constraint: Constraint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A token, its own bytes (perhaps only a part of a character) and its log-probability."""
+
+    token_id: int
+    data: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of an answer, and the best ones at its place, best first."""
+
+    drawn: Scored
+    top: tuple[Scored, ...] = ()
+    offset: int = 0  # letters of the answer before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +99,18 @@ class Piece:
     finish: FinishReason | None = None
     usage: Usage | None = None  # in the last piece
     timings: Timings | None = None  # in the last piece
+    reasoning: str = ""  # what the model thought, without its tags; it comes before the text
+    logprobs: tuple[TokenLogprob, ...] = ()  # of tokens whose text is shown by now, where asked for
+    index: int = 0  # of the choice that it belongs to
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat; roles are system, user and assistant."""
+    """One turn of a chat; roles are system, user and assistant. `reasoning` is what the assistant thought."""
 
     role: str
     content: str
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +121,20 @@ class ChatRequest:
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    top_logprobs: int = -1
+    choices: int = 1  # answers, each with a seed of its own made from the given one
+    template: Mapping[str, object] = field(default_factory=dict)  # more variables for the chat template
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """Prompts to go on with, each a text or token ids, and how. Choice i of prompt p is piece index p · choices + i."""
+
+    prompts: tuple[str | tuple[int, ...], ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    top_logprobs: int = -1
+    choices: int = 1

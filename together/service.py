@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 
 from together.cluster.loading import Placed, RingLoader
 from together.cluster.membership import Membership
-from together.cluster.survey import Surveyor
+from together.cluster.survey import HEAD, Surveyor
 from together.deciding import decide, plan_of, repair
 from together.engine.engine import Engine
 from together.errors import NotServing, RingBroken, StageLost, TogetherError
@@ -33,6 +34,7 @@ CAUSE_WITHIN = 1.0  # seconds from a broken link to the news of the stage that b
 SUSPECT_AFTER = 2.0  # seconds without an answer, and four times what is usual: then every stage is asked
 LOOK_EVERY = 0.5
 MEND_TRIES = 4  # failures in a row without a new token: then it is the request, or the model
+MEND_WITHIN = 8.0  # seconds after which attempts that fail make open requests end
 REJOIN_WITHIN = 5.0  # seconds for a stage to take its place again
 LINK_WITHIN = 3.0  # seconds for two neighbours to reach each other
 LESS_MEMORY = 0.9  # of what a device ran out of memory with is what it is trusted with
@@ -159,24 +161,35 @@ class Service:
         silence, usual = self.engine.silence, self.engine.usual_step
         if silence < max(SUSPECT_AFTER, 4 * usual):
             return None
-        for index in await self.loader.silent():
+        silent, cut = await asyncio.gather(self.loader.silent(), self._cut_link())
+        for index in silent:
             return self.loader.broken(index, f"it does not answer any more, for {silence:.0f} s")
-        return await self._cut_link()
+        return cut
 
     async def _cut_link(self) -> RingBroken | None:
         """Neighbours of the ring that the head reaches, and that do not reach each other."""
-        plan, membership = self.loader.plan, self.cluster.membership
-        following = [membership.status(stage.node) for stage in plan.stages[1:]]
-        targets = [*(node.endpoint if node else None for node in following), self.cluster.own]
-        for index, (stage, target) in enumerate(zip(plan.stages, targets, strict=True)):
-            if target is None:
-                continue
-            try:
-                await membership.call(stage.node, rpc.REACH_CALL, LinkOrder(target, 0), timeout=LINK_WITHIN)
-            except TogetherError as error:
-                self.cluster.surveyor.forget_links(stage.node)
-                return self.loader.broken(index, f"it does not reach its next one ({error})")
-        return None
+        stages = self.loader.plan.stages
+        pairs = list(pairwise([*(stage.node for stage in stages), HEAD]))
+        reached = await asyncio.gather(*(self._reaches(node, other) for node, other in pairs))
+        found = [index for index, each in enumerate(reached) if not each]
+        for index in found:
+            self.cluster.surveyor.cut(*pairs[index])
+            self.measured = True  # only a plan that looks at links can get around it
+        return self.loader.broken(found[0], "it does not reach its next one any more") if found else None
+
+    async def _reaches(self, node: str, other: str) -> bool:
+        """Whether one node gets an answer of another, or of this head."""
+        membership = self.cluster.membership
+        following = membership.status(other)
+        if other != HEAD and following is None:
+            return True  # it is gone altogether, which is another trouble
+        target = following.endpoint if following else self.cluster.own
+        try:
+            await membership.call(node, rpc.REACH_CALL, LinkOrder(target, 0), timeout=LINK_WITHIN)
+        except TogetherError as error:
+            log.info("%s", error)
+            return False
+        return True
 
     # --- mending ------------------------------------------------------------------------------------------------------
 
@@ -184,10 +197,12 @@ class Service:
         """Until a ring serves again, or this is closed. Open requests wait; they end only when nothing can be done."""
         self._show(ServingState.RECOVERING, cause=str(error), step="looking for what is left", progress=0.0)
         await self._settle(error)
+        if self._is_hopeless():
+            self.engine.drop(error)
         problem: TogetherError = error
+        tries, began = 0, asyncio.get_running_loop().time()
         while not self._closed:
-            if self._is_hopeless():
-                self.engine.drop(problem)
+            tries += 1
             try:
                 if await self._rebuild():
                     self._show(ServingState.READY, plan=self.loader.plan, cause="", step="", progress=1.0)
@@ -199,6 +214,8 @@ class Service:
             except TogetherError as other:
                 problem = other
                 await asyncio.sleep(LOOK_EVERY)
+            if tries >= MEND_TRIES and asyncio.get_running_loop().time() - began > MEND_WITHIN:
+                await self._wait_for_machines(problem)
 
     def _is_hopeless(self) -> bool:
         """The same again and again, without one new token in between."""
@@ -222,19 +239,19 @@ class Service:
     def _out_of_memory(self, error: RingBroken) -> list[int]:
         """Which stages ran out of memory: their devices are not asked for as much again.
 
-        A killed process may have been, or not: only where it happens twice it counts.
+        Where a system does not say why it killed one, it counts when it happens twice.
         """
         found = []
         for index, (stage, status) in enumerate(zip(self.loader.plan.stages, self.loader.stages(), strict=True)):
             place = (stage.node, f"{stage.backend}/{stage.device}")
             failed = status is not None and status.state is StageState.FAILED
             cause = status.cause if status and failed else error.cause if error.stage == index else ""
-            if "ran out of memory" in cause or ("SIGKILL" in cause and place in self._killed):
+            if "ran out of memory" in cause or ("lack of memory" in cause and place in self._killed):
                 if place not in self.cluster.surveyor.too_much:
                     self._failures = 0  # something was learned: the next plan is another one
                 self.cluster.surveyor.too_much[place] = stage.memory_bytes * LESS_MEMORY
                 found.append(index)
-            elif "SIGKILL" in cause:
+            elif "lack of memory" in cause:
                 self._killed.add(place)
         return found
 
@@ -260,7 +277,9 @@ class Service:
         return mended or await self._decided()
 
     async def _links_hold(self, plan: Plan) -> bool:
-        return await self._cut_link() is None
+        places = [*(stage.node for stage in plan.stages), HEAD]
+        known = any(self.cluster.surveyor.is_cut(*pair) for pair in pairwise(places))
+        return not known and await self._cut_link() is None
 
     async def _decided(self) -> Plan | None:
         """A plan from nothing, for the same people and context."""
@@ -269,7 +288,9 @@ class Service:
         request = PlanRequest(strategy=strategy, users=plan.users, context=plan.context)
         with suppress(NotServing):
             cluster = self.cluster
-            decision = await decide(self.opened, request, cluster.settings, cluster.surveyor, measured=self.measured)
+            decision = await decide(
+                self.opened, request, cluster.settings, cluster.surveyor, measured=self.measured, hurry=True
+            )
             return None if isinstance(decision, Missing) else plan_of(decision)
         return None
 

@@ -57,7 +57,10 @@
     return view.nodes.flatMap((node) => node.stages.filter(own).map((stage) => loadingRow(node, stage)));
   };
 
-  const nodeIds = () => { const view = window.together.view(); return view ? view.nodes.map((node) => node.id).sort().join() : ""; };
+  const living = () => {
+    const view = window.together.view();
+    return view ? view.nodes.filter((node) => node.state !== "FAILED").map((node) => node.id).sort().join() : "";
+  };
 
   // --- the panel -----------------------------------------------------------------------------------------------------
   window.together.split = (root, props, watch, trigger) => {
@@ -126,7 +129,7 @@
       };
       parts.wrong.setAttribute("role", "alert");
       parts.said.setAttribute("aria-live", "polite");
-      planned = nodeIds();
+      planned = living();
       main.replaceChildren(element("div", "split-title", element("span", "model", plan.name), element("span", "faint", plan.sizing)),
         parts.bar, parts.speed, table, parts.wrong, element("div", "split-buttons", parts.apply, parts.reset),
         parts.said, loading, parts.stale, parts.why);
@@ -168,7 +171,7 @@
     window.together.onDraw.push(() => {
       loading.replaceChildren(...loadingRows(window.together.view()));
       if (!parts) return;
-      const changed = planned !== nodeIds();
+      const changed = planned !== living();
       if (changed !== parts.stale.hasChildNodes()) {
         parts.stale.replaceChildren(...(changed ? paragraphs("wrong", ["The machines are others now; recommend again."]) : []));
       }

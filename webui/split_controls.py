@@ -5,6 +5,7 @@ Plan, editor and progress are one element that `split.js` fills: it gets plain d
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -24,37 +25,45 @@ STRATEGIES = [
 ON_LOAD = "together.split(element.querySelector('[data-together=split]'), props, watch, trigger, ['edited', 'apply'])"
 
 
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a plan is asked for, in the order that `Splits.recommend` takes it."""
+
+    model: gr.Dropdown
+    context: gr.Number
+    users: gr.Number
+    strategy: gr.Dropdown
+    ratio: gr.Textbox
+
+
 def split_panel(page: gr.Blocks, head: HeadPort, event: dict[str, Any]) -> None:
     """Call inside the column it belongs to; `event` is what all events of the page have in common."""
     splits = Splits(head)
     gr.HTML("<h2>Split</h2>", elem_id="split-heading", apply_default_css=False)
-    model = gr.Dropdown(
-        [("the one in service", "")],
-        value="",
-        allow_custom_value=True,
-        label="Model: choose, or write a folder or a hub id (org/name)",
-        elem_id="split-model",
-    )
+    wishes = _wishes()
+    recommend = gr.Button("Recommend", variant="primary", size="sm", elem_id="split-recommend")
+    slot = '<div data-together="split"></div>'  # never changes, so Gradio leaves alone what split.js puts into it
+    panel: Any = gr.HTML(html_template=slot, js_on_load=ON_LOAD, elem_id="split-panel", apply_default_css=False)
+    draft = gr.State(None)
+    asked = [wishes.model, wishes.context, wishes.users, wishes.strategy, wishes.ratio]
+    page.load(splits.models, None, wishes.model, **event)
+    wishes.strategy.change(_show_ratio, wishes.strategy, wishes.ratio, queue=False, **event)
+    recommend.click(splits.recommend, asked, [draft, panel], **event)
+    panel.edited(splits.edited, draft, panel, queue=False, trigger_mode="always_last", **event)
+    panel.apply(splits.apply, draft, [draft, wishes.model, panel], **event)
+
+
+def _wishes() -> Wishes:
+    label = "Model: choose, or write a folder or a hub id (org/name)"
+    choices = [("the one in service", "")]
+    model = gr.Dropdown(choices, value="", allow_custom_value=True, label=label, elem_id="split-model")
     with gr.Row(elem_id="split-sizing"):
         strategy = gr.Dropdown(STRATEGIES, value="recommend", label="Strategy", elem_id="split-strategy", min_width=200)
         context = gr.Number(0, label="Context (0: as usual)", precision=0, elem_id="split-context", min_width=110)
         users = gr.Number(0, label="People (0: as usual)", precision=0, elem_id="split-users", min_width=110)
-    ratio = gr.Textbox(
-        label="Ratio, a part for each machine", placeholder="3:1", max_lines=1, visible=False, elem_id="split-ratio"
-    )
-    recommend = gr.Button("Recommend", variant="primary", size="sm", elem_id="split-recommend")
-    panel: Any = gr.HTML(
-        html_template='<div data-together="split"></div>',
-        js_on_load=ON_LOAD,
-        elem_id="split-panel",
-        apply_default_css=False,
-    )
-    draft = gr.State(None)
-    strategy.change(_show_ratio, strategy, ratio, queue=False, **event)
-    recommend.click(splits.recommend, [model, context, users, strategy, ratio], [draft, panel], **event)
-    panel.edited(splits.edited, draft, panel, queue=False, trigger_mode="always_last", **event)
-    panel.apply(splits.apply, draft, [draft, model, panel], **event)
-    page.load(splits.models, None, model, **event)
+    label = "Ratio, a part for each machine"
+    ratio = gr.Textbox(label=label, placeholder="3:1", max_lines=1, visible=False, elem_id="split-ratio")
+    return Wishes(model, context, users, strategy, ratio)
 
 
 def _show_ratio(strategy: str) -> Any:

@@ -109,6 +109,7 @@ def test_roles_and_parts_reach_the_template(real_app: RealApp) -> None:
 ACCEPTED: list[dict[str, object]] = [
     {"user": "me", "store": False, "metadata": {"a": "b"}, "service_tier": "auto", "reasoning_effort": "low"},
     {"parallel_tool_calls": True, "n": 1, "tools": [], "tool_choice": "none", "response_format": {"type": "text"}},
+    {"best_of": 1, "echo": False, "suffix": None, "top_logprobs": 0, "max_tokens": 1, "chat_template_kwargs": {"a": 1}},
     {"some_name_of_another_server": [1, 2], "logprobs": False, "modalities": ["text"]},
     {"top_k": -1, "top_p": 1, "min_p": 0, "repetition_penalty": 1.0, "presence_penalty": -2, "frequency_penalty": 2},
     {"logit_bias": {"65": -100}, "stop": None, "seed": -1, "model": "toy"},
@@ -120,7 +121,7 @@ def test_what_is_harmless_is_accepted(real_app: RealApp, more: dict[str, object]
     assert real_app.post(PATH, HELLO | more).status_code == 200
 
 
-REFUSED: list[tuple[dict[str, object], str]] = [
+REFUSED: list[tuple[dict[str, object], str]] = [  # more of them in bad_requests.py
     ({"temperature": 2.1}, "temperature"),
     ({"temperature": "hot"}, "temperature"),
     ({"temperature": True}, "temperature"),
@@ -144,12 +145,14 @@ REFUSED: list[tuple[dict[str, object], str]] = [
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
         "messages.0.content",
     ),
-    ({"n": 2}, "n"),
-    ({"logprobs": True}, "logprobs"),
+    ({"n": 9}, "n"),
+    ({"n": 2, "best_of": 3}, "best_of"),
+    ({"top_logprobs": 3}, "top_logprobs"),
     ({"top_logprobs": 21}, "top_logprobs"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"functions": []}, "functions"),
+    ({"chat_template_kwargs": {"bos_token": 5, "messages": 1, "range": 2}, "temperature": 3}, "temperature"),
     ({"audio": {}}, "audio"),
     ({"modalities": ["text", "audio"]}, "modalities"),
 ]
@@ -218,4 +221,4 @@ def test_the_openai_package_works_unchanged(real_app: RealApp) -> None:
     parts = client.chat.completions.create(model="toy", messages=messages, max_tokens=8, temperature=0, stream=True)
     assert "".join(part.choices[0].delta.content or "" for part in parts) == whole.choices[0].message.content
     with pytest.raises(openai.BadRequestError):
-        client.chat.completions.create(model="toy", messages=messages, n=3)
+        client.chat.completions.create(model="toy", messages=messages, n=9)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncGenerator
 
+import httpx
 import pytest
+from fastapi import FastAPI
 
-from together.api.chat import COMMENT, Completion, next_piece, paced, stream
-from together.api.errors import error_response
+from together.api.answers import ChatShape
+from together.api.collecting import Tally
+from together.api.errors import NotImplementedHere, error_response
+from together.api.events import COMMENT, next_piece, paced, stream
 from together.api.guard import is_local
-from together.api.server import bind, url_of
+from together.api.server import bind, serving, url_of
 from together.errors import LoadFailed, NotServing, QueueFull, RingBroken, Unreachable
 from together.requests import Piece, Usage
 
@@ -36,8 +41,12 @@ class Answer:
 
 
 async def events_of(answer: Answer, pause: float = 10.0) -> list[bytes]:
+    return [part async for part in streamed(answer, pause)]
+
+
+def streamed(answer: Answer, pause: float = 10.0) -> AsyncGenerator[bytes, None]:
     pieces = answer.pieces()
-    return [part async for part in stream(Completion("toy"), paced(pieces, next_piece(pieces), pause), True)]
+    return stream(ChatShape("toy"), paced(pieces, next_piece(pieces), pause), 1, Tally(1), include_usage=True)
 
 
 async def test_a_pause_becomes_a_comment() -> None:
@@ -62,8 +71,7 @@ async def test_a_bug_in_the_stream_keeps_its_text_in_the_log(caplog: pytest.LogC
 
 async def test_closing_the_stream_closes_the_answer() -> None:
     answer = Answer(0.0, 60.0)
-    pieces = answer.pieces()
-    events = stream(Completion("toy"), paced(pieces, next_piece(pieces)), False)
+    events = streamed(answer)
     for _ in range(2):
         await anext(events)
     await events.aclose()
@@ -77,6 +85,7 @@ async def test_closing_the_stream_closes_the_answer() -> None:
         (QueueFull("full", retry_after=2.5), 429, "3"),
         (RingBroken("gone"), 503, "5"),
         (LoadFailed("no"), 503, "5"),
+        (NotImplementedHere("no"), 501, None),
         (ValueError("bug"), 500, None),
     ],
 )
@@ -92,6 +101,20 @@ def test_the_next_free_port_is_taken() -> None:
         with bind("127.0.0.1", port) as second:
             assert second.getsockname()[1] > port
             assert url_of(second) == f"http://127.0.0.1:{second.getsockname()[1]}"
+
+
+async def test_no_answer_waits_for_an_acknowledgement() -> None:
+    """Header and body are two packets: with Nagle's algorithm, the second waited 40 ms on an idle machine."""
+    app = FastAPI()
+    app.add_api_route("/", lambda: {"a": 1})
+    listener = bind("127.0.0.1", 0)
+    async with serving(app, listener), httpx.AsyncClient(base_url=url_of(listener), trust_env=False) as client:
+        times = []
+        for _ in range(30):
+            began = time.perf_counter()
+            await client.get("/")
+            times.append(time.perf_counter() - began)
+    assert sorted(times)[15] < 0.03
 
 
 def test_an_address_that_is_not_ours_is_a_sentence() -> None:

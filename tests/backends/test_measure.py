@@ -86,14 +86,17 @@ def step_ms(backend: str, folder: Path, dtype: Dtype) -> float:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
 def test_the_estimate_of_a_1b_model_is_within_a_quarter(tmp_path: Path) -> None:
-    """In turns, and the best of three: another program may slow one of the two."""
+    """The best of three: another program may slow one of the two."""
     folder = random_checkpoint("llama-3.2-1b", "bf16", tmp_path)
     off = []
     for attempt in range(3):
         found = measured("torch", folder, tmp_path / f"shape{attempt}", "bf16")
         estimate = found.ms_per_stage + 16 * found.ms_per_layer + found.ms_per_head
         off.append(abs(estimate / step_ms("torch", folder, "bf16") - 1))
+        if off[-1] < 0.25:
+            break
     assert min(off) < 0.25, off
 
 

@@ -101,6 +101,16 @@ def test_another_version_names_both(original: Path, home: Path) -> None:
         find_model(asked(original), home, "studio")
 
 
+def test_another_fine_tune_of_the_same_name_is_another_version(original: Path, home: Path) -> None:
+    """The same config and headers, other weights: its layers must not stand in for those of the model."""
+    other = random_model(home / "models" / "tiny", seed=1)
+    model = asked(original)
+    assert find_units(model, home).folder is None
+    both = f"another version of tiny: {read_spec(other).fingerprint[:12]} there, {model.fingerprint[:12]} at the head"
+    with pytest.raises(BrokenModel, match=both):
+        find_model(model, home, "studio")
+
+
 def test_a_broken_folder_is_passed_over(original: Path, home: Path) -> None:
     folder = random_model(home / "models" / "tiny")
     with (folder / "model.safetensors").open("r+b") as file:
@@ -130,7 +140,7 @@ def test_all_models_of_this_machine(original: Path, home: Path, tmp_path: Path) 
     broken = random_model(home / "models" / "torn")
     (broken / "model.safetensors").write_bytes(b"short")
     known = {model.name: model for model in known_models(home)}
-    assert list(known) == ["demo_model", "nested", "org/hubbed", "own", "tiny", "torn"]
+    assert list(known) == ["demo_model", "org/hubbed", "org/nested", "own", "tiny", "torn"]
     assert (known["tiny"].held, known["tiny"].whole) == ("embed, layers 0:1", False)
     assert (known["own"].held, known["own"].whole, known["own"].layers) == ("all 2 layers", True, 2)
     assert known["own"].bytes == sum(

@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,9 +30,15 @@ SLOW = 20_000.0  # ms for each layer: longer than any test
 
 
 @pytest.fixture
-def profiler(tmp_path: Path) -> Profiler:
+def profiler(tmp_path: Path) -> Iterator[Profiler]:
     """On a machine of its own, so that tests do not wait for each other."""
-    return Profiler("studio", secrets.token_hex(8), tmp_path / "home", (CPU,))
+    made = Profiler("studio", secrets.token_hex(8), tmp_path / "home", (CPU,))
+    yield made
+    lock_of(made).unlink(missing_ok=True)
+
+
+def lock_of(profiler: Profiler) -> Path:
+    return Path(tempfile.gettempdir()) / f"together-{profiler.machine}-measure.lock"
 
 
 @pytest.fixture
@@ -127,12 +133,21 @@ def test_what_speed_depends_on_is_in_the_key(order: MeasureOrder) -> None:
 
 async def test_nodes_of_a_machine_take_turns(profiler: Profiler, order: MeasureOrder) -> None:
     other = replace(profiler, home=profiler.home.with_name("other"))
-    with FileLock(Path(tempfile.gettempdir()) / f"together-{profiler.machine}-measure.lock"):
+    with FileLock(lock_of(profiler)):
         waiting = asyncio.create_task(other.measure(order))
         done, _ = await asyncio.wait([waiting], timeout=0.5)
         assert not done
         assert children() == []
     assert (await waiting).ms_per_layer > 0
+
+
+async def test_a_lock_that_is_closed_to_us_stops_nobody(profiler: Profiler, order: MeasureOrder) -> None:
+    closed = lock_of(profiler)
+    closed.mkdir()
+    try:
+        assert (await profiler.measure(order)).ms_per_layer > 0
+    finally:
+        closed.rmdir()
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------

@@ -133,12 +133,12 @@ def test_a_shard_folder_describes_the_whole_model(home: Path, tmp_path: Path, ca
 
 
 def test_from_the_hub_by_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    folder = random_model(tmp_path / "tiny")
+    folder = random_model(tmp_path / "tiny", SHAPES | {"model.layers.1.mlp.up_proj.weight": (50_000, 8)})
     with own_hub(monkeypatch) as hub:
         commit = hub.add("acme/tiny", folder)
         found = inspect(capsys, "acme/tiny")
         assert hub.served.keys() == {"config.json", "model.safetensors"}
-        assert hub.weights_served() < 1200, "the header, no weights"
+        assert hub.weights_served() < 1300, "the header and samples, no weights"
     local = inspect(capsys, folder)
     elsewhere = {"name": "acme/tiny", "path": None, "revision": commit}
     assert found == {**local, **elsewhere}

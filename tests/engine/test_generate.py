@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 from tests.engine.rings import LAYERS, at_rest, expected, loads, serving, until
 from tests.support.checksum import expected_text, make_checksum_model
 from tests.support.loopback import LoopbackRing
+from together.engine.answers import generate_text
 from together.engine.engine import Engine
-from together.engine.text import TextModel, generate_text
+from together.engine.text import TextModel
 from together.errors import BadRequest
 from together.requests import GenerateRequest, Message, Piece
 from together.types import Sampling

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,11 +15,13 @@ from huggingface_hub import constants
 
 from tests.models.folders import SHAPES, write_model, write_tensors
 from tests.models.pieces import flip, random_model, unit_bytes
-from tests.support.hub import HubServer, serve_hub
+from tests.support.hub import HubServer
 from together.errors import BadSetting, BrokenModel, TogetherError, Unreachable, UnsupportedModel
 from together.models.hub import describe_hub, fetch_units
+from together.models.hub_listing import NEAR
 from together.models.hub_ranges import RemoteFile, read_range
 from together.models.manifest import Manifest, describe
+from together.models.original import SAMPLE_BYTES
 from together.models.spec import read_spec
 from together.models.store import Store
 from together.models.units import Unit, units_for
@@ -32,21 +33,6 @@ BOTH = LayerRange(0, 2)
 # Layers of 200 kB and 300 kB: long enough to be cut off in the middle.
 LARGER = SHAPES | {"model.layers.0.mlp.up_proj.weight": (12500, 8), "model.layers.1.mlp.up_proj.weight": (18750, 8)}
 SPLIT = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with serve_hub() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)  # whoever imported the library first
-        yield server
-
-
-@pytest.fixture
-def store(home: Path) -> Store:
-    return Store(home)
 
 
 def publish(hub: HubServer, folder: Path, larger: bool = False, repo: str = REPO) -> Path:
@@ -80,13 +66,15 @@ def fetched(store: Store, manifest: Manifest, unit: Unit) -> bytes:
 # --- describing -------------------------------------------------------------------------------------------------------
 
 
-def test_a_description_costs_the_header_and_the_small_files(hub: HubServer, store: Store, tmp_path: Path) -> None:
+def test_a_description_costs_header_samples_and_small_files(hub: HubServer, store: Store, tmp_path: Path) -> None:
     folder = publish(hub, tmp_path / "tiny", larger=True)
     manifest = describe_hub(REPO, store)
     local = describe(folder)
     assert (manifest.name, manifest.revision) == (REPO, hub.commit(REPO))
     assert (manifest.fingerprint, manifest.files, manifest.small) == (local.fingerprint, local.files, local.small)
-    assert hub.weights_served() == 8 + len(manifest.files[0].header)
+    header, samples = 8 + len(manifest.files[0].header), len(manifest.files[0].samples)
+    assert samples == 4 * SAMPLE_BYTES + 16
+    assert hub.weights_served() - header <= samples + NEAR
     assert hub.served.keys() == {"config.json", "tokenizer.json", "model.safetensors"}, "no code, nothing else"
     kept = read_spec(store.folder(manifest.fingerprint))
     assert kept.layer_params == read_spec(folder).layer_params

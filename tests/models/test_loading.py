@@ -10,9 +10,10 @@ import pytest
 
 from tests.backends.chain import Chain, load_shard, new_sequence, row
 from tests.backends.families import LAYERS, make_checkpoint, prompt_ids
+from tests.models.pieces import carry
 from tests.support.checksum import EOS, QUIET, expected_tokens, make_checksum_model
-from together.errors import BrokenModel
-from together.models.store import export
+from together.errors import BrokenModel, NotEnoughMemory, UnsupportedModel
+from together.models.store import Store, export
 from together.types import LayerRange, Sampling
 
 CUTS = (0, 1, LAYERS)
@@ -56,3 +57,23 @@ def test_layers_that_are_not_there_are_not_loaded(tmp_path: Path, backend: str) 
     (first, _), _ = exported(folder, tmp_path)
     with pytest.raises(BrokenModel, match=r"lacks layers 1:4, norm, head of m"):
         load_shard(first, backend, LayerRange(0, LAYERS))
+
+
+@pytest.mark.parametrize("backend", ["torch", "mlx", "checksum"])
+def test_what_a_backend_refuses_of_a_cached_model_has_its_name(tmp_path: Path, home: Path, backend: str) -> None:
+    """The folder of a cached model has the fingerprint's name, which says nothing to anybody."""
+    if backend == "mlx":
+        pytest.importorskip("mlx.core")
+    toy, place = backend == "checksum", home / "models" / "org" / "tiny"
+    original = make_checksum_model(place) if toy else make_checkpoint(place, "llama")
+    folder = Store(home).folder(carry(Store(home), original).fingerprint)
+    with pytest.raises(NotEnoughMemory, match="org/tiny"):
+        load_shard(folder, backend, LayerRange(0, 1), memory=1)
+
+
+def test_a_rope_that_torch_refuses_is_that_of_a_named_model(tmp_path: Path, home: Path) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    original = make_checkpoint(home / "models" / "org" / "tiny", "llama", rope_parameters=rope)
+    folder = Store(home).folder(carry(Store(home), original).fingerprint)
+    with pytest.raises(UnsupportedModel, match=r"^org/tiny scales its rope by 'dynamic'"):
+        load_shard(folder, "torch", LayerRange(0, 1))

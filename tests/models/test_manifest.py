@@ -20,7 +20,8 @@ from tests.models.pieces import random_model
 from tests.models.test_files import sharded
 from together.errors import BrokenModel
 from together.models.headers import MAX_HEADER
-from together.models.manifest import CONFIG, Manifest, OriginalFile, compose, describe, parse, small_files
+from together.models.manifest import CONFIG, Manifest, compose, describe, parse, small_files
+from together.models.original import OriginalFile
 from together.models.spec import fingerprint
 
 Change = Callable[[dict[str, Any]], object]
@@ -97,6 +98,9 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "header cut": (lambda m: m["files"][0].update(header=m["files"][0]["header"][:-8]), "cut off|not packed"),
     "header is a bomb": (lambda m: m["files"][0].update(header=packed(bytes(MAX_HEADER + 1))), "more than"),
     "header is no JSON": (lambda m: m["files"][0].update(header=packed(b"[")), "not JSON"),
+    "samples not packed": (lambda m: m["files"][0].update(samples="{}"), "samples of its weights are not packed"),
+    "samples in a list": (lambda m: m["files"][0].update(samples=[]), "samples of its weights are not packed"),
+    "samples cut": (lambda m: m["files"][0].update(samples=""), "0 bytes of samples of model.safetensors, not 272"),
     "small leads out": (lambda m: m["small"][0].update(name="../config.json"), "beside its weights"),
     "small is code": (lambda m: m["small"][0].update(name="modeling_x.py"), "beside its weights"),
     "small is a list": (lambda m: m["small"][0].update(name=[]), "beside its weights"),
@@ -128,7 +132,7 @@ def test_what_is_no_manifest(data: bytes) -> None:
 
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     manifest = describe(random_model(tmp_path / "m"))
-    twice = (OriginalFile("a.safetensors", manifest.files[0].size, manifest.files[0].header), *manifest.files)
+    twice = (replace(manifest.files[0], name="a.safetensors"), *manifest.files)
     with pytest.raises(BrokenModel, match="as well"):
         parse(replace(manifest, files=twice).to_json())
 
@@ -153,7 +157,8 @@ def test_any_value_anywhere_is_refused_or_right(data: st.DataObject) -> None:
 def _good() -> Manifest:
     header = {name: {"dtype": "F32", "shape": [], "data_offsets": [4 * i, 4 * i + 4]} for i, name in enumerate(SHAPES)}
     raw = json.dumps(header).encode()
-    file = OriginalFile("model.safetensors", 8 + len(raw) + 4 * len(SHAPES), raw)
+    samples = bytes(4 * (len(SHAPES) - 1))  # scalars, whole; not of what is computed
+    file = OriginalFile("model.safetensors", 8 + len(raw) + 4 * len(SHAPES), raw, samples)
     made = compose("tiny", [file], {CONFIG: json.dumps(MODEL_CONFIG).encode()})
     return replace(made, digests={"norm.safetensors": "0" * 64})
 

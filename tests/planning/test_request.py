@@ -13,7 +13,7 @@ from together.planning.answer import Answer, answer_json
 from together.planning.missing import Missing
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem, Share, Split
 from together.planning.recommend import recommend
-from together.planning.request import PlanRequest, plan_for, rescore
+from together.planning.request import PlanRequest, parse_layers, plan_for, rescore
 from together.types import LayerRange
 
 GB = 10**9
@@ -161,3 +161,8 @@ def test_scoring_again_takes_no_time() -> None:
     began = time.perf_counter()
     assert isinstance(rescore(problem, best), Answer)
     assert time.perf_counter() - began < 0.03
+
+
+def test_a_nodes_name_may_have_commas() -> None:
+    parts = parse_layers("Anna's Mac, the old one=0:4, mini=4:8")
+    assert parts == [(LayerRange(0, 4), "Anna's Mac, the old one"), (LayerRange(4, 8), "mini")]

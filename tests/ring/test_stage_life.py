@@ -73,7 +73,7 @@ async def test_a_killed_stage_is_explained(toy: Path) -> None:
     async with running_stages(toy, *WHOLE) as (stage,):
         psutil.Process(stage.status.pid).kill()
         await until(lambda: stage.status.state is StageState.FAILED, 5)
-        assert stage.status.cause == "its process was ended by SIGKILL, perhaps by the system for lack of memory"
+        assert stage.status.cause.startswith("its process was ended by SIGKILL")
 
 
 async def test_a_stage_that_dies_by_itself_gives_its_last_words(toy: Path) -> None:

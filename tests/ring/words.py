@@ -95,7 +95,7 @@ frames = st.builds(
     activation=st.none() | activations(),
     results=tuples(results),
     failure=st.none() | st.builds(Failure, text, signed, text),
-    timings=tuples(st.builds(StageTiming, number, number)),
+    timings=tuples(st.builds(StageTiming, number, number, small)),
 )
 
 models = st.builds(ModelRef, text, text, text, small, text)

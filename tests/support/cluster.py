@@ -141,11 +141,11 @@ class Node:
         self.port = int(said[0].split(" ports ")[1].split()[0])
 
 
-def start_node(settings: Settings, *peers: Endpoint) -> Node:
-    """A node's process; returns before it is ready."""
+def start_node(settings: Settings, *peers: Endpoint, within: tuple[str, ...] = ()) -> Node:
+    """A node's process; returns before it is ready. `within` is a command that runs the command after it elsewhere."""
     arguments = [f"--peer={peer.addresses[0]}:{peer.port}" for peer in peers]
     process = subprocess.Popen(
-        [sys.executable, "-m", "together", "node", "--with-parent", *arguments],
+        [*within, sys.executable, "-m", "together", "node", "--with-parent", *arguments],
         cwd=CHECKOUT,
         env=environment(settings),
         stdin=subprocess.PIPE,

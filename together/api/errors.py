@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from together.api.shapes import ErrorAnswer
 from together.errors import BadInput, BadRequest, ContextTooLong, NotServing, QueueFull, TogetherError
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,10 @@ class UnknownModel(BadRequest):
 
 class BodyTooLarge(BadRequest):
     """A request body over the limit."""
+
+
+class NotImplementedHere(TogetherError):
+    """A route of OpenAI's that this server does not have."""
 
 
 class Forbidden(TogetherError):
@@ -49,6 +54,7 @@ _ANSWERS: tuple[tuple[type[TogetherError], Answer], ...] = (
     (UnknownModel, Answer(404, _INVALID, "model_not_found")),
     (BodyTooLarge, Answer(413, _INVALID, "request_too_large")),
     (BadInput, Answer(400, _INVALID, None)),
+    (NotImplementedHere, Answer(501, _INVALID, "not_implemented")),
     (Forbidden, Answer(403, _INVALID, "forbidden")),
     (QueueFull, Answer(429, "rate_limit_error", "queue_full")),
     (NotServing, Answer(503, "service_unavailable_error", "model_not_ready")),
@@ -64,7 +70,7 @@ def answer_for(error: TogetherError) -> Answer:
     return base
 
 
-def error_body(error: Exception) -> dict[str, object]:
+def error_body(error: Exception) -> ErrorAnswer:
     """OpenAI's error object. Anything that is not ours is a bug: its text stays in our log."""
     if not isinstance(error, TogetherError):
         return _body("an internal error; the log of together says more", "server_error", None, "internal_error")
@@ -99,5 +105,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, ours)  # the server logs the traceback
 
 
-def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, object]:
+def _body(message: str, kind: str, param: str | None, code: str | None) -> ErrorAnswer:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
+from together.engine.measure import EngineStats
 from together.planning.answer import Answer
 from together.planning.missing import Missing
 from together.planning.problem import Problem
 from together.planning.request import PlanRequest
-from together.requests import ChatRequest, Piece
+from together.requests import ChatRequest, CompletionRequest, Piece
 from together.settings import Settings
 from together.types import ClusterView
 
@@ -52,7 +53,15 @@ class HeadPort(Protocol):
         ...
 
     def chat(self, request: ChatRequest) -> AsyncIterator[Piece]:
-        """The answer in pieces; closing it cancels. Raises NotServing, QueueFull, BadRequest, ContextTooLong."""
+        """The answers in pieces; closing it cancels. Raises NotServing, QueueFull, BadRequest, ContextTooLong."""
+        ...
+
+    def complete(self, request: CompletionRequest) -> AsyncIterator[Piece]:
+        """As `chat`, for prompts as they are."""
+        ...
+
+    def stats(self) -> EngineStats | None:
+        """The engine's counters and times; None while there is none."""
         ...
 
     async def start_local_node(self) -> None:

@@ -1,42 +1,43 @@
-"""The routes of a head: chat, models, health, status, control. Knows no engine: everything goes through HeadPort."""
+"""The app of a head: OpenAI's routes, health, metrics, status, control. Knows no engine, only HeadPort."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import asdict
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from together import __version__
 from together.api import errors
-from together.api.chat import Completion, abandon, collect, event, next_piece, paced, stream
 from together.api.control import control_routes
-from together.api.errors import UnknownModel
+from together.api.document import DocumentedApp
+from together.api.events import event
 from together.api.guard import Guard
+from together.api.metrics import Metrics
+from together.api.openai_routes import openai_routes
 from together.api.port import HeadPort
-from together.api.schemas import ChatCompletionRequest, parse_chat
-from together.api.streaming import ClientGone, EventStream, read_body, while_connected
-from together.requests import Piece
+from together.api.shapes import Health, Version
+from together.api.streaming import EventStream
 from together.types import ClusterView, Serving, ServingState
 
-ANSWER_WITHIN = 2.0  # seconds an error has to become a status before the stream begins without a token
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def build_app(head: HeadPort, shutdown: Callable[[], None]) -> FastAPI:
     """The app with every route of ours; the page is mounted after, on all others. `shutdown` asks the app to end."""
-    app = FastAPI(title="together", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app = DocumentedApp(title="together", version=__version__, docs_url=None, redoc_url=None)
     errors.install(app)
-    routers = (chat_routes(head), status_routes(head), control_routes(head, shutdown))
-    for router in routers:
+    metrics = Metrics(head)
+    routers = (openai_routes(head, metrics), status_routes(head, metrics), control_routes(head, shutdown))
+    for router in routers[:-1]:
         app.include_router(router)
+    app.include_router(routers[-1], include_in_schema=False)  # for this machine's own programs
     app.include_router(_refuse_the_rest(routers))
     # No origin is allowed. It also stops the page's framework from adding CORS headers of its own.
     app.add_middleware(CORSMiddleware, allow_origins=())
@@ -44,86 +45,16 @@ def build_app(head: HeadPort, shutdown: Callable[[], None]) -> FastAPI:
     return app
 
 
-# --- OpenAI's routes --------------------------------------------------------------------------------------------------
-
-
-def chat_routes(head: HeadPort) -> APIRouter:
-    """`/v1/chat/completions` and `/v1/models`, also without `/v1`."""
-    router = APIRouter()
-    started = int(time.time())
-
-    async def chat_completions(request: Request) -> Response:
-        asked = parse_chat(await read_body(request))
-        serving = head.view().serving
-        if asked.model is not None and asked.model != serving.model:
-            raise UnknownModel(asked.model, serving.model)
-        pieces = head.chat(asked.to_chat())
-        completion = Completion(serving.model)
-        if asked.stream:
-            return await _streamed(request, completion, pieces, asked)
-        return await _whole(request, completion, pieces)
-
-    def models() -> list[dict[str, object]]:
-        name = head.view().serving.model
-        return [{"id": name, "object": "model", "created": started, "owned_by": "together"}] if name else []
-
-    async def list_models() -> dict[str, object]:
-        return {"object": "list", "data": models()}
-
-    async def get_model(name: str) -> dict[str, object]:
-        for model in models():
-            if model["id"] == name:
-                return model
-        raise UnknownModel(name, head.view().serving.model)
-
-    for prefix in ("/v1", ""):
-        router.post(f"{prefix}/chat/completions")(chat_completions)
-        router.get(f"{prefix}/models")(list_models)
-        router.get(prefix + "/models/{name:path}")(get_model)
-    return router
-
-
-async def _streamed(
-    request: Request, completion: Completion, pieces: AsyncIterator[Piece], asked: ChatCompletionRequest
-) -> Response:
-    first = next_piece(pieces)
-    try:
-        await while_connected(request, _settled(first))
-    except ClientGone:
-        await abandon(pieces, first)
-        return Response(status_code=499)
-    except BaseException:
-        await abandon(pieces, first)
-        raise
-    return EventStream(stream(completion, paced(pieces, first), asked.include_usage))
-
-
-async def _settled(first: asyncio.Task[Piece]) -> None:
-    """Wait for the first piece, but not for a long prefill; raise what it raised."""
-    done, _ = await asyncio.wait({first}, timeout=ANSWER_WITHIN)
-    if done and not isinstance(first.exception(), StopAsyncIteration):
-        first.result()
-
-
-async def _whole(request: Request, completion: Completion, pieces: AsyncIterator[Piece]) -> Response:
-    try:
-        text, last = await while_connected(request, collect(pieces))
-    except ClientGone:
-        return Response(status_code=499)
-    finally:
-        await abandon(pieces)
-    return JSONResponse(completion.whole(text, last))
-
-
 # --- what a person or a monitor asks ----------------------------------------------------------------------------------
 
 
-def status_routes(head: HeadPort) -> APIRouter:
-    """`/health`, `/status`, `/events`, `/version`."""
+def status_routes(head: HeadPort, metrics: Metrics) -> APIRouter:
+    """`/health`, `/metrics`, `/status`, `/events`, `/version`."""
     router = APIRouter()
 
-    @router.get("/health")
+    @router.get("/health", responses={200: {"model": Health}, 503: {"model": Health}})
     async def health() -> Response:
+        """Whether a request would be served now."""
         serving = head.view().serving
         ready = serving.state is ServingState.READY
         body = {"status": "ok" if ready else "unavailable", "state": serving.state, "model": serving.model}
@@ -131,16 +62,23 @@ def status_routes(head: HeadPort) -> APIRouter:
             return JSONResponse(body)
         return JSONResponse({**body, "reason": reason(serving)}, 503, {"Retry-After": "5"})
 
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def metrics_text() -> Response:
+        """For Prometheus."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
     @router.get("/status")
     async def status() -> Response:
+        """Nodes, stages and the plan."""
         return JSONResponse(view_json(head.view()))
 
-    @router.get("/events")
+    @router.get("/events", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}})
     async def events() -> Response:
+        """The status again and again, as server-sent events."""
         return EventStream(_events(head))
 
     @router.get("/version")
-    async def version() -> dict[str, object]:
+    async def version() -> Version:
         return {"name": "together", "version": __version__, "pid": os.getpid()}
 
     return router

@@ -15,7 +15,7 @@ from together.api.errors import BodyTooLarge
 
 T = TypeVar("T")
 
-MAX_BODY = 16 * 2**20  # bytes; a prompt for the longest context is far smaller
+MAX_BODY = 4 * 2**20  # bytes: a million tokens of text; reading a larger one would hold everybody else up
 
 
 async def read_body(request: Request) -> bytes:

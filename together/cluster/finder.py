@@ -78,7 +78,7 @@ def find_units(model: ModelRef, home: Path) -> Found:
 
 def known_models(home: Path) -> tuple[KnownModel, ...]:
     """All models of this machine, by name: bundled, in the models folder, in the app's cache, in the hub's cache."""
-    own = [known_model(folder) for folder in (BUNDLED, *_own_folders(home / "models"))]
+    own = [known_model(folder, home) for folder in (BUNDLED, *_own_folders(home / "models"))]
     hub = [known_model(folder) for folder in _hub_folders(hub_cache()) if _runs(folder)]
     whole = [model for model in hub if not model.fault]
     return tuple(sorted([*own, *Store(home).holdings(), *whole], key=lambda model: (model.name, str(model.folder))))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Collection
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 RETRY = 1.0  # seconds between attempts to reach a node
 REMEMBER_LOST = 60.0  # seconds a lost node stays in the table
+PIECES = 4  # of a node's silence
 
 
 @dataclass(slots=True)
@@ -152,11 +154,9 @@ class Membership:
 
     async def _watch_until_it_leaves(self, endpoint: Endpoint, watched: list[str]) -> None:
         """Returns when the node ends the stream, or is followed at another of its addresses already."""
-        clock, patience = asyncio.get_running_loop().time, self.settings.node_timeout
         address = await rpc.fastest(endpoint)
-        async with rpc.open_channel(address, endpoint.port) as channel, asyncio.timeout(patience) as deadline:
-            async for status in self._watch(channel):
-                deadline.reschedule(clock() + patience)
+        async with rpc.open_channel(address, endpoint.port) as channel, aclosing(self._watch(channel)) as stream:
+            while (status := await self._next(stream)) is not None:
                 if watched and watched != [status.id]:
                     self._lose(watched, "another node answers at its address")
                 if not self._update(status, channel, address):
@@ -164,7 +164,26 @@ class Membership:
                     return
                 watched[:] = [status.id]
 
-    async def _watch(self, channel: grpc.aio.Channel) -> Any:
+    async def _next(self, stream: AsyncGenerator[NodeStatus, None]) -> NodeStatus | None:
+        """The next sign of life, None at the stream's end. Raises TimeoutError after `node_timeout` without any.
+
+        Silence is counted in pieces, so that a pause of this process itself, for which all nodes seem silent, is one.
+        """
+
+        async def step() -> NodeStatus | None:
+            return await anext(stream, None)
+
+        waiting = asyncio.create_task(step())
+        try:
+            for _ in range(PIECES):
+                if (await asyncio.wait({waiting}, timeout=self.settings.node_timeout / PIECES))[0]:
+                    return waiting.result()
+            raise TimeoutError
+        finally:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+
+    async def _watch(self, channel: grpc.aio.Channel) -> AsyncGenerator[NodeStatus, None]:
         stub: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(rpc.WATCH)
         stream = stub(wire.CALLER.encode(Caller(self.head, self.settings.cluster, wire.PROTOCOL)))
         async for data in stream:

@@ -108,12 +108,12 @@ class Profiler:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """Nobody else on this machine measures meanwhile; where another user's lock is closed to us, none of ours."""
+        """Nobody else on this machine measures meanwhile; where another user's lock is closed to us, nobody of ours."""
         name = f"together-{self.machine}-measure.lock"
         try:
             lock = AsyncFileLock(Path(tempfile.gettempdir()) / name, mode=0o666)
             await lock.acquire()
-        except PermissionError:
+        except OSError:
             lock = AsyncFileLock(self.home / name)
             await lock.acquire()
         try:

@@ -87,6 +87,7 @@ class StageProcess:
         self._last_words: deque[str] = deque(maxlen=20)
         self._starting = asyncio.Lock()  # a process that is just being made is waited for, then ended
         self._stopping = False
+        self._memory_kills = memory_kills()
         self.status = StageStatus(
             ring=order.ring,
             slot=order.slot,
@@ -192,7 +193,23 @@ class StageProcess:
     def _epitaph(self, code: int) -> str:
         if code < 0:
             name = signal.Signals(-code).name if os.name == "posix" else str(code)
-            hint = ", perhaps by the system for lack of memory" if name == "SIGKILL" else ""
-            return f"its process was ended by {name}{hint}"
+            return f"its process was ended by {name}{self._why_killed() if name == 'SIGKILL' else ''}"
         last = next((line for line in reversed(self._last_words) if line.strip()), "it said nothing")
         return f"its process ended with code {code}: {last[:300]}"
+
+    def _why_killed(self) -> str:
+        """Linux counts whom it kills for lack of memory; elsewhere it may be that, or not."""
+        now = memory_kills()
+        if now is None or self._memory_kills is None:
+            return ", perhaps by the system for lack of memory"
+        return ": it ran out of memory, and the system ended it" if now > self._memory_kills else ""
+
+
+def memory_kills() -> int | None:
+    """How many processes this system has killed for lack of memory since it started; None where it does not say."""
+    try:
+        counters = Path("/proc/vmstat").read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = re.search(r"^oom_kill (\d+)$", counters, re.MULTILINE)
+    return int(found[1]) if found else None

@@ -39,6 +39,7 @@ MEASURE_WITHIN = 300.0  # seconds; nodes of one machine measure one after anothe
 HURRY = 1.5  # seconds; what was measured before is answered at once
 REACH_WITHIN = 30.0
 LINK_LIFE = 600.0  # seconds that a link's speed is believed
+CUT_LIFE = 60.0  # seconds that a link which was found cut is not tried again
 UNKNOWN = DeviceProfile(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)  # for splits that speed does not matter for
 
 
@@ -69,6 +70,7 @@ class Surveyor:
     too_much: dict[tuple[str, str], float] = field(default_factory=dict)  # bytes that a device ran out of memory with
     drained: set[str] = field(default_factory=set)  # ids of nodes that get no layers
     _links: dict[tuple[str, str, int], tuple[float, LinkSpeed | None]] = field(default_factory=dict)
+    _cuts: dict[frozenset[str], float] = field(default_factory=dict)  # pairs of node ids → event loop time
 
     async def survey(
         self,
@@ -79,20 +81,22 @@ class Surveyor:
         measured: bool,
         all_devices: bool = False,
         hurry: bool = False,
+        reclaim: bool = True,
     ) -> Survey:
         """The problem of loading the model now. Without `measured` nothing is timed: all speeds are 0, all hops free.
 
-        In a `hurry` what this head's ring holds counts as taken, and who cannot say its speed at once counts as slow.
+        In a `hurry` who cannot say its speed at once counts as slow. Without `reclaim` what this head's ring holds
+        counts as taken.
 
-        Only a measured one counts a node's further devices beside its best, or one for a split that names them: a rule
-        that knows no speeds would give a GPU's machine half of its layers on the CPU. Raises NotServing without a node.
+        Without `all_devices` a node is its best device alone: a rule that knows no speeds would give a GPU's machine
+        half of its layers on the CPU. Raises NotServing without a node.
         """
-        sites = self._sites(all_devices=measured or all_devices)
+        sites = self._sites(all_devices=all_devices)
         if not sites:
             raise NotServing("there is no node to take the layers; start one with: python3 launch.py node")
         if not measured:
             profiles: dict[str, DeviceProfile | TogetherError] = {site.name: UNKNOWN for site in sites}
-            problem = replace(self._problem(spec, sizing, sites, profiles, reclaim=not hurry), hop_ms=0.0)
+            problem = replace(self._problem(spec, sizing, sites, profiles, reclaim=reclaim), hop_ms=0.0)
             return Survey(problem, {site.name: site for site in sites})
         profiles = await self._profiles(config, sizing.dtype, sites, HURRY if hurry else MEASURE_WITHIN)
         if hurry:
@@ -101,7 +105,7 @@ class Surveyor:
         skipped = tuple(f"{name} left out: {why}" for name, why in profiles.items() if isinstance(why, TogetherError))
         if not useful:
             raise NotServing("; ".join(skipped))
-        problem = self._problem(spec, sizing, useful, profiles, reclaim=not hurry)
+        problem = self._problem(spec, sizing, useful, profiles, reclaim=reclaim)
         size = spec.hidden_size * DTYPE_BYTES[sizing.dtype]
         links = await self._all_links(useful, size)
         return Survey(replace(problem, links=links), {site.name: site for site in useful}, skipped)
@@ -207,12 +211,24 @@ class Surveyor:
             )
             return speed
 
-        return await self._kept((a.id, b.id, size), ask)
+        return None if self.is_cut(a.id, b.id) else await self._kept((a.id, b.id, size), ask)
 
     async def _own_link(self, node: NodeStatus, size: int) -> LinkSpeed | None:
+        if self.is_cut(HEAD, node.id):
+            return None
         address = self.membership.address(node.id)
         target = Endpoint((address,), node.endpoint.port)
         return await self._kept((HEAD, node.id, size), lambda: measure_link(LinkOrder(target, size)))
+
+    def cut(self, node: str, other: str) -> None:
+        """The two (ids; HEAD for this head) were found not to reach each other."""
+        self._cuts[frozenset((node, other))] = asyncio.get_running_loop().time()
+        self.forget_links(node)
+
+    def is_cut(self, node: str, other: str) -> bool:
+        """Whether that was found a moment ago; after a while it is worth another try."""
+        at = self._cuts.get(frozenset((node, other)))
+        return at is not None and asyncio.get_running_loop().time() - at < CUT_LIFE
 
     def forget_links(self, node: str) -> None:
         """What was measured to and from a node is not believed any more."""

@@ -12,14 +12,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from together.errors import BadInput, BadSetting, TogetherError
-from together.settings import Settings, load_settings
+from together.desktop.cli_models import app as model_commands
+from together.desktop.options import (
+    DEFAULTS,
+    AsJson,
+    Backend,
+    Context,
+    Host,
+    Layers,
+    LogLevel,
+    Memory,
+    Peers,
+    Strategy,
+    Users,
+    running_app,
+    settings_with,
+)
+from together.errors import BadInput, TogetherError
+from together.settings import Settings
 
 if TYPE_CHECKING:
     from together.desktop.client import RunningApp
     from together.types import Endpoint, NodeStatus
 
-DEFAULTS = Settings()
 COMMANDS = ("up", "node", "chat", "plan", "load", "unload", "inspect", "models", "status", "stop", "doctor", "bench")
 
 app = typer.Typer(
@@ -29,23 +44,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-LogLevel = Annotated[str | None, typer.Option(help=f"DEBUG, INFO, WARNING or ERROR  [default: {DEFAULTS.log_level}]")]
-Host = Annotated[str | None, typer.Option(help=f"Where to listen; 0.0.0.0 is the network  [default: {DEFAULTS.host}]")]
-Peers = Annotated[list[str] | None, typer.Option("--peer", help="host:port of a node, where machines do not find it")]
-Backend = Annotated[str | None, typer.Option(help="torch, mlx or checksum  [default: what fits this machine]")]
-Memory = Annotated[str | None, typer.Option(help="What a node may use, as 8GB  [default: all that is free]")]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs")]
-Strategy = Annotated[
-    str | None, typer.Option(help="recommend, uniform, memory, compute, mixed, ratio or custom  [default: recommend]")
-]
-Users = Annotated[int | None, typer.Option(min=1, help=f"People at once  [default: {DEFAULTS.users}, or what fits]")]
-Context = Annotated[
-    int | None, typer.Option(min=1, help=f"Tokens of each conversation  [default: {DEFAULTS.context}, or what fits]")
-]
-Layers = Annotated[
-    str | None, typer.Option(help="Layers of each stage, as studio=0:8,mini=8:16 or 0:8,8:16  [default: recommended]")
-]
+app.add_typer(model_commands)
 
 
 def main(arguments: list[str]) -> int:
@@ -95,7 +94,7 @@ def up(
     log_level: LogLevel = None,
 ) -> None:
     """Start the app: page, API, and nodes on this machine."""
-    settings = _settings(
+    settings = settings_with(
         port=port, host=host, dtype=dtype, backend=backend, memory=memory, strategy=strategy, log_level=log_level
     )
     _warn_if_open(settings)
@@ -126,7 +125,7 @@ def node(
     log_level: LogLevel = None,
 ) -> None:
     """Lend this machine: a node without a page."""
-    settings = _settings(host=host, node_port=port, name=name, backend=backend, memory=memory, log_level=log_level)
+    settings = settings_with(host=host, node_port=port, name=name, backend=backend, memory=memory, log_level=log_level)
     _warn_if_open(settings)
     import asyncio
 
@@ -149,7 +148,7 @@ def chat(
     log_level: LogLevel = None,
 ) -> None:
     """Chat in this terminal, with the running app or one for the time."""
-    settings = _settings(log_level=log_level)
+    settings = settings_with(log_level=log_level)
     from together.desktop.ownapp import app_for_a_while
     from together.desktop.talk import Talk, talk_on, talk_once
     from webui.presets import PRESETS
@@ -171,94 +170,6 @@ def chat(
 
 
 @app.command()
-def plan(
-    model: Annotated[
-        str | None, typer.Option(help="On the machines that are there: folder, name or hub id  [default: the served]")
-    ] = None,
-    cluster: Annotated[
-        Path | None, typer.Option(help="Instead, a file that describes model, nodes and links; see status --save")
-    ] = None,
-    strategy: Strategy = None,
-    users: Annotated[int | None, typer.Option(min=1, help="People at once  [default: what the file says]")] = None,
-    context: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of each conversation  [default: what the file says]")
-    ] = None,
-    ratio: Annotated[str | None, typer.Option(help="For ratio: a part for each node in the file, as 3:1")] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="For custom: a=0:12,b=12:16 (half-open), or a=0-11,b=12-15 (last layers)")
-    ] = None,
-    max_memory: Annotated[
-        str | None, typer.Option("--max-memory-per-partition", help="No stage above this, as 4GB")
-    ] = None,
-    hidden_size: Annotated[int | None, typer.Option(min=1, help="Of the model, for what the network must do")] = None,
-    dtype: Annotated[str, typer.Option(help="Of what travels: fp32, bf16 or fp16")] = "bf16",
-    wish: Annotated[float, typer.Option("--tokens-per-second", min=0.001, help="What the network is sized for")] = 20,
-    prompt: Annotated[int, typer.Option("--prompt-tokens", min=1, help="The prompt it is sized for")] = 1000,
-    first_token: Annotated[float, typer.Option(min=0.001, help="Seconds to the first token it is sized for")] = 1,
-    as_json: AsJson = False,
-) -> None:
-    """Who would take which layers of a model, and why: on the living machines, or with --cluster on any."""
-    if cluster is None:
-        from together.desktop.arguments import model_of
-        from together.desktop.plan_live import LivePlan, run_live_plan
-
-        settings = _settings()
-        asked = LivePlan(model_of(model, settings), strategy, users, context, ratio, layers, max_memory)
-        raise typer.Exit(run_live_plan(_running(settings), asked, as_json))
-    if model is not None:
-        raise BadSetting("--cluster FILE describes the model; leave --model out")
-    from together.desktop.plan import run_plan
-    from together.planning.network import Wish
-    from together.planning.request import PlanRequest
-
-    request = PlanRequest(
-        strategy=strategy or "recommend",
-        users=users,
-        context=context,
-        ratio=ratio,
-        layers=layers,
-        max_memory=max_memory,
-        hidden_size=hidden_size,
-        dtype=dtype,
-        wish=Wish(wish, prompt, first_token),
-    )
-    raise typer.Exit(run_plan(cluster, request, as_json))
-
-
-@app.command()
-def load(
-    model: Annotated[str, typer.Argument(help="Folder, name or hub id, as org/name")],
-    plan: Annotated[Path | None, typer.Option(help="A file of plan --json: who takes which layers")] = None,
-    strategy: Strategy = None,
-    layers: Layers = None,
-    users: Users = None,
-    context: Context = None,
-    log_level: LogLevel = None,
-) -> None:
-    """Load a model in the running app, by the recommended plan or a given one."""
-    settings = _settings(log_level=log_level)
-    from together.desktop.arguments import model_of, saved_plan
-    from together.desktop.loading import load_and_show
-
-    if plan is not None:
-        if layers is not None or strategy is not None:
-            raise BadSetting("--plan says who takes which layers; leave --layers and --strategy out")
-        layers, planned_context, planned_users = saved_plan(plan)
-        context, users = context or planned_context, users or planned_users
-    found = model_of(model, settings)
-    order = {"model": found, "strategy": strategy, "layers": layers, "users": users, "context": context}
-    load_and_show(_running(settings), {key: value for key, value in order.items() if value is not None})
-
-
-@app.command()
-def unload(log_level: LogLevel = None) -> None:
-    """Unload the model of the running app; its nodes stay."""
-    running = _running(_settings(log_level=log_level))
-    running.control("unload")
-    print("unloaded")
-
-
-@app.command()
 def status(
     save: Annotated[
         Path | None, typer.Option(help="Write the living cluster, measured, as a file for plan --cluster")
@@ -268,8 +179,8 @@ def status(
     log_level: LogLevel = None,
 ) -> None:
     """What runs: model, stages, nodes."""
-    settings = _settings(log_level=log_level)
-    running = _running(settings)
+    settings = settings_with(log_level=log_level)
+    running = running_app(settings)
     if save is not None:
         from together.desktop.arguments import model_of
         from together.desktop.plan_live import save_cluster
@@ -288,22 +199,9 @@ def status(
 @app.command()
 def stop(log_level: LogLevel = None) -> None:
     """Stop the app and the nodes that it started."""
-    running = _running(_settings(log_level=log_level))
+    running = running_app(settings_with(log_level=log_level))
     running.stop()
     print(f"stopped {running.url}")
-
-
-@app.command()
-def inspect(
-    model: Annotated[str, typer.Argument(help="Folder, name or hub id, as org/name")],
-    as_json: AsJson = False,
-    log_level: LogLevel = None,
-) -> None:
-    """What a model is and weighs, from its headers alone: layers, memory, whether it runs here."""
-    settings = _settings(log_level=log_level)
-    from together.desktop.inspect import run_inspect
-
-    raise typer.Exit(run_inspect(model, settings.home_path, as_json))
 
 
 @app.command()
@@ -319,19 +217,7 @@ def doctor(
     """What this machine can do, what is wrong, and how to fix it; exit code 1 if something is."""
     from together.desktop.doctor_show import run_doctor
 
-    raise typer.Exit(run_doctor(_settings(host=host, backend=backend, log_level=log_level), model, as_json))
-
-
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-    add_help_option=False,
-)
-def models(context: typer.Context) -> None:
-    """Models of this machine: models, models pull ORG/NAME, models rm NAME, models export MODEL DIR."""
-    _settings()
-    from together.desktop.models import app as models_app
-
-    models_app(context.args, prog_name="together models")
+    raise typer.Exit(run_doctor(settings_with(host=host, backend=backend, log_level=log_level), model, as_json))
 
 
 @app.command(
@@ -339,27 +225,13 @@ def models(context: typer.Context) -> None:
     add_help_option=False,
 )
 def bench(context: typer.Context) -> None:
-    """Measure this machine: bench hop, bench decode, bench plan."""
+    """Measure this machine: see bench --help."""
     from together.desktop.bench import app as bench_app
 
     bench_app(context.args, prog_name="together bench")
 
 
 # --- what commands share ----------------------------------------------------------------------------------------------
-
-
-def _settings(**given: object) -> Settings:
-    """Settings with a command's options over them, and the log at their level."""
-    import logging
-
-    settings = load_settings(None, **given)
-    level = settings.log_level.upper()
-    if level not in logging.getLevelNamesMapping():
-        raise BadSetting(f"there is no log level {settings.log_level!r}; choose DEBUG, INFO, WARNING or ERROR")
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for name in ("httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # a line per request is no news
-    return settings
 
 
 def _warn_if_open(settings: Settings) -> None:
@@ -391,12 +263,6 @@ async def _run_node(settings: Settings, peers: tuple[Endpoint, ...], with_parent
         await run_node(settings, peers, with_parent, started, stopping)
 
 
-def _running(settings: Settings) -> RunningApp:
-    from together.desktop.client import require_running
-
-    return require_running(settings.home_path)
-
-
 def _show(running: RunningApp) -> None:
     from rich.console import Console
 
@@ -408,9 +274,10 @@ def _show(running: RunningApp) -> None:
 def _app_for_menu() -> RunningApp | None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return None
+
     from together.desktop.client import find_running
 
-    return find_running(_settings().home_path)
+    return find_running(settings_with().home_path)
 
 
 def _menu(running: RunningApp) -> None:

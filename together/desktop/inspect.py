@@ -23,9 +23,10 @@ from together.models.families import TOY
 from together.models.folder import folder_name, folder_revision, json_object, read_json
 from together.models.headers import FileHeader, TensorInfo, check_header
 from together.models.hub_listing import read_remote
-from together.models.manifest import CONFIG, compose, fingerprint_of, is_shard, read_manifest
+from together.models.manifest import CONFIG, compose, is_shard, read_manifest
+from together.models.original import fingerprint_of
 from together.models.space import gigabytes
-from together.models.spec import ModelSpec, read_shape, read_spec
+from together.models.spec import ModelSpec, fingerprint, read_shape, read_spec
 from together.models.store import Store
 from together.models.summary import Summary, summarize
 from together.types import LayerRange
@@ -67,7 +68,7 @@ def inspect_folder(folder: Path) -> Inspected:
     else:
         name, revision, headers = folder_name(folder), folder_revision(folder), checkpoint_headers(folder)
     spec, reason = _spec(folder)
-    digest = fingerprint_of((folder / CONFIG).read_bytes(), (header.raw for header in headers))
+    digest = fingerprint(folder)
     return _inspected(name, str(folder.resolve()), revision, digest, config, headers, spec, reason)
 
 
@@ -87,7 +88,7 @@ def inspect_hub(repo_id: str, home: Path) -> Inspected:
             manifest = compose(repo_id, remote.files, remote.small, remote.revision)
             store.begin(manifest, remote.small)
             spec, reason = _spec(store.folder(manifest.fingerprint))
-    digest = fingerprint_of(remote.small[CONFIG], (file.header for file in remote.files))
+    digest = fingerprint_of(remote.small[CONFIG], remote.files)
     return _inspected(repo_id, None, remote.revision, digest, config, headers, spec, reason)
 
 

@@ -9,7 +9,6 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +33,9 @@ from together.types import LayerRange, ModelRef
 
 Confirm = Callable[[str], bool]
 
-app = typer.Typer(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    add_completion=False, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 AsJson = Annotated[bool, typer.Option("--json", help="For programs")]
 Layers = Annotated[str | None, typer.Option(help="Only what a stage of these layers needs, as 0:8  [default: all]")]
 
@@ -91,7 +92,7 @@ def _say(line: str) -> None:
 
 def list_models(home: Path, status: dict[str, Any] | None, as_json: bool) -> None:
     """Models of this machine; with the `status` of a running app also which nodes hold which layers."""
-    models = named_models(home)
+    models = known_models(home)
     nodes = nodes_holding(status) if status is not None else {}
     if as_json:
         print(json.dumps({"models": [model_json(model) for model in models], "nodes": nodes}, indent=2))
@@ -104,15 +105,6 @@ def list_models(home: Path, status: dict[str, Any] | None, as_json: bool) -> Non
     for name, held in nodes.items():
         for node, ranges in held.items():
             console.print(Text(f"{name}: node {node} holds layers {', '.join(ranges)}"))
-
-
-def named_models(home: Path) -> list[KnownModel]:
-    """All models of this machine; those of the app's own `models` folder by their path there, as `org/name`."""
-    root, found = home / "models", []
-    for model in known_models(home):
-        own = root in model.folder.parents
-        found.append(replace(model, name=model.folder.relative_to(root).as_posix()) if own else model)
-    return found
 
 
 def model_json(model: KnownModel) -> dict[str, Any]:
@@ -212,7 +204,7 @@ def remove(name: str, home: Path, confirm: Confirm, say: Callable[[str], None]) 
 
     Raises BadSetting for a model that is not here, or only in folders that are not the app's.
     """
-    found = [model for model in named_models(home) if name in (model.name, model.fingerprint)]
+    found = [model for model in known_models(home) if name in (model.name, model.fingerprint)]
     own = [model for model in found if is_own(model.folder, home)]
     if not own:
         raise BadSetting(_not_own(name, found))

@@ -17,7 +17,7 @@ from together.engine.sequence import Event, Limits, Sequence
 from together.errors import BadRequest, NotServing, RingBroken, TogetherError
 from together.requests import FinishReason, GenerateRequest, Timings
 from together.sampling import validate
-from together.types import Frame
+from together.types import Frame, Sampled
 
 STEP_TIMEOUT = 120.0  # seconds
 
@@ -73,6 +73,8 @@ class Engine:
             evaluated_tokens=scheduler.counters.evaluated_tokens,
             reused_tokens=scheduler.counters.reused_tokens,
             generated_tokens=scheduler.counters.generated_tokens,
+            prompt_tokens=scheduler.counters.prompt_tokens,
+            used_tokens=sum(sequence.sent for sequence in scheduler.running.values()),
             cached_tokens=sum(prefix.sent for prefix in scheduler.prefixes.held.values()),
             cached=len(scheduler.prefixes.held),
             capacity=scheduler.limits.capacity,
@@ -91,13 +93,18 @@ class Engine:
 
     def submit(self, request: GenerateRequest) -> TokenStream:
         """Queue a request. Raises BadRequest, ContextTooLong, QueueFull, or why the engine ended."""
-        if self._ended is not None:
-            raise self._ended.with_traceback(None)
+        self.check_room()
         _check(request, self._vocabulary)
         stream = TokenStream(self, self._scheduler.submit(request))
         self._streams[stream.sequence] = stream
         self._changed.set()
         return stream
+
+    def check_room(self, count: int = 1) -> None:
+        """Before any work on a request: raises QueueFull where `count` more do not fit, or why the engine ended."""
+        if self._ended is not None:
+            raise self._ended.with_traceback(None)
+        self._scheduler.check_room(count)
 
     @property
     def silence(self) -> float:
@@ -267,6 +274,8 @@ class TokenStream(AsyncIterator[tuple[tuple[int, ...], FinishReason | None]]):
         self._finish: FinishReason | None = None
         self._error: TogetherError | None = None
         self._over = False  # the reader has seen the end
+        self._scored: list[Sampled] = []
+        self.sampled: tuple[Sampled, ...] = ()  # the last step's tokens with log-probabilities, where asked for
         self._ready = asyncio.Event()
         self.clock = RequestClock()
 
@@ -290,6 +299,8 @@ class TokenStream(AsyncIterator[tuple[tuple[int, ...], FinishReason | None]]):
             raise self._error.with_traceback(None)
         tokens, finish = tuple(self._tokens), self._finish
         self._tokens.clear()
+        self.sampled = tuple(self._scored)
+        self._scored.clear()
         if finish is not None:
             self._over = True
         elif self._error is None:
@@ -309,6 +320,7 @@ class TokenStream(AsyncIterator[tuple[tuple[int, ...], FinishReason | None]]):
         """The engine's side: tokens, the end or an error."""
         self.clock.grown(len(event.token_ids))
         self._tokens.extend(event.token_ids)
+        self._scored.extend(event.sampled)
         self._finish, self._error = event.finish, event.error
         if event.finish is not None or event.error is not None:
             self.clock.end()

@@ -159,6 +159,8 @@ class EngineStats:
     evaluated_tokens: int  # of prompts and replays; those that were reused are not among them
     reused_tokens: int
     generated_tokens: int
+    prompt_tokens: int  # of all requests, reused ones too
+    used_tokens: int  # in the caches, or on their way there, of what runs
     cached_tokens: int  # of prefixes that nobody uses now
     cached: int  # prefixes that nobody uses now
     capacity: int  # tokens

@@ -17,7 +17,7 @@ from together.engine.prefixes import WORTH, Match, Prefixes, best_match
 from together.engine.sequence import Counters, Event, Flight, Limits, Part, Prefix, Sequence
 from together.errors import ContextTooLong, QueueFull, RingBroken
 from together.requests import GenerateRequest
-from together.types import Batch, Failure, Frame, Row, RowResult, SampleRequest
+from together.types import Batch, Failure, Frame, Row, RowResult, Sampled, SampleRequest
 
 HEADROOM = 256  # tokens of its answer that must fit before a sequence enters
 ATTEMPTS = 3  # how often a refused sequence starts again without having gained a token in between
@@ -49,14 +49,19 @@ class Scheduler:
         length = len(request.prompt)
         if length >= self.limits.longest:
             raise ContextTooLong(length, self.limits.longest)
-        if len(self.waiting) >= self.max_waiting:
-            raise QueueFull(f"{len(self.waiting)} requests are waiting already; ask again in a moment")
+        self.check_room()
         end = self.limits.longest if request.max_tokens is None else length + request.max_tokens
         self._arrivals += 1
         self.counters.submitted += 1
+        self.counters.prompt_tokens += length
         sequence = Sequence(self._arrivals, request, min(end, self.limits.longest), list(request.prompt))
         self.waiting.append(sequence)
         return sequence
+
+    def check_room(self, count: int = 1) -> None:
+        """Raises QueueFull where so many more would not fit into the queue."""
+        if len(self.waiting) + count > self.max_waiting:
+            raise QueueFull(f"{len(self.waiting)} requests are waiting already; ask again in a moment")
 
     def cancel(self, sequence: Sequence) -> None:
         """Forget a sequence wherever it is; what is cached of it stays as a prefix. Harmless after its end."""
@@ -167,8 +172,7 @@ class Scheduler:
         sequence.floor = max(sequence.floor, self.limits.floor(stop))
         sample = None
         if stop == len(sequence.tokens):
-            request = sequence.request
-            sample = SampleRequest((length - 1,), request.sampling, len(request.prompt))
+            sample = _sample_request(sequence, length - 1)
         return Part(Row(sequence.id, start, tuple(sequence.tokens[start:stop]), sample), sequence)
 
     # --- room -------------------------------------------------------------------------------------------------------
@@ -314,9 +318,11 @@ class Scheduler:
             return self._refused(sequence, result.refusal)
         if row.sample is None:
             return None
-        return self._grown(sequence, result.sampled[0].token_id)
+        return self._grown(sequence, result.sampled[0])
 
-    def _grown(self, sequence: Sequence, token_id: int) -> Event:
+    def _grown(self, sequence: Sequence, sampled: Sampled) -> Event:
+        token_id = sampled.token_id
+        scored = (sampled,) if sequence.request.top_logprobs >= 0 else ()
         sequence.attempts = 0
         self.counters.generated_tokens += 1
         if token_id in self.eos and not sequence.request.ignore_eos:
@@ -324,9 +330,9 @@ class Scheduler:
             return Event(sequence, finish="stop")
         sequence.tokens.append(token_id)
         if len(sequence.tokens) < sequence.end:
-            return Event(sequence, (token_id,))
+            return Event(sequence, (token_id,), sampled=scored)
         self._retire(sequence)
-        return Event(sequence, (token_id,), "length")
+        return Event(sequence, (token_id,), "length", sampled=scored)
 
     def _refused(self, sequence: Sequence, reason: str) -> Event | None:
         """One stage holds other tokens than the head believes: start again from the first token, but not for ever."""
@@ -338,6 +344,13 @@ class Scheduler:
         self.waiting.remove(sequence)
         message = f"the ring refused this request {sequence.attempts} times ({reason}); load the model again"
         return Event(sequence, error=RingBroken(message, cause=reason))
+
+
+def _sample_request(sequence: Sequence, offset: int) -> SampleRequest:
+    request, allowed = sequence.request, None
+    if request.constraint is not None:
+        allowed = request.constraint.allowed(sequence.tokens[len(request.prompt) :])
+    return SampleRequest((offset,), request.sampling, len(request.prompt), request.top_logprobs, allowed)
 
 
 def _broken(failure: Failure) -> RingBroken:

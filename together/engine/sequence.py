@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from together.errors import TogetherError
 from together.requests import FinishReason, GenerateRequest
-from together.types import Orders, Row
+from together.types import Orders, Row, Sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,7 @@ class Event:
     token_ids: tuple[int, ...] = ()
     finish: FinishReason | None = None
     error: TogetherError | None = None
+    sampled: tuple[Sampled, ...] = ()  # the tokens with their log-probabilities, where the request asks for those
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,7 @@ class Counters:
     """What happened since the start."""
 
     submitted: int = 0
+    prompt_tokens: int = 0  # of those
     set_back: int = 0
     evaluated_tokens: int = 0  # of prompts and replays; not those that were reused
     reused_tokens: int = 0

@@ -42,13 +42,18 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message], **variables: object) -> str:
         """The conversation as text, up to where the assistant goes on. Raises BadRequest if the template refuses."""
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        turns = [_turn(message) for message in messages]
         known: dict[str, object] = {"add_generation_prompt": True, "tools": None, "documents": None}
         try:
             return self._template.render({**self._special, **known, **variables, "messages": turns})
         except _RENDER_ERRORS as error:
             reason = str(error) or type(error).__name__
             raise BadRequest(f"the model's chat template refuses this conversation: {reason}", "messages") from error
+
+
+def _turn(message: Message) -> dict[str, str]:
+    turn = {"role": message.role, "content": message.content}
+    return turn | ({"reasoning_content": message.reasoning} if message.reasoning else {})
 
 
 def find_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:

@@ -88,9 +88,10 @@ def folder_revision(folder: Path) -> str:
 
 def title(folder: Path) -> str:
     """What to call a folder's model in a sentence: the app's cache names folders by fingerprint. Never fails."""
-    if is_sha256(folder.name):
-        return _name_in(folder / MANIFEST) or folder.name
-    return hub_name(folder) or own_name(folder) or folder.name
+    name = folder.absolute().name
+    if is_sha256(name):
+        return _name_in(folder / MANIFEST) or name
+    return hub_name(folder) or own_name(folder) or name
 
 
 def _name_in(manifest: Path) -> str:

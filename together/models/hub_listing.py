@@ -1,6 +1,6 @@
-"""What the hub says of a model: its files at one commit, its small files, its safetensors headers. Fetches no weights.
+"""What the hub says of a model: its files at one commit, its small files, headers and samples of its weights.
 
-Blocking: call it from a thread.
+Fetches no other weights, and writes only the library's cache of small files. Blocking: call it from a thread.
 """
 
 from __future__ import annotations
@@ -20,12 +20,17 @@ from huggingface_hub.utils.tqdm import silent_tqdm
 from together.errors import BadSetting, BrokenModel, Unreachable, UnsupportedModel
 from together.models.checkpoint import INDEX, SINGLE
 from together.models.folder import json_object
-from together.models.headers import header_length
+from together.models.headers import FileHeader, check_header, header_length
 from together.models.hub_ranges import RemoteFile, endpoint, explained, read_range, unreachable
-from together.models.manifest import CONFIG, MAX_SMALL, SMALL_FILES, OriginalFile
+from together.models.manifest import CONFIG, MAX_SMALL, SMALL_FILES
 from together.models.names import is_model_name, is_plain
+from together.models.original import OriginalFile, sample_places
+from together.models.store import Store
+from together.models.units import Piece
 
 STREAMS = 4  # headers, small files or units fetched at once
+SAMPLE_STREAMS = 8  # of samples, which have next to no bytes
+NEAR = 4096  # bytes between samples that one request fetches together
 ANSWER_WITHIN = 15.0  # seconds
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -51,9 +56,10 @@ class Remote:
 
 
 def read_remote(repo_id: str, home: Path, revision: str | None = None, small: Sequence[str] = SMALL_FILES) -> Remote:
-    """The files named in `small` and the safetensors headers of a repository; writes only to a cache in `home`.
+    """The files named in `small`, the safetensors headers and samples of a repository; writes only to `home/hub`.
 
-    Raises BadSetting (name, licence, token), Unreachable, UnsupportedModel (no safetensors) or BrokenModel.
+    Samples that the store in `home` has of this commit are not fetched again. Raises BadSetting (name, licence, token),
+    Unreachable, UnsupportedModel (no safetensors) or BrokenModel.
     """
     listing = list_hub(repo_id, revision)
     if CONFIG not in listing.files:
@@ -62,7 +68,8 @@ def read_remote(repo_id: str, home: Path, revision: str | None = None, small: Se
     wanted = [name for name in (*small, INDEX) if name in listing.files]
     with ThreadPoolExecutor(STREAMS, "hub") as pool, reached(repo_id):
         found = dict(zip(wanted, pool.map(lambda name: _small(listing.files[name], home), wanted), strict=True))
-        files = tuple(pool.map(_header, _weights(listing, found.pop(INDEX, None))))
+        headers = tuple(pool.map(_header, _weights(listing, found.pop(INDEX, None))))
+        files = _known(listing, headers, home) or _sampled(listing, headers)
     return Remote(repo_id, listing.commit, files, found)
 
 
@@ -133,11 +140,52 @@ def _weights(listing: Listing, index: bytes | None) -> list[RemoteFile]:
     return [listing.files[name] for name in sorted(names)]
 
 
-def _header(file: RemoteFile) -> OriginalFile:
-    """A file's header by two ranges, however large the file is. Raises BrokenModel."""
+def _header(file: RemoteFile) -> FileHeader:
+    """A file's checked header by two ranges, however large the file is. Raises BrokenModel."""
     place = Path(file.repo, file.name)
     length = header_length(place, b"".join(read_range(file, 0, min(8, file.size))), file.size)
-    return OriginalFile(file.name, file.size, b"".join(read_range(file, 8, 8 + length)))
+    return check_header(place, b"".join(read_range(file, 8, 8 + length)), file.size)
+
+
+def _known(listing: Listing, headers: Sequence[FileHeader], home: Path) -> tuple[OriginalFile, ...]:
+    """The files as the store has them, if it has this commit with these very headers; else none."""
+    known = Store(home).published(listing.repo, listing.commit)
+    same = [(file.name, file.size, file.header) for file in known] == [(h.file.name, h.size, h.raw) for h in headers]
+    return known if same else ()
+
+
+def _sampled(listing: Listing, headers: Sequence[FileHeader]) -> tuple[OriginalFile, ...]:
+    """The files with samples of their weights, by a few small ranges of each. Raises as `read_range` does."""
+    places = sample_places(headers)
+    spans = [span for header in headers for span in _joined(places[header.file.name])]
+    with ThreadPoolExecutor(SAMPLE_STREAMS, "hub") as pool:
+        parts = pool.map(lambda span: b"".join(read_range(listing.files[span.file], span.start, span.stop)), spans)
+        fetched = list(zip(spans, parts, strict=True))
+    return tuple(
+        OriginalFile(header.file.name, header.size, header.raw, _cut(places[header.file.name], fetched))
+        for header in headers
+    )
+
+
+def _joined(places: Sequence[Piece]) -> list[Piece]:
+    """Ranges that have all places of one file; near ones are one range."""
+    spans: list[Piece] = []
+    for place in places:
+        if spans and place.start - spans[-1].stop <= NEAR:
+            spans[-1] = Piece(place.file, spans[-1].start, place.stop)
+        else:
+            spans.append(place)
+    return spans
+
+
+def _cut(places: Sequence[Piece], fetched: Sequence[tuple[Piece, bytes]]) -> bytes:
+    """The bytes at `places`, out of ranges that have them."""
+    return b"".join(
+        data[place.start - span.start : place.stop - span.start]
+        for place in places
+        for span, data in fetched
+        if span.file == place.file and span.start <= place.start < span.stop
+    )
 
 
 def _small(file: RemoteFile, home: Path) -> bytes:

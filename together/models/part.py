@@ -1,4 +1,4 @@
-"""One unit on its way to the disk: a `.part` file that grows, resumes and becomes the unit once its hash and samples are right.
+"""One unit on its way to the disk: a `.part` file that grows, resumes and becomes the unit once its content is right.
 
 Knows no sender: whoever has the bytes writes them in order.
 """

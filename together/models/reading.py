@@ -39,7 +39,8 @@ def read_unit(folder: Path, unit: Unit, offset: int = 0) -> Iterator[bytes]:
 def unit_digest(folder: Path, unit: Unit, home: Path | None = None) -> str:
     """sha256 in hex of the unit's file as `folder` gives it; reads it only if its files changed since the last time.
 
-    Raises BrokenModel where a shard folder's manifest knows another one, or other weights. `home` is the app's own by default.
+    Raises BrokenModel where a shard folder's manifest knows another one, or other weights. `home` is the app's own by
+    default.
     """
     digest = _digest(folder, unit, home)
     if is_shard(folder):

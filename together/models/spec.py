@@ -1,6 +1,7 @@
-"""What a model is, from config.json and the safetensors headers alone: shapes, sizes, fingerprint. Knows no framework.
+"""What a model is, from config.json and the safetensors headers: shapes, sizes, fingerprint. Knows no framework.
 
-Reads no weights, so it costs milliseconds on any folder, and every machine reads the same from the same files.
+Of the weights it reads the fingerprint's few samples alone, so it costs milliseconds on any folder, and every machine
+reads the same from the same files.
 """
 
 from __future__ import annotations

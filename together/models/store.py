@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from together.errors import BrokenModel, TogetherError
 from together.models.export import export
-from together.models.folder import folder_name, write_synced, write_whole
-from together.models.manifest import Manifest, check_small, describe, is_shard, read_manifest
+from together.models.folder import folder_name, read_bytes, write_synced, write_whole
+from together.models.manifest import MAX_MANIFEST, Manifest, check_small, describe, is_shard, read_manifest
 from together.models.names import MANIFEST, is_sha256
+from together.models.original import OriginalFile
 from together.models.part import Part
 from together.models.reading import read_unit, remember, unit_digest, units_here
 from together.models.space import DiskFull, require_space, writing
@@ -56,14 +57,14 @@ class KnownModel:
         return f"all {self.layers} layers" if self.whole else words(self.units)
 
 
-def known_model(folder: Path) -> KnownModel:
-    """What `folder` has, a whole checkpoint or a shard folder."""
+def known_model(folder: Path, home: Path | None = None) -> KnownModel:
+    """What `folder` has, a whole checkpoint or a shard folder; `home` is as in `describe`."""
     try:
-        manifest = describe(folder)
+        manifest = describe(folder, home)
         units = units_here(folder, manifest)
         size = _bytes(folder) if is_shard(folder) else _published(manifest)
     except (TogetherError, OSError) as error:
-        return KnownModel(folder_name(folder), folder, fault=str(error))
+        return KnownModel(folder_name(folder, home), folder, fault=str(error))
     ordered = tuple(name for name in manifest.units if name in units)
     whole = len(units) == len(manifest.units)
     return KnownModel(
@@ -146,8 +147,18 @@ class Store:
 
     def holdings(self) -> list[KnownModel]:
         """All models that have a folder here."""
-        folders = sorted(self._root.iterdir()) if self._root.is_dir() else []
-        return [known_model(folder) for folder in folders if is_sha256(folder.name)]
+        return [known_model(folder) for folder in self._folders()]
+
+    def published(self, name: str, revision: str) -> tuple[OriginalFile, ...]:
+        """The files of a model at this commit of the hub, if it was begun here; else none."""
+        for folder in self._folders():
+            with suppress(BrokenModel):
+                if revision.encode() not in read_bytes(folder, MANIFEST, MAX_MANIFEST):
+                    continue  # a manifest is parsed in a second or a tenth of it, and there may be many
+                manifest = read_manifest(folder)
+                if (manifest.name, manifest.revision) == (name, revision):
+                    return manifest.files
+        return ()
 
     def remove(self, fingerprint: str) -> None:
         """Delete a model's pieces; what never began is gone already. Raises UnitBusy while one is being written."""
@@ -162,6 +173,10 @@ class Store:
             shutil.rmtree(gone)
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _folders(self) -> list[Path]:
+        folders = sorted(self._root.iterdir()) if self._root.is_dir() else []
+        return [folder for folder in folders if is_sha256(folder.name)]
 
     def _is_begun(self, folder: Path) -> bool:
         """Whether the folder is good; one whose manifest was damaged is written anew around its units."""

@@ -165,7 +165,8 @@ def _ratio(text: str | None) -> list[float]:
         raise BadSetting(f"--ratio {text!r} is not numbers with colons between, as 3:1") from None
 
 
-_RANGE = re.compile(r"(?:(?P<node>.+)=)?(?P<start>\d+)(?P<kind>[:-])(?P<end>\d+)")
+# The end belongs to it: a node's name is its owner's choice, and may have commas.
+_RANGE = re.compile(r"\s*(?:(?P<node>.+?)=)?(?P<start>\d+)(?P<kind>[:-])(?P<end>\d+)\s*(?:,|$)")
 
 
 def parse_layers(text: str) -> list[tuple[LayerRange, str | None]]:
@@ -173,9 +174,10 @@ def parse_layers(text: str) -> list[tuple[LayerRange, str | None]]:
 
     Raises BadSetting for anything else, BadPlan for an empty range.
     """
-    found = [_RANGE.fullmatch(part.strip()) for part in text.split(",")]
-    parts = [part for part in found if part is not None]
-    if len(parts) != len(found) or len({part["kind"] for part in parts}) != 1:
+    parts: list[re.Match[str]] = []
+    while (place := parts[-1].end() if parts else 0) < len(text) and (part := _RANGE.match(text, place)):
+        parts.append(part)
+    if place < len(text) or text.endswith(",") or len({part["kind"] for part in parts}) != 1:
         raise BadSetting(f"--layers {text!r} is not ranges as studio=0:12,mini=12:16 (half-open) or 0-11,12-15")
     named = [part["node"] for part in parts]
     if any(named) and not all(named):

@@ -15,9 +15,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from together.cluster.bare import BareRing, Place, bare_ring
+from together.engine.answers import generate_text
 from together.engine.engine import Engine
 from together.engine.measure import EngineStats
-from together.engine.text import TextModel, generate_text
+from together.engine.text import TextModel
 from together.errors import NotServing, RingBroken
 from together.models.spec import ModelSpec
 from together.requests import GenerateRequest, Piece

@@ -1,0 +1,130 @@
+"""Linear layers over fp16 weights that FBGEMM has packed, multiplied in fp32. Knows no model and no file.
+
+Two bytes per weight, as in bf16, and as exact: fp16 has more digits, and what is outside of its range stays as it is. A
+part is packed at a time, so that packing needs little memory of its own, and many at once where there are cores.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+_PART = 2**22  # weights: large enough that a call costs nothing beside them, 24 MiB while it is packed
+_LEAST_OUTPUTS = 512  # of a part, so that there is work for every thread
+_COLUMNS = 16  # outputs that FBGEMM's inner loop takes at once
+_WORKERS = 4  # parts packed at a time: beyond, their memory counts
+_LEAST, _MOST = 2.0**-10, 65504.0  # a part's largest weight: below, what fp16 cuts off would be seen
+
+
+class Matrix(Protocol):
+    """Weights `[outputs, inputs]` that are read by rows, in the dtype in which they are stored."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """These rows; called by several threads."""
+
+    def packed(self, start: int, stop: int) -> None:
+        """These rows are in place: told in order, by the loading thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Weights that are in memory."""
+
+    weight: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return self.weight[start:stop]
+
+    def packed(self, start: int, stop: int) -> None:
+        """Nobody is told."""
+
+
+class PackedLinear(nn.Module):
+    """Takes the place of nn.Linear; parts follow one another along the outputs, `step` in each but the last."""
+
+    def __init__(self, parts: list[Any], step: int, outputs: int, bias: Tensor | None) -> None:
+        super().__init__()
+        self.bias = bias
+        self._parts, self._step, self._outputs = parts, step, outputs
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = input.reshape(-1, input.shape[-1])
+        out = torch.empty(rows.shape[0], self._outputs, dtype=input.dtype)
+        if out.numel():
+            wide = rows.float()
+            for part, place in zip(self._parts, out.split(self._step, dim=1), strict=True):
+                place.copy_(linear(rows, part) if isinstance(part, Tensor) else product(wide, part))
+        if self.bias is not None:
+            out += self.bias
+        return out.reshape(*input.shape[:-1], -1)
+
+
+def can_pack() -> bool:
+    """Whether this torch has the product for this machine."""
+    try:
+        pack(torch.zeros(_COLUMNS, _COLUMNS))
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
+def pack(weight: Tensor) -> Any:
+    """fp32 `[outputs, inputs]` → what `product` takes."""
+    return torch.ops.quantized.linear_prepack_fp16(weight, None)
+
+
+def product(rows: Tensor, packed: Any) -> Tensor:
+    """fp32 rows `[n, inputs]` times packed weights → fp32 `[n, outputs]`."""
+    found: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, packed)
+    return found
+
+
+def packers() -> ThreadPoolExecutor:
+    """Threads for `pack_linear`."""
+    return ThreadPoolExecutor(min(torch.get_num_threads(), _WORKERS), "pack")
+
+
+def pack_linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype, pool: Executor) -> PackedLinear:
+    """A layer that computes in `dtype`. Raises what reading the matrix raises."""
+    outputs, inputs = matrix.shape
+    step = max(_PART // inputs, _LEAST_OUTPUTS) // _COLUMNS * _COLUMNS
+    ends = [(start, min(start + step, outputs)) for start in range(0, outputs, step)]
+    parts = []
+    for end, part in zip(ends, pool.map(lambda end: _part(matrix.read(*end), dtype), ends), strict=True):
+        parts.append(part)
+        matrix.packed(*end)
+    return PackedLinear(parts, step, outputs, bias)
+
+
+def _part(weight: Tensor, dtype: torch.dtype) -> Any:
+    """Packed, or as it is where fp16 cannot hold it (also where it is no number)."""
+    wide = _widened(weight)
+    largest = max(float(wide.max()), -float(wide.min()))
+    if largest == 0 or _LEAST <= largest <= _MOST:
+        return pack(torch.from_numpy(wide))
+    return weight.to(dtype, copy=True)
+
+
+def _widened(weight: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """In fp32. By numpy: torch would start threads in each worker, and asks for no huge pages, which packing likes."""
+    wide = np.empty(weight.shape, np.float32)
+    if weight.dtype == torch.bfloat16:  # the upper half of fp32
+        bits = wide.view(np.uint32)
+        bits[...] = weight.view(torch.uint16).numpy()
+        bits <<= 16
+    else:
+        wide[...] = weight.numpy()
+    return wide

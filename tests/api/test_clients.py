@@ -1,0 +1,172 @@
+"""Real clients, unchanged, against the bundled model on a ring of two stages: openai, LangChain, LiteLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
+from tokenizers import Tokenizer
+
+from tests.conftest import ROOT, RealApp
+from together.engine.text import TextModel
+from together.requests import Message
+
+QUESTION = "What is the capital of France?"
+ANSWER = "The capital of France is Paris."
+ASKED: list[Any] = [{"role": "user", "content": QUESTION}]
+MODEL = "demo_model"
+FOLDER = ROOT / "examples" / "demo_model"
+
+
+@pytest.fixture(scope="module")
+def client(demo_app: RealApp) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{demo_app.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def chat(client: openai.OpenAI, **more: Any) -> Any:
+    return client.chat.completions.create(
+        **({"model": MODEL, "messages": ASKED, "temperature": 0, "max_tokens": 30} | more)
+    )
+
+
+# --- openai -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_list_of_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).owned_by == "together"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-4")
+
+
+def test_a_whole_answer_and_its_usage(client: openai.OpenAI) -> None:
+    answer = chat(client)
+    assert answer.choices[0].message.content == ANSWER
+    assert answer.choices[0].finish_reason == "stop"
+    text = TextModel.open(FOLDER)
+    assert answer.usage.prompt_tokens == len(text.prompt_ids([Message("user", QUESTION)]))
+    assert answer.usage.completion_tokens == text.count(ANSWER)
+
+
+def test_a_stream(client: openai.OpenAI) -> None:
+    chunks = list(chat(client, stream=True, stream_options={"include_usage": True}))
+    texts = [choice.delta.content for chunk in chunks for choice in chunk.choices if choice.delta.content]
+    assert "".join(texts) == ANSWER
+    assert len(texts) > 3
+    assert chunks[-1].usage.completion_tokens == TextModel.open(FOLDER).count(ANSWER)
+    with client.chat.completions.stream(model=MODEL, messages=ASKED, temperature=0) as events:
+        assert events.get_final_completion().choices[0].message.content == ANSWER
+
+
+async def test_ten_at_once_with_the_async_client(demo_app: RealApp) -> None:
+    names = ("France", "Peru", "Japan", "Kenya", "Norway", "Chile", "Spain", "Cuba", "Nepal", "Egypt")
+    async with openai.AsyncOpenAI(base_url=f"{demo_app.url}/v1", api_key="none", max_retries=0) as client:
+
+        async def ask(name: str) -> str:
+            messages: list[Any] = [{"role": "user", "content": f"What is the capital of {name}?"}]
+            parts = await client.chat.completions.create(
+                model=MODEL, messages=messages, temperature=0, max_tokens=20, stream=True
+            )
+            return "".join([part.choices[0].delta.content or "" async for part in parts])
+
+        together = await asyncio.gather(*map(ask, names))
+        alone = [await ask(name) for name in names[:3]]
+    assert together[:3] == alone
+    assert all(name in said for name, said in zip(names[:3], together, strict=False))
+
+
+def test_logprobs_are_of_the_answers_tokens(client: openai.OpenAI) -> None:
+    answer = chat(client, logprobs=True, top_logprobs=4)
+    found = answer.choices[0].logprobs.content
+    assert b"".join(bytes(token.bytes) for token in found).decode() == ANSWER
+    assert "".join(token.token for token in found) == ANSWER
+    for token in found:
+        assert len(token.top_logprobs) == 4
+        assert token.logprob == token.top_logprobs[0].logprob <= 0  # greedy: the drawn one is the best
+    streamed = chat(client, logprobs=True, stream=True)
+    parts = [part.choices[0].logprobs for part in streamed if part.choices[0].logprobs]
+    assert [token.token for part in parts for token in part.content] == [token.token for token in found]
+
+
+def test_several_choices_differ_and_come_again(client: openai.OpenAI) -> None:
+    asked = {"messages": [{"role": "user", "content": "Tell me something about cats."}], "temperature": 2, "n": 4}
+    first, again = (chat(client, seed=5, **asked) for _ in range(2))
+    texts = [choice.message.content for choice in first.choices]
+    assert [choice.index for choice in first.choices] == [0, 1, 2, 3]
+    assert len(set(texts)) > 1
+    assert texts == [choice.message.content for choice in again.choices]
+    assert texts[0] == chat(client, seed=5, **asked | {"n": 1}).choices[0].message.content
+    streamed = [""] * 4
+    for part in chat(client, seed=5, stream=True, **asked):
+        streamed[part.choices[0].index] += part.choices[0].delta.content or ""
+    assert streamed == texts
+
+
+def test_stop_and_length(client: openai.OpenAI) -> None:
+    stopped = chat(client, stop=["is Par"]).choices[0]
+    assert (stopped.message.content, stopped.finish_reason) == ("The capital of France ", "stop")
+    assert chat(client, max_completion_tokens=2, max_tokens=20).choices[0].finish_reason == "length"
+
+
+def test_older_completions(client: openai.OpenAI) -> None:
+    tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    prompts = ["What is the", "The capital of"]
+    ids = [tokenizer.encode(prompt).ids for prompt in prompts]
+    asked: dict[str, Any] = {"model": MODEL, "max_tokens": 6, "temperature": 0, "logprobs": 2}
+    by_text = client.completions.create(prompt=prompts, **asked)
+    by_ids = client.completions.create(prompt=ids, **asked)
+    assert [choice.text for choice in by_text.choices] == [choice.text for choice in by_ids.choices]
+    one = client.completions.create(prompt=ids[1], **asked).choices[0]
+    assert one.text == by_text.choices[1].text
+    logprobs: Any = one.logprobs
+    assert "".join(logprobs.tokens) == one.text
+    assert [one.text[at:][: len(word)] for at, word in zip(logprobs.text_offset, logprobs.tokens, strict=True)] == list(
+        logprobs.tokens
+    )
+    parts = client.completions.create(prompt=prompts[1], stream=True, n=2, **asked)
+    assert "".join(part.choices[0].text for part in parts if part.choices[0].index == 1) == one.text
+
+
+def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        chat(client, model="gpt-4")
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as refused:
+        chat(client, messages=[{"role": "user", "content": "x " * 9000}])
+    assert refused.value.code == "context_length_exceeded"
+    with pytest.raises(openai.InternalServerError) as missing:
+        client.embeddings.create(model=MODEL, input="x")
+    assert missing.value.status_code == 501
+
+
+# --- others -----------------------------------------------------------------------------------------------------------
+
+
+async def test_langchain(demo_app: RealApp) -> None:
+    model = ChatOpenAI(model=MODEL, base_url=f"{demo_app.url}/v1", api_key=SecretStr("none"), temperature=0)
+    reply = model.invoke([SystemMessage("Answer briefly."), HumanMessage(QUESTION)])
+    assert "Paris" in reply.text
+    assert reply.usage_metadata is not None
+    assert reply.usage_metadata["output_tokens"] > 3
+    assert "".join(part.text for part in model.stream(QUESTION)) == ANSWER
+    assert (await model.ainvoke(QUESTION)).text == ANSWER
+    assert len((await model.agenerate([[HumanMessage(QUESTION)]] * 2)).generations) == 2
+
+
+def test_litellm(demo_app: RealApp) -> None:
+    """Not among the requirements: its newer versions want an older huggingface_hub than together has."""
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would ask the internet for prices while it is imported
+    litellm = pytest.importorskip("litellm")
+    asked = {"model": f"openai/{MODEL}", "api_base": f"{demo_app.url}/v1", "api_key": "none", "messages": ASKED}
+    reply = litellm.completion(**asked, temperature=0)
+    assert reply.choices[0].message.content == ANSWER
+    parts = litellm.completion(**asked, temperature=0, stream=True)
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == ANSWER

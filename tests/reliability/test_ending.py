@@ -1,0 +1,59 @@
+"""Row R19: an app that is told to end while it answers is gone within 5 s, says goodbye and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import RealApp
+from tests.conftest import until as until_now
+from tests.reliability.web import chat_body
+from tests.support.cluster import cluster_settings, running_head, until
+
+ENDS_WITHIN = 5.0
+SLACK = 3.0
+
+
+def read_for_ever(app: RealApp) -> threading.Thread:
+    """A client in the middle of a long answer; returns once it is being made."""
+
+    def read() -> None:
+        try:
+            httpx.post(app.url + "/v1/chat/completions", json=chat_body("hello", 4000), timeout=60)
+        except httpx.HTTPError:
+            return  # cut off, as it should be
+
+    client = threading.Thread(target=read)
+    client.start()
+    until_now(lambda: app.serving()["running"] == 1, 20, "the answer is being made")
+    return client
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals for other processes")
+async def test_a_signal_during_an_answer_ends_all_with_a_goodbye(own_app: RealApp, tmp_path: Path, name: str) -> None:
+    family = own_app.tree()
+    environment = own_app.environment
+    settings = cluster_settings(tmp_path / "other", cluster=environment["TOGETHER_CLUSTER"])
+    async with running_head(settings) as neighbour:
+        await until(lambda: len(neighbour.view().nodes) == 2)  # by their records alone
+        client = await asyncio.to_thread(read_for_ever, own_app)
+        began = time.monotonic()
+        os.kill(own_app.process.pid, getattr(signal, name))
+        assert await asyncio.to_thread(own_app.process.wait, ENDS_WITHIN * SLACK) == 0
+        took = time.monotonic() - began
+        await until(lambda: not neighbour.view().nodes, 2 * SLACK)  # not "lost": they said goodbye
+        await asyncio.to_thread(client.join, 10)
+    print(f"gone after {took:.1f} s")
+    assert took < ENDS_WITHIN
+    assert not any(process.is_running() for process in family)
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert log.endswith("stopped\n")

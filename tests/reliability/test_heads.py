@@ -1,0 +1,118 @@
+"""Row R6: a head is killed. Its stages are freed within its lease; other heads take the nodes, and so does its next."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.checksum import EOS as END
+from tests.support.checksum import QUIET, make_checksum_model
+from tests.support.cluster import (
+    CHECKOUT,
+    Node,
+    ask,
+    by_hand,
+    cluster_settings,
+    environment,
+    right_answer,
+    running_head,
+    running_nodes,
+    status_of,
+    until,
+)
+from together.errors import NotEnoughMemory
+from together.head import Head
+from together.settings import Settings
+from together.types import ServingState, StageState
+
+LEASE = 4.0  # seconds, here; 30 by default
+SLACK = 3.0
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half of it fills a node: what a dead head holds is missed by the next one."""
+    folder = tmp_path_factory.mktemp("toy") / "toy"
+    return make_checksum_model(folder, quiet_ids=(*QUIET, END), num_key_value_heads=2**12)
+
+
+@contextmanager
+def head_process(settings: Settings, toy: Path, *nodes: Node) -> Iterator[subprocess.Popen[str]]:
+    """An app without nodes of its own that loads the toy on `nodes`; killed in the end."""
+    peers = [f"--peer={node.host}:{node.port}" for node in nodes]
+    options = ["--no-browser", "--port", "0", "--local-nodes", "0", "--layers", "anna=0:2,berta=2:4"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "together", "up", "--model", str(toy), *options, *peers],
+        cwd=CHECKOUT,
+        env=environment(settings),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+async def states(nodes: list[Node], settings: Settings) -> list[list[StageState]]:
+    """Each node's stages, by the node itself."""
+    return [[stage.state for stage in (await status_of(node, settings)).stages] for node in nodes]
+
+
+async def until_all(nodes: list[Node], settings: Settings, ready: bool, seconds: float) -> None:
+    """Every node holds one READY stage, or (not `ready`) none."""
+    wanted = [[StageState.READY]] * len(nodes) if ready else [[]] * len(nodes)
+    async with asyncio.timeout(seconds):
+        while await states(nodes, settings) != wanted:
+            continue  # each look is a call
+
+
+@asynccontextmanager
+async def widowed(home: Path, toy: Path) -> AsyncIterator[tuple[Settings, list[Node]]]:
+    """Two nodes whose head was killed a moment ago."""
+    settings = cluster_settings(home, lease=LEASE, memory="160MB")
+    with running_nodes(settings, "anna", "berta") as nodes, head_process(settings, toy, *nodes) as head:
+        await until_all(nodes, settings, ready=True, seconds=60)
+        head.kill()
+        yield settings, nodes
+
+
+async def test_a_killed_heads_stages_are_freed_and_another_head_takes_the_nodes(tmp_path: Path, toy: Path) -> None:
+    async with widowed(tmp_path, toy) as (settings, nodes):
+        stages = [stage for node in nodes for stage in node.stages()]
+        assert len(stages) == 2
+        async with running_head(settings, *nodes) as other:
+            with pytest.raises(NotEnoughMemory):  # nothing is granted twice
+                await other.load(toy, by_hand("anna=0:2,berta=2:4"))
+            await until_all(nodes, settings, ready=False, seconds=LEASE * SLACK)
+            assert not any(stage.is_running() for stage in stages)
+            await load_when_free(other, toy)
+            assert await ask(other) == right_answer(toy)
+
+
+async def load_when_free(head: Head, toy: Path) -> None:
+    """The head hears a moment after the nodes that they are free."""
+    async with asyncio.timeout(10):
+        while head.view().serving.state is not ServingState.READY:
+            try:
+                await head.load(toy, by_hand("anna=0:2,berta=2:4"))
+            except NotEnoughMemory:
+                await asyncio.sleep(0.1)
+
+
+async def test_a_restarted_head_finds_the_nodes_by_itself(tmp_path: Path, toy: Path) -> None:
+    async with widowed(tmp_path, toy) as (settings, nodes):
+        await until_all(nodes, settings, ready=False, seconds=LEASE * SLACK)
+        async with running_head(settings) as again:  # nobody tells it where they are
+            await until(lambda: len(again.view().nodes) == 2, 10)
+            await again.load(toy, by_hand("anna=0:2,berta=2:4"))
+            assert await ask(again) == right_answer(toy)

@@ -1,0 +1,60 @@
+"""Row R1 again and again: every kill of a stage costs a pause and not one token, however often it happens."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.reliability.watching import at_rest, holds_each_layer_once
+from tests.ring.stages import running_stages
+from tests.support.checksum import EOS as END
+from tests.support.checksum import QUIET, make_checksum_model
+from tests.support.cluster import by_hand, right_answer, running_cluster, until
+from tests.test_recovery import SLACK, STALL, TOKENS, disturbed
+from together.cluster.supervisor import memory_kills
+from together.types import LayerRange, StageState
+
+KILLS = 20
+
+
+@pytest.mark.full  # the short form, a few kills, is in tests/test_recovery.py
+@pytest.mark.timeout(400)
+async def test_every_kill_costs_a_pause_and_no_text(tmp_path: Path) -> None:
+    toy = make_checksum_model(tmp_path / "toy", layers=6, quiet_ids=(*QUIET, END), step_ms=2)
+    rng = random.Random(KILLS)
+    async with running_cluster(tmp_path, "anna", "berta", "carla") as (head, _):
+        await head.load(toy, by_hand("anna=0:3,berta=3:6"))
+
+        def kill() -> None:
+            ring = head.view().serving.ring
+            living = [stage.pid for node in head.view().nodes for stage in node.stages if stage.ring == ring]
+            psutil.Process(rng.choice(living)).kill()
+
+        stalls = []
+        for _ in range(KILLS):
+            outcome = await disturbed(head, kill, at=rng.randrange(1, TOKENS - 20))
+            assert outcome.text == right_answer(toy, tokens=TOKENS)
+            stalls.append(outcome.stall)
+            await until(lambda: holds_each_layer_once(head, 6))
+            await until(lambda: all(s.state is StageState.READY for node in head.view().nodes for s in node.stages))
+        await at_rest(head)
+        print(f"{KILLS} of {KILLS}; stalls of {min(stalls):.1f} to {max(stalls):.1f} s")
+        assert max(stalls) < STALL * SLACK
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say why they killed a process")
+@pytest.mark.parametrize("short_of_memory", [False, True])
+async def test_linux_says_whether_a_killed_stage_ran_out_of_memory(tmp_path: Path, short_of_memory: bool) -> None:
+    toy = make_checksum_model(tmp_path / "toy")
+    async with running_stages(toy, LayerRange(0, 4)) as (stage,):
+        kills = memory_kills()
+        assert kills is not None
+        stage._memory_kills = kills - short_of_memory  # as if the system had ended one since
+        psutil.Process(stage.status.pid).kill()
+        await until(lambda: stage.status.state is StageState.FAILED)
+        assert stage.status.cause.startswith("its process was ended by SIGKILL")
+        assert ("ran out of memory" in stage.status.cause) is short_of_memory

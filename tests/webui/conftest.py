@@ -1,0 +1,74 @@
+"""A real browser for the page's tests, and what a person does in it. Knows no test."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.conftest import RealApp
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+SOON = 15_000  # ms
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A new tab that may load nothing from elsewhere, and may not report an error."""
+    tab = browser.new_page(viewport={"width": 1280, "height": 860})
+    foreign: list[str] = []
+    errors: list[str] = []
+    tab.on("request", lambda request: foreign.append(request.url) if _is_foreign(request.url) else None)
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    yield tab
+    if not tab.is_closed():
+        tab.close()
+    assert foreign == []
+    assert errors == []
+
+
+def _is_foreign(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1"
+
+
+def open_page(page: Page, app: RealApp) -> None:
+    page.goto(app.url)
+    expect(page.locator("#cluster-nodes tbody tr")).to_have_count(2, timeout=SOON)
+
+
+def ask(page: Page, text: str, max_tokens: int) -> None:
+    set_number(page, "#max-tokens", max_tokens)
+    page.locator("#question textarea").fill(text)
+    page.locator("#question textarea").press("Enter")
+
+
+def set_number(page: Page, control: str, value: float) -> None:
+    field = page.locator(f"{control} input[type=number]")
+    field.fill(str(value))
+    field.press("Tab")
+
+
+def answers(page: Page) -> list[str]:
+    return page.locator("#chat .bot.message > .message:not(.thought)").all_inner_texts()
+
+
+def measurements(page: Page) -> str:
+    line = page.locator("#chat .bot.message > .message.thought").last
+    expect(line).to_be_visible(timeout=SOON)
+    return line.inner_text()

@@ -1,0 +1,198 @@
+"""An answer's pieces as OpenAI's objects: chats and completions, whole and in chunks. Knows no HTTP and no head."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from together.api.collecting import Gathered
+from together.api.shapes import (
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatLogprob,
+    ChatLogprobs,
+    ChunkChoice,
+    Delta,
+    TextChoice,
+    TextCompletion,
+    TextLogprobs,
+    TopLogprob,
+    UsageCount,
+)
+from together.requests import FinishReason, Piece, Scored, TokenLogprob, Usage
+
+LEAST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's servers say this as well
+
+Answer: TypeAlias = ChatCompletion | TextCompletion
+Chunk: TypeAlias = ChatChunk | TextCompletion
+
+
+class Shape(Protocol):
+    """How one request's answer looks."""
+
+    @property
+    def id(self) -> str: ...
+
+    def opening(self, index: int) -> Iterable[Chunk]:
+        """What a stream says of a choice before its first piece."""
+
+    def chunks(self, piece: Piece) -> Iterable[Chunk]:
+        """What a stream says of a piece; of the last one of a choice also why it ended."""
+
+    def usage_chunk(self, usage: Usage) -> Chunk: ...
+
+    def whole(self, choices: Sequence[Gathered], usage: Usage) -> Answer: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChatShape:
+    """`chat.completion` and its chunks. `logprobs`: they were asked for."""
+
+    model: str
+    logprobs: bool = False
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def opening(self, index: int) -> Iterable[Chunk]:
+        yield self._chunk(index, {"role": "assistant", "content": ""})
+
+    def chunks(self, piece: Piece) -> Iterable[Chunk]:
+        delta: Delta = {}
+        if piece.reasoning:
+            delta["reasoning_content"] = piece.reasoning
+        if piece.text:
+            delta["content"] = piece.text
+        if delta or piece.logprobs:
+            yield self._chunk(piece.index, delta or {"content": ""}, self._logprobs(piece.logprobs))
+        if piece.finish is not None:
+            yield self._chunk(piece.index, {}, finish=finish_reason(piece.finish))
+
+    def usage_chunk(self, usage: Usage) -> Chunk:
+        return {**self._chunk(0, {}), "choices": [], "usage": usage_count(usage)}
+
+    def whole(self, choices: Sequence[Gathered], usage: Usage) -> Answer:
+        return {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
+            "usage": usage_count(usage),
+        }
+
+    def _choice(self, index: int, choice: Gathered) -> ChatChoice:
+        found: ChatChoice = {
+            "index": index,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": self._logprobs(choice.logprobs),
+            "finish_reason": finish_reason(choice.finish),
+        }
+        if choice.reasoning:
+            found["message"]["reasoning_content"] = choice.reasoning
+        return found
+
+    def _chunk(
+        self, index: int, delta: Delta, logprobs: ChatLogprobs | None = None, finish: str | None = None
+    ) -> ChatChunk:
+        choice: ChunkChoice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.model,
+            "choices": [choice],
+        }
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> ChatLogprobs | None:
+        if not self.logprobs:
+            return None
+        content: list[ChatLogprob] = [
+            {**_top(token.drawn), "top_logprobs": [_top(each) for each in token.top]} for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+
+@dataclass(frozen=True, slots=True)
+class TextShape:
+    """`text_completion`, also for chunks. `logprobs`: they were asked for."""
+
+    model: str
+    logprobs: bool = False
+    id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def opening(self, index: int) -> Iterable[Chunk]:
+        return ()
+
+    def chunks(self, piece: Piece) -> Iterable[Chunk]:
+        if piece.text or piece.logprobs:
+            yield self._answer([self._choice(piece.index, piece.text, piece.logprobs, None)])
+        if piece.finish is not None:
+            yield self._answer([self._choice(piece.index, "", (), finish_reason(piece.finish))])
+
+    def usage_chunk(self, usage: Usage) -> Chunk:
+        return {**self._answer([]), "usage": usage_count(usage)}
+
+    def whole(self, choices: Sequence[Gathered], usage: Usage) -> Answer:
+        found = [
+            self._choice(index, choice.text, choice.logprobs, finish_reason(choice.finish))
+            for index, choice in enumerate(choices)
+        ]
+        return {**self._answer(found), "usage": usage_count(usage)}
+
+    def _choice(self, index: int, text: str, logprobs: Sequence[TokenLogprob], finish: str | None) -> TextChoice:
+        scores = text_logprobs(logprobs) if self.logprobs else None
+        return {"index": index, "text": text, "logprobs": scores, "finish_reason": finish}
+
+    def _answer(self, choices: list[TextChoice]) -> TextCompletion:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+
+
+def finish_reason(finish: FinishReason | None) -> str:
+    return "length" if finish == "length" else "stop"
+
+
+def usage_count(usage: Usage) -> UsageCount:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def text_logprobs(tokens: Sequence[TokenLogprob]) -> TextLogprobs:
+    """OpenAI's older shape: parallel lists."""
+    return {
+        "tokens": [_word(token.drawn.data) for token in tokens],
+        "token_logprobs": [_finite(token.drawn.logprob) for token in tokens],
+        "top_logprobs": [{_word(each.data): _finite(each.logprob) for each in token.top} for token in tokens],
+        "text_offset": [token.offset for token in tokens],
+    }
+
+
+def _top(scored: Scored) -> TopLogprob:
+    return {"token": _word(scored.data), "logprob": _finite(scored.logprob), "bytes": list(scored.data)}
+
+
+def _word(data: bytes) -> str:
+    """A token as text; a part of a character as its bytes, in OpenAI's notation."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, LEAST_LOGPROB)

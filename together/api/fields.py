@@ -1,0 +1,140 @@
+"""What requests for chats and for completions have in common, checked strictly. Knows no HTTP and no model.
+
+Names that OpenAI does not define are ignored, but for the few that other servers share: `top_k`, `min_p`,
+`repetition_penalty`, `ignore_eos`, `chat_template_kwargs`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from together.errors import BadRequest
+from together.types import Sampling
+
+MOST_CHOICES = 8
+MOST_STOPS = 16
+MOST_LOGPROBS = 20
+SMALL = 2**31
+
+# For fields that take one of several types, where the library can only say what each of them lacks.
+_WORDS = {
+    "stop": "a text, or up to 16 texts",
+    "prompt": "a text, a list of texts, token ids, or a list of lists of token ids",
+    "content": "a text, null, or a list of parts",
+}
+_BRANCHES = {"str", "list", "int"}  # what the library adds to the path for a type that it tried
+
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+class Strict(BaseModel):
+    """No value is converted: a number written as text is an error."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class StreamOptions(Strict):
+    include_usage: bool | None = None
+
+
+class AnswerFields(Strict):
+    """How to answer. Fields without effect are listed too, so that their types are checked."""
+
+    model: str | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=SMALL)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, lt=SMALL)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS, fail_fast=True)] | None = None
+    ignore_eos: bool | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # accepted without effect
+    user: str | None = None
+    store: bool | None = None
+    metadata: dict[str, JsonValue] | None = None
+    service_tier: str | None = None
+    # refused unless they ask for nothing
+    suffix: str | None = None
+    echo: bool | None = None
+    best_of: Annotated[int, Field(ge=0, le=SMALL)] | None = None
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling(self) -> Sampling:
+        """Raises BadRequest for a bias whose key is no token id."""
+        given = {
+            "temperature": self.temperature,
+            "top_k": None if self.top_k is None else max(self.top_k, 0),
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+        }
+        values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        seed = secrets.randbits(63) if self.seed is None else self.seed % 2**64
+        return Sampling(**values, logit_bias=self._logit_bias(), seed=seed)
+
+    def stops(self) -> tuple[str, ...]:
+        """Raises BadRequest for an empty one."""
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if "" in stops:
+            raise BadRequest(f"stop: {_WORDS['stop']}, none of them empty", param="stop")
+        return stops
+
+    def refuse(self, **asked: bool) -> None:
+        """Raise BadRequest for what cannot be honoured: here, and what else the caller found."""
+        if self.stream_options is not None and not self.stream:
+            raise BadRequest("stream_options needs stream: true", param="stream_options")
+        more = {"suffix": bool(self.suffix), "echo": bool(self.echo), "best_of": (self.best_of or 0) > self.choices}
+        for name, is_asked in (asked | more).items():
+            if is_asked:
+                raise BadRequest(f"{name} is not supported by this version of together; leave it out", param=name)
+
+    def _logit_bias(self) -> tuple[tuple[int, float], ...]:
+        bias = self.logit_bias or {}
+        if not all(key.isascii() and key.isdecimal() and len(key) < 10 for key in bias):
+            raise BadRequest('logit_bias: its keys are token ids, as "1234"', param="logit_bias")
+        return tuple((int(key), value) for key, value in bias.items())
+
+
+RequestT = TypeVar("RequestT", bound=Strict)
+
+
+def parse(kind: type[RequestT], body: bytes) -> RequestT:
+    """A request body as its schema. Raises BadRequest with the path of the first wrong field."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise BadRequest(*_describe(first["loc"], first["msg"])) from None
+
+
+def _describe(location: tuple[int | str, ...], message: str) -> tuple[str, str | None]:
+    branched = any(isinstance(part, str) and _is_branch(part) for part in location)
+    names = [str(part) for part in location if isinstance(part, int) or not _is_branch(part)]
+    if branched and (several := next((name for name in names if name in _WORDS), None)) is not None:
+        names, message = names[: names.index(several) + 1], f"must be {_WORDS[several]}"
+    path = ".".join(names)
+    return (f"{path}: {message}" if path else message), path or None
+
+
+def _is_branch(part: str) -> bool:
+    return part in _BRANCHES or not part.isidentifier()

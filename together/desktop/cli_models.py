@@ -1,0 +1,126 @@
+"""The commands about models and plans: plan, load, unload, inspect, models. Words and options, nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from together.desktop.options import AsJson, Context, Layers, LogLevel, Strategy, Users, running_app, settings_with
+from together.errors import BadSetting
+
+app = typer.Typer()
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        str | None, typer.Option(help="On the machines that are there: folder, name or hub id  [default: the served]")
+    ] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="Instead, a file that describes model, nodes and links; see status --save")
+    ] = None,
+    strategy: Strategy = None,
+    users: Annotated[int | None, typer.Option(min=1, help="People at once  [default: what the file says]")] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of each conversation  [default: what the file says]")
+    ] = None,
+    ratio: Annotated[str | None, typer.Option(help="For ratio: a part for each node in the file, as 3:1")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="For custom: a=0:12,b=12:16 (half-open), or a=0-11,b=12-15 (last layers)")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option("--max-memory-per-partition", help="No stage above this, as 4GB")
+    ] = None,
+    hidden_size: Annotated[int | None, typer.Option(min=1, help="Of the model, for what the network must do")] = None,
+    dtype: Annotated[str, typer.Option(help="Of what travels: fp32, bf16 or fp16")] = "bf16",
+    wish: Annotated[float, typer.Option("--tokens-per-second", min=0.001, help="What the network is sized for")] = 20,
+    prompt: Annotated[int, typer.Option("--prompt-tokens", min=1, help="The prompt it is sized for")] = 1000,
+    first_token: Annotated[float, typer.Option(min=0.001, help="Seconds to the first token it is sized for")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Who would take which layers of a model, and why: on the living machines, or with --cluster on any."""
+    if cluster is None:
+        from together.desktop.arguments import model_of
+        from together.desktop.plan_live import LivePlan, run_live_plan
+
+        settings = settings_with()
+        asked = LivePlan(model_of(model, settings), strategy, users, context, ratio, layers, max_memory)
+        raise typer.Exit(run_live_plan(running_app(settings), asked, as_json))
+    if model is not None:
+        raise BadSetting("--cluster FILE describes the model; leave --model out")
+    from together.desktop.plan import run_plan
+    from together.planning.network import Wish
+    from together.planning.request import PlanRequest
+
+    request = PlanRequest(
+        strategy=strategy or "recommend",
+        users=users,
+        context=context,
+        ratio=ratio,
+        layers=layers,
+        max_memory=max_memory,
+        hidden_size=hidden_size,
+        dtype=dtype,
+        wish=Wish(wish, prompt, first_token),
+    )
+    raise typer.Exit(run_plan(cluster, request, as_json))
+
+
+@app.command()
+def load(
+    model: Annotated[str, typer.Argument(help="Folder, name or hub id, as org/name")],
+    plan: Annotated[Path | None, typer.Option(help="A file of plan --json: who takes which layers")] = None,
+    strategy: Strategy = None,
+    layers: Layers = None,
+    users: Users = None,
+    context: Context = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Load a model in the running app, by the recommended plan or a given one."""
+    settings = settings_with(log_level=log_level)
+    from together.desktop.arguments import model_of, saved_plan
+    from together.desktop.loading import load_and_show
+
+    if plan is not None:
+        if layers is not None or strategy is not None:
+            raise BadSetting("--plan says who takes which layers; leave --layers and --strategy out")
+        layers, planned_context, planned_users = saved_plan(plan)
+        context, users = context or planned_context, users or planned_users
+    found = model_of(model, settings)
+    order = {"model": found, "strategy": strategy, "layers": layers, "users": users, "context": context}
+    load_and_show(running_app(settings), {key: value for key, value in order.items() if value is not None})
+
+
+@app.command()
+def unload(log_level: LogLevel = None) -> None:
+    """Unload the model of the running app; its nodes stay."""
+    running = running_app(settings_with(log_level=log_level))
+    running.control("unload")
+    print("unloaded")
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Folder, name or hub id, as org/name")],
+    as_json: AsJson = False,
+    log_level: LogLevel = None,
+) -> None:
+    """What a model is and weighs, from its headers alone: layers, memory, whether it runs here."""
+    settings = settings_with(log_level=log_level)
+    from together.desktop.inspect import run_inspect
+
+    raise typer.Exit(run_inspect(model, settings.home_path, as_json))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def models(context: typer.Context) -> None:
+    """Models of this machine: models, models pull ORG/NAME, models rm NAME, models export MODEL DIR."""
+    settings_with()
+    from together.desktop.models import app as models_app
+
+    models_app(context.args, prog_name="together models")

@@ -1,0 +1,311 @@
+"""Answers as text: token streams become pieces that may be shown, for one choice or several. Knows no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from together.engine.detokenize import Decoder, StopFilter
+from together.engine.engine import Engine, TokenStream
+from together.engine.text import TextModel
+from together.engine.thinking import ThinkSplitter
+from together.engine.tokens import TokenBytes
+from together.errors import BadRequest
+from together.requests import (
+    ChatRequest,
+    CompletionRequest,
+    FinishReason,
+    GenerateRequest,
+    Piece,
+    Scored,
+    TokenLogprob,
+    Usage,
+)
+from together.sampling import choice_seed
+from together.types import Sampled
+
+Pieces = AsyncGenerator[Piece, None]
+
+
+# --- what a head answers ----------------------------------------------------------------------------------------------
+
+
+async def answer_chat(engine: Engine, model: TextModel, request: ChatRequest) -> Pieces:
+    """All choices' pieces as they come; closing it cancels them.
+
+    The first step raises what `Engine.submit` raises and BadRequest for what the template refuses; a full queue is
+    said before any work is done.
+    """
+    engine.check_room(request.choices)
+    text = model.template.render(request.messages, **request.template)
+    prompt = await model.encode_aside(text)
+    async with aclosing(_answer(engine, model, [prompt], request, text)) as pieces:
+        async for piece in pieces:
+            yield piece
+
+
+async def answer_prompts(engine: Engine, model: TextModel, request: CompletionRequest) -> Pieces:
+    """As `answer_chat`, for prompts as they are; the tokenizer adds the special tokens that it adds to any text."""
+    engine.check_room(request.choices * len(request.prompts))
+    prompts = [
+        await model.encode_aside(prompt, add_special_tokens=True) if isinstance(prompt, str) else prompt
+        for prompt in request.prompts
+    ]
+    try:
+        async with aclosing(_answer(engine, model, prompts, request, None)) as pieces:
+            async for piece in pieces:
+                yield piece
+    except BadRequest as error:
+        error.param = "prompt" if error.param == "messages" else error.param
+        raise
+
+
+async def generate_text(engine: Engine, model: TextModel, request: GenerateRequest) -> Pieces:
+    """One answer piece by piece, thoughts and all; the last piece has reason, usage and timings.
+
+    Closing it early cancels the sequence. The first step raises what `Engine.submit` raises, a later one RingBroken.
+    """
+    async with aclosing(_read(engine.submit(request), model, request)) as pieces:
+        async for piece in pieces:
+            yield piece
+
+
+# --- several choices --------------------------------------------------------------------------------------------------
+
+
+async def _answer(
+    engine: Engine,
+    model: TextModel,
+    prompts: Sequence[tuple[int, ...]],
+    request: ChatRequest | CompletionRequest,
+    opening: str | None,
+) -> Pieces:
+    """`opening` is the prompt's text, where thoughts are to be parted from the answer."""
+    wanted = [_generate(prompt, request, i) for prompt in prompts for i in range(request.choices)]
+    streams = _submit_all(engine, wanted)
+    splitters = [model.splitter(opening) if opening is not None else None for _ in wanted]
+    readers = [
+        _read(stream, model, each, splitter, index)
+        for index, (stream, each, splitter) in enumerate(zip(streams, wanted, splitters, strict=True))
+    ]
+    try:
+        async with aclosing(readers[0] if len(readers) == 1 else merged(readers)) as pieces:
+            async for piece in pieces:
+                yield piece
+    finally:
+        for stream in streams:  # a reader that was never asked does not know that it is over
+            stream.cancel()
+
+
+def _generate(prompt: tuple[int, ...], request: ChatRequest | CompletionRequest, choice: int) -> GenerateRequest:
+    sampling = replace(request.sampling, seed=choice_seed(request.sampling.seed, choice))
+    return GenerateRequest(
+        prompt, sampling, request.max_tokens, request.stop, request.ignore_eos, request.top_logprobs
+    )
+
+
+def _submit_all(engine: Engine, wanted: Sequence[GenerateRequest]) -> list[TokenStream]:
+    """All or none."""
+    streams: list[TokenStream] = []
+    try:
+        for request in wanted:
+            streams.append(engine.submit(request))
+    except BaseException:
+        for stream in streams:
+            stream.cancel()
+        raise
+    return streams
+
+
+async def merged(sources: Sequence[Pieces]) -> Pieces:
+    """The pieces of all, as they come. The first error ends all of them, and so does closing."""
+    arrived: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+    tasks = [asyncio.create_task(_forward(source, arrived)) for source in sources]
+    left = len(tasks)
+    try:
+        while left:
+            match await arrived.get():
+                case Piece() as piece:
+                    yield piece
+                case None:
+                    left -= 1
+                case error:
+                    raise error
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _forward(source: Pieces, arrived: asyncio.Queue[Piece | Exception | None]) -> None:
+    try:
+        async with aclosing(source):
+            async for piece in source:
+                arrived.put_nowait(piece)
+        arrived.put_nowait(None)
+    except Exception as error:  # raised again to whoever reads
+        arrived.put_nowait(error)
+
+
+# --- one choice -------------------------------------------------------------------------------------------------------
+
+
+async def _read(
+    stream: TokenStream,
+    model: TextModel,
+    request: GenerateRequest,
+    splitter: ThinkSplitter | None = None,
+    index: int = 0,
+) -> Pieces:
+    answer = _Answer(model, StopFilter(request.stop), splitter, index)
+    try:
+        async for token_ids, finish in stream:
+            answer.push(token_ids, stream.sampled)
+            reason = answer.finish(finish)
+            if reason is not None:
+                stream.cancel()  # a stop string ends it before the ring knows
+                yield answer.last_piece(reason, stream, len(request.prompt))
+                return
+            if answer.has_news:
+                yield answer.piece()
+    finally:
+        stream.cancel()
+
+
+class _Answer:
+    """One answer's text between the decoder and the person who reads it."""
+
+    def __init__(self, model: TextModel, stops: StopFilter, splitter: ThinkSplitter | None, index: int) -> None:
+        self._decoder: Decoder = model.decoder()
+        self._tags = model.tags if splitter is not None else {}
+        self._stops = stops
+        self._splitter = splitter
+        self._index = index
+        self._logprobs = _Logprobs(model.token_bytes)
+        self._tokens: list[int] = []  # since the last piece
+        self._count = 0
+        self._thought = 0  # tokens of the thoughts
+        self._text = ""  # safe to show, not shown yet; so is the following
+        self._reasoning = ""
+
+    @property
+    def has_news(self) -> bool:
+        return bool(self._text or self._reasoning)
+
+    def push(self, token_ids: Sequence[int], sampled: Sequence[Sampled]) -> None:
+        """Take tokens up to a stop string; those after it were never asked for. `sampled` is empty or one for each."""
+        for place, token_id in enumerate(token_ids):
+            if self._stops.matched:
+                return
+            self._tokens.append(token_id)
+            self._count += 1
+            self._take(self._decode(token_id), sampled[place] if sampled else None)
+
+    def _decode(self, token_id: int) -> str:
+        tag = self._tags.get(token_id)
+        return self._decoder.push(token_id) if tag is None else self._decoder.flush() + tag
+
+    def _take(self, text: str, sampled: Sampled | None) -> None:
+        if sampled is not None:
+            self._logprobs.drawn(sampled)
+        self._logprobs.decoded(len(text))
+        self._show(self._stops.push(text))
+
+    def _show(self, text: str) -> None:
+        self._logprobs.shown(len(text))
+        if self._splitter is None:
+            self._text += text
+            return
+        was_thinking = self._splitter.thinking
+        thought, said = self._splitter.push(text)
+        self._reasoning += thought
+        self._text += said
+        if was_thinking or self._splitter.thinking or thought:
+            self._thought = self._count
+
+    def finish(self, reason: FinishReason | None) -> FinishReason | None:
+        """Why the answer ends now, if it does; lets go of the text held back until here."""
+        if reason is not None and not self._stops.matched:
+            self._take(self._decoder.flush(), None)
+            self._show(self._stops.flush())
+            self._logprobs.all_shown()
+        if reason is None and not self._stops.matched:
+            return None
+        if self._splitter is not None:
+            thought, said = self._splitter.flush()
+            self._reasoning += thought
+            self._text += said
+        return "stop" if self._stops.matched else reason
+
+    def piece(self) -> Piece:
+        piece = Piece(
+            self._text,
+            tuple(self._tokens),
+            reasoning=self._reasoning,
+            logprobs=self._logprobs.take(),
+            index=self._index,
+        )
+        self._text = self._reasoning = ""
+        self._tokens.clear()
+        return piece
+
+    def last_piece(self, reason: FinishReason, stream: TokenStream, prompt_tokens: int) -> Piece:
+        usage = Usage(prompt_tokens, self._count, stream.reused, self._thought)
+        return replace(self.piece(), finish=reason, usage=usage, timings=stream.timings)
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A token's log-probability, and the letters of the answer that must be shown first; -1: not known yet."""
+
+    logprob: TokenLogprob
+    end: int = -1
+
+
+class _Logprobs:
+    """Holds tokens' log-probabilities back until their text is shown: those of a stop string would tell of it."""
+
+    def __init__(self, token_bytes: TokenBytes) -> None:
+        self._bytes = token_bytes
+        self._waiting: deque[_Pending] = deque()
+        self._free: list[TokenLogprob] = []
+        self._decoded = self._shown = self._given = 0  # letters
+
+    def drawn(self, sampled: Sampled) -> None:
+        assert sampled.logprob is not None, "asked for, so every stage gives it"
+        top = tuple(self._scored(*each) for each in sampled.top)
+        self._waiting.append(_Pending(TokenLogprob(self._scored(sampled.token_id, sampled.logprob), top)))
+
+    def decoded(self, letters: int) -> None:
+        """So many letters came out of the tokens that were drawn since the last ones did."""
+        if letters:
+            self._decoded += letters
+            for pending in reversed(self._waiting):
+                if pending.end >= 0:
+                    break
+                pending.end = self._decoded
+
+    def shown(self, letters: int) -> None:
+        self._shown += letters
+        while self._waiting and 0 <= self._waiting[0].end <= self._shown:
+            self._give()
+
+    def all_shown(self) -> None:
+        while self._waiting:
+            self._give()
+
+    def _give(self) -> None:
+        pending = self._waiting.popleft()
+        self._free.append(replace(pending.logprob, offset=self._given))
+        self._given = max(self._given, pending.end)
+
+    def take(self) -> tuple[TokenLogprob, ...]:
+        taken = tuple(self._free)
+        self._free.clear()
+        return taken
+
+    def _scored(self, token_id: int, logprob: float) -> Scored:
+        return Scored(token_id, self._bytes.of(token_id), logprob)
