@@ -360,7 +360,7 @@ def run_tests(root: Path, arguments: Sequence[str]) -> int:
         ("ruff check", ["ruff", "check", "."]),
         ("ruff format", ["ruff", "format", "--check", "."]),
         ("mypy", ["mypy"]),
-        ("pytest", ["pytest", "-q"] + marker + together + chosen),
+        ("pytest", ["pytest", "-q", *marker, *together, *chosen]),
     ]
     failed = []
     for name, command in steps:

@@ -67,12 +67,12 @@ def linear_weights(model: nn.Module) -> set[str]:
 
 def _pack_all(model: nn.Module, stored: Mapping[str, Matrix], dtype: torch.dtype) -> None:
     """One layer after the other, so that no more than one is there twice."""
-    with packed.packers() as pool:
+    with packed.Packer(dtype) as packer:
         for name in sorted(linear_weights(model)):
             path = name.removesuffix(".weight")
             layer = model.get_submodule(path)
             matrix = stored.get(name) or Held(layer.weight.detach())  # type: ignore[operator]
-            model.set_submodule(path, packed.pack_linear(matrix, layer.bias, dtype, pool))  # type: ignore[arg-type]
+            model.set_submodule(path, packer.layer(matrix, layer.bias))  # type: ignore[arg-type]
 
 
 def _native(dtype: torch.dtype) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from backends import torch_backend_attention as attention
 from backends.torch_backend_frames import TORCH
 from backends.torch_backend_linear import EXPERTS, linear_weights, packs, register_experts, speed_up
+from backends.torch_backend_packed import Bytes
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.files import EMBED, HEAD, NORM, read_into, read_json, shifted, tensors_for
 from together.models.folder import title
@@ -86,7 +87,7 @@ def read_model(folder: Path, spec: ModelSpec, layers: LayerRange, dtype: Dtype, 
         infos[HEAD] = infos.pop(EMBED)
     state: dict[str, Any] = {}
     if apart:  # the head is packed; rows of the embedding are looked up in the file, so that neither is there twice
-        state[EMBED], infos[HEAD] = reader.mapped(infos[EMBED]), infos.pop(EMBED)
+        state[EMBED], infos[HEAD] = _typed(_mapped(infos[EMBED]), infos[EMBED]), infos.pop(EMBED)
     config = range_config(folder, spec.family, layers, tied=tied and not apart)
     rows = {name: _Rows(infos[name], reader) for name in _packed_names(spec, config, kind, device) if name in infos}
     reader.total = sum(info.nbytes for info in infos.values())
@@ -162,17 +163,9 @@ class _Reader:
     done: int = 0
 
     def read(self, info: TensorInfo) -> Tensor:
-        tensor = self.stored(info).to(self.dtype)
+        tensor = _typed(self._bytes(info), info).to(self.dtype)
         self.count(info.nbytes)
         return tensor
-
-    def stored(self, info: TensorInfo) -> Tensor:
-        """In the dtype in which it is stored, and not counted: any thread may call it."""
-        return _typed(self._bytes(info), info)
-
-    def mapped(self, info: TensorInfo) -> Tensor:
-        """Takes no memory but what is looked at, which the system may take back."""
-        return _typed(_mapped_bytes(info), info)
 
     def count(self, nbytes: int) -> None:
         self.done += nbytes
@@ -181,13 +174,14 @@ class _Reader:
     def _bytes(self, info: TensorInfo) -> Tensor:
         """Read where the weights stay in this memory; only mapped where they go on to an accelerator's."""
         if self.device.type != "cpu":
-            return _mapped_bytes(info)
+            return _mapped(info)
         raw = torch.empty(info.nbytes, dtype=torch.uint8)
         read_into(info, raw.numpy().data)
         return raw
 
 
-def _mapped_bytes(info: TensorInfo) -> Tensor:
+def _mapped(info: TensorInfo) -> Tensor:
+    """A tensor's bytes; they take no memory but what is looked at, which the system may take back."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")  # nobody writes
         return torch.from_numpy(np.memmap(info.file, np.uint8, "r", info.start, (info.nbytes,)))
@@ -211,15 +205,13 @@ class _Rows:
     def shape(self) -> tuple[int, ...]:
         return self.info.shape
 
-    def read(self, start: int, stop: int) -> Tensor:
-        begin = self.info.start
-        part = replace(
-            self.info,
-            shape=(stop - start, self.shape[1]),
-            start=begin + start * self._row_bytes,
-            stop=begin + stop * self._row_bytes,
-        )
-        return self.reader.stored(part)
+    def read(self, start: int, stop: int, room: Bytes) -> Tensor:
+        first, size = self.info.start, self._row_bytes
+        shape = (stop - start, self.shape[1])
+        part = replace(self.info, shape=shape, start=first + start * size, stop=first + stop * size)
+        raw = room[: part.nbytes]
+        read_into(part, raw.data)
+        return _typed(torch.from_numpy(raw), part)
 
     def packed(self, start: int, stop: int) -> None:
         self.reader.count((stop - start) * self._row_bytes)

@@ -6,15 +6,18 @@ part is packed at a time, so that packing needs little memory of its own, and ma
 
 from __future__ import annotations
 
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from threading import local
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Floats = np.ndarray[Any, np.dtype[np.float32]]
 _PART = 2**22  # weights: large enough that a call costs nothing beside them, 24 MiB while it is packed
 _LEAST_OUTPUTS = 512  # of a part, so that there is work for every thread
 _COLUMNS = 16  # outputs that FBGEMM's inner loop takes at once
@@ -28,8 +31,8 @@ class Matrix(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
-    def read(self, start: int, stop: int) -> Tensor:
-        """These rows; called by several threads."""
+    def read(self, start: int, stop: int, room: Bytes) -> Tensor:
+        """These rows; they may lie in `room`, which has four bytes for each weight. Called by several threads."""
 
     def packed(self, start: int, stop: int) -> None:
         """These rows are in place: told in order, by the loading thread."""
@@ -45,7 +48,7 @@ class Held:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.weight.shape)
 
-    def read(self, start: int, stop: int) -> Tensor:
+    def read(self, start: int, stop: int, room: Bytes) -> Tensor:
         return self.weight[start:stop]
 
     def packed(self, start: int, stop: int) -> None:
@@ -92,35 +95,51 @@ def product(rows: Tensor, packed: Any) -> Tensor:
     return found
 
 
-def packers() -> ThreadPoolExecutor:
-    """Threads for `pack_linear`."""
-    return ThreadPoolExecutor(min(torch.get_num_threads(), _WORKERS), "pack")
+class Packer:
+    """Threads that pack parts, each with room for one: made once, as memory that comes and goes would leave holes."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._pool = ThreadPoolExecutor(min(torch.get_num_threads(), _WORKERS), "pack")
+        self._room = local()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def layer(self, matrix: Matrix, bias: Tensor | None) -> PackedLinear:
+        """A layer that computes in the packer's dtype. Raises what reading the matrix raises."""
+        outputs, inputs = matrix.shape
+        step = max(_PART // inputs, _LEAST_OUTPUTS) // _COLUMNS * _COLUMNS
+        ends = [(start, min(start + step, outputs)) for start in range(0, outputs, step)]
+        parts = []
+        for end, part in zip(ends, self._pool.map(lambda end: self._part(matrix, *end), ends), strict=True):
+            parts.append(part)
+            matrix.packed(*end)
+        return PackedLinear(parts, step, outputs, bias)
+
+    def _part(self, matrix: Matrix, start: int, stop: int) -> Any:
+        """Packed, or as it is where fp16 cannot hold it (also where it is no number)."""
+        size = 4 * (stop - start) * matrix.shape[1]
+        room = self._scratch(2 * size)
+        weight = matrix.read(start, stop, room[size : 2 * size])
+        wide = _widened(weight, room[:size].view(np.float32).reshape(weight.shape))
+        largest = max(float(wide.max()), -float(wide.min()))
+        if largest == 0 or _LEAST <= largest <= _MOST:
+            return pack(torch.from_numpy(wide))
+        return weight.to(self._dtype, copy=True)
+
+    def _scratch(self, size: int) -> Bytes:
+        room: Bytes | None = getattr(self._room, "bytes", None)
+        if room is None or room.size < size:
+            self._room.bytes = room = np.empty(size, np.uint8)
+        return room
 
 
-def pack_linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype, pool: Executor) -> PackedLinear:
-    """A layer that computes in `dtype`. Raises what reading the matrix raises."""
-    outputs, inputs = matrix.shape
-    step = max(_PART // inputs, _LEAST_OUTPUTS) // _COLUMNS * _COLUMNS
-    ends = [(start, min(start + step, outputs)) for start in range(0, outputs, step)]
-    parts = []
-    for end, part in zip(ends, pool.map(lambda end: _part(matrix.read(*end), dtype), ends), strict=True):
-        parts.append(part)
-        matrix.packed(*end)
-    return PackedLinear(parts, step, outputs, bias)
-
-
-def _part(weight: Tensor, dtype: torch.dtype) -> Any:
-    """Packed, or as it is where fp16 cannot hold it (also where it is no number)."""
-    wide = _widened(weight)
-    largest = max(float(wide.max()), -float(wide.min()))
-    if largest == 0 or _LEAST <= largest <= _MOST:
-        return pack(torch.from_numpy(wide))
-    return weight.to(dtype, copy=True)
-
-
-def _widened(weight: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """In fp32. By numpy: torch would start threads in each worker, and asks for no huge pages, which packing likes."""
-    wide = np.empty(weight.shape, np.float32)
+def _widened(weight: Tensor, wide: Floats) -> Floats:
+    """`weight` in fp32, put into `wide`. By numpy: torch would start threads in each worker."""
     if weight.dtype == torch.bfloat16:  # the upper half of fp32
         bits = wide.view(np.uint32)
         bits[...] = weight.view(torch.uint16).numpy()

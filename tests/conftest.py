@@ -106,17 +106,17 @@ def environment_for(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def start_app(folder: Path) -> Iterator[RealApp]:
-    """An app that serves the toy; ended after, with everything it started."""
+def start_app(folder: Path, **variables: str) -> Iterator[RealApp]:
+    """An app that serves the toy; ended after, with everything it started. `variables` are of its environment."""
     model = make_checksum_model(folder / "toy", layers=LAYERS, quiet_ids=(*QUIET, EOS), step_ms=2)
-    with run_up(folder, "--model", str(model), "--backend", "checksum", "--layers", "0:2,2:4") as app:
+    with run_up(folder, "--model", str(model), "--backend", "checksum", "--layers", "0:2,2:4", **variables) as app:
         yield app
 
 
 @contextmanager
-def run_up(folder: Path, *arguments: str) -> Iterator[RealApp]:
+def run_up(folder: Path, *arguments: str, **variables: str) -> Iterator[RealApp]:
     """`up` on two local nodes, as soon as it serves; ended after, with everything it started."""
-    environment = environment_for(folder / "home")
+    environment = environment_for(folder / "home") | variables
     command = [sys.executable, "-m", "together", "up", "--no-browser", "--port", "0", "--local-nodes", "2", *arguments]
     with (folder / "log").open("w+") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, text=True)

@@ -68,6 +68,37 @@ def test_the_stream_keeps_the_rules(real_app: RealApp) -> None:
     assert text_of(chunks) == real_app.post(PATH, HELLO).json()["choices"][0]["message"]["content"]
 
 
+def test_every_choice_of_a_stream_has_its_beginning_and_end(real_app: RealApp) -> None:
+    asked: dict[str, object] = {"n": 3, "temperature": 1.5, "seed": 4}
+    chunks = chunks_of(stream(real_app, **asked, stream_options={"include_usage": True}))
+    assert {chunk["id"] for chunk in chunks} == {chunks[0]["id"]}
+    whole = real_app.post(PATH, HELLO | asked).json()
+    *said, usage = chunks
+    for index in range(3):
+        choices = [chunk["choices"][0] for chunk in said if chunk["choices"][0]["index"] == index]
+        assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+        assert choices[-1]["delta"] == {}
+        assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["length"]
+        text = "".join(choice["delta"]["content"] for choice in choices[:-1])
+        assert text == whole["choices"][index]["message"]["content"]
+    assert usage["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"] == 24
+    assert usage["usage"]["prompt_tokens"] == whole["usage"]["prompt_tokens"]
+
+
+def test_a_stream_of_an_older_completion_keeps_the_rules(real_app: RealApp) -> None:
+    asked = {"prompt": "Hello", "max_tokens": 8, "temperature": 0, "logprobs": 1}
+    reply = real_app.post("/v1/completions", asked | {"stream": True})
+    chunks = chunks_of(reply.content)
+    assert {chunk["object"] for chunk in chunks} == {"text_completion"}
+    choices = [chunk["choices"][0] for chunk in chunks]
+    whole = real_app.post("/completions", asked).json()["choices"][0]
+    assert "".join(choice["text"] for choice in choices) == whole["text"]
+    assert [word for choice in choices for word in choice["logprobs"]["tokens"]] == whole["logprobs"]["tokens"]
+    assert (choices[-1]["text"], choices[-1]["finish_reason"]) == ("", "length")
+    assert all(choice["finish_reason"] is None for choice in choices[:-1])
+    assert len(real_app.post("/v1/completions", {"prompt": "Hello"}).json()["choices"][0]["text"]) == 16
+
+
 def test_usage_comes_last_and_only_when_asked(real_app: RealApp) -> None:
     chunks = chunks_of(stream(real_app, stream_options={"include_usage": True}))
     assert chunks[-1]["choices"] == []

@@ -23,7 +23,7 @@ STREAMS = (rpc.WATCH, rpc.READ)  # methods that answer more than once
 
 
 @dataclass(slots=True)
-class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types for it
+class Relay(grpc.GenericRpcHandler):
     """Stands before one node; `endpoint` is where the head finds it."""
 
     node: Node
@@ -61,19 +61,19 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types 
             self._links[port] = link
         return Endpoint((HOST,), self._links[port].port)
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> rpc.Handler | None:
         """Called by gRPC for every call."""
         method = handler_call_details.method
         assert self._channel is not None
         if method in STREAMS:
-            source = self._channel.unary_stream(method)
+            source: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(method)
 
             async def stream(data: bytes, context: object) -> AsyncIterator[bytes]:
                 async for answer in source(self._introduced(method, data)):
                     yield self._translated(answer) if method == rpc.WATCH else answer
 
             return grpc.unary_stream_rpc_method_handler(stream)
-        target = self._channel.unary_unary(method)
+        target: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(method)
 
         async def pass_on(data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
             try:

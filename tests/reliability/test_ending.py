@@ -1,4 +1,7 @@
-"""Row R19: an app that is told to end while it answers is gone within 5 s, says goodbye and leaves nothing behind."""
+"""Row R19: an app that is told to end while it answers is gone within 5 s, says goodbye and leaves nothing behind.
+
+Ctrl-C and Quit in the menu are in tests/desktop/test_running.py, as is row R20.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +39,8 @@ def read_for_ever(app: RealApp) -> threading.Thread:
     return client
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals for other processes")
-async def test_a_signal_during_an_answer_ends_all_with_a_goodbye(own_app: RealApp, tmp_path: Path, name: str) -> None:
+async def test_sigterm_during_an_answer_ends_all_with_a_goodbye(own_app: RealApp, tmp_path: Path) -> None:
     family = own_app.tree()
     environment = own_app.environment
     settings = cluster_settings(tmp_path / "other", cluster=environment["TOGETHER_CLUSTER"])
@@ -46,7 +48,7 @@ async def test_a_signal_during_an_answer_ends_all_with_a_goodbye(own_app: RealAp
         await until(lambda: len(neighbour.view().nodes) == 2)  # by their records alone
         client = await asyncio.to_thread(read_for_ever, own_app)
         began = time.monotonic()
-        os.kill(own_app.process.pid, getattr(signal, name))
+        os.kill(own_app.process.pid, signal.SIGTERM)
         assert await asyncio.to_thread(own_app.process.wait, ENDS_WITHIN * SLACK) == 0
         took = time.monotonic() - began
         await until(lambda: not neighbour.view().nodes, 2 * SLACK)  # not "lost": they said goodbye

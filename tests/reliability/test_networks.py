@@ -15,7 +15,7 @@ from tests.support.namespaces import permitted, run_scenario
 from together.head import Head
 from together.types import NodeState
 
-LONG = "word " * 120
+LONG = "word " * 90
 
 
 @pytest.mark.skipif(not permitted(), reason="needs Linux's network namespaces")

@@ -39,7 +39,12 @@ class InputMessage(Strict):
 
 
 class ChatCompletionRequest(AnswerFields):
-    """`POST /v1/chat/completions`."""
+    """`POST /v1/chat/completions`.
+
+    Accepted without effect: user, store, metadata, service_tier, reasoning_effort, parallel_tool_calls, verbosity,
+    safety_identifier, and everything about prompt caches (equal beginnings are always computed once only).
+    Roles developer and system are the same. Names that are not listed are ignored.
+    """
 
     messages: Annotated[list[InputMessage], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=SMALL)] | None = None
@@ -49,12 +54,18 @@ class ChatCompletionRequest(AnswerFields):
     # accepted without effect
     reasoning_effort: str | None = None
     parallel_tool_calls: bool | None = None
+    verbosity: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: JsonValue = None
     # refused unless they ask for nothing
     response_format: JsonValue = None
     tools: Annotated[list[JsonValue], Field(fail_fast=True)] | None = None
     tool_choice: JsonValue = None
     modalities: Annotated[list[str], Field(fail_fast=True)] | None = None
     audio: JsonValue = None
+    moderation: JsonValue = None
     prediction: JsonValue = None
     functions: JsonValue = None
     function_call: JsonValue = None
@@ -77,7 +88,7 @@ class ChatCompletionRequest(AnswerFields):
     def _refuse_unsupported(self) -> None:
         if self.top_logprobs and not self.logprobs:
             raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-        plain = ("audio", "prediction", "functions", "function_call", "web_search_options")
+        plain = ("audio", "moderation", "prediction", "functions", "function_call", "web_search_options")
         self.refuse(
             response_format=self.response_format not in (None, {"type": "text"}),
             tools=bool(self.tools),
@@ -88,7 +99,10 @@ class ChatCompletionRequest(AnswerFields):
 
 
 class TextCompletionRequest(AnswerFields):
-    """`POST /v1/completions`."""
+    """`POST /v1/completions`.
+
+    Accepted without effect: user, store, metadata, service_tier. Names that are not listed are ignored.
+    """
 
     prompt: str | Annotated[list[str], Several] | TokenIds | Annotated[list[TokenIds], Several]
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from together.errors import BadSetting
 from together.settings import load_settings
 from together.types import DTYPES, Dtype
+
+if TYPE_CHECKING:
+    from together.desktop.bench_serve import ServeRequest
 
 app = typer.Typer(help="Measure this machine; --json for programs.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -176,6 +182,73 @@ def estimate(
     for index, ratio in enumerate(found.bytes_ratios):
         sizes = found.expected_bytes[index] / 1e9, found.measured_bytes[index] / 1e9
         print(f"stage {index} memory: expected {sizes[0]:.3f} GB, measured {sizes[1]:.3f} GB: {ratio:.3f}")
+
+
+@app.command()
+def serve(
+    concurrent: Annotated[int, typer.Option("-c", "--concurrent", min=1, help="Requests at a time.")] = 8,
+    requests: Annotated[int, typer.Option(min=1, help="Requests in all.")] = 32,
+    prompt: Annotated[int, typer.Option(min=1, help="Words of a prompt.")] = 64,
+    new: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 64,
+    url: Annotated[str | None, typer.Option(help="A server that runs; else your app, or one for a while.")] = None,
+    overhead: Annotated[
+        bool, typer.Option(help="Instead: what the server adds to the engine alone, over ROUNDS single requests.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of --overhead; the medians count.")] = 9,
+    as_json: AsJson = False,
+) -> None:
+    """Many programs at once over HTTP: time to the first token, time per token, tokens per second."""
+    from together.desktop.bench_serve import ServeRequest
+
+    with _server(url) as address:
+        if overhead:
+            _overhead(address, prompt, new, rounds, as_json)
+        else:
+            _serve(address, ServeRequest(concurrent, requests, prompt, new), as_json)
+
+
+def _serve(url: str, request: ServeRequest, as_json: bool) -> None:
+    from together.desktop.bench_serve import bench_serve
+
+    found = asyncio.run(bench_serve(url, request))
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    print(
+        f"{found.model}: {found.answered} of {found.requests} requests, {request.concurrent} at a time, "
+        f"{found.seconds:.1f} s, {found.generated_tokens} tokens, {found.tokens_per_s:.1f} tokens/s"
+        + (f", refused: {found.refused}" if found.refused else "")
+    )
+    lines = (("first token", found.first_token_ms), ("each token", found.per_token_ms), ("request", found.request_ms))
+    print(f"{'ms':>12} {'p50':>9} {'p95':>9} {'p99':>9}")
+    for name, item in lines:
+        print(f"{name:>12} {item.p50:9.1f} {item.p95:9.1f} {item.p99:9.1f}")
+
+
+def _overhead(url: str, prompt: int, new: int, rounds: int, as_json: bool) -> None:
+    from together.desktop.bench_overhead import bench_overhead, plan_of
+    from together.desktop.client import RunningApp
+
+    plan = plan_of(RunningApp(url, 0).status())
+    found = asyncio.run(bench_overhead(url, plan, prompt, new, rounds))
+    added = {"added_first_ms": found.added_first_ms, "added_per_token_ms": found.added_per_token_ms}
+    if as_json:
+        print(json.dumps(asdict(found) | added))
+        return
+    print(f"{plan['model']['name']}, {len(plan['stages'])} stages, {prompt} + {new} tokens, median of {rounds} rounds")
+    print(f"first token: {found.first_ms:.1f} ms, engine alone {found.engine_first_ms:.1f} ms")
+    print(f"each token: {found.per_token_ms:.2f} ms, engine alone {found.engine_per_token_ms:.2f} ms")
+
+
+@contextmanager
+def _server(url: str | None) -> Iterator[str]:
+    from together.desktop.ownapp import app_for_a_while
+
+    if url is not None:
+        yield url.rstrip("/").removesuffix("/v1")
+        return
+    with app_for_a_while(load_settings().home_path, lambda line: print(line, file=sys.stderr)) as app:
+        yield app.url
 
 
 def _dtype(text: str) -> Dtype:

@@ -102,9 +102,7 @@ async def _answer(
 
 def _generate(prompt: tuple[int, ...], request: ChatRequest | CompletionRequest, choice: int) -> GenerateRequest:
     sampling = replace(request.sampling, seed=choice_seed(request.sampling.seed, choice))
-    return GenerateRequest(
-        prompt, sampling, request.max_tokens, request.stop, request.ignore_eos, request.top_logprobs
-    )
+    return GenerateRequest(prompt, sampling, request.max_tokens, request.stop, request.ignore_eos, request.top_logprobs)
 
 
 def _submit_all(engine: Engine, wanted: Sequence[GenerateRequest]) -> list[TokenStream]:

@@ -38,8 +38,10 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
     ("grpc.so_reuseport", 0),  # otherwise two nodes share a port and each gets half of the calls
     ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
+    # A ping's answer waits behind all that is being sent: on 1 Mbit/s a chunk of a prompt takes many seconds. Who is
+    # frozen or cut off is noticed sooner by heartbeats, and by asking when an answer takes long.
+    ("grpc.keepalive_timeout_ms", 60_000),
+    ("grpc.http2.ping_timeout_ms", 60_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.enable_http_proxy", 0),  # machines at home are not behind a proxy, whatever the shell says

@@ -176,9 +176,11 @@ class Stage:
         clock = asyncio.get_running_loop().time
         while True:
             arrival = await self._inlet.next()
-            if arrival.data is not None:  # the end of a stream is the head's business: it hears of it from the node
-                answer = await self._on_thread(runner, arrival, clock())
-                await self._outbound.put((arrival.key, answer))
+            if arrival.data is None:  # its sender may not notice, having sent all it had
+                self._emit(Event("broken", cause="the stream from the one before it ended", epoch=arrival.key.epoch))
+                continue
+            answer = await self._on_thread(runner, arrival, clock())
+            await self._outbound.put((arrival.key, answer))
 
     async def _send(self) -> None:
         while True:

@@ -1,0 +1,53 @@
+"""`bench serve` against a running app: what it prints, and that the server adds little to the engine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.conftest import RealApp
+from together.desktop.bench_serve import Exchange, percentiles, report
+
+SLACK = 3.0  # machines that run tests are busy
+ADDED_FIRST_MS, ADDED_TOKEN_MS = 10.0, 2.0
+
+
+def bench(app: RealApp, *arguments: str) -> Any:
+    done = app.command("bench", "serve", "--url", app.url, "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_small_load(real_app: RealApp) -> None:
+    found = bench(real_app, "-c", "3", "--requests", "7", "--new", "10")
+    assert (found["model"], found["requests"], found["answered"], found["refused"]) == ("toy", 7, 7, {})
+    assert found["generated_tokens"] == 70
+    for name in ("first_token_ms", "per_token_ms", "request_ms"):
+        assert 0 < found[name]["p50"] <= found[name]["p95"] <= found[name]["p99"]
+    assert found["tokens_per_s"] == found["generated_tokens"] / found["seconds"]
+
+
+def test_the_server_adds_little_to_the_engine(real_app: RealApp) -> None:
+    found = bench(real_app, "--overhead", "--rounds", "3", "--new", "30")
+    assert found["added_first_ms"] <= ADDED_FIRST_MS * SLACK
+    assert found["added_per_token_ms"] <= ADDED_TOKEN_MS * SLACK
+    assert found["first_ms"] > found["per_token_ms"] > 0
+
+
+def test_nobody_there_is_a_sentence(real_app: RealApp) -> None:
+    done = real_app.command("bench", "serve", "--url", "http://127.0.0.1:9", "--json")
+    assert done.returncode != 0
+    assert "does not answer as an OpenAI-compatible server" in done.stderr
+
+
+def test_what_was_refused_is_counted_and_not_measured() -> None:
+    good = Exchange(asked=0.0, first=1.0, ended=3.0, prompt_tokens=4, tokens=5)
+    found = report("toy", [good, Exchange(refusal="429"), Exchange(refusal="429"), Exchange()], seconds=2.0)
+    assert (found.answered, found.refused) == (1, {"429": 2, "no text": 1})
+    assert (found.first_token_ms.p50, found.per_token_ms.p99, found.tokens_per_s) == (1000.0, 500.0, 2.5)
+
+
+def test_percentiles_are_between_the_measured() -> None:
+    found = percentiles([float(value) for value in range(1, 102)])
+    assert (found.p50, found.p95, found.p99) == (51.0, 96.0, 100.0)
+    assert percentiles([]).p99 == 0.0

@@ -1,0 +1,179 @@
+"""`bench serve`: many programs at once over HTTP, as they would ask any OpenAI-compatible server. Knows no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from statistics import quantiles
+
+import httpx
+
+from together.errors import Unreachable
+
+ANSWER_WITHIN = 600.0  # seconds without a byte
+
+
+@dataclass(frozen=True, slots=True)
+class ServeRequest:
+    """What is asked: `requests` chats, `concurrent` at a time, `prompt` words each, answered with `new` tokens."""
+
+    concurrent: int
+    requests: int
+    prompt: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Over the requests that were answered; 0 where there was none."""
+
+    p50: float = 0.0
+    p95: float = 0.0
+    p99: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServeReport:
+    """What came of it. A token's time is an answer's time after its first token over its other tokens."""
+
+    model: str
+    requests: int
+    answered: int
+    refused: dict[str, int]  # by status or error
+    seconds: float
+    prompt_tokens: int
+    generated_tokens: int
+    tokens_per_s: float
+    first_token_ms: Percentiles
+    per_token_ms: Percentiles
+    request_ms: Percentiles
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request: moments on the clock of `time.perf_counter`, and what was counted."""
+
+    asked: float = 0.0
+    first: float = 0.0
+    ended: float = 0.0
+    prompt_tokens: int = 0
+    tokens: int = 0
+    refusal: str = ""
+
+    @property
+    def first_ms(self) -> float:
+        return (self.first - self.asked) * 1e3
+
+    @property
+    def per_token_ms(self) -> float:
+        return (self.ended - self.first) * 1e3 / max(self.tokens - 1, 1)
+
+
+@dataclass(slots=True)
+class LoadGenerator:
+    """A client of one server."""
+
+    client: httpx.AsyncClient
+    request: ServeRequest
+    _run: str = field(default_factory=lambda: secrets.token_hex(4))
+
+    async def run(self) -> ServeReport:
+        """Raises Unreachable where nobody answers."""
+        model = await self._model()
+        places = asyncio.Semaphore(self.request.concurrent)
+        began = time.perf_counter()
+        done = await asyncio.gather(*(self._one(index, places) for index in range(self.request.requests)))
+        return report(model, done, time.perf_counter() - began)
+
+    async def _model(self) -> str:
+        try:
+            models = (await self.client.get("/v1/models")).json()["data"]
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            raise Unreachable(
+                f"{self.client.base_url} does not answer as an OpenAI-compatible server: {error}"
+            ) from error
+        if not models:
+            raise Unreachable(f"{self.client.base_url} serves no model; load one, then measure again")
+        return str(models[0]["id"])
+
+    async def _one(self, index: int, places: asyncio.Semaphore) -> Exchange:
+        words = f"{self._run} {index}: " + "How far does a hidden state travel? " * (self.request.prompt // 7 + 1)
+        body = {
+            "messages": [{"role": "user", "content": words}],
+            "max_tokens": self.request.new,
+            "ignore_eos": True,
+            "stream_options": {"include_usage": True},
+        }
+        async with places:
+            return await exchange(self.client, "/v1/chat/completions", body)
+
+
+async def exchange(client: httpx.AsyncClient, path: str, body: dict[str, object]) -> Exchange:
+    """One streamed request; its first token is the first event with text."""
+    found = Exchange(time.perf_counter())
+    try:
+        async with client.stream("POST", path, json={**body, "stream": True}) as reply:
+            if reply.status_code != 200:
+                found.refusal = str(reply.status_code)
+                return found
+            async for line in reply.aiter_lines():
+                if line.startswith("data: {"):
+                    _note(found, json.loads(line.removeprefix("data: ")))
+    except httpx.HTTPError as error:
+        found.refusal = type(error).__name__
+    return found
+
+
+def _note(found: Exchange, chunk: dict[str, object]) -> None:
+    now = time.perf_counter()
+    if "error" in chunk:
+        found.refusal = "error in the stream"
+    usage, choices = chunk.get("usage"), chunk.get("choices")
+    if isinstance(usage, dict):
+        found.prompt_tokens, found.tokens = usage["prompt_tokens"], usage["completion_tokens"]
+    if isinstance(choices, list) and any(_said(choice) for choice in choices):
+        found.first = found.first or now
+        found.ended = now
+
+
+def _said(choice: dict[str, object]) -> object:
+    delta = choice.get("delta")
+    said = delta.values() if isinstance(delta, dict) and "role" not in delta else (choice.get("text"),)
+    return any(said)
+
+
+def report(model: str, done: list[Exchange], seconds: float) -> ServeReport:
+    good = [each for each in done if not each.refusal and each.first]
+    generated = sum(each.tokens for each in good)
+    return ServeReport(
+        model=model,
+        requests=len(done),
+        answered=len(good),
+        refused=dict(Counter(each.refusal or "no text" for each in done if each not in good)),
+        seconds=seconds,
+        prompt_tokens=sum(each.prompt_tokens for each in good),
+        generated_tokens=generated,
+        tokens_per_s=generated / seconds,
+        first_token_ms=percentiles([each.first_ms for each in good]),
+        per_token_ms=percentiles([each.per_token_ms for each in good if each.tokens > 1]),
+        request_ms=percentiles([(each.ended - each.asked) * 1e3 for each in good]),
+    )
+
+
+def percentiles(values: list[float]) -> Percentiles:
+    if len(values) < 2:
+        return Percentiles(*values * 3)
+    cuts = quantiles(values, n=100, method="inclusive")
+    return Percentiles(cuts[49], cuts[94], cuts[98])
+
+
+async def bench_serve(url: str, request: ServeRequest) -> ServeReport:
+    """Ask the server at `url`."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=request.concurrent)
+    timeout = httpx.Timeout(10.0, read=ANSWER_WITHIN, pool=None)
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout, trust_env=False) as client:
+        return await LoadGenerator(client, request).run()
