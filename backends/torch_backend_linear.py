@@ -2,8 +2,9 @@
 
 torch's bf16 product there takes time in proportion to the rows. Where a trial shows that it pays, linear layers are
 packed as fp16: 8 rows then cost twice what one costs, not 5 times. What is not packed (experts, a matrix that is an
-embedding too, all of them where FBGEMM is missing) stays with torch's product for one to three rows, which are bound by
-reading the weights; for more rows the weights are widened to fp32, a block that fits a cache at a time.
+embedding too, widths far from a multiple of 512, all of them where FBGEMM is missing) stays with torch's product for
+one to three rows, which are bound by reading the weights; for more rows the weights are widened to fp32, a block that
+fits a cache at a time.
 """
 
 from __future__ import annotations
@@ -59,10 +60,12 @@ def _packing_pays(dtype: torch.dtype) -> bool:
 
 
 def linear_weights(model: nn.Module) -> set[str]:
-    """Names of the parameters that `speed_up` packs where it packs: of linear layers, and used by nothing else."""
+    """Names of the parameters that `speed_up` packs where it packs: used by one linear layer and nothing else."""
     uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     layers = ((name, module) for name, module in model.named_modules() if type(module) is nn.Linear)
-    return {f"{name}.weight" for name, module in layers if uses[id(module.weight)] == 1}
+    return {
+        f"{name}.weight" for name, layer in layers if uses[id(layer.weight)] == 1 and packed.fits(layer.in_features)
+    }
 
 
 def _pack_all(model: nn.Module, stored: Mapping[str, Matrix], dtype: torch.dtype) -> None:

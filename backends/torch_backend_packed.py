@@ -21,6 +21,8 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 _PART = 2**22  # weights: large enough that a call costs nothing beside them, 24 MiB while it is packed
 _LEAST_OUTPUTS = 512  # of a part, so that there is work for every thread
 _COLUMNS = 16  # outputs that FBGEMM's inner loop takes at once
+_BLOCK = 512  # inputs that FBGEMM keeps together: it rounds up to whole ones
+_GROWTH = 1.05  # how much larger rounding may make a matrix
 _WORKERS = 4  # parts packed at a time: beyond, their memory counts
 _LEAST, _MOST = 2.0**-10, 65504.0  # a part's largest weight: below, what fp16 cuts off would be seen
 
@@ -84,6 +86,11 @@ def can_pack() -> bool:
     return True
 
 
+def fits(inputs: int) -> bool:
+    """Whether a matrix of so many inputs is hardly larger when packed."""
+    return -(-inputs // _BLOCK) * _BLOCK <= _GROWTH * inputs
+
+
 def pack(weight: Tensor) -> Any:
     """fp32 `[outputs, inputs]` → what `product` takes."""
     return torch.ops.quantized.linear_prepack_fp16(weight, None)
@@ -122,23 +129,24 @@ class Packer:
 
     def _part(self, matrix: Matrix, start: int, stop: int) -> Any:
         """Packed, or as it is where fp16 cannot hold it (also where it is no number)."""
-        size = 4 * (stop - start) * matrix.shape[1]
-        room = self._scratch(2 * size)
-        weight = matrix.read(start, stop, room[size : 2 * size])
-        wide = _widened(weight, room[:size].view(np.float32).reshape(weight.shape))
+        wide, room = self._scratch(stop - start, matrix.shape[1])
+        weight = matrix.read(start, stop, room)
+        _widen(weight, wide)
         largest = max(float(wide.max()), -float(wide.min()))
         if largest == 0 or _LEAST <= largest <= _MOST:
             return pack(torch.from_numpy(wide))
         return weight.to(self._dtype, copy=True)
 
-    def _scratch(self, size: int) -> Bytes:
+    def _scratch(self, height: int, width: int) -> tuple[Floats, Bytes]:
+        """For this thread: `[height, width]` in fp32, and the same room for what is read."""
+        size = 4 * height * width
         room: Bytes | None = getattr(self._room, "bytes", None)
-        if room is None or room.size < size:
-            self._room.bytes = room = np.empty(size, np.uint8)
-        return room
+        if room is None or room.size < 2 * size:
+            self._room.bytes = room = np.empty(2 * size, np.uint8)
+        return room[:size].view(np.float32).reshape(height, width), room[size : 2 * size]
 
 
-def _widened(weight: Tensor, wide: Floats) -> Floats:
+def _widen(weight: Tensor, wide: Floats) -> None:
     """`weight` in fp32, put into `wide`. By numpy: torch would start threads in each worker."""
     if weight.dtype == torch.bfloat16:  # the upper half of fp32
         bits = wide.view(np.uint32)
@@ -146,4 +154,3 @@ def _widened(weight: Tensor, wide: Floats) -> Floats:
         bits <<= 16
     else:
         wide[...] = weight.numpy()
-    return wide

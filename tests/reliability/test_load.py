@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
-from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,12 +24,11 @@ from together.types import LayerRange
 
 REQUESTS = 32
 GIVEN_UP = 0.3
-LONGEST = 40  # tokens of an answer
+LONGEST = 24  # tokens of an answer
 CONTEXT = 256
-Answer = Callable[[Path, tuple[int, ...], int], list[int]]
 
 CUTS = {2: (0, 1, LAYERS), 3: (0, 1, 2, LAYERS)}
-TOYS = [("checksum",) * 2, ("checksum",) * 3]
+TOYS = [("checksum",) * stages for stages in CUTS]
 REAL = [
     *(("torch",) * stages for stages in CUTS),
     *(("mlx",) * stages for stages in CUTS),
@@ -37,47 +37,65 @@ REAL = [
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request: when it comes, in seconds, and after how many tokens its reader leaves (None: never)."""
+
+    request: GenerateRequest
+    at: float
+    given_up: int | None
+
+
+@functools.cache
+def crowd() -> tuple[Asked, ...]:
+    """The same for every ring."""
+    rng, asked = random.Random(0), []
+    for seed in range(REQUESTS):
+        tokens = rng.randrange(1, LONGEST + 1)
+        request = GenerateRequest(prompt_ids(rng.randrange(1, 60), seed), GREEDY, tokens)
+        asked.append(Asked(request, rng.random(), rng.randrange(tokens) if rng.random() < GIVEN_UP else None))
+    return tuple(asked)
+
+
 def places(backends: tuple[str, ...]) -> tuple[Place, ...]:
     ranges = [LayerRange(*pair) for pair in pairwise(CUTS[len(backends)])]
     return tuple(Place(name, _device(name), layers) for name, layers in zip(backends, ranges, strict=True))
 
 
-def ids_of(backends: tuple[str, ...]) -> str:
-    return "-".join(backends)
-
-
-@pytest.mark.parametrize("backends", TOYS, ids=ids_of)
+@pytest.mark.parametrize("backends", TOYS, ids="-".join)
 async def test_under_load_the_toys_texts_are_those_alone(tmp_path: Path, backends: tuple[str, ...]) -> None:
     toy = make_checksum_model(tmp_path / "toy", layers=LAYERS, step_ms=1)
-    await check_load(toy, backends, lambda folder, prompt, count: expected_tokens(folder, prompt, count, GREEDY))
+    alone = [expected_tokens(toy, each.request.prompt, each.request.max_tokens or 0, GREEDY) for each in crowd()]
+    await check_load(toy, backends, alone)
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3", "gemma3_text"])
+def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]]]:
+    """A tiny checkpoint of a family, and transformers' own answers to the crowd, by full passes."""
+    folder = make_checkpoint(tmp_path_factory.mktemp(request.param), FIRST_OF[request.param])
+    return folder, [list(reference_greedy(folder, a.request.prompt, a.request.max_tokens or 0)) for a in crowd()]
 
 
 @pytest.mark.full
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
-@pytest.mark.parametrize("backends", REAL, ids=ids_of)
-async def test_under_load_the_texts_are_those_alone(tmp_path: Path, backends: tuple[str, ...], family: str) -> None:
-    folder = make_checkpoint(tmp_path, FIRST_OF[family])
-    await check_load(folder, backends, lambda folder, prompt, count: list(reference_greedy(folder, prompt, count)))
+@pytest.mark.parametrize("backends", REAL, ids="-".join)
+async def test_under_load_the_texts_are_those_alone(
+    real: tuple[Path, list[list[int]]], backends: tuple[str, ...]
+) -> None:
+    await check_load(real[0], backends, real[1])
 
 
-async def check_load(folder: Path, backends: tuple[str, ...], alone: Answer) -> None:
-    rng = random.Random(len(backends))
-    prompts = [prompt_ids(rng.randrange(1, 60), seed) for seed in range(REQUESTS)]
-    right = {prompt: alone(folder, prompt, LONGEST) for prompt in prompts}
+async def check_load(folder: Path, backends: tuple[str, ...], alone: list[list[int]]) -> None:
     async with bare_ring(folder, places(backends), "fp32", CONTEXT, users=6) as ring:
         engine = Engine(ring.client, frozenset())
         async with serving(engine):
-
-            async def one(prompt: tuple[int, ...], delay: float, tokens: int, given_up: int | None) -> None:
-                await asyncio.sleep(delay)
-                found = await collect(engine.submit(GenerateRequest(prompt, GREEDY, tokens)), given_up)
-                wanted = right[prompt][:tokens]
-                assert found == (wanted if given_up is None else wanted[: len(found)])
-
             async with asyncio.TaskGroup() as group:
-                for prompt in prompts:
-                    tokens = rng.randrange(1, LONGEST + 1)
-                    given_up = rng.randrange(tokens) if rng.random() < GIVEN_UP else None
-                    group.create_task(one(prompt, rng.random(), tokens, given_up))
+                for asked, text in zip(crowd(), alone, strict=True):
+                    group.create_task(one(engine, asked, text))
             await until(lambda: books_agree(engine.stats()), 5)
+
+
+async def one(engine: Engine, asked: Asked, alone: list[int]) -> None:
+    await asyncio.sleep(asked.at)
+    found = await collect(engine.submit(asked.request), asked.given_up)
+    assert found == (alone if asked.given_up is None else alone[: len(found)])
