@@ -74,7 +74,7 @@ class PackedLinear(nn.Module):
                 place.copy_(linear(rows, part) if isinstance(part, Tensor) else product(wide, part))
         if self.bias is not None:
             out += self.bias
-        return out.reshape(*input.shape[:-1], -1)
+        return out.reshape(*input.shape[:-1], self._outputs)
 
 
 def can_pack() -> bool:

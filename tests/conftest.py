@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -79,16 +80,23 @@ def until(condition: Callable[[], object], seconds: float, what: str) -> None:
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` ports that nobody uses now."""
-    for first in range(41000, 60000, count):
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
+    """The first of `count` ports that nobody uses now, far below those that connections out are given."""
+    for _ in range(500):
+        first = random.randrange(10_000, 20_000 - count)
+        if all(map(_is_free, range(first, first + count))):
+            return first
     raise AssertionError("no free ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        if os.name == "posix":  # a port whose last connection ended a moment ago is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def environment_for(home: Path) -> dict[str, str]:

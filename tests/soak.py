@@ -141,12 +141,11 @@ class Soak:
 
     async def _warm_up(self) -> None:
         """What is grown once by use and by a mending is there before anything is counted."""
-        for _ in range(2):
-            chats = [asyncio.create_task(self._one()) for _ in range(2 * self._load.people)]
-            await asyncio.sleep(0.3)
-            self._kill()
-            await asyncio.gather(*chats)
-            await self._rest()
+        chats = [asyncio.create_task(self._one()) for _ in range(2 * self._load.people)]
+        await asyncio.sleep(0.3)
+        self._kill()
+        await asyncio.gather(*chats)
+        await self._rest()
         self._counts = Counts(wrong=self._counts.wrong)
 
     async def _work(self, until_time: float) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from together.cluster.finder import BUNDLED
 from together.cluster.naming import HubId, resolve_model
 from together.engine.text import TextModel
-from together.errors import BadPlan, BadSetting
+from together.errors import BadPlan, BadSetting, BrokenModel
 from together.models.files import inside
 from together.models.hub import describe_hub
 from together.models.manifest import describe
@@ -44,10 +44,21 @@ async def open_model(model: str | Path, settings: Settings) -> Opened:
 def _open(model: str | Path, settings: Settings) -> Opened:
     found = resolve_model(str(model), settings.home_path)
     folder = found if isinstance(found, Path) else _from_hub(found, settings)
-    spec, manifest = read_spec(folder), describe(folder)
+    spec, manifest, text = read_spec(folder), describe(folder), TextModel.open(folder)
+    _check_words(manifest.name, spec, text)
     ref = ModelRef(manifest.name, str(folder.resolve()), spec.fingerprint, spec.layers, manifest.revision)
     config = inside(folder, "config.json").read_bytes()
-    return Opened(folder, spec, TextModel.open(folder), ref, config, _dtype(settings, folder, spec))
+    return Opened(folder, spec, text, ref, config, _dtype(settings, folder, spec))
+
+
+def _check_words(name: str, spec: ModelSpec, text: TextModel) -> None:
+    """Tokens that were added later may lie beyond the model's (Gemma 3 has one for images); the others do not."""
+    words = text.tokenizer.get_vocab_size(with_added_tokens=False)
+    if words > spec.vocab_size:
+        raise BrokenModel(
+            f"{name} has a tokenizer of {words} tokens and weights for {spec.vocab_size}: the tokenizer is another "
+            "model's; get this model again"
+        )
 
 
 def _from_hub(hub_id: HubId, settings: Settings) -> Path:

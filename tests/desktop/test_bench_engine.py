@@ -11,6 +11,7 @@ from tests.desktop.test_bench import SLACK, bench
 ALL_MS, GREEDY_MS = 10.0, 1.0
 
 
+@pytest.mark.full  # beside other tests its time says nothing
 def test_the_sampler_is_fast_enough(tmp_path: Path) -> None:
     lines = {line["settings"]: line for line in bench(tmp_path, "sampler", "--repeats", "5")}
     assert {(line["rows"], line["vocabulary"]) for line in lines.values()} == {(8, 128256)}

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from tests.reliability.relay import slow_ways
+from tests.ring.stages import raw_ring, running_stages
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import ask, by_hand, cluster_settings, right_answer, running_nodes, until
 from tests.support.namespaces import permitted, run_scenario
 from together.head import Head
-from together.types import NodeState
+from together.types import LayerRange, NodeState, StageState
 
 LONG = "word " * 90
 
 
 @pytest.mark.skipif(not permitted(), reason="needs Linux's network namespaces")
-@pytest.mark.parametrize("scenario", ["a_cut_between_two_nodes", "a_node_that_nobody_reaches"])
-def test_what_is_cut_off_is_planned_around(tmp_path: Path, scenario: str) -> None:
-    print(run_scenario(f"tests.reliability.networks:{scenario}", tmp_path))
+def test_what_is_cut_off_is_planned_around(tmp_path: Path) -> None:
+    print(run_scenario("tests.reliability.networks:cuts_that_heal", tmp_path))
 
 
 # --- R8 ---------------------------------------------------------------------------------------------------------------
@@ -43,6 +43,20 @@ async def test_a_slow_network_is_slower_and_not_wrong(tmp_path: Path) -> None:
                 await check_slow(head, toy)
             finally:
                 await head.stop()
+
+
+async def test_a_stage_tells_of_a_stream_that_ended(tmp_path: Path) -> None:
+    """Its sender may have sent all it had, and wait for an answer that never comes."""
+    toy = make_checksum_model(tmp_path / "toy")
+    async with running_stages(toy, LayerRange(0, 2), LayerRange(2, 4)) as stages, raw_ring(stages) as ring:
+        await ring.join()
+        assert [stage.status.broken_epoch for stage in stages] == [-1, -1]
+        await ring.leave()
+        await until(lambda: stages[0].status.broken_epoch == ring.epoch)
+        assert stages[0].status.cause == "the stream from the one before it ended"
+        assert stages[0].status.state is StageState.READY
+        await ring.join()
+        assert await ring.generate((1, 2, 3), 4)
 
 
 async def check_slow(head: Head, toy: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import grpc.aio
 import pytest
 
-from tests.support.checksum import make_checksum_model
+from tests.support.checksum import VOCABULARY, make_checksum_model
 from tests.support.cluster import (
     ask,
     by_hand,
@@ -25,8 +26,9 @@ from tests.support.cluster import (
     until,
     watch,
 )
-from together.errors import TogetherError
+from together.errors import BrokenModel, TogetherError
 from together.models.spec import read_spec
+from together.opening import open_model
 from together.ring import rpc, wire
 from together.types import Caller, LayerRange, StageOrder, StagePlan, StageState
 
@@ -113,3 +115,12 @@ async def test_another_version_of_the_model_is_refused_with_both_hashes(tmp_path
         for fingerprint in (read_spec(theirs).fingerprint, asked.fingerprint):
             assert fingerprint[:12] in status.stages[0].cause
         assert "another version of toy" in status.stages[0].cause
+
+
+async def test_another_models_tokenizer_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    toy = make_checksum_model(tmp_path / "toy")
+    tokenizer = json.loads((toy / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["model"]["vocab"] |= {f"word{index}": 256 + index for index in range(100)}
+    (toy / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(BrokenModel, match=f"toy has a tokenizer of 356 tokens and weights for {VOCABULARY}"):
+        await open_model(str(toy), cluster_settings(tmp_path))

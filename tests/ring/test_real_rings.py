@@ -108,6 +108,7 @@ DRAWS = 10_000
 ROWS = 100
 
 
+@pytest.mark.timeout(400)  # 30,000 draws through real stages, beside other tests
 async def test_settings_reach_the_last_stage(tmp_path: Path) -> None:
     """The last prompt token is sent again and again, each time with another seed: one exact distribution."""
     folder = make_checkpoint(tmp_path, FIRST_OF["llama"])
