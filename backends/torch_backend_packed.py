@@ -18,7 +18,8 @@ from torch.nn.functional import linear
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
-_PART = 2**22  # weights: large enough that a call costs nothing beside them, 24 MiB while it is packed
+_PART = 2**23  # weights: threads meet at the end of each part, and 32 MiB in fp32 is what packing one takes
+_READ = 2**19  # weights read at a time
 _LEAST_OUTPUTS = 512  # of a part, so that there is work for every thread
 _COLUMNS = 16  # outputs that FBGEMM's inner loop takes at once
 _BLOCK = 512  # inputs that FBGEMM keeps together: it rounds up to whole ones
@@ -58,20 +59,21 @@ class Held:
 
 
 class PackedLinear(nn.Module):
-    """Takes the place of nn.Linear; parts follow one another along the outputs, `step` in each but the last."""
+    """Takes the place of nn.Linear; its parts follow one another along the outputs."""
 
-    def __init__(self, parts: list[Any], step: int, outputs: int, bias: Tensor | None) -> None:
+    def __init__(self, parts: list[Any], outputs: int, bias: Tensor | None) -> None:
         super().__init__()
         self.bias = bias
-        self._parts, self._step, self._outputs = parts, step, outputs
+        self._parts, self._outputs = parts, outputs
 
     def forward(self, input: Tensor) -> Tensor:
         rows = input.reshape(-1, input.shape[-1])
-        out = torch.empty(rows.shape[0], self._outputs, dtype=input.dtype)
-        if out.numel():
-            wide = rows.float()
-            for part, place in zip(self._parts, out.split(self._step, dim=1), strict=True):
-                place.copy_(linear(rows, part) if isinstance(part, Tensor) else product(wide, part))
+        wide = rows.float()
+        found = [
+            linear(rows, part) if isinstance(part, Tensor) else product(wide, part).to(input.dtype)
+            for part in self._parts
+        ]
+        out = found[0] if len(found) == 1 else torch.cat(found, dim=1)
         if self.bias is not None:
             out += self.bias
         return out.reshape(*input.shape[:-1], self._outputs)
@@ -93,12 +95,12 @@ def fits(inputs: int) -> bool:
 
 def pack(weight: Tensor) -> Any:
     """fp32 `[outputs, inputs]` → what `product` takes."""
-    return torch.ops.quantized.linear_prepack_fp16(weight, None)
+    return torch.ops.quantized.linear_prepack_fp16.default(weight, None)
 
 
 def product(rows: Tensor, packed: Any) -> Tensor:
     """fp32 rows `[n, inputs]` times packed weights → fp32 `[n, outputs]`."""
-    found: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, packed)
+    found: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(rows, packed)
     return found
 
 
@@ -125,25 +127,28 @@ class Packer:
         for end, part in zip(ends, self._pool.map(lambda end: self._part(matrix, *end), ends), strict=True):
             parts.append(part)
             matrix.packed(*end)
-        return PackedLinear(parts, step, outputs, bias)
+        return PackedLinear(parts, outputs, bias)
 
     def _part(self, matrix: Matrix, start: int, stop: int) -> Any:
         """Packed, or as it is where fp16 cannot hold it (also where it is no number)."""
-        wide, room = self._scratch(stop - start, matrix.shape[1])
-        weight = matrix.read(start, stop, room)
-        _widen(weight, wide)
+        inputs = matrix.shape[1]
+        wide, room = self._scratch((stop - start) * inputs)
+        wide = wide.reshape(-1, inputs)
+        rows = max(_READ // inputs, 1)
+        for low in range(start, stop, rows):
+            high = min(low + rows, stop)
+            _widen(matrix.read(low, high, room), wide[low - start : high - start])
         largest = max(float(wide.max()), -float(wide.min()))
-        if largest == 0 or _LEAST <= largest <= _MOST:
-            return pack(torch.from_numpy(wide))
-        return weight.to(self._dtype, copy=True)
+        weight = torch.from_numpy(wide)
+        return pack(weight) if largest == 0 or _LEAST <= largest <= _MOST else weight.to(self._dtype)
 
-    def _scratch(self, height: int, width: int) -> tuple[Floats, Bytes]:
-        """For this thread: `[height, width]` in fp32, and the same room for what is read."""
-        size = 4 * height * width
-        room: Bytes | None = getattr(self._room, "bytes", None)
-        if room is None or room.size < 2 * size:
-            self._room.bytes = room = np.empty(2 * size, np.uint8)
-        return room[:size].view(np.float32).reshape(height, width), room[size : 2 * size]
+    def _scratch(self, size: int) -> tuple[Floats, Bytes]:
+        """This thread's: `size` fp32 numbers, and room for what is read."""
+        wide: Floats | None = getattr(self._room, "wide", None)
+        if wide is None or wide.size < size:
+            self._room.wide = wide = np.empty(max(size, _PART), np.float32)
+            self._room.read = np.empty(4 * _READ, np.uint8)
+        return wide[:size], self._room.read
 
 
 def _widen(weight: Tensor, wide: Floats) -> None:

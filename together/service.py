@@ -161,17 +161,17 @@ class Service:
         silence, usual = self.engine.silence, self.engine.usual_step
         if silence < max(SUSPECT_AFTER, 4 * usual):
             return None
-        silent, cut = await asyncio.gather(self.loader.silent(), self._cut_link())
-        for index in silent:
+        for index in await self.loader.silent():
             return self.loader.broken(index, f"it does not answer any more, for {silence:.0f} s")
-        return cut
+        return await self._cut_link()
 
     async def _cut_link(self) -> RingBroken | None:
         """Neighbours of the ring that the head reaches, and that do not reach each other."""
         stages = self.loader.plan.stages
         pairs = list(pairwise([*(stage.node for stage in stages), HEAD]))
         reached = await asyncio.gather(*(self._reaches(node, other) for node, other in pairs))
-        found = [index for index, each in enumerate(reached) if not each]
+        alive = self.cluster.membership.alive
+        found = [i for i, (node, _) in enumerate(pairs) if not reached[i] and alive(node)]
         for index in found:
             self.cluster.surveyor.cut(*pairs[index])
             self.measured = True  # only a plan that looks at links can get around it

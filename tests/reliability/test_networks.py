@@ -16,7 +16,7 @@ from tests.support.namespaces import permitted, run_scenario
 from together.head import Head
 from together.types import LayerRange, NodeState, StageState
 
-LONG = "word " * 90
+LONG = "word " * 70
 
 
 @pytest.mark.skipif(not permitted(), reason="needs Linux's network namespaces")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.support.cluster import (
     cluster_settings,
     free_port_block,
     right_answer,
+    running_cluster,
     running_head,
     running_node,
     running_nodes,
@@ -77,6 +79,15 @@ async def test_a_node_that_comes_back_with_a_new_address_rejoins(tmp_path: Path)
                 await head.unload()
             finally:
                 back.stop()
+
+
+async def test_a_pause_of_the_head_itself_loses_no_node(tmp_path: Path) -> None:
+    """As of a laptop that slept: its nodes were silent only to it."""
+    async with running_cluster(tmp_path, "anna", "berta") as (head, _):
+        changes = head.changes()
+        time.sleep(2.5 * head.settings.node_timeout)  # noqa: ASYNC251  # this is the pause
+        causes = [node.cause for _ in range(8) for node in (await anext(changes)).nodes]
+        assert causes == [""] * 16
 
 
 # --- R10 --------------------------------------------------------------------------------------------------------------
