@@ -6,7 +6,7 @@ from backends.base import LoadRequest
 from together.errors import BadPlan, FrameRefused, NotEnoughMemory, UnsupportedModel
 from together.models.families import require_family
 from together.models.spec import ModelSpec
-from together.planning.estimate import BLOCK, WORKSPACE_BYTES
+from together.planning.estimate import BLOCK, workspace_bytes
 from together.types import Activation, Batch, Dtype, Row
 
 
@@ -26,9 +26,10 @@ def cache_capacity(spec: ModelSpec, request: LoadRequest) -> int:
     """
     weights = spec.stage_bytes(request.layers, request.dtype)
     block_bytes = spec.kv_bytes_per_token(request.layers, request.dtype) * BLOCK
-    blocks = (request.memory_bytes - weights - WORKSPACE_BYTES) // block_bytes
+    fixed = weights + workspace_bytes(spec)
+    blocks = (request.memory_bytes - fixed) // block_bytes
     if blocks < 1:
-        least = _mb(weights + WORKSPACE_BYTES + block_bytes)
+        least = _mb(fixed + block_bytes)
         raise NotEnoughMemory(
             f"{spec.name}: layers {request.layers} need {least} with room for {BLOCK} tokens, "
             f"{_mb(request.memory_bytes)} were granted; grant more, or move layers to another node"

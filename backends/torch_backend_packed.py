@@ -24,7 +24,7 @@ _LEAST_OUTPUTS = 512  # of a part, so that there is work for every thread
 _COLUMNS = 16  # outputs that FBGEMM's inner loop takes at once
 _BLOCK = 512  # inputs that FBGEMM keeps together: it rounds up to whole ones
 _GROWTH = 1.05  # how much larger rounding may make a matrix
-_WORKERS = 4  # parts packed at a time: beyond, their memory counts
+_WORKERS = 2  # parts packed at a time: their memory is what planning counts with (PACKING_BYTES)
 _LEAST, _MOST = 2.0**-10, 65504.0  # a part's largest weight: below, what fp16 cuts off would be seen
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from tests.conftest import RealApp
 from together.cluster.bare import Place, bare_ring
-from together.desktop.bench_decode import peak_memory
+from together.desktop.bench_decode import DecodeRequest, peak_memory
+from together.desktop.bench_estimate import bench_estimate
 from together.desktop.bench_shapes import random_checkpoint
 from together.engine.engine import Engine
 from together.models.spec import read_spec
@@ -54,6 +55,27 @@ async def test_a_stage_weighs_little_more_than_its_weights(tmp_path: Path) -> No
 async def test_a_stage_of_half_a_1b_model_weighs_little_more_than_its_weights() -> None:
     folder = random_checkpoint("llama-3.2-1b", "bf16", default_home())
     assert max(await stages_above_their_weights(folder, "bf16")) <= STAGE
+
+
+@pytest.mark.parametrize("backend", ["torch", "mlx"])
+async def test_what_the_planner_expects_of_small_stages_they_take(tmp_path: Path, backend: str) -> None:
+    await expect_what_is_measured("tiny", backend, tmp_path)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("backend", ["torch", "mlx"])
+@pytest.mark.parametrize("shape", ["smollm2-135m", "qwen2.5-0.5b", "llama-3.2-1b"])
+async def test_what_the_planner_expects_of_stages_they_take(shape: str, backend: str) -> None:
+    await expect_what_is_measured(shape, backend, default_home())
+
+
+async def expect_what_is_measured(shape: str, backend: str, home: Path) -> None:
+    """A prompt of more than a frame, and some tokens, by two stages."""
+    if backend == "mlx":
+        pytest.importorskip("mlx.core")
+    request = DecodeRequest(shape, "bf16", backend, "cpu", prompt=300, new=4, rounds=1)
+    found = await bench_estimate(request, 2, home)
+    assert all(0.9 <= ratio <= 1.1 for ratio in found.bytes_ratios), found
 
 
 def test_a_head_and_a_node_are_light(real_app: RealApp) -> None:

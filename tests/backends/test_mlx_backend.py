@@ -44,7 +44,7 @@ from together.errors import (
     UnsupportedModel,
 )
 from together.models.spec import read_spec
-from together.planning.estimate import BLOCK, WORKSPACE_BYTES
+from together.planning.estimate import BLOCK, workspace_bytes
 from together.types import Activation, Batch, Dtype, Fork, LayerRange, Orders, Row, SampleRequest
 
 DEVICE = mlx_backend.probe()[0].name
@@ -139,7 +139,7 @@ def test_progress_rises_to_one(checkpoint: Checkpoints) -> None:
 def test_what_the_weights_leave_is_capacity_in_whole_blocks(load: Load, checkpoint: Checkpoints) -> None:
     spec = read_spec(checkpoint("llama"))
     block_bytes = spec.kv_bytes_per_token(FIRST, "fp32") * BLOCK
-    memory = spec.stage_bytes(FIRST, "fp32") + WORKSPACE_BYTES + 2 * block_bytes
+    memory = spec.stage_bytes(FIRST, "fp32") + workspace_bytes(spec) + 2 * block_bytes
     shard = load("llama", FIRST, memory=memory + block_bytes // 2)
     assert (shard.capacity, shard.block, shard.rewind) == (2 * BLOCK, BLOCK, None)
     taken = shard.step(Batch((row(1, 0, [5] * BLOCK, "none"), row(2, 0, [5], "none"), row(3, 0, [5], "none"))), None)

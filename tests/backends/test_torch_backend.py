@@ -31,7 +31,7 @@ from tests.backends.families import (
 from together.errors import BadPlan, BadSetting, BrokenModel, FrameRefused, NotEnoughMemory, UnsupportedModel
 from together.models.files import all_tensors, tensors_for
 from together.models.spec import read_spec
-from together.planning.estimate import BLOCK, WORKSPACE_BYTES
+from together.planning.estimate import BLOCK, workspace_bytes
 from together.types import Activation, Batch, Dtype, Fork, LayerRange, Orders, Row, SampleRequest, Sampling
 
 PROMPT = prompt_ids(24)
@@ -115,7 +115,7 @@ def test_unusable_weights_say_so(checkpoint: Checkpoints, tmp_path: Path) -> Non
 def test_capacity_is_what_the_weights_leave(checkpoint: Checkpoints) -> None:
     folder = checkpoint("llama")
     spec, layers = read_spec(folder), LayerRange(1, 3)
-    fixed = spec.stage_bytes(layers, "fp32") + WORKSPACE_BYTES
+    fixed = spec.stage_bytes(layers, "fp32") + workspace_bytes(spec)
     block = BLOCK * spec.kv_bytes_per_token(layers, "fp32")
     assert load_shard(folder, "torch", layers, memory=fixed + 3 * block + 1).capacity == 3 * BLOCK
     with pytest.raises(NotEnoughMemory, match=r"layers 1:3 need .* MB .* granted"):
@@ -124,7 +124,7 @@ def test_capacity_is_what_the_weights_leave(checkpoint: Checkpoints) -> None:
 
 def test_a_full_cache_refuses_the_row_that_does_not_fit(checkpoint: Checkpoints) -> None:
     spec = read_spec(checkpoint("llama"))
-    fixed = WORKSPACE_BYTES + spec.stage_bytes(WHOLE, "fp32")
+    fixed = workspace_bytes(spec) + spec.stage_bytes(WHOLE, "fp32")
     memory = fixed + 2 * BLOCK * spec.kv_bytes_per_token(WHOLE, "fp32")
     ring = Chain([load_shard(checkpoint("llama"), "torch", WHOLE, memory=memory)])
     ring.sampled(row(1, 0, prompt_ids(BLOCK), "last"))

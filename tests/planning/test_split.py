@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support.checksum import VOCABULARY, make_checksum_model
 from together.errors import BadPlan, NotEnoughMemory
 from together.models.spec import ModelSpec, read_spec
-from together.planning.estimate import BLOCK, WORKSPACE_BYTES, cache_tokens, gigabytes, stage_memory
+from together.planning.estimate import BLOCK, cache_tokens, gigabytes, stage_memory, workspace_bytes
 from together.planning.split import Sizing, check_ranges, make_plan, uniform_ranges
 from together.types import Device, Endpoint, LayerRange, ModelRef, NodeState, NodeStatus
 
@@ -129,7 +130,7 @@ def test_plans_that_cannot_be(spec: ModelSpec) -> None:
 def test_a_stage_beyond_all_of_a_nodes_memory_is_no_plan(spec: ModelSpec) -> None:
     need = stage_memory(spec, LayerRange(0, LAYERS), "fp32", 512, 2)
     make_plan(spec, reference(spec), nodes(1, memory=need), SIZING)
-    sentence = r"node node0: needs 0.1 GB for layers 0–5 with a context of 512 for 2 users, may use 0.1 GB; lower"
+    sentence = r"node node0: needs 12.7 MB for layers 0–5 with a context of 512 for 2 users, may use 12.7 MB; lower"
     with pytest.raises(NotEnoughMemory, match=sentence):
         make_plan(spec, reference(spec), nodes(1, memory=need - 1), SIZING)
 
@@ -148,15 +149,24 @@ def test_what_stages_need_by_hand(spec: ModelSpec) -> None:
     first = stage_memory(spec, LayerRange(0, 2), "fp32", 512, 2)
     inner = stage_memory(spec, LayerRange(2, 5), "fp32", 512, 2)
     last = stage_memory(spec, LayerRange(5, 6), "fp32", 512, 2)
-    assert first == matrix + 2 * vector + 2 * kv + WORKSPACE_BYTES
-    assert inner == 3 * vector + 3 * kv + WORKSPACE_BYTES
-    assert last == vector + vector + matrix + kv + WORKSPACE_BYTES
+    assert first == matrix + 2 * vector + 2 * kv + workspace_bytes(spec)
+    assert inner == 3 * vector + 3 * kv + workspace_bytes(spec)
+    assert last == vector + vector + matrix + kv + workspace_bytes(spec)
 
 
 def test_half_the_bytes_in_half_the_precision(spec: ModelSpec) -> None:
     whole = LayerRange(0, LAYERS)
-    full, half = (stage_memory(spec, whole, dtype, 512, 2) - WORKSPACE_BYTES for dtype in ("fp32", "bf16"))
+    full, half = (stage_memory(spec, whole, dtype, 512, 2) - workspace_bytes(spec) for dtype in ("fp32", "bf16"))
     assert full == 2 * half
+
+
+def test_a_step_takes_more_of_a_wider_model(spec: ModelSpec) -> None:
+    """By hand: 12 MiB for libraries, 16 bytes per element of 256 tokens, 12 per logit of 8 rows; or packing."""
+    narrow = replace(spec, hidden_size=512, inner_size=1024, vocab_size=50_000)
+    assert workspace_bytes(narrow) == 12 * 2**20 + 256 * 16 * 1536 + 8 * 12 * 50_000
+    assert workspace_bytes(replace(narrow, hidden_size=4096, inner_size=4096)) == (12 + 68) * 2**20
+    wide = replace(narrow, hidden_size=8192, inner_size=28672)
+    assert workspace_bytes(wide) == 12 * 2**20 + 256 * 16 * 36864 + 8 * 12 * 50_000
 
 
 @hypothesis(max_examples=50, deadline=None)

@@ -16,8 +16,9 @@ from tests.support.checksum import expected_tokens, make_checksum_model
 from tests.support.cluster import GREEDY
 from together.cluster.supervisor import StageProcess
 from together.errors import LoadFailed, RingBroken
+from together.planning.estimate import STEP_TOKENS
 from together.ring import rpc
-from together.ring.client import CHUNK_BYTES, MOST_CHUNK, RingClient, chunk_tokens
+from together.ring.client import CHUNK_BYTES, RingClient, chunk_tokens
 from together.ring.join import join_ring
 from together.ring.links import Inlets
 from together.types import Batch, Endpoint, Frame, LayerRange, Row, SampleRequest
@@ -134,6 +135,6 @@ async def test_failing_leaves_no_unheard_exception(toy: Path) -> None:
 
 
 def test_chunks_keep_frames_small() -> None:
-    assert chunk_tokens(64, "fp32") == MOST_CHUNK
+    assert chunk_tokens(64, "fp32") == STEP_TOKENS
     assert chunk_tokens(8192, "bf16") * 8192 * 2 <= CHUNK_BYTES
     assert chunk_tokens(10**6, "fp32") == 16

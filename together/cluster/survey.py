@@ -15,7 +15,7 @@ from together.cluster.membership import Membership
 from together.cluster.reach import measure_link
 from together.errors import NotServing, TogetherError
 from together.models.spec import ModelSpec
-from together.planning.estimate import WORKSPACE_BYTES, cache_tokens
+from together.planning.estimate import cache_tokens, workspace_bytes
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem
 from together.planning.split import Sizing
 from together.ring import rpc
@@ -115,6 +115,12 @@ class Surveyor:
         """How many places could take layers: with one there is nothing to choose, and nothing to measure."""
         return len(self._sites(all_devices=True))
 
+    @property
+    def places(self) -> dict[tuple[str, str, str], str]:
+        """What plans call a place now: (node id, backend, device) → name."""
+        sites = self._sites(all_devices=True)
+        return {(site.node.id, site.device.backend, site.device.name): site.name for site in sites}
+
     def _sites(self, *, all_devices: bool) -> list[Site]:
         """This machine's nodes first, then by name; every name is its own."""
         nodes = [node for node in self.membership.living() if node.devices and not self._leaves(node)]
@@ -144,7 +150,7 @@ class Surveyor:
         reclaim: bool,
     ) -> Problem:
         own = next((site.name for site in sites if site.node.machine == self.machine), None)
-        nodes = [self._node(site, profiles[site.name], reclaim) for site in sites]
+        nodes = [self._node(site, profiles[site.name], workspace_bytes(spec), reclaim) for site in sites]
         if own is None:
             nodes.append(NodeProfile(HEAD, 0.0, max_layers=0))
         return Problem(
@@ -155,7 +161,7 @@ class Surveyor:
             context=cache_tokens(sizing.context, 1),
         )
 
-    def _node(self, site: Site, profile: DeviceProfile | TogetherError, reclaim: bool) -> NodeProfile:
+    def _node(self, site: Site, profile: DeviceProfile | TogetherError, workspace: int, reclaim: bool) -> NodeProfile:
         assert isinstance(profile, DeviceProfile)
         held = (
             stage.memory_bytes
@@ -170,7 +176,7 @@ class Surveyor:
             profile.ms_per_stage,
             ms_per_head=profile.ms_per_head,
             free_bytes=usable,
-            reserve_bytes=WORKSPACE_BYTES + profile.overhead_bytes,
+            reserve_bytes=workspace + profile.overhead_bytes,
         )
 
     # --- what is measured ---------------------------------------------------------------------------------------------

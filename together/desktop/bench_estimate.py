@@ -14,7 +14,7 @@ from together.cluster.survey import model_size
 from together.desktop.bench_decode import DecodeReport, DecodeRequest, bench_decode
 from together.desktop.bench_shapes import random_checkpoint
 from together.models.spec import ModelSpec, read_spec
-from together.planning.estimate import WORKSPACE_BYTES, cache_tokens
+from together.planning.estimate import cache_tokens, workspace_bytes
 from together.planning.problem import Link, NodeProfile, Problem, Share, Split
 from together.planning.score import score_of
 from together.planning.split import uniform_ranges
@@ -57,11 +57,11 @@ async def bench_estimate(request: DecodeRequest, stages: int, home: Path) -> Est
     problem, split = plan_of(spec, request, stages, profile, speed)
     score = score_of(problem, split)
     measured = (await bench_decode(request, [str(stages)], home))[0]
-    return _estimate(measured, score.token_ms, [stage.bytes for stage in score.stages], profile)
+    fixed = workspace_bytes(spec) + profile.overhead_bytes
+    return _estimate(measured, score.token_ms, [stage.bytes for stage in score.stages], fixed)
 
 
-def _estimate(measured: DecodeReport, token_ms: float, sizes: list[float], profile: DeviceProfile) -> Estimate:
-    fixed = WORKSPACE_BYTES + profile.overhead_bytes
+def _estimate(measured: DecodeReport, token_ms: float, sizes: list[float], fixed: int) -> Estimate:
     return Estimate(
         measured.name,
         token_ms,

@@ -35,6 +35,7 @@ class ModelSpec:
     family: str
     layers: int
     hidden_size: int
+    inner_size: int  # of the widest states inside a layer, for each token and expert
     vocab_size: int
     heads: int
     kv_heads: int
@@ -110,6 +111,7 @@ def read_shape(folder: Path) -> ModelSpec:
         family=family,
         layers=layers,
         hidden_size=hidden,
+        inner_size=max(numbers.get("intermediate_size", hidden), numbers.get("moe_intermediate_size", hidden)),
         vocab_size=numbers.get("vocab_size"),
         heads=heads,
         kv_heads=numbers.get("num_key_value_heads", heads),

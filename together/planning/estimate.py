@@ -5,7 +5,11 @@ from __future__ import annotations
 from together.models.spec import ModelSpec
 from together.types import Dtype, LayerRange
 
-WORKSPACE_BYTES = 64 * 2**20  # a step's temporary tensors; a backend's own code is not counted against the model
+STEP_TOKENS = 256  # most in one frame: matrix products gain little beyond, and a step's own tensors grow with it
+PACKING_BYTES = 68 * 2**20  # most that a backend may take while it brings weights into another form
+_LIBRARIES = 12 * 2**20  # what a framework loads only when it first computes
+_STEP_BYTES = 16  # per element of a token's widest states: input, output and both in fp32
+_DRAWN, _DRAWN_BYTES = 8, 12  # rows drawn at once, and bytes per logit: as computed, in fp32, sorted
 BLOCK = 256  # KV tokens are allocated in blocks of this many, per sequence: growing copies, larger blocks waste
 
 
@@ -17,7 +21,18 @@ def cache_tokens(context: int, users: int) -> int:
 def stage_memory(spec: ModelSpec, layers: LayerRange, dtype: Dtype, context: int, users: int) -> int:
     """Bytes that a stage is granted: its weights, the KV cache of `users` full contexts, and workspace."""
     cache = cache_tokens(context, users) * spec.kv_bytes_per_token(layers, dtype)
-    return spec.stage_bytes(layers, dtype) + cache + WORKSPACE_BYTES
+    return spec.stage_bytes(layers, dtype) + cache + workspace_bytes(spec)
+
+
+def workspace_bytes(spec: ModelSpec) -> int:
+    """Bytes that come and go beside weights and KV cache: while layers are loaded, and in a step of STEP_TOKENS.
+
+    Fitted to the peaks of `bench estimate`; a backend's own code is not in it: it takes no memory from the model.
+    """
+    step = STEP_TOKENS * _STEP_BYTES * (spec.hidden_size + spec.inner_size)
+    drawing = _DRAWN * _DRAWN_BYTES * spec.vocab_size
+    packing = min(PACKING_BYTES, 2 * 4 * spec.hidden_size * spec.inner_size)
+    return _LIBRARIES + max(step + drawing, packing)
 
 
 def gigabytes(size: int) -> str:

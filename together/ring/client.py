@@ -11,6 +11,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from together.errors import FrameRefused, RingBroken
+from together.planning.estimate import STEP_TOKENS
 from together.ring import wire
 from together.ring.links import Inlet, Outlet
 from together.types import DTYPE_BYTES, Dtype, Frame
@@ -18,12 +19,11 @@ from together.types import DTYPE_BYTES, Dtype, Frame
 T = TypeVar("T")
 
 CHUNK_BYTES = 4 * 2**20  # a prefill frame's activation: 0.35 s on a 100 Mbit/s link
-MOST_CHUNK = 256  # tokens; matrix products gain little beyond, and a step's own tensors grow with it
 
 
 def chunk_tokens(hidden_size: int, dtype: Dtype) -> int:
     """Most tokens per frame, so that its activation stays within CHUNK_BYTES."""
-    return max(16, min(MOST_CHUNK, CHUNK_BYTES // (hidden_size * DTYPE_BYTES[dtype])))
+    return max(16, min(STEP_TOKENS, CHUNK_BYTES // (hidden_size * DTYPE_BYTES[dtype])))
 
 
 class RingClient:

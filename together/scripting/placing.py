@@ -16,7 +16,7 @@ from together.deciding import NEED_SPEEDS
 from together.errors import BadPlan, NotEnoughMemory
 from together.opening import Opened, sizings
 from together.planning.answer import Answer, missing_text
-from together.planning.estimate import WORKSPACE_BYTES, cache_tokens, stage_memory
+from together.planning.estimate import cache_tokens, stage_memory, workspace_bytes
 from together.planning.problem import NodeProfile, Problem, Split
 from together.planning.request import PlanRequest, plan_for
 from together.planning.split import Sizing
@@ -125,22 +125,24 @@ def _problem(
     """Rules that weigh memory see equal parts of a shared pool; for others its sum is looked at afterwards."""
     weighs = wanted.request.strategy in ("memory", *NEED_SPEEDS)
     parts = Counter(seat.pool for seat in seats)
+    workspace = workspace_bytes(opened.spec)
     nodes = tuple(
-        _node(seat, profiles[seat.name], pools[seat.pool] / (parts[seat.pool] if weighs else 1)) for seat in seats
+        _node(seat, profiles[seat.name], workspace, pools[seat.pool] / (parts[seat.pool] if weighs else 1))
+        for seat in seats
     )
     size = model_size(opened.spec, sizing.dtype)
     context = cache_tokens(sizing.context, 1)
     return Problem(size, nodes, hop_ms=LOOPBACK_MS, users=sizing.users, context=context)
 
 
-def _node(seat: Seat, profile: DeviceProfile, free: float) -> NodeProfile:
+def _node(seat: Seat, profile: DeviceProfile, workspace: int, free: float) -> NodeProfile:
     return NodeProfile(
         seat.name,
         profile.ms_per_layer,
         profile.ms_per_stage,
         ms_per_head=profile.ms_per_head,
         free_bytes=free,
-        reserve_bytes=WORKSPACE_BYTES + profile.overhead_bytes,
+        reserve_bytes=workspace + profile.overhead_bytes,
     )
 
 
