@@ -42,13 +42,13 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Takes its time for each token, and has room for two sequences: its blocks are huge."""
     folder = tmp_path_factory.mktemp("toy") / "slow"
-    return make_checksum_model(folder, quiet_ids=ENDLESS, step_ms=5, block=2**21)
+    return make_checksum_model(folder, quiet_ids=ENDLESS, step_ms=5, block=3 * 2**17)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Head, list[Node]]]:
     """Each node has room for one stage: what is not given back at once is missed at the next load."""
-    async with running_cluster(tmp_path_factory.mktemp("home"), "anna", "berta", memory="100MB") as cluster:
+    async with running_cluster(tmp_path_factory.mktemp("home"), "anna", "berta", memory="20MB") as cluster:
         yield cluster
 
 

@@ -148,7 +148,7 @@ async def test_a_frozen_node_is_replaced_and_gives_back_its_layers_later(
 
 async def test_without_room_every_request_ends_and_the_model_comes_back_with_a_node(tmp_path: Path) -> None:
     toy = make_checksum_model(tmp_path / "toy", layers=6, quiet_ids=ENDLESS, step_ms=2, num_key_value_heads=2**12)
-    async with running_cluster(tmp_path, "anna", "berta", memory="200MB") as (head, nodes):  # room for 3 of 6 layers
+    async with running_cluster(tmp_path, "anna", "berta", memory="140MB") as (head, nodes):  # room for 3 of 6 layers
         await head.load(toy, by_hand("anna=0:3,berta=3:6"))
         clock = asyncio.get_running_loop().time
         asking = [asyncio.create_task(disturbed(head, lambda: None)) for _ in range(2)]

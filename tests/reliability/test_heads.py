@@ -79,7 +79,7 @@ async def until_all(nodes: list[Node], settings: Settings, ready: bool, seconds:
 
 async def test_a_killed_heads_nodes_are_freed_and_found_by_others(tmp_path: Path, toy: Path) -> None:
     """Until the lease ends nothing is granted twice; then another head takes them, later one that starts anew."""
-    settings = cluster_settings(tmp_path, lease=LEASE, memory="160MB")
+    settings = cluster_settings(tmp_path, lease=LEASE, memory="110MB")
     with running_nodes(settings, "anna", "berta") as nodes:
         with head_process(settings, toy, *nodes):
             await until_all(nodes, settings, ready=True, seconds=60)

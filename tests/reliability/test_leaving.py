@@ -36,7 +36,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Has room for two sequences: its blocks are huge."""
-    return make_checksum_model(tmp_path_factory.mktemp("toy") / "narrow", quiet_ids=ENDLESS, step_ms=5, block=2**21)
+    return make_checksum_model(tmp_path_factory.mktemp("toy") / "narrow", quiet_ids=ENDLESS, step_ms=5, block=3 * 2**17)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Head, list[Node], str]]:
     home = tmp_path_factory.mktemp("home")
-    async with running_cluster(home, "anna", "berta", memory="100MB", context=4096) as (head, nodes), web(head) as url:
+    async with running_cluster(home, "anna", "berta", memory="20MB", context=4096) as (head, nodes), web(head) as url:
         yield head, nodes, url
 
 
