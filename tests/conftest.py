@@ -162,6 +162,17 @@ def _end(process: subprocess.Popen[str], family: list[psutil.Process]) -> None:
     process.wait(10)
 
 
+@contextmanager
+def serving_instead(app: RealApp, model: Path) -> Iterator[None]:
+    """Another model in an app of `start_app`, for a while."""
+    try:
+        app.post("/control/load", {"model": str(model), "layers": "0:2,2:4"}).raise_for_status()
+        yield
+    finally:
+        toy = app.home.parent / "toy"
+        app.post("/control/load", {"model": str(toy), "layers": "0:2,2:4"}).raise_for_status()
+
+
 @pytest.fixture(scope="session")
 def real_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApp]:
     """One app for all tests that leave it as they found it."""

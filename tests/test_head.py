@@ -181,3 +181,26 @@ async def test_two_heads_on_the_same_nodes_keep_apart(head: Head, nodes: list[No
         assert [len(node.stages()) for node in nodes] == [1, 1]
         assert await ask(second, tokens=6) == right_answer(other, tokens=6)
     assert [node.stages() for node in nodes] == [[], []]
+
+
+async def test_no_moment_without_a_model_between_two_models(head: Head, toy: Path, tmp_path: Path) -> None:
+    """Looked at in every turn of the loop, so that a flash of one turn is seen, too."""
+    other = make_checksum_model(tmp_path / "other", seed=2, quiet_ids=ENDLESS)
+    seen: list[tuple[ServingState, str, str]] = []
+
+    async def look() -> None:
+        while True:
+            serving = head.view().serving
+            if not seen or seen[-1] != (serving.state, serving.model, serving.step):
+                seen.append((serving.state, serving.model, serving.step))
+            await asyncio.sleep(0)
+
+    await head.load(toy)
+    looking = asyncio.create_task(look())
+    await head.load(other)
+    looking.cancel()
+    assert (ServingState.LOADING, "other", f"ending {toy.name}") in seen
+    assert ServingState.EMPTY not in {state for state, _, _ in seen}
+    models = [model for _, model, _ in seen]
+    assert models == sorted(models)  # one, then the other, and never back
+    assert await ask(head) == right_answer(other)

@@ -7,7 +7,8 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from together.balance import LOOK_EVERY, Balance, layers_of
@@ -17,12 +18,13 @@ from together.cluster.local import LocalNodes
 from together.cluster.membership import Membership
 from together.cluster.store_service import StoreService
 from together.cluster.survey import Surveyor
-from together.deciding import NEED_SPEEDS, decide, plan_of
+from together.deciding import decide, plan_of
 from together.engine.answers import answer_chat, answer_prompts
 from together.engine.measure import EngineStats
-from together.errors import BadPlan, NotEnoughMemory, NotServing, TogetherError
+from together.errors import BadPlan, NotServing, TogetherError
+from together.lastplan import BY_HAND, LastPlan, LastPlans
 from together.opening import Opened, open_model, sizings
-from together.planning.answer import Answer, missing_text
+from together.planning.answer import Answer
 from together.planning.missing import Missing
 from together.planning.problem import Problem
 from together.planning.request import PlanRequest
@@ -41,6 +43,7 @@ from together.types import (
     ServingState,
     Source,
 )
+from together.wanted import Wanted
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +51,7 @@ HEAD_PORTS = 64  # tried above the first node block's start, for answers from la
 NODES_TIMEOUT = 60.0  # seconds to wait for the nodes that this head started
 SETTLE = 1.0  # seconds to hear of other machines before the first plan
 VIEWS_EVERY = 0.2  # seconds between two views at most
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a person asked to be loaded."""
-
-    model: str | Path
-    request: PlanRequest
+NOTHING = Serving()
 
 
 class Head:
@@ -73,7 +69,8 @@ class Head:
         self._service: Service | None = None
         self._starting: Service | None = None  # what is being loaded
         self._balance: Balance | None = None
-        self._last = Wanted(BUNDLED, PlanRequest(strategy=settings.strategy))
+        self._last = Wanted(BUNDLED, PlanRequest(strategy=settings.strategy), by_itself=True)
+        self._kept = LastPlans.read(settings.home_path)
         self._surveyor = Surveyor(self._membership, machine_id(settings.home_path))
         self._store = StoreService(settings.home_path)
         echo = rpc.unary_handler(rpc.ECHO_CALL, rpc.echo)  # nodes time their way to this head
@@ -146,7 +143,8 @@ class Head:
         better = self._balance.better if self._balance else None
         if better is None:
             raise NotServing("the machines do as planned; there is no better split to move to")
-        await self.load(self._last.model, replace(self._last.request, strategy="custom", layers=layers_of(better)))
+        request = replace(self._last.request, strategy="custom", layers=layers_of(better))
+        await self._order(self._last.otherwise(request))
 
     # --- what is seen -------------------------------------------------------------------------------------------------
 
@@ -158,7 +156,8 @@ class Head:
             engine = self._service.engine
             serving = replace(serving, running=engine.running, waiting=engine.waiting)
         balance = self._balance if self._service else None
-        return ClusterView(self.id, self._membership.nodes(), serving, balance.advice if balance else "")
+        offer = "" if self._load_task else self._kept.offer(serving, self._membership.living())
+        return ClusterView(self.id, self._membership.nodes(), serving, balance.advice if balance else "", offer)
 
     async def changes(self) -> AsyncIterator[ClusterView]:
         """The view at once, on every change, and at least every second."""
@@ -201,18 +200,33 @@ class Head:
         What serves is unloaded once the model has proved readable and a plan for it is found. Raises TogetherError;
         where nothing serves then, the view has the cause, too.
         """
-        usual = PlanRequest(strategy=self.settings.strategy)
-        wanted = (
-            self._last if model is None and request is None else Wanted(model or self._last.model, request or usual)
-        )
+        if model is not None:
+            await self._order(Wanted(model, request or PlanRequest(strategy=self.settings.strategy)))
+        elif request is not None:
+            await self._order(replace(self._last.otherwise(request), by_itself=False))
+        else:
+            await self._order(self._last)
+
+    async def load_last(self) -> None:
+        """Load what was applied last, by the same split where its machines are there. Raises TogetherError."""
+        last = self._kept.last
+        if last is None:
+            raise NotServing("no model was loaded here before; choose one: python3 launch.py load MODEL")
+        await self._order(Wanted.again(last, self.settings.strategy))
+
+    async def load_demo(self, request: PlanRequest | None = None) -> None:
+        """Load the bundled model, for whoever asked for none: what was loaded last is still offered then."""
+        await self._order(Wanted(BUNDLED, request or PlanRequest(strategy=self.settings.strategy), by_itself=True))
+
+    async def _order(self, wanted: Wanted) -> None:
         async with self._loading:
             self._load_task = asyncio.current_task()
             try:
                 await self._load(wanted)
-            except TogetherError as error:
+            except (TogetherError, asyncio.CancelledError) as error:
                 if self._service is None:
-                    name = self._serving.model or Path(wanted.model).name
-                    self._show(Serving(ServingState.FAILED, name, cause=str(error)))
+                    cause = str(error) or f"loading {wanted.name} was stopped; load it again"
+                    self._show(Serving(ServingState.FAILED, self._serving.model or wanted.name, cause=cause))
                 raise
             finally:
                 self._load_task = None
@@ -223,19 +237,21 @@ class Head:
             self._show(Serving())
 
     async def _load(self, wanted: Wanted) -> None:
-        self._step(Path(wanted.model).name, "reading the model")
-        opened = await open_model(wanted.model, self.settings)
+        self._step(wanted.name, "reading the model")
+        opened = await wanted.open(self.settings)
         self._last = wanted
         self._store.offer(opened.ref, opened.folder)
         await self._settle(max(1, self._wanted_local))
         self._step(opened.ref.name, "measuring the machines")
-        speeds_count = wanted.request.strategy in NEED_SPEEDS or self._balance is not None
-        measured = speeds_count and self._surveyor.choices > 1
-        decision = await decide(opened, wanted.request, self.settings, self._surveyor, measured=measured)
-        if isinstance(decision, Missing):
-            raise NotEnoughMemory(missing_text(decision))
-        await self._put_in_service(opened, plan_of(decision), measured)
+        measured = (wanted.needs_speeds or self._balance is not None) and self._surveyor.choices > 1
+        say = partial(self._step, opened.ref.name)
+        decision = await wanted.decide(opened, self.settings, self._surveyor, say, measured=measured)
+        plan = plan_of(decision)
+        await self._put_in_service(opened, plan, measured)
         self._balance = Balance(decision) if measured else None
+        if not wanted.by_itself:
+            last = LastPlan.of(wanted.request, plan, self._membership.nodes())
+            await asyncio.to_thread(self._kept.keep, last)
 
     async def _put_in_service(self, opened: Opened, plan: Plan, measured: bool) -> None:
         """By a change of plan where the same model serves: then open answers go on."""
@@ -243,7 +259,8 @@ class Head:
         if service is not None and service.serves(plan):
             await service.change(plan, measured)
             return
-        await self._end_service()
+        step = f"ending {service.serving.model}" if service else ""
+        await self._end_service(Serving(ServingState.LOADING, opened.ref.name, step=step))
         self._starting = Service(self._cluster(), opened, measured, self._membership.changed.notify)
         try:
             await self._starting.start(plan)
@@ -267,7 +284,8 @@ class Head:
         self._surveyor.drained.add(node.id)
         try:
             if any(stage.head == self.id for stage in node.stages):
-                await self.load(self._last.model, replace(self._last.request, strategy=self._usual(), layers=None))
+                request = replace(self._last.request, strategy=self._usual(), layers=None)
+                await self._order(self._last.otherwise(request))
         except BaseException:
             self._surveyor.drained.discard(node.id)
             raise
@@ -275,7 +293,7 @@ class Head:
     def _usual(self) -> str:
         """A split by hand names its nodes: another one is made by the usual rule."""
         strategy = self._last.request.strategy
-        return self.settings.strategy if strategy in ("custom", "ratio") else strategy
+        return self.settings.strategy if strategy in BY_HAND else strategy
 
     def _cluster(self) -> Cluster:
         return Cluster(self.settings, self._membership, self._surveyor, self._inlets, self._own, self._sources)
@@ -355,14 +373,15 @@ class Head:
             self._show(replace(service.serving, state=ServingState.FAILED, cause=cause, progress=0.0))
             await service.close()
 
-    async def _end_service(self) -> None:
-        """Returns when the stages are gone, also those of a ring that broke a moment ago."""
+    async def _end_service(self, meanwhile: Serving = NOTHING) -> None:
+        """Returns when the stages are gone, also those of a ring that broke a moment ago; shows `meanwhile`."""
         service, self._service = self._service, None
+        if service is not None:
+            self._show(meanwhile)
         if self._ring_task is not None:  # first, so that nothing is mended while it is taken apart
             self._ring_task.cancel()
             await asyncio.gather(self._ring_task, return_exceptions=True)
             self._ring_task = None
         if service is not None:
-            self._serving = Serving()
             await service.close()
         await self._membership.end_strays("")

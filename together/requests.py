@@ -45,7 +45,7 @@ class Usage:
     reasoning_tokens: int = 0  # of the completion, up to the end of its thinking
 
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 
 class Constraint(Protocol):
@@ -57,6 +57,18 @@ class Constraint(Protocol):
         Asked once for every token to be drawn, in order; after a broken ring the same `answer` may come again, never a
         shorter one. It must not raise: everybody else's tokens come from the same loop.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer has to match: "json_schema" with a schema as JSON text, or "lark" in llguidance's dialect of it.
+
+    A lark grammar may embed schemas as `%json {...}`.
+    """
+
+    kind: Literal["json_schema", "lark"]
+    source: str
+    param: str = "response_format"  # the field of a request that asks for it, for errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +102,51 @@ class TokenLogprob:
     offset: int = 0  # letters of the answer before it
 
 
+# --- tools ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may ask its caller to run; `parameters` is a JSON schema of type object."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    strict: bool = False  # a call of it must match the schema, also where the model is free to call
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """The tools of one request, and how free the model is to call them. Without tools there are no calls."""
+
+    tools: tuple[Tool, ...] = ()
+    required: bool = False  # the answer is a call, whatever the model would rather say
+    name: str = ""  # with `required`: the one tool that must be called
+    parallel: bool = True  # several calls in one answer
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call as a conversation carries it; `arguments` is JSON text, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallDelta:
+    """A part of an answer's call number `index`: first its id and name alone, then its arguments in parts."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+# --- answers and what they answer -------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A step of an answer: text that may be shown, and at the end why it ended. Never part of a stop string."""
@@ -102,15 +159,18 @@ class Piece:
     reasoning: str = ""  # what the model thought, without its tags; it comes before the text
     logprobs: tuple[TokenLogprob, ...] = ()  # of tokens whose text is shown by now, where asked for
     index: int = 0  # of the choice that it belongs to
+    calls: tuple[CallDelta, ...] = ()  # parts of tool calls, in order
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat; roles are system, user and assistant. `reasoning` is what the assistant thought."""
+    """One turn of a chat; roles are system, user, assistant and tool. `reasoning` is what the assistant thought."""
 
     role: str
     content: str
     reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()  # of an assistant
+    call_id: str = ""  # of a tool's answer: the call that it answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +185,8 @@ class ChatRequest:
     top_logprobs: int = -1
     choices: int = 1  # answers, each with a seed of its own made from the given one
     template: Mapping[str, object] = field(default_factory=dict)  # more variables for the chat template
+    grammar: Grammar | None = None  # of every choice, after its thoughts
+    tool_use: ToolUse = field(default_factory=ToolUse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,3 +200,4 @@ class CompletionRequest:
     ignore_eos: bool = False
     top_logprobs: int = -1
     choices: int = 1
+    grammar: Grammar | None = None

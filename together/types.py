@@ -478,3 +478,4 @@ class ClusterView:
     nodes: tuple[NodeStatus, ...] = ()
     serving: Serving = Serving()
     advice: str = ""  # a better plan than the one that serves, as a sentence; empty where there is none
+    offer: str = ""  # what was loaded last and is not now, in sentences; empty where there is none

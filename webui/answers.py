@@ -1,4 +1,4 @@
-"""What the chat's buttons do: ask, retry, stop, clear, load again. Knows controls only by the values they take.
+"""What the chat's buttons do: ask, retry, stop, clear. Knows controls only by the values they take.
 
 Closing a generator here closes the head's answer: that is how Stop, and a closed tab, really stop.
 """
@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -17,11 +18,12 @@ import gradio as gr
 from together.api.port import HeadPort
 from together.errors import TogetherError
 from together.requests import Piece
-from webui.conversation import Knobs, Turns, measured, text_of, turn, up_to_question
+from webui.conversation import Knobs, Turns, is_thought, measured, text_of, thought, turn, up_to_question
 
 logger = logging.getLogger(__name__)
 
 REDRAW = 0.03  # seconds between two updates of a growing answer
+THINKING, THOUGHT = "Thinking…", "Thought for"  # and then the seconds
 
 # new values of: question, chat, notice, send, stop
 Update = tuple[Any, Any, Any, Any, Any]
@@ -59,59 +61,89 @@ class Answers:
             async for update in updates:
                 yield update
 
-    def stop(self) -> tuple[Any, Any]:
+    def stop(self, turns: Turns) -> tuple[Any, Any, Any]:
         """Buttons back to rest; the event it cancels closes the answer."""
-        return _buttons(busy=False)
+        return (stopped(turns), *_buttons(busy=False))
 
     def clear(self) -> Update:
         return _update(question="", chat=[], notice="")
 
-    async def load_again(self) -> str:
-        """Load the same model again; the notice says why if that fails."""
-        try:
-            await self._head.load()
-        except TogetherError as error:
-            return notice(str(error))
-        return ""
-
     async def _answer(self, asked: Turns, knobs: Knobs) -> Updates:
         yield _update(question="", chat=[*asked, turn("assistant", "…")], notice="", busy=True)
-        text, last = "", Piece("")
+        said = Said()
         try:
-            async with aclosing(_growing(self._head.chat(knobs.request(asked)))) as growing:
-                async for text, last in growing:  # noqa: B007  # the last piece measures
-                    yield _update(chat=[*asked, turn("assistant", text or "…")], busy=True)
+            async with aclosing(_growing(self._head.chat(knobs.request(asked)), said)) as growing:
+                async for _ in growing:
+                    yield _update(chat=[*asked, *said.turns()], busy=True)
         except TogetherError as error:
-            yield _failed(asked, text, str(error))
+            yield _failed(asked, said, str(error))
             return
         except Exception:  # the edge of the page: the person gets a sentence, the log the traceback
             logger.exception("an answer for the page failed")
-            yield _failed(asked, text, "something went wrong inside together; its log says what")
+            yield _failed(asked, said, "something went wrong inside together; its log says what")
             return
-        line = measured(last)
-        yield _update(chat=[*asked, turn("assistant", text, *([line] if line else []))])
+        yield _update(chat=[*asked, *said.turns(ended=True)])
 
 
-async def _growing(pieces: AsyncIterator[Piece]) -> AsyncGenerator[tuple[str, Piece], None]:
-    """The text so far with the newest piece: not more often than worth a redraw, and always the last."""
-    text, last, drawn = "", Piece(""), 0.0
+@dataclass(slots=True)
+class Said:
+    """An answer so far: what was thought, and for how long, then what is said."""
+
+    text: str = ""
+    thoughts: str = ""
+    last: Piece = field(default_factory=lambda: Piece(""))
+    _since: float = 0.0  # the first thought, on the monotonic clock
+    _until: float = 0.0  # the first letter of the text
+
+    def add(self, piece: Piece) -> None:
+        now = time.monotonic()
+        if piece.reasoning and not self.thoughts:
+            self._since = now
+        if piece.text and not self.text:
+            self._until = now
+        self.text += piece.text
+        self.thoughts += piece.reasoning
+        self.last = piece
+
+    def turns(self, ended: bool = False) -> Turns:
+        """As the chat shows it; the measurements when it has ended."""
+        line = measured(self.last) if ended else ""
+        answer = turn("assistant", self.text or ("" if ended else "…"), *([line] if line else []))
+        if not self.thoughts:
+            return [answer]
+        seconds = (self._until or time.monotonic()) - self._since
+        title = f"{THOUGHT} {seconds:.0f} s" if self.text or ended else f"{THINKING} {seconds:.0f} s"
+        return [thought(self.thoughts, title), *([answer] if self.text or ended else [])]
+
+
+async def _growing(pieces: AsyncIterator[Piece], said: Said) -> AsyncGenerator[None, None]:
+    """Adds the pieces to `said`, and tells of them: not more often than worth a redraw, and always of the last."""
+    drawn = 0.0
     try:
-        async for last in pieces:
-            text += last.text
+        async for piece in pieces:
+            said.add(piece)
             if time.monotonic() - drawn >= REDRAW:
-                yield text, last
+                yield
                 drawn = time.monotonic()
-        yield text, last
+        yield
     finally:
         if isinstance(pieces, AsyncGenerator):
             await pieces.aclose()
 
 
-def _failed(asked: Turns, text: str, sentence: str) -> Update:
+def _failed(asked: Turns, said: Said, sentence: str) -> Update:
     """Half an answer stays; without any, the question goes back into its box, to be sent again."""
-    if text:
-        return _update(chat=[*asked, turn("assistant", text)], notice=notice(sentence))
+    if said.text:
+        return _update(chat=[*asked, *stopped(said.turns())], notice=notice(sentence))
     return _update(question=text_of(asked[-1]), chat=asked[:-1], notice=notice(sentence))
+
+
+def stopped(turns: Turns) -> Turns:
+    """Nobody thinks any more, whatever the last title says."""
+    if not turns or not is_thought(turns[-1]):
+        return turns
+    title = str(turns[-1]["metadata"]["title"]).replace(THINKING, THOUGHT)
+    return [*turns[:-1], thought(text_of(turns[-1]), f"{title}, stopped")]
 
 
 def notice(sentence: str) -> str:

@@ -1,11 +1,13 @@
 """What the chat shows as plain data, and what of it the model is told. Knows neither Gradio nor the head.
 
 An answer on the page has one text part, and a second with its measurements: only the first is part of the conversation.
+What was thought before it is a turn of its own, which the page folds away.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +39,22 @@ class Knobs:
             top_p=float(self.top_p or 1.0),
             seed=_seed(self.seed),
         )
-        messages = tuple(Message(turn["role"], text_of(turn)) for turn in turns)
-        return ChatRequest(system + messages, sampling, int(self.max_tokens) if self.max_tokens else None)
+        messages = system + tuple(_messages(turns))
+        return ChatRequest(messages, sampling, int(self.max_tokens) if self.max_tokens else None)
+
+
+def _messages(turns: Turns) -> Iterator[Message]:
+    """Thoughts belong to the answer after them; those that were stopped before one belong to an empty answer."""
+    thoughts = ""
+    for turn in turns:
+        if is_thought(turn):
+            thoughts = text_of(turn)
+            continue
+        if thoughts and turn["role"] == "user":
+            yield Message("assistant", "", thoughts)
+            thoughts = ""
+        yield Message(turn["role"], text_of(turn), thoughts)
+        thoughts = ""
 
 
 def _seed(text: str | None) -> int:
@@ -53,6 +69,15 @@ def _seed(text: str | None) -> int:
 def turn(role: str, *texts: str) -> Turn:
     # parts as dicts: a plain str would lose its indentation on the way to the browser
     return {"role": role, "content": [{"type": "text", "text": text} for text in texts]}
+
+
+def thought(text: str, title: str) -> Turn:
+    """What a model thought, folded away under a title until a person opens it."""
+    return turn("assistant", text) | {"metadata": {"title": title, "status": "done"}}
+
+
+def is_thought(turn: Turn) -> bool:
+    return bool((turn.get("metadata") or {}).get("title"))
 
 
 def text_of(turn: Turn) -> str:

@@ -1,4 +1,4 @@
-// Fills the header and the node table from /events, and tells split.js of every view.
+// Fills the header, the offer, the node table and the advice from /events, and tells split.js of every view.
 // Names come from other machines: they are set as text, never as HTML.
 (() => {
   "use strict";
@@ -105,14 +105,31 @@
     return [heading, element("table", "nodes", head, element("tbody", null, ...state.nodes.map(row)))];
   };
 
+  // --- what the head offers ------------------------------------------------------------------------------------------
+  const show = (id, text, shown) => {
+    const box = document.getElementById(id);
+    const place = document.querySelector(`[data-together=${id}]`);
+    if (!box || !place) return;
+    box.classList.toggle("shown", shown);
+    if (place.textContent !== text) place.replaceChildren(text); // a string becomes a text node
+  };
+
+  const hints = (state, connected) => {
+    const loadAgain = document.getElementById("load-again");
+    if (loadAgain) loadAgain.classList.toggle("shown", connected && state.serving.state === "FAILED");
+    const offer = state.offer || "";
+    const advice = state.advice ? `A better split: ${state.advice}.` : "";
+    show("offer", offer, connected && offer !== "");
+    show("advice", advice, connected && advice !== "" && state.serving.state === "READY");
+  };
+
   // --- the stream ----------------------------------------------------------------------------------------------------
   const draw = () => {
     const connected = lastEvent > 0 && Date.now() - lastEvent < SILENCE_MS && source && source.readyState === EventSource.OPEN;
     const places = { header: document.querySelector("[data-together=header]"), nodes: document.querySelector("[data-together=nodes]") };
     if (!places.header || !places.nodes) return; // the page is still being built
     const state = view || { nodes: [], serving: { state: "EMPTY", model: "", plan: null }, reason: "" };
-    const loadAgain = document.getElementById("load-again");
-    if (loadAgain) loadAgain.classList.toggle("shown", connected && state.serving.state === "FAILED");
+    hints(state, connected);
     places.header.replaceChildren(...header(state, connected).filter(Boolean));
     places.nodes.replaceChildren(...nodes(state));
     places.nodes.classList.toggle("stale", !connected);

@@ -1,6 +1,7 @@
 """The page's layout and its place on the head's app. Does not know what the buttons do (`answers`) nor draws the nodes.
 
-Header and node table are two empty elements that `page.js` fills from `/events`; the Split panel is `split_controls`.
+Header, offer, node table and advice are empty elements that `page.js` fills from `/events`; the Split panel is
+`split_controls`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fastapi import FastAPI
 
 from together.api.port import HeadPort
 from webui.answers import Answers
+from webui.offers import Offers
 from webui.presets import PRESETS
 from webui.split_controls import split_panel
 
@@ -49,11 +51,14 @@ def mount(app: FastAPI, head: HeadPort) -> FastAPI:
 
 def build(head: HeadPort) -> gr.Blocks:
     """All controls and what they are connected to."""
-    answers = Answers(head)
+    answers, offers = Answers(head), Offers(head)
     page: gr.Blocks = gr.Blocks(title="together", analytics_enabled=False, fill_width=True)
     with page:
         gr.HTML(_slot("header"), elem_id="cluster-header", apply_default_css=False)
         load_again = gr.Button("Load again", variant="primary", size="sm", elem_id="load-again")
+        with gr.Row(elem_id="offer", equal_height=True):
+            gr.HTML(_slot("offer"), elem_id="offer-text", apply_default_css=False)
+            load_last = gr.Button("Load it", variant="primary", size="sm", elem_id="load-last", min_width=90, scale=0)
         with gr.Row(elem_id="main", equal_height=False):
             with gr.Column(scale=5, min_width=320, elem_id="chat-column"):
                 chat = _chat()
@@ -62,10 +67,18 @@ def build(head: HeadPort) -> gr.Blocks:
         with gr.Row(elem_id="cluster", equal_height=False):
             with gr.Column(scale=5, min_width=420, elem_id="nodes-column"):
                 gr.HTML(_slot("nodes"), elem_id="cluster-nodes", apply_default_css=False)
+                with gr.Column(elem_id="advice"):
+                    gr.HTML(_slot("advice"), elem_id="advice-text", apply_default_css=False)
+                    rebalance = gr.Button("Move the layers", variant="primary", size="sm", elem_id="rebalance")
             with gr.Column(scale=5, min_width=420, elem_id="split-column"):
                 split_panel(page, head, _EVENT)
         _connect(answers, chat, settings)
-        load_again.click(answers.load_again, None, chat.notice, **_EVENT)
+        for button, order in (
+            (load_again, offers.load_again),
+            (load_last, offers.load_last),
+            (rebalance, offers.rebalance),
+        ):
+            button.click(order, None, chat.notice, **_EVENT)
     page.queue(default_concurrency_limit=None, max_size=None, api_open=False)
     return page
 
@@ -147,7 +160,7 @@ def _connect(answers: Answers, chat: ChatControls, settings: list[gr.components.
     ]
     for stop in (chat.stop.click, chat.clear.click, chat.turns.clear):
         stop(cancels=running, **_CANCEL)
-    chat.stop.click(answers.stop, None, [chat.send, chat.stop], queue=False, **_EVENT)
+    chat.stop.click(answers.stop, chat.turns, [chat.turns, chat.send, chat.stop], queue=False, **_EVENT)
     for clear in (chat.clear.click, chat.turns.clear):
         clear(answers.clear, None, outputs, queue=False, **_EVENT)
 

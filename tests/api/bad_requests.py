@@ -60,16 +60,37 @@ BOTH: dict[str, list[Any]] = {
     "best_of": [2, "1", 1.5, -1, []],
 }
 
+WRONG_IN_FUNCTIONS: list[dict[str, Any]] = [
+    *({"description": 5}, {"strict": "yes"}, {"strict": 1}, {"parameters": "x"}, {"parameters": []}),
+    *({"parameters": {"type": "string"}}, {"parameters": {"type": 5}}, {"parameters": True}),
+]
+
+
+def function(name: Any) -> list[Any]:
+    return [{"type": "function", "function": {"name": name}}]
+
+
 CHAT_ONLY: dict[str, list[Any]] = {
     "max_completion_tokens": [0, -5, "8", 1.5, True],
     "logprobs": [1, "yes", [], 5],
     "top_logprobs": [21, -1, "5", 1.5, True, 3],
     "chat_template_kwargs": ["x", 5, [], True],
     "reasoning_effort": [5, [], True],
-    "parallel_tool_calls": ["x", 1, []],
-    "response_format": ["json", 5, {}, {"type": "json"}, {"type": 5}, [], {"type": "text", "more": 1}],
-    "tools": ["x", 5, {}, True],
-    "tool_choice": ["some", 5, [], {"type": "function"}],
+    "parallel_tool_calls": ["x", 1, [], {}],
+    "response_format": [
+        *("json", 5, {}, {"type": "json"}, {"type": 5}, [], {"type": "json_schema"}),
+        *({"type": "json_object", "schema": {"type": "objekt"}}, {"type": "json_schema", "json_schema": {"name": ""}}),
+    ],
+    "tools": [
+        *("x", 5, {}, True, [5], [None], [{}], ["f"], [{"type": "function"}], [{"type": "custom", "custom": {}}]),
+        *([function(name) for name in ("", "a b", "é", "x" * 65, 5, None)]),
+        *([{"type": "function", "function": {"name": "f", **more}}] for more in WRONG_IN_FUNCTIONS),
+        *(function("f") * 2, function("f") * 129),
+    ],
+    "tool_choice": [
+        *("some", 5, [], True, {}, "required", {"type": "function"}, {"type": "function", "function": {"name": "f"}}),
+        *({"type": "function", "function": {"name": 5}}, {"type": "tool", "function": {"name": "f"}}),
+    ],
     "modalities": ["text", 5, ["audio"], ["text", "audio"], [5]],
     "audio": [{}, "x", {"voice": "a"}],
     "moderation": [{}, "x"],
@@ -93,6 +114,12 @@ TEXT_ONLY: dict[str, list[Any]] = {
 
 # --- messages, whole bodies, ways -------------------------------------------------------------------------------------
 
+
+def called(call_id: Any, **more: Any) -> dict[str, Any]:
+    call = {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}, **more}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
 MESSAGES: list[tuple[Any, str]] = [
     ([], "messages"),
     (None, "messages"),
@@ -109,7 +136,18 @@ MESSAGES: list[tuple[Any, str]] = [
     ([{"role": 5, "content": "x"}], "messages.0.role"),
     ([{"role": None, "content": "x"}], "messages.0.role"),
     ([{"role": "", "content": "x"}], "messages.0.role"),
-    ([{"role": "tool", "content": "x"}], "messages.0.role"),
+    ([{"role": "tool", "content": "x"}], "messages.0.tool_call_id"),
+    ([{"role": "tool", "content": "x", "tool_call_id": ""}], "messages.0.tool_call_id"),
+    ([{"role": "tool", "content": "x", "tool_call_id": 5}], "messages.0.tool_call_id"),
+    ([USER, {"role": "tool", "content": "x", "tool_call_id": "a"}], "messages.1.tool_call_id"),
+    ([USER, called("a"), {"role": "tool", "content": "x", "tool_call_id": "b"}], "messages.2.tool_call_id"),
+    ([called("a") | {"role": "user"}], "messages.0.tool_calls"),
+    ([USER, called(5)], "messages.1.tool_calls"),
+    ([USER, called("")], "messages.1.tool_calls"),
+    ([USER, called("a", type="custom")], "messages.1.tool_calls"),
+    ([USER, called("a", function={"name": "f"})], "messages.1.tool_calls"),
+    ([USER, called("a", function={"name": "f", "arguments": {}})], "messages.1.tool_calls"),
+    ([USER, {"role": "assistant", "tool_calls": "x"}], "messages.1.tool_calls"),
     ([{"role": "user", "content": 5}], "messages.0.content"),
     ([{"role": "user", "content": True}], "messages.0.content"),
     ([{"role": "user", "content": {}}], "messages.0.content"),
@@ -122,7 +160,8 @@ MESSAGES: list[tuple[Any, str]] = [
     ([{"role": "user", "content": [{"type": "file", "file": {}}]}], "messages.0.content"),
     ([{"role": "user", "content": "x", "name": 5}], "messages.0.name"),
     ([{"role": "assistant", "content": "x", "reasoning_content": 5}], "messages.0.reasoning_content"),
-    ([USER, {"role": "assistant", "content": "x", "tool_calls": [{}]}], "messages.1.role"),
+    ([USER, {"role": "assistant", "content": "x", "tool_calls": [{}]}], "messages.1.tool_calls"),
+    ([USER, {"role": "assistant", "content": "x", "function_call": {}}], "messages.1.function_call"),
     ([USER, {"role": "assistant", "content": "x", "function_call": {}}, {"role": "x"}], "messages.2.role"),
     ([USER, USER, {"role": "user", "content": [5]}], "messages.2.content"),
     ([{"role": "user", "content": "x" * 9000}], "messages"),

@@ -1,9 +1,8 @@
-"""Real clients, unchanged, against the bundled model on a ring of two stages: openai, LangChain, LiteLLM."""
+"""Real clients, unchanged, against the bundled model on a ring of two stages: openai, LangChain."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -159,14 +158,3 @@ async def test_langchain(demo_app: RealApp) -> None:
     assert "".join(part.text for part in model.stream(QUESTION)) == ANSWER
     assert (await model.ainvoke(QUESTION)).text == ANSWER
     assert len((await model.agenerate([[HumanMessage(QUESTION)]] * 2)).generations) == 2
-
-
-def test_litellm(demo_app: RealApp) -> None:
-    """Not among the requirements: its newer versions want an older huggingface_hub than together has."""
-    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would ask the internet for prices while it is imported
-    litellm = pytest.importorskip("litellm")
-    asked = {"model": f"openai/{MODEL}", "api_base": f"{demo_app.url}/v1", "api_key": "none", "messages": ASKED}
-    reply = litellm.completion(**asked, temperature=0)
-    assert reply.choices[0].message.content == ANSWER
-    parts = litellm.completion(**asked, temperature=0, stream=True)
-    assert "".join(part.choices[0].delta.content or "" for part in parts) == ANSWER

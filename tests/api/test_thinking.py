@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,16 @@ ASKED: dict[str, Any] = {
 SAMPLING = Sampling(1.0, seed=6, logit_bias=((CLOSING, 3.0),))
 
 
-def thinking_toy(folder: Path) -> Path:
+def thinking_toy(folder: Path, quiet_ids: Iterable[int] = range(256, VOCABULARY), **config: Any) -> Path:
     """A toy that says any byte, and the closing tag at times; its template opens the thoughts unless told not to."""
-    make_checksum_model(folder, quiet_ids=tuple(i for i in range(256, VOCABULARY) if i != CLOSING))
+    make_checksum_model(folder, quiet_ids=tuple(i for i in quiet_ids if i != CLOSING), **config)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in ("<think>", "</think>")])
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = folder / "tokenizer_config.json"
-    read = json.loads(config.read_text())
+    file = folder / "tokenizer_config.json"
+    read = json.loads(file.read_text())
     read["chat_template"] += "{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}"
-    config.write_text(json.dumps(read))
+    file.write_text(json.dumps(read))
     return folder
 
 

@@ -157,6 +157,7 @@ class Person:
             self.act("page"),
             self.act("chat"),
             self.act("status"),
+            self.act("load last"),
             self.act("start node"),
             failing,
             self.act("stop app"),
@@ -166,26 +167,26 @@ class Person:
 
 
 def test_numbers_act_and_the_menu_comes_again() -> None:
-    person = Person("3", " 4 ", "q")
+    person = Person("3", " 4 ", "5", "q")
     said = person.use_menu()
-    assert person.done == ["status", "start node"]
-    assert said.count("1  Open the page") == 3
+    assert person.done == ["status", "load last", "start node"]
+    assert said.count("1  Open the page") == 4
 
 
-@pytest.mark.parametrize("line", ["0", "8", "-1", "abc", "", "1.5", "²"])
+@pytest.mark.parametrize("line", ["0", "9", "-1", "abc", "", "1.5", "²"])
 def test_unknown_input_is_answered_with_a_sentence(line: str) -> None:
-    person = Person(line, "7")
-    assert "type a number from 1 to 7" in person.use_menu()
+    person = Person(line, "8")
+    assert "type a number from 1 to 8" in person.use_menu()
     assert person.done == []
 
 
 def test_an_error_is_said_and_the_menu_goes_on() -> None:
-    person = Person("5", "3", "q")
+    person = Person("6", "3", "q")
     assert "together: no node that this app started runs here" in person.use_menu()
     assert person.done == ["stop node", "status"]
 
 
 def test_stopping_the_app_ends_the_menu() -> None:
-    person = Person("6", "3")
+    person = Person("7", "3")
     person.use_menu()
     assert person.done == ["stop app"]

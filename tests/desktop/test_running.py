@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.conftest import ROOT, RealApp, environment_for, until
+from tests.api.test_thinking import thinking_toy
+from tests.conftest import ROOT, RealApp, environment_for, serving_instead, start_app, until
+from tests.support.checksum import EOS, QUIET
 from together.desktop.lock import AppLock
 
 NO_TERMINALS = os.name == "nt"
@@ -86,6 +90,26 @@ def test_chat_says_what_is_wrong_with_an_option(real_app: RealApp) -> None:
     assert said.stderr.startswith("together: temperature")
 
 
+@pytest.mark.skipif(NO_TERMINALS, reason="Windows has no pseudo-terminals")
+def test_thoughts_are_dimmed_and_a_pipe_gets_the_answer_only(real_app: RealApp, tmp_path: Path) -> None:
+    toy = thinking_toy(tmp_path / "thinker", (*QUIET, EOS))
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 150, "temperature": 0}
+    with serving_instead(real_app, toy):
+        message = real_app.post("/v1/chat/completions", body).json()["choices"][0]["message"]
+        assert message["reasoning_content"]
+        assert message["content"]
+        piped = real_app.command("chat", "Hello", "--max-tokens", "150", "--temperature", "0")
+        assert piped.stdout == message["content"] + "\n"
+        colours = {"TERM": "xterm-256color"}
+        with Terminal(real_app, "chat", "Hello", "--max-tokens", "150", "--temperature", "0", **colours) as terminal:
+            terminal.wait_for(message["content"])
+            assert terminal.process.wait(10) == 0
+    before, _, answer = terminal.shown.replace("\r\n", "\n").partition("(thought for ")
+    assert "\x1b[2mThinking…" in before
+    assert re.sub(r"\x1b\[\d+m", "", before) == f"Thinking…\n{message['reasoning_content']}\n"
+    assert answer.endswith(message["content"] + "\n")
+
+
 @pytest.mark.skipif(NO_TERMINALS, reason="Windows has no pseudo-terminals to type Ctrl-C into")
 def test_ctrl_c_stops_the_answer_and_then_the_chat(real_app: RealApp) -> None:
     with Terminal(real_app, "chat", "--max-tokens", "4000") as terminal:
@@ -104,24 +128,65 @@ def test_ctrl_c_stops_the_answer_and_then_the_chat(real_app: RealApp) -> None:
 @pytest.mark.skipif(NO_TERMINALS, reason="Windows has no pseudo-terminals")
 def test_the_menu_starts_and_stops_nodes_and_the_app(own_app: RealApp, tmp_path: Path) -> None:
     with Terminal(own_app) as terminal:
-        terminal.wait_for("1-7> ")
+        terminal.wait_for("1-8> ")
         terminal.type("what?\n")
-        terminal.wait_for("type a number from 1 to 7")
+        terminal.wait_for("type a number from 1 to 8")
         terminal.type("3\n")
         terminal.wait_for("toy: ready on 2 stages")
+        own_app.post("/control/unload", {})
         terminal.type("4\n")
+        terminal.wait_for("Last: toy on ")
+        terminal.wait_for("toy is ready at")
+        terminal.type("5\n")
         terminal.wait_for("a node is starting")
         until(lambda: living_nodes(own_app) == 3, 30, "a third node")
         family = own_app.tree()
-        terminal.type("5\n")
+        terminal.type("6\n")
         terminal.wait_for("a node was stopped")
         until(lambda: living_nodes(own_app) == 2, 15, "two nodes again")
         assert own_app.get("/health").status_code == 200
-        terminal.type("6\n")
+        terminal.type("7\n")
         assert terminal.process.wait(10) == 0
     assert own_app.process.wait(1) == 0
     until(lambda: not any(process.is_running() for process in family), 5, "no orphan")
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_a_restarted_app_offers_the_last_plan_and_load_takes_it(tmp_path: Path) -> None:
+    with start_app(tmp_path) as first:
+        before = {node["id"]: [stage["layers"] for stage in node["stages"]] for node in first.status()["nodes"]}
+        assert first.command("load", "--users", "2").returncode == 2  # options are for a model
+    with up_without_a_model(first, tmp_path) as app:  # the demo does not run on the toy's backend
+        assert re.search(r"Last: toy on .* 0–1, .* 2–3\. Load it with: python3 launch\.py load", said(app))
+        assert "Last: toy on" in app.command("status").stdout
+        loaded = app.command("load")
+        assert loaded.returncode == 0, loaded.stderr
+        assert loaded.stdout.startswith("Last: toy on ")
+        assert "toy is ready at" in loaded.stdout
+        after = {node["id"]: [stage["layers"] for stage in node["stages"]] for node in app.status()["nodes"]}
+        assert after == before
+        assert app.status()["offer"] == ""
+        again = app.command("load")  # it serves already
+        assert again.stdout.startswith("Loading the last model again.")
+
+
+@contextlib.contextmanager
+def up_without_a_model(first: RealApp, folder: Path) -> Iterator[RealApp]:
+    """The app of the same home and cluster, once it has tried the demo."""
+    command = [sys.executable, "-m", "together", "up", "--no-browser", "--port", "0", "--backend", "checksum"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=first.environment, stdout=log, stderr=log, text=True)
+    try:
+        until(lambda: "Load it with" in (folder / "log").read_text(), 60, "the last plan is offered")
+        url = json.loads((folder / "home" / "app.json").read_text())["url"]
+        yield RealApp(url, folder / "home", first.environment, process)
+    finally:
+        process.terminate()
+        process.wait(15)
+
+
+def said(app: RealApp) -> str:
+    return (app.home.parent / "log").read_text()
 
 
 def living_nodes(app: RealApp) -> int:
@@ -131,12 +196,12 @@ def living_nodes(app: RealApp) -> int:
 class Terminal:
     """A command on a pseudo-terminal, typed into and read from."""
 
-    def __init__(self, app: RealApp, *arguments: str) -> None:
+    def __init__(self, app: RealApp, *arguments: str, **variables: str) -> None:
         import pty
 
         self._here, there = pty.openpty()
         command = [sys.executable, "-m", "together", *arguments]
-        environment = app.environment | {"TERM": "dumb", "COLUMNS": "120", "BROWSER": "true"}
+        environment = app.environment | {"TERM": "dumb", "COLUMNS": "120", "BROWSER": "true"} | variables
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=there, stdout=there, stderr=there, preexec_fn=_own_terminal
         )

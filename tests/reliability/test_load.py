@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from tests.backends.families import LAYERS, make_checkpoint, prompt_ids, reference_greedy
+from tests.backends.families import LAYERS, VOCAB, make_checkpoint, prompt_ids, reference_greedy
 from tests.engine.rings import collect, serving
 from tests.reliability.watching import books_agree
 from tests.ring.test_real_rings import FIRST_OF, _device
@@ -20,7 +21,7 @@ from tests.support.cluster import GREEDY, until
 from together.cluster.bare import Place, bare_ring
 from together.engine.engine import Engine
 from together.requests import GenerateRequest
-from together.types import LayerRange
+from together.types import LayerRange, Sampled
 
 REQUESTS = 32
 GIVEN_UP = 0.3
@@ -83,6 +84,71 @@ async def test_under_load_the_texts_are_those_alone(
     real: tuple[Path, list[list[int]]], backends: tuple[str, ...]
 ) -> None:
     await check_load(real[0], backends, real[1])
+
+
+BF16_SLACK = 0.1
+
+
+def some_full(first: object, *others: object) -> list[object]:
+    return [first, *(pytest.param(each, marks=pytest.mark.full) for each in others)]
+
+
+@pytest.fixture(scope="module", params=some_full("gemma3_text", "llama", "qwen3"))
+def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp(request.param), FIRST_OF[request.param], "bf16")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("backends", some_full(*REAL), ids="-".join)
+async def test_in_bf16_log_probabilities_under_load_are_those_alone(half: Path, backends: tuple[str, ...]) -> None:
+    """Teacher forcing: the tokens drawn under load are drawn again, one request after the other."""
+    async with bare_ring(half, places(backends), "bf16", CONTEXT, users=6) as ring:
+        engine = Engine(ring.client, frozenset())
+        async with serving(engine):
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(scored(engine, asked)) for asked in crowd()]
+            crowded = [task.result() for task in tasks]
+            engine.drop_cache()
+            alone = [
+                await scored(engine, forced(asked, drawn))
+                for asked, drawn in zip(crowd(), crowded, strict=True)
+                if drawn
+            ]
+    errors = [abs(a - b) for a, b in zip(values(crowded), values(alone), strict=True)]
+    assert len(errors) > REQUESTS * LONGEST / 4
+    assert max(errors) <= BF16_SLACK, (max(errors), sorted(errors)[len(errors) // 2])
+
+
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """A constraint that leaves no choice."""
+
+    tokens: list[int]
+
+    def allowed(self, answer: Sequence[int]) -> bytes:
+        return (1 << self.tokens[len(answer)]).to_bytes(VOCAB // 8, "little")
+
+
+def forced(asked: Asked, drawn: list[Sampled]) -> Asked:
+    tokens = [each.token_id for each in drawn]
+    return Asked(replace(asked.request, max_tokens=len(tokens), constraint=Forced(tokens)), 0, None)
+
+
+async def scored(engine: Engine, asked: Asked) -> list[Sampled]:
+    await asyncio.sleep(asked.at)
+    stream, drawn = engine.submit(replace(asked.request, top_logprobs=0)), list[Sampled]()
+    try:
+        async for _ in stream:
+            drawn += stream.sampled
+            if asked.given_up is not None and len(drawn) > asked.given_up:
+                break
+    finally:
+        stream.cancel()
+    return drawn
+
+
+def values(answers: list[list[Sampled]]) -> list[float]:
+    return [each.logprob for drawn in answers for each in drawn if each.logprob is not None]
 
 
 async def check_load(folder: Path, backends: tuple[str, ...], alone: list[list[int]]) -> None:

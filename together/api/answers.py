@@ -15,15 +15,18 @@ from together.api.shapes import (
     ChatCompletion,
     ChatLogprob,
     ChatLogprobs,
+    ChatToolCall,
     ChunkChoice,
     Delta,
+    FunctionDelta,
     TextChoice,
     TextCompletion,
     TextLogprobs,
+    ToolCallDelta,
     TopLogprob,
     UsageCount,
 )
-from together.requests import FinishReason, Piece, Scored, TokenLogprob, Usage
+from together.requests import CallDelta, FinishReason, Piece, Scored, TokenLogprob, ToolCall, Usage
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's servers say this as well
 
@@ -66,8 +69,12 @@ class ChatShape:
             delta["reasoning_content"] = piece.reasoning
         if piece.text:
             delta["content"] = piece.text
-        if delta or piece.logprobs:
-            yield self._chunk(piece.index, delta or {"content": ""}, self._logprobs(piece.logprobs))
+        deltas: list[Delta] = [delta] if delta else []
+        deltas += [{"tool_calls": [call_delta(part)]} for part in piece.calls]
+        if not deltas and piece.logprobs:
+            deltas.append({"content": ""})
+        for place, each in enumerate(deltas):
+            yield self._chunk(piece.index, each, self._logprobs(() if place else piece.logprobs))
         if piece.finish is not None:
             yield self._chunk(piece.index, {}, finish=finish_reason(piece.finish))
 
@@ -85,14 +92,18 @@ class ChatShape:
         }
 
     def _choice(self, index: int, choice: Gathered) -> ChatChoice:
+        calls = [called(call) for call in choice.calls]
+        text = choice.text if choice.text or not calls else None
         found: ChatChoice = {
             "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": {"role": "assistant", "content": text, "refusal": None},
             "logprobs": self._logprobs(choice.logprobs),
             "finish_reason": finish_reason(choice.finish),
         }
         if choice.reasoning:
             found["message"]["reasoning_content"] = choice.reasoning
+        if calls:
+            found["message"]["tool_calls"] = calls
         return found
 
     def _chunk(
@@ -159,7 +170,18 @@ class TextShape:
 
 
 def finish_reason(finish: FinishReason | None) -> str:
-    return "length" if finish == "length" else "stop"
+    return finish if finish in ("length", "tool_calls") else "stop"
+
+
+def called(call: ToolCall) -> ChatToolCall:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def call_delta(part: CallDelta) -> ToolCallDelta:
+    function: FunctionDelta = {"arguments": part.arguments}
+    if not part.id:
+        return {"index": part.index, "function": function}
+    return {"index": part.index, "id": part.id, "type": "function", "function": {"name": part.name, **function}}
 
 
 def usage_count(usage: Usage) -> UsageCount:

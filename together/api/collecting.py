@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from together.requests import FinishReason, Piece, TokenLogprob, Usage
+from together.requests import CallDelta, FinishReason, Piece, TokenLogprob, ToolCall, Usage
 
 
 @dataclass(slots=True)
@@ -15,6 +15,7 @@ class Gathered:
     texts: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    call_parts: list[CallDelta] = field(default_factory=list)
     finish: FinishReason | None = None
 
     @property
@@ -25,10 +26,20 @@ class Gathered:
     def reasoning(self) -> str:
         return "".join(self.thoughts)
 
+    @property
+    def calls(self) -> list[ToolCall]:
+        """The tool calls, each put together from its parts."""
+        arguments: dict[int, list[str]] = {}
+        for part in self.call_parts:
+            arguments.setdefault(part.index, []).append(part.arguments)
+        heads = [part for part in self.call_parts if part.id]
+        return [ToolCall(head.id, head.name, "".join(arguments[head.index])) for head in heads]
+
     def add(self, piece: Piece) -> None:
         self.texts.append(piece.text)
         self.thoughts.append(piece.reasoning)
         self.logprobs += piece.logprobs
+        self.call_parts += piece.calls
         self.finish = piece.finish
 
 

@@ -70,7 +70,7 @@ async def _only_local(request: Request) -> None:
 
 
 def control_routes(head: HeadPort, shutdown: Callable[[], None]) -> APIRouter:
-    """`/control/load`, `unload`, `plan`, `cluster`, `nodes` and `shutdown`."""
+    """`/control/load`, `last`, `unload`, `plan`, `cluster`, `balance`, `drain`, `nodes` and `shutdown`."""
     router = APIRouter(prefix="/control", dependencies=[Depends(_only_local)])
 
     @router.post("/load")
@@ -78,6 +78,12 @@ def control_routes(head: HeadPort, shutdown: Callable[[], None]) -> APIRouter:
         """An empty order loads the last model again, as it was."""
         order = parse_order(PlanOrder, await read_body(request))
         await (head.load() if order.is_empty else head.load(order.model, order.request(head.settings.strategy)))
+        return _done()
+
+    @router.post("/last")
+    async def last() -> Response:
+        """Load what the view offers: what was applied last, also before a restart."""
+        await head.load_last()
         return _done()
 
     @router.post("/plan")

@@ -24,6 +24,7 @@ _WORDS = {
     "stop": "a text, or up to 16 texts",
     "prompt": "a text, a list of texts, token ids, or a list of lists of token ids",
     "content": "a text, null, or a list of parts",
+    "tool_choice": 'auto, none, required, or {"type": "function", "function": {"name": …}}',
 }
 _BRANCHES = {"str", "list", "int"}  # what the library adds to the path for a type that it tried
 

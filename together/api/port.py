@@ -42,6 +42,10 @@ class HeadPort(Protocol):
         """Load a model (a folder, a known name, a hub id), or the last one again; `request` says who takes what."""
         ...
 
+    async def load_last(self) -> None:
+        """Load what was applied last, also before a restart. Raises NotServing where nothing was."""
+        ...
+
     async def unload(self) -> None: ...
 
     async def rebalance(self) -> None:

@@ -57,7 +57,7 @@ class Record:
             self._end()
 
     def _see(self, piece: Piece) -> None:
-        if self._first is None and (piece.text or piece.reasoning or piece.finish):
+        if self._first is None and (piece.text or piece.reasoning or piece.calls or piece.finish):
             self._first = time.perf_counter() - self._began
             self.metrics.first_token.observe(self._first)
         if piece.finish is None:

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from together.api.fields import MOST_LOGPROBS, SMALL, AnswerFields, Strict
+from together.api.formats import ResponseFormat
+from together.api.tool_fields import MessageCalls, ToolChoice, Tools, check_calls, tool_calls, tool_use
 from together.errors import BadRequest
 from together.requests import ChatRequest, CompletionRequest, Message
 
@@ -33,16 +35,16 @@ class InputMessage(Strict):
     content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
     reasoning_content: str | None = None
     name: str | None = None
-    tool_calls: JsonValue = None
+    tool_calls: MessageCalls | None = None
     tool_call_id: str | None = None
-    function_call: JsonValue = None
+    function_call: JsonValue = None  # refused: OpenAI's older way to call tools
 
 
 class ChatCompletionRequest(AnswerFields):
     """`POST /v1/chat/completions`.
 
-    Accepted without effect: user, store, metadata, service_tier, reasoning_effort, parallel_tool_calls, verbosity,
-    safety_identifier, and everything about prompt caches (equal beginnings are always computed once only).
+    Accepted without effect: user, store, metadata, service_tier, reasoning_effort, verbosity, safety_identifier, and
+    everything about prompt caches (equal beginnings are always computed once only).
     Roles developer and system are the same. Names that are not listed are ignored.
     """
 
@@ -51,18 +53,18 @@ class ChatCompletionRequest(AnswerFields):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     # accepted without effect
     reasoning_effort: str | None = None
-    parallel_tool_calls: bool | None = None
     verbosity: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     prompt_cache_options: JsonValue = None
+    response_format: ResponseFormat | None = None
     # refused unless they ask for nothing
-    response_format: JsonValue = None
-    tools: Annotated[list[JsonValue], Field(fail_fast=True)] | None = None
-    tool_choice: JsonValue = None
     modalities: Annotated[list[str], Field(fail_fast=True)] | None = None
     audio: JsonValue = None
     moderation: JsonValue = None
@@ -74,8 +76,10 @@ class ChatCompletionRequest(AnswerFields):
     def to_chat(self) -> ChatRequest:
         """Our request. Raises BadRequest naming the field that cannot be honoured."""
         self._refuse_unsupported()
+        messages = tuple(_message(index, message) for index, message in enumerate(self.messages))
+        check_calls(messages)
         return ChatRequest(
-            messages=tuple(_message(index, message) for index, message in enumerate(self.messages)),
+            messages=messages,
             sampling=self.sampling(),
             max_tokens=self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens,
             stop=self.stops(),
@@ -83,6 +87,8 @@ class ChatCompletionRequest(AnswerFields):
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else -1,
             choices=self.choices,
             template=self.chat_template_kwargs or {},
+            grammar=self.response_format.grammar() if self.response_format else None,
+            tool_use=tool_use(self.tools, self.tool_choice, self.parallel_tool_calls),
         )
 
     def _refuse_unsupported(self) -> None:
@@ -90,9 +96,6 @@ class ChatCompletionRequest(AnswerFields):
             raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
         plain = ("audio", "moderation", "prediction", "functions", "function_call", "web_search_options")
         self.refuse(
-            response_format=self.response_format not in (None, {"type": "text"}),
-            tools=bool(self.tools),
-            tool_choice=self.tool_choice not in (None, "none", "auto"),
             modalities=self.modalities not in (None, [], ["text"]),
             **{name: getattr(self, name) is not None for name in plain},
         )
@@ -133,10 +136,16 @@ class TextCompletionRequest(AnswerFields):
 
 def _message(index: int, message: InputMessage) -> Message:
     where = f"messages.{index}"
-    if message.role == "tool" or message.tool_calls or message.function_call:
-        raise BadRequest("tool calls are not supported by this version of together", param=f"{where}.role")
-    role = "system" if message.role == "developer" else message.role
-    return Message(role, _text(message.content, f"{where}.content"), message.reasoning_content or "")
+    if message.function_call is not None:
+        path = f"{where}.function_call"
+        raise BadRequest(f"{path}: not supported by this version of together; use tool_calls", param=path)
+    return Message(
+        "system" if message.role == "developer" else message.role,
+        _text(message.content, f"{where}.content"),
+        message.reasoning_content or "",
+        tool_calls(message.tool_calls),
+        (message.tool_call_id or "") if message.role == "tool" else "",
+    )
 
 
 def _text(content: str | list[ContentPart] | None, where: str) -> str:

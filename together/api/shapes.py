@@ -55,10 +55,24 @@ class ChatLogprobs(TypedDict):
     refusal: None
 
 
+class CalledFunction(TypedDict):
+    name: str
+    arguments: str
+
+
+class ChatToolCall(TypedDict):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AssistantMessage(TypedDict):
+    """`content` is null where the answer is calls only."""
+
     role: Literal["assistant"]
-    content: str
+    content: str | None
     reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[ChatToolCall]]
     refusal: None
 
 
@@ -78,10 +92,25 @@ class ChatCompletion(TypedDict):
     usage: UsageCount
 
 
+class FunctionDelta(TypedDict):
+    name: NotRequired[str]
+    arguments: str
+
+
+class ToolCallDelta(TypedDict):
+    """The first one of a call has its id, type and name, the others parts of its arguments."""
+
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: FunctionDelta
+
+
 class Delta(TypedDict):
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
     reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCallDelta]]
 
 
 class ChunkChoice(TypedDict):

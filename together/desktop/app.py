@@ -117,19 +117,22 @@ async def _live(
 
 async def _load(head: Head, options: Options) -> None:
     try:
-        await head.load(options.model, options.request)
+        await (head.load_demo(options.request) if options.model is None else head.load(options.model, options.request))
     except TogetherError:
         logger.debug("the first load failed", exc_info=True)  # the view has the cause: page and terminal show it
 
 
 async def _tell(head: Head, say: Callable[[str], None]) -> None:
     """One line for every new state of the model; runs until cancelled."""
-    told = ""
+    told = offered = ""
     async for view in head.changes():
         line = _line(view.serving)
         if line and line != told:
             say(line)
             told = line
+        if view.offer and not offered and view.serving.state in (ServingState.READY, ServingState.FAILED):
+            offered = view.offer  # once: from then on the page and the menu have it
+            say(f"{offered} Load it with: python3 launch.py load")
 
 
 def _line(serving: Serving) -> str:

@@ -28,6 +28,7 @@ from together.desktop.options import (
     running_app,
     settings_with,
 )
+from together.desktop.printable import printable
 from together.errors import BadInput, TogetherError
 from together.settings import Settings
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from together.desktop.client import RunningApp
     from together.types import Endpoint, NodeStatus
 
-COMMANDS = ("up", "node", "chat", "plan", "load", "unload", "inspect", "models", "status", "stop", "doctor", "bench")
+COMMANDS = "up node chat plan load unload balance inspect models status stop doctor bench".split()
 
 app = typer.Typer(
     help="Several ordinary machines run one language model. Without a command: up.",
@@ -62,7 +63,7 @@ def main(arguments: list[str]) -> int:
     except SystemExit as end:  # how typer says that it is done, or that an option is wrong
         return end.code if isinstance(end.code, int) else 1
     except TogetherError as error:
-        print(f"together: {error}", file=sys.stderr)
+        print(f"together: {printable(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, BadInput) else 1
     except KeyboardInterrupt:
         return 130
@@ -283,6 +284,7 @@ def _app_for_menu() -> RunningApp | None:
 def _menu(running: RunningApp) -> None:
     import webbrowser
 
+    from together.desktop.loading import load_last_and_show
     from together.desktop.menu import Actions, items, run_menu
     from together.desktop.talk import Talk, talk_on
 
@@ -301,15 +303,21 @@ def _menu(running: RunningApp) -> None:
         talk_on(Talk(running, {}))
 
     actions = Actions(
-        open_page, chat_here, lambda: _show(running), node_action("start"), node_action("stop"), running.stop
+        open_page,
+        chat_here,
+        lambda: _show(running),
+        lambda: load_last_and_show(running),
+        node_action("start"),
+        node_action("stop"),
+        running.stop,
     )
     run_menu(f"together is running: {running.url}", items(actions), input, _say)
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 def _say_aside(line: str) -> None:
     """For what is not the answer: a pipe behind stdout gets the answer only."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)

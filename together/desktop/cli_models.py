@@ -70,7 +70,9 @@ def plan(
 
 @app.command()
 def load(
-    model: Annotated[str, typer.Argument(help="Folder, name or hub id, as org/name")],
+    model: Annotated[
+        str | None, typer.Argument(help="Folder, name or hub id, as org/name  [default: the last one, as it was]")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="A file of plan --json: who takes which layers")] = None,
     strategy: Strategy = None,
     layers: Layers = None,
@@ -81,8 +83,13 @@ def load(
     """Load a model in the running app, by the recommended plan or a given one."""
     settings = settings_with(log_level=log_level)
     from together.desktop.arguments import model_of, saved_plan
-    from together.desktop.loading import load_and_show
+    from together.desktop.loading import load_and_show, load_last_and_show
 
+    if model is None:
+        if any(value is not None for value in (plan, strategy, layers, users, context)):
+            raise BadSetting("these options are for a model: name it, as together load org/name")
+        load_last_and_show(running_app(settings))
+        return
     if plan is not None:
         if layers is not None or strategy is not None:
             raise BadSetting("--plan says who takes which layers; leave --layers and --strategy out")
@@ -99,6 +106,14 @@ def unload(log_level: LogLevel = None) -> None:
     running = running_app(settings_with(log_level=log_level))
     running.control("unload")
     print("unloaded")
+
+
+@app.command()
+def balance(log_level: LogLevel = None) -> None:
+    """Move layers as status advises, where machines became slower or faster; answers in progress go on."""
+    from together.desktop.loading import load_and_show
+
+    load_and_show(running_app(settings_with(log_level=log_level)), {}, action="balance")
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ from together.errors import AppError, TogetherError, Unreachable
 
 TIMEOUT = httpx.Timeout(5.0, read=30.0)
 STOP_WITHIN = 10.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A piece of an answer; what a model thought comes before its text."""
+
+    text: str = ""
+    thought: str = ""
 
 
 class RunningApp:
@@ -48,8 +57,8 @@ class RunningApp:
         """`/control/…` and what it answers; machines that measure themselves take a while."""
         return self._json("POST", f"/control/{action}", body, read_timeout=None)
 
-    def chat(self, body: dict[str, object]) -> Iterator[str]:
-        """The answer's text in pieces. Closing the iterator ends the answer on every stage."""
+    def chat(self, body: dict[str, object]) -> Iterator[Said]:
+        """The answer in pieces. Closing the iterator ends the answer on every stage."""
         timeout = httpx.Timeout(5.0, read=None)
         try:
             with self._http.stream(
@@ -60,7 +69,7 @@ class RunningApp:
                     raise AppError(_sentence(reply))
                 for line in reply.iter_lines():
                     if line.startswith("data: ") and line != "data: [DONE]":
-                        yield _content(json.loads(line.removeprefix("data: ")))
+                        yield _said(json.loads(line.removeprefix("data: ")))
         except httpx.HTTPError as error:
             raise Unreachable(f"the app at {self.url} went away during the answer: {error}") from None
 
@@ -114,11 +123,12 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def _content(chunk: dict[str, Any]) -> str:
+def _said(chunk: dict[str, Any]) -> Said:
     if "error" in chunk:
         raise AppError(str(chunk["error"]["message"]))
     choices = chunk.get("choices") or [{}]
-    return str(choices[0].get("delta", {}).get("content") or "")
+    delta = choices[0].get("delta", {})
+    return Said(str(delta.get("content") or ""), str(delta.get("reasoning_content") or ""))
 
 
 def _sentence(reply: httpx.Response) -> str:

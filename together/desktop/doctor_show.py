@@ -17,6 +17,7 @@ from rich.text import Text
 from together.cluster.naming import resolve_model
 from together.desktop.doctor import App, Facts, Measured, Problem, problems
 from together.desktop.doctor_facts import gather, subject_of
+from together.desktop.printable import one_line
 from together.errors import BadSetting
 from together.settings import Settings
 
@@ -44,7 +45,7 @@ def show_json(facts: Facts, found: tuple[Problem, ...]) -> str:
 def show(facts: Facts, found: tuple[Problem, ...], console: Console) -> None:
     """For a person. A stranger's name is no markup, and no order to the terminal either."""
     for line in (*_machine(facts), *_devices(facts), *(_app(facts.app) if facts.app else ()), "", *_verdict(found)):
-        console.print(Text("".join(c if c.isprintable() else "?" for c in line)), soft_wrap=True)
+        console.print(Text(one_line(line)), soft_wrap=True)
 
 
 def _machine(facts: Facts) -> Iterator[str]:

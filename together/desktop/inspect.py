@@ -17,6 +17,7 @@ from rich.text import Text
 from backends.base import BACKENDS, LoadRequest
 from backends.checks import check_model
 from together.cluster.naming import resolve_model
+from together.desktop.printable import printable
 from together.errors import UnsupportedModel
 from together.models.checkpoint import checkpoint_headers
 from together.models.families import TOY
@@ -173,7 +174,7 @@ def show(found: Inspected, console: Console) -> None:
     """For a person. Names and families are strangers' words, so never markup."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for label, text in _lines(found):
-        table.add_row(Text(label), Text(text))
+        table.add_row(Text(label), Text(printable(text)))
     console.print(table)
 
 

@@ -9,18 +9,26 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from together.desktop.client import RunningApp
+from together.desktop.printable import one_line
 from together.errors import TogetherError
 
 LOOK_EVERY = 0.3  # seconds
 
 
-def load_and_show(running: RunningApp, order: dict[str, object]) -> None:
+def load_last_and_show(running: RunningApp) -> None:
+    """Load what the app offers, which was applied last; where it serves already, load it again."""
+    offer = running.status()["offer"]
+    print(one_line(offer or "Loading the last model again."), flush=True)
+    load_and_show(running, {}, action="last" if offer else "load")
+
+
+def load_and_show(running: RunningApp, order: dict[str, object], action: str = "load") -> None:
     """Returns when the model serves. Raises the app's own sentence where it does not."""
     failure: list[TogetherError] = []
 
     def work() -> None:
         try:
-            running.control("load", order)
+            running.control(action, order)
         except TogetherError as error:
             failure.append(error)
 
@@ -37,8 +45,9 @@ def load_and_show(running: RunningApp, order: dict[str, object]) -> None:
     status = running.status()
     names = {node["id"]: node["name"] for node in status["nodes"]}
     for stage in status["serving"]["plan"]["stages"]:
-        print(f"{names.get(stage['node'], stage['node'])}: layers {stage['layers']['start']}:{stage['layers']['stop']}")
-    print(f"{status['serving']['model']} is ready at {running.url}")
+        name = one_line(names.get(stage["node"], stage["node"]))
+        print(f"{name}: layers {stage['layers']['start']}:{stage['layers']['stop']}")
+    print(f"{one_line(status['serving']['model'])} is ready at {running.url}")
 
 
 class Bars:
@@ -59,7 +68,7 @@ class Bars:
         key = (stage["ring"], stage["slot"])
         if key not in self._tasks:
             layers = f"{stage['layers']['start']}:{stage['layers']['stop']}"
-            self._tasks[key] = self._progress.add_task(f"{node} {layers}", total=1.0, said="")
+            self._tasks[key] = self._progress.add_task(f"{one_line(node)} {layers}", total=1.0, said="")
         done, said = progress_of(stage)
         self._progress.update(self._tasks[key], completed=done, said=said)
 

@@ -27,6 +27,7 @@ class Actions:
     open_page: Callable[[], None]
     chat: Callable[[], None]
     status: Callable[[], None]
+    load_last: Callable[[], None]
     start_node: Callable[[], None]
     stop_node: Callable[[], None]
     stop_app: Callable[[], None]
@@ -37,6 +38,7 @@ def items(actions: Actions) -> tuple[Item, ...]:
         Item("Open the page", actions.open_page),
         Item("Chat here", actions.chat),
         Item("Status", actions.status),
+        Item("Load the last model again", actions.load_last),
         Item("Start a node on this machine", actions.start_node),
         Item("Stop a node on this machine", actions.stop_node),
         Item("Stop the app", actions.stop_app, last=True),

@@ -21,6 +21,7 @@ from rich.text import Text
 from together.cluster.finder import known_models
 from together.cluster.naming import HubId, resolve_model
 from together.desktop.client import find_running
+from together.desktop.printable import one_line, printable
 from together.errors import BadPlan, BadSetting
 from together.models.hub import describe_hub, fetch_units
 from together.models.manifest import Manifest, describe
@@ -84,7 +85,7 @@ def _confirmed(question: str) -> bool:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 # --- list -------------------------------------------------------------------------------------------------------------
@@ -100,11 +101,11 @@ def list_models(home: Path, status: dict[str, Any] | None, as_json: bool) -> Non
     console = Console()
     table = Table("model", "size", "layers here", "where")
     for model in models:
-        table.add_row(*(Text(text) for text in _row(model)))
+        table.add_row(*(Text(one_line(text)) for text in _row(model)))
     console.print(table)
     for name, held in nodes.items():
         for node, ranges in held.items():
-            console.print(Text(f"{name}: node {node} holds layers {', '.join(ranges)}"))
+            console.print(Text(one_line(f"{name}: node {node} holds layers {', '.join(ranges)}")))
 
 
 def model_json(model: KnownModel) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from together.desktop.printable import Formatter
 from together.errors import BadSetting
 from together.settings import Settings, load_settings
 
@@ -41,7 +42,9 @@ def settings_with(**given: object) -> Settings:
     level = settings.log_level.upper()
     if level not in logging.getLevelNamesMapping():
         raise BadSetting(f"there is no log level {settings.log_level!r}; choose DEBUG, INFO, WARNING or ERROR")
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)  # a line per request is no news
     return settings

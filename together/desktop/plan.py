@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from together.desktop.printable import printable
 from together.errors import BadSetting
 from together.planning.answer import answer_json, answer_text, missing_json, missing_text
 from together.planning.cluster_file import parse_cluster
@@ -19,9 +20,9 @@ def run_plan(cluster: Path, request: PlanRequest, as_json: bool) -> int:
     """Print the plan, or what is missing; the exit code. Raises BadInput for a bad file, option or split."""
     outcome = plan_for(request, _read(cluster))
     if isinstance(outcome, Missing):
-        print(json.dumps(missing_json(outcome), indent=2) if as_json else missing_text(outcome))
+        print(json.dumps(missing_json(outcome), indent=2) if as_json else printable(missing_text(outcome)))
         return DOES_NOT_FIT
-    print(json.dumps(answer_json(outcome), indent=2) if as_json else answer_text(outcome))
+    print(json.dumps(answer_json(outcome), indent=2) if as_json else printable(answer_text(outcome)))
     return 0
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from together.desktop.client import RunningApp
+from together.desktop.printable import printable
 from together.errors import BadSetting
 
 DOES_NOT_FIT = 3  # exit code
@@ -33,7 +34,7 @@ def run_live_plan(running: RunningApp, asked: LivePlan, as_json: bool) -> int:
     """Print the plan, or what is missing; the exit code."""
     answer = running.ask("plan", asked.order())
     text = answer.pop("text")
-    print(json.dumps(answer, indent=2) if as_json else text)
+    print(json.dumps(answer, indent=2) if as_json else printable(text))
     return DOES_NOT_FIT if "error" in answer else 0
 
 

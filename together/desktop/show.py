@@ -1,4 +1,4 @@
-"""`status` as text. Knows only the JSON of `/status`; every name in it is another machine's, so it is never markup."""
+"""`status` as text. Knows only the JSON of `/status`; every name in it is another machine's: text, and no more."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from together.desktop.printable import one_line
+
 GB = 1e9
 
 
@@ -15,14 +17,25 @@ def show_status(status: dict[str, Any], url: str, console: Console) -> None:
     """Model, stages and nodes, for a person."""
     serving = status["serving"]
     console.print(Text(f"together at {url}"))
-    console.print(Text(f"{serving['model'] or 'no model'}: {status['reason'] or _load(serving)}"))
+    for line in (f"{serving['model'] or 'no model'}: {status['reason'] or _load(serving)}", *hints(status)):
+        console.print(Text(one_line(line)), soft_wrap=True)
     if not status["nodes"]:
         console.print("no node is there; start one with: python3 launch.py node")
         return
     table = Table("node", "state", "device", "memory free", "layers held", "address")
     for node in status["nodes"]:
-        table.add_row(*(Text(text) for text in _row(node)))
+        table.add_row(*(Text(one_line(text)) for text in _row(node)))
     console.print(table)
+
+
+def hints(status: dict[str, Any]) -> list[str]:
+    """What a person may want to do, as a sentence each with the command for it."""
+    found = []
+    if status["advice"]:
+        found.append(f"better: {status['advice']}; move to it with: python3 launch.py balance")
+    if status["offer"]:
+        found.append(f"{status['offer']} Load it with: python3 launch.py load")
+    return found
 
 
 def _load(serving: dict[str, Any]) -> str:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from together.desktop.client import RunningApp
+from rich.console import Console
+from rich.text import Text
+
+from together.desktop.client import RunningApp, Said
+from together.desktop.printable import printable
 from together.errors import TogetherError
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells expect it
@@ -25,24 +30,65 @@ class Talk:
         """Print the answer as it comes, and remember both. False: Ctrl-C stopped it."""
         self.turns.append({"role": "user", "content": question})
         system = [{"role": "system", "content": self.system}] if self.system else []
-        said: list[str] = []
         pieces = self.app.chat({**self.options, "messages": system + self.turns})
+        shown = Shown()
         try:
             for piece in pieces:
-                said.append(piece)
-                _write(piece)
+                shown.add(piece)
         except KeyboardInterrupt:
-            _write("\n(stopped)")
+            shown.write("\n(stopped)")
             return False
         except TogetherError:
             self.turns.pop()  # as if it was not asked: it can be asked again
             raise
         finally:
             _close(pieces)
-            if said:
-                _write("\n")
-        self.turns.append({"role": "assistant", "content": "".join(said)})
+            shown.end()
+        self.turns.append({"role": "assistant", "content": shown.text})
         return True
+
+
+@dataclass(slots=True)
+class Shown:
+    """One answer on its way to the terminal, its thoughts dimmed. A pipe gets the answer only, letter for letter."""
+
+    text: str = ""
+    person: bool = field(default_factory=lambda: sys.stdout.isatty())
+    _thinking_since: float | None = None
+    _begun: bool = False
+
+    def add(self, piece: Said) -> None:
+        if piece.thought:
+            self._think(piece.thought)
+        if piece.text:
+            self.text += piece.text
+            self.write(piece.text)
+
+    def write(self, text: str) -> None:
+        self._end_thoughts()
+        self._begun = True
+        _write(printable(text) if self.person else text)
+
+    def end(self) -> None:
+        self._end_thoughts()
+        if self._begun:
+            _write("\n")
+
+    def _think(self, thought: str) -> None:
+        if self._thinking_since is None:
+            self._thinking_since = time.monotonic()
+            self._dim("Thinking…\n")
+        self._dim(thought)
+
+    def _end_thoughts(self) -> None:
+        if self._thinking_since is None:
+            return
+        seconds, self._thinking_since = time.monotonic() - self._thinking_since, None
+        self._dim(f"\n(thought for {seconds:.0f} s)\n\n")
+
+    def _dim(self, text: str) -> None:
+        if self.person:
+            Console(highlight=False).print(Text(printable(text), style="dim"), end="", soft_wrap=True)
 
 
 def talk_once(talk: Talk, questions: tuple[str, ...]) -> int:
@@ -63,7 +109,7 @@ def talk_on(talk: Talk) -> int:
             if not talk.ask(question):
                 talk.turns.pop()
         except TogetherError as error:
-            print(f"together: {error}", file=sys.stderr)
+            print(f"together: {printable(str(error))}", file=sys.stderr)
     return 0
 
 
@@ -81,7 +127,7 @@ def _questions() -> Iterator[str]:
             yield line.strip()
 
 
-def _close(pieces: Iterator[str]) -> None:
+def _close(pieces: Iterator[Said]) -> None:
     close = getattr(pieces, "close", None)
     if close is not None:
         close()

@@ -8,13 +8,16 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from together.engine.constraint import GrammarConstraint
 from together.engine.detokenize import Decoder, StopFilter
 from together.engine.engine import Engine, TokenStream
+from together.engine.grammar import Compiled
+from together.engine.parting import Parter, Parts
 from together.engine.text import TextModel
-from together.engine.thinking import ThinkSplitter
 from together.engine.tokens import TokenBytes
 from together.errors import BadRequest
 from together.requests import (
+    CallDelta,
     ChatRequest,
     CompletionRequest,
     FinishReason,
@@ -22,6 +25,7 @@ from together.requests import (
     Piece,
     Scored,
     TokenLogprob,
+    ToolUse,
     Usage,
 )
 from together.sampling import choice_seed
@@ -40,9 +44,12 @@ async def answer_chat(engine: Engine, model: TextModel, request: ChatRequest) ->
     said before any work is done.
     """
     engine.check_room(request.choices)
-    text = model.template.render(request.messages, **request.template)
+    use = request.tool_use
+    request = replace(request, grammar=model.call_grammar(use, request.grammar))
+    grammar = await _compiled(engine, model, request)
+    text = model.template.render(request.messages, use.tools, **request.template)
     prompt = await model.encode_aside(text)
-    async with aclosing(_answer(engine, model, [prompt], request, text)) as pieces:
+    async with aclosing(_answer(engine, model, [prompt], request, grammar, text)) as pieces:
         async for piece in pieces:
             yield piece
 
@@ -50,12 +57,13 @@ async def answer_chat(engine: Engine, model: TextModel, request: ChatRequest) ->
 async def answer_prompts(engine: Engine, model: TextModel, request: CompletionRequest) -> Pieces:
     """As `answer_chat`, for prompts as they are; the tokenizer adds the special tokens that it adds to any text."""
     engine.check_room(request.choices * len(request.prompts))
+    grammar = await _compiled(engine, model, request)
     prompts = [
         await model.encode_aside(prompt, add_special_tokens=True) if isinstance(prompt, str) else prompt
         for prompt in request.prompts
     ]
     try:
-        async with aclosing(_answer(engine, model, prompts, request, None)) as pieces:
+        async with aclosing(_answer(engine, model, prompts, request, grammar)) as pieces:
             async for piece in pieces:
                 yield piece
     except BadRequest as error:
@@ -81,15 +89,20 @@ async def _answer(
     model: TextModel,
     prompts: Sequence[tuple[int, ...]],
     request: ChatRequest | CompletionRequest,
-    opening: str | None,
+    grammar: Compiled | None,
+    opening: str | None = None,
 ) -> Pieces:
-    """`opening` is the prompt's text, where thoughts are to be parted from the answer."""
-    wanted = [_generate(prompt, request, i) for prompt in prompts for i in range(request.choices)]
+    """`opening` is the prompt's text, where thoughts and calls are to be parted from the answer."""
+    wanted = [
+        _generate(prompt, request, i, grammar.start(opening) if grammar else None)
+        for prompt in prompts
+        for i in range(request.choices)
+    ]
     streams = _submit_all(engine, wanted)
-    splitters = [model.splitter(opening) if opening is not None else None for _ in wanted]
+    use = request.tool_use if isinstance(request, ChatRequest) else ToolUse()
     readers = [
-        _read(stream, model, each, splitter, index)
-        for index, (stream, each, splitter) in enumerate(zip(streams, wanted, splitters, strict=True))
+        _read(stream, model, each, Parter() if opening is None else model.parter(opening, use), index)
+        for index, (stream, each) in enumerate(zip(streams, wanted, strict=True))
     ]
     try:
         async with aclosing(readers[0] if len(readers) == 1 else merged(readers)) as pieces:
@@ -100,9 +113,22 @@ async def _answer(
             stream.cancel()
 
 
-def _generate(prompt: tuple[int, ...], request: ChatRequest | CompletionRequest, choice: int) -> GenerateRequest:
+async def _compiled(engine: Engine, model: TextModel, request: ChatRequest | CompletionRequest) -> Compiled | None:
+    return await model.grammars.compile(request.grammar, engine.vocabulary) if request.grammar else None
+
+
+def _generate(
+    prompt: tuple[int, ...],
+    request: ChatRequest | CompletionRequest,
+    choice: int,
+    constraint: GrammarConstraint | None,
+) -> GenerateRequest:
+    """A grammar says itself where its text may end: after that nothing else is allowed, whatever `ignore_eos` says."""
     sampling = replace(request.sampling, seed=choice_seed(request.sampling.seed, choice))
-    return GenerateRequest(prompt, sampling, request.max_tokens, request.stop, request.ignore_eos, request.top_logprobs)
+    ignore_eos = request.ignore_eos and constraint is None
+    return GenerateRequest(
+        prompt, sampling, request.max_tokens, request.stop, ignore_eos, request.top_logprobs, constraint
+    )
 
 
 def _submit_all(engine: Engine, wanted: Sequence[GenerateRequest]) -> list[TokenStream]:
@@ -155,16 +181,16 @@ async def _read(
     stream: TokenStream,
     model: TextModel,
     request: GenerateRequest,
-    splitter: ThinkSplitter | None = None,
+    parter: Parter | None = None,
     index: int = 0,
 ) -> Pieces:
-    answer = _Answer(model, StopFilter(request.stop), splitter, index)
+    answer = _Answer(model, StopFilter(request.stop), parter or Parter(), index)
     try:
         async for token_ids, finish in stream:
             answer.push(token_ids, stream.sampled)
-            reason = answer.finish(finish)
+            reason = _true_reason(answer.finish(finish), request)
             if reason is not None:
-                stream.cancel()  # a stop string ends it before the ring knows
+                stream.cancel()  # a stop string or a call ends it before the ring knows
                 yield answer.last_piece(reason, stream, len(request.prompt))
                 return
             if answer.has_news:
@@ -173,14 +199,22 @@ async def _read(
         stream.cancel()
 
 
+def _true_reason(reason: FinishReason | None, request: GenerateRequest) -> FinishReason | None:
+    """An answer whose grammar was given up is not whole: it ended early, as one that is too long does."""
+    constraint = request.constraint
+    failed = isinstance(constraint, GrammarConstraint) and bool(constraint.failure)
+    return "length" if reason in ("stop", "tool_calls") and failed else reason
+
+
 class _Answer:
     """One answer's text between the decoder and the person who reads it."""
 
-    def __init__(self, model: TextModel, stops: StopFilter, splitter: ThinkSplitter | None, index: int) -> None:
+    def __init__(self, model: TextModel, stops: StopFilter, parter: Parter, index: int) -> None:
         self._decoder: Decoder = model.decoder()
-        self._tags = model.tags if splitter is not None else {}
+        shown = (model.tags if parter.thoughts else {}, model.tool_tags if parter.tools else {})
+        self._tags = {token_id: tag for tags in shown for tag, token_id in tags.items()}
         self._stops = stops
-        self._splitter = splitter
+        self._parter = parter
         self._index = index
         self._logprobs = _Logprobs(model.token_bytes)
         self._tokens: list[int] = []  # since the last piece
@@ -188,15 +222,19 @@ class _Answer:
         self._thought = 0  # tokens of the thoughts
         self._text = ""  # safe to show, not shown yet; so is the following
         self._reasoning = ""
+        self._calls: list[CallDelta] = []
 
     @property
     def has_news(self) -> bool:
-        return bool(self._text or self._reasoning)
+        return bool(self._text or self._reasoning or self._calls)
 
     def push(self, token_ids: Sequence[int], sampled: Sequence[Sampled]) -> None:
-        """Take tokens up to a stop string; those after it were never asked for. `sampled` is empty or one for each."""
+        """Take tokens up to a stop string or the only call; those after it were never asked for.
+
+        `sampled` is empty or one for each.
+        """
         for place, token_id in enumerate(token_ids):
-            if self._stops.matched:
+            if self._stops.matched or self._parter.done:
                 return
             self._tokens.append(token_id)
             self._count += 1
@@ -214,15 +252,16 @@ class _Answer:
 
     def _show(self, text: str) -> None:
         self._logprobs.shown(len(text))
-        if self._splitter is None:
-            self._text += text
-            return
-        was_thinking = self._splitter.thinking
-        thought, said = self._splitter.push(text)
-        self._reasoning += thought
-        self._text += said
-        if was_thinking or self._splitter.thinking or thought:
+        was_thinking = self._parter.thinking
+        parts = self._parter.push(text)
+        self._add(parts)
+        if was_thinking or self._parter.thinking or parts.thought:
             self._thought = self._count
+
+    def _add(self, parts: Parts) -> None:
+        self._reasoning += parts.thought
+        self._text += parts.said
+        self._calls += parts.calls
 
     def finish(self, reason: FinishReason | None) -> FinishReason | None:
         """Why the answer ends now, if it does; lets go of the text held back until here."""
@@ -230,13 +269,11 @@ class _Answer:
             self._take(self._decoder.flush(), None)
             self._show(self._stops.flush())
             self._logprobs.all_shown()
-        if reason is None and not self._stops.matched:
+        if reason is None and not self._stops.matched and not self._parter.done:
             return None
-        if self._splitter is not None:
-            thought, said = self._splitter.flush()
-            self._reasoning += thought
-            self._text += said
-        return "stop" if self._stops.matched else reason
+        self._add(self._parter.flush())
+        ended = "stop" if self._stops.matched or self._parter.done else reason
+        return "tool_calls" if ended == "stop" and self._parter.called else ended
 
     def piece(self) -> Piece:
         piece = Piece(
@@ -245,9 +282,11 @@ class _Answer:
             reasoning=self._reasoning,
             logprobs=self._logprobs.take(),
             index=self._index,
+            calls=tuple(self._calls),
         )
         self._text = self._reasoning = ""
         self._tokens.clear()
+        self._calls.clear()
         return piece
 
     def last_piece(self, reason: FinishReason, stream: TokenStream, prompt_tokens: int) -> Piece:

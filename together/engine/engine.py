@@ -62,6 +62,11 @@ class Engine:
         """Sequences that wait for room."""
         return len(self._scheduler.waiting)
 
+    @property
+    def vocabulary(self) -> int | None:
+        """Width of the model's logits, where it is known."""
+        return self._vocabulary
+
     def stats(self) -> EngineStats:
         """What runs, what happened so far, and what steps cost."""
         scheduler, times = self._scheduler, self.times

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import Environment, TemplateSyntaxError, nodes
+from jinja2 import Environment, Template, TemplateSyntaxError, meta, nodes
 from jinja2.exceptions import TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from together.engine.tool_styles import HERMES, ToolStyle, style_of
+from together.engine.turns import Turn, native_turns, offer, plain_turns, told_of
 from together.errors import BadRequest, BrokenModel
-from together.requests import Message
+from together.requests import Message, Tool
 
 # For a model without a template: roles as words, one blank line between turns.
 PLAIN = (
@@ -32,40 +35,82 @@ _RENDER_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeEr
 class ChatTemplate:
     """Turns a conversation into the text that the model was trained on."""
 
-    def __init__(self, source: str, special: Mapping[str, str]) -> None:
-        """`special` are the words a template may name, as `bos_token`. Raises BrokenModel for a syntax error."""
-        try:
-            self._template = _environment().from_string(source)
-        except TemplateSyntaxError as error:
-            raise BrokenModel(f"the chat template does not parse (line {error.lineno}: {error.message})") from error
+    def __init__(self, source: str, special: Mapping[str, str], tool_source: str | None = None) -> None:
+        """`special` are the words a template may name, as `bos_token`; `tool_source` is another template for tools.
+
+        Raises BrokenModel for a syntax error.
+        """
+        self._plain = _Side.of(source)
+        self._tools = self._plain if tool_source is None else _Side.of(tool_source)
         self._special = dict(special)
 
-    def render(self, messages: Sequence[Message], **variables: object) -> str:
+    @property
+    def style(self) -> ToolStyle:
+        """How this model writes tool calls."""
+        return self._tools.style or HERMES
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = (), /, **variables: object) -> str:
         """The conversation as text, up to where the assistant goes on. Raises BadRequest if the template refuses."""
-        turns = [_turn(message) for message in messages]
+        has_calls = any(message.calls or message.role == "tool" for message in messages)
+        side = self._tools if tools or has_calls else self._plain
+        if side.style is not None:
+            given = {"tools": offer(tools)} if tools else {}
+            return self._render(side.template, native_turns(messages, side.style), variables | given)
+        if not tools:
+            return self._render(side.template, plain_turns(messages), variables)
+        return self._told(side.template, messages, tools, variables)
+
+    def _told(
+        self, template: Template, messages: Sequence[Message], tools: Sequence[Tool], variables: Mapping[str, object]
+    ) -> str:
+        """Tools in words, in the system's turn; in the first one of the user for templates that know no system."""
+        try:
+            return self._render(template, plain_turns(told_of(messages, tools)), variables)
+        except BadRequest:
+            if any(message.role == "system" for message in messages):
+                raise
+        return self._render(template, plain_turns(told_of(messages, tools, "user")), variables)
+
+    def _render(self, template: Template, turns: Sequence[Turn], variables: Mapping[str, object]) -> str:
         known: dict[str, object] = {"add_generation_prompt": True, "tools": None, "documents": None}
         try:
-            return self._template.render({**self._special, **known, **variables, "messages": turns})
+            return template.render({**self._special, **known, **variables, "messages": turns})
         except _RENDER_ERRORS as error:
             reason = str(error) or type(error).__name__
             raise BadRequest(f"the model's chat template refuses this conversation: {reason}", "messages") from error
 
 
-def _turn(message: Message) -> dict[str, str]:
-    turn = {"role": message.role, "content": message.content}
-    return turn | ({"reasoning_content": message.reasoning} if message.reasoning else {})
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """A template; `style` is how it writes calls, None where it takes no tools or its calls are unknown here."""
+
+    template: Template
+    style: ToolStyle | None
+
+    @classmethod
+    def of(cls, source: str) -> _Side:
+        environment = _environment()
+        try:
+            wanted = meta.find_undeclared_variables(environment.parse(source))
+            return cls(environment.from_string(source), style_of(source) if "tools" in wanted else None)
+        except TemplateSyntaxError as error:
+            raise BrokenModel(f"the chat template does not parse (line {error.lineno}: {error.message})") from error
 
 
-def find_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """The template's source, from `chat_template.jinja` or the tokenizer's configuration; None if there is none."""
-    file = folder / "chat_template.jinja"
+def find_template(folder: Path, tokenizer_config: Mapping[str, Any], name: str = "default") -> str | None:
+    """A template's source, from a file of its own or the tokenizer's configuration; None if there is none.
+
+    `name` "tool_use" is what some models bring for conversations with tools.
+    """
+    default = name == "default"
+    file = folder / ("chat_template.jinja" if default else f"additional_chat_templates/{name}.jinja")
     if file.is_file():
         return file.read_text(encoding="utf-8")
     found = tokenizer_config.get("chat_template")
     if isinstance(found, list):  # several, by name
         by_name = {entry["name"]: entry["template"] for entry in found}
-        return by_name.get("default")
-    return found if isinstance(found, str) else None
+        return by_name.get(name)
+    return found if default and isinstance(found, str) else None
 
 
 def _environment() -> Environment:

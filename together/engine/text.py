@@ -16,11 +16,15 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from together.engine.detokenize import Decoder
+from together.engine.grammar import Grammars
+from together.engine.parting import Parter
 from together.engine.template import PLAIN, ChatTemplate, find_template
 from together.engine.thinking import CLOSE, OPEN, ThinkSplitter
 from together.engine.tokens import TokenBytes
+from together.engine.tool_grammar import call_grammar
+from together.engine.tools import ToolSplitter
 from together.errors import BrokenModel
-from together.requests import Message
+from together.requests import Grammar, Message, ToolUse
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +42,10 @@ class TextModel:
     has_template: bool  # False: the model brought none, roles are written as plain words
     eos: frozenset[int]
     token_bytes: TokenBytes
-    tags: Mapping[int, str]  # the thinking tags among the special tokens, which no decoder shows
+    tags: Mapping[str, int]  # the thinking tags among the special tokens, which no decoder shows
+    tool_tags: Mapping[str, int]  # those of tool calls, special or not
     thinks: bool  # its words or its template know the tag
+    grammars: Grammars
 
     @classmethod
     def open(cls, folder: Path) -> TextModel:
@@ -50,18 +56,22 @@ class TextModel:
         source = find_template(folder, config)
         if source is None:
             logger.warning("%s has no chat template: roles are written as plain words", folder.name)
-        template = ChatTemplate(PLAIN if source is None else source, special)
+        template = ChatTemplate(PLAIN if source is None else source, special, find_template(folder, config, "tool_use"))
+        eos = _eos(folder, tokenizer, special)
+        thinks = OPEN in (source or "") or tokenizer.token_to_id(OPEN) is not None
         return cls(
             tokenizer,
             template,
             source is not None,
-            _eos(folder, tokenizer, special),
+            eos,
             TokenBytes(tokenizer),
-            _special_tags(tokenizer),
-            OPEN in (source or "") or tokenizer.token_to_id(OPEN) is not None,
+            _added_ids(tokenizer, (OPEN, CLOSE), special=True),
+            _added_ids(tokenizer, template.style.words),
+            thinks,
+            Grammars(tokenizer, eos, thinks),
         )
 
-    def prompt_ids(self, messages: Sequence[Message], **template_kwargs: object) -> tuple[int, ...]:
+    def prompt_ids(self, messages: Sequence[Message], /, **template_kwargs: object) -> tuple[int, ...]:
         """The conversation in token ids, by the model's own template. Raises BadRequest if the template refuses it."""
         return self.encode(self.template.render(messages, **template_kwargs))
 
@@ -89,6 +99,15 @@ class TextModel:
         """Parts thoughts from the answer to `prompt`, which may open them; None where this model does not think."""
         return ThinkSplitter(opened=prompt.rstrip().endswith(OPEN)) if self.thinks else None
 
+    def parter(self, prompt: str, use: ToolUse) -> Parter:
+        """Parts one answer to the chat `prompt` into thoughts, text and calls of the tools that were offered."""
+        tools = ToolSplitter(self.template.style, use.tools) if use.tools else None
+        return Parter(self.splitter(prompt), tools, one_call=not use.parallel)
+
+    def call_grammar(self, use: ToolUse, answer: Grammar | None) -> Grammar | None:
+        """What an answer must be where tools are offered; `answer` is what the request itself asks of a text."""
+        return call_grammar(self.template.style, use, self.tool_tags, answer) if use.tools else answer
+
 
 def _open_tokenizer(folder: Path, special: Mapping[str, str]) -> Tokenizer:
     file = folder / "tokenizer.json"
@@ -115,9 +134,10 @@ def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
-def _special_tags(tokenizer: Tokenizer) -> dict[int, str]:
+def _added_ids(tokenizer: Tokenizer, words: Sequence[str], special: bool = False) -> dict[str, int]:
+    """Which of `words` are tokens of their own; `special`: only those that no decoder shows."""
     added = tokenizer.get_added_tokens_decoder().items()
-    return {index: token.content for index, token in added if token.special and token.content in (OPEN, CLOSE)}
+    return {token.content: i for i, token in added if token.content in words and (token.special or not special)}
 
 
 def _eos(folder: Path, tokenizer: Tokenizer, special: Mapping[str, str]) -> frozenset[int]:

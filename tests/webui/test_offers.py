@@ -1,0 +1,161 @@
+"""What the page offers by itself: the last plan, a better split; and thoughts, folded away. In a real browser."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.api.test_thinking import CLOSING, thinking_toy
+from tests.conftest import RealApp, run_up, serving_instead, until
+from tests.support.checksum import EOS, QUIET, expected_tokens, make_checksum_model
+from tests.webui.conftest import SOON, ask, measurements, open_page, set_number
+from together.engine.text import TextModel
+from together.requests import Message
+from together.types import Sampling
+
+MARKUP = "anna is slow; with <img src=x onerror=\"document.title='hacked'\"> 0:1 it would be 35% faster"
+# What the head says, with advice added: a real one takes a machine that is slow for a while (see the long form below).
+WITH_ADVICE = """text => {
+  const parse = JSON.parse;
+  JSON.parse = (...all) => {
+    const value = parse(...all);
+    return value && value.serving ? Object.assign(value, { advice: text }) : value;
+  };
+}"""
+
+
+# --- the last plan ----------------------------------------------------------------------------------------------------
+
+
+def test_the_last_plan_is_offered_and_loaded(page: Page, own_app: RealApp) -> None:
+    open_page(page, own_app)
+    expect(page.locator("#cluster-header .pill")).to_have_text("READY", timeout=SOON)
+    expect(page.locator("#offer")).to_be_hidden()
+    own_app.post("/control/unload", {})
+    expect(page.locator("#offer")).to_contain_text("Last: toy on <img src=x", timeout=SOON)
+    expect(page.locator("#offer")).to_contain_text("-2 2–3.")
+    assert page.locator("#offer img").count() == 0
+    page.locator("#load-last").click()
+    expect(page.locator("#cluster-header .pill")).to_have_text("READY", timeout=30_000)
+    expect(page.locator("#offer")).to_be_hidden()
+    expect(page.locator("#notice")).to_be_empty()
+    assert page.locator("#cluster-header .layer-bar .segment-range").all_inner_texts() == ["0:2", "2:4"]
+    (own_app.home.parent / "toy" / "config.json").unlink()
+    own_app.post("/control/unload", {})
+    page.locator("#load-last").click()
+    expect(page.locator("#notice")).to_contain_text("has neither config.json", timeout=SOON)
+    assert page.title() == "together"
+
+
+# --- a better split ---------------------------------------------------------------------------------------------------
+
+
+def test_advice_stands_beside_the_nodes_with_a_button(page: Page, real_app: RealApp) -> None:
+    page.add_init_script(f"({WITH_ADVICE})({MARKUP!r})")
+    open_page(page, real_app)
+    expect(page.locator("#nodes-column #advice")).to_contain_text(f"A better split: {MARKUP}.", timeout=SOON)
+    assert page.locator("#advice img").count() == 0
+    page.locator("#rebalance").click()  # this head knows of none
+    expect(page.locator("#notice")).to_contain_text("The machines do as planned", timeout=SOON)
+    assert page.title() == "together"
+
+
+def test_without_advice_there_is_no_button(page: Page, real_app: RealApp) -> None:
+    open_page(page, real_app)
+    expect(page.locator("#cluster-header .link")).to_have_text("live", timeout=SOON)
+    expect(page.locator("#advice")).to_be_hidden()
+    expect(page.locator("#rebalance")).to_be_hidden()
+
+
+@pytest.mark.full
+def test_a_machine_that_became_slow_gets_fewer_layers_by_the_button(page: Page, tmp_path: Path) -> None:
+    toy = make_checksum_model(tmp_path / "toy", layers=12, quiet_ids=(*QUIET, EOS), step_ms=4)
+    with run_up(tmp_path, "--model", str(toy), "--backend", "checksum", "--users", "4", "--context", "256") as app:
+        before = layers(app)
+        assert len(before) == 2
+        stop = threading.Event()
+        jobs = [threading.Thread(target=keep_busy, args=(app, stop)) for _ in range(2)]
+        jobs.append(threading.Thread(target=hinder, args=(psutil.Process(app.stage_pids()[1]), stop)))
+        for job in jobs:
+            job.start()
+        try:
+            open_page(page, app)
+            expect(page.locator("#advice")).to_contain_text("slower than planned", timeout=80_000)
+            assert "better: " in app.command("status").stdout
+            page.locator("#rebalance").click()
+            until(lambda: app.serving()["state"] == "READY" and layers(app) != before, 30, "layers have moved")
+        finally:
+            stop.set()
+            for job in jobs:
+                job.join(30)
+        assert min(layers(app).values()) < min(before.values())
+
+
+def layers(app: RealApp) -> dict[str, int]:
+    """How many layers each node holds."""
+    held = {node["id"]: [stage["layers"] for stage in node["stages"]] for node in app.status()["nodes"]}
+    return {node: sum(each["stop"] - each["start"] for each in ranges) for node, ranges in held.items() if ranges}
+
+
+def keep_busy(app: RealApp, stop: threading.Event) -> None:
+    body = {"messages": [{"role": "user", "content": "work"}], "max_tokens": 100}
+    while not stop.is_set():
+        app.post("/v1/chat/completions", body)
+
+
+def hinder(process: psutil.Process, stop: threading.Event) -> None:
+    """Take two thirds of a process's time."""
+    while not stop.is_set() and process.is_running():
+        process.suspend()
+        stop.wait(0.04)
+        process.resume()
+        stop.wait(0.02)
+
+
+# --- thoughts ---------------------------------------------------------------------------------------------------------
+
+
+def question_for(toy: Path) -> str:
+    """One that this toy thinks about for 20 to 40 tokens, greedily."""
+    text = TextModel.open(toy)
+    for number in range(100):
+        prompt = text.prompt_ids([Message("user", f"Hello {number}")])
+        found = expected_tokens(toy, prompt, 45, Sampling(0.0))
+        if CLOSING in found[20:40] and CLOSING not in found[:20]:
+            return f"Hello {number}"
+    raise AssertionError("no such question")
+
+
+def test_thoughts_are_folded_away_and_belong_to_the_answer(page: Page, real_app: RealApp, tmp_path: Path) -> None:
+    toy = thinking_toy(tmp_path / "thinker", (*QUIET, EOS), step_ms=15)
+    question = question_for(toy)
+    with serving_instead(real_app, toy):
+        body = {"messages": [{"role": "user", "content": question}], "max_tokens": 60, "temperature": 0}
+        message = real_app.post("/v1/chat/completions", body).json()["choices"][0]["message"]
+        open_page(page, real_app)
+        set_number(page, "#temperature", 0)
+        ask(page, question, 60)
+        title = page.locator("#chat .thought-group .title")
+        expect(title).to_contain_text("Thinking… ", timeout=SOON)
+        expect(page.locator("#chat .thought-group .content")).to_have_count(0)
+        parts = page.locator("#chat .bot.message > .message")
+        expect(parts).to_have_count(3, timeout=SOON)  # thoughts, answer, measurements
+        assert measurements(page).startswith("60 tokens · ")
+        expect(title).to_contain_text("Thought for ")
+        expect(page.locator("#chat .thought-group .content")).to_have_count(0)
+        assert message["content"][:4] in parts.nth(1).inner_text()
+        small, normal = (parts.nth(i).locator(".md").evaluate("e => getComputedStyle(e).fontSize") for i in (2, 1))
+        assert float(small[:-2]) < float(normal[:-2])
+        title.click()
+        expect(page.locator("#chat .thought-group .content")).to_contain_text(message["reasoning_content"][:4])
+
+        ask(page, "Again", 4000)
+        expect(title.nth(1)).to_contain_text("Thinking… ", timeout=SOON)
+        page.locator("#stop").click()
+        until(lambda: real_app.serving()["running"] == 0, 3, "the sequence is gone")
+        expect(title.nth(1)).to_contain_text("stopped", timeout=SOON)
+        expect(page.locator("#send")).to_be_visible(timeout=SOON)

@@ -1,0 +1,58 @@
+"""Parts one answer's text into what was thought, what is said and which tools are called. Knows no tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from together.engine.thinking import ThinkSplitter
+from together.engine.tools import ToolSplitter
+from together.requests import CallDelta
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What became certain at once."""
+
+    thought: str = ""
+    said: str = ""
+    calls: tuple[CallDelta, ...] = ()
+
+
+@dataclass(slots=True)
+class Parter:
+    """Thoughts come first, then text and calls; calls inside thoughts are thoughts. Without splitters all is said."""
+
+    thoughts: ThinkSplitter | None = None
+    tools: ToolSplitter | None = None
+    one_call: bool = False  # nothing is wanted after the first one
+
+    @property
+    def thinking(self) -> bool:
+        return self.thoughts is not None and self.thoughts.thinking
+
+    @property
+    def called(self) -> bool:
+        return self.tools is not None and self.tools.begun > 0
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer may end here."""
+        return self.one_call and self.tools is not None and self.tools.finished > 0
+
+    def push(self, text: str) -> Parts:
+        thought, said = self.thoughts.push(text) if self.thoughts is not None else ("", text)
+        if self.tools is None:
+            return Parts(thought, said)
+        return self._parts(thought, *self.tools.push(said))
+
+    def flush(self) -> Parts:
+        """What was held back, at the end of the answer."""
+        thought, said = self.thoughts.flush() if self.thoughts is not None else ("", "")
+        if self.tools is None:
+            return Parts(thought, said)
+        before, calls = self.tools.push(said)
+        after, more = self.tools.flush()
+        return self._parts(thought, before + after, (*calls, *more))
+
+    def _parts(self, thought: str, said: str, calls: tuple[CallDelta, ...]) -> Parts:
+        return Parts(thought, said, tuple(call for call in calls if call.index == 0) if self.one_call else calls)
