@@ -60,9 +60,10 @@ class Head:
     def __init__(self, settings: Settings, peers: tuple[Endpoint, ...] = (), local_nodes: int = 0) -> None:
         self.settings = settings
         self.id = secrets.token_hex(8)
-        self.local = LocalNodes(settings)
         self._wanted_local = local_nodes
         self._membership = Membership(settings, self.id, peers)
+        self.local = LocalNodes(settings, self._membership.changed.notify)
+        self._membership.own = self.local.endpoints
         self._inlets = Inlets()
         self._own = Endpoint((), 0)
         self._serving = Serving()

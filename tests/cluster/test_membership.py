@@ -157,6 +157,6 @@ async def test_a_lease_that_is_not_renewed_frees_its_stages_alone(tmp_path: Path
             await asyncio.to_thread(node.stop)
             assert node.stages() == []
             await until(lambda: not members.living(), 2)
-        assert [line for line in node.lines if "ports" not in line] == [
+        assert [line for line in node.lines if "port" not in line] == [
             f"WARNING together.cluster.agent: the head of ['{theirs.ring}'] no longer renews: its layers are freed\n"
         ]

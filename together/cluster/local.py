@@ -1,9 +1,14 @@
-"""Nodes that a head runs on its own machine, as child processes that end with it. Knows no ring."""
+"""Nodes that a head runs on its own machine, as child processes that end with it. Knows no ring.
+
+A child says where it listens on its standard output, as a line of JSON: multicast may be blocked, or late.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+from collections.abc import Callable
 
 import psutil
 
@@ -11,6 +16,7 @@ from together.cluster.identity import node_name
 from together.cluster.supervisor import end, lines, spawn
 from together.errors import AppError
 from together.settings import Settings
+from together.types import Endpoint
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +33,11 @@ def shared_memory(parts: int) -> int:
 class LocalNodes:
     """Starts and stops `python -m together node` children; the newest one is stopped first."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, news: Callable[[], None]) -> None:
+        """`news` is called when one of them says where it listens."""
         self._settings = settings
+        self._news = news
+        self._listening: dict[asyncio.subprocess.Process, Endpoint] = {}
         self._started = 0
         self._running: list[asyncio.subprocess.Process] = []
         self._readers: set[asyncio.Task[None]] = set()
@@ -36,6 +45,10 @@ class LocalNodes:
     @property
     def count(self) -> int:
         return sum(process.returncode is None for process in self._running)
+
+    def endpoints(self) -> frozenset[Endpoint]:
+        """Of those that are ready and run."""
+        return frozenset(at for process, at in self._listening.items() if process.returncode is None)
 
     async def start(self, parts: int) -> None:
         """Start `parts` nodes, each with 1/parts of this machine's free memory."""
@@ -68,9 +81,45 @@ class LocalNodes:
             arguments += ["--backend", settings.backend]
         process = await spawn(*arguments, environment={"TOGETHER_HOME": str(settings.home_path)} | _shared(settings))
         self._running.append(process)
-        reader = asyncio.create_task(_log_output(process))
+        reader = asyncio.create_task(self._read(process))
         self._readers.add(reader)
         reader.add_done_callback(self._readers.discard)
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        """Until it ends: where it listens is kept, what else it says goes to this process's log."""
+
+        async def drain(stream: asyncio.StreamReader | None, level: int) -> None:
+            assert stream is not None
+            async for line in lines(stream):
+                self._hear(process, line.decode(errors="replace"), level)
+
+        await asyncio.gather(drain(process.stdout, logging.DEBUG), drain(process.stderr, logging.WARNING))
+        await process.wait()
+        self._listening.pop(process, None)
+
+    def _hear(self, process: asyncio.subprocess.Process, line: str, level: int) -> None:
+        endpoint = endpoint_said(line)
+        if endpoint is None:
+            log.log(level, "local node: %s", line)
+            return
+        self._listening[process] = endpoint
+        self._news()
+
+
+def say_endpoint(endpoint: Endpoint) -> str:
+    """The line by which a node tells its parent where it listens."""
+    return json.dumps({"addresses": endpoint.addresses, "port": endpoint.port})
+
+
+def endpoint_said(line: str) -> Endpoint | None:
+    """What `say_endpoint` said; None for any other line."""
+    if not line.startswith("{"):
+        return None
+    try:
+        said = json.loads(line)
+        return Endpoint(tuple(said["addresses"]), said["port"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _shared(settings: Settings) -> dict[str, str]:
@@ -82,15 +131,3 @@ def _shared(settings: Settings) -> dict[str, str]:
         "TOGETHER_LEASE": str(settings.lease),
         "TOGETHER_LOG_LEVEL": settings.log_level,
     }
-
-
-async def _log_output(process: asyncio.subprocess.Process) -> None:
-    """Drain both pipes; what a node says goes to this process's log."""
-
-    async def drain(stream: asyncio.StreamReader | None, level: int) -> None:
-        assert stream is not None
-        async for line in lines(stream):
-            log.log(level, "local node: %s", line.decode(errors="replace"))
-
-    await asyncio.gather(drain(process.stdout, logging.DEBUG), drain(process.stderr, logging.WARNING))
-    await process.wait()

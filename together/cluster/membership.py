@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -46,6 +46,7 @@ class Membership:
     settings: Settings
     head: str
     peers: tuple[Endpoint, ...] = ()
+    own: Callable[[], Collection[Endpoint]] = tuple  # where nodes that this head started listen, as they say it
     changed: Broadcast = field(default_factory=Broadcast)
     _members: dict[str, Member] = field(default_factory=dict)
     _followers: dict[Endpoint, asyncio.Task[None]] = field(default_factory=dict)
@@ -58,7 +59,12 @@ class Membership:
             while True:
                 seen = self.changed.version
                 self._follow_all(
-                    {*self.peers, *self._introduced(), *(hint.endpoint for hint in discovery.hints.values())}
+                    {
+                        *self.peers,
+                        *self.own(),
+                        *self._introduced(),
+                        *(hint.endpoint for hint in discovery.hints.values()),
+                    }
                 )
                 self._forget_lost()
                 await self.changed.wait(seen, timeout=5.0)

@@ -252,12 +252,15 @@ def _endpoints(peers: list[str] | None) -> tuple[Endpoint, ...]:
 async def _run_node(settings: Settings, peers: tuple[Endpoint, ...], with_parent: bool) -> None:
     import asyncio
 
+    from together.cluster.local import say_endpoint
     from together.cluster.node import run_node
     from together.desktop.signals import stop_on_signals
 
     def started(status: NodeStatus) -> None:
         first, last = status.ports
         _say(f"node {status.name} listens on {settings.host}, ports {first} to {last}   (Ctrl-C stops it)")
+        if with_parent:
+            print(say_endpoint(status.endpoint), flush=True)
 
     stopping = asyncio.Event()
     with stop_on_signals(stopping):
