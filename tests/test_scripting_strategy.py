@@ -163,7 +163,7 @@ def test_partitions_in_one_memory_are_counted_together(toy: Path, monkeypatch: p
     monkeypatch.setenv("TOGETHER_MEMORY", f"{need}B")
     assert [str(item) for item in by_hand.ranges(toy)] == ["0:1", "1:8"]
     monkeypatch.setenv("TOGETHER_MEMORY", f"{need - 1000}B")
-    with pytest.raises(NotEnoughMemory, match=r"the partitions in this machine's memory need 0.1 GB together"):
+    with pytest.raises(NotEnoughMemory, match=r"the partitions in this machine's memory need 25.4 MB together"):
         by_hand.plan(toy)
 
 

@@ -3,6 +3,7 @@
 (() => {
   "use strict";
   const { element, meter, percent } = window.together;
+  const AGAIN = 1500; // ms after which an edit without an answer is told again
 
   const size = (bytes) => {
     const [unit, scale, digits] = bytes >= 5e7 ? ["GB", 1e9, bytes < 1e10 ? 1 : 0] : bytes >= 5e4 ? ["MB", 1e6, 1] : ["kB", 1e3, 1];
@@ -65,6 +66,7 @@
   // --- the panel -----------------------------------------------------------------------------------------------------
   window.together.split = (root, props, watch, trigger) => {
     let serial = 0; // of the newest edit; answers to older ones are late
+    let again = 0; // the timer of an edit that is not answered yet
     let parts = null; // what of a shown plan changes with an edit
     let planned = ""; // the nodes that the plan was made for
 
@@ -74,10 +76,15 @@
     root.replaceChildren(main, loading);
 
     const counts = () => parts.fields.map((field) => field.value);
+    const tell = () => { // an edit made while another one is on its way may be dropped underneath, so it is told until it is answered
+      trigger("edited", { counts: counts(), serial });
+      again = window.setTimeout(tell, AGAIN);
+    };
     const send = () => {
       serial += 1;
       parts.apply.disabled = true; // until the head has said that it is valid
-      trigger("edited", { counts: counts(), serial });
+      window.clearTimeout(again);
+      tell();
     };
     const step = (field, by) => {
       field.value = Math.max(0, (parseInt(field.value, 10) || 0) + by);
@@ -89,6 +96,7 @@
     };
     const apply = () => {
       serial += 1; // no answer to an edit shall enable the button again
+      window.clearTimeout(again);
       parts.apply.disabled = true;
       trigger("apply", { counts: counts(), serial });
     };
@@ -157,10 +165,12 @@
     const show = (value) => {
       if (value && value.kind === "plan") {
         if (value.serial !== null && (value.serial !== serial || !parts)) return; // the answer to an older edit
+        window.clearTimeout(again);
         if (value.serial === null) build(value);
         fill(value);
         return;
       }
+      window.clearTimeout(again);
       parts = null;
       root.append(loading);
       if (!value) main.replaceChildren(element("p", "faint", "Recommend shows who would take which layers, how fast that is, and why."));

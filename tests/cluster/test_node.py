@@ -60,7 +60,7 @@ async def test_a_node_leaves_with_its_stages_and_says_nothing(tmp_path: Path, to
         node.stop()
         assert node.process.returncode == 0
         assert not stage.is_running()
-        assert [line for line in node.lines if "ports" not in line] == []
+        assert [line for line in node.lines if "port" not in line] == []
 
 
 async def test_nodes_share_a_machine_and_not_a_port(tmp_path: Path) -> None:
