@@ -1,10 +1,12 @@
-"""How backends time themselves: actions in turns, warm, medians; how much memory may be used. Knows no framework."""
+"""How backends time themselves: actions in turns, warm, the fastest; how much memory may be used.
+
+Knows no framework, and not who else uses the machine: that is counted around it (together/cluster/measure.py).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 from time import perf_counter
 
 import psutil
@@ -12,6 +14,8 @@ import psutil
 from together.errors import NotEnoughMemory
 
 LEAST_TURNS = 3
+AGREED = 1.05  # an action's two fastest turns so near each other were disturbed by nobody
+PATIENCE = 3  # times as long is gone on where they are not
 SPAN_BYTES = 512 * 2**20  # layers are timed in a circle of this size: a pass over it finds nothing in a cache
 HEAD_BYTES = 2**30  # a larger LM head is timed by a part of it
 SHARE = 4  # no more than this part of the free memory is taken, where that is enough for one layer
@@ -45,15 +49,23 @@ def experts_to_time(experts: int, used: int) -> int:
     return min(experts, SPARE_EXPERTS * used)
 
 
-def medians(*actions: Callable[[], object], seconds: float) -> tuple[float, ...]:
-    """Seconds that each action takes, warm, in turns so that a slow moment hits all; `seconds` for all together."""
+def fastest(*actions: Callable[[], object], seconds: float) -> tuple[float, ...]:
+    """Seconds that each action takes, warm: its fastest turn, as what others do on the machine only ever adds.
+
+    In turns, so that a slow moment hits all; `seconds` for all together, and longer where no two turns agree.
+    """
     for action in actions:
         action()
     turns: list[tuple[float, ...]] = []
-    end = perf_counter() + seconds
-    while len(turns) < LEAST_TURNS or perf_counter() < end:
+    began = perf_counter()
+    while len(turns) < LEAST_TURNS or perf_counter() - began < seconds * (1 if _agree(turns) else PATIENCE):
         turns.append(tuple(_timed(action) for action in actions))
-    return tuple(median(times) for times in zip(*turns, strict=True))
+    return tuple(min(times) for times in zip(*turns, strict=True))
+
+
+def _agree(turns: list[tuple[float, ...]]) -> bool:
+    pairs = (sorted(times)[:2] for times in zip(*turns, strict=True))
+    return all(second <= AGREED * first for first, second in pairs)
 
 
 def _timed(action: Callable[[], object]) -> float:

@@ -19,7 +19,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_map, tree_reduce
 
 from backends.base import Measurement
-from backends.measuring import Extent, experts_to_time, extent, medians, resident_bytes
+from backends.measuring import Extent, experts_to_time, extent, fastest, resident_bytes
 from backends.mlx_backend_frames import MX, write_activation
 from backends.mlx_backend_model import Slice, check_dtype, empty_model, slice_of
 from backends.mlx_backend_shard import MlxShard
@@ -43,12 +43,12 @@ def measure_model(folder: Path, dtype: Dtype) -> Measurement:
     kind = mx.default_device().type.name
     overhead = resident_bytes()
     pieces, size = _pieces(config, spec, dtype)
-    none, some, end = medians(*(piece.step for piece in pieces), seconds=_STEPS_SECONDS)
+    none, some, end = fastest(*(piece.step for piece in pieces), seconds=_STEPS_SECONDS)
     for piece in pieces:
         piece.shard.close()
     del pieces
     (side, rows), broad = _MANY[kind], _SIDE[kind]
-    read, multiply = medians(_product(1, broad, dtype), _product(rows, side, dtype), seconds=_SPEEDS_SECONDS)
+    read, multiply = fastest(_product(1, broad, dtype), _product(rows, side, dtype), seconds=_SPEEDS_SECONDS)
     return Measurement(
         ms_per_layer=max(1e3 * (some - none) / size.layers, 1e-6),  # noise must not make a layer free
         ms_per_stage=1e3 * none,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from backends import torch_backend_attention as attention
 from backends.base import Measurement
-from backends.measuring import Extent, experts_to_time, extent, medians, resident_bytes
+from backends.measuring import Extent, experts_to_time, extent, fastest, resident_bytes
 from backends.torch_backend_frames import TORCH, write_activation
 from backends.torch_backend_linear import register_experts, speed_up
 from backends.torch_backend_model import build, drop_absent, model_class, range_config
@@ -44,11 +44,11 @@ def measure_model(folder: Path, device: torch.device, dtype: Dtype) -> Measureme
     register_experts()
     resident, free = resident_bytes(), _free_bytes(device)
     pieces = _pieces(folder, spec, device, dtype, free)
-    none, some, end = medians(*(piece.step for piece in pieces), seconds=_STEPS_SECONDS)
+    none, some, end = fastest(*(piece.step for piece in pieces), seconds=_STEPS_SECONDS)
     overhead = _context_bytes(device, free) if device.type == "cuda" else resident
     layers, rows = len(pieces[1].layers), pieces[2].model.config.vocab_size
     del pieces
-    read, multiply = medians(_reading(device), _multiplying(device, TORCH[dtype]), seconds=_SPEEDS_SECONDS)
+    read, multiply = fastest(_reading(device), _multiplying(device, TORCH[dtype]), seconds=_SPEEDS_SECONDS)
     return Measurement(
         ms_per_layer=max(1e3 * (some - none) / layers, 1e-6),  # noise must not make a layer free
         ms_per_stage=1e3 * none,

@@ -13,10 +13,13 @@ from tests.support.checksum import EOS as END
 from tests.support.checksum import QUIET, make_checksum_model
 from tests.support.cluster import Node, ask, by_hand, right_answer, running_cluster, until
 from tests.test_recovery import disturbed, layout, stage_of
+from together.cluster.survey import Surveyor
 from together.errors import BadPlan, NotEnoughMemory
 from together.head import Head
+from together.models.spec import read_shape
 from together.planning.answer import Answer
 from together.planning.request import PlanRequest
+from together.planning.split import Sizing
 from together.types import LayerRange, ServingState
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -92,6 +95,24 @@ async def test_the_recommendation_is_measured_on_the_machines_that_are_there(hea
     assert len(answer.problem.links) == 3
     assert all(link.ms is not None and 0 < link.ms < 1000 for link in answer.problem.links), answer.problem.links
     assert answer.why
+    assert {node.processor for node in answer.problem.nodes} == {"anna"}  # they are all on this machine
+    assert len(answer.split.shares) == 1
     await head.load(toy, PlanRequest(users=2, context=256))
     assert len(layout(head)) == len(answer.split.shares)
     assert await ask(head) == right_answer(toy)
+
+
+async def test_in_a_hurry_a_machine_is_as_fast_as_it_said_last(
+    head: Head, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surveyor, config = Surveyor(head._membership, ""), (toy / "config.json").read_bytes()
+
+    async def speeds(hurry: bool) -> list[float]:
+        found = await surveyor.survey(read_shape(toy), config, Sizing(256, 1, "fp32"), measured=True, hurry=hurry)
+        return [site.ms_per_layer for site in found.problem.nodes if site.name in found.sites]
+
+    monkeypatch.setattr("together.cluster.survey.HURRY", 0.0)  # nobody answers so fast
+    assert await speeds(hurry=True) == [0, 0, 0]
+    known = await speeds(hurry=False)
+    assert min(known) > 0
+    assert await speeds(hurry=True) == known

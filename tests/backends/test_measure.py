@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -11,7 +12,7 @@ from statistics import median
 import pytest
 
 from backends.base import LoadRequest, Measurement, open_backend
-from backends.measuring import HEAD_BYTES, SPAN_BYTES, experts_to_time, extent, medians
+from backends.measuring import HEAD_BYTES, SPAN_BYTES, experts_to_time, extent, fastest
 from tests.backends.conftest import Checkpoints
 from tests.backends.families import CASES
 from tests.support.checksum import make_checksum_model
@@ -153,9 +154,40 @@ def test_memory_for_not_even_one_layer_is_refused_with_both_numbers() -> None:
 
 def test_actions_take_turns_after_one_to_warm_up() -> None:
     order: list[str] = []
-    found = medians(lambda: order.append("a"), lambda: order.append("b"), seconds=0.0)
+    found = fastest(lambda: order.append("a"), lambda: order.append("b"), seconds=0.0)
     assert order == ["a", "b"] * 4
     assert all(0 <= seconds < 1 for seconds in found)
+
+
+class Watch:
+    """A clock that goes on by what each turn is said to take."""
+
+    def __init__(self, turns: Iterable[float]) -> None:
+        self.now = 0.0
+        self._turns = iter(turns)
+
+    def __call__(self) -> float:
+        return self.now
+
+    def turn(self) -> None:
+        self.now += next(self._turns)
+
+
+@pytest.mark.parametrize(
+    ("turns", "fast", "passed"),
+    [
+        ([10] * 99, 10, 50),  # they agree: no longer than asked for
+        ([9, 5, 9, 1, 7, 9, 9, 1, 99], 1, 50),  # only the last one shows that the fastest was no accident
+        ([99, *range(30, 0, -2)], 22, 99 + 130),  # ever faster: nobody knows what it would be undisturbed
+    ],
+)
+def test_turns_go_on_for_a_while_until_the_two_fastest_agree(
+    turns: list[float], fast: float, passed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(turns)
+    monkeypatch.setattr("backends.measuring.perf_counter", watch)
+    assert fastest(watch.turn, seconds=40) == (fast,)
+    assert watch.now == passed
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -29,14 +29,14 @@ from tests.cluster.suppliers import (
     studio,
     weight_of,
 )
-from tests.models.pieces import carry
+from tests.models.pieces import carry, with_template
 from tests.support.checksum import make_checksum_model
 from tests.support.cluster import until
 from tests.support.hub import serve_hub
 from tests.support.proxy import Proxy
 from together.errors import BrokenModel, LoadFailed
 from together.models.export import export
-from together.models.manifest import describe
+from together.models.manifest import describe, small_files
 from together.models.names import layer_unit
 from together.models.store import Store
 from together.types import (
@@ -75,6 +75,14 @@ async def test_only_the_bytes_of_the_layers_travel_and_a_second_time_none(tmp_pa
         await own.fetch(lab_ref(toy), LAST, sources, quiet)
         assert link.back.sent - before[0] < weight_of(toy, LAST) * SLACK
     check_whole(folder, toy, LayerRange(0, LAYERS))
+
+
+async def test_a_models_further_templates_come_along(tmp_path: Path, toy: Path) -> None:
+    with_template(toy)
+    async with studio(tmp_path) as link:
+        folder = await fetcher(tmp_path / "laptop").fetch(lab_ref(toy), FIRST, (source(at(link.port), toy),), quiet)
+    assert small_files(folder) == small_files(toy)
+    assert "additional_chat_templates/tool_use.jinja" in small_files(folder)
 
 
 async def test_a_whole_folder_is_used_where_it_lies(tmp_path: Path, toy: Path) -> None:

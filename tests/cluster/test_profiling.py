@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import secrets
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -18,8 +22,8 @@ from filelock import FileLock
 
 from tests.support.checksum import make_checksum_model
 from tests.support.cluster import call, cluster_settings, running_nodes
-from together.cluster.measure import Order, disk_speed
-from together.cluster.profiling import LARGEST_CONFIG, Profiler, profile_key
+from together.cluster.measure import LIFE, QUIET, Finding, Order, disk_speed, watch_others
+from together.cluster.profiling import LARGEST_CONFIG, Profiler, better, profile_key
 from together.cluster.supervisor import spawn
 from together.errors import BadSetting, LoadFailed
 from together.ring import rpc
@@ -86,27 +90,35 @@ async def test_the_same_order_at_once_is_measured_once(profiler: Profiler, order
     assert len(kept(profiler)) == 1
 
 
-async def test_what_is_measured_anew_replaces_what_was_known(profiler: Profiler, order: MeasureOrder) -> None:
-    first = await profiler.measure(order)
-    second = await profiler.measure_anew(order)
-    assert second.ms_per_layer != first.ms_per_layer
-    assert await profiler.measure(order) == second
+async def test_what_is_measured_anew_is_kept_where_it_is_better(profiler: Profiler, order: MeasureOrder) -> None:
+    known = rewrite(profiler, await profiler.find(order), ms_per_layer=77.0, busy=1.0, at=time.time())
+    assert await profiler.measure(order) == known.profile
+    found = await profiler.find(order, anew=True)
+    assert found.profile.ms_per_layer == pytest.approx(2, rel=0.8)
+    assert await profiler.find(order) == found
+
+
+def rewrite(profiler: Profiler, found: Finding, ms_per_layer: float, *, busy: float, at: float) -> Finding:
+    """What is kept on disk, changed."""
+    (file,) = kept(profiler)
+    changed = Finding(replace(found.profile, ms_per_layer=ms_per_layer), busy, at)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"found": asdict(changed)}))
+    return changed
 
 
 async def test_a_broken_answer_on_disk_is_measured_again(profiler: Profiler, order: MeasureOrder) -> None:
     await profiler.measure(order)
     (file,) = kept(profiler)
     whole = json.loads(file.read_text())
-    for text in ("", "{}", json.dumps(whole | {"profile": {}}), json.dumps(_with(whole, ms_per_layer=float("nan")))):
+    no_number = whole["found"] | {"profile": whole["found"]["profile"] | {"ms_per_layer": float("nan")}}
+    no_share = whole["found"] | {"busy": "often"}
+    no_finding: dict[str, object] = {"profile": {}}
+    for text in ("", "{}", *(json.dumps(whole | {"found": wrong}) for wrong in (no_finding, no_number, no_share))):
         file.write_text(text)
         with pytest.raises(LoadFailed, match="took more than 0 s"):
             await replace(profiler, patience=0.0).measure(order)
     file.write_text(json.dumps(whole))
-    assert await replace(profiler, patience=0.0).measure(order) == DeviceProfile(**whole["profile"])
-
-
-def _with(stored: dict[str, dict[str, object]], **values: object) -> dict[str, dict[str, object]]:
-    return stored | {"profile": stored["profile"] | values}
+    assert await replace(profiler, patience=0.0).find(order) == Finding.parse(whole["found"])
 
 
 def test_fine_tunes_of_one_shape_share_an_answer(order: MeasureOrder) -> None:
@@ -126,6 +138,62 @@ def test_what_speed_depends_on_is_in_the_key(order: MeasureOrder) -> None:
         profile_key(order, (replace(CPU, description="another processor"),)),
     }
     assert len(keys) == 8
+
+
+# --- a busy machine ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def busy_loops() -> Iterator[None]:
+    """A quarter of the processors at least is used by programs that do nothing else."""
+    count = max((psutil.cpu_count() or 1) // 4, 1)
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    yield
+    for process in loops:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.usefixtures("busy_loops")
+async def test_others_that_use_the_processors_are_noticed(profiler: Profiler, order: MeasureOrder) -> None:
+    found = await profiler.find(order)
+    assert found.disturbed
+    assert found.busy <= 1
+
+
+def test_what_we_do_ourselves_disturbs_nobody() -> None:
+    data, threads = bytes(2**26), psutil.cpu_count() or 1
+    others = watch_others()
+    with ThreadPoolExecutor(threads) as pool:  # hashes of many bytes are computed at the same time
+        list(pool.map(lambda _: hashlib.sha256(data), range(2 * threads)))
+    assert 0 <= others() < 1
+
+
+async def test_what_a_busy_machine_said_is_believed_for_a_while_and_a_quiet_one_for_ever(
+    profiler: Profiler, order: MeasureOrder
+) -> None:
+    found, hasty = await profiler.find(order), replace(profiler, patience=0.0)  # it could not ask
+    known = rewrite(profiler, found, ms_per_layer=77.0, busy=1.0, at=time.time() - LIFE / 2)
+    assert await hasty.measure(order) == known.profile
+    for wrong in (time.time() - 2 * LIFE, time.time() + 2 * LIFE):  # clocks are set back as well
+        rewrite(profiler, found, ms_per_layer=77.0, busy=1.0, at=wrong)
+        with pytest.raises(LoadFailed, match="took more than 0 s"):
+            await hasty.measure(order)
+    known = rewrite(profiler, found, ms_per_layer=77.0, busy=QUIET, at=0)
+    assert await hasty.measure(order) == known.profile
+
+
+def test_of_two_answers_the_undisturbed_one_is_kept_and_of_disturbed_ones_the_faster() -> None:
+    profile = DeviceProfile(10.0, 1.0, 5.0, 1e9, 1e9, 1e9, 10**8)
+    quiet, noisy = Finding(profile, 0.05, 1000), Finding(profile, 0.5, 1000)
+    later = replace(noisy, at=2000)
+    faster, slower = (replace(later, profile=replace(profile, ms_per_layer=ms)) for ms in (9.0, 11.0))
+    assert better(noisy, None) == noisy
+    assert better(quiet, noisy) == quiet
+    assert better(replace(quiet, at=2000), quiet).at == 2000
+    assert better(later, quiet) == quiet
+    assert better(slower, noisy) == later  # and it is not measured again at once
+    assert better(faster, noisy) == faster
 
 
 # --- one at a time ----------------------------------------------------------------------------------------------------

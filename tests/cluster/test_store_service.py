@@ -110,6 +110,7 @@ OUTSIDE = [
     "config.json/../../../secret",
     "config.json\0",
     "layer-00000.safetensors/../../../secret",
+    "additional_chat_templates/../secret",
 ]
 
 

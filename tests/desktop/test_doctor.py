@@ -309,6 +309,13 @@ def test_what_is_not_known_is_said() -> None:
     assert "not measured" in shown(replace(HEALTHY, measured=(Measured("torch/cpu", trouble="broken"),)))
 
 
+def test_a_measurement_that_others_disturbed_is_called_so_and_is_no_problem() -> None:
+    facts = replace(HEALTHY, measured=(Measured("torch/cpu", PROFILE, busy=0.48),))
+    assert "other programs used 48% of the processors" in shown(facts)
+    assert problems(facts) == ()
+    assert "other programs" not in shown(HEALTHY)
+
+
 def test_json_has_facts_and_problems() -> None:
     facts = replace(HEALTHY, nvidia=GPU)
     answer = json.loads(show_json(facts, problems(facts)))
@@ -341,7 +348,14 @@ def test_the_command_says_all_is_well(
     (measured,) = answer["facts"]["measured"]
     assert measured["device"] == "checksum/cpu"
     assert measured["profile"]["ms_per_layer"] > 0.5
+    assert kept_profiles(tmp_path / "home") == [measured["profile"]]
     assert answer["facts"]["system"] == platform.system()
+
+
+def kept_profiles(home: Path) -> list[dict[str, float]]:
+    """What plans go by, with and without an app."""
+    files = (home / "profiles").glob("*.json")
+    return [json.loads(file.read_text())["found"]["profile"] for file in files]
 
 
 def test_the_command_says_what_is_wrong(
@@ -371,7 +385,9 @@ def test_a_home_that_cannot_be_is_said(
 def test_a_running_app_is_looked_at(real_app: RealApp) -> None:
     toy = real_app.home.parent / "toy"
     answer = real_app.command("doctor", "--backend", "checksum", "--model", str(toy), "--json")
-    found = json.loads(answer.stdout)["facts"]["app"]
+    facts = json.loads(answer.stdout)["facts"]
+    assert facts["measured"][0]["profile"] in kept_profiles(real_app.home)
+    found = facts["app"]
     assert found["trouble"] == ""
     assert [node["version"] for node in found["nodes"]] == [__version__] * 2
     assert [stage["layers"] for stage in found["ring"]] == ["0:2", "2:4"]

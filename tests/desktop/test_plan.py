@@ -122,6 +122,7 @@ def test_what_does_not_fit_is_code_3(write: Callable[[object], str]) -> None:
         (changed("nodes.1.ms_per_layer", float("nan")), "nodes[1].ms_per_layer must be a number"),
         (changed("nodes.1.ms_per_layer", 10**400), "nodes[1].ms_per_layer must be a number"),
         (changed("nodes.1.ms_per_head", -1), "nodes[1].ms_per_head must be a number, at least 0"),
+        (changed("nodes.1.processor", 3), "nodes[1].processor must be a name, not 3"),
         (changed("model.tied_bytes", "yes"), "model.tied_bytes must be a number, at least 0"),
         (changed("model.tied_bytes", 500_000_000), "model.tied_bytes is in both ends: it must be at most model.head"),
         (changed("model.tied_bytes", 500_000_001), "model.tied_bytes is in both ends: it must be at most model.embed"),

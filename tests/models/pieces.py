@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.models.folders import SHAPES, Shapes, write_model
 from together.models.manifest import Manifest, describe, small_files
+from together.models.names import TEMPLATES
 from together.models.reading import read_unit
 from together.models.store import Store
 from together.models.units import Unit
@@ -24,6 +25,15 @@ def random_model(folder: Path, shapes: Shapes = SHAPES, seed: int = 0, **config:
     file.write_bytes(whole)
     (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "seed": seed}))
     (folder / "modeling_evil.py").write_text("raise SystemExit('never run')")
+    return folder
+
+
+def with_template(folder: Path, name: str = "tool_use.jinja") -> Path:
+    """The model, with a further chat template, and beside it what is none."""
+    templates = folder / TEMPLATES
+    templates.mkdir(exist_ok=True)
+    (templates / name).write_text("T{{ tools | length }}")
+    (templates / "evil.py").write_text("raise SystemExit('never run')")
     return folder
 
 

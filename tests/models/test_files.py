@@ -120,8 +120,12 @@ def test_the_hubs_cache_links_to_its_blobs(tmp_path: Path) -> None:
     for file in list(folder.iterdir()):
         file.rename(blobs / file.name)
         file.symlink_to(Path("..", "..", "blobs", file.name))
+    templates = folder / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "x.jinja").symlink_to(Path("..", "..", "..", "blobs", "config.json"))
     assert read_spec(folder).layers == 2
     assert inside(folder, "config.json").is_file()
+    assert inside(folder, "additional_chat_templates/x.jinja").is_file()
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth"])

@@ -14,13 +14,14 @@ import pytest
 from huggingface_hub import constants
 
 from tests.models.folders import SHAPES, write_model, write_tensors
-from tests.models.pieces import flip, random_model, unit_bytes
+from tests.models.pieces import flip, random_model, unit_bytes, with_template
 from tests.support.hub import HubServer
 from together.errors import BadSetting, BrokenModel, TogetherError, Unreachable, UnsupportedModel
 from together.models.hub import describe_hub, fetch_units
 from together.models.hub_listing import NEAR
 from together.models.hub_ranges import RemoteFile, read_range
 from together.models.manifest import Manifest, describe
+from together.models.names import TEMPLATES
 from together.models.original import SAMPLE_BYTES
 from together.models.spec import read_spec
 from together.models.store import Store
@@ -78,6 +79,19 @@ def test_a_description_costs_header_samples_and_small_files(hub: HubServer, stor
     assert hub.served.keys() == {"config.json", "tokenizer.json", "model.safetensors"}, "no code, nothing else"
     kept = read_spec(store.folder(manifest.fingerprint))
     assert kept.layer_params == read_spec(folder).layer_params
+
+
+def test_further_templates_come_along_and_nothing_else_of_a_folder(
+    hub: HubServer, store: Store, tmp_path: Path
+) -> None:
+    folder = with_template(publish(hub, tmp_path / "tiny"))
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "config.json").write_text("{}")
+    manifest = describe_hub(REPO, store)
+    assert manifest.small == describe(folder).small
+    template = f"{TEMPLATES}/tool_use.jinja"
+    assert hub.served.keys() == {"config.json", "tokenizer.json", "model.safetensors", template}
+    assert (store.folder(manifest.fingerprint) / template).read_bytes() == (folder / template).read_bytes()
 
 
 def test_several_files_and_an_index(hub: HubServer, store: Store, tmp_path: Path) -> None:

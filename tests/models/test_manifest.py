@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 
 from tests.models.folders import CONFIG as MODEL_CONFIG
 from tests.models.folders import SHAPES, write_raw
-from tests.models.pieces import random_model
+from tests.models.pieces import random_model, with_template
 from tests.models.test_files import sharded
 from together.errors import BrokenModel
 from together.models.headers import MAX_HEADER
-from together.models.manifest import CONFIG, Manifest, compose, describe, parse, small_files
+from together.models.manifest import CONFIG, MAX_TEMPLATES, Manifest, compose, describe, parse, small_files
+from together.models.names import TEMPLATES
 from together.models.original import OriginalFile
 from together.models.spec import fingerprint
 
@@ -37,6 +39,26 @@ def test_it_describes_a_folder_and_survives_its_file(tmp_path: Path) -> None:
     assert again == manifest
     assert again.units == manifest.units
     again.verify((folder / CONFIG).read_bytes())
+
+
+def test_further_templates_belong_to_it(tmp_path: Path) -> None:
+    folder = with_template(with_template(random_model(tmp_path / "tiny")), "rag.jinja")
+    found = [file.name for file in describe(folder).small]
+    assert found == ["config.json", "tokenizer.json", f"{TEMPLATES}/rag.jinja", f"{TEMPLATES}/tool_use.jinja"]
+    assert parse(describe(folder).to_json()) == describe(folder)
+    for index in range(2 * MAX_TEMPLATES):
+        with_template(folder, f"{index:03}.jinja")
+    assert len(parse(describe(folder).to_json()).small) == 2 + MAX_TEMPLATES
+
+
+@pytest.mark.skipif(os.name == "nt", reason="making links needs rights there")
+@pytest.mark.parametrize("link", [TEMPLATES, f"{TEMPLATES}/tool_use.jinja"])
+def test_a_template_that_links_elsewhere_is_refused(tmp_path: Path, link: str) -> None:
+    folder = with_template(random_model(tmp_path / "tiny"))
+    (folder / link).rename(tmp_path / "elsewhere")
+    (folder / link).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BrokenModel, match=f"{TEMPLATES}/tool_use.jinja leads outside"):
+        describe(folder)
 
 
 def test_several_files_are_in_order(tmp_path: Path) -> None:
@@ -104,6 +126,28 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "small leads out": (lambda m: m["small"][0].update(name="../config.json"), "beside its weights"),
     "small is code": (lambda m: m["small"][0].update(name="modeling_x.py"), "beside its weights"),
     "small is a list": (lambda m: m["small"][0].update(name=[]), "beside its weights"),
+    "a folder of templates leads out": (
+        lambda m: m["small"][0].update(name="additional_chat_templates/../x.jinja"),
+        "beside its weights",
+    ),
+    "a template on a drive": (
+        lambda m: m["small"][0].update(name="additional_chat_templates/C:x.jinja"),
+        "beside its weights",
+    ),
+    "a template deep down": (
+        lambda m: m["small"][0].update(name="additional_chat_templates/a/x.jinja"),
+        "beside its weights",
+    ),
+    "a template elsewhere": (lambda m: m["small"][0].update(name="templates/x.jinja"), "beside its weights"),
+    "code among templates": (
+        lambda m: m["small"][0].update(name="additional_chat_templates/x.py"),
+        "beside its weights",
+    ),
+    "a template twice on some disks": (
+        lambda m: m["small"].extend({**m["small"][0], "name": f"{TEMPLATES}/{name}.jinja"} for name in "aA"),
+        "name one twice",
+    ),
+    "too many small files": (lambda m: m.update(small=m["small"] * 40), "small is not a list of at most"),
     "small twice": (lambda m: m.update(small=m["small"][:1] * 2), "name one twice"),
     "small is huge": (lambda m: m["small"][0].update(size=10**12), "the size of config.json"),
     "small has no hash": (lambda m: m["small"][0].update(sha256="x"), "hash of config.json"),

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.models.folders import SHAPES, without, write_raw
-from tests.models.pieces import carry, flip, random_model, unit_bytes
+from tests.models.pieces import carry, flip, random_model, unit_bytes, with_template
 from tests.models.test_files import sharded
 from together.errors import BadInput, BrokenModel
 from together.models.files import HEAD, all_tensors, read_into, tensors_for
 from together.models.headers import MAX_HEADER, TensorInfo
-from together.models.manifest import MANIFEST, describe, parse, read_manifest
+from together.models.manifest import MANIFEST, describe, parse, read_manifest, small_files
+from together.models.names import TEMPLATES
 from together.models.reading import read_unit, unit_digest, units_here
 from together.models.spec import fingerprint, read_shape, read_spec
 from together.models.store import Store, export
@@ -67,6 +68,18 @@ def test_an_export_stands_alone(tmp_path: Path) -> None:
     (original / "model.safetensors").unlink()
     assert contents(folder, LayerRange(0, 1)) == wanted
     assert (read_shape(folder).name, read_spec(folder).layers) == ("tiny", 2)
+
+
+def test_its_templates_go_with_it(tmp_path: Path, home: Path) -> None:
+    original = with_template(random_model(tmp_path / "tiny"))
+    export(original, ALL, tmp_path / "usb")
+    manifest = carry(Store(home), tmp_path / "usb")
+    kept = Store(home).folder(manifest.fingerprint)
+    (kept / MANIFEST).write_text("[]")  # damaged, and written anew around its units
+    carry(Store(home), tmp_path / "usb")
+    for folder in (tmp_path / "usb", kept):
+        assert small_files(folder) == small_files(original)
+        assert [file.name for file in (folder / TEMPLATES).iterdir()] == ["tool_use.jinja"]  # and no *.py
 
 
 def test_an_export_of_an_export(tmp_path: Path) -> None:

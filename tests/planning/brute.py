@@ -61,6 +61,13 @@ def cuts(layers: int, parts: int) -> Iterator[tuple[int, ...]]:
         yield (0, *inner, layers)
 
 
+def busiest(order: tuple[NodeProfile, ...], times: list[float]) -> float:
+    """The time of the slowest stage, or of those together that take turns on one processor."""
+    shared = {node.processor for node in order if node.processor}
+    turns = (sum(ms for node, ms in zip(order, times, strict=True) if node.processor == name) for name in shared)
+    return max((*times, *turns))
+
+
 def brute_force(problem: Problem) -> dict[int, Best]:
     """For every number of machines that has a plan, its best."""
     found: dict[int, Best] = {}
@@ -85,7 +92,7 @@ def brute_force(problem: Problem) -> dict[int, Best]:
                     ]
                     times[-1] += order[-1].ms_per_head
                     token = sum(times) + latency
-                    options.append((max(token / problem.users, max(times)), token))
+                    options.append((max(token / problem.users, busiest(order, times)), token))
         if options:
             score = min(option[0] for option in options)
             token = min(token for option, token in options if option <= score * (1 + 1e-9))

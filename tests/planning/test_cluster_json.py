@@ -16,6 +16,7 @@ from together.planning.problem import Link, ModelSize, NodeProfile, Problem
 EXAMPLES = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 numbers = st.one_of(st.integers(0, 10**15), st.floats(0, 1e15))
 names = st.text(min_size=1, max_size=12).filter(lambda text: bool(text.strip()))
+shared = st.one_of(st.just(""), names)  # processors
 
 
 @st.composite
@@ -28,7 +29,7 @@ def models(draw: st.DrawFn) -> ModelSize:
 
 @st.composite
 def profiles(draw: st.DrawFn, name: str) -> NodeProfile:
-    node = NodeProfile(name, draw(numbers), draw(numbers), ms_per_head=draw(numbers))
+    node = NodeProfile(name, draw(numbers), draw(numbers), ms_per_head=draw(numbers), processor=draw(shared))
     if draw(st.booleans()):
         return replace(node, max_layers=draw(st.integers(0, 99)))
     return replace(node, free_bytes=draw(numbers), reserve_bytes=draw(numbers))
@@ -59,7 +60,7 @@ def test_what_is_written_is_read_again(problem: Problem) -> None:
 
 def test_the_file_is_what_the_documentation_says() -> None:
     nodes = (
-        NodeProfile("a", 1.5, max_layers=3),
+        NodeProfile("a", 1.5, max_layers=3, processor="a"),
         NodeProfile("b", 2, 0.5, free_bytes=9, reserve_bytes=1, ms_per_head=4),
     )
     problem = Problem(ModelSize((5, 5, 5), 2, 3, 1, 2), nodes, (Link("a", "b", None),), head="a")
@@ -73,7 +74,7 @@ def test_the_file_is_what_the_documentation_says() -> None:
             "kv_bytes_per_token_per_layer": 1,
         },
         "nodes": [
-            {"name": "a", "ms_per_layer": 1.5, "ms_per_stage": 0, "ms_per_head": 0, "max_layers": 3},
+            {"name": "a", "ms_per_layer": 1.5, "ms_per_stage": 0, "ms_per_head": 0, "processor": "a", "max_layers": 3},
             {
                 "name": "b",
                 "ms_per_layer": 2,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.planning.brute import Best, brute_force, random_problem
 from together.desktop.bench_plan import CASES, Case, made_up
+from together.planning.explain import explain
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem, Split
 from together.planning.recommend import recommend
 from together.planning.score import score_of
@@ -327,6 +328,66 @@ def test_fewest_machines_within_the_tolerance() -> None:
     assert counts(replace(close, tolerance=0.1)) == {"other": 10}
     assert counts(replace(close, tolerance=0.0)) == {"fast": 9, "other": 1}
     assert counts(replace(close, tolerance=0.04)) == {"fast": 9, "other": 1}
+
+
+# --- nodes that share a processor -------------------------------------------------------------------------------------
+
+
+def twins(users: int, most: int) -> Problem:
+    """Two nodes of one machine and one of another, that is a third slower; twelve layers."""
+    nodes = (
+        NodeProfile("a", 3.0, max_layers=most, processor="a"),
+        NodeProfile("b", 3.0, max_layers=most, processor="a"),
+        NodeProfile("c", 4.0, max_layers=12),
+    )
+    return Problem(ModelSize((0,) * 12), nodes, hop_ms=0.0, users=users, tolerance=0.0)
+
+
+def test_nodes_of_one_machine_are_no_two_machines() -> None:
+    """Seven layers on a and five on c: with b, which is a, a third would be faster only in words."""
+    problem = twins(1000, most=12)
+    split = _split(problem)
+    assert {share.node: len(share.layers) for share in split.shares} == {"a": 7, "c": 5}
+    assert score_of(problem, split).score_ms == 21
+    apart = replace(problem, nodes=tuple(replace(node, processor="") for node in problem.nodes))
+    assert score_of(apart, _split(apart)).score_ms == 15
+
+
+def test_nodes_of_one_machine_take_turns_where_both_are_needed() -> None:
+    problem = replace(twins(1000, most=6), nodes=twins(1000, most=6).nodes[:2])
+    split = _split(problem)
+    score = score_of(problem, split)
+    assert len(split.shares) == 2
+    assert (score.slowest_stage_ms, score.busiest_ms, score.score_ms) == (18, 36, 36)
+    assert explain(problem, split)[-1].endswith("takes 18.0 ms, and stages of one machine take turns, 36.0 ms in all")
+
+
+def test_for_one_person_nothing_takes_turns() -> None:
+    for most in (6, 12):
+        problem = twins(1, most)
+        apart = replace(problem, nodes=tuple(replace(node, processor="") for node in problem.nodes))
+        assert recommend(problem) == recommend(apart)
+
+
+def test_with_shared_processors_it_is_the_best_but_for_a_few() -> None:
+    exact = solved = 0
+    for seed in range(150):
+        plain = random_problem(seed, nodes=4, layers=6)
+        alike = plain.nodes[0]
+        nodes = (
+            replace(node, ms_per_layer=alike.ms_per_layer, ms_per_stage=alike.ms_per_stage, processor="x")
+            for node in plain.nodes[:3]
+        )
+        problem = replace(plain, nodes=(*nodes, *plain.nodes[3:]))
+        found, split = brute_force(problem), recommend(problem)
+        assert (split is None) == (not found), seed
+        if split is not None:
+            check_plan(problem, split)
+            score, best = score_of(problem, split).score_ms, min(each.score for each in found.values())
+            assert score >= best * (1 - 1e-9), seed
+            exact += score <= best * (1 + 1e-9)
+            solved += 1
+    assert exact > 0.95 * solved > 50
 
 
 # --- time -------------------------------------------------------------------------------------------------------------

@@ -172,7 +172,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json(found)
 
     def _names(self, repo: str) -> list[str]:
-        return sorted(file.name for file in self.hub.repos[repo].iterdir() if file.is_file())
+        folder = self.hub.repos[repo]
+        return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
 
     def _facts(self, repo: str, name: str) -> tuple[int, str]:
         """Size and sha256 as published, whatever is served."""

@@ -1,6 +1,6 @@
 """Measures one device in a short-lived child process: the node stays light, and all memory really returns.
 
-`python -m together.cluster.measure` reads an Order as a line on its input and prints a DeviceProfile as JSON. It leaves
+`python -m together.cluster.measure` reads an Order as a line on its input and prints a Finding as JSON. It leaves
 when its input closes. Knows no node, no plan and no cache of what was measured before.
 """
 
@@ -13,10 +13,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from math import isfinite
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import psutil
 
 from backends.base import open_backend
 from together.errors import BadInput, TogetherError
@@ -25,6 +29,8 @@ from together.types import DeviceProfile, Dtype
 
 REFUSED = 2  # the exit code where the order is wrong, and not the machine
 SPOOL_BYTES = 64 * 2**20
+QUIET = 0.1  # of all processors' time: what others may use without being felt
+LIFE = 600.0  # seconds that figures of a disturbed device are believed
 _CHUNK = 2**20
 
 
@@ -46,7 +52,34 @@ class Order:
         return cls(**json.loads(stream.readline()))
 
 
-def measure(order: Order) -> DeviceProfile:
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was measured, when, and how disturbed: figures of a busy machine can be several times too slow."""
+
+    profile: DeviceProfile
+    busy: float  # the share of all processors that other programs used meanwhile, 0 to 1
+    at: float  # seconds since 1970
+
+    @property
+    def disturbed(self) -> bool:
+        return self.busy > QUIET
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it need not be measured again now."""
+        return not self.disturbed or 0 <= time.time() - self.at < LIFE
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Finding:
+        """From what `asdict` makes of one. Raises KeyError, TypeError or ValueError for anything else."""
+        found = cls(DeviceProfile(**values["profile"]), values["busy"], values["at"])
+        numbers = (*asdict(found.profile).values(), found.busy, found.at)
+        if not all(isinstance(number, int | float) and isfinite(number) and number >= 0 for number in numbers):
+            raise ValueError("not a finding")
+        return found
+
+
+def measure(order: Order) -> Finding:
     """Takes seconds. Raises what the backend raises for a model or device that does not run here."""
     import_module("together.ring.stage")  # a stage holds it in memory as well
     backend = open_backend(order.backend)
@@ -54,8 +87,10 @@ def measure(order: Order) -> DeviceProfile:
         folder = Path(temporary) / "model"
         folder.mkdir()
         (folder / "config.json").write_text(order.config, encoding="utf-8")
+        others = watch_others()
         found = backend.measure(folder, order.device, order.dtype)
-    return DeviceProfile(
+        busy = others()
+    profile = DeviceProfile(
         ms_per_layer=found.ms_per_layer,
         ms_per_stage=found.ms_per_stage,
         ms_per_head=found.ms_per_head,
@@ -64,6 +99,15 @@ def measure(order: Order) -> DeviceProfile:
         disk_bytes_per_s=disk_speed(Path(order.spool)),
         overhead_bytes=found.overhead_bytes,
     )
+    return Finding(profile, busy, time.time())
+
+
+def watch_others() -> Callable[[], float]:
+    """Counts from now on; what it returns tells the share of all processors that other programs used since."""
+    own = psutil.Process()
+    psutil.cpu_percent()  # both are of the time since the last call
+    own.cpu_percent()
+    return lambda: max(psutil.cpu_percent() - own.cpu_percent() / (psutil.cpu_count() or 1), 0.0) / 100
 
 
 def disk_speed(folder: Path, size: int = SPOOL_BYTES) -> float:
@@ -126,11 +170,11 @@ def main() -> None:
     order = Order.read(sys.stdin.buffer)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
-        profile = measure(order)
+        found = measure(order)
     except TogetherError as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(REFUSED if isinstance(error, BadInput) else 1)
-    answers.write(json.dumps(asdict(profile)) + "\n")
+    answers.write(json.dumps(asdict(found)) + "\n")
     answers.flush()
 
 

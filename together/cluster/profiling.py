@@ -1,7 +1,8 @@
 """A node's knowledge of itself: what its devices do at a model's shape, measured once and kept on disk. Knows no plan.
 
 A child process measures (measure.py). Nodes of one machine take turns, and share what they found where they share a
-home; an order that comes twice is measured once, because the second one finds the answer of the first.
+home; an order that comes twice is measured once, because the second one finds the answer of the first. What was
+measured while other programs used the processors is believed for a while only.
 """
 
 from __future__ import annotations
@@ -16,15 +17,14 @@ import signal
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from filelock import AsyncFileLock
 
 from together import __version__
-from together.cluster.measure import REFUSED, Order
+from together.cluster.measure import REFUSED, Finding, Order
 from together.cluster.reach import measure_link
 from together.cluster.supervisor import SHORT_WAITS, spawn
 from together.errors import BadSetting, LoadFailed
@@ -35,7 +35,7 @@ __all__ = ["Profiler", "measure_link"]
 log = logging.getLogger(__name__)
 
 PATIENCE = 120.0  # seconds for a child to measure
-FORMAT = 1  # raise it when what is measured changes: older answers are forgotten
+FORMAT = 2  # raise it when what is measured changes: older answers are forgotten
 LARGEST_CONFIG = 2**20  # bytes
 _LIBRARIES = {"torch": ("torch", "transformers"), "mlx": ("mlx", "mlx-lm"), "checksum": ("numpy",)}
 _SHAPELESS = (  # what config.json says beside its shape; fine-tunes of one model differ in these
@@ -74,25 +74,22 @@ class Profiler:
 
         Raises BadSetting for an unknown device or a model that does not run here, LoadFailed where measuring failed.
         """
+        return (await self.find(order)).profile
+
+    async def find(self, order: MeasureOrder, *, anew: bool = False) -> Finding:
+        """As `measure`, and how disturbed it was; `anew` measures whatever is known, but keeps the better answer."""
         self._check(order)
         key = profile_key(order, self.devices)
-        known = await asyncio.to_thread(_recall, self.home, key)
-        if known is not None:
+        known = None if anew else await asyncio.to_thread(_recall, self.home, key)
+        if known is not None and known.lasts:
             return known
         async with self._turn():
             known = await asyncio.to_thread(_recall, self.home, key)  # another may have measured the same meanwhile
-            return known or await self._measured(order, key)
-
-    async def measure_anew(self, order: MeasureOrder) -> DeviceProfile:
-        """As `measure`, whatever is known; what is found replaces it: the machine may have been busy then."""
-        self._check(order)
-        async with self._turn():
-            return await self._measured(order, profile_key(order, self.devices))
-
-    async def _measured(self, order: MeasureOrder, key: str) -> DeviceProfile:
-        found = await self._ask(order)
-        await asyncio.to_thread(_keep, self.home, key, found)
-        return found
+            if known is not None and known.lasts and not anew:
+                return known
+            found = better(await self._ask(order), known)
+            await asyncio.to_thread(_keep, self.home, key, found)
+            return found
 
     async def reach(self, order: LinkOrder) -> LinkSpeed:
         """A link from here, as it is now. Raises Unreachable."""
@@ -121,7 +118,7 @@ class Profiler:
         finally:
             await lock.release()
 
-    async def _ask(self, order: MeasureOrder) -> DeviceProfile:
+    async def _ask(self, order: MeasureOrder) -> Finding:
         """The disk is measured where the app keeps its models."""
         with suppress(OSError):
             self.home.mkdir(parents=True, exist_ok=True)
@@ -141,7 +138,7 @@ class Profiler:
                 process.kill()
             await process.wait()
 
-    async def _converse(self, process: asyncio.subprocess.Process, line: bytes, device: str) -> DeviceProfile:
+    async def _converse(self, process: asyncio.subprocess.Process, line: bytes, device: str) -> Finding:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -149,11 +146,20 @@ class Profiler:
         output, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())
         code = await process.wait()
         try:
-            return _profile(json.loads(output))
-        except (ValueError, TypeError):
+            return Finding.parse(json.loads(output))
+        except (ValueError, TypeError, KeyError):
             cause = _last_words(code, errors)
             kind = BadSetting if code == REFUSED else LoadFailed
             raise kind(f"node {self.node} cannot measure {device}: {cause}") from None
+
+
+def better(found: Finding, known: Finding | None) -> Finding:
+    """What to believe of two answers: an undisturbed one, the newer first, else the faster, as noise only adds."""
+    if known is None or not found.disturbed:
+        return found
+    if known.disturbed and known.profile.ms_per_layer < found.profile.ms_per_layer:
+        return replace(known, at=found.at)  # and not measured again at once
+    return found if known.disturbed else known
 
 
 def profile_key(order: MeasureOrder, devices: tuple[Device, ...]) -> str:
@@ -194,34 +200,26 @@ def _file(home: Path, key: str) -> Path:
     return home / "profiles" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
 
-def _recall(home: Path, key: str) -> DeviceProfile | None:
+def _recall(home: Path, key: str) -> Finding | None:
     try:
         stored = json.loads(_file(home, key).read_text(encoding="utf-8"))
-        return _profile(stored["profile"]) if stored["key"] == key else None
+        return Finding.parse(stored["found"]) if stored["key"] == key else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _keep(home: Path, key: str, profile: DeviceProfile) -> None:
+def _keep(home: Path, key: str, found: Finding) -> None:
     """Whole or not at all; without it the next one measures again."""
     file = _file(home, key)
     part = file.with_suffix(f".{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({"key": key, "profile": asdict(profile)}, indent=1), encoding="utf-8")
+        part.write_text(json.dumps({"key": key, "found": asdict(found)}, indent=1), encoding="utf-8")
         part.replace(file)
     except OSError as error:
         log.warning("cannot keep what was measured: %s", error)
         with suppress(OSError):
             part.unlink()
-
-
-def _profile(values: dict[str, Any]) -> DeviceProfile:
-    """Raises TypeError or ValueError for anything but the numbers of a profile."""
-    profile = DeviceProfile(**values)
-    if not all(isinstance(value, int | float) and value >= 0 for value in asdict(profile).values()):
-        raise ValueError("not a profile")
-    return profile
 
 
 def _last_words(code: int, errors: bytes) -> str:

@@ -71,6 +71,7 @@ class Surveyor:
     drained: set[str] = field(default_factory=set)  # ids of nodes that get no layers
     _links: dict[tuple[str, str, int], tuple[float, LinkSpeed | None]] = field(default_factory=dict)
     _cuts: dict[frozenset[str], float] = field(default_factory=dict)  # pairs of node ids → event loop time
+    _known: dict[tuple[str, MeasureOrder], DeviceProfile] = field(default_factory=dict)  # by node id, its last answers
 
     async def survey(
         self,
@@ -85,8 +86,8 @@ class Surveyor:
     ) -> Survey:
         """The problem of loading the model now. Without `measured` nothing is timed: all speeds are 0, all hops free.
 
-        In a `hurry` who cannot say its speed at once counts as slow. Without `reclaim` what this head's ring holds
-        counts as taken.
+        In a `hurry` who cannot say its speed at once has the one it said last, or counts as slow. Without `reclaim`
+        what this head's ring holds counts as taken.
 
         Without `all_devices` a node is its best device alone: a rule that knows no speeds would give a GPU's machine
         half of its layers on the CPU. Raises NotServing without a node.
@@ -98,7 +99,7 @@ class Surveyor:
             profiles: dict[str, DeviceProfile | TogetherError] = {site.name: UNKNOWN for site in sites}
             problem = replace(self._problem(spec, sizing, sites, profiles, reclaim=reclaim), hop_ms=0.0)
             return Survey(problem, {site.name: site for site in sites})
-        profiles = await self._profiles(config, sizing.dtype, sites, HURRY if hurry else MEASURE_WITHIN)
+        profiles = await self._profiles(config, sizing.dtype, sites, hurry)
         if hurry:
             profiles = _with_slow_ones(profiles)
         useful = [site for site in sites if isinstance(profiles[site.name], DeviceProfile)]
@@ -151,6 +152,7 @@ class Surveyor:
     ) -> Problem:
         own = next((site.name for site in sites if site.node.machine == self.machine), None)
         nodes = [self._node(site, profiles[site.name], workspace_bytes(spec), reclaim) for site in sites]
+        nodes = [replace(node, processor=name) for node, name in zip(nodes, _processors(sites), strict=True)]
         if own is None:
             nodes.append(NodeProfile(HEAD, 0.0, max_layers=0))
         return Problem(
@@ -182,17 +184,18 @@ class Surveyor:
     # --- what is measured ---------------------------------------------------------------------------------------------
 
     async def _profiles(
-        self, config: bytes, dtype: Dtype, sites: list[Site], patience: float
+        self, config: bytes, dtype: Dtype, sites: list[Site], hurry: bool
     ) -> dict[str, DeviceProfile | TogetherError]:
         async def one(site: Site) -> DeviceProfile | TogetherError:
             order = MeasureOrder(site.device.backend, site.device.name, dtype, config)
             try:
                 found: DeviceProfile = await self.membership.call(
-                    site.node.id, rpc.MEASURE_CALL, order, timeout=patience
+                    site.node.id, rpc.MEASURE_CALL, order, timeout=HURRY if hurry else MEASURE_WITHIN
                 )
             except TogetherError as error:
                 log.warning("%s was not measured: %s", site.name, error)
-                return error
+                return (self._known.get((site.node.id, order)) if hurry else None) or error
+            self._known[site.node.id, order] = found
             return found
 
         answers = await asyncio.gather(*(one(site) for site in sites))
@@ -264,6 +267,12 @@ def model_size(spec: ModelSpec, dtype: Dtype) -> ModelSize:
         kv_bytes_per_token_per_layer=spec.kv_elements_per_token_per_layer * width,
         tied_bytes=tied,
     )
+
+
+def _processors(sites: list[Site]) -> list[str]:
+    """What each site's stages would share with other nodes of its machine, by its first site; empty: nobody has it."""
+    places = [(site.node.machine, site.device.name) for site in sites]
+    return [sites[places.index(place)].name if places.count(place) > 1 else "" for place in places]
 
 
 def _with_slow_ones(profiles: dict[str, DeviceProfile | TogetherError]) -> dict[str, DeviceProfile | TogetherError]:

@@ -34,6 +34,7 @@ class Measured:
     device: str  # its key
     profile: DeviceProfile | None = None
     trouble: str = ""
+    busy: float = 0.0  # the share of all processors that others used meanwhile, where it was enough to disturb
 
 
 @dataclass(frozen=True, slots=True)

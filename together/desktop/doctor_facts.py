@@ -140,15 +140,15 @@ async def _devices(settings: Settings) -> tuple[str, tuple[Device, ...], str]:
 async def _measure(
     settings: Settings, subject: Subject, devices: tuple[Device, ...], *, anew: bool
 ) -> tuple[Measured, ...]:
-    """Each device; what was measured before is believed where an app runs, which would disturb and be disturbed."""
+    """Each device; where an app runs, what it goes by: measuring would disturb it and be disturbed."""
     home = settings.home_path
     profiler = Profiler(node_name(settings), machine_id(home), home, devices)
     found = []
     for device in devices:
         order = MeasureOrder(device.backend, device.name, subject.dtype, subject.config)
         try:
-            profile = await (profiler.measure_anew(order) if anew else profiler.measure(order))
-            found.append(Measured(device.key, profile))
+            finding = await profiler.find(order, anew=anew)
+            found.append(Measured(device.key, finding.profile, busy=finding.busy if finding.disturbed else 0.0))
         except TogetherError as error:
             found.append(Measured(device.key, trouble=str(error)))
     return tuple(found)

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from together.cluster.measure import LIFE
 from together.cluster.naming import resolve_model
 from together.desktop.doctor import App, Facts, Measured, Problem, problems
 from together.desktop.doctor_facts import gather, subject_of
@@ -94,6 +95,11 @@ def _measured(item: Measured) -> Iterator[str]:
         f"    memory {found.memory_bytes_per_s / GB:.1f} GB/s, matrices {found.matrix_flops_per_s / 1e12:.2f} TFLOP/s, "
         f"{disk}, {found.overhead_bytes / GB:.2f} GB for a stage before its weights"
     )
+    if item.busy:
+        yield (
+            f"    this may be too slow, even several times: other programs used {item.busy:.0%} of the processors "
+            f"meanwhile; it is believed for {LIFE / 60:.0f} minutes, then measured again when it is needed"
+        )
 
 
 def _app(app: App) -> Iterator[str]:

@@ -9,7 +9,7 @@ from threading import get_ident
 from typing import Any
 
 from together.errors import BrokenModel
-from together.models.names import MANIFEST, is_model_name, is_plain, is_sha256, model_name
+from together.models.names import MANIFEST, is_model_name, is_plain, is_sha256, is_template, model_name
 from together.settings import load_settings
 
 
@@ -43,15 +43,16 @@ def json_object(file: Path, data: bytes) -> dict[str, Any]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of a file directly in `folder`. Raises BrokenModel for a name that leads, or links, elsewhere.
+    """The path of a file directly in `folder`, or in its folder of templates.
 
-    The hub's cache links `snapshots/<revision>/<file>` to its own `blobs`: that one neighbour is part of the model.
+    Raises BrokenModel for a name that leads, or links, elsewhere. The hub's cache links `snapshots/<revision>/<file>`
+    to its own `blobs`: that one neighbour is part of the model.
     """
-    if not is_plain(name):
+    if not is_plain(name) and not is_template(name):
         raise BrokenModel(f"{title(folder)} names the file {name!r}, not a plain file name; get this model again")
     root = folder.resolve()
     path = (root / name).resolve()
-    homes = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
+    homes = [(root / name).parent] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
     if path.parent not in homes:
         raise BrokenModel(f"{title(folder)}/{name} leads outside the model's folder; copy the file into it")
     return root / name
@@ -120,7 +121,8 @@ def write_whole(file: Path, data: bytes) -> None:
 
 
 def write_synced(file: Path, data: bytes) -> None:
-    """Write a new file, down to the disk. Raises OSError."""
+    """Write a new file, down to the disk; its folder may be new. Raises OSError."""
+    file.parent.mkdir(exist_ok=True)
     with file.open("wb") as stream:
         stream.write(data)
         stream.flush()

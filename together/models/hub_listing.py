@@ -22,8 +22,8 @@ from together.models.checkpoint import INDEX, SINGLE
 from together.models.folder import json_object
 from together.models.headers import FileHeader, check_header, header_length
 from together.models.hub_ranges import RemoteFile, endpoint, explained, read_range, unreachable
-from together.models.manifest import CONFIG, MAX_SMALL, SMALL_FILES
-from together.models.names import is_model_name, is_plain
+from together.models.manifest import CONFIG, MAX_SMALL, small_names
+from together.models.names import is_model_name, is_plain, is_template
 from together.models.original import OriginalFile, sample_places
 from together.models.store import Store
 from together.models.units import Piece
@@ -55,17 +55,19 @@ class Remote:
     small: dict[str, bytes]
 
 
-def read_remote(repo_id: str, home: Path, revision: str | None = None, small: Sequence[str] = SMALL_FILES) -> Remote:
+def read_remote(repo_id: str, home: Path, revision: str | None = None, small: Sequence[str] | None = None) -> Remote:
     """The files named in `small`, the safetensors headers and samples of a repository; writes only to `home/hub`.
 
-    Samples that the store in `home` has of this commit are not fetched again. Raises BadSetting (name, licence, token),
-    Unreachable, UnsupportedModel (no safetensors) or BrokenModel.
+    Without `small` all that a model has beside its weights. Samples that the store in `home` has of this commit are not
+    fetched again. Raises BadSetting (name, licence, token), Unreachable, UnsupportedModel (no safetensors) or
+    BrokenModel.
     """
     listing = list_hub(repo_id, revision)
     if CONFIG not in listing.files:
         raise UnsupportedModel(f"{repo_id} has no {CONFIG} on the hub, so it is no model that runs here")
     _require_safetensors(listing)
-    wanted = [name for name in (*small, INDEX) if name in listing.files]
+    names = small_names(listing.files) if small is None else small
+    wanted = [name for name in (*names, INDEX) if name in listing.files]
     with ThreadPoolExecutor(STREAMS, "hub") as pool, reached(repo_id):
         found = dict(zip(wanted, pool.map(lambda name: _small(listing.files[name], home), wanted), strict=True))
         headers = tuple(pool.map(_header, _weights(listing, found.pop(INDEX, None))))
@@ -92,7 +94,8 @@ def list_hub(repo_id: str, revision: str | None = None) -> Listing:
         RemoteFile(repo_id, info.sha, item.rfilename, item.size or 0, item.lfs.sha256 if item.lfs else "")
         for item in info.siblings or ()
     )
-    return Listing(repo_id, info.sha, {file.name: file for file in found if is_plain(file.name)})
+    safe = (file for file in found if is_plain(file.name) or is_template(file.name))
+    return Listing(repo_id, info.sha, {file.name: file for file in safe})
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import binascii
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -22,7 +22,7 @@ from together.models.checkpoint import checkpoint_files, is_checkpoint
 from together.models.folder import folder_name, folder_revision, json_object, read_bytes
 from together.models.headers import MAX_HEADER, FileHeader, check_distinct, check_header
 from together.models.names import MANIFEST as MANIFEST
-from together.models.names import MAX_NAME, is_model_name, is_plain, is_sha256
+from together.models.names import MAX_NAME, TEMPLATES, is_model_name, is_plain, is_sha256, is_template
 from together.models.original import OriginalFile, fingerprint_of, sample_places
 from together.models.units import Piece, Sample, Unit, samples_in, units_of
 
@@ -41,6 +41,7 @@ SMALL_FILES = (
     "vocab.json",
     "merges.txt",
 )
+MAX_TEMPLATES = 32  # beside the usual one
 MAX_SMALL = 128 * 2**20  # bytes of a small file
 MAX_FILE = 2**44  # bytes of an original file
 MAX_FILES = 10_000
@@ -50,7 +51,7 @@ MAX_LAYERS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class SmallFile:
-    """A file beside the weights, one of SMALL_FILES."""
+    """A file beside the weights, one of SMALL_FILES or a further template."""
 
     name: str
     size: int
@@ -121,7 +122,7 @@ def compose(name: str, files: Sequence[OriginalFile], small: Mapping[str, bytes]
     if CONFIG not in small:
         raise _bad(name, f"it has no {CONFIG}")
     ordered = tuple(sorted(files, key=lambda file: file.name))
-    kept = tuple(SmallFile(key, len(small[key]), _sha256(small[key])) for key in SMALL_FILES if key in small)
+    kept = tuple(SmallFile(key, len(small[key]), _sha256(small[key])) for key in small_names(small))
     print_ = fingerprint_of(small[CONFIG], ordered)
     made = Manifest(name, print_, _layers(name, small[CONFIG]), ordered, kept, revision)
     return _checked(made)
@@ -141,8 +142,15 @@ def describe(folder: Path, home: Path | None = None) -> Manifest:
 
 def small_files(folder: Path) -> dict[str, bytes]:
     """The files beside the weights that belong to a model, by name. Raises BrokenModel without config.json."""
-    names = [name for name in SMALL_FILES if name == CONFIG or (folder / name).is_file()]
-    return {name: read_bytes(folder, name, MAX_SMALL) for name in names}
+    templates = (f"{TEMPLATES}/{file.name}" for file in (folder / TEMPLATES).glob("*.jinja"))
+    there = (name for name in (*SMALL_FILES, *templates) if name == CONFIG or (folder / name).is_file())
+    return {name: read_bytes(folder, name, MAX_SMALL) for name in small_names(set(there))}
+
+
+def small_names(there: Collection[str]) -> list[str]:
+    """Which of these files belong to a model beside its weights, in order."""
+    known = [name for name in SMALL_FILES if name in there]
+    return known + sorted(name for name in there if is_template(name))[:MAX_TEMPLATES]
 
 
 def check_small(manifest: Manifest, small: Mapping[str, bytes]) -> None:
@@ -191,13 +199,14 @@ def parse(data: bytes) -> Manifest:
         _hash(name, fields["fingerprint"], "fingerprint"),
         _count(name, fields["layers"], "layers", MAX_LAYERS),
         _files(name, fields["files"]),
-        tuple(_small(name, item) for item in _items(name, fields["small"], "small", len(SMALL_FILES))),
+        tuple(_small(name, item) for item in _items(name, fields["small"], "small", _MOST_SMALL)),
         _revision(name, fields["revision"]),
         _digests(name, fields["digests"]),
     )
     return _checked(made)
 
 
+_MOST_SMALL = len(SMALL_FILES) + MAX_TEMPLATES
 _KEYS = ("format", "name", "fingerprint", "layers", "revision", "files", "small", "digests")
 
 
@@ -207,7 +216,7 @@ def _checked(made: Manifest) -> Manifest:
     if not names or names != sorted(set(names)) or not all(map(_is_weights, names)):
         raise _bad(made.name, f"its files {_short(names)} are not distinct safetensors files in order")
     small = [file.name for file in made.small]
-    if CONFIG not in small or len(set(small)) != len(small):
+    if CONFIG not in small or len({file.casefold() for file in small}) != len(small):  # some disks know no capitals
         raise _bad(made.name, f"its small files {_short(small)} lack {CONFIG} or name one twice")
     check_distinct(made.headers)
     for file in made.files:
@@ -241,7 +250,7 @@ def _files(name: str, value: object) -> tuple[OriginalFile, ...]:
 def _small(name: str, value: object) -> SmallFile:
     fields = _fields(name, value, ("name", "size", "sha256"))
     file = fields["name"]
-    if file not in SMALL_FILES:
+    if not isinstance(file, str) or not small_names([file]):
         raise _bad(name, f"{_short(file)} is not a file that a model has beside its weights")
     size = _count(name, fields["size"], f"the size of {file}", MAX_SMALL, least=0)
     return SmallFile(file, size, _hash(name, fields["sha256"], f"the hash of {file}"))

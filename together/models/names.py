@@ -12,6 +12,7 @@ EMBED_UNIT = "embed.safetensors"
 NORM_UNIT = "norm.safetensors"
 HEAD_UNIT = "head.safetensors"
 MANIFEST = "manifest.json"  # beside units
+TEMPLATES = "additional_chat_templates"  # the one folder that a model's folder has: templates beside the usual one
 
 _LAYER = re.compile(r"model\.layers\.(\d{1,6})\.(.+)")
 _LAYER_UNIT = re.compile(r"layer-(\d{5,6})\.safetensors")
@@ -63,6 +64,12 @@ def is_plain(name: str) -> bool:
     """Whether `name` can only be a file directly in a folder, on every system."""
     bad = name in ("", ".", "..") or any(sign in "/\\:" or not sign.isprintable() for sign in name)
     return not bad and len(name) <= MAX_NAME
+
+
+def is_template(name: str) -> bool:
+    """Whether `name` can only be a template in the folder for them, as `additional_chat_templates/tool_use.jinja`."""
+    folder, _, file = name.partition("/")
+    return folder == TEMPLATES and is_plain(file) and file.endswith(".jinja")
 
 
 def is_model_name(name: str) -> bool:

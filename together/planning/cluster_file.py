@@ -153,19 +153,29 @@ def _layer_bytes(fields: _Fields, layers: int) -> tuple[float, ...]:
 
 
 def _node(path: str, data: Any) -> NodeProfile:
-    known = ("name", "ms_per_layer", "ms_per_stage", "ms_per_head", "max_layers", "free_bytes", "reserve_bytes")
+    known = (
+        "name",
+        "ms_per_layer",
+        "ms_per_stage",
+        "ms_per_head",
+        "max_layers",
+        "free_bytes",
+        "reserve_bytes",
+        "processor",
+    )
     fields = _Fields(path, data, known)
     name, speed = fields.text("name"), fields.number("ms_per_layer")
     overhead, reserve = fields.number("ms_per_stage", 0), fields.number("reserve_bytes", 0)
     head = fields.number("ms_per_head", 0)
+    processor = fields.text("processor") if fields.has("processor") else ""
     if fields.has("max_layers") == fields.has("free_bytes"):
         raise BadSetting(f"{path} ({name}) must have either max_layers or free_bytes")
     if fields.has("max_layers"):
         if reserve:
             raise BadSetting(f"{path}.reserve_bytes goes with free_bytes, not with max_layers")
-        return NodeProfile(name, speed, overhead, max_layers=fields.whole("max_layers"), ms_per_head=head)
+        return NodeProfile(name, speed, overhead, fields.whole("max_layers"), ms_per_head=head, processor=processor)
     free = fields.number("free_bytes")
-    return NodeProfile(name, speed, overhead, free_bytes=free, reserve_bytes=reserve, ms_per_head=head)
+    return NodeProfile(name, speed, overhead, None, free, reserve, head, processor)
 
 
 def _names(nodes: tuple[NodeProfile, ...]) -> set[str]:

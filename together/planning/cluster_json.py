@@ -35,6 +35,7 @@ def _model(model: ModelSize) -> dict[str, Any]:
 
 def _node(node: NodeProfile) -> dict[str, Any]:
     times = {"ms_per_layer": node.ms_per_layer, "ms_per_stage": node.ms_per_stage, "ms_per_head": node.ms_per_head}
+    shared = {"processor": node.processor} if node.processor else {}
     if node.free_bytes is None:
-        return {"name": node.name, **times, "max_layers": node.max_layers}
-    return {"name": node.name, **times, "free_bytes": node.free_bytes, "reserve_bytes": node.reserve_bytes}
+        return {"name": node.name, **times, **shared, "max_layers": node.max_layers}
+    return {"name": node.name, **times, **shared, "free_bytes": node.free_bytes, "reserve_bytes": node.reserve_bytes}

@@ -105,6 +105,8 @@ def _cost(problem: Problem, split: Split, score: Score) -> str:
         slowest = split.shares[[stage.ms for stage in score.stages].index(score.slowest_stage_ms)].node
         sentence += f"; with {problem.users} people at once the slowest stage, on {slowest}, takes "
         sentence += ms_text(score.slowest_stage_ms)
+        if score.busiest_ms > score.slowest_stage_ms:
+            sentence += f", and stages of one machine take turns, {ms_text(score.busiest_ms)} in all"
     return sentence
 
 

@@ -38,7 +38,8 @@ class ModelSize:
 class NodeProfile:
     """What one node can do. Exactly one of `max_layers` and `free_bytes` says how much it holds.
 
-    `ms_per_head` is for norm, LM head and drawing a token: the last stage takes so much longer.
+    `ms_per_head` is for norm, LM head and drawing a token: the last stage takes so much longer. Nodes that name one
+    `processor` share it: their stages take turns, however many people there are.
     """
 
     name: str
@@ -48,6 +49,7 @@ class NodeProfile:
     free_bytes: float | None = None
     reserve_bytes: float = 0
     ms_per_head: float = 0.0
+    processor: str = ""  # empty: one of its own
 
     @property
     def room_bytes(self) -> float:

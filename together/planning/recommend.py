@@ -1,14 +1,18 @@
 """The recommendation: the best split of a model over nodes, by the search that fits the problem. Knows no sentence.
 
 The score of a split is max(D/m, B): D the time of a token through the ring, B the slowest stage, m the people at once.
+Where nodes share a processor, B is what their stages take together; the searches know nothing of that.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from math import inf
 
 from together.planning.instance import EPSILON, Choice, Instance, compile_problem, split_of
 from together.planning.problem import EXACT_NODES, Problem, Split
+from together.planning.score import score_of
 from together.planning.subsets import Subsets
 
 POOL = 6  # nodes that are looked at exactly after the tours, where layers differ in size
@@ -17,9 +21,38 @@ POOL = 6  # nodes that are looked at exactly after the tours, where layers diffe
 def recommend(problem: Problem) -> Split | None:
     """The split with the lowest score, or with fewer machines within the tolerance; None where the model does not fit.
 
-    Exact up to 8 nodes that can hold a layer. Equal plans are chosen between by names, never by chance or input order.
+    Exact up to 8 nodes that can hold a layer and share no processor. Equal plans are chosen between by names, never by
+    chance or input order.
     """
-    instance = compile_problem(problem)
+    names = [node.name for node in problem.nodes]
+    split = _search(problem, names)
+    while split is not None and (relieved := _relieved(problem, names, split)):
+        names, split = relieved
+    return split
+
+
+def _relieved(problem: Problem, names: list[str], split: Split) -> tuple[list[str], Split] | None:
+    """With one node less of those that share a processor, if that is not worse; and the names that are left."""
+    found = []
+    for name in sorted(_crowded(problem, split), reverse=True):
+        left = [other for other in names if other != name]
+        fewer = _search(problem, left)
+        if fewer is not None:
+            found.append((score_of(problem, fewer).score_ms, left, fewer))
+    score, left, fewer = min(found, key=lambda item: item[0], default=(inf, names, split))
+    return (left, fewer) if score <= score_of(problem, split).score_ms * (1 + EPSILON) else None
+
+
+def _crowded(problem: Problem, split: Split) -> list[str]:
+    """Nodes of the split whose processor has another one's stage too; for one person that costs nothing."""
+    used = {name: problem.node(name).processor for name in split.nodes}
+    times = Counter(used.values())
+    return [name for name, processor in used.items() if processor and times[processor] > 1 and problem.users > 1]
+
+
+def _search(problem: Problem, names: list[str]) -> Split | None:
+    """The best with these nodes, as if each had a processor of its own."""
+    instance = compile_problem(problem, names)
     if not instance.able:
         return None
     if len(instance.able) <= EXACT_NODES:

@@ -18,12 +18,16 @@ class StageCost:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A split in figures. `hops` counts the messages between different machines per token."""
+    """A split in figures. `hops` counts the messages between different machines per token.
+
+    `busiest_ms` is what the busiest processor computes for one token: the slowest stage, or stages that share it.
+    """
 
     stages: tuple[StageCost, ...]
     ring_ms: float
     hops: int
     users: int
+    busiest_ms: float
 
     @property
     def token_ms(self) -> float:
@@ -37,7 +41,7 @@ class Score:
     @property
     def score_ms(self) -> float:
         """max(D/m, B): ms between two tokens of the ring, whoever they are for."""
-        return max(self.token_ms / self.users, self.slowest_stage_ms)
+        return max(self.token_ms / self.users, self.busiest_ms)
 
     @property
     def tokens_per_second(self) -> float:
@@ -61,8 +65,13 @@ def score_of(problem: Problem, split: Split) -> Score:
     """The figures of a split of known nodes; ms are infinite over an unusable link."""
     circle = circle_of(problem, split.nodes)
     hops = [problem.hop(a, b) for a, b in zip(circle, (*circle[1:], circle[0]), strict=True)]
-    costs = []
+    costs: list[StageCost] = []
+    busy: dict[tuple[str, str], float] = {}
     for share, hop in zip(split.shares, hops, strict=False):
-        ms = problem.stage_ms(problem.node(share.node), share.layers)
+        node = problem.node(share.node)
+        ms = problem.stage_ms(node, share.layers)
         costs.append(StageCost(ms, problem.stage_bytes(share.layers), hop))
-    return Score(tuple(costs), sum(hops), len(circle) if len(circle) > 1 else 0, problem.users)
+        processor = (node.processor, "" if node.processor else node.name)
+        busy[processor] = busy.get(processor, 0) + ms
+    between = len(circle) if len(circle) > 1 else 0
+    return Score(tuple(costs), sum(hops), between, problem.users, max(busy.values(), default=0))
