@@ -355,7 +355,7 @@ def run_tests(root: Path, arguments: Sequence[str]) -> int:
     marker = ["-m", ""] if "--full" in arguments else []  # overrides the -m of pyproject.toml
     chosen = [argument for argument in arguments if argument != "--full"]
     # All of them run two files at a time: most wait for processes that start.
-    together = [] if chosen else ["-n", "2", "--dist", "loadfile"]
+    together = [] if chosen else ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     steps = [
         ("ruff check", ["ruff", "check", "."]),
         ("ruff format", ["ruff", "format", "--check", "."]),

@@ -312,7 +312,10 @@ def test_the_tests_run_every_step(checkout: Path, start: Start) -> None:
 
     failed = start(checkout, "test", "--full", FAIL="mypy")
     assert failed.returncode == 1
-    assert ran(failed)[2:] == ["mypy []", "pytest ['-q', '-m', '', '-n', '2', '--dist', 'loadfile']"]
+    assert ran(failed)[2:] == [
+        "mypy []",
+        "pytest ['-q', '-m', '', '-n', '2', '--dist', 'loadfile', '--no-loadscope-reorder']",
+    ]
     assert failed.stderr.endswith("together: failed: mypy\n")
     assert "installing" not in failed.stderr
     assert start(checkout).stderr == ""  # the app needs nothing that the tests have not installed

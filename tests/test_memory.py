@@ -57,7 +57,7 @@ async def test_a_stage_of_half_a_1b_model_weighs_little_more_than_its_weights() 
     assert max(await stages_above_their_weights(folder, "bf16")) <= STAGE
 
 
-@pytest.mark.parametrize("backend", ["torch", "mlx"])
+@pytest.mark.parametrize("backend", ["mlx", pytest.param("torch", marks=pytest.mark.full)])
 async def test_what_the_planner_expects_of_small_stages_they_take(tmp_path: Path, backend: str) -> None:
     await expect_what_is_measured("tiny", backend, tmp_path)
 

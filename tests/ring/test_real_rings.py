@@ -104,12 +104,12 @@ SETTINGS = [
     Sampling(temperature=1.4, top_p=0.95),
     Sampling(temperature=1.0, top_k=5),
 ]
-DRAWS = 10_000
 ROWS = 100
 
 
-@pytest.mark.timeout(400)  # 30,000 draws through real stages, beside other tests
-async def test_settings_reach_the_last_stage(tmp_path: Path) -> None:
+@pytest.mark.timeout(400)  # in the long form 30,000 draws through real stages
+@pytest.mark.parametrize("draws", [2_000, pytest.param(10_000, marks=pytest.mark.full)])
+async def test_settings_reach_the_last_stage(tmp_path: Path, draws: int) -> None:
     """The last prompt token is sent again and again, each time with another seed: one exact distribution."""
     folder = make_checkpoint(tmp_path, FIRST_OF["llama"])
     prompt = prompt_ids(5)
@@ -118,8 +118,8 @@ async def test_settings_reach_the_last_stage(tmp_path: Path) -> None:
         driver = Driver(ring)
         await driver.step(*(Row(sequence, 0, prompt[:-1]) for sequence in range(ROWS)))
         for settings in SETTINGS:
-            found = await draw(driver, prompt, settings)
-            wanted = exact_distribution(logits, settings) * DRAWS
+            found = await draw(driver, prompt, settings, draws)
+            wanted = exact_distribution(logits, settings) * draws
             assert (found[wanted == 0] == 0).all(), "a token that the settings forbid was drawn"
             likely = wanted >= 5  # the chi-square approximation needs five expected draws; the others count as one
             observed = np.append(found[likely], found[~likely].sum())
@@ -128,10 +128,10 @@ async def test_settings_reach_the_last_stage(tmp_path: Path) -> None:
             assert chisquare(observed[keep], expected[keep]).pvalue > 0.001, settings
 
 
-async def draw(driver: Driver, prompt: tuple[int, ...], settings: Sampling) -> npt.NDArray[np.int64]:
+async def draw(driver: Driver, prompt: tuple[int, ...], settings: Sampling, draws: int) -> npt.NDArray[np.int64]:
     """How often each token was drawn, `[vocab]`."""
     found = np.zeros(VOCAB, np.int64)
-    for first in range(0, DRAWS, ROWS):
+    for first in range(0, draws, ROWS):
         rows = [
             Row(i, len(prompt) - 1, prompt[-1:], SampleRequest((0,), with_seed(settings, first + i), len(prompt)))
             for i in range(ROWS)

@@ -79,6 +79,7 @@ class Subject(Protocol):
 
 async def bench_decode(request: DecodeRequest, setups: list[str], home: Path) -> list[DecodeReport]:
     """`setups` are numbers of stages, or "transformers"; one report each, measured in alternation."""
+    _check(setups)
     folder = await asyncio.to_thread(random_checkpoint, request.shape, request.dtype, home)
     async with AsyncExitStack() as stack:
         subjects = [await stack.enter_async_context(_subject(setup, request, folder)) for setup in setups]
@@ -90,11 +91,16 @@ async def bench_decode(request: DecodeRequest, setups: list[str], home: Path) ->
         return [subject.report(done) for subject, done in zip(subjects, runs, strict=True)]
 
 
+def _check(setups: list[str]) -> None:
+    """Before anything is started."""
+    for setup in setups:
+        if setup != "transformers" and (not setup.isdecimal() or int(setup) < 1):
+            raise BadSetting(f"cannot compare with {setup!r}; give a number of stages, or transformers")
+
+
 def _subject(setup: str, request: DecodeRequest, folder: Path) -> AbstractAsyncContextManager[Subject]:
     if setup == "transformers":
         return _reference(request, folder)
-    if not setup.isdecimal() or int(setup) < 1:
-        raise BadSetting(f"cannot compare with {setup!r}; give a number of stages, or transformers")
     return _ring(int(setup), request, folder)
 
 
