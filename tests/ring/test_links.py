@@ -122,6 +122,26 @@ async def test_an_end_that_nobody_waited_for_is_not_lost(inlet: Inlet) -> None:
         assert await received(inlet) is None
 
 
+class LeftAtOnce:
+    """gRPC's side of a stream whose sender has gone while its acceptance was on the way: gRPC cancels the handler."""
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return (("ring", KEY.ring), ("epoch", str(KEY.epoch)), ("sender", str(KEY.sender)))
+
+    async def send_initial_metadata(self, metadata: object) -> None:
+        raise asyncio.CancelledError
+
+
+async def test_a_sender_that_left_at_once_has_ended_its_stream(inlet: Inlet) -> None:
+    inlets = Inlets()
+    inlets.add(inlet)
+    push: Any = inlets.handler().stream_unary
+    with pytest.raises(asyncio.CancelledError):
+        await push(iter(()), LeftAtOnce())
+    assert await received(inlet) is None
+    inlet.claim(KEY)  # another one may come
+
+
 async def test_a_link_opens_again_after_a_break(inlet: Inlet) -> None:
     async with listening(inlet) as there:
         first = await Outlet.open(there, KEY)

@@ -77,17 +77,18 @@ class Inlet:
     async def take(self, key: StreamKey, stream: AsyncIterator[bytes]) -> None:
         """Queue a claimed stream's frames until it ends or its epoch does."""
         clock = asyncio.get_running_loop().time
-        try:
-            async for data in stream:
-                await self._arrivals.put(Arrival(key, data, clock()))
-                if key != self._expected:
-                    raise FrameRefused(f"epoch {key.epoch} is over: the ring is at epoch {self._expected.epoch}")
-        finally:
-            if key == self._expected:
-                self._taken = False
-                self._ended = True
-                if self._arrivals.empty():  # wake whoever waits; a queue with frames in it is seen through first
-                    self._arrivals.put_nowait(Arrival(key, None, clock()))
+        async for data in stream:
+            await self._arrivals.put(Arrival(key, data, clock()))
+            if key != self._expected:
+                raise FrameRefused(f"epoch {key.epoch} is over: the ring is at epoch {self._expected.epoch}")
+
+    def release(self, key: StreamKey) -> None:
+        """A claimed stream is over, whether it was ever taken or not."""
+        if key == self._expected:
+            self._taken = False
+            self._ended = True
+            if self._arrivals.empty():  # wake whoever waits; a queue with frames in it is seen through first
+                self._arrivals.put_nowait(Arrival(key, None, asyncio.get_running_loop().time()))
 
 
 class Inlets:
@@ -112,8 +113,11 @@ class Inlets:
             if inlet is None:
                 raise FrameRefused(f"ring {key.ring!r} is not here")
             inlet.claim(key)
-            await context.send_initial_metadata(ACCEPTED)
-            await inlet.take(key, stream)
+            try:
+                await context.send_initial_metadata(ACCEPTED)  # a sender that leaves at once cancels us here
+                await inlet.take(key, stream)
+            finally:
+                inlet.release(key)
         except TogetherError as error:
             await context.abort(rpc.status_of(error), str(error))
         return b""
