@@ -69,7 +69,7 @@ def test_the_parts_add_up_to_a_real_step(backend: str, tmp_path: Path, monkeypat
 
 
 def step_ms(backend: str, folder: Path, dtype: Dtype) -> float:
-    """The median step of one token through all of the model, by a shard that read it."""
+    """The fastest step of one token through all of the model, by a shard that read it."""
     spec = read_spec(folder)
     request = LoadRequest(
         folder, LayerRange(0, spec.layers), "cpu", dtype, spec.stage_bytes(LayerRange(0, spec.layers), dtype) + GIB
