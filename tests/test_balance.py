@@ -36,8 +36,11 @@ async def keep_busy(head: Head) -> None:
 
 @pytest.mark.full
 async def test_a_slow_machine_is_seen_and_gets_fewer_layers(tmp_path: Path) -> None:
-    toy = make_checksum_model(tmp_path / "toy", layers=12, quiet_ids=(*QUIET, END), step_ms=4)
-    async with running_cluster(tmp_path / "home", "anna", "berta") as (head, _):
+    """Neither has room for all layers: of two nodes of one machine that had it, only one would be used."""
+    toy = make_checksum_model(
+        tmp_path / "toy", layers=12, quiet_ids=(*QUIET, END), step_ms=4, num_key_value_heads=2**12
+    )
+    async with running_cluster(tmp_path / "home", "anna", "berta", memory="420MB") as (head, _):
         await head.load(toy, PlanRequest(users=4, context=256))
         before = layout(head)
         assert len(before) == 2
