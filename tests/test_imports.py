@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom up. A module may import its own entry and everything in the lines above it; in the first two lines
 # also its neighbours. Tests and examples are free.
 LAYERS = (
-    ("together.types", "together.requests", "together.errors", "together.settings"),
+    tuple(f"together.{name}" for name in ("types", "requests", "errors", "settings", "quoting", "memory")),
     ("together.models", "together.planning", "together.sampling"),
     ("backends",),
     ("together.ring",),
@@ -37,7 +37,7 @@ NEIGHBOURLY = 2
 ACROSS = {("webui", "together.api.port")}
 FREE = ("together.__main__", "together.desktop")  # they start everything, so they may import all of ours
 
-STDLIB_ONLY = ("together.types", "together.requests", "together.errors", "together.settings")
+STDLIB_ONLY = ("together.types", "together.requests", "together.errors", "together.settings", "together.quoting")
 PURE_ENGINE = tuple(f"together.engine.{name}" for name in ("scheduler", "cost", "prefixes", "sequence"))
 PURE = ("together.planning", "together.sampling", *PURE_ENGINE)
 NETWORK = ("asyncio", "grpc", "http", "select", "selectors", "socket", "ssl")

@@ -11,9 +11,10 @@ from together.cluster.finder import BUNDLED
 from together.cluster.naming import HubId, resolve_model
 from together.engine.text import TextModel
 from together.errors import BadPlan, BadSetting, BrokenModel
-from together.models.files import inside
+from together.memory import give_back
+from together.models.folder import read_bytes
 from together.models.hub import describe_hub
-from together.models.manifest import describe
+from together.models.manifest import CONFIG, describe
 from together.models.spec import ModelSpec, read_spec
 from together.models.store import Store
 from together.planning.request import PlanRequest
@@ -38,7 +39,10 @@ class Opened:
 
 async def open_model(model: str | Path, settings: Settings) -> Opened:
     """Resolve a folder, a known name or a hub id, and read it. Raises BadInput or Unreachable with a sentence."""
-    return await asyncio.to_thread(_open, model, settings)
+    try:
+        return await asyncio.to_thread(_open, model, settings)
+    finally:
+        await asyncio.to_thread(give_back)  # a large model's headers and words took hundreds of megabytes
 
 
 def _open(model: str | Path, settings: Settings) -> Opened:
@@ -47,7 +51,7 @@ def _open(model: str | Path, settings: Settings) -> Opened:
     spec, manifest, text = read_spec(folder), describe(folder), TextModel.open(folder)
     _check_words(manifest.name, spec, text)
     ref = ModelRef(manifest.name, str(folder.resolve()), spec.fingerprint, spec.layers, manifest.revision)
-    config = inside(folder, "config.json").read_bytes()
+    config = read_bytes(folder, CONFIG)
     return Opened(folder, spec, text, ref, config, _dtype(settings, folder, spec))
 
 

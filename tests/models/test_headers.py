@@ -18,6 +18,9 @@ def entry(start: int, stop: int, shape: object = None, dtype: object = "F32") ->
     return {"dtype": dtype, "shape": [(stop - start) // 4] if shape is None else shape, "data_offsets": [start, stop]}
 
 
+TWICE = b'{"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}, "a": {}}'
+
+
 def test_a_good_header(tmp_path: Path) -> None:
     header = read_header(write_tensors(tmp_path / "a.safetensors", {"b": (2, 3), "a": (), "empty": (0, 4)}, "F32"))
     by_name = {tensor.name: tensor for tensor in header.tensors}
@@ -58,7 +61,8 @@ def test_bad_entries(tmp_path: Path, entries: object, data: int, reason: str) ->
     ("header", "length", "reason"),
     [
         (b"{", None, "not JSON"),
-        (b'{"a": 1, "a": 2}', None, "twice"),
+        (TWICE, None, "names 'a' twice"),
+        (b'{"__metadata__": {"a": "1", "a": "2"}}', None, "names 'a' twice"),
         (b"{}", 2**63, f"more than {MAX_HEADER}"),
         (b"{}", MAX_HEADER + 1, f"more than {MAX_HEADER}"),
         (b"{}", 3, "the file has 10"),

@@ -17,10 +17,11 @@ import grpc.aio
 from together.cluster.finder import known_models
 from together.errors import BrokenModel, TogetherError
 from together.models.folder import read_bytes
-from together.models.manifest import MAX_SMALL, Manifest, describe
+from together.models.manifest import Manifest, describe
 from together.models.reading import read_unit, unit_digest, units_here
 from together.models.spec import fingerprint
 from together.models.units import Unit, words
+from together.quoting import quoted
 from together.ring import rpc, wire
 from together.types import Blob, ModelRef, UnitDigest, UnitRequest
 
@@ -87,7 +88,7 @@ class StoreService:
     def _chunks(self, request: UnitRequest) -> Iterator[bytes]:
         served = self._find(request.fingerprint)
         if any(file.name == request.unit for file in served.manifest.small):
-            data = read_bytes(served.folder, request.unit, MAX_SMALL)[request.offset :]
+            data = read_bytes(served.folder, request.unit)[request.offset :]
             return (data[at : at + CHUNK] for at in range(0, len(data), CHUNK))
         return read_unit(served.folder, _unit(served, request), request.offset)
 
@@ -106,7 +107,7 @@ class StoreService:
     def _search(self, wanted: str) -> Path:
         here = [known for known in known_models(self._home) if wanted and known.fingerprint == wanted]
         if not here:
-            raise BrokenModel(f"this machine does not have the model {ascii(wanted)[:14]}; look for it again")
+            raise BrokenModel(f"this machine does not have the model {quoted(wanted[:12])}; look for it again")
         return max(here, key=lambda known: len(known.units)).folder
 
 
@@ -122,7 +123,7 @@ def _unit(served: _Served, request: UnitRequest) -> Unit:
     """Raises BrokenModel for a name that is no unit of the model, and for a unit that is not here."""
     manifest = served.manifest
     if request.unit not in manifest.units:
-        raise BrokenModel(f"{manifest.name} has no file {ascii(request.unit)[:80]}; plan again")
+        raise BrokenModel(f"{manifest.name} has no file {quoted(request.unit)}; plan again")
     if request.unit not in units_here(served.folder, manifest):
         raise BrokenModel(f"this machine does not have {words([request.unit])} of {manifest.name}; ask another")
     return manifest.units[request.unit]

@@ -22,7 +22,7 @@ from together.errors import UnsupportedModel
 from together.models.checkpoint import checkpoint_headers
 from together.models.families import TOY
 from together.models.folder import folder_name, folder_revision, json_object, read_json
-from together.models.headers import FileHeader, TensorInfo, check_header
+from together.models.headers import FileHeader, Headers, TensorInfo
 from together.models.hub_listing import read_remote
 from together.models.manifest import CONFIG, compose, is_shard, read_manifest
 from together.models.original import fingerprint_of
@@ -77,7 +77,8 @@ def inspect_hub(repo_id: str, home: Path) -> Inspected:
     """A model on the hub, by its headers; nothing of it stays but small files in a cache."""
     remote = read_remote(repo_id, home, small=_READ)
     config = json_object(Path(repo_id, CONFIG), remote.small[CONFIG])
-    headers = tuple(check_header(Path(repo_id, file.name), file.header, file.size) for file in remote.files)
+    model = Headers()
+    headers = tuple(model.check(Path(repo_id, file.name), file.header, file.size) for file in remote.files)
     with tempfile.TemporaryDirectory(prefix="together-") as draft:
         small = Path(draft, "small", repo_id.rpartition("/")[2])
         small.mkdir(parents=True)

@@ -8,13 +8,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from together.errors import BrokenModel, UnsupportedModel
-from together.models.folder import broken, inside, read_json, title
-from together.models.headers import FileHeader, check_distinct, read_header
+from together.models.folder import broken, inside, read_bytes, title
+from together.models.headers import MAX_TENSORS, FileHeader, Headers, check_distinct
 from together.models.original import OriginalFile, sample_places
+from together.models.sizes import INDEX as INDEX
+from together.models.tables import TableReader
 from together.models.units import Piece
+from together.quoting import quoted
 
 SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+MAX_FILES = 10_000  # with weights
+_MAP = "weight_map"
+_MOST_ELSE = 2**16  # bytes of whatever else the index says
+_MOST_NAME = 2048  # bytes of a file's name in it
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -25,18 +31,23 @@ def is_checkpoint(folder: Path) -> bool:
 def checkpoint_headers(folder: Path) -> tuple[FileHeader, ...]:
     """The checked headers of the model's safetensors files, by name. Raises BrokenModel or UnsupportedModel."""
     if inside(folder, SINGLE).is_file():
-        return (read_header(inside(folder, SINGLE)),)
+        return (Headers().read(inside(folder, SINGLE)),)
     if not inside(folder, INDEX).is_file():
         raise _no_weights(folder)
-    places = _index(folder)
-    headers = tuple(read_header(inside(folder, name)) for name in sorted(set(places.values())))
+    places = weight_map(inside(folder, INDEX), read_bytes(folder, INDEX))
+    model = Headers()
+    headers = tuple(model.read(inside(folder, name)) for name in sorted(set(places.values())))
     _check_index(folder, places, headers)
     return headers
 
 
 def checkpoint_files(folder: Path) -> tuple[OriginalFile, ...]:
     """The model's safetensors files with their samples, by name. Raises as `checkpoint_headers` does."""
-    headers = checkpoint_headers(folder)
+    return sampled_files(checkpoint_headers(folder))
+
+
+def sampled_files(headers: tuple[FileHeader, ...]) -> tuple[OriginalFile, ...]:
+    """The files of these headers with their samples. Raises BrokenModel."""
     places = sample_places(headers)
     return tuple(
         OriginalFile(header.file.name, header.size, header.raw, _read(header.file, places[header.file.name]))
@@ -66,10 +77,32 @@ def _no_weights(folder: Path) -> Exception:
     return BrokenModel(f"{folder} has neither {SINGLE} nor {INDEX}; choose a folder that holds a model's weights")
 
 
-def _index(folder: Path) -> dict[str, str]:
-    places = read_json(folder, INDEX).get("weight_map")
-    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
-        raise broken(folder / INDEX, "it has no weight_map of file names")
+def weight_map(file: Path, index: bytes) -> dict[str, str]:
+    """Which file has which tensor, as an index says; `file` is what an error names. Raises BrokenModel."""
+    places: dict[str, str] = {}
+    reader = TableReader(index)
+    try:
+        for key in reader.names():
+            if key == _MAP:
+                places = _places(reader)
+            else:
+                reader.value(_MOST_ELSE)
+        reader.end()
+    except ValueError as error:
+        raise broken(file, f"it is not an index in JSON ({error})") from error
+    if not places:
+        raise broken(file, f"it has no {_MAP} of file names")
+    return places
+
+
+def _places(reader: TableReader) -> dict[str, str]:
+    places: dict[str, str] = {}
+    names: dict[str, str] = {}  # one text for all tensors of a file
+    for tensor in reader.names():
+        name = reader.text(_MOST_NAME)
+        places[tensor] = names.setdefault(name, name)
+        if len(places) > MAX_TENSORS or len(names) > MAX_FILES:
+            raise ValueError(f"it has more than {MAX_TENSORS} tensors, or {MAX_FILES} files")
     return places
 
 
@@ -78,4 +111,4 @@ def _check_index(folder: Path, places: dict[str, str], headers: tuple[FileHeader
     found = {tensor.name: tensor.file.name for header in headers for tensor in header.tensors}
     for name, file in places.items():
         if found.get(name) != file:
-            raise broken(folder / INDEX, f"it places {name!r} in {file}, which does not have it")
+            raise broken(folder / INDEX, f"it places {quoted(name)} in {quoted(file)}, which does not have it")

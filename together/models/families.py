@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from together.errors import UnsupportedModel
+from together.quoting import quoted
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "qwen3_moe")
 TOY = "checksum"  # a model for tests of the whole product; runs on its own backend only
@@ -10,6 +11,8 @@ TOY = "checksum"  # a model for tests of the whole product; runs on its own back
 
 def require_family(model: str, family: object) -> None:
     """Raises UnsupportedModel, with the list of what runs, unless `family` is one that real backends run."""
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise UnsupportedModel(f"{model} is of the family {family!r}, which does not run here; choose one of {known}")
+        raise UnsupportedModel(
+            f"{model} is of the family {quoted(family)}, which does not run here; choose one of {known}"
+        )

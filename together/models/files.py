@@ -5,6 +5,7 @@ Knows no framework: a tensor here is a name, a dtype, a shape and bytes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from together.models.checkpoint import checkpoint_headers
@@ -26,6 +27,7 @@ from together.models.names import (
 )
 from together.models.reading import shard_tensors
 from together.models.units import units_for
+from together.quoting import quoted
 from together.types import LayerRange
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "read_json",
     "shifted",
     "tensors_for",
+    "tensors_of",
 ]
 
 
@@ -56,7 +59,12 @@ def all_tensors(folder: Path) -> tuple[TensorInfo, ...]:
 
     Of a shard folder too, which has only some of them: `tensors_for` knows where those lie.
     """
-    tensors = (tensor for header in read_headers(folder) for tensor in header.tensors)
+    return tensors_of(read_headers(folder))
+
+
+def tensors_of(headers: Iterable[FileHeader]) -> tuple[TensorInfo, ...]:
+    """Every tensor of these files, without those that implementations compute themselves."""
+    tensors = (tensor for header in headers for tensor in header.tensors)
     return tuple(tensor for tensor in tensors if not is_computed(tensor.name))
 
 
@@ -92,7 +100,7 @@ def read_into(tensor: TensorInfo, target: memoryview) -> None:
             while done < tensor.nbytes:
                 count = stream.readinto(target[done:])
                 if not count:
-                    raise broken(tensor.file, f"it ends within tensor {tensor.name!r}")
+                    raise broken(tensor.file, f"it ends within tensor {quoted(tensor.name)}")
                 done += count
     except OSError as error:
         raise broken(tensor.file, f"cannot be read ({error.strerror or error})") from error

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import stat
 from pathlib import Path
 from threading import get_ident
 from typing import Any
 
 from together.errors import BrokenModel
 from together.models.names import MANIFEST, is_model_name, is_plain, is_sha256, is_template, model_name
+from together.models.sizes import most_bytes
+from together.models.tables import unique
+from together.quoting import quoted
 from together.settings import load_settings
+
+MAX_VALUES = 500_000  # of a JSON file that is read at once: 0.1 s, in which no other thread has a turn, and 100 MB
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -18,23 +25,32 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return json_object(inside(folder, name), read_bytes(folder, name))
 
 
-def read_bytes(folder: Path, name: str, limit: int | None = None) -> bytes:
-    """A file of the folder, of at most `limit` bytes. Raises BrokenModel naming the file and the reason."""
-    file = inside(folder, name)
+def read_bytes(folder: Path, name: str) -> bytes:
+    """A file of the folder, no larger than its name allows. Raises BrokenModel naming the file and the reason."""
+    file, most = inside(folder, name), most_bytes(name)
     try:
-        if limit is not None and file.stat().st_size > limit:
-            raise broken(file, f"it has {file.stat().st_size} bytes, more than {limit}")
-        return file.read_bytes()
+        facts = file.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise broken(file, "it is not a file")
+        if facts.st_size > most:
+            raise broken(file, f"it has {facts.st_size} bytes, more than {most}")
+        with file.open("rb") as stream:
+            data = stream.read(most + 1)
     except FileNotFoundError:
         raise BrokenModel(f"{folder} has no {name}; choose a folder that holds a model") from None
     except OSError as error:
         raise broken(file, f"cannot be read ({error.strerror or error})") from error
+    if len(data) > most:
+        raise broken(file, f"it has more than {most} bytes")
+    return data
 
 
 def json_object(file: Path, data: bytes) -> dict[str, Any]:
-    """`data` as a JSON object; `file` is what an error names."""
+    """`data` as a JSON object; `file` is what an error names. Raises BrokenModel."""
+    if sum(data.count(sign) for sign in b",[{") > MAX_VALUES:
+        raise broken(file, f"it has more than {MAX_VALUES} values")
     try:
-        value = json.loads(data)
+        value = json.loads(data, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise broken(file, f"it is not JSON ({error})") from error
     if not isinstance(value, dict):
@@ -49,7 +65,7 @@ def inside(folder: Path, name: str) -> Path:
     to its own `blobs`: that one neighbour is part of the model.
     """
     if not is_plain(name) and not is_template(name):
-        raise BrokenModel(f"{title(folder)} names the file {name!r}, not a plain file name; get this model again")
+        raise BrokenModel(f"{title(folder)} names the file {quoted(name)}, not a plain file name; get this model again")
     root = folder.resolve()
     path = (root / name).resolve()
     homes = [(root / name).parent] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
@@ -95,13 +111,20 @@ def title(folder: Path) -> str:
     return hub_name(folder) or own_name(folder) or name
 
 
+_NAME = re.compile(rb'"name"\s*:\s*"([^"\\]*)"')
+_NAME_WITHIN = 4096  # bytes: a manifest begins with it
+
+
 def _name_in(manifest: Path) -> str:
     """The name that a manifest gives, unchecked otherwise; empty where it gives none."""
     try:
-        name = json.loads(manifest.read_bytes())["name"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        with manifest.open("rb") as stream:
+            begin = stream.read(_NAME_WITHIN)
+    except OSError:
         return ""
-    return name if isinstance(name, str) and is_model_name(name) else ""
+    found = _NAME.search(begin)
+    name = found[1].decode(errors="replace") if found else ""
+    return name if is_model_name(name) else ""
 
 
 def broken(file: Path, reason: str) -> BrokenModel:

@@ -5,17 +5,26 @@ Format: 8 bytes little-endian length, that many bytes of JSON `{name: {dtype, sh
 
 from __future__ import annotations
 
-import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from together.models.folder import broken
+from together.models.tables import TableReader, sorted_in_turns
+from together.quoting import quoted
 
-MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
+# Of all files of a model together. The most that is published: Kimi K2 in 4 bits, 210,000 tensors in 31 MB.
+MAX_HEADER = 40 * 2**20  # bytes
+MAX_TENSORS = 300_000
+MAX_DIMENSIONS = 8
+MAX_SIZE = 2**63 - 1  # of a dimension, or an offset: what other readers count with
+MAX_ENTRY = 2048  # bytes of one tensor's description; usual are 80
+MAX_METADATA = 10_000  # texts
+_METADATA = "__metadata__"
 ELEMENT_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
     "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -58,15 +67,43 @@ class FileHeader:
         return self.tensors[-1].stop if self.tensors else 8 + len(self.raw)
 
 
+class Headers:
+    """Reads the headers of one model's files, within limits for all of them together. Raises BrokenModel."""
+
+    def __init__(self) -> None:
+        self._bytes = MAX_HEADER
+        self._tensors = MAX_TENSORS
+
+    def read(self, file: Path) -> FileHeader:
+        """Read and check one file's header."""
+        try:
+            size = file.stat().st_size
+            with file.open("rb") as stream:
+                raw = stream.read(header_length(file, stream.read(8), size))
+        except OSError as error:
+            raise broken(file, f"cannot be read ({error.strerror or error})") from error
+        return self.check(file, raw, size)
+
+    def check(self, file: Path, raw: bytes, size: int) -> FileHeader:
+        """Check a header against the `size` of its file, in bytes. `file` is what errors and tensors name."""
+        self._bytes -= len(raw)
+        if self._bytes < 0:
+            raise broken(file, f"with it the model's headers have more than {MAX_HEADER} bytes")
+        data = 8 + len(raw)
+        tensors = []
+        for name, entry in _entries(file, raw):
+            self._tensors -= 1
+            if self._tensors < 0:
+                raise broken(file, f"with it the model has more than {MAX_TENSORS} tensors")
+            tensors.append(_tensor(file, name, entry, data))
+        tensors = sorted_in_turns(sorted_in_turns(tensors, attrgetter("stop")), attrgetter("start"))
+        _check_layout(file, tensors, data, size)
+        return FileHeader(file, raw, tuple(tensors))
+
+
 def read_header(file: Path) -> FileHeader:
     """Read and check one file's header. Raises BrokenModel naming the file and the reason."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            raw = stream.read(header_length(file, stream.read(8), size))
-    except OSError as error:
-        raise broken(file, f"cannot be read ({error.strerror or error})") from error
-    return check_header(file, raw, size)
+    return Headers().read(file)
 
 
 def check_header(file: Path, raw: bytes, size: int) -> FileHeader:
@@ -74,12 +111,7 @@ def check_header(file: Path, raw: bytes, size: int) -> FileHeader:
 
     Raises BrokenModel naming the file and the reason.
     """
-    entries = _parse(file, raw)
-    data = 8 + len(raw)
-    tensors = [_tensor(file, name, entry, data) for name, entry in entries.items()]
-    tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
-    _check_layout(file, tensors, data, size)
-    return FileHeader(file, raw, tuple(tensors))
+    return Headers().check(file, raw, size)
 
 
 def check_distinct(headers: Iterable[FileHeader]) -> None:
@@ -87,7 +119,7 @@ def check_distinct(headers: Iterable[FileHeader]) -> None:
     found: dict[str, str] = {}
     for tensor in (tensor for header in headers for tensor in header.tensors):
         if tensor.name in found:
-            raise broken(tensor.file, f"tensor {tensor.name!r} is in {found[tensor.name]} as well")
+            raise broken(tensor.file, f"tensor {quoted(tensor.name)} is in {quoted(found[tensor.name])} as well")
         found[tensor.name] = tensor.file.name
 
 
@@ -103,43 +135,51 @@ def header_length(file: Path, prefix: bytes, size: int) -> int:
     return length
 
 
-def _parse(file: Path, raw: bytes) -> dict[str, Any]:
-    """The header's entries without `__metadata__`."""
+def _entries(file: Path, raw: bytes) -> Iterator[tuple[str, object]]:
+    """The header's names and what it says of each, without `__metadata__`."""
+    reader = TableReader(raw)
     try:
-        entries = json.loads(raw, object_pairs_hook=lambda pairs: _unique(file, pairs))
-    except (ValueError, RecursionError) as error:
-        raise broken(file, f"its header is not JSON ({error})") from error
-    if not isinstance(entries, dict):
-        raise broken(file, "its header is not a table of tensors")
-    entries.pop("__metadata__", None)
-    return entries
+        for name in reader.names():
+            if name == _METADATA:
+                _skip_metadata(reader)
+            else:
+                yield name, reader.value(MAX_ENTRY)
+        reader.end()
+    except ValueError as error:
+        raise broken(file, f"its header is not JSON, or not a table of tensors ({error})") from error
 
 
-def _unique(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise broken(file, f"its header names {next(n for n in names if names.count(n) > 1)!r} twice")
-    return table
+def _skip_metadata(reader: TableReader) -> None:
+    """Texts by name, which nobody here reads."""
+    for count, _ in enumerate(reader.names()):
+        if count == MAX_METADATA:
+            raise ValueError(f"{_METADATA} has more than {MAX_METADATA} texts")
+        reader.text(MAX_HEADER)
 
 
 def _tensor(file: Path, name: str, entry: object, data: int) -> TensorInfo:
     """One checked entry; `data` is where the data begin in the file."""
     if not isinstance(entry, dict):
-        raise broken(file, f"tensor {name!r} is not described")
+        raise broken(file, f"tensor {quoted(name)} is not described")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in ELEMENT_BYTES:
-        raise broken(file, f"tensor {name!r} has the unknown dtype {dtype!r}")
+        raise broken(file, f"tensor {quoted(name)} has the unknown dtype {quoted(dtype)}")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
-        raise broken(file, f"tensor {name!r} has a bad shape or bad offsets")
+        raise broken(file, f"tensor {quoted(name)} has a bad shape or bad offsets")
     start, stop = offsets
     if stop - start != prod(shape) * ELEMENT_BYTES[dtype]:
-        raise broken(file, f"tensor {name!r} has {stop - start} bytes, which is not {dtype} {shape}")
-    return TensorInfo(name, file, dtype, tuple(shape), data + start, data + stop)
+        reason = f"has {stop - start} bytes, which is not {dtype} {quoted(shape)}"
+        raise broken(file, f"tensor {quoted(name)} {reason}")
+    return TensorInfo(name, file, _DTYPES[dtype], tuple(shape), data + start, data + stop)
+
+
+_DTYPES = {dtype: dtype for dtype in ELEMENT_BYTES}  # one text for all tensors of a dtype
 
 
 def _sizes(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
+        return False
+    return all(type(item) is int and 0 <= item <= MAX_SIZE for item in value)
 
 
 def _check_layout(file: Path, tensors: list[TensorInfo], data: int, size: int) -> None:
@@ -147,7 +187,7 @@ def _check_layout(file: Path, tensors: list[TensorInfo], data: int, size: int) -
     position = data
     for tensor in tensors:
         if tensor.start != position:
-            raise broken(file, f"tensor {tensor.name!r} overlaps another or leaves a gap")
+            raise broken(file, f"tensor {quoted(tensor.name)} overlaps another or leaves a gap")
         position = tensor.stop
     if position != size:
         raise broken(file, f"its tensors end at byte {position} and the file at {size}")

@@ -36,10 +36,10 @@ class _Place:
 
 def unchecked_files(folder: Path, manifest: Manifest, home: Path) -> tuple[OriginalFile, ...]:
     """Published files whose units are all here and that nobody compared yet, or not since the units changed."""
-    here, kept = units_here(folder, manifest), Digests(home)
+    here, kept, by_file = units_here(folder, manifest), Digests(home), _places(manifest)
     found = []
     for file in manifest.files:
-        units = sorted({place.unit for place in _places(manifest, file)})
+        units = sorted({place.unit for place in by_file[file.name]})
         if units and here.issuperset(units) and kept.get(_key(folder, file), _stamp(folder, units)) is None:
             found.append(file)
     return tuple(found)
@@ -50,9 +50,9 @@ def check_files(manifest: Manifest, remote: Mapping[str, RemoteFile], store: Sto
 
     Raises BrokenModel naming the file where one differs; its units are deleted, so the next fetch brings them anew.
     """
-    folder = store.folder(manifest.fingerprint)
+    folder, by_file = store.folder(manifest.fingerprint), _places(manifest)
     for file in unchecked_files(folder, manifest, store.home):
-        places = _places(manifest, file)
+        places = by_file[file.name]
         units = sorted({place.unit for place in places})
         stamp, wanted = _stamp(folder, units), remote[file.name].sha256
         if not wanted or _gaps(file, places) > MAX_GAPS:
@@ -68,16 +68,15 @@ def check_files(manifest: Manifest, remote: Mapping[str, RemoteFile], store: Sto
         Digests(store.home).put(_key(folder, file), stamp, found)
 
 
-def _places(manifest: Manifest, file: OriginalFile) -> list[_Place]:
-    """Where a file's bytes are in the units, in the order of the file."""
-    found = []
+def _places(manifest: Manifest) -> dict[str, list[_Place]]:
+    """Where each file's bytes are in the units, in the order of the file."""
+    found: dict[str, list[_Place]] = {file.name: [] for file in manifest.files}
     for unit in manifest.units.values():
         at = len(unit.header)
         for piece in unit.pieces:
-            if piece.file == file.name:
-                found.append(_Place(piece.start, piece.stop, unit.name, at))
+            found[piece.file].append(_Place(piece.start, piece.stop, unit.name, at))
             at += piece.size
-    return sorted(found, key=lambda place: place.start)
+    return {name: sorted(places, key=lambda place: place.start) for name, places in found.items()}
 
 
 def _gaps(file: OriginalFile, places: list[_Place]) -> int:

@@ -18,15 +18,16 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils.tqdm import silent_tqdm
 
 from together.errors import BadSetting, BrokenModel, Unreachable, UnsupportedModel
-from together.models.checkpoint import INDEX, SINGLE
-from together.models.folder import json_object
-from together.models.headers import FileHeader, check_header, header_length
+from together.models.checkpoint import INDEX, SINGLE, weight_map
+from together.models.headers import MAX_HEADER, FileHeader, Headers, header_length
 from together.models.hub_ranges import RemoteFile, endpoint, explained, read_range, unreachable
-from together.models.manifest import CONFIG, MAX_SMALL, small_names
+from together.models.manifest import CONFIG, small_names
 from together.models.names import is_model_name, is_plain, is_template
 from together.models.original import OriginalFile, sample_places
+from together.models.sizes import most_bytes
 from together.models.store import Store
 from together.models.units import Piece
+from together.quoting import quoted
 
 STREAMS = 4  # headers, small files or units fetched at once
 SAMPLE_STREAMS = 8  # of samples, which have next to no bytes
@@ -70,7 +71,7 @@ def read_remote(repo_id: str, home: Path, revision: str | None = None, small: Se
     wanted = [name for name in (*names, INDEX) if name in listing.files]
     with ThreadPoolExecutor(STREAMS, "hub") as pool, reached(repo_id):
         found = dict(zip(wanted, pool.map(lambda name: _small(listing.files[name], home), wanted), strict=True))
-        headers = tuple(pool.map(_header, _weights(listing, found.pop(INDEX, None))))
+        headers = _headers(_weights(listing, found.pop(INDEX, None)), pool)
         files = _known(listing, headers, home) or _sampled(listing, headers)
     return Remote(repo_id, listing.commit, files, found)
 
@@ -112,7 +113,7 @@ def reached(repo: str) -> Iterator[None]:
 
 
 def _no_name(repo_id: str) -> BadSetting:
-    return BadSetting(f"{repo_id[:200]!r} is not the name of a model on the hub, as org/name; check the spelling")
+    return BadSetting(f"{quoted(repo_id)} is not the name of a model on the hub, as org/name; check the spelling")
 
 
 def _no_hub() -> Unreachable:
@@ -133,21 +134,27 @@ def _weights(listing: Listing, index: bytes | None) -> list[RemoteFile]:
     """The model's safetensors files. Raises BrokenModel for an index that names others."""
     if SINGLE in listing.files or index is None:
         return [listing.files[SINGLE]]
-    places = json_object(Path(listing.repo, INDEX), index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise BrokenModel(f"{INDEX} of {listing.repo} has no weight_map of file names; choose another model")
-    names = set(places.values())
-    absent = sorted(str(name) for name in names if name not in listing.files)
-    if absent:
-        raise BrokenModel(f"{INDEX} of {listing.repo} names {absent[0]!r}, which is not there; choose another model")
+    names = set(weight_map(Path(listing.repo, INDEX), index).values())
+    absent = min((name for name in names if name not in listing.files), default=None)
+    if absent is not None:
+        raise BrokenModel(f"{INDEX} of {listing.repo} names {quoted(absent)}, which is not there; choose another model")
     return [listing.files[name] for name in sorted(names)]
 
 
-def _header(file: RemoteFile) -> FileHeader:
-    """A file's checked header by two ranges, however large the file is. Raises BrokenModel."""
-    place = Path(file.repo, file.name)
-    length = header_length(place, b"".join(read_range(file, 0, min(8, file.size))), file.size)
-    return check_header(place, b"".join(read_range(file, 8, 8 + length)), file.size)
+def _headers(files: Sequence[RemoteFile], pool: ThreadPoolExecutor) -> tuple[FileHeader, ...]:
+    """The files' checked headers by two ranges of each, however large the files are. Raises BrokenModel."""
+    lengths = list(pool.map(_header_length, files))
+    if sum(lengths) > MAX_HEADER:
+        raise BrokenModel(f"the headers of {files[0].repo} have more than {MAX_HEADER} bytes; choose another model")
+    raw = pool.map(lambda file, length: b"".join(read_range(file, 8, 8 + length)), files, lengths)
+    model = Headers()
+    return tuple(
+        model.check(Path(file.repo, file.name), header, file.size) for file, header in zip(files, raw, strict=True)
+    )
+
+
+def _header_length(file: RemoteFile) -> int:
+    return header_length(Path(file.repo, file.name), b"".join(read_range(file, 0, min(8, file.size))), file.size)
 
 
 def _known(listing: Listing, headers: Sequence[FileHeader], home: Path) -> tuple[OriginalFile, ...]:
@@ -193,8 +200,9 @@ def _cut(places: Sequence[Piece], fetched: Sequence[tuple[Piece, bytes]]) -> byt
 
 def _small(file: RemoteFile, home: Path) -> bytes:
     """A small file through the library and its cache format, in the app's own home."""
-    if file.size > MAX_SMALL:
-        raise BrokenModel(f"{file} has {file.size} bytes, more than {MAX_SMALL}; choose another model")
+    most = most_bytes(file.name)
+    if file.size > most:
+        raise BrokenModel(f"{file} has {file.size} bytes, more than {most}; choose another model")
     path = hf_hub_download(
         file.repo,
         file.name,
@@ -204,4 +212,8 @@ def _small(file: RemoteFile, home: Path) -> bytes:
         etag_timeout=ANSWER_WITHIN,
         tqdm_class=silent_tqdm,  # commands have their own bars
     )
-    return Path(path).read_bytes()
+    with open(path, "rb") as stream:
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise BrokenModel(f"{file} has more than {most} bytes; choose another model")
+    return data

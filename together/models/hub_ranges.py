@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, exported without __all__
 
 from together.errors import BadSetting, BrokenModel, TogetherError, Unreachable
+from together.quoting import MOST, cut, quoted
 
 PATIENCE = 45.0  # seconds without a byte before a fetch is given up; what is here stays
 _WAITS = (0.2, 8.0)  # seconds before the first retry, and at most
@@ -110,12 +111,12 @@ def _check_range(file: RemoteFile, answer: httpx2.Response, start: int) -> None:
         raise BadSetting(f"{endpoint()} {_NO_RANGE}")
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
     if found is None or int(found[1]) != start or found[2] not in ("*", str(file.size)):
-        said = str(answer.headers.get("Content-Range", ""))[:60]
-        raise BrokenModel(f"{file} is not what was published: the hub answers {said!r}; try again later")
+        said = answer.headers.get("Content-Range", "")
+        raise BrokenModel(f"{file} is not what was published: the hub answers {quoted(said)}; try again later")
 
 
 def _lost(file: RemoteFile, error: Exception) -> str:
-    reason = str(error) or type(error).__name__
+    reason = cut(str(error), MOST) or type(error).__name__
     return (
         f"the hub at {endpoint()} stopped answering while {file} was fetched ({reason}); what is here is kept, "
         "run the same command again to go on"
@@ -167,7 +168,7 @@ def unreachable(repo: str, error: Exception) -> Unreachable:
 
 
 def _away(repo: str, error: BaseException) -> str:
-    reason = str(error).partition("\n")[0] or type(error).__name__
+    reason = cut(str(error).partition("\n")[0], MOST) or type(error).__name__
     return (
         f"{repo} is not on this machine, and the hub at {endpoint()} does not answer ({reason}); check the network, "
         "or choose a model from together models"

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from together.errors import BrokenModel
-from together.models.checkpoint import checkpoint_files, is_checkpoint
+from together.models.checkpoint import MAX_FILES, checkpoint_files, is_checkpoint
 from together.models.folder import folder_name, folder_revision, json_object, read_bytes
-from together.models.headers import MAX_HEADER, FileHeader, check_distinct, check_header
+from together.models.headers import MAX_HEADER, FileHeader, Headers, check_distinct
 from together.models.names import MANIFEST as MANIFEST
 from together.models.names import MAX_NAME, TEMPLATES, is_model_name, is_plain, is_sha256, is_template
 from together.models.original import OriginalFile, fingerprint_of, sample_places
+from together.models.sizes import most_bytes
 from together.models.units import Piece, Sample, Unit, samples_in, units_of
+from together.quoting import quoted
 
 CONFIG = "config.json"
 FORMAT = "together-model-2"
@@ -42,10 +44,7 @@ SMALL_FILES = (
     "merges.txt",
 )
 MAX_TEMPLATES = 32  # beside the usual one
-MAX_SMALL = 128 * 2**20  # bytes of a small file
 MAX_FILE = 2**44  # bytes of an original file
-MAX_FILES = 10_000
-MAX_MANIFEST = 256 * 2**20  # bytes
 MAX_LAYERS = 10_000
 
 
@@ -73,7 +72,8 @@ class Manifest:
     @cached_property
     def headers(self) -> tuple[FileHeader, ...]:
         """The original headers, checked. Raises BrokenModel."""
-        return tuple(check_header(Path(self.name) / file.name, file.header, file.size) for file in self.files)
+        model = Headers()
+        return tuple(model.check(Path(self.name) / file.name, file.header, file.size) for file in self.files)
 
     @cached_property
     def units(self) -> dict[str, Unit]:
@@ -144,7 +144,7 @@ def small_files(folder: Path) -> dict[str, bytes]:
     """The files beside the weights that belong to a model, by name. Raises BrokenModel without config.json."""
     templates = (f"{TEMPLATES}/{file.name}" for file in (folder / TEMPLATES).glob("*.jinja"))
     there = (name for name in (*SMALL_FILES, *templates) if name == CONFIG or (folder / name).is_file())
-    return {name: read_bytes(folder, name, MAX_SMALL) for name in small_names(set(there))}
+    return {name: read_bytes(folder, name) for name in small_names(set(there))}
 
 
 def small_names(there: Collection[str]) -> list[str]:
@@ -156,7 +156,7 @@ def small_names(there: Collection[str]) -> list[str]:
 def check_small(manifest: Manifest, small: Mapping[str, bytes]) -> None:
     """Raises BrokenModel unless these are exactly the manifest's small files."""
     if small.keys() != {file.name for file in manifest.small}:
-        raise _bad(manifest.name, f"it lists other small files than {_short(sorted(small))}")
+        raise _bad(manifest.name, f"it lists other small files than {quoted(sorted(small))}")
     for file in manifest.small:
         found = _sha256(small[file.name])
         if found != file.sha256:
@@ -173,8 +173,8 @@ def is_shard(folder: Path) -> bool:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a shard folder, checked against its config.json. Raises BrokenModel."""
-    manifest = parse(read_bytes(folder, MANIFEST, MAX_MANIFEST))
-    manifest.verify(read_bytes(folder, CONFIG, MAX_SMALL))
+    manifest = parse(read_bytes(folder, MANIFEST))
+    manifest.verify(read_bytes(folder, CONFIG))
     return manifest
 
 
@@ -186,14 +186,14 @@ def parse(data: bytes) -> Manifest:
 
     The fingerprint is checked by `Manifest.verify`, when config.json is there.
     """
-    if len(data) > MAX_MANIFEST:
-        raise _bad("a model", f"it has {len(data)} bytes, more than {MAX_MANIFEST}")
+    if len(data) > most_bytes(MANIFEST):
+        raise _bad("a model", f"it has {len(data)} bytes, more than {most_bytes(MANIFEST)}")
     fields = _fields("a model", json_object(Path("model", MANIFEST), data), _KEYS)
     name = fields["name"]
     if not isinstance(name, str) or not is_model_name(name):
-        raise _bad("a model", f"{_short(name)} is not a model's name")
+        raise _bad("a model", f"{quoted(name)} is not a model's name")
     if fields["format"] != FORMAT:
-        raise _bad(name, f"its format is {_short(fields['format'])}, this version reads {FORMAT!r}")
+        raise _bad(name, f"its format is {quoted(fields['format'])}, this version reads {FORMAT!r}")
     made = Manifest(
         name,
         _hash(name, fields["fingerprint"], "fingerprint"),
@@ -214,10 +214,10 @@ def _checked(made: Manifest) -> Manifest:
     """What its parts say of one another. Raises BrokenModel."""
     names = [file.name for file in made.files]
     if not names or names != sorted(set(names)) or not all(map(_is_weights, names)):
-        raise _bad(made.name, f"its files {_short(names)} are not distinct safetensors files in order")
+        raise _bad(made.name, f"its files {quoted(names)} are not distinct safetensors files in order")
     small = [file.name for file in made.small]
     if CONFIG not in small or len({file.casefold() for file in small}) != len(small):  # some disks know no capitals
-        raise _bad(made.name, f"its small files {_short(small)} lack {CONFIG} or name one twice")
+        raise _bad(made.name, f"its small files {quoted(small)} lack {CONFIG} or name one twice")
     check_distinct(made.headers)
     for file in made.files:
         wanted = sum(place.size for place in made.places[file.name])
@@ -225,7 +225,7 @@ def _checked(made: Manifest) -> Manifest:
             raise _bad(made.name, f"it has {len(file.samples)} bytes of samples of {file.name}, not {wanted}")
     unknown = made.digests.keys() - made.units.keys()
     if unknown:
-        raise _bad(made.name, f"it gives the hash of {_short(min(unknown))}, which is none of its units")
+        raise _bad(made.name, f"it gives the hash of {quoted(min(unknown))}, which is none of its units")
     return made
 
 
@@ -239,7 +239,7 @@ def _files(name: str, value: object) -> tuple[OriginalFile, ...]:
         fields = _fields(name, item, ("name", "size", "header", "samples"))
         file = fields["name"]
         if not isinstance(file, str) or not _is_weights(file):
-            raise _bad(name, f"{_short(file)} is not the plain name of a safetensors file")
+            raise _bad(name, f"{quoted(file)} is not the plain name of a safetensors file")
         header = _unpack(name, fields["header"], left)
         left -= len(header)
         size = _count(name, fields["size"], f"the size of {file}", MAX_FILE)
@@ -251,27 +251,27 @@ def _small(name: str, value: object) -> SmallFile:
     fields = _fields(name, value, ("name", "size", "sha256"))
     file = fields["name"]
     if not isinstance(file, str) or not small_names([file]):
-        raise _bad(name, f"{_short(file)} is not a file that a model has beside its weights")
-    size = _count(name, fields["size"], f"the size of {file}", MAX_SMALL, least=0)
+        raise _bad(name, f"{quoted(file)} is not a file that a model has beside its weights")
+    size = _count(name, fields["size"], f"the size of {file}", most_bytes(file), least=0)
     return SmallFile(file, size, _hash(name, fields["sha256"], f"the hash of {file}"))
 
 
 def _digests(name: str, value: object) -> dict[str, str]:
     if not isinstance(value, dict):
         raise _bad(name, "digests is not an object")
-    return {unit: _hash(name, digest, f"the hash of {_short(unit)}") for unit, digest in value.items()}
+    return {unit: _hash(name, digest, f"the hash of {quoted(unit)}") for unit, digest in value.items()}
 
 
 def _revision(name: str, value: object) -> str:
     if not isinstance(value, str) or len(value) > MAX_NAME or not (value == "" or is_plain(value)):
-        raise _bad(name, f"{_short(value)} is not a revision")
+        raise _bad(name, f"{quoted(value)} is not a revision")
     return value
 
 
 def _fields(name: str, value: object, keys: Sequence[str]) -> dict[str, Any]:
     if not isinstance(value, dict) or value.keys() != set(keys):
-        found = sorted(value)[:10] if isinstance(value, dict) else value
-        raise _bad(name, f"there should be {', '.join(keys)}, and there is {_short(found)}")
+        found = list(value)[:10] if isinstance(value, dict) else value
+        raise _bad(name, f"there should be {', '.join(keys)}, and there is {quoted(found)}")
     return value
 
 
@@ -283,7 +283,7 @@ def _items(name: str, value: object, what: str, most: int) -> list[Any]:
 
 def _count(name: str, value: object, what: str, most: int, least: int = 1) -> int:
     if type(value) is not int or not least <= value <= most:
-        raise _bad(name, f"{what} is {_short(value)}, not a whole number from {least} to {most}")
+        raise _bad(name, f"{what} is {quoted(value)}, not a whole number from {least} to {most}")
     return value
 
 
@@ -330,12 +330,6 @@ def _samples(name: str, value: object) -> bytes:
 def _cut(samples: bytes, places: Sequence[Piece]) -> list[tuple[int, bytes]]:
     ends = accumulate(place.size for place in places)
     return [(place.start, samples[end - place.size : end]) for place, end in zip(places, ends, strict=True)]
-
-
-def _short(value: object) -> str:
-    """A stranger's value in a sentence: escaped, and not long."""
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _sha256(data: bytes) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from together.models.headers import FileHeader, TensorInfo
 from together.models.names import is_computed
+from together.models.tables import sorted_in_turns
 from together.models.units import Piece
 
 SAMPLES = 128  # tensors of a model that are sampled, at most
@@ -51,7 +53,7 @@ def sample_places(headers: Iterable[FileHeader]) -> Mapping[str, tuple[Piece, ..
 
 
 def _chosen(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
-    known = sorted((t for t in tensors if t.nbytes and not is_computed(t.name)), key=lambda tensor: tensor.name)
+    known = sorted_in_turns((t for t in tensors if t.nbytes and not is_computed(t.name)), attrgetter("name"))
     matrices = _spread([tensor for tensor in known if len(tensor.shape) > 1], SAMPLES)
     return matrices + _spread([tensor for tensor in known if len(tensor.shape) < 2], SAMPLES - len(matrices))
 

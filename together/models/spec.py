@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from together.errors import BrokenModel, UnsupportedModel
-from together.models.checkpoint import checkpoint_files
+from together.models.checkpoint import checkpoint_files, checkpoint_headers, sampled_files
 from together.models.families import TOY, require_family
-from together.models.files import EMBED, HEAD, NORM, all_tensors, layer_of, read_json
+from together.models.files import EMBED, HEAD, NORM, layer_of, read_json, tensors_of
 from together.models.folder import folder_name, folder_revision, read_bytes
 from together.models.headers import TensorInfo
-from together.models.manifest import CONFIG, is_shard, read_manifest
+from together.models.manifest import CONFIG, MAX_LAYERS, is_shard, read_manifest
 from together.models.original import fingerprint_of
+from together.quoting import cut, quoted
 from together.types import DTYPE_BYTES, Dtype, LayerRange, ModelRef
 
 _DTYPES: dict[str, Dtype] = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
-_CONFIG_DTYPES: dict[Any, Dtype] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-_MAX_LAYERS = 10_000
+_CONFIG_DTYPES: dict[str, Dtype] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _NEVER = 10**9
+_MOST_WORD = 60  # characters of a name that a config gives
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,9 @@ class ModelSpec:
 def read_spec(folder: Path) -> ModelSpec:
     """Describe the model in `folder`. Raises UnsupportedModel or BrokenModel, naming the file and the reason."""
     spec = read_shape(folder)
-    tensors = {tensor.name: tensor for tensor in all_tensors(folder)}
+    manifest = read_manifest(folder) if is_shard(folder) else None
+    headers = manifest.headers if manifest else checkpoint_headers(folder)
+    tensors = {tensor.name: tensor for tensor in tensors_of(headers)}
     _check_ends(spec, tensors)
     return replace(
         spec,
@@ -94,7 +97,9 @@ def read_spec(folder: Path) -> ModelSpec:
         norm_params=tensors[NORM].elements,
         head_params=tensors[HEAD].elements if HEAD in tensors else 0,
         quantization=spec.quantization or _stored_quantized(tensors),
-        fingerprint=fingerprint(folder),
+        fingerprint=(
+            manifest.fingerprint if manifest else fingerprint_of(read_bytes(folder, CONFIG), sampled_files(headers))
+        ),
     )
 
 
@@ -104,7 +109,7 @@ def read_shape(folder: Path) -> ModelSpec:
     name, revision = _name(folder)
     family = _family(name, config)
     numbers = _Numbers(name, config)
-    layers = numbers.get("num_hidden_layers", maximum=_MAX_LAYERS)
+    layers = numbers.get("num_hidden_layers", maximum=MAX_LAYERS)
     hidden, heads = numbers.get("hidden_size"), numbers.get("num_attention_heads")
     return ModelSpec(
         name=name,
@@ -117,7 +122,7 @@ def read_shape(folder: Path) -> ModelSpec:
         kv_heads=numbers.get("num_key_value_heads", heads),
         head_dim=numbers.get("head_dim", _HEAD_DIMS.get(family, hidden // heads)),
         context=numbers.get("max_position_embeddings"),
-        dtype=_CONFIG_DTYPES.get(config.get("dtype") or config.get("torch_dtype"), "bf16"),
+        dtype=_CONFIG_DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "bf16"),
         tied=bool(config.get("tie_word_embeddings", family == "gemma3_text")),
         layer_params=(0,) * layers,
         embed_params=0,
@@ -163,7 +168,7 @@ class _Numbers:
         if value is None:
             value = default
         if type(value) is not int or not 0 < value <= maximum:
-            raise BrokenModel(f"config.json of {self.name} has {key} = {value!r}; get this model again")
+            raise BrokenModel(f"config.json of {self.name} has {key} = {quoted(value)}; get this model again")
         return value
 
 
@@ -198,7 +203,10 @@ def _sliding(name: str, family: str, config: dict[str, Any], layers: int) -> lis
     if family == "gemma3_text":
         pattern = numbers.get("sliding_window_pattern", 6)
         return [(layer + 1) % pattern != 0 for layer in range(layers)]
-    return [layer >= config.get("max_window_layers", 28) for layer in range(layers)]
+    first = config.get("max_window_layers", 28)
+    if type(first) is not int:
+        raise BrokenModel(f"config.json of {name} has max_window_layers = {quoted(first)}; get this model again")
+    return [layer >= first for layer in range(layers)]
 
 
 def _eos(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
@@ -215,8 +223,8 @@ def _quantization(config: dict[str, Any]) -> str | None:
         settings = config.get(key)
         if settings:
             known = settings if isinstance(settings, dict) else {}
-            bits = f"{known['bits']}-bit" if "bits" in known else key
-            return str(known.get("quant_method") or bits)
+            bits = f"{cut(str(known['bits']), _MOST_WORD)}-bit" if "bits" in known else key
+            return cut(str(known.get("quant_method") or bits), _MOST_WORD)
     return None
 
 

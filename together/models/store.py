@@ -18,13 +18,14 @@ from filelock import BaseFileLock, FileLock, Timeout
 from together.errors import BrokenModel, TogetherError
 from together.models.export import export
 from together.models.folder import folder_name, read_bytes, write_synced, write_whole
-from together.models.manifest import MAX_MANIFEST, Manifest, check_small, describe, is_shard, read_manifest
+from together.models.manifest import Manifest, check_small, describe, is_shard, read_manifest
 from together.models.names import MANIFEST, is_sha256
 from together.models.original import OriginalFile
 from together.models.part import Part
 from together.models.reading import read_unit, remember, unit_digest, units_here
 from together.models.space import DiskFull, require_space, writing
 from together.models.units import Unit, units_for, words
+from together.quoting import quoted
 from together.types import LayerRange
 
 # What goes with the store, under one name for those who use it.
@@ -86,7 +87,7 @@ class Store:
     def folder(self, fingerprint: str) -> Path:
         """Where this model's pieces lie, or would."""
         if not is_sha256(fingerprint):
-            raise BrokenModel(f"{ascii(fingerprint)[:80]} is not a model's fingerprint; load the model again")
+            raise BrokenModel(f"{quoted(fingerprint)} is not a model's fingerprint; load the model again")
         return self._root / fingerprint
 
     def begin(self, manifest: Manifest, small: Mapping[str, bytes]) -> None:
@@ -125,7 +126,7 @@ class Store:
         manifest = read_manifest(folder)
         name = unit if isinstance(unit, str) else unit.name
         if name not in manifest.units:
-            raise BrokenModel(f"{manifest.name} has no unit {ascii(name)[:80]}; plan again")
+            raise BrokenModel(f"{manifest.name} has no unit {quoted(name)}; plan again")
         known = manifest.units[name]
         with writing(self._root, f"{name} of {manifest.name}"):
             lock = self._lock(f"{fingerprint}-{name}")
@@ -153,7 +154,7 @@ class Store:
         """The files of a model at this commit of the hub, if it was begun here; else none."""
         for folder in self._folders():
             with suppress(BrokenModel):
-                if revision.encode() not in read_bytes(folder, MANIFEST, MAX_MANIFEST):
+                if revision.encode() not in read_bytes(folder, MANIFEST):
                     continue  # a manifest is parsed in a second or a tenth of it, and there may be many
                 manifest = read_manifest(folder)
                 if (manifest.name, manifest.revision) == (name, revision):

@@ -11,9 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from together.errors import BrokenModel
 from together.models.headers import TensorInfo
+from together.models.manifest import MAX_LAYERS
 from together.models.names import is_computed
 from together.models.spec import ModelSpec
+from together.quoting import cut
 from together.types import DTYPE_BYTES, Dtype
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d{1,6})\.")
@@ -27,6 +30,7 @@ _ENDS = {
 }
 _DTYPES: dict[str, Dtype] = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 _EXPERT = ".experts."
+_MOST_WORD = 60  # characters of a name that a config gives
 _QUANTIZED_EXTRAS = re.compile(r"(?:scales?|biases|qzeros|zeros|g_idx|scale_inv|absmax|quant_map)$")
 _KEYS = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
@@ -89,14 +93,17 @@ def summarize(config: dict[str, Any], tensors: Iterable[TensorInfo], spec: Model
     parts = _parts(kept, numbers, _bits(config) if quantization else None)
     head = parts.get("head", Sizes())
     last = max((key for key in parts if isinstance(key, int)), default=-1)
+    layers = max(last + 1, numbers["layers"] or 0)
+    if layers > MAX_LAYERS:
+        raise BrokenModel(f"its files count {layers} layers, and no model has more than {MAX_LAYERS}; get it again")
     dtype = _dtype(kept)
     return Summary(
-        layers=tuple(parts.get(layer, Sizes()) for layer in range(max(last + 1, numbers["layers"] or 0))),
+        layers=tuple(parts.get(layer, Sizes()) for layer in range(layers)),
         embed=parts.get("embed", Sizes()),
         norm=parts.get("norm", Sizes()),
         head=head,
         other=parts.get("other", Sizes()),
-        family=str(config.get("model_type")),
+        family=cut(str(config.get("model_type")), _MOST_WORD),
         hidden_size=numbers["hidden_size"],
         vocab_size=numbers["vocab_size"],
         heads=numbers["heads"],
@@ -176,7 +183,8 @@ def _quantization(config: dict[str, Any]) -> str | None:
         settings = config.get(key)
         if settings:
             known = settings if isinstance(settings, dict) else {}
-            return str(known.get("quant_method") or (f"{known['bits']}-bit" if "bits" in known else key))
+            bits = f"{known['bits']}-bit" if "bits" in known else key
+            return cut(str(known.get("quant_method") or bits), _MOST_WORD)
     return None
 
 

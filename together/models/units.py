@@ -16,8 +16,10 @@ from typing import Protocol
 from together.errors import BrokenModel
 from together.models.headers import ELEMENT_BYTES, FileHeader, TensorInfo
 from together.models.names import EMBED_UNIT, HEAD_UNIT, NORM_UNIT, layer_unit, unit_layer, unit_of
+from together.models.tables import sorted_in_turns
 from together.types import LayerRange
 
+_AT_ONCE = 5000  # tensors of a header that are written in one go: some milliseconds
 _ALIGNED = 8  # bytes: the data begin at a multiple of it, as safetensors' own writer does
 
 
@@ -148,9 +150,14 @@ def words(names: Iterable[str]) -> str:
 
 def _unit(name: str, tensors: list[tuple[int, TensorInfo]]) -> Unit:
     """Wide elements first, so that each tensor stays aligned; else in the order of files and bytes."""
-    tensors.sort(key=lambda item: (-ELEMENT_BYTES[item[1].dtype], item[0], item[1].start, item[1].name))
-    ordered = [tensor for _, tensor in tensors]
+    by_place = sorted_in_turns(tensors, _place)
+    ordered = [tensor for _, tensor in by_place]
     return Unit(name, _header(ordered), _pieces(ordered))
+
+
+def _place(item: tuple[int, TensorInfo]) -> tuple[int, int, int, str]:
+    index, tensor = item
+    return (-ELEMENT_BYTES[tensor.dtype], index, tensor.start, tensor.name)
 
 
 def _header(tensors: Sequence[TensorInfo]) -> bytes:
@@ -160,9 +167,16 @@ def _header(tensors: Sequence[TensorInfo]) -> bytes:
         stop = position + tensor.nbytes
         entries[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [position, stop]}
         position = stop
-    text = json.dumps(entries, separators=(",", ":")).encode()
+    text = _compact(entries)
     text += b" " * (-len(text) % _ALIGNED)
     return struct.pack("<Q", len(text)) + text
+
+
+def _compact(entries: Mapping[str, object]) -> bytes:
+    """JSON without spaces, made in parts: other threads wait for each."""
+    encode, items = json.JSONEncoder(separators=(",", ":")).encode, list(entries.items())
+    parts = (encode(dict(items[at : at + _AT_ONCE]))[1:-1] for at in range(0, len(items), _AT_ONCE))
+    return f"{{{','.join(parts)}}}".encode()
 
 
 def _pieces(tensors: Sequence[TensorInfo]) -> tuple[Piece, ...]:
