@@ -39,9 +39,11 @@ class BadRequest(BadInput):
 
 
 class ContextTooLong(BadRequest):
-    def __init__(self, tokens: int, context: int) -> None:
+    def __init__(self, tokens: int, context: int, *, at_least: bool = False) -> None:
+        """`at_least`: nobody counted further."""
+        count = f"at least {tokens}" if at_least else str(tokens)
         super().__init__(
-            f"the prompt has {tokens} tokens and the context holds {context}; shorten the prompt or start a new chat",
+            f"the prompt has {count} tokens and the context holds {context}; shorten the prompt or start a new chat",
             param="messages",
         )
         self.tokens = tokens

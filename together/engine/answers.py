@@ -15,7 +15,7 @@ from together.engine.grammar import Compiled
 from together.engine.parting import Parter, Parts
 from together.engine.text import TextModel
 from together.engine.tokens import TokenBytes
-from together.errors import BadRequest
+from together.errors import BadRequest, ContextTooLong
 from together.requests import (
     CallDelta,
     ChatRequest,
@@ -48,7 +48,7 @@ async def answer_chat(engine: Engine, model: TextModel, request: ChatRequest) ->
     request = replace(request, grammar=model.call_grammar(use, request.grammar))
     grammar = await _compiled(engine, model, request)
     text = model.template.render(request.messages, use.tools, **request.template)
-    prompt = await model.encode_aside(text)
+    prompt = await model.encode_aside(text, context=engine.context)
     async with aclosing(_answer(engine, model, [prompt], request, grammar, text)) as pieces:
         async for piece in pieces:
             yield piece
@@ -58,17 +58,23 @@ async def answer_prompts(engine: Engine, model: TextModel, request: CompletionRe
     """As `answer_chat`, for prompts as they are; the tokenizer adds the special tokens that it adds to any text."""
     engine.check_room(request.choices * len(request.prompts))
     grammar = await _compiled(engine, model, request)
-    prompts = [
-        await model.encode_aside(prompt, add_special_tokens=True) if isinstance(prompt, str) else prompt
-        for prompt in request.prompts
-    ]
     try:
+        prompts = [await _ids(engine, model, prompt) for prompt in request.prompts]
         async with aclosing(_answer(engine, model, prompts, request, grammar)) as pieces:
             async for piece in pieces:
                 yield piece
     except BadRequest as error:
         error.param = "prompt" if error.param == "messages" else error.param
         raise
+
+
+async def _ids(engine: Engine, model: TextModel, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
+    """Raises ContextTooLong before anything else looks at the prompt."""
+    if isinstance(prompt, str):
+        return await model.encode_aside(prompt, add_special_tokens=True, context=engine.context)
+    if len(prompt) >= engine.context:
+        raise ContextTooLong(len(prompt), engine.context)
+    return prompt
 
 
 async def generate_text(engine: Engine, model: TextModel, request: GenerateRequest) -> Pieces:

@@ -63,6 +63,11 @@ class Engine:
         return len(self._scheduler.waiting)
 
     @property
+    def context(self) -> int:
+        """Tokens that a prompt must stay below."""
+        return self._scheduler.limits.longest
+
+    @property
     def vocabulary(self) -> int | None:
         """Width of the model's logits, where it is known."""
         return self._vocabulary

@@ -6,29 +6,36 @@ Uses `tokenizers` and Jinja alone: measured 0.15 s and 24 MB to import, against 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from together.engine.bound import TokenBound
 from together.engine.detokenize import Decoder
 from together.engine.grammar import Grammars
 from together.engine.parting import Parter
 from together.engine.template import PLAIN, ChatTemplate, find_template
 from together.engine.thinking import CLOSE, OPEN, ThinkSplitter
+from together.engine.tokenizer_file import check_tokenizer_file
 from together.engine.tokens import TokenBytes
 from together.engine.tool_grammar import call_grammar
 from together.engine.tools import ToolSplitter
-from together.errors import BrokenModel
+from together.errors import BrokenModel, ContextTooLong
+from together.memory import give_back
+from together.models.folder import read_json
+from together.quoting import MOST, cut
 from together.requests import Grammar, Message, ToolUse
 
 logger = logging.getLogger(__name__)
 
 LONG = 4000  # letters from which a text is encoded in a thread: about 8 ms of the event loop
+HEAVY = 200_000  # letters from which one waits for the other: about 0.3 s and 40 MB
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -46,6 +53,8 @@ class TextModel:
     tool_tags: Mapping[str, int]  # those of tool calls, special or not
     thinks: bool  # its words or its template know the tag
     grammars: Grammars
+    bound: TokenBound
+    heavy: ThreadPoolExecutor  # for very long texts: each takes hundreds of megabytes while it is tokenized
 
     @classmethod
     def open(cls, folder: Path) -> TextModel:
@@ -69,6 +78,8 @@ class TextModel:
             _added_ids(tokenizer, template.style.words),
             thinks,
             Grammars(tokenizer, eos, thinks),
+            TokenBound.of(tokenizer),
+            ThreadPoolExecutor(1, "long texts"),
         )
 
     def prompt_ids(self, messages: Sequence[Message], /, **template_kwargs: object) -> tuple[int, ...]:
@@ -79,14 +90,21 @@ class TextModel:
         """Token ids of `text` as it is; words of special tokens in it become special tokens, none are added."""
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    async def encode_aside(self, text: str, add_special_tokens: bool = False) -> tuple[int, ...]:
-        """As `encode`; a long text in a thread, by the one call of the library that leaves the event loop running."""
+    async def encode_aside(
+        self, text: str, add_special_tokens: bool = False, context: int | None = None
+    ) -> tuple[int, ...]:
+        """As `encode`; a long text in a thread, very long ones one by one.
+
+        Raises ContextTooLong for a text of `context` tokens or more, before it is tokenized where its length says so.
+        """
+        least = self.bound.least(text)
+        if context is not None and least >= context:
+            raise ContextTooLong(least, context, at_least=True)
         if len(text) <= LONG:
             return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
-        (done,) = await asyncio.to_thread(
-            self.tokenizer.encode_batch_fast, [text], add_special_tokens=add_special_tokens
-        )
-        return tuple(done.ids)
+        thread = self.heavy if len(text) > HEAVY else None
+        encode = partial(_encode_long, self.tokenizer, text, add_special_tokens, context)
+        return await asyncio.get_running_loop().run_in_executor(thread, encode)
 
     def count(self, text: str) -> int:
         return len(self.encode(text))
@@ -109,6 +127,20 @@ class TextModel:
         return call_grammar(self.template.style, use, self.tool_tags, answer) if use.tools else answer
 
 
+def _encode_long(tokenizer: Tokenizer, text: str, add_special_tokens: bool, context: int | None) -> tuple[int, ...]:
+    """By the one call of the library that leaves the event loop running; what it took is given back."""
+    try:
+        (done,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        if context is not None and len(done) >= context:
+            raise ContextTooLong(len(done), context)
+        ids = tuple(done.ids)
+        del done
+        return ids
+    finally:
+        if len(text) > HEAVY:
+            give_back()
+
+
 def _open_tokenizer(folder: Path, special: Mapping[str, str]) -> Tokenizer:
     file = folder / "tokenizer.json"
     if not file.is_file():
@@ -117,9 +149,14 @@ def _open_tokenizer(folder: Path, special: Mapping[str, str]) -> Tokenizer:
             "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
         )
     try:
+        check_tokenizer_file(folder)
         tokenizer = Tokenizer.from_file(str(file))
+    except BrokenModel:
+        raise
     except Exception as error:  # the library raises nothing narrower
-        raise BrokenModel(f"tokenizer.json of {folder.name} cannot be read ({error}); get this model again") from error
+        raise BrokenModel(
+            f"tokenizer.json of {folder.name} cannot be read ({cut(str(error), MOST)}); get this model again"
+        ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.add_special_tokens([word for word in special.values() if tokenizer.token_to_id(word) is not None])
@@ -153,12 +190,4 @@ def _eos(folder: Path, tokenizer: Tokenizer, special: Mapping[str, str]) -> froz
 
 def _read_json(file: Path) -> dict[str, Any]:
     """A JSON object; an empty one where the file is missing. Raises BrokenModel for anything else."""
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BrokenModel(f"{file.name} of {file.parent.name} is not JSON ({error}); get this model again") from error
-    if not isinstance(found, dict):
-        raise BrokenModel(f"{file.name} of {file.parent.name} is not a JSON object; get this model again")
-    return found
+    return read_json(file.parent, file.name) if file.is_file() else {}
