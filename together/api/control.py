@@ -18,6 +18,7 @@ from together.planning.answer import answer_json, answer_text, missing_json, mis
 from together.planning.cluster_json import problem_json
 from together.planning.missing import Missing
 from together.planning.request import PlanRequest
+from together.quoting import MOST, cut
 
 
 class PlanOrder(BaseModel):
@@ -141,8 +142,8 @@ def parse_order(kind: type[OrderT], body: bytes) -> OrderT:
         return kind.model_validate_json(body or b"{}")
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        path = ".".join(str(part) for part in first["loc"])
-        raise BadRequest(f"{path}: {first['msg']}" if path else first["msg"], param=path or None) from None
+        path, message = ".".join(cut(str(part), MOST) for part in first["loc"]), cut(first["msg"])
+        raise BadRequest(f"{path}: {message}" if path else message, param=path or None) from None
 
 
 def _done(status: int = 200) -> Response:

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from together.api.shapes import ErrorAnswer
 from together.errors import BadInput, BadRequest, ContextTooLong, NotServing, QueueFull, TogetherError
+from together.quoting import quoted
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +21,8 @@ class UnknownModel(BadRequest):
     """A request for a model that is not the one served."""
 
     def __init__(self, asked: str, served: str) -> None:
-        known = f"the served model is {served!r}" if served else "no model is loaded"
-        super().__init__(f"the model {asked!r} does not exist here; {known}", param="model")
+        known = f"the served model is {quoted(served)}" if served else "no model is loaded"
+        super().__init__(f"the model {quoted(asked)} does not exist here; {known}", param="model")
 
 
 class BodyTooLarge(BadRequest):

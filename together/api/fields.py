@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from together.errors import BadRequest
+from together.quoting import MOST, cut
 from together.types import Sampling
 
 MOST_CHOICES = 8
@@ -133,8 +134,8 @@ def _describe(location: tuple[int | str, ...], message: str) -> tuple[str, str |
     names = [str(part) for part in location if isinstance(part, int) or not _is_branch(part)]
     if branched and (several := next((name for name in names if name in _WORDS), None)) is not None:
         names, message = names[: names.index(several) + 1], f"must be {_WORDS[several]}"
-    path = ".".join(names)
-    return (f"{path}: {message}" if path else message), path or None
+    path = ".".join(cut(name, MOST) for name in names)
+    return (f"{path}: {message}" if path else cut(message)), path or None
 
 
 def _is_branch(part: str) -> bool:

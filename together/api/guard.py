@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from together.api.errors import Forbidden, error_body
+from together.quoting import quoted
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -57,10 +58,10 @@ class Guard:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not self._is_ours(host):
-            return f"the Host {host!r} is not this app's; open it by its address"
+            return f"the Host {quoted(host)} is not this app's; open it by its address"
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return f"requests from the page {origin!r} are refused"
+            return f"requests from the page {quoted(origin)} are refused"
         # Pictures and scripts of other pages come without an Origin; a clicked link is a navigation and may come.
         foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
         if foreign and (scope.get("method") != "GET" or headers.get("sec-fetch-mode") != "navigate"):

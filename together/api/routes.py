@@ -24,6 +24,7 @@ from together.api.openai_routes import openai_routes
 from together.api.port import HeadPort
 from together.api.shapes import Health, Version
 from together.api.streaming import EventStream
+from together.api.tidy import Tidy
 from together.types import ClusterView, Serving, ServingState
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -41,6 +42,7 @@ def build_app(head: HeadPort, shutdown: Callable[[], None]) -> FastAPI:
     app.include_router(_refuse_the_rest(routers))
     # No origin is allowed. It also stops the page's framework from adding CORS headers of its own.
     app.add_middleware(CORSMiddleware, allow_origins=())
+    app.add_middleware(Tidy)
     app.add_middleware(Guard, open_to_network=head.settings.open_to_network)
     return app
 

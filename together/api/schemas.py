@@ -13,6 +13,7 @@ from together.api.fields import MOST_LOGPROBS, SMALL, AnswerFields, Strict
 from together.api.formats import ResponseFormat
 from together.api.tool_fields import MessageCalls, ToolChoice, Tools, check_calls, tool_calls, tool_use
 from together.errors import BadRequest
+from together.quoting import quoted
 from together.requests import ChatRequest, CompletionRequest, Message
 
 MOST_SEQUENCES = 128  # prompts times choices of one request: half of the queue
@@ -129,9 +130,9 @@ class TextCompletionRequest(AnswerFields):
     def _prompts(self) -> tuple[str | tuple[int, ...], ...]:
         if isinstance(self.prompt, str):
             return (self.prompt,)
-        texts = tuple(item for item in self.prompt if isinstance(item, str))
-        lists = tuple(tuple(item) for item in self.prompt if isinstance(item, list))
-        return texts or lists or (tuple(item for item in self.prompt if isinstance(item, int)),)
+        if isinstance(self.prompt[0], int):
+            return (tuple(self.prompt),)
+        return tuple(item if isinstance(item, str) else tuple(item) for item in self.prompt)
 
 
 def _message(index: int, message: InputMessage) -> Message:
@@ -153,5 +154,5 @@ def _text(content: str | list[ContentPart] | None, where: str) -> str:
         return content or ""
     for part in content:
         if part.type != "text" or part.text is None:
-            raise BadRequest(f"{where}: only parts of type text are read, not {part.type!r}", param=where)
+            raise BadRequest(f"{where}: only parts of type text are read, not {quoted(part.type)}", param=where)
     return "".join(part.text or "" for part in content)

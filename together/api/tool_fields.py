@@ -9,6 +9,7 @@ from pydantic import Field, JsonValue
 
 from together.api.fields import Strict
 from together.errors import BadRequest
+from together.quoting import quoted
 from together.requests import Message, Tool, ToolCall, ToolUse
 
 MOST_TOOLS = 128  # as OpenAI has it
@@ -64,19 +65,25 @@ def tool_use(tools: Sequence[FunctionTool] | None, choice: ToolChoice | None, pa
     """What was asked. Raises BadRequest naming the field that does not fit the others."""
     offered = tuple(_tool(index, tool.function) for index, tool in enumerate(tools or ()))
     names = [tool.name for tool in offered]
-    twice = next((index for index, name in enumerate(names) if name in names[:index]), None)
-    if twice is not None:
-        path = f"tools.{twice}.function.name"
-        raise BadRequest(f"{path}: two tools are called {names[twice]!r}; give each a name of its own", param=path)
+    _check_distinct(names)
     named = choice.function.name if isinstance(choice, NamedChoice) else ""
     if named and named not in names:
         known = ", ".join(names) or "none"
-        raise BadRequest(f"tool_choice: {named!r} is none of the tools ({known})", param="tool_choice")
+        raise BadRequest(f"tool_choice: {quoted(named)} is none of the tools ({known})", param="tool_choice")
     if choice == "required" and not offered:
         raise BadRequest("tool_choice: required needs tools to choose from", param="tool_choice")
     if choice == "none":
         return ToolUse()
     return ToolUse(offered, required=bool(named) or choice == "required", name=named, parallel=parallel is not False)
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if name in seen:
+            path = f"tools.{index}.function.name"
+            raise BadRequest(f"{path}: two tools are called {quoted(name)}; give each a name of its own", param=path)
+        seen.add(name)
 
 
 def _tool(index: int, spec: FunctionSpec) -> Tool:
@@ -101,7 +108,9 @@ def check_calls(messages: Sequence[Message]) -> None:
         if message.role == "tool" and not message.call_id:
             raise _wrong(index, "tool_call_id", "a message of the role tool says which call it answers")
         if message.role == "tool" and message.call_id not in known:
-            raise _wrong(index, "tool_call_id", f"no assistant's message before it has a call {message.call_id!r}")
+            raise _wrong(
+                index, "tool_call_id", f"no assistant's message before it has a call {quoted(message.call_id)}"
+            )
 
 
 def _wrong(index: int, field: str, words: str) -> BadRequest:
