@@ -25,6 +25,7 @@ from together.errors import BrokenModel, NotEnoughMemory, UnsupportedModel
 from together.models.files import EMBED, HEAD, NORM, layer_of, read_into, read_json, tensors_for
 from together.models.folder import title
 from together.models.headers import TensorInfo
+from together.quoting import quoted
 from together.types import Batch, Device, Dtype, LayerRange, Row, SampleRequest, Sampling
 
 DEVICE = "cpu"
@@ -100,7 +101,7 @@ def _read_config(folder: Path, device: str, dtype: Dtype) -> ToyConfig:
     config = read_json(folder, "config.json")
     if config.get("model_type") != "checksum":
         kind = config.get("model_type")
-        raise UnsupportedModel(f"the checksum backend runs only its toy, {title(folder)} is {kind!r}")
+        raise UnsupportedModel(f"the checksum backend runs only its toy, {title(folder)} is {quoted(kind)}")
     if (device, dtype) != (DEVICE, "fp32"):
         raise UnsupportedModel(f"the checksum toy runs on cpu in fp32, not on {device} in {dtype}; change the plan")
     behaviour = Behaviour(
@@ -121,7 +122,7 @@ def _read_config(folder: Path, device: str, dtype: Dtype) -> ToyConfig:
 def _whole(folder: Path, config: dict[str, Any], key: str, default: int | None = None) -> int:
     value = config.get(key, default)
     if type(value) is not int or value < 1:
-        raise BrokenModel(f"config.json of {title(folder)} has {key} = {value!r}; make this toy again")
+        raise BrokenModel(f"config.json of {title(folder)} has {key} = {quoted(value)}; make this toy again")
     return value
 
 

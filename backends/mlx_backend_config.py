@@ -12,6 +12,7 @@ from typing import Any
 
 from together.errors import UnsupportedModel
 from together.models.spec import ModelSpec
+from together.quoting import quoted
 from together.types import LayerRange
 
 _ROPES = ("default", "linear", "llama3", "yarn")  # others depend on the sequence's length, or are not in these families
@@ -67,7 +68,7 @@ def _rope(config: dict[str, Any], spec: ModelSpec, *, sliding: bool) -> Rope:
     theta = float(values.pop("rope_theta", None) or 10_000.0)
     kind = values.get("rope_type") or values.get("type") or "default"
     if kind not in _ROPES or values.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedModel(f"{spec.name} has RoPE scaling {kind!r}, which MLX does not run here; {_ROPES} do")
+        raise UnsupportedModel(f"{spec.name} has RoPE scaling {quoted(kind)}, which MLX does not run here; {_ROPES} do")
     return Rope(theta, kind, _yarn(values, spec) if kind == "yarn" else {} if kind == "default" else values)
 
 
@@ -105,7 +106,7 @@ def _refuse_ignored(config: dict[str, Any], spec: ModelSpec) -> None:
     gemma = spec.family == "gemma3_text"
     key, known = ("hidden_activation", ["gelu_pytorch_tanh"]) if gemma else ("hidden_act", ["silu", "swish"])
     if (config.get(key) or known[0]) not in known:
-        ignored.append(f"{key} {config[key]!r}")
+        ignored.append(f"{key} {quoted(config[key])}")
     if spec.quantization is not None:
         ignored.append(f"{spec.quantization} weights")
     if ignored:

@@ -28,6 +28,7 @@ from together.planning.answer import Answer
 from together.planning.missing import Missing
 from together.planning.problem import Problem
 from together.planning.request import PlanRequest
+from together.quoting import MOST, cut
 from together.requests import ChatRequest, CompletionRequest, Piece
 from together.ring import rpc
 from together.ring.links import Inlets
@@ -278,7 +279,7 @@ class Head:
         node = next((node for node in self._membership.living() if name in (node.name, node.id)), None)
         if node is None:
             names = ", ".join(node.name for node in self._membership.living()) or "none"
-            raise BadPlan(f"there is no node {name}; there are: {names}")
+            raise BadPlan(f"there is no node {cut(name, MOST)}; there are: {names}")
         if back:
             self._surveyor.drained.discard(node.id)
             return

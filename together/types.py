@@ -36,7 +36,7 @@ class LayerRange:
         """`"0:8"` → LayerRange(0, 8). Raises ValueError for anything else."""
         start, colon, stop = text.strip().partition(":")
         if not colon or not start.isdecimal() or not stop.isdecimal():
-            raise ValueError(f"a layer range is written start:stop, as 0:8, not {text!r}")
+            raise ValueError(f"a layer range is written start:stop, as 0:8, not {text[:20]!r}")
         return cls(int(start), int(stop))
 
 

@@ -12,6 +12,7 @@ from together.cluster.finder import BUNDLED, known_models
 from together.errors import BadSetting
 from together.models.manifest import CONFIG, MANIFEST
 from together.models.names import is_model_name
+from together.quoting import MOST, cut, quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,13 @@ def _is_model(folder: Path) -> bool:
         return False
 
 
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def _known(name: str, home: Path) -> Path | None:
     if not is_model_name(name):
         return None
@@ -61,11 +69,10 @@ def _known(name: str, home: Path) -> Path | None:
 
 
 def _advice(text: str, home: Path) -> str:
-    shown = text if len(text) <= 200 else text[:200] + "…"
-    if text and Path(shown).is_dir():
-        return f"{shown} has neither {CONFIG} nor {MANIFEST}; choose a folder that holds a model"
+    if text and _is_folder(text):
+        return f"{cut(text, MOST)} has neither {CONFIG} nor {MANIFEST}; choose a folder that holds a model"
     names = sorted({model.name for model in known_models(home) if not model.fault})
     return (
-        f"there is no model {shown!r} on this machine ({', '.join(names) or 'none is here'}); "
+        f"there is no model {quoted(text)} on this machine ({', '.join(names) or 'none is here'}); "
         "name a folder, or a model of the hub as org/name"
     )

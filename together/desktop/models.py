@@ -29,6 +29,7 @@ from together.models.names import is_model_name
 from together.models.space import gigabytes
 from together.models.store import KnownModel, Store, export
 from together.models.units import Unit, layer_ranges, units_for, words
+from together.quoting import quoted
 from together.settings import load_settings
 from together.types import LayerRange, ModelRef
 
@@ -150,7 +151,7 @@ def pull(name: str, layers: LayerRange | None, home: Path, say: Callable[[str], 
     Raises BadInput, Unreachable or DiskFull.
     """
     if not is_model_name(name) or name.count("/") != 1:
-        raise BadSetting(f"{name[:200]!r} is not the name of a model on the hub; write it as org/name")
+        raise BadSetting(f"{quoted(name)} is not the name of a model on the hub; write it as org/name")
     store = Store(home)
     manifest = describe_hub(name, store)
     units = wanted_units(manifest, layers)
@@ -238,7 +239,7 @@ def _not_own(name: str, found: Iterable[KnownModel]) -> str:
     places = ", ".join(str(model.folder) for model in found)
     if places:
         return f"{name} is in {places}, which is not this app's own folder; delete it there yourself"
-    return f"there is no model {name[:200]!r} in this app's folders; see: together models"
+    return f"there is no model {quoted(name)} in this app's folders; see: together models"
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 
 from together.errors import BadSetting
 from together.planning.problem import CONTEXT, HOP_MS, TOLERANCE, Link, ModelSize, NodeProfile, Problem
+from together.quoting import quoted
 
 MOST_LAYERS = 1_000  # far above any model and any cluster: a wrong number must not take all memory
 MOST_NODES = 128
@@ -43,7 +44,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
-            raise ValueError(f"the key {key!r} stands twice in one object")
+            raise ValueError(f"the key {quoted(key)} stands twice in one object")
     return dict(pairs)
 
 

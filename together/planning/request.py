@@ -27,6 +27,7 @@ from together.planning.strategies import (
     uniform,
 )
 from together.planning.validate import complaints, terms_of
+from together.quoting import quoted
 from together.settings import parse_bytes
 from together.types import DTYPES, Dtype, LayerRange
 
@@ -84,7 +85,7 @@ def _by_strategy(request: PlanRequest, problem: Problem) -> Split | None:
         return by_ratio(problem, _ratio(request.ratio))
     if request.strategy == "custom":
         return _custom(problem, request.layers)
-    raise BadSetting(f"there is no strategy {request.strategy!r}; choose one of {', '.join(STRATEGIES)}")
+    raise BadSetting(f"there is no strategy {quoted(request.strategy)}; choose one of {', '.join(STRATEGIES)}")
 
 
 def _refused(problem: Problem, split: Split, wrong: list[str]) -> Missing:
@@ -152,7 +153,7 @@ def _dtype(text: str) -> Dtype:
     for dtype in DTYPES:
         if dtype == text:
             return dtype
-    raise BadSetting(f"there is no dtype {text!r}; choose one of {', '.join(DTYPES)}")
+    raise BadSetting(f"there is no dtype {quoted(text)}; choose one of {', '.join(DTYPES)}")
 
 
 def _ratio(text: str | None) -> list[float]:
@@ -162,11 +163,11 @@ def _ratio(text: str | None) -> list[float]:
     try:
         return [float(part) for part in text.split(":")]
     except ValueError:
-        raise BadSetting(f"--ratio {text!r} is not numbers with colons between, as 3:1") from None
+        raise BadSetting(f"--ratio {quoted(text)} is not numbers with colons between, as 3:1") from None
 
 
 # The end belongs to it: a node's name is its owner's choice, and may have commas.
-_RANGE = re.compile(r"\s*(?:(?P<node>.+?)=)?(?P<start>\d+)(?P<kind>[:-])(?P<end>\d+)\s*(?:,|$)")
+_RANGE = re.compile(r"\s*(?:(?P<node>.+?)=)?(?P<start>[0-9]{1,9})(?P<kind>[:-])(?P<end>[0-9]{1,9})\s*(?:,|$)")
 
 
 def parse_layers(text: str) -> list[tuple[LayerRange, str | None]]:
@@ -178,7 +179,7 @@ def parse_layers(text: str) -> list[tuple[LayerRange, str | None]]:
     while (place := parts[-1].end() if parts else 0) < len(text) and (part := _RANGE.match(text, place)):
         parts.append(part)
     if place < len(text) or text.endswith(",") or len({part["kind"] for part in parts}) != 1:
-        raise BadSetting(f"--layers {text!r} is not ranges as studio=0:12,mini=12:16 (half-open) or 0-11,12-15")
+        raise BadSetting(f"--layers {quoted(text)} is not ranges as studio=0:12,mini=12:16 (half-open) or 0-11,12-15")
     named = [part["node"] for part in parts]
     if any(named) and not all(named):
         raise BadSetting("--layers must name the node of every range, or of none")

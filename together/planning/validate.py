@@ -10,6 +10,7 @@ from typing import Literal
 
 from together.planning.problem import Problem, Share
 from together.planning.words import layers_text, size_text
+from together.quoting import MOST, cut
 from together.types import LayerRange
 
 Kind = Literal["gap", "overlap", "node", "memory", "link"]
@@ -56,7 +57,7 @@ def complaints(shares: Sequence[Share], terms: Terms) -> list[Complaint]:
             found.append(Complaint("node", f"node {share.node} is named twice; give it one run of layers"))
         elif share.node not in terms.rooms:
             names = ", ".join(room.name for room in terms.rooms.values()) or "none"
-            found.append(Complaint("node", f"there is no node {share.node}; there are: {names}"))
+            found.append(Complaint("node", f"there is no node {cut(share.node, MOST)}; there are: {names}"))
         else:
             found += _memory(share, terms)
         seen.add(share.node)

@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 
 from together.errors import FrameRefused, RingBroken, TogetherError
+from together.quoting import quoted
 from together.ring import rpc
 from together.types import HEAD, Endpoint, StreamKey
 
@@ -111,7 +112,7 @@ class Inlets:
             key = _key_of(context)
             inlet = self._by_ring.get(key.ring)
             if inlet is None:
-                raise FrameRefused(f"ring {key.ring!r} is not here")
+                raise FrameRefused(f"ring {quoted(key.ring)} is not here")
             inlet.claim(key)
             try:
                 await context.send_initial_metadata(ACCEPTED)  # a sender that leaves at once cancels us here

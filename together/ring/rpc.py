@@ -27,6 +27,7 @@ from together.errors import (
     Unreachable,
     UnsupportedModel,
 )
+from together.quoting import cut
 from together.ring import wire
 from together.types import Blob, Endpoint
 
@@ -109,11 +110,11 @@ def error_of(error: grpc.aio.AioRpcError, peer: str) -> TogetherError:
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return Unreachable(f"{peer} does not answer ({_first_line(error.details())})")
     kind = next((kind for kind, code in _STATUS if code == error.code()), TogetherError)
-    return kind(error.details() or f"{peer}: {error.code().name}")
+    return kind(cut(error.details() or "") or f"{peer}: {error.code().name}")
 
 
 def _first_line(text: str | None) -> str:
-    return (text or "no reason given").splitlines()[0]
+    return cut((text or "").strip().partition("\n")[0] or "no reason given")
 
 
 async def call(channel: grpc.aio.Channel, method: Unary, request: object, peer: str, timeout: float = 10.0) -> Any:

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from together import types as words
 from together.errors import FrameRefused
+from together.quoting import cut, quoted
 from together.ring import together_pb2 as pb
 
 PROTOCOL = 2
@@ -49,7 +50,7 @@ class Codec(Generic[T]):
             message.ParseFromString(data)
             return self.from_message(message)
         except (DecodeError, ValueError, TypeError) as error:
-            raise FrameRefused(f"not a valid {self._word.__name__}: {error}") from error
+            raise FrameRefused(f"not a valid {self._word.__name__}: {cut(str(error))}") from error
 
     def to_message(self, value: T) -> Message:
         filled: dict[str, Any] = {}
@@ -113,7 +114,7 @@ def _pairs_from_messages(items: Iterable[Any]) -> tuple[tuple[int, float], ...]:
 def _one_of(allowed: tuple[str, ...]) -> Decode:
     def check(value: str) -> str:
         if value not in allowed:
-            raise ValueError(f"{value!r} is not one of {', '.join(allowed)}")
+            raise ValueError(f"{quoted(value)} is not one of {', '.join(allowed)}")
         return value
 
     return check
