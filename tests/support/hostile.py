@@ -70,7 +70,8 @@ WEIGHTS, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.
 _TWICE = b"{" + _entry("a" * 3000, "[0]") + b"," + _entry("a" * 3000, "[0]") + b"}"
 _WAYS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "tensors-a-million-and-a-half": (WEIGHTS, lambda file: _many(file, MANY, "t")),
-    "tensors-as-many-as-fit": (WEIGHTS, lambda file: _many(file, 400_000, "model.layers.0.")),
+    "tensors-too-many": (WEIGHTS, lambda file: _many(file, 400_000, "model.layers.0.")),
+    "tensors-as-many-as-fit": (WEIGHTS, lambda file: _many(file, 290_000, "model.layers.0.")),
     "doubled-tensor": (WEIGHTS, _weights(_TWICE)),
     "giant-dimension": (WEIGHTS, _weights(b"{" + _entry("a", f"[{2**63}, 0]") + b"}")),
     "giant-number": (WEIGHTS, _weights(b"{" + _entry("a", f"[{'9' * 1500}, 0]") + b"}")),

@@ -25,6 +25,7 @@ MAX_SIZE = 2**63 - 1  # of a dimension, or an offset: what other readers count w
 MAX_ENTRY = 2048  # bytes of one tensor's description; usual are 80
 MAX_METADATA = 10_000  # texts
 _METADATA = "__metadata__"
+_OFFSETS = b'"data_offsets"'
 ELEMENT_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
     "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -89,6 +90,8 @@ class Headers:
         self._bytes -= len(raw)
         if self._bytes < 0:
             raise broken(file, f"with it the model's headers have more than {MAX_HEADER} bytes")
+        if raw.count(_OFFSETS) > MAX_TENSORS:  # far more of them are seen at once, and not after seconds
+            raise broken(file, f"with it the model has more than {MAX_TENSORS} tensors")
         data = 8 + len(raw)
         tensors = []
         for name, entry in _entries(file, raw):
