@@ -7,6 +7,7 @@ from together.errors import BadPlan, FrameRefused, NotEnoughMemory, UnsupportedM
 from together.models.families import require_family
 from together.models.spec import ModelSpec
 from together.planning.estimate import BLOCK, workspace_bytes
+from together.planning.words import sizes_text
 from together.types import Activation, Batch, Dtype, Row
 
 
@@ -29,10 +30,10 @@ def cache_capacity(spec: ModelSpec, request: LoadRequest) -> int:
     fixed = weights + workspace_bytes(spec)
     blocks = (request.memory_bytes - fixed) // block_bytes
     if blocks < 1:
-        least = _mb(fixed + block_bytes)
+        least, granted = sizes_text(fixed + block_bytes, request.memory_bytes)
         raise NotEnoughMemory(
             f"{spec.name}: layers {request.layers} need {least} with room for {BLOCK} tokens, "
-            f"{_mb(request.memory_bytes)} were granted; grant more, or move layers to another node"
+            f"{granted} were granted; grant more, or move layers to another node"
         )
     return blocks * BLOCK
 
@@ -71,7 +72,3 @@ def _fault(row: Row, vocab: int) -> str | None:
     if row.sample and not all(0 <= offset < len(row.token_ids) for offset in row.sample.offsets):
         return f"sampling offsets outside its {len(row.token_ids)} tokens"
     return None
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB"

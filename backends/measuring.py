@@ -12,6 +12,7 @@ from time import perf_counter
 import psutil
 
 from together.errors import NotEnoughMemory
+from together.planning.words import sizes_text
 
 LEAST_TURNS = 3
 AGREED = 1.05  # an action's two fastest turns so near each other were disturbed by nobody
@@ -35,9 +36,10 @@ def extent(name: str, layers: int, layer_bytes: int, vocabulary: int, row_bytes:
     rows = min(vocabulary, max(HEAD_BYTES // row_bytes, 1))
     needed = layer_bytes + rows * row_bytes
     if needed > free_bytes:
+        need, free = sizes_text(needed, free_bytes)
         raise NotEnoughMemory(
-            f"{name} cannot be measured here: one layer and the LM head need {needed / 1e9:.1f} GB and "
-            f"{free_bytes / 1e9:.1f} GB are free; close other programs or unload what is loaded"
+            f"{name} cannot be measured here: one layer and the LM head need {need} and {free} are free; "
+            "close other programs or unload what is loaded"
         )
     wanted = -(-SPAN_BYTES // layer_bytes)
     room = (free_bytes // SHARE - rows * row_bytes) // layer_bytes

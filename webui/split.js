@@ -5,6 +5,16 @@
   const { element, meter, percent } = window.together;
   const AGAIN = 1500; // ms after which an edit without an answer is told again
 
+  // Two sizes that are compared: in one unit, and in as many digits as show which is larger.
+  const pair = (bytes, room) => {
+    const shown = [size(bytes), size(room)];
+    if (bytes === room || shown[0] !== shown[1]) return shown.join(" of ");
+    const scale = room >= 5e7 ? 1e9 : room >= 5e4 ? 1e6 : 1e3;
+    const digits = [2, 3, 4, 5, 6].find((count) => (bytes / scale).toFixed(count) !== (room / scale).toFixed(count));
+    if (digits === undefined) return `${bytes} of ${room} bytes`;
+    const unit = { 1e9: "GB", 1e6: "MB", 1e3: "kB" }[scale];
+    return `${(bytes / scale).toFixed(digits)} of ${(room / scale).toFixed(digits)} ${unit}`;
+  };
   const size = (bytes) => {
     const [unit, scale, digits] = bytes >= 5e7 ? ["GB", 1e9, bytes < 1e10 ? 1 : 0] : bytes >= 5e4 ? ["MB", 1e6, 1] : ["kB", 1e3, 1];
     return `${(bytes / scale).toFixed(digits)} ${unit}`;
@@ -39,7 +49,7 @@
 
   const memory = (row) => {
     if (row.room === null) return [element("span", "faint", "not counted")];
-    const text = element("div", row.over ? "over" : null, `${size(row.bytes)} of ${size(row.room)}`);
+    const text = element("div", row.over ? "over" : null, pair(row.bytes, row.room));
     const bar = meter(row.room > 0 ? row.bytes / row.room : row.bytes > 0 ? 1 : 0);
     bar.classList.toggle("over", row.over);
     return [text, bar];

@@ -22,8 +22,8 @@ from together.errors import BrokenModel
 from together.models import store as store_module
 from together.models.manifest import describe, read_manifest, small_files
 from together.models.reading import units_here
-from together.models.space import gigabytes
 from together.models.store import DiskFull, Store, UnitBusy
+from together.planning.words import sizes_text
 from together.types import LayerRange
 
 FIRST = "layer-00000.safetensors"
@@ -258,10 +258,8 @@ def test_too_little_room_is_said_before_writing(tmp_path: Path, home: Path, monk
     store, print_ = begun(home, random_model(tmp_path / "tiny"))
     units = store.missing(print_, LayerRange(0, 2))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 300))
-    size = gigabytes(sum(unit.size for unit in units))
-    with pytest.raises(
-        DiskFull, match=rf"tiny \(embed, layers 0:2, norm, head\) needs {size} in .*, has 300 bytes free"
-    ):
+    size, free = sizes_text(sum(unit.size for unit in units), 300)
+    with pytest.raises(DiskFull, match=rf"tiny \(embed, layers 0:2, norm, head\) needs {size} in .*, has {free} free"):
         store.require_space(print_, units)
     with pytest.raises(DiskFull, match=FIRST):
         store.part(print_, FIRST)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support.checksum import VOCABULARY, make_checksum_model
 from together.errors import BadPlan, NotEnoughMemory
 from together.models.spec import ModelSpec, read_spec
-from together.planning.estimate import BLOCK, cache_tokens, gigabytes, stage_memory, workspace_bytes
+from together.planning.estimate import BLOCK, cache_tokens, stage_memory, workspace_bytes
 from together.planning.split import Sizing, check_ranges, make_plan, uniform_ranges
 from together.types import Device, Endpoint, LayerRange, ModelRef, NodeState, NodeStatus
 
@@ -130,7 +130,9 @@ def test_plans_that_cannot_be(spec: ModelSpec) -> None:
 def test_a_stage_beyond_all_of_a_nodes_memory_is_no_plan(spec: ModelSpec) -> None:
     need = stage_memory(spec, LayerRange(0, LAYERS), "fp32", 512, 2)
     make_plan(spec, reference(spec), nodes(1, memory=need), SIZING)
-    sentence = r"node node0: needs 12.7 MB for layers 0–5 with a context of 512 for 2 users, may use 12.7 MB; lower"
+    sentence = (
+        f"needs {need:,} bytes for layers 0–5 with a context of 512 for 2 users, may use {need - 1:,} bytes; lower"
+    )
     with pytest.raises(NotEnoughMemory, match=sentence):
         make_plan(spec, reference(spec), nodes(1, memory=need - 1), SIZING)
 
@@ -176,7 +178,3 @@ def test_more_context_or_users_never_need_less(spec: ModelSpec, context: int, us
     need = stage_memory(spec, layers, "fp32", context, users)
     assert need <= stage_memory(spec, layers, "fp32", context + 1, users)
     assert need < stage_memory(spec, layers, "fp32", context, users + 1)
-
-
-def test_gigabytes_for_a_person() -> None:
-    assert gigabytes(9_120_000_000) == "9.1 GB"

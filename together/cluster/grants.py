@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from together.errors import BadPlan, NotEnoughMemory
-from together.planning.estimate import gigabytes
+from together.planning.words import layers_text, sizes_text
 from together.types import Device, StageOrder, StagePlan
 
 StageName = tuple[str, int]  # ring, slot
@@ -49,8 +49,8 @@ class Grants:
         return tuple(replace(device, free_bytes=self.free(device.key)) for device in self.devices)
 
     def _too_little(self, stage: StagePlan, free: int) -> str:
-        layers = f"layers {stage.layers.start}–{stage.layers.stop - 1}"
+        need, have = sizes_text(stage.memory_bytes, free)
         return (
-            f"node {self.node_name}: needs {gigabytes(stage.memory_bytes)} for {layers}, has {gigabytes(free)} free; "
+            f"node {self.node_name}: needs {need} for layers {layers_text(stage.layers)}, has {have} free; "
             "lower the context, give it fewer layers, or unload what it holds"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from together.planning.words import size_text, sizes_text, times_text
 from together.types import Device, DeviceProfile
 
 LEAST_MEMORY = 2 * 10**9  # bytes that a stage of even a small model needs
@@ -200,8 +201,9 @@ def _nvidia(facts: Facts) -> Iterator[Problem]:
 def _memory(facts: Facts) -> Iterator[Problem]:
     loaded = facts.app is not None and bool(facts.app.ring)  # then it is us who took it
     if facts.memory_usable < LEAST_MEMORY and not loaded:
+        usable, total = sizes_text(facts.memory_usable, facts.memory_total)
         yield Problem(
-            f"only {_gb(facts.memory_usable)} of {_gb(facts.memory_total)} memory can be used for layers",
+            f"only {usable} of {total} memory can be used for layers",
             "close other programs",
         )
 
@@ -209,7 +211,7 @@ def _memory(facts: Facts) -> Iterator[Problem]:
 def _disk(facts: Facts) -> Iterator[Problem]:
     if facts.disk.free_bytes < LEAST_DISK:
         yield Problem(
-            f"only {_gb(facts.disk.free_bytes)} are free on the disk of {facts.disk.folder}",
+            f"only {size_text(facts.disk.free_bytes)} are free on the disk of {facts.disk.folder}",
             "delete what you do not need, models with together models rm, or set TOGETHER_HOME to another disk",
         )
 
@@ -263,13 +265,10 @@ def _links(facts: Facts) -> Iterator[Problem]:
     for stage in facts.app.ring:
         ms = times.get(frozenset((before, stage.place)))
         if before != stage.place and ms is not None and 0 < stage.ms < ms:
+            hop, compute = times_text(ms, stage.ms)
             yield Problem(
-                f"the link from {before} to {stage.place} takes {ms:.1f} ms for each token, longer than the "
-                f"{stage.ms:.1f} ms of the layers {stage.layers} that it feeds",
+                f"the link from {before} to {stage.place} takes {hop} for each token, longer than the "
+                f"{compute} of the layers {stage.layers} that it feeds",
                 "use a cable instead of Wi-Fi there, or give these layers to another machine",
             )
         before = stage.place
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from together.errors import TogetherError
+from together.planning.words import sizes_text
 
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG} | ({errno.EDQUOT} if hasattr(errno, "EDQUOT") else set())
 _ADVICE = "free some space there, or set TOGETHER_HOME to a folder on a larger disk"
@@ -23,7 +24,8 @@ def require_space(folder: Path, size: int, what: str) -> None:
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if free < size:
-        raise DiskFull(f"{what} needs {gigabytes(size)} in {folder}, has {gigabytes(free)} free; {_ADVICE}")
+        need, have = sizes_text(size, free)
+        raise DiskFull(f"{what} needs {need} in {folder}, has {have} free; {_ADVICE}")
 
 
 @contextmanager

@@ -33,8 +33,3 @@ def workspace_bytes(spec: ModelSpec) -> int:
     drawing = _DRAWN * _DRAWN_BYTES * spec.vocab_size
     packing = min(PACKING_BYTES, 2 * 4 * spec.hidden_size * spec.inner_size)
     return _LIBRARIES + max(step + drawing, packing)
-
-
-def gigabytes(size: int) -> str:
-    """Bytes for a person."""
-    return f"{size / 1e9:.1f} GB"

@@ -12,7 +12,7 @@ from together.planning.recommend import recommend
 from together.planning.rings import ring_ms
 from together.planning.score import Score, score_of
 from together.planning.subsets import Subsets
-from together.planning.words import count_text, layers_text, ms_text, size_text
+from together.planning.words import count_text, layers_text, ms_text, sizes_text
 from together.types import LayerRange
 
 
@@ -118,7 +118,8 @@ def _why_not(problem: Problem, split: Split, score: Score, node: NodeProfile) ->
     if node.max_layers == 0:
         return "it can hold no layer"
     if node.room_bytes < smallest:
-        return f"it has {size_text(node.room_bytes)} to give, and one layer takes {size_text(smallest)}"
+        room, layer = sizes_text(node.room_bytes, smallest)
+        return f"it has {room} to give, and one layer takes {layer}"
     if len(split.shares) >= problem.model.layers:
         return "there are no more layers than machines"
     with_it = _score_with(problem, split, node.name)

@@ -9,7 +9,7 @@ from math import inf
 from typing import Literal
 
 from together.planning.problem import Problem, Share
-from together.planning.words import layers_text, size_text
+from together.planning.words import layers_text, sizes_text
 from together.quoting import MOST, cut
 from together.types import LayerRange
 
@@ -89,7 +89,7 @@ def _memory(share: Share, terms: Terms) -> list[Complaint]:
         return [Complaint("memory", f"node {room.name}: has {len(layers)} layers, can hold {room.layers}; move some")]
     if layers.stop > terms.layers or terms.needs(layers) <= room.bytes:
         return []
-    need, have = size_text(terms.needs(layers)), size_text(room.bytes)
+    need, have = sizes_text(terms.needs(layers), room.bytes)
     sentence = f"node {room.name}: needs {need} for layers {layers_text(layers)}{terms.sizing}, may use {have}; "
     return [Complaint("memory", sentence + "lower the context, give it fewer layers, or add a node")]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from together.types import LayerRange
 
+_UNITS = (("GB", 1e9), ("MB", 1e6))
+
 
 def size_text(size: float) -> str:
     """Bytes in the unit that fits: from 50 MB on in GB, with one decimal."""
@@ -14,9 +16,32 @@ def size_text(size: float) -> str:
     return f"{size:g} bytes"
 
 
+def sizes_text(*sizes: float) -> tuple[str, ...]:
+    """Bytes that a sentence compares: where they would read alike, in as many digits as show which is larger."""
+    usual = tuple(size_text(size) for size in sizes)
+    if len(set(usual)) == len(set(sizes)):
+        return usual
+    name, scale = next((unit for unit in _UNITS if max(sizes) >= unit[1] / 20), ("bytes", 1))
+    if scale > 1:
+        for digits in range(2, 6):
+            shown = tuple(f"{size / scale:.{digits}f}" for size in sizes)
+            if len(set(shown)) == len(set(sizes)):
+                return tuple(f"{text} {name}" for text in shown)
+    return tuple(f"{size:,.15g} bytes" for size in sizes)
+
+
 def ms_text(ms: float) -> str:
     """Milliseconds with at least two digits that mean something."""
     return f"{ms:.1f} ms" if ms >= 1 else f"{ms:.2g} ms"
+
+
+def times_text(*times: float) -> tuple[str, ...]:
+    """Milliseconds that a sentence compares, in as many digits as show which is longer."""
+    for digits in range(1, 6):
+        shown = tuple(f"{ms:.{digits}f} ms" for ms in times)
+        if len(set(shown)) == len(set(times)):
+            break
+    return shown
 
 
 def layers_text(layers: LayerRange) -> str:

@@ -20,7 +20,7 @@ from together.planning.estimate import cache_tokens, stage_memory, workspace_byt
 from together.planning.problem import NodeProfile, Problem, Split
 from together.planning.request import PlanRequest, plan_for
 from together.planning.split import Sizing
-from together.planning.words import layers_text, size_text
+from together.planning.words import layers_text, size_text, sizes_text
 from together.scripting.devices import MEMORY, Seat, measure_seats, take_seats
 from together.settings import Settings, parse_bytes
 from together.types import DeviceProfile, Dtype, LayerRange
@@ -156,9 +156,10 @@ def _overfull(split: Split, problem: Problem, seats: Sequence[Seat], pools: Mapp
     for pool, need in needs.items():
         if need > pools[pool]:
             where = "this machine's memory" if pool == MEMORY else pool
+            needed, have = sizes_text(need, pools[pool])
             return (
-                f"the partitions in {where} need {size_text(need)} together with a context of {problem.context}, "
-                f"they may use {size_text(pools[pool])}; lower context or users, or give them fewer layers"
+                f"the partitions in {where} need {needed} together with a context of {problem.context}, "
+                f"they may use {have}; lower context or users, or give them fewer layers"
             )
     return ""
 
