@@ -1,6 +1,6 @@
 """The backend contract: probe, measure, load, and what a shard must do. Knows no framework and no network.
 
-A backend is a module with the three functions of `Backend`. A shard is loaded, stepped and closed by one thread.
+A backend is a module with the four functions of `Backend`. A shard is loaded, stepped and closed by one thread.
 """
 
 from __future__ import annotations
@@ -99,6 +99,9 @@ class Backend(Protocol):
 
     def load(self, request: LoadRequest) -> Shard:
         """Read only the tensors of the range. Raises UnsupportedModel, BrokenModel or NotEnoughMemory."""
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether the framework says by it that an allocation failed. Python's own MemoryError is not asked for."""
 
 
 def open_backend(name: str) -> Backend:

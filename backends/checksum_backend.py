@@ -3,7 +3,8 @@
 Knows no framework: numpy alone, on the CPU, in milliseconds. Its folder looks like any model's: config.json with
 `"model_type": "checksum"` and one small tensor per layer. Keys of config.json for tests only, all optional:
 `block` (16), `rewind` (none: everything), `step_ms` per layer, `load_ms`, `fail_at_position` with `fail_at_layer` (0),
-or, with it, `most_layers` (a stage of more runs out of memory there), `quiet_ids` (tokens that are hardly ever said).
+or, with it, `most_layers` (a stage of more runs out of memory there), `devour_at_position` (a stage of more than
+`most_layers` fills DEVOURED bytes of memory there), `quiet_ids` (tokens that are hardly ever said).
 """
 
 from __future__ import annotations
@@ -82,6 +83,11 @@ def load(request: LoadRequest) -> ChecksumShard:
     return ChecksumShard(layers, weights, config.behaviour, capacity)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """numpy raises MemoryError."""
+    return isinstance(error, MemoryError)
+
+
 def _capacity(request: LoadRequest, weights: int, block: int) -> int:
     """KV tokens that fit beside the weights, in whole blocks."""
     block_bytes = KV_BYTES * len(request.layers) * block
@@ -114,6 +120,7 @@ def _read_config(folder: Path, device: str, dtype: Dtype) -> ToyConfig:
         fail_at=config.get("fail_at_position"),
         fail_layer=int(config.get("fail_at_layer", 0)),
         most_layers=config.get("most_layers"),
+        devour_at=config.get("devour_at_position"),
         quiet_ids=tuple(config.get("quiet_ids", ())),
     )
     return ToyConfig(_whole(folder, config, "num_hidden_layers"), behaviour, float(config.get("load_ms", 0)))
@@ -159,7 +166,7 @@ def _read(tensor: TensorInfo) -> NDArray[np.uint64]:
 
 def _step_ms(config: ToyConfig, layers: int, *, last: bool = False) -> float:
     """The fastest step of one token through `layers` layers of made-up weights, in ms; `last` draws as well."""
-    behaviour = replace(config.behaviour, fail_at=None, rewind=None, context=64)
+    behaviour = replace(config.behaviour, fail_at=None, devour_at=None, rewind=None, context=64)
     embed = np.ones((behaviour.vocabulary, behaviour.width), np.uint64)
     head = np.arange(behaviour.vocabulary, dtype=np.uint64) if last else None
     weights = Weights(np.arange(layers, dtype=np.uint64), embed, head)

@@ -31,6 +31,7 @@ Words = NDArray[np.uint64]
 
 KV_BYTES = 8  # per token and layer
 GOLDEN = 0x9E3779B97F4A7C15
+DEVOURED = 2**30  # bytes: more than a test's limit, and no harm where there is none
 LIMIT = 2**24  # whole numbers below it are exact in fp32
 
 
@@ -47,6 +48,7 @@ class Behaviour:
     fail_at: int | None = None  # a row that covers this position fails the step …
     fail_layer: int = 0  # … on the stage that holds this layer
     most_layers: int | None = None  # a stage of more has no memory for that position
+    devour_at: int | None = None  # such a stage fills memory at this position, until the system kills it
     quiet_ids: tuple[int, ...] = ()
 
 
@@ -157,8 +159,9 @@ class ChecksumShard(LedgerShard):
         """As config.json orders: be slow, or fail after the ledger let the rows in."""
         if rows:
             time.sleep(self._behaviour.step_ms * len(self._layers) / 1000)
+        self._devour(rows)
         place, most = self._behaviour.fail_at, self._behaviour.most_layers
-        reached = any(row.position <= (place or 0) < row.position + len(row.token_ids) for row in rows)
+        reached = _covered(rows, place)
         if most is not None and place is not None:
             if reached and len(self._layers) > most:
                 raise MemoryError(f"the checksum toy has no memory for position {place} of {len(self._layers)} layers")
@@ -167,6 +170,15 @@ class ChecksumShard(LedgerShard):
             return
         if reached:
             raise RuntimeError(f"the checksum toy was told to fail at position {place}")
+
+    def _devour(self, rows: tuple[Row, ...]) -> None:
+        large = len(self._layers) > (self._behaviour.most_layers or 0)
+        if large and _covered(rows, self._behaviour.devour_at):
+            np.ones(DEVOURED, np.uint8)
+
+
+def _covered(rows: tuple[Row, ...], position: int | None) -> bool:
+    return position is not None and any(row.position <= position < row.position + len(row.token_ids) for row in rows)
 
 
 def fold(values: Words) -> Words:

@@ -18,7 +18,13 @@ from together.types import Device, Dtype
 
 _KEPT_FOR_REUSE = 128 * 2**20  # bytes of freed buffers; MLX would keep as much as the machine has
 
-__all__ = ["load", "measure", "probe"]
+__all__ = ["is_out_of_memory", "load", "measure", "probe"]
+
+_ALLOCATION_FAILED = (
+    "malloc] Unable to allocate",
+    "kIOGPUCommandBufferCallbackErrorOutOfMemory",
+    "malloc] Attempting to allocate",
+)
 
 
 def probe() -> tuple[Device, ...]:
@@ -30,6 +36,11 @@ def probe() -> tuple[Device, ...]:
     info = mx.device_info(mx.Device(mx.gpu))
     usable = int(info["max_recommended_working_set_size"])
     return (Device("mlx", "gpu", str(info["device_name"]), usable, min(usable, memory.available)),)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """MLX raises a plain RuntimeError: only its text tells it from others."""
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _ALLOCATION_FAILED)
 
 
 def load(request: LoadRequest) -> MlxShard:

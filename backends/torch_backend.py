@@ -14,7 +14,13 @@ from together.errors import BadSetting
 from together.models.spec import read_spec
 from together.types import Device, Dtype
 
-__all__ = ["load", "measure", "probe"]
+__all__ = ["is_out_of_memory", "load", "measure", "probe"]
+
+_ALLOCATION_FAILED = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "MPS backend out of memory",
+)
 
 
 def probe() -> tuple[Device, ...]:
@@ -48,6 +54,12 @@ def measure(folder: Path, device: str, dtype: Dtype) -> Measurement:
     from backends.torch_backend_measure import measure_model
 
     return measure_model(folder, _device(device), dtype)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CPUs' and Apple's allocators raise a plain RuntimeError: only its text tells it from others."""
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in said for sign in _ALLOCATION_FAILED)
 
 
 def _device(name: str) -> torch.device:

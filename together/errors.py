@@ -21,7 +21,7 @@ TogetherError                what happened, to which node or model, and the next
 
 from __future__ import annotations
 
-from together.types import StagePlan
+from together.types import Fault, StagePlan
 
 
 class TogetherError(Exception):
@@ -93,6 +93,7 @@ class StageLost(LoadFailed):
         *,
         joining: bool = False,
         reachable: bool = False,
+        fault: Fault = Fault.OTHER,
     ) -> None:
         super().__init__(message)
         self.cause = cause
@@ -100,16 +101,20 @@ class StageLost(LoadFailed):
         self.stage = stage
         self.joining = joining
         self.reachable = reachable
+        self.fault = fault
 
 
 class RingBroken(TogetherError):
     """`stage` counts the stages of the ring, -1 where it is none of them, or not known which."""
 
-    def __init__(self, message: str, node: str = "", cause: str = "", stage: int = -1) -> None:
+    def __init__(
+        self, message: str, node: str = "", cause: str = "", stage: int = -1, fault: Fault = Fault.OTHER
+    ) -> None:
         super().__init__(message)
         self.node = node
         self.cause = cause
         self.stage = stage
+        self.fault = fault
 
 
 class NotServing(TogetherError):

@@ -159,7 +159,8 @@ class Head:
             serving = replace(serving, running=engine.running, waiting=engine.waiting)
         balance = self._balance if self._service else None
         offer = "" if self._load_task else self._kept.offer(serving, self._membership.living())
-        return ClusterView(self.id, self._membership.nodes(), serving, balance.advice if balance else "", offer)
+        advice, limits = balance.advice if balance else "", self._surveyor.beliefs.shown()
+        return ClusterView(self.id, self._membership.nodes(), serving, advice, offer, limits)
 
     async def changes(self) -> AsyncIterator[ClusterView]:
         """The view at once, on every change, and at least every second."""
@@ -291,6 +292,10 @@ class Head:
         except BaseException:
             self._surveyor.drained.discard(node.id)
             raise
+
+    def forget(self, name: str) -> None:
+        """Plans may use all of a node's memory again, though it ran out. Raises BadPlan where nothing is to forget."""
+        self._surveyor.beliefs.forget(name)
 
     def _usual(self) -> str:
         """A split by hand names its nodes: another one is made by the usual rule."""

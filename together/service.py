@@ -26,7 +26,18 @@ from together.ring import rpc
 from together.ring.client import RingClient
 from together.ring.links import Inlets
 from together.settings import Settings
-from together.types import DTYPE_BYTES, Endpoint, LinkOrder, ModelRef, Plan, Serving, ServingState, Source, StageState
+from together.types import (
+    DTYPE_BYTES,
+    Endpoint,
+    Fault,
+    LinkOrder,
+    ModelRef,
+    Plan,
+    Serving,
+    ServingState,
+    Source,
+    StageState,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +48,6 @@ MEND_TRIES = 4  # failures in a row without a new token: then it is the request,
 MEND_WITHIN = 8.0  # seconds after which attempts that fail make open requests end
 REJOIN_WITHIN = 5.0  # seconds for a stage to take its place again
 LINK_WITHIN = 3.0  # seconds for two neighbours to reach each other
-LESS_MEMORY = 0.9  # of what a device ran out of memory with is what it is trusted with
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +86,6 @@ class Service:
     _closed: bool = False
     _failures: int = 0
     _tokens: int = 0  # generated when the last failure came
-    _killed: set[tuple[str, str]] = field(default_factory=set)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -237,22 +246,15 @@ class Service:
         await self.loader.give_up({*short, *await self.loader.silent()})
 
     def _out_of_memory(self, error: RingBroken) -> list[int]:
-        """Which stages ran out of memory: their devices are not asked for as much again.
-
-        Where a system does not say why it killed one, it counts when it happens twice.
-        """
+        """Which stages ran out of memory: their devices are not asked for as much again for a while."""
         found = []
         for index, (stage, status) in enumerate(zip(self.loader.plan.stages, self.loader.stages(), strict=True)):
-            place = (stage.node, f"{stage.backend}/{stage.device}")
             failed = status is not None and status.state is StageState.FAILED
-            cause = status.cause if status and failed else error.cause if error.stage == index else ""
-            if "ran out of memory" in cause or ("lack of memory" in cause and place in self._killed):
-                if place not in self.cluster.surveyor.too_much:
-                    self._failures = 0  # something was learned: the next plan is another one
-                self.cluster.surveyor.too_much[place] = stage.memory_bytes * LESS_MEMORY
+            told = status if status and failed else error if error.stage == index else None
+            if told is not None and told.fault is Fault.OUT_OF_MEMORY:
+                if self.cluster.surveyor.beliefs.learn(stage, told.cause):
+                    self._failures = 0  # the next plan is another one
                 found.append(index)
-            elif "lack of memory" in cause:
-                self._killed.add(place)
         return found
 
     async def _rebuild(self) -> bool:
@@ -316,9 +318,8 @@ class Service:
         """A stage that could not take its place: it or, where it answers, its link."""
         if lost.stage is None:
             return
-        if "ran out of memory" in lost.cause:
-            place = (lost.stage.node, f"{lost.stage.backend}/{lost.stage.device}")
-            self.cluster.surveyor.too_much[place] = lost.stage.memory_bytes * LESS_MEMORY
+        if lost.fault is Fault.OUT_OF_MEMORY:
+            self.cluster.surveyor.beliefs.learn(lost.stage, lost.cause)
         if lost.joining and lost.reachable:
             self.cluster.surveyor.forget_links(lost.stage.node)
             self.measured = True  # only a plan that looks at links can get around it

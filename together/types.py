@@ -173,6 +173,16 @@ class StageTiming:
     sequences: int = 0  # whose tokens it holds after the step; the head's own books say how many it should be
 
 
+class Fault(StrEnum):
+    """What kind of trouble a stage has. Decisions read this; the cause beside it is for people."""
+
+    OTHER = ""
+    OUT_OF_MEMORY = "out_of_memory"  # the stage caught it, or the kernel says it killed this very process for it
+    KILLED = "killed"  # ended by a signal that came from outside
+    NODE_LOST = "node_lost"  # its node is silent or gone, or does not hold the stage any more
+    SLOW = "slow"  # nothing moved for as long as a load may stand still
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A step that failed: on which node and stage, and why, in words for a person."""
@@ -180,6 +190,7 @@ class Failure:
     node: str
     stage: int
     cause: str
+    fault: Fault = Fault.OTHER
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +357,7 @@ class StageStatus:
     block: int = 1  # tokens per KV block
     rewind: int | None = None  # None: unbounded
     broken_epoch: int = -1  # the epoch in which its link to the next stage broke, while READY
+    fault: Fault = Fault.OTHER  # while FAILED
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +378,7 @@ class NodeStatus:
     free_bytes: int = 0  # of that, what is left now
     version: str = ""
     peers: tuple[Endpoint, ...] = ()  # nodes that introduced themselves here: hints for heads that hear no multicast
+    run: str = ""  # names this run of its process: another one after a restart
 
 
 # --- bytes of models and measurements ---------------------------------------------------------------------------------
@@ -471,6 +484,18 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """A device that plans use less of, because a stage there ran out of memory."""
+
+    node: str  # node id
+    name: str  # of the node
+    device: str  # "torch/cpu"
+    memory_bytes: int  # what plans may use of it
+    seconds: float  # until it counts no more
+    text: str  # reason, end and remedy, in sentences
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterView:
     """Everything a page or `status` shows, at one moment."""
 
@@ -479,3 +504,4 @@ class ClusterView:
     serving: Serving = Serving()
     advice: str = ""  # a better plan than the one that serves, as a sentence; empty where there is none
     offer: str = ""  # what was loaded last and is not now, in sentences; empty where there is none
+    limits: tuple[MemoryLimit, ...] = ()

@@ -84,7 +84,7 @@
     return node;
   };
 
-  const row = (node) => {
+  const row = (limits) => (node) => {
     const used = node.memory_bytes ? 1 - node.free_bytes / node.memory_bytes : 0;
     const devices = node.devices.map((device) =>
       element("div", null, device.description || device.name, element("span", "faint", ` ${device.backend}/${device.name}`)));
@@ -92,7 +92,8 @@
       cell("Node", element("div", "node-name", node.name), element("div", "faint", address(node))),
       cell("State", pill(node.state), node.cause ? element("div", "cause", node.cause) : null),
       cell("Device", ...(devices.length ? devices : [element("span", "faint", "being probed")])),
-      cell("Memory", element("div", null, `${gigabytes(node.free_bytes)} of ${gigabytes(node.memory_bytes)} GB free`), meter(used)),
+      cell("Memory", element("div", null, `${gigabytes(node.free_bytes)} of ${gigabytes(node.memory_bytes)} GB free`), meter(used),
+        ...limits.filter((limit) => limit.node === node.id).map((limit) => element("div", "cause", limit.text))),
       cell("Layers", ...(node.stages.length ? node.stages.map(holds) : [element("span", "faint", "none")])));
   };
 
@@ -102,7 +103,7 @@
     const heading = element("h2", null, `${count} node${count === 1 ? "" : "s"}`);
     if (!count) return [heading, element("p", "faint", "No node is there yet. Start one with: python3 launch.py node")];
     const head = element("thead", null, element("tr", null, ...names.map((name) => element("th", null, name))));
-    return [heading, element("table", "nodes", head, element("tbody", null, ...state.nodes.map(row)))];
+    return [heading, element("table", "nodes", head, element("tbody", null, ...state.nodes.map(row(state.limits || []))))];
   };
 
   // --- what the head offers ------------------------------------------------------------------------------------------

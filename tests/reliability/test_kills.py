@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import random
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.reliability.watching import at_rest, holds_each_layer_once
-from tests.ring.stages import running_stages
 from tests.support.checksum import EOS as END
 from tests.support.checksum import QUIET, make_checksum_model
 from tests.support.cluster import by_hand, right_answer, running_cluster, until
 from tests.test_recovery import SLACK, STALL, TOKENS, disturbed
-from together.cluster.supervisor import memory_kills
-from together.types import LayerRange, StageState
+from together.types import StageState
 
 KILLS = 20
 
@@ -44,17 +41,3 @@ async def test_every_kill_costs_a_pause_and_no_text(tmp_path: Path) -> None:
         await at_rest(head)
         print(f"{KILLS} of {KILLS}; stalls of {min(stalls):.1f} to {max(stalls):.1f} s")
         assert max(stalls) < STALL * SLACK
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say why they killed a process")
-@pytest.mark.parametrize("short_of_memory", [False, True])
-async def test_linux_says_whether_a_killed_stage_ran_out_of_memory(tmp_path: Path, short_of_memory: bool) -> None:
-    toy = make_checksum_model(tmp_path / "toy")
-    async with running_stages(toy, LayerRange(0, 4)) as (stage,):
-        kills = memory_kills()
-        assert kills is not None
-        stage._memory_kills = kills - short_of_memory  # as if the system had ended one since
-        psutil.Process(stage.status.pid).kill()
-        await until(lambda: stage.status.state is StageState.FAILED)
-        assert stage.status.cause.startswith("its process was ended by SIGKILL")
-        assert ("ran out of memory" in stage.status.cause) is short_of_memory

@@ -15,6 +15,7 @@ from together.types import (
     DeviceProfile,
     Endpoint,
     Failure,
+    Fault,
     Fork,
     Frame,
     Holding,
@@ -94,7 +95,7 @@ frames = st.builds(
     batch=batches,
     activation=st.none() | activations(),
     results=tuples(results),
-    failure=st.none() | st.builds(Failure, text, signed, text),
+    failure=st.none() | st.builds(Failure, text, signed, text, st.sampled_from(Fault)),
     timings=tuples(st.builds(StageTiming, number, number, small)),
 )
 
@@ -124,6 +125,7 @@ stage_statuses = st.builds(
     block=small,
     rewind=st.none() | small,
     broken_epoch=signed,
+    fault=st.sampled_from(Fault),
 )
 node_statuses = st.builds(
     NodeStatus,
@@ -141,6 +143,7 @@ node_statuses = st.builds(
     free_bytes=large,
     version=text,
     peers=tuples(endpoints),
+    run=text,
 )
 stage_links = st.builds(StageLink, text, large, small, endpoints)
 callers = st.builds(Caller, text, text, small)

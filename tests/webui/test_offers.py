@@ -27,6 +27,14 @@ WITH_ADVICE = """text => {
   };
 }"""
 
+WITH_LIMIT = """text => {
+  const parse = JSON.parse;
+  JSON.parse = (...all) => {
+    const value = parse(...all);
+    return value && value.serving ? Object.assign(value, { limits: [{ node: value.nodes[0].id, text }] }) : value;
+  };
+}"""
+
 
 # --- the last plan ----------------------------------------------------------------------------------------------------
 
@@ -69,6 +77,16 @@ def test_without_advice_there_is_no_button(page: Page, real_app: RealApp) -> Non
     expect(page.locator("#cluster-header .link")).to_have_text("live", timeout=SOON)
     expect(page.locator("#advice")).to_be_hidden()
     expect(page.locator("#rebalance")).to_be_hidden()
+
+
+def test_a_node_that_ran_out_of_memory_says_so_in_its_row(page: Page, real_app: RealApp) -> None:
+    page.add_init_script(f"({WITH_LIMIT})({MARKUP!r})")
+    open_page(page, real_app)
+    rows = page.locator("#cluster-nodes tbody tr")
+    expect(rows.nth(0).locator("[data-label=Memory] .cause")).to_have_text(MARKUP, timeout=SOON)
+    expect(rows.nth(1).locator("[data-label=Memory] .cause")).to_have_count(0)
+    assert rows.locator("img").count() == 0
+    assert page.title() == "together"
 
 
 @pytest.mark.full

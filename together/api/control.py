@@ -59,6 +59,12 @@ class DrainOrder(BaseModel):
     back: bool = False
 
 
+class ForgetOrder(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    node: str
+
+
 class NodesOrder(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -71,12 +77,12 @@ async def _only_local(request: Request) -> None:
 
 
 def control_routes(head: HeadPort, shutdown: Callable[[], None]) -> APIRouter:
-    """`/control/load`, `last`, `unload`, `plan`, `cluster`, `balance`, `drain`, `nodes` and `shutdown`."""
+    """`/control/load`, `last`, `unload`, `plan`, `cluster`, `balance`, `drain`, `forget`, `nodes` and `shutdown`."""
     router = APIRouter(prefix="/control", dependencies=[Depends(_only_local)])
 
     @router.post("/load")
     async def load(request: Request) -> Response:
-        """An empty order loads the last model again, as it was."""
+        """An empty order loads the last model again, as it was, before a restart too."""
         order = parse_order(PlanOrder, await read_body(request))
         await (head.load() if order.is_empty else head.load(order.model, order.request(head.settings.strategy)))
         return _done()
@@ -117,6 +123,12 @@ def control_routes(head: HeadPort, shutdown: Callable[[], None]) -> APIRouter:
     async def drain(request: Request) -> Response:
         order = parse_order(DrainOrder, await read_body(request))
         await head.drain(order.node, order.back)
+        return _done()
+
+    @router.post("/forget")
+    async def forget(request: Request) -> Response:
+        """Plans may use all of a node's memory again, though a stage ran out of it."""
+        head.forget(parse_order(ForgetOrder, await read_body(request)).node)
         return _done()
 
     @router.post("/nodes")

@@ -56,6 +56,10 @@ class HeadPort(Protocol):
         """Give a node's layers to others while answers go on, and give it none; `back`: it may have some again."""
         ...
 
+    def forget(self, name: str) -> None:
+        """Plans may use all of a node's memory again, though it ran out. Raises BadPlan where nothing is to forget."""
+        ...
+
     def chat(self, request: ChatRequest) -> AsyncIterator[Piece]:
         """The answers in pieces; closing it cancels. Raises NotServing, QueueFull, BadRequest, ContextTooLong."""
         ...

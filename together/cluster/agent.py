@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,7 @@ class Agent:
     changed: Broadcast = field(default_factory=Broadcast)
     draining: bool = False
     closed: bool = False
+    run: str = field(default_factory=lambda: secrets.token_hex(8))
     _stages: dict[tuple[str, int], StageProcess] = field(default_factory=dict)
     _renewed: dict[str, float] = field(default_factory=dict)  # head → event loop time
     _peers: dict[Endpoint, float] = field(default_factory=dict)
@@ -115,6 +117,7 @@ class Agent:
             free_bytes=self.grants.free(self.grants.devices[0].key),
             version=__version__,
             peers=tuple(self._peers),
+            run=self.run,
         )
 
     def _state(self, stages: tuple[StageStatus, ...]) -> NodeState:

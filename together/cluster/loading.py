@@ -17,7 +17,7 @@ from together.ring import rpc
 from together.ring.client import RingClient
 from together.ring.join import join_ring
 from together.ring.links import Inlets
-from together.types import Blob, Endpoint, Plan, RingName, Source, StageOrder, StagePlan, StageState, StageStatus
+from together.types import Blob, Endpoint, Fault, Plan, RingName, Source, StageOrder, StagePlan, StageState, StageStatus
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,8 @@ class RingLoader:
         if len(stages) < len(self.plan.stages):
             index = next(i for i, stage in enumerate(self.stages()) if stage is None)
             cause = "its node does not know it any more"
-            raise StageLost(f"{self.describe(index)} is gone: {cause}", cause, index, joining=True)
+            message = f"{self.describe(index)} is gone: {cause}"
+            raise StageLost(message, cause, index, joining=True, fault=Fault.NODE_LOST)
         try:
             return await join_ring(
                 stages,
@@ -187,11 +188,11 @@ class RingLoader:
         for index, (planned, stage) in enumerate(zip(self.plan.stages, self.stages(), strict=True)):
             node = self._membership.status(planned.node)
             if node is None or not self._membership.alive(planned.node):
-                return self.broken(index, node.cause if node else "the node was stopped")
+                return self.broken(index, node.cause if node else "the node was stopped", Fault.NODE_LOST)
             if stage is None:
-                return self.broken(index, "the node started anew and does not hold it any more")
+                return self.broken(index, "the node started anew and does not hold it any more", Fault.NODE_LOST)
             if stage.state is StageState.FAILED:
-                return self.broken(index, stage.cause)
+                return self.broken(index, stage.cause, stage.fault)
         return None
 
     def broken_link(self) -> RingBroken | None:
@@ -225,11 +226,11 @@ class RingLoader:
         layers = f"layers {stage.layers.start}–{stage.layers.stop - 1}"
         return f"node {node.name if node else stage.node}: stage {index} ({layers})"
 
-    def broken(self, index: int, cause: str) -> RingBroken:
+    def broken(self, index: int, cause: str, fault: Fault = Fault.OTHER) -> RingBroken:
         """The error for a stage that is lost."""
         node = self._membership.status(self.plan.stages[index].node)
         message = f"{self.describe(index)} is lost: {cause}"
-        return RingBroken(message, node=node.name if node else "", cause=cause, stage=index)
+        return RingBroken(message, node=node.name if node else "", cause=cause, stage=index, fault=fault)
 
     def _status(self, slot: int, node: str) -> StageStatus | None:
         status = self._membership.status(node)
@@ -259,22 +260,20 @@ class RingLoader:
             if clock() - moved > self._timeout:
                 slow = next(i for i, s in enumerate(stages) if s is None or s.state is not StageState.READY)
                 cause = f"it was not ready after {self._timeout:.0f} s without progress"
-                raise self._lost(placed, slow, cause)
+                raise self._lost(placed, slow, cause, Fault.SLOW)
             await changed.wait(changed.version, timeout=min(1.0, self._timeout))  # `progress` may itself have notified
 
     def _check(self, placed: Placed, index: int, stage: StageStatus | None, was_known: bool) -> None:
-        cause = ""
         if not self._membership.alive(placed.plan.stages[index].node):
-            cause = "the node was lost while loading"
-        elif stage is None and was_known:
-            cause = "the node started anew while loading"
-        elif stage is not None and stage.state is StageState.FAILED:
-            cause = stage.cause
-        if cause:
-            raise self._lost(placed, index, cause)
+            raise self._lost(placed, index, "the node was lost while loading", Fault.NODE_LOST)
+        if stage is None and was_known:
+            raise self._lost(placed, index, "the node ended it while loading", Fault.NODE_LOST)
+        if stage is not None and stage.state is StageState.FAILED:
+            raise self._lost(placed, index, stage.cause, stage.fault)
 
-    def _lost(self, placed: Placed, index: int, cause: str) -> StageLost:
-        return StageLost(f"{self.describe(index, placed)}: {cause}", cause, index, placed.plan.stages[index])
+    def _lost(self, placed: Placed, index: int, cause: str, fault: Fault) -> StageLost:
+        message = f"{self.describe(index, placed)}: {cause}"
+        return StageLost(message, cause, index, placed.plan.stages[index], fault=fault)
 
 
 def _does_for(held: StagePlan, wanted: StagePlan) -> bool:

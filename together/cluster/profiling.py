@@ -13,10 +13,9 @@ import json
 import logging
 import os
 import platform
-import signal
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +25,8 @@ from filelock import AsyncFileLock
 from together import __version__
 from together.cluster.measure import REFUSED, Finding, Order
 from together.cluster.reach import measure_link
-from together.cluster.supervisor import SHORT_WAITS, spawn
+from together.cluster.supervisor import SHORT_WAITS, ending, spawn
+from together.cluster.witness import Witness
 from together.errors import BadSetting, LoadFailed
 from together.types import Device, DeviceProfile, LinkOrder, LinkSpeed, MeasureOrder
 
@@ -124,21 +124,32 @@ class Profiler:
             self.home.mkdir(parents=True, exist_ok=True)
         config = order.config.decode(errors="replace")
         line = Order(order.backend, order.device, order.dtype, config, str(self.home)).line()
-        process = await spawn("together.cluster.measure", environment=SHORT_WAITS)
+        with closing(Witness()) as witness:
+            process = await spawn("together.cluster.measure", environment=SHORT_WAITS)
+            watching = asyncio.create_task(witness.watch(process.pid))
+            try:
+                return await self._patiently(process, witness, line, f"{order.backend}/{order.device}")
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                watching.cancel()
+                await asyncio.gather(process.wait(), watching, return_exceptions=True)
+
+    async def _patiently(
+        self, process: asyncio.subprocess.Process, witness: Witness, line: bytes, device: str
+    ) -> Finding:
         try:
             async with asyncio.timeout(self.patience):
-                return await self._converse(process, line, f"{order.backend}/{order.device}")
+                return await self._converse(process, witness, line, device)
         except TimeoutError:
             raise LoadFailed(
-                f"node {self.node}: measuring {order.backend}/{order.device} took more than {self.patience:.0f} s; "
+                f"node {self.node}: measuring {device} took more than {self.patience:.0f} s; "
                 "close other programs there and try again"
             ) from None
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
 
-    async def _converse(self, process: asyncio.subprocess.Process, line: bytes, device: str) -> Finding:
+    async def _converse(
+        self, process: asyncio.subprocess.Process, witness: Witness, line: bytes, device: str
+    ) -> Finding:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -148,7 +159,8 @@ class Profiler:
         try:
             return Finding.parse(json.loads(output))
         except (ValueError, TypeError, KeyError):
-            cause = _last_words(code, errors)
+            said = [line for line in errors.decode(errors="replace").splitlines() if line.strip()]
+            cause = said[-1].strip()[:500] if said and code >= 0 else (await ending(process, witness, ""))[0]
             kind = BadSetting if code == REFUSED else LoadFailed
             raise kind(f"node {self.node} cannot measure {device}: {cause}") from None
 
@@ -220,11 +232,3 @@ def _keep(home: Path, key: str, found: Finding) -> None:
         log.warning("cannot keep what was measured: %s", error)
         with suppress(OSError):
             part.unlink()
-
-
-def _last_words(code: int, errors: bytes) -> str:
-    if code < 0 and os.name == "posix":
-        name = signal.Signals(-code).name
-        return f"its process was ended by {name}" + (", perhaps for lack of memory" if name == "SIGKILL" else "")
-    said = [line for line in errors.decode(errors="replace").splitlines() if line.strip()]
-    return said[-1].strip()[:500] if said else f"its process ended with code {code} and said nothing"

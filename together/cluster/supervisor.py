@@ -14,9 +14,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
+from together.cluster.witness import Witness
 from together.errors import TogetherError
 from together.ring.pipe import Event, Launch
-from together.types import Endpoint, StageState, StageStatus
+from together.types import Endpoint, Fault, StageState, StageStatus
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 # A third of a millisecond is enough to bridge the gaps between a step's matrix products.
 SHORT_WAITS = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "0"}
 LONGEST_LINE = 2**16  # bytes
+FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # other signals are a process's own crash
 PATIENCE = 2.0  # seconds a process has to leave before it is killed
 SHOWN_EVERY = 0.2  # seconds: bytes come by the thousand pieces
 
@@ -72,6 +74,27 @@ async def end(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
+async def ending(process: asyncio.subprocess.Process, witness: Witness, said: str) -> tuple[str, Fault]:
+    """How a process that is gone ended, in words and by kind; `said` is its last line, if any."""
+    code = process.returncode
+    assert code is not None, "it is gone"
+    if code >= 0 or os.name != "posix":
+        return f"its process ended with code {code}: {said[:300] or 'it said nothing'}", Fault.OTHER
+    name = signal_name(-code)
+    if -code == signal.SIGKILL and (source := await witness.out_of_memory(process.pid)):
+        return f"its process was ended by {name}: it ran out of memory, {source}", Fault.OUT_OF_MEMORY
+    if name in FROM_OUTSIDE:
+        return f"its process was ended by {name}: killed from outside", Fault.KILLED
+    return f"its process was ended by {name}", Fault.OTHER
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 class StageProcess:
     """A stage, from its launch to its last breath; `changed` is called whenever `status` is another one."""
 
@@ -87,7 +110,6 @@ class StageProcess:
         self._last_words: deque[str] = deque(maxlen=20)
         self._starting = asyncio.Lock()  # a process that is just being made is waited for, then ended
         self._stopping = False
-        self._memory_kills = memory_kills()
         self.status = StageStatus(
             ring=order.ring,
             slot=order.slot,
@@ -109,10 +131,15 @@ class StageProcess:
         async with self._starting:
             if self._stopping:
                 return
-            self._process = await spawn("together.ring.stage", environment=SHORT_WAITS)
+            witness = Witness()
+            try:
+                self._process = await spawn("together.ring.stage", environment=SHORT_WAITS)
+            except BaseException:
+                witness.close()
+                raise
             assert self._process.stdin is not None
             self._process.stdin.write(self._launch.line())
-            self._followers = asyncio.create_task(self._follow(self._process))
+            self._followers = asyncio.create_task(self._follow(self._process, witness))
         self._update(pid=self._process.pid)
 
     async def stop(self) -> None:
@@ -152,13 +179,22 @@ class StageProcess:
         self.status = replace(self.status, **values)  # type: ignore[arg-type]
         self._changed()
 
-    async def _follow(self, process: asyncio.subprocess.Process) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._read_events(process))
-            tasks.create_task(self._read_log(process))
-        code = await process.wait()
-        if not self._stopping and self.status.state is not StageState.FAILED:
-            self._update(state=StageState.FAILED, cause=self._epitaph(code))
+    async def _follow(self, process: asyncio.subprocess.Process, witness: Witness) -> None:
+        watching = asyncio.create_task(witness.watch(process.pid))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read_events(process))
+                tasks.create_task(self._read_log(process))
+            await process.wait()
+            watching.cancel()
+            if not self._stopping and self.status.state is not StageState.FAILED:
+                said = next((line for line in reversed(self._last_words) if line.strip()), "")
+                cause, fault = await ending(process, witness, said)
+                self._update(state=StageState.FAILED, cause=cause, fault=fault)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            witness.close()
 
     async def _read_events(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
@@ -186,30 +222,6 @@ class StageProcess:
                 rewind=event.rewind,
             )
         elif event.kind == "failed":
-            self._update(state=StageState.FAILED, cause=event.cause)
+            self._update(state=StageState.FAILED, cause=event.cause, fault=event.fault)
         elif event.kind == "broken":  # the stage lives; its head decides
             self._update(cause=event.cause, broken_epoch=event.epoch)
-
-    def _epitaph(self, code: int) -> str:
-        if code < 0:
-            name = signal.Signals(-code).name if os.name == "posix" else str(code)
-            return f"its process was ended by {name}{self._why_killed() if name == 'SIGKILL' else ''}"
-        last = next((line for line in reversed(self._last_words) if line.strip()), "it said nothing")
-        return f"its process ended with code {code}: {last[:300]}"
-
-    def _why_killed(self) -> str:
-        """Linux counts whom it kills for lack of memory; elsewhere it may be that, or not."""
-        now = memory_kills()
-        if now is None or self._memory_kills is None:
-            return ", perhaps by the system for lack of memory"
-        return ": it ran out of memory, and the system ended it" if now > self._memory_kills else ""
-
-
-def memory_kills() -> int | None:
-    """How many processes this system has killed for lack of memory since it started; None where it does not say."""
-    try:
-        counters = Path("/proc/vmstat").read_text(encoding="ascii")
-    except OSError:
-        return None
-    found = re.search(r"^oom_kill (\d+)$", counters, re.MULTILINE)
-    return int(found[1]) if found else None

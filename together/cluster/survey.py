@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
+from together.cluster.beliefs import Beliefs
 from together.cluster.membership import Membership
 from together.cluster.reach import measure_link
 from together.errors import NotServing, TogetherError
@@ -67,11 +68,14 @@ class Surveyor:
 
     membership: Membership
     machine: str
-    too_much: dict[tuple[str, str], float] = field(default_factory=dict)  # bytes that a device ran out of memory with
+    beliefs: Beliefs = field(init=False)  # which devices ran out of memory
     drained: set[str] = field(default_factory=set)  # ids of nodes that get no layers
     _links: dict[tuple[str, str, int], tuple[float, LinkSpeed | None]] = field(default_factory=dict)
     _cuts: dict[frozenset[str], float] = field(default_factory=dict)  # pairs of node ids → event loop time
     _known: dict[tuple[str, MeasureOrder], DeviceProfile] = field(default_factory=dict)  # by node id, its last answers
+
+    def __post_init__(self) -> None:
+        self.beliefs = Beliefs(self.membership)
 
     async def survey(
         self,
@@ -171,7 +175,7 @@ class Surveyor:
             if reclaim and stage.head == self.membership.head and stage.device == site.device.key
         )
         usable: float = site.device.free_bytes + sum(held)  # what this head's ring holds it can give back
-        usable = min(usable, self.too_much.get((site.node.id, site.device.key), usable))
+        usable = min(usable, self.beliefs.usable(site.node, site.device.key))
         return NodeProfile(
             site.name,
             profile.ms_per_layer,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from together.desktop.options import AsJson, Context, Layers, LogLevel, Strategy, Users, running_app, settings_with
+from together.desktop.printable import printable
 from together.errors import BadSetting
 
 app = typer.Typer()
@@ -114,6 +115,15 @@ def balance(log_level: LogLevel = None) -> None:
     from together.desktop.loading import load_and_show
 
     load_and_show(running_app(settings_with(log_level=log_level)), {}, action="balance")
+
+
+@app.command()
+def forget(
+    node: Annotated[str, typer.Argument(help="Its name or id, as status shows it")], log_level: LogLevel = None
+) -> None:
+    """Let plans use all memory of a node again that ran out of it; by itself that happens after ten minutes."""
+    running_app(settings_with(log_level=log_level)).control("forget", {"node": node})
+    print(f"the next plan may use all memory of {printable(node)}; to make one now: together load")
 
 
 @app.command()

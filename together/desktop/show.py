@@ -35,6 +35,7 @@ def hints(status: dict[str, Any]) -> list[str]:
         found.append(f"better: {status['advice']}; move to it with: python3 launch.py balance")
     if status["offer"]:
         found.append(f"{status['offer']} Load it with: python3 launch.py load")
+    found += [limit["text"] for limit in status["limits"]]
     return found
 
 

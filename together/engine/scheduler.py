@@ -355,4 +355,4 @@ def _sample_request(sequence: Sequence, offset: int) -> SampleRequest:
 
 def _broken(failure: Failure) -> RingBroken:
     message = f"node {failure.node}: stage {failure.stage} failed ({failure.cause}); load the model again"
-    return RingBroken(message, failure.node, failure.cause, failure.stage)
+    return RingBroken(message, failure.node, failure.cause, failure.stage, failure.fault)

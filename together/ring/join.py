@@ -8,7 +8,7 @@ from together.errors import StageLost, TogetherError, Unreachable
 from together.ring import rpc
 from together.ring.client import RingClient, chunk_tokens
 from together.ring.links import Inlet, Inlets, Outlet
-from together.types import HEAD, Dtype, Endpoint, StageLink, StageStatus, StreamKey
+from together.types import HEAD, Dtype, Endpoint, Fault, StageLink, StageStatus, StreamKey
 
 
 async def join_ring(
@@ -39,7 +39,8 @@ async def join_ring(
     try:
         outlet = await Outlet.open(endpoints[0], StreamKey(ring, epoch, HEAD))
     except TogetherError as error:
-        raise StageLost(f"{describe(0)} does not answer: {error}", str(error), 0, joining=True) from error
+        message = f"{describe(0)} does not answer: {error}"
+        raise StageLost(message, str(error), 0, joining=True, fault=Fault.NODE_LOST) from error
     rewinds = [stage.rewind for stage in stages if stage.rewind is not None]
     return RingClient(
         inlet,
@@ -60,4 +61,5 @@ async def _connect(endpoint: Endpoint, link: StageLink, stage: str, timeout: flo
     except TogetherError as error:
         message = f"{stage} cannot take its place in the ring: {error}"
         reachable = not isinstance(error, Unreachable)
-        raise StageLost(message, str(error), link.index, joining=True, reachable=reachable) from error
+        fault = Fault.OTHER if reachable else Fault.NODE_LOST
+        raise StageLost(message, str(error), link.index, joining=True, reachable=reachable, fault=fault) from error

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import BinaryIO, TextIO
 
 from together.ring import wire
-from together.types import StageOrder
+from together.types import Fault, StageOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class Event:
     block: int = 1
     rewind: int | None = None
     epoch: int = -1
+    fault: Fault = Fault.OTHER
 
     def line(self) -> str:
         return json.dumps(asdict(self)) + "\n"
@@ -64,7 +65,8 @@ class Event:
     def parse(cls, line: bytes) -> Event | None:
         """None for a line that is not an event: some library printed it."""
         try:
-            return cls(**json.loads(line))
+            event = cls(**json.loads(line))
+            return replace(event, fault=Fault(event.fault))
         except (ValueError, TypeError):
             return None
 

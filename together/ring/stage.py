@@ -15,7 +15,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, TextIO, TypeVar
 
@@ -24,7 +26,7 @@ from together.errors import FrameRefused, RingBroken, TogetherError, Unreachable
 from together.ring import rpc, wire
 from together.ring.links import Arrival, Inlet, Inlets, Outlet
 from together.ring.pipe import Event, Launch, claim_stdout
-from together.types import Batch, Failure, Frame, StageLink, StageTiming, StreamKey
+from together.types import Batch, Failure, Fault, Frame, StageLink, StageTiming, StreamKey
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -35,11 +37,14 @@ OUTBOUND = 2  # computed frames waiting for the link: the next step starts while
 class StepRunner:
     """Turns one incoming frame into the outgoing one; runs on the compute thread."""
 
-    def __init__(self, shard: Shard, model_layers: int, node_name: str) -> None:
+    def __init__(
+        self, shard: Shard, model_layers: int, node_name: str, fault_of: Callable[[BaseException], Fault]
+    ) -> None:
         self._shard = shard
         self._first = shard.layers.start == 0
         self._last = shard.layers.stop == model_layers
         self._node_name = node_name
+        self._fault_of = fault_of
         self._index = 0
         self._epoch = -1
         self._step = 0
@@ -56,7 +61,8 @@ class StepRunner:
             answer = self._failure(frame, f"refused the frame: {error}")
         except Exception as error:  # the shard's own failure: the stage lives, the head is told
             log.exception("step %s failed", frame.step)
-            answer = self._failure(frame, explain(error))
+            fault = self._fault_of(error)
+            answer = self._failure(frame, explain(error, fault), fault)
         compute_ms, wait_ms = (time.perf_counter() - began) * 1e3, (now - arrival.at) * 1e3
         timing = StageTiming(compute_ms, wait_ms, self._shard.sequences)
         return wire.encode_frame(replace(answer, timings=(*frame.timings, timing)))
@@ -81,8 +87,8 @@ class StepRunner:
         check_frame(frame, first=self._first)
         self._step = frame.step
 
-    def _failure(self, frame: Frame, cause: str) -> Frame:
-        return Frame(frame.step, Batch(), failure=Failure(self._node_name, self._index, cause))
+    def _failure(self, frame: Frame, cause: str, fault: Fault = Fault.OTHER) -> Frame:
+        return Frame(frame.step, Batch(), failure=Failure(self._node_name, self._index, cause, fault))
 
 
 def check_frame(frame: Frame, first: bool) -> None:
@@ -102,9 +108,18 @@ def check_frame(frame: Frame, first: bool) -> None:
         raise FrameRefused(f"the rows have {frame.batch.tokens} tokens and the activation {tokens}")
 
 
-def explain(error: BaseException) -> str:
+def fault_of(backend: str, error: BaseException) -> Fault:
+    """What kind of trouble an exception of a stage on `backend` is."""
+    if isinstance(error, MemoryError):
+        return Fault.OUT_OF_MEMORY
+    with suppress(TogetherError):  # a backend that cannot be imported has no errors of its own
+        return Fault.OUT_OF_MEMORY if open_backend(backend).is_out_of_memory(error) else Fault.OTHER
+    return Fault.OTHER
+
+
+def explain(error: BaseException, fault: Fault) -> str:
     """An exception as a cause for a person."""
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+    if fault is Fault.OUT_OF_MEMORY:
         return f"ran out of memory ({str(error).splitlines()[0] if str(error) else 'no details'})"
     return str(error) if isinstance(error, TogetherError) else f"{type(error).__name__}: {error}"
 
@@ -135,7 +150,8 @@ class Stage:
         first, last = self._launch.ports
         port = rpc.bind(server, self._launch.host, range(first, last + 1))
         shard = await self._on_thread(self._load)
-        runner = StepRunner(shard, self._order.model.layers, self._launch.node_name)
+        kind = partial(fault_of, self._order.stage.backend)
+        runner = StepRunner(shard, self._order.model.layers, self._launch.node_name, kind)
         await server.start()
         self._emit(Event("ready", port=port, capacity=shard.capacity, block=shard.block, rewind=shard.rewind))
         async with asyncio.TaskGroup() as tasks:
@@ -215,7 +231,9 @@ def main() -> NoReturn:
         asyncio.run(Stage(launch, lambda event: _write(events, event)).run())
     except Exception as error:  # the outermost edge: the node shows the cause, the log has the traceback
         log.debug("stage failed", exc_info=True)
-        _write(events, Event("failed", cause=explain(_first(error))))
+        first = _first(error)
+        fault = fault_of(launch.order.stage.backend, first)
+        _write(events, Event("failed", cause=explain(first, fault), fault=fault))
         os._exit(1)
     os._exit(0)
 

@@ -163,14 +163,16 @@ class Sampled(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[TokenValue, _Mapping]]] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("node", "stage", "cause")
+    __slots__ = ("node", "stage", "cause", "fault")
     NODE_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     CAUSE_FIELD_NUMBER: _ClassVar[int]
+    FAULT_FIELD_NUMBER: _ClassVar[int]
     node: str
     stage: int
     cause: str
-    def __init__(self, node: _Optional[str] = ..., stage: _Optional[int] = ..., cause: _Optional[str] = ...) -> None: ...
+    fault: str
+    def __init__(self, node: _Optional[str] = ..., stage: _Optional[int] = ..., cause: _Optional[str] = ..., fault: _Optional[str] = ...) -> None: ...
 
 class StageTiming(_message.Message):
     __slots__ = ("compute_ms", "wait_ms", "sequences")
@@ -279,7 +281,7 @@ class Device(_message.Message):
     def __init__(self, backend: _Optional[str] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ...) -> None: ...
 
 class StageStatus(_message.Message):
-    __slots__ = ("ring", "slot", "head", "model", "total_layers", "layers", "device", "state", "memory_bytes", "progress", "cause", "endpoint", "pid", "capacity", "block", "rewind", "fetched_bytes", "fetch_bytes", "broken_epoch")
+    __slots__ = ("ring", "slot", "head", "model", "total_layers", "layers", "device", "state", "memory_bytes", "progress", "cause", "endpoint", "pid", "capacity", "block", "rewind", "fetched_bytes", "fetch_bytes", "broken_epoch", "fault")
     RING_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
@@ -299,6 +301,7 @@ class StageStatus(_message.Message):
     FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
     FETCH_BYTES_FIELD_NUMBER: _ClassVar[int]
     BROKEN_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FAULT_FIELD_NUMBER: _ClassVar[int]
     ring: str
     slot: int
     head: str
@@ -318,10 +321,11 @@ class StageStatus(_message.Message):
     fetched_bytes: int
     fetch_bytes: int
     broken_epoch: int
-    def __init__(self, ring: _Optional[str] = ..., slot: _Optional[int] = ..., head: _Optional[str] = ..., model: _Optional[str] = ..., total_layers: _Optional[int] = ..., layers: _Optional[_Union[LayerRange, _Mapping]] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., cause: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., pid: _Optional[int] = ..., capacity: _Optional[int] = ..., block: _Optional[int] = ..., rewind: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ..., broken_epoch: _Optional[int] = ...) -> None: ...
+    fault: str
+    def __init__(self, ring: _Optional[str] = ..., slot: _Optional[int] = ..., head: _Optional[str] = ..., model: _Optional[str] = ..., total_layers: _Optional[int] = ..., layers: _Optional[_Union[LayerRange, _Mapping]] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., cause: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., pid: _Optional[int] = ..., capacity: _Optional[int] = ..., block: _Optional[int] = ..., rewind: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ..., broken_epoch: _Optional[int] = ..., fault: _Optional[str] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("id", "name", "machine", "endpoint", "protocol", "state", "cause", "devices", "stages", "ports", "memory_bytes", "free_bytes", "version", "peers")
+    __slots__ = ("id", "name", "machine", "endpoint", "protocol", "state", "cause", "devices", "stages", "ports", "memory_bytes", "free_bytes", "version", "peers", "run")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MACHINE_FIELD_NUMBER: _ClassVar[int]
@@ -336,6 +340,7 @@ class NodeStatus(_message.Message):
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     machine: str
@@ -350,7 +355,8 @@ class NodeStatus(_message.Message):
     free_bytes: int
     version: str
     peers: _containers.RepeatedCompositeFieldContainer[Endpoint]
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., machine: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., protocol: _Optional[int] = ..., state: _Optional[str] = ..., cause: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., ports: _Optional[_Iterable[int]] = ..., memory_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., version: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ...) -> None: ...
+    run: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., machine: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., protocol: _Optional[int] = ..., state: _Optional[str] = ..., cause: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., ports: _Optional[_Iterable[int]] = ..., memory_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., version: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., run: _Optional[str] = ...) -> None: ...
 
 class Blob(_message.Message):
     __slots__ = ("data",)
