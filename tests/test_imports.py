@@ -26,6 +26,7 @@ LAYERS = (
     ("together.lastplan",),
     ("together.deciding",),
     ("together.wanted",),
+    ("together.tries",),
     ("together.scripting",),
     ("together.balance",),
     ("together.service",),

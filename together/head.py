@@ -34,22 +34,13 @@ from together.ring import rpc
 from together.ring.links import Inlets
 from together.service import Cluster, Service
 from together.settings import Settings
-from together.types import (
-    ClusterView,
-    Endpoint,
-    Holding,
-    ModelRef,
-    Plan,
-    Serving,
-    ServingState,
-    Source,
-)
+from together.tries import Tries, wait_for_nodes
+from together.types import ClusterView, Endpoint, Holding, ModelRef, Plan, Serving, ServingState, Source
 from together.wanted import Wanted
 
 log = logging.getLogger(__name__)
 
 HEAD_PORTS = 64  # tried above the first node block's start, for answers from last stages
-NODES_TIMEOUT = 60.0  # seconds to wait for the nodes that this head started
 SETTLE = 1.0  # seconds to hear of other machines before the first plan
 VIEWS_EVERY = 0.2  # seconds between two views at most
 NOTHING = Serving()
@@ -83,6 +74,7 @@ class Head:
         self._load_task: asyncio.Task[object] | None = None
         self._ring_task: asyncio.Task[None] | None = None
         self._first_load = True
+        self._asked = False  # whether somebody has ordered a model
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -200,25 +192,35 @@ class Head:
     async def load(self, model: str | Path | None = None, request: PlanRequest | None = None) -> None:
         """Load a model (a folder, a known name, a hub id), or the last one again; `request` says who takes what.
 
-        What serves is unloaded once the model has proved readable and a plan for it is found. Raises TogetherError;
-        where nothing serves then, the view has the cause, too.
+        The last one is what a person asked for, also before a restart, and not the demo that came by itself. What
+        serves is unloaded once the model has proved readable and a plan for it is found. Raises TogetherError; where
+        nothing serves then, the view has the cause, too.
         """
+        self._asked = True
         if model is not None:
             await self._order(Wanted(model, request or PlanRequest(strategy=self.settings.strategy)))
         elif request is not None:
             await self._order(replace(self._last.otherwise(request), by_itself=False))
+        elif self._last.by_itself and self._kept.last is not None:
+            await self.load_last()
         else:
             await self._order(self._last)
 
+    async def load_again(self) -> None:
+        """Load what was loaded last or failed to, also the demo. Raises TogetherError."""
+        await self._order(self._last)
+
     async def load_last(self) -> None:
         """Load what was applied last, by the same split where its machines are there. Raises TogetherError."""
-        last = self._kept.last
+        self._asked, last = True, self._kept.last
         if last is None:
             raise NotServing("no model was loaded here before; choose one: python3 launch.py load MODEL")
         await self._order(Wanted.again(last, self.settings.strategy))
 
     async def load_demo(self, request: PlanRequest | None = None) -> None:
-        """Load the bundled model, for whoever asked for none: what was loaded last is still offered then."""
+        """Load the bundled model, unless somebody asked for another one: what was loaded last is still offered then."""
+        if self._asked:
+            return
         await self._order(Wanted(BUNDLED, request or PlanRequest(strategy=self.settings.strategy), by_itself=True))
 
     async def _order(self, wanted: Wanted) -> None:
@@ -244,7 +246,12 @@ class Head:
         opened = await wanted.open(self.settings)
         self._last = wanted
         self._store.offer(opened.ref, opened.folder)
-        await self._settle(max(1, self._wanted_local))
+        tries = Tries(self._membership, self._surveyor, partial(self._step, opened.ref.name))
+        await tries.run(partial(self._place, wanted, opened), lambda: self._service is not None)
+
+    async def _place(self, wanted: Wanted, opened: Opened) -> None:
+        self._step(opened.ref.name, "waiting for machines")
+        await self._settle(self._wanted_local)
         self._step(opened.ref.name, "measuring the machines")
         measured = (wanted.needs_speeds or self._balance is not None) and self._surveyor.choices > 1
         say = partial(self._step, opened.ref.name)
@@ -324,11 +331,7 @@ class Head:
 
     async def _settle(self, least: int) -> None:
         """Wait for the nodes that are surely coming, then a moment for others."""
-        changed = self._membership.changed
-        with suppress(TimeoutError):
-            async with asyncio.timeout(NODES_TIMEOUT if self.local.count else SETTLE):
-                while len(self._membership.living()) < least:
-                    await changed.wait(changed.version, timeout=1.0)
+        await wait_for_nodes(self._membership, self.local, least)
         if self._first_load:
             self._first_load = False
             await asyncio.sleep(SETTLE)

@@ -23,7 +23,7 @@ class Offers:
 
     async def load_again(self) -> str:
         """What was asked for and failed."""
-        return await _tried(self._head.load)
+        return await _tried(self._head.load_again)
 
     async def load_last(self) -> str:
         """What was applied last, also before a restart."""

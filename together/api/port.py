@@ -46,6 +46,10 @@ class HeadPort(Protocol):
         """Load what was applied last, also before a restart. Raises NotServing where nothing was."""
         ...
 
+    async def load_again(self) -> None:
+        """Load what was loaded last or failed to, also the demo that came by itself."""
+        ...
+
     async def unload(self) -> None: ...
 
     async def rebalance(self) -> None:
