@@ -168,6 +168,20 @@ async def test_an_old_streams_sender_learns_that_its_epoch_is_over(inlet: Inlet)
         await old.close()
 
 
+async def test_an_old_stream_that_says_nothing_is_ended_with_its_epoch(inlet: Inlet) -> None:
+    """As after a move: its sender's address is gone, and no end of the connection will ever come."""
+    async with listening(inlet) as there:
+        old = await Outlet.open(there, KEY)
+        inlet.expect(KEY.epoch + 1, KEY.sender)
+        async with asyncio.timeout(5):
+            assert await old.ended() == f"epoch {KEY.epoch} is over"
+        new = await Outlet.open(there, StreamKey(KEY.ring, KEY.epoch + 1, KEY.sender))
+        await new.send(b"new")
+        assert await received(inlet) == b"new"
+        await old.close()
+        await new.close()
+
+
 async def test_sending_after_the_receiver_went_away_breaks(inlet: Inlet) -> None:
     async with listening(inlet) as there:
         outlet = await Outlet.open(there, KEY)

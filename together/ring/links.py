@@ -41,6 +41,7 @@ class Inlet:
         self._taken = False
         self._ended = False
         self._arrivals: asyncio.Queue[Arrival] = asyncio.Queue(DEPTH)
+        self._taker: asyncio.Task[object] | None = None
 
     @property
     def key(self) -> StreamKey:
@@ -56,6 +57,13 @@ class Inlet:
         self._expected = StreamKey(self._expected.ring, epoch, sender)
         self._taken = False
         self._ended = False
+        self.close()
+
+    def close(self) -> None:
+        """Nothing more is taken from the stream that is open, whose sender may be gone without a word."""
+        taker, self._taker = self._taker, None
+        if taker is not None:
+            taker.cancel()
 
     async def next(self) -> Arrival:
         """The next arrival of the current epoch; the end of its stream comes once, after its last frame."""
@@ -78,10 +86,20 @@ class Inlet:
     async def take(self, key: StreamKey, stream: AsyncIterator[bytes]) -> None:
         """Queue a claimed stream's frames until it ends or its epoch does."""
         clock = asyncio.get_running_loop().time
-        async for data in stream:
-            await self._arrivals.put(Arrival(key, data, clock()))
-            if key != self._expected:
-                raise FrameRefused(f"epoch {key.epoch} is over: the ring is at epoch {self._expected.epoch}")
+        taker = self._taker = asyncio.current_task()
+        try:
+            async for data in stream:
+                await self._arrivals.put(Arrival(key, data, clock()))
+                if key != self._expected:
+                    raise FrameRefused(f"epoch {key.epoch} is over: the ring is at epoch {self._expected.epoch}")
+        except asyncio.CancelledError:
+            if self._taker is taker or taker is None:
+                raise
+            taker.uncancel()  # it was `close`
+            raise FrameRefused(f"epoch {key.epoch} is over") from None
+        finally:
+            if self._taker is taker:
+                self._taker = None
 
     def release(self, key: StreamKey) -> None:
         """A claimed stream is over, whether it was ever taken or not."""
@@ -99,10 +117,12 @@ class Inlets:
         self._by_ring: dict[str, Inlet] = {}
 
     def add(self, inlet: Inlet) -> None:
+        self.remove(inlet.key.ring)
         self._by_ring[inlet.key.ring] = inlet
 
     def remove(self, ring: str) -> None:
-        self._by_ring.pop(ring, None)
+        if (old := self._by_ring.pop(ring, None)) is not None:
+            old.close()
 
     def handler(self) -> rpc.Handler:
         return grpc.stream_unary_rpc_method_handler(self._push)
