@@ -172,7 +172,10 @@ async def test_another_version_is_refused_with_both_fingerprints(tmp_path: Path,
         await fetcher(tmp_path / "laptop").fetch(lab_ref(toy), FIRST, (), quiet)
 
 
-async def test_machines_that_do_not_answer_are_named(tmp_path: Path, toy: Path) -> None:
+async def test_machines_that_do_not_answer_are_named(
+    tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("together.cluster.fetcher.FIRST_PATIENCE", 1.0)
     silent = (Source(Endpoint((HOST,), 9), all_units(toy)),)
     with pytest.raises(LoadFailed, match=r"node laptop has nothing of lab/heavy, .*nothing answers at port 9 of"):
         await fetcher(tmp_path / "laptop").fetch(lab_ref(toy), FIRST, silent, quiet)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from together.errors import BrokenModel, Unreachable
 from together.models.hub_check import check_files, unchecked_files
 from together.models.hub_listing import STREAMS, Listing, list_hub, reached, read_remote
-from together.models.hub_ranges import PATIENCE, Ask, Stopped, pause, read_range
+from together.models.hub_ranges import PATIENCE, Ask, Stopped, Waiting, pause, read_range
 from together.models.manifest import CONFIG, Manifest, compose, read_manifest
 from together.models.part import Part
 from together.models.reading import units_here
@@ -43,10 +43,12 @@ def fetch_units(
     progress: Progress = lambda done, total: None,
     should_stop: Ask = lambda: False,
     patience: float = PATIENCE,
+    waiting: Waiting = lambda whom: None,
 ) -> bool:
     """Bring units of `model` into the store, going on where an earlier try ended; False if `should_stop` said so.
 
     `progress` gets (bytes here, bytes in all) of these units, one call at a time; what it raises ends the fetch.
+    `waiting` gets who is waited for while a lost connection is tried again, and "" when it goes on.
     Once all of a published file is here, its sha256 is checked: where it is wrong, BrokenModel, and its units are gone.
     Raises besides as `describe_hub` does, and DiskFull; what was fetched stays, as parts.
     """
@@ -64,7 +66,7 @@ def fetch_units(
             raise
         return True  # all is here; only a check that an earlier run did not come to is left for another time
     store.require_space(manifest.fingerprint, tuple(missing))
-    fetch = _Fetch(manifest, listing, store, _Tally(units, here, progress), should_stop, patience)
+    fetch = _Fetch(manifest, listing, store, _Tally(units, here, progress), should_stop, patience, waiting)
     if not fetch.all(missing):
         return False
     with reached(model.name):
@@ -76,7 +78,14 @@ class _Fetch:
     """Units of one model on their way; the first failure stops all of them."""
 
     def __init__(
-        self, manifest: Manifest, listing: Listing, store: Store, tally: _Tally, should_stop: Ask, patience: float
+        self,
+        manifest: Manifest,
+        listing: Listing,
+        store: Store,
+        tally: _Tally,
+        should_stop: Ask,
+        patience: float,
+        waiting: Waiting,
     ) -> None:
         self._manifest = manifest
         self._listing = listing
@@ -84,6 +93,7 @@ class _Fetch:
         self._tally = tally
         self._asked = should_stop
         self._patience = patience
+        self._waiting = waiting
         self._failed = threading.Event()
 
     def all(self, units: Sequence[Unit]) -> bool:
@@ -127,7 +137,7 @@ class _Fetch:
                 yield span
             else:
                 file = self._listing.files[span.file]
-                yield from read_range(file, span.start, span.stop, self._stop, self._patience)
+                yield from read_range(file, span.start, span.stop, self._stop, self._patience, self._waiting)
 
     def _stop(self) -> bool:
         return self._failed.is_set() or self._asked()

@@ -28,13 +28,14 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from together.errors import BadSetting, BrokenModel, TogetherError, Unreachable
 from together.quoting import MOST, cut, quoted
 
-PATIENCE = 45.0  # seconds without a byte before a fetch is given up; what is here stays
+PATIENCE = 120.0  # seconds without a byte before a fetch is given up; what is here stays
 _WAITS = (0.2, 8.0)  # seconds before the first retry, and at most
 _LOOK_EVERY = 0.1  # seconds between looks at whether to stop
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # status codes that another try may not get
 _NO_RANGE = "does not serve byte ranges, which fetching layers needs; check HF_ENDPOINT"
 
 Ask = Callable[[], bool]
+Waiting = Callable[[str], None]  # gets who is waited for, as a phrase; "" when it goes on
 
 
 class Stopped(Exception):
@@ -61,7 +62,12 @@ def endpoint() -> str:
 
 
 def read_range(
-    file: RemoteFile, start: int, stop: int, should_stop: Ask = lambda: False, patience: float = PATIENCE
+    file: RemoteFile,
+    start: int,
+    stop: int,
+    should_stop: Ask = lambda: False,
+    patience: float = PATIENCE,
+    waiting: Waiting = lambda whom: None,
 ) -> Iterator[bytes]:
     """Bytes `[start, stop)` of a file, in chunks as they come; a lost connection goes on where it was lost.
 
@@ -73,6 +79,8 @@ def read_range(
             try:
                 for data in _stream(file, start, stop):
                     start += len(data)
+                    if wait > _WAITS[0]:
+                        waiting("")
                     wait, deadline = _WAITS[0], time.monotonic() + patience
                     yield data
                     if should_stop():
@@ -81,6 +89,7 @@ def read_range(
             except (httpx2.TransportError, _Passing) as error:
                 if time.monotonic() + wait > deadline:
                     raise Unreachable(_lost(file, error)) from error
+        waiting(f"the hub at {endpoint()}: nothing came for {time.monotonic() - deadline + patience:.0f} s")
         pause(wait, should_stop)
         wait = min(2 * wait, _WAITS[1])
 
