@@ -13,11 +13,11 @@ from pathlib import Path
 
 from together.balance import LOOK_EVERY, Balance, layers_of
 from together.cluster.finder import BUNDLED, find_units
-from together.cluster.identity import machine_id, own_addresses
+from together.cluster.identity import Whereabouts, machine_id
 from together.cluster.local import LocalNodes
 from together.cluster.membership import Membership
 from together.cluster.store_service import StoreService
-from together.cluster.survey import Surveyor
+from together.cluster.survey import HEAD, Surveyor
 from together.deciding import decide, plan_of
 from together.engine.answers import answer_chat, answer_prompts
 from together.engine.measure import EngineStats
@@ -57,7 +57,6 @@ class Head:
         self.local = LocalNodes(settings, self._membership.changed.notify)
         self._membership.own = self.local.endpoints
         self._inlets = Inlets()
-        self._own = Endpoint((), 0)
         self._serving = Serving()
         self._service: Service | None = None
         self._starting: Service | None = None  # what is being loaded
@@ -65,9 +64,12 @@ class Head:
         self._last = Wanted(BUNDLED, PlanRequest(strategy=settings.strategy), by_itself=True)
         self._kept = LastPlans.read(settings.home_path)
         self._surveyor = Surveyor(self._membership, machine_id(settings.home_path))
+        self._membership.moved = self._surveyor.moved
+        self._where: Whereabouts
         self._store = StoreService(settings.home_path)
         echo = rpc.unary_handler(rpc.ECHO_CALL, rpc.echo)  # nodes time their way to this head
-        handlers = {rpc.PUSH: self._inlets.handler(), rpc.ECHO: echo, **self._store.handlers()}
+        meet = rpc.unary_handler(rpc.MEET_CALL, self._membership.meet)
+        handlers = {rpc.PUSH: self._inlets.handler(), rpc.ECHO: echo, rpc.MEET: meet, **self._store.handlers()}
         self._server = rpc.make_server(handlers)
         self._loading = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -80,12 +82,14 @@ class Head:
 
     async def start(self) -> None:
         """Listen for answers, look for nodes, start the local ones."""
-        addresses = own_addresses(self.settings.host)  # a name without one is said before ports are tried
+        where = Whereabouts(self.settings.host, self._moved)  # a name without an address is said before ports are tried
         first = self.settings.node_port - HEAD_PORTS
         port = rpc.bind(self._server, self.settings.host, range(first, first + HEAD_PORTS))
         await self._server.start()
-        self._own = Endpoint(addresses, port)
-        jobs = (self._membership.run(), self._renew_leases(), self._keep_balance())
+        where.bound(port)
+        self._where = where
+        self._membership.where, self._membership.look = lambda: where.endpoint, where.look
+        jobs = (self._membership.run(), where.follow(), self._renew_leases(), self._keep_balance())
         self._tasks = [asyncio.create_task(job) for job in jobs]
         await self.local.start(self._wanted_local) if self._wanted_local else None
 
@@ -102,6 +106,11 @@ class Head:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.local.close()
         await self._server.stop(0.2)
+
+    def _moved(self) -> None:
+        """This machine has other addresses: every link is opened anew, the ring's by its service."""
+        self._surveyor.moved(HEAD)
+        self._membership.reach_again()
 
     async def start_local_node(self) -> None:
         await self.local.start_one()
@@ -310,7 +319,7 @@ class Head:
         return self.settings.strategy if strategy in BY_HAND else strategy
 
     def _cluster(self) -> Cluster:
-        return Cluster(self.settings, self._membership, self._surveyor, self._inlets, self._own, self._sources)
+        return Cluster(self.settings, self._membership, self._surveyor, self._inlets, self._where, self._sources)
 
     def _step(self, model: str, step: str) -> None:
         """What goes on before a ring is there; what still serves is not hidden by it."""
@@ -323,7 +332,7 @@ class Head:
         own = await asyncio.to_thread(find_units, model, self.settings.home_path)
         calls = [self._membership.call(node.id, rpc.FIND_CALL, model) for node in nodes]
         answers = await asyncio.gather(*calls, return_exceptions=True)
-        found = [Source(self._own, tuple(sorted(own.units)))] if own.units else []
+        found = [Source(self._where.endpoint, tuple(sorted(own.units)))] if own.units else []
         for node, answer in zip(nodes, answers, strict=True):
             if isinstance(answer, Holding) and answer.units:
                 found.append(Source(node.endpoint, answer.units))

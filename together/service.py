@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 
+from together.cluster.identity import Whereabouts
 from together.cluster.loading import Placed, RingLoader
 from together.cluster.membership import Membership
 from together.cluster.survey import HEAD, Surveyor
@@ -28,7 +29,6 @@ from together.ring.links import Inlets
 from together.settings import Settings
 from together.types import (
     DTYPE_BYTES,
-    Endpoint,
     Fault,
     LinkOrder,
     ModelRef,
@@ -36,6 +36,7 @@ from together.types import (
     Serving,
     ServingState,
     Source,
+    StagePlan,
     StageState,
 )
 
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 CAUSE_WITHIN = 1.0  # seconds from a broken link to the news of the stage that broke it
 SUSPECT_AFTER = 2.0  # seconds without an answer, and four times what is usual: then every stage is asked
 LOOK_EVERY = 0.5
+NODE_PATIENCE = 120.0  # seconds that a first load waits for a node which went silent
 MEND_TRIES = 4  # failures in a row without a new token: then it is the request, or the model
 MEND_WITHIN = 8.0  # seconds after which attempts that fail make open requests end
 REJOIN_WITHIN = 5.0  # seconds for a stage to take its place again
@@ -58,7 +60,7 @@ class Cluster:
     membership: Membership
     surveyor: Surveyor
     inlets: Inlets
-    own: Endpoint
+    where: Whereabouts
     sources: Callable[[ModelRef], Awaitable[tuple[Source, ...]]]
 
 
@@ -83,6 +85,7 @@ class Service:
     engine: Engine = field(init=False)
     _client: RingClient | None = None
     _change: Change | None = None
+    _unjoined: StagePlan | None = None  # what answered, and could not be joined
     _closed: bool = False
     _failures: int = 0
     _tokens: int = 0  # generated when the last failure came
@@ -92,11 +95,11 @@ class Service:
     async def start(self, plan: Plan) -> None:
         """Load and join the ring. Raises TogetherError; then nothing of it is left."""
         cluster, spec = self.cluster, self.opened.spec
-        self.loader = RingLoader(cluster.membership, cluster.inlets, cluster.own, cluster.settings.load_timeout)
+        timeout = cluster.settings.load_timeout
+        self.loader = RingLoader(cluster.membership, cluster.inlets, lambda: cluster.where.endpoint, timeout)
         self._show(ServingState.LOADING, model=self.opened.ref.name, plan=plan, ring=self.loader.ring, step="loading")
         try:
-            sources = await cluster.sources(self.opened.ref)
-            self.loader.use(await self.loader.prepare(plan, sources, self._progress))
+            self.loader.use(await self._prepare(plan, patience=NODE_PATIENCE))
             self._client = await self.loader.connect(spec.hidden_size)
         except BaseException:
             await self.loader.unload()
@@ -142,8 +145,14 @@ class Service:
         self.serving = replace(self.serving, state=state, **values)  # type: ignore[arg-type]
         self.changed()
 
-    def _progress(self, done: float) -> None:
-        self._show(self.serving.state, progress=done)
+    async def _prepare(self, plan: Plan, patience: float = 0.0) -> Placed:
+        """The plan's stages, ready; what it waits for is shown beside what goes on."""
+        doing = self.serving.step
+
+        def show(done: float, waiting: str) -> None:
+            self._show(self.serving.state, progress=done, step=f"{doing}; {waiting}" if waiting else doing)
+
+        return await self.loader.prepare(plan, partial(self.cluster.sources, self.opened.ref), show, patience)
 
     # --- trouble ------------------------------------------------------------------------------------------------------
 
@@ -192,12 +201,15 @@ class Service:
         following = membership.status(other)
         if other != HEAD and following is None:
             return True  # it is gone altogether, which is another trouble
-        target = following.endpoint if following else self.cluster.own
+        target = following.endpoint if following else self.cluster.where.endpoint
         try:
             await membership.call(node, rpc.REACH_CALL, LinkOrder(target, 0), timeout=LINK_WITHIN)
         except TogetherError as error:
             log.info("%s", error)
-            return False
+            await self.cluster.where.look()
+            following = membership.status(other)
+            moved = target != (following.endpoint if following else self.cluster.where.endpoint)
+            return moved and await self._reaches(node, other)  # at its new address
         return True
 
     # --- mending ------------------------------------------------------------------------------------------------------
@@ -237,13 +249,14 @@ class Service:
         """A moment for nodes to say what they lost; then end what does not answer."""
         if self._client is not None:
             await self._client.close()
+        await self.cluster.where.look()  # what looks like a cut may be this machine's own move
         changed = self.cluster.membership.changed
         with suppress(TimeoutError):
             async with asyncio.timeout(CAUSE_WITHIN / 2):
                 while self.loader.trouble() is None:
                     await changed.wait(changed.version, timeout=LOOK_EVERY)
         short = self._out_of_memory(error)
-        await self.loader.give_up({*short, *await self.loader.silent()})
+        await self.loader.give_up({*short, *await self.loader.frozen()})
 
     def _out_of_memory(self, error: RingBroken) -> list[int]:
         """Which stages ran out of memory: their devices are not asked for as much again for a while."""
@@ -300,8 +313,7 @@ class Service:
         """The plan's stages, loaded; stages that it does not use go first where there is no room beside them."""
         if not self._fits_beside(plan):
             await self.loader.prune(keep=plan)
-        sources = await self.cluster.sources(self.opened.ref)
-        return await self.loader.prepare(plan, sources, self._progress)
+        return await self._prepare(plan)
 
     def _fits_beside(self, plan: Plan) -> bool:
         needed: dict[tuple[str, str], int] = {}
@@ -324,7 +336,10 @@ class Service:
             self.cluster.surveyor.forget_links(lost.stage.node)
             self.measured = True  # only a plan that looks at links can get around it
         elif lost.joining:
-            await self.loader.give_up([lost.index])
+            frozen = await self.loader.frozen()
+            once = lost.index not in frozen and lost.stage != self._unjoined  # its machine may just be moving
+            self._unjoined = lost.stage if once else None
+            await self.loader.give_up(frozen if once else {*frozen, lost.index})
 
     async def _wait_for_machines(self, error: TogetherError) -> None:
         """No plan fits: open requests end, and every news of the machines is a new chance."""

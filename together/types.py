@@ -289,6 +289,7 @@ class Caller:
     head: str
     cluster: str
     protocol: int
+    endpoint: Endpoint | None = None  # where the head listens, for a node that moves; None: it does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +352,7 @@ class StageStatus:
     fetched_bytes: int = 0  # of the model's bytes that came from elsewhere
     fetch_bytes: int = 0  # of those that have to
     cause: str = ""  # while FAILED
+    waiting: str = ""  # whom its fetch waits for, as a phrase; empty while bytes come
     endpoint: Endpoint | None = None
     pid: int = 0
     capacity: int = 0  # KV tokens the shard can hold, in whole blocks

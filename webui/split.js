@@ -58,7 +58,8 @@
   // --- progress: what the nodes say of their stages ------------------------------------------------------------------
   const loadingRow = (node, stage) => {
     const fetched = stage.fetch_bytes ? ` · ${size(stage.fetched_bytes)} of ${size(stage.fetch_bytes)} fetched` : "";
-    const text = `layers ${range(stage.layers)} of ${stage.total_layers} · ${percent(stage.progress)}${fetched}`;
+    const waits = stage.waiting ? ` · waits for ${stage.waiting}` : "";
+    const text = `layers ${range(stage.layers)} of ${stage.total_layers} · ${percent(stage.progress)}${fetched}${waits}`;
     return element("div", "loading-row", element("span", "node-name", node.name), element("span", "faint", text), meter(stage.progress));
   };
 

@@ -16,10 +16,10 @@ from tests.cluster.orders import make_order, stage_when
 from tests.support.cluster import Node, call, cluster_settings, running_node, status_of, until
 from together.cluster import discovery, membership
 from together.cluster.membership import Membership
-from together.errors import Unreachable
+from together.errors import BadSetting, Unreachable
 from together.ring import rpc
 from together.settings import Settings
-from together.types import Endpoint, NodeState, RingName, StageState
+from together.types import Blob, Endpoint, NodeState, RingName, StageState
 
 NOWHERE = RingName("no such ring", "head")
 
@@ -160,3 +160,43 @@ async def test_a_lease_that_is_not_renewed_frees_its_stages_alone(tmp_path: Path
         assert [line for line in node.lines if "port" not in line] == [
             f"WARNING together.cluster.agent: the head of ['{theirs.ring}'] no longer renews: its layers are freed\n"
         ]
+
+
+async def test_a_node_that_introduces_itself_to_a_head_is_followed(deaf: None, tmp_path: Path) -> None:
+    settings = cluster_settings(tmp_path)
+    with running_node(settings) as node:
+        async with following(settings) as members:
+            await members.meet(node.endpoint)
+            await until(members.living)
+            for port in range(1, membership.MOST_MET):
+                await members.meet(Endpoint(("127.0.0.1",), port))
+            with pytest.raises(BadSetting, match=f"told of {membership.MOST_MET} nodes"):
+                await members.meet(Endpoint(("127.0.0.1",), 9999))
+            await members.meet(node.endpoint)  # who is known may say so again
+
+
+async def test_a_head_that_moves_reaches_its_nodes_again_and_loses_none(pair: list[Node], settings: Settings) -> None:
+    async with following(settings, *pair) as members:
+        await until(lambda: len(members.living()) == 2)
+        nodes = [node.id for node in members.nodes()]
+        channels = [member.channel for member in members._members.values()]
+        asked = asyncio.create_task(members.call(nodes[0], rpc.ECHO_CALL, Blob()))
+        members.reach_again()
+        assert [members.alive(node) for node in nodes] == [True, True]
+        await asked
+        await asyncio.gather(*(members.call(node, rpc.ECHO_CALL, Blob()) for node in nodes))
+        assert len(members.living()) == 2
+        assert all(member.channel not in channels for member in members._members.values())
+
+
+async def test_a_node_that_is_gone_when_the_head_moves_is_lost_in_time(tmp_path: Path) -> None:
+    settings = cluster_settings(tmp_path)
+    with running_node(settings) as node:
+        async with following(settings, node) as members:
+            await until(members.living)
+            (status,) = members.nodes()
+            members.reach_again()
+            node.kill()
+            await until(lambda: not members.alive(status.id), 10)
+            with pytest.raises(Unreachable, match="is not there any more"):
+                await members.call(status.id, rpc.ECHO_CALL, Blob())

@@ -47,7 +47,7 @@ def test_log_lines_are_escaped() -> None:
 
 def stage() -> dict[str, Any]:
     layers = {"start": 0, "stop": 2}
-    more = {"fetched_bytes": 0, "fetch_bytes": 0, "progress": 0.5}
+    more = {"fetched_bytes": 0, "fetch_bytes": 1, "progress": 0.5, "waiting": EVIL}
     return {"ring": "r", "slot": 0, "layers": layers, "model": EVIL} | more
 
 

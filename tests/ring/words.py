@@ -118,6 +118,7 @@ stage_statuses = st.builds(
     progress=number,
     fetched_bytes=large,
     fetch_bytes=large,
+    waiting=text,
     cause=text,
     endpoint=st.none() | endpoints,
     pid=large,
@@ -146,7 +147,7 @@ node_statuses = st.builds(
     run=text,
 )
 stage_links = st.builds(StageLink, text, large, small, endpoints)
-callers = st.builds(Caller, text, text, small)
+callers = st.builds(Caller, text, text, small, st.none() | endpoints)
 ring_names = st.builds(RingName, text, text, small_tuple)
 blobs = st.builds(Blob, st.binary(max_size=50))
 holdings = st.builds(Holding, text, tuples(text))

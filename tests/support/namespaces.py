@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.support.cluster import CHECKOUT
@@ -37,6 +37,18 @@ def permitted() -> bool:
         return False
     trial = [*NEW, "ip", "link", "add", BRIDGE, "type", "bridge"]
     return subprocess.run(trial, capture_output=True, check=False).returncode == 0
+
+
+@functools.cache
+def may_slow() -> bool:
+    """Whether it also lets us make them slow."""
+    trial = [*NEW, "sh", "-c", f"ip link add {BRIDGE} type bridge && tc {' '.join(_slow(1))}"]
+    return permitted() and subprocess.run(trial, capture_output=True, check=False).returncode == 0
+
+
+def _slow(megabits: int) -> tuple[str, ...]:
+    rate = f"{megabits}mbit"
+    return ("qdisc", "add", "dev", BRIDGE, "root", "tbf", "rate", rate, "burst", "64k", "latency", "99ms")
 
 
 def run_scenario(scenario: str, folder: Path, timeout: float = 100.0) -> str:
@@ -67,6 +79,11 @@ class Machine:
     def within(self) -> tuple[str, ...]:
         return ("nsenter", "--target", str(self.holder.pid), "--net")
 
+    def blind_to(self, folder: Path) -> tuple[str, ...]:
+        """As `within`, where the folder, which is on this machine's disk, looks empty."""
+        hide = f'mount -t tmpfs none "{folder}" && exec "$@"'
+        return (*self.within, "unshare", "--mount", "sh", "-c", hide, "sh")
+
 
 @dataclass(slots=True)
 class Switch:
@@ -82,6 +99,31 @@ class Switch:
     def unplug(self, name: str) -> None:
         """Nobody reaches it."""
         _ip("link", "set", self.machines[name].port, "down")
+
+    def readdress(self, name: str, number: int) -> None:
+        """The machine gets another address: the old one is gone before the new one is there."""
+        machine = self.machines[name]
+        moved = replace(machine, address=f"{NETWORK}.{number}")
+        _run(*machine.within, "ip", "addr", "del", f"{machine.address}/24", "dev", "eth0")
+        _run(*machine.within, "ip", "addr", "add", f"{moved.address}/24", "dev", "eth0")
+        self.machines[name] = moved
+
+    def readdress_self(self, old: str, number: int) -> str:
+        """The same for this process's own network; its new address."""
+        moved = f"{NETWORK}.{number}"
+        _ip("addr", "del", f"{old}/24", "dev", BRIDGE)
+        _ip("addr", "add", f"{moved}/24", "dev", BRIDGE)
+        return moved
+
+    def slow(self, megabits: int) -> None:
+        """What this process sends travels at so many Mbit/s."""
+        _run("tc", *_slow(megabits))
+
+    def forbid_multicast(self) -> None:
+        """As many a router does: machines must be named."""
+        _ip("link", "set", BRIDGE, "multicast", "off")
+        for machine in self.machines.values():
+            _run(*machine.within, "ip", "link", "set", "eth0", "multicast", "off")
 
     def heal(self) -> None:
         for machine in self.machines.values():

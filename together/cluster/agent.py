@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import grpc.aio
@@ -23,6 +24,7 @@ from together.cluster.grants import Grants
 from together.cluster.profiling import Profiler
 from together.cluster.store_service import StoreService
 from together.cluster.supervisor import StageProcess
+from together.cluster.transfer import Progress, Suppliers, Waiting
 from together.errors import BadSetting, LoadFailed, TogetherError
 from together.ring import rpc, wire
 from together.ring.pipe import Launch
@@ -45,11 +47,13 @@ log = logging.getLogger(__name__)
 PORTS = 16  # a node's block: its own port first, then its stages'
 PEER_LIFE = 30.0  # seconds an introduction counts
 MOST_PEERS = 64
+MOST_HEADS = 16  # that are told where this node is
+HEAD_LIFE = 600.0  # seconds that a head which does not answer is still told
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What does not change while a node runs."""
+    """Who a node is, and where it listens: another one takes its place when that changes."""
 
     id: str
     name: str
@@ -75,6 +79,8 @@ class Agent:
     _stages: dict[tuple[str, int], StageProcess] = field(default_factory=dict)
     _renewed: dict[str, float] = field(default_factory=dict)  # head → event loop time
     _peers: dict[Endpoint, float] = field(default_factory=dict)
+    _heads: dict[Endpoint, float] = field(default_factory=dict)  # where heads listen → when they were last heard
+    _suppliers: dict[tuple[str, int], Suppliers] = field(default_factory=dict)  # of each stage
     _store: StoreService = field(init=False)
     _fetcher: Fetcher = field(init=False)
     _profiler: Profiler = field(init=False)
@@ -132,9 +138,14 @@ class Agent:
     async def load(self, order: StageOrder) -> StageStatus:
         """Grant the memory and answer; the rest goes on in the background, and Watch tells of it.
 
-        First the layers are found or fetched, then the stage starts. The same order again changes nothing.
+        First the layers are found or fetched, then the stage starts. The same order again only tells where the model
+        can be had now.
         """
-        stage = self._stages.get((order.ring, order.slot)) or self._start(order)
+        stage = self._stages.get((order.ring, order.slot))
+        if stage is None:
+            stage = self._start(order)
+        else:
+            self._suppliers[order.ring, order.slot].renew(order.sources)
         return stage.status
 
     def _start(self, order: StageOrder) -> StageProcess:
@@ -146,12 +157,13 @@ class Agent:
         launch = Launch(order, "", self.identity.name, self.settings.host, (first + 1, last))
         stage = StageProcess(launch, self.identity.endpoint.addresses, self.changed.notify)
         self._stages[order.ring, order.slot] = stage
-        stage.begin(lambda progress: self._prepare(order, progress))
+        suppliers = self._suppliers[order.ring, order.slot] = Suppliers(order.sources)
+        stage.begin(partial(self._prepare, order, suppliers))
         self.changed.notify()
         return stage
 
-    async def _prepare(self, order: StageOrder, progress: Callable[[int, int], None]) -> Path:
-        folder = await self._fetcher.fetch(order.model, order.stage.layers, order.sources, progress)
+    async def _prepare(self, order: StageOrder, suppliers: Suppliers, progress: Progress, waiting: Waiting) -> Path:
+        folder = await self._fetcher.fetch_from(suppliers, order.model, order.stage.layers, progress, waiting)
         self._store.offer(order.model, folder)
         return folder
 
@@ -183,6 +195,24 @@ class Agent:
         if not known:
             self.changed.notify()
 
+    def move(self, addresses: tuple[str, ...]) -> None:
+        """This machine is reached at other addresses now; so are the stages."""
+        self.identity = replace(self.identity, endpoint=replace(self.identity.endpoint, addresses=addresses))
+        for stage in self._stages.values():
+            stage.move(addresses)
+        self.changed.notify()
+
+    def heads(self) -> tuple[Endpoint, ...]:
+        """Where the heads listen that watched this node."""
+        return tuple(self._heads)
+
+    def heard(self, heads: Iterable[Endpoint]) -> None:
+        """These answer; others are forgotten in time."""
+        now = asyncio.get_running_loop().time()
+        self._heads |= dict.fromkeys(heads, now)
+        latest = sorted(self._heads, key=self._heads.__getitem__)[-MOST_HEADS:]
+        self._heads = {head: self._heads[head] for head in latest if self._heads[head] > now - HEAD_LIFE}
+
     async def keep_leases(self) -> None:
         """Ends the stages of heads that went silent, and forgets peers that did; runs until cancelled."""
         clock = asyncio.get_running_loop().time
@@ -209,6 +239,7 @@ class Agent:
         await asyncio.gather(*(self._stages[name].stop() for name in names))
         for name in names:
             self._stages.pop(name, None)
+            self._suppliers.pop(name, None)
             self.grants.give_back(name)
         self.changed.notify()
 
@@ -230,6 +261,8 @@ class Agent:
             self._check(caller)
         except TogetherError as error:
             await context.abort(rpc.status_of(error), str(error))
+        if caller.endpoint is not None:
+            self.heard([caller.endpoint])
         while not self.closed:
             seen = self.changed.version
             yield wire.NODE_STATUS.encode(self.status())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -48,6 +48,7 @@ class Hint:
             "protocol": str(self.protocol),
             "device": self.device,
             "memory": str(self.free_memory),
+            "at": _whole(self.endpoint.addresses),
         }
         if self.model:
             values |= {"model": self.model, "layers": str(self.layers)}
@@ -61,7 +62,7 @@ class Hint:
             return cls(
                 id=properties["id"],
                 cluster=properties["cluster"],
-                endpoint=endpoint,
+                endpoint=_now_at(endpoint, properties.get("at", "")),
                 protocol=int(properties["protocol"]),
                 device=properties.get("device", ""),
                 free_memory=int(properties.get("memory", "0")),
@@ -81,8 +82,18 @@ def _shortened(text: str) -> str:
 
 def _ranges_text(ranges: tuple[LayerRange, ...]) -> str:
     """As many whole ranges as the record has room for: half a number would be another range."""
-    text = ",".join(str(item) for item in ranges)
+    return _whole(str(item) for item in ranges)
+
+
+def _whole(items: Iterable[str]) -> str:
+    text = ",".join(items)
     return text if len(text) <= MOST_TEXT else text[: MOST_TEXT + 1].rpartition(",")[0]
+
+
+def _now_at(endpoint: Endpoint, said: str) -> Endpoint:
+    """Without addresses of before a move: they stay in caches for minutes, and others get them."""
+    current = tuple(address for address in endpoint.addresses if address in said.split(","))
+    return Endpoint(current or endpoint.addresses, endpoint.port)
 
 
 def _parse_ranges(text: str) -> tuple[LayerRange, ...]:
@@ -123,7 +134,23 @@ class Discovery:
         except OSError as error:
             log.warning("cannot look for machines by multicast (%s); name them with --peer host:port", error)
             return
+        self._browse()
+
+    def _browse(self) -> None:
+        assert self._zeroconf is not None
         self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, SERVICE, handlers=[self._heard])
+
+    async def rebind(self) -> None:
+        """This machine's addresses changed: use the new ones, say our record there, and ask who is there."""
+        if self._zeroconf is None or self._browser is None:
+            await self.start()
+            return
+        try:
+            await self._zeroconf.async_update_interfaces()
+        except OSError as error:
+            log.warning("multicast does not follow this machine to its new addresses: %s", error)
+        await self._browser.async_cancel()
+        self._browse()  # only a new one asks at once
 
     async def advertise(self, hint: Hint) -> None:
         """Publish or update this node's record."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import ipaddress
 import json
+import logging
 import os
 import secrets
 import socket
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,8 +19,13 @@ from filelock import FileLock, Timeout
 
 from together.errors import AppError, BadSetting
 from together.settings import Settings
+from together.types import Endpoint
+
+log = logging.getLogger(__name__)
 
 SLOTS = 64  # nodes of one user on one machine
+EVERYWHERE = ("0.0.0.0", "::")  # hosts that mean every address of this machine, also later ones
+LOOK_EVERY = 1.0  # seconds between looks at this machine's addresses
 
 
 def machine_id(home: Path) -> str:
@@ -62,7 +71,7 @@ def node_name(settings: Settings) -> str:
 
 def own_addresses(host: str) -> tuple[str, ...]:
     """The addresses under which others reach a server bound to `host`. Raises BadSetting for a name that has none."""
-    if host not in ("0.0.0.0", "::"):
+    if host not in EVERYWHERE:
         return (_address_of(host),)
     found = [
         item.address for items in psutil.net_if_addrs().values() for item in items if item.family == socket.AF_INET
@@ -82,3 +91,38 @@ def _address_of(host: str) -> str:
         raise BadSetting(
             f"this machine has no address for {host!r}; give --host 127.0.0.1, 0.0.0.0 or one of its own"
         ) from None
+
+
+class Whereabouts:
+    """Where a server of this process is reached, now. `moved` is called when the addresses are others than before.
+
+    A server bound to one address stays there: only one that listens everywhere follows the machine.
+    """
+
+    def __init__(self, host: str, moved: Callable[[], None] = lambda: None) -> None:
+        """Raises BadSetting for a host that has no address; the port is known once it is bound."""
+        self.endpoint = Endpoint(own_addresses(host), 0)
+        self.moved = moved
+        self._host = host
+
+    def bound(self, port: int) -> None:
+        self.endpoint = replace(self.endpoint, port=port)
+
+    async def follow(self) -> None:
+        """Look again and again until cancelled: no system tells of a change in a way that all others share."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            await self.look()
+
+    async def look(self) -> None:
+        if self._host not in EVERYWHERE:
+            return
+        try:
+            addresses = await asyncio.to_thread(own_addresses, self._host)
+        except OSError as error:  # an interface went away while it was read
+            log.info("this machine's addresses cannot be read now: %s", error)
+            return
+        if addresses != self.endpoint.addresses:
+            log.info("this machine's addresses are %s now", ", ".join(addresses))
+            self.endpoint = replace(self.endpoint, addresses=addresses)
+            self.moved()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from together.cluster.membership import Membership
+from together.cluster.readiness import Find, Progress, Readiness
 from together.errors import RingBroken, StageLost, TogetherError
 from together.ring import rpc
 from together.ring.client import RingClient
@@ -39,7 +40,7 @@ class RingLoader:
     A stage is a slot of the ring: a number that no other stage of it ever has. `placed` is what serves.
     """
 
-    def __init__(self, membership: Membership, inlets: Inlets, own: Endpoint, timeout: float) -> None:
+    def __init__(self, membership: Membership, inlets: Inlets, own: Callable[[], Endpoint], timeout: float) -> None:
         self.ring = secrets.token_hex(8)
         self.epoch = -1
         self.placed: Placed | None = None
@@ -49,6 +50,7 @@ class RingLoader:
         self._timeout = timeout
         self._slots: dict[int, StagePlan] = {}  # all that were started and not ended
         self._next_slot = 0
+        self._joined: tuple[Endpoint, ...] = ()  # where the stages, and at last this head, were when they were linked
 
     @property
     def plan(self) -> Plan:
@@ -62,22 +64,20 @@ class RingLoader:
 
     # --- loading ------------------------------------------------------------------------------------------------------
 
-    async def prepare(self, plan: Plan, sources: tuple[Source, ...], progress: Callable[[float], None]) -> Placed:
+    async def prepare(self, plan: Plan, find: Find, progress: Progress, patience: float = 0.0) -> Placed:
         """Start what `plan` needs beside the living stages that do for it, and wait until all are ready.
 
-        Where that fails, what was started is ended again. Raises what a node refused with, or LoadFailed.
+        `find` says where the model can be had now. A node that goes silent may take `patience` seconds to come back.
+        Where it fails, what was started is ended again. Raises what a node refused with, or LoadFailed.
         """
         kept = self._kept(plan)
         pairs = zip(kept, plan.stages, strict=True)
         placed = Placed(plan, tuple(self._new_slot(stage) if slot is None else slot for slot, stage in pairs))
         started = [slot for slot in placed.slots if slot not in kept]
         try:
-            orders = [self._order(placed.plan, slot, sources) for slot in started]
-            calls = [self._membership.call(order.stage.node, rpc.LOAD_CALL, order, timeout=30.0) for order in orders]
-            for answer in await asyncio.gather(*calls, return_exceptions=True):
-                if isinstance(answer, BaseException):
-                    raise answer
-            await self._until_ready(placed, progress)
+            indices = [placed.slots.index(slot) for slot in started]
+            placing = _Placing(self, placed)
+            await Readiness(placing, indices, self._membership, find, progress, self._timeout, patience).wait()
         except BaseException:
             await self._end(started)
             raise
@@ -90,17 +90,19 @@ class RingLoader:
     async def connect(self, hidden_size: int, timeout: float = 15.0) -> RingClient:
         """Join the plan's stages to a ring in a new epoch. Raises StageLost."""
         self.epoch += 1
+        own = self._own()
         stages = [stage for stage in self.stages() if stage is not None]
         if len(stages) < len(self.plan.stages):
             index = next(i for i, stage in enumerate(self.stages()) if stage is None)
             cause = "its node does not know it any more"
             message = f"{self.describe(index)} is gone: {cause}"
             raise StageLost(message, cause, index, joining=True, fault=Fault.NODE_LOST)
+        self._joined = (*(stage.endpoint for stage in stages if stage.endpoint is not None), own)
         try:
             return await join_ring(
                 stages,
                 epoch=self.epoch,
-                own=self._own,
+                own=own,
                 inlets=self._inlets,
                 context=self.plan.context,
                 hidden_size=hidden_size,
@@ -183,6 +185,10 @@ class RingLoader:
         assert shown is not None
         return [self._status(slot, stage.node) for slot, stage in zip(shown.slots, shown.plan.stages, strict=True)]
 
+    def where(self) -> frozenset[Endpoint]:
+        """Where the living machines are, this one among them."""
+        return frozenset((*(node.endpoint for node in self._membership.living()), self._own()))
+
     def trouble(self) -> RingBroken | None:
         """A stage of a ring that was ready is gone, or None."""
         for index, (planned, stage) in enumerate(zip(self.plan.stages, self.stages(), strict=True)):
@@ -193,6 +199,17 @@ class RingLoader:
                 return self.broken(index, "the node started anew and does not hold it any more", Fault.NODE_LOST)
             if stage.state is StageState.FAILED:
                 return self.broken(index, stage.cause, stage.fault)
+        return self._moved()
+
+    def _moved(self) -> RingBroken | None:
+        """A machine of the ring has left an address that links of this epoch may use: nothing is lost, all is linked
+        anew. One that got a further address has not."""
+        now = [*(stage.endpoint if stage else None for stage in self.stages()), self._own()]
+        for index, (joined, endpoint) in enumerate(zip(self._joined, now, strict=False)):
+            if endpoint is not None and set(joined.addresses) - set(endpoint.addresses):
+                who = "this machine" if index == len(self.plan.stages) else self.describe(index)
+                addresses = " and ".join(endpoint.addresses)
+                return RingBroken(f"{who} is at {addresses} now; its links are opened anew")
         return None
 
     def broken_link(self) -> RingBroken | None:
@@ -206,6 +223,33 @@ class RingLoader:
         """Which stages of the plan do not answer at all; a frozen process is among them, a busy one is not."""
         answers = await asyncio.gather(*(self._answers(stage) for stage in self.stages()))
         return tuple(index for index, answered in enumerate(answers) if not answered)
+
+    async def frozen(self) -> tuple[int, ...]:
+        """Which stages do not answer although their node does, or is lost.
+
+        Where the node does not answer either it is waited for: it is lost in a moment, or its machine moved and the
+        stage is well.
+        """
+        changed, clock = self._membership.changed, asyncio.get_running_loop().time
+        until = clock() + self._membership.settings.node_timeout + ECHO_WITHIN
+        while True:
+            seen = changed.version
+            silent = await self.silent()
+            nodes = {self.plan.stages[index].node for index in silent}
+            known = await asyncio.gather(*(self._is_certain(node) for node in nodes))
+            if all(known) or clock() > until:
+                return silent
+            await changed.wait(seen, timeout=0.5)
+
+    async def _is_certain(self, node: str) -> bool:
+        """Whether a node answers, or is lost."""
+        if not self._membership.alive(node):
+            return True
+        try:
+            await self._membership.call(node, rpc.ECHO_CALL, Blob(), timeout=ECHO_WITHIN)
+        except TogetherError:
+            return not self._membership.alive(node)
+        return True
 
     async def _answers(self, stage: StageStatus | None) -> bool:
         if stage is None or stage.endpoint is None:
@@ -237,55 +281,37 @@ class RingLoader:
         stages = status.stages if status else ()
         return next((stage for stage in stages if (stage.ring, stage.slot) == (self.ring, slot)), None)
 
-    def _order(self, plan: Plan, slot: int, sources: tuple[Source, ...]) -> StageOrder:
+    def order(self, plan: Plan, slot: int, sources: tuple[Source, ...]) -> StageOrder:
+        """What the node of a slot is to load."""
         head = self._membership.head
         return StageOrder(self.ring, head, slot, plan.model, self._slots[slot], plan.dtype, sources)
 
-    async def _until_ready(self, placed: Placed, progress: Callable[[float], None]) -> None:
-        """Raises StageLost, also when nothing moves for the load timeout: a slow download is no failure."""
-        changed, clock = self._membership.changed, asyncio.get_running_loop().time
-        told: set[int] = set()
-        moved, seen = clock(), -1.0
-        while True:
-            stages = self.stages(placed)
-            for index, stage in enumerate(stages):
-                told |= {index} if stage else set()
-                self._check(placed, index, stage, index in told)
-            done = sum(_done(stage) for stage in stages) / len(stages)
-            progress(done)
-            if all(stage and stage.state is StageState.READY for stage in stages):
-                return
-            if done > seen:
-                moved, seen = clock(), done
-            if clock() - moved > self._timeout:
-                slow = next(i for i, s in enumerate(stages) if s is None or s.state is not StageState.READY)
-                cause = f"it was not ready after {self._timeout:.0f} s without progress"
-                raise self._lost(placed, slow, cause, Fault.SLOW)
-            await changed.wait(changed.version, timeout=min(1.0, self._timeout))  # `progress` may itself have notified
 
-    def _check(self, placed: Placed, index: int, stage: StageStatus | None, was_known: bool) -> None:
-        if not self._membership.alive(placed.plan.stages[index].node):
-            raise self._lost(placed, index, "the node was lost while loading", Fault.NODE_LOST)
-        if stage is None and was_known:
-            raise self._lost(placed, index, "the node ended it while loading", Fault.NODE_LOST)
-        if stage is not None and stage.state is StageState.FAILED:
-            raise self._lost(placed, index, stage.cause, stage.fault)
+@dataclass(frozen=True, slots=True)
+class _Placing:
+    """A plan of a ring that is to be ready."""
 
-    def _lost(self, placed: Placed, index: int, cause: str, fault: Fault) -> StageLost:
-        message = f"{self.describe(index, placed)}: {cause}"
-        return StageLost(message, cause, index, placed.plan.stages[index], fault=fault)
+    loader: RingLoader
+    placed: Placed
+
+    @property
+    def planned(self) -> tuple[StagePlan, ...]:
+        return self.placed.plan.stages
+
+    def stages(self) -> list[StageStatus | None]:
+        return self.loader.stages(self.placed)
+
+    def order(self, index: int, sources: tuple[Source, ...]) -> StageOrder:
+        return self.loader.order(self.placed.plan, self.placed.slots[index], sources)
+
+    def describe(self, index: int) -> str:
+        return self.loader.describe(index, self.placed)
+
+    def where(self) -> frozenset[Endpoint]:
+        return self.loader.where()
 
 
 def _does_for(held: StagePlan, wanted: StagePlan) -> bool:
     """The same layers at the same place, with at least as much memory."""
     places = [(stage.node, stage.backend, stage.device, stage.layers) for stage in (held, wanted)]
     return places[0] == places[1] and held.memory_bytes >= wanted.memory_bytes
-
-
-def _done(stage: StageStatus | None) -> float:
-    """0 to 1: fetching counts half where there is anything to fetch."""
-    if stage is None:
-        return 0.0
-    if not stage.fetch_bytes:
-        return stage.progress
-    return stage.fetched_bytes / stage.fetch_bytes / 2 + stage.progress / 2

@@ -1,7 +1,8 @@
 """A head's view of the nodes: who is there, in what state, and a channel to each. Knows no model and no plan.
 
 zeroconf records, addresses given by hand and introductions are only places to look; what counts is what a node says
-over Watch. Any message from a node counts as life; silence for `node_timeout` means it is lost.
+over Watch. Any message from a node counts as life; silence for `node_timeout` means it is lost. A node that says
+itself that it is at another address now, and answers there, was never lost.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import grpc.aio
 
 from together.cluster.broadcast import Broadcast
 from together.cluster.discovery import Discovery
-from together.errors import TogetherError, Unreachable
+from together.errors import BadSetting, TogetherError, Unreachable
 from together.ring import rpc, wire
 from together.settings import Settings
 from together.types import Caller, Endpoint, NodeState, NodeStatus, RingName
@@ -25,18 +26,30 @@ from together.types import Caller, Endpoint, NodeState, NodeStatus, RingName
 log = logging.getLogger(__name__)
 
 RETRY = 1.0  # seconds between attempts to reach a node
-REMEMBER_LOST = 60.0  # seconds a lost node stays in the table
+SOON = 0.3  # the same, while this machine's own network changes
+REMEMBER_LOST = 150.0  # seconds a lost node stays in the table: longer than a load waits for it
+MET_LIFE = 30.0  # seconds an introduction counts
+MOST_MET = 64
 PIECES = 4  # of a node's silence
 
 
 @dataclass(slots=True)
 class Member:
-    """One node and the open channel to it; `lost_at` is None while it lives."""
+    """One node and the open channel to it; `lost_at` is None while it lives.
+
+    `channel` is None while the node is being reached again from this machine's new address.
+    """
 
     status: NodeStatus
-    channel: grpc.aio.Channel
+    channel: grpc.aio.Channel | None
     address: str
+    follower: Endpoint  # by whose task it is watched
     lost_at: float | None = None
+    silent: bool = False  # lost without a word: its machine may be out of reach, and live
+
+
+async def _nothing() -> None:
+    """For a head whose addresses nobody looks at."""
 
 
 @dataclass(slots=True)
@@ -47,9 +60,14 @@ class Membership:
     head: str
     peers: tuple[Endpoint, ...] = ()
     own: Callable[[], Collection[Endpoint]] = tuple  # where nodes that this head started listen, as they say it
+    where: Callable[[], Endpoint | None] = lambda: None  # where this head listens
+    look: Callable[[], Awaitable[None]] = _nothing  # at this machine's addresses; calls `reach_again` for others
+    moved: Callable[[str], None] = lambda node: None  # is told of a node that is at other addresses
     changed: Broadcast = field(default_factory=Broadcast)
     _members: dict[str, Member] = field(default_factory=dict)
     _followers: dict[Endpoint, asyncio.Task[None]] = field(default_factory=dict)
+    _met: dict[Endpoint, float] = field(default_factory=dict)  # introduced to this head → event loop time
+    _rebind: bool = False
 
     async def run(self) -> None:
         """Follow nodes until cancelled."""
@@ -63,10 +81,14 @@ class Membership:
                         *self.peers,
                         *self.own(),
                         *self._introduced(),
+                        *self._recently_met(),
                         *(hint.endpoint for hint in discovery.hints.values()),
                     }
                 )
                 self._forget_lost()
+                if self._rebind:
+                    self._rebind = False
+                    await discovery.rebind()
                 await self.changed.wait(seen, timeout=5.0)
         finally:
             for follower in self._followers.values():
@@ -89,20 +111,71 @@ class Membership:
     def status(self, node: str) -> NodeStatus | None:
         return self._members[node].status if node in self._members else None
 
+    def is_silent(self, node: str) -> bool:
+        """Whether it was lost without a word: nothing says that it is not there."""
+        member = self._members.get(node)
+        return member is not None and member.lost_at is not None and member.silent
+
     def address(self, node: str) -> str:
         """The address that this head reaches the node at."""
         return self._members[node].address
 
     async def call(self, node: str, method: rpc.Unary, request: object, timeout: float = 10.0) -> Any:
-        """One call to a node. Raises what the node raised, or Unreachable."""
-        member = self._members.get(node)
-        if member is None or member.lost_at is not None:
-            raise Unreachable(f"node {member.status.name if member else node} is not there any more")
-        return await rpc.call(member.channel, method, request, f"node {member.status.name}", timeout)
+        """One call to a node. Raises what the node raised, or Unreachable.
+
+        Where the way to it changes meanwhile it goes the new one: every call may come twice.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+        while True:
+            channel, name = await self._channel(node, deadline)
+            left = max(0.1, deadline - asyncio.get_running_loop().time())
+            try:
+                return await rpc.call(channel, method, request, f"node {name}", left)
+            except Unreachable:
+                member = self._members.get(node)
+                if member is None or member.channel is channel or member.lost_at is not None:
+                    raise
+
+    async def _channel(self, node: str, deadline: float) -> tuple[grpc.aio.Channel, str]:
+        """The channel to a node and its name. Raises Unreachable when it has none before `deadline`."""
+        while True:
+            member = self._members.get(node)
+            left = deadline - asyncio.get_running_loop().time()
+            if member is None or member.lost_at is not None or left <= 0:
+                raise Unreachable(f"node {member.status.name if member else node} is not there any more")
+            if member.channel is not None:
+                return member.channel, member.status.name
+            await self.changed.wait(self.changed.version, timeout=left)
+
+    async def meet(self, node: Endpoint) -> None:
+        """A node says where it is: one that watched this head before, and moved."""
+        if node not in self._met and len(self._met) >= MOST_MET:
+            raise BadSetting(f"this head was told of {MOST_MET} nodes in {MET_LIFE:.0f} s; let it look at these first")
+        known = node in self._met
+        self._met[node] = asyncio.get_running_loop().time()
+        if not known:
+            self.changed.notify()
+
+    def reach_again(self) -> None:
+        """This machine's addresses are others now: what was opened from the old ones carries nothing any more.
+
+        Every node is reached again, and counts as living until that takes longer than its silence may.
+        """
+        for endpoint in tuple(self._followers):
+            self._restart(endpoint)
+        self._rebind = True
+        self.changed.notify()
+
+    def _restart(self, endpoint: Endpoint) -> None:
+        self._followers[endpoint].cancel()
+        for member in self._members.values():
+            if member.follower == endpoint and member.lost_at is None:
+                member.channel = None
+        self._followers[endpoint] = asyncio.create_task(self._follow(endpoint, self.settings.node_timeout))
 
     async def renew(self) -> None:
         """Renew the leases of this head's stages everywhere; a node that does not answer is noticed elsewhere."""
-        caller = Caller(self.head, self.settings.cluster, wire.PROTOCOL)
+        caller = self._caller()
         mine = [n.id for n in self.living() if any(stage.head == self.head for stage in n.stages)]
         calls: list[Awaitable[Any]] = [self.call(node, rpc.RENEW_CALL, caller) for node in mine]
         for answer in await asyncio.gather(*calls, return_exceptions=True):
@@ -122,8 +195,16 @@ class Membership:
             if isinstance(answer, BaseException):
                 log.warning("a forgotten stage was not ended: %s", answer)
 
+    def _caller(self) -> Caller:
+        return Caller(self.head, self.settings.cluster, wire.PROTOCOL, self.where())
+
     def _introduced(self) -> set[Endpoint]:
         return {peer for node in self.living() for peer in node.peers}
+
+    def _recently_met(self) -> set[Endpoint]:
+        oldest = asyncio.get_running_loop().time() - MET_LIFE
+        self._met = {node: at for node, at in self._met.items() if at > oldest}
+        return set(self._met)
 
     def _follow_all(self, wanted: set[Endpoint]) -> None:
         for endpoint in [known for known in self._followers if known not in wanted]:
@@ -133,42 +214,48 @@ class Membership:
             self._followers[endpoint] = asyncio.create_task(self._follow(endpoint))
 
     def _serves(self, endpoint: Endpoint) -> bool:
-        return any(
-            member.lost_at is None
-            and member.status.endpoint.port == endpoint.port
-            and member.address in endpoint.addresses
-            for member in self._members.values()
-        )
+        return bool(self._watched(endpoint))
 
-    async def _follow(self, endpoint: Endpoint) -> None:
-        """Watch whoever answers there, for ever."""
+    def _watched(self, endpoint: Endpoint) -> list[str]:
+        """Living nodes that the follower of `endpoint` answers for."""
+        members = self._members.items()
+        return [node for node, member in members if member.follower == endpoint and member.lost_at is None]
+
+    async def _follow(self, endpoint: Endpoint, patience: float = 0.0) -> None:
+        """Watch whoever answers there, for ever. For `patience` seconds nobody is lost because there is no way yet."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + patience
         while True:
-            watched: list[str] = []  # the node that answered, once it did
             try:
-                await self._watch_until_it_leaves(endpoint, watched)
-                self._forget(watched)
+                await self._watch_until_it_leaves(endpoint)
+                self._forget(self._watched(endpoint))
             except TimeoutError:
-                self._lose(watched, f"no sign of life for {self.settings.node_timeout:.0f} s")
-            except grpc.aio.AioRpcError as error:
-                refused = rpc.error_of(error, f"port {endpoint.port}")
-                self._lose(watched, str(refused))
-                if not isinstance(refused, Unreachable):
-                    log.warning("%s", refused)
-            except TogetherError as error:
-                self._lose(watched, str(error))
-            await asyncio.sleep(RETRY)
+                cause = f"no sign of life for {self.settings.node_timeout:.0f} s"
+                self._lose(self._watched(endpoint), cause, silent=True)
+            except (grpc.aio.AioRpcError, TogetherError) as error:
+                await self._failed(endpoint, error, hurt=clock() > until)
+            await asyncio.sleep(RETRY if clock() > until else SOON)
 
-    async def _watch_until_it_leaves(self, endpoint: Endpoint, watched: list[str]) -> None:
+    async def _failed(self, endpoint: Endpoint, error: Exception, *, hurt: bool) -> None:
+        """No way to whoever is there, or a refusal. It may be this machine that moved: then we are cancelled here."""
+        await self.look()
+        await asyncio.sleep(0)
+        said = rpc.error_of(error, f"port {endpoint.port}") if isinstance(error, grpc.aio.AioRpcError) else error
+        if not isinstance(said, Unreachable) and said is not error:
+            log.warning("%s", said)
+        if hurt:
+            self._lose(self._watched(endpoint), str(said))
+
+    async def _watch_until_it_leaves(self, endpoint: Endpoint) -> None:
         """Returns when the node ends the stream, or is followed at another of its addresses already."""
         address = await rpc.fastest(endpoint)
         async with rpc.open_channel(address, endpoint.port) as channel, aclosing(self._watch(channel)) as stream:
             while (status := await self._next(stream)) is not None:
-                if watched and watched != [status.id]:
-                    self._lose(watched, "another node answers at its address")
-                if not self._update(status, channel, address):
-                    watched.clear()
+                self._lose(
+                    [n for n in self._watched(endpoint) if n != status.id], "another node answers at its address"
+                )
+                if not self._update(status, channel, address, endpoint):
                     return
-                watched[:] = [status.id]
 
     async def _next(self, stream: AsyncGenerator[NodeStatus, None]) -> NodeStatus | None:
         """The next sign of life, None at the stream's end. Raises TimeoutError after `node_timeout` without any.
@@ -191,24 +278,29 @@ class Membership:
 
     async def _watch(self, channel: grpc.aio.Channel) -> AsyncGenerator[NodeStatus, None]:
         stub: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(rpc.WATCH)
-        stream = stub(wire.CALLER.encode(Caller(self.head, self.settings.cluster, wire.PROTOCOL)))
+        stream = stub(wire.CALLER.encode(self._caller()))
         async for data in stream:
             yield wire.NODE_STATUS.decode(data)
 
-    def _update(self, status: NodeStatus, channel: grpc.aio.Channel, address: str) -> bool:
+    def _update(self, status: NodeStatus, channel: grpc.aio.Channel, address: str, follower: Endpoint) -> bool:
         known = self._members.get(status.id)
-        if known and known.lost_at is None and known.channel is not channel:
+        other = known is not None and known.lost_at is None and known.follower != follower
+        if known is not None and other and not _left(known.address, address, status):
             return False
-        news = known is None or known.lost_at is not None or known.status != status
-        self._members[status.id] = Member(status, channel, address)
-        if news:
+        self._members[status.id] = Member(status, channel, address, follower)
+        if known is not None and other and known.follower in self._followers:
+            self._restart(known.follower)  # so that calls on their way there take the new one
+        if known is not None and known.status.endpoint != status.endpoint:
+            self.moved(status.id)
+        if known is None or known.lost_at is not None or known.channel is not channel or known.status != status:
             self.changed.notify()
         return True
 
-    def _lose(self, nodes: list[str], cause: str) -> None:
+    def _lose(self, nodes: list[str], cause: str, *, silent: bool = False) -> None:
         """Nodes that went silent stay in the table for a while, with the cause."""
         for member in (self._members[node] for node in nodes if self.alive(node)):
             member.lost_at = asyncio.get_running_loop().time()
+            member.silent = silent or member.channel is None
             member.status = replace(member.status, state=NodeState.FAILED, cause=f"lost: {cause}", free_bytes=0)
             self.changed.notify()
 
@@ -224,3 +316,8 @@ class Membership:
             if member.lost_at is not None and now - member.lost_at > REMEMBER_LOST:
                 del self._members[node]
                 self.changed.notify()
+
+
+def _left(old: str, new: str, status: NodeStatus) -> bool:
+    """Whether the node says itself that it is at the new address and not at the old one any more."""
+    return new in status.endpoint.addresses and old not in status.endpoint.addresses

@@ -13,6 +13,7 @@ import grpc.aio
 
 from together.cluster import identity
 from together.cluster.agent import PORTS, Agent, Identity
+from together.cluster.broadcast import Broadcast
 from together.cluster.discovery import Discovery, Hint, missing_ranges
 from together.cluster.grants import Grants
 from together.cluster.probe import default_backend, find_devices
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 BLOCKS = 64  # blocks of ports tried, from settings.node_port upwards
 ADVERTISE_EVERY = 2.0  # seconds, at most: records are for finding, Watch has the truth
 INTRODUCE_EVERY = 10.0
+REPEAT_FOR = 10.0  # seconds that a new address is told again and again: the network may still be coming up
+REPEAT_EVERY = 1.0
 
 
 async def run_node(
@@ -34,18 +37,24 @@ async def run_node(
     with_parent: bool = False,
     started: Callable[[NodeStatus], None] = lambda status: None,
     stop: asyncio.Event | None = None,
+    moved: Callable[[NodeStatus], None] = lambda status: None,
 ) -> None:
-    """Run a node until `stop` is set or, `with_parent`, our input is closed. Raises TogetherError if it cannot."""
+    """Run a node until `stop` is set or, `with_parent`, our input is closed. Raises TogetherError if it cannot.
+
+    `moved` is called when this machine has other addresses than before.
+    """
     stop = stop or asyncio.Event()
     if with_parent:
         _stop_with_parent(stop)
     node_id, lock = identity.claim_node_id(settings.home_path)
     try:
         devices = await find_devices(settings.backend or default_backend(), settings.home_path)
-        agent, server = await _open(settings, node_id, devices)
+        where = identity.Whereabouts(settings.host)  # a name without an address is said before ports are tried
+        agent, server = await _open(settings, node_id, devices, where)
+        moves = _follow(where, agent, moved)
         try:
             started(agent.status())
-            await _serve(agent, Discovery(settings, agent.changed.notify), peers, stop)
+            await _serve(agent, where, moves, Discovery(settings, agent.changed.notify), peers, stop)
         finally:
             await agent.close()
             await server.stop(0.2)
@@ -53,7 +62,22 @@ async def run_node(
         lock.release()
 
 
-async def _open(settings: Settings, node_id: str, devices: tuple[Device, ...]) -> tuple[Agent, grpc.aio.Server]:
+def _follow(where: identity.Whereabouts, agent: Agent, moved: Callable[[NodeStatus], None]) -> Broadcast:
+    """The node moves with its machine; what is returned is notified after each move."""
+    moves = Broadcast()
+
+    def move() -> None:
+        agent.move(where.endpoint.addresses)
+        moved(agent.status())
+        moves.notify()
+
+    where.moved = move
+    return moves
+
+
+async def _open(
+    settings: Settings, node_id: str, devices: tuple[Device, ...], where: identity.Whereabouts
+) -> tuple[Agent, grpc.aio.Server]:
     """Bind the first port of a free block: holding it is holding the block."""
     handlers: dict[str, rpc.Handler] = {}
     name = identity.node_name(settings)
@@ -65,19 +89,27 @@ async def _open(settings: Settings, node_id: str, devices: tuple[Device, ...]) -
     agent = Agent(settings, nowhere, Grants(name, devices, limits))
     handlers.update(agent.handlers())
     server = rpc.make_server(handlers)
-    addresses = identity.own_addresses(settings.host)  # a name without one is said before ports are tried
     first = settings.node_port
     port = rpc.bind(server, settings.host, range(first, first + BLOCKS * PORTS, PORTS))
-    agent.identity = Identity(node_id, name, machine, Endpoint(addresses, port))
+    where.bound(port)
+    agent.identity = Identity(node_id, name, machine, where.endpoint)
     await server.start()
     return agent, server
 
 
-async def _serve(agent: Agent, discovery: Discovery, peers: tuple[Endpoint, ...], stop: asyncio.Event) -> None:
+async def _serve(
+    agent: Agent,
+    where: identity.Whereabouts,
+    moves: Broadcast,
+    discovery: Discovery,
+    peers: tuple[Endpoint, ...],
+    stop: asyncio.Event,
+) -> None:
     tasks: list[asyncio.Task[Any]] = [
         asyncio.create_task(agent.keep_leases()),
-        asyncio.create_task(_advertise(agent, discovery)),
-        *(asyncio.create_task(_introduce(agent, peer)) for peer in peers),
+        asyncio.create_task(where.follow()),
+        asyncio.create_task(_advertise(agent, moves, discovery)),
+        asyncio.create_task(_introduce(agent, moves, peers)),
     ]
     stopped: asyncio.Task[Any] = asyncio.create_task(stop.wait())
     try:
@@ -92,18 +124,25 @@ async def _serve(agent: Agent, discovery: Discovery, peers: tuple[Endpoint, ...]
         await discovery.close()
 
 
-async def _advertise(agent: Agent, discovery: Discovery) -> None:
+async def _advertise(agent: Agent, moves: Broadcast, discovery: Discovery) -> None:
     """Keep the zeroconf record near the truth."""
     await discovery.start()
+    clock = asyncio.get_running_loop().time
     published: Hint | None = None
+    repeated = 0.0  # until when, in event loop time
     while True:
-        seen = agent.changed.version
+        seen, moved = agent.changed.version, moves.version
         hint = make_hint(agent.status(), agent.settings.cluster, list(discovery.hints.values()))
-        if hint != published:
+        if published is not None and hint.endpoint != published.endpoint:
+            repeated = clock() + REPEAT_FOR
+            await discovery.advertise(hint)  # first: binding to other addresses says the record that is known then
+            await discovery.rebind()
+        if hint != published or clock() < repeated:
             await discovery.advertise(hint)
             published = hint
-        await asyncio.sleep(ADVERTISE_EVERY)
-        await agent.changed.wait(seen, timeout=60.0)
+        await moves.wait(moved, ADVERTISE_EVERY)
+        if clock() > repeated:
+            await agent.changed.wait(seen, timeout=60.0)
 
 
 def make_hint(status: NodeStatus, cluster: str, others: list[Hint]) -> Hint:
@@ -130,16 +169,35 @@ def make_hint(status: NodeStatus, cluster: str, others: list[Hint]) -> Hint:
     )
 
 
-async def _introduce(agent: Agent, peer: Endpoint) -> None:
-    """Tell a peer where we are, again and again, so that heads which watch it find us without multicast."""
+async def _introduce(agent: Agent, moves: Broadcast, peers: tuple[Endpoint, ...]) -> None:
+    """Tell peers, and the heads that watched us, where we are, so that we are found without multicast.
+
+    Again and again, since others forget it; and oftener for a while after a move.
+    """
+    clock = asyncio.get_running_loop().time
+    repeated = 0.0
     while True:
-        try:
-            channel = rpc.open_channel(await rpc.fastest(peer), peer.port)
-            async with channel:
-                await rpc.call(channel, rpc.MEET_CALL, agent.identity.endpoint, f"peer {peer.addresses[0]}:{peer.port}")
-        except TogetherError as error:
-            log.warning("%s; trying again", error)
-        await asyncio.sleep(INTRODUCE_EVERY)
+        moved = moves.version
+        others = [head for head in agent.heads() if head not in peers]
+        answered = await asyncio.gather(
+            *(_meet(agent, peer, logging.WARNING) for peer in peers),
+            *(_meet(agent, head, logging.INFO) for head in others),
+        )
+        agent.heard(other for other, heard in zip(others, answered[len(peers) :], strict=True) if heard)
+        if await moves.wait(moved, REPEAT_EVERY if clock() < repeated else INTRODUCE_EVERY) != moved:
+            repeated = clock() + REPEAT_FOR
+
+
+async def _meet(agent: Agent, other: Endpoint, level: int) -> bool:
+    """Introduce this node; whether that was heard."""
+    try:
+        async with rpc.open_channel(await rpc.fastest(other), other.port) as channel:
+            peer = f"{next(iter(other.addresses), 'nowhere')}:{other.port}"
+            await rpc.call(channel, rpc.MEET_CALL, agent.identity.endpoint, f"peer {peer}", timeout=3.0)
+    except TogetherError as error:
+        log.log(level, "%s; trying again", error)
+        return False
+    return True
 
 
 def _stop_with_parent(stop: asyncio.Event) -> None:

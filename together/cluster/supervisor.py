@@ -31,7 +31,8 @@ FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # other si
 PATIENCE = 2.0  # seconds a process has to leave before it is killed
 SHOWN_EVERY = 0.2  # seconds: bytes come by the thousand pieces
 
-Prepare = Callable[[Callable[[int, int], None]], Awaitable[Path]]  # tells (bytes here, bytes to fetch); gives a folder
+# Is told how to say (bytes here, bytes to fetch) and whom it waits for; gives a folder.
+Prepare = Callable[[Callable[[int, int], None], Callable[[str], None]], Awaitable[Path]]
 
 
 async def spawn(*arguments: str, environment: dict[str, str] | None = None) -> asyncio.subprocess.Process:
@@ -155,10 +156,17 @@ class StageProcess:
         if self._followers is not None:
             await self._followers
 
+    def move(self, addresses: tuple[str, ...]) -> None:
+        """Its machine is reached at other addresses now; a stage listens wherever its node does."""
+        self._addresses = addresses
+        if self.status.endpoint is not None:
+            self._update(endpoint=replace(self.status.endpoint, addresses=addresses))
+
     async def _prepare_and_start(self, prepare: Prepare) -> None:
         try:
-            folder = await prepare(self._show_fetched)
+            folder = await prepare(self._show_fetched, self._show_waiting)
             self._launch = replace(self._launch, folder=str(folder))
+            self._show_waiting("")
             await self.start()
         except TogetherError as error:
             self._update(state=StageState.FAILED, cause=str(error))
@@ -174,6 +182,10 @@ class StageProcess:
             return
         self._shown_at = now
         self._update(fetched_bytes=done, fetch_bytes=total)
+
+    def _show_waiting(self, whom: str) -> None:
+        if whom != self.status.waiting:
+            self._update(waiting=whom)
 
     def _update(self, **values: object) -> None:
         self.status = replace(self.status, **values)  # type: ignore[arg-type]

@@ -243,6 +243,11 @@ class Surveyor:
         at = self._cuts.get(frozenset((node, other)))
         return at is not None and asyncio.get_running_loop().time() - at < CUT_LIFE
 
+    def moved(self, node: str) -> None:
+        """A node (its id; HEAD for this head) is at other addresses: other links, and none of them was found cut."""
+        self.forget_links(node)
+        self._cuts = {pair: at for pair, at in self._cuts.items() if node not in pair}
+
     def forget_links(self, node: str) -> None:
         """What was measured to and from a node is not believed any more."""
         self._links = {key: speed for key, speed in self._links.items() if node not in key[:2]}

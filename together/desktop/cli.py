@@ -259,12 +259,15 @@ async def _run_node(settings: Settings, peers: tuple[Endpoint, ...], with_parent
     def started(status: NodeStatus) -> None:
         first, last = status.ports
         _say(f"node {status.name} listens on {settings.host}, ports {first} to {last}   (Ctrl-C stops it)")
+        moved(status)
+
+    def moved(status: NodeStatus) -> None:
         if with_parent:
             print(say_endpoint(status.endpoint), flush=True)
 
     stopping = asyncio.Event()
     with stop_on_signals(stopping):
-        await run_node(settings, peers, with_parent, started, stopping)
+        await run_node(settings, peers, with_parent, started, stopping, moved)
 
 
 def _show(running: RunningApp) -> None:

@@ -78,5 +78,6 @@ def progress_of(stage: dict[str, Any]) -> tuple[float, str]:
     layers = stage["layers"]["stop"] - stage["layers"]["start"]
     if stage["fetched_bytes"] < stage["fetch_bytes"]:
         done = stage["fetched_bytes"] / stage["fetch_bytes"]
-        return done, f"fetching, {stage['fetched_bytes'] / 1e6:.0f} of {stage['fetch_bytes'] / 1e6:.0f} MB"
+        waits = f", waits for {one_line(stage['waiting'])}" if stage["waiting"] else ""
+        return done, f"fetching, {stage['fetched_bytes'] / 1e6:.0f} of {stage['fetch_bytes'] / 1e6:.0f} MB{waits}"
     return stage["progress"], f"{round(stage['progress'] * layers)} of {layers} layers"

@@ -11,14 +11,16 @@ class Empty(_message.Message):
     def __init__(self) -> None: ...
 
 class Caller(_message.Message):
-    __slots__ = ("head", "cluster", "protocol")
+    __slots__ = ("head", "cluster", "protocol", "endpoint")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     head: str
     cluster: str
     protocol: int
-    def __init__(self, head: _Optional[str] = ..., cluster: _Optional[str] = ..., protocol: _Optional[int] = ...) -> None: ...
+    endpoint: Endpoint
+    def __init__(self, head: _Optional[str] = ..., cluster: _Optional[str] = ..., protocol: _Optional[int] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ...) -> None: ...
 
 class RingName(_message.Message):
     __slots__ = ("ring", "head", "slots")
@@ -281,7 +283,7 @@ class Device(_message.Message):
     def __init__(self, backend: _Optional[str] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ...) -> None: ...
 
 class StageStatus(_message.Message):
-    __slots__ = ("ring", "slot", "head", "model", "total_layers", "layers", "device", "state", "memory_bytes", "progress", "cause", "endpoint", "pid", "capacity", "block", "rewind", "fetched_bytes", "fetch_bytes", "broken_epoch", "fault")
+    __slots__ = ("ring", "slot", "head", "model", "total_layers", "layers", "device", "state", "memory_bytes", "progress", "cause", "endpoint", "pid", "capacity", "block", "rewind", "fetched_bytes", "fetch_bytes", "broken_epoch", "fault", "waiting")
     RING_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
@@ -302,6 +304,7 @@ class StageStatus(_message.Message):
     FETCH_BYTES_FIELD_NUMBER: _ClassVar[int]
     BROKEN_EPOCH_FIELD_NUMBER: _ClassVar[int]
     FAULT_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
     ring: str
     slot: int
     head: str
@@ -322,7 +325,8 @@ class StageStatus(_message.Message):
     fetch_bytes: int
     broken_epoch: int
     fault: str
-    def __init__(self, ring: _Optional[str] = ..., slot: _Optional[int] = ..., head: _Optional[str] = ..., model: _Optional[str] = ..., total_layers: _Optional[int] = ..., layers: _Optional[_Union[LayerRange, _Mapping]] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., cause: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., pid: _Optional[int] = ..., capacity: _Optional[int] = ..., block: _Optional[int] = ..., rewind: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ..., broken_epoch: _Optional[int] = ..., fault: _Optional[str] = ...) -> None: ...
+    waiting: str
+    def __init__(self, ring: _Optional[str] = ..., slot: _Optional[int] = ..., head: _Optional[str] = ..., model: _Optional[str] = ..., total_layers: _Optional[int] = ..., layers: _Optional[_Union[LayerRange, _Mapping]] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., cause: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., pid: _Optional[int] = ..., capacity: _Optional[int] = ..., block: _Optional[int] = ..., rewind: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ..., broken_epoch: _Optional[int] = ..., fault: _Optional[str] = ..., waiting: _Optional[str] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
     __slots__ = ("id", "name", "machine", "endpoint", "protocol", "state", "cause", "devices", "stages", "ports", "memory_bytes", "free_bytes", "version", "peers", "run")
