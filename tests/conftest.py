@@ -22,10 +22,10 @@ import psutil
 import pytest
 
 from tests.support.checksum import EOS, QUIET, make_checksum_model
+from tests.support.patience import PATIENCE
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so do its children
 ROOT = Path(__file__).resolve().parents[1]
-START_WITHIN = 90.0  # seconds; machines that run tests are busy
 EVIL_NAME = "<img src=x onerror=\"document.title='hacked'\">"  # what the nodes of these apps are called
 NODE_NAMES = [f"{EVIL_NAME}-1", f"{EVIL_NAME}-2"]
 LAYERS = 4
@@ -47,10 +47,10 @@ class RealApp:
     process: subprocess.Popen[str]
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=20)
+        return httpx.get(self.url + path, timeout=PATIENCE)
 
     def post(self, path: str, body: object) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=60)
+        return httpx.post(self.url + path, json=body, timeout=PATIENCE)
 
     def status(self) -> dict[str, Any]:
         answer: dict[str, Any] = self.get("/status").json()
@@ -60,16 +60,19 @@ class RealApp:
         answer: dict[str, Any] = self.status()["serving"]
         return answer
 
+    def generated_tokens(self) -> int:
+        """Tokens of answers since the model was loaded."""
+        (line,) = (line for line in self.get("/metrics").text.splitlines() if line.startswith("together_generated_tok"))
+        return int(float(line.split()[-1]))
+
     def stage_pids(self) -> list[int]:
         return [stage["pid"] for node in self.status()["nodes"] for stage in node["stages"]]
 
     def command(self, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
         """Another `python -m together` of the same user."""
         command = [sys.executable, "-m", "together", *arguments]
-        given: dict[str, Any] = {"input": ""} | more
-        return subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=60, check=False, **given
-        )
+        given: dict[str, Any] = {"input": "", "capture_output": True, "timeout": PATIENCE} | more
+        return subprocess.run(command, cwd=ROOT, env=self.environment, text=True, check=False, **given)
 
     def tree(self) -> list[psutil.Process]:
         """The app and all its descendants, alive now."""
@@ -150,22 +153,22 @@ def _wait_until_ready(process: subprocess.Popen[str], environment: dict[str, str
         assert process.poll() is None, (folder / "log").read_text()
         return (folder / "log").read_text()
 
-    until(lambda: said() and port_file.exists(), START_WITHIN, "the page is there")
+    until(lambda: said() and port_file.exists(), PATIENCE, "the page is there")
     app = RealApp(json.loads(port_file.read_text())["url"], folder / "home", environment, process)
-    until(lambda: said() and app.get("/health").status_code == 200, START_WITHIN, f"the toy serves: {said()}")
+    until(lambda: said() and app.get("/health").status_code == 200, PATIENCE, f"the toy serves: {said()}")
     return app
 
 
 def _end(process: subprocess.Popen[str], family: list[psutil.Process]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(10)
+        process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
         process.kill()
     for left in family:
         if left.is_running() and left.pid != process.pid:
             left.kill()
-    process.wait(10)
+    process.wait(PATIENCE)
 
 
 @contextmanager

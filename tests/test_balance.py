@@ -11,6 +11,7 @@ import pytest
 from tests.support.checksum import EOS as END
 from tests.support.checksum import QUIET, make_checksum_model
 from tests.support.cluster import ask, right_answer, running_cluster
+from tests.support.patience import PATIENCE
 from tests.test_recovery import layout, stage_of
 from together.errors import NotServing
 from together.head import Head
@@ -48,7 +49,7 @@ async def test_a_slow_machine_is_seen_and_gets_fewer_layers(tmp_path: Path) -> N
             await head.rebalance()
         jobs = [asyncio.create_task(keep_busy(head)) for _ in range(2)]
         jobs.append(asyncio.create_task(hinder(psutil.Process(stage_of(head, "berta").pid))))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             async for view in head.changes():
                 if view.advice:
                     break

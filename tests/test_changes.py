@@ -93,7 +93,7 @@ async def test_the_recommendation_is_measured_on_the_machines_that_are_there(hea
     assert {node.name for node in answer.problem.nodes} == {"anna", "berta", "carla"}
     assert all(node.ms_per_layer > 0 for node in answer.problem.nodes)
     assert len(answer.problem.links) == 3
-    assert all(link.ms is not None and 0 < link.ms < 1000 for link in answer.problem.links), answer.problem.links
+    assert all(link.ms is not None and link.ms > 0 for link in answer.problem.links), answer.problem.links
     assert answer.why
     assert {node.processor for node in answer.problem.nodes} == {"anna"}  # they are all on this machine
     assert len(answer.split.shares) == 1

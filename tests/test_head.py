@@ -21,6 +21,7 @@ from tests.support.cluster import (
     running_head,
     until,
 )
+from tests.support.patience import PATIENCE
 from together.errors import BadPlan, BadSetting, LoadFailed, NotEnoughMemory, NotServing, UnsupportedModel
 from together.head import Head
 from together.types import LayerRange, NodeState, Sampling, ServingState
@@ -151,7 +152,7 @@ async def test_the_view_follows_a_load_to_its_end_and_back(head: Head, tmp_path:
     toy = make_checksum_model(tmp_path / "unhurried", load_ms=800)
     seen: list[tuple[ServingState, float]] = []
     loading = asyncio.create_task(head.load(toy))
-    async with asyncio.timeout(20), aclosing(head.changes()) as views:  # type: ignore[type-var]  # it is a generator
+    async with asyncio.timeout(PATIENCE), aclosing(head.changes()) as views:  # type: ignore[type-var]  # it is a generator
         async for view in views:
             seen.append((view.serving.state, view.serving.progress))
             if view.serving.state is ServingState.READY:

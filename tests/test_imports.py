@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patience import PATIENCE
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # From the bottom up. A module may import its own entry and everything in the lines above it; in the first two lines
@@ -248,7 +250,7 @@ def loaded_by(modules: list[str]) -> set[str]:
     code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\n"
     code += "print('LOADED', *{name.partition('.')[0] for name in sys.modules})"
     command = [sys.executable, "-c", code, *modules]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * PATIENCE, check=False)
     assert answer.returncode == 0, answer.stderr
     return set(answer.stdout.rpartition("LOADED")[2].split())
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 import launch
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and shell scripts")
@@ -269,7 +270,7 @@ def test_ctrl_c_belongs_to_the_app(checkout: Path, environment: dict[str, str]) 
         assert process.stdout is not None
         assert process.stdout.readline() == "waiting\n"
         os.killpg(process.pid, signal.SIGINT)
-        _, stderr = process.communicate(timeout=20)
+        _, stderr = process.communicate(timeout=PATIENCE)
     assert (process.returncode, stderr) == (5, "")
 
 
@@ -281,11 +282,11 @@ def test_ctrl_c_while_installing(checkout: Path, environment: dict[str, str]) ->
         waiting = {**environment, "PIP_INDEX_URL": index}
         del waiting["PIP_NO_INDEX"]
         with started(checkout, waiting) as process:
-            silent.settimeout(20)
+            silent.settimeout(PATIENCE)
             connection, _ = silent.accept()
             with connection:
                 os.killpg(process.pid, signal.SIGINT)
-                _, stderr = process.communicate(timeout=20)
+                _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert stderr.endswith("together: interrupted; the next start goes on from here\n")
     assert "launch.py" not in stderr

@@ -17,6 +17,7 @@ import pytest_asyncio
 from tests.support.checksum import EOS as END
 from tests.support.checksum import QUIET, make_checksum_model
 from tests.support.cluster import GREEDY, Node, ask, by_hand, right_answer, running_cluster, start_node, until
+from tests.support.patience import PATIENCE
 from together.errors import NotServing, RingBroken
 from together.head import Head
 from together.requests import ChatRequest, Message
@@ -25,9 +26,6 @@ from together.types import LayerRange, NodeState, Sampling, ServingState, StageS
 ENDLESS = (*QUIET, END)
 TOKENS = 120
 DRAWN = Sampling(temperature=1.0, seed=11)
-STALL = 5.0  # seconds beside the load of the toy, which is about a process start
-FROZEN_STALL = 8.0
-SLACK = 3.0
 
 
 @dataclass(slots=True)
@@ -51,7 +49,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[tuple[Head, list[Node]]]:
 
 
 async def disturbed(head: Head, harm: Callable[[], None], sampling: Sampling = GREEDY, at: int = 30) -> Outcome:
-    """One chat; `harm` happens after `at` pieces."""
+    """One chat; `harm` happens after `at` pieces. No pause is as long as the step timeout: the ring mends itself."""
     clock = asyncio.get_running_loop().time
     request = ChatRequest((Message("user", "hello"),), sampling, TOKENS)
     text, stall, last, count = "", 0.0, clock(), 0
@@ -60,6 +58,7 @@ async def disturbed(head: Head, harm: Callable[[], None], sampling: Sampling = G
         stall, last = max(stall, clock() - last), clock()
         if count == at:
             harm()
+    assert stall < PATIENCE
     return Outcome(text, stall)
 
 
@@ -93,7 +92,6 @@ async def test_a_killed_stage_costs_a_pause_and_no_text(
         pid = stage_of(head, next(iter(n for n in layout(head) if n == victim), "carla")).pid
         outcome = await disturbed(head, psutil.Process(pid).kill, sampling)
         assert outcome.text == right_answer(toy, tokens=TOKENS, sampling=sampling)
-        assert outcome.stall < STALL * SLACK
     texts = [right_answer(toy, f"other {i}", 40, sampling) for i in range(3)]
     assert await asyncio.gather(*others) == texts
     assert head.view().serving.state is ServingState.READY
@@ -106,7 +104,6 @@ async def test_a_killed_node_is_replaced(cluster: tuple[Head, list[Node]], toy: 
     await head.load(toy, by_hand("anna=0:2,berta=2:6"))
     outcome = await disturbed(head, nodes[1].kill)
     assert outcome.text == right_answer(toy, tokens=TOKENS)
-    assert outcome.stall < STALL * SLACK
     assert "berta" not in layout(head)
     assert layout(head)["anna"][0] == LayerRange(0, 2)  # it was not loaded again
 
@@ -117,7 +114,6 @@ async def test_a_frozen_stage_is_noticed_and_replaced(cluster: tuple[Head, list[
     frozen = psutil.Process(stage_of(head, "berta").pid)
     outcome = await disturbed(head, frozen.suspend)
     assert outcome.text == right_answer(toy, tokens=TOKENS)
-    assert outcome.stall < FROZEN_STALL * SLACK
     await until(lambda: not frozen.is_running())  # its node ended it
 
 
@@ -135,7 +131,6 @@ async def test_a_frozen_node_is_replaced_and_gives_back_its_layers_later(
 
     outcome = await disturbed(head, freeze)
     assert outcome.text == right_answer(toy, tokens=TOKENS)
-    assert outcome.stall < FROZEN_STALL * SLACK
     for stage in stages:
         stage.resume()
     nodes[1].thaw()
@@ -150,16 +145,13 @@ async def test_without_room_every_request_ends_and_the_model_comes_back_with_a_n
     toy = make_checksum_model(tmp_path / "toy", layers=6, quiet_ids=ENDLESS, step_ms=2, num_key_value_heads=2**12)
     async with running_cluster(tmp_path, "anna", "berta", memory="140MB") as (head, nodes):  # room for 3 of 6 layers
         await head.load(toy, by_hand("anna=0:3,berta=3:6"))
-        clock = asyncio.get_running_loop().time
         asking = [asyncio.create_task(disturbed(head, lambda: None)) for _ in range(2)]
         await until(lambda: head.view().serving.running == 2)
-        began = clock()
         nodes[1].kill()
         for error in await asyncio.gather(*asking, return_exceptions=True):
             assert isinstance(error, RingBroken)
             assert "node berta" in str(error)
             assert "no other machine has room" in str(error)
-        assert clock() - began < 10
         assert head.view().serving.state is ServingState.WAITING
         with pytest.raises(NotServing, match="comes back by itself"):
             await ask(head)

@@ -22,6 +22,7 @@ import pytest
 from tests.conftest import ROOT, until
 from tests.desktop.hub_home import own_home, own_hub
 from tests.support.checksum import EOS, QUIET, expected_text, make_checksum_model
+from tests.support.patience import PATIENCE
 from together.errors import BadRequest, BrokenModel, ContextTooLong, LoadFailed, NotServing, RingBroken
 from together.models.export import export
 from together.requests import Message
@@ -148,7 +149,7 @@ def test_leaving_a_stream_ends_its_answer(model: PartitionedModel) -> None:
         stream = model.stream("hello", temperature=0, **ENDLESS)
         assert len(list(islice(stream, 2))) == 2
         del stream
-    until(lambda: model.stats().running + model.stats().waiting == 0, 30, "nobody is answered any more")
+    until(lambda: model.stats().running + model.stats().waiting == 0, PATIENCE, "nobody is answered any more")
     assert model.stats().generated_tokens - before < 3 * ENDLESS["max_tokens"] / 2
 
 
@@ -249,7 +250,7 @@ def test_a_process_that_dies_ends_answers_with_its_name(toy: Path, victim: int) 
         own[victim].kill()
         with pytest.raises(RingBroken, match=r"partition \d on checksum/cpu: its process"):
             list(answer)
-        until(lambda: not any(process.is_running() for process in own), 10, "the other one ends as well")
+        until(lambda: not any(process.is_running() for process in own), PATIENCE, "the other one ends as well")
         with pytest.raises(RingBroken):
             model.generate("hello")
 
@@ -280,7 +281,7 @@ def run_script(toy: Path, how: str) -> tuple[subprocess.Popen[str], list[psutil.
 
 def test_a_script_that_forgets_to_close_ends_and_leaves_nothing(toy: Path) -> None:
     script, children = run_script(toy, "leave")
-    _, errors = script.communicate(timeout=30)
+    _, errors = script.communicate(timeout=PATIENCE)
     assert (script.returncode, errors) == (0, "")
     assert not any(child.is_running() for child in children)
 
@@ -290,10 +291,10 @@ def test_a_script_that_forgets_to_close_ends_and_leaves_nothing(toy: Path) -> No
 def test_a_script_that_is_interrupted_leaves_nothing(toy: Path, number: str) -> None:
     script, children = run_script(toy, "go on")
     script.send_signal(getattr(signal, number))
-    _, errors = script.communicate(timeout=30)
+    _, errors = script.communicate(timeout=PATIENCE)
     assert script.returncode != 0
     assert ("KeyboardInterrupt" in errors) == (number == "SIGINT")
-    until(lambda: not any(child.is_running() for child in children), 10, "the stages are gone")
+    until(lambda: not any(child.is_running() for child in children), PATIENCE, "the stages are gone")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
@@ -301,9 +302,9 @@ def test_a_script_that_is_interrupted_while_it_loads_leaves_nothing(home: Path) 
     slow = make_checksum_model(home / "slow", layers=LAYERS, load_ms=60_000)
     command = [sys.executable, "-c", SCRIPT, str(slow), "leave"]
     script = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until(lambda: len(stages(script.pid)) == 2, 30, "both stages load")
+    until(lambda: len(stages(script.pid)) == 2, PATIENCE, "both stages load")
     children = stages(script.pid)
     script.send_signal(signal.SIGINT)
-    _, errors = script.communicate(timeout=30)
+    _, errors = script.communicate(timeout=PATIENCE)
     assert "KeyboardInterrupt" in errors
     assert not any(child.is_running() for child in children)

@@ -15,6 +15,7 @@ from tests.api.web import client_of
 from tests.conftest import RealApp
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import by_hand, running_cluster, until
+from tests.support.patience import PATIENCE
 from together.head import Head
 from together.types import ServingState
 
@@ -34,7 +35,7 @@ def assert_come_back(reply: httpx.Response, status: int, code: str) -> str:
 async def refusals_until_served(client: httpx.AsyncClient) -> list[str]:
     """What is said until a request is served again."""
     said = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while (reply := await client.post(CHAT, json=HELLO)).status_code != 200:
             said.append(assert_come_back(reply, 503, "model_not_ready"))
             await asyncio.sleep(0.02)

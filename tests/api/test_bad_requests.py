@@ -16,6 +16,7 @@ from schemathesis.specs.openapi import checks
 
 from tests.api.bad_requests import CHAT, Bad, all_of_them
 from tests.conftest import RealApp
+from tests.support.patience import PATIENCE
 
 BAD = list(all_of_them())
 CONTROL = {"messages": [{"role": "user", "content": "Are you the same?"}], "max_tokens": 12, "temperature": 0}
@@ -47,7 +48,7 @@ def test_there_are_200_of_them() -> None:
 def test_bad_requests_are_refused_in_the_error_shape(real_app: RealApp) -> None:
     before = control_answer(real_app)
     wrong = []
-    with httpx.Client(base_url=real_app.url, timeout=20) as client:
+    with httpx.Client(base_url=real_app.url, timeout=PATIENCE) as client:
         for bad in BAD:
             reply = client.request(bad.method, bad.path, content=bad.body)
             if not _as_expected(bad, reply):
@@ -99,7 +100,7 @@ def _throw(app: RealApp, count: int) -> None:
     def one(case: schemathesis.Case[Any]) -> None:
         if isinstance(case.body, dict):
             case.body.setdefault("max_tokens", 2)  # the toy would go on to the end of its context
-        reply = case.call(base_url=app.url, timeout=60)
+        reply = case.call(base_url=app.url, timeout=PATIENCE)
         case.validate_response(reply, checks=CHECKS)
         assert reply.status_code not in FORBIDDEN or reply.status_code in DOCUMENTED_5XX
         if reply.status_code >= 400:

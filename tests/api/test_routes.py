@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.conftest import NODE_NAMES, RealApp
+from tests.support.patience import PATIENCE
 
 
 def test_health_models_and_version(real_app: RealApp) -> None:
@@ -34,7 +35,7 @@ def test_status_shows_nodes_stages_and_plan(real_app: RealApp) -> None:
 
 
 def test_events_repeat_the_status_at_least_every_second(real_app: RealApp) -> None:
-    with httpx.stream("GET", real_app.url + "/events", timeout=5) as reply:
+    with httpx.stream("GET", real_app.url + "/events", timeout=PATIENCE) as reply:
         lines = (line for line in reply.iter_lines() if line.startswith("data: "))
         views = [json.loads(next(lines).removeprefix("data: ")) for _ in range(2)]
     assert all(set(view) == {"head", "nodes", "serving", "advice", "offer", "reason"} for view in views)
@@ -51,7 +52,7 @@ def test_events_repeat_the_status_at_least_every_second(real_app: RealApp) -> No
     ],
 )
 def test_wrong_paths_and_methods_have_openais_shape(real_app: RealApp, method: str, path: str, code: int) -> None:
-    reply = httpx.request(method, real_app.url + path, timeout=20)
+    reply = httpx.request(method, real_app.url + path, timeout=PATIENCE)
     assert reply.status_code == code
     assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
 
@@ -73,14 +74,14 @@ FOREIGN = [
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
 @pytest.mark.parametrize("path", ["/", "/health", "/v1/chat/completions", "/control/unload", "/gradio_api/queue/join"])
 def test_foreign_pages_are_refused(real_app: RealApp, headers: dict[str, str], method: str, path: str) -> None:
-    reply = httpx.request(method, real_app.url + path, headers=headers, timeout=20)
+    reply = httpx.request(method, real_app.url + path, headers=headers, timeout=PATIENCE)
     assert reply.status_code == 403
     assert not any(name.startswith("access-control-allow") for name in reply.headers)
 
 
 def test_our_own_page_is_served_without_cors(real_app: RealApp) -> None:
     for path in ("/", "/config", "/health"):
-        reply = httpx.get(real_app.url + path, headers={"Origin": real_app.url}, timeout=20)
+        reply = httpx.get(real_app.url + path, headers={"Origin": real_app.url}, timeout=PATIENCE)
         assert reply.status_code == 200
         assert "access-control-allow-origin" not in reply.headers
         assert "default-src 'self'" in reply.headers["content-security-policy"]

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 
+from tests.support.patience import PATIENCE
 from together.api.routes import build_app
 from together.api.server import bind, serving, url_of
 from together.head import Head
@@ -16,6 +17,6 @@ from together.head import Head
 async def client_of(head: Head) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the head's routes, served meanwhile in this process."""
     listener = bind("127.0.0.1", 0)
-    client = httpx.AsyncClient(base_url=url_of(listener), timeout=60, trust_env=False)
+    client = httpx.AsyncClient(base_url=url_of(listener), timeout=PATIENCE, trust_env=False)
     async with serving(build_app(head, lambda: None), listener), client:
         yield client

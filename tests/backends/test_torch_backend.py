@@ -297,10 +297,9 @@ def test_missing_or_misshapen_tensors_are_no_random_numbers(checkpoint: Checkpoi
 def test_measure_needs_only_the_config(checkpoint: Checkpoints, tmp_path: Path) -> None:
     shutil.copy(checkpoint("qwen3_moe") / "config.json", tmp_path / "config.json")
     found = torch_backend.measure(tmp_path, "cpu", "fp32")
-    assert 0 < found.ms_per_layer < 1000
-    assert 0 <= found.ms_per_stage < 1000
-    assert found.memory_bytes_per_s > 1e8
-    assert found.matrix_flops_per_s > 1e8
+    assert found.ms_per_layer > 0
+    assert found.ms_per_stage >= 0
+    assert min(found.memory_bytes_per_s, found.matrix_flops_per_s) > 0
 
 
 def test_probe_names_the_cpu() -> None:

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from tests.support.cluster import PATIENCE, Node, call, status_of, watch
+from tests.support.cluster import Node, call, status_of, watch
+from tests.support.patience import PATIENCE
 from together.errors import Unreachable
 from together.models.spec import read_spec
 from together.ring import rpc, wire

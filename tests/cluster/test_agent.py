@@ -12,7 +12,8 @@ import pytest
 
 from tests.cluster.orders import free_bytes, loaded, make_order, node_when, renamed, stage_when
 from tests.support.checksum import make_checksum_model
-from tests.support.cluster import Node, call, status_of, until, watch
+from tests.support.cluster import Node, call, status_of, watch
+from tests.support.patience import PATIENCE
 from together.errors import BadPlan, BadSetting, BrokenModel, NotEnoughMemory
 from together.ring import rpc, wire
 from together.settings import Settings
@@ -135,15 +136,15 @@ async def test_other_protocols_and_clusters_are_refused_with_both_values(
 
 
 async def test_watch_tells_at_once_on_change_and_each_heartbeat(node: Node, settings: Settings, toy: Path) -> None:
-    clock = asyncio.get_running_loop().time
     stream = watch(node, Caller("head", settings.cluster, wire.PROTOCOL))
-    first = await asyncio.wait_for(anext(stream), 5)
+    first = await asyncio.wait_for(anext(stream), PATIENCE)
     assert first.state is NodeState.IDLE
-    began = clock()
-    assert await asyncio.wait_for(anext(stream), 5) == first
-    assert settings.heartbeat * 0.5 < clock() - began
+    began = asyncio.get_running_loop().time()
+    for _ in range(4):
+        assert await asyncio.wait_for(anext(stream), PATIENCE) == first
+    assert asyncio.get_running_loop().time() - began > 2 * settings.heartbeat  # the first may have been under way
     async with loaded(node, make_order(toy)):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while not (await anext(stream)).stages:
                 pass
 
@@ -152,7 +153,7 @@ async def test_states_from_idle_over_loading_to_ready_and_back(node: Node, setti
     order = make_order(make_checksum_model(tmp_path / "slow", load_ms=600))
     seen: list[tuple[NodeState, float]] = []
     caller = Caller("head", settings.cluster, wire.PROTOCOL)
-    async with loaded(node, order), asyncio.timeout(20):
+    async with loaded(node, order), asyncio.timeout(PATIENCE):
         async for status in watch(node, caller):
             seen += [(status.state, stage.progress) for stage in status.stages if stage.ring == order.ring]
             if status.state is NodeState.READY:
@@ -216,8 +217,8 @@ async def test_random_bytes_are_refused_by_every_method(node: Node, settings: Se
     async with rpc.open_channel("127.0.0.1", node.port) as channel:
         for method in (rpc.LOAD, rpc.UNLOAD, rpc.RENEW, rpc.FIND, rpc.MEET):
             with pytest.raises(Exception, match="not a valid"):
-                await _raw(channel, method)(b"\xff\xff\xff", timeout=5)
-    await until(lambda: node.process.poll() is None, 1)
+                await _raw(channel, method)(b"\xff\xff\xff", timeout=PATIENCE)
+    assert node.process.poll() is None
     assert (await status_of(node, settings)).stages == ()
 
 

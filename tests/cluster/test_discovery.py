@@ -19,6 +19,7 @@ from zeroconf._protocol.outgoing import DNSOutgoing
 
 from tests.cluster.orders import loaded, make_order
 from tests.support.cluster import Node, cluster_settings, status_of, until
+from tests.support.patience import PATIENCE
 from together.cluster.discovery import MOST_RECORDS, SERVICE, Discovery, Hint, missing_ranges
 from together.cluster.node import make_hint
 from together.settings import Settings
@@ -143,7 +144,7 @@ async def test_goodbye_takes_the_record_away(tmp_path: Path) -> None:
         async with discovering(settings) as other:
             await other.advertise(replace(PLAIN, cluster=settings.cluster))
             await until(lambda: discovery.hints)
-        await until(lambda: not discovery.hints, 3)
+        await until(lambda: not discovery.hints, PATIENCE)
 
 
 async def test_a_record_that_is_there_already_is_taken_over(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cluster import cluster_settings
+from tests.support.patience import PATIENCE
 from together.cluster.local import LocalNodes, endpoint_said, say_endpoint
 from together.errors import AppError
 from together.ring import rpc
@@ -22,7 +23,7 @@ async def test_a_node_of_ones_own_says_where_it_listens(tmp_path: Path) -> None:
     assert not local.endpoints()
     try:
         await local.start(1)
-        await asyncio.wait_for(news.wait(), 30)
+        await asyncio.wait_for(news.wait(), PATIENCE)
         (endpoint,) = local.endpoints()
         async with rpc.open_channel(endpoint.addresses[0], endpoint.port) as channel:
             unheard_of = ModelRef("none", "", "0" * 64, 1)

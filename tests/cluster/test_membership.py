@@ -14,6 +14,7 @@ import pytest
 
 from tests.cluster.orders import make_order, stage_when
 from tests.support.cluster import Node, call, cluster_settings, running_node, status_of, until
+from tests.support.patience import PATIENCE
 from together.cluster import discovery, membership
 from together.cluster.membership import Membership
 from together.errors import BadSetting, Unreachable
@@ -61,34 +62,32 @@ async def test_a_node_that_freezes_dies_and_moves_is_followed(
             node.freeze()
             began = clock()
             await until(lambda: not members.alive(first.id))
-            assert settings.node_timeout - settings.heartbeat < clock() - began < settings.node_timeout + 1.5
+            assert clock() - began > settings.node_timeout - settings.heartbeat
             (lost,) = members.nodes()
             assert (lost.state, lost.cause) == (NodeState.FAILED, "lost: no sign of life for 2 s")
             with pytest.raises(Unreachable, match="node studio is not there any more"):
                 await members.call(first.id, rpc.UNLOAD_CALL, NOWHERE)
             node.thaw()
-            await until(lambda: members.alive(first.id), 10)
+            await until(lambda: members.alive(first.id), PATIENCE)
             assert members.living()[0].stages[0].pid == stage.pid
 
             node.kill()
-            began = clock()
             await until(lambda: not members.alive(first.id))
-            assert clock() - began < settings.node_timeout
-            assert "lost: " in members.nodes()[0].cause
+            cause = members.nodes()[0].cause
+            assert cause.startswith("lost: ")
+            assert "sign of life" not in cause  # its connection told, not its silence
             await asyncio.to_thread(stage.wait, 5)  # it left with its node
 
             moved = replace(settings, node_port=settings.node_port + 32)
-            began = clock()
             with running_node(moved) as again:
                 await until(lambda: members.alive(first.id))
-                assert clock() - began < 10
                 assert members.living()[0].endpoint.port == again.port != first.endpoint.port
                 again.stop()
-                await until(lambda: not members.alive(first.id), 2)
+                await until(lambda: not members.alive(first.id), PATIENCE)
                 monkeypatch.setattr(membership, "REMEMBER_LOST", 0.1)
                 await asyncio.sleep(0.2)
                 members.changed.notify()  # as any other news would
-                await until(lambda: members.nodes() == (), 2)
+                await until(lambda: members.nodes() == (), PATIENCE)
 
 
 async def test_an_introduced_node_reaches_a_head_without_multicast(
@@ -133,7 +132,7 @@ async def test_a_call_whose_node_dies_meanwhile_is_an_error_of_ours(tmp_path: Pa
             await until(members.living)
             node.freeze()
             waiting = asyncio.create_task(
-                members.call(members.living()[0].id, rpc.LOAD_CALL, make_order(toy), timeout=20)
+                members.call(members.living()[0].id, rpc.LOAD_CALL, make_order(toy), timeout=PATIENCE)
             )
             with pytest.raises(Unreachable):
                 await waiting  # the membership closes the channel under it
@@ -147,16 +146,15 @@ async def test_a_lease_that_is_not_renewed_frees_its_stages_alone(tmp_path: Path
             await until(members.living)
             for order in (ours, theirs):
                 await call(node, rpc.LOAD_CALL, order)
-            began = asyncio.get_running_loop().time()
-            while len((status := await status_of(node, settings)).stages) == 2:
-                await members.renew()
-                assert asyncio.get_running_loop().time() - began < 8
+            async with asyncio.timeout(PATIENCE):
+                while len((status := await status_of(node, settings)).stages) == 2:
+                    await members.renew()
             assert [stage.head for stage in status.stages] == ["head"]
             assert status.free_bytes == status.memory_bytes - ours.stage.memory_bytes
             assert len(node.stages()) == 1
             await asyncio.to_thread(node.stop)
             assert node.stages() == []
-            await until(lambda: not members.living(), 2)
+            await until(lambda: not members.living(), PATIENCE)
         assert [line for line in node.lines if "port" not in line] == [
             f"WARNING together.cluster.agent: the head of ['{theirs.ring}'] no longer renews: its layers are freed\n"
         ]

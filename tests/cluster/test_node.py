@@ -19,6 +19,7 @@ from tests.support.cluster import (
     running_nodes,
     status_of,
 )
+from tests.support.patience import PATIENCE
 from together.ring import rpc
 from together.settings import Settings
 from together.types import StageState
@@ -33,7 +34,7 @@ def outcome(settings: Settings, *arguments: str) -> tuple[int, str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
     )
     return done.returncode, done.stderr
 

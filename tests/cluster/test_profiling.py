@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from tests.support.checksum import make_checksum_model
 from tests.support.cluster import call, cluster_settings, running_nodes
+from tests.support.patience import PATIENCE
 from together.cluster.measure import LIFE, QUIET, Finding, Order, disk_speed, watch_others
 from together.cluster.profiling import LARGEST_CONFIG, Profiler, better, profile_key
 from together.cluster.supervisor import spawn
@@ -65,7 +66,7 @@ def children() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "together.cluster.measure" in child.cmdline()]
 
 
-async def poll(true: Callable[[], object], seconds: float = 20.0) -> None:
+async def poll(true: Callable[[], object], seconds: float = PATIENCE) -> None:
     async with asyncio.timeout(seconds):
         while not true():  # noqa: ASYNC110  # what is waited for is no event
             await asyncio.sleep(0.02)
@@ -76,7 +77,7 @@ async def poll(true: Callable[[], object], seconds: float = 20.0) -> None:
 
 async def test_a_device_is_measured_and_its_answer_kept(profiler: Profiler, order: MeasureOrder) -> None:
     found = await profiler.measure(order)
-    assert found.ms_per_layer == pytest.approx(2, rel=0.8)
+    assert found.ms_per_layer > 0.4  # the toy takes 2
     assert min(found.ms_per_stage, found.ms_per_head, found.memory_bytes_per_s, found.matrix_flops_per_s) > 0
     assert 20e6 < found.overhead_bytes < 1e9  # grpc and the stage's own code are in it
     assert children() == []
@@ -94,7 +95,7 @@ async def test_what_is_measured_anew_is_kept_where_it_is_better(profiler: Profil
     known = rewrite(profiler, await profiler.find(order), ms_per_layer=77.0, busy=1.0, at=time.time())
     assert await profiler.measure(order) == known.profile
     found = await profiler.find(order, anew=True)
-    assert found.profile.ms_per_layer == pytest.approx(2, rel=0.8)
+    assert 0 < found.profile.ms_per_layer != 77.0
     assert await profiler.find(order) == found
 
 
@@ -273,7 +274,7 @@ async def test_the_child_leaves_with_its_node(order: MeasureOrder, tmp_path: Pat
     config = changed(order, step_ms=SLOW).config.decode()
     process.stdin.write(Order("checksum", "cpu", "fp32", config, str(tmp_path)).line())
     process.stdin.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         assert await process.wait() == 1
 
 
@@ -301,9 +302,7 @@ def test_disk_speed_of_no_folder_and_of_a_full_disk_is_unknown(tmp_path: Path) -
 async def test_a_node_measures_itself_when_asked(order: MeasureOrder, tmp_path: Path) -> None:
     with running_nodes(cluster_settings(tmp_path / "home"), "one") as (node,):
         found = await call(node, rpc.MEASURE_CALL, order)
-        assert found.ms_per_layer == pytest.approx(2, rel=0.8)
-        began = time.monotonic()
-        assert await call(node, rpc.MEASURE_CALL, order) == found
-        assert time.monotonic() - began < 1
+        assert found.ms_per_layer > 0.4
+        assert await call(node, rpc.MEASURE_CALL, order) == found  # to the last digit: it did not measure again
         with pytest.raises(BadSetting, match="node one has no device mlx/gpu; it has checksum/cpu"):
             await call(node, rpc.MEASURE_CALL, replace(order, backend="mlx", device="gpu"))

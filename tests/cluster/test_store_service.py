@@ -19,6 +19,7 @@ from tests.cluster.suppliers import HOST, heavy_toy, lab_ref, served
 from tests.models.pieces import carry, flip
 from tests.support.checksum import make_checksum_model
 from tests.support.cluster import cluster_settings, running_node
+from tests.support.patience import PATIENCE
 from together.cluster.store_service import StoreService
 from together.errors import BrokenModel, TogetherError
 from together.models.export import export
@@ -48,7 +49,7 @@ class Asked:
 
     def stream(self, request: UnitRequest) -> grpc.aio.UnaryStreamCall[bytes, bytes]:
         stub: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self.channel.unary_stream(rpc.READ)
-        return stub(wire.UNIT_REQUEST.encode(request), timeout=60)
+        return stub(wire.UNIT_REQUEST.encode(request), timeout=PATIENCE)
 
     async def read(self, request: UnitRequest) -> bytes:
         try:
@@ -149,10 +150,10 @@ async def test_random_bytes_are_refused(tmp_path: Path) -> None:
         for method in (rpc.DESCRIBE, rpc.DIGEST):
             stub: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = store.channel.unary_unary(method)
             with pytest.raises(grpc.aio.AioRpcError, match="not a valid"):
-                await stub(b"\xff\xff\xff", timeout=5)
+                await stub(b"\xff\xff\xff", timeout=PATIENCE)
         read: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = store.channel.unary_stream(rpc.READ)
         with pytest.raises(grpc.aio.AioRpcError, match="not a valid"):
-            await read(b"\xff\xff\xff", timeout=5).read()
+            await read(b"\xff\xff\xff", timeout=PATIENCE).read()
 
 
 # --- which folder -----------------------------------------------------------------------------------------------------

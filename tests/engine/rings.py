@@ -12,6 +12,7 @@ from backends.base import LoadRequest, Shard, open_backend
 from backends.checksum_backend_shard import KV_BYTES, ChecksumShard
 from tests.support.checksum import expected_tokens
 from tests.support.loopback import LoopbackRing
+from tests.support.patience import PATIENCE
 from together.engine.engine import Engine, TokenStream
 from together.models.files import tensors_for
 from together.requests import GenerateRequest
@@ -70,7 +71,7 @@ async def at_rest(engine: Engine, ring: LoopbackRing) -> None:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while not true():  # noqa: ASYNC110  # what is waited for is state of others, not an event
             await asyncio.sleep(0.002)
 

@@ -14,6 +14,7 @@ import pytest
 from tests.engine.rings import LAYERS, at_rest, collect, expected, loads, serving, until
 from tests.support.checksum import VOCABULARY, make_checksum_model
 from tests.support.loopback import LoopbackRing, chain_step
+from tests.support.patience import PATIENCE
 from together.engine.engine import Engine, TokenStream
 from together.engine.scheduler import Scheduler
 from together.engine.sequence import Limits, Sequence
@@ -192,9 +193,9 @@ async def test_timings_and_step_times_are_measured(toy: Path) -> None:
         stream = engine.submit(ask(1, 2, 3))
         await collect(stream)
         timings = stream.timings
-        assert 0 <= timings.queued <= timings.first_token <= timings.total < 10
+        assert 0 <= timings.queued <= timings.first_token <= timings.total
         assert len(engine.times.stage_ms) == len(engine.times.stages) == 2
-        assert 0 < max(engine.times.stage_ms) <= engine.times.step_ms
+        assert min(*engine.times.stage_ms, engine.times.step_ms) > 0
 
 
 # --- leaving ----------------------------------------------------------------------------------------------------------
@@ -244,17 +245,18 @@ async def test_a_frozen_ring_is_given_up(toy: Path) -> None:
         ring.freeze()
         stream = engine.submit(ask(1, 2))
         with pytest.raises(RingBroken, match=r"no answer from the ring for 0\.2 s"):
-            await asyncio.wait_for(engine.run(), 5)
+            await asyncio.wait_for(engine.run(), PATIENCE)
         with pytest.raises(RingBroken, match="no answer"):
             await collect(stream)
 
 
 async def test_idle_time_is_not_counted_as_silence(tmp_path: Path) -> None:
-    slow = make_checksum_model(tmp_path / "slow", layers=LAYERS, step_ms=40)  # per layer
-    async with LoopbackRing(loads(slow, (4,))) as ring, engine_over(ring, step_timeout=0.4) as engine:
+    """A step takes a while, so that the watch looks meanwhile, and far less than the time that is allowed."""
+    slow = make_checksum_model(tmp_path / "slow", layers=LAYERS, step_ms=150)  # per layer
+    async with LoopbackRing(loads(slow, (4,))) as ring, engine_over(ring, step_timeout=1.5) as engine:
         for _ in range(2):
-            assert len(await collect(engine.submit(ask(1, 2, max_tokens=2)))) == 2
-            await asyncio.sleep(0.5)
+            assert len(await collect(engine.submit(ask(1, 2, max_tokens=1)))) == 1
+            await asyncio.sleep(1.6)
 
 
 async def test_close_ends_open_requests(toy: Path) -> None:
@@ -264,7 +266,7 @@ async def test_close_ends_open_requests(toy: Path) -> None:
         stream = engine.submit(ask(1, 2, max_tokens=3000))
         await anext(stream)
         engine.close()
-        await asyncio.wait_for(serving_task, 5)
+        await asyncio.wait_for(serving_task, PATIENCE)
         with pytest.raises(NotServing):
             await collect(stream)
         with pytest.raises(NotServing):

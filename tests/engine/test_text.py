@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from tests.support.patience import PATIENCE
 from tests.support.tokenizers import CHATML, byte_fallback, byte_level, write_text_files
 from together.engine.detokenize import Decoder, StopFilter
 from together.engine.text import TextModel
@@ -157,7 +158,7 @@ print(json.dumps([len(ids), resident, sorted({"torch", "mlx", "transformers"} & 
     command = [sys.executable, "-c", code, str(tmp_path)]
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE, env=environment)
     count, resident_mb, heavy = json.loads(done.stdout)
     assert count > 0
     assert heavy == []

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.support.checksum import make_checksum_model
+from tests.support.patience import PATIENCE
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -16,7 +17,7 @@ def run(folder: Path, name: str, *arguments: str, **settings: str) -> list[str]:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("TOGETHER_")}
     environment = clean | {"TOGETHER_HOME": str(folder / "home"), "PYTHONIOENCODING": "utf-8"} | settings
     command = [sys.executable, str(EXAMPLES / name), *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=100, check=False)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=2 * PATIENCE, check=False)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode("utf-8").splitlines()
 

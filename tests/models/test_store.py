@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.models.pieces import carry, flip, random_model, unit_bytes
+from tests.support.patience import PATIENCE
 from together.errors import BrokenModel
 from together.models import store as store_module
 from together.models.manifest import describe, read_manifest, small_files
@@ -163,7 +164,7 @@ def test_one_writer_at_a_time(tmp_path: Path, home: Path) -> None:
         code = "import sys; from pathlib import Path; from together.models.store import Store\n"
         code += "Store(Path(sys.argv[1])).part(sys.argv[2], sys.argv[3])"
         other = [sys.executable, "-c", code, str(home), print_, FIRST]
-        answer = subprocess.run(other, capture_output=True, text=True, timeout=60, check=False)
+        answer = subprocess.run(other, capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert "UnitBusy" in answer.stderr
         Store(home).part(print_, "norm.safetensors").close()  # another unit is free
     Store(home).part(print_, FIRST).close()
@@ -291,7 +292,7 @@ def test_a_disk_that_fills_up_keeps_the_part(tmp_path: Path, home: Path) -> None
     folder = random_model(tmp_path / "tiny")
     store, print_ = begun(home, folder)
     command = [sys.executable, "-c", LIMITED, str(home), str(folder), print_]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert answer.stdout.startswith("150 layer-00000.safetensors of tiny: the disk of "), answer.stderr
     with store.part(print_, FIRST) as part:
         assert part.size == 150
@@ -332,7 +333,7 @@ except DiskFull as error:
 def test_an_export_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     folder, target = random_model(tmp_path / "tiny"), tmp_path / "usb" / "all"
     command = [sys.executable, "-c", EXPORT, str(folder), str(target)]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert answer.stdout.startswith("tiny layers 0:2: the disk of "), answer.stderr
     assert list(target.parent.iterdir()) == []
 

@@ -1,9 +1,8 @@
-"""The recommendation against brute force, its invariants, the cases that break others, and how long it takes."""
+"""The recommendation against brute force, its invariants, the cases that break others, and how much work it is."""
 
 from __future__ import annotations
 
 import random
-import time
 from dataclasses import astuple, replace
 
 import pytest
@@ -11,13 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.planning.brute import Best, brute_force, random_problem
+from tests.support.work import calls_of
 from together.desktop.bench_plan import CASES, Case, made_up
 from together.planning.explain import explain
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem, Split
 from together.planning.recommend import recommend
 from together.planning.score import score_of
 
-SLACK = 3.0
+MOST_CALLS = {"layers": 100_000, "bytes": 500_000, "mixed": 100_000}  # twice what it is; `bench plan` shows the time
 
 
 def check_plan(problem: Problem, split: Split) -> None:
@@ -390,16 +390,11 @@ def test_with_shared_processors_it_is_the_best_but_for_a_few() -> None:
     assert exact > 0.95 * solved > 50
 
 
-# --- time -------------------------------------------------------------------------------------------------------------
+# --- work -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(part) for part in astuple(case)))
-def test_it_answers_at_once(case: Case) -> None:
-    problem, most_ms = made_up(case), 50 if case.room == "layers" else 500
+def test_it_answers_without_much_work(case: Case) -> None:
+    problem = made_up(case)
     recommend(problem)  # the first one imports
-    best = float("inf")
-    for _ in range(4):
-        began = time.perf_counter()
-        recommend(problem)
-        best = min(best, time.perf_counter() - began)
-    assert best * 1e3 < SLACK * most_ms
+    assert calls_of(lambda: recommend(problem)) < MOST_CALLS[case.room]

@@ -18,12 +18,11 @@ import pytest
 from tests.conftest import RealApp, start_app
 from tests.reliability.web import chat_body
 from tests.support.cluster import right_answer
+from tests.support.patience import PATIENCE
 
 PEOPLE = 100
 TOKENS = 24
-HEALTH_P99 = 0.3  # seconds
-MOST_SPREAD = 3.0  # slowest through fastest of equal requests that were answered
-SLACK = 3.0
+MOST_PIECES = 500  # between two answers of `/health`: a fifth of all, and many times what it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ async def test_a_hundred_people_at_once(crowded_app: RealApp, tmp_path: Path) ->
     toy = tmp_path / "toy"
     right = [right_answer(toy, f"I am number {person:03}.", TOKENS) for person in range(PEOPLE)]
     stop, limits = asyncio.Event(), httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=crowded_app.url, timeout=60, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=crowded_app.url, timeout=PATIENCE, limits=limits) as client:
         watching = asyncio.create_task(health(client, stop))
         outcomes = await asyncio.gather(*(one(client, person) for person in range(PEOPLE)))
         stop.set()
@@ -81,6 +80,5 @@ async def test_a_hundred_people_at_once(crowded_app: RealApp, tmp_path: Path) ->
         p99 = times[round(0.99 * (len(times) - 1))]
         spread = max(o.seconds for o in answered) / min(o.seconds for o in answered)
         print(f"{len(answered)} of {PEOPLE} answered, slowest/fastest {spread:.2f}, health p99 {1e3 * p99:.0f} ms")
-        assert p99 < HEALTH_P99 * SLACK
-        assert spread < MOST_SPREAD * SLACK
+        assert len(times) > sum(len(o.text) for o in answered) / MOST_PIECES
         assert (await one(client, 7)).text == right[7]  # and afterwards all is as before

@@ -26,13 +26,13 @@ from tests.support.cluster import (
     status_of,
     until,
 )
+from tests.support.patience import PATIENCE
 from together.errors import NotEnoughMemory
 from together.head import Head
 from together.settings import Settings
 from together.types import ServingState, StageState
 
 LEASE = 3.0  # seconds, here; 30 by default
-SLACK = 3.0
 PLAN = by_hand("anna=0:2,berta=2:4")
 
 
@@ -61,7 +61,7 @@ def head_process(settings: Settings, toy: Path, *nodes: Node) -> Iterator[subpro
         yield process
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(PATIENCE)
 
 
 async def states(nodes: list[Node], settings: Settings) -> list[list[StageState]]:
@@ -69,12 +69,12 @@ async def states(nodes: list[Node], settings: Settings) -> list[list[StageState]
     return [[stage.state for stage in (await status_of(node, settings)).stages] for node in nodes]
 
 
-async def until_all(nodes: list[Node], settings: Settings, ready: bool, seconds: float) -> None:
+async def until_all(nodes: list[Node], settings: Settings, ready: bool) -> None:
     """Every node holds one READY stage, or (not `ready`) none."""
     wanted = [[StageState.READY]] * len(nodes) if ready else [[]] * len(nodes)
-    async with asyncio.timeout(seconds):
-        while await states(nodes, settings) != wanted:
-            continue  # each look is a call
+    async with asyncio.timeout(PATIENCE):
+        while await states(nodes, settings) != wanted:  # noqa: ASYNC110  # it is the state of others
+            await asyncio.sleep(0.05)  # and they need the processor
 
 
 async def test_a_killed_heads_nodes_are_freed_and_found_by_others(tmp_path: Path, toy: Path) -> None:
@@ -82,25 +82,25 @@ async def test_a_killed_heads_nodes_are_freed_and_found_by_others(tmp_path: Path
     settings = cluster_settings(tmp_path, lease=LEASE, memory="110MB")
     with running_nodes(settings, "anna", "berta") as nodes:
         with head_process(settings, toy, *nodes):
-            await until_all(nodes, settings, ready=True, seconds=60)
+            await until_all(nodes, settings, ready=True)
             stages = [stage for node in nodes for stage in node.stages()]
         assert len(stages) == 2
         async with running_head(settings, *nodes) as other:
             with pytest.raises(NotEnoughMemory):
                 await other.load(toy, PLAN)
-            await until_all(nodes, settings, ready=False, seconds=LEASE * SLACK)
+            await until_all(nodes, settings, ready=False)
             assert not any(stage.is_running() for stage in stages)
             await load_when_free(other, toy)
             assert await ask(other) == right_answer(toy)
         async with running_head(settings) as again:  # nobody tells it where they are
-            await until(lambda: len(again.view().nodes) == 2, 10)
+            await until(lambda: len(again.view().nodes) == 2, PATIENCE)
             await load_when_free(again, toy)
             assert await ask(again) == right_answer(toy)
 
 
 async def load_when_free(head: Head, toy: Path) -> None:
     """A head hears a moment after the nodes that they are free."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while head.view().serving.state is not ServingState.READY:
             try:
                 await head.load(toy, PLAN)

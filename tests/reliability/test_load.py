@@ -18,6 +18,7 @@ from tests.reliability.watching import books_agree
 from tests.ring.test_real_rings import FIRST_OF, _device
 from tests.support.checksum import expected_tokens, make_checksum_model
 from tests.support.cluster import GREEDY, until
+from tests.support.patience import PATIENCE
 from together.cluster.bare import Place, bare_ring
 from together.engine.engine import Engine
 from together.requests import GenerateRequest
@@ -155,7 +156,7 @@ async def check_load(folder: Path, backends: tuple[str, ...], alone: list[list[i
             async with asyncio.TaskGroup() as group:
                 for asked, text in zip(crowd(), alone, strict=True):
                     group.create_task(one(engine, asked, text))
-            await until(lambda: books_agree(engine.stats()), 5)
+            await until(lambda: books_agree(engine.stats()), PATIENCE)
 
 
 async def one(engine: Engine, asked: Asked, alone: list[int]) -> None:

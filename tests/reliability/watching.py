@@ -6,12 +6,11 @@ Knows no test.
 from __future__ import annotations
 
 from tests.support.cluster import until
+from tests.support.patience import PATIENCE
 from together.engine.engine import Engine
 from together.engine.measure import EngineStats
 from together.head import Head
 from together.types import ServingState, StageStatus
-
-REST_WITHIN = 2.0  # seconds from the last request's end until no stage holds anything of it
 
 
 def engine_of(head: Head) -> Engine:
@@ -24,7 +23,7 @@ def books_agree(stats: EngineStats) -> bool:
     return stats.running == stats.waiting == 0 and set(stats.stage_sequences) <= {stats.cached}
 
 
-async def at_rest(head: Head, seconds: float = REST_WITHIN) -> None:
+async def at_rest(head: Head, seconds: float = PATIENCE) -> None:
     """Within `seconds` the books agree; then, with the cache dropped, every stage holds nothing at all."""
     engine = engine_of(head)
     await until(lambda: books_agree(engine.stats()), seconds)

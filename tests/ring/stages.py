@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.support.cluster import GREEDY, free_port_block, until
+from tests.support.patience import PATIENCE
 from together.cluster.supervisor import StageProcess
 from together.models.spec import read_spec
 from together.ring import rpc, wire
@@ -102,7 +103,7 @@ class RawRing:
         await self._outlet.send(data)
 
     async def receive(self) -> Frame:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             arrival = await self._inlet.next()
         assert arrival.data is not None, "the last stage ended its stream"
         return wire.decode_frame(arrival.data)

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from tests.support.patience import PATIENCE
 from together.errors import BadSetting, FrameRefused, RingBroken, Unreachable
 from together.ring import rpc
 from together.ring.links import DEPTH, Inlet, Inlets, Outlet
@@ -42,7 +43,7 @@ def inlet() -> Inlet:
 
 
 async def received(inlet: Inlet) -> bytes | None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         return (await inlet.next()).data
 
 
@@ -100,7 +101,7 @@ async def test_a_full_inlet_stalls_its_sender_and_holds_little(inlet: Inlet) -> 
         assert DEPTH <= sent < DEPTH + 32  # the queue, and what HTTP/2 keeps on the way
         for _ in range(sent + 1):
             assert await received(inlet) == frame
-        await asyncio.wait_for(pushed, 5)  # taken up: the sender goes on
+        await asyncio.wait_for(pushed, PATIENCE)  # taken up: the sender goes on
         await outlet.close()
 
 
@@ -111,7 +112,7 @@ async def test_the_end_of_a_stream_is_seen_once_after_its_frames(inlet: Inlet) -
         assert await received(inlet) == b"one"
         waiting = asyncio.create_task(inlet.next())
         await outlet.close()
-        assert (await asyncio.wait_for(waiting, 5)).data is None
+        assert (await asyncio.wait_for(waiting, PATIENCE)).data is None
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(inlet.next(), 0.1)
 
@@ -162,7 +163,7 @@ async def test_an_old_streams_sender_learns_that_its_epoch_is_over(inlet: Inlet)
         old = await Outlet.open(there, KEY)
         inlet.expect(KEY.epoch + 1, KEY.sender)
         await old.send(b"too late")
-        assert "epoch 3 is over" in await asyncio.wait_for(old.ended(), 5)
+        assert "epoch 3 is over" in await asyncio.wait_for(old.ended(), PATIENCE)
         with pytest.raises(RingBroken, match="epoch 3 is over"):
             await old.send(b"again")
         await old.close()
@@ -186,7 +187,7 @@ async def test_sending_after_the_receiver_went_away_breaks(inlet: Inlet) -> None
     async with listening(inlet) as there:
         outlet = await Outlet.open(there, KEY)
     with pytest.raises(RingBroken, match=r"the link to 127\.0\.0\.1:\d+ is gone"):
-        await asyncio.wait_for(_send_for_ever(outlet), 5)
+        await asyncio.wait_for(_send_for_ever(outlet), PATIENCE)
     await outlet.close()
 
 
@@ -198,7 +199,7 @@ async def test_closing_an_outlet_ends_a_stalled_send_with_an_error_of_ours(inlet
             await asyncio.wait_for(asyncio.shield(stalled), 0.5)
         await outlet.close()
         with pytest.raises(RingBroken):
-            await asyncio.wait_for(stalled, 5)
+            await asyncio.wait_for(stalled, PATIENCE)
 
 
 async def _done_within(seconds: float, task: asyncio.Task[None]) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from tests.ring.stages import RawRing, launches, raw_ring, running_stages
 from tests.support.checksum import expected_tokens, make_checksum_model
 from tests.support.cluster import CHECKOUT, GREEDY, until
+from tests.support.patience import PATIENCE
 from together.cluster.supervisor import StageProcess
 from together.types import LayerRange, Row, SampleRequest, StageState
 
@@ -72,7 +73,7 @@ async def test_a_truncated_file_is_said_by_name(tmp_path: Path) -> None:
 async def test_a_killed_stage_is_explained(toy: Path) -> None:
     async with running_stages(toy, *WHOLE) as (stage,):
         psutil.Process(stage.status.pid).kill()
-        await until(lambda: stage.status.state is StageState.FAILED, 5)
+        await until(lambda: stage.status.state is StageState.FAILED, PATIENCE)
         assert stage.status.cause.startswith("its process was ended by SIGKILL")
 
 
@@ -106,7 +107,7 @@ async def test_a_busy_stage_is_ended_all_the_same(tmp_path: Path) -> None:
     async with running_stages(toy, *WHOLE) as (stage,), raw_ring([stage]) as ring:
         await ring.join()
         await ring.push(Row(1, 0, PROMPT))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await stage.stop()
         assert not psutil.pid_exists(stage.status.pid)
 
@@ -128,7 +129,7 @@ def test_a_stage_leaves_when_its_node_is_killed(toy: Path) -> None:
         stage = psutil.Process(int(node.stdout.readline()))
         assert '"ready"' in node.stdout.readline()
         node.kill()
-        stage.wait(5)
+        stage.wait(PATIENCE)
     finally:
         node.kill()
         node.wait()

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.ring import words
+from tests.support.patience import PATIENCE
 from together.errors import FrameRefused
 from together.ring import together_pb2, wire
 from together.types import Activation, Batch, Frame, Row, SampleRequest, Sampling
@@ -149,7 +150,7 @@ def test_the_committed_messages_are_made_from_the_proto_file(tmp_path: Path) -> 
     folder = Path(together_pb2.__file__).parent
     made = tmp_path / "descriptors"
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{folder}", f"--descriptor_set_out={made}"]
-    subprocess.run([*command, "together.proto"], check=True, timeout=60)
+    subprocess.run([*command, "together.proto"], check=True, timeout=PATIENCE)
     now = descriptor_pb2.FileDescriptorSet.FromString(made.read_bytes()).file[0]
     committed = descriptor_pb2.FileDescriptorProto.FromString(together_pb2.DESCRIPTOR.serialized_pb)
     assert _essence(now) == _essence(committed)

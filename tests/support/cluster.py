@@ -25,6 +25,7 @@ import grpc.aio
 import psutil
 
 from tests.support.checksum import expected_text
+from tests.support.patience import PATIENCE
 from together.engine.text import TextModel
 from together.head import Head
 from together.planning.request import PlanRequest
@@ -34,7 +35,6 @@ from together.settings import Settings, load_settings
 from together.types import Caller, Endpoint, NodeStatus, Sampling
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-PATIENCE = 30.0  # seconds for a process to start on a busy machine
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -59,8 +59,8 @@ def cluster_settings(home: Path, **overrides: object) -> Settings:
         "users": 2,
         "heartbeat": 0.3,
         "node_timeout": 2.0,
-        "load_timeout": 30.0,
-        "step_timeout": 30.0,
+        "load_timeout": PATIENCE,
+        "step_timeout": 10 * PATIENCE,  # a ring mends itself long before, or the test fails
     }
     return load_settings({}, **(values | overrides))
 
@@ -113,7 +113,7 @@ class Node:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(PATIENCE)
 
     def freeze(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
@@ -126,7 +126,7 @@ class Node:
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
-            self.process.wait(10)
+            self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
@@ -240,7 +240,7 @@ async def until(true: Callable[[], Any], seconds: float = PATIENCE) -> None:
 # --- a node's service, without a head ---------------------------------------------------------------------------------
 
 
-async def call(node: Node, method: rpc.Unary, request: object, timeout: float = 20.0) -> Any:
+async def call(node: Node, method: rpc.Unary, request: object, timeout: float = PATIENCE) -> Any:
     """One call to a node, on a channel of its own."""
     async with rpc.open_channel(node.host, node.port) as channel:
         return await rpc.call(channel, method, request, "node", timeout)

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from tests.support.patience import PATIENCE
+
 LARGE = ".safetensors"  # these are LFS files: resolve redirects to the CDN
 CHUNK = 4096
 _INFO = re.compile(r"/api/models/(?P<repo>[^/]+(?:/[^/]+)?)(?:/revision/(?P<revision>[^/]+))?")
@@ -88,7 +90,7 @@ def serve_hub() -> Iterator[HubServer]:
         for server, thread in zip(servers, threads, strict=True):
             server.shutdown()
             server.server_close()
-            thread.join(5)
+            thread.join(PATIENCE)
 
 
 @lru_cache(maxsize=256)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.support.cluster import CHECKOUT
+from tests.support.patience import PATIENCE
 
 NEW = ("unshare", "--user", "--map-root-user", "--net")
 BRIDGE = "switch"
@@ -51,7 +52,7 @@ def _slow(megabits: int) -> tuple[str, ...]:
     return ("qdisc", "add", "dev", BRIDGE, "root", "tbf", "rate", rate, "burst", "64k", "latency", "99ms")
 
 
-def run_scenario(scenario: str, folder: Path, timeout: float = 100.0) -> str:
+def run_scenario(scenario: str, folder: Path, timeout: float = 2 * PATIENCE) -> str:
     """Run it in a new network; what it printed. Fails with what it said if it failed."""
     command = [*NEW, sys.executable, "-m", "tests.support.namespaces", scenario, str(folder)]
     process = subprocess.Popen(
@@ -161,7 +162,7 @@ def switch(*names: str) -> Iterator[Switch]:
 def _held_network() -> Iterator[subprocess.Popen[bytes]]:
     """A process that does nothing but have a network of its own; it ends with us."""
     with subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as holder:
-        own, deadline = os.readlink("/proc/self/ns/net"), time.monotonic() + 10
+        own, deadline = os.readlink("/proc/self/ns/net"), time.monotonic() + PATIENCE
         while os.readlink(f"/proc/{holder.pid}/ns/net") == own:
             assert time.monotonic() < deadline, "no new network came about"
             time.sleep(0.01)

@@ -10,11 +10,13 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.conftest import RealApp
+from tests.support.patience import PATIENCE_MS
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
-SOON = 15_000  # ms
+SOON = PATIENCE_MS
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="package")
@@ -31,6 +33,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser) -> Iterator[Page]:
     """A new tab that may load nothing from elsewhere, and may not report an error."""
     tab = browser.new_page(viewport={"width": 1280, "height": 860})
+    tab.set_default_timeout(PATIENCE_MS)
     foreign: list[str] = []
     errors: list[str] = []
     tab.on("request", lambda request: foreign.append(request.url) if _is_foreign(request.url) else None)

@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect
 from tests.api.test_thinking import CLOSING, thinking_toy
 from tests.conftest import RealApp, run_up, serving_instead, until
 from tests.support.checksum import EOS, QUIET, expected_tokens, make_checksum_model
+from tests.support.patience import PATIENCE
 from tests.webui.conftest import SOON, ask, measurements, open_page, set_number
 from together.engine.text import TextModel
 from together.requests import Message
@@ -48,7 +49,7 @@ def test_the_last_plan_is_offered_and_loaded(page: Page, own_app: RealApp) -> No
     expect(page.locator("#offer")).to_contain_text("-2 2–3.")
     assert page.locator("#offer img").count() == 0
     page.locator("#load-last").click()
-    expect(page.locator("#cluster-header .pill")).to_have_text("READY", timeout=30_000)
+    expect(page.locator("#cluster-header .pill")).to_have_text("READY", timeout=SOON)
     expect(page.locator("#offer")).to_be_hidden()
     expect(page.locator("#notice")).to_be_empty()
     assert page.locator("#cluster-header .layer-bar .segment-range").all_inner_texts() == ["0:2", "2:4"]
@@ -105,7 +106,7 @@ def test_a_machine_that_became_slow_gets_fewer_layers_by_the_button(page: Page, 
             expect(page.locator("#advice")).to_contain_text("slower than planned", timeout=80_000)
             assert "better: " in app.command("status").stdout
             page.locator("#rebalance").click()
-            until(lambda: app.serving()["state"] == "READY" and layers(app) != before, 30, "layers have moved")
+            until(lambda: app.serving()["state"] == "READY" and layers(app) != before, PATIENCE, "layers have moved")
         finally:
             stop.set()
             for job in jobs:
@@ -174,6 +175,7 @@ def test_thoughts_are_folded_away_and_belong_to_the_answer(page: Page, real_app:
         ask(page, "Again", 4000)
         expect(title.nth(1)).to_contain_text("Thinking… ", timeout=SOON)
         page.locator("#stop").click()
-        until(lambda: real_app.serving()["running"] == 0, 3, "the sequence is gone")
+        until(lambda: real_app.serving()["running"] == 0, PATIENCE, "the sequence is gone")
+        assert real_app.generated_tokens() < 4000
         expect(title.nth(1)).to_contain_text("stopped", timeout=SOON)
         expect(page.locator("#send")).to_be_visible(timeout=SOON)

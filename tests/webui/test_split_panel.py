@@ -9,9 +9,10 @@ from playwright.sync_api import Page, expect
 
 from tests.conftest import EVIL_NAME, LAYERS, NODE_NAMES, RealApp, until
 from tests.support.checksum import EOS, QUIET, make_checksum_model
+from tests.support.patience import PATIENCE, PATIENCE_MS
 from tests.webui.conftest import SOON, answers, ask, measurements, open_page, set_number
 
-MEASURED = 60_000  # ms; two nodes of one machine measure one after another
+MEASURED = 2 * PATIENCE_MS  # two nodes of one machine measure one after another
 
 
 def recommend(page: Page) -> None:
@@ -134,7 +135,7 @@ def test_an_edited_split_is_applied_and_the_table_follows_machines(page: Page, o
     expect(page.locator("#split-apply")).to_be_enabled(timeout=SOON)
     page.locator("#split-apply").click()
     expect(page.locator("#split-said .good")).to_contain_text("toy runs by this split", timeout=MEASURED)
-    until(lambda: ranges(page, "#cluster-header") == ["0:3", "3:4"], 10, "the header shows the new split")
+    until(lambda: ranges(page, "#cluster-header") == ["0:3", "3:4"], PATIENCE, "the header shows the new split")
     stages = [stage["layers"] for node in own_app.status()["nodes"] for stage in node["stages"]]
     assert sorted((layers["start"], layers["stop"]) for layers in stages) == [(0, 3), (3, 4)]
     first = answers(page)
@@ -156,12 +157,12 @@ def test_an_edited_split_is_applied_and_the_table_follows_machines(page: Page, o
 
     known = {process.pid for process in own_app.tree()}
     own_app.post("/control/nodes", {"action": "start"})
-    expect(page.locator("#cluster-nodes tbody tr")).to_have_count(3, timeout=30_000)
+    expect(page.locator("#cluster-nodes tbody tr")).to_have_count(3, timeout=SOON)
     expect(page.locator("#split-stale")).to_contain_text("recommend again", timeout=SOON)
     new = [process for process in own_app.tree() if process.pid not in known and "node" in process.cmdline()]
     assert len(new) == 1
     psutil.Process(new[0].pid).kill()
     lost = page.locator("#cluster-nodes tbody tr", has_text=f"{EVIL_NAME}-3")
-    expect(lost.locator(".pill")).to_have_text("FAILED", timeout=30_000)
+    expect(lost.locator(".pill")).to_have_text("FAILED", timeout=SOON)
     expect(lost.locator(".cause")).to_contain_text("lost: ")
     expect(page.locator("#split-stale")).to_be_empty(timeout=SOON)  # the machines of the plan are all there are, again
