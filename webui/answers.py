@@ -142,8 +142,10 @@ def stopped(turns: Turns) -> Turns:
     """Nobody thinks any more, whatever the last title says."""
     if not turns or not is_thought(turns[-1]):
         return turns
-    title = str(turns[-1]["metadata"]["title"]).replace(THINKING, THOUGHT)
-    return [*turns[:-1], thought(text_of(turns[-1]), f"{title}, stopped")]
+    title = str(turns[-1]["metadata"]["title"])
+    if not title.startswith(THINKING):  # it was stopped already
+        return turns
+    return [*turns[:-1], thought(text_of(turns[-1]), f"{title.replace(THINKING, THOUGHT)}, stopped")]
 
 
 def notice(sentence: str) -> str:

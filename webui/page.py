@@ -161,6 +161,8 @@ def _connect(answers: Answers, chat: ChatControls, settings: list[gr.components.
     for stop in (chat.stop.click, chat.clear.click, chat.turns.clear):
         stop(cancels=running, **_CANCEL)
     chat.stop.click(answers.stop, chat.turns, [chat.turns, chat.send, chat.stop], queue=False, **_EVENT)
+    for event in running:  # a part of the answer may overtake the click; its end by a cancel is a failure to Gradio
+        event.failure(answers.stop, chat.turns, [chat.turns, chat.send, chat.stop], **_EVENT)
     for clear in (chat.clear.click, chat.turns.clear):
         clear(answers.clear, None, outputs, queue=False, **_EVENT)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.conftest import EVIL_NAME, NODE_NAMES, RealApp, until
 from tests.support.patience import PATIENCE
@@ -57,6 +58,23 @@ def test_stop_really_stops(page: Page, real_app: RealApp) -> None:
     expect(page.locator("#send")).to_be_visible(timeout=SOON)
     ask(page, "Again", 5)
     assert measurements(page).startswith("5 tokens")
+
+
+def test_stop_holds_also_where_the_answer_ends_later(page: Page, real_app: RealApp) -> None:
+    """On a busy machine: parts of the answer come after the click, until the server has heard of it."""
+    open_page(page, real_app)
+    page.route("**/cancel", later)
+    ask(page, "Hello", 4000)
+    until(lambda: real_app.serving()["running"] == 1, PATIENCE, "the answer is being made")
+    page.locator("#stop").click()
+    until(lambda: real_app.serving()["running"] == 0, PATIENCE, "the sequence is gone")
+    expect(page.locator("#send")).to_be_visible()
+    expect(page.locator("#stop")).to_be_hidden()
+
+
+def later(route: Route) -> None:
+    time.sleep(1)
+    route.continue_()
 
 
 def test_a_closed_tab_stops_its_answer(page: Page, real_app: RealApp) -> None:
