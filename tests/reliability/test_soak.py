@@ -10,7 +10,7 @@ import pytest
 from tests.soak import Load, Weight, grown, soak
 
 FORMS = [
-    pytest.param(Load(20, 6), id="20 seconds"),
+    pytest.param(Load(10, 3), id="ten seconds"),
     pytest.param(Load(600, 60), id="ten minutes", marks=pytest.mark.full),
 ]
 
@@ -22,8 +22,8 @@ async def test_a_ring_that_was_soaked_is_as_it_was(tmp_path: Path, load: Load) -
     print(asdict(summary))
     assert summary.faults == ()
     assert summary.requests.kills >= 2
-    assert summary.requests.finished > 10
-    assert summary.requests.left > 3
+    assert summary.requests.finished > 3
+    assert summary.requests.left > 0
 
 
 def test_what_grows_is_said() -> None:
