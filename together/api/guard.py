@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from together.api.errors import Forbidden, error_body
@@ -52,7 +54,8 @@ class Guard:
                 message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
 
-        await self.app(scope, receive, send_with_policy)
+        with suppress(ClientDisconnect):  # it left within its body: nobody is there to be answered
+            await self.app(scope, receive, send_with_policy)
 
     def _refusal(self, scope: Scope) -> str:
         headers = Headers(scope=scope)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 import uvicorn
 from fastapi import FastAPI
 
+from together.api.connection import USUAL, Patience, patient
 from together.errors import Unreachable
 
 PORTS_TRIED = 50
@@ -59,11 +60,14 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(app: FastAPI, listener: socket.socket) -> AsyncIterator[None]:
-    """Serve `app` on `listener` inside this block; leaving it closes every connection within about a second."""
+async def serving(app: FastAPI, listener: socket.socket, patience: Patience = USUAL) -> AsyncIterator[None]:
+    """Serve `app` on `listener` inside this block; leaving it closes every connection within about a second.
+
+    A request that takes longer to arrive than `patience` allows loses its connection.
+    """
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=patient(patience),
         ws="none",
         loop="asyncio",
         lifespan="on",
