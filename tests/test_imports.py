@@ -36,8 +36,8 @@ LAYERS = (
     ("together.api", "webui", "together.desktop"),
 )
 NEIGHBOURLY = 2
-# The page sees the head through the same protocol as the API does.
-ACROSS = {("webui", "together.api.port")}
+# The page sees the head through the same protocol as the API does, and keeps the same rules of HTTP.
+ACROSS = {("webui", f"together.api.{name}") for name in ("guard", "port", "streaming")}
 FREE = ("together.__main__", "together.desktop")  # they start everything, so they may import all of ours
 
 STDLIB_ONLY = ("together.types", "together.requests", "together.errors", "together.settings", "together.quoting")

@@ -10,18 +10,23 @@ import os
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: it would phone home there already
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.utils import get_upload_folder
+from starlette.routing import Mount
 
 from together.api.port import HeadPort
-from webui.answers import Answers
+from webui.answers import Answers, notice
+from webui.events import Events
+from webui.inputs import example
 from webui.offers import Offers
 from webui.presets import PRESETS
 from webui.split_controls import split_panel
+from webui.surface import Surface
 
 HERE = Path(__file__).parent
 SYSTEM_FONTS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
@@ -31,10 +36,14 @@ MONO_FONTS = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono"
 
 def mount(app: FastAPI, head: HeadPort) -> FastAPI:
     """The app with the page at `/`. Call after every other route is there."""
+    events = Events()
+    page = build(head, events)
     mounted: FastAPI = gr.mount_gradio_app(
         app,
-        build(head),
+        page,
         path="/",
+        allowed_paths=[],
+        blocked_paths=[os.getcwd(), tempfile.gettempdir(), get_upload_folder()],  # all it would serve from by itself
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
@@ -46,10 +55,14 @@ def mount(app: FastAPI, head: HeadPort) -> FastAPI:
         css=(HERE / "page.css").read_text("utf-8"),
         head="".join(f"<script>{(HERE / name).read_text('utf-8')}</script>" for name in SCRIPTS),
     )
+    page.has_launched = True  # a page that is mounted checks no path before that
+    framework = mounted.routes[-1]
+    assert isinstance(framework, Mount)
+    framework.app = Surface(framework.app, page, events.accepted(page))
     return mounted
 
 
-def build(head: HeadPort) -> gr.Blocks:
+def build(head: HeadPort, events: Events) -> gr.Blocks:
     """All controls and what they are connected to."""
     answers, offers = Answers(head), Offers(head)
     page: gr.Blocks = gr.Blocks(title="together", analytics_enabled=False, fill_width=True)
@@ -71,14 +84,14 @@ def build(head: HeadPort) -> gr.Blocks:
                     gr.HTML(_slot("advice"), elem_id="advice-text", apply_default_css=False)
                     rebalance = gr.Button("Move the layers", variant="primary", size="sm", elem_id="rebalance")
             with gr.Column(scale=5, min_width=420, elem_id="split-column"):
-                split_panel(page, head, _EVENT)
-        _connect(answers, chat, settings)
+                split_panel(page, head, events)
+        _connect(events, answers, chat, settings)
         for button, order in (
             (load_again, offers.load_again),
             (load_last, offers.load_last),
             (rebalance, offers.rebalance),
         ):
-            button.click(order, None, chat.notice, **_EVENT)
+            events.order(button.click, order, None, chat.notice, refused=notice)
     page.queue(default_concurrency_limit=None, max_size=None, api_open=False)
     return page
 
@@ -92,12 +105,6 @@ class ChatControls:
     stop: gr.Button
     retry: gr.Button
     clear: gr.Button
-
-
-# Nothing here is an API (there is `/v1`); the engine alone decides how many answers run at once.
-_EVENT: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
-# A cancelling event does no more than that: what a function of it returned would be dropped with the cancelled one.
-_CANCEL: dict[str, Any] = {"fn": None, "queue": False, "api_visibility": "private"}
 
 
 def _slot(name: str) -> str:
@@ -147,24 +154,24 @@ def _settings() -> list[gr.components.Component]:
         ]
 
 
-def _connect(answers: Answers, chat: ChatControls, settings: list[gr.components.Component]) -> None:
+def _connect(events: Events, answers: Answers, chat: ChatControls, settings: list[gr.components.Component]) -> None:
     outputs = [chat.question, chat.turns, chat.notice, chat.send, chat.stop]
     ask = [chat.question, chat.turns, *settings]
     again = [chat.turns, *settings]
-    running: list[Any] = [
-        chat.question.submit(answers.ask, ask, outputs, **_EVENT),
-        chat.send.click(answers.ask, ask, outputs, **_EVENT),
-        chat.turns.example_select(answers.example, again, outputs, **_EVENT),
-        chat.turns.retry(answers.again, again, outputs, **_EVENT),
-        chat.retry.click(answers.again, again, outputs, **_EVENT),
+    running = [
+        events.chat(chat.question.submit, answers.ask, ask, outputs),
+        events.chat(chat.send.click, answers.ask, ask, outputs),
+        events.chat(chat.turns.example_select, answers.example, again, outputs, example),
+        events.chat(chat.turns.retry, answers.again, again, outputs),
+        events.chat(chat.retry.click, answers.again, again, outputs),
     ]
     for stop in (chat.stop.click, chat.clear.click, chat.turns.clear):
-        stop(cancels=running, **_CANCEL)
-    chat.stop.click(answers.stop, chat.turns, [chat.turns, chat.send, chat.stop], queue=False, **_EVENT)
+        events.cancel(stop, running)
+    events.chat(chat.stop.click, answers.stop, chat.turns, [chat.turns, chat.send, chat.stop])
     for event in running:  # a part of the answer may overtake the click; its end by a cancel is a failure to Gradio
-        event.failure(answers.stop, chat.turns, [chat.turns, chat.send, chat.stop], **_EVENT)
+        events.chat(event.failure, answers.stop, chat.turns, [chat.turns, chat.send, chat.stop])
     for clear in (chat.clear.click, chat.turns.clear):
-        clear(answers.clear, None, outputs, queue=False, **_EVENT)
+        events.chat(clear, answers.clear, None, outputs)
 
 
 def _theme() -> gr.themes.Base:

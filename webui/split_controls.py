@@ -11,6 +11,9 @@ from typing import Any
 import gradio as gr
 
 from together.api.port import HeadPort
+from webui.draft import shown_error
+from webui.events import Events
+from webui.inputs import edit
 from webui.split import Splits
 
 STRATEGIES = [
@@ -36,8 +39,8 @@ class Wishes:
     ratio: gr.Textbox
 
 
-def split_panel(page: gr.Blocks, head: HeadPort, event: dict[str, Any]) -> None:
-    """Call inside the column it belongs to; `event` is what all events of the page have in common."""
+def split_panel(page: gr.Blocks, head: HeadPort, events: Events) -> None:
+    """Call inside the column it belongs to."""
     splits = Splits(head)
     gr.HTML("<h2>Split</h2>", elem_id="split-heading", apply_default_css=False)
     wishes = _wishes()
@@ -46,11 +49,12 @@ def split_panel(page: gr.Blocks, head: HeadPort, event: dict[str, Any]) -> None:
     panel: Any = gr.HTML(html_template=slot, js_on_load=ON_LOAD, elem_id="split-panel", apply_default_css=False)
     draft = gr.State(None)
     asked = [wishes.model, wishes.context, wishes.users, wishes.strategy, wishes.ratio]
-    page.load(splits.models, None, wishes.model, **event)
-    wishes.strategy.change(_show_ratio, wishes.strategy, wishes.ratio, queue=False, **event)
-    recommend.click(splits.recommend, asked, [draft, panel], **event)
-    panel.edited(splits.edited, draft, panel, queue=False, trigger_mode="always_last", **event)
-    panel.apply(splits.apply, draft, [draft, wishes.model, panel], **event)
+    applied = [draft, wishes.model, panel]
+    events.order(page.load, splits.models, None, wishes.model, refused=lambda _: gr.skip())
+    events.chat(wishes.strategy.change, _show_ratio, wishes.strategy, wishes.ratio)
+    events.order(recommend.click, splits.recommend, asked, [draft, panel], refused=lambda why: (None, shown_error(why)))
+    events.order(panel.edited, splits.edited, draft, panel, shown_error, edit, trigger_mode="always_last")
+    events.order(panel.apply, splits.apply, draft, applied, lambda why: (None, gr.skip(), shown_error(why)), edit)
 
 
 def _wishes() -> Wishes:

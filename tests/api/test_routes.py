@@ -88,8 +88,8 @@ def test_our_own_page_is_served_without_cors(real_app: RealApp) -> None:
 
 
 def test_the_page_tells_nothing_of_its_users(real_app: RealApp) -> None:
-    assert real_app.get("/monitoring/summary").status_code in (403, 404)
-    assert real_app.get("/gradio_api/info").json()["named_endpoints"] == {}
+    for path in ("/monitoring/summary", "/gradio_api/info"):
+        assert real_app.get(path).status_code == 404
 
 
 @pytest.mark.parametrize(
