@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom up. A module may import its own entry and everything in the lines above it; in the first two lines
 # also its neighbours. Tests and examples are free.
 LAYERS = (
-    tuple(f"together.{name}" for name in ("types", "requests", "errors", "settings", "quoting", "memory")),
+    tuple(f"together.{name}" for name in ("types", "requests", "errors", "settings", "quoting", "memory", "processes")),
     ("together.models", "together.planning", "together.sampling"),
     ("backends",),
     ("together.ring",),
@@ -40,7 +40,7 @@ NEIGHBOURLY = 2
 ACROSS = {("webui", f"together.api.{name}") for name in ("guard", "port", "streaming")}
 FREE = ("together.__main__", "together.desktop")  # they start everything, so they may import all of ours
 
-STDLIB_ONLY = ("together.types", "together.requests", "together.errors", "together.settings", "together.quoting")
+STDLIB_ONLY = tuple(f"together.{name}" for name in ("types", "requests", "errors", "settings", "quoting", "processes"))
 PURE_ENGINE = tuple(f"together.engine.{name}" for name in ("scheduler", "cost", "prefixes", "sequence"))
 PURE = ("together.planning", "together.sampling", *PURE_ENGINE)
 NETWORK = ("asyncio", "grpc", "http", "select", "selectors", "socket", "ssl")

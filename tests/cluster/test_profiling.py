@@ -25,8 +25,8 @@ from tests.support.cluster import call, cluster_settings, running_nodes
 from tests.support.patience import PATIENCE
 from together.cluster.measure import LIFE, QUIET, Finding, Order, disk_speed, watch_others
 from together.cluster.profiling import LARGEST_CONFIG, Profiler, better, profile_key
-from together.cluster.supervisor import spawn
 from together.errors import BadSetting, LoadFailed
+from together.processes import spawn
 from together.ring import rpc
 from together.types import Device, DeviceProfile, MeasureOrder
 

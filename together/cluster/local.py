@@ -13,8 +13,8 @@ from collections.abc import Callable
 import psutil
 
 from together.cluster.identity import node_name
-from together.cluster.supervisor import end, lines, spawn
 from together.errors import AppError
+from together.processes import end, lines, spawn
 from together.settings import Settings
 from together.types import Endpoint
 

@@ -11,7 +11,6 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ import psutil
 
 from backends.base import open_backend
 from together.errors import BadInput, TogetherError
+from together.processes import leave_with_parent
 from together.ring.pipe import claim_stdout
 from together.types import DeviceProfile, Dtype
 
@@ -159,16 +159,10 @@ def _drop_cache(file: int) -> bool:
     return False
 
 
-def _leave_with_parent() -> None:
-    while os.read(sys.stdin.fileno(), 4096):  # not its buffer, whose lock a thread must not hold at the end
-        pass
-    os._exit(1)  # whatever is being computed
-
-
 def main() -> None:
     answers = claim_stdout()
     order = Order.read(sys.stdin.buffer)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    leave_with_parent(1)
     try:
         found = measure(order)
     except TogetherError as error:

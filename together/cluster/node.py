@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +16,7 @@ from together.cluster.discovery import Discovery, Hint, missing_ranges
 from together.cluster.grants import Grants
 from together.cluster.probe import default_backend, find_devices
 from together.errors import TogetherError
+from together.processes import stop_with_parent
 from together.ring import rpc
 from together.settings import Settings, parse_bytes
 from together.types import Device, Endpoint, LayerRange, NodeStatus
@@ -45,7 +44,7 @@ async def run_node(
     """
     stop = stop or asyncio.Event()
     if with_parent:
-        _stop_with_parent(stop)
+        stop_with_parent(stop)
     node_id, lock = identity.claim_node_id(settings.home_path)
     try:
         devices = await find_devices(settings.backend or default_backend(), settings.home_path)
@@ -198,14 +197,3 @@ async def _meet(agent: Agent, other: Endpoint, level: int) -> bool:
         log.log(level, "%s; trying again", error)
         return False
     return True
-
-
-def _stop_with_parent(stop: asyncio.Event) -> None:
-    loop = asyncio.get_running_loop()
-
-    def wait() -> None:
-        while sys.stdin.buffer.read(4096):
-            pass
-        loop.call_soon_threadsafe(stop.set)
-
-    threading.Thread(target=wait, daemon=True).start()

@@ -18,8 +18,8 @@ import psutil
 from filelock import AsyncFileLock
 
 from backends.base import open_backend
-from together.cluster.supervisor import spawn
 from together.errors import AppError, BadSetting
+from together.processes import spawn
 from together.types import Device
 
 PATIENCE = 120.0  # seconds for a framework to import and look

@@ -25,9 +25,10 @@ from filelock import AsyncFileLock
 from together import __version__
 from together.cluster.measure import REFUSED, Finding, Order
 from together.cluster.reach import measure_link
-from together.cluster.supervisor import SHORT_WAITS, ending, spawn
+from together.cluster.supervisor import SHORT_WAITS, ending
 from together.cluster.witness import Witness
 from together.errors import BadSetting, LoadFailed
+from together.processes import spawn
 from together.types import Device, DeviceProfile, LinkOrder, LinkSpeed, MeasureOrder
 
 __all__ = ["Profiler", "measure_link"]

@@ -5,74 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import signal
-import subprocess
-import sys
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 from together.cluster.witness import Witness
 from together.errors import TogetherError
+from together.processes import end, lines, spawn
 from together.ring.pipe import Event, Launch
 from together.types import Endpoint, Fault, StageState, StageStatus
 
 log = logging.getLogger(__name__)
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 # OpenMP's threads (GNU's, LLVM's) spin for milliseconds after each piece of work, and another stage or program that
 # needs the core stalls the next piece: a small model on a busy machine of 2 cores took 76 ms a token instead of 8.
 # A third of a millisecond is enough to bridge the gaps between a step's matrix products.
 SHORT_WAITS = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "0"}
-LONGEST_LINE = 2**16  # bytes
 FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # other signals are a process's own crash
-PATIENCE = 2.0  # seconds a process has to leave before it is killed
 SHOWN_EVERY = 0.2  # seconds: bytes come by the thousand pieces
 
 # Is told how to say (bytes here, bytes to fetch) and whom it waits for; gives a folder.
 Prepare = Callable[[Callable[[int, int], None], Callable[[str], None]], Awaitable[Path]]
-
-
-async def spawn(*arguments: str, environment: dict[str, str] | None = None) -> asyncio.subprocess.Process:
-    """A child of ours: `python -m …` from this checkout, out of reach of the terminal's Ctrl-C; see `end`."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        *arguments,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        cwd=CHECKOUT,
-        env=os.environ | (environment or {}),
-        start_new_session=True,  # ignored on Windows, where the flag below does the same
-        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-    )
-
-
-async def lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """A child's output, line by line; a progress bar's carriage returns end lines too, and no line is endless."""
-    rest = b""
-    while chunk := await stream.read(LONGEST_LINE):
-        *whole, rest = re.split(rb"[\r\n]+", rest + chunk)
-        for line in filter(None, whole):
-            yield line
-        rest = rest[-LONGEST_LINE:]
-    if rest:
-        yield rest
-
-
-async def end(process: asyncio.subprocess.Process) -> None:
-    """Close its input, which tells it to leave; kill it when it does not."""
-    if process.stdin is not None:
-        process.stdin.close()
-    try:
-        async with asyncio.timeout(PATIENCE):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
 
 
 async def ending(process: asyncio.subprocess.Process, witness: Witness, said: str) -> tuple[str, Fault]:

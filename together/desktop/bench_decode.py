@@ -18,12 +18,13 @@ from typing import Protocol
 import psutil
 
 from together.cluster.bare import Place, bare_ring
-from together.cluster.supervisor import StageProcess, end, spawn
+from together.cluster.supervisor import StageProcess
 from together.desktop.bench_shapes import random_checkpoint
 from together.engine.engine import Engine
 from together.errors import BadSetting, LoadFailed
 from together.models.spec import ModelSpec, read_spec
 from together.planning.split import uniform_ranges
+from together.processes import end, spawn
 from together.requests import GenerateRequest
 from together.types import Dtype, Sampling
 

@@ -16,9 +16,9 @@ from statistics import median
 import lz4.frame
 import numpy as np
 
-from together.cluster.supervisor import end, spawn
 from together.desktop.bench_shapes import encode
 from together.errors import TogetherError
+from together.processes import end, spawn
 from together.ring import rpc, wire
 from together.ring.links import Inlet, Inlets, Outlet
 from together.types import Activation, Batch, Dtype, Endpoint, Frame, StreamKey

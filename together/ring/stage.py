@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from typing import NoReturn, TextIO, TypeVar
 
 from backends.base import LoadRequest, Shard, open_backend
 from together.errors import FrameRefused, RingBroken, TogetherError, Unreachable
+from together.processes import leave_with_parent
 from together.ring import rpc, wire
 from together.ring.links import Arrival, Inlet, Inlets, Outlet
 from together.ring.pipe import Event, Launch, claim_stdout
@@ -213,20 +213,13 @@ class Stage:
                 self._emit(Event("broken", cause=str(error), epoch=key.epoch))
 
 
-def _leave_with_node() -> None:
-    """Ends the process when the node closes our input, also when the node was killed. Portable, unlike signals."""
-    while sys.stdin.buffer.read(4096):
-        pass
-    os._exit(0)
-
-
 def main() -> NoReturn:
     """Entry point of the process that a node starts: `python -m together.ring.stage`."""
     events = claim_stdout()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the node, which ends us
     logging.basicConfig(level=os.environ.get("TOGETHER_LOG_LEVEL", "WARNING"), stream=sys.stderr)
     launch = Launch.read(sys.stdin.buffer)
-    threading.Thread(target=_leave_with_node, daemon=True).start()
+    leave_with_parent()
     try:
         asyncio.run(Stage(launch, lambda event: _write(events, event)).run())
     except Exception as error:  # the outermost edge: the node shows the cause, the log has the traceback
