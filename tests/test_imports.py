@@ -55,6 +55,7 @@ LIBRARIES = {
     "mlx": ("backends.mlx_backend*",),
     "mlx_lm": ("backends.mlx_backend*",),
     "gradio": ("webui",),
+    "jinja2": ("together.engine.template_process",),
     "google.protobuf": ("together.ring.wire",),
 }
 MESSAGES = ("together.ring.wire",)  # may import *_pb2
@@ -265,6 +266,14 @@ def test_a_head_is_light() -> None:
     loaded = loaded_by(["together.head", "together.desktop.cli", *page])
     assert loaded & {"torch", "mlx", "mlx_lm"} == set()
     assert "together" in loaded
+
+
+def test_the_process_that_renders_templates_is_jinja_and_little_else() -> None:
+    allowed = {*sys.stdlib_module_names, "jinja2", "markupsafe", "together"}
+    loaded = {name for name in loaded_by(["together.engine.template_process"]) if not name.startswith("_")}
+    bare = loaded_by([])  # what the interpreter's environment loads at its start
+    assert loaded - bare - allowed == set()
+    assert "asyncio" not in loaded
 
 
 def test_the_command_line_is_light() -> None:

@@ -129,6 +129,7 @@ class Service:
         if self._change is not None and not self._change.done.done():
             self._change.done.set_exception(NotServing("the model was unloaded meanwhile; load it again"))
         self.engine.close()
+        self.opened.text.close()
         if self._client is not None:
             await self._client.close()
         await self.loader.unload()

@@ -227,7 +227,7 @@ async def test_thoughts_are_parted_where_the_template_opens_them(tmp_path: Path,
         request = ChatRequest(QUESTION, settings, 60, ignore_eos=True)
         pieces = [piece async for piece in answer_chat(engine, model, request)]
         plain = [piece async for piece in answer_chat(engine, model, _without_thinking(request))]
-        prompt = model.encode(model.template.render(QUESTION))
+        prompt = model.encode(model.template.render_now(QUESTION))
     ids = expected_tokens(folder, prompt, 60, settings)
     text = "".join("</think>" if token == 262 else chr(token) for token in ids)
     # a special token that comes again is never shown, as all of them

@@ -232,7 +232,7 @@ TALK = (ASKED, CALLED, Message("tool", "one", call_id="call_1"), Message("tool",
 
 def rendered(folder: Path, template: str, messages: Sequence[Message], tools: Sequence[Tool] = TOOLS) -> str:
     model = TextModel.open(write_text_files(folder, byte_level(), template))
-    return model.template.render(messages, tools)
+    return model.template.render_now(messages, tools)
 
 
 def test_a_template_that_knows_tools_gets_them_as_dictionaries(tmp_path: Path) -> None:
@@ -295,8 +295,8 @@ def test_a_template_of_its_own_for_tools_is_used_for_them(tmp_path: Path) -> Non
     (more / "tool_use.jinja").write_text(named[1]["template"], encoding="utf-8")
     for folder in ("one", "two"):
         template = TextModel.open(tmp_path / folder).template
-        assert template.render([ASKED]) == "DDo it"
-        assert template.render([ASKED], TOOLS) == "T2<tool_call>"
+        assert template.render_now([ASKED]) == "DDo it"
+        assert template.render_now([ASKED], TOOLS) == "T2<tool_call>"
         assert template.style == HERMES
 
 

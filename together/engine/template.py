@@ -1,23 +1,19 @@
-"""A model's own chat template: finds it in the model's folder and renders it in Jinja's sandbox. Knows no token ids.
+"""A model's own chat template: finds it in the model's folder and has it rendered. Knows no token ids and no Jinja.
 
-Templates are strangers' code: they see plain strings, lists and dicts, and may neither change those nor reach Python.
+Templates are strangers' code: another process compiles and renders them, within limits (`rendering.py`).
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import Environment, Template, TemplateSyntaxError, meta, nodes
-from jinja2.exceptions import TemplateError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from together.engine.rendering import TOOK, Renderer, TemplateFault
 from together.engine.tool_styles import HERMES, ToolStyle, style_of
 from together.engine.turns import Turn, native_turns, offer, plain_turns, told_of
 from together.errors import BadRequest, BrokenModel
@@ -28,20 +24,23 @@ PLAIN = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n\n"
     "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-# What a template of a stranger can run into while it renders: its own complaint, the sandbox, or plain nonsense.
-_RENDER_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+MOST_SOURCE = 2**19  # bytes of a template; published ones have up to 30 kB
+_AGAIN = "get this model again"
 
 
 class ChatTemplate:
     """Turns a conversation into the text that the model was trained on."""
 
-    def __init__(self, source: str, special: Mapping[str, str], tool_source: str | None = None) -> None:
+    def __init__(self, name: str, source: str, special: Mapping[str, str], tool_source: str | None = None) -> None:
         """`special` are the words a template may name, as `bos_token`; `tool_source` is another template for tools.
 
-        Raises BrokenModel for a syntax error.
+        `name` is the model's, for errors. Blocks while the templates are compiled. Raises BrokenModel for a syntax
+        error and for what takes too much, NotServing where the system gives no process.
         """
-        self._plain = _Side.of(source)
-        self._tools = self._plain if tool_source is None else _Side.of(tool_source)
+        self._name = name
+        self._renderer = Renderer()
+        self._plain = self._side(source)
+        self._tools = self._plain if tool_source is None else self._side(tool_source)
         self._special = dict(special)
 
     @property
@@ -49,99 +48,122 @@ class ChatTemplate:
         """How this model writes tool calls."""
         return self._tools.style or HERMES
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = (), /, **variables: object) -> str:
-        """The conversation as text, up to where the assistant goes on. Raises BadRequest if the template refuses."""
+    async def render(self, messages: Sequence[Message], tools: Sequence[Tool] = (), /, **variables: object) -> str:
+        """The conversation as text, up to where the assistant goes on.
+
+        Raises BadRequest if the template refuses it or takes too much time or memory for it, QueueFull while others
+        take long.
+        """
+        return await asyncio.wrap_future(self._rendered(messages, tools, variables))
+
+    def render_now(self, messages: Sequence[Message], tools: Sequence[Tool] = (), /, **variables: object) -> str:
+        """As `render`, for threads that may wait."""
+        return self._rendered(messages, tools, variables).result()
+
+    def close(self) -> None:
+        """End the process that renders; what is being rendered ends with NotServing."""
+        self._renderer.close()
+
+    def _rendered(
+        self, messages: Sequence[Message], tools: Sequence[Tool], variables: Mapping[str, object]
+    ) -> Future[str]:
+        return self._renderer.submit(partial(self._choose, messages, tools, variables))
+
+    # --- in the renderer's line ---------------------------------------------------------------------------------------
+
+    def _choose(self, messages: Sequence[Message], tools: Sequence[Tool], variables: Mapping[str, object]) -> str:
         has_calls = any(message.calls or message.role == "tool" for message in messages)
         side = self._tools if tools or has_calls else self._plain
-        if side.style is not None:
-            given = {"tools": offer(tools)} if tools else {}
-            return self._render(side.template, native_turns(messages, side.style), variables | given)
-        if not tools:
-            return self._render(side.template, plain_turns(messages), variables)
-        return self._told(side.template, messages, tools, variables)
+        try:
+            if side.style is not None:
+                given = {"tools": offer(tools)} if tools else {}
+                return self._render(side.source, native_turns(messages, side.style), {**variables, **given})
+            if not tools:
+                return self._render(side.source, plain_turns(messages), variables)
+            return self._told(side.source, messages, tools, variables)
+        except TemplateFault as fault:
+            raise self._refusal(fault) from fault
+        except (TypeError, ValueError, RecursionError) as error:
+            reason = str(error) or type(error).__name__
+            raise BadRequest(f"the conversation cannot be given to the chat template: {reason}", "messages") from error
 
     def _told(
-        self, template: Template, messages: Sequence[Message], tools: Sequence[Tool], variables: Mapping[str, object]
+        self, source: str, messages: Sequence[Message], tools: Sequence[Tool], variables: Mapping[str, object]
     ) -> str:
         """Tools in words, in the system's turn; in the first one of the user for templates that know no system."""
         try:
-            return self._render(template, plain_turns(told_of(messages, tools)), variables)
-        except BadRequest:
-            if any(message.role == "system" for message in messages):
+            return self._render(source, plain_turns(told_of(messages, tools)), variables)
+        except TemplateFault as fault:
+            if fault.kind in TOOK or any(message.role == "system" for message in messages):
                 raise
-        return self._render(template, plain_turns(told_of(messages, tools, "user")), variables)
+        return self._render(source, plain_turns(told_of(messages, tools, "user")), variables)
 
-    def _render(self, template: Template, turns: Sequence[Turn], variables: Mapping[str, object]) -> str:
+    def _render(self, source: str, turns: Sequence[Turn], variables: Mapping[str, object]) -> str:
         known: dict[str, object] = {"add_generation_prompt": True, "tools": None, "documents": None}
+        return self._renderer.render(source, {**self._special, **known, **variables, "messages": turns})
+
+    def _refusal(self, fault: TemplateFault) -> BadRequest:
+        start = f"the chat template of {self._name}"
+        if fault.kind in TOOK:
+            text = f"{start} cannot render this conversation: it {TOOK[fault.kind]}; shorten it, or load another model"
+        else:
+            text = f"{start} refuses this conversation: {fault.reason}"
+        return BadRequest(text, "messages")
+
+    def _side(self, source: str) -> _Side:
         try:
-            return template.render({**self._special, **known, **variables, "messages": turns})
-        except _RENDER_ERRORS as error:
-            reason = str(error) or type(error).__name__
-            raise BadRequest(f"the model's chat template refuses this conversation: {reason}", "messages") from error
+            wants_tools = self._renderer.submit(partial(self._renderer.compile, source)).result()
+        except TemplateFault as fault:
+            raise self._broken(fault) from fault
+        return _Side(source, style_of(source) if wants_tools else None)
+
+    def _broken(self, fault: TemplateFault) -> BrokenModel:
+        start = f"the chat template of {self._name}"
+        if fault.kind in TOOK:
+            return BrokenModel(f"{start} cannot be used: it {TOOK[fault.kind]}; {_AGAIN}")
+        return BrokenModel(f"{start} does not parse ({fault.reason}); correct it, or {_AGAIN}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Side:
     """A template; `style` is how it writes calls, None where it takes no tools or its calls are unknown here."""
 
-    template: Template
+    source: str
     style: ToolStyle | None
-
-    @classmethod
-    def of(cls, source: str) -> _Side:
-        environment = _environment()
-        try:
-            wanted = meta.find_undeclared_variables(environment.parse(source))
-            return cls(environment.from_string(source), style_of(source) if "tools" in wanted else None)
-        except TemplateSyntaxError as error:
-            raise BrokenModel(f"the chat template does not parse (line {error.lineno}: {error.message})") from error
 
 
 def find_template(folder: Path, tokenizer_config: Mapping[str, Any], name: str = "default") -> str | None:
     """A template's source, from a file of its own or the tokenizer's configuration; None if there is none.
 
-    `name` "tool_use" is what some models bring for conversations with tools.
+    `name` "tool_use" is what some models bring for conversations with tools. Raises BrokenModel for one that is too
+    large or not text; a file that is too large is not read.
     """
     default = name == "default"
     file = folder / ("chat_template.jinja" if default else f"additional_chat_templates/{name}.jinja")
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return _read(folder, file)
     found = tokenizer_config.get("chat_template")
     if isinstance(found, list):  # several, by name
-        by_name = {entry["name"]: entry["template"] for entry in found}
-        return by_name.get(name)
-    return found if default and isinstance(found, str) else None
+        by_name = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = by_name.get(name)
+    elif not default:
+        found = None
+    if found is None:
+        return None
+    if not isinstance(found, str):
+        raise BrokenModel(f"tokenizer_config.json of {folder.name} has a chat template that is no text; {_AGAIN}")
+    _check_size(folder, len(found))
+    return found
 
 
-def _environment() -> Environment:
-    """Jinja as model templates expect it, following the conventions of transformers."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _complain
-    environment.globals["strftime_now"] = _now
-    return environment
+def _read(folder: Path, file: Path) -> str:
+    _check_size(folder, file.stat().st_size)
+    try:
+        return file.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise BrokenModel(f"{file.name} of {folder.name} is not UTF-8 text; {_AGAIN}") from error
 
 
-class _GenerationBlock(Extension):
-    """`{% generation %}…{% endgeneration %}` marks the assistant's words for training; here it is only its content."""
-
-    tags = {"generation"}  # noqa: RUF012  # what Jinja declares
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _to_json(value: object, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
-    """Jinja's own filter escapes HTML characters, which no model was trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def _complain(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
+def _check_size(folder: Path, size: int) -> None:
+    if size > MOST_SOURCE:
+        raise BrokenModel(f"the chat template of {folder.name} has {size} bytes, {MOST_SOURCE} are the most; {_AGAIN}")

@@ -65,7 +65,8 @@ class TextModel:
         source = find_template(folder, config)
         if source is None:
             logger.warning("%s has no chat template: roles are written as plain words", folder.name)
-        template = ChatTemplate(PLAIN if source is None else source, special, find_template(folder, config, "tool_use"))
+        tool_source = find_template(folder, config, "tool_use")
+        template = ChatTemplate(folder.name, PLAIN if source is None else source, special, tool_source)
         eos = _eos(folder, tokenizer, special)
         thinks = OPEN in (source or "") or tokenizer.token_to_id(OPEN) is not None
         return cls(
@@ -83,8 +84,11 @@ class TextModel:
         )
 
     def prompt_ids(self, messages: Sequence[Message], /, **template_kwargs: object) -> tuple[int, ...]:
-        """The conversation in token ids, by the model's own template. Raises BadRequest if the template refuses it."""
-        return self.encode(self.template.render(messages, **template_kwargs))
+        """The conversation in token ids, by the model's own template. For threads that may wait.
+
+        Raises what `ChatTemplate.render` does.
+        """
+        return self.encode(self.template.render_now(messages, **template_kwargs))
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of `text` as it is; words of special tokens in it become special tokens, none are added."""
@@ -105,6 +109,10 @@ class TextModel:
         thread = self.heavy if len(text) > HEAVY else None
         encode = partial(_encode_long, self.tokenizer, text, add_special_tokens, context)
         return await asyncio.get_running_loop().run_in_executor(thread, encode)
+
+    def close(self) -> None:
+        """End the process that renders the templates; it starts again where it is needed."""
+        self.template.close()
 
     def count(self, text: str) -> int:
         return len(self.encode(text))
