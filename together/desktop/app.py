@@ -19,10 +19,11 @@ from together.api.routes import build_app, reason
 from together.api.server import bind, serving, url_of
 from together.desktop.client import RunningApp, find_running
 from together.desktop.lock import AppLock
-from together.desktop.signals import stop_on_signals, stop_with_parent
+from together.desktop.signals import Guard, stop_on_signals
 from together.errors import AppError, TogetherError
 from together.head import Head
 from together.planning.request import PlanRequest
+from together.processes import stop_with_parent
 from together.settings import Settings
 from together.types import Endpoint, Serving, ServingState
 
@@ -53,9 +54,11 @@ def run_app(settings: Settings, options: Options, say: Callable[[str], None]) ->
             say(f"together is already running: {first.url}")
             _open_browser(first.url, options)
             return
+    guard = Guard(STOP_WITHIN)
     try:
-        asyncio.run(_run(settings, options, lock, say))
+        asyncio.run(_run(settings, options, lock, say, guard))
     finally:
+        guard.cancel()  # not before: the loop's end waits for threads that may hang
         lock.release()
 
 
@@ -71,17 +74,15 @@ def _wait_for_first(home: Path, lock: AppLock) -> RunningApp | None:
     raise AppError(f"another together is starting or hangs, and does not answer; its lock is {home / 'app.lock'}")
 
 
-async def _run(settings: Settings, options: Options, lock: AppLock, say: Callable[[str], None]) -> None:
+async def _run(settings: Settings, options: Options, lock: AppLock, say: Callable[[str], None], guard: Guard) -> None:
     stop = asyncio.Event()
-    with stop_on_signals(stop):
+    with stop_on_signals(stop, guard):
         if options.with_parent:
             stop_with_parent(stop)
         living = asyncio.create_task(_live(settings, options, lock, say, stop))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({living, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        guard = threading.Timer(STOP_WITHIN, os._exit, (1,))
-        guard.daemon = True
-        guard.start()
+        guard.begin()
         living.cancel()
         stopping.cancel()
         await asyncio.gather(stopping, return_exceptions=True)
@@ -89,8 +90,6 @@ async def _run(settings: Settings, options: Options, lock: AppLock, say: Callabl
             await living
         except asyncio.CancelledError:
             say("stopped")
-        finally:
-            guard.cancel()
 
 
 async def _live(

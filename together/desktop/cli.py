@@ -199,10 +199,10 @@ def status(
 
 @app.command()
 def stop(log_level: LogLevel = None) -> None:
-    """Stop the app and the nodes that it started."""
-    running = running_app(settings_with(log_level=log_level))
-    running.stop()
-    print(f"stopped {running.url}")
+    """Stop the app and the nodes that it started, also where it hangs."""
+    from together.desktop.client import stop_running
+
+    print(f"stopped {stop_running(settings_with(log_level=log_level).home_path).url}")
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import httpx
 import psutil
 
-from together.desktop.lock import read_announced
+from together.desktop.lock import is_held, read_announced
 from together.errors import AppError, TogetherError, Unreachable
 
 TIMEOUT = httpx.Timeout(5.0, read=30.0)
 STOP_WITHIN = 10.0  # seconds
+ANSWERS_WITHIN = 5.0  # seconds; an app that is asked to stop and says nothing for so long hangs
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,8 @@ class RunningApp:
         self.pid = pid
         self._http = httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False)  # this machine needs no proxy
 
-    def version(self) -> dict[str, Any]:
-        return self._json("GET", "/version")
+    def version(self, within: float = 30.0) -> dict[str, Any]:
+        return self._json("GET", "/version", read_timeout=within)
 
     def status(self) -> dict[str, Any]:
         return self._json("GET", "/status")
@@ -74,13 +76,26 @@ class RunningApp:
             raise Unreachable(f"the app at {self.url} went away during the answer: {error}") from None
 
     def stop(self) -> None:
-        """Ask the app to end, and wait until it is gone. Raises AppError if it stays."""
-        self.control("shutdown")
-        deadline = time.monotonic() + STOP_WITHIN
+        """Ask the app to end, and wait until it is gone; one that does not answer or stays is killed.
+
+        Raises AppError where even that does not end it.
+        """
+        with suppress(Unreachable):
+            self._json("POST", "/control/shutdown", {}, read_timeout=ANSWERS_WITHIN)
+            if self._gone(STOP_WITHIN):
+                return
+        with suppress(psutil.NoSuchProcess):  # its children end by themselves
+            psutil.Process(self.pid).kill()
+        if not self._gone(STOP_WITHIN):
+            raise AppError(f"the app at {self.url} cannot be stopped; end process {self.pid}")
+
+    def _gone(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
         while _runs(self.pid):
             if time.monotonic() > deadline:
-                raise AppError(f"the app at {self.url} was asked to stop and is still there; end process {self.pid}")
+                return False
             time.sleep(0.05)
+        return True
 
     def _json(
         self, method: str, path: str, body: dict[str, object] | None = None, read_timeout: float | None = 30.0
@@ -95,14 +110,17 @@ class RunningApp:
         return answer
 
 
-def find_running(home: Path) -> RunningApp | None:
-    """This user's app, None where none answers. A stale port file, or another program on that port, is none."""
+def find_running(home: Path, within: float = 30.0) -> RunningApp | None:
+    """This user's app, None where none answers `within` seconds.
+
+    A stale port file, or another program on that port, is none.
+    """
     announced = read_announced(home)
     if announced is None:
         return None
     app = RunningApp(announced.url, announced.pid)
     try:
-        answer = app.version()
+        answer = app.version(within)
     except (TogetherError, ValueError):
         return None
     return app if answer.get("name") == "together" and answer.get("pid") == announced.pid else None
@@ -113,6 +131,17 @@ def require_running(home: Path) -> RunningApp:
     app = find_running(home)
     if app is None:
         raise AppError("together is not running; start it with: python3 launch.py")
+    return app
+
+
+def stop_running(home: Path) -> RunningApp:
+    """End this user's app, also one that hangs and answers nobody. Raises AppError where none runs."""
+    app = find_running(home, ANSWERS_WITHIN)
+    if app is None and is_held(home) and (announced := read_announced(home)) is not None:
+        app = RunningApp(announced.url, announced.pid)
+    if app is None:
+        return require_running(home)
+    app.stop()
     return app
 
 

@@ -49,6 +49,17 @@ class AppLock:
         self._lock.release()
 
 
+def is_held(home: Path) -> bool:
+    """Whether an app lives that has this home. Then the port file, if there is one, is that app's own."""
+    lock = FileLock(home / "app.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 def read_announced(home: Path) -> Announced | None:
     """The port file, None where there is none that can be read."""
     try:

@@ -1,24 +1,46 @@
-"""Ways to be told to stop: Ctrl-C, SIGTERM, and the end of a parent. Knows nothing of what stops."""
+"""Ways to be told to stop: Ctrl-C and SIGTERM, and an end that nothing can hold up. Knows nothing of what stops."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+class Guard:
+    """Ends this process, whatever it does then, `seconds` after the first `begin`."""
+
+    def __init__(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, os._exit, (1,))
+        self._timer.daemon = True
+
+    def begin(self) -> None:
+        if not self._timer.is_alive() and not self._timer.finished.is_set():
+            self._timer.start()
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+
 @contextmanager
-def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM set `stop`; a second Ctrl-C ends the process at once. For the main thread."""
+def stop_on_signals(stop: asyncio.Event, guard: Guard | None = None) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set `stop`; a second Ctrl-C ends the process at once. For the main thread.
+
+    `guard` begins with the signal, not when the event loop sees `stop`: the loop may be held up.
+    """
     loop = asyncio.get_running_loop()
+    told = False
 
     def handle(number: int, frame: object) -> None:
-        if stop.is_set() and number == signal.SIGINT:
+        nonlocal told
+        if (told or stop.is_set()) and number == signal.SIGINT:
             os._exit(130)
+        told = True
+        if guard is not None:
+            guard.begin()
         loop.call_soon_threadsafe(stop.set)
 
     # signal.signal, not loop.add_signal_handler: that one does not exist on Windows
@@ -28,15 +50,3 @@ def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def stop_with_parent(stop: asyncio.Event) -> None:
-    """Set `stop` when our input ends: the parent holds its other end, and the system closes it with the parent."""
-    loop = asyncio.get_running_loop()
-
-    def wait() -> None:
-        while sys.stdin.buffer.read(4096):
-            pass
-        loop.call_soon_threadsafe(stop.set)
-
-    threading.Thread(target=wait, daemon=True).start()
