@@ -261,8 +261,9 @@ import psutil
 from together.scripting import PartitionStrategy, partition
 strategy = PartitionStrategy(num_partitions=2, strategy_type="uniform", backend="checksum")
 model = partition(sys.argv[1], strategy)
-print([child.pid for child in psutil.Process().children(recursive=True)], flush=True)
-for piece in model.stream("hello", max_tokens=900, ignore_eos=True):
+for index, piece in enumerate(model.stream("hello", max_tokens=900, ignore_eos=True)):
+    if index == 0:
+        print([child.pid for child in psutil.Process().children(recursive=True)], flush=True)
     if sys.argv[2] == "leave":
         break
 """
@@ -275,7 +276,7 @@ def run_script(toy: Path, how: str) -> tuple[subprocess.Popen[str], list[psutil.
     line = script.stdout.readline()
     assert line, script.communicate()[1]
     children = [psutil.Process(int(pid)) for pid in line.strip("[] \n").split(",")]
-    assert len(children) == 2
+    assert len(children) == 3  # two stages, and the process that renders chat templates
     return script, children
 
 

@@ -109,6 +109,7 @@ class Service:
         self.engine = Engine(
             self._client, eos, settings.max_waiting, settings.step_timeout, spec.vocab_size, token_bytes
         )
+        self.opened.text.warm()
         self._show(ServingState.READY, step="", progress=1.0)
 
     async def run(self) -> None:

@@ -48,6 +48,7 @@ def on(word: str, body: str) -> str:
 @contextmanager
 def opened(source: str) -> Iterator[ChatTemplate]:
     template = ChatTemplate("evil", source, {})
+    template.warm()
     try:
         yield template
     finally:
@@ -55,6 +56,7 @@ def opened(source: str) -> Iterator[ChatTemplate]:
 
 
 def child_of(template: ChatTemplate) -> psutil.Process:
+    template._renderer._line.submit(int).result()  # what is before it in line is done
     child = template._renderer._child
     assert child is not None
     return psutil.Process(child._process.pid)
@@ -161,6 +163,7 @@ async def test_requests_behind_a_bomb_are_rendered_and_the_loop_runs_meanwhile()
 async def test_a_request_that_waited_too_long_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "LONGEST_WAIT", 0.5)
     with opened(on("bomb", LOOP)) as template:
+        child_of(template)
         bomb = asyncio.create_task(template.render(said("bomb")))
         await asyncio.sleep(0)
         with pytest.raises(QueueFull):
@@ -177,9 +180,10 @@ def test_a_process_that_somebody_kills_is_replaced() -> None:
             first.kill()
             assert template.render_now(HELLO) == "<hello>"
             assert child_of(template) != first
-        bomb = template._rendered(said("bomb"), (), {})
         child = child_of(template)
-        until(lambda: child.cpu_times().user > 0.3, 10, "it renders")
+        bomb = template._rendered(said("bomb"), (), {})
+        spent = child.cpu_times().user
+        until(lambda: child.cpu_times().user > spent + 0.1, 10, "it renders")
         child.kill()  # during a request, which is tried again
         with pytest.raises(BadRequest, match="too much time"):
             bomb.result()
@@ -187,19 +191,23 @@ def test_a_process_that_somebody_kills_is_replaced() -> None:
 
 def test_closing_ends_what_is_rendered_and_the_next_request_starts_again() -> None:
     template = ChatTemplate("evil", on("bomb", LOOP), {})
+    child = template._renderer._child
+    assert child is not None
+    assert not child.alive  # a model that is only looked at keeps no process
+    template.warm()
+    process = child_of(template)
     bomb, behind = (template._rendered(said(word), (), {}) for word in ("bomb", "b"))
-    child = child_of(template)
     until(bomb.running, 10, "it is rendered")
     template.close()
     for request in (bomb, behind):
         with pytest.raises(NotServing, match="unloaded"):
             request.result(10)
-    assert not child.is_running()
+    assert not process.is_running()
     assert template.render_now(HELLO) == "<hello>"
-    child = child_of(template)
-    del template, request, bomb, behind
+    last = child_of(template)
+    del template, request, bomb, behind, child
     gc.collect()
-    until(lambda: not child.is_running(), 10, "a template that nobody has ends its process")
+    until(lambda: not last.is_running(), 10, "a template that nobody has ends its process")
 
 
 @pytest.mark.parametrize("body", ["", LOOP, "{% set x = 9 ** 9 + messages | length %}{{ x ** x }}"])
@@ -209,6 +217,8 @@ import sys
 from together.engine.template import ChatTemplate
 from together.requests import Message
 template = ChatTemplate("evil", "x" + sys.argv[1], {})
+template.warm()
+template._renderer.submit(lambda: None).result()
 print(template._renderer._child._process.pid, flush=True)
 template.render_now([Message("user", "hello")])
 input()

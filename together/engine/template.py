@@ -42,6 +42,7 @@ class ChatTemplate:
         self._plain = self._side(source)
         self._tools = self._plain if tool_source is None else self._side(tool_source)
         self._special = dict(special)
+        self._renderer.close()  # many a model is opened to be planned for only
 
     @property
     def style(self) -> ToolStyle:
@@ -59,6 +60,11 @@ class ChatTemplate:
     def render_now(self, messages: Sequence[Message], tools: Sequence[Tool] = (), /, **variables: object) -> str:
         """As `render`, for threads that may wait."""
         return self._rendered(messages, tools, variables).result()
+
+    def warm(self) -> None:
+        """Start the process that renders in the background, so that the first conversation need not wait for it."""
+        sources = {self._plain.source, self._tools.source}
+        self._renderer.submit(lambda: [self._renderer.compile(source) for source in sources])
 
     def close(self) -> None:
         """End the process that renders; what is being rendered ends with NotServing."""

@@ -110,6 +110,10 @@ class TextModel:
         encode = partial(_encode_long, self.tokenizer, text, add_special_tokens, context)
         return await asyncio.get_running_loop().run_in_executor(thread, encode)
 
+    def warm(self) -> None:
+        """Start what the first conversation needs. It belongs to the caller until `close`."""
+        self.template.warm()
+
     def close(self) -> None:
         """End the process that renders the templates; it starts again where it is needed."""
         self.template.close()
