@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -10,18 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel, Split
+from tokenizers.pre_tokenizers import Sequence as Steps
 
 from tests.engine.rings import LAYERS, at_rest, loads, serving, until
 from tests.engine.test_thinking import parted
 from tests.support.checksum import VOCABULARY, expected_text, expected_tokens, make_checksum_model
 from tests.support.loopback import LoopbackRing
-from tests.support.tokenizers import byte_fallback, byte_level
+from tests.support.tokenizers import byte_fallback, byte_level, write_text_files
 from together.engine.answers import answer_chat, answer_prompts, generate_text
 from together.engine.engine import Engine
-from together.engine.text import LONG, TextModel
+from together.engine.text import TextModel
 from together.engine.tokens import TokenBytes
-from together.errors import BadRequest, ContextTooLong, QueueFull
+from together.errors import BadRequest, BrokenModel, ContextTooLong, QueueFull
 from together.requests import ChatRequest, CompletionRequest, GenerateRequest, Message, Piece
 from together.sampling import choice_seed
 from together.types import Sampling
@@ -112,10 +115,26 @@ async def test_a_full_queue_is_said_before_the_template_is_rendered(tmp_path: Pa
             await anext(answer_chat(engine, model, ChatRequest(QUESTION)))
 
 
-async def test_a_long_text_is_encoded_aside_to_the_same_ids(toy: Path) -> None:
+@pytest.mark.parametrize("times", [0, 1, 500])
+async def test_a_text_is_encoded_aside_to_the_same_ids(times: int, toy: Path) -> None:
     model = TextModel.open(toy)
-    text = "hidden states é🗼 " * (LONG // 8)
+    text = "hidden states é🗼 " * times
     assert await model.encode_aside(text) == model.encode(text)
+
+
+async def test_a_tokenizer_that_takes_long_does_not_hold_up_the_loop(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    slow = Split(Regex("(?=(a+)+b)x"), "isolated")  # exponential in the letters; the library gives up at 10^7 steps
+    tokenizer.pre_tokenizer = Steps([slow, ByteLevel(add_prefix_space=False)])
+    model = TextModel.open(write_text_files(tmp_path / "slow", tokenizer))
+    loop, ticks = asyncio.get_running_loop(), []
+    waiting = asyncio.create_task(model.encode_aside("a" * 200))
+    while not waiting.done():
+        ticks.append(loop.time())
+        await asyncio.sleep(0.005)
+    with pytest.raises(BrokenModel, match="tokenizer of slow cannot read this text"):
+        waiting.result()
+    assert len(ticks) > 3
 
 
 # --- log-probabilities ------------------------------------------------------------------------------------------------

@@ -34,8 +34,8 @@ from together.requests import Grammar, Message, ToolUse
 
 logger = logging.getLogger(__name__)
 
-LONG = 4000  # letters from which a text is encoded in a thread: about 8 ms of the event loop
 HEAVY = 200_000  # letters from which one waits for the other: about 0.3 s and 40 MB
+THREADS = 4  # texts of one model that are encoded at once
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -55,6 +55,8 @@ class TextModel:
     grammars: Grammars
     bound: TokenBound
     heavy: ThreadPoolExecutor  # for very long texts: each takes hundreds of megabytes while it is tokenized
+    name: str
+    threads: ThreadPoolExecutor  # for the tokenizer: one that hangs holds up nothing but its model
 
     @classmethod
     def open(cls, folder: Path) -> TextModel:
@@ -81,6 +83,8 @@ class TextModel:
             Grammars(tokenizer, eos, thinks),
             TokenBound.of(tokenizer),
             ThreadPoolExecutor(1, "long texts"),
+            folder.name,
+            ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizer"),
         )
 
     def prompt_ids(self, messages: Sequence[Message], /, **template_kwargs: object) -> tuple[int, ...]:
@@ -97,17 +101,17 @@ class TextModel:
     async def encode_aside(
         self, text: str, add_special_tokens: bool = False, context: int | None = None
     ) -> tuple[int, ...]:
-        """As `encode`; a long text in a thread, very long ones one by one.
+        """As `encode`, in a thread of this model's own, by the one call of the library that lets others run.
 
-        Raises ContextTooLong for a text of `context` tokens or more, before it is tokenized where its length says so.
+        Short texts, too: a tokenizer's patterns are a stranger's, and may take minutes for a line. Very long texts are
+        encoded one by one. Raises ContextTooLong for a text of `context` tokens or more, before it is tokenized where
+        its length says so; BrokenModel where the library gives up.
         """
         least = self.bound.least(text)
         if context is not None and least >= context:
             raise ContextTooLong(least, context, at_least=True)
-        if len(text) <= LONG:
-            return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
-        thread = self.heavy if len(text) > HEAVY else None
-        encode = partial(_encode_long, self.tokenizer, text, add_special_tokens, context)
+        thread = self.heavy if len(text) > HEAVY else self.threads
+        encode = partial(_encode, self.tokenizer, self.name, text, add_special_tokens, context)
         return await asyncio.get_running_loop().run_in_executor(thread, encode)
 
     def warm(self) -> None:
@@ -139,8 +143,10 @@ class TextModel:
         return call_grammar(self.template.style, use, self.tool_tags, answer) if use.tools else answer
 
 
-def _encode_long(tokenizer: Tokenizer, text: str, add_special_tokens: bool, context: int | None) -> tuple[int, ...]:
-    """By the one call of the library that leaves the event loop running; what it took is given back."""
+def _encode(
+    tokenizer: Tokenizer, name: str, text: str, add_special_tokens: bool, context: int | None
+) -> tuple[int, ...]:
+    """What a long text took is given back."""
     try:
         (done,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         if context is not None and len(done) >= context:
@@ -148,6 +154,11 @@ def _encode_long(tokenizer: Tokenizer, text: str, add_special_tokens: bool, cont
         ids = tuple(done.ids)
         del done
         return ids
+    except Exception:
+        raise
+    except BaseException as error:  # a panic of the library, which is no Exception
+        reason = cut(str(error), MOST)
+        raise BrokenModel(f"the tokenizer of {name} cannot read this text ({reason}); get this model again") from error
     finally:
         if len(text) > HEAVY:
             give_back()
