@@ -138,20 +138,20 @@ def hinder(process: psutil.Process, stop: threading.Event) -> None:
 # --- thoughts ---------------------------------------------------------------------------------------------------------
 
 
-def question_for(toy: Path) -> str:
-    """One that this toy thinks about for 20 to 40 tokens, greedily."""
+def question_for(toy: Path, least: int, most: int) -> str:
+    """One that this toy thinks about for `least` to `most` tokens, greedily."""
     text = TextModel.open(toy)
     for number in range(100):
         prompt = text.prompt_ids([Message("user", f"Hello {number}")])
-        found = expected_tokens(toy, prompt, 45, Sampling(0.0))
-        if CLOSING in found[20:40] and CLOSING not in found[:20]:
+        found = expected_tokens(toy, prompt, most, Sampling(0.0))
+        if CLOSING in found[least:] and CLOSING not in found[:least]:
             return f"Hello {number}"
     raise AssertionError("no such question")
 
 
 def test_thoughts_are_folded_away_and_belong_to_the_answer(page: Page, real_app: RealApp, tmp_path: Path) -> None:
     toy = thinking_toy(tmp_path / "thinker", (*QUIET, EOS), step_ms=15)
-    question = question_for(toy)
+    question, long = question_for(toy, 20, 40), question_for(toy, 300, 2000)
     with serving_instead(real_app, toy):
         body = {"messages": [{"role": "user", "content": question}], "max_tokens": 60, "temperature": 0}
         message = real_app.post("/v1/chat/completions", body).json()["choices"][0]["message"]
@@ -172,10 +172,12 @@ def test_thoughts_are_folded_away_and_belong_to_the_answer(page: Page, real_app:
         title.click()
         expect(page.locator("#chat .thought-group .content")).to_contain_text(message["reasoning_content"][:4])
 
-        ask(page, "Again", 4000)
-        expect(title.nth(1)).to_contain_text("Thinking… ", timeout=SOON)
+        page.locator("#clear").click()
+        expect(title).to_have_count(0)
+        ask(page, long, 4000)
+        expect(title).to_contain_text("Thinking… ", timeout=SOON)
         page.locator("#stop").click()
         until(lambda: real_app.serving()["running"] == 0, PATIENCE, "the sequence is gone")
         assert real_app.generated_tokens() < 4000
-        expect(title.nth(1)).to_contain_text("stopped", timeout=SOON)
+        expect(title).to_contain_text("stopped", timeout=SOON)
         expect(page.locator("#send")).to_be_visible(timeout=SOON)
