@@ -23,6 +23,7 @@ from together.engine.answers import answer_chat, answer_prompts
 from together.engine.measure import EngineStats
 from together.errors import BadPlan, NotServing, TogetherError
 from together.lastplan import BY_HAND, LastPlan, LastPlans
+from together.models.generation import SamplingDefaults
 from together.opening import Opened, open_model, sizings
 from together.planning.answer import Answer
 from together.planning.missing import Missing
@@ -360,6 +361,10 @@ class Head:
         async with aclosing(answer_prompts(service.engine, service.opened.text, request)) as pieces:
             async for piece in pieces:
                 yield piece
+
+    def sampling_defaults(self) -> SamplingDefaults:
+        """What holds where a request for the model that serves says nothing of sampling."""
+        return self._service.opened.defaults if self._service else SamplingDefaults()
 
     def stats(self) -> EngineStats | None:
         """The engine's counters and times; None while there is none."""

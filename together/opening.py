@@ -13,6 +13,7 @@ from together.engine.text import TextModel
 from together.errors import BadPlan, BadSetting, BrokenModel
 from together.memory import give_back
 from together.models.folder import read_bytes
+from together.models.generation import SamplingDefaults, read_sampling_defaults, sampling_mode
 from together.models.hub import describe_hub
 from together.models.manifest import CONFIG, describe
 from together.models.spec import ModelSpec, read_spec
@@ -35,6 +36,7 @@ class Opened:
     ref: ModelRef
     config: bytes  # config.json
     dtype: Dtype
+    defaults: SamplingDefaults
 
 
 async def open_model(model: str | Path, settings: Settings) -> Opened:
@@ -52,7 +54,8 @@ def _open(model: str | Path, settings: Settings) -> Opened:
     _check_words(manifest.name, spec, text)
     ref = ModelRef(manifest.name, str(folder.resolve()), spec.fingerprint, spec.layers, manifest.revision)
     config = read_bytes(folder, CONFIG)
-    return Opened(folder, spec, text, ref, config, _dtype(settings, folder, spec))
+    defaults = read_sampling_defaults(folder, sampling_mode(settings.sampling))
+    return Opened(folder, spec, text, ref, config, _dtype(settings, folder, spec), defaults)
 
 
 def _check_words(name: str, spec: ModelSpec, text: TextModel) -> None:

@@ -37,6 +37,7 @@ class Settings:
     backend: str = ""  # torch, mlx or checksum; "" picks what fits this machine
     dtype: str = ""  # fp32, bf16, fp16; "" is fp32 for the bundled model, else the checkpoint's own
     memory: str = ""  # what a node may grant, as "8GB"; "" is all that is free, less a reserve
+    sampling: str = "default"  # what holds where a request is silent: the model author's values; "plain": nothing cut
     strategy: str = "recommend"  # who takes which layers, where nobody says: see `together plan`
     balance: bool = False  # move layers by itself when machines became faster or slower than planned
     context: int = 8192  # tokens a plan is sized for, at most the model's own context

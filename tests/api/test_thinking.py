@@ -24,6 +24,8 @@ ASKED: dict[str, Any] = {
     "max_tokens": 120,
     "seed": 6,
     "ignore_eos": True,
+    "temperature": 1.0,
+    "top_p": 1.0,
     "logit_bias": {str(CLOSING): 3.0},
 }
 SAMPLING = Sampling(1.0, seed=6, logit_bias=((CLOSING, 3.0),))

@@ -21,6 +21,7 @@ KEYS = [
     "vocab_size", "heads", "kv_heads", "head_dim", "context", "dtype", "quantization", "tied", "layer_bytes",
     "layer_active_bytes", "embed_bytes", "norm_bytes", "head_bytes", "other_bytes", "total_bytes",
     "kv_bytes_per_token_per_layer", "windows", "experts", "experts_per_token", "params", "active_params",
+    "sampling_defaults", "sampling_by_author",
 ]  # fmt: skip
 REAL = {"torch": True, "mlx": True, "checksum": False}
 EXPERTS = {f"model.layers.1.mlp.experts.{e}.{m}.weight": (4, 8) for e in range(4) for m in ("up_proj", "gate_proj")} | {

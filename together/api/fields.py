@@ -7,6 +7,7 @@ Names that OpenAI does not define are ignored, but for the few that other server
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -79,8 +80,8 @@ class AnswerFields(Strict):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def sampling(self) -> Sampling:
-        """Raises BadRequest for a bias whose key is no token id."""
+    def sampling(self, defaults: Sampling) -> Sampling:
+        """`defaults` hold where the request is silent. Raises BadRequest for a bias whose key is no token id."""
         given = {
             "temperature": self.temperature,
             "top_k": None if self.top_k is None else max(self.top_k, 0),
@@ -92,7 +93,7 @@ class AnswerFields(Strict):
         }
         values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         seed = secrets.randbits(63) if self.seed is None else self.seed % 2**64
-        return Sampling(**values, logit_bias=self._logit_bias(), seed=seed)
+        return replace(defaults, **values, logit_bias=self._logit_bias(), seed=seed)
 
     def stops(self) -> tuple[str, ...]:
         """Raises BadRequest for an empty one."""

@@ -23,6 +23,7 @@ from together.api.schemas import ChatCompletionRequest, TextCompletionRequest
 from together.api.shapes import ChatCompletion, ErrorAnswer, ModelEntry, ModelList, TextCompletion
 from together.api.streaming import ClientGone, EventStream, read_body, while_connected
 from together.requests import Piece
+from together.types import Sampling
 
 ANSWER_WITHIN = 2.0  # seconds an error has to become a status before the stream begins without a token
 GONE = 499  # nobody reads it; the log of a proxy may
@@ -73,7 +74,7 @@ class _Api:
         """Answer a conversation, whole or as a stream."""
         with refusals(self._metrics, "chat"):
             asked = await self._asked(ChatCompletionRequest, request)
-            pieces = self._head.chat(asked.to_chat())
+            pieces = self._head.chat(asked.to_chat(self._defaults))
         shape = ChatShape(self._served, logprobs=bool(asked.logprobs))
         return await self._answer(request, asked, shape, pieces, "chat", asked.choices)
 
@@ -81,7 +82,7 @@ class _Api:
         """Go on with prompts as they are."""
         with refusals(self._metrics, "completions"):
             asked = await self._asked(TextCompletionRequest, request)
-            wanted = asked.to_completion()
+            wanted = asked.to_completion(self._defaults)
             pieces = self._head.complete(wanted)
         shape = TextShape(self._served, logprobs=asked.logprobs is not None)
         return await self._answer(request, asked, shape, pieces, "completions", asked.choices * len(wanted.prompts))
@@ -104,9 +105,24 @@ class _Api:
     def _served(self) -> str:
         return self._head.view().serving.model
 
+    @property
+    def _defaults(self) -> Sampling:
+        return self._head.sampling_defaults().sampling
+
     def _models(self) -> list[ModelEntry]:
         name = self._served
-        return [{"id": name, "object": "model", "created": self._started, "owned_by": "together"}] if name else []
+        if not name:
+            return []
+        defaults = self._head.sampling_defaults()
+        entry = ModelEntry(
+            id=name,
+            object="model",
+            created=self._started,
+            owned_by="together",
+            sampling_defaults=defaults.json(),
+            sampling_by_author=list(defaults.by_author),
+        )
+        return [entry]
 
     async def _asked(self, kind: type[AskedT], request: Request) -> AskedT:
         """The body, for the model that is served; without any the head will say so."""

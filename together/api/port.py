@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from together.engine.measure import EngineStats
+from together.models.generation import SamplingDefaults
 from together.planning.answer import Answer
 from together.planning.missing import Missing
 from together.planning.problem import Problem
@@ -28,6 +29,10 @@ class HeadPort(Protocol):
 
     def changes(self) -> AsyncIterator[ClusterView]:
         """The view at once, on every change (at most about 5 a second), and at least every second."""
+        ...
+
+    def sampling_defaults(self) -> SamplingDefaults:
+        """What holds where a request for the model that serves says nothing of sampling."""
         ...
 
     async def problem(self, model: str | Path | None, request: PlanRequest) -> Problem:

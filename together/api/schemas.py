@@ -15,6 +15,7 @@ from together.api.tool_fields import MessageCalls, ToolChoice, Tools, check_call
 from together.errors import BadRequest
 from together.quoting import quoted
 from together.requests import ChatRequest, CompletionRequest, Message
+from together.types import Sampling
 
 MOST_SEQUENCES = 128  # prompts times choices of one request: half of the queue
 MOST_MESSAGES = 10_000
@@ -74,14 +75,14 @@ class ChatCompletionRequest(AnswerFields):
     function_call: JsonValue = None
     web_search_options: JsonValue = None
 
-    def to_chat(self) -> ChatRequest:
-        """Our request. Raises BadRequest naming the field that cannot be honoured."""
+    def to_chat(self, defaults: Sampling) -> ChatRequest:
+        """Our request; `defaults` hold where it is silent. Raises BadRequest naming a field that cannot be honoured."""
         self._refuse_unsupported()
         messages = tuple(_message(index, message) for index, message in enumerate(self.messages))
         check_calls(messages)
         return ChatRequest(
             messages=messages,
-            sampling=self.sampling(),
+            sampling=self.sampling(defaults),
             max_tokens=self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens,
             stop=self.stops(),
             ignore_eos=bool(self.ignore_eos),
@@ -111,15 +112,15 @@ class TextCompletionRequest(AnswerFields):
     prompt: str | Annotated[list[str], Several] | TokenIds | Annotated[list[TokenIds], Several]
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
-    def to_completion(self) -> CompletionRequest:
-        """Our request. Raises BadRequest naming the field that cannot be honoured."""
+    def to_completion(self, defaults: Sampling) -> CompletionRequest:
+        """Our request; `defaults` hold where it is silent. Raises BadRequest naming a field that cannot be honoured."""
         self.refuse()
         prompts = self._prompts()
         if len(prompts) * self.choices > MOST_SEQUENCES:
             raise BadRequest(f"prompt: with n choices each, at most {MOST_SEQUENCES} at once", param="prompt")
         return CompletionRequest(
             prompts=prompts,
-            sampling=self.sampling(),
+            sampling=self.sampling(defaults),
             max_tokens=USUAL_MAX_TOKENS if self.max_tokens is None else self.max_tokens,
             stop=self.stops(),
             ignore_eos=bool(self.ignore_eos),

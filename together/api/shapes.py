@@ -165,6 +165,8 @@ class ModelEntry(TypedDict):
     object: Literal["model"]
     created: int
     owned_by: str
+    sampling_defaults: dict[str, float]  # what holds where a request is silent
+    sampling_by_author: list[str]  # which of them the model's generation_config.json sets
 
 
 class ModelList(TypedDict):

@@ -23,6 +23,7 @@ from together.desktop.options import (
     LogLevel,
     Memory,
     Peers,
+    SamplingDefault,
     Strategy,
     Users,
     running_app,
@@ -88,6 +89,7 @@ def up(
     users: Users = None,
     context: Context = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16  [default: the model's own]")] = None,
+    sampling: SamplingDefault = None,
     backend: Backend = None,
     memory: Memory = None,
     peer: Peers = None,
@@ -96,8 +98,18 @@ def up(
 ) -> None:
     """Start the app: page, API, and nodes on this machine."""
     settings = settings_with(
-        port=port, host=host, dtype=dtype, backend=backend, memory=memory, strategy=strategy, log_level=log_level
+        port=port,
+        host=host,
+        dtype=dtype,
+        backend=backend,
+        memory=memory,
+        strategy=strategy,
+        sampling=sampling,
+        log_level=log_level,
     )
+    from together.models.generation import sampling_mode
+
+    sampling_mode(settings.sampling)
     _warn_if_open(settings)
     from together.desktop.app import Options, run_app
     from together.desktop.arguments import model_of, request_of

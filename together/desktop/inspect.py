@@ -22,6 +22,7 @@ from together.errors import UnsupportedModel
 from together.models.checkpoint import checkpoint_headers
 from together.models.families import TOY
 from together.models.folder import folder_name, folder_revision, json_object, read_json
+from together.models.generation import SamplingDefaults, read_sampling_defaults
 from together.models.headers import FileHeader, Headers, TensorInfo
 from together.models.hub_listing import read_remote
 from together.models.manifest import CONFIG, compose, is_shard, read_manifest
@@ -47,6 +48,7 @@ class Inspected:
     windows: tuple[int | None, ...] | None
     backends: dict[str, bool]
     reason: str | None
+    sampling: SamplingDefaults
 
 
 def run_inspect(model: str, home: Path, as_json: bool) -> int:
@@ -70,7 +72,8 @@ def inspect_folder(folder: Path) -> Inspected:
         name, revision, headers = folder_name(folder), folder_revision(folder), checkpoint_headers(folder)
     spec, reason = _spec(folder)
     digest = fingerprint(folder)
-    return _inspected(name, str(folder.resolve()), revision, digest, config, headers, spec, reason)
+    sampling = read_sampling_defaults(folder)
+    return _inspected(name, str(folder.resolve()), revision, digest, config, headers, spec, reason, sampling)
 
 
 def inspect_hub(repo_id: str, home: Path) -> Inspected:
@@ -84,14 +87,14 @@ def inspect_hub(repo_id: str, home: Path) -> Inspected:
         small.mkdir(parents=True)
         for name, data in remote.small.items():
             (small / name).write_bytes(data)
-        spec, reason = None, _unsupported(small)
+        spec, reason, sampling = None, _unsupported(small), read_sampling_defaults(small)
         if reason is None:
             store = Store(Path(draft))
             manifest = compose(repo_id, remote.files, remote.small, remote.revision)
             store.begin(manifest, remote.small)
             spec, reason = _spec(store.folder(manifest.fingerprint))
     digest = fingerprint_of(remote.small[CONFIG], remote.files)
-    return _inspected(repo_id, None, remote.revision, digest, config, headers, spec, reason)
+    return _inspected(repo_id, None, remote.revision, digest, config, headers, spec, reason, sampling)
 
 
 def _spec(folder: Path) -> tuple[ModelSpec | None, str | None]:
@@ -117,13 +120,15 @@ def _inspected(
     headers: Sequence[FileHeader],
     spec: ModelSpec | None,
     reason: str | None,
+    sampling: SamplingDefaults,
 ) -> Inspected:
     tensors: list[TensorInfo] = [tensor for header in headers for tensor in header.tensors]
     reason = reason or _refusal(spec)
     runs = {TOY} if spec is not None and spec.family == TOY else set(BACKENDS) - {TOY}
     backends = {backend: reason is None and backend in runs for backend in BACKENDS}
     windows = spec.windows if spec is not None else None
-    return Inspected(name, path, revision, digest, summarize(config, tensors, spec), windows, backends, reason)
+    summary = summarize(config, tensors, spec)
+    return Inspected(name, path, revision, digest, summary, windows, backends, reason, sampling)
 
 
 def _refusal(spec: ModelSpec | None) -> str | None:
@@ -168,6 +173,8 @@ def inspected_json(found: Inspected) -> dict[str, Any]:
         "experts_per_token": summary.experts_per_token,
         "params": sum(part.params for part in summary.parts),
         "active_params": sum(part.active_params for part in summary.parts),
+        "sampling_defaults": found.sampling.json(),
+        "sampling_by_author": list(found.sampling.by_author),
     }
 
 
@@ -195,6 +202,7 @@ def _lines(found: Inspected) -> list[tuple[str, str]]:
         ("KV cache", _kv(summary)),
         ("context", f"{summary.context:,} tokens" if summary.context else "unknown"),
         ("quantization", summary.quantization or "none"),
+        ("sampling", _sampling(found.sampling)),
     ]
     if summary.experts:
         active = _grouped([layer.active_bytes for layer in summary.layers])
@@ -202,6 +210,13 @@ def _lines(found: Inspected) -> list[tuple[str, str]]:
     if summary.other.bytes:
         lines.append(("beside", f"{gigabytes(summary.other.bytes)} that belong to no layer"))
     return lines + ([("why not", found.reason)] if found.reason else [])
+
+
+def _sampling(defaults: SamplingDefaults) -> str:
+    """The defaults that the author sets, or ours."""
+    names = defaults.by_author or ("temperature", "top_p")
+    values = ", ".join(f"{name} {getattr(defaults.sampling, name):g}" for name in names)
+    return f"{values} ({'set by its author' if defaults.by_author else 'its author sets none'})"
 
 
 def _parameters(total: int, active: int) -> str:

@@ -26,6 +26,10 @@ Strategy = Annotated[
     str | None, typer.Option(help="recommend, uniform, memory, compute, mixed, ratio or custom  [default: recommend]")
 ]
 Users = Annotated[int | None, typer.Option(min=1, help=f"People at once  [default: {DEFAULTS.users}, or what fits]")]
+SamplingDefault = Annotated[
+    str | None,
+    typer.Option("--sampling", help="Where a request is silent: default is the author's values, plain cuts nothing"),
+]
 Context = Annotated[
     int | None, typer.Option(min=1, help=f"Tokens of each conversation  [default: {DEFAULTS.context}, or what fits]")
 ]

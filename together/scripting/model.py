@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Unpack
 
 from together.engine.measure import EngineStats
-from together.engine.text import TextModel
 from together.errors import BrokenModel
 from together.models.hub import fetch_units
 from together.models.manifest import describe
@@ -29,9 +28,10 @@ from together.settings import Settings
 class PartitionedModel:
     """A loaded model. Any thread may ask, several at once; as a context manager it ends its processes at the end."""
 
-    def __init__(self, plan: PartitionPlan, text: TextModel, running: Running) -> None:
+    def __init__(self, plan: PartitionPlan, opened: Opened, running: Running) -> None:
         self.plan = plan
-        self.text = text
+        self.text = opened.text
+        self.defaults = opened.defaults
         self._running = running
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> str:
@@ -47,7 +47,7 @@ class PartitionedModel:
 
     def pieces(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[Piece]:
         """As `stream`, with token ids, and in the last piece why it ended, token counts and times."""
-        return self._running.pieces(make_request(self.text, prompt, **options))
+        return self._running.pieces(make_request(self.text, self.defaults.sampling, prompt, **options))
 
     def stats(self) -> EngineStats:
         """What runs and waits, tokens so far, and milliseconds per step, stage and link."""
@@ -85,7 +85,7 @@ def partition(model: str | PathLike[str], strategy: PartitionStrategy | None = N
     except BaseException:
         thread.close()
         raise
-    return PartitionedModel(plan, opened.text, running)
+    return PartitionedModel(plan, opened, running)
 
 
 def _bring(opened: Opened, settings: Settings) -> None:

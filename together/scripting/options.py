@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import TypedDict, Unpack, get_type_hints
+from dataclasses import replace
+from typing import Any, TypedDict, Unpack, get_type_hints
 
 from together.engine.text import TextModel
 from together.errors import BadRequest
@@ -19,7 +20,10 @@ _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_pen
 
 
 class Options(TypedDict, total=False):
-    """`max_tokens` left out is up to the context; `temperature` 0 is greedy; the same `seed` gives the same answer."""
+    """What is left out is as the model's author set it; `max_tokens` is up to the context then.
+
+    `temperature` 0 is greedy; the same `seed` gives the same answer.
+    """
 
     max_tokens: int | None
     stop: str | Sequence[str]
@@ -35,10 +39,13 @@ class Options(TypedDict, total=False):
     seed: int | None
 
 
-def make_request(text: TextModel, prompt: Prompt, **options: Unpack[Options]) -> GenerateRequest:
-    """A question, or a conversation, by the model's own template. Raises BadRequest naming the field."""
+def make_request(text: TextModel, defaults: Sampling, prompt: Prompt, **options: Unpack[Options]) -> GenerateRequest:
+    """A question, or a conversation, by the model's own template;
+
+    `defaults` hold where `options` are silent. Raises BadRequest naming the field.
+    """
     _check_types(options)
-    sampling = _sampling(options)
+    sampling = _sampling(options, defaults)
     validate(sampling)
     return GenerateRequest(
         text.prompt_ids(_messages(prompt)),
@@ -49,16 +56,12 @@ def make_request(text: TextModel, prompt: Prompt, **options: Unpack[Options]) ->
     )
 
 
-def _sampling(options: Options) -> Sampling:
+def _sampling(options: Options, defaults: Sampling) -> Sampling:
     seed = options.get("seed")
-    return Sampling(
-        temperature=options.get("temperature", 1.0),
-        top_k=options.get("top_k", 0),
-        top_p=options.get("top_p", 1.0),
-        min_p=options.get("min_p", 0.0),
-        repetition_penalty=options.get("repetition_penalty", 1.0),
-        presence_penalty=options.get("presence_penalty", 0.0),
-        frequency_penalty=options.get("frequency_penalty", 0.0),
+    given: dict[str, Any] = {name: value for name, value in options.items() if name in (*_NUMBERS, "top_k")}
+    return replace(
+        defaults,
+        **given,
         logit_bias=tuple(options.get("logit_bias", {}).items()),
         seed=secrets.randbits(63) if seed is None else seed,
     )

@@ -1,0 +1,98 @@
+"""How a model's author wants it to be sampled: generation_config.json, and what holds where that file is silent.
+
+A request's own fields always win; see `SamplingDefaults.sampling`. Field names and meanings are those of transformers'
+GenerationConfig.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from together.errors import BadSetting, BrokenModel
+from together.models.folder import read_json
+from together.types import Sampling
+
+logger = logging.getLogger(__name__)
+
+GENERATION_CONFIG = "generation_config.json"
+SamplingMode = Literal["default", "plain"]
+MODES: tuple[SamplingMode, ...] = get_args(SamplingMode)
+
+PLAIN = Sampling()  # temperature 1 and nothing cut off, as in OpenAI's API
+USUAL = Sampling(temperature=0.7, top_p=0.95)  # for a model whose author says nothing
+
+# The fields that an author may set, and what a value must be. Their names are also those of `Sampling`.
+_VALID: dict[str, Callable[[float], bool]] = {
+    "temperature": lambda value: 0 <= value <= 2,
+    "top_k": lambda value: value >= -1 and value == int(value),
+    "top_p": lambda value: 0 < value <= 1,
+    "min_p": lambda value: 0 <= value <= 1,
+    "repetition_penalty": lambda value: 0 < value <= 10,
+}
+SAMPLING_FIELDS = tuple(_VALID)
+_DRAWING = frozenset(SAMPLING_FIELDS) - {"repetition_penalty"}  # without effect where decoding is greedy
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """The values that hold where a request is silent; `by_author` names the fields that generation_config.json sets."""
+
+    sampling: Sampling = USUAL
+    by_author: tuple[str, ...] = ()
+
+    def json(self) -> dict[str, float]:
+        return {name: getattr(self.sampling, name) for name in SAMPLING_FIELDS}
+
+
+def sampling_mode(text: str) -> SamplingMode:
+    """Raises BadSetting for anything but default and plain."""
+    for mode in MODES:
+        if mode == text:
+            return mode
+    raise BadSetting(f"--sampling is {' or '.join(MODES)}, not {text[:200]!r}")
+
+
+def read_sampling_defaults(folder: Path, mode: SamplingMode = "default") -> SamplingDefaults:
+    """The defaults of the model in `folder`; `plain` ignores its author. A broken file is warned about and ignored."""
+    if mode == "plain":
+        return SamplingDefaults(PLAIN)
+    if not (folder / GENERATION_CONFIG).is_file():
+        return SamplingDefaults()
+    try:
+        return sampling_defaults(read_json(folder, GENERATION_CONFIG), folder.name)
+    except BrokenModel as error:
+        logger.warning("%s; its sampling defaults are not used", error)
+        return SamplingDefaults()
+
+
+def sampling_defaults(config: Mapping[str, Any], name: str) -> SamplingDefaults:
+    """Read a generation configuration. A null value is silent, one out of range is warned about and silent.
+
+    `do_sample: false` is greedy. Where the author speaks of drawing at all, fields that stay silent are neutral.
+    """
+    values = {field: config[field] for field in SAMPLING_FIELDS if _is_usable(config.get(field), field, name)}
+    if config.get("do_sample") is False:
+        kept = {field: value for field, value in values.items() if field not in _DRAWING}
+        return SamplingDefaults(_sampling(replace(PLAIN, temperature=0.0), kept), ("temperature", *kept))
+    speaks = config.get("do_sample") is True or bool(_DRAWING & values.keys())
+    return SamplingDefaults(_sampling(PLAIN if speaks else USUAL, values), tuple(values))
+
+
+def _sampling(base: Sampling, values: Mapping[str, float]) -> Sampling:
+    given: dict[str, Any] = {field: float(value) for field, value in values.items()}
+    if "top_k" in given:
+        given["top_k"] = max(int(given["top_k"]), 0)
+    return replace(base, **given)
+
+
+def _is_usable(value: object, field: str, name: str) -> bool:
+    if value is None:
+        return False
+    usable = type(value) in (int, float) and _VALID[field](value)  # type: ignore[arg-type]
+    if not usable:
+        logger.warning("%s of %s has %s = %.50r, which is ignored", GENERATION_CONFIG, name, field, value)
+    return usable
