@@ -72,7 +72,8 @@ class Answers:
         yield _update(question="", chat=[*asked, turn("assistant", "…")], notice="", busy=True)
         said = Said()
         try:
-            async with aclosing(_growing(self._head.chat(knobs.request(asked)), said)) as growing:
+            request = knobs.request(asked, self._head.sampling_defaults().sampling)
+            async with aclosing(_growing(self._head.chat(request), said)) as growing:
                 async for _ in growing:
                     yield _update(chat=[*asked, *said.turns()], busy=True)
         except TogetherError as error:

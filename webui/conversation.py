@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from together.errors import BadRequest
@@ -21,22 +21,23 @@ Turns = list[Turn]
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
-    """The settings beside the chat, as their controls give them: None is an emptied field."""
+    """The settings beside the chat, as their controls give them: None is an emptied field, where the default holds."""
 
     system: str | None = ""
-    temperature: float | None = 0.7
-    top_k: float | None = 0
-    top_p: float | None = 1.0
+    temperature: float | None = None
+    top_k: float | None = None
+    top_p: float | None = None
     max_tokens: float | None = 512
     seed: str | None = ""
 
-    def request(self, turns: Turns) -> ChatRequest:
+    def request(self, turns: Turns, defaults: Sampling) -> ChatRequest:
         """The conversation so far as a request; without a seed a fresh random one."""
         system = (Message("system", self.system.strip()),) if self.system and self.system.strip() else ()
-        sampling = Sampling(
-            temperature=1.0 if self.temperature is None else float(self.temperature),
-            top_k=int(self.top_k or 0),
-            top_p=float(self.top_p or 1.0),
+        sampling = replace(
+            defaults,
+            temperature=defaults.temperature if self.temperature is None else float(self.temperature),
+            top_k=defaults.top_k if self.top_k is None else int(self.top_k),
+            top_p=defaults.top_p if self.top_p is None else float(self.top_p or 1.0),
             seed=_seed(self.seed),
         )
         messages = system + tuple(_messages(turns))

@@ -124,6 +124,17 @@
     show("advice", advice, connected && advice !== "" && state.serving.state === "READY");
   };
 
+  // --- the defaults of the served model ------------------------------------------------------------------------------
+  let served = null; // the ring whose model's defaults the sampling controls show
+
+  const followModel = ({ serving }) => {
+    const button = document.getElementById("reset-sampling");
+    if (!button || !view) return;
+    const ring = serving.state === "READY" ? serving.ring : served || "";
+    if (served !== null && ring !== served) button.click(); // what is served at first is set while the page loads
+    served = ring;
+  };
+
   // --- the stream ----------------------------------------------------------------------------------------------------
   const draw = () => {
     const connected = lastEvent > 0 && Date.now() - lastEvent < SILENCE_MS && source && source.readyState === EventSource.OPEN;
@@ -131,6 +142,7 @@
     if (!places.header || !places.nodes) return; // the page is still being built
     const state = view || { nodes: [], serving: { state: "EMPTY", model: "", plan: null }, reason: "" };
     hints(state, connected);
+    followModel(state);
     places.header.replaceChildren(...header(state, connected).filter(Boolean));
     places.nodes.replaceChildren(...nodes(state));
     places.nodes.classList.toggle("stale", !connected);

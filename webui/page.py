@@ -25,6 +25,7 @@ from webui.events import Events
 from webui.inputs import example
 from webui.offers import Offers
 from webui.presets import PRESETS
+from webui.sampling import SHOWN, SamplingReset, reset_button, sampling_sliders
 from webui.split_controls import split_panel
 from webui.surface import Surface
 
@@ -76,7 +77,7 @@ def build(head: HeadPort, events: Events) -> gr.Blocks:
             with gr.Column(scale=5, min_width=320, elem_id="chat-column"):
                 chat = _chat()
             with gr.Column(scale=2, min_width=260, elem_id="settings-column"):
-                settings = _settings()
+                settings, reset = _settings()
         with gr.Row(elem_id="cluster", equal_height=False):
             with gr.Column(scale=5, min_width=420, elem_id="nodes-column"):
                 gr.HTML(_slot("nodes"), elem_id="cluster-nodes", apply_default_css=False)
@@ -86,6 +87,9 @@ def build(head: HeadPort, events: Events) -> gr.Blocks:
             with gr.Column(scale=5, min_width=420, elem_id="split-column"):
                 split_panel(page, head, events)
         _connect(events, answers, chat, settings)
+        sampling, sliders = SamplingReset(head), settings[1 : 1 + len(SHOWN)]
+        events.chat(page.load, sampling.reset, None, sliders)
+        events.chat(reset.click, sampling.reset, None, sliders)
         for button, order in (
             (load_again, offers.load_again),
             (load_last, offers.load_last),
@@ -141,17 +145,15 @@ def _chat() -> ChatControls:
     return ChatControls(turns, notice, question, send, stop, retry, clear)
 
 
-def _settings() -> list[gr.components.Component]:
-    """In the order of `Knobs`."""
+def _settings() -> tuple[list[gr.components.Component], gr.Button]:
+    """The controls in the order of `Knobs`, and the button that sets them back."""
     with gr.Accordion("Settings", open=True, elem_id="settings"):
-        return [
-            gr.Textbox(label="System prompt", lines=2, max_lines=8, elem_id="system", placeholder="You are …"),
-            gr.Slider(0, 2, 0.7, step=0.05, label="Temperature (0: likeliest only)", elem_id="temperature"),
-            gr.Slider(0, 200, 0, step=1, label="Top-k (0: off)", elem_id="top-k"),
-            gr.Slider(0.05, 1, 1, step=0.05, label="Top-p (1: off)", elem_id="top-p"),
-            gr.Slider(1, 4096, 512, step=1, label="Max tokens", elem_id="max-tokens"),
-            gr.Textbox(label="Seed", placeholder="random", max_lines=1, elem_id="seed"),
-        ]
+        system = gr.Textbox(label="System prompt", lines=2, max_lines=8, elem_id="system", placeholder="You are …")
+        sliders = sampling_sliders()
+        reset = reset_button()
+        limit = gr.Slider(1, 4096, 512, step=1, label="Max tokens", elem_id="max-tokens")
+        seed = gr.Textbox(label="Seed", placeholder="random", max_lines=1, elem_id="seed")
+    return [system, *sliders, limit, seed], reset
 
 
 def _connect(events: Events, answers: Answers, chat: ChatControls, settings: list[gr.components.Component]) -> None:
