@@ -13,12 +13,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-import gradio as gr
-
 from together.api.port import HeadPort
 from together.errors import TogetherError
 from together.requests import Piece
 from webui.conversation import Knobs, Turns, is_thought, measured, text_of, thought, turn, up_to_question
+from webui.framework import gr
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-import gradio as gr
-
 from together.api.guard import is_local
+from webui.framework import gr
 from webui.inputs import Reader, nothing, reader_for
 
 HERE_ONLY = "only a browser on the machine that runs together may do this; chatting works from every machine"

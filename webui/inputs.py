@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import gradio as gr
-
 from together.errors import BadRequest
 from webui.conversation import Turn, Turns, thought, turn
+from webui.framework import gr
 
 Reader = Callable[[Any], Any]  # takes any JSON value; raises BadRequest
 

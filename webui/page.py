@@ -7,21 +7,17 @@ Header, offer, node table and advice are empty elements that `page.js` fills fro
 from __future__ import annotations
 
 import os
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: it would phone home there already
-
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import gradio as gr
 from fastapi import FastAPI
-from gradio.utils import get_upload_folder
 from starlette.routing import Mount
 
 from together.api.port import HeadPort
 from webui.answers import Answers, notice
 from webui.events import Events
+from webui.framework import get_upload_folder, gr
 from webui.inputs import example
 from webui.offers import Offers
 from webui.presets import PRESETS

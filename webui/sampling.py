@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import gradio as gr
-
 from together.api.port import HeadPort
 from together.models.generation import USUAL
+from webui.framework import gr
 
 SHOWN = ("temperature", "top_k", "top_p")  # the controls, in the order of `Knobs`; other defaults hold unseen
 

@@ -8,8 +8,6 @@ from collections.abc import AsyncGenerator
 from pathlib import Path, PurePath
 from typing import Any
 
-import gradio as gr
-
 from together.api.port import HeadPort
 from together.cluster.finder import known_models
 from together.errors import BadSetting, TogetherError
@@ -19,6 +17,7 @@ from together.models.store import KnownModel
 from together.planning.missing import Missing
 from together.planning.request import PlanRequest
 from webui.draft import Draft, Edited, Shown, edit_of, shown_error, shown_missing, shown_plan
+from webui.framework import gr
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import gradio as gr
-
 from together.api.port import HeadPort
 from webui.draft import shown_error
 from webui.events import Events
+from webui.framework import gr
 from webui.inputs import edit
 from webui.split import Splits
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
-import gradio as gr
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -21,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from together.api.streaming import read_body
 from together.errors import BadRequest
 from webui.events import Accepted
+from webui.framework import gr
 
 API = "/gradio_api"
 JOIN, DATA, CANCEL = ("POST", f"{API}/queue/join"), ("GET", f"{API}/queue/data"), ("POST", f"{API}/cancel")

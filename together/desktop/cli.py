@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from together.desktop.client import RunningApp
     from together.types import Endpoint, NodeStatus
 
-COMMANDS = "up node chat plan load unload balance forget inspect models status stop doctor bench".split()
+COMMANDS = "up node chat plan load unload balance forget inspect models pull status stop doctor bench".split()
 
 app = typer.Typer(
     help="Several ordinary machines run one language model. Without a command: up.",

@@ -149,3 +149,16 @@ def models(context: typer.Context) -> None:
     from together.desktop.models import app as models_app
 
     models_app(context.args, prog_name="together models")
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="Of the hub, as org/name")],
+    layers: Annotated[str | None, typer.Option(help="Only what a stage of these layers needs, as 0:8")] = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Get a model from the hub, as models pull does."""
+    settings = settings_with(log_level=log_level)
+    from together.desktop.models import pull_and_say
+
+    pull_and_say(name, layers, settings.home_path)

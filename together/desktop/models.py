@@ -57,7 +57,12 @@ def pull_command(
     layers: Layers = None,
 ) -> None:
     """Get a model from the hub, or some of its layers; goes on where an earlier pull ended."""
-    pull(name, layers_of(layers), load_settings().home_path, _say)
+    pull_and_say(name, layers, load_settings().home_path)
+
+
+def pull_and_say(name: str, layers: str | None, home: Path) -> None:
+    """`pull` with options as they are typed, its progress on this terminal."""
+    pull(name, layers_of(layers), home, _say)
 
 
 @app.command("rm")

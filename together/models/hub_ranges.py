@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, exported without __all__
 
 from together.errors import BadSetting, BrokenModel, TogetherError, Unreachable
+from together.models.proxies import proxy_hint, require_usable_proxy
 from together.quoting import MOST, cut, quoted
 
 PATIENCE = 120.0  # seconds without a byte before a fetch is given up; what is here stays
@@ -127,7 +128,8 @@ def _check_range(file: RemoteFile, answer: httpx2.Response, start: int) -> None:
 def _lost(file: RemoteFile, error: Exception) -> str:
     reason = cut(str(error), MOST) or type(error).__name__
     return (
-        f"the hub at {endpoint()} stopped answering while {file} was fetched ({reason}); what is here is kept, "
+        f"the hub at {endpoint()} stopped answering while {file} was fetched ({reason})"
+        f"{proxy_hint(endpoint())}; what is here is kept, "
         "run the same command again to go on"
     )
 
@@ -144,6 +146,7 @@ def pause(seconds: float, should_stop: Ask) -> None:
 @contextmanager
 def explained(repo: str) -> Iterator[None]:
     """The library's errors as ours, one sentence each. Lost connections are for `read_range` to try again."""
+    require_usable_proxy(endpoint())  # the library fails on such a proxy before it asks anything
     try:
         yield
     except TogetherError:
@@ -179,8 +182,8 @@ def unreachable(repo: str, error: Exception) -> Unreachable:
 def _away(repo: str, error: BaseException) -> str:
     reason = cut(str(error).partition("\n")[0], MOST) or type(error).__name__
     return (
-        f"{repo} is not on this machine, and the hub at {endpoint()} does not answer ({reason}); check the network, "
-        "or choose a model from together models"
+        f"{repo} is not on this machine, and the hub at {endpoint()} does not answer ({reason})"
+        f"{proxy_hint(endpoint()) or '; check the network'}, or choose a model from together models"
     )
 
 
