@@ -278,6 +278,7 @@ class Head:
         service = self._service
         if service is not None and service.serves(plan):
             await service.change(plan, measured)
+            service.reopen(opened)
             return
         step = f"ending {service.serving.model}" if service else ""
         await self._end_service(Serving(ServingState.LOADING, opened.ref.name, step=step))

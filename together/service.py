@@ -353,6 +353,11 @@ class Service:
 
     # --- planned changes ----------------------------------------------------------------------------------------------
 
+    def reopen(self, opened: Opened) -> None:
+        """The same weights, read again: requests from now on get its words, ends of text and sampling defaults."""
+        self.opened = opened
+        self.engine.use_ends(opened.text.eos)
+
     def serves(self, plan: Plan) -> bool:
         """Whether it is the same model in the same dtype, so that a change of plan is enough."""
         mine = self.loader.plan

@@ -21,8 +21,11 @@ from tests.support.checksum import VOCABULARY, expected_text, expected_tokens, m
 from tests.support.loopback import LoopbackRing
 from tests.support.tokenizers import byte_fallback, byte_level, write_text_files
 from together.engine.answers import answer_chat, answer_prompts, generate_text
+from together.engine.detokenize import StopFilter
 from together.engine.engine import Engine
+from together.engine.parting import Parter
 from together.engine.text import TextModel
+from together.engine.thinking import ThinkSplitter
 from together.engine.tokens import TokenBytes
 from together.errors import BadRequest, BrokenModel, ContextTooLong, QueueFull
 from together.requests import ChatRequest, CompletionRequest, GenerateRequest, Message, Piece
@@ -284,3 +287,36 @@ async def test_a_slow_reader_of_choices_gets_everything(toy: Path) -> None:
     for index in range(2):
         own = [piece for piece in pieces if piece.index == index]
         assert sum(len(piece.token_ids) for piece in own) == sum(len(piece.logprobs) for piece in own) == 40
+
+
+# --- stop texts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stops", "text", "thought", "said"),
+    [
+        (["\n\n"], "a\n\nb</think>c d", "a\n\nb", "c d"),
+        (["b"], "a b</think>c b d", "a b", "c "),
+        (["k>c"], "a</think>c", "a", "c"),  # a tag is no part of the answer
+        (["c"], "a</think>c", "a", ""),
+        (["<t"], "a</think><tool", "a", ""),
+        (["END"], "never closed END", "never closed END", ""),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_stop_text_ends_the_answer_and_not_the_thoughts(
+    stops: list[str], text: str, thought: str, said: str, size: int
+) -> None:
+    parter = Parter(ThinkSplitter(opened=True), StopFilter(stops))
+    parts = [parter.push(text[i : i + size]) for i in range(0, len(text), size)] + [parter.flush()]
+    assert "".join(part.thought for part in parts) == thought
+    assert "".join(part.said for part in parts) == said
+    assert parter.stopped == (said != text.partition("</think>")[2])
+
+
+def test_letters_are_withheld_until_they_are_no_stop_text() -> None:
+    parter = Parter(None, StopFilter(["STOP"]))
+    assert (parter.push("a ST").said, parter.withheld) == ("a ", 2)
+    assert (parter.push("AR").said, parter.withheld) == ("STAR", 0)
+    assert (parter.push(" STOP more").said, parter.withheld) == (" ", 9)
+    assert (parter.push("on").said, parter.withheld) == ("", 11)

@@ -25,7 +25,8 @@ import pytest
 from tests.conftest import ROOT, until
 from tests.support.tokenizers import byte_level, write_text_files
 from together.engine import rendering
-from together.engine.template import MOST_SOURCE, ChatTemplate, find_template
+from together.engine.template import ChatTemplate
+from together.engine.template_files import MOST_SOURCE
 from together.engine.text import TextModel
 from together.errors import BadRequest, BrokenModel, NotServing, QueueFull
 from together.requests import Message
@@ -285,27 +286,3 @@ def test_a_template_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
     with watched_memory() as sizes, pytest.raises(BrokenModel, match=f"large has 25000006 bytes, {MOST_SOURCE} are"):
         TextModel.open(tmp_path / "large")
     assert max(sizes) < 10**8
-
-
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        ({"chat_template": 7}, "no text"),
-        ({"chat_template": {"default": "x"}}, "no text"),
-        ({"chat_template": [{"name": "default", "template": 7}]}, "no text"),
-        ({"chat_template": "{# " + "x" * MOST_SOURCE + " #}"}, "bytes"),
-    ],
-    ids=["number", "object", "named number", "large"],
-)
-def test_a_template_that_is_none_is_a_broken_model(config: dict[str, object], reason: str, tmp_path: Path) -> None:
-    with pytest.raises(BrokenModel, match=reason):
-        find_template(tmp_path, config)
-
-
-def test_templates_without_a_name_are_left_out_and_bytes_are_not_text(tmp_path: Path) -> None:
-    several = [7, {"template": "x"}, {"name": "default", "template": "D"}]
-    assert find_template(tmp_path, {"chat_template": several}) == "D"
-    assert find_template(tmp_path, {"chat_template": several}, "tool_use") is None
-    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
-    with pytest.raises(BrokenModel, match="not UTF-8"):
-        find_template(tmp_path, {})

@@ -106,18 +106,6 @@ def test_a_template_that_cannot_is_a_sentence(template: str, reason: str, tmp_pa
     assert caught.value.param == "messages"
 
 
-def test_eos_comes_from_the_generation_config_then_the_config_then_the_tokenizer(tmp_path: Path) -> None:
-    write_text_files(tmp_path, BYTE_LEVEL, eos=[5, 6])
-    assert TextModel.open(tmp_path).eos == {5, 6}
-    write_text_files(tmp_path, BYTE_LEVEL, eos=7)
-    assert TextModel.open(tmp_path).eos == {7}
-    (tmp_path / "generation_config.json").unlink()
-    (tmp_path / "config.json").write_text('{"eos_token_id": 8}', encoding="utf-8")
-    assert TextModel.open(tmp_path).eos == {8}
-    (tmp_path / "config.json").unlink()
-    assert TextModel.open(tmp_path).eos == {BYTE_LEVEL.token_to_id("<|im_end|>")}
-
-
 def test_broken_folders_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(BrokenModel, match=r"no tokenizer\.json; download the model again"):
         TextModel.open(tmp_path)

@@ -10,7 +10,8 @@ import secrets
 from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic_core import PydanticCustomError
 
 from together.errors import BadRequest
 from together.quoting import MOST, cut
@@ -21,6 +22,13 @@ MOST_STOPS = 16
 MOST_LOGPROBS = 20
 SMALL = 2**31
 
+
+def _is_limit(tokens: int) -> int:
+    if tokens == 0:
+        raise PydanticCustomError("limit", "must be at least 1, or -1 for no limit")
+    return tokens
+
+
 # For fields that take one of several types, where the library can only say what each of them lacks.
 _WORDS = {
     "stop": "a text, or up to 16 texts",
@@ -30,7 +38,14 @@ _WORDS = {
 }
 _BRANCHES = {"str", "list", "int"}  # what the library adds to the path for a type that it tried
 
+# -1 is what several programs send for no limit.
+Limit = Annotated[int, Field(ge=-1, lt=SMALL), AfterValidator(_is_limit)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+def limit_of(tokens: int | None) -> int | None:
+    """The most tokens of an answer; None: up to the context."""
+    return None if tokens == -1 else tokens
 
 
 class Strict(BaseModel):
@@ -56,7 +71,7 @@ class AnswerFields(Strict):
     frequency_penalty: Penalty | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, lt=SMALL)] | None = None
+    max_tokens: Limit | None = None
     stop: str | Annotated[list[str], Field(max_length=MOST_STOPS, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None

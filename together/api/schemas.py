@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from together.api.fields import MOST_LOGPROBS, SMALL, AnswerFields, Strict
+from together.api.fields import MOST_LOGPROBS, SMALL, AnswerFields, Limit, Strict, limit_of
 from together.api.formats import ResponseFormat
 from together.api.tool_fields import MessageCalls, ToolChoice, Tools, check_calls, tool_calls, tool_use
 from together.errors import BadRequest
@@ -51,7 +51,7 @@ class ChatCompletionRequest(AnswerFields):
     """
 
     messages: Annotated[list[InputMessage], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
-    max_completion_tokens: Annotated[int, Field(ge=1, lt=SMALL)] | None = None
+    max_completion_tokens: Limit | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None
@@ -83,7 +83,7 @@ class ChatCompletionRequest(AnswerFields):
         return ChatRequest(
             messages=messages,
             sampling=self.sampling(defaults),
-            max_tokens=self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens,
+            max_tokens=limit_of(self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens),
             stop=self.stops(),
             ignore_eos=bool(self.ignore_eos),
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else -1,
@@ -121,7 +121,7 @@ class TextCompletionRequest(AnswerFields):
         return CompletionRequest(
             prompts=prompts,
             sampling=self.sampling(defaults),
-            max_tokens=USUAL_MAX_TOKENS if self.max_tokens is None else self.max_tokens,
+            max_tokens=USUAL_MAX_TOKENS if self.max_tokens is None else limit_of(self.max_tokens),
             stop=self.stops(),
             ignore_eos=bool(self.ignore_eos),
             top_logprobs=-1 if self.logprobs is None else self.logprobs,

@@ -71,7 +71,7 @@ async def answer_prompts(engine: Engine, model: TextModel, request: CompletionRe
 async def _ids(engine: Engine, model: TextModel, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
     """Raises ContextTooLong before anything else looks at the prompt."""
     if isinstance(prompt, str):
-        return await model.encode_aside(prompt, add_special_tokens=True, context=engine.context)
+        return await model.encode_prompt(prompt, context=engine.context)
     if len(prompt) >= engine.context:
         raise ContextTooLong(len(prompt), engine.context)
     return prompt
@@ -107,7 +107,7 @@ async def _answer(
     streams = _submit_all(engine, wanted)
     use = request.tool_use if isinstance(request, ChatRequest) else ToolUse()
     readers = [
-        _read(stream, model, each, Parter() if opening is None else model.parter(opening, use), index)
+        _read(stream, model, each, None if opening is None else model.parter(opening, use, each.stop), index)
         for index, (stream, each) in enumerate(zip(streams, wanted, strict=True))
     ]
     try:
@@ -190,7 +190,7 @@ async def _read(
     parter: Parter | None = None,
     index: int = 0,
 ) -> Pieces:
-    answer = _Answer(model, StopFilter(request.stop), parter or Parter(), index)
+    answer = _Answer(model, parter or Parter(stops=StopFilter(request.stop)), index)
     try:
         async for token_ids, finish in stream:
             answer.push(token_ids, stream.sampled)
@@ -215,11 +215,10 @@ def _true_reason(reason: FinishReason | None, request: GenerateRequest) -> Finis
 class _Answer:
     """One answer's text between the decoder and the person who reads it."""
 
-    def __init__(self, model: TextModel, stops: StopFilter, parter: Parter, index: int) -> None:
+    def __init__(self, model: TextModel, parter: Parter, index: int) -> None:
         self._decoder: Decoder = model.decoder()
         shown = (model.tags if parter.thoughts else {}, model.tool_tags if parter.tools else {})
         self._tags = {token_id: tag for tags in shown for tag, token_id in tags.items()}
-        self._stops = stops
         self._parter = parter
         self._index = index
         self._logprobs = _Logprobs(model.token_bytes)
@@ -240,7 +239,7 @@ class _Answer:
         `sampled` is empty or one for each.
         """
         for place, token_id in enumerate(token_ids):
-            if self._stops.matched or self._parter.done:
+            if self._parter.stopped or self._parter.done:
                 return
             self._tokens.append(token_id)
             self._count += 1
@@ -254,13 +253,10 @@ class _Answer:
         if sampled is not None:
             self._logprobs.drawn(sampled)
         self._logprobs.decoded(len(text))
-        self._show(self._stops.push(text))
-
-    def _show(self, text: str) -> None:
-        self._logprobs.shown(len(text))
         was_thinking = self._parter.thinking
         parts = self._parter.push(text)
         self._add(parts)
+        self._logprobs.shown_but(self._parter.withheld)
         if was_thinking or self._parter.thinking or parts.thought:
             self._thought = self._count
 
@@ -271,14 +267,14 @@ class _Answer:
 
     def finish(self, reason: FinishReason | None) -> FinishReason | None:
         """Why the answer ends now, if it does; lets go of the text held back until here."""
-        if reason is not None and not self._stops.matched:
+        if reason is not None and not self._parter.stopped:
             self._take(self._decoder.flush(), None)
-            self._show(self._stops.flush())
-            self._logprobs.all_shown()
-        if reason is None and not self._stops.matched and not self._parter.done:
+        if reason is None and not self._parter.stopped and not self._parter.done:
             return None
         self._add(self._parter.flush())
-        ended = "stop" if self._stops.matched or self._parter.done else reason
+        if reason is not None and not self._parter.stopped:
+            self._logprobs.all_shown()
+        ended = "stop" if self._parter.stopped or self._parter.done else reason
         return "tool_calls" if ended == "stop" and self._parter.called else ended
 
     def piece(self) -> Piece:
@@ -331,8 +327,9 @@ class _Logprobs:
                     break
                 pending.end = self._decoded
 
-    def shown(self, letters: int) -> None:
-        self._shown += letters
+    def shown_but(self, withheld: int) -> None:
+        """Of all letters so far the last `withheld` are not shown."""
+        self._shown = self._decoded - withheld
         while self._waiting and 0 <= self._waiting[0].end <= self._shown:
             self._give()
 

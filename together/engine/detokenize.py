@@ -59,9 +59,11 @@ class StopFilter:
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
         self.matched = False
+        self.withheld = 0  # letters taken and not given: held back, or cut off by a match
 
     def push(self, text: str) -> str:
         """The text that is safe to show now; nothing after a match."""
+        self.withheld += len(text)
         if self.matched:
             return ""
         self._held += text
@@ -78,6 +80,7 @@ class StopFilter:
 
     def _show(self, length: int, rest: str) -> str:
         shown, self._held = self._held[:length], rest
+        self.withheld -= length
         return shown
 
     def _match(self) -> int | None:

@@ -72,6 +72,10 @@ class Engine:
         """Width of the model's logits, where it is known."""
         return self._vocabulary
 
+    def use_ends(self, eos: frozenset[int]) -> None:
+        """End texts at these token ids from now on: the model's settings were read again."""
+        self._scheduler.eos = eos
+
     def stats(self) -> EngineStats:
         """What runs, what happened so far, and what steps cost."""
         scheduler, times = self._scheduler, self.times

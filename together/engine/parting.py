@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from together.engine.detokenize import StopFilter
 from together.engine.thinking import ThinkSplitter
 from together.engine.tools import ToolSplitter
 from together.requests import CallDelta
@@ -23,12 +24,23 @@ class Parter:
     """Thoughts come first, then text and calls; calls inside thoughts are thoughts. Without splitters all is said."""
 
     thoughts: ThinkSplitter | None = None
+    stops: StopFilter = field(default_factory=lambda: StopFilter(()))  # ends the answer, never the thoughts
     tools: ToolSplitter | None = None
     one_call: bool = False  # nothing is wanted after the first one
 
     @property
     def thinking(self) -> bool:
         return self.thoughts is not None and self.thoughts.thinking
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop text ended the answer."""
+        return self.stops.matched
+
+    @property
+    def withheld(self) -> int:
+        """Letters taken that are not given yet, or never will be: they may be a stop text, or follow one."""
+        return self.stops.withheld + (self.thoughts.held if self.thoughts is not None else 0)
 
     @property
     def called(self) -> bool:
@@ -41,6 +53,7 @@ class Parter:
 
     def push(self, text: str) -> Parts:
         thought, said = self.thoughts.push(text) if self.thoughts is not None else ("", text)
+        said = self.stops.push(said)
         if self.tools is None:
             return Parts(thought, said)
         return self._parts(thought, *self.tools.push(said))
@@ -48,6 +61,7 @@ class Parter:
     def flush(self) -> Parts:
         """What was held back, at the end of the answer."""
         thought, said = self.thoughts.flush() if self.thoughts is not None else ("", "")
+        said = self.stops.push(said) + self.stops.flush()
         if self.tools is None:
             return Parts(thought, said)
         before, calls = self.tools.push(said)

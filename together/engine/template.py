@@ -1,4 +1,4 @@
-"""A model's own chat template: finds it in the model's folder and has it rendered. Knows no token ids and no Jinja.
+"""A model's own chat template, and how it is rendered. Knows no token ids and no Jinja.
 
 Templates are strangers' code: another process compiles and renders them, within limits (`rendering.py`).
 """
@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from together.engine.rendering import TOOK, Renderer, TemplateFault
 from together.engine.tool_styles import HERMES, ToolStyle, style_of
@@ -24,7 +22,6 @@ PLAIN = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n\n"
     "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-MOST_SOURCE = 2**19  # bytes of a template; published ones have up to 30 kB
 _AGAIN = "get this model again"
 
 
@@ -136,40 +133,3 @@ class _Side:
 
     source: str
     style: ToolStyle | None
-
-
-def find_template(folder: Path, tokenizer_config: Mapping[str, Any], name: str = "default") -> str | None:
-    """A template's source, from a file of its own or the tokenizer's configuration; None if there is none.
-
-    `name` "tool_use" is what some models bring for conversations with tools. Raises BrokenModel for one that is too
-    large or not text; a file that is too large is not read.
-    """
-    default = name == "default"
-    file = folder / ("chat_template.jinja" if default else f"additional_chat_templates/{name}.jinja")
-    if file.is_file():
-        return _read(folder, file)
-    found = tokenizer_config.get("chat_template")
-    if isinstance(found, list):  # several, by name
-        by_name = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = by_name.get(name)
-    elif not default:
-        found = None
-    if found is None:
-        return None
-    if not isinstance(found, str):
-        raise BrokenModel(f"tokenizer_config.json of {folder.name} has a chat template that is no text; {_AGAIN}")
-    _check_size(folder, len(found))
-    return found
-
-
-def _read(folder: Path, file: Path) -> str:
-    _check_size(folder, file.stat().st_size)
-    try:
-        return file.read_text(encoding="utf-8")
-    except ValueError as error:
-        raise BrokenModel(f"{file.name} of {folder.name} is not UTF-8 text; {_AGAIN}") from error
-
-
-def _check_size(folder: Path, size: int) -> None:
-    if size > MOST_SOURCE:
-        raise BrokenModel(f"the chat template of {folder.name} has {size} bytes, {MOST_SOURCE} are the most; {_AGAIN}")

@@ -12,23 +12,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from together.engine.bound import TokenBound
-from together.engine.detokenize import Decoder
+from together.engine.detokenize import Decoder, StopFilter
 from together.engine.grammar import Grammars
 from together.engine.parting import Parter
-from together.engine.template import PLAIN, ChatTemplate, find_template
+from together.engine.template import PLAIN, ChatTemplate
+from together.engine.template_files import DEFAULT, TOOL_USE, find_templates, words_json
 from together.engine.thinking import CLOSE, OPEN, ThinkSplitter
-from together.engine.tokenizer_file import check_tokenizer_file
 from together.engine.tokens import TokenBytes
 from together.engine.tool_grammar import call_grammar
 from together.engine.tools import ToolSplitter
+from together.engine.vocabulary import Vocabulary
 from together.errors import BrokenModel, ContextTooLong
 from together.memory import give_back
-from together.models.folder import read_json
 from together.quoting import MOST, cut
 from together.requests import Grammar, Message, ToolUse
 
@@ -37,14 +36,12 @@ logger = logging.getLogger(__name__)
 HEAVY = 200_000  # letters from which one waits for the other: about 0.3 s and 40 MB
 THREADS = 4  # texts of one model that are encoded at once
 
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
 
 @dataclass(frozen=True, slots=True)
 class TextModel:
     """A model's tokenizer, chat template and end-of-text ids."""
 
-    tokenizer: Tokenizer
+    vocabulary: Vocabulary
     template: ChatTemplate
     has_template: bool  # False: the model brought none, roles are written as plain words
     eos: frozenset[int]
@@ -58,21 +55,25 @@ class TextModel:
     name: str
     threads: ThreadPoolExecutor  # for the tokenizer: one that hangs holds up nothing but its model
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.vocabulary.tokenizer
+
     @classmethod
     def open(cls, folder: Path) -> TextModel:
         """Read the text side of a model folder, no weights. Raises BrokenModel."""
-        config = _read_json(folder / "tokenizer_config.json")
-        special = _special_tokens(folder, config)
-        tokenizer = _open_tokenizer(folder, special)
-        source = find_template(folder, config)
+        config = words_json(folder, "tokenizer_config.json")
+        vocabulary = Vocabulary.open(folder, config)
+        tokenizer, eos = vocabulary.tokenizer, vocabulary.eos
+        sources = find_templates(folder, config)
+        source = sources.get(DEFAULT)
         if source is None:
             logger.warning("%s has no chat template: roles are written as plain words", folder.name)
-        tool_source = find_template(folder, config, "tool_use")
-        template = ChatTemplate(folder.name, PLAIN if source is None else source, special, tool_source)
-        eos = _eos(folder, tokenizer, special)
+        name, special = folder.name, vocabulary.special
+        template = ChatTemplate(name, PLAIN if source is None else source, special, sources.get(TOOL_USE))
         thinks = OPEN in (source or "") or tokenizer.token_to_id(OPEN) is not None
         return cls(
-            tokenizer,
+            vocabulary,
             template,
             source is not None,
             eos,
@@ -97,6 +98,14 @@ class TextModel:
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of `text` as it is; words of special tokens in it become special tokens, none are added."""
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    async def encode_prompt(self, text: str, context: int | None = None) -> tuple[int, ...]:
+        """Token ids of a prompt as it is, with what the model's tokenizer adds to any text: one begin token at most.
+
+        Raises as `encode_aside` does.
+        """
+        ids = await self.encode_aside(text, add_special_tokens=True, context=context)
+        return self.vocabulary.with_begin(text, ids)
 
     async def encode_aside(
         self, text: str, add_special_tokens: bool = False, context: int | None = None
@@ -133,10 +142,13 @@ class TextModel:
         """Parts thoughts from the answer to `prompt`, which may open them; None where this model does not think."""
         return ThinkSplitter(opened=prompt.rstrip().endswith(OPEN)) if self.thinks else None
 
-    def parter(self, prompt: str, use: ToolUse) -> Parter:
-        """Parts one answer to the chat `prompt` into thoughts, text and calls of the tools that were offered."""
+    def parter(self, prompt: str, use: ToolUse, stops: Sequence[str] = ()) -> Parter:
+        """Parts one answer to the chat `prompt` into thoughts, text and calls of the tools that were offered.
+
+        A text of `stops` ends the answer; thoughts may hold it.
+        """
         tools = ToolSplitter(self.template.style, use.tools) if use.tools else None
-        return Parter(self.splitter(prompt), tools, one_call=not use.parallel)
+        return Parter(self.splitter(prompt), StopFilter(stops), tools, one_call=not use.parallel)
 
     def call_grammar(self, use: ToolUse, answer: Grammar | None) -> Grammar | None:
         """What an answer must be where tools are offered; `answer` is what the request itself asks of a text."""
@@ -164,53 +176,7 @@ def _encode(
             give_back()
 
 
-def _open_tokenizer(folder: Path, special: Mapping[str, str]) -> Tokenizer:
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise BrokenModel(
-            f"{folder.name} has no tokenizer.json; download the model again, or save it once with a fast tokenizer "
-            "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
-        )
-    try:
-        check_tokenizer_file(folder)
-        tokenizer = Tokenizer.from_file(str(file))
-    except BrokenModel:
-        raise
-    except Exception as error:  # the library raises nothing narrower
-        raise BrokenModel(
-            f"tokenizer.json of {folder.name} cannot be read ({cut(str(error), MOST)}); get this model again"
-        ) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.add_special_tokens([word for word in special.values() if tokenizer.token_to_id(word) is not None])
-    return tokenizer
-
-
-def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """The words of the special tokens by their names; older models keep them in a file of their own."""
-    both = {**_read_json(folder / "special_tokens_map.json"), **config}
-    words = {name: both[name] for name in _SPECIAL if both.get(name)}
-    texts = {name: word.get("content") if isinstance(word, dict) else word for name, word in words.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
-
-
 def _added_ids(tokenizer: Tokenizer, words: Sequence[str], special: bool = False) -> dict[str, int]:
     """Which of `words` are tokens of their own; `special`: only those that no decoder shows."""
     added = tokenizer.get_added_tokens_decoder().items()
     return {token.content: i for i, token in added if token.content in words and (token.special or not special)}
-
-
-def _eos(folder: Path, tokenizer: Tokenizer, special: Mapping[str, str]) -> frozenset[int]:
-    """End-of-text ids: generation_config.json knows all of them, config.json often only one, the tokenizer its own."""
-    for name in ("generation_config.json", "config.json"):
-        found = _read_json(folder / name).get("eos_token_id")
-        ids = [item for item in (found if isinstance(found, list) else [found]) if type(item) is int]
-        if ids:
-            return frozenset(ids)
-    own = tokenizer.token_to_id(special.get("eos_token", ""))
-    return frozenset() if own is None else frozenset((own,))
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where the file is missing. Raises BrokenModel for anything else."""
-    return read_json(file.parent, file.name) if file.is_file() else {}

@@ -33,6 +33,11 @@ class ThinkSplitter:
         """Whether what comes next belongs to the thoughts, as far as is known."""
         return self._place is _Place.THINKING or (self._opened and self._place is _Place.START)
 
+    @property
+    def held(self) -> int:
+        """Letters held back."""
+        return len(self._held)
+
     def push(self, text: str) -> tuple[str, str]:
         """What is certain now."""
         self._held += text

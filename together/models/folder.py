@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import stat
@@ -19,10 +20,23 @@ from together.settings import load_settings
 
 MAX_VALUES = 500_000  # of a JSON file that is read at once: 0.1 s, in which no other thread has a turn, and 100 MB
 
+log = logging.getLogger(__name__)
+
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object from the folder. Raises BrokenModel naming the file and the reason."""
     return json_object(inside(folder, name), read_bytes(folder, name))
+
+
+def side_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object that a model can do without: empty, with a word in the log, where it is missing or broken."""
+    if not (folder / name).is_file():
+        return {}
+    try:
+        return read_json(folder, name)
+    except BrokenModel as error:
+        log.warning("%s; it is passed over", error)
+        return {}
 
 
 def read_bytes(folder: Path, name: str) -> bytes:

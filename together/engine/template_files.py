@@ -1,0 +1,103 @@
+"""Where a model's folder keeps its chat templates, and what they are called. Reads them; runs none."""
+
+from __future__ import annotations
+
+import codecs
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from together.errors import BrokenModel
+from together.models.folder import read_bytes, read_json
+from together.models.names import TEMPLATES
+
+logger = logging.getLogger(__name__)
+
+DEFAULT, TOOL_USE = "default", "tool_use"
+MOST_SOURCE = 2**19  # bytes of a template; published ones have up to 30 kB
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def find_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """A model's templates by name, from every place that publishers use; `config` is tokenizer_config.json.
+
+    Files of their own win over chat_template.json, and that over the tokenizer's configuration. A model with templates
+    and no default uses its first one. Raises BrokenModel for an unknown encoding, and for a template that is none
+    or too large.
+    """
+    found = dict(_listed(config.get("chat_template"), folder.name))
+    found |= _listed(words_json(folder, "chat_template.json").get("chat_template"), folder.name)
+    if (folder / "chat_template.jinja").is_file():
+        found[DEFAULT] = read_text(folder / "chat_template.jinja")
+    more = folder / TEMPLATES
+    for file in sorted(more.glob("*.jinja")) if more.is_dir() else ():
+        found[file.stem] = read_text(file)
+    if not found and config.get("chat_template"):
+        raise BrokenModel(f"the chat template of {folder.name} is no text; correct it, or get this model again")
+    if found and DEFAULT not in found:
+        first = next((name for name in found if name != TOOL_USE), TOOL_USE)
+        found[DEFAULT] = found[first]
+        logger.warning("%s has no default chat template: %.60r is used", folder.name, first)
+    for source in found.values():
+        _check_size(folder, len(source))
+    return found
+
+
+def words_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object that may hold the chat template; empty where the file is missing or has nothing in it.
+
+    Without its template a model answers nonsense, so a broken file is an error. Raises BrokenModel naming it.
+    """
+    file = folder / name
+    if file.is_file() and not read_bytes(folder, name).strip():
+        logger.warning("%s of %s is empty; it is passed over", name, folder.name)
+        return {}
+    return read_json(folder, name) if file.is_file() else {}
+
+
+def _listed(value: object, name: str) -> Iterator[tuple[str, str]]:
+    """One template, a list of named ones, or a table of them; what is none of these is warned about."""
+    if isinstance(value, str):
+        yield DEFAULT, value
+    elif isinstance(value, dict):
+        yield from ((str(key), text) for key, text in value.items() if isinstance(text, str))
+    elif isinstance(value, list):
+        for entry in value:
+            text = entry.get("template") if isinstance(entry, dict) else None
+            if isinstance(text, str):
+                yield str(entry.get("name") or DEFAULT), text
+            else:
+                logger.warning("%s lists a chat template that is none; it is passed over", name)
+
+
+def read_text(file: Path) -> str:
+    """A text in UTF-8, or in what its byte order mark names; line ends as Jinja has them.
+
+    Raises BrokenModel naming the file where it is in another encoding.
+    """
+    try:
+        _check_size(file.parent, file.stat().st_size)  # a file that is too large is not read
+        data = file.read_bytes()
+    except OSError as error:
+        raise BrokenModel(f"{file.name} of {file.parent.name} cannot be read ({error.strerror or error})") from error
+    mark, encoding = next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), (b"", "utf-8"))
+    try:
+        return data.removeprefix(mark).decode(encoding)
+    except UnicodeDecodeError as error:
+        raise BrokenModel(
+            f"{file.name} of {file.parent.name} is not in UTF-8 (byte {error.start}); save it in UTF-8"
+        ) from error
+
+
+def _check_size(folder: Path, size: int) -> None:
+    if size > MOST_SOURCE:
+        raise BrokenModel(
+            f"the chat template of {folder.name} has {size} bytes, {MOST_SOURCE} are the most; get this model again"
+        )

@@ -1,0 +1,174 @@
+"""A model's tokenizer as its folder describes it: special words, added words, begin token, ends of text.
+
+tokenizer.json is not all of it: fine-tunes name further words in tokenizer_config.json or added_tokens.json, and ends
+of text stand in up to three files.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from together.engine.tokenizer_file import check_tokenizer_file
+from together.errors import BrokenModel
+from together.models.folder import side_json
+from together.quoting import MOST, cut
+
+logger = logging.getLogger(__name__)
+
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+MOST_UNUSED = 100_000  # ids between the last word of tokenizer.json and one that was added later
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A tokenizer with all its words; `special` holds the words a template may name, as `bos_token`."""
+
+    tokenizer: Tokenizer
+    special: Mapping[str, str]
+    eos: frozenset[int]
+    bos: int | None  # the begin token that prompts as they are must start with; None: none
+
+    @classmethod
+    def open(cls, folder: Path, config: Mapping[str, Any]) -> Vocabulary:
+        """`config` is tokenizer_config.json. Raises BrokenModel."""
+        special = special_words(folder, config)
+        tokenizer = _open_tokenizer(folder)
+        _add_words(tokenizer, _added_words(folder, config, special), folder.name)
+        tokenizer.add_special_tokens([word for word in special.values() if tokenizer.token_to_id(word) is not None])
+        return cls(tokenizer, special, _ends(folder, tokenizer, special), _begin(tokenizer, config, special))
+
+    def with_begin(self, text: str, ids: Sequence[int]) -> tuple[int, ...]:
+        """The ids of a prompt as it is, with exactly one begin token where the model wants one.
+
+        `ids` are of `text`, with what the tokenizer adds to any text. A text that was rendered by a template brings the
+        begin token's word already; then the tokenizer's own is one too many.
+        """
+        word = self.special.get("bos_token")
+        begin = self.tokenizer.token_to_id(word) if word else None
+        if begin is None:
+            return tuple(ids)
+        if word and text.startswith(word):
+            return (begin, *_without(begin, ids))
+        return tuple(ids) if self.bos is None else (self.bos, *_without(self.bos, ids))
+
+
+def special_words(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The words of the special tokens by their names; older models keep them in a file of their own."""
+    older = side_json(folder, "special_tokens_map.json")
+    words = {name: _content(config.get(name)) or _content(older.get(name)) for name in _SPECIAL}
+    return {name: word for name, word in words.items() if word}
+
+
+def _content(word: object) -> str:
+    """A word is a text, or an object that has it as its content."""
+    found = word.get("content") if isinstance(word, dict) else word
+    return found if isinstance(found, str) else ""
+
+
+def _without(begin: int, ids: Sequence[int]) -> Iterator[int]:
+    """`ids` without the begin tokens they start with."""
+    rest = iter(ids)
+    for token_id in rest:
+        if token_id != begin:
+            yield token_id
+            yield from rest
+
+
+def _open_tokenizer(folder: Path) -> Tokenizer:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise BrokenModel(
+            f"{folder.name} has no tokenizer.json; download the model again, or save it once with a fast tokenizer "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
+        )
+    try:
+        check_tokenizer_file(folder)
+        tokenizer = Tokenizer.from_file(str(file))
+    except BrokenModel:
+        raise
+    except Exception as error:  # the library raises nothing narrower
+        raise BrokenModel(
+            f"tokenizer.json of {folder.name} cannot be read ({cut(str(error), MOST)}); get this model again"
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+# --- added words ------------------------------------------------------------------------------------------------------
+
+
+def _added_words(folder: Path, config: Mapping[str, Any], special: Mapping[str, str]) -> dict[int, AddedToken]:
+    """By id: what added_tokens.json names, and tokenizer_config.json, which knows more of each word and wins."""
+    specials = {*special.values(), *_more_special(config)}
+    found: dict[int, AddedToken] = {}
+    for word, index in side_json(folder, "added_tokens.json").items():
+        if type(index) is int and word:
+            found[index] = AddedToken(word, normalized=False, special=word in specials)
+    listed = config.get("added_tokens_decoder")
+    for key, entry in (listed if isinstance(listed, dict) else {}).items():
+        word = _content(entry)
+        if word and str(key).isdecimal():
+            found[int(key)] = _token(word, entry, special=word in specials)
+    return dict(sorted(found.items()))
+
+
+def _token(word: str, entry: object, *, special: bool) -> AddedToken:
+    flags = {name: bool(entry.get(name)) for name in _FLAGS} if isinstance(entry, dict) else {"special": special}
+    return AddedToken(word, **flags)
+
+
+def _more_special(config: Mapping[str, Any]) -> Iterator[str]:
+    for name in _MORE_SPECIAL:
+        words = config.get(name)
+        items = list(words.values()) if isinstance(words, dict) else words
+        yield from filter(None, map(_content, items if isinstance(items, list) else ()))
+
+
+def _add_words(tokenizer: Tokenizer, words: Mapping[int, AddedToken], name: str) -> None:
+    """The library numbers added words itself, one after the other: ids in between are filled with unused words."""
+    known = set(tokenizer.get_added_tokens_decoder())
+    for index, token in words.items():
+        if index in known and tokenizer.id_to_token(index) == token.content:
+            continue
+        here, size = tokenizer.token_to_id(token.content), tokenizer.get_vocab_size()
+        if here is None and size < index <= size + MOST_UNUSED:
+            tokenizer.add_tokens([AddedToken(f"\ue000unused-{i}\ue000", normalized=False) for i in range(size, index)])
+        if here in (None, index):
+            tokenizer.add_tokens([token])
+        found = tokenizer.token_to_id(token.content)
+        if found != index:
+            logger.warning("%.60r of %s is token %s and not %d as its settings say", token.content, name, found, index)
+
+
+# --- begin and end ----------------------------------------------------------------------------------------------------
+
+
+def _begin(tokenizer: Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]) -> int | None:
+    """The begin token, where the settings ask for one or the tokenizer adds it to any text by itself."""
+    begin = tokenizer.token_to_id(special.get("bos_token", ""))
+    if begin is None:
+        return None
+    adds_itself = tokenizer.encode("a", add_special_tokens=True).ids[:1] == [begin]
+    return begin if adds_itself or config.get("add_bos_token") is True else None
+
+
+def _ends(folder: Path, tokenizer: Tokenizer, special: Mapping[str, str]) -> frozenset[int]:
+    """End-of-text ids of all files that name some: each may know one that the others lack."""
+    found = set()
+    for name in ("generation_config.json", "config.json"):
+        settings = side_json(folder, name)
+        inner = settings.get("text_config")
+        for each in (settings, inner if isinstance(inner, dict) else {}):
+            ends = each.get("eos_token_id")
+            found |= {item for item in (ends if isinstance(ends, list) else [ends]) if type(item) is int and item >= 0}
+    own = tokenizer.token_to_id(special.get("eos_token", ""))
+    return frozenset(found if own is None else found | {own})
