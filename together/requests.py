@@ -185,6 +185,7 @@ class ChatRequest:
     top_logprobs: int = -1
     choices: int = 1  # answers, each with a seed of its own made from the given one
     template: Mapping[str, object] = field(default_factory=dict)  # more variables for the chat template
+    chosen_template: str | None = None  # the name of one of the model's own templates; None: the usual one
     grammar: Grammar | None = None  # of every choice, after its thoughts
     tool_use: ToolUse = field(default_factory=ToolUse)
 

@@ -182,7 +182,7 @@ def test_a_process_that_somebody_kills_is_replaced() -> None:
             assert template.render_now(HELLO) == "<hello>"
             assert child_of(template) != first
         child = child_of(template)
-        bomb = template._rendered(said("bomb"), (), {})
+        bomb = template._rendered(said("bomb"), (), None, {})
         spent = child.cpu_times().user
         until(lambda: child.cpu_times().user > spent + 0.1, 10, "it renders")
         child.kill()  # during a request, which is tried again
@@ -197,7 +197,7 @@ def test_closing_ends_what_is_rendered_and_the_next_request_starts_again() -> No
     assert not child.alive  # a model that is only looked at keeps no process
     template.warm()
     process = child_of(template)
-    bomb, behind = (template._rendered(said(word), (), {}) for word in ("bomb", "b"))
+    bomb, behind = (template._rendered(said(word), (), None, {}) for word in ("bomb", "b"))
     until(bomb.running, 10, "it is rendered")
     template.close()
     for request in (bomb, behind):

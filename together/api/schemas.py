@@ -55,6 +55,7 @@ class ChatCompletionRequest(AnswerFields):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None
+    chat_template: str | None = None  # the name of one of the model's own templates, never a template
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -89,6 +90,7 @@ class ChatCompletionRequest(AnswerFields):
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else -1,
             choices=self.choices,
             template=self.chat_template_kwargs or {},
+            chosen_template=self.chat_template,
             grammar=self.response_format.grammar() if self.response_format else None,
             tool_use=tool_use(self.tools, self.tool_choice, self.parallel_tool_calls),
         )

@@ -47,7 +47,7 @@ async def answer_chat(engine: Engine, model: TextModel, request: ChatRequest) ->
     use = request.tool_use
     request = replace(request, grammar=model.call_grammar(use, request.grammar))
     grammar = await _compiled(engine, model, request)
-    text = await model.template.render(request.messages, use.tools, **request.template)
+    text = await model.template.render(request.messages, use.tools, request.chosen_template, **request.template)
     prompt = await model.encode_aside(text, context=engine.context)
     async with aclosing(_answer(engine, model, [prompt], request, grammar, text)) as pieces:
         async for piece in pieces:

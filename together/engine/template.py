@@ -6,15 +6,18 @@ Templates are strangers' code: another process compiles and renders them, within
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
+from together.engine.message_forms import culprit, forms
 from together.engine.rendering import TOOK, Renderer, TemplateFault
 from together.engine.tool_styles import HERMES, ToolStyle, style_of
 from together.engine.turns import Turn, native_turns, offer, plain_turns, told_of
 from together.errors import BadRequest, BrokenModel
+from together.quoting import quoted
 from together.requests import Message, Tool
 
 # For a model without a template: roles as words, one blank line between turns.
@@ -23,13 +26,24 @@ PLAIN = (
     "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 _AGAIN = "get this model again"
+NONE: Mapping[str, str] = MappingProxyType({})
+Turns = Callable[[Sequence[Message]], list[Turn]]
 
 
 class ChatTemplate:
     """Turns a conversation into the text that the model was trained on."""
 
-    def __init__(self, name: str, source: str, special: Mapping[str, str], tool_source: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        source: str,
+        special: Mapping[str, str],
+        tool_source: str | None = None,
+        named: Mapping[str, str] = NONE,
+    ) -> None:
         """`special` are the words a template may name, as `bos_token`; `tool_source` is another template for tools.
+
+        `named` are all of the model's templates, by the names that a request may choose.
 
         `name` is the model's, for errors. Blocks while the templates are compiled. Raises BrokenModel for a syntax
         error and for what takes too much, NotServing where the system gives no process.
@@ -39,6 +53,7 @@ class ChatTemplate:
         self._plain = self._side(source)
         self._tools = self._plain if tool_source is None else self._side(tool_source)
         self._special = dict(special)
+        self._named = dict(named)
         self._renderer.close()  # many a model is opened to be planned for only
 
     @property
@@ -46,17 +61,22 @@ class ChatTemplate:
         """How this model writes tool calls."""
         return self._tools.style or HERMES
 
-    async def render(self, messages: Sequence[Message], tools: Sequence[Tool] = (), /, **variables: object) -> str:
-        """The conversation as text, up to where the assistant goes on.
+    async def render(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), chosen: str | None = None, /, **variables: object
+    ) -> str:
+        """The conversation as text, up to where the assistant goes on; `chosen` names one of the model's templates.
 
-        Raises BadRequest if the template refuses it or takes too much time or memory for it, QueueFull while others
-        take long.
+        A conversation that the template refuses, or whose system message it leaves out, is given in another form that
+        says the same (`message_forms`). Raises BadRequest if the template refuses all of them or takes too much time or
+        memory, QueueFull while others take long.
         """
-        return await asyncio.wrap_future(self._rendered(messages, tools, variables))
+        return await asyncio.wrap_future(self._rendered(messages, tools, chosen, variables))
 
-    def render_now(self, messages: Sequence[Message], tools: Sequence[Tool] = (), /, **variables: object) -> str:
+    def render_now(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), chosen: str | None = None, /, **variables: object
+    ) -> str:
         """As `render`, for threads that may wait."""
-        return self._rendered(messages, tools, variables).result()
+        return self._rendered(messages, tools, chosen, variables).result()
 
     def warm(self) -> None:
         """Start the process that renders in the background, so that the first conversation need not wait for it."""
@@ -68,50 +88,97 @@ class ChatTemplate:
         self._renderer.close()
 
     def _rendered(
-        self, messages: Sequence[Message], tools: Sequence[Tool], variables: Mapping[str, object]
+        self, messages: Sequence[Message], tools: Sequence[Tool], chosen: str | None, variables: Mapping[str, object]
     ) -> Future[str]:
-        return self._renderer.submit(partial(self._choose, messages, tools, variables))
+        return self._renderer.submit(partial(self._choose, messages, tools, chosen, variables))
 
     # --- in the renderer's line ---------------------------------------------------------------------------------------
 
-    def _choose(self, messages: Sequence[Message], tools: Sequence[Tool], variables: Mapping[str, object]) -> str:
-        has_calls = any(message.calls or message.role == "tool" for message in messages)
-        side = self._tools if tools or has_calls else self._plain
+    def _choose(
+        self, messages: Sequence[Message], tools: Sequence[Tool], chosen: str | None, variables: Mapping[str, object]
+    ) -> str:
+        side = self._side_for(messages, tools, chosen)
         try:
             if side.style is not None:
                 given = {"tools": offer(tools)} if tools else {}
-                return self._render(side.source, native_turns(messages, side.style), {**variables, **given})
-            if not tools:
-                return self._render(side.source, plain_turns(messages), variables)
-            return self._told(side.source, messages, tools, variables)
+                turns = partial(native_turns, style=side.style)
+                return self._shaped(side.source, turns, messages, {**variables, **given})
+            told = told_of(messages, tools) if tools else messages
+            return self._shaped(side.source, plain_turns, told, variables)
         except TemplateFault as fault:
-            raise self._refusal(fault) from fault
+            raise self._refusal(fault, messages) from fault
         except (TypeError, ValueError, RecursionError) as error:
             reason = str(error) or type(error).__name__
             raise BadRequest(f"the conversation cannot be given to the chat template: {reason}", "messages") from error
 
-    def _told(
-        self, source: str, messages: Sequence[Message], tools: Sequence[Tool], variables: Mapping[str, object]
-    ) -> str:
-        """Tools in words, in the system's turn; in the first one of the user for templates that know no system."""
+    def _side_for(self, messages: Sequence[Message], tools: Sequence[Tool], chosen: str | None) -> _Side:
+        if chosen is None:
+            has_calls = any(message.calls or message.role == "tool" for message in messages)
+            return self._tools if tools or has_calls else self._plain
+        if chosen not in self._named:
+            names = ", ".join(self._named) or "none"
+            raise BadRequest(
+                f"chat_template names one of the model's own templates ({names}), not {quoted(chosen)}", "chat_template"
+            )
+        source = self._named[chosen]
         try:
-            return self._render(source, plain_turns(told_of(messages, tools)), variables)
+            return _Side(source, style_of(source) if self._renderer.compile(source) else None)
         except TemplateFault as fault:
-            if fault.kind in TOOK or any(message.role == "system" for message in messages):
-                raise
-        return self._render(source, plain_turns(told_of(messages, tools, "user")), variables)
+            raise self._broken(fault) from fault
+
+    def _shaped(
+        self, source: str, turns_of: Turns, messages: Sequence[Message], variables: Mapping[str, object]
+    ) -> str:
+        """In the first form that the template takes whole; where it leaves out a system message in all, as sent."""
+        refused: TemplateFault | None = None
+        text: str | None = None
+        for form in forms(messages):
+            try:
+                found = self._render(source, turns_of(form), variables)
+            except TemplateFault as fault:
+                if fault.kind in TOOK:
+                    raise
+                refused = refused or fault
+                continue
+            if not self._leaves_out(source, turns_of, form, found, variables):
+                return found
+            text = found if text is None else text
+        if text is None:
+            assert refused is not None
+            raise refused
+        return text
+
+    def _leaves_out(
+        self, source: str, turns_of: Turns, form: Sequence[Message], text: str, variables: Mapping[str, object]
+    ) -> bool:
+        """Whether the text is the same without a system message of the conversation."""
+        for index, message in enumerate(form):
+            if message.role != "system" or not message.content.strip() or message.content.strip() in text:
+                continue
+            try:
+                without = self._render(source, turns_of([*form[:index], *form[index + 1 :]]), variables)
+            except TemplateFault as fault:
+                if fault.kind in TOOK:
+                    raise
+                continue
+            if without == text:
+                return True
+        return False
 
     def _render(self, source: str, turns: Sequence[Turn], variables: Mapping[str, object]) -> str:
         known: dict[str, object] = {"add_generation_prompt": True, "tools": None, "documents": None}
         return self._renderer.render(source, {**self._special, **known, **variables, "messages": turns})
 
-    def _refusal(self, fault: TemplateFault) -> BadRequest:
+    def _refusal(self, fault: TemplateFault, messages: Sequence[Message]) -> BadRequest:
         start = f"the chat template of {self._name}"
         if fault.kind in TOOK:
             text = f"{start} cannot render this conversation: it {TOOK[fault.kind]}; shorten it, or load another model"
-        else:
-            text = f"{start} refuses this conversation: {fault.reason}"
-        return BadRequest(text, "messages")
+            return BadRequest(text, "messages")
+        index = culprit(messages)
+        if index is None:
+            return BadRequest(f"{start} refuses this conversation: {fault.reason}", "messages")
+        where = f"messages.{index}"
+        return BadRequest(f"{where}: {start} refuses this conversation: {fault.reason}", where)
 
     def _side(self, source: str) -> _Side:
         try:

@@ -70,7 +70,7 @@ class TextModel:
         if source is None:
             logger.warning("%s has no chat template: roles are written as plain words", folder.name)
         name, special = folder.name, vocabulary.special
-        template = ChatTemplate(name, PLAIN if source is None else source, special, sources.get(TOOL_USE))
+        template = ChatTemplate(name, PLAIN if source is None else source, special, sources.get(TOOL_USE), sources)
         thinks = OPEN in (source or "") or tokenizer.token_to_id(OPEN) is not None
         return cls(
             vocabulary,

@@ -133,12 +133,11 @@ def _written(call: ToolCall) -> str:
     return f"{HERMES.openings[0]}\n{body}\n{HERMES.closing}"
 
 
-def told_of(messages: Sequence[Message], tools: Iterable[Tool], role: str = "system") -> list[Message]:
-    """The conversation with the tools described in its first turn, or in the first one of `role`."""
+def told_of(messages: Sequence[Message], tools: Iterable[Tool]) -> list[Message]:
+    """The conversation with the tools described in its first system message."""
     how = _HOW + "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in offer(tools))
-    at = next((i for i, message in enumerate(messages) if message.role == role), None)
+    at = next((i for i, message in enumerate(messages) if message.role == "system"), None)
     if at is None:
-        return [Message(role, how), *messages]
-    first = messages[at]
-    content = f"{first.content}\n\n{how}" if role == "system" else f"{how}\n\n{first.content}"
-    return [*messages[:at], replace(first, content=content), *messages[at + 1 :]]
+        return [Message("system", how), *messages]
+    first = replace(messages[at], content=f"{messages[at].content}\n\n{how}")
+    return [*messages[:at], first, *messages[at + 1 :]]
