@@ -355,7 +355,9 @@ class Service:
 
     def reopen(self, opened: Opened) -> None:
         """The same weights, read again: requests from now on get its words, ends of text and sampling defaults."""
+        self.opened.text.close()
         self.opened = opened
+        opened.text.warm()
         self.engine.use_ends(opened.text.eos)
 
     def serves(self, plan: Plan) -> bool:

@@ -24,7 +24,8 @@ NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system'
 SILENT = "{% for m in messages if m.role != 'system' %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
 ALTERNATING = (
     "{% set ns = namespace(before='') %}{% for m in messages %}"
-    "{% if m.role == ns.before %}{{ raise_exception('twice') }}{% endif %}{% set ns.before = m.role %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
+    "{% if m.role == ns.before %}{{ raise_exception('twice') }}{% endif %}"
+    "{% set ns.before = m.role %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
 )
 
 
