@@ -6,13 +6,14 @@ from together.errors import UnsupportedModel
 from together.quoting import quoted
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "qwen3_moe")
+WRAPPERS = {"gemma3": "gemma3_text", "mistral3": "mistral"}  # of text and pictures: the text model's usual family
 TOY = "checksum"  # a model for tests of the whole product; runs on its own backend only
 
 
 def require_family(model: str, family: object) -> None:
     """Raises UnsupportedModel, with the list of what runs, unless `family` is one that real backends run."""
     if not isinstance(family, str) or family not in FAMILIES:
-        known = ", ".join(FAMILIES)
+        known = ", ".join((*FAMILIES, *WRAPPERS))
         raise UnsupportedModel(
             f"{model} is of the family {quoted(family)}, which does not run here; choose one of {known}"
         )

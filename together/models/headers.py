@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TypeGuard
 
-from together.models.folder import broken
+from together.models.folder import broken, unreadable
 from together.models.tables import TableReader, sorted_in_turns
 from together.quoting import quoted
 
@@ -27,11 +27,12 @@ MAX_METADATA = 10_000  # texts
 _METADATA = "__metadata__"
 _OFFSETS = b'"data_offsets"'
 ELEMENT_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
     "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4,
-    "I64": 8, "U64": 8, "F64": 8,
+    "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
+PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # several elements share a byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,12 @@ class TensorInfo:
     shape: tuple[int, ...]
     start: int
     stop: int
+    stored: str = ""  # its name in the file, where that is another one
+
+    @property
+    def key(self) -> str:
+        """Its name in the file."""
+        return self.stored or self.name
 
     @property
     def elements(self) -> int:
@@ -82,7 +89,7 @@ class Headers:
             with file.open("rb") as stream:
                 raw = stream.read(header_length(file, stream.read(8), size))
         except OSError as error:
-            raise broken(file, f"cannot be read ({error.strerror or error})") from error
+            raise unreadable(file, error) from error
         return self.check(file, raw, size)
 
     def check(self, file: Path, raw: bytes, size: int) -> FileHeader:
@@ -165,18 +172,19 @@ def _tensor(file: Path, name: str, entry: object, data: int) -> TensorInfo:
     if not isinstance(entry, dict):
         raise broken(file, f"tensor {quoted(name)} is not described")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in ELEMENT_BYTES:
+    if not isinstance(dtype, str) or dtype not in _BITS:
         raise broken(file, f"tensor {quoted(name)} has the unknown dtype {quoted(dtype)}")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
         raise broken(file, f"tensor {quoted(name)} has a bad shape or bad offsets")
     start, stop = offsets
-    if stop - start != prod(shape) * ELEMENT_BYTES[dtype]:
+    if 8 * (stop - start) != prod(shape) * _BITS[dtype]:
         reason = f"has {stop - start} bytes, which is not {dtype} {quoted(shape)}"
         raise broken(file, f"tensor {quoted(name)} {reason}")
     return TensorInfo(name, file, _DTYPES[dtype], tuple(shape), data + start, data + stop)
 
 
-_DTYPES = {dtype: dtype for dtype in ELEMENT_BYTES}  # one text for all tensors of a dtype
+_BITS = {dtype: 8 * size for dtype, size in ELEMENT_BYTES.items()} | PACKED_BITS  # of an element
+_DTYPES = {dtype: dtype for dtype in _BITS}  # one text for all tensors of a dtype
 
 
 def _sizes(value: object) -> TypeGuard[list[int]]:
