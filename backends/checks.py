@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from backends.base import LoadRequest
 from together.errors import BadPlan, FrameRefused, NotEnoughMemory, UnsupportedModel
-from together.models.families import require_family
-from together.models.spec import ModelSpec
+from together.models.spec import ModelSpec, require_plain
 from together.planning.estimate import BLOCK, workspace_bytes
 from together.planning.words import sizes_text
 from together.types import Activation, Batch, Dtype, Row
 
+log = logging.getLogger(__name__)
+
 
 def check_model(spec: ModelSpec, request: LoadRequest) -> None:
     """Raises UnsupportedModel or BadPlan where these layers of this model cannot be a shard."""
-    require_family(spec.name, spec.family)
-    if spec.quantization is not None:
-        raise UnsupportedModel(f"{spec.name} is quantized ({spec.quantization}); choose it in bf16, fp16 or fp32")
+    require_plain(spec)
     if request.layers.stop > spec.layers:
         raise BadPlan(f"{spec.name} has {spec.layers} layers, the plan asks for {request.layers}; plan again")
+
+
+@contextmanager
+def in_words(model: str, library: str) -> Iterator[None]:
+    """What a library raises for a model that it cannot build becomes UnsupportedModel; the log has its traceback."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+        log.exception("%s does not take %s", library, model)
+        said = " ".join(str(error).split())[:300]
+        raise UnsupportedModel(
+            f"{model}: {library} does not take this model ({said}); choose another version of it"
+        ) from error
 
 
 def cache_capacity(spec: ModelSpec, request: LoadRequest) -> int:

@@ -8,12 +8,12 @@ import mlx.core as mx
 import psutil
 
 from backends.base import LoadRequest, Measurement
-from backends.checks import cache_capacity, check_model
+from backends.checks import cache_capacity, check_model, in_words
 from backends.mlx_backend_measure import measure_model
 from backends.mlx_backend_model import check_dtype, read_slice
 from backends.mlx_backend_shard import MlxShard
 from together.errors import BadSetting
-from together.models.spec import read_spec
+from together.models.spec import read_runnable
 from together.types import Device, Dtype
 
 _KEPT_FOR_REUSE = 128 * 2**20  # bytes of freed buffers; MLX would keep as much as the machine has
@@ -45,12 +45,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def load(request: LoadRequest) -> MlxShard:
     """Read the tensors of the range; the memory they leave is the KV cache's, in whole blocks."""
-    spec = read_spec(request.folder)
+    spec = read_runnable(request.folder)
     check_model(spec, request)
     capacity = cache_capacity(spec, request)
     use_device(request.device, request.memory_bytes)
     check_dtype(spec, request.dtype)
-    parts = read_slice(request.folder, spec, request.layers, request.dtype, request.progress)
+    with in_words(spec.name, "mlx-lm"):
+        parts = read_slice(request.folder, spec, request.layers, request.dtype, request.progress)
     return MlxShard(spec, request.layers, request.dtype, capacity, parts)
 
 

@@ -1,8 +1,7 @@
-"""A model's config.json in mlx-lm's dialect, for one layer range. Knows no array: a pure translation.
+"""A model's effective configuration in mlx-lm's dialect, for one layer range. Knows no array: a pure translation.
 
-transformers 5 writes `rope_parameters` and `num_local_experts` where mlx-lm reads `rope_theta`, `rope_scaling` and
-`num_experts`; both dialects are read here. What depends on a layer's number is settled here too, because a slice counts
-its layers from 0.
+What depends on a layer's number is settled here, because a slice counts its layers from 0. What mlx-lm would ignore or
+compute otherwise is refused: the head asks too, before it unloads anything.
 """
 
 from __future__ import annotations
@@ -13,16 +12,7 @@ from typing import Any
 from together.errors import UnsupportedModel
 from together.models.spec import ModelSpec
 from together.quoting import quoted
-from together.types import LayerRange
-
-_ROPES = ("default", "linear", "llama3", "yarn")  # others depend on the sequence's length, or are not in these families
-_DEFAULTS = {
-    "rms_norm_eps": 1e-6,
-    "decoder_sparse_step": 1,
-    "norm_topk_prob": False,
-    "max_position_embeddings": 0,
-    "query_pre_attn_scalar": 256,
-}
+from together.types import Dtype, LayerRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +26,14 @@ class Rope:
 
 def dialect(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> dict[str, Any]:
     """The config of a model that consists of `layers` only. Raises UnsupportedModel for what mlx-lm would ignore."""
-    _refuse_ignored(config, spec)
+    refuse_ignored(config, spec)
+    held = range(layers.start, layers.stop)
     given = {key: value for key, value in config.items() if value is not None}
     return {
-        **_DEFAULTS,
         **given,
         "num_hidden_layers": len(layers),
-        "num_key_value_heads": spec.kv_heads,
-        "head_dim": spec.head_dim,
         "tie_word_embeddings": spec.tied,
-        "num_experts": given.get("num_experts", given.get("num_local_experts")),
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [layer - layers.start for layer in _dense(config, layers)],
+        "mlp_only_layers": [i - layers.start for i in config.get("mlp_only_layers", ()) if i in held],
         # Every layer gets its RoPE and its window from us, by its global number: mlx-lm would count from 0.
         "rope_theta": 10_000.0,
         "rope_scaling": None,
@@ -59,49 +45,40 @@ def dialect(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> dict
 
 
 def ropes(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> tuple[Rope, ...]:
-    """Each layer's rotary embedding. Raises UnsupportedModel, naming the kind, for one that does not run here."""
+    """Each layer's rotary embedding."""
     return tuple(_rope(config, spec, sliding=window is not None) for window in spec.windows[layers.start : layers.stop])
 
 
 def _rope(config: dict[str, Any], spec: ModelSpec, *, sliding: bool) -> Rope:
-    values = _rope_values(config, local=sliding and spec.family == "gemma3_text")
-    theta = float(values.pop("rope_theta", None) or 10_000.0)
-    kind = values.get("rope_type") or values.get("type") or "default"
-    if kind not in _ROPES or values.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedModel(f"{spec.name} has RoPE scaling {quoted(kind)}, which MLX does not run here; {_ROPES} do")
-    return Rope(theta, kind, _yarn(values, spec) if kind == "yarn" else {} if kind == "default" else values)
+    values = dict(config["rope_parameters"])
+    if spec.family == "gemma3_text":
+        values = dict(values["sliding_attention" if sliding else "full_attention"])
+    theta, kind = values.pop("rope_theta"), values["rope_type"]
+    return Rope(theta, kind, _yarn(values) if kind == "yarn" else {} if kind == "default" else values)
 
 
-def _rope_values(config: dict[str, Any], *, local: bool) -> dict[str, Any]:
-    """The layer's `rope_parameters` as transformers 5 writes them, whichever dialect the file has."""
-    new = config.get("rope_parameters")
-    if new:
-        kind = "sliding_attention" if local else "full_attention"
-        return dict(new.get(kind, new))
-    if local:
-        return {"rope_theta": config.get("rope_local_base_freq", 10_000.0)}
-    theta = config.get("rope_theta", 1_000_000.0 if config["model_type"] == "gemma3_text" else None)
-    return {"rope_theta": theta, **(config.get("rope_scaling") or {})}
-
-
-def _yarn(values: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
+def _yarn(values: dict[str, Any]) -> dict[str, Any]:
     """transformers' rules for what may be left out, where mlx-lm has others."""
-    if values.get("attention_factor") is not None or values.get("truncate") is False:
-        raise UnsupportedModel(f"{spec.name} sets YaRN's attention_factor or truncate, which MLX does not run here")
-    known = {key: value for key, value in values.items() if value is not None}
+    known = dict(values)
     if not (known.get("mscale") and known.get("mscale_all_dim")):
         known.pop("mscale", None)
         known.pop("mscale_all_dim", None)
-    return {"original_max_position_embeddings": spec.context, **known}
+    return known
 
 
-def _dense(config: dict[str, Any], layers: LayerRange) -> list[int]:
-    """The layers of the range, by their global number, that have a plain MLP in a model with experts."""
-    listed, step = config.get("mlp_only_layers") or (), config.get("decoder_sparse_step") or 1
-    return [layer for layer in range(layers.start, layers.stop) if layer in listed or (layer + 1) % step]
+def refuse_dtype(spec: ModelSpec, dtype: Dtype, device: str) -> None:
+    """Raises UnsupportedModel for what MLX cannot compute on `device`, `cpu` or `gpu`."""
+    if spec.family == "qwen3_moe" and dtype != "fp32" and device == "cpu":
+        raise UnsupportedModel(
+            f"{spec.name}: MLX runs experts on a CPU only in fp32; load it in fp32 or on another device"
+        )
 
 
-def _refuse_ignored(config: dict[str, Any], spec: ModelSpec) -> None:
+def refuse_ignored(config: dict[str, Any], spec: ModelSpec) -> None:
+    """Raises UnsupportedModel for a configuration that mlx-lm would compute otherwise than transformers."""
+    for parts in (config["rope_parameters"], *config["rope_parameters"].values()):
+        if isinstance(parts, dict) and ("attention_factor" in parts or parts.get("truncate") is False):
+            raise UnsupportedModel(f"{spec.name} sets YaRN's attention_factor or truncate, which MLX does not run here")
     ignored = [key for key in ("attn_logit_softcapping", "final_logit_softcapping") if config.get(key)]
     gemma = spec.family == "gemma3_text"
     key, known = ("hidden_activation", ["gelu_pytorch_tanh"]) if gemma else ("hidden_act", ["silu", "swish"])

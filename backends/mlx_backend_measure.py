@@ -23,8 +23,7 @@ from backends.measuring import Extent, experts_to_time, extent, fastest, residen
 from backends.mlx_backend_frames import MX, write_activation
 from backends.mlx_backend_model import Slice, check_dtype, empty_model, slice_of
 from backends.mlx_backend_shard import MlxShard
-from together.models.files import read_json
-from together.models.spec import ModelSpec, read_shape
+from together.models.spec import ModelSpec, read_config, read_shape
 from together.planning.estimate import BLOCK
 from together.types import DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
 
@@ -38,7 +37,7 @@ _STEPS_SECONDS, _SPEEDS_SECONDS = 2.0, 0.6
 
 def measure_model(folder: Path, dtype: Dtype) -> Measurement:
     """On this thread's default device. Raises what reading the model's description raises, and NotEnoughMemory."""
-    config, spec = read_json(folder, "config.json"), replace(read_shape(folder), tied=False)
+    config, spec = read_config(folder), replace(read_shape(folder), tied=False)
     check_dtype(spec, dtype)
     kind = mx.default_device().type.name
     overhead = resident_bytes()
@@ -91,9 +90,8 @@ def _pieces(config: dict[str, Any], spec: ModelSpec, dtype: Dtype) -> tuple[list
 
 def _made_up_model(config: dict[str, Any], spec: ModelSpec, dtype: Dtype) -> tuple[Slice, Extent]:
     """The last layers of the model, its norm and its head, with random weights."""
-    for key in ("num_experts", "num_local_experts"):
-        if config.get(key):
-            config = config | {key: experts_to_time(config[key], config["num_experts_per_tok"])}
+    if config.get("num_experts"):
+        config = config | {"num_experts": experts_to_time(config["num_experts"], config["num_experts_per_tok"])}
     width = DTYPE_BYTES[dtype]
     weights = _empty(config, spec, 1).model.layers[0].parameters()
     layer = tree_reduce(lambda total, array: total + array.size, weights, 0)

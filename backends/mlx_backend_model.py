@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import mlx.core as mx
+import numpy as np
 from mlx.nn.layers.base import Module
 
 from backends.mlx_backend_cache import PackedCache
-from backends.mlx_backend_config import Rope, dialect, ropes
+from backends.mlx_backend_config import Rope, dialect, refuse_dtype, ropes
 from backends.mlx_backend_frames import MX
 from backends.mlx_backend_library import model_module
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.families import FAMILIES
-from together.models.files import HEAD, read_json, shifted, tensors_for
+from together.models.files import HEAD, read_into, shifted
 from together.models.headers import TensorInfo
-from together.models.spec import ModelSpec
+from together.models.layout import PLAIN
+from together.models.spec import ModelSpec, needed_tensors, read_config
 from together.types import Dtype, LayerRange
 
 _FILES = {"mistral": "llama"}  # families whose classes stand in another family's file
@@ -77,8 +79,8 @@ def read_slice(
     folder: Path, spec: ModelSpec, layers: LayerRange, dtype: Dtype, progress: Callable[[float], None]
 ) -> Slice:
     """Build the range and read its tensors, layer by layer. Raises UnsupportedModel or BrokenModel."""
-    model = empty_model(read_json(folder, "config.json"), spec, layers)
-    tensors = tensors_for(folder, layers, spec.layers)
+    model = empty_model(read_config(folder), spec, layers)
+    tensors = needed_tensors(folder, layers)
     weights = {shifted(tensor.name, layers.start): array for tensor, array in _open(tensors)}
     fill(model, {name: array.astype(MX[dtype]) for name, array in weights.items()}, spec)
     del weights  # from here on every array is held by the model alone, so a source is freed once it is converted
@@ -93,10 +95,7 @@ def read_slice(
 
 def check_dtype(spec: ModelSpec, dtype: Dtype) -> None:
     """Raises UnsupportedModel for what MLX cannot compute on this thread's device."""
-    if spec.family == "qwen3_moe" and dtype != "fp32" and mx.default_device().type == mx.cpu:
-        raise UnsupportedModel(
-            f"{spec.name}: MLX runs experts on a CPU only in fp32; load it in fp32 or on another device"
-        )
+    refuse_dtype(spec, dtype, mx.default_device().type.name)
 
 
 def empty_model(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> Module:
@@ -165,11 +164,19 @@ def _parts(model: Module) -> Iterable[object]:
 def _open(tensors: tuple[TensorInfo, ...]) -> Iterable[tuple[TensorInfo, mx.array]]:
     """Lazy arrays: MLX reads a tensor's bytes when it is evaluated."""
     for file in sorted({tensor.file for tensor in tensors}):
+        own = [tensor for tensor in tensors if tensor.file == file]
         try:
             arrays = cast(dict[str, mx.array], mx.load(str(file)))
-        except RuntimeError as error:
-            raise BrokenModel(f"{file.name} cannot be read: {error}; get this model again") from error
-        yield from ((tensor, arrays[tensor.name]) for tensor in tensors if tensor.file == file)
+        except RuntimeError:  # MLX has no name for the dtype of a tensor that nobody needs
+            yield from ((tensor, _read(tensor)) for tensor in own)
+            continue
+        yield from ((tensor, arrays[tensor.key]) for tensor in own)
+
+
+def _read(tensor: TensorInfo) -> mx.array:
+    raw = np.empty(tensor.nbytes, np.uint8)
+    read_into(tensor, raw.data)
+    return mx.array(raw).view(MX[PLAIN[tensor.dtype]]).reshape(tensor.shape)
 
 
 def _refusal(spec: ModelSpec, reason: str) -> str:

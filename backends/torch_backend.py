@@ -9,9 +9,9 @@ import psutil
 import torch
 
 from backends.base import LoadRequest, Measurement, Shard
-from backends.checks import cache_capacity, check_model
+from backends.checks import cache_capacity, check_model, in_words
 from together.errors import BadSetting
-from together.models.spec import read_spec
+from together.models.spec import read_runnable
 from together.types import Device, Dtype
 
 __all__ = ["is_out_of_memory", "load", "measure", "probe"]
@@ -38,14 +38,15 @@ def probe() -> tuple[Device, ...]:
 
 def load(request: LoadRequest) -> Shard:
     """Read the tensors of the range; the memory they leave is the KV cache's, in whole blocks."""
-    spec = read_spec(request.folder)
+    spec = read_runnable(request.folder)
     check_model(spec, request)
     capacity, device = cache_capacity(spec, request), _device(request.device)
     # transformers takes seconds to import, and a probe does not need it
     from backends.torch_backend_model import read_model
     from backends.torch_backend_shard import TorchShard
 
-    model = read_model(request.folder, spec, request.layers, request.dtype, device, request.progress)
+    with in_words(spec.name, "transformers"):
+        model = read_model(request.folder, spec, request.layers, request.dtype, device, request.progress)
     return TorchShard(spec, request.layers, request.dtype, device, capacity, model)
 
 

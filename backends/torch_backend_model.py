@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from backends import torch_backend_attention as attention
 from backends.torch_backend_frames import TORCH
 from backends.torch_backend_linear import EXPERTS, linear_weights, packs, register_experts, speed_up
 from backends.torch_backend_packed import Bytes
-from together.errors import BrokenModel, UnsupportedModel
-from together.models.files import EMBED, HEAD, NORM, read_into, read_json, shifted, tensors_for
-from together.models.folder import title
+from together.errors import BrokenModel
+from together.models.files import EMBED, HEAD, NORM, read_into, shifted
 from together.models.headers import TensorInfo
-from together.models.spec import ModelSpec
+from together.models.spec import ModelSpec, needed_tensors, read_config
 from together.types import Dtype, LayerRange
 
 _CLASSES = {
@@ -40,7 +40,6 @@ _CLASSES = {
     "qwen3_moe": ("qwen3_moe", "Qwen3MoeForCausalLM"),
 }  # family: module of transformers, class in it
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_VARYING_ROPE = ("dynamic", "longrope")  # angles depend on the longest row of a batch: no row would be exact
 
 
 def model_class(family: str) -> Any:
@@ -51,28 +50,27 @@ def model_class(family: str) -> Any:
 
 def range_config(folder: Path, family: str, layers: LayerRange, *, tied: bool) -> Any:
     """The configuration of a model that has these layers only."""
-    raw = read_json(folder, "config.json")
+    raw = read_config(folder)
     kind = model_class(family).config_class
-    whole = kind.from_dict(deepcopy(raw))
-    _check_rope(title(folder), whole)
+    whole = _config(kind, raw)
     changes: dict[str, Any] = {"num_hidden_layers": len(layers), "tie_word_embeddings": tied, "use_cache": False}
     if getattr(whole, "layer_types", None):
         changes["layer_types"] = whole.layer_types[layers.start : layers.stop]
     if hasattr(whole, "mlp_only_layers"):  # which layers have experts goes by their number in the whole model
         dense = [i for i in range(layers.start, layers.stop) if _is_dense(whole, i)]
         changes |= {"mlp_only_layers": [i - layers.start for i in dense], "decoder_sparse_step": 1}
-    return kind.from_dict(deepcopy(raw) | changes)
+    return _config(kind, raw | changes)
+
+
+def _config(kind: Any, values: dict[str, Any]) -> Any:
+    try:
+        return kind.from_dict(deepcopy(values))
+    except StrictDataclassError as error:
+        raise ValueError(str(error)) from error
 
 
 def _is_dense(config: Any, layer: int) -> bool:
     return layer in config.mlp_only_layers or config.num_experts == 0 or (layer + 1) % config.decoder_sparse_step != 0
-
-
-def _check_rope(name: str, config: Any) -> None:
-    rope = config.rope_parameters
-    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, Mapping)}
-    for kind in kinds.intersection(_VARYING_ROPE):
-        raise UnsupportedModel(f"{name} scales its rope by {kind!r}, which does not run here; choose another model")
 
 
 def read_model(folder: Path, spec: ModelSpec, layers: LayerRange, dtype: Dtype, device: torch.device,
@@ -80,7 +78,7 @@ def read_model(folder: Path, spec: ModelSpec, layers: LayerRange, dtype: Dtype, 
     """The model of `layers` on `device`, ready to run. Raises BrokenModel for tensors that are missing or misshapen."""
     first, last = layers.start == 0, layers.stop == spec.layers
     kind, reader = TORCH[dtype], _Reader(TORCH[dtype], device, progress)
-    infos = {shifted(info.name, layers.start): info for info in tensors_for(folder, layers, spec.layers)}
+    infos = {shifted(info.name, layers.start): info for info in needed_tensors(folder, layers)}
     tied = spec.tied and first and last
     apart = tied and packs(kind, device) and _STORED.get(infos[EMBED].dtype) == kind
     if spec.tied and last and not first:

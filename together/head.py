@@ -24,7 +24,7 @@ from together.engine.measure import EngineStats
 from together.errors import BadPlan, NotServing, TogetherError
 from together.lastplan import BY_HAND, LastPlan, LastPlans
 from together.models.generation import SamplingDefaults
-from together.opening import Opened, open_model, sizings
+from together.opening import Opened, open_model, refuse, sizings
 from together.planning.answer import Answer
 from together.planning.missing import Missing
 from together.planning.problem import Problem
@@ -267,6 +267,7 @@ class Head:
         say = partial(self._step, opened.ref.name)
         decision = await wanted.decide(opened, self.settings, self._surveyor, say, measured=measured)
         plan = plan_of(decision)
+        refuse(opened, plan)
         await self._put_in_service(opened, plan, measured)
         self._balance = Balance(decision) if measured else None
         if not wanted.by_itself:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from backends.mlx_backend_config import refuse_dtype, refuse_ignored
 from together.cluster.finder import BUNDLED
 from together.cluster.naming import HubId, resolve_model
 from together.engine.text import TextModel
 from together.errors import BadPlan, BadSetting, BrokenModel
 from together.memory import give_back
-from together.models.folder import read_bytes
+from together.models.families import TOY
 from together.models.generation import SamplingDefaults, read_sampling_defaults, sampling_mode
 from together.models.hub import describe_hub
-from together.models.manifest import CONFIG, describe
-from together.models.spec import ModelSpec, read_spec
+from together.models.manifest import SMALL_FILES, describe
+from together.models.recognise import require_whole
+from together.models.spec import ModelSpec, read_config, read_runnable
 from together.models.store import Store
 from together.planning.request import PlanRequest
 from together.planning.split import Sizing
 from together.settings import Settings
-from together.types import DTYPES, Dtype, ModelRef
+from together.types import DTYPES, Dtype, ModelRef, Plan
 
 LESS_CONTEXT = (4096, 2048)  # tried where nobody asked for a context and the usual one does not fit
 
@@ -34,7 +37,7 @@ class Opened:
     spec: ModelSpec
     text: TextModel
     ref: ModelRef
-    config: bytes  # config.json
+    config: bytes  # the effective configuration, as JSON
     dtype: Dtype
     defaults: SamplingDefaults
 
@@ -50,12 +53,21 @@ async def open_model(model: str | Path, settings: Settings) -> Opened:
 def _open(model: str | Path, settings: Settings) -> Opened:
     found = resolve_model(str(model), settings.home_path)
     folder = found if isinstance(found, Path) else _from_hub(found, settings)
-    spec, manifest, text = read_spec(folder), describe(folder), TextModel.open(folder)
+    require_whole(folder, SMALL_FILES)
+    spec, manifest, text = read_runnable(folder), describe(folder), TextModel.open(folder)
     _check_words(manifest.name, spec, text)
     ref = ModelRef(manifest.name, str(folder.resolve()), spec.fingerprint, spec.layers, manifest.revision)
-    config = read_bytes(folder, CONFIG)
+    config = json.dumps(read_config(folder), sort_keys=True).encode()
     defaults = read_sampling_defaults(folder, sampling_mode(settings.sampling))
     return Opened(folder, spec, text, ref, config, _dtype(settings, folder, spec), defaults)
+
+
+def refuse(opened: Opened, plan: Plan) -> None:
+    """Raises UnsupportedModel for a stage whose back end cannot run this model; asked before anything is unloaded."""
+    for stage in plan.stages:
+        if stage.backend == "mlx" and opened.spec.family != TOY:
+            refuse_ignored(json.loads(opened.config), opened.spec)
+            refuse_dtype(opened.spec, plan.dtype, stage.device)
 
 
 def _check_words(name: str, spec: ModelSpec, text: TextModel) -> None:
@@ -64,7 +76,7 @@ def _check_words(name: str, spec: ModelSpec, text: TextModel) -> None:
     if words > spec.vocab_size:
         raise BrokenModel(
             f"{name} has a tokenizer of {words} tokens and weights for {spec.vocab_size}: the tokenizer is another "
-            "model's; get this model again"
+            "model's; take both from the same version of the model"
         )
 
 

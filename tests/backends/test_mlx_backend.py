@@ -155,7 +155,6 @@ LLAMA_REFUSED = {
     "partial RoPE": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
     "attention_factor": {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.5}},
     "activation": {"hidden_act": "relu"},
-    "softcapping": {"final_logit_softcapping": 30.0},
     "quantized": {"quantization_config": {"quant_method": "gptq"}},
     "biases that are not there": {"attention_bias": True},
     "a head_dim that does not fit": {"head_dim": 16},
@@ -167,8 +166,14 @@ LLAMA_REFUSED = {
 def test_what_mlx_would_compute_wrongly_is_refused(
     load: Load, checkpoint: Checkpoints, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    with pytest.raises(UnsupportedModel):
+    with pytest.raises((UnsupportedModel, BrokenModel)):
         load(edited(checkpoint("llama"), tmp_path / "model", **changes))
+
+
+@pytest.mark.parametrize("key", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_softcapping_is_refused(load: Load, checkpoint: Checkpoints, tmp_path: Path, key: str) -> None:
+    with pytest.raises(UnsupportedModel, match=key):
+        load(edited(checkpoint("gemma3_text"), tmp_path / "model", **{key: 30.0}))
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="MLX's GPUs run experts in every dtype")

@@ -12,6 +12,7 @@ from tests.desktop.hub_home import own_home, own_hub
 from tests.models.folders import SHAPES, without, write_model
 from tests.models.pieces import carry, random_model
 from tests.support.checksum import make_checksum_model
+from together.cluster.finder import BUNDLED
 from together.desktop.cli import main
 from together.models.files import HEAD
 from together.models.store import Store
@@ -51,13 +52,19 @@ def test_a_dense_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     folder = write_model(tmp_path / "tiny")
     found = inspect(capsys, folder)
     assert (found["name"], found["path"], found["family"]) == ("tiny", str(folder), "llama")
-    assert (found["supported"], found["reason"], found["backends"]) == (True, None, REAL)
+    assert "model.layers.0.self_attn.q_proj.weight" in found["reason"], "sizes are told of what cannot run, too"
+    assert not found["supported"]
     assert (found["layers"], found["layer_bytes"], found["layer_active_bytes"]) == (2, [192, 320], [192, 320])
     assert (found["embed_bytes"], found["norm_bytes"], found["head_bytes"]) == (256, 16, 256)
     assert (found["other_bytes"], found["total_bytes"], found["tied"]) == (0, 256 + 192 + 320 + 16 + 256, False)
     assert (found["kv_bytes_per_token_per_layer"], found["context"]) == (2 * 1 * 4 * 2, 64)
     assert (found["dtype"], found["quantization"], found["windows"]) == ("bf16", None, [None, None])
     assert (found["params"], found["active_params"], found["experts"]) == (520, 520, None)
+
+
+def test_a_model_that_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    found = inspect(capsys, BUNDLED)
+    assert (found["supported"], found["reason"], found["backends"]) == (True, None, REAL)
 
 
 def test_a_tied_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,10 +76,12 @@ def test_of_experts_all_count_for_memory_and_the_chosen_ones_for_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shapes = SHAPES | EXPERTS
-    folder = write_model(tmp_path / "moe", shapes, model_type="qwen3_moe", num_experts=4, num_experts_per_tok=1)
+    folder = write_model(
+        tmp_path / "moe", shapes, model_type="qwen3_moe", num_experts=4, num_experts_per_tok=1, mlp_only_layers=[0]
+    )
     found = inspect(capsys, folder)
     experts, beside = 8 * 32, 160 + 32 + 32
-    assert (found["experts"], found["experts_per_token"], found["supported"]) == (4, 1, True)
+    assert (found["experts"], found["experts_per_token"]) == (4, 1)
     assert found["layer_bytes"] == [192, 2 * (experts + beside)]
     assert found["layer_active_bytes"] == [192, 2 * (experts // 4 + beside)]
     assert found["params"] - found["active_params"] == experts * 3 // 4
@@ -141,7 +150,8 @@ def test_from_the_hub_by_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert hub.served.keys() == {"config.json", "model.safetensors"}
         assert hub.weights_served() < 1300, "the header and samples, no weights"
     local = inspect(capsys, folder)
-    elsewhere = {"name": "acme/tiny", "path": None, "revision": commit}
+    reason = local["reason"].replace("tiny has", "acme/tiny has")
+    elsewhere = {"name": "acme/tiny", "path": None, "revision": commit, "reason": reason}
     assert found == {**local, **elsewhere}
 
 

@@ -87,10 +87,25 @@ def test_an_index_leads_nowhere_else(tmp_path: Path, bad: str) -> None:
         read_spec(sharded(tmp_path / "m", {EMBED: bad}))
 
 
-@pytest.mark.parametrize("places", [{}, {EMBED: 3}, {"model.other": "a.safetensors"}, {NORM: "a.safetensors"}])
-def test_an_index_that_lies(tmp_path: Path, places: dict[str, str]) -> None:
-    with pytest.raises(BrokenModel, match=r"index\.json"):
+@pytest.mark.parametrize(
+    ("places", "reason"),
+    [
+        ({}, r"index\.json"),
+        ({EMBED: 3}, r"index\.json"),
+        ({"model.other": "a.safetensors"}, NORM),
+        ({NORM: "a.safetensors"}, NORM),
+        ({EMBED: "a.safetensors", NORM: "c.safetensors"}, r"c\.safetensors"),
+    ],
+)
+def test_an_index_that_lies(tmp_path: Path, places: dict[str, str], reason: str) -> None:
+    with pytest.raises(BrokenModel, match=reason):
         read_spec(sharded(tmp_path / "m", places))
+
+
+def test_what_an_index_says_of_tensors_is_not_needed(tmp_path: Path) -> None:
+    """It may name tensors that no file has, or the wrong file: the headers are the truth."""
+    places = {EMBED: "b.safetensors", NORM: "a.safetensors", "model.other": "a.safetensors"}
+    assert read_spec(sharded(tmp_path / "a" / "m", places)) == read_spec(sharded(tmp_path / "b" / "m"))
 
 
 def test_a_tensor_in_two_files(tmp_path: Path) -> None:

@@ -310,6 +310,12 @@ def test_pickles_are_refused(hub: HubServer, store: Store, tmp_path: Path) -> No
     with pytest.raises(UnsupportedModel, match="only pickle weights"):
         describe_hub(REPO, store)
     (folder / "pytorch_model.bin").rename(folder / "model.gguf")
+    with pytest.raises(UnsupportedModel, match="GGUF"):
+        describe_hub(REPO, store)
+    (folder / "model.gguf").rename(folder / "adapter_config.json")
+    with pytest.raises(UnsupportedModel, match="adapter"):
+        describe_hub(REPO, store)
+    (folder / "adapter_config.json").rename(folder / "notes.txt")
     with pytest.raises(UnsupportedModel, match=r"no model\.safetensors"):
         describe_hub(REPO, store)
     (folder / "config.json").unlink()

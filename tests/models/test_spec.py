@@ -66,7 +66,7 @@ def test_the_fingerprint_changes_with_anything_that_matters(tmp_path: Path) -> N
         ("mistral", {}, (4096, 4096)),
         ("qwen2", {"sliding_window": 8}, (None, None)),
         ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}, (None, 8)),
-        ("qwen3_moe", {"sliding_window": 8, "use_sliding_window": True}, (8, 8)),
+        ("qwen3_moe", {"sliding_window": 8, "use_sliding_window": True, "mlp_only_layers": [0, 1]}, (8, 8)),
         ("gemma3_text", {"sliding_window": 8, "sliding_window_pattern": 2}, (8, None)),
         ("gemma3_text", {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}, (None, 8)),
     ],

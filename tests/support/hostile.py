@@ -90,7 +90,6 @@ _WAYS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "deep-config": (CONFIG, _data(lambda: b'{"a":' + b"[" * MIB)),
     "doubled-config": (CONFIG, _doubled),
     "wide-config": (CONFIG, _data(lambda: b'{"a":[' + b"[]," * 600_000 + b"[]]}")),
-    "deep-generation": ("generation_config.json", _data(lambda: b'{"a":' + b"[" * (MIB - 100))),
     "deep-tokenizer": ("tokenizer.json", _data(lambda: DEEP)),
     "wide-tokenizer": ("tokenizer.json", _data(lambda: b'{"a":[' + b"[]," * 8_000_000 + b"[]]}")),
     "tokenizer-of-a-gigabyte": ("tokenizer.json", lambda file: _sparse(file, 2**30)),

@@ -12,6 +12,7 @@ from together.cluster.finder import BUNDLED, known_models
 from together.errors import BadSetting
 from together.models.manifest import CONFIG, MANIFEST
 from together.models.names import is_model_name
+from together.models.recognise import snapshot, what_it_is
 from together.quoting import MOST, cut, quoted
 
 
@@ -30,7 +31,7 @@ def resolve_model(text: str, home: Path) -> Path | HubId:
 
     Of several models with one name the most complete one is taken. Raises BadSetting with a sentence.
     """
-    folder = Path(text).expanduser() if text else None  # Path("") would be the current folder
+    folder = _folder(text)
     if folder is not None and _is_model(folder):
         return folder
     known = _known(text, home)
@@ -41,6 +42,17 @@ def resolve_model(text: str, home: Path) -> Path | HubId:
     raise BadSetting(_advice(text, home))
 
 
+def _folder(text: str) -> Path | None:
+    """`text` as a path; a folder of the hub's cache above a snapshot stands for the snapshot."""
+    if not text:
+        return None  # Path("") would be the current folder
+    path = Path(text).expanduser()
+    try:
+        return snapshot(path)
+    except (OSError, ValueError):  # a name too long for a path, or with a zero in it
+        return path
+
+
 def _is_model(folder: Path) -> bool:
     try:
         return any((folder / name).is_file() for name in (CONFIG, MANIFEST))
@@ -48,9 +60,9 @@ def _is_model(folder: Path) -> bool:
         return False
 
 
-def _is_folder(text: str) -> bool:
+def _is_there(path: Path) -> bool:
     try:
-        return Path(text).is_dir()
+        return path.exists()
     except (OSError, ValueError):
         return False
 
@@ -69,8 +81,12 @@ def _known(name: str, home: Path) -> Path | None:
 
 
 def _advice(text: str, home: Path) -> str:
-    if text and _is_folder(text):
-        return f"{cut(text, MOST)} has neither {CONFIG} nor {MANIFEST}; choose a folder that holds a model"
+    path = _folder(text)
+    if path is not None and _is_there(path):
+        return (
+            what_it_is(path)
+            or f"{cut(text, MOST)} has neither {CONFIG} nor {MANIFEST}; choose a folder that holds a model"
+        )
     names = sorted({model.name for model in known_models(home) if not model.fault})
     return (
         f"there is no model {quoted(text)} on this machine ({', '.join(names) or 'none is here'}); "

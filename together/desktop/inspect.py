@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,24 +13,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from backends.base import BACKENDS, LoadRequest
-from backends.checks import check_model
+from backends.base import BACKENDS
 from together.cluster.naming import resolve_model
 from together.desktop.printable import printable
-from together.errors import UnsupportedModel
-from together.models.checkpoint import checkpoint_headers
+from together.errors import BrokenModel, UnsupportedModel
 from together.models.families import TOY
-from together.models.folder import folder_name, folder_revision, json_object, read_json
+from together.models.files import Published, read_published
+from together.models.folder import json_object, read_json
 from together.models.generation import SamplingDefaults, read_sampling_defaults
-from together.models.headers import FileHeader, Headers, TensorInfo
+from together.models.headers import Headers, TensorInfo
 from together.models.hub_listing import read_remote
-from together.models.manifest import CONFIG, compose, is_shard, read_manifest
+from together.models.manifest import CONFIG
 from together.models.original import fingerprint_of
 from together.models.space import gigabytes
-from together.models.spec import ModelSpec, fingerprint, read_shape, read_spec
-from together.models.store import Store
+from together.models.spec import Described, described, require_runnable
 from together.models.summary import Summary, summarize
-from together.types import LayerRange
 
 _READ = (CONFIG, "generation_config.json")
 
@@ -64,16 +60,9 @@ def run_inspect(model: str, home: Path, as_json: bool) -> int:
 
 def inspect_folder(folder: Path) -> Inspected:
     """A whole checkpoint, or a shard folder: all layers are described, also those that are not here."""
-    config = read_json(folder, CONFIG)
-    if is_shard(folder):
-        manifest = read_manifest(folder)
-        name, revision, headers = manifest.name, manifest.revision, manifest.headers
-    else:
-        name, revision, headers = folder_name(folder), folder_revision(folder), checkpoint_headers(folder)
-    spec, reason = _spec(folder)
-    digest = fingerprint(folder)
-    sampling = read_sampling_defaults(folder)
-    return _inspected(name, str(folder.resolve()), revision, digest, config, headers, spec, reason, sampling)
+    config, published = read_json(folder, CONFIG), read_published(folder)
+    found, sampling = _found(folder, published), read_sampling_defaults(folder)
+    return _inspected(str(folder.resolve()), config, published, found, sampling)
 
 
 def inspect_hub(repo_id: str, home: Path) -> Inspected:
@@ -82,62 +71,54 @@ def inspect_hub(repo_id: str, home: Path) -> Inspected:
     config = json_object(Path(repo_id, CONFIG), remote.small[CONFIG])
     model = Headers()
     headers = tuple(model.check(Path(repo_id, file.name), file.header, file.size) for file in remote.files)
+    digest = fingerprint_of(remote.small[CONFIG], remote.files)
+    published = Published(repo_id, remote.revision, digest, headers)
     with tempfile.TemporaryDirectory(prefix="together-") as draft:
-        small = Path(draft, "small", repo_id.rpartition("/")[2])
-        small.mkdir(parents=True)
+        small = Path(draft, repo_id.rpartition("/")[2])
+        small.mkdir()
         for name, data in remote.small.items():
             (small / name).write_bytes(data)
-        spec, reason, sampling = None, _unsupported(small), read_sampling_defaults(small)
-        if reason is None:
-            store = Store(Path(draft))
-            manifest = compose(repo_id, remote.files, remote.small, remote.revision)
-            store.begin(manifest, remote.small)
-            spec, reason = _spec(store.folder(manifest.fingerprint))
-    digest = fingerprint_of(remote.small[CONFIG], remote.files)
-    return _inspected(repo_id, None, remote.revision, digest, config, headers, spec, reason, sampling)
+        return _inspected(None, config, published, _found(small, published), read_sampling_defaults(small))
 
 
-def _spec(folder: Path) -> tuple[ModelSpec | None, str | None]:
-    reason = _unsupported(folder)
-    return (None, reason) if reason else (read_spec(folder), None)
-
-
-def _unsupported(folder: Path) -> str | None:
-    """Why the family does not run here."""
+def _found(folder: Path, published: Published) -> Described | str:
+    """The model, or the sentence why its family does not run here."""
     try:
-        read_shape(folder)
+        return described(folder, published)
     except UnsupportedModel as error:
         return str(error)
-    return None
 
 
 def _inspected(
-    name: str,
     path: str | None,
-    revision: str,
-    digest: str,
     config: dict[str, Any],
-    headers: Sequence[FileHeader],
-    spec: ModelSpec | None,
-    reason: str | None,
+    published: Published,
+    found: Described | str,
     sampling: SamplingDefaults,
 ) -> Inspected:
-    tensors: list[TensorInfo] = [tensor for header in headers for tensor in header.tensors]
-    reason = reason or _refusal(spec)
+    tensors: list[TensorInfo] = [tensor for header in published.headers for tensor in header.tensors]
+    spec = None if isinstance(found, str) else found.spec
+    reason = found if isinstance(found, str) else _refusal(found)
     runs = {TOY} if spec is not None and spec.family == TOY else set(BACKENDS) - {TOY}
     backends = {backend: reason is None and backend in runs for backend in BACKENDS}
-    windows = spec.windows if spec is not None else None
-    summary = summarize(config, tensors, spec)
-    return Inspected(name, path, revision, digest, summary, windows, backends, reason, sampling)
+    return Inspected(
+        published.name,
+        path,
+        published.revision,
+        published.fingerprint,
+        summarize(config, tensors, spec),
+        spec.windows if spec is not None else None,
+        backends,
+        reason,
+        sampling,
+    )
 
 
-def _refusal(spec: ModelSpec | None) -> str | None:
-    """What the backends say to a model whose family they know."""
-    if spec is None or spec.family == TOY:
-        return None
+def _refusal(found: Described) -> str | None:
+    """Why a model of a known family does not run here."""
     try:
-        check_model(spec, LoadRequest(Path(), LayerRange(0, spec.layers), "cpu", spec.dtype, 0))
-    except UnsupportedModel as error:
+        require_runnable(found)
+    except (UnsupportedModel, BrokenModel) as error:
         return str(error)
     return None
 

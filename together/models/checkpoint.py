@@ -1,23 +1,27 @@
-"""The safetensors files of a checkpoint as it was published: one file, or several and an index.
+"""The safetensors files of a checkpoint as it was published: one file, or several, with or without an index.
 
 Reads headers and samples of the weights. Knows no manifest.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection
 from pathlib import Path
+from typing import NoReturn
 
 from together.errors import BrokenModel, UnsupportedModel
-from together.models.folder import broken, inside, read_bytes, title
+from together.models.folder import broken, inside, read_bytes, title, unreadable
 from together.models.headers import MAX_TENSORS, FileHeader, Headers, check_distinct
 from together.models.original import OriginalFile, sample_places
+from together.models.recognise import is_pointer, pointer, without_weights
 from together.models.sizes import INDEX as INDEX
-from together.models.tables import TableReader
+from together.models.tables import TableReader, as_utf8
 from together.models.units import Piece
-from together.quoting import quoted
+from together.models.weights import MAX_FILES, SINGLE, choose_files
 
-SINGLE = "model.safetensors"
-MAX_FILES = 10_000  # with weights
+log = logging.getLogger(__name__)
+
 _MAP = "weight_map"
 _MOST_ELSE = 2**16  # bytes of whatever else the index says
 _MOST_NAME = 2048  # bytes of a file's name in it
@@ -30,24 +34,39 @@ def is_checkpoint(folder: Path) -> bool:
 
 def checkpoint_headers(folder: Path) -> tuple[FileHeader, ...]:
     """The checked headers of the model's safetensors files, by name. Raises BrokenModel or UnsupportedModel."""
-    if inside(folder, SINGLE).is_file():
-        return (Headers().read(inside(folder, SINGLE)),)
-    if not inside(folder, INDEX).is_file():
-        raise _no_weights(folder)
-    places = weight_map(inside(folder, INDEX), read_bytes(folder, INDEX))
     model = Headers()
-    headers = tuple(model.read(inside(folder, name)) for name in sorted(set(places.values())))
-    _check_index(folder, places, headers)
+    headers = tuple(_header(model, inside(folder, name)) for name in weight_files(folder))
+    check_distinct(headers)
     return headers
+
+
+def _header(model: Headers, file: Path) -> FileHeader:
+    try:
+        return model.read(file)
+    except BrokenModel as error:
+        raise (pointer(file) if is_pointer(file) else error) from None
+
+
+def weight_files(folder: Path) -> tuple[str, ...]:
+    """The names of the model's safetensors files, which are all there. Raises BrokenModel or UnsupportedModel."""
+    there = _names(folder)
+    index = _index(folder) if INDEX in there and SINGLE not in there else None
+    if not isinstance(index, BrokenModel):
+        return choose_files(title(folder), there, index) or _no_weights(folder, there)
+    chosen = choose_files(title(folder), there, None)
+    if not chosen:
+        raise index
+    log.warning("%s; it is passed over", index)
+    return chosen
 
 
 def checkpoint_files(folder: Path) -> tuple[OriginalFile, ...]:
     """The model's safetensors files with their samples, by name. Raises as `checkpoint_headers` does."""
-    return sampled_files(checkpoint_headers(folder))
+    return with_samples(checkpoint_headers(folder))
 
 
-def sampled_files(headers: tuple[FileHeader, ...]) -> tuple[OriginalFile, ...]:
-    """The files of these headers with their samples. Raises BrokenModel."""
+def with_samples(headers: tuple[FileHeader, ...]) -> tuple[OriginalFile, ...]:
+    """The files of these headers with their samples. Raises BrokenModel for a file that changed meanwhile."""
     places = sample_places(headers)
     return tuple(
         OriginalFile(header.file.name, header.size, header.raw, _read(header.file, places[header.file.name]))
@@ -63,25 +82,54 @@ def _read(file: Path, places: tuple[Piece, ...]) -> bytes:
                 stream.seek(place.start)
                 found += stream.read(place.size)
     except OSError as error:
-        raise broken(file, f"cannot be read ({error.strerror or error})") from error
+        raise unreadable(file, error) from error
     if len(found) != sum(place.size for place in places):
         raise broken(file, "it became shorter while it was read")
     return bytes(found)
 
 
-def _no_weights(folder: Path) -> Exception:
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
-        return UnsupportedModel(
-            f"{title(folder)} has only pickle weights (*.bin), which can run code; choose a safetensors version of it"
+def _names(folder: Path) -> frozenset[str]:
+    """The regular files of the folder: nothing else has an end that one could read up to."""
+    try:
+        return frozenset(item.name for item in folder.iterdir() if item.is_file())
+    except OSError as error:
+        raise unreadable(folder, error) from error
+
+
+def _no_weights(folder: Path, there: Collection[str]) -> NoReturn:
+    sentence = without_weights(title(folder), there, folder)
+    if sentence:
+        raise UnsupportedModel(sentence)
+    several = sorted(name for name in there if name.endswith(".safetensors"))
+    if len(several) > 1:
+        raise BrokenModel(
+            f"{title(folder)} has several safetensors files ({', '.join(several[:3])}, …) and no {INDEX} that says "
+            "which are the model; put the index beside them"
         )
-    return BrokenModel(f"{folder} has neither {SINGLE} nor {INDEX}; choose a folder that holds a model's weights")
+    raise BrokenModel(f"{folder} has neither {SINGLE} nor {INDEX}; choose a folder that holds a model's weights")
+
+
+def _index(folder: Path) -> dict[str, str] | BrokenModel:
+    """Tensor → file, or why the index says nothing: the files that are there decide then.
+
+    Raises BrokenModel for an index that Git LFS has not fetched, and for one that leads out of the folder.
+    """
+    try:
+        places = weight_map(folder / INDEX, read_bytes(folder, INDEX))
+    except BrokenModel as error:
+        if is_pointer(folder / INDEX):
+            raise pointer(folder / INDEX) from error
+        return error
+    for name in set(places.values()):
+        inside(folder, name)
+    return places
 
 
 def weight_map(file: Path, index: bytes) -> dict[str, str]:
     """Which file has which tensor, as an index says; `file` is what an error names. Raises BrokenModel."""
     places: dict[str, str] = {}
-    reader = TableReader(index)
     try:
+        reader = TableReader(as_utf8(index))
         for key in reader.names():
             if key == _MAP:
                 places = _places(reader)
@@ -104,11 +152,3 @@ def _places(reader: TableReader) -> dict[str, str]:
         if len(places) > MAX_TENSORS or len(names) > MAX_FILES:
             raise ValueError(f"it has more than {MAX_TENSORS} tensors, or {MAX_FILES} files")
     return places
-
-
-def _check_index(folder: Path, places: dict[str, str], headers: tuple[FileHeader, ...]) -> None:
-    check_distinct(headers)
-    found = {tensor.name: tensor.file.name for header in headers for tensor in header.tensors}
-    for name, file in places.items():
-        if found.get(name) != file:
-            raise broken(folder / INDEX, f"it places {quoted(name)} in {quoted(file)}, which does not have it")

@@ -15,9 +15,11 @@ from typing import Any
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.families import FAMILIES, TOY, WRAPPERS, require_family
 from together.models.rope import rope_parameters
+from together.quoting import cut, quoted
 
 MAX_LAYERS = 10_000
 _LARGEST = 10**9
+_MOST_WORD = 60  # characters of a name that a config gives
 _COUNTS: dict[str, dict[str, int | None]] = {  # what transformers' classes assume where the file is silent
     "llama": {"vocab_size": 32000, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": None,
               "head_dim": None, "max_position_embeddings": 2048},
@@ -105,8 +107,8 @@ def quantization_of(published: Mapping[str, Any]) -> str | None:
             settings = part.get(key)
             if settings:
                 known = settings if isinstance(settings, dict) else {}
-                bits = f"{known['bits']}-bit" if "bits" in known else key
-                return str(known.get("quant_method") or bits)
+                bits = f"{cut(str(known['bits']), _MOST_WORD)}-bit" if "bits" in known else key
+                return cut(str(known.get("quant_method") or bits), _MOST_WORD)
     return None
 
 
@@ -119,9 +121,13 @@ def purpose(config: Mapping[str, Any], *, head: bool) -> str | None:
     for kind in classes:
         for end, words in _NO_LANGUAGE.items():
             if kind.endswith(end):
-                return f"{words} ({kind})"
+                return f"{words} ({cut(kind, _MOST_WORD)})"
     inner = next((kind for kind in classes if kind.endswith("Model")), None)
-    return f"a model without an LM head, for embeddings or as a base ({inner})" if inner and not head else None
+    return (
+        f"a model without an LM head, for embeddings or as a base ({cut(inner, _MOST_WORD)})"
+        if inner and not head
+        else None
+    )
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -304,5 +310,4 @@ def _words(value: object) -> list[str]:
 
 
 def _short(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+    return quoted(value, _MOST_WORD)

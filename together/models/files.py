@@ -6,12 +6,14 @@ Knows no framework: a tensor here is a name, a dtype, a shape and bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from together.models.checkpoint import checkpoint_headers
-from together.models.folder import broken, inside, read_json
+from together.models.canonical import canonical_names
+from together.models.checkpoint import checkpoint_headers, with_samples
+from together.models.folder import broken, folder_name, folder_revision, inside, read_bytes, read_json, unreadable
 from together.models.headers import FileHeader, TensorInfo
-from together.models.manifest import is_shard, read_manifest
+from together.models.manifest import CONFIG, is_shard, read_manifest
 from together.models.names import (
     EMBED,
     EMBED_UNIT,
@@ -25,6 +27,7 @@ from together.models.names import (
     shifted,
     unit_of,
 )
+from together.models.original import fingerprint_of
 from together.models.reading import shard_tensors
 from together.models.units import units_for
 from together.quoting import quoted
@@ -46,6 +49,26 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A model as its files were published: its name, its commit on the hub, its fingerprint, the files' headers."""
+
+    name: str
+    revision: str
+    fingerprint: str  # sha256, in hex
+    headers: tuple[FileHeader, ...]
+
+
+def read_published(folder: Path) -> Published:
+    """Of a whole checkpoint, or of a shard folder's manifest; each header is read once. Raises as `read_headers`."""
+    if is_shard(folder):
+        manifest = read_manifest(folder)
+        return Published(manifest.name, manifest.revision, manifest.fingerprint, manifest.headers)
+    config, headers = read_bytes(folder, CONFIG), checkpoint_headers(folder)
+    digest = fingerprint_of(config, with_samples(headers))
+    return Published(folder_name(folder), folder_revision(folder), digest, headers)
+
+
 def read_headers(folder: Path) -> tuple[FileHeader, ...]:
     """The checked headers of the model's safetensors files as they were published, by name.
 
@@ -55,7 +78,7 @@ def read_headers(folder: Path) -> tuple[FileHeader, ...]:
 
 
 def all_tensors(folder: Path) -> tuple[TensorInfo, ...]:
-    """Every tensor of the model, without those that implementations compute themselves.
+    """Every tensor of the model by its canonical name, without those that implementations compute themselves.
 
     Of a shard folder too, which has only some of them: `tensors_for` knows where those lie.
     """
@@ -63,9 +86,19 @@ def all_tensors(folder: Path) -> tuple[TensorInfo, ...]:
 
 
 def tensors_of(headers: Iterable[FileHeader]) -> tuple[TensorInfo, ...]:
-    """Every tensor of these files, without those that implementations compute themselves."""
-    tensors = (tensor for header in headers for tensor in header.tensors)
-    return tuple(tensor for tensor in tensors if not is_computed(tensor.name))
+    """The tensors of a whole model, of which these are all headers, as `all_tensors` gives them."""
+    known = [tensor for header in headers for tensor in header.tensors]
+    names = canonical_names(tensor.name for tensor in known)
+    found = []
+    for tensor in known:
+        name = names.get(tensor.name, tensor.name)
+        if is_computed(name):
+            continue
+        if name != tensor.name:
+            found.append(replace(tensor, name=name, stored=tensor.name))
+        elif tensor.name in names or unit_of(name) is None:  # else it has a decoder's name, and is of another one
+            found.append(tensor)
+    return tuple(found)
 
 
 def tensors_for(folder: Path, layers: LayerRange, total: int) -> tuple[TensorInfo, ...]:
@@ -103,4 +136,4 @@ def read_into(tensor: TensorInfo, target: memoryview) -> None:
                     raise broken(tensor.file, f"it ends within tensor {quoted(tensor.name)}")
                 done += count
     except OSError as error:
-        raise broken(tensor.file, f"cannot be read ({error.strerror or error})") from error
+        raise unreadable(tensor.file, error) from error

@@ -13,10 +13,13 @@ from typing import Any
 
 from together.errors import BrokenModel
 from together.models.names import MANIFEST, is_model_name, is_plain, is_sha256, is_template, model_name
+from together.models.recognise import POINTER, pointer
 from together.models.sizes import most_bytes
 from together.models.tables import unique
 from together.quoting import quoted
 from together.settings import load_settings
+
+log = logging.getLogger(__name__)
 
 MAX_VALUES = 500_000  # of a JSON file that is read at once: 0.1 s, in which no other thread has a turn, and 100 MB
 
@@ -53,14 +56,16 @@ def read_bytes(folder: Path, name: str) -> bytes:
     except FileNotFoundError:
         raise BrokenModel(f"{folder} has no {name}; choose a folder that holds a model") from None
     except OSError as error:
-        raise broken(file, f"cannot be read ({error.strerror or error})") from error
+        raise unreadable(file, error) from error
     if len(data) > most:
         raise broken(file, f"it has more than {most} bytes")
     return data
 
 
 def json_object(file: Path, data: bytes) -> dict[str, Any]:
-    """`data` as a JSON object; `file` is what an error names. Raises BrokenModel."""
+    """`data`, in any of JSON's encodings, as an object; `file` is what an error names. Raises BrokenModel."""
+    if data.startswith(POINTER):
+        raise pointer(file)
     if sum(data.count(sign) for sign in b",[{") > MAX_VALUES:
         raise broken(file, f"it has more than {MAX_VALUES} values")
     try:
@@ -79,7 +84,7 @@ def inside(folder: Path, name: str) -> Path:
     to its own `blobs`: that one neighbour is part of the model.
     """
     if not is_plain(name) and not is_template(name):
-        raise BrokenModel(f"{title(folder)} names the file {quoted(name)}, not a plain file name; get this model again")
+        raise BrokenModel(f"{title(folder)} names the file {quoted(name)}, not a plain file name; choose another model")
     root = folder.resolve()
     path = (root / name).resolve()
     homes = [(root / name).parent] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
@@ -144,6 +149,12 @@ def _name_in(manifest: Path) -> str:
 def broken(file: Path, reason: str) -> BrokenModel:
     """The error for a file that is not what it claims to be."""
     return BrokenModel(f"{title(file.parent)}/{file.name} is broken: {reason}; get this model again")
+
+
+def unreadable(file: Path, error: OSError) -> BrokenModel:
+    """The error for a file that is there and cannot be read: another copy of it would not help."""
+    reason = error.strerror or error
+    return BrokenModel(f"{title(file.parent)}/{file.name} cannot be read ({reason}); check the rights and the disk")
 
 
 def write_whole(file: Path, data: bytes) -> None:

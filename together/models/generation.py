@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from together.errors import BadSetting, BrokenModel
-from together.models.folder import read_json
+from together.errors import BadSetting
+from together.models.folder import side_json
 from together.types import Sampling
 
 logger = logging.getLogger(__name__)
@@ -60,13 +60,7 @@ def read_sampling_defaults(folder: Path, mode: SamplingMode = "default") -> Samp
     """The defaults of the model in `folder`; `plain` ignores its author. A broken file is warned about and ignored."""
     if mode == "plain":
         return SamplingDefaults(PLAIN)
-    if not (folder / GENERATION_CONFIG).is_file():
-        return SamplingDefaults()
-    try:
-        return sampling_defaults(read_json(folder, GENERATION_CONFIG), folder.name)
-    except BrokenModel as error:
-        logger.warning("%s; its sampling defaults are not used", error)
-        return SamplingDefaults()
+    return sampling_defaults(side_json(folder, GENERATION_CONFIG), folder.name)
 
 
 def sampling_defaults(config: Mapping[str, Any], name: str) -> SamplingDefaults:

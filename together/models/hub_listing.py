@@ -18,15 +18,17 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils.tqdm import silent_tqdm
 
 from together.errors import BadSetting, BrokenModel, Unreachable, UnsupportedModel
-from together.models.checkpoint import INDEX, SINGLE, weight_map
+from together.models.checkpoint import weight_map
 from together.models.headers import MAX_HEADER, FileHeader, Headers, header_length
 from together.models.hub_ranges import RemoteFile, endpoint, explained, read_range, unreachable
 from together.models.manifest import CONFIG, small_names
 from together.models.names import is_model_name, is_plain, is_template
 from together.models.original import OriginalFile, sample_places
+from together.models.recognise import without_weights
 from together.models.sizes import most_bytes
 from together.models.store import Store
 from together.models.units import Piece
+from together.models.weights import INDEX, SINGLE, choose_files
 from together.quoting import quoted
 
 STREAMS = 4  # headers, small files or units fetched at once
@@ -34,7 +36,6 @@ SAMPLE_STREAMS = 8  # of samples, which have next to no bytes
 NEAR = 4096  # bytes between samples that one request fetches together
 ANSWER_WITHIN = 15.0  # seconds
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,12 @@ def read_remote(repo_id: str, home: Path, revision: str | None = None, small: Se
     """
     listing = list_hub(repo_id, revision)
     if CONFIG not in listing.files:
-        raise UnsupportedModel(f"{repo_id} has no {CONFIG} on the hub, so it is no model that runs here")
-    _require_safetensors(listing)
+        sentence = without_weights(repo_id, listing.files)
+        raise UnsupportedModel(
+            sentence or f"{repo_id} has no {CONFIG} on the hub, so it is no model that runs here; choose another"
+        )
+    if not any(name.endswith(".safetensors") for name in listing.files):
+        _weights(listing, None)  # says what is there instead
     names = small_names(listing.files) if small is None else small
     wanted = [name for name in (*names, INDEX) if name in listing.files]
     with ThreadPoolExecutor(STREAMS, "hub") as pool, reached(repo_id):
@@ -120,25 +125,28 @@ def _no_hub() -> Unreachable:
     return Unreachable(f"{endpoint()} does not answer as a hub does; check HF_ENDPOINT")
 
 
-def _require_safetensors(listing: Listing) -> None:
-    if SINGLE in listing.files or INDEX in listing.files:
-        return
-    if any(name.endswith(_PICKLES) for name in listing.files):
-        raise UnsupportedModel(
-            f"{listing.repo} has only pickle weights (*.bin), which can run code; choose a safetensors version of it"
-        )
-    raise UnsupportedModel(f"{listing.repo} has no {SINGLE} on the hub; choose a version of it with safetensors")
-
-
 def _weights(listing: Listing, index: bytes | None) -> list[RemoteFile]:
-    """The model's safetensors files. Raises BrokenModel for an index that names others."""
-    if SINGLE in listing.files or index is None:
-        return [listing.files[SINGLE]]
-    names = set(weight_map(Path(listing.repo, INDEX), index).values())
-    absent = min((name for name in names if name not in listing.files), default=None)
-    if absent is not None:
-        raise BrokenModel(f"{INDEX} of {listing.repo} names {quoted(absent)}, which is not there; choose another model")
-    return [listing.files[name] for name in sorted(names)]
+    """The model's safetensors files. Raises BrokenModel where one is missing, UnsupportedModel where there are none."""
+    names = choose_files(listing.repo, listing.files, _places(listing, index))
+    if not names:
+        sentence = without_weights(listing.repo, listing.files)
+        raise UnsupportedModel(
+            sentence or f"{listing.repo} has no {SINGLE} on the hub; choose a version of it with safetensors"
+        )
+    return [listing.files[name] for name in names]
+
+
+def _places(listing: Listing, index: bytes | None) -> dict[str, str] | None:
+    """Tensor → file by the index. Raises BrokenModel for one that is none."""
+    if index is None or SINGLE in listing.files:
+        return None
+    places = weight_map(Path(listing.repo, INDEX), index)
+    strange = min((name for name in set(places.values()) if not is_plain(name)), default=None)
+    if strange is not None:
+        raise BrokenModel(
+            f"{INDEX} of {listing.repo} names {quoted(strange)}, no plain file name; choose another model"
+        )
+    return places
 
 
 def _headers(files: Sequence[RemoteFile], pool: ThreadPoolExecutor) -> tuple[FileHeader, ...]:

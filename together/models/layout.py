@@ -14,6 +14,7 @@ from together.errors import BrokenModel, UnsupportedModel
 from together.models.config import purpose
 from together.models.headers import TensorInfo
 from together.models.names import EMBED, HEAD, NORM
+from together.quoting import MOST, cut
 from together.types import Dtype
 
 PLAIN: dict[str, Dtype] = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
@@ -105,9 +106,10 @@ def missing(name: str, key: str, tensors: Mapping[str, TensorInfo]) -> BrokenMod
 
 def misshapen(name: str, found: TensorInfo, shape: Shape) -> BrokenModel:
     """The error for a tensor of another shape than config.json says."""
+    key, there = cut(found.key, MOST), _shape(found.shape)
     return BrokenModel(
-        f"{name}: {found.key} is {_shape(found.shape)} in {found.file.name} and {_shape(shape)} by config.json; take "
-        "both from the same version of the model"
+        f"{name}: {key} is {there} in {found.file.name} and {_shape(shape)} by config.json; take both from the same "
+        "version of the model"
     )
 
 

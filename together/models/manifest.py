@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from together.errors import BrokenModel
-from together.models.checkpoint import MAX_FILES, checkpoint_files, is_checkpoint
+from together.models.checkpoint import checkpoint_files, is_checkpoint
+from together.models.config import MAX_LAYERS, layer_count
 from together.models.folder import folder_name, folder_revision, json_object, read_bytes
 from together.models.headers import MAX_HEADER, FileHeader, Headers, check_distinct
 from together.models.names import MANIFEST as MANIFEST
@@ -26,6 +27,7 @@ from together.models.names import MAX_NAME, TEMPLATES, is_model_name, is_plain, 
 from together.models.original import OriginalFile, fingerprint_of, sample_places
 from together.models.sizes import most_bytes
 from together.models.units import Piece, Sample, Unit, samples_in, units_of
+from together.models.weights import MAX_FILES
 from together.quoting import quoted
 
 CONFIG = "config.json"
@@ -45,7 +47,6 @@ SMALL_FILES = (
 )
 MAX_TEMPLATES = 32  # beside the usual one
 MAX_FILE = 2**44  # bytes of an original file
-MAX_LAYERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +295,7 @@ def _hash(name: str, value: object, what: str) -> str:
 
 
 def _layers(name: str, config: bytes) -> int:
-    layers = json_object(Path(name, CONFIG), config).get("num_hidden_layers")
+    layers = layer_count(json_object(Path(name, CONFIG), config))
     return _count(name, layers, "num_hidden_layers of config.json", MAX_LAYERS)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from together.errors import BrokenModel
 from together.models.digests import Digests, sha256_of, stamp_of
-from together.models.folder import broken, inside, title
+from together.models.folder import broken, inside, title, unreadable
 from together.models.headers import TensorInfo, check_header
 from together.models.manifest import Manifest, is_shard, read_manifest
 from together.models.units import Piece, Unit, words
@@ -86,7 +86,7 @@ def require_samples(manifest: Manifest, unit: Unit, file: Path) -> None:
                         f"{manifest.fingerprint[:12]} of this model; get it again, or from another machine"
                     )
     except OSError as error:
-        raise broken(file, f"cannot be read ({error.strerror or error})") from error
+        raise unreadable(file, error) from error
 
 
 def remember(folder: Path, unit: Unit, digest: str, home: Path) -> None:
@@ -131,7 +131,7 @@ def _digest(folder: Path, unit: Unit, home: Path | None) -> str:
     try:
         stamp = stamp_of([inside(folder, name) for name in names])
     except OSError as error:
-        raise broken(folder / names[0], f"cannot be read ({error.strerror or error})") from error
+        raise unreadable(folder / names[0], error) from error
     digest = kept.get(key, stamp)
     if digest is None:
         digest = sha256_of(read_unit(folder, unit))
@@ -164,7 +164,7 @@ def _piece(file: Path, piece: Piece) -> Iterator[bytes]:
                 left -= len(chunk)
                 yield chunk
     except OSError as error:
-        raise broken(file, f"cannot be read ({error.strerror or error})") from error
+        raise unreadable(file, error) from error
 
 
 def _size(file: Path) -> int | None:

@@ -6,6 +6,7 @@ Looks at names and first bytes alone. Raises nothing of its own where it knows n
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _UNFINISHED = (".incomplete", ".part", ".download", ".crdownload", ".aria2", ".partial", ".tmp")
 _EMBEDDING = ("config_sentence_transformers.json", "modules.json")
 _LISTED = 5
+_MOST = 2**20  # bytes of a file that is read for one word in it
 
 
 def snapshot(folder: Path) -> Path:
@@ -103,11 +105,8 @@ def require_whole(folder: Path, names: Iterable[str]) -> None:
 
 
 def is_pointer(file: Path) -> bool:
-    try:
-        with file.open("rb") as stream:
-            return stream.read(len(POINTER)) == POINTER
-    except OSError:
-        return False
+    """Whether the file is a pointer of Git LFS; also where it cannot be read it is none."""
+    return _begin(file, len(POINTER)) == POINTER
 
 
 def pointer(file: Path) -> BrokenModel:
@@ -124,15 +123,23 @@ def _downloading(folder: Path) -> bool:
 
 def _base_of(file: Path) -> str:
     try:
-        base = json.loads(file.read_bytes()).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        base = json.loads(_begin(file, _MOST)).get("base_model_name_or_path")
+    except (ValueError, AttributeError, RecursionError):
         return ""
     return base if isinstance(base, str) and len(base) < 200 and base.isprintable() else ""
 
 
 def _first_line(file: Path) -> str:
-    try:
-        line = file.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
-        return ""
+    line = _begin(file, _MOST).decode(errors="replace").strip()
     return line if is_plain(line) else ""
+
+
+def _begin(file: Path, most: int) -> bytes:
+    """The first bytes of a regular file; none of anything else, which might never end or never begin."""
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            return b""
+        with file.open("rb") as stream:
+            return stream.read(most)
+    except (OSError, ValueError):
+        return b""

@@ -12,6 +12,7 @@ from math import isfinite
 from typing import Any
 
 from together.errors import BrokenModel, UnsupportedModel
+from together.quoting import quoted
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 _LENGTH = "original_max_position_embeddings"
@@ -25,6 +26,7 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # what each needs
     ),
 }
 _THETA = 10_000.0
+_MOST = 60  # characters of a value in an error
 _GEMMA_THETA = 1_000_000.0  # of the layers that see everything
 
 
@@ -61,7 +63,7 @@ class _Reader:
         kind = given.get("rope_type") or given.get("type") or "default"
         if not isinstance(kind, str) or kind not in KINDS:
             raise UnsupportedModel(
-                f"{self.name} scales its rope by {ascii(kind)[:60]}, which does not run here; {', '.join(KINDS)} do"
+                f"{self.name} scales its rope by {quoted(kind, _MOST)}, which does not run here; {', '.join(KINDS)} do"
             )
         part = given.get("partial_rotary_factor", self.config.get("partial_rotary_factor"))
         if part not in (None, 1):
@@ -88,8 +90,8 @@ class _Reader:
             return value
         if type(value) not in (int, float) or not isfinite(value) or value <= 0:
             raise BrokenModel(
-                f"config.json of {self.name} has {key} = {ascii(value)[:60]} in its rope; take config.json from where "
-                "the model was published"
+                f"config.json of {self.name} has {key} = {quoted(value, _MOST)} in its rope; take config.json from "
+                "where the model was published"
             )
         return value if key == _LENGTH else float(value)
 
@@ -104,7 +106,7 @@ def _table(name: str, values: Mapping[str, Any], key: str) -> dict[str, Any]:
         return {}
     if not isinstance(found, dict):
         raise BrokenModel(
-            f"config.json of {name} has {key} = {ascii(found)[:60]}, not a table; take config.json from where the "
+            f"config.json of {name} has {key} = {quoted(found, _MOST)}, not a table; take config.json from where the "
             "model was published"
         )
     return dict(found)

@@ -7,25 +7,32 @@ reads the same from the same files.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from together.errors import BrokenModel, UnsupportedModel
-from together.models.checkpoint import checkpoint_files, checkpoint_headers, sampled_files
+from together.errors import BrokenModel
+from together.models.config import effective, quantization_of
 from together.models.families import TOY, require_family
-from together.models.files import EMBED, HEAD, NORM, layer_of, read_json, tensors_of
-from together.models.folder import folder_name, folder_revision, read_bytes
+from together.models.files import (
+    EMBED,
+    HEAD,
+    NORM,
+    Published,
+    layer_of,
+    read_json,
+    read_published,
+    tensors_for,
+    tensors_of,
+)
+from together.models.folder import folder_name, folder_revision, side_json
 from together.models.headers import TensorInfo
-from together.models.manifest import CONFIG, MAX_LAYERS, is_shard, read_manifest
-from together.models.original import fingerprint_of
-from together.quoting import cut, quoted
+from together.models.layout import PLAIN, check_tensors, misshapen, missing, needs, quantized, stored_as
+from together.models.manifest import CONFIG, is_shard, read_manifest
 from together.types import DTYPE_BYTES, Dtype, LayerRange, ModelRef
 
-_DTYPES: dict[str, Dtype] = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 _CONFIG_DTYPES: dict[str, Dtype] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-_NEVER = 10**9
-_MOST_WORD = 60  # characters of a name that a config gives
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,59 +88,117 @@ class ModelSpec:
         assert layers.stop <= self.layers, f"layers {layers} of {self.layers}"
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A spec with what it was made from: the effective configuration, and all tensors by canonical name."""
+
+    spec: ModelSpec
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+
+
 def read_spec(folder: Path) -> ModelSpec:
-    """Describe the model in `folder`. Raises UnsupportedModel or BrokenModel, naming the file and the reason."""
-    spec = read_shape(folder)
-    manifest = read_manifest(folder) if is_shard(folder) else None
-    headers = manifest.headers if manifest else checkpoint_headers(folder)
-    tensors = {tensor.name: tensor for tensor in tensors_of(headers)}
-    _check_ends(spec, tensors)
-    return replace(
-        spec,
-        dtype=_dtype(tensors),
+    """Describe the model in `folder`, also one that cannot run. Raises UnsupportedModel or BrokenModel with a sentence.
+
+    `read_runnable` also asks whether it runs.
+    """
+    return described(folder, read_published(folder)).spec
+
+
+def read_runnable(folder: Path) -> ModelSpec:
+    """Describe a model that can run here: its tensors are plain, and those that its configuration asks for.
+
+    Raises UnsupportedModel or BrokenModel, naming the tensor or key, for a model that no back end can run.
+    """
+    found = described(folder, read_published(folder))
+    require_runnable(found)
+    return found.spec
+
+
+def require_runnable(found: Described) -> None:
+    """Raises as `read_runnable` does."""
+    if found.spec.family != TOY:
+        require_plain(found.spec)
+        check_tensors(found.spec.name, found.config, found.tensors)
+
+
+def require_plain(spec: ModelSpec) -> None:
+    """Raises UnsupportedModel for a family or for weights that no back end runs."""
+    require_family(spec.name, spec.family)
+    if spec.quantization is not None:
+        raise quantized(spec.name, spec.quantization)
+
+
+def described(folder: Path, published: Published) -> Described:
+    """What the model in `folder` is, whose files were read already. Raises UnsupportedModel or BrokenModel."""
+    shape, config = _shape(folder, read_json(folder, CONFIG), published.name, published.revision)
+    tensors = {tensor.name: tensor for tensor in tensors_of(published.headers)}
+    _check_ends(shape, tensors)
+    needed = tensors
+    if shape.family != TOY:
+        wanted = needs(config, head=True)
+        needed = {name: tensor for name, tensor in tensors.items() if name in wanted}
+    spec = replace(
+        shape,
+        dtype=_dtype(needed),
         tied=HEAD not in tensors,
-        layer_params=_layer_params(spec, tensors),
+        layer_params=_layer_params(shape, needed),
         embed_params=tensors[EMBED].elements,
         norm_params=tensors[NORM].elements,
         head_params=tensors[HEAD].elements if HEAD in tensors else 0,
-        quantization=spec.quantization or _stored_quantized(tensors),
-        fingerprint=(
-            manifest.fingerprint if manifest else fingerprint_of(read_bytes(folder, CONFIG), sampled_files(headers))
-        ),
+        quantization=shape.quantization or _stored_quantized(needed, tensors),
+        fingerprint=published.fingerprint,
     )
+    return Described(spec, config, tensors)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The effective configuration of the model in `folder`. Raises UnsupportedModel or BrokenModel."""
+    published = read_json(folder, CONFIG)
+    return effective(_name(folder)[0], published)
+
+
+def needed_tensors(folder: Path, layers: LayerRange) -> tuple[TensorInfo, ...]:
+    """What a stage of `layers` reads: `tensors_for` without what no layer needs. Raises as that and `read_config`."""
+    config = read_config(folder)
+    wanted = needs(config, head=True)
+    found = tensors_for(folder, layers, config["num_hidden_layers"])
+    return tuple(tensor for tensor in found if tensor.name in wanted)
 
 
 def read_shape(folder: Path) -> ModelSpec:
     """What config.json alone says; parameter counts are 0 and the fingerprint is empty. Raises as `read_spec` does."""
-    config = read_json(folder, CONFIG)
-    name, revision = _name(folder)
-    family = _family(name, config)
-    numbers = _Numbers(name, config)
-    layers = numbers.get("num_hidden_layers", maximum=MAX_LAYERS)
-    hidden, heads = numbers.get("hidden_size"), numbers.get("num_attention_heads")
-    return ModelSpec(
+    published = read_json(folder, CONFIG)
+    return _shape(folder, published, *_name(folder))[0]
+
+
+def _shape(folder: Path, published: dict[str, Any], name: str, revision: str) -> tuple[ModelSpec, dict[str, Any]]:
+    config = effective(name, published)
+    layers = config["num_hidden_layers"]
+    spec = ModelSpec(
         name=name,
-        family=family,
+        family=config["model_type"],
         layers=layers,
-        hidden_size=hidden,
-        inner_size=max(numbers.get("intermediate_size", hidden), numbers.get("moe_intermediate_size", hidden)),
-        vocab_size=numbers.get("vocab_size"),
-        heads=heads,
-        kv_heads=numbers.get("num_key_value_heads", heads),
-        head_dim=numbers.get("head_dim", _HEAD_DIMS.get(family, hidden // heads)),
-        context=numbers.get("max_position_embeddings"),
-        dtype=_CONFIG_DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "bf16"),
-        tied=bool(config.get("tie_word_embeddings", family == "gemma3_text")),
+        hidden_size=config["hidden_size"],
+        inner_size=max(config[key] for key in _INNER if key in config),
+        vocab_size=config["vocab_size"],
+        heads=config["num_attention_heads"],
+        kv_heads=config["num_key_value_heads"],
+        head_dim=config["head_dim"],
+        context=config["max_position_embeddings"],
+        dtype=_config_dtype(published),
+        tied=config["tie_word_embeddings"],
         layer_params=(0,) * layers,
         embed_params=0,
         norm_params=0,
         head_params=0,
-        windows=_windows(name, family, config, layers),
+        windows=_windows(config),
         eos=_eos(folder, config),
-        quantization=_quantization(config),
+        quantization=quantization_of(published),
         fingerprint="",
         revision=revision,
     )
+    return spec, config
 
 
 def _name(folder: Path) -> tuple[str, str]:
@@ -146,86 +211,35 @@ def _name(folder: Path) -> tuple[str, str]:
 
 def fingerprint(folder: Path) -> str:
     """sha256 over config.json, and each safetensors file's header and samples of its weights, sorted by file name."""
-    if is_shard(folder):
-        return read_manifest(folder).fingerprint  # checked there
-    return fingerprint_of(read_bytes(folder, CONFIG), checkpoint_files(folder))
+    return read_published(folder).fingerprint
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------
 
-_HEAD_DIMS = {"gemma3_text": 256, "qwen3": 128}  # what the family's own configuration assumes where the file is silent
+_INNER = ("hidden_size", "intermediate_size", "moe_intermediate_size")
 
 
-@dataclass(frozen=True, slots=True)
-class _Numbers:
-    """Positive whole numbers of a config."""
-
-    name: str
-    config: dict[str, Any]
-
-    def get(self, key: str, default: int | None = None, maximum: int = _NEVER) -> int:
-        value = self.config.get(key)
-        if value is None:
-            value = default
-        if type(value) is not int or not 0 < value <= maximum:
-            raise BrokenModel(f"config.json of {self.name} has {key} = {quoted(value)}; get this model again")
-        return value
+def _config_dtype(published: dict[str, Any]) -> Dtype:
+    """What config.json calls the dtype, where it is one of ours; publishers also write `auto`, null or nothing."""
+    inner = published.get("text_config")
+    parts = (published, inner if isinstance(inner, dict) else {})
+    words = (part.get(key) for part in parts for key in ("dtype", "torch_dtype"))
+    return next((_CONFIG_DTYPES[word] for word in words if isinstance(word, str) and word in _CONFIG_DTYPES), "bf16")
 
 
-def _family(name: str, config: dict[str, Any]) -> str:
-    family = config.get("model_type")
-    if family != TOY:
-        require_family(name, family)
-    if config.get("use_bidirectional_attention"):
-        raise UnsupportedModel(f"{name} attends in both directions, which does not run here; choose a causal model")
-    return str(family)
-
-
-def _windows(name: str, family: str, config: dict[str, Any], layers: int) -> tuple[int | None, ...]:
-    """Each layer's sliding window, by the family's own rules for what the file leaves out."""
-    if family == "llama" or (family.startswith("qwen") and not config.get("use_sliding_window")):
-        return (None,) * layers
-    if config.get("sliding_window", 4096) is None:
-        return (None,) * layers
-    window = _Numbers(name, config).get("sliding_window", 4096)
-    return tuple(window if sliding else None for sliding in _sliding(name, family, config, layers))
-
-
-def _sliding(name: str, family: str, config: dict[str, Any], layers: int) -> list[bool]:
-    if family in ("mistral", "qwen3_moe"):
-        return [True] * layers
-    kinds = config.get("layer_types")
-    if kinds is not None:
-        if not isinstance(kinds, list) or len(kinds) != layers:
-            raise BrokenModel(f"config.json of {name} lists layer_types for other layers; get this model again")
-        return [kind == "sliding_attention" for kind in kinds]
-    numbers = _Numbers(name, config)
-    if family == "gemma3_text":
-        pattern = numbers.get("sliding_window_pattern", 6)
-        return [(layer + 1) % pattern != 0 for layer in range(layers)]
-    first = config.get("max_window_layers", 28)
-    if type(first) is not int:
-        raise BrokenModel(f"config.json of {name} has max_window_layers = {quoted(first)}; get this model again")
-    return [layer >= first for layer in range(layers)]
+def _windows(config: dict[str, Any]) -> tuple[int | None, ...]:
+    """Each layer's sliding window."""
+    window, layers = config.get("sliding_window"), config["num_hidden_layers"]
+    kinds = config.get("layer_types", ["sliding_attention"] * layers)
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
 def _eos(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
     """End-of-text ids: generation_config.json knows all of them, config.json often only one."""
-    generation = read_json(folder, "generation_config.json") if (folder / "generation_config.json").is_file() else {}
-    ids = generation.get("eos_token_id")
+    ids = side_json(folder, "generation_config.json").get("eos_token_id")
     if ids is None:
         ids = config.get("eos_token_id")
     return tuple(item for item in (ids if isinstance(ids, list) else [ids]) if type(item) is int)
-
-
-def _quantization(config: dict[str, Any]) -> str | None:
-    for key in ("quantization_config", "quantization"):
-        settings = config.get(key)
-        if settings:
-            known = settings if isinstance(settings, dict) else {}
-            bits = f"{cut(str(known['bits']), _MOST_WORD)}-bit" if "bits" in known else key
-            return cut(str(known.get("quant_method") or bits), _MOST_WORD)
-    return None
 
 
 # --- headers ----------------------------------------------------------------------------------------------------------
@@ -235,12 +249,10 @@ def _check_ends(spec: ModelSpec, tensors: dict[str, TensorInfo]) -> None:
     wanted = {EMBED: (spec.vocab_size, spec.hidden_size), NORM: (spec.hidden_size,)}
     for key, shape in wanted.items():
         if key not in tensors:
-            raise BrokenModel(f"{spec.name} has no tensor {key}; get this model again")
+            raise missing(spec.name, key, tensors)
         found = tensors[key]
-        if found.dtype in _DTYPES and found.shape != shape:
-            raise BrokenModel(
-                f"{spec.name}: config.json says {key} is {shape}, it is {found.shape}; get this model again"
-            )
+        if found.dtype in PLAIN and found.shape != shape:
+            raise misshapen(spec.name, found, shape)
 
 
 def _layer_params(spec: ModelSpec, tensors: dict[str, TensorInfo]) -> tuple[int, ...]:
@@ -250,8 +262,10 @@ def _layer_params(spec: ModelSpec, tensors: dict[str, TensorInfo]) -> tuple[int,
         if layer is not None and layer < spec.layers:
             counts[layer] += tensor.elements
     if 0 in counts:
+        layer = counts.index(0)
         raise BrokenModel(
-            f"{spec.name} has no tensors for layer {counts.index(0)} of {spec.layers}; get this model again"
+            f"{spec.name} has no tensors for layer {layer} of the {spec.layers} in config.json; get this model again, "
+            "or choose one whose layers are as published"
         )
     return tuple(counts)
 
@@ -259,12 +273,12 @@ def _layer_params(spec: ModelSpec, tensors: dict[str, TensorInfo]) -> tuple[int,
 def _dtype(tensors: dict[str, TensorInfo]) -> Dtype:
     elements: Counter[Dtype] = Counter()
     for tensor in tensors.values():
-        if tensor.dtype in _DTYPES:
-            elements[_DTYPES[tensor.dtype]] += tensor.elements
+        if tensor.dtype in PLAIN:
+            elements[PLAIN[tensor.dtype]] += tensor.elements
     return elements.most_common(1)[0][0] if elements else "bf16"
 
 
-def _stored_quantized(tensors: dict[str, TensorInfo]) -> str | None:
-    """Matrices in a dtype that is none of ours were quantized, whatever config.json says."""
-    odd = next((t for t in tensors.values() if t.dtype not in _DTYPES and len(t.shape) > 1), None)
-    return odd.dtype.lower() if odd else None
+def _stored_quantized(needed: Mapping[str, TensorInfo], tensors: Mapping[str, TensorInfo]) -> str | None:
+    """Needed matrices in a dtype that is none of ours were quantized, whatever config.json says."""
+    odd = next((t for t in needed.values() if t.dtype not in PLAIN and len(t.shape) > 1), None)
+    return stored_as(odd, tensors) if odd else None

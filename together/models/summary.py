@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from together.errors import BrokenModel
+from together.models.config import MAX_LAYERS, quantization_of
 from together.models.headers import TensorInfo
-from together.models.manifest import MAX_LAYERS
 from together.models.names import is_computed
 from together.models.spec import ModelSpec
 from together.quoting import cut
@@ -54,6 +54,9 @@ class Sizes:
     params: int = 0
     active_params: int = 0
 
+    def __add__(self, more: Sizes) -> Sizes:
+        return Sizes(*(getattr(self, key) + getattr(more, key) for key in self.__slots__))
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -89,8 +92,10 @@ def summarize(config: dict[str, Any], tensors: Iterable[TensorInfo], spec: Model
     numbers = _numbers(config)
     if spec is not None:
         numbers |= {key: getattr(spec, key) for key in ("layers", "kv_heads", "head_dim", "context")}
-    quantization = spec.quantization if spec is not None else _quantization(config)
+    quantization = spec.quantization if spec is not None else quantization_of(config)
     parts = _parts(kept, numbers, _bits(config) if quantization else None)
+    for layer in [key for key in parts if spec is not None and isinstance(key, int) and key >= spec.layers]:
+        parts["other"] = parts.get("other", Sizes()) + parts.pop(layer)  # draft layers that no text runs through
     head = parts.get("head", Sizes())
     last = max((key for key in parts if isinstance(key, int)), default=-1)
     layers = max(last + 1, numbers["layers"] or 0)
@@ -175,16 +180,6 @@ def _bits(config: dict[str, Any]) -> int | None:
         bits = settings.get("bits") if isinstance(settings, dict) else None
         if type(bits) is int and 0 < bits <= 16:
             return bits
-    return None
-
-
-def _quantization(config: dict[str, Any]) -> str | None:
-    for key in ("quantization_config", "quantization"):
-        settings = config.get(key)
-        if settings:
-            known = settings if isinstance(settings, dict) else {}
-            bits = f"{known['bits']}-bit" if "bits" in known else key
-            return cut(str(known.get("quant_method") or bits), _MOST_WORD)
     return None
 
 

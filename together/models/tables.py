@@ -30,6 +30,12 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
+def as_utf8(data: bytes) -> bytes:
+    """JSON in any of its encodings as `TableReader` reads it. Raises ValueError."""
+    encoding = json.detect_encoding(data)
+    return data if encoding == "utf-8" else data.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
+
+
 _decode = json.JSONDecoder(object_pairs_hook=unique).raw_decode
 
 

@@ -10,10 +10,11 @@ import json
 import struct
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from together.errors import BrokenModel
+from together.models.canonical import canonical_names
 from together.models.headers import ELEMENT_BYTES, FileHeader, TensorInfo
 from together.models.names import EMBED_UNIT, HEAD_UNIT, NORM_UNIT, layer_unit, unit_layer, unit_of
 from together.models.tables import sorted_in_turns
@@ -84,14 +85,17 @@ class Cut(Protocol):
 def units_of(headers: Sequence[FileHeader]) -> dict[str, Unit]:
     """All units of a model by name: embedding, layers, norm, head. `headers` are in the order of their files' names.
 
-    Tensors that no stage reads are in no unit; a tied model has no head.
+    Tensors that no stage reads are in no unit; a tied model has no head. Tensors have their canonical names in units.
     """
     tensors: dict[str, list[tuple[int, TensorInfo]]] = {}
+    names = canonical_names(tensor.name for header in headers for tensor in header.tensors)
     for index, header in enumerate(headers):
         for tensor in header.tensors:
-            name = unit_of(tensor.name)
-            if name is not None:
-                tensors.setdefault(name, []).append((index, tensor))
+            known = names.get(tensor.name)
+            name = unit_of(known) if known is not None else None
+            if known is not None and name is not None:
+                renamed = tensor if known == tensor.name else replace(tensor, name=known)
+                tensors.setdefault(name, []).append((index, renamed))
     return {name: _unit(name, tensors[name]) for name in sorted(tensors, key=unit_order)}
 
 
@@ -157,7 +161,7 @@ def _unit(name: str, tensors: list[tuple[int, TensorInfo]]) -> Unit:
 
 def _place(item: tuple[int, TensorInfo]) -> tuple[int, int, int, str]:
     index, tensor = item
-    return (-ELEMENT_BYTES[tensor.dtype], index, tensor.start, tensor.name)
+    return (-ELEMENT_BYTES.get(tensor.dtype, 1), index, tensor.start, tensor.name)
 
 
 def _header(tensors: Sequence[TensorInfo]) -> bytes:

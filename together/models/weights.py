@@ -13,9 +13,10 @@ from itertools import islice
 from together.errors import BrokenModel
 from together.models.canonical import canonical_names
 from together.models.names import HEAD
+from together.models.sizes import INDEX as INDEX
 
 SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+MAX_FILES = 10_000  # with weights
 _NUMBERED = re.compile(r"(.+)-(\d{1,6})-of-(\d{1,6})\.safetensors")
 _OTHERS = ("adapter_", "optimizer", "consolidated")  # of a trainer, or the same weights under a maker's own names
 
@@ -23,8 +24,16 @@ _OTHERS = ("adapter_", "optimizer", "consolidated")  # of a trainer, or the same
 def choose_files(model: str, there: Collection[str], index: Mapping[str, str] | None) -> tuple[str, ...]:
     """The names of the weights' files among those that are `there`, in order; none where there are no weights.
 
-    `index` maps tensors to files. Raises BrokenModel, naming the file, where one is missing that a layer needs.
+    `index` maps tensors to files. Raises BrokenModel, naming the file, where one is missing that a layer needs; and
+    for more than MAX_FILES.
     """
+    files = _chosen(model, there, index)
+    if len(files) > MAX_FILES:
+        raise BrokenModel(f"{model} has {len(files)} files with weights, more than {MAX_FILES}; choose another model")
+    return files
+
+
+def _chosen(model: str, there: Collection[str], index: Mapping[str, str] | None) -> tuple[str, ...]:
     if SINGLE in there:
         return (SINGLE,)
     sets = _numbered(there)

@@ -1,0 +1,147 @@
+"""Published forms of one model write what the plain one writes, and our reading equals transformers' own."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from backends.checks import in_words
+from tests.backends.chain import Chain, assert_close, load_shard, new_sequence, row
+from tests.backends.conftest import Checkpoints
+from tests.backends.families import CASES, LAYERS, VOCAB, make_checkpoint, model_class, prompt_ids, reference_logits
+from tests.backends.published import FORMS, edit_config, publish, tensors_of
+from together.errors import UnsupportedModel
+from together.models.config import effective
+from together.models.files import HEAD
+from together.models.layout import needs
+from together.models.spec import read_config, read_runnable
+from together.types import LayerRange
+
+BACKENDS = ("torch", "mlx") if find_spec("mlx") else ("torch",)
+PROMPT = prompt_ids(24)
+NAMES = tuple(case.name for case in CASES)
+WHOLE, HALVES = (LayerRange(0, LAYERS),), (LayerRange(0, 1), LayerRange(1, LAYERS))
+
+
+def logits(folder: Path, backend: str, ranges: tuple[LayerRange, ...] = HALVES) -> Any:
+    return Chain([load_shard(folder, backend, layers) for layers in ranges]).logits(row(new_sequence(), 0, PROMPT))
+
+
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest, checkpoint: Checkpoints, tmp_path: Path) -> tuple[Path, Path]:
+    """The folder of a form, and that of the plain checkpoint."""
+    plain = checkpoint(FORMS[request.param][0])
+    return publish(copytree(plain, tmp_path / "model"), request.param), plain
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_form_computes_the_same(form: tuple[Path, Path], backend: str) -> None:
+    folder, plain = form
+    assert_close(logits(folder, backend), reference_logits(plain, PROMPT))
+
+
+@pytest.mark.parametrize("dialect", ["new", "old"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_configuration_is_transformers_own(checkpoint: Checkpoints, name: str, dialect: Any) -> None:
+    """Every value of the normal form, and the normal form's own reading stays as it is."""
+    published = json.loads((checkpoint(name, "fp32", dialect) / "config.json").read_text())
+    ours = effective(name, published)
+    theirs = model_class(ours["model_type"]).config_class.from_dict(dict(published))
+    ignored = ("decoder_sparse_step", "bos_token_id", "pad_token_id", "eos_token_id", "sliding_window")
+    for key, value in ours.items():
+        if key not in ignored and hasattr(theirs, key):  # classes that compute head_dim themselves have none
+            assert getattr(theirs, key) == value, key
+    assert effective(name, ours) == ours
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_layout_is_that_of_transformers(checkpoint: Checkpoints, name: str) -> None:
+    folder = checkpoint(name)
+    saved = {key: tuple(tensor.shape) for key, tensor in tensors_of(folder).items()}
+    assert needs(read_config(folder), head=HEAD in saved) == saved
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "qwen3_moe"])
+def test_the_layout_with_biases(tmp_path: Path, name: str) -> None:
+    more: Any = {"mlp_bias": True} if name == "llama" else {}
+    folder = make_checkpoint(tmp_path / "m", name, attention_bias=True, **more)
+    saved = {key: tuple(tensor.shape) for key, tensor in tensors_of(folder).items()}
+    assert needs(read_config(folder), head=HEAD in saved) == saved
+    edit_config(folder, attention_bias=False)
+    with pytest.raises(UnsupportedModel, match=r"q_proj\.bias.*attention_bias"):
+        read_runnable(folder)
+
+
+def test_a_sparse_wrapper_has_transformers_defaults(tmp_path: Path) -> None:
+    """The words of Gemma 3 4B's own config.json."""
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    published = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text}
+    ours = effective("gemma", published)
+    theirs = model_class("gemma3_text").config_class.from_dict(dict(text))
+    for key, value in ours.items():
+        if key not in ("bos_token_id", "pad_token_id", "eos_token_id", "architectures"):
+            assert getattr(theirs, key) == value, key
+    assert ours["rope_parameters"]["full_attention"] == {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}
+    assert (ours["num_attention_heads"], ours["head_dim"], ours["tie_word_embeddings"]) == (8, 256, True)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral3"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_wrappers_that_transformers_saved(tmp_path: Path, family: str, backend: str) -> None:
+    """A whole model of text and pictures, saved by its own class: its text is what that class computes."""
+    model = _with_pictures(family)
+    model.save_pretrained(tmp_path / "m")
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([PROMPT]), use_cache=False).logits[0].float().numpy()
+    assert_close(logits(tmp_path / "m", backend), np.asarray(expected))
+
+
+def _with_pictures(family: str) -> Any:
+    from transformers import (
+        Gemma3Config,
+        Gemma3ForConditionalGeneration,
+        Mistral3Config,
+        Mistral3ForConditionalGeneration,
+    )
+
+    torch.manual_seed(0)
+    text = {"vocab_size": VOCAB, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": LAYERS}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24, "max_position_embeddings": 256}
+    eyes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    eyes |= {"image_size": 16, "patch_size": 8}
+    if family == "gemma3":
+        config = Gemma3Config(
+            text_config=text | {"sliding_window": 8, "pad_token_id": 0, "query_pre_attn_scalar": 24},
+            vision_config=eyes,
+            image_token_index=VOCAB - 1,
+            mm_tokens_per_image=4,
+        )
+        return Gemma3ForConditionalGeneration(config).eval()
+    other = Mistral3Config(
+        text_config=text | {"model_type": "mistral", "sliding_window": None},
+        vision_config=eyes | {"model_type": "pixtral", "head_dim": 8},
+        image_token_index=VOCAB - 1,
+        tie_word_embeddings=False,
+    )
+    return Mistral3ForConditionalGeneration(other).eval()
+
+
+@pytest.mark.parametrize("error", [KeyError("factor"), TypeError("must be real"), AttributeError("no attribute x")])
+def test_what_a_library_says_is_a_sentence(error: Exception) -> None:
+    said = r"^tiny: transformers does not take this model \(.+\); choose"
+    with pytest.raises(UnsupportedModel, match=said), in_words("tiny", "transformers"):
+        raise error
