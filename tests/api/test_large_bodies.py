@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from tests.conftest import RealApp, until
+from tests.support.patience import PATIENCE
 from together.api.streaming import MAX_BODY
 
 LEFT = 50 * 10**6  # bytes that six of them may leave
@@ -66,7 +67,7 @@ def test_a_large_body_that_is_refused_leaves_nothing(real_app: RealApp, name: st
         assert len(answer.json()["error"]["message"]) < MESSAGE
         assert len(json.dumps(answer.json())) < 2 * MESSAGE
         before = before or head.memory_info().rss  # the first one of a kind loads what it needs
-    until(lambda: head.memory_info().rss < before + LEFT, 10, "the memory is given back")
+    until(lambda: head.memory_info().rss < before + LEFT, PATIENCE, "the memory is given back")
 
 
 def test_six_long_texts_leave_the_head_as_it_was(real_app: RealApp) -> None:
@@ -78,4 +79,4 @@ def test_six_long_texts_leave_the_head_as_it_was(real_app: RealApp) -> None:
         answer = real_app.post(path, body).json()
         assert answer["error"]["code"] == "context_length_exceeded"
         assert "has at least" in answer["error"]["message"]
-    until(lambda: head.memory_info().rss < before + LEFT, 10, "the memory is given back")
+    until(lambda: head.memory_info().rss < before + LEFT, PATIENCE, "the memory is given back")

@@ -28,6 +28,7 @@ from tests.cluster.suppliers import (
 )
 from tests.support.cluster import until
 from tests.support.hub import serve_hub
+from tests.support.patience import PATIENCE
 from tests.support.proxy import Proxy, proxy
 from together.cluster.transfer import Suppliers
 from together.models.store import Store
@@ -97,7 +98,7 @@ async def test_a_source_at_another_address_is_taken_at_once(tmp_path: Path, toy:
             link.cut()
             before = link.back.sent
             suppliers.renew((source(endpoint, toy),))
-            folder = await asyncio.wait_for(fetch, 10)
+            folder = await asyncio.wait_for(fetch, PATIENCE)
         assert link.back.sent < before + 2**16  # what was on its way
     check_whole(folder, toy, FIRST)
 
@@ -118,7 +119,7 @@ async def test_a_hub_that_goes_away_is_waited_for_and_that_is_said(
             await until(lambda: part.is_file() and part.stat().st_size > MEGABYTE)
             await cut_for(link, 3.0)
             link.bytes_per_s = None
-            folder = await asyncio.wait_for(fetch, 15)
+            folder = await asyncio.wait_for(fetch, PATIENCE)
     check_whole(folder, toy, FIRST)
     assert any(f"the hub at {hub.url}: nothing came for" in text for text in said)
     assert said[-1] == ""
@@ -139,7 +140,7 @@ async def test_machines_get_more_time_where_the_hub_does_not_answer_either(
         await until(lambda: part.is_file() and part.stat().st_size > 2 * MEGABYTE)
         await cut_for(link, 6.0)
         link.bytes_per_s = None
-        folder = await asyncio.wait_for(fetch, 20)
+        folder = await asyncio.wait_for(fetch, PATIENCE)
     check_whole(folder, toy, FIRST)
 
 

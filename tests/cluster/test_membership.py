@@ -195,6 +195,6 @@ async def test_a_node_that_is_gone_when_the_head_moves_is_lost_in_time(tmp_path:
             (status,) = members.nodes()
             members.reach_again()
             node.kill()
-            await until(lambda: not members.alive(status.id), 10)
+            await until(lambda: not members.alive(status.id))
             with pytest.raises(Unreachable, match="is not there any more"):
                 await members.call(status.id, rpc.ECHO_CALL, Blob())

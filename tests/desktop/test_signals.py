@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from tests.support.patience import PATIENCE
 
 HELD_UP = {
     "the loop": "print('held up', flush=True); exec('while True: pass')",
@@ -40,7 +41,7 @@ def test_a_signal_ends_an_app_that_is_held_up(what: str, number: signal.Signals)
     assert process.stdout.readline() == "held up\n"
     process.send_signal(number)
     try:
-        assert process.wait(15) == 1
+        assert process.wait(PATIENCE) == 1
     finally:
         process.kill()
         process.communicate()

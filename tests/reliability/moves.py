@@ -16,12 +16,12 @@ from tests.reliability.watching import holds_each_layer_once, stages_of
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import Node, ask, by_hand, cluster_settings, right_answer, start_node, until
 from tests.support.namespaces import OWN, Machine, Switch, switch
+from tests.support.patience import PATIENCE
 from tests.test_recovery import TOKENS, disturbed
 from together.head import Head
 from together.settings import Settings
 from together.types import Endpoint, NodeState, ServingState
 
-BACK_WITHIN = 10.0  # seconds from the change to all being as before
 DEFAULTS = Settings()
 SPLIT = by_hand("anna=0:3,berta=3:6")
 
@@ -108,8 +108,8 @@ async def a_move_under_way(
     took = await moves[0]
     print(f"{' and '.join(names)} moved: back after {took:.1f} s, the answer paused for {outcome.stall:.1f} s")
     assert outcome.text == right_answer(toy, tokens=TOKENS), outcome
-    assert took < BACK_WITHIN
-    assert outcome.stall < BACK_WITHIN
+    assert took < PATIENCE
+    assert outcome.stall < PATIENCE
     assert {stage.pid for stage in stages_of(head)} == before, "a stage was loaded again"
     assert head.view().serving.ring == ring
     assert await ask(head, "again") == right_answer(toy, "again")

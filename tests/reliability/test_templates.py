@@ -23,10 +23,10 @@ from tests.conftest import LAYERS, RealApp, run_up, until
 from tests.engine.test_template import LOOP, MOST_GROWTH
 from tests.reliability.web import chat_body
 from tests.support.checksum import EOS, QUIET, make_checksum_model
+from tests.support.patience import PATIENCE
 
 NO_SIGNALS = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals for other processes")
-HEALTH_WITHIN = 0.3  # seconds
-SLACK = 5.0  # for machines that run other tests meanwhile
+BEATS = 5  # answers of `/health` while a template takes the two seconds of a processor that it may
 BOMBS = {
     "loop": LOOP,
     "size": "{{ messages[0].content * 10**9 }}",
@@ -80,7 +80,7 @@ def watched(app: RealApp) -> Iterator[tuple[list[float], list[int]]]:
     before = {process: process.memory_info().rss for process in app.tree()}
 
     def ask() -> None:
-        with httpx.Client(base_url=app.url, timeout=30) as client:
+        with httpx.Client(base_url=app.url, timeout=PATIENCE) as client:
             while not stop.wait(0.02):
                 began = time.monotonic()
                 assert client.get("/health").status_code == 200
@@ -120,16 +120,18 @@ def test_a_hostile_template_holds_nobody_up(app: RealApp) -> None:
     control = answer(app, "hello")
     with watched(app) as (times, sizes):
         for name in BOMBS:
-            began = time.monotonic()
+            began, before = time.monotonic(), len(times)
             assert "the chat template of hostile cannot render this conversation" in refused(app, name)
-            print(f"{name}: refused after {time.monotonic() - began:.1f} s")
+            beats = len(times) - before
+            print(f"{name}: refused after {time.monotonic() - began:.1f} s, with {beats} answers of /health meanwhile")
+            assert beats >= BEATS or name != "loop"
             assert answer(app, "hello") == control
         with ThreadPoolExecutor(3) as threads:
             asked = [threads.submit(call, app, text) for call, text in ((refused, "loop"), (answer, "hello"))]
             assert "too much time" in asked[0].result()
             assert asked[1].result() == control
     print(f"health: at most {max(times):.3f} s; a process grew by at most {max(sizes) / 1e6:.0f} MB")
-    assert max(times) < HEALTH_WITHIN * SLACK
+    assert max(times) < PATIENCE
     assert max(sizes) < MOST_GROWTH
 
 
@@ -143,7 +145,7 @@ def test_a_hostile_folder_is_refused_by_name_and_what_serves_goes_on(app: RealAp
             assert f"the chat template of {name}" in reply.json()["error"]["message"]
             assert answer(app, "hello") == control
     print(f"health: at most {max(times):.3f} s; a process grew by at most {max(sizes) / 1e6:.0f} MB")
-    assert max(times) < HEALTH_WITHIN * SLACK
+    assert max(times) < PATIENCE
     assert max(sizes) < MOST_GROWTH
 
 
@@ -160,13 +162,13 @@ def bomb_away(app: RealApp) -> threading.Thread:
 
     client = threading.Thread(target=ask)
     client.start()
-    until(lambda: child.cpu_times().user > spent + 0.1, 20, "the template is rendered")
+    until(lambda: child.cpu_times().user > spent + 0.1, PATIENCE, "the template is rendered")
     return client
 
 
 def gone(app: RealApp, family: list[psutil.Process]) -> None:
-    assert app.process.wait(15) == 0
-    until(lambda: not any(process.is_running() for process in family), 10, "nothing is left")
+    assert app.process.wait(PATIENCE) == 0
+    until(lambda: not any(process.is_running() for process in family), PATIENCE, "nothing is left")
     assert "Traceback" not in (app.home.parent / "log").read_text()
 
 
@@ -177,7 +179,7 @@ def test_a_signal_ends_an_app_that_renders_a_bomb(mortal: RealApp, number: signa
     client = bomb_away(mortal)
     mortal.process.send_signal(number)
     gone(mortal, family)
-    client.join(10)
+    client.join(PATIENCE)
 
 
 def test_stop_ends_an_app_that_renders_a_bomb(mortal: RealApp) -> None:
@@ -185,7 +187,7 @@ def test_stop_ends_an_app_that_renders_a_bomb(mortal: RealApp) -> None:
     client = bomb_away(mortal)
     assert mortal.command("stop").returncode == 0
     gone(mortal, family)
-    client.join(10)
+    client.join(PATIENCE)
 
 
 @NO_SIGNALS
@@ -194,5 +196,5 @@ def test_stop_ends_an_app_that_hangs(own_app: RealApp) -> None:
     own_app.process.send_signal(signal.SIGSTOP)
     stopped = own_app.command("stop")
     assert (stopped.returncode, stopped.stdout) == (0, f"stopped {own_app.url}\n")
-    own_app.process.wait(5)
-    until(lambda: not any(process.is_running() for process in family), 10, "nothing is left")
+    own_app.process.wait(PATIENCE)
+    until(lambda: not any(process.is_running() for process in family), PATIENCE, "nothing is left")

@@ -174,7 +174,7 @@ async def test_an_old_stream_that_says_nothing_is_ended_with_its_epoch(inlet: In
     async with listening(inlet) as there:
         old = await Outlet.open(there, KEY)
         inlet.expect(KEY.epoch + 1, KEY.sender)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             assert await old.ended() == f"epoch {KEY.epoch} is over"
         new = await Outlet.open(there, StreamKey(KEY.ring, KEY.epoch + 1, KEY.sender))
         await new.send(b"new")

@@ -12,6 +12,7 @@ import httpx
 from fastapi import FastAPI
 from starlette.routing import Mount
 
+from tests.support.patience import PATIENCE
 from tests.surface.client import join, said
 from together.api.routes import build_app
 from together.api.server import bind, serving, url_of
@@ -95,7 +96,7 @@ async def served_page(head: Head, host: str = "127.0.0.1") -> AsyncIterator[Serv
     """The whole app of a head but its processes."""
     app = page.mount(build_app(head, lambda: None), head)
     listener = bind(host, 0)
-    client = httpx.AsyncClient(base_url=url_of(listener), timeout=20, trust_env=False)
+    client = httpx.AsyncClient(base_url=url_of(listener), timeout=PATIENCE, trust_env=False)
     async with serving(app, listener), client:
         yield Served(app, client)
 
