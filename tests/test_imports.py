@@ -29,6 +29,7 @@ LAYERS = (
     ("together.deciding",),
     ("together.wanted",),
     ("together.tries",),
+    ("together.machines",),
     ("together.scripting",),
     ("together.balance",),
     ("together.service",),

@@ -12,17 +12,13 @@ from functools import partial
 from pathlib import Path
 
 from together.balance import LOOK_EVERY, Balance, layers_of
-from together.cluster.finder import BUNDLED, find_units
-from together.cluster.identity import Whereabouts, machine_id
-from together.cluster.local import LocalNodes
-from together.cluster.membership import Membership
-from together.cluster.store_service import StoreService
-from together.cluster.survey import HEAD, Surveyor
+from together.cluster.finder import BUNDLED
 from together.deciding import decide, plan_of
 from together.engine.answers import answer_chat, answer_prompts
 from together.engine.measure import EngineStats
 from together.errors import BadPlan, NotServing, TogetherError
 from together.lastplan import BY_HAND, LastPlan, LastPlans
+from together.machines import Machines
 from together.models.generation import SamplingDefaults
 from together.opening import Opened, open_model, refuse, sizings
 from together.planning.answer import Answer
@@ -31,18 +27,14 @@ from together.planning.problem import Problem
 from together.planning.request import PlanRequest
 from together.quoting import MOST, cut
 from together.requests import ChatRequest, CompletionRequest, Piece
-from together.ring import rpc
-from together.ring.links import Inlets
 from together.service import Cluster, Service
 from together.settings import Settings
-from together.tries import Tries, wait_for_nodes
-from together.types import ClusterView, Endpoint, Holding, ModelRef, Plan, Serving, ServingState, Source
+from together.tries import Tries
+from together.types import ClusterView, Endpoint, Plan, Serving, ServingState
 from together.wanted import Wanted
 
 log = logging.getLogger(__name__)
 
-HEAD_PORTS = 64  # tried above the first node block's start, for answers from last stages
-SETTLE = 1.0  # seconds to hear of other machines before the first plan
 VIEWS_EVERY = 0.2  # seconds between two views at most
 NOTHING = Serving()
 
@@ -54,43 +46,27 @@ class Head:
         self.settings = settings
         self.id = secrets.token_hex(8)
         self._wanted_local = local_nodes
-        self._membership = Membership(settings, self.id, peers)
-        self.local = LocalNodes(settings, self._membership.changed.notify)
-        self._membership.own = self.local.endpoints
-        self._inlets = Inlets()
+        self._machines = Machines(settings, self.id, peers)
+        self._membership, self._surveyor = self._machines.membership, self._machines.surveyor
+        self.local = self._machines.local
         self._serving = Serving()
         self._service: Service | None = None
         self._starting: Service | None = None  # what is being loaded
         self._balance: Balance | None = None
         self._last = Wanted(BUNDLED, PlanRequest(strategy=settings.strategy), by_itself=True)
         self._kept = LastPlans.read(settings.home_path)
-        self._surveyor = Surveyor(self._membership, machine_id(settings.home_path))
-        self._membership.moved = self._surveyor.moved
-        self._where: Whereabouts
-        self._store = StoreService(settings.home_path)
-        echo = rpc.unary_handler(rpc.ECHO_CALL, rpc.echo)  # nodes time their way to this head
-        meet = rpc.unary_handler(rpc.MEET_CALL, self._membership.meet)
-        handlers = {rpc.PUSH: self._inlets.handler(), rpc.ECHO: echo, rpc.MEET: meet, **self._store.handlers()}
-        self._server = rpc.make_server(handlers)
         self._loading = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._load_task: asyncio.Task[object] | None = None
         self._ring_task: asyncio.Task[None] | None = None
-        self._first_load = True
         self._asked = False  # whether somebody has ordered a model
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Listen for answers, look for nodes, start the local ones."""
-        where = Whereabouts(self.settings.host, self._moved)  # a name without an address is said before ports are tried
-        first = self.settings.node_port - HEAD_PORTS
-        port = rpc.bind(self._server, self.settings.host, range(first, first + HEAD_PORTS))
-        await self._server.start()
-        where.bound(port)
-        self._where = where
-        self._membership.where, self._membership.look = lambda: where.endpoint, where.look
-        jobs = (self._membership.run(), where.follow(), self._renew_leases(), self._keep_balance())
+        await self._machines.listen()
+        jobs = (self._membership.run(), self._machines.where.follow(), self._renew_leases(), self._keep_balance())
         self._tasks = [asyncio.create_task(job) for job in jobs]
         await self.local.start(self._wanted_local) if self._wanted_local else None
 
@@ -105,13 +81,7 @@ class Head:
                     await self._end_service()
         self._tasks[0].cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.local.close()
-        await self._server.stop(0.2)
-
-    def _moved(self) -> None:
-        """This machine has other addresses: every link is opened anew, the ring's by its service."""
-        self._surveyor.moved(HEAD)
-        self._membership.reach_again()
+        await self._machines.close()
 
     async def start_local_node(self) -> None:
         await self.local.start_one()
@@ -188,7 +158,7 @@ class Head:
 
     async def plan(self, model: str | Path | None, request: PlanRequest) -> Answer | Missing:
         """Who would take which layers of a model (None: the one that serves), with times measured. Raises BadInput."""
-        await self._settle(1)
+        await self._machines.settle(1)
         outcome = await decide(await self._opened(model), request, self.settings, self._surveyor, measured=True)
         return outcome if isinstance(outcome, Missing) else outcome.answer
 
@@ -255,13 +225,13 @@ class Head:
         self._step(wanted.name, "reading the model")
         opened = await wanted.open(self.settings)
         self._last = wanted
-        self._store.offer(opened.ref, opened.folder)
+        self._machines.store.offer(opened.ref, opened.folder)
         tries = Tries(self._membership, self._surveyor, partial(self._step, opened.ref.name))
         await tries.run(partial(self._place, wanted, opened), lambda: self._service is not None)
 
     async def _place(self, wanted: Wanted, opened: Opened) -> None:
         self._step(opened.ref.name, "waiting for machines")
-        await self._settle(self._wanted_local)
+        await self._machines.settle(self._wanted_local)
         self._step(opened.ref.name, "measuring the machines")
         measured = (wanted.needs_speeds or self._balance is not None) and self._surveyor.choices > 1
         say = partial(self._step, opened.ref.name)
@@ -322,31 +292,13 @@ class Head:
         return self.settings.strategy if strategy in BY_HAND else strategy
 
     def _cluster(self) -> Cluster:
-        return Cluster(self.settings, self._membership, self._surveyor, self._inlets, self._where, self._sources)
+        seen = self._machines
+        return Cluster(self.settings, seen.membership, seen.surveyor, seen.inlets, seen.where, seen.sources)
 
     def _step(self, model: str, step: str) -> None:
         """What goes on before a ring is there; what still serves is not hidden by it."""
         if self._service is None:
             self._show(Serving(ServingState.LOADING, model, step=step))
-
-    async def _sources(self, model: ModelRef) -> tuple[Source, ...]:
-        """Who has which units of the model: this machine, and every node that says so."""
-        nodes = self._membership.living()
-        own = await asyncio.to_thread(find_units, model, self.settings.home_path)
-        calls = [self._membership.call(node.id, rpc.FIND_CALL, model) for node in nodes]
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        found = [Source(self._where.endpoint, tuple(sorted(own.units)))] if own.units else []
-        for node, answer in zip(nodes, answers, strict=True):
-            if isinstance(answer, Holding) and answer.units:
-                found.append(Source(node.endpoint, answer.units))
-        return tuple(found)
-
-    async def _settle(self, least: int) -> None:
-        """Wait for the nodes that are surely coming, then a moment for others."""
-        await wait_for_nodes(self._membership, self.local, least)
-        if self._first_load:
-            self._first_load = False
-            await asyncio.sleep(SETTLE)
 
     # --- serving ------------------------------------------------------------------------------------------------------
 
