@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -137,6 +138,17 @@ def make_checkpoint(
     if dialect == "old":
         _rewrite_config(folder / "config.json")
     return folder
+
+
+def save_weights(folder: Path, seed: int = 0) -> None:
+    """model.safetensors with seeded random weights, in bf16, for the config.json that stands in `folder`."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind = model_class(config["model_type"])
+    model = kind(kind.config_class.from_pretrained(folder))
+    _fill(model, seed)
+    with TemporaryDirectory(dir=folder) as aside:  # transformers writes its own config.json beside the weights
+        model.to(torch.bfloat16).save_pretrained(aside)
+        (Path(aside) / "model.safetensors").rename(folder / "model.safetensors")
 
 
 def _fill(model: Any, seed: int) -> None:
