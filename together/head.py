@@ -247,7 +247,7 @@ class Head:
     async def _put_in_service(self, opened: Opened, plan: Plan, measured: bool) -> None:
         """By a change of plan where the same model serves: then open answers go on."""
         service = self._service
-        if service is not None and service.serves(plan):
+        if service is not None and await service.serves(plan):
             await service.change(plan, measured)
             service.reopen(opened)
             return

@@ -360,23 +360,31 @@ class Service:
         opened.text.warm()
         self.engine.use_ends(opened.text.eos)
 
-    def serves(self, plan: Plan) -> bool:
-        """Whether it is the same model in the same dtype, so that a change of plan is enough."""
-        mine = self.loader.plan
-        ready = self.serving.state is ServingState.READY
-        return ready and (mine.model.fingerprint, mine.dtype) == (plan.model.fingerprint, plan.dtype)
+    async def serves(self, plan: Plan) -> bool:
+        """Whether it is the same model in the same dtype, so that a change of plan is enough.
+
+        A ring that is being mended is waited for: its open answers wait, too, and would end with it.
+        """
+        mine, changed = self.loader.plan, self.cluster.membership.changed
+        if (mine.model.fingerprint, mine.dtype) != (plan.model.fingerprint, plan.dtype):
+            return False
+        while self.serving.state is ServingState.RECOVERING and not self._closed:
+            await changed.wait(changed.version, timeout=LOOK_EVERY)
+        return self.serving.state is ServingState.READY and not self._closed
 
     async def change(self, plan: Plan, measured: bool) -> None:
         """The same model by another plan while people chat: their answers go on.
 
-        Raises TogetherError; then the old plan goes on, or what is left of it is mended.
+        Raises TogetherError; then the old plan goes on, or what is left of it is mended. Once all is loaded the change
+        happens, also where whoever waits for it is cancelled.
         """
         place = partial(self._place, plan)
         if self._fits_beside(plan):
             place = partial(_given, await self._place(plan))  # loaded while answers go on; else room must be made first
-        self._change = Change(place, asyncio.get_running_loop().create_future())
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._change = Change(place, done)
         self.engine.pause()
-        await self._change.done
+        await asyncio.shield(done)
         self.measured = measured
 
     async def _switch(self, change: Change) -> None:
