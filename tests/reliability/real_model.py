@@ -234,7 +234,8 @@ class Trial:
         if not answer.same:
             self.faults.append(f"{place}: {answer.text!r} and not {self.right[question, harm.sampling].text!r}")
         self.disturbed.setdefault(harm, []).append(answer)
-        print(f"{place}: stall {answer.stall:.1f} s, of it loading {answer.loading:.1f} s", flush=True)
+        outcome = "same text" if answer.same else "WRONG"
+        print(f"{place}: {outcome}, stall {answer.stall:.1f} s, of it loading {answer.loading:.1f} s", flush=True)
 
     async def _restore(self, harm: Harm, name: str) -> None:
         harm.undo(self.machines, name)
