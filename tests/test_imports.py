@@ -29,7 +29,7 @@ LAYERS = (
     ("together.deciding",),
     ("together.wanted",),
     ("together.tries",),
-    ("together.machines",),
+    ("together.machines", "together.neighbours"),
     ("together.scripting",),
     ("together.balance",),
     ("together.service",),

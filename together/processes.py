@@ -57,12 +57,12 @@ async def lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
         yield rest
 
 
-async def end(process: asyncio.subprocess.Process) -> None:
-    """Close its input, which tells it to leave; kill it when it does not."""
+async def end(process: asyncio.subprocess.Process, patience: float = PATIENCE) -> None:
+    """Close its input, which tells it to leave; kill it when it does not within `patience` seconds."""
     if process.stdin is not None:
         process.stdin.close()
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             await process.wait()
     except TimeoutError:
         process.kill()

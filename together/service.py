@@ -20,17 +20,16 @@ from together.cluster.survey import HEAD, Surveyor
 from together.deciding import decide, plan_of, repair
 from together.engine.engine import Engine
 from together.errors import NotServing, RingBroken, StageLost, TogetherError
+from together.neighbours import cut_pairs
 from together.opening import Opened
 from together.planning.missing import Missing
 from together.planning.request import PlanRequest
-from together.ring import rpc
 from together.ring.client import RingClient
 from together.ring.links import Inlets
 from together.settings import Settings
 from together.types import (
     DTYPE_BYTES,
     Fault,
-    LinkOrder,
     ModelRef,
     Plan,
     Serving,
@@ -49,7 +48,6 @@ NODE_PATIENCE = 120.0  # seconds that a first load waits for a node which went s
 MEND_TRIES = 4  # failures in a row without a new token: then it is the request, or the model
 MEND_WITHIN = 8.0  # seconds after which attempts that fail make open requests end
 REJOIN_WITHIN = 5.0  # seconds for a stage to take its place again
-LINK_WITHIN = 3.0  # seconds for two neighbours to reach each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,32 +185,12 @@ class Service:
 
     async def _cut_link(self) -> RingBroken | None:
         """Neighbours of the ring that the head reaches, and that do not reach each other."""
-        stages = self.loader.plan.stages
-        pairs = list(pairwise([*(stage.node for stage in stages), HEAD]))
-        reached = await asyncio.gather(*(self._reaches(node, other) for node, other in pairs))
-        alive = self.cluster.membership.alive
-        found = [i for i, (node, _) in enumerate(pairs) if not reached[i] and alive(node)]
-        for index in found:
-            self.cluster.surveyor.cut(*pairs[index])
+        nodes, cluster = [stage.node for stage in self.loader.plan.stages], self.cluster
+        found = await cut_pairs(nodes, cluster.membership, cluster.where)
+        for pair in found.values():
+            cluster.surveyor.cut(*pair)
             self.measured = True  # only a plan that looks at links can get around it
-        return self.loader.broken(found[0], "it does not reach its next one any more") if found else None
-
-    async def _reaches(self, node: str, other: str) -> bool:
-        """Whether one node gets an answer of another, or of this head."""
-        membership = self.cluster.membership
-        following = membership.status(other)
-        if other != HEAD and following is None:
-            return True  # it is gone altogether, which is another trouble
-        target = following.endpoint if following else self.cluster.where.endpoint
-        try:
-            await membership.call(node, rpc.REACH_CALL, LinkOrder(target, 0), timeout=LINK_WITHIN)
-        except TogetherError as error:
-            log.info("%s", error)
-            await self.cluster.where.look()
-            following = membership.status(other)
-            moved = target != (following.endpoint if following else self.cluster.where.endpoint)
-            return moved and await self._reaches(node, other)  # at its new address
-        return True
+        return self.loader.broken(min(found), "it does not reach its next one any more") if found else None
 
     # --- mending ------------------------------------------------------------------------------------------------------
 
@@ -252,13 +230,15 @@ class Service:
         if self._client is not None:
             await self._client.close()
         await self.cluster.where.look()  # what looks like a cut may be this machine's own move
+        _, frozen = await asyncio.gather(self._news(), self.loader.frozen())  # a frozen stage is asked for a while, too
+        await self.loader.give_up({*self._out_of_memory(error), *frozen})
+
+    async def _news(self) -> None:
         changed = self.cluster.membership.changed
         with suppress(TimeoutError):
             async with asyncio.timeout(CAUSE_WITHIN / 2):
                 while self.loader.trouble() is None:
                     await changed.wait(changed.version, timeout=LOOK_EVERY)
-        short = self._out_of_memory(error)
-        await self.loader.give_up({*short, *await self.loader.frozen()})
 
     def _out_of_memory(self, error: RingBroken) -> list[int]:
         """Which stages ran out of memory: their devices are not asked for as much again for a while."""

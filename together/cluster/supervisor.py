@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 # A third of a millisecond is enough to bridge the gaps between a step's matrix products.
 SHORT_WAITS = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "0"}
 FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # other signals are a process's own crash
+LEAVE_WITHIN = 0.5  # seconds until a stage that stays is killed: it keeps nothing, and answers may wait for its end
 SHOWN_EVERY = 0.2  # seconds: bytes come by the thousand pieces
 
 # Is told how to say (bytes here, bytes to fetch) and whom it waits for; gives a folder.
@@ -107,7 +108,7 @@ class StageProcess:
             await asyncio.wait([self._preparing])
         async with self._starting:
             if self._process is not None:
-                await end(self._process)
+                await end(self._process, LEAVE_WITHIN)
         if self._followers is not None:
             await self._followers
 
