@@ -60,8 +60,8 @@ async def test_a_node_that_is_frozen_while_it_loads_is_waited_for(
     loading = asyncio.create_task(head.load(unhurried, by_hand("anna=0:3,berta=3:6")))
     await until(lambda: all(node.stages() for node in nodes))
     nodes[1].freeze()
-    await until(lambda: loading.done() or "the node was lost while loading" in step(head))
-    assert step(head).startswith("trying again (2 of 4): node berta: stage 1 (layers 3–5)")
+    await until(lambda: loading.done() or "its machine is out of reach" in step(head))
+    assert "node berta: stage 1 (layers 3–5): its machine is out of reach" in step(head)
     assert head.view().serving.state is ServingState.LOADING
     nodes[1].thaw()
     await loading

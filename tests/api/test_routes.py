@@ -39,7 +39,7 @@ def test_events_repeat_the_status_at_least_every_second(real_app: RealApp) -> No
     with httpx.stream("GET", real_app.url + "/events", timeout=PATIENCE) as reply:
         lines = (line for line in reply.iter_lines() if line.startswith("data: "))
         views = [json.loads(next(lines).removeprefix("data: ")) for _ in range(2)]
-    assert all(set(view) == {"head", "nodes", "serving", "advice", "offer", "reason"} for view in views)
+    assert all(set(view) == {"head", "nodes", "serving", "advice", "offer", "limits", "reason"} for view in views)
 
 
 @pytest.mark.parametrize(

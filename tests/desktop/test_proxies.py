@@ -12,6 +12,7 @@ import pytest
 
 from examples.ask import ask
 from tests.conftest import start_app
+from tests.support.patience import PATIENCE
 
 NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
@@ -34,7 +35,7 @@ def counting_port() -> Iterator[tuple[str, list[object]]]:
         yield f"127.0.0.1:{listener.getsockname()[1]}", callers
         with contextlib.suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
-    thread.join(10)
+    thread.join(PATIENCE)
 
 
 @pytest.mark.parametrize("scheme", ["http", "gopher"])

@@ -17,7 +17,7 @@ from tests.surface.client import said
 from tests.surface.served import served_page
 from webui.events import HERE_ONLY
 
-CHATTING = {"ask", "example", "again", "stop", "clear", "_show_ratio"}  # from everywhere
+CHATTING = {"ask", "example", "again", "stop", "clear", "reset", "_show_ratio"}  # from everywhere
 REASON = HERE_ONLY[1:]  # a notice begins with a capital
 
 
