@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ from tests.reliability.watching import holds_each_layer_once
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import ask, by_hand, right_answer, running_cluster, until
 from tests.test_recovery import TOKENS, disturbed, layout, stage_of
+from together.errors import StageLost
 from together.head import Head
 from together.types import LayerRange, ServingState
 
@@ -73,3 +75,25 @@ async def test_a_change_waits_for_a_ring_that_is_being_mended(head: Head, toy: P
 async def change_when_mended(head: Head) -> None:
     await until(lambda: head.view().serving.state is ServingState.RECOVERING)
     await head.load(request=AFTER)
+
+
+async def test_a_change_that_is_ready_while_the_ring_is_mended_happens_after_that(head: Head, toy: Path) -> None:
+    await head.load(toy, BEFORE)
+    changing: list[asyncio.Task[None]] = []
+    outcome = await disturbed(head, lambda: changing.append(asyncio.create_task(break_while_it_loads(head))))
+    await asyncio.wait_for(changing[0], 30)
+    assert outcome.text == right_answer(toy, tokens=TOKENS)
+    await head.load(request=AFTER)  # nothing of it is left in the way
+    assert layout(head) == {"anna": [LayerRange(0, 3)], "carla": [LayerRange(3, 6)]}
+    await until(lambda: holds_each_layer_once(head, 6))
+    assert await ask(head) == right_answer(toy)
+
+
+async def break_while_it_loads(head: Head) -> None:
+    """The mending takes longer than what is left of the change's loading."""
+    lost = psutil.Process(stage_of(head, "berta").pid)
+    change = asyncio.create_task(head.load(request=AFTER))
+    await until(lambda: any(node.name == "carla" and node.stages for node in head.view().nodes))
+    lost.kill()
+    with suppress(StageLost):  # the mending may end what the change is loading, which says so
+        await change

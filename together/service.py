@@ -66,7 +66,7 @@ class Cluster:
 class Change:
     """Another plan that is to take its place as soon as nothing is on its way; `done` is for whoever waits for it."""
 
-    place: Callable[[], Awaitable[Placed]]
+    plan: Plan
     done: asyncio.Future[None]
 
 
@@ -114,7 +114,8 @@ class Service:
         """Serve until `close`; mend the ring whenever it breaks."""
         while not self._closed:
             try:
-                await self._serve()
+                if self._change is None:  # else it came while the ring was mended
+                    await self._serve()
                 if self._change is not None and not self._closed:
                     await self._switch(self._change)
             except RingBroken as error:
@@ -125,8 +126,7 @@ class Service:
     async def close(self) -> None:
         """End all requests and all stages."""
         self._closed = True
-        if self._change is not None and not self._change.done.done():
-            self._change.done.set_exception(NotServing("the model was unloaded meanwhile; load it again"))
+        self._give_up_change(NotServing("the model was unloaded meanwhile; load it again"))
         self.engine.close()
         self.opened.text.close()
         if self._client is not None:
@@ -327,6 +327,7 @@ class Service:
         """No plan fits: open requests end, and every news of the machines is a new chance."""
         text = f"{error}; no other machine has room for its layers. It comes back by itself when one does"
         self.engine.drop(RingBroken(text))
+        self._give_up_change(NotServing(text))
         self._show(ServingState.WAITING, cause=text, step="waiting for machines")
         changed = self.cluster.membership.changed
         await changed.wait(changed.version, timeout=LOOK_EVERY)
@@ -358,20 +359,25 @@ class Service:
         Raises TogetherError; then the old plan goes on, or what is left of it is mended. Once all is loaded the change
         happens, also where whoever waits for it is cancelled.
         """
-        place = partial(self._place, plan)
         if self._fits_beside(plan):
-            place = partial(_given, await self._place(plan))  # loaded while answers go on; else room must be made first
+            await self._place(plan)  # loaded while answers go on; else room must be made first
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._change = Change(place, done)
+        done.add_done_callback(_heard)
+        self._change = Change(plan, done)
         self.engine.pause()
         await asyncio.shield(done)
         self.measured = measured
+
+    def _give_up_change(self, error: TogetherError) -> None:
+        change, self._change = self._change, None
+        if change is not None:
+            change.done.set_exception(error)
 
     async def _switch(self, change: Change) -> None:
         self._show(ServingState.READY, step="changing who runs which layers")
         self._change = None
         try:
-            self.loader.use(await change.place())
+            self.loader.use(await self._place(change.plan))
             assert self._client is not None
             await self._client.close()
             self._client = await self.loader.connect(self.opened.spec.hidden_size)
@@ -383,5 +389,7 @@ class Service:
         change.done.set_result(None)
 
 
-async def _given(placed: Placed) -> Placed:
-    return placed
+def _heard(done: asyncio.Future[None]) -> None:
+    """Its error counts as heard, also where nobody waits any more."""
+    if not done.cancelled():
+        done.exception()

@@ -84,7 +84,7 @@ class Readiness:
 
     async def _give_orders(self) -> None:
         self._where = self.placing.where()
-        sources = await self.find()
+        sources = await self.find() if self.started else ()
         calls = [self._give(index, sources) for index in self.started]
         for answer in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(answer, BaseException):
