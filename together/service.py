@@ -336,7 +336,7 @@ class Service:
 
     def reopen(self, opened: Opened) -> None:
         """The same weights, read again: requests from now on get its words, ends of text and sampling defaults."""
-        self.opened.text.close()
+        self.opened.text.retire()
         self.opened = opened
         opened.text.warm()
         self.engine.use_ends(opened.text.eos)

@@ -60,6 +60,11 @@ def test_a_template_gets_a_form_that_it_takes(source: str, sent: str, text: str)
     assert rendered(source, turns(sent)) == text
 
 
+def test_a_system_text_that_another_turn_quotes_is_still_seen_to_be_left_out() -> None:
+    messages = [Message("system", "French"), Message("user", "I speak French and English")]
+    assert rendered(SILENT, messages) == "u:French\n\nI speak French and English;"
+
+
 def test_a_system_text_that_a_template_rewrites_is_not_taken_for_left_out() -> None:
     assert rendered("{% for m in messages %}{{ m.content | upper }};{% endfor %}", turns("s:abc u:d")) == "ABC;D;"
 

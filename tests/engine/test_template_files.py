@@ -86,3 +86,20 @@ def test_a_broken_file_that_may_hold_the_template_is_an_error(tmp_path: Path, na
 def test_a_template_that_is_none_is_a_broken_model(value: object, reason: str, tmp_path: Path) -> None:
     with pytest.raises(BrokenModel, match=reason):
         find_templates(tmp_path, {"chat_template": value})
+
+
+@pytest.mark.parametrize("empty", ["", " \n\n"])
+def test_an_empty_template_is_passed_over_for_one_that_says_something(
+    tmp_path: Path, empty: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "chat_template.jinja").write_text(empty)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": empty}))
+    assert templates(tmp_path, chat_template="C") == {"default": "C"}
+    assert "empty" in caplog.text
+    assert templates(tmp_path, chat_template=empty) == {}
+
+
+def test_a_macs_companion_file_is_no_template(tmp_path: Path) -> None:
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "._rag.jinja").write_bytes(b"\x00\x05\x16\x07\xff")
+    assert templates(tmp_path, chat_template="C") == {"default": "C"}

@@ -253,3 +253,13 @@ def test_text_is_held_back_only_while_it_could_be_a_stop_string() -> None:
 def test_without_a_match_what_was_held_back_comes_at_the_end() -> None:
     stop = StopFilter(["STOP", ""])
     assert (stop.push("go ST"), stop.flush(), stop.matched) == ("go ", "ST", False)
+
+
+def test_a_text_that_goes_on_keeps_the_space_before_its_first_word() -> None:
+    """SentencePiece's decoder strips the first space of a text, and the answer of a completion does not begin one."""
+    ids = BYTE_FALLBACK.encode("hello the end", add_special_tokens=False).ids
+    whole = BYTE_FALLBACK.decode(ids)
+    for cut in range(1, len(ids)):
+        decoder = Decoder(BYTE_FALLBACK, ids[:cut])
+        said = "".join([*(decoder.push(token_id) for token_id in ids[cut:]), decoder.flush()])
+        assert BYTE_FALLBACK.decode(ids[:cut]) + said == whole

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import processors
+from tokenizers import AddedToken, processors
 from transformers import AutoTokenizer
 
 from tests.support.tokenizers import byte_level, write_text_files
@@ -139,3 +139,31 @@ def test_a_special_word_is_not_shown_and_another_one_is(tmp_path: Path) -> None:
 def test_added_words_of_no_known_form_are_passed_over(tmp_path: Path, words: object) -> None:
     model = TextModel.open(write(tmp_path, tokenizer_config={"added_tokens_decoder": words}))
     assert model.tokenizer.get_vocab_size() == SIZE
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [({}, {"lstrip": True, "rstrip": True}), ({"special": True}, {}), ({"rstrip": True}, {"special": True})],
+)
+def test_the_settings_decide_how_a_known_word_is_cut_and_shown(
+    tmp_path: Path, before: dict[str, bool], after: dict[str, bool]
+) -> None:
+    """tokenizer.json has the word already, with other flags; transformers takes those of the settings."""
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken("<x>", normalized=False, **before)])
+    words = {str(SIZE): added("<x>", **after)}
+    folder = write_text_files(tmp_path, tokenizer, added_tokens_decoder=words)
+    model, theirs = TextModel.open(folder), AutoTokenizer.from_pretrained(folder)
+    text = "hello <x> world"
+    assert model.encode(text) == tuple(theirs.encode(text, add_special_tokens=False))
+    ids = list(model.encode(text))
+    assert model.tokenizer.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_tokenizer_in_every_encoding(tmp_path: Path, encoding: str) -> None:
+    folder = write(tmp_path)
+    wanted = TextModel.open(folder).encode("hello world")
+    file = folder / "tokenizer.json"
+    file.write_bytes(file.read_text(encoding="utf-8").encode(encoding))
+    assert TextModel.open(folder).encode("hello world") == wanted

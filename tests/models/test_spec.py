@@ -25,7 +25,7 @@ def test_shapes_and_counts(tmp_path: Path) -> None:
     assert (spec.name, spec.family, spec.layers, spec.context) == ("tiny", "llama", 2, 64)
     assert (spec.hidden_size, spec.vocab_size, spec.heads, spec.kv_heads, spec.head_dim) == (8, 16, 2, 1, 4)
     assert (spec.layer_params, spec.embed_params, spec.norm_params, spec.head_params) == (LAYER_PARAMS, 128, 8, 128)
-    assert (spec.dtype, spec.tied, spec.quantization, spec.eos) == ("bf16", False, None, (2,))
+    assert (spec.dtype, spec.tied, spec.quantization) == ("bf16", False, None)
     assert spec.windows == (None, None)
 
 
@@ -83,15 +83,6 @@ def test_explicit_nulls_of_a_config(tmp_path: Path) -> None:
     spec = read_spec(folder)
     assert spec.windows == (None, None)
     assert spec.head_dim == 4
-
-
-def test_generation_config_knows_the_ends_of_text(tmp_path: Path) -> None:
-    folder = write_model(tmp_path / "m")
-    (folder / "generation_config.json").write_text('{"eos_token_id": [3, 5]}')
-    assert read_spec(folder).eos == (3, 5)
-    (folder / "generation_config.json").write_text("{}")
-    assert read_spec(folder).eos == (2,)
-    assert read_spec(write_model(tmp_path / "n", eos_token_id=None)).eos == ()
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,24 @@ def test_beginning_again_learns_hashes_and_keeps_units(tmp_path: Path, home: Pat
     assert units_here(store.folder(manifest.fingerprint), known) == {FIRST}
 
 
+def test_another_commit_of_the_same_weights_brings_its_words(tmp_path: Path, home: Path) -> None:
+    """A mirror, or a newer commit that mends a template, has the fingerprint of the weights that are here."""
+    folder = random_model(tmp_path / "m")
+    (folder / "chat_template.jinja").write_text("old")
+    store, manifest = Store(home), carry(Store(home), folder, FIRST)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "generation_config.json").write_text('{"temperature": 0.1}')
+    newer = replace(describe(folder), name="other/name", revision="b" * 40)
+    assert newer.fingerprint == manifest.fingerprint
+    store.begin(newer, small_files(folder))
+    place = store.folder(manifest.fingerprint)
+    kept = read_manifest(place)
+    assert (kept.name, kept.revision, kept.small) == (newer.name, newer.revision, newer.small)
+    assert not (place / "chat_template.jinja").exists()
+    assert units_here(place, kept) == {FIRST}
+    assert FIRST in kept.digests
+
+
 @pytest.mark.parametrize("bad", ["", "..", "../models", "0" * 63, "G" * 64, "a/b"])
 def test_a_fingerprint_leads_nowhere_else(home: Path, bad: str) -> None:
     for call in (Store(home).folder, Store(home).remove, lambda text: Store(home).part(text, FIRST)):

@@ -32,6 +32,7 @@ from together.sampling import choice_seed
 from together.types import Sampled
 
 Pieces = AsyncGenerator[Piece, None]
+TAIL = 8  # tokens of a prompt that its continuation is decoded after
 
 
 # --- what a head answers ----------------------------------------------------------------------------------------------
@@ -105,9 +106,9 @@ async def _answer(
         for i in range(request.choices)
     ]
     streams = _submit_all(engine, wanted)
-    use = request.tool_use if isinstance(request, ChatRequest) else ToolUse()
+    use, goes_on = (request.tool_use, False) if isinstance(request, ChatRequest) else (ToolUse(), True)
     readers = [
-        _read(stream, model, each, None if opening is None else model.parter(opening, use, each.stop), index)
+        _read(stream, model, each, None if opening is None else model.parter(opening, use, each.stop), index, goes_on)
         for index, (stream, each) in enumerate(zip(streams, wanted, strict=True))
     ]
     try:
@@ -189,8 +190,11 @@ async def _read(
     request: GenerateRequest,
     parter: Parter | None = None,
     index: int = 0,
+    goes_on: bool = False,
 ) -> Pieces:
-    answer = _Answer(model, parter or Parter(stops=StopFilter(request.stop)), index)
+    """`goes_on`: the text continues the prompt, whose end says whether a space comes first."""
+    before = request.prompt[-TAIL:] if goes_on else ()
+    answer = _Answer(model, parter or Parter(stops=StopFilter(request.stop)), index, before)
     try:
         async for token_ids, finish in stream:
             answer.push(token_ids, stream.sampled)
@@ -215,8 +219,8 @@ def _true_reason(reason: FinishReason | None, request: GenerateRequest) -> Finis
 class _Answer:
     """One answer's text between the decoder and the person who reads it."""
 
-    def __init__(self, model: TextModel, parter: Parter, index: int) -> None:
-        self._decoder: Decoder = model.decoder()
+    def __init__(self, model: TextModel, parter: Parter, index: int, before: Sequence[int] = ()) -> None:
+        self._decoder: Decoder = model.decoder(before)
         shown = (model.tags if parter.thoughts else {}, model.tool_tags if parter.tools else {})
         self._tags = {token_id: tag for tags in shown for tag, token_id in tags.items()}
         self._parter = parter

@@ -14,9 +14,10 @@ class Decoder:
     Joined, the texts are what `tokenizer.decode` gives for all ids, also for a character cut off at the end (U+FFFD).
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
+        """`before` are the last tokens of a text that goes on: a space between it and the first word is kept then."""
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = DecodeStream(ids=_whole(tokenizer, before), skip_special_tokens=True)
         self._pending: list[int] = []  # tokens since the last shown text
 
     def push(self, token_id: int) -> str:
@@ -47,6 +48,12 @@ class Decoder:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def _whole(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """`ids`, or none where they end within a character."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=True) if ids else ""
+    return list(ids) if text and not text.endswith("\ufffd") else []
 
 
 class StopFilter:

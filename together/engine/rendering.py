@@ -93,6 +93,10 @@ class Renderer:
         if (child := self._child) is not None:
             child.end()
 
+    def retire(self) -> None:
+        """As `close`, once the requests that are in line now are done."""
+        self._line.submit(self.close)
+
     def _in_turn(self, work: Callable[[], T], asked: float, closes: int) -> T:
         if time.monotonic() - asked > LONGEST_WAIT:
             raise QueueFull("other conversations keep the model's chat template busy; try again in a moment")

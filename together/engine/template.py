@@ -87,6 +87,10 @@ class ChatTemplate:
         """End the process that renders; what is being rendered ends with NotServing."""
         self._renderer.close()
 
+    def retire(self) -> None:
+        """As `close`, once what was asked so far is rendered."""
+        self._renderer.retire()
+
     def _rendered(
         self, messages: Sequence[Message], tools: Sequence[Tool], chosen: str | None, variables: Mapping[str, object]
     ) -> Future[str]:
@@ -153,7 +157,9 @@ class ChatTemplate:
     ) -> bool:
         """Whether the text is the same without a system message of the conversation."""
         for index, message in enumerate(form):
-            if message.role != "system" or not message.content.strip() or message.content.strip() in text:
+            content = message.content.strip()
+            holders = sum(content in other.content for other in form)  # who quotes it, and the message itself
+            if message.role != "system" or not content or text.count(content) >= holders:
                 continue
             try:
                 without = self._render(source, turns_of([*form[:index], *form[index + 1 :]]), variables)

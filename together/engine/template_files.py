@@ -32,22 +32,31 @@ def find_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     and no default uses its first one. Raises BrokenModel for an unknown encoding, and for a template that is none
     or too large.
     """
-    found = dict(_listed(config.get("chat_template"), folder.name))
-    found |= _listed(words_json(folder, "chat_template.json").get("chat_template"), folder.name)
-    if (folder / "chat_template.jinja").is_file():
-        found[DEFAULT] = read_text(folder / "chat_template.jinja")
-    more = folder / TEMPLATES
-    for file in sorted(more.glob("*.jinja")) if more.is_dir() else ():
-        found[file.stem] = read_text(file)
-    if not found and config.get("chat_template"):
+    found: dict[str, str] = {}
+    for name, source in _all(folder, config):
+        _check_size(folder, len(source))
+        if source.strip():
+            found[name] = source
+        else:
+            logger.warning("an empty chat template of %s is passed over: %.60r", folder.name, name)
+    if not found and not isinstance(config.get("chat_template") or "", str):
         raise BrokenModel(f"the chat template of {folder.name} is no text; correct it, or get this model again")
     if found and DEFAULT not in found:
         first = next((name for name in found if name != TOOL_USE), TOOL_USE)
         found[DEFAULT] = found[first]
         logger.warning("%s has no default chat template: %.60r is used", folder.name, first)
-    for source in found.values():
-        _check_size(folder, len(source))
     return found
+
+
+def _all(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every template with its name; a later one of the same name counts."""
+    yield from _listed(config.get("chat_template"), folder.name)
+    yield from _listed(words_json(folder, "chat_template.json").get("chat_template"), folder.name)
+    if (folder / "chat_template.jinja").is_file():
+        yield DEFAULT, read_text(folder / "chat_template.jinja")
+    for file in sorted((folder / TEMPLATES).glob("*.jinja")):
+        if not file.name.startswith("."):  # a Mac leaves such files beside what it copies
+            yield file.stem, read_text(file)
 
 
 def words_json(folder: Path, name: str) -> dict[str, Any]:

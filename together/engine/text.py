@@ -127,6 +127,10 @@ class TextModel:
         """Start what the first conversation needs. It belongs to the caller until `close`."""
         self.template.warm()
 
+    def retire(self) -> None:
+        """As `close`, once the conversations that wait for their template have it."""
+        self.template.retire()
+
     def close(self) -> None:
         """End the process that renders the templates; it starts again where it is needed."""
         self.template.close()
@@ -134,9 +138,9 @@ class TextModel:
     def count(self, text: str) -> int:
         return len(self.encode(text))
 
-    def decoder(self) -> Decoder:
-        """A new incremental decoder for one answer."""
-        return Decoder(self.tokenizer)
+    def decoder(self, before: Sequence[int] = ()) -> Decoder:
+        """A new incremental decoder for one answer; `before` are the last tokens of a text that goes on."""
+        return Decoder(self.tokenizer, before)
 
     def splitter(self, prompt: str) -> ThinkSplitter | None:
         """Parts thoughts from the answer to `prompt`, which may open them; None where this model does not think."""

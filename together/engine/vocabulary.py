@@ -6,6 +6,7 @@ of text stand in up to three files.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from together.engine.tokenizer_file import check_tokenizer_file
+from together.engine.tokenizer_file import read_tokenizer_file
 from together.errors import BrokenModel
 from together.models.folder import side_json
 from together.quoting import MOST, cut
@@ -41,7 +42,9 @@ class Vocabulary:
         """`config` is tokenizer_config.json. Raises BrokenModel."""
         special = special_words(folder, config)
         tokenizer = _open_tokenizer(folder)
-        _add_words(tokenizer, _added_words(folder, config, special), folder.name)
+        words = _added_words(folder, config, special, tokenizer.get_added_tokens_decoder())
+        tokenizer = _with_flags(tokenizer, words)
+        _add_words(tokenizer, words, folder.name)
         tokenizer.add_special_tokens([word for word in special.values() if tokenizer.token_to_id(word) is not None])
         return cls(tokenizer, special, _ends(folder, tokenizer, special), _begin(tokenizer, config, special))
 
@@ -90,8 +93,7 @@ def _open_tokenizer(folder: Path) -> Tokenizer:
             "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
         )
     try:
-        check_tokenizer_file(folder)
-        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_buffer(read_tokenizer_file(folder))
     except BrokenModel:
         raise
     except Exception as error:  # the library raises nothing narrower
@@ -106,13 +108,19 @@ def _open_tokenizer(folder: Path) -> Tokenizer:
 # --- added words ------------------------------------------------------------------------------------------------------
 
 
-def _added_words(folder: Path, config: Mapping[str, Any], special: Mapping[str, str]) -> dict[int, AddedToken]:
-    """By id: what added_tokens.json names, and tokenizer_config.json, which knows more of each word and wins."""
+def _added_words(
+    folder: Path, config: Mapping[str, Any], special: Mapping[str, str], known: Mapping[int, AddedToken]
+) -> dict[int, AddedToken]:
+    """By id: what added_tokens.json names, and tokenizer_config.json, which knows more of each word and wins.
+
+    `known` are the words of tokenizer.json.
+    """
     specials = {*special.values(), *_more_special(config)}
     found: dict[int, AddedToken] = {}
     for word, index in side_json(folder, "added_tokens.json").items():
         if type(index) is int and word:
-            found[index] = AddedToken(word, normalized=False, special=word in specials)
+            same = index in known and known[index].content == word
+            found[index] = known[index] if same else AddedToken(word, normalized=False, special=word in specials)
     listed = config.get("added_tokens_decoder")
     for key, entry in (listed if isinstance(listed, dict) else {}).items():
         word = _content(entry)
@@ -131,6 +139,28 @@ def _more_special(config: Mapping[str, Any]) -> Iterator[str]:
         words = config.get(name)
         items = list(words.values()) if isinstance(words, dict) else words
         yield from filter(None, map(_content, items if isinstance(items, list) else ()))
+
+
+def _with_flags(tokenizer: Tokenizer, words: Mapping[int, AddedToken]) -> Tokenizer:
+    """The tokenizer, whose added words have the flags that the settings give them; a special one stays special.
+
+    The library leaves a word that it knows as it is, so the tokenizer is made again where one differs.
+    """
+    known = tokenizer.get_added_tokens_decoder()
+    same = {index: token for index, token in words.items() if index in known and known[index].content == token.content}
+    wanted = {
+        index: _flags(token) | {"special": token.special or known[index].special} for index, token in same.items()
+    }
+    if all(_flags(known[index]) == flags for index, flags in wanted.items()):
+        return tokenizer
+    content = json.loads(tokenizer.to_str())
+    for entry in content["added_tokens"]:
+        entry |= wanted.get(entry["id"], {})
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def _flags(token: AddedToken) -> dict[str, bool]:
+    return {name: getattr(token, name) for name in _FLAGS}
 
 
 def _add_words(tokenizer: Tokenizer, words: Mapping[int, AddedToken], name: str) -> None:

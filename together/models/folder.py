@@ -19,8 +19,6 @@ from together.models.tables import unique
 from together.quoting import quoted
 from together.settings import load_settings
 
-log = logging.getLogger(__name__)
-
 MAX_VALUES = 500_000  # of a JSON file that is read at once: 0.1 s, in which no other thread has a turn, and 100 MB
 
 log = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ USUAL = Sampling(temperature=0.7, top_p=0.95)  # for a model whose author says n
 # The fields that an author may set, and what a value must be. Their names are also those of `Sampling`.
 _VALID: dict[str, Callable[[float], bool]] = {
     "temperature": lambda value: 0 <= value <= 2,
-    "top_k": lambda value: value >= -1 and value == int(value),
+    "top_k": lambda value: -1 <= value < 2**31 and value == int(value),
     "top_p": lambda value: 0 < value <= 1,
     "min_p": lambda value: 0 <= value <= 1,
     "repetition_penalty": lambda value: 0 < value <= 10,

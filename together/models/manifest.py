@@ -143,7 +143,7 @@ def describe(folder: Path, home: Path | None = None) -> Manifest:
 
 def small_files(folder: Path) -> dict[str, bytes]:
     """The files beside the weights that belong to a model, by name. Raises BrokenModel without config.json."""
-    templates = (f"{TEMPLATES}/{file.name}" for file in (folder / TEMPLATES).glob("*.jinja"))
+    templates = (f"{TEMPLATES}/{file.name}" for file in (folder / TEMPLATES).glob("[!.]*.jinja"))
     there = (name for name in (*SMALL_FILES, *templates) if name == CONFIG or (folder / name).is_file())
     return {name: read_bytes(folder, name) for name in small_names(set(there))}
 

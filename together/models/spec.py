@@ -26,7 +26,7 @@ from together.models.files import (
     tensors_for,
     tensors_of,
 )
-from together.models.folder import folder_name, folder_revision, side_json
+from together.models.folder import folder_name, folder_revision
 from together.models.headers import TensorInfo
 from together.models.layout import PLAIN, check_tensors, misshapen, missing, needs, quantized, stored_as
 from together.models.manifest import CONFIG, is_shard, read_manifest
@@ -56,7 +56,6 @@ class ModelSpec:
     norm_params: int
     head_params: int  # 0 where tied
     windows: tuple[int | None, ...]  # tokens a sliding layer sees; None: full attention
-    eos: tuple[int, ...]
     quantization: str | None  # its name, such as gptq or fp8; None where weights are plain
     fingerprint: str  # sha256, in hex
     revision: str = ""  # the hub's commit, where that is known
@@ -193,7 +192,6 @@ def _shape(folder: Path, published: dict[str, Any], name: str, revision: str) ->
         norm_params=0,
         head_params=0,
         windows=_windows(config),
-        eos=_eos(folder, config),
         quantization=quantization_of(published),
         fingerprint="",
         revision=revision,
@@ -232,14 +230,6 @@ def _windows(config: dict[str, Any]) -> tuple[int | None, ...]:
     window, layers = config.get("sliding_window"), config["num_hidden_layers"]
     kinds = config.get("layer_types", ["sliding_attention"] * layers)
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-
-
-def _eos(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
-    """End-of-text ids: generation_config.json knows all of them, config.json often only one."""
-    ids = side_json(folder, "generation_config.json").get("eos_token_id")
-    if ids is None:
-        ids = config.get("eos_token_id")
-    return tuple(item for item in (ids if isinstance(ids, list) else [ids]) if type(item) is int)
 
 
 # --- headers ----------------------------------------------------------------------------------------------------------

@@ -93,18 +93,21 @@ class Store:
     def begin(self, manifest: Manifest, small: Mapping[str, bytes]) -> None:
         """Write the model's folder without units, unless it is there: the small files and the manifest, in one step.
 
-        A folder that is there learns the hashes of units that it lacks. Raises BrokenModel for files that are not the
-        manifest's, or DiskFull.
+        A folder that is there learns the hashes of units that it lacks. Where its words are others (a newer commit, or
+        a mirror with the same weights), it gets these and keeps its units. Raises BrokenModel for files that are not
+        the manifest's, or DiskFull.
         """
         check_small(manifest, small)
         manifest.verify(small["config.json"])
         folder = self.folder(manifest.fingerprint)
         require_space(folder, sum(map(len, small.values())), manifest.name)
         with writing(self._root, manifest.name), self._writes(manifest.fingerprint):
-            if self._is_begun(folder):
+            if not self._is_begun(folder):
+                self._create(folder, manifest, small)
+            elif _same_words(read_manifest(folder), manifest):
                 self._learn(folder, manifest.digests)
             else:
-                self._create(folder, manifest, small)
+                self._reword(folder, manifest, small)
 
     def missing(self, fingerprint: str, layers: LayerRange) -> tuple[Unit, ...]:
         """The units that a stage of `layers` needs and that are not here, in the model's order."""
@@ -201,6 +204,19 @@ class Store:
         write_synced(draft / MANIFEST, manifest.to_json())
         os.replace(draft, folder)
 
+    def _reword(self, folder: Path, manifest: Manifest, small: Mapping[str, bytes]) -> None:
+        """Other words for the same weights: units stay, and what is known of them. The manifest's lock is held."""
+        before = read_manifest(folder)
+        for name in {file.name for file in before.small} - small.keys():
+            (folder / name).unlink(missing_ok=True)
+        for name, data in small.items():
+            write_whole(folder / name, data)
+        here = units_here(folder, before)
+        known = {name: digest for name, digest in before.digests.items() if name in here}
+        write_whole(
+            folder / MANIFEST, replace(manifest, digests={**before.digests, **manifest.digests, **known}).to_json()
+        )
+
     def _learn(self, folder: Path, digests: Mapping[str, str]) -> None:
         """Take over hashes; of a unit that is here its own stands. The manifest's lock is held."""
         manifest = read_manifest(folder)
@@ -241,6 +257,10 @@ class Store:
         locks = self._root / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
         return FileLock(locks / f"{name}.lock", thread_local=False)  # a transfer's calls come from a pool of threads
+
+
+def _same_words(one: Manifest, other: Manifest) -> bool:
+    return (one.name, one.revision, one.small) == (other.name, other.revision, other.small)
 
 
 def _bytes(folder: Path) -> int:

@@ -21,12 +21,13 @@ _SPACE = re.compile(rb"[ \t\n\r]*")
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An `object_pairs_hook`: readers differ on which of two equal keys counts. Raises ValueError."""
+    """An `object_pairs_hook`: readers differ on which of two equal keys counts. Raises ValueError if it matters."""
     table = dict(pairs)
     if len(table) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"it names {quoted(twice)} twice")
+        first: dict[str, Any] = {}
+        for name, value in pairs:
+            if first.setdefault(name, value) != value:
+                raise ValueError(f"it names {quoted(name)} twice")
     return table
 
 

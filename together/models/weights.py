@@ -27,6 +27,7 @@ def choose_files(model: str, there: Collection[str], index: Mapping[str, str] | 
     `index` maps tensors to files. Raises BrokenModel, naming the file, where one is missing that a layer needs; and
     for more than MAX_FILES.
     """
+    there = [name for name in there if not name.startswith(".")]  # a Mac leaves ._files beside what it copies
     files = _chosen(model, there, index)
     if len(files) > MAX_FILES:
         raise BrokenModel(f"{model} has {len(files)} files with weights, more than {MAX_FILES}; choose another model")
