@@ -26,7 +26,7 @@ from tests.support.cluster import (
 from tests.test_recovery import layout
 from together import tries
 from together.cluster.finder import BUNDLED
-from together.errors import LoadFailed, NotEnoughMemory, StageLost
+from together.errors import BadInput, LoadFailed, NotEnoughMemory, NotServing, StageLost
 from together.head import Head
 from together.types import LayerRange, ServingState
 
@@ -69,6 +69,21 @@ async def test_a_node_that_is_frozen_while_it_loads_is_waited_for(
     assert await ask(head) == right_answer(unhurried)
     stages = [stage for node in head.view().nodes for stage in node.stages]
     assert sum(len(stage.layers) for stage in stages) == 6  # nothing of the first try is left
+
+
+async def test_an_unload_gives_up_a_load_that_waits(cluster: tuple[Head, list[Node]], unhurried: Path) -> None:
+    head, nodes = cluster
+    loading = asyncio.create_task(head.load(unhurried, by_hand("anna=0:3,berta=3:6")))
+    await until(lambda: all(node.stages() for node in nodes))
+    nodes[1].freeze()
+    await until(lambda: "its machine is out of reach" in step(head))
+    await head.unload()
+    with pytest.raises(NotServing, match="loading unhurried was given up"):
+        await loading
+    assert head.view().serving.state is ServingState.EMPTY
+    nodes[1].thaw()
+    await head.load(unhurried, by_hand("anna=0:6"))
+    assert await ask(head) == right_answer(unhurried)
 
 
 async def test_a_stage_that_is_killed_while_it_loads_is_started_again(
@@ -184,3 +199,18 @@ async def test_load_again_is_what_failed_also_the_demo(cluster: tuple[Head, list
         with pytest.raises(LoadFailed):
             await load()
         assert head.view().serving.model == BUNDLED.name
+
+
+async def test_load_again_is_also_a_model_that_could_not_be_opened(
+    cluster: tuple[Head, list[Node]], tmp_path: Path
+) -> None:
+    """The demo must not serve in its place; a plan of what serves stays one of what serves."""
+    head, _ = cluster
+    toy = make_checksum_model(tmp_path / "toy", quiet_ids=ENDLESS)
+    await head.load(toy, by_hand("anna=0:4"))
+    for load in (lambda: head.load(tmp_path / "nowhere"), head.load_again, head.load):
+        with pytest.raises(BadInput, match="nowhere"):
+            await load()
+    assert await ask(head) == right_answer(toy)
+    await head.drain("anna")
+    assert layout(head) == {"berta": [LayerRange(0, 4)]}

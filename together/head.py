@@ -53,11 +53,13 @@ class Head:
         self._service: Service | None = None
         self._starting: Service | None = None  # what is being loaded
         self._balance: Balance | None = None
-        self._last = Wanted(BUNDLED, PlanRequest(strategy=settings.strategy), by_itself=True)
+        self._last = Wanted(BUNDLED, PlanRequest(strategy=settings.strategy), by_itself=True)  # that was opened
+        self._ordered = self._last  # also where it could not be opened
         self._kept = LastPlans.read(settings.home_path)
         self._loading = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._load_task: asyncio.Task[object] | None = None
+        self._given_up = False  # an unload came while a model was being loaded
         self._ring_task: asyncio.Task[None] | None = None
         self._asked = False  # whether somebody has ordered a model
 
@@ -181,14 +183,14 @@ class Head:
             await self._order(Wanted(model, request or PlanRequest(strategy=self.settings.strategy)))
         elif request is not None:
             await self._order(replace(self._last.otherwise(request), by_itself=False))
-        elif self._last.by_itself and self._kept.last is not None:
+        elif self._ordered.by_itself and self._kept.last is not None:
             await self.load_last()
         else:
-            await self._order(self._last)
+            await self._order(self._ordered)
 
     async def load_again(self) -> None:
         """Load what was loaded last or failed to, also the demo. Raises TogetherError."""
-        await self._order(self._last)
+        await self._order(self._ordered)
 
     async def load_last(self) -> None:
         """Load what was applied last, by the same split where its machines are there. Raises TogetherError."""
@@ -205,9 +207,9 @@ class Head:
 
     async def _order(self, wanted: Wanted) -> None:
         async with self._loading:
-            self._load_task = asyncio.current_task()
+            self._load_task, self._ordered = asyncio.current_task(), wanted
             try:
-                await self._load(wanted)
+                await self._unless_given_up(wanted)
             except (TogetherError, asyncio.CancelledError) as error:
                 if self._service is None:
                     cause = str(error) or f"loading {wanted.name} was stopped; load it again"
@@ -216,7 +218,22 @@ class Head:
             finally:
                 self._load_task = None
 
+    async def _unless_given_up(self, wanted: Wanted) -> None:
+        """Raises NotServing where an unload came meanwhile: a load may wait for minutes for a machine."""
+        self._given_up = False
+        try:
+            await self._load(wanted)
+        except asyncio.CancelledError:
+            if not self._given_up or self._load_task is None:
+                raise
+            self._load_task.uncancel()
+            raise NotServing(f"loading {wanted.name} was given up, because the model was unloaded") from None
+
     async def unload(self) -> None:
+        """End what serves, and give up what is being loaded."""
+        if self._load_task is not None:
+            self._given_up = True
+            self._load_task.cancel()
         async with self._loading:
             await self._end_service()
             self._show(Serving())

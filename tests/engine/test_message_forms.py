@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -33,6 +34,21 @@ def turns(text: str) -> list[Message]:
     """`"s:A u:B"` as messages."""
     roles = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
     return [Message(roles[part[0]], part[2:]) for part in text.split()]
+
+
+@contextmanager
+def counted(owner: object, name: str) -> Iterator[list[str]]:
+    """The calls of one method, which does what it did."""
+    calls: list[str] = []
+    method = getattr(owner, name)
+
+    def call(*arguments: Any) -> Any:
+        calls.append(name)
+        return method(*arguments)
+
+    setattr(owner, name, call)
+    yield calls
+    setattr(owner, name, method)
 
 
 def rendered(source: str, messages: Sequence[Message]) -> str:
@@ -115,6 +131,15 @@ def test_no_form_loses_a_word_or_its_order_within_a_role(messages: list[Message]
         assert [w for m in form if m.role == "assistant" for w in m.content.split("\n\n")] == spoken
     last = list(forms(messages))[-1]
     assert all(before.role != after.role for before, after in pairwise(last))
+
+
+def test_thousands_of_turns_cost_a_fixed_number_of_renders() -> None:
+    """One request must not hold up the templates of everybody: it is rendered twice for each form at most."""
+    messages = [Message("system", f"{'ab' * 190}{i:05d}") for i in range(9000)] + [Message("user", "hi")]
+    with closing(ChatTemplate("m", SILENT, {})) as template, counted(template._renderer, "render") as renders:
+        text = template.render_now(messages)
+    assert all(message.content in text for message in messages[::1000])
+    assert len(renders) <= 8
 
 
 # --- named templates --------------------------------------------------------------------------------------------------

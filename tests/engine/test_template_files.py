@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,13 @@ def test_a_byte_order_mark_is_read_and_never_part_of_a_prompt(tmp_path: Path, en
     text = "{{ messages[0].content }} größer ▁"
     mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(encoding, b"")
     (tmp_path / "chat_template.jinja").write_bytes(mark + text.encode(encoding))
-    assert read_text(tmp_path / "chat_template.jinja") == text
+    assert read_text(tmp_path, "chat_template.jinja") == text
 
 
 def test_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_bytes("größer".encode("latin-1"))
     with pytest.raises(BrokenModel, match=r"chat_template\.jinja of .* is not in UTF-8 \(byte 2\)"):
-        read_text(tmp_path / "chat_template.jinja")
+        read_text(tmp_path, "chat_template.jinja")
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.json"])
@@ -103,3 +104,20 @@ def test_a_macs_companion_file_is_no_template(tmp_path: Path) -> None:
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "._rag.jinja").write_bytes(b"\x00\x05\x16\x07\xff")
     assert templates(tmp_path, chat_template="C") == {"default": "C"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_what_is_no_file_of_the_folder_is_never_read(tmp_path: Path, kind: str) -> None:
+    """A pipe would hang the reader for good, and a link leads to any file of this machine."""
+    folder = tmp_path / "m"
+    more = folder / "additional_chat_templates"
+    more.mkdir(parents=True)
+    (tmp_path / "secret.jinja").write_text("secret")
+    if kind == "pipe":
+        os.mkfifo(more / "rag.jinja")
+        assert templates(folder, chat_template="C") == {"default": "C"}
+    else:
+        (more / "rag.jinja").symlink_to(tmp_path / "secret.jinja")
+        with pytest.raises(BrokenModel, match="leads outside"):
+            templates(folder, chat_template="C")

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from tests.support.tokenizers import byte_level, write_text_files
 from together.engine.text import TextModel
+from together.errors import BrokenModel
 
 OWN = byte_level().token_to_id("<|im_end|>")
 START = byte_level().token_to_id("<|im_start|>")
@@ -167,3 +168,19 @@ def test_a_tokenizer_in_every_encoding(tmp_path: Path, encoding: str) -> None:
     file = folder / "tokenizer.json"
     file.write_bytes(file.read_text(encoding="utf-8").encode(encoding))
     assert TextModel.open(folder).encode("hello world") == wanted
+
+
+@pytest.mark.parametrize("index", [10**6, 2**40])
+def test_words_far_beyond_the_tokenizers_own_are_refused(tmp_path: Path, index: int) -> None:
+    with pytest.raises(BrokenModel, match=f"up to token {index}"):
+        TextModel.open(write(tmp_path, added_tokens={"<a>": SIZE, "<b>": index}))
+
+
+def test_a_tokenizer_whose_added_words_would_hold_everybody_up_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["added_tokens"] += [added("x" * 1500 + str(i)) | {"id": SIZE + i} for i in range(200)]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(BrokenModel, match=r"added words have 30\d{4} letters"):
+        TextModel.open(folder)

@@ -200,7 +200,10 @@ class Transfer:
         except DiskFull:
             raise
         except UnitBusy:  # another stage or node of this machine fetches it
-            self._show(unit, _size(self._folder / f"{unit.name}.part"))
+            size = _size(self._folder / f"{unit.name}.part")
+            if size > self._sizes.get(unit.name, 0):
+                self._heard = asyncio.get_running_loop().time()
+            self._show(unit, size)
             await asyncio.sleep(LOOK_EVERY)
         except (Unreachable, RingBroken) as error:
             self._note(error)

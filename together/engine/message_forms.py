@@ -75,15 +75,19 @@ def _one_system(systems: Sequence[Message]) -> Iterator[Message]:
 
 def _merged(messages: Iterable[Message]) -> list[Message]:
     """Turns of one role that follow one another are one; those of tools, and with calls, stay apart."""
-    done: list[Message] = []
+    runs: list[list[Message]] = []
     for message in messages:
-        before = done[-1] if done else None
+        before = runs[-1][-1] if runs else None
         if before is None or before.role != message.role or message.role == "tool" or before.calls or message.calls:
-            done.append(message)
-            continue
-        reasoning = _joined((before.reasoning, message.reasoning))
-        done[-1] = replace(before, content=_joined((before.content, message.content)), reasoning=reasoning)
-    return done
+            runs.append([message])
+        else:
+            runs[-1].append(message)
+    return [run[0] if len(run) == 1 else _one(run) for run in runs]
+
+
+def _one(run: Sequence[Message]) -> Message:
+    reasoning = _joined(message.reasoning for message in run)
+    return replace(run[0], content=_joined(message.content for message in run), reasoning=reasoning)
 
 
 def _joined(texts: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ Templates are strangers' code: another process compiles and renders them, within
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from functools import partial
 from types import MappingProxyType
 
 from together.engine.message_forms import culprit, forms
-from together.engine.rendering import TOOK, Renderer, TemplateFault
+from together.engine.rendering import RENDER, TOOK, Renderer, TemplateFault
 from together.engine.tool_styles import HERMES, ToolStyle, style_of
 from together.engine.turns import Turn, native_turns, offer, plain_turns, told_of
 from together.errors import BadRequest, BrokenModel
@@ -26,6 +27,7 @@ PLAIN = (
     "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 _AGAIN = "get this model again"
+LOOKED_AT = 16  # system messages that are looked for in a rendered text: each costs a look at all of it
 NONE: Mapping[str, str] = MappingProxyType({})
 Turns = Callable[[Sequence[Message]], list[Turn]]
 
@@ -133,18 +135,22 @@ class ChatTemplate:
     def _shaped(
         self, source: str, turns_of: Turns, messages: Sequence[Message], variables: Mapping[str, object]
     ) -> str:
-        """In the first form that the template takes whole; where it leaves out a system message in all, as sent."""
+        """In the first form that the template takes whole; where it leaves out a system message in all, as sent.
+
+        All forms share one limit of time: whoever is behind in line waits for no more than that.
+        """
         refused: TemplateFault | None = None
         text: str | None = None
+        until = time.monotonic() + RENDER.clock
         for form in forms(messages):
             try:
-                found = self._render(source, turns_of(form), variables)
+                found = self._render(source, turns_of(form), variables, until)
             except TemplateFault as fault:
                 if fault.kind in TOOK:
                     raise
                 refused = refused or fault
                 continue
-            if not self._leaves_out(source, turns_of, form, found, variables):
+            if not self._leaves_out(source, turns_of, form, found, variables, until):
                 return found
             text = found if text is None else text
         if text is None:
@@ -153,25 +159,30 @@ class ChatTemplate:
         return text
 
     def _leaves_out(
-        self, source: str, turns_of: Turns, form: Sequence[Message], text: str, variables: Mapping[str, object]
+        self,
+        source: str,
+        turns_of: Turns,
+        form: Sequence[Message],
+        text: str,
+        variables: Mapping[str, object],
+        until: float,
     ) -> bool:
-        """Whether the text is the same without a system message of the conversation."""
-        for index, message in enumerate(form):
-            content = message.content.strip()
-            holders = sum(content in other.content for other in form)  # who quotes it, and the message itself
-            if message.role != "system" or not content or text.count(content) >= holders:
-                continue
-            try:
-                without = self._render(source, turns_of([*form[:index], *form[index + 1 :]]), variables)
-            except TemplateFault as fault:
-                if fault.kind in TOOK:
-                    raise
-                continue
-            if without == text:
-                return True
-        return False
+        """Whether the text is the same without the system messages that are not found in it."""
+        systems = [index for index, message in enumerate(form) if message.role == "system" and message.content.strip()]
+        unseen = {index for index in systems[:LOOKED_AT] if not _holds(text, form, form[index].content.strip())}
+        if not unseen:
+            return False
+        rest = [message for index, message in enumerate(form) if index not in unseen]
+        try:
+            return self._render(source, turns_of(rest), variables, until) == text
+        except TemplateFault as fault:
+            if fault.kind in TOOK:
+                raise
+            return False
 
-    def _render(self, source: str, turns: Sequence[Turn], variables: Mapping[str, object]) -> str:
+    def _render(self, source: str, turns: Sequence[Turn], variables: Mapping[str, object], until: float) -> str:
+        if time.monotonic() > until:
+            raise TemplateFault("time")
         known: dict[str, object] = {"add_generation_prompt": True, "tools": None, "documents": None}
         return self._renderer.render(source, {**self._special, **known, **variables, "messages": turns})
 
@@ -198,6 +209,11 @@ class ChatTemplate:
         if fault.kind in TOOK:
             return BrokenModel(f"{start} cannot be used: it {TOOK[fault.kind]}; {_AGAIN}")
         return BrokenModel(f"{start} does not parse ({fault.reason}); correct it, or {_AGAIN}")
+
+
+def _holds(text: str, form: Sequence[Message], content: str) -> bool:
+    """Whether `content` stands in the text as often as in the messages: one of them may quote it."""
+    return text.count(content) >= sum(content in message.content for message in form)
 
 
 @dataclass(frozen=True, slots=True)

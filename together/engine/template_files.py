@@ -10,7 +10,7 @@ from typing import Any
 
 from together.errors import BrokenModel
 from together.models.folder import read_bytes, read_json
-from together.models.names import TEMPLATES
+from together.models.manifest import template_names
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +53,9 @@ def _all(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _listed(config.get("chat_template"), folder.name)
     yield from _listed(words_json(folder, "chat_template.json").get("chat_template"), folder.name)
     if (folder / "chat_template.jinja").is_file():
-        yield DEFAULT, read_text(folder / "chat_template.jinja")
-    for file in sorted((folder / TEMPLATES).glob("*.jinja")):
-        if not file.name.startswith("."):  # a Mac leaves such files beside what it copies
-            yield file.stem, read_text(file)
+        yield DEFAULT, read_text(folder, "chat_template.jinja")
+    for name in template_names(folder):
+        yield Path(name).stem, read_text(folder, name)
 
 
 def words_json(folder: Path, name: str) -> dict[str, Any]:
@@ -86,22 +85,20 @@ def _listed(value: object, name: str) -> Iterator[tuple[str, str]]:
                 logger.warning("%s lists a chat template that is none; it is passed over", name)
 
 
-def read_text(file: Path) -> str:
+def read_text(folder: Path, name: str) -> str:
     """A text in UTF-8, or in what its byte order mark names; line ends as Jinja has them.
 
-    Raises BrokenModel naming the file where it is in another encoding.
+    Raises BrokenModel naming the file where it is in another encoding, too large, or no file of this folder.
     """
-    try:
-        _check_size(file.parent, file.stat().st_size)  # a file that is too large is not read
-        data = file.read_bytes()
-    except OSError as error:
-        raise BrokenModel(f"{file.name} of {file.parent.name} cannot be read ({error.strerror or error})") from error
+    file = folder / name
+    _check_size(folder, file.stat().st_size)  # a file that is too large is not read
+    data = read_bytes(folder, name)
     mark, encoding = next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), (b"", "utf-8"))
     try:
         return data.removeprefix(mark).decode(encoding)
     except UnicodeDecodeError as error:
         raise BrokenModel(
-            f"{file.name} of {file.parent.name} is not in UTF-8 (byte {error.start}); save it in UTF-8"
+            f"{file.name} of {folder.name} is not in UTF-8 (byte {error.start}); save it in UTF-8"
         ) from error
 
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-MOST_UNUSED = 100_000  # ids between the last word of tokenizer.json and one that was added later
+MOST_ADDED = 10_000  # words beside tokenizer.json, and ids that they may lie beyond its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,15 +165,24 @@ def _flags(token: AddedToken) -> dict[str, bool]:
 
 def _add_words(tokenizer: Tokenizer, words: Mapping[int, AddedToken], name: str) -> None:
     """The library numbers added words itself, one after the other: ids in between are filled with unused words."""
-    known = set(tokenizer.get_added_tokens_decoder())
+    size = tokenizer.get_vocab_size()
+    last = max(words, default=0)
+    if len(words) > MOST_ADDED or last > size + MOST_ADDED:
+        raise BrokenModel(
+            f"the settings of {name} add {len(words)} words up to token {last} to the {size} of its tokenizer.json, "
+            f"which is more than {MOST_ADDED}; get this model again"
+        )
+    new: list[AddedToken] = []
     for index, token in words.items():
-        if index in known and tokenizer.id_to_token(index) == token.content:
-            continue
-        here, size = tokenizer.token_to_id(token.content), tokenizer.get_vocab_size()
-        if here is None and size < index <= size + MOST_UNUSED:
-            tokenizer.add_tokens([AddedToken(f"\ue000unused-{i}\ue000", normalized=False) for i in range(size, index)])
+        here = tokenizer.token_to_id(token.content)
+        if here is None:
+            unused = range(size, index)
+            new += (AddedToken(f"\ue000unused-{i}\ue000", normalized=False) for i in unused)
+            size += len(unused) + 1
         if here in (None, index):
-            tokenizer.add_tokens([token])
+            new.append(token)
+    tokenizer.add_tokens(new)
+    for index, token in words.items():
         found = tokenizer.token_to_id(token.content)
         if found != index:
             logger.warning("%.60r of %s is token %s and not %d as its settings say", token.content, name, found, index)

@@ -143,9 +143,14 @@ def describe(folder: Path, home: Path | None = None) -> Manifest:
 
 def small_files(folder: Path) -> dict[str, bytes]:
     """The files beside the weights that belong to a model, by name. Raises BrokenModel without config.json."""
-    templates = (f"{TEMPLATES}/{file.name}" for file in (folder / TEMPLATES).glob("[!.]*.jinja"))
-    there = (name for name in (*SMALL_FILES, *templates) if name == CONFIG or (folder / name).is_file())
-    return {name: read_bytes(folder, name) for name in small_names(set(there))}
+    there = [name for name in SMALL_FILES if name == CONFIG or (folder / name).is_file()]
+    return {name: read_bytes(folder, name) for name in (*there, *template_names(folder))}
+
+
+def template_names(folder: Path) -> list[str]:
+    """The files with further chat templates, in order; a Mac's companion files (`._name`) are none."""
+    files = (folder / TEMPLATES).glob("[!.]*.jinja")
+    return small_names({f"{TEMPLATES}/{file.name}" for file in files if file.is_file()})
 
 
 def small_names(there: Collection[str]) -> list[str]:
