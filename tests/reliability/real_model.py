@@ -27,7 +27,7 @@ from together.settings import Settings
 from together.types import NodeState, Sampling
 
 ROUNDS = 10  # of each kind of harm
-TOKENS = 32
+TOKENS = 96  # so many that a frozen node is missed before the answer ends
 DRAWN = Sampling(temperature=1.0, seed=11)
 HARM_AT = 4, 20  # pieces of the answer after which it happens, drawn for each round
 NAMES = ("anna", "berta", "carla")
@@ -254,18 +254,13 @@ class Trial:
                 print(f"  {what}: median {median(times):.1f}, worst {times[-1]:.1f} ({each})")
 
 
-async def harms(folder: Path, rounds: int = ROUNDS) -> None:
+async def harms(folder: Path) -> None:
     """Every kind of harm so many times, in turns. Prints what came of it; fails with all that went wrong."""
     async with three_machines(folder) as (machines, head):
         trial = Trial(machines, head)
         await trial.begin()
-        for index in range(rounds):
+        for index in range(ROUNDS):
             for harm in HARMS:
                 await trial.once(harm, QUESTIONS[index % len(QUESTIONS)])
         trial.report()
     assert not trial.faults, "\n".join(trial.faults)
-
-
-async def one_of_each(folder: Path) -> None:
-    """A short form."""
-    await harms(folder, rounds=1)
