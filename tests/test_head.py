@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.models.folders import write_model
 from tests.support.checksum import EOS as END
 from tests.support.checksum import QUIET, make_checksum_model
 from tests.support.cluster import (
@@ -112,9 +113,8 @@ async def test_folders_that_are_no_model(head: Head, tmp_path: Path) -> None:
     await head.unload()
     with pytest.raises(BadSetting, match="nowhere"):
         await head.load(tmp_path / "nowhere")
-    (tmp_path / "config.json").write_text('{"model_type": "unheard_of"}')
     with pytest.raises(UnsupportedModel, match="unheard_of"):
-        await head.load(tmp_path)
+        await head.load(write_model(tmp_path / "odd", model_type="unheard_of"))
     state, cause = shown(head)
     assert state is ServingState.FAILED
     assert "unheard_of" in cause

@@ -72,14 +72,25 @@ class Events:
         handled = {number: each for number, each in page.fns.items() if each.fn is not None}
         past = [each.name for number, each in handled.items() if number not in self._data]
         assert not past, f"connect {', '.join(map(str, past))} with Events: it says who may cause an event"
+        everywhere = frozenset(source for each in handled.values() for source in _sources(each))
         return {
             number: Accepted(
-                frozenset(source for source, _ in each.targets if source is not None),
+                everywhere if _follows(each) else frozenset(_sources(each)),
                 tuple(map(reader_for, each.inputs)),
                 self._data[number],
             )
             for number, each in handled.items()
         }
+
+
+def _sources(event: Any) -> list[int]:
+    """Numbers of the controls that cause an event of the framework."""
+    return [source for source, _ in event.targets if source is not None]
+
+
+def _follows(event: Any) -> bool:
+    """Whether it comes after another event, whose control the browser then names as the source."""
+    return any(kind in ("then", "success", "failure") for _, kind in event.targets)
 
 
 def _only_here(handler: Handler, refused: Callable[[str], Any]) -> Handler:

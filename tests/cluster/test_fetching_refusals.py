@@ -188,7 +188,7 @@ async def test_too_little_room_is_said_before_anything_travels(
         await fetcher(tmp_path / "laptop").fetch(lab_ref(toy), MIDDLE, (source(at(link.port), toy),), quiet)
         before = link.back.sent
         monkeypatch.setattr("together.models.space.shutil.disk_usage", lambda _: _Full())
-        with pytest.raises(DiskFull, match=r"needs 8.\d+ MB in .*, has 1 MB free"):
+        with pytest.raises(DiskFull, match=r"needs 8.\d+ MB in .*, has 1.0 MB free"):
             await fetcher(tmp_path / "laptop").fetch(lab_ref(toy), FIRST, (source(at(link.port), toy),), quiet)
         assert link.back.sent == before
 

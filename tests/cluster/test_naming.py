@@ -69,7 +69,8 @@ def test_an_id_of_the_hub(home: Path) -> None:
     "text",
     ["", "unknown", "a/b/c", "../x", "x/..", "/no/such", "~/no-such-folder", "a b/c", "a/b\0", "a/" + "b" * 5000],
 )
-def test_what_is_nothing(home: Path, text: str) -> None:
+def test_what_is_nothing(home: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # nothing of these names is beside it
     with pytest.raises(BadSetting, match=r"no model .*demo_model.*or a model of the hub as org/name") as refused:
         resolve_model(text, home)
     assert len(str(refused.value)) < 500
