@@ -26,7 +26,7 @@ from tests.support.cluster import (
 from tests.test_recovery import layout
 from together import tries
 from together.cluster.finder import BUNDLED
-from together.errors import BadInput, LoadFailed, NotEnoughMemory, NotServing, StageLost
+from together.errors import BadInput, LoadFailed, NotEnoughMemory, NotServing, StageLost, Unreachable
 from together.head import Head
 from together.types import LayerRange, ServingState
 
@@ -201,16 +201,21 @@ async def test_load_again_is_what_failed_also_the_demo(cluster: tuple[Head, list
         assert head.view().serving.model == BUNDLED.name
 
 
-async def test_load_again_is_also_a_model_that_could_not_be_opened(
-    cluster: tuple[Head, list[Node]], tmp_path: Path
+async def test_load_again_is_also_a_model_whose_hub_was_out_of_reach(
+    cluster: tuple[Head, list[Node]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The demo must not serve in its place; a plan of what serves stays one of what serves."""
+    """Another model must not come in its place; a plan of what serves stays one of what serves."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody is there
     head, _ = cluster
     toy = make_checksum_model(tmp_path / "toy", quiet_ids=ENDLESS)
     await head.load(toy, by_hand("anna=0:4"))
-    for load in (lambda: head.load(tmp_path / "nowhere"), head.load_again, head.load):
-        with pytest.raises(BadInput, match="nowhere"):
+    for load in (lambda: head.load("acme/tiny"), head.load_again, head.load):
+        with pytest.raises(Unreachable, match="acme/tiny"):
             await load()
+    with pytest.raises(BadInput, match="nowhere"):  # a name that nothing has is no order to repeat
+        await head.load(tmp_path / "nowhere")
+    with pytest.raises(Unreachable, match="acme/tiny"):
+        await head.load_again()
     assert await ask(head) == right_answer(toy)
     await head.drain("anna")
     assert layout(head) == {"berta": [LayerRange(0, 4)]}

@@ -16,7 +16,7 @@ from together.cluster.finder import BUNDLED
 from together.deciding import decide, plan_of
 from together.engine.answers import answer_chat, answer_prompts
 from together.engine.measure import EngineStats
-from together.errors import BadPlan, NotServing, TogetherError
+from together.errors import BadInput, BadPlan, NotServing, TogetherError
 from together.lastplan import BY_HAND, LastPlan, LastPlans
 from together.machines import Machines
 from together.models.generation import SamplingDefaults
@@ -54,7 +54,7 @@ class Head:
         self._starting: Service | None = None  # what is being loaded
         self._balance: Balance | None = None
         self._last = Wanted(BUNDLED, PlanRequest(strategy=settings.strategy), by_itself=True)  # that was opened
-        self._ordered = self._last  # also where it could not be opened
+        self._ordered = self._last  # also one that could not be reached yet
         self._kept = LastPlans.read(settings.home_path)
         self._loading = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -207,10 +207,13 @@ class Head:
 
     async def _order(self, wanted: Wanted) -> None:
         async with self._loading:
-            self._load_task, self._ordered = asyncio.current_task(), wanted
+            before, self._ordered = self._ordered, wanted
+            self._load_task = asyncio.current_task()
             try:
                 await self._unless_given_up(wanted)
             except (TogetherError, asyncio.CancelledError) as error:
+                if isinstance(error, BadInput):
+                    self._ordered = before  # another try would end the same way
                 if self._service is None:
                     cause = str(error) or f"loading {wanted.name} was stopped; load it again"
                     self._show(Serving(ServingState.FAILED, self._serving.model or wanted.name, cause=cause))
