@@ -136,7 +136,10 @@ def test_a_special_word_is_not_shown_and_another_one_is(tmp_path: Path) -> None:
     assert model.tokenizer.decode([SIZE, SIZE + 1]) == "<|seen|>"
 
 
-@pytest.mark.parametrize("words", [[], "x", {"a": 1}, {"5": None}, {"5": {"content": 7}}, {"-1": added("<|x|>")}])
+@pytest.mark.parametrize(
+    "words",
+    [[], "x", {"a": 1}, {"5": None}, {"5": {"content": 7}}, {"-1": added("<|x|>")}, {"9" * 5000: added("<|x|>")}],
+)
 def test_added_words_of_no_known_form_are_passed_over(tmp_path: Path, words: object) -> None:
     model = TextModel.open(write(tmp_path, tokenizer_config={"added_tokens_decoder": words}))
     assert model.tokenizer.get_vocab_size() == SIZE

@@ -10,11 +10,11 @@ from together.models.folder import broken, inside, read_bytes
 from together.models.tables import as_utf8
 
 FILE = "tokenizer.json"
-# Signs of the file, and how often they may stand in it. The largest published, Gemma's, has 0.3 million keys, half a
-# million lists (of merges) and 1.3 million commas.
 MOST_LETTERS = 200_000  # of added words; Gemma's 6,400 have 100,000
 MOST_LISTED = 4 * 2**20  # bytes of the list of added words; Gemma's has 1.2 million
 _ADDED = re.compile(rb'"added_tokens"\s*:\s*\[')
+# Signs of the file, and how often they may stand in it. The largest published, Gemma's, has 0.3 million keys, half a
+# million lists (of merges) and 1.3 million commas.
 _MOST = {b":": 700_000, b"[": 900_000, b",": 3_000_000}
 
 

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+LONGEST_ID = 20  # digits: Python refuses to read thousands of them
 MOST_ADDED = 10_000  # words beside tokenizer.json, and ids that they may lie beyond its own
 
 
@@ -124,7 +125,7 @@ def _added_words(
     listed = config.get("added_tokens_decoder")
     for key, entry in (listed if isinstance(listed, dict) else {}).items():
         word = _content(entry)
-        if word and str(key).isdecimal():
+        if word and key.isdecimal() and len(key) < LONGEST_ID:
             found[int(key)] = _token(word, entry, special=word in specials)
     return dict(sorted(found.items()))
 
