@@ -109,6 +109,6 @@ def open_backend(name: str) -> Backend:
     if name not in BACKENDS:
         raise BadSetting(f"there is no backend {name!r}; choose one of {', '.join(BACKENDS)}")
     try:
-        return cast(Backend, import_module(f"backends.{name}_backend"))
+        return cast(Backend, import_module(f"backends.on_{name}.backend"))
     except ImportError as error:
         raise BadSetting(f"backend {name} cannot start here: {error}; run launch.py again to install it") from error

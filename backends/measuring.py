@@ -12,7 +12,7 @@ from time import perf_counter
 import psutil
 
 from together.errors import NotEnoughMemory
-from together.planning.words import sizes_text
+from together.wording import sizes_text
 
 LEAST_TURNS = 3
 AGREED = 1.05  # an action's two fastest turns so near each other were disturbed by nobody

@@ -25,7 +25,7 @@ from tests.reliability.watching import at_rest, engine_of, holds_each_layer_once
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import GREEDY, Node, ask, by_hand, right_answer, running_cluster, until
 from together.errors import NotServing
-from together.head import Head
+from together.head.head import Head
 from together.requests import ChatRequest, Message
 from together.types import Sampling
 

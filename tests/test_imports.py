@@ -16,24 +16,22 @@ from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# From the bottom up. A module may import its own entry and everything in the lines above it; in the first two lines
-# also its neighbours. Tests and examples are free.
+# From the bottom up, a line per floor. A module may import its own room and everything in the lines above it; on the
+# first two floors also its neighbours. Tests and examples are free.
+WORDS = tuple(
+    f"together.{name}"
+    for name in ("types", "requests", "errors", "settings", "quoting", "wording", "memory", "processes")
+)
 LAYERS = (
-    tuple(f"together.{name}" for name in ("types", "requests", "errors", "settings", "quoting", "memory", "processes")),
+    WORDS,
     ("together.models", "together.planning", "together.sampling"),
     ("backends",),
     ("together.ring",),
+    ("together.weights",),
     ("together.cluster", "together.engine"),
-    ("together.opening",),
-    ("together.lastplan",),
-    ("together.deciding",),
-    ("together.wanted",),
-    ("together.tries",),
-    ("together.machines", "together.neighbours"),
-    ("together.scripting",),
-    ("together.balance",),
-    ("together.service",),
+    ("together.text",),
     ("together.head",),
+    ("together.scripting",),
     ("together.api", "webui", "together.desktop"),
 )
 NEIGHBOURLY = 2
@@ -41,7 +39,7 @@ NEIGHBOURLY = 2
 ACROSS = {("webui", f"together.api.{name}") for name in ("guard", "port", "streaming")}
 FREE = ("together.__main__", "together.desktop")  # they start everything, so they may import all of ours
 
-STDLIB_ONLY = tuple(f"together.{name}" for name in ("types", "requests", "errors", "settings", "quoting", "processes"))
+STDLIB_ONLY = tuple(name for name in WORDS if name != "together.memory")
 PURE_ENGINE = tuple(f"together.engine.{name}" for name in ("scheduler", "cost", "prefixes", "sequence"))
 PURE = ("together.planning", "together.sampling", *PURE_ENGINE)
 NETWORK = ("asyncio", "grpc", "http", "select", "selectors", "socket", "ssl")
@@ -51,12 +49,12 @@ IMPURE = (*NETWORK, *CHANCE, *PROCESSES, "mlx", "mlx_lm", "torch")
 
 # What a library may be imported by: modules or packages, or a start of their names where that ends with "*".
 LIBRARIES = {
-    "torch": ("backends.torch_backend*",),
-    "transformers": ("backends.torch_backend*", "together.engine.text"),
-    "mlx": ("backends.mlx_backend*",),
-    "mlx_lm": ("backends.mlx_backend*",),
+    "torch": ("backends.on_torch",),
+    "transformers": ("backends.on_torch", "together.text.tokenizer"),
+    "mlx": ("backends.on_mlx",),
+    "mlx_lm": ("backends.on_mlx",),
     "gradio": ("webui",),
-    "jinja2": ("together.engine.template_process",),
+    "jinja2": ("together.text.template_process",),
     "google.protobuf": ("together.ring.wire",),
 }
 MESSAGES = ("together.ring.wire",)  # may import *_pb2
@@ -207,9 +205,9 @@ BAD = {
     "together/api/routes.py": "import gradio as gr",
     "together/api/errors.py": "from google.protobuf import message",
     "together/sampling.py": "import torch",
-    "backends/mlx_backend.py": "import torch",
-    "backends/torch_backend.py": "import mlx.core as mx",
-    "backends/checksum_backend.py": "from together.ring import wire",
+    "backends/on_mlx/shard.py": "import torch",
+    "backends/on_torch/shard.py": "import mlx.core as mx",
+    "backends/on_checksum/shard.py": "from together.ring import wire",
     "webui/page.py": "from together.ring import together_pb2_grpc",
     "webui/chat.py": "import tests.support",
     "webui/models.py": "from together.api import routes",
@@ -221,11 +219,11 @@ GOOD = {
     "together/ring/wire.py": "from google.protobuf import message\n\nfrom . import links, together_pb2",
     "together/ring/stage.py": "import importlib\n\nfrom backends import base\nbackend = importlib.import_module(name)",
     "together/cluster/agent.py": "import grpc\n\nfrom together.ring import together_pb2_grpc",
-    "together/engine/text.py": "from transformers import PreTrainedTokenizerFast",
+    "together/text/tokenizer.py": "from transformers import PreTrainedTokenizerFast",
     "together/head.py": "from together import __version__\nfrom together.engine import engine",
     "together/desktop/tray.py": "from together.api import routes\nfrom webui import page",
-    "backends/torch_backend_attention.py": "import torch\nfrom together import sampling",
-    "webui/page.py": "import gradio as gr\n\nfrom together.api.port import HeadPort\nfrom together.head import Head",
+    "backends/on_torch/attention.py": "import torch\nfrom together import sampling",
+    "webui/page.py": "import gradio as gr\n\nfrom together.api.port import HeadPort\nfrom together.head.head import Head",
 }
 
 
@@ -263,15 +261,15 @@ def test_a_node_is_light() -> None:
 
 
 def test_a_head_is_light() -> None:
-    page = [name for name in sources(ROOT) if within_any(name, ("together.api", "webui", "together.head"))]
-    loaded = loaded_by(["together.head", "together.desktop.cli", *page])
+    page = [name for name in sources(ROOT) if within_any(name, ("together.api", "webui", "together.head.head"))]
+    loaded = loaded_by(["together.head.head", "together.desktop.cli", *page])
     assert loaded & {"torch", "mlx", "mlx_lm"} == set()
     assert "together" in loaded
 
 
 def test_the_process_that_renders_templates_is_jinja_and_little_else() -> None:
     allowed = {*sys.stdlib_module_names, "jinja2", "markupsafe", "together"}
-    loaded = {name for name in loaded_by(["together.engine.template_process"]) if not name.startswith("_")}
+    loaded = {name for name in loaded_by(["together.text.template_process"]) if not name.startswith("_")}
     bare = loaded_by([])  # what the interpreter's environment loads at its start
     assert loaded - bare - allowed == set()
     assert "asyncio" not in loaded

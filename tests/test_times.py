@@ -27,16 +27,16 @@ COMPUTED = ("planning/", "desktop/test_plan.py", "webui/test_draft.py", "engine/
 # Lines that look like comparisons of times and are none: a file, and a part of the line.
 ALLOWED: tuple[tuple[str, str], ...] = (
     ("api/test_bench_serve.py", "report("),  # the figures of a report that the test makes up
-    ("backends/test_mlx_backend.py", "took / spec.stage_bytes"),  # bytes
+    ("backends/test_on_mlx.py", "took / spec.stage_bytes"),  # bytes
     ("cluster/test_profiling.py", "asyncio.wait([waiting]"),  # what must not happen is waited for in vain
     ("engine/test_reuse.py", "timings.tokens_per_s *"),  # figures of one measurement, that agree on any machine
-    ("engine/test_template.py", "stop.wait("),  # a pause
+    ("text/test_chat_template.py", "stop.wait("),  # a pause
     ("reliability/test_hostile_models.py", "self.ended.wait("),  # a pause
     ("reliability/test_templates.py", "stop.wait("),  # a pause
     ("ring/test_links.py", "rpc.fastest("),  # nobody is there
     ("ring/test_links.py", "Outlet.open(there, KEY, timeout=0.5)"),
     ("ring/test_stage_life.py", "asyncio.wait({flood}"),
-    ("test_lack_of_memory.py", "limit.seconds <= beliefs.LIFE"),  # what is left of it, by the head itself
+    ("head/test_lack_of_memory.py", "limit.seconds <= beliefs.LIFE"),  # what is left of it, by the head itself
     ("test_launch_decisions.py", "launch.index_answers("),
     ("webui/test_offers.py", "stop.wait("),  # a pause
 )

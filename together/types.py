@@ -46,7 +46,7 @@ class ModelRef:
 
     name: str
     path: str
-    fingerprint: str  # sha256 over config.json, headers and samples of weights, by models/original.py
+    fingerprint: str  # sha256 over config.json, headers and samples of weights, by models/fingerprint.py
     layers: int
     revision: str = ""  # the hub's commit, where `name` is an id there
 

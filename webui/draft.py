@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from together.planning.answer import Answer
-from together.planning.missing import Missing
+from together.planning.infeasible import Missing
 from together.planning.problem import NodeProfile, Problem, Share, Split
+from together.planning.report import Answer
 from together.planning.request import PlanRequest, rescore
-from together.planning.words import count_text
 from together.types import LayerRange
+from together.wording import count_text
 
 Shown = dict[str, Any]  # what split.js draws; all texts in it are drawn as text
 MOST_DIGITS = 6  # of a layer count

@@ -16,7 +16,7 @@ from tests.conftest import RealApp
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import by_hand, running_cluster, until
 from tests.support.patience import PATIENCE
-from together.head import Head
+from together.head.head import Head
 from together.types import ServingState
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"

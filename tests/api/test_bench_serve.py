@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from tests.conftest import RealApp
-from together.desktop.bench_serve import Exchange, percentiles, report
+from together.desktop.bench.serve import Exchange, percentiles, report
 
 
 def bench(app: RealApp, *arguments: str) -> Any:

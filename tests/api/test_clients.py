@@ -14,8 +14,8 @@ from pydantic import SecretStr
 from tokenizers import Tokenizer
 
 from tests.conftest import ROOT, RealApp
-from together.engine.text import TextModel
 from together.requests import Message
+from together.text.tokenizer import TextModel
 
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."

@@ -71,7 +71,7 @@ def test_a_large_body_that_is_refused_leaves_nothing(real_app: RealApp, name: st
 
 
 def test_six_long_texts_leave_the_head_as_it_was(real_app: RealApp) -> None:
-    """They are refused by their length alone: `tests/engine/test_long_texts.py` has those that are tokenized first."""
+    """They are refused by their length alone: `tests/text/test_long_texts.py` has those that are tokenized first."""
     real_app.post(CHAT, ONE)
     head = psutil.Process(real_app.process.pid)
     before = head.memory_info().rss

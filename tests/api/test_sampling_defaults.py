@@ -12,8 +12,8 @@ import pytest
 from tests.api.web import client_of
 from tests.support.checksum import expected_tokens, make_checksum_model
 from tests.support.cluster import by_hand, running_cluster
-from together.engine.text import TextModel
 from together.requests import Message
+from together.text.tokenizer import TextModel
 from together.types import Sampling
 
 AUTHOR = {"do_sample": True, "temperature": 1.3, "top_k": 7, "top_p": 0.9, "repetition_penalty": 1.2}

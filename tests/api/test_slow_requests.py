@@ -16,7 +16,7 @@ from tests.support.cluster import cluster_settings
 from together.api.connection import Patience
 from together.api.routes import build_app
 from together.api.server import bind, serving
-from together.head import Head
+from together.head.head import Head
 
 QUICK = Patience(idle=0.5, headers=0.5, pause=0.5, body=1.5, rate=10_000)
 HEADERS = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"

@@ -11,11 +11,11 @@ from tokenizers import AddedToken, Tokenizer
 
 from tests.api.test_chat import PATH, chunks_of
 from tests.api.web import client_of
-from tests.engine.test_thinking import parted
 from tests.support.checksum import VOCABULARY, expected_tokens, make_checksum_model
 from tests.support.cluster import by_hand, running_cluster
-from together.engine.text import TextModel
+from tests.text.test_thinking import parted
 from together.requests import Message
+from together.text.tokenizer import TextModel
 from together.types import Sampling
 
 CLOSING = 262

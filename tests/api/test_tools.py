@@ -1,7 +1,7 @@
 """Tools over HTTP with real clients, against the bundled model on a ring of two stages: calls, streams, round trips.
 
 The bundled model was taught no tools, so its calls are forced. That calls are read where a model writes them by itself
-is shown by the engine's own tests (`tests/engine/test_tool_answers.py`).
+is shown by the engine's own tests (`tests/text/test_tool_answers.py`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pydantic import BaseModel, Field, SecretStr
 
 from tests.api.test_chat import PATH, chunks_of
 from tests.conftest import ROOT, RealApp
-from together.engine.text import TextModel
-from together.engine.tool_styles import HERMES
-from together.engine.tools import ToolSplitter
 from together.requests import Message, Tool
+from together.text.tokenizer import TextModel
+from together.text.tool_formats import HERMES
+from together.text.tools import ToolSplitter
 
 MODEL = "demo_model"
 ASKED: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]

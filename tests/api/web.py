@@ -10,7 +10,7 @@ import httpx
 from tests.support.patience import PATIENCE
 from together.api.routes import build_app
 from together.api.server import bind, serving, url_of
-from together.head import Head
+from together.head.head import Head
 
 
 @asynccontextmanager

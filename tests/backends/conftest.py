@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from backends.base import Shard
-from tests.backends.chain import Chain, load_shard
-from tests.backends.families import LAYERS, Dialect, make_checkpoint
+from tests.support.chain import Chain, load_shard
+from tests.support.families import LAYERS, Dialect, make_checkpoint
 from together.types import Dtype, LayerRange
 
 Checkpoints = Callable[..., Path]

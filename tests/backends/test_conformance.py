@@ -8,9 +8,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from tests.backends.chain import GREEDY, Chain, assert_close, new_sequence, row
 from tests.backends.conftest import Chains, Checkpoints
-from tests.backends.families import BY_NAME, CASES, LAYERS, prompt_ids, reference_greedy, reference_logits
+from tests.support.chain import GREEDY, Chain, assert_close, new_sequence, row
+from tests.support.families import BY_NAME, CASES, LAYERS, prompt_ids, reference_greedy, reference_logits
 from together.models.families import FAMILIES
 from together.types import Batch, Fork, Orders, Row, SampleRequest
 

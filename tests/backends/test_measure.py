@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from backends.base import LoadRequest, Measurement, open_backend
 from backends.measuring import HEAD_BYTES, SPAN_BYTES, experts_to_time, extent, fastest
 from tests.backends.conftest import Checkpoints
-from tests.backends.families import CASES
 from tests.support.checksum import make_checksum_model
-from together.desktop.bench_shapes import SHAPES, random_checkpoint
+from tests.support.families import CASES
+from together.desktop.bench.shapes import SHAPES, random_checkpoint
 from together.errors import BrokenModel, NotEnoughMemory, UnsupportedModel
 from together.models.spec import read_spec
 from together.types import Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
@@ -129,7 +129,7 @@ def operations_of(monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
         counted.append(counter.get_total_flops())
         return fastest(*actions, seconds=0.0)
 
-    monkeypatch.setattr("backends.torch_backend_measure.fastest", count)
+    monkeypatch.setattr("backends.on_torch.measure.fastest", count)
     open_backend("torch").measure(folder, "cpu", "fp32")
     return counted[0]  # the steps; what follows are the machine's speeds
 

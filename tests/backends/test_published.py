@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from backends.checks import in_words
-from tests.backends.chain import Chain, assert_close, load_shard, new_sequence, row
 from tests.backends.conftest import Checkpoints
-from tests.backends.families import CASES, LAYERS, VOCAB, make_checkpoint, model_class, prompt_ids, reference_logits
 from tests.backends.published import FORMS, edit_config, publish, tensors_of
+from tests.support.chain import Chain, assert_close, load_shard, new_sequence, row
+from tests.support.families import CASES, LAYERS, VOCAB, make_checkpoint, model_class, prompt_ids, reference_logits
 from together.errors import UnsupportedModel
 from together.models.config import effective
 from together.models.files import HEAD

@@ -10,9 +10,9 @@ import grpc.aio
 import psutil
 import pytest
 
-from tests.cluster.orders import free_bytes, loaded, make_order, node_when, renamed, stage_when
 from tests.support.checksum import make_checksum_model
 from tests.support.cluster import Node, call, status_of, watch
+from tests.support.orders import free_bytes, loaded, make_order, node_when, renamed, stage_when
 from tests.support.patience import PATIENCE
 from together.errors import BadPlan, BadSetting, BrokenModel, NotEnoughMemory
 from together.ring import rpc, wire

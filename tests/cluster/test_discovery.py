@@ -17,8 +17,8 @@ from zeroconf import IPVersion, Zeroconf, const
 from zeroconf._dns import DNSAddress, DNSPointer, DNSService, DNSText
 from zeroconf._protocol.outgoing import DNSOutgoing
 
-from tests.cluster.orders import loaded, make_order
 from tests.support.cluster import Node, cluster_settings, status_of, until
+from tests.support.orders import loaded, make_order
 from tests.support.patience import PATIENCE
 from together.cluster.discovery import MOST_RECORDS, SERVICE, Discovery, Hint, missing_ranges
 from together.cluster.node import make_hint

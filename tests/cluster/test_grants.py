@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
-from tests.cluster.orders import make_order
+from tests.support.orders import make_order
 from together.cluster.agent import Agent, Identity
 from together.cluster.grants import Grants
 from together.cluster.identity import claim_node_id, machine_id, own_addresses

@@ -11,7 +11,7 @@ import pytest
 from together.cluster.identity import Whereabouts
 from together.cluster.node import run_node
 from together.errors import BadSetting
-from together.head import Head
+from together.head.head import Head
 from together.settings import load_settings
 from together.types import Endpoint
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.orders import make_order, stage_when
 from tests.support.cluster import Node, call, cluster_settings, running_node, status_of, until
+from tests.support.orders import make_order, stage_when
 from tests.support.patience import PATIENCE
 from together.cluster import discovery, membership
 from together.cluster.membership import Membership

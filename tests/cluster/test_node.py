@@ -9,7 +9,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.orders import make_order, stage_when
 from tests.support.cluster import (
     CHECKOUT,
     call,
@@ -19,6 +18,7 @@ from tests.support.cluster import (
     running_nodes,
     status_of,
 )
+from tests.support.orders import make_order, stage_when
 from tests.support.patience import PATIENCE
 from together.ring import rpc
 from together.settings import Settings

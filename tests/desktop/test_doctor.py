@@ -18,9 +18,8 @@ from tests.support.checksum import make_checksum_model
 from tests.support.cluster import cluster_settings
 from tests.support.patience import PATIENCE
 from together import __version__
-from together.cluster.finder import BUNDLED
 from together.desktop.cli import main
-from together.desktop.doctor import (
+from together.desktop.doctor.checks import (
     App,
     Disk,
     Facts,
@@ -34,11 +33,12 @@ from together.desktop.doctor import (
     Way,
     problems,
 )
-from together.desktop.doctor_facts import find_ports, hear_ourselves, nvidia_of, ring_of, subject_of
-from together.desktop.doctor_show import show, show_json
+from together.desktop.doctor.facts import find_ports, hear_ourselves, nvidia_of, ring_of, subject_of
+from together.desktop.doctor.show import show, show_json
 from together.errors import BadSetting, BrokenModel
 from together.settings import Settings
 from together.types import Device, DeviceProfile
+from together.weights.find import BUNDLED
 
 CPU = Device("torch", "cpu", "AMD EPYC", 16 * 10**9, 12 * 10**9)
 CUDA = Device("torch", "cuda:0", "NVIDIA H200", 140 * 10**9, 139 * 10**9)

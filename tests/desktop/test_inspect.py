@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.desktop.hub_home import own_home, own_hub
-from tests.models.folders import SHAPES, without, write_model
-from tests.models.pieces import carry, random_model
 from tests.support.checksum import make_checksum_model
-from together.cluster.finder import BUNDLED
+from tests.support.folders import SHAPES, without, write_model
+from tests.support.hub_home import own_home, own_hub
+from tests.support.pieces import carry, random_model
 from together.desktop.cli import main
 from together.models.files import HEAD
-from together.models.store import Store
+from together.weights.find import BUNDLED
+from together.weights.store import Store
 
 KEYS = [
     "name", "path", "revision", "fingerprint", "family", "supported", "reason", "backends", "layers", "hidden_size",

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, RealApp, until
-from tests.desktop.hub_home import own_home, own_hub
-from tests.models.folders import SHAPES
-from tests.models.pieces import carry, flip, random_model
+from tests.support.folders import SHAPES
+from tests.support.hub_home import own_home, own_hub
 from tests.support.patience import PATIENCE
+from tests.support.pieces import carry, flip, random_model
 from together.desktop.cli import main
 from together.desktop.models import nodes_holding, remove
 from together.errors import BadSetting
 from together.models.manifest import describe
-from together.models.store import Store
+from together.weights.store import Store
 
 REPO = "acme/tiny"
 LARGER = SHAPES | {"model.layers.0.mlp.up_proj.weight": (50_000, 8)}

@@ -154,7 +154,7 @@ def test_the_menu_starts_and_stops_nodes_and_the_app(own_app: RealApp, tmp_path:
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-@pytest.mark.full  # the short form is in tests/test_lastplan.py
+@pytest.mark.full  # the short form is in tests/head/test_last_plan.py
 def test_a_restarted_app_offers_the_last_plan_and_load_takes_it(tmp_path: Path) -> None:
     with start_app(tmp_path) as first:
         before = {node["id"]: [stage["layers"] for stage in node["stages"]] for node in first.status()["nodes"]}

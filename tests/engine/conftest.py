@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.rings import LAYERS
 from tests.support.checksum import make_checksum_model
+from tests.support.engines import LAYERS
 
 
 @pytest.fixture(scope="session")

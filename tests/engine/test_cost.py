@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.engine.frames import answered, next_frame, request, rows, scheduler, start_decoding
+from tests.support.frames import answered, next_frame, request, rows, scheduler, start_decoding
 from together.engine.cost import LEAST, STRETCH, Curve, Pace, StepCost
 from together.engine.scheduler import Scheduler
 from together.types import StageTiming

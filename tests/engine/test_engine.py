@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.rings import LAYERS, at_rest, collect, expected, loads, serving, until
 from tests.support.checksum import VOCABULARY, make_checksum_model
+from tests.support.engines import LAYERS, at_rest, collect, expected, loads, serving, until
 from tests.support.loopback import LoopbackRing, chain_step
 from tests.support.patience import PATIENCE
 from together.engine.engine import Engine, TokenStream

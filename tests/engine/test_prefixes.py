@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.frames import answered, next_frame, request, rows, run, scheduler, start_decoding, step
+from tests.support.frames import answered, next_frame, request, rows, run, scheduler, start_decoding, step
 from together.engine.prefixes import WORTH, common
 from together.engine.scheduler import Scheduler
 from together.engine.sequence import Sequence

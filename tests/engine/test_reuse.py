@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.rings import LAYERS, at_rest, collect, expected, loads, serving, until
 from tests.support.checksum import make_checksum_model
+from tests.support.engines import LAYERS, at_rest, collect, expected, loads, serving, until
 from tests.support.loopback import LoopbackRing
 from together.engine.engine import Engine, TokenStream
 from together.requests import GenerateRequest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.frames import EOS, answered, next_frame, request, rows, scheduler, start_decoding, step
+from tests.support.frames import EOS, answered, next_frame, request, rows, scheduler, start_decoding, step
 from together.engine.scheduler import ATTEMPTS, HEADROOM, Scheduler
 from together.engine.sequence import Event, Sequence
 from together.errors import ContextTooLong, QueueFull, RingBroken

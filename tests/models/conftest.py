@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from tests.support.hub import HubServer, serve_hub
-from together.models.store import Store
+from together.weights.store import Store
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.models.folders import CONFIG, write_model
+from tests.support.folders import CONFIG, write_model
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.config import effective, layer_count, purpose, quantization_of
 from together.models.folder import side_json

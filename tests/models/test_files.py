@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.models.folders import SHAPES, without, write_model, write_tensors
+from tests.support.folders import SHAPES, without, write_model, write_tensors
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.files import EMBED, HEAD, NORM, inside, layer_of, read_into, shifted, tensors_for
 from together.models.spec import read_spec

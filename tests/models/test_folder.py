@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.models.pieces import carry, random_model
+from tests.support.pieces import carry, random_model
 from together.errors import BrokenModel, UnsupportedModel
-from together.models.export import export
 from together.models.folder import broken, title
 from together.models.manifest import describe, read_manifest
 from together.models.reading import read_unit
 from together.models.spec import read_shape, read_spec
-from together.models.store import Store, known_model
 from together.types import LayerRange
+from together.weights.export import export
+from together.weights.store import Store, known_model
 
 FIRST = "layer-00000.safetensors"
 

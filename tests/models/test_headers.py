@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.models.folders import write_raw, write_tensors
+from tests.support.folders import write_raw, write_tensors
 from together.errors import BrokenModel
 from together.models.headers import MAX_HEADER, read_header
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.models.folders import CONFIG, Shapes, write_model, write_raw, write_tensors
+from tests.support.folders import CONFIG, Shapes, write_model, write_raw, write_tensors
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.config import effective
 from together.models.files import HEAD

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.models.folders import CONFIG as MODEL_CONFIG
-from tests.models.folders import SHAPES, write_raw
-from tests.models.pieces import random_model, with_template
 from tests.models.test_files import sharded
+from tests.support.folders import CONFIG as MODEL_CONFIG
+from tests.support.folders import SHAPES, write_raw
+from tests.support.pieces import random_model, with_template
 from together.errors import BrokenModel
+from together.models.fingerprint import OriginalFile
 from together.models.headers import MAX_HEADER
 from together.models.manifest import CONFIG, MAX_TEMPLATES, Manifest, compose, describe, parse, small_files
 from together.models.names import TEMPLATES
-from together.models.original import OriginalFile
 from together.models.spec import fingerprint
 
 Change = Callable[[dict[str, Any]], object]

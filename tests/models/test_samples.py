@@ -13,23 +13,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.models.folders import SHAPES, Shapes
-from tests.models.pieces import carry, random_model, unit_bytes
 from tests.models.test_files import sharded
+from tests.support.folders import SHAPES, Shapes
+from tests.support.pieces import carry, random_model, unit_bytes
 from tests.support.work import calls_of
 from together.errors import BrokenModel
 from together.models import checkpoint
 from together.models.checkpoint import checkpoint_files, checkpoint_headers
-from together.models.export import export
 from together.models.files import tensors_for
+from together.models.fingerprint import SAMPLE_BYTES, SAMPLES, sample_places
 from together.models.headers import FileHeader, TensorInfo, check_header
 from together.models.manifest import MANIFEST, describe, read_manifest, small_files
 from together.models.names import layer_of
-from together.models.original import SAMPLE_BYTES, SAMPLES, sample_places
 from together.models.reading import require_samples, unit_digest
 from together.models.spec import fingerprint, read_spec
-from together.models.store import Store
 from together.types import LayerRange
+from together.weights.export import export
+from together.weights.store import Store
 
 FIRST = "layer-00000.safetensors"
 ALL = LayerRange(0, 2)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.models.folders import CONFIG, SHAPES, without, write_model
+from tests.support.folders import CONFIG, SHAPES, without, write_model
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.families import FAMILIES
 from together.models.files import HEAD, NORM

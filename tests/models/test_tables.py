@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.models.folders import write_model, write_raw
+from tests.support.folders import write_model, write_raw
 from together.errors import BrokenModel
 from together.models import headers
 from together.models.checkpoint import INDEX, checkpoint_headers

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.models.folders import CONFIG, SHAPES, write_model, write_tensors
+from tests.support.folders import CONFIG, SHAPES, write_model, write_tensors
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.checkpoint import INDEX, checkpoint_headers, weight_files, weight_map
 from together.models.config import effective, quantization_of

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import deserialize
 
-from tests.models.folders import SHAPES, without
-from tests.models.pieces import random_model
+from tests.support.folders import SHAPES, without
+from tests.support.pieces import random_model
 from together.errors import BrokenModel
 from together.models.headers import ELEMENT_BYTES, FileHeader, check_header
 from together.models.manifest import describe

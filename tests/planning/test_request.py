@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from tests.support.work import calls_of
-from together.desktop.bench_plan import Case, made_up
+from together.desktop.bench.plan import Case, made_up
 from together.errors import BadPlan, BadSetting
-from together.planning.answer import Answer, answer_json
-from together.planning.missing import Missing
+from together.planning.infeasible import Missing
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem, Share, Split
 from together.planning.recommend import recommend
+from together.planning.report import Answer, answer_json
 from together.planning.request import PlanRequest, parse_layers, plan_for, rescore
 from together.types import LayerRange
 

@@ -8,7 +8,7 @@ import pytest
 
 from together.errors import BadPlan
 from together.planning.explain import explain, explain_left_out, explain_rule, explain_tolerance
-from together.planning.missing import explain_missing
+from together.planning.infeasible import explain_missing
 from together.planning.network import Wish, network_of
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem, Share, Split
 from together.planning.recommend import recommend

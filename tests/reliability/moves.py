@@ -11,14 +11,14 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tests.cluster.suppliers import LAYERS, MEGABYTE, heavy_toy
+from tests.head.test_recovery import TOKENS, disturbed
 from tests.reliability.watching import holds_each_layer_once, stages_of
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import Node, ask, by_hand, cluster_settings, right_answer, start_node, until
 from tests.support.namespaces import OWN, Machine, Switch, switch
 from tests.support.patience import PATIENCE
-from tests.test_recovery import TOKENS, disturbed
-from together.head import Head
+from tests.support.suppliers import LAYERS, MEGABYTE, heavy_toy
+from together.head.head import Head
 from together.settings import Settings
 from together.types import Endpoint, NodeState, ServingState
 

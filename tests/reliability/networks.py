@@ -8,12 +8,12 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+from tests.head.test_recovery import TOKENS, disturbed
 from tests.reliability.watching import holds_each_layer_once, stages_of
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import Node, ask, by_hand, cluster_settings, right_answer, running_head, start_node, until
 from tests.support.namespaces import OWN, Switch, switch
-from tests.test_recovery import TOKENS, disturbed
-from together.head import Head
+from together.head.head import Head
 from together.settings import Settings
 from together.types import NodeState
 

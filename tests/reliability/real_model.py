@@ -16,12 +16,12 @@ from statistics import median
 
 import psutil
 
+from tests.head.test_recovery import stage_of
 from tests.reliability.watching import holds_each_layer_once
 from tests.support.cluster import GREEDY, Node, by_hand, cluster_settings, running_head, start_node, until
 from tests.support.namespaces import OWN, Switch, switch
 from tests.support.smollm2 import LAYERS, smollm2_folder
-from tests.test_recovery import stage_of
-from together.head import Head
+from together.head.head import Head
 from together.requests import ChatRequest, Message
 from together.settings import Settings
 from together.types import NodeState, Sampling

@@ -28,7 +28,7 @@ from tests.support.cluster import (
 )
 from tests.support.patience import PATIENCE
 from together.errors import NotEnoughMemory
-from together.head import Head
+from together.head.head import Head
 from together.settings import Settings
 from together.types import ServingState, StageState
 

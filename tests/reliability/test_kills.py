@@ -8,17 +8,17 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.head.test_recovery import TOKENS, disturbed
 from tests.reliability.watching import at_rest, holds_each_layer_once
 from tests.support.checksum import EOS as END
 from tests.support.checksum import QUIET, make_checksum_model
 from tests.support.cluster import by_hand, right_answer, running_cluster, until
-from tests.test_recovery import TOKENS, disturbed
 from together.types import StageState
 
 KILLS = 20
 
 
-@pytest.mark.full  # the short form, a few kills, is in tests/test_recovery.py
+@pytest.mark.full  # the short form, a few kills, is in tests/head/test_recovery.py
 @pytest.mark.timeout(400)
 async def test_every_kill_costs_a_pause_and_no_text(tmp_path: Path) -> None:
     toy = make_checksum_model(tmp_path / "toy", layers=6, quiet_ids=(*QUIET, END), step_ms=2)

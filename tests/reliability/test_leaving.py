@@ -20,7 +20,7 @@ from tests.support.checksum import EOS as END
 from tests.support.checksum import QUIET, make_checksum_model
 from tests.support.cluster import Node, ask, right_answer, running_cluster, until
 from tests.support.patience import PATIENCE
-from together.head import Head
+from together.head.head import Head
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.backends.families import LAYERS, VOCAB, make_checkpoint, prompt_ids, reference_greedy
-from tests.engine.rings import collect, serving
 from tests.reliability.watching import books_agree
 from tests.ring.test_real_rings import FIRST_OF, _device
 from tests.support.checksum import expected_tokens, make_checksum_model
 from tests.support.cluster import GREEDY, until
+from tests.support.engines import collect, serving
+from tests.support.families import LAYERS, VOCAB, make_checkpoint, prompt_ids, reference_greedy
 from tests.support.patience import PATIENCE
-from together.cluster.bare import Place, bare_ring
+from together.cluster.loopback import Place, bare_ring
 from together.engine.engine import Engine
 from together.requests import GenerateRequest
 from together.types import LayerRange, Sampled

@@ -29,8 +29,8 @@ from tests.support.cluster import (
     watch,
 )
 from together.errors import BrokenModel, TogetherError
+from together.head.model import open_model
 from together.models.spec import read_spec
-from together.opening import open_model
 from together.ring import rpc, wire
 from together.types import Caller, LayerRange, StageOrder, StagePlan, StageState
 

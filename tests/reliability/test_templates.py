@@ -1,6 +1,6 @@
 """Row S6: an app that serves a model with a hostile chat template answers everybody else, and stops when it is told to.
 
-What each kind of template does to its process is in tests/engine/test_template.py.
+What each kind of template does to its process is in tests/text/test_chat_template.py.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import psutil
 import pytest
 
 from tests.conftest import LAYERS, RealApp, run_up, until
-from tests.engine.test_template import LOOP, MOST_GROWTH
 from tests.reliability.web import chat_body
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.patience import PATIENCE
+from tests.text.test_chat_template import LOOP, MOST_GROWTH
 
 NO_SIGNALS = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals for other processes")
 BEATS = 5  # answers of `/health` while a template takes the two seconds of a processor that it may
@@ -152,7 +152,7 @@ def test_a_hostile_folder_is_refused_by_name_and_what_serves_goes_on(app: RealAp
 
 def bomb_away(app: RealApp) -> threading.Thread:
     """A client whose conversation is being rendered; returns once it is."""
-    child = next(process for process in app.tree() if "together.engine.template_process" in process.cmdline())
+    child = next(process for process in app.tree() if "together.text.template_process" in process.cmdline())
     spent = child.cpu_times().user
 
     def ask() -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from tests.support.cluster import until
 from tests.support.patience import PATIENCE
 from together.engine.engine import Engine
-from together.engine.measure import EngineStats
-from together.head import Head
+from together.engine.stats import EngineStats
+from together.head.head import Head
 from together.types import ServingState, StageStatus
 
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from together.api.routes import build_app
 from together.api.server import bind, serving, url_of
-from together.head import Head
+from together.head.head import Head
 
 
 @asynccontextmanager

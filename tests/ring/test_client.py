@@ -16,7 +16,7 @@ from tests.support.checksum import expected_tokens, make_checksum_model
 from tests.support.cluster import GREEDY
 from together.cluster.supervisor import StageProcess
 from together.errors import LoadFailed, RingBroken
-from together.planning.estimate import STEP_TOKENS
+from together.planning.memory import STEP_TOKENS
 from together.ring import rpc
 from together.ring.client import CHUNK_BYTES, RingClient, chunk_tokens
 from together.ring.join import join_ring

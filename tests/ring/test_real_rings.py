@@ -12,8 +12,8 @@ import pytest
 from _pytest.mark import ParameterSet
 from scipy.stats import chisquare
 
-from tests.backends.families import BY_NAME, LAYERS, make_checkpoint, prompt_ids, reference_greedy, reference_logits
-from together.cluster.bare import BareRing, Place, bare_ring
+from tests.support.families import BY_NAME, LAYERS, make_checkpoint, prompt_ids, reference_greedy, reference_logits
+from together.cluster.loopback import BareRing, Place, bare_ring
 from together.models.families import FAMILIES
 from together.types import Batch, Frame, LayerRange, Row, Sampled, SampleRequest, Sampling
 

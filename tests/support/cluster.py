@@ -26,12 +26,12 @@ import psutil
 
 from tests.support.checksum import expected_text
 from tests.support.patience import PATIENCE
-from together.engine.text import TextModel
-from together.head import Head
+from together.head.head import Head
 from together.planning.request import PlanRequest
 from together.requests import ChatRequest, Message
 from together.ring import rpc, wire
 from together.settings import Settings, load_settings
+from together.text.tokenizer import TextModel
 from together.types import Caller, Endpoint, NodeStatus, Sampling
 
 CHECKOUT = Path(__file__).resolve().parents[2]

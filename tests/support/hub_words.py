@@ -17,8 +17,8 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from tests.backends.families import save_weights
 from tests.support import hub_templates, hub_tokenizers
+from tests.support.families import save_weights
 from tests.support.hub_tokenizers import added_tokens_decoder, id_of
 
 LAYERS = 2

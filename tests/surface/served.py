@@ -16,7 +16,7 @@ from tests.support.patience import PATIENCE
 from tests.surface.client import join, said
 from together.api.routes import build_app
 from together.api.server import bind, serving, url_of
-from together.head import Head
+from together.head.head import Head
 from webui import page
 
 NO_VALUES: dict[type, object] = {gr.Chatbot: [], gr.State: None, gr.Slider: 1, gr.Number: 0}

@@ -14,8 +14,8 @@ from playwright.sync_api import Page, expect
 from tests.conftest import RealApp, serving_instead
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.webui.conftest import SOON, ask, measurements, open_page
-from together.engine.text import TextModel
 from together.requests import Message
+from together.text.tokenizer import TextModel
 
 QUESTION, SYSTEM, SEED, TOKENS = "Which door is it?", "Answer briefly.", 11, 24
 AUTHORS = [{}, {"do_sample": True, "temperature": 1.2, "top_k": 9, "min_p": 0.01, "repetition_penalty": 1.3}]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from together.planning.answer import Answer
-from together.planning.missing import Missing
+from together.planning.infeasible import Missing
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem
+from together.planning.report import Answer
 from together.planning.request import PlanRequest, plan_for
 from webui.draft import Draft, Edited, edit_of, shown_error, shown_missing, shown_plan
 

@@ -14,8 +14,8 @@ from tests.conftest import RealApp, run_up, serving_instead, until
 from tests.support.checksum import EOS, QUIET, expected_tokens, make_checksum_model
 from tests.support.patience import PATIENCE
 from tests.webui.conftest import SOON, ask, measurements, open_page, set_number
-from together.engine.text import TextModel
 from together.requests import Message
+from together.text.tokenizer import TextModel
 from together.types import Sampling
 
 MARKUP = "anna is slow; with <img src=x onerror=\"document.title='hacked'\"> 0:1 it would be 35% faster"

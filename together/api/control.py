@@ -14,9 +14,9 @@ from together.api.guard import is_local
 from together.api.port import HeadPort
 from together.api.streaming import read_body
 from together.errors import BadRequest
-from together.planning.answer import answer_json, answer_text, missing_json, missing_text
 from together.planning.cluster_json import problem_json
-from together.planning.missing import Missing
+from together.planning.infeasible import Missing
+from together.planning.report import answer_json, answer_text, missing_json, missing_text
 from together.planning.request import PlanRequest
 from together.quoting import MOST, cut
 

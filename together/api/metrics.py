@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from together.api.port import HeadPort
-from together.engine.measure import EngineStats
+from together.engine.stats import EngineStats
 from together.types import NodeState, NodeStatus, Plan, Serving, ServingState
 
 _FIRST = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)

@@ -1,4 +1,4 @@
-"""What HTTP and the page need of a head, as a protocol. Knows no head: `together.head.Head` has these methods."""
+"""What HTTP and the page need of a head, as a protocol. Knows no head: `together.head.head.Head` has these methods."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
-from together.engine.measure import EngineStats
+from together.engine.stats import EngineStats
 from together.models.generation import SamplingDefaults
-from together.planning.answer import Answer
-from together.planning.missing import Missing
+from together.planning.infeasible import Missing
 from together.planning.problem import Problem
+from together.planning.report import Answer
 from together.planning.request import PlanRequest
 from together.requests import ChatRequest, CompletionRequest, Piece
 from together.settings import Settings

@@ -17,16 +17,12 @@ from pathlib import Path
 import grpc.aio
 
 from together import __version__
-from together.cluster.broadcast import Broadcast
-from together.cluster.fetcher import Fetcher
-from together.cluster.finder import find_units
 from together.cluster.grants import Grants
 from together.cluster.profiling import Profiler
-from together.cluster.store_service import StoreService
 from together.cluster.supervisor import StageProcess
-from together.cluster.transfer import Progress, Suppliers, Waiting
 from together.errors import BadSetting, LoadFailed, TogetherError
 from together.ring import rpc, wire
+from together.ring.broadcast import Broadcast
 from together.ring.pipe import Launch
 from together.settings import Settings
 from together.types import (
@@ -41,6 +37,10 @@ from together.types import (
     StageState,
     StageStatus,
 )
+from together.weights.fetch import Fetcher
+from together.weights.find import find_units
+from together.weights.serve import StoreService
+from together.weights.transfer import Progress, Suppliers, Waiting
 
 log = logging.getLogger(__name__)
 

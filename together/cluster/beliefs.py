@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from together.cluster.membership import Membership
 from together.errors import BadPlan
-from together.planning.words import count_text, sizes_text
 from together.types import MemoryLimit, NodeStatus, StagePlan
+from together.wording import count_text, sizes_text
 
 LESS_MEMORY = 0.9  # of what a device ran out of memory with is what it is trusted with
 LIFE = 600.0  # seconds; what took the memory then, another program perhaps, may be gone

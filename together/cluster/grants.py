@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from together.errors import BadPlan, NotEnoughMemory
-from together.planning.words import layers_text, sizes_text
 from together.types import Device, StageOrder, StagePlan
+from together.wording import layers_text, sizes_text
 
 StageName = tuple[str, int]  # ring, slot
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import grpc.aio
 
-from together.cluster.broadcast import Broadcast
 from together.cluster.discovery import Discovery
 from together.errors import BadSetting, TogetherError, Unreachable
 from together.ring import rpc, wire
+from together.ring.broadcast import Broadcast
 from together.settings import Settings
 from together.types import Caller, Endpoint, NodeState, NodeStatus, RingName
 

@@ -16,7 +16,7 @@ from together.cluster.membership import Membership
 from together.cluster.reach import measure_link
 from together.errors import NotServing, TogetherError
 from together.models.spec import ModelSpec
-from together.planning.estimate import cache_tokens, workspace_bytes
+from together.planning.memory import cache_tokens, workspace_bytes
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem
 from together.planning.split import Sizing
 from together.ring import rpc

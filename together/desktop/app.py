@@ -21,7 +21,7 @@ from together.desktop.client import RunningApp, find_running
 from together.desktop.lock import AppLock
 from together.desktop.signals import Guard, stop_on_signals
 from together.errors import AppError, TogetherError
-from together.head import Head
+from together.head.head import Head
 from together.planning.request import PlanRequest
 from together.processes import stop_with_parent
 from together.settings import Settings

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from together.cluster.finder import BUNDLED
-from together.cluster.naming import resolve_model
 from together.errors import BadPlan, BadSetting
 from together.models.spec import read_spec
 from together.planning.request import PlanRequest, parse_layers
 from together.planning.validate import range_complaints
 from together.settings import Settings
 from together.types import Endpoint
+from together.weights.find import BUNDLED
+from together.weights.naming import resolve_model
 
 
 def endpoint_of(text: str) -> Endpoint:

@@ -162,8 +162,8 @@ def chat(
 ) -> None:
     """Chat in this terminal, with the running app or one for the time."""
     settings = settings_with(log_level=log_level)
-    from together.desktop.ownapp import app_for_a_while
-    from together.desktop.talk import Talk, talk_on, talk_once
+    from together.desktop.chat import Talk, talk_on, talk_once
+    from together.desktop.temporary_app import app_for_a_while
     from webui.presets import PRESETS
 
     given = {
@@ -228,7 +228,7 @@ def doctor(
     log_level: LogLevel = None,
 ) -> None:
     """What this machine can do, what is wrong, and how to fix it; exit code 1 if something is."""
-    from together.desktop.doctor_show import run_doctor
+    from together.desktop.doctor.show import run_doctor
 
     raise typer.Exit(run_doctor(settings_with(host=host, backend=backend, log_level=log_level), model, as_json))
 
@@ -239,7 +239,7 @@ def doctor(
 )
 def bench(context: typer.Context) -> None:
     """Measure this machine: see bench --help."""
-    from together.desktop.bench import app as bench_app
+    from together.desktop.bench.cli import app as bench_app
 
     bench_app(context.args, prog_name="together bench")
 
@@ -302,9 +302,9 @@ def _app_for_menu() -> RunningApp | None:
 def _menu(running: RunningApp) -> None:
     import webbrowser
 
+    from together.desktop.chat import Talk, talk_on
     from together.desktop.loading import load_last_and_show
     from together.desktop.menu import Actions, items, run_menu
-    from together.desktop.talk import Talk, talk_on
 
     def node_action(action: str) -> Callable[[], None]:
         def act() -> None:

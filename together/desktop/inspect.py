@@ -14,20 +14,20 @@ from rich.table import Table
 from rich.text import Text
 
 from backends.base import BACKENDS
-from together.cluster.naming import resolve_model
 from together.desktop.printable import printable
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.families import TOY
 from together.models.files import Published, read_published
+from together.models.fingerprint import fingerprint_of
 from together.models.folder import json_object, read_json
 from together.models.generation import SamplingDefaults, read_sampling_defaults
 from together.models.headers import Headers, TensorInfo
-from together.models.hub_listing import read_remote
 from together.models.manifest import CONFIG
-from together.models.original import fingerprint_of
-from together.models.space import gigabytes
 from together.models.spec import Described, described, require_runnable
 from together.models.summary import Summary, summarize
+from together.weights.hub_listing import read_remote
+from together.weights.naming import resolve_model
+from together.weights.space import gigabytes
 
 _READ = (CONFIG, "generation_config.json")
 

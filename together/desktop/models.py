@@ -18,20 +18,20 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
-from together.cluster.finder import known_models
-from together.cluster.naming import HubId, resolve_model
 from together.desktop.client import find_running
 from together.desktop.printable import one_line, printable
 from together.errors import BadPlan, BadSetting
-from together.models.hub import describe_hub, fetch_units
 from together.models.manifest import Manifest, describe
 from together.models.names import is_model_name
-from together.models.space import gigabytes
-from together.models.store import KnownModel, Store, export
 from together.models.units import Unit, layer_ranges, units_for, words
 from together.quoting import quoted
 from together.settings import load_settings
 from together.types import LayerRange, ModelRef
+from together.weights.find import known_models
+from together.weights.hub import describe_hub, fetch_units
+from together.weights.naming import HubId, resolve_model
+from together.weights.space import gigabytes
+from together.weights.store import KnownModel, Store, export
 
 Confirm = Callable[[str], bool]
 

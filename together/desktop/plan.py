@@ -7,10 +7,10 @@ from pathlib import Path
 
 from together.desktop.printable import printable
 from together.errors import BadSetting
-from together.planning.answer import answer_json, answer_text, missing_json, missing_text
 from together.planning.cluster_file import parse_cluster
-from together.planning.missing import Missing
+from together.planning.infeasible import Missing
 from together.planning.problem import Problem
+from together.planning.report import answer_json, answer_text, missing_json, missing_text
 from together.planning.request import PlanRequest, plan_for
 
 DOES_NOT_FIT = 3  # exit code

@@ -1,1 +1,1 @@
-"""Many requests through one ring: `scheduler` decides, `engine` runs the loop, `text` speaks the model's words."""
+"""Many requests through one ring: `scheduler` decides, `engine` runs the loop. Token ids only."""

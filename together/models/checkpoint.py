@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from together.errors import BrokenModel, UnsupportedModel
+from together.models.fingerprint import OriginalFile, sample_places
 from together.models.folder import broken, inside, read_bytes, title, unreadable
 from together.models.headers import MAX_TENSORS, FileHeader, Headers, check_distinct
-from together.models.original import OriginalFile, sample_places
 from together.models.recognise import is_pointer, pointer, without_weights
 from together.models.sizes import INDEX as INDEX
 from together.models.tables import TableReader, as_utf8

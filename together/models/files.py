@@ -11,6 +11,7 @@ from pathlib import Path
 
 from together.models.canonical import canonical_names
 from together.models.checkpoint import checkpoint_headers, with_samples
+from together.models.fingerprint import fingerprint_of
 from together.models.folder import broken, folder_name, folder_revision, inside, read_bytes, read_json, unreadable
 from together.models.headers import FileHeader, TensorInfo
 from together.models.manifest import CONFIG, is_shard, read_manifest
@@ -27,7 +28,6 @@ from together.models.names import (
     shifted,
     unit_of,
 )
-from together.models.original import fingerprint_of
 from together.models.reading import shard_tensors
 from together.models.units import units_for
 from together.quoting import quoted

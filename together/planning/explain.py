@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import inf
 
-from together.planning.fill import fill, speed_order, stages_of
-from together.planning.instance import Instance, compile_problem, differ, split_of
 from together.planning.problem import EXACT_NODES, NodeProfile, Problem, Share, Split
 from together.planning.recommend import recommend
-from together.planning.rings import ring_ms
 from together.planning.score import Score, score_of
-from together.planning.subsets import Subsets
-from together.planning.words import count_text, layers_text, ms_text, sizes_text
+from together.planning.search.fill import fill, speed_order, stages_of
+from together.planning.search.instance import Instance, compile_problem, differ, split_of
+from together.planning.search.rings import ring_ms
+from together.planning.search.subsets import Subsets
 from together.types import LayerRange
+from together.wording import count_text, layers_text, ms_text, sizes_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ def _score_with(problem: Problem, split: Split, name: str) -> float:
     if len(problem.nodes) > EXACT_NODES:
         return _inserted(pool, split, name)
     if pool.order_matters:
-        from together.planning.ordered import Ordered
+        from together.planning.search.ordered import Ordered
 
         choice = Ordered(pool).exactly(len(pool.able))
     else:

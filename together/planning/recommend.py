@@ -10,10 +10,10 @@ from collections import Counter
 from dataclasses import replace
 from math import inf
 
-from together.planning.instance import EPSILON, Choice, Instance, compile_problem, split_of
 from together.planning.problem import EXACT_NODES, Problem, Split
 from together.planning.score import score_of
-from together.planning.subsets import Subsets
+from together.planning.search.instance import EPSILON, Choice, Instance, compile_problem, split_of
+from together.planning.search.subsets import Subsets
 
 POOL = 6  # nodes that are looked at exactly after the tours, where layers differ in size
 
@@ -64,7 +64,7 @@ def _search(problem: Problem, names: list[str]) -> Split | None:
 
 def _exact(instance: Instance) -> Choice | None:
     if instance.order_matters:
-        from together.planning.ordered import Ordered  # numpy: only where it is needed
+        from together.planning.search.ordered import Ordered  # numpy: only where it is needed
 
         return Ordered(instance).best()
     return Subsets(instance).best()
@@ -72,7 +72,7 @@ def _exact(instance: Instance) -> Choice | None:
 
 def _along_tours(problem: Problem, instance: Instance) -> Choice | None:
     """What the tours find, and what is exactly best on the few nodes that they found; the fewest machines count."""
-    from together.planning.tours import Tours
+    from together.planning.search.tours import Tours
 
     found = Tours(instance).best()
     for choice in list(found):
@@ -86,7 +86,7 @@ def _along_tours(problem: Problem, instance: Instance) -> Choice | None:
 
 def _pool(problem: Problem, instance: Instance, choice: Choice) -> Instance:
     """The nodes of a plan, with others that may do better where looking at them costs little."""
-    from together.planning.tours import promising
+    from together.planning.search.tours import promising
 
     nodes = list(choice.order)
     size = POOL if instance.order_matters else 0 if instance.ends_weigh else EXACT_NODES

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from math import inf
 
 from together.errors import BadPlan, BadSetting
-from together.planning.answer import Answer
 from together.planning.explain import explain, explain_left_out, explain_rule, explain_tolerance
-from together.planning.instance import compile_problem
-from together.planning.missing import Missing, explain_missing
+from together.planning.infeasible import Missing, explain_missing
 from together.planning.network import Network, Wish, network_of
 from together.planning.problem import Problem, Split
 from together.planning.recommend import recommend
+from together.planning.report import Answer
+from together.planning.search.instance import compile_problem
 from together.planning.strategies import (
     STRATEGIES,
     by_compute,

@@ -11,9 +11,9 @@ from itertools import accumulate, pairwise
 from math import inf
 
 from together.errors import BadPlan
-from together.planning.instance import EPSILON, Instance, compile_problem
 from together.planning.problem import EXACT_NODES, NodeProfile, Problem, Share, Split
-from together.planning.rings import Rings, ring_ms
+from together.planning.search.instance import EPSILON, Instance, compile_problem
+from together.planning.search.rings import Rings, ring_ms
 from together.planning.split import uniform_ranges
 from together.types import LayerRange
 
@@ -125,7 +125,7 @@ def _short_ring(instance: Instance) -> tuple[int, ...]:
         able = sum(1 << i for i in instance.able)
         rings = Rings(instance.hops, instance.head, able)
         return rings.order(able) if rings.shortest(able)[0] < inf else instance.able
-    from together.planning.tours import ways
+    from together.planning.search.tours import ways
 
     order = ways(instance)[0].order
     return (*order, *(i for i in instance.able if i not in order))

@@ -9,9 +9,9 @@ from math import inf
 from typing import Literal
 
 from together.planning.problem import Problem, Share
-from together.planning.words import layers_text, sizes_text
 from together.quoting import MOST, cut
 from together.types import LayerRange
+from together.wording import layers_text, sizes_text
 
 Kind = Literal["gap", "overlap", "node", "memory", "link"]
 

@@ -11,7 +11,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from together.errors import FrameRefused, RingBroken
-from together.planning.estimate import STEP_TOKENS
+from together.planning.memory import STEP_TOKENS
 from together.ring import wire
 from together.ring.links import Inlet, Outlet
 from together.types import DTYPE_BYTES, Dtype, Frame

@@ -14,7 +14,7 @@ from together.cluster.identity import machine_id, node_name
 from together.cluster.probe import default_backend, find_devices
 from together.cluster.profiling import Profiler
 from together.errors import BadPlan
-from together.opening import Opened
+from together.head.model import Opened
 from together.settings import Settings
 from together.types import Device, DeviceProfile, MeasureOrder
 

@@ -8,14 +8,12 @@ from os import PathLike
 from types import TracebackType
 from typing import Unpack
 
-from together.engine.measure import EngineStats
+from together.engine.stats import EngineStats
 from together.errors import BrokenModel
-from together.models.hub import fetch_units
+from together.head.model import Opened
 from together.models.manifest import describe
 from together.models.reading import units_here
-from together.models.store import Store
 from together.models.units import words
-from together.opening import Opened
 from together.requests import Piece
 from together.scripting.options import Options, Prompt, make_request
 from together.scripting.placing import PartitionPlan
@@ -23,6 +21,8 @@ from together.scripting.running import Running
 from together.scripting.strategy import PartitionStrategy, open_and_place, settings_of
 from together.scripting.thread import LoopThread
 from together.settings import Settings
+from together.weights.hub import fetch_units
+from together.weights.store import Store
 
 
 class PartitionedModel:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict, Unpack, get_type_hints
 
-from together.engine.text import TextModel
 from together.errors import BadRequest
 from together.requests import GenerateRequest, Message
 from together.sampling import validate
+from together.text.tokenizer import TextModel
 from together.types import Sampling
 
 Prompt = str | Sequence[Message | Mapping[str, str]]

@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 
 from together.cluster.local import shared_memory
 from together.cluster.survey import UNKNOWN, model_size
-from together.deciding import NEED_SPEEDS
 from together.errors import BadPlan, NotEnoughMemory
-from together.opening import Opened, sizings
-from together.planning.answer import Answer, missing_text
-from together.planning.estimate import cache_tokens, stage_memory, workspace_bytes
+from together.head.deciding import NEED_SPEEDS
+from together.head.model import Opened, sizings
+from together.planning.memory import cache_tokens, stage_memory, workspace_bytes
 from together.planning.problem import NodeProfile, Problem, Split
+from together.planning.report import Answer, missing_text
 from together.planning.request import PlanRequest, plan_for
 from together.planning.split import Sizing
-from together.planning.words import layers_text, size_text, sizes_text
 from together.scripting.devices import MEMORY, Seat, measure_seats, take_seats
 from together.settings import Settings, parse_bytes
 from together.types import DeviceProfile, Dtype, LayerRange
+from together.wording import layers_text, size_text, sizes_text
 
 LOOPBACK_MS = 0.3  # one way between two processes here: `launch.py bench hop`
 

@@ -14,16 +14,16 @@ from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from together.cluster.bare import BareRing, Place, bare_ring
-from together.engine.answers import generate_text
+from together.cluster.loopback import BareRing, Place, bare_ring
 from together.engine.engine import Engine
-from together.engine.measure import EngineStats
-from together.engine.text import TextModel
+from together.engine.stats import EngineStats
 from together.errors import NotServing, RingBroken
 from together.models.spec import ModelSpec
 from together.requests import GenerateRequest, Piece
 from together.scripting.placing import PartitionPlan
 from together.scripting.thread import LOOK_EVERY, LoopThread, until_done
+from together.text.answers import generate_text
+from together.text.tokenizer import TextModel
 from together.types import DTYPE_BYTES, StageState
 
 Answers = SimpleQueue[Piece | BaseException | None]

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from together.errors import BadPlan, BadSetting
-from together.opening import Opened, open_model
+from together.head.model import Opened, open_model
 from together.planning.request import PlanRequest
 from together.planning.strategies import STRATEGIES, inclusive
 from together.scripting.placing import PartitionPlan, Wanted, place

@@ -1,0 +1,183 @@
+"""A layer range of a checkpoint as mlx-lm's own modules with their weights. Knows no sequence, no cache and no frame.
+
+Only the range's modules are kept and only its tensors are read: mlx-lm initialises more, but lazily.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import mlx.core as mx
+import numpy as np
+from mlx.nn.layers.base import Module
+
+from backends.on_mlx.cache import PackedCache
+from backends.on_mlx.config import Rope, dialect, refuse_dtype, ropes
+from backends.on_mlx.frames import MX
+from backends.on_mlx.library import model_module
+from together.errors import BrokenModel, UnsupportedModel
+from together.models.families import FAMILIES
+from together.models.files import HEAD, read_into, shifted
+from together.models.headers import TensorInfo
+from together.models.layout import PLAIN
+from together.models.spec import ModelSpec, needed_tensors, read_config
+from together.types import Dtype, LayerRange
+
+_FILES = {"mistral": "llama"}  # families whose classes stand in another family's file
+
+
+class Layer(Protocol):
+    """A decoder layer of mlx-lm: `[1, tokens, hidden]` to the same."""
+
+    def __call__(self, x: mx.array, mask: None, cache: PackedCache) -> mx.array: ...
+
+
+class Project(Protocol):
+    def __call__(self, x: mx.array) -> mx.array: ...
+
+
+class PackedRope(Module):
+    """A RoPE of mlx-lm's over packed tokens: each token is a batch row with its own position."""
+
+    def __init__(self, rope: Callable[..., mx.array]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._rope = rope
+
+    def __call__(self, x: mx.array, offset: mx.array) -> mx.array:  # [1, heads, tokens, head_dim]
+        return self._rope(x.transpose(2, 1, 0, 3), offset=offset).transpose(2, 1, 0, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The modules of one layer range; `embed` on the first stage, `norm` and `head` on the last."""
+
+    layers: tuple[Layer, ...]
+    embed: Project | None
+    embed_scale: float
+    norm: Project | None
+    head: Project | None
+
+    def embedding(self, ids: list[int]) -> mx.array:
+        """`[1, tokens, hidden]`. Gemma's scale is rounded to the weights' dtype, as transformers does it."""
+        assert self.embed is not None
+        states = self.embed(mx.array(ids, mx.int32)[None])
+        scale = mx.array(self.embed_scale, mx.float32).astype(states.dtype)
+        return states if self.embed_scale == 1.0 else states * scale
+
+    def logits(self, states: mx.array) -> mx.array:
+        """`[rows, hidden]` to float32 `[rows, vocab]`."""
+        assert self.norm is not None
+        assert self.head is not None
+        return self.head(self.norm(states)).astype(mx.float32)
+
+
+def read_slice(
+    folder: Path, spec: ModelSpec, layers: LayerRange, dtype: Dtype, progress: Callable[[float], None]
+) -> Slice:
+    """Build the range and read its tensors, layer by layer. Raises UnsupportedModel or BrokenModel."""
+    model = empty_model(read_config(folder), spec, layers)
+    tensors = needed_tensors(folder, layers)
+    weights = {shifted(tensor.name, layers.start): array for tensor, array in _open(tensors)}
+    fill(model, {name: array.astype(MX[dtype]) for name, array in weights.items()}, spec)
+    del weights  # from here on every array is held by the model alone, so a source is freed once it is converted
+    try:
+        for done, part in enumerate(_parts(model), 1):
+            mx.eval(part)
+            progress(done / (len(layers) + 1))
+    except RuntimeError as error:
+        raise BrokenModel(f"{spec.name} cannot be read: {error}; get this model again") from error
+    return slice_of(model, spec)
+
+
+def check_dtype(spec: ModelSpec, dtype: Dtype) -> None:
+    """Raises UnsupportedModel for what MLX cannot compute on this thread's device."""
+    refuse_dtype(spec, dtype, mx.default_device().type.name)
+
+
+def empty_model(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> Module:
+    """mlx-lm's model with only this range's modules, its weights not computed. Raises UnsupportedModel."""
+    module = model_module(_FILES.get(spec.family, spec.family))
+    try:
+        args = module.ModelArgs.from_dict(dialect(config, spec, layers))
+    except (TypeError, ValueError) as error:
+        raise UnsupportedModel(_refusal(spec, f"does not take its config.json ({error})")) from error
+    model: Module = module.Model(args)
+    for layer, rope in zip(model.model.layers, ropes(config, spec, layers), strict=True):
+        layer.self_attn.rope = PackedRope(_rope(spec, rope))
+    first, last = layers.start == 0, layers.stop == spec.layers
+    if not (first or (last and spec.tied)):
+        model.model.pop("embed_tokens")
+    if not last:
+        model.model.pop("norm")
+    return model
+
+
+def fill(model: Module, weights: dict[str, mx.array], spec: ModelSpec) -> None:
+    """Put the weights, lazy still, in their places, by mlx-lm's rules. Raises UnsupportedModel for any that differ."""
+    try:
+        named = model.sanitize(weights)
+        if HEAD not in named:
+            model.pop("lm_head", None)
+        model.load_weights(list(named.items()), strict=True)
+    except (ValueError, KeyError) as error:
+        raise UnsupportedModel(_refusal(spec, f"has other tensors ({' '.join(str(error).split())})")) from error
+
+
+def slice_of(model: Module, spec: ModelSpec) -> Slice:
+    inner = model.model
+    embed = inner.get("embed_tokens")
+    norm = inner.get("norm")
+    head = embed.as_linear if spec.tied and norm is not None else model.get("lm_head")
+    return Slice(
+        layers=tuple(cast(Layer, layer) for layer in inner.layers),
+        embed=embed,
+        embed_scale=spec.hidden_size**0.5 if spec.family == "gemma3_text" else 1.0,
+        norm=norm,
+        head=head,
+    )
+
+
+def _rope(spec: ModelSpec, rope: Rope) -> Callable[..., mx.array]:
+    """With its periods spelled out: `mx.fast.rope` is off by 2e-4 at position 4,000 given the base, and by 3e-7 so."""
+    dims = spec.head_dim
+    with mx.stream(mx.cpu):  # exact powers, whatever the device's own are
+        if rope.kind in ("default", "linear"):
+            periods = rope.theta ** (mx.arange(0, dims, 2) / dims) * rope.settings.get("factor", 1.0)
+            return partial(mx.fast.rope, dims=dims, traditional=False, base=None, scale=1.0, freqs=periods)
+        made: Callable[..., mx.array] = model_module("rope_utils").initialize_rope(
+            dims, rope.theta, False, rope.settings, spec.context
+        )
+        return made
+
+
+def _parts(model: Module) -> Iterable[object]:
+    """What to evaluate one after the other, so that loading never holds more than one layer twice."""
+    for layer in model.model.layers:
+        yield layer.parameters()
+    yield model.parameters()
+
+
+def _open(tensors: tuple[TensorInfo, ...]) -> Iterable[tuple[TensorInfo, mx.array]]:
+    """Lazy arrays: MLX reads a tensor's bytes when it is evaluated."""
+    for file in sorted({tensor.file for tensor in tensors}):
+        own = [tensor for tensor in tensors if tensor.file == file]
+        try:
+            arrays = cast(dict[str, mx.array], mx.load(str(file)))
+        except RuntimeError:  # MLX has no name for the dtype of a tensor that nobody needs
+            yield from ((tensor, _read(tensor)) for tensor in own)
+            continue
+        yield from ((tensor, arrays[tensor.key]) for tensor in own)
+
+
+def _read(tensor: TensorInfo) -> mx.array:
+    raw = np.empty(tensor.nbytes, np.uint8)
+    read_into(tensor, raw.data)
+    return mx.array(raw).view(MX[PLAIN[tensor.dtype]]).reshape(tensor.shape)
+
+
+def _refusal(spec: ModelSpec, reason: str) -> str:
+    return f"{spec.name}: mlx-lm's {spec.family} {reason}; families that run here: {', '.join(FAMILIES)}"

@@ -1,0 +1,79 @@
+"""The torch backend: CPUs, NVIDIA's and Apple's GPUs, by transformers' model classes. Knows no ring and no plan."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import psutil
+import torch
+
+from backends.base import LoadRequest, Measurement, Shard
+from backends.checks import cache_capacity, check_model, in_words
+from together.errors import BadSetting
+from together.models.spec import read_runnable
+from together.types import Device, Dtype
+
+__all__ = ["is_out_of_memory", "load", "measure", "probe"]
+
+_ALLOCATION_FAILED = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "MPS backend out of memory",
+)
+
+
+def probe() -> tuple[Device, ...]:
+    """The CPU, then every GPU that torch can use."""
+    memory = psutil.virtual_memory()
+    found = [Device("torch", "cpu", _processor(), memory.total, memory.available)]
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = torch.cuda.mem_get_info(index)
+        found.append(Device("torch", f"cuda:{index}", torch.cuda.get_device_name(index), total, free))
+    if torch.backends.mps.is_available():
+        usable = torch.mps.recommended_max_memory()
+        found.append(Device("torch", "mps", f"{_processor()} GPU", usable, min(usable, memory.available)))
+    return tuple(found)
+
+
+def load(request: LoadRequest) -> Shard:
+    """Read the tensors of the range; the memory they leave is the KV cache's, in whole blocks."""
+    spec = read_runnable(request.folder)
+    check_model(spec, request)
+    capacity, device = cache_capacity(spec, request), _device(request.device)
+    # transformers takes seconds to import, and a probe does not need it
+    from backends.on_torch.model import read_model
+    from backends.on_torch.shard import TorchShard
+
+    with in_words(spec.name, "transformers"):
+        model = read_model(request.folder, spec, request.layers, request.dtype, device, request.progress)
+    return TorchShard(spec, request.layers, request.dtype, device, capacity, model)
+
+
+def measure(folder: Path, device: str, dtype: Dtype) -> Measurement:
+    """Time random weights of the shape in config.json: needs nothing else of the model."""
+    from backends.on_torch.measure import measure_model
+
+    return measure_model(folder, _device(device), dtype)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CPUs' and Apple's allocators raise a plain RuntimeError: only its text tells it from others."""
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in said for sign in _ALLOCATION_FAILED)
+
+
+def _device(name: str) -> torch.device:
+    names = [device.name for device in probe()]
+    if name not in names:
+        raise BadSetting(f"torch has no device {name!r} here; choose {' or '.join(names)}")
+    return torch.device(name)
+
+
+def _processor() -> str:
+    """The processor's name as its maker gives it, where the system tells."""
+    if platform.system() == "Linux":
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return next(names, platform.machine())
+    return platform.processor() or platform.machine()

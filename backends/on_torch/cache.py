@@ -1,0 +1,114 @@
+"""The KV cache of a torch shard: per sequence and layer one contiguous tensor that grows in blocks. Knows no model.
+
+Which lengths are committed is the ledger's business; here are only tensors, and what of them can still be reached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from together.planning.memory import BLOCK
+
+REWIND = 256  # last tokens of a sequence that sliding layers can undo
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What one token takes in one layer, and where."""
+
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def empty(self, tokens: int) -> Tensor:
+        """Room for keys and values, `[2, kv_heads, tokens, head_dim]`."""
+        return torch.empty(2, self.kv_heads, tokens, self.head_dim, dtype=self.dtype, device=self.device)
+
+
+@dataclass(slots=True)
+class LayerCache:
+    """One sequence's keys and values in one layer: those of the tokens from `base` on."""
+
+    shape: CacheShape
+    window: int | None
+    base: int = 0
+    data: Tensor = field(init=False)  # [2, kv_heads, room, head_dim]
+
+    def __post_init__(self) -> None:
+        self.data = self.shape.empty(0)
+
+    def append(self, position: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put `[kv_heads, n, head_dim]` at `position`; returns all keys and values that the new tokens may look at.
+
+        Those start at `first(position)`. Nothing is lost that going back `REWIND` tokens from `position` needs.
+        """
+        stop = position + keys.shape[1]
+        if stop - self.base > self.data.shape[2]:
+            self._grow(position, stop)
+        self.data[0, :, position - self.base : stop - self.base] = keys
+        self.data[1, :, position - self.base : stop - self.base] = values
+        seen = self.data[:, :, self.first(position) - self.base : stop - self.base]
+        return seen[0], seen[1]
+
+    def first(self, position: int) -> int:
+        """The first token that a token at `position` sees."""
+        return 0 if self.window is None else max(0, position - self.window + 1)
+
+    def truncate(self, length: int) -> None:
+        """Give back the blocks behind `length`."""
+        room = _blocks(length - self.base)
+        if room < self.data.shape[2]:
+            self.data = self.data[:, :, :room].clone()
+
+    def copy(self, length: int) -> LayerCache:
+        """A cache of its own with the first `length` tokens, as far as they are still here."""
+        twin = LayerCache(self.shape, self.window, self.base)
+        kept = length - self.base
+        twin.data = self.shape.empty(_blocks(kept))
+        twin.data[:, :, :kept] = self.data[:, :, :kept]
+        return twin
+
+    def _grow(self, position: int, stop: int) -> None:
+        """Move what must stay, `[keep, position)`, to a tensor of whole blocks with room up to `stop`."""
+        keep = self.base if self.window is None else max(self.base, position - self.window - REWIND)
+        spare = BLOCK if keep else 0  # a sliding layer moves its tokens once per block, not with each one
+        grown = self.shape.empty(min(_blocks(stop - keep + spare), _blocks(stop)))
+        grown[:, :, : position - keep] = self.data[:, :, keep - self.base : position - self.base]
+        self.data, self.base = grown, keep
+
+
+def _blocks(tokens: int) -> int:
+    return -(-tokens // BLOCK) * BLOCK
+
+
+@dataclass(slots=True)
+class SequenceCaches:
+    """The ledger's store: for every sequence its caches, one per layer."""
+
+    shape: CacheShape
+    windows: tuple[int | None, ...]  # one per layer of the shard
+    sequences: dict[int, list[LayerCache]] = field(default_factory=dict)
+
+    @property
+    def rewind(self) -> int | None:
+        return None if all(window is None for window in self.windows) else REWIND
+
+    def of(self, sequence: int) -> list[LayerCache]:
+        """The caches of a sequence, made if it is new."""
+        if sequence not in self.sequences:
+            self.sequences[sequence] = [LayerCache(self.shape, window) for window in self.windows]
+        return self.sequences[sequence]
+
+    def truncate(self, sequence: int, length: int) -> None:
+        for cache in self.of(sequence):
+            cache.truncate(length)
+
+    def fork(self, source: int, target: int, length: int) -> None:
+        self.sequences[target] = [cache.copy(length) for cache in self.sequences[source]]
+
+    def drop(self, sequence: int) -> None:
+        self.sequences.pop(sequence, None)

@@ -1,0 +1,97 @@
+"""What the processes weigh: a stage beside its weights, a head, a node."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RealApp
+from together.cluster.loopback import Place, bare_ring
+from together.desktop.bench.decode import DecodeRequest, peak_memory
+from together.desktop.bench.estimate import bench_estimate
+from together.desktop.bench.shapes import random_checkpoint
+from together.engine.engine import Engine
+from together.models.spec import read_spec
+from together.planning.split import uniform_ranges
+from together.requests import GenerateRequest
+from together.settings import default_home
+from together.types import Dtype, Sampling
+
+STAGE, HEAD, NODE = 500e6, 500e6, 150e6  # bytes
+PROMPT, NEW = 512, 8  # tokens
+
+
+async def stages_above_their_weights(folder: Path, dtype: Dtype) -> list[float]:
+    """Peak resident bytes of two stages, less weights and KV cache, after a prompt and some tokens."""
+    spec = read_spec(folder)
+    places = tuple(Place("torch", "cpu", layers) for layers in uniform_ranges(spec.layers, 2))
+    async with bare_ring(folder, places, dtype, PROMPT + NEW, users=1) as ring:
+        await answer(Engine(ring.client, frozenset()), spec.vocab_size)
+        peaks = [peak_memory(stage.status.pid) for stage in ring.stages]
+    return [
+        peak - spec.stage_bytes(place.layers, dtype) - (PROMPT + NEW) * spec.kv_bytes_per_token(place.layers, dtype)
+        for peak, place in zip(peaks, places, strict=True)
+    ]
+
+
+async def answer(engine: Engine, vocab_size: int) -> None:
+    loop = asyncio.create_task(engine.run())
+    prompt = tuple(i * 31 % vocab_size for i in range(PROMPT))
+    async for _ in engine.submit(GenerateRequest(prompt, Sampling(temperature=0.0), NEW, ignore_eos=True)):
+        pass
+    engine.close()
+    await loop
+
+
+async def test_a_stage_weighs_little_more_than_its_weights(tmp_path: Path) -> None:
+    folder = random_checkpoint("tiny", "fp32", tmp_path)
+    assert max(await stages_above_their_weights(folder, "fp32")) <= STAGE
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+async def test_a_stage_of_half_a_1b_model_weighs_little_more_than_its_weights() -> None:
+    folder = random_checkpoint("llama-3.2-1b", "bf16", default_home())
+    assert max(await stages_above_their_weights(folder, "bf16")) <= STAGE
+
+
+@pytest.mark.parametrize("backend", ["mlx", pytest.param("torch", marks=pytest.mark.full)])
+async def test_what_the_planner_expects_of_small_stages_they_take(tmp_path: Path, backend: str) -> None:
+    await expect_what_is_measured("tiny", backend, tmp_path)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(400)  # MLX on a CPU takes a second for each billion products
+@pytest.mark.parametrize(
+    ("shape", "backend"),
+    [
+        ("smollm2-135m", "torch"),
+        ("smollm2-135m", "mlx"),
+        ("qwen2.5-0.5b", "torch"),
+        ("qwen2.5-0.5b", "mlx"),
+        ("llama-3.2-1b", "torch"),
+    ],
+)
+async def test_what_the_planner_expects_of_stages_they_take(shape: str, backend: str) -> None:
+    await expect_what_is_measured(shape, backend, default_home())
+
+
+async def expect_what_is_measured(shape: str, backend: str, home: Path) -> None:
+    """A prompt of more than a frame, and some tokens, by two stages."""
+    if backend == "mlx":
+        pytest.importorskip("mlx.core")
+    request = DecodeRequest(shape, "bf16", backend, "cpu", prompt=300, new=4, rounds=1)
+    found = await bench_estimate(request, 2, home)
+    assert all(0.9 <= ratio <= 1.1 for ratio in found.bytes_ratios), found
+
+
+def test_a_head_and_a_node_are_light(real_app: RealApp) -> None:
+    real_app.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 20})
+    app, *others = real_app.tree()
+    children = [process for process in others if process.ppid() == app.pid]
+    nodes = [process for process in children if "together.text.template_process" not in process.cmdline()]
+    assert len(nodes) == 2
+    assert app.memory_info().rss <= HEAD
+    assert max(node.memory_info().rss for node in nodes) <= NODE

@@ -1,0 +1,203 @@
+"""The last plan over a restart: remembered, offered, loaded again by the same split or, for other machines, anew."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.head.test_recovery import layout
+from tests.support.checksum import EOS as END
+from tests.support.checksum import QUIET, make_checksum_model
+from tests.support.cluster import (
+    Node,
+    ask,
+    by_hand,
+    cluster_settings,
+    right_answer,
+    running_head,
+    running_nodes,
+)
+from together.errors import NotServing, TogetherError
+from together.head.head import Head
+from together.head.last_plan import FILE, VERSION, LastPlan, LastPlans, LastStage
+from together.head.wanted import Wanted
+from together.planning.request import PlanRequest
+from together.types import Device, Endpoint, LayerRange, ModelRef, NodeState, NodeStatus, Plan, Serving, ServingState
+
+REF = ModelRef("toy", "/models/toy", "f1", 4)
+STAGES = tuple(
+    LastStage(name[0], name, "torch", "cpu", layers)
+    for name, layers in (("anna", LayerRange(0, 3)), ("berta", LayerRange(3, 4)))
+)
+LAST = LastPlan(VERSION, REF, "fp32", 1024, 2, PlanRequest(users=3), STAGES)
+
+
+def node(name: str, device: str = "cpu") -> NodeStatus:
+    devices = (Device("torch", device, "", 0, 0),)
+    return NodeStatus(name[0], name, "m", Endpoint((), 0), 1, NodeState.IDLE, devices=devices)
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert LastPlans.read(home).last is None
+    LastPlans(home).keep(LAST)
+    assert LastPlans.read(home).last == LAST
+    assert [file.name for file in home.iterdir()] == [FILE]  # nothing half written beside it
+
+
+@pytest.mark.parametrize("broken", ["", "{", "[]", "{}", "null", "\x00", "[" * 5000, '{"version": 2}', "wrong layers"])
+def test_a_broken_file_is_ignored_with_a_log_line(
+    tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    LastPlans(tmp_path).keep(LAST)
+    good = (tmp_path / FILE).read_text()
+    (tmp_path / FILE).write_text(good.replace('"stop": 3', '"stop": 0') if broken == "wrong layers" else broken)
+    with caplog.at_level(logging.WARNING):
+        assert LastPlans.read(tmp_path).last is None
+    assert "is not a plan that this version can read" in caplog.text
+    assert str(tmp_path / FILE) in caplog.text
+
+
+def test_a_home_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "home").write_text("a file, where a folder should be")
+    plans = LastPlans(tmp_path / "home")
+    plans.keep(LAST)
+    assert plans.last == LAST
+    assert "not remembered" in caplog.text
+
+
+# --- what is offered --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("nodes", "offer"),
+    [
+        (("anna", "berta"), "Last: toy on anna 0–2, berta 3–3."),
+        (
+            ("anna",),
+            "Last: toy on anna 0–2, berta 3–3. berta is not here now, so loading it plans anew.",
+        ),
+        ((), "Last: toy on anna 0–2, berta 3–3. anna and berta are not here now, so loading it plans anew."),
+    ],
+)
+def test_the_offer_says_what_differs(nodes: tuple[str, ...], offer: str) -> None:
+    assert LastPlans(Path(), LAST).offer(Serving(), [node(name) for name in nodes]) == offer
+
+
+def test_the_offer_uses_the_names_of_now() -> None:
+    renamed = replace(node("anna"), name="studio")
+    assert LastPlans(Path(), LAST).offer(Serving(), [renamed, node("berta")]) == "Last: toy on studio 0–2, berta 3–3."
+
+
+def test_another_device_is_another_machine() -> None:
+    assert "berta is not here now" in LastPlans(Path(), LAST).offer(Serving(), [node("anna"), node("berta", "cuda:0")])
+
+
+@pytest.mark.parametrize("state", ServingState)
+def test_nothing_is_offered_while_it_serves_or_something_is_under_way(state: ServingState) -> None:
+    other = Plan(replace(REF, fingerprint="f2"), (), 1, 1, "fp32")
+    settled = state in (ServingState.EMPTY, ServingState.READY, ServingState.FAILED)
+    plans = LastPlans(Path(), LAST)
+    assert bool(plans.offer(Serving(state, "other", other), [])) == settled
+    assert plans.offer(Serving(state, "toy", replace(other, model=REF)), []) == ""
+    assert LastPlans(Path()).offer(Serving(state), []) == ""
+
+
+# --- how it is asked for again ----------------------------------------------------------------------------------------
+
+
+def test_the_same_machines_get_the_same_layers_whatever_they_are_called_now() -> None:
+    places = {("a", "torch", "cpu"): "studio", ("b", "torch", "cpu"): "berta", ("c", "torch", "cpu"): "carla"}
+    assert LAST.again(places) == PlanRequest("custom", users=2, context=1024, layers="studio=0:3,berta=3:4")
+    del places[("b", "torch", "cpu")]
+    assert LAST.again(places) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "anew"),
+    [
+        (PlanRequest(users=3), PlanRequest(users=3)),
+        (PlanRequest("memory", max_memory="4GB"), PlanRequest("memory", max_memory="4GB")),
+        (PlanRequest("custom", layers="anna=0:3,berta=3:4", context=64), PlanRequest("uniform", context=64)),
+        (PlanRequest("ratio", ratio="3:1"), PlanRequest("uniform")),
+    ],
+)
+def test_for_other_machines_a_split_by_hand_becomes_the_usual_one(asked: PlanRequest, anew: PlanRequest) -> None:
+    assert replace(LAST, request=asked).anew("uniform") == anew
+
+
+def test_the_very_files_are_loaded_while_they_are_there_else_the_hubs(tmp_path: Path) -> None:
+    hub = replace(LAST, model=ModelRef("org/name", str(tmp_path), "f", 4, "abc"))
+    assert hub.place == "org/name"
+    (tmp_path / "config.json").write_text("{}")
+    assert hub.place == str(tmp_path)
+    assert LAST.place == "/models/toy"  # a folder that is gone is an error that names it
+
+
+def test_the_last_plan_keeps_its_dtype_and_its_name() -> None:
+    wanted = Wanted.again(replace(LAST, dtype="bf16"), "uniform")
+    assert (wanted.name, wanted.dtype, wanted.request) == ("toy", "bf16", PlanRequest(users=3))
+    assert wanted.otherwise(PlanRequest("memory")) == Wanted("/models/toy", PlanRequest("memory"), "bf16")
+
+
+# --- real heads -------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def restarted(head: Head, *nodes: Node) -> AsyncIterator[Head]:
+    """Another head of the same home, as after a restart."""
+    async with running_head(head.settings, *nodes) as again:
+        yield again
+
+
+async def test_a_restarted_head_offers_the_last_plan_and_loads_it(tmp_path: Path) -> None:
+    toy = make_checksum_model(tmp_path / "toy", quiet_ids=(*QUIET, END))
+    settings = cluster_settings(tmp_path / "home")
+    with running_nodes(settings, "anna", "berta") as nodes:
+        async with running_head(settings, *nodes) as head:
+            with pytest.raises(NotServing, match="no model was loaded here before"):
+                await head.load_last()
+            await head.load(toy, by_hand("berta=0:3,anna=3:4"))
+            before = layout(head)
+        async with restarted(head, *nodes) as again:
+            assert again.view().offer == "Last: toy on berta 0–2, anna 3–3."
+            with pytest.raises(TogetherError):
+                await again.load_demo()  # the toy's backend does not run it; nor is it what was applied last
+            assert again.view().offer.startswith("Last: toy")
+            await again.load_last()
+            assert again.view().offer == ""
+            assert layout(again) == before
+            assert await ask(again) == right_answer(toy)
+            await again.unload()
+            assert again.view().offer.startswith("Last: toy")
+        nodes[1].stop()
+        async with restarted(head, nodes[0]) as alone:
+            assert alone.view().offer.endswith(". berta is not here now, so loading it plans anew.")
+            await alone.load_last()
+            assert layout(alone) == {"anna": [LayerRange(0, 4)]}
+            assert await ask(alone) == right_answer(toy)
+
+
+@pytest.mark.full
+async def test_a_last_plan_that_does_not_fit_any_more_is_made_anew(tmp_path: Path) -> None:
+    toy = make_checksum_model(tmp_path / "toy", quiet_ids=(*QUIET, END), num_key_value_heads=2**12)
+    settings = cluster_settings(tmp_path / "home")
+    with running_nodes(settings, "anna", "berta") as nodes:
+        async with running_head(settings, *nodes) as head:
+            await head.load(toy, by_hand("anna=0:3,berta=3:4"))
+        for each in nodes:
+            each.stop()
+    small = replace(settings, memory="100MB")  # room for two layers on each
+    with running_nodes(small, "anna", "berta") as nodes:
+        async with running_head(small, *nodes) as again:
+            await again.load_last()
+            assert sorted(len(ranges[0]) for ranges in layout(again).values()) == [2, 2]
+            assert await ask(again) == right_answer(toy)

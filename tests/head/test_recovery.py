@@ -1,0 +1,185 @@
+"""Rows R1 to R5 and R12: parts of a ring die, freeze or run out of memory while people chat, and no text changes.
+
+Real nodes and stages on loopback with the checksum toy, whose text shows any token that was lost, repeated or mixed up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from tests.support.checksum import EOS as END
+from tests.support.checksum import QUIET, make_checksum_model
+from tests.support.cluster import GREEDY, Node, ask, by_hand, right_answer, running_cluster, start_node, until
+from tests.support.patience import PATIENCE
+from together.errors import NotServing, RingBroken
+from together.head.head import Head
+from together.requests import ChatRequest, Message
+from together.types import LayerRange, NodeState, Sampling, ServingState, StageStatus
+
+ENDLESS = (*QUIET, END)
+TOKENS = 120
+DRAWN = Sampling(temperature=1.0, seed=11)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """An answer that was disturbed, and the longest pause in it, in seconds."""
+
+    text: str
+    stall: float
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy") / "model"
+    return make_checksum_model(folder, layers=6, quiet_ids=ENDLESS, step_ms=2)
+
+
+@pytest_asyncio.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[tuple[Head, list[Node]]]:
+    async with running_cluster(tmp_path, "anna", "berta", "carla") as cluster:
+        yield cluster
+
+
+async def disturbed(head: Head, harm: Callable[[], None], sampling: Sampling = GREEDY, at: int = 30) -> Outcome:
+    """One chat; `harm` happens after `at` pieces. No pause is as long as the step timeout: the ring mends itself."""
+    clock = asyncio.get_running_loop().time
+    request = ChatRequest((Message("user", "hello"),), sampling, TOKENS)
+    text, stall, last, count = "", 0.0, clock(), 0
+    async for piece in head.chat(request):
+        text, count = text + piece.text, count + 1
+        stall, last = max(stall, clock() - last), clock()
+        if count == at:
+            harm()
+    assert stall < PATIENCE
+    return Outcome(text, stall)
+
+
+def stage_of(head: Head, name: str) -> StageStatus:
+    node = next(node for node in head.view().nodes if node.name == name)
+    return next(stage for stage in node.stages if stage.ring == head.view().serving.ring)
+
+
+def layout(head: Head) -> dict[str, list[LayerRange]]:
+    """Who runs which layers of the ring now."""
+    plan = head.view().serving.plan
+    assert plan is not None
+    names = {node.id: node.name for node in head.view().nodes}
+    found: dict[str, list[LayerRange]] = {}
+    for stage in plan.stages:
+        found.setdefault(names.get(stage.node, stage.node), []).append(stage.layers)
+    return found
+
+
+# --- R1, R2, R3, R4 ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+async def test_a_killed_stage_costs_a_pause_and_no_text(
+    cluster: tuple[Head, list[Node]], toy: Path, sampling: Sampling
+) -> None:
+    head, _ = cluster
+    await head.load(toy, by_hand("anna=0:3,berta=3:6"))
+    others = [asyncio.create_task(ask(head, f"other {i}", 40, sampling)) for i in range(3)]
+    for victim in ("berta", "anna"):
+        pid = stage_of(head, next(iter(n for n in layout(head) if n == victim), "carla")).pid
+        outcome = await disturbed(head, psutil.Process(pid).kill, sampling)
+        assert outcome.text == right_answer(toy, tokens=TOKENS, sampling=sampling)
+    texts = [right_answer(toy, f"other {i}", 40, sampling) for i in range(3)]
+    assert await asyncio.gather(*others) == texts
+    assert head.view().serving.state is ServingState.READY
+    stages = [stage for node in head.view().nodes for stage in node.stages]
+    assert sum(len(stage.layers) for stage in stages) == 6  # nothing of older plans is left
+
+
+async def test_a_killed_node_is_replaced(cluster: tuple[Head, list[Node]], toy: Path) -> None:
+    head, nodes = cluster
+    await head.load(toy, by_hand("anna=0:2,berta=2:6"))
+    outcome = await disturbed(head, nodes[1].kill)
+    assert outcome.text == right_answer(toy, tokens=TOKENS)
+    assert "berta" not in layout(head)
+    assert layout(head)["anna"][0] == LayerRange(0, 2)  # it was not loaded again
+
+
+async def test_a_frozen_stage_is_noticed_and_replaced(cluster: tuple[Head, list[Node]], toy: Path) -> None:
+    head, _ = cluster
+    await head.load(toy, by_hand("anna=0:3,berta=3:6"))
+    frozen = psutil.Process(stage_of(head, "berta").pid)
+    outcome = await disturbed(head, frozen.suspend)
+    assert outcome.text == right_answer(toy, tokens=TOKENS)
+    await until(lambda: not frozen.is_running())  # its node ended it
+
+
+async def test_a_frozen_node_is_replaced_and_gives_back_its_layers_later(
+    cluster: tuple[Head, list[Node]], toy: Path
+) -> None:
+    head, nodes = cluster
+    await head.load(toy, by_hand("anna=0:3,berta=3:6"))
+    stages = nodes[1].stages()
+
+    def freeze() -> None:
+        nodes[1].freeze()
+        for stage in stages:
+            stage.suspend()
+
+    outcome = await disturbed(head, freeze)
+    assert outcome.text == right_answer(toy, tokens=TOKENS)
+    for stage in stages:
+        stage.resume()
+    nodes[1].thaw()
+    await until(lambda: not any(stage.is_running() for stage in stages))
+    await until(lambda: all(node.state is not NodeState.FAILED for node in head.view().nodes))
+
+
+# --- R5, R12 ----------------------------------------------------------------------------------------------------------
+
+
+async def test_without_room_every_request_ends_and_the_model_comes_back_with_a_node(tmp_path: Path) -> None:
+    toy = make_checksum_model(tmp_path / "toy", layers=6, quiet_ids=ENDLESS, step_ms=2, num_key_value_heads=2**12)
+    async with running_cluster(tmp_path, "anna", "berta", memory="140MB") as (head, nodes):  # room for 3 of 6 layers
+        await head.load(toy, by_hand("anna=0:3,berta=3:6"))
+        asking = [asyncio.create_task(disturbed(head, lambda: None)) for _ in range(2)]
+        await until(lambda: head.view().serving.running == 2)
+        nodes[1].kill()
+        for error in await asyncio.gather(*asking, return_exceptions=True):
+            assert isinstance(error, RingBroken)
+            assert "node berta" in str(error)
+            assert "no other machine has room" in str(error)
+        assert head.view().serving.state is ServingState.WAITING
+        with pytest.raises(NotServing, match="comes back by itself"):
+            await ask(head)
+        back = start_node(head.settings, nodes[0].endpoint)
+        try:
+            back.wait_ready()
+            await until(lambda: head.view().serving.state is ServingState.READY)
+            assert await ask(head) == right_answer(toy)
+        finally:
+            await head.unload()
+            back.stop()
+
+
+async def test_a_stage_that_runs_out_of_memory_gets_fewer_layers_and_no_text_is_lost(
+    cluster: tuple[Head, list[Node]], tmp_path: Path
+) -> None:
+    head, _ = cluster
+    weak = make_checksum_model(
+        tmp_path / "weak",
+        layers=6,
+        quiet_ids=ENDLESS,
+        fail_at_position=40,
+        most_layers=2,
+        num_key_value_heads=2**14,  # so that a layer weighs something: 134 MB of cache
+    )
+    await head.load(weak, by_hand("anna=0:3,berta=3:6"))
+    assert await ask(head, tokens=TOKENS) == right_answer(weak, tokens=TOKENS)
+    sizes = [len(layers) for held in layout(head).values() for layers in held]
+    assert sum(sizes) == 6
+    assert max(sizes) <= 2
+    assert all(node.state is not NodeState.FAILED for node in head.view().nodes)

@@ -1,0 +1,82 @@
+"""Numbers that a sentence compares are told apart in it, whatever their size."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.measuring import extent
+from together.cluster.grants import Grants
+from together.errors import NotEnoughMemory
+from together.planning.problem import ModelSize, NodeProfile, Problem
+from together.planning.request import PlanRequest, plan_for
+from together.types import Device, LayerRange, ModelRef, StageOrder, StagePlan
+from together.wording import sizes_text, times_text
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shown"),
+    [
+        ((9.1e9, 7.8e9), ("9.1 GB", "7.8 GB")),
+        ((0.2 * GB, 0.2 * GB), ("0.2 GB", "0.2 GB")),
+        ((0.204 * GB, 0.196 * GB), ("0.204 GB", "0.196 GB")),
+        ((2.5e6, 2.46e6), ("2.50 MB", "2.46 MB")),
+        ((8 * GB + 1, 8 * GB), ("8,000,000,001 bytes", "8,000,000,000 bytes")),
+        ((300, 2), ("300 bytes", "2 bytes")),
+        ((9 * GB, 200), ("9.0 GB", "200 bytes")),
+    ],
+)
+def test_sizes(sizes: tuple[float, ...], shown: tuple[str, ...]) -> None:
+    assert sizes_text(*sizes) == shown
+
+
+@given(st.integers(0, 2**42), st.integers(0, 2**42))
+def test_other_sizes_read_otherwise_and_in_order(one: int, other: int) -> None:
+    first, second = sizes_text(one, other)
+    assert (first == second) is (one == other)
+    assert (value(first) < value(second)) is (one < other)
+
+
+def value(text: str) -> float:
+    """Bytes."""
+    number, unit = text.split()
+    return float(number.replace(",", "")) * {"GB": 1e9, "MB": 1e6, "bytes": 1}[unit]
+
+
+def test_times() -> None:
+    assert times_text(3.04, 2.96) == ("3.04 ms", "2.96 ms")
+    assert times_text(12.0, 3.0) == ("12.0 ms", "3.0 ms")
+
+
+def differ(sentence: str) -> bool:
+    """Whether the two sizes in a sentence read differently."""
+    first, second = re.findall(r"[\d.,]+ (?:GB|MB|bytes)", sentence)[:2]
+    return bool(first != second)
+
+
+def test_what_a_node_lacks_can_be_read() -> None:
+    need = 204 * 10**6
+    book = Grants("studio", (Device("torch", "cpu", "", GB, GB),), {"torch/cpu": need - 10**5})
+    plan = StagePlan("", "torch", "cpu", LayerRange(0, 4), need)
+    with pytest.raises(NotEnoughMemory) as caught:
+        book.take(StageOrder("ring", "head", 0, ModelRef("toy", "", "", 4), plan, "fp32"))
+    assert differ(str(caught.value))
+
+
+def test_what_a_plan_lacks_can_be_read() -> None:
+    nodes = tuple(NodeProfile(name, 1.0, free_bytes=204 * 10**6 - 1000) for name in ("anna", "berta"))
+    problem = Problem(ModelSize((102e6,) * 4), nodes, users=1, context=1)
+    found = plan_for(PlanRequest("uniform"), problem)
+    assert "needs 204,000,000 bytes" in str(getattr(found, "error", ""))
+    assert differ(str(getattr(found, "error", "")))
+
+
+def test_what_measuring_lacks_can_be_read() -> None:
+    with pytest.raises(NotEnoughMemory) as caught:
+        extent("toy", 4, 204 * 10**6, 1000, 1, 204 * 10**6)
+    assert differ(str(caught.value))

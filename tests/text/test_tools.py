@@ -1,0 +1,333 @@
+"""Tool calls out of text in every way that models write them: parted, forced, told of; no text is lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.tokenizers import CHATML, byte_level, write_text_files
+from together.requests import CallDelta, Message, Tool, ToolCall
+from together.text.call_values import typed
+from together.text.tokenizer import TextModel
+from together.text.tool_formats import CODER, HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, NEMOTRON, ToolStyle, style_of
+from together.text.tools import ToolSplitter
+from together.text.turns import one_by_one
+
+TOOLS = (
+    Tool("f", "Does it.", {"type": "object", "properties": {"a": {"type": "integer"}, "s": {"type": "string"}}}),
+    Tool("g"),
+)
+F, G = '{"name": "f", "arguments": {"a": 1}}', '{"name": "g", "arguments": {}}'
+Calls = list[tuple[str, str]]
+
+
+def parted(style: ToolStyle, pieces: Iterable[str]) -> tuple[str, Calls]:
+    """What is said and called; checks that ids, names and arguments come in order."""
+    splitter = ToolSplitter(style, TOOLS)
+    given_out = [*(splitter.push(piece) for piece in pieces), splitter.flush()]
+    calls: Calls = []
+    for delta in (delta for _, deltas in given_out for delta in deltas):
+        if delta.id:
+            assert (delta.index, delta.arguments) == (len(calls), "")
+            calls.append((delta.name, ""))
+        else:
+            assert delta.index == len(calls) - 1
+            calls[-1] = (calls[-1][0], calls[-1][1] + delta.arguments)
+    return "".join(said for said, _ in given_out), calls
+
+
+# --- what models write ------------------------------------------------------------------------------------------------
+
+CASES: list[tuple[ToolStyle, str, str, Calls]] = [
+    (HERMES, f"<tool_call>\n{F}\n</tool_call>", "", [("f", '{"a": 1}')]),
+    (HERMES, f"Hm.\n\n<tool_call>{F}</tool_call>\n<tool_call>{G}</tool_call>", "Hm.", [("f", '{"a": 1}'), ("g", "{}")]),
+    (HERMES, f"a <tool_call>{G}</tool_call> b", "a  b", [("g", "{}")]),
+    (HERMES, '<tool_call>{"arguments": {"s": "é"}, "name": "f"}</tool_call>', "", [("f", '{"s": "é"}')]),
+    (HERMES, '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [("f", '{"a": 1}')]),
+    (HERMES, '<tool_call>{"name": "g", "arguments": null}</tool_call>', "", [("g", "{}")]),
+    (
+        HERMES,
+        '<tool_call>{"name": "f", "arguments": {"s": "</tool_call> \\"}"}}\n</tool_call>',
+        "",
+        [("f", '{"s": "</tool_call> \\"}"}')],
+    ),
+    (HERMES, '<tool_call>{"name": "other", "arguments": {}}</tool_call>', "", [("other", "{}")]),
+    (HERMES, f"<tool_call>{F}}}\n</tool_call>", "", [("f", '{"a": 1}')]),  # a bracket too many
+    (HERMES, f"<tool_call>{F[:-1]}\n</tool_call> x", "x", [("f", '{"a": 1}')]),  # one too few
+    (HERMES, f"<tool_call>{F}\n<tool_call>{G}", "", [("f", '{"a": 1}'), ("g", "{}")]),  # no closing tag
+    (HERMES, '<tool_call>{"name": "f", "arguments": {"a": 1', "", [("f", '{"a": 1')]),  # cut off
+    (HERMES, '<tool_call>{"name": "f", "arguments": {"a": tru}}</tool_call>', "", [("f", '{"a": tru}')]),
+    (
+        CODER,
+        "<tool_call>\n<function=f>\n<parameter=a>\n5\n</parameter>\n<parameter=s>\n7\n\n8\n</parameter>\n</function>\n</tool_call>",
+        "",
+        [("f", '{"a": 5, "s": "7\\n\\n8"}')],
+    ),
+    (CODER, "So:\n<function=g>\n</function>\n</tool_call>", "So:", [("g", "{}")]),
+    (CODER, "<tool_call><function=f><parameter=new>[1]</parameter></tool_call>", "", [("f", '{"new": [1]}')]),
+    (CODER, "<tool_call><function=f><parameter=s>half", "", [("f", '{"s": "half')]),
+    (CODER, f"<tool_call>\n{F}\n</tool_call>", "", [("f", '{"a": 1}')]),
+    (HERMES, "<tool_call><function=g></function></tool_call>", "", [("g", "{}")]),
+    (LLAMA, '{"name": "f", "parameters": {"a": "1"}}', "", [("f", '{"a": "1"}')]),
+    (LLAMA, '\n{"name": "f", "parameters": {}}; {"name": "g", "parameters": {}}', "", [("f", "{}"), ("g", "{}")]),
+    (LLAMA, '<|python_tag|>{"type": "function", "name": "f", "parameters": {"a": 1}};', "", [("f", '{"a": 1}')]),
+    (LLAMA, '{"type": "function", "function": {"name": "g", "parameters": {}}}', "", [("g", "{}")]),
+    (MISTRAL, f"[TOOL_CALLS][{F}, {G}]", "", [("f", '{"a": 1}'), ("g", "{}")]),
+    (MISTRAL, f' [TOOL_CALLS] [{F[:-1]}, "id": "123456789"}}]', "", [("f", '{"a": 1}')]),
+    (MISTRAL_NAMED, 'a[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g{}', "a", [("f", '{"a": 1}'), ("g", "{}")]),
+    (MISTRAL_NAMED, "[TOOL_CALLS]g[CALL_ID]abc123456[ARGS]{}", "", [("g", "{}")]),
+    (NEMOTRON, f"<TOOLCALL>[{F}]</TOOLCALL>", "", [("f", '{"a": 1}')]),
+]
+NO_CALLS: list[tuple[ToolStyle, str]] = [
+    (HERMES, " Plain text \n"),
+    (HERMES, "The tag <tool_call> begins one."),
+    (HERMES, '<tool_call>{"x": 1}</tool_call> <tool'),
+    (HERMES, '<tool_call>{"name": 5, "arguments": {}}</tool_call>'),
+    (HERMES, '<tool_call>{"name": "f", "arguments": [1]}</tool_call>'),
+    (HERMES, '<tool_call>{"name": "f", "argu'),
+    (HERMES, '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>'),
+    (HERMES, "<tool_call>f{}</tool_call>"),
+    (HERMES, "<tool_call>"),
+    (HERMES, "<tool_call>\n"),
+    (CODER, "<function=x"),
+    (CODER, "<function>f</function>"),
+    (LLAMA, '{"answer": 1}'),
+    (LLAMA, '{"name": "Bob", "parameters": {"a": 1}}'),
+    (LLAMA, 'As JSON: {"name": "f", "parameters": {}}'),
+    (LLAMA, "<|python_tag|>print(1)"),
+    (LLAMA, "{}"),
+    (LLAMA, "\n "),
+    (MISTRAL, "[TOOL_CALLS] nothing!"),
+    (MISTRAL, "[TOOL_CALLS][1, 2]"),
+]
+
+
+@pytest.mark.parametrize(("style", "text", "said", "calls"), CASES)
+def test_calls(style: ToolStyle, text: str, said: str, calls: Calls) -> None:
+    assert parted(style, [text]) == parted(style, text) == (said, calls)
+
+
+@pytest.mark.parametrize(("style", "text"), NO_CALLS)
+def test_text_that_is_no_call_is_shown_as_it_is(style: ToolStyle, text: str) -> None:
+    assert parted(style, [text]) == parted(style, text) == (text, [])
+
+
+SCRAPS: tuple[str, ...] = (
+    "<tool_call>",
+    "</tool_call>",
+    "<function=f>",
+    "</function>",
+    "<parameter=s>",
+    "</parameter>",
+    "[TOOL_CALLS]",
+)
+SCRAPS += (
+    "[ARGS]",
+    "f",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ";",
+    '"',
+    "\\",
+    '"name": "f", ',
+    '"arguments": ',
+    " ",
+    "\n",
+    "a",
+    F,
+    G,
+)
+STYLES = (HERMES, CODER, LLAMA, MISTRAL, MISTRAL_NAMED, NEMOTRON)
+
+
+@given(
+    style=st.sampled_from(STYLES),
+    text=st.lists(st.sampled_from(SCRAPS), max_size=14).map("".join),
+    cuts=st.lists(st.integers(0, 200), max_size=6),
+)
+@settings(max_examples=600, deadline=None)
+def test_what_comes_out_does_not_depend_on_how_the_text_was_cut(style: ToolStyle, text: str, cuts: list[int]) -> None:
+    places = [0, *sorted(min(place, len(text)) for place in cuts), len(text)]
+    whole = parted(style, [text])
+    assert parted(style, [text[start:stop] for start, stop in pairwise(places)]) == parted(style, text) == whole
+    if not whole[1]:
+        assert whole[0] == text
+
+
+def test_arguments_come_while_they_are_written_and_no_part_of_a_tag() -> None:
+    splitter = ToolSplitter(HERMES, TOOLS)
+    said = [
+        splitter.push(piece) for piece in ("Hi ", "<tool", "_call>", '{"name": "f"', ', "arguments": ', '{"a"', ": 1}")
+    ]
+    assert [text for text, _ in said] == ["Hi", "", "", "", "", "", ""]
+    head, *parts = [delta for _, deltas in said for delta in deltas]
+    assert (head.name, head.arguments, head.id[:5]) == ("f", "", "call_")
+    assert parts == [CallDelta(0, arguments='{"a"'), CallDelta(0, arguments=": 1}")]
+    assert (splitter.begun, splitter.finished) == (1, 1)
+
+
+def test_long_arguments_take_no_quadratic_time() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {"s": "' + "word " * 40_000 + '"}}</tool_call>'
+    _, calls = parted(HERMES, [text[at : at + 5] for at in range(0, len(text), 5)])
+    assert len(calls[0][1]) > 200_000
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "value"),
+    [
+        ("5", {"type": "integer"}, 5),
+        ("5", {"type": "string"}, "5"),
+        ("True", {"type": "boolean"}, True),
+        ("None", {"type": ["string", "null"]}, None),
+        ("true", {"anyOf": [{"type": "string"}, {"type": "null"}]}, "true"),
+        ('{"x": [1]}', {"type": "object"}, {"x": [1]}),
+        ("5", {"enum": ["5", "6"]}, "5"),
+        ("not JSON", {"type": "object"}, "not JSON"),
+        ("NaN", {"type": "number"}, "NaN"),
+        ("1e999", {"type": "number"}, "1e999"),
+        ("[" * 100_000, None, "[" * 100_000),
+        ("5", {"type": 5, "anyOf": 5, "enum": 5}, 5),
+    ],
+)
+def test_parameters_have_the_type_of_their_schema(text: str, schema: object, value: object) -> None:
+    assert json.loads(typed(text, schema)) == value
+
+
+# --- which way a model writes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "style"),
+    [
+        ('<tool_call>\n{"name": <name>, "arguments": <args>}\n</tool_call>', HERMES),
+        ("<tool_call>\n<function=name>\n<parameter=p>", CODER),
+        ("{{ '{\"name\": \"' + call.name + '\", ' }}{{ '\"parameters\": ' }}", LLAMA),
+        ("{{ '<|python_tag|>' }}", LLAMA),
+        ("{{ '[TOOL_CALLS] [' }}", MISTRAL),
+        ("{{ '[TOOL_CALLS]' + name + '[ARGS]' }}", MISTRAL_NAMED),
+        ("<TOOLCALL>[{{ call }}]</TOOLCALL>", NEMOTRON),
+        ("{{ tools | tojson }}", None),
+    ],
+)
+def test_the_template_shows_the_style(template: str, style: ToolStyle | None) -> None:
+    assert style_of(template) == style
+
+
+# --- into the template ------------------------------------------------------------------------------------------------
+
+ASKED = Message("user", "Do it")
+CALLED = Message("assistant", "", calls=(ToolCall("call_1", "f", '{"a": 1}'), ToolCall("call_2", "g", "")))
+TALK = (ASKED, CALLED, Message("tool", "one", call_id="call_1"), Message("tool", "two", call_id="call_2"))
+
+
+def rendered(folder: Path, template: str, messages: Sequence[Message], tools: Sequence[Tool] = TOOLS) -> str:
+    model = TextModel.open(write_text_files(folder, byte_level(), template))
+    return model.template.render_now(messages, tools)
+
+
+def test_a_template_that_knows_tools_gets_them_as_dictionaries(tmp_path: Path) -> None:
+    template = (
+        "{% for t in tools or [] %}[{{ t.function.name }} {{ t.function.parameters.type }}]{% endfor %}"
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "<tool_call>{{ c.function.name }}{% for k, v in c.function.arguments | items %} {{ k }}={{ v + 1 }}{% endfor %}"
+        "{% endfor %}{% if m.role == 'tool' %}({{ m.name }} {{ m.tool_call_id }}){% endif %};{% endfor %}"
+    )
+    wanted = "user:Do it;assistant:<tool_call>f a=2<tool_call>g;tool:one(f call_1);tool:two(g call_2);"
+    assert rendered(tmp_path, template, TALK) == "[f object][g object]" + wanted
+    assert rendered(tmp_path, template, TALK, ()) == wanted
+
+
+def test_a_template_that_takes_one_call_in_a_turn_gets_them_one_by_one(tmp_path: Path) -> None:
+    template = (
+        "{{ tools | length }}{% for m in messages %}{{ m.role }}:{{ m.content }}"
+        "{% if 'tool_calls' in m %}{% if m.tool_calls | length != 1 %}{{ raise_exception('one') }}{% endif %}"
+        '{"name": "{{ m.tool_calls[0].function.name }}", "parameters": }{% endif %};{% endfor %}'
+    )
+    said = rendered(tmp_path, template, TALK)
+    f = 'assistant:{"name": "f", "parameters": };'
+    assert said == f"2user:Do it;{f}tool:one;{f.replace('f', 'g')}tool:two;"
+
+
+def test_results_that_belong_to_no_call_are_kept() -> None:
+    stray = Message("tool", "stray", call_id="call_9")
+    told = [message.content for message in one_by_one((*TALK[:2], stray, *TALK[2:], ASKED))]
+    assert told == ["Do it", "", "one", "", "two", "stray", "Do it"]
+
+
+def test_ids_are_made_short_where_the_template_asks_for_it(tmp_path: Path) -> None:
+    template = (
+        "{% for t in tools or [] %}{% endfor %}[TOOL_CALLS]{% for m in messages %}{% for c in m.tool_calls or [] %}"
+        "{{ c.id }};{% endfor %}{% if m.role == 'tool' %}{{ m.tool_call_id }};{% endif %}{% endfor %}"
+    )
+    short = Message("tool", "x", call_id="abcDEF123")
+    ids = rendered(tmp_path, template, (*TALK, short)).removeprefix("[TOOL_CALLS]").split(";")
+    assert ids[:2] == ids[2:4]
+    assert ids[0] != ids[1]
+    assert all(len(each) == 9 and each.isalnum() for each in ids[:5])
+    assert ids[4] == "abcDEF123"
+
+
+def test_arguments_that_are_no_object_stay_text(tmp_path: Path) -> None:
+    template = "{% if tools %}{% endif %}<tool_call>{{ messages[0].tool_calls[0].function.arguments }}"
+    broken = Message("assistant", "", calls=(ToolCall("c", "f", '{"a": '),))
+    assert rendered(tmp_path, template, [broken]) == '<tool_call>{"a": '
+
+
+def test_a_template_of_its_own_for_tools_is_used_for_them(tmp_path: Path) -> None:
+    named = [
+        {"name": "default", "template": "D{{ messages[0].content }}"},
+        {"name": "tool_use", "template": "T{{ tools | length }}<tool_call>"},
+    ]
+    write_text_files(tmp_path / "one", byte_level(), None, chat_template=named)
+    write_text_files(tmp_path / "two", byte_level(), "D{{ messages[0].content }}")
+    more = tmp_path / "two" / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text(named[1]["template"], encoding="utf-8")
+    for folder in ("one", "two"):
+        template = TextModel.open(tmp_path / folder).template
+        assert template.render_now([ASKED]) == "DDo it"
+        assert template.render_now([ASKED], TOOLS) == "T2<tool_call>"
+        assert template.style == HERMES
+
+
+# --- templates that know no tools -------------------------------------------------------------------------------------
+
+
+def test_without_tools_in_the_template_a_system_text_tells_of_them(tmp_path: Path) -> None:
+    said = rendered(tmp_path, CHATML, (Message("system", "Be brief."), *TALK, Message("user", "And?")))
+    system, user, assistant, results, *_ = said.split("<|im_start|>")[1:]
+    assert system.startswith("system\nBe brief.\n\nYou can call")
+    assert '{"name": "f", "description": "Does it.", "parameters": {' in system
+    assert user == "user\nDo it<|im_end|>\n"
+    calls = ('{"name": "f", "arguments": {"a": 1}}', '{"name": "g", "arguments": {}}')
+    assert assistant == "assistant\n" + "\n".join(f"<tool_call>\n{c}\n</tool_call>" for c in calls) + "<|im_end|>\n"
+    answers = "\n".join(f"<tool_response>\n{text}\n</tool_response>" for text in ("one", "two"))
+    assert results == f"user\n{answers}\nAnd?<|im_end|>\n"
+    assert rendered(tmp_path, CHATML, [ASKED], ()) == "<|im_start|>user\nDo it<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_template_without_a_system_turn_is_told_in_the_users(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + (
+        "{{ m.role }}:{{ m.content }};{% endfor %}"
+    )
+    said = rendered(tmp_path, template, [ASKED])
+    assert said.startswith("user:You can call")
+    assert said.endswith("\n\nDo it;")
+    said = rendered(tmp_path, template, [Message("system", "x"), ASKED])
+    assert said.startswith("user:x\n\nYou can call")
+    assert said.endswith("\n\nDo it;")
+
+
+def test_calls_in_a_way_that_is_not_known_are_told_of_in_words(tmp_path: Path) -> None:
+    template = "{{ tools | tojson }}{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
+    said = rendered(tmp_path, template, [ASKED])
+    assert said.startswith("nullsystem:You can call")

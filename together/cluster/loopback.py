@@ -1,0 +1,92 @@
+"""A ring of stage processes on loopback, without nodes: for benchmarks and tests of the ring. Knows no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from together.cluster.supervisor import StageProcess
+from together.errors import LoadFailed
+from together.models.spec import read_spec
+from together.planning.memory import stage_memory
+from together.ring import rpc
+from together.ring.client import RingClient
+from together.ring.join import join_ring
+from together.ring.links import Inlets
+from together.ring.pipe import Launch
+from together.types import Dtype, Endpoint, LayerRange, StageOrder, StagePlan, StageState
+
+HOST = "127.0.0.1"
+PORTS = (46000, 46999)
+LOAD_TIMEOUT = 600.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One stage of a bare ring."""
+
+    backend: str
+    device: str
+    layers: LayerRange
+
+
+@dataclass(frozen=True, slots=True)
+class BareRing:
+    """The head's end and the processes behind it; `own` and `inlets` are where the last stage pushes to."""
+
+    client: RingClient
+    stages: tuple[StageProcess, ...]
+    own: Endpoint
+    inlets: Inlets
+
+
+@asynccontextmanager
+async def bare_ring(
+    folder: Path, places: tuple[Place, ...], dtype: Dtype, context: int, users: int = 2
+) -> AsyncIterator[BareRing]:
+    """Start, load and join the stages; memory is granted for `users` times `context` tokens. Raises LoadFailed."""
+    spec = await asyncio.to_thread(read_spec, folder)
+    inlets = Inlets()
+    server = rpc.make_server({rpc.PUSH: inlets.handler()})
+    own = Endpoint((HOST,), rpc.bind(server, HOST, range(*PORTS)))
+    await server.start()
+    changed = asyncio.Event()
+    ring = secrets.token_hex(8)
+    stages = []
+    for index, place in enumerate(places):
+        memory = stage_memory(spec, place.layers, dtype, context, users)
+        stage = StagePlan("bare", place.backend, place.device, place.layers, memory)
+        order = StageOrder(ring, "bare", index, spec.ref(folder), stage, dtype)
+        stages.append(StageProcess(Launch(order, str(folder), "bare", HOST, PORTS), (HOST,), changed.set))
+    try:
+        await asyncio.gather(*(stage.start() for stage in stages))
+        await _until_ready(stages, changed)
+        client = await join_ring(
+            [stage.status for stage in stages],
+            epoch=0,
+            own=own,
+            inlets=inlets,
+            context=context,
+            hidden_size=spec.hidden_size,
+            dtype=dtype,
+            describe=lambda index: f"stage {index}",
+        )
+        yield BareRing(client, tuple(stages), own, inlets)
+        await client.close()
+    finally:
+        await asyncio.gather(*(stage.stop() for stage in stages))
+        await server.stop(0)
+
+
+async def _until_ready(stages: list[StageProcess], changed: asyncio.Event) -> None:
+    async with asyncio.timeout(LOAD_TIMEOUT):
+        while any(stage.status.state is not StageState.READY for stage in stages):
+            for stage in stages:
+                if stage.status.state is StageState.FAILED:
+                    raise LoadFailed(f"stage {stage.status.slot}: {stage.status.cause}")
+            changed.clear()
+            await changed.wait()

@@ -1,0 +1,1 @@
+"""The `bench` commands: one module per measurement, `cli` for their options."""

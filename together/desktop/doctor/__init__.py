@@ -1,0 +1,1 @@
+"""`doctor`: facts about this machine and its cluster, checks over them, and their display."""

@@ -1,0 +1,127 @@
+"""From a model and the living cluster to a plan that nodes can be ordered by. Knows no ring and no loading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from together.cluster.discovery import missing_ranges
+from together.cluster.survey import Site, Survey, Surveyor
+from together.head.model import Opened, sizings
+from together.models.spec import ModelSpec
+from together.planning.infeasible import Missing
+from together.planning.memory import stage_memory
+from together.planning.problem import Problem
+from together.planning.recommend import recommend
+from together.planning.report import Answer
+from together.planning.request import PlanRequest, plan_for
+from together.planning.split import Sizing
+from together.settings import Settings
+from together.types import LayerRange, Plan, StagePlan
+
+NEED_SPEEDS = ("recommend", "compute", "mixed")  # strategies that look at measured times
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A split that fits, what it was sized for, and whom its names stand for."""
+
+    opened: Opened
+    sizing: Sizing
+    survey: Survey
+    answer: Answer
+
+
+async def decide(
+    opened: Opened,
+    request: PlanRequest,
+    settings: Settings,
+    surveyor: Surveyor,
+    *,
+    measured: bool,
+    hurry: bool = False,
+) -> Decision | Missing:
+    """A plan for the first sizing that fits; what is missing is said for the first one, which was wanted.
+
+    Without `measured` the answer's times are all 0; in a `hurry` nobody waits for a device's times. Raises BadInput for
+    a wrong request, NotServing without a node.
+    """
+    missing: Missing | None = None
+    for sizing in sizings(opened, request, settings):
+        named = request.strategy == "custom" and "=" in (request.layers or "")
+        every = named or request.strategy in NEED_SPEEDS
+        survey = await surveyor.survey(
+            opened.spec, opened.config, sizing, measured=measured, all_devices=every, hurry=hurry
+        )
+        wanted = replace(request, users=None, context=None, hidden_size=opened.spec.hidden_size, dtype=sizing.dtype)
+        answer = plan_for(wanted, survey.problem)
+        if isinstance(answer, Answer):
+            why = (*answer.why, *survey.skipped, *_lowered(sizing, missing))
+            return Decision(opened, sizing, survey, replace(answer, why=why))
+        missing = missing or answer
+    assert missing is not None, "there is at least one sizing"
+    return missing
+
+
+def plan_of(decision: Decision) -> Plan:
+    """The split as orders for nodes: each stage is granted what it needs."""
+    spec, sizing, sites = decision.opened.spec, decision.sizing, decision.survey.sites
+    shares = decision.answer.split.shares
+    stages = tuple(_stage(spec, sites[share.node], share.layers, sizing) for share in shares)
+    return Plan(decision.opened.ref, stages, sizing.context, sizing.users, sizing.dtype)
+
+
+async def repair(
+    opened: Opened, plan: Plan, kept: tuple[StagePlan, ...], surveyor: Surveyor, *, measured: bool
+) -> Plan | None:
+    """A plan that keeps those stages and adds stages for the layers that none of them holds; None where none fits.
+
+    A node may get a further stage: what lives is not loaded again.
+    """
+    sizing = Sizing(plan.context, plan.users, plan.dtype)
+    survey = await surveyor.survey(
+        opened.spec, opened.config, sizing, measured=measured, all_devices=measured, hurry=True, reclaim=False
+    )
+    problem, stages = survey.problem, list(kept)
+    for gap in missing_ranges(plan.model.layers, [stage.layers for stage in kept]):
+        split = recommend(_part(problem, gap))
+        if split is None:
+            return None
+        for share in split.shares:
+            layers = LayerRange(share.layers.start + gap.start, share.layers.stop + gap.start)
+            stages.append(_stage(opened.spec, survey.sites[share.node], layers, sizing))
+            problem = _less(problem, share.node, stages[-1].memory_bytes)
+    return replace(plan, stages=tuple(sorted(stages, key=lambda stage: stage.layers)))
+
+
+def _part(problem: Problem, layers: LayerRange) -> Problem:
+    """A range of the model as a model of its own; only its end has an LM head."""
+    model = problem.model
+    first, last = layers.start == 0, layers.stop == model.layers
+    nodes = problem.nodes if last else tuple(replace(node, ms_per_head=0.0) for node in problem.nodes)
+    part = replace(
+        model,
+        layer_bytes=model.layer_bytes[layers.start : layers.stop],
+        embed_bytes=model.embed_bytes if first else 0,
+        head_bytes=model.head_bytes if last else 0,
+        tied_bytes=model.tied_bytes if first and last else 0,
+    )
+    return replace(problem, model=part, nodes=nodes)
+
+
+def _less(problem: Problem, name: str, size: int) -> Problem:
+    nodes = (
+        replace(node, free_bytes=(node.free_bytes or 0) - size) if node.name == name else node for node in problem.nodes
+    )
+    return replace(problem, nodes=tuple(nodes))
+
+
+def _stage(spec: ModelSpec, site: Site, layers: LayerRange, sizing: Sizing) -> StagePlan:
+    memory = stage_memory(spec, layers, sizing.dtype, sizing.context, sizing.users)
+    return StagePlan(site.node.id, site.device.backend, site.device.name, layers, memory)
+
+
+def _lowered(sizing: Sizing, missing: Missing | None) -> tuple[str, ...]:
+    if missing is None:
+        return ()
+    people = "one person" if sizing.users == 1 else f"{sizing.users} people at once"
+    return (f"sized for a context of {sizing.context} and {people}: more does not fit",)

@@ -1,0 +1,385 @@
+"""The head: joins membership, planner, loading, epochs and engine. Knows no HTTP, no page and no framework."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from together.engine.stats import EngineStats
+from together.errors import BadInput, BadPlan, NotServing, TogetherError
+from together.head.balance import LOOK_EVERY, Balance, layers_of
+from together.head.deciding import decide, plan_of
+from together.head.last_plan import BY_HAND, LastPlan, LastPlans
+from together.head.machines import Machines
+from together.head.model import Opened, open_model, refuse, sizings
+from together.head.service import Cluster, Service
+from together.head.tries import Tries
+from together.head.wanted import Wanted
+from together.models.generation import SamplingDefaults
+from together.planning.infeasible import Missing
+from together.planning.problem import Problem
+from together.planning.report import Answer
+from together.planning.request import PlanRequest
+from together.quoting import MOST, cut
+from together.requests import ChatRequest, CompletionRequest, Piece
+from together.settings import Settings
+from together.text.answers import answer_chat, answer_prompts
+from together.types import ClusterView, Endpoint, Plan, Serving, ServingState
+from together.weights.find import BUNDLED
+
+log = logging.getLogger(__name__)
+
+VIEWS_EVERY = 0.2  # seconds between two views at most
+NOTHING = Serving()
+
+
+class Head:
+    """One head. `start` before anything else, `stop` at the end; all methods belong to one event loop."""
+
+    def __init__(self, settings: Settings, peers: tuple[Endpoint, ...] = (), local_nodes: int = 0) -> None:
+        self.settings = settings
+        self.id = secrets.token_hex(8)
+        self._wanted_local = local_nodes
+        self._machines = Machines(settings, self.id, peers)
+        self._membership, self._surveyor = self._machines.membership, self._machines.surveyor
+        self.local = self._machines.local
+        self._serving = Serving()
+        self._service: Service | None = None
+        self._starting: Service | None = None  # what is being loaded
+        self._balance: Balance | None = None
+        self._last = Wanted(BUNDLED, PlanRequest(strategy=settings.strategy), by_itself=True)  # that was opened
+        self._ordered = self._last  # also one that could not be reached yet
+        self._kept = LastPlans.read(settings.home_path)
+        self._loading = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._load_task: asyncio.Task[object] | None = None
+        self._given_up = False  # an unload came while a model was being loaded
+        self._ring_task: asyncio.Task[None] | None = None
+        self._asked = False  # whether somebody has ordered a model
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen for answers, look for nodes, start the local ones."""
+        await self._machines.listen()
+        jobs = (self._membership.run(), self._machines.where.follow(), self._renew_leases(), self._keep_balance())
+        self._tasks = [asyncio.create_task(job) for job in jobs]
+        await self.local.start(self._wanted_local) if self._wanted_local else None
+
+    async def stop(self) -> None:
+        """Unload, end the local nodes, leave nothing behind."""
+        for task in (self._load_task, self._ring_task, *self._tasks[1:]):
+            if task is not None:
+                task.cancel()
+        with suppress(TogetherError, TimeoutError):
+            async with asyncio.timeout(2.0):
+                async with self._loading:  # a load that was cancelled gives back what it has
+                    await self._end_service()
+        self._tasks[0].cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._machines.close()
+
+    async def start_local_node(self) -> None:
+        await self.local.start_one()
+
+    async def stop_local_node(self) -> None:
+        await self.local.stop_one()
+
+    async def _renew_leases(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.lease / 6)
+            service = self._service or self._starting
+            loader = service.loader if service else None
+            await self._membership.end_strays(loader.ring if loader else "", loader.slots if loader else ())
+            await self._membership.renew()
+
+    async def _keep_balance(self) -> None:
+        """Look whether the plan is still right; move layers only where the person wants that, and between requests."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            service, balance = self._service, self._balance
+            if service is None or balance is None or service.serving.state is not ServingState.READY:
+                continue
+            if service.serving.plan != plan_of(balance.decision):
+                self._balance = None  # a ring that was mended has another plan
+                continue
+            balance.look(service.engine)
+            if self.settings.balance and balance.better and not (service.engine.running or service.engine.waiting):
+                with suppress(TogetherError):
+                    await self.rebalance()
+
+    async def rebalance(self) -> None:
+        """Move to the plan that the view advises. Raises NotServing where it advises none."""
+        better = self._balance.better if self._balance else None
+        if better is None:
+            raise NotServing("the machines do as planned; there is no better split to move to")
+        request = replace(self._last.request, strategy="custom", layers=layers_of(better))
+        await self._order(self._last.otherwise(request))
+
+    # --- what is seen -------------------------------------------------------------------------------------------------
+
+    def view(self) -> ClusterView:
+        """Nodes and serving state now."""
+        service = self._service or self._starting
+        serving = service.serving if service else self._serving
+        if self._service is not None:
+            engine = self._service.engine
+            serving = replace(serving, running=engine.running, waiting=engine.waiting)
+        balance = self._balance if self._service else None
+        offer = "" if self._load_task else self._kept.offer(serving, self._membership.living())
+        advice, limits = balance.advice if balance else "", self._surveyor.beliefs.shown()
+        return ClusterView(self.id, self._membership.nodes(), serving, advice, offer, limits)
+
+    async def changes(self) -> AsyncIterator[ClusterView]:
+        """The view at once, on every change, and at least every second."""
+        changed = self._membership.changed
+        while True:
+            seen = changed.version
+            yield self.view()
+            await asyncio.sleep(VIEWS_EVERY)
+            await changed.wait(seen, timeout=1.0 - VIEWS_EVERY)
+
+    def _show(self, serving: Serving) -> None:
+        self._serving = serving
+        self._membership.changed.notify()
+
+    # --- plans --------------------------------------------------------------------------------------------------------
+
+    async def problem(self, model: str | Path | None, request: PlanRequest) -> Problem:
+        """The living cluster, measured, and a model (None: the one that serves), as the planner takes them."""
+        opened = await self._opened(model)
+        sizing = next(sizings(opened, request, self.settings))
+        survey = await self._surveyor.survey(opened.spec, opened.config, sizing, measured=True, all_devices=True)
+        return survey.problem
+
+    async def plan(self, model: str | Path | None, request: PlanRequest) -> Answer | Missing:
+        """Who would take which layers of a model (None: the one that serves), with times measured. Raises BadInput."""
+        await self._machines.settle(1)
+        outcome = await decide(await self._opened(model), request, self.settings, self._surveyor, measured=True)
+        return outcome if isinstance(outcome, Missing) else outcome.answer
+
+    async def _opened(self, model: str | Path | None) -> Opened:
+        if model is None:
+            return self._service.opened if self._service else await open_model(self._last.model, self.settings)
+        return await open_model(model, self.settings)
+
+    # --- loading ------------------------------------------------------------------------------------------------------
+
+    async def load(self, model: str | Path | None = None, request: PlanRequest | None = None) -> None:
+        """Load a model (a folder, a known name, a hub id), or the last one again; `request` says who takes what.
+
+        The last one is what a person asked for, also before a restart, and not the demo that came by itself. What
+        serves is unloaded once the model has proved readable and a plan for it is found. Raises TogetherError; where
+        nothing serves then, the view has the cause, too.
+        """
+        self._asked = True
+        if model is not None:
+            await self._order(Wanted(model, request or PlanRequest(strategy=self.settings.strategy)))
+        elif request is not None:
+            await self._order(replace(self._last.otherwise(request), by_itself=False))
+        elif self._ordered.by_itself and self._kept.last is not None:
+            await self.load_last()
+        else:
+            await self._order(self._ordered)
+
+    async def load_again(self) -> None:
+        """Load what was loaded last or failed to, also the demo. Raises TogetherError."""
+        await self._order(self._ordered)
+
+    async def load_last(self) -> None:
+        """Load what was applied last, by the same split where its machines are there. Raises TogetherError."""
+        self._asked, last = True, self._kept.last
+        if last is None:
+            raise NotServing("no model was loaded here before; choose one: python3 launch.py load MODEL")
+        await self._order(Wanted.again(last, self.settings.strategy))
+
+    async def load_demo(self, request: PlanRequest | None = None) -> None:
+        """Load the bundled model, unless somebody asked for another one: what was loaded last is still offered then."""
+        if self._asked:
+            return
+        await self._order(Wanted(BUNDLED, request or PlanRequest(strategy=self.settings.strategy), by_itself=True))
+
+    async def _order(self, wanted: Wanted) -> None:
+        async with self._loading:
+            before, self._ordered = self._ordered, wanted
+            self._load_task = asyncio.current_task()
+            try:
+                await self._unless_given_up(wanted)
+            except (TogetherError, asyncio.CancelledError) as error:
+                if isinstance(error, BadInput):
+                    self._ordered = before  # another try would end the same way
+                if self._service is None:
+                    cause = str(error) or f"loading {wanted.name} was stopped; load it again"
+                    self._show(Serving(ServingState.FAILED, self._serving.model or wanted.name, cause=cause))
+                raise
+            finally:
+                self._load_task = None
+
+    async def _unless_given_up(self, wanted: Wanted) -> None:
+        """Raises NotServing where an unload came meanwhile: a load may wait for minutes for a machine."""
+        self._given_up = False
+        try:
+            await self._load(wanted)
+        except asyncio.CancelledError:
+            if not self._given_up or self._load_task is None:
+                raise
+            self._load_task.uncancel()
+            raise NotServing(f"loading {wanted.name} was given up, because the model was unloaded") from None
+
+    async def unload(self) -> None:
+        """End what serves, and give up what is being loaded."""
+        if self._load_task is not None:
+            self._given_up = True
+            self._load_task.cancel()
+        async with self._loading:
+            await self._end_service()
+            self._show(Serving())
+
+    async def _load(self, wanted: Wanted) -> None:
+        self._step(wanted.name, "reading the model")
+        opened = await wanted.open(self.settings)
+        self._last = wanted
+        self._machines.store.offer(opened.ref, opened.folder)
+        tries = Tries(self._membership, self._surveyor, partial(self._step, opened.ref.name))
+        await tries.run(partial(self._place, wanted, opened), lambda: self._service is not None)
+
+    async def _place(self, wanted: Wanted, opened: Opened) -> None:
+        self._step(opened.ref.name, "waiting for machines")
+        await self._machines.settle(self._wanted_local)
+        self._step(opened.ref.name, "measuring the machines")
+        measured = (wanted.needs_speeds or self._balance is not None) and self._surveyor.choices > 1
+        say = partial(self._step, opened.ref.name)
+        decision = await wanted.decide(opened, self.settings, self._surveyor, say, measured=measured)
+        plan = plan_of(decision)
+        refuse(opened, plan)
+        await self._put_in_service(opened, plan, measured)
+        self._balance = Balance(decision) if measured else None
+        if not wanted.by_itself:
+            last = LastPlan.of(wanted.request, plan, self._membership.nodes())
+            await asyncio.to_thread(self._kept.keep, last)
+
+    async def _put_in_service(self, opened: Opened, plan: Plan, measured: bool) -> None:
+        """By a change of plan where the same model serves: then open answers go on."""
+        service = self._service
+        if service is not None and await service.serves(plan):
+            await service.change(plan, measured)
+            service.reopen(opened)
+            return
+        step = f"ending {service.serving.model}" if service else ""
+        await self._end_service(Serving(ServingState.LOADING, opened.ref.name, step=step))
+        self._starting = Service(self._cluster(), opened, measured, self._membership.changed.notify)
+        try:
+            await self._starting.start(plan)
+            self._service = self._starting
+        finally:
+            self._starting = None
+        self._ring_task = asyncio.create_task(self._serve(self._service))
+
+    async def drain(self, name: str, back: bool = False) -> None:
+        """Give a node's layers to others, while answers go on, and give it none; `back`: it may have some again.
+
+        Raises BadPlan for a name that no node has, NotEnoughMemory where the others have no room: then all stays.
+        """
+        node = next((node for node in self._membership.living() if name in (node.name, node.id)), None)
+        if node is None:
+            names = ", ".join(node.name for node in self._membership.living()) or "none"
+            raise BadPlan(f"there is no node {cut(name, MOST)}; there are: {names}")
+        if back:
+            self._surveyor.drained.discard(node.id)
+            return
+        self._surveyor.drained.add(node.id)
+        try:
+            if any(stage.head == self.id for stage in node.stages):
+                request = replace(self._last.request, strategy=self._usual(), layers=None)
+                await self._order(self._last.otherwise(request))
+        except BaseException:
+            self._surveyor.drained.discard(node.id)
+            raise
+
+    def forget(self, name: str) -> None:
+        """Plans may use all of a node's memory again, though it ran out. Raises BadPlan where nothing is to forget."""
+        self._surveyor.beliefs.forget(name)
+
+    def _usual(self) -> str:
+        """A split by hand names its nodes: another one is made by the usual rule."""
+        strategy = self._last.request.strategy
+        return self.settings.strategy if strategy in BY_HAND else strategy
+
+    def _cluster(self) -> Cluster:
+        seen = self._machines
+        return Cluster(self.settings, seen.membership, seen.surveyor, seen.inlets, seen.where, seen.sources)
+
+    def _step(self, model: str, step: str) -> None:
+        """What goes on before a ring is there; what still serves is not hidden by it."""
+        if self._service is None:
+            self._show(Serving(ServingState.LOADING, model, step=step))
+
+    # --- serving ------------------------------------------------------------------------------------------------------
+
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[Piece, None]:
+        """The answer in pieces; closing it cancels. Raises NotServing, QueueFull or BadRequest at the first step."""
+        service = self._ready()
+        async with aclosing(answer_chat(service.engine, service.opened.text, request)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def complete(self, request: CompletionRequest) -> AsyncGenerator[Piece, None]:
+        """As `chat`, for prompts as they are."""
+        service = self._ready()
+        async with aclosing(answer_prompts(service.engine, service.opened.text, request)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    def sampling_defaults(self) -> SamplingDefaults:
+        """What holds where a request for the model that serves says nothing of sampling."""
+        return self._service.opened.defaults if self._service else SamplingDefaults()
+
+    def stats(self) -> EngineStats | None:
+        """The engine's counters and times; None while there is none."""
+        return self._service.engine.stats() if self._service else None
+
+    def _ready(self) -> Service:
+        service = self._service
+        if service is None or service.serving.state is not ServingState.READY:
+            raise NotServing(self._why_not())
+        return service
+
+    def _why_not(self) -> str:
+        serving = self.view().serving
+        if serving.state is ServingState.LOADING:
+            return f"{serving.model} is being loaded ({serving.progress:.0%}); try again in a moment"
+        if serving.state is ServingState.RECOVERING:
+            done = f"{serving.step}, {serving.progress:.0%}"
+            return f"{serving.model} lost a part of its ring and is being mended ({done}): {serving.cause}"
+        if serving.state in (ServingState.FAILED, ServingState.WAITING):
+            return serving.cause
+        return "no model is loaded; load one on the page or start with: python3 launch.py up --model FOLDER"
+
+    async def _serve(self, service: Service) -> None:
+        try:
+            await service.run()
+        except Exception:  # a bug of ours: whoever waits was told, the model can be loaded again
+            log.exception("the engine failed")
+            cause = "the engine stopped by an error of its own; see the log, then load the model again"
+            self._service = None
+            self._show(replace(service.serving, state=ServingState.FAILED, cause=cause, progress=0.0))
+            await service.close()
+
+    async def _end_service(self, meanwhile: Serving = NOTHING) -> None:
+        """Returns when the stages are gone, also those of a ring that broke a moment ago; shows `meanwhile`."""
+        service, self._service = self._service, None
+        if service is not None:
+            self._show(meanwhile)
+        if self._ring_task is not None:  # first, so that nothing is mended while it is taken apart
+            self._ring_task.cancel()
+            await asyncio.gather(self._ring_task, return_exceptions=True)
+            self._ring_task = None
+        if service is not None:
+            await service.close()
+        await self._membership.end_strays("")

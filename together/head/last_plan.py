@@ -1,0 +1,146 @@
+"""What was last applied here, kept in the app's home, so that a head that starts anew can offer it.
+
+Knows no cluster: it is told which machines are there, and loads nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from together.models.folder import write_whole
+from together.models.manifest import CONFIG
+from together.planning.request import PlanRequest
+from together.types import Dtype, LayerRange, ModelRef, NodeStatus, Plan, Serving, ServingState
+from together.wording import layers_text, names_text
+
+log = logging.getLogger(__name__)
+
+VERSION: Literal[1] = 1
+FILE = "last-plan.json"
+BY_HAND = ("custom", "ratio")  # strategies whose layers are meant for the machines of then
+
+
+@dataclass(frozen=True, slots=True)
+class LastStage:
+    """One stage of then. The node's id stays the same over restarts, its name need not."""
+
+    node: str
+    name: str
+    backend: str
+    device: str
+    layers: LayerRange
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return (self.node, self.backend, self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class LastPlan:
+    """A model, what was asked for it, and what came of that."""
+
+    version: Literal[1]
+    model: ModelRef
+    dtype: Dtype
+    context: int
+    users: int
+    request: PlanRequest
+    stages: tuple[LastStage, ...]
+
+    @property
+    def place(self) -> str:
+        """Where to load it from: the very files of then while they are there, else the hub."""
+        path, on_the_hub = self.model.path, bool(self.model.revision)
+        return self.model.name if on_the_hub and not (Path(path) / CONFIG).is_file() else path
+
+    @classmethod
+    def of(cls, request: PlanRequest, plan: Plan, nodes: Iterable[NodeStatus]) -> LastPlan:
+        """What is loaded now; `request` is what was asked for."""
+        names = {node.id: node.name for node in nodes}
+        stages = (
+            LastStage(stage.node, names.get(stage.node, stage.node), stage.backend, stage.device, stage.layers)
+            for stage in plan.stages
+        )
+        return cls(VERSION, plan.model, plan.dtype, plan.context, plan.users, request, tuple(stages))
+
+    def again(self, places: dict[tuple[str, str, str], str]) -> PlanRequest | None:
+        """The very same split, where all its machines are among `places`: (node id, backend, device) → their names."""
+        if any(stage.key not in places for stage in self.stages):
+            return None
+        layers = ",".join(f"{places[stage.key]}={stage.layers}" for stage in self.stages)
+        same = replace(self.request, strategy="custom", layers=layers, ratio=None)
+        return replace(same, context=self.context, users=self.users)
+
+    def anew(self, usual: str) -> PlanRequest:
+        """What was asked for, for other machines; `usual` is the strategy where the split was made by hand."""
+        strategy = usual if self.request.strategy in BY_HAND else self.request.strategy
+        return replace(self.request, strategy=strategy, layers=None, ratio=None)
+
+    def gone(self, nodes: Iterable[NodeStatus]) -> list[str]:
+        """The machines of then that are not there, by name."""
+        there = {(node.id, device.backend, device.name) for node in nodes for device in node.devices}
+        return list(dict.fromkeys(stage.name for stage in self.stages if stage.key not in there))
+
+
+@dataclass(slots=True)
+class LastPlans:
+    """The last plan of one home folder. A file that cannot be read, or written, is no reason to stop anything."""
+
+    home: Path
+    last: LastPlan | None = None
+
+    @classmethod
+    def read(cls, home: Path) -> LastPlans:
+        try:
+            data = (home / FILE).read_bytes()
+        except OSError:
+            return cls(home)
+        try:
+            return cls(home, _FORMAT.validate_json(data, strict=True))
+        except (ValidationError, RecursionError) as error:
+            log.warning("%s is not a plan that this version can read, and is ignored: %s", home / FILE, _first(error))
+            return cls(home)
+
+    def keep(self, last: LastPlan) -> None:
+        if last == self.last:
+            return
+        self.last = last
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+            write_whole(self.home / FILE, _FORMAT.dump_json(last, indent=2))
+        except OSError as error:
+            log.warning("the plan is not remembered for the next start: %s", error)
+
+    def offer(self, serving: Serving, nodes: Iterable[NodeStatus]) -> str:
+        """The last plan in sentences; empty where there is none, where it serves, or while something is under way."""
+        served = serving.plan.model.fingerprint if serving.plan else None
+        settled = serving.state in (ServingState.EMPTY, ServingState.READY, ServingState.FAILED)
+        if self.last is None or not settled or served == self.last.model.fingerprint:
+            return ""
+        return " ".join(_sentences(self.last, tuple(nodes)))
+
+
+_FORMAT = TypeAdapter(LastPlan)
+
+
+def _sentences(last: LastPlan, nodes: tuple[NodeStatus, ...]) -> Iterator[str]:
+    """Machines by the names that they have now."""
+    names = {node.id: node.name for node in nodes}
+    shares = ", ".join(f"{names.get(stage.node, stage.name)} {layers_text(stage.layers)}" for stage in last.stages)
+    yield f"Last: {last.model.name} on {shares}."
+    if gone := last.gone(nodes):
+        yield f"{names_text(gone)} {'is' if len(gone) == 1 else 'are'} not here now, so loading it plans anew."
+
+
+def _first(error: ValidationError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    found = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    path = ".".join(str(part) for part in found["loc"])
+    return f"{path}: {found['msg']}" if path else found["msg"]

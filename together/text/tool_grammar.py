@@ -1,0 +1,141 @@
+"""Tool calls as grammars: what a model must write that has to call, or whose tools are strict. Knows no tokenizer.
+
+The grammars are in llguidance's dialect of lark (its docs/syntax.md): schemas as `%json`, tags that are tokens of their
+own by id, because the library takes those for special, whatever the tokenizer says of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+from together.requests import Grammar, Tool, ToolUse
+from together.text.call_values import kinds_of
+from together.text.grammar import STYLE
+from together.text.tool_formats import ARGUMENTS_TAG, ToolStyle
+
+Ids = Mapping[str, int]  # of the tags that are tokens of their own
+
+_OPEN = frozenset(("allOf", "anyOf", "oneOf", "$ref", "patternProperties"))  # may name properties elsewhere
+_ANY_TEXT = r"TEXT: /(.|\n)*/"
+_TEXT_NOT_BARE = r"TEXT: /([^{\s](.|\n)*)?/"
+
+
+def call_grammar(style: ToolStyle, use: ToolUse, ids: Ids, answer: Grammar | None) -> Grammar | None:
+    """What an answer must be where tools are offered; `answer` is what the request itself asks of a text.
+
+    A call is forced where the request requires one. Where the model is free: with a grammar for its text, it writes
+    that or calls; with strict tools, its calls match their schemas; otherwise it writes what it likes.
+    """
+    if use.required:
+        tools = [tool for tool in use.tools if use.name in ("", tool.name)]
+        rules = [f"start: {_several(use)}", *_calls(style, tools, ids, all_strict=True)]
+    elif answer is not None and answer.kind == "json_schema":
+        text = f"answer: %json {_schema(json.loads(answer.source))}"
+        rules = [f"start: {_several(use)} | answer", text, *_calls(style, use.tools, ids, all_strict=False)]
+    elif answer is None and any(tool.strict for tool in use.tools):
+        rules = list(_among_text(style, use, ids))
+    else:
+        return answer
+    return Grammar("lark", "\n".join(rules), param="tools")
+
+
+def _several(use: ToolUse) -> str:
+    return "calls" if use.parallel and not use.name else "one"
+
+
+def _calls(style: ToolStyle, tools: Sequence[Tool], ids: Ids, all_strict: bool) -> Iterator[str]:
+    """The rules `calls`, some, and `one`, exactly one."""
+    opening, closing = _tag(style.openings[0], ids), _tag(style.closing, ids) if style.closing else ""
+    spaces = _text(style.spaces) if style.spaces else ""
+    if style.bare:
+        yield "one: body"
+        yield "calls: one"  # what its template takes
+    elif style.body == "list":
+        yield f'one: {opening} "[" body "]" {closing}'
+        yield f'calls: {opening} "[" body (", " body)* "]" {closing}'
+    else:
+        yield f"one: {opening} {spaces} body {spaces} {closing}"
+        yield f"calls: one ({spaces} one)*"
+    yield from _bodies(style, tools, ids, all_strict)
+
+
+def _among_text(style: ToolStyle, use: ToolUse, ids: Ids) -> Iterator[str]:
+    """Any text, in which calls match: once the opening tag is there, a call has to follow."""
+    opening, closing = style.openings[0], _tag(style.closing, ids) if style.closing else ""
+    gap = r"/[ \n]{0,2}/"
+    if style.bare:
+        yield from ("start: TEXT | body", _TEXT_NOT_BARE)
+    else:
+        inside = f'"[" body (", " body)* "]" {closing}' if style.body == "list" else f"{gap} body {gap} {closing}"
+        if opening in ids:
+            yield from (f"one: TEXT {_tag(opening, ids)} {inside}", _ANY_TEXT)
+        else:
+            yield from (f"head[lazy]: TEXT {_text(opening)}", f"one: head {inside}", _ANY_TEXT)
+        yield from ("start: one* rest", "rest: TEXT")
+    yield from _bodies(style, use.tools, ids, all_strict=False)
+
+
+def _bodies(style: ToolStyle, tools: Sequence[Tool], ids: Ids, all_strict: bool) -> Iterator[str]:
+    yield "body: " + " | ".join(f"tool{number}" for number in range(len(tools)))
+    for number, tool in enumerate(tools):
+        schema = _closed(tool.parameters) if all_strict or tool.strict else {"type": "object"}
+        if style.body == "function":
+            yield from _function(number, tool.name, _closed(tool.parameters))
+        elif style.body == "named":
+            yield f"tool{number}: {_text(tool.name)} {_tag(ARGUMENTS_TAG, ids)} %json {_schema(schema)}"
+        else:
+            head = f'{{"name": {json.dumps(tool.name)}, "{style.arguments}": '
+            yield f"tool{number}: {_text(head)} %json {_schema(schema)} {_text('}')}"
+
+
+def _function(number: int, name: str, schema: Mapping[str, object]) -> Iterator[str]:
+    """`<function=name>`: the parameters in the schema's order, texts without quotes."""
+    properties = schema.get("properties")
+    required = schema.get("required")
+    known = properties if isinstance(properties, Mapping) else {}
+    needed = set(required) if isinstance(required, list) else set()
+    names = [f"tool{number}p{place}{'' if key in needed else '?'}" for place, key in enumerate(known)]
+    yield f"tool{number}: {_text(f'<function={name}>' + chr(10))} {' '.join(names)} {_text('</function>')}"
+    for place, (key, value) in enumerate(known.items()):
+        yield f"tool{number}p{place}: {_text(f'<parameter={key}>' + chr(10))} tool{number}v{place}"
+        yield _parameter(f"tool{number}v{place}", value, schema)
+
+
+def _parameter(rule: str, value: object, schema: Mapping[str, object]) -> str:
+    """A text may be anything of its length: a pattern is not looked at."""
+    end = _text("\n</parameter>\n")
+    known = value if isinstance(value, Mapping) else {}
+    choices = known.get("enum")
+    if "string" not in kinds_of(known):
+        shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+        return f"{rule}: %json {_schema({**shared, **known})} {end}"
+    if isinstance(choices, list) and choices:
+        return f"{rule}: ({' | '.join(_text(str(choice)) for choice in choices)}) {end}"
+    return f"{rule}[suffix={end}]: /(.|\\n){_times(known)}/"
+
+
+def _times(schema: Mapping[str, object]) -> str:
+    least, most = schema.get("minLength"), schema.get("maxLength")
+    if not isinstance(least, int) and not isinstance(most, int):
+        return "*"
+    return f"{{{least if isinstance(least, int) else 0},{most if isinstance(most, int) else ''}}}"
+
+
+def _closed(parameters: Mapping[str, object]) -> dict[str, object]:
+    """A schema of objects, without properties that it does not name: a tool has no use for them."""
+    is_open = bool(_OPEN.intersection(parameters)) or (bool(parameters) and "properties" not in parameters)
+    return {"type": "object", **({} if is_open else {"additionalProperties": False}), **parameters}
+
+
+def _schema(schema: Mapping[str, object]) -> str:
+    """As the library takes it; options of the library are not for requests."""
+    return json.dumps({**schema, "x-guidance": STYLE})
+
+
+def _tag(tag: str, ids: Ids) -> str:
+    return f"<[{ids[tag]}]>" if tag in ids else _text(tag)
+
+
+def _text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,143 @@
+"""Conversations as chat templates take them, with tools and calls; in plain words where a template knows none.
+
+Knows no Jinja and no tokens. A template that does not mention tools is told of them by a system text, in the way of
+Hermes; calls become the text that a model would have written, and a tool's answers a turn of the user.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from together.requests import Message, Tool, ToolCall
+from together.text.tool_formats import HERMES, ToolStyle
+
+Turn = dict[str, object]
+
+_SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
+_HOW = f"""\
+You can call the functions below where that helps; otherwise answer as usual. For each call write nothing but
+{HERMES.openings[0]}
+{{"name": "the function's name", "arguments": {{"a parameter": "its value"}}}}
+{HERMES.closing}
+What a call returned comes back as <tool_response>…</tool_response>.
+
+The functions, with JSON schemas of their arguments:
+"""
+
+
+def offer(tools: Iterable[Tool]) -> list[Turn]:
+    """Tools as OpenAI's API has them, which is what templates expect."""
+    return [{"type": "function", "function": _described(tool)} for tool in tools]
+
+
+def _described(tool: Tool) -> Turn:
+    parameters = {"type": "object", "properties": {}, **tool.parameters}
+    return {"name": tool.name, "description": tool.description, "parameters": parameters}
+
+
+# --- for templates that know tools ------------------------------------------------------------------------------------
+
+
+def native_turns(messages: Sequence[Message], style: ToolStyle) -> list[Turn]:
+    """`style` says what the template refuses: several calls in one turn, or ids of any length."""
+    names = {call.id: call.name for message in messages for call in message.calls}
+    told = one_by_one(messages) if style.single else messages
+    return [_turn(message, names, style) for message in told]
+
+
+def _turn(message: Message, names: Mapping[str, str], style: ToolStyle) -> Turn:
+    turn: Turn = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        turn["reasoning_content"] = message.reasoning
+    if message.calls:
+        turn["tool_calls"] = [_call(call, style) for call in message.calls]
+    if message.role == "tool":
+        turn |= {"tool_call_id": _id(message.call_id, style), "name": names.get(message.call_id, "")}
+    return turn
+
+
+def _call(call: ToolCall, style: ToolStyle) -> Turn:
+    function = {"name": call.name, "arguments": _value(call.arguments)}
+    return {"id": _id(call.id, style), "type": "function", "function": function}
+
+
+def _value(arguments: str) -> object:
+    """Templates expect a dictionary; what is none, as a model may have written it, stays text."""
+    try:
+        found = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        return arguments
+    return found if isinstance(found, dict) else arguments
+
+
+def _id(call_id: str, style: ToolStyle) -> str:
+    """The same short id for the same id, and no two alike but by chance."""
+    if not style.short_ids or _SHORT_ID.fullmatch(call_id):
+        return call_id
+    return hashlib.sha256(call_id.encode()).hexdigest()[:9]
+
+
+def one_by_one(messages: Sequence[Message]) -> Iterator[Message]:
+    """Turns of several calls as several turns, each with what its call returned."""
+    at = 0
+    while at < len(messages):
+        message = messages[at]
+        at += 1
+        if len(message.calls) < 2:
+            yield message
+            continue
+        end = next((i for i in range(at, len(messages)) if messages[i].role != "tool"), len(messages))
+        yield from _apart(message, messages[at:end])
+        at = end
+
+
+def _apart(message: Message, results: Sequence[Message]) -> Iterator[Message]:
+    for number, call in enumerate(message.calls):
+        turn = replace(message, calls=(call,))
+        yield turn if number == 0 else replace(turn, content="", reasoning="")
+        yield from (result for result in results if result.call_id == call.id)
+    known = {call.id for call in message.calls}
+    yield from (result for result in results if result.call_id not in known)
+
+
+# --- for templates that do not ----------------------------------------------------------------------------------------
+
+
+def plain_turns(messages: Sequence[Message]) -> list[Turn]:
+    """Only roles and words; turns of the user that follow one another by this are one, as many templates demand."""
+    turns: list[Turn] = []
+    answered = False  # the last turn is of tools
+    for message in messages:
+        content, role = _words(message), message.role
+        if answered and role in ("tool", "user"):
+            turns[-1]["content"] = f"{turns[-1]['content']}\n{content}"
+        else:
+            turn: Turn = {"role": "user" if role == "tool" else role, "content": content}
+            turns.append(turn | ({"reasoning_content": message.reasoning} if message.reasoning else {}))
+        answered = role == "tool"
+    return turns
+
+
+def _words(message: Message) -> str:
+    if message.role == "tool":
+        return f"<tool_response>\n{message.content}\n</tool_response>"
+    return "\n".join([*filter(None, (message.content,)), *map(_written, message.calls)])
+
+
+def _written(call: ToolCall) -> str:
+    body = f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments or "{}"}}}'
+    return f"{HERMES.openings[0]}\n{body}\n{HERMES.closing}"
+
+
+def told_of(messages: Sequence[Message], tools: Iterable[Tool]) -> list[Message]:
+    """The conversation with the tools described in its first system message."""
+    how = _HOW + "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in offer(tools))
+    at = next((i for i, message in enumerate(messages) if message.role == "system"), None)
+    if at is None:
+        return [Message("system", how), *messages]
+    first = replace(messages[at], content=f"{messages[at].content}\n\n{how}")
+    return [*messages[:at], first, *messages[at + 1 :]]

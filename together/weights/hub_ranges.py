@@ -1,0 +1,197 @@
+"""Bytes of files on the hub: ranges that go on after a lost connection, and the hub's refusals as sentences of ours.
+
+Uses the library's own session, tokens and endpoint. Knows no tensors and writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx2
+from huggingface_hub import constants, get_session, hf_hub_url, hf_raise_for_status
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, exported without __all__
+
+from together.errors import BadSetting, BrokenModel, TogetherError, Unreachable
+from together.quoting import MOST, cut, quoted
+from together.weights.proxies import proxy_hint, require_usable_proxy
+
+PATIENCE = 120.0  # seconds without a byte before a fetch is given up; what is here stays
+_WAITS = (0.2, 8.0)  # seconds before the first retry, and at most
+_LOOK_EVERY = 0.1  # seconds between looks at whether to stop
+_PASSING = (408, 425, 429, 500, 502, 503, 504)  # status codes that another try may not get
+_NO_RANGE = "does not serve byte ranges, which fetching layers needs; check HF_ENDPOINT"
+
+Ask = Callable[[], bool]
+Waiting = Callable[[str], None]  # gets who is waited for, as a phrase; "" when it goes on
+
+
+class Stopped(Exception):
+    """The caller asked to stop; never leaves models/hub*."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One file of a repository at one commit. `sha256` is known for large files only."""
+
+    repo: str
+    revision: str
+    name: str
+    size: int
+    sha256: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.repo}"
+
+
+def endpoint() -> str:
+    """Where the hub is, without a slash at the end; HF_ENDPOINT as it is now."""
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def read_range(
+    file: RemoteFile,
+    start: int,
+    stop: int,
+    should_stop: Ask = lambda: False,
+    patience: float = PATIENCE,
+    waiting: Waiting = lambda whom: None,
+) -> Iterator[bytes]:
+    """Bytes `[start, stop)` of a file, in chunks as they come; a lost connection goes on where it was lost.
+
+    Raises Stopped, Unreachable after `patience` seconds without a byte, BadSetting or BrokenModel.
+    """
+    wait, deadline = _WAITS[0], time.monotonic() + patience
+    while start < stop:
+        with explained(file.repo):
+            try:
+                for data in _stream(file, start, stop):
+                    start += len(data)
+                    if wait > _WAITS[0]:
+                        waiting("")
+                    wait, deadline = _WAITS[0], time.monotonic() + patience
+                    yield data
+                    if should_stop():
+                        raise Stopped
+                continue  # the server may end a body early and call it whole
+            except (httpx2.TransportError, _Passing) as error:
+                if time.monotonic() + wait > deadline:
+                    raise Unreachable(_lost(file, error)) from error
+        waiting(f"the hub at {endpoint()}: nothing came for {time.monotonic() - deadline + patience:.0f} s")
+        pause(wait, should_stop)
+        wait = min(2 * wait, _WAITS[1])
+
+
+def _stream(file: RemoteFile, start: int, stop: int) -> Iterator[bytes]:
+    """One request's bytes, never more than were asked for."""
+    url = hf_hub_url(file.repo, file.name, revision=file.revision, endpoint=endpoint())
+    headers = build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as answer:
+        if answer.status_code in _PASSING:
+            raise _Passing(f"it answered {answer.status_code}")
+        hf_raise_for_status(answer)
+        _check_range(file, answer, start)
+        left = stop - start
+        for data in answer.iter_raw():  # as it comes: bytes that wait for a chunk to fill are lost with a connection
+            yield data[:left]
+            left -= len(data[:left])
+        if left:
+            raise _Passing(f"it ended {left} bytes early")
+
+
+class _Passing(Exception):
+    """A refusal or an early end that another try may not get."""
+
+
+def _check_range(file: RemoteFile, answer: httpx2.Response, start: int) -> None:
+    if answer.status_code != 206:
+        raise BadSetting(f"{endpoint()} {_NO_RANGE}")
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+    if found is None or int(found[1]) != start or found[2] not in ("*", str(file.size)):
+        said = answer.headers.get("Content-Range", "")
+        raise BrokenModel(f"{file} is not what was published: the hub answers {quoted(said)}; try again later")
+
+
+def _lost(file: RemoteFile, error: Exception) -> str:
+    reason = cut(str(error), MOST) or type(error).__name__
+    return (
+        f"the hub at {endpoint()} stopped answering while {file} was fetched ({reason})"
+        f"{proxy_hint(endpoint())}; what is here is kept, "
+        "run the same command again to go on"
+    )
+
+
+def pause(seconds: float, should_stop: Ask) -> None:
+    """Wait. Raises Stopped as soon as `should_stop` says so."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if should_stop():
+            raise Stopped
+        time.sleep(min(left, _LOOK_EVERY))
+
+
+@contextmanager
+def explained(repo: str) -> Iterator[None]:
+    """The library's errors as ours, one sentence each. Lost connections are for `read_range` to try again."""
+    require_usable_proxy(endpoint())  # the library fails on such a proxy before it asks anything
+    try:
+        yield
+    except TogetherError:
+        raise
+    except GatedRepoError as error:
+        raise BadSetting(
+            f"{repo} is gated: accept its licence at {endpoint()}/{repo}, then set HF_TOKEN to a token of that account"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise BadSetting(
+            f"the hub has no model {repo}, or it is private; check the name, or set HF_TOKEN for a private one"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise BadSetting(f"{repo} has no such revision on the hub; choose another or leave it out") from error
+    except OfflineModeIsEnabled as error:
+        raise Unreachable(
+            f"{repo} is not on this machine, and HF_HUB_OFFLINE forbids the hub; unset it, or choose a model from "
+            "together models"
+        ) from error
+    except LocalEntryNotFoundError as error:  # what the library makes of a connection lost in between
+        raise Unreachable(_away(repo, error.__cause__ or error)) from error
+    except EntryNotFoundError as error:
+        raise BrokenModel(f"{repo} lost a file on the hub while it was read; try again") from error
+    except HfHubHTTPError as error:
+        raise _refused(repo, error) from error
+
+
+def unreachable(repo: str, error: Exception) -> Unreachable:
+    """The error for a hub that does not answer at all."""
+    return Unreachable(_away(repo, error))
+
+
+def _away(repo: str, error: BaseException) -> str:
+    reason = cut(str(error).partition("\n")[0], MOST) or type(error).__name__
+    return (
+        f"{repo} is not on this machine, and the hub at {endpoint()} does not answer ({reason})"
+        f"{proxy_hint(endpoint()) or '; check the network'}, or choose a model from together models"
+    )
+
+
+def _refused(repo: str, error: HfHubHTTPError) -> TogetherError:
+    code = error.response.status_code
+    if code in (401, 403):
+        return BadSetting(
+            f"the hub refuses {repo} ({code}); set HF_TOKEN to a token that may read it, and accept its licence at "
+            f"{endpoint()}/{repo}"
+        )
+    return Unreachable(f"the hub at {endpoint()} answers {code} to what was asked of {repo}; try again later")

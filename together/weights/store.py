@@ -1,0 +1,275 @@
+"""The cache of model pieces on this machine's disk: `home/shards/<fingerprint>/`, one shard folder per model.
+
+Knows no network: somebody else brings the bytes. A unit is a `.part` file until its size and hash are right, and other
+processes of this machine may write beside this one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
+
+from together.errors import BrokenModel, TogetherError
+from together.models.fingerprint import OriginalFile
+from together.models.folder import folder_name, read_bytes, write_synced, write_whole
+from together.models.manifest import Manifest, check_small, describe, is_shard, read_manifest
+from together.models.names import MANIFEST, is_sha256
+from together.models.reading import read_unit, remember, unit_digest, units_here
+from together.models.units import Unit, units_for, words
+from together.quoting import quoted
+from together.types import LayerRange
+from together.weights.export import export
+from together.weights.part import Part
+from together.weights.space import DiskFull, require_space, writing
+
+# What goes with the store, under one name for those who use it.
+__all__ = ["DiskFull", "KnownModel", "Part", "Store", "UnitBusy", "export", "known_model", "read_unit", "unit_digest"]
+
+_LOCK_WITHIN = 30.0  # seconds: a manifest is written in milliseconds
+
+
+class UnitBusy(TogetherError):
+    """Another process or task of this machine writes this unit now: ask again what is missing, a little later."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A model on this machine, or pieces of it. `fault` says why it cannot be used; the rest is empty then."""
+
+    name: str
+    folder: Path
+    fingerprint: str = ""
+    layers: int = 0  # of the whole model
+    units: tuple[str, ...] = ()  # that are here
+    whole: bool = False
+    bytes: int = 0  # on disk
+    revision: str = ""
+    fault: str = ""
+
+    @property
+    def held(self) -> str:
+        """What is here, in words."""
+        return f"all {self.layers} layers" if self.whole else words(self.units)
+
+
+def known_model(folder: Path, home: Path | None = None) -> KnownModel:
+    """What `folder` has, a whole checkpoint or a shard folder; `home` is as in `describe`."""
+    try:
+        manifest = describe(folder, home)
+        units = units_here(folder, manifest)
+        size = _bytes(folder) if is_shard(folder) else _published(manifest)
+    except (TogetherError, OSError) as error:
+        return KnownModel(folder_name(folder, home), folder, fault=str(error))
+    ordered = tuple(name for name in manifest.units if name in units)
+    whole = len(units) == len(manifest.units)
+    return KnownModel(
+        manifest.name, folder, manifest.fingerprint, manifest.layers, ordered, whole, size, manifest.revision
+    )
+
+
+class Store:
+    """Blocking: call it from a thread. Raises BrokenModel for a fingerprint that is none or a model not begun."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._root = home / "shards"
+
+    @property
+    def home(self) -> Path:
+        return self._home
+
+    def folder(self, fingerprint: str) -> Path:
+        """Where this model's pieces lie, or would."""
+        if not is_sha256(fingerprint):
+            raise BrokenModel(f"{quoted(fingerprint)} is not a model's fingerprint; load the model again")
+        return self._root / fingerprint
+
+    def begin(self, manifest: Manifest, small: Mapping[str, bytes]) -> None:
+        """Write the model's folder without units, unless it is there: the small files and the manifest, in one step.
+
+        A folder that is there learns the hashes of units that it lacks. Where its words are others (a newer commit, or
+        a mirror with the same weights), it gets these and keeps its units. Raises BrokenModel for files that are not
+        the manifest's, or DiskFull.
+        """
+        check_small(manifest, small)
+        manifest.verify(small["config.json"])
+        folder = self.folder(manifest.fingerprint)
+        require_space(folder, sum(map(len, small.values())), manifest.name)
+        with writing(self._root, manifest.name), self._writes(manifest.fingerprint):
+            if not self._is_begun(folder):
+                self._create(folder, manifest, small)
+            elif _same_words(read_manifest(folder), manifest):
+                self._learn(folder, manifest.digests)
+            else:
+                self._reword(folder, manifest, small)
+
+    def missing(self, fingerprint: str, layers: LayerRange) -> tuple[Unit, ...]:
+        """The units that a stage of `layers` needs and that are not here, in the model's order."""
+        folder = self.folder(fingerprint)
+        manifest = read_manifest(folder)
+        here = units_here(folder, manifest)
+        return tuple(unit for unit in units_for(manifest, layers) if unit.name not in here)
+
+    def require_space(self, fingerprint: str, units: tuple[Unit, ...]) -> None:
+        """Raises DiskFull unless what these units still lack fits on the disk."""
+        folder = self.folder(fingerprint)
+        there = sum(_file_size(folder / f"{unit.name}.part") for unit in units)
+        names = words(unit.name for unit in units)
+        require_space(folder, sum(unit.size for unit in units) - there, f"{read_manifest(folder).name} ({names})")
+
+    def part(self, fingerprint: str, unit: Unit | str) -> Part:
+        """Open a unit for writing, where the last writer stopped. Raises UnitBusy, DiskFull or BrokenModel."""
+        folder = self.folder(fingerprint)
+        manifest = read_manifest(folder)
+        name = unit if isinstance(unit, str) else unit.name
+        if name not in manifest.units:
+            raise BrokenModel(f"{manifest.name} has no unit {quoted(name)}; plan again")
+        known = manifest.units[name]
+        with writing(self._root, f"{name} of {manifest.name}"):
+            lock = self._lock(f"{fingerprint}-{name}")
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                raise UnitBusy(f"{name} of {manifest.name} is being written by another task; wait for it") from None
+        return Part(folder, manifest, known, lock, lambda digest: self._finished(folder, known, digest))
+
+    def discard(self, fingerprint: str, units: Iterable[str]) -> None:
+        """Delete units that proved wrong, and forget their hashes, so that the right bytes are taken next time."""
+        folder, names = self.folder(fingerprint), set(units)
+        with writing(self._root, fingerprint), self._writes(fingerprint):
+            manifest = read_manifest(folder)
+            kept = {name: digest for name, digest in manifest.digests.items() if name not in names}
+            write_whole(folder / MANIFEST, replace(manifest, digests=kept).to_json())
+            for name in names & manifest.units.keys():
+                (folder / name).unlink(missing_ok=True)
+
+    def holdings(self) -> list[KnownModel]:
+        """All models that have a folder here."""
+        return [known_model(folder) for folder in self._folders()]
+
+    def published(self, name: str, revision: str) -> tuple[OriginalFile, ...]:
+        """The files of a model at this commit of the hub, if it was begun here; else none."""
+        for folder in self._folders():
+            with suppress(BrokenModel):
+                if revision.encode() not in read_bytes(folder, MANIFEST):
+                    continue  # a manifest is parsed in a second or a tenth of it, and there may be many
+                manifest = read_manifest(folder)
+                if (manifest.name, manifest.revision) == (name, revision):
+                    return manifest.files
+        return ()
+
+    def remove(self, fingerprint: str) -> None:
+        """Delete a model's pieces; what never began is gone already. Raises UnitBusy while one is being written."""
+        folder = self.folder(fingerprint)
+        if not folder.is_dir():
+            return
+        self._require_idle(folder)
+        gone = self._root / f".gone-{fingerprint}"
+        with writing(self._root, fingerprint), self._writes(fingerprint):
+            shutil.rmtree(gone, ignore_errors=True)
+            os.replace(folder, gone)  # in one step: what is left of a half-deleted folder is nobody's model
+            shutil.rmtree(gone)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _folders(self) -> list[Path]:
+        folders = sorted(self._root.iterdir()) if self._root.is_dir() else []
+        return [folder for folder in folders if is_sha256(folder.name)]
+
+    def _is_begun(self, folder: Path) -> bool:
+        """Whether the folder is good; one whose manifest was damaged is written anew around its units."""
+        try:
+            read_manifest(folder)
+        except BrokenModel:
+            return False
+        return True
+
+    def _create(self, folder: Path, manifest: Manifest, small: Mapping[str, bytes]) -> None:
+        if folder.is_dir():  # its skeleton was damaged
+            for name, data in small.items():
+                write_whole(folder / name, data)
+            write_whole(folder / MANIFEST, manifest.to_json())
+            return
+        draft = self._root / f".new-{manifest.fingerprint}"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        for name, data in small.items():
+            write_synced(draft / name, data)
+        write_synced(draft / MANIFEST, manifest.to_json())
+        os.replace(draft, folder)
+
+    def _reword(self, folder: Path, manifest: Manifest, small: Mapping[str, bytes]) -> None:
+        """Other words for the same weights: units stay, and what is known of them. The manifest's lock is held."""
+        before = read_manifest(folder)
+        for name in {file.name for file in before.small} - small.keys():
+            (folder / name).unlink(missing_ok=True)
+        for name, data in small.items():
+            write_whole(folder / name, data)
+        here = units_here(folder, before)
+        known = {name: digest for name, digest in before.digests.items() if name in here}
+        write_whole(
+            folder / MANIFEST, replace(manifest, digests={**before.digests, **manifest.digests, **known}).to_json()
+        )
+
+    def _learn(self, folder: Path, digests: Mapping[str, str]) -> None:
+        """Take over hashes; of a unit that is here its own stands. The manifest's lock is held."""
+        manifest = read_manifest(folder)
+        here = units_here(folder, manifest)
+        known = dict(manifest.digests)
+        known |= {name: digest for name, digest in digests.items() if not (name in here and name in known)}
+        if known != manifest.digests:
+            write_whole(folder / MANIFEST, replace(manifest, digests=known).to_json())
+
+    def _finished(self, folder: Path, unit: Unit, digest: str) -> None:
+        with writing(folder, unit.name), self._writes(folder.name):
+            self._learn(folder, {unit.name: digest})
+            remember(folder, unit, digest, self._home)
+
+    def _require_idle(self, folder: Path) -> None:
+        for file in folder.glob("*.part"):
+            lock = self._lock(f"{folder.name}-{file.name.removesuffix('.part')}")
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                raise UnitBusy(f"{file.name} in {folder} is being written; stop that first") from None
+            lock.release()
+
+    @contextmanager
+    def _writes(self, fingerprint: str) -> Iterator[None]:
+        """Only one process at a time changes a manifest."""
+        lock = self._lock(f"{fingerprint}-manifest")
+        try:
+            lock.acquire(timeout=_LOCK_WITHIN)
+        except Timeout:
+            raise UnitBusy(f"{self._root / fingerprint} is being changed by another process; try again") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _lock(self, name: str) -> BaseFileLock:
+        locks = self._root / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        return FileLock(locks / f"{name}.lock", thread_local=False)  # a transfer's calls come from a pool of threads
+
+
+def _same_words(one: Manifest, other: Manifest) -> bool:
+    return (one.name, one.revision, one.small) == (other.name, other.revision, other.small)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(_file_size(file) for file in folder.iterdir())
+
+
+def _published(manifest: Manifest) -> int:
+    return sum(file.size for file in manifest.files) + sum(file.size for file in manifest.small)
+
+
+def _file_size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
