@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.measuring import extent
-from together.cluster.grants import Grants
+from together.cluster.agent import Grants
 from together.errors import NotEnoughMemory
 from together.planning.problem import ModelSize, NodeProfile, Problem
 from together.planning.request import PlanRequest, plan_for

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from together.planning.infeasible import Missing
+from together.planning.explain import Missing
 from together.planning.problem import NodeProfile, Problem, Share, Split
 from together.planning.report import Answer
 from together.planning.request import PlanRequest, rescore

@@ -11,10 +11,10 @@ from typing import Any
 from together.api.port import HeadPort
 from together.errors import BadSetting, TogetherError
 from together.models.names import is_model_name
-from together.planning.infeasible import Missing
+from together.planning.explain import Missing
 from together.planning.request import PlanRequest
 from together.weights.find import known_models
-from together.weights.space import gigabytes
+from together.weights.part import gigabytes
 from together.weights.store import KnownModel
 from webui.draft import Draft, Edited, Shown, edit_of, shown_error, shown_missing, shown_plan
 from webui.framework import gr

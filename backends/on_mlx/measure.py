@@ -20,8 +20,7 @@ from mlx.utils import tree_map, tree_reduce
 
 from backends.base import Measurement
 from backends.measuring import Extent, experts_to_time, extent, fastest, resident_bytes
-from backends.on_mlx.frames import MX, write_activation
-from backends.on_mlx.model import Slice, check_dtype, empty_model, slice_of
+from backends.on_mlx.model import MX, Slice, check_dtype, empty_model, slice_of, write_activation
 from backends.on_mlx.shard import MlxShard
 from together.models.spec import ModelSpec, read_config, read_shape
 from together.planning.memory import BLOCK

@@ -1,31 +1,88 @@
-"""A layer range of a checkpoint as mlx-lm's own modules with their weights. Knows no sequence, no cache and no frame.
-
-Only the range's modules are kept and only its tensors are read: mlx-lm initialises more, but lazily.
-"""
+"""A layer range of a checkpoint as mlx-lm modules with weights, and activations as arrays."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol, cast
 
 import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
+from numpy.typing import NDArray
 
+from backends.checks import check_activation, not_finite
 from backends.on_mlx.cache import PackedCache
 from backends.on_mlx.config import Rope, dialect, refuse_dtype, ropes
-from backends.on_mlx.frames import MX
-from backends.on_mlx.library import model_module
-from together.errors import BrokenModel, UnsupportedModel
+from together.errors import BadSetting, BrokenModel, UnsupportedModel
 from together.models.families import FAMILIES
 from together.models.files import HEAD, read_into, shifted
 from together.models.headers import TensorInfo
 from together.models.layout import PLAIN
 from together.models.spec import ModelSpec, needed_tensors, read_config
-from together.types import Dtype, LayerRange
+from together.types import DTYPE_BYTES, Activation, Dtype, LayerRange
+
+Bits = NDArray[np.uint16] | NDArray[np.uint32]
+MX: dict[Dtype, mx.Dtype] = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
+_BITS: dict[Dtype, mx.Dtype] = {"fp32": mx.uint32, "bf16": mx.uint16, "fp16": mx.uint16}
+_EXPONENT: dict[Dtype, int] = {"fp32": 0x7F800000, "bf16": 0x7F80, "fp16": 0x7C00}  # all ones: infinite or not a number
+
+
+def read_activation(hidden: Activation | None, tokens: int, width: int, dtype: Dtype) -> mx.array:
+    """Hidden states as `[1, tokens, width]`. Raises FrameRefused unless they are exactly that, and finite."""
+    hidden = check_activation(hidden, tokens, width, dtype)
+    bits: Bits = np.frombuffer(hidden.data, f"<u{DTYPE_BYTES[dtype]}").reshape(1, tokens, width)
+    if ((bits & _EXPONENT[dtype]) == _EXPONENT[dtype]).any():
+        raise not_finite()
+    return mx.array(bits).view(MX[dtype])  # numpy has no bf16, so the bits travel as whole numbers
+
+
+def write_activation(states: mx.array, dtype: Dtype) -> Activation:
+    """`[1, tokens, width]` in `dtype` as what travels; a copy, because MLX's memory belongs to this thread."""
+    _, tokens, width = states.shape
+    return Activation(dtype, tokens, width, np.array(states.view(_BITS[dtype])).tobytes())
+
+
+_PACKAGE = "backends.mlx_lm_models"  # a name only: there is no such folder
+
+
+class AttentionCache(Protocol):
+    """What the layers here get as their `cache`: it attends itself, because only it knows the sequences."""
+
+    def attend(self, queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array: ...
+
+
+def model_module(name: str) -> ModuleType:
+    """`mlx_lm/models/<name>.py`, calling our attention. Raises BadSetting where mlx-lm is not installed."""
+    if _PACKAGE not in sys.modules:
+        sys.modules.setdefault(_PACKAGE, _package())
+    base = import_module(f"{_PACKAGE}.base")
+    base.__dict__["scaled_dot_product_attention"] = _attention  # before the model's file takes the name from there
+    return import_module(f"{_PACKAGE}.{name}")
+
+
+def _package() -> ModuleType:
+    library = find_spec("mlx_lm")  # finds a top-level package without running it
+    if library is None or not library.submodule_search_locations:
+        raise BadSetting("mlx-lm is not installed here; run launch.py again to install it")
+    spec = ModuleSpec(_PACKAGE, None, is_package=True)
+    spec.submodule_search_locations = [str(Path(library.submodule_search_locations[0]) / "models")]
+    return module_from_spec(spec)
+
+
+def _attention(
+    queries: mx.array, keys: mx.array, values: mx.array, cache: AttentionCache, scale: float, mask: None = None
+) -> mx.array:
+    """In the place of mlx-lm's `scaled_dot_product_attention`; the layers are called without a mask."""
+    return cache.attend(queries, keys, values, scale)
+
 
 _FILES = {"mistral": "llama"}  # families whose classes stand in another family's file
 

@@ -16,8 +16,7 @@ from backends.base import StepOutput
 from backends.checks import check_batch
 from backends.ledger import Ledger, LedgerShard, spans
 from backends.on_mlx.cache import SequenceCaches
-from backends.on_mlx.frames import MX, read_activation, write_activation
-from backends.on_mlx.model import Slice
+from backends.on_mlx.model import MX, Slice, read_activation, write_activation
 from together.errors import FrameRefused
 from together.models.spec import ModelSpec
 from together.planning.memory import BLOCK

@@ -1,30 +1,170 @@
-"""Matrix products in half precision on CPUs whose instructions have none, where torch's own are slow. Knows no model.
-
-torch's bf16 product there takes time in proportion to the rows. Where a trial shows that it pays, linear layers are
-packed as fp16: 8 rows then cost twice what one costs, not 5 times. What is not packed (experts, a matrix that is an
-embedding too, widths far from a multiple of 512, all of them where FBGEMM is missing) stays with torch's product for
-one to three rows, which are bound by reading the weights; for more rows the weights are widened to fp32, a block that
-fits a cache at a time.
-"""
+"""Matrix products in half precision on CPUs without such instructions."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from threading import local
+from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from backends.measuring import fastest
-from backends.on_torch import packed
-from backends.on_torch.packed import Held, Matrix
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+_PART = 2**23  # weights: threads meet at the end of each part, and 32 MiB in fp32 is what packing one takes
+_READ = 2**19  # weights read at a time
+_LEAST_OUTPUTS = 512  # of a part, so that there is work for every thread
+_COLUMNS = 16  # outputs that FBGEMM's inner loop takes at once
+_BLOCK = 512  # inputs that FBGEMM keeps together: it rounds up to whole ones
+_GROWTH = 1.05  # how much larger rounding may make a matrix
+_WORKERS = 2  # parts packed at a time: their memory is what planning counts with (PACKING_BYTES)
+_LEAST, _MOST = 2.0**-10, 65504.0  # a part's largest weight: below, what fp16 cuts off would be seen
+
+
+class Matrix(Protocol):
+    """Weights `[outputs, inputs]` that are read by rows, in the dtype in which they are stored."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read(self, start: int, stop: int, room: Bytes) -> Tensor:
+        """These rows; they may lie in `room`, which has four bytes for each weight. Called by several threads."""
+
+    def packed(self, start: int, stop: int) -> None:
+        """These rows are in place: told in order, by the loading thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Weights that are in memory."""
+
+    weight: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape)
+
+    def read(self, start: int, stop: int, room: Bytes) -> Tensor:
+        return self.weight[start:stop]
+
+    def packed(self, start: int, stop: int) -> None:
+        """Nobody is told."""
+
+
+class PackedLinear(nn.Module):
+    """Takes the place of nn.Linear; its parts follow one another along the outputs."""
+
+    def __init__(self, parts: list[Any], outputs: int, bias: Tensor | None) -> None:
+        super().__init__()
+        self.bias = bias
+        self._parts, self._outputs = parts, outputs
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = input.reshape(-1, input.shape[-1])
+        wide = rows.float()
+        found = [
+            linear(rows, part) if isinstance(part, Tensor) else product(wide, part).to(input.dtype)
+            for part in self._parts
+        ]
+        out = found[0] if len(found) == 1 else torch.cat(found, dim=1)
+        if self.bias is not None:
+            out += self.bias
+        return out.reshape(*input.shape[:-1], self._outputs)
+
+
+def can_pack() -> bool:
+    """Whether this torch has the product for this machine."""
+    try:
+        pack(torch.zeros(_COLUMNS, _COLUMNS))
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
+def fits(inputs: int) -> bool:
+    """Whether a matrix of so many inputs is hardly larger when packed."""
+    return -(-inputs // _BLOCK) * _BLOCK <= _GROWTH * inputs
+
+
+def pack(weight: Tensor) -> Any:
+    """fp32 `[outputs, inputs]` → what `product` takes."""
+    return torch.ops.quantized.linear_prepack_fp16.default(weight, None)
+
+
+def product(rows: Tensor, packed: Any) -> Tensor:
+    """fp32 rows `[n, inputs]` times packed weights → fp32 `[n, outputs]`."""
+    found: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(rows, packed)
+    return found
+
+
+class Packer:
+    """Threads that pack parts, each with room for one: made once, as memory that comes and goes would leave holes."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._pool = ThreadPoolExecutor(min(torch.get_num_threads(), _WORKERS), "pack")
+        self._room = local()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def layer(self, matrix: Matrix, bias: Tensor | None) -> PackedLinear:
+        """A layer that computes in the packer's dtype. Raises what reading the matrix raises."""
+        outputs, inputs = matrix.shape
+        step = max(_PART // inputs, _LEAST_OUTPUTS) // _COLUMNS * _COLUMNS
+        ends = [(start, min(start + step, outputs)) for start in range(0, outputs, step)]
+        parts = []
+        for end, part in zip(ends, self._pool.map(lambda end: self._part(matrix, *end), ends), strict=True):
+            parts.append(part)
+            matrix.packed(*end)
+        return PackedLinear(parts, outputs, bias)
+
+    def _part(self, matrix: Matrix, start: int, stop: int) -> Any:
+        """Packed, or as it is where fp16 cannot hold it (also where it is no number)."""
+        inputs = matrix.shape[1]
+        wide, room = self._scratch((stop - start) * inputs)
+        wide = wide.reshape(-1, inputs)
+        rows = max(_READ // inputs, 1)
+        for low in range(start, stop, rows):
+            high = min(low + rows, stop)
+            _widen(matrix.read(low, high, room), wide[low - start : high - start])
+        largest = max(float(wide.max()), -float(wide.min()))
+        weight = torch.from_numpy(wide)
+        return pack(weight) if largest == 0 or _LEAST <= largest <= _MOST else weight.to(self._dtype)
+
+    def _scratch(self, size: int) -> tuple[Floats, Bytes]:
+        """This thread's: `size` fp32 numbers, and room for what is read."""
+        wide: Floats | None = getattr(self._room, "wide", None)
+        if wide is None or wide.size < size:
+            self._room.wide = wide = np.empty(max(size, _PART), np.float32)
+            self._room.read = np.empty(4 * _READ, np.uint8)
+        return wide[:size], self._room.read
+
+
+def _widen(weight: Tensor, wide: Floats) -> None:
+    """`weight` in fp32, put into `wide`. By numpy: torch would start threads in each worker."""
+    if weight.dtype == torch.bfloat16:  # the upper half of fp32
+        bits = wide.view(np.uint32)
+        bits[...] = weight.view(torch.uint16).numpy()
+        bits <<= 16
+    else:
+        wide[...] = weight.numpy()
+
 
 EXPERTS = "together_experts"
 _FEW = 4  # rows from which widening wins (measured on AVX2)
-_BLOCK = 2**19  # weights widened at a time: 2 MiB of fp32
+_WIDENED = 2**19  # weights widened at a time: 2 MiB of fp32
 _TRIAL_ROWS, _TRIAL_SIDE, _TRIAL_SECONDS = 8, 1024, 0.02
 _CLEARLY = 0.75  # of the time that it takes today: then packing pays
 
@@ -46,15 +186,15 @@ def speed_up(model: Any, stored: Mapping[str, Matrix] | None = None) -> Any:
 
 def packs(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether linear layers are packed here."""
-    return device.type == "cpu" and dtype.itemsize == 2 and packed.can_pack() and _packing_pays(dtype)
+    return device.type == "cpu" and dtype.itemsize == 2 and can_pack() and _packing_pays(dtype)
 
 
 @cache
 def _packing_pays(dtype: torch.dtype) -> bool:
     """Try it, for some milliseconds: no list of chips would be complete."""
     weight, rows = torch.randn(_TRIAL_SIDE, _TRIAL_SIDE), torch.randn(_TRIAL_ROWS, _TRIAL_SIDE).to(dtype)
-    half, tight = weight.to(dtype), packed.pack(weight)
-    tried = (lambda: _product(rows, half), lambda: packed.product(rows.float(), tight).to(dtype))
+    half, tight = weight.to(dtype), pack(weight)
+    tried = (lambda: _product(rows, half), lambda: product(rows.float(), tight).to(dtype))
     today, then = fastest(*tried, seconds=_TRIAL_SECONDS)
     return then < _CLEARLY * today
 
@@ -63,14 +203,12 @@ def linear_weights(model: nn.Module) -> set[str]:
     """Names of the parameters that `speed_up` packs where it packs: used by one linear layer and nothing else."""
     uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     layers = ((name, module) for name, module in model.named_modules() if type(module) is nn.Linear)
-    return {
-        f"{name}.weight" for name, layer in layers if uses[id(layer.weight)] == 1 and packed.fits(layer.in_features)
-    }
+    return {f"{name}.weight" for name, layer in layers if uses[id(layer.weight)] == 1 and fits(layer.in_features)}
 
 
 def _pack_all(model: nn.Module, stored: Mapping[str, Matrix], dtype: torch.dtype) -> None:
     """One layer after the other, so that no more than one is there twice."""
-    with packed.Packer(dtype) as packer:
+    with Packer(dtype) as packer:
         for name in sorted(linear_weights(model)):
             path = name.removesuffix(".weight")
             layer = model.get_submodule(path)
@@ -99,7 +237,7 @@ class _WideningLinear(nn.Linear):
 def widened(rows: Tensor, weight: Tensor) -> Tensor:
     """rows `[n, in]` times weight `[out, in]`, both in half precision, summed in fp32 → `[n, out]`."""
     height, width = weight.shape
-    step = max(1, _BLOCK // width)
+    step = max(1, _WIDENED // width)
     wide_rows = rows.float()
     wide_weight = torch.empty(min(step, height), width)
     out = torch.empty(rows.shape[0], height, dtype=rows.dtype)

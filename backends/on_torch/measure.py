@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from backends.base import Measurement
 from backends.measuring import Extent, experts_to_time, extent, fastest, resident_bytes
-from backends.on_torch import attention
-from backends.on_torch.frames import TORCH, write_activation
+from backends.on_torch import cache
 from backends.on_torch.linear import register_experts, speed_up
-from backends.on_torch.model import build, drop_absent, model_class, range_config
+from backends.on_torch.model import TORCH, build, drop_absent, model_class, range_config, write_activation
 from backends.on_torch.shard import TorchShard
 from together.models.files import EMBED
 from together.models.spec import ModelSpec, read_shape
@@ -40,7 +39,7 @@ def measure_model(folder: Path, device: torch.device, dtype: Dtype) -> Measureme
     """Raises what reading the model's description raises, and NotEnoughMemory."""
     spec = read_shape(folder)
     model_class(spec.family)
-    attention.register()
+    cache.register()
     register_experts()
     resident, free = resident_bytes(), _free_bytes(device)
     pieces = _pieces(folder, spec, device, dtype, free)

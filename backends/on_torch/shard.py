@@ -18,9 +18,8 @@ from torch import Tensor
 from backends.base import StepOutput
 from backends.checks import check_batch
 from backends.ledger import Ledger, LedgerShard, spans
-from backends.on_torch.attention import PackedRow
-from backends.on_torch.cache import CacheShape, SequenceCaches
-from backends.on_torch.frames import TORCH, read_activation, sampled_places, starts, to_numpy, write_activation
+from backends.on_torch.cache import CacheShape, PackedRow, SequenceCaches
+from backends.on_torch.model import TORCH, read_activation, sampled_places, starts, to_numpy, write_activation
 from together.errors import FrameRefused
 from together.models.spec import ModelSpec
 from together.planning.memory import BLOCK

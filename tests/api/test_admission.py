@@ -134,7 +134,7 @@ async def test_one_line_in_the_log_for_a_request_and_no_text(tmp_path: Path, cap
                 secret = HELLO | {"messages": [{"role": "user", "content": "my secret"}], "stream": True}
                 said = (await client.post(CHAT, json=secret)).text
                 await client.post(CHAT, json=HELLO | {"temperature": 5})
-    lines = [record.getMessage() for record in caplog.records if record.name == "together.api.record"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "together.api.stream"]
     assert len(lines) == 2
     first = said.split('"id":"')[1].split('"')[0]
     assert first in lines[0]

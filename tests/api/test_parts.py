@@ -12,12 +12,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from together.api.answers import ChatShape
-from together.api.collecting import Tally
+from together.api.answers import ChatShape, Tally
 from together.api.errors import NotImplementedHere, error_response
-from together.api.events import COMMENT, next_piece, paced, stream
 from together.api.guard import is_local
 from together.api.server import bind, serving, url_of
+from together.api.stream import COMMENT, next_piece, paced, stream
 from together.errors import LoadFailed, NotServing, QueueFull, RingBroken, Unreachable
 from together.requests import Piece, Usage
 

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.cluster import cluster_settings
-from together.api.connection import Patience
-from together.api.routes import build_app
-from together.api.server import bind, serving
+from together.api.app import build_app
+from together.api.server import Patience, bind, serving
 from together.head.head import Head
 
 QUICK = Patience(idle=0.5, headers=0.5, pause=0.5, body=1.5, rate=10_000)

@@ -23,9 +23,9 @@ from pydantic import BaseModel, Field, SecretStr
 from tests.api.test_chat import PATH, chunks_of
 from tests.conftest import ROOT, RealApp
 from together.requests import Message, Tool
+from together.text.parser import ToolSplitter
 from together.text.tokenizer import TextModel
 from together.text.tool_formats import HERMES
-from together.text.tools import ToolSplitter
 
 MODEL = "demo_model"
 ASKED: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import httpx
 
 from tests.support.patience import PATIENCE
-from together.api.routes import build_app
+from together.api.app import build_app
 from together.api.server import bind, serving, url_of
 from together.head.head import Head
 

@@ -19,9 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from backends.base import LoadRequest, open_backend
 from backends.on_torch import linear as torch_linear
-from backends.on_torch import packed as torch_packed
-from backends.on_torch.linear import packs, speed_up
-from backends.on_torch.packed import Held, PackedLinear, Packer, can_pack, fits
+from backends.on_torch import linear as torch_packed
+from backends.on_torch.linear import Held, PackedLinear, Packer, can_pack, fits, packs, speed_up
 from tests.support.chain import MEMORY, Chain, assert_close, load_shard, new_sequence, row
 from tests.support.families import LAYERS, make_checkpoint, prompt_ids, reference_logits
 from together.errors import BrokenModel

@@ -10,8 +10,7 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from tests.support.orders import make_order
-from together.cluster.agent import Agent, Identity
-from together.cluster.grants import Grants
+from together.cluster.agent import Agent, Grants, Identity
 from together.cluster.identity import claim_node_id, machine_id, own_addresses
 from together.errors import LoadFailed, NotEnoughMemory
 from together.settings import Settings

@@ -16,8 +16,7 @@ from tests.support.checksum import make_checksum_model
 from tests.support.patience import PATIENCE
 from together.desktop.arguments import endpoint_of, model_of, request_of, saved_plan
 from together.desktop.cli import main
-from together.desktop.client import find_running
-from together.desktop.lock import AppLock, read_announced
+from together.desktop.client import AppLock, find_running, read_announced
 from together.desktop.menu import Actions, items, run_menu
 from together.errors import AppError, BadInput, BadSetting
 from together.settings import Settings
@@ -42,7 +41,7 @@ def test_one_lock_per_home(tmp_path: Path) -> None:
 
 def test_a_crash_leaves_the_lock_free_and_the_port_file_stale(tmp_path: Path) -> None:
     crash = (
-        "import os, sys, pathlib; from together.desktop.lock import AppLock\n"
+        "import os, sys, pathlib; from together.desktop.client import AppLock\n"
         "lock = AppLock(pathlib.Path(sys.argv[1]))\n"
         "assert lock.acquire()\nlock.announce('http://127.0.0.1:9')\nos._exit(1)"
     )

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from together.desktop.loading import Bars
-from together.desktop.printable import Formatter, one_line, printable
-from together.desktop.show import show_status
+from together.desktop.show import Formatter, one_line, printable, show_status
 
 EVIL = "a\x1b]0;title\x07\x1b[2Jb\r\nc\u202ed"
 ESCAPED = r"a\x1b]0;title\x07\x1b[2Jb\r\nc\u202ed"

@@ -19,7 +19,7 @@ from tests.api.test_thinking import thinking_toy
 from tests.conftest import ROOT, RealApp, environment_for, serving_instead, start_app, until
 from tests.support.checksum import EOS, QUIET
 from tests.support.patience import PATIENCE
-from together.desktop.lock import AppLock
+from together.desktop.client import AppLock
 
 NO_TERMINALS = os.name == "nt"
 

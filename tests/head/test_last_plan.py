@@ -25,7 +25,7 @@ from tests.support.cluster import (
 from together.errors import NotServing, TogetherError
 from together.head.head import Head
 from together.head.last_plan import FILE, VERSION, LastPlan, LastPlans, LastStage
-from together.head.wanted import Wanted
+from together.head.plan import Wanted
 from together.planning.request import PlanRequest
 from together.types import Device, Endpoint, LayerRange, ModelRef, NodeState, NodeStatus, Plan, Serving, ServingState
 

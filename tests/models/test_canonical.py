@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.folders import SHAPES, write_model
-from together.models.canonical import canonical_names
 from together.models.files import EMBED, HEAD, NORM, all_tensors, tensors_for
 from together.models.manifest import describe
+from together.models.names import canonical_names
 from together.models.spec import read_spec
 from together.types import LayerRange
-from together.weights.export import export
+from together.weights.store import export
 
 PLAIN = (EMBED, "model.layers.0.mlp.up_proj.weight", "model.layers.11.self_attn.q_proj.bias", NORM, HEAD)
 

@@ -14,8 +14,7 @@ from together.models.manifest import describe, read_manifest
 from together.models.reading import read_unit
 from together.models.spec import read_shape, read_spec
 from together.types import LayerRange
-from together.weights.export import export
-from together.weights.store import Store, known_model
+from together.weights.store import Store, export, known_model
 
 FIRST = "layer-00000.safetensors"
 

@@ -11,7 +11,7 @@ from tests.support.folders import write_model
 from together.errors import BadSetting, BrokenModel, TogetherError, UnsupportedModel
 from together.models.recognise import require_whole
 from together.models.spec import read_runnable, read_shape
-from together.weights.naming import resolve_model
+from together.weights.find import resolve_model
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 4206608\n"
 

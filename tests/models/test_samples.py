@@ -28,8 +28,7 @@ from together.models.names import layer_of
 from together.models.reading import require_samples, unit_digest
 from together.models.spec import fingerprint, read_spec
 from together.types import LayerRange
-from together.weights.export import export
-from together.weights.store import Store
+from together.weights.store import Store, export
 
 FIRST = "layer-00000.safetensors"
 ALL = LayerRange(0, 2)

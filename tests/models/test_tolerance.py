@@ -10,14 +10,12 @@ import pytest
 
 from tests.support.folders import CONFIG, SHAPES, write_model, write_tensors
 from together.errors import BrokenModel, UnsupportedModel
-from together.models.checkpoint import INDEX, checkpoint_headers, weight_files, weight_map
+from together.models.checkpoint import INDEX, MAX_FILES, checkpoint_headers, choose_files, weight_files, weight_map
 from together.models.config import effective, quantization_of
 from together.models.files import EMBED
-from together.models.folder import MAX_VALUES, read_json
+from together.models.folder import MAX_VALUES, most_bytes, read_json
 from together.models.recognise import is_pointer, require_whole, without_weights
-from together.models.sizes import most_bytes
 from together.models.spec import read_spec
-from together.models.weights import MAX_FILES, choose_files
 from together.quoting import MOST
 
 ENCODINGS = ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"]

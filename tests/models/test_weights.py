@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from together.errors import BrokenModel
+from together.models.checkpoint import choose_files
 from together.models.files import EMBED, HEAD, NORM
-from together.models.weights import choose_files
 
 SINGLE = "model.safetensors"
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from together.planning.cluster_file import parse_cluster
-from together.planning.cluster_json import problem_json
+from together.planning.cluster_file import parse_cluster, problem_json
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem
 
 EXAMPLES = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -9,7 +9,7 @@ import pytest
 from tests.support.work import calls_of
 from together.desktop.bench.plan import Case, made_up
 from together.errors import BadPlan, BadSetting
-from together.planning.infeasible import Missing
+from together.planning.explain import Missing
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem, Share, Split
 from together.planning.recommend import recommend
 from together.planning.report import Answer, answer_json

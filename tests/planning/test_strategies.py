@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from together.errors import BadPlan
-from together.planning.explain import explain, explain_left_out, explain_rule, explain_tolerance
-from together.planning.infeasible import explain_missing
-from together.planning.network import Wish, network_of
+from together.planning.explain import explain, explain_left_out, explain_missing, explain_rule, explain_tolerance
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem, Share, Split
 from together.planning.recommend import recommend
+from together.planning.report import Wish, network_of
+from together.planning.score import complaints, terms_of
 from together.planning.strategies import (
     by_compute,
     by_memory,
@@ -23,7 +23,6 @@ from together.planning.strategies import (
     mixed,
     uniform,
 )
-from together.planning.validate import complaints, terms_of
 from together.types import LayerRange
 
 GB = 10**9

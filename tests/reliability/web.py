@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from together.api.routes import build_app
+from together.api.app import build_app
 from together.api.server import bind, serving, url_of
 from together.head.head import Head
 

@@ -18,8 +18,7 @@ from together.cluster.supervisor import StageProcess
 from together.errors import LoadFailed, RingBroken
 from together.planning.memory import STEP_TOKENS
 from together.ring import rpc
-from together.ring.client import CHUNK_BYTES, RingClient, chunk_tokens
-from together.ring.join import join_ring
+from together.ring.client import CHUNK_BYTES, RingClient, chunk_tokens, join_ring
 from together.ring.links import Inlets
 from together.types import Batch, Endpoint, Frame, LayerRange, Row, SampleRequest
 

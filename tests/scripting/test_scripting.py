@@ -27,7 +27,7 @@ from together.errors import BadRequest, BrokenModel, ContextTooLong, LoadFailed,
 from together.requests import Message
 from together.scripting import Options, PartitionedModel, PartitionStrategy, partition
 from together.types import LayerRange, Sampling
-from together.weights.export import export
+from together.weights.store import export
 
 LAYERS = 4
 BY_HAND = PartitionStrategy(

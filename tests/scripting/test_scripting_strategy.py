@@ -20,8 +20,7 @@ from together.head.model import open_model
 from together.planning.request import PlanRequest
 from together.planning.split import Sizing
 from together.scripting import PartitionStrategy
-from together.scripting.devices import choose_seats
-from together.scripting.placing import Wanted, split_seats
+from together.scripting.placing import Wanted, choose_seats, split_seats
 from together.settings import load_settings
 from together.types import Device, LayerRange
 

@@ -21,7 +21,7 @@ from together.models.units import units_for
 from together.ring import rpc
 from together.types import Endpoint, LayerRange, ModelRef, Source, UnitRequest
 from together.weights.fetch import Fetcher
-from together.weights.serve import StoreService
+from together.weights.peers import StoreService
 
 HOST = "127.0.0.1"
 WIDTH = 8192  # of the toy: embedding and head have 8.6 MB each, a layer 32 kB

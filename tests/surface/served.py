@@ -14,7 +14,7 @@ from starlette.routing import Mount
 
 from tests.support.patience import PATIENCE
 from tests.surface.client import join, said
-from together.api.routes import build_app
+from together.api.app import build_app
 from together.api.server import bind, serving, url_of
 from together.head.head import Head
 from webui import page

@@ -25,11 +25,9 @@ from together.errors import BadRequest, BrokenModel, ContextTooLong, QueueFull
 from together.requests import ChatRequest, CompletionRequest, GenerateRequest, Message, Piece
 from together.sampling import choice_seed
 from together.text.answers import answer_chat, answer_prompts, generate_text
-from together.text.detokenizer import StopFilter
-from together.text.parting import Parter
-from together.text.thinking import ThinkSplitter
+from together.text.detokenizer import StopFilter, TokenBytes
+from together.text.parser import Parter, ThinkSplitter
 from together.text.tokenizer import TextModel
-from together.text.tokens import TokenBytes
 from together.types import Sampling
 
 QUESTION = (Message("user", "Where do hidden states go, and who takes them there?"),)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from tests.support.tokenizers import byte_fallback, byte_level
-from together.text.bound import COMPOSED, SPACES, TokenBound
+from together.text.vocabulary import COMPOSED, SPACES, TokenBound
 
 
 def with_normalizer(normalizer: normalizers.Normalizer) -> Tokenizer:

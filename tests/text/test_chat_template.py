@@ -28,8 +28,7 @@ from tests.support.tokenizers import byte_level, write_text_files
 from together.errors import BadRequest, BrokenModel, NotServing, QueueFull
 from together.requests import Message
 from together.text import rendering
-from together.text.chat_template import ChatTemplate
-from together.text.template_files import MOST_SOURCE
+from together.text.chat_template import MOST_SOURCE, ChatTemplate
 from together.text.tokenizer import TextModel
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"

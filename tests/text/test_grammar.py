@@ -28,8 +28,7 @@ from together.engine.engine import Engine
 from together.errors import BadRequest
 from together.requests import ChatRequest, CompletionRequest, Grammar, Piece
 from together.text.answers import answer_chat, answer_prompts
-from together.text.constraint import GrammarConstraint
-from together.text.grammar import MOST_LETTERS, STYLE, Compiled, Grammars
+from together.text.grammar import MOST_LETTERS, STYLE, Compiled, GrammarConstraint, Grammars
 from together.text.tokenizer import TextModel
 from together.types import LayerRange, Sampling
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from together.errors import BadRequest
 from together.requests import Message, ToolCall
 from together.text.chat_template import ChatTemplate
-from together.text.message_forms import culprit, forms
+from together.text.messages import culprit, forms
 
 LOOP = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
 FIRST_ONLY = (

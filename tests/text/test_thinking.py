@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from together.text.thinking import CLOSE, OPEN, ThinkSplitter
+from together.text.parser import CLOSE, OPEN, ThinkSplitter
 
 # Texts made of what matters: tags, their beginnings, spaces, letters.
 WORDS = st.sampled_from([OPEN, CLOSE, "<", "<th", "ink>", "</", "</thin", "k>", " ", "\n", "a", "é🗼", "b c"])

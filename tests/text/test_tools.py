@@ -13,11 +13,20 @@ from hypothesis import strategies as st
 
 from tests.support.tokenizers import CHATML, byte_level, write_text_files
 from together.requests import CallDelta, Message, Tool, ToolCall
-from together.text.call_values import typed
+from together.text.messages import one_by_one
+from together.text.parser import ToolSplitter
 from together.text.tokenizer import TextModel
-from together.text.tool_formats import CODER, HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, NEMOTRON, ToolStyle, style_of
-from together.text.tools import ToolSplitter
-from together.text.turns import one_by_one
+from together.text.tool_formats import (
+    CODER,
+    HERMES,
+    LLAMA,
+    MISTRAL,
+    MISTRAL_NAMED,
+    NEMOTRON,
+    ToolStyle,
+    style_of,
+    typed,
+)
 
 TOOLS = (
     Tool("f", "Does it.", {"type": "object", "properties": {"a": {"type": "integer"}, "s": {"type": "string"}}}),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from together.planning.infeasible import Missing
+from together.planning.explain import Missing
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem
 from together.planning.report import Answer
 from together.planning.request import PlanRequest, plan_for

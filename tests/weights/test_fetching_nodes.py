@@ -36,8 +36,7 @@ from together.errors import TogetherError
 from together.models.manifest import describe
 from together.models.names import layer_unit
 from together.ring import rpc
-from together.ring.client import RingClient
-from together.ring.join import join_ring
+from together.ring.client import RingClient, join_ring
 from together.ring.links import Inlets
 from together.settings import Settings
 from together.types import (

@@ -42,7 +42,7 @@ from together.types import (
     UnitDigest,
     UnitRequest,
 )
-from together.weights.space import DiskFull
+from together.weights.part import DiskFull
 from together.weights.store import Store
 
 
@@ -187,7 +187,7 @@ async def test_too_little_room_is_said_before_anything_travels(
     async with studio(tmp_path) as link:
         await fetcher(tmp_path / "laptop").fetch(lab_ref(toy), MIDDLE, (source(at(link.port), toy),), quiet)
         before = link.back.sent
-        monkeypatch.setattr("together.weights.space.shutil.disk_usage", lambda _: _Full())
+        monkeypatch.setattr("together.weights.part.shutil.disk_usage", lambda _: _Full())
         with pytest.raises(DiskFull, match=r"needs 8.\d+ MB in .*, has 1.0 MB free"):
             await fetcher(tmp_path / "laptop").fetch(lab_ref(toy), FIRST, (source(at(link.port), toy),), quiet)
         assert link.back.sent == before

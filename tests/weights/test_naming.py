@@ -9,8 +9,7 @@ import pytest
 from tests.support.pieces import carry, random_model
 from together.errors import BadSetting
 from together.models.manifest import compose, describe, small_files
-from together.weights.find import BUNDLED
-from together.weights.naming import HubId, resolve_model
+from together.weights.find import BUNDLED, HubId, resolve_model
 from together.weights.store import Store, read_unit
 
 

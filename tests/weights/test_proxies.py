@@ -13,7 +13,7 @@ from tests.conftest import ROOT, environment_for
 from tests.support.hub import HubServer
 from tests.support.pieces import random_model
 from together.errors import Unreachable
-from together.weights.proxies import proxy_hint, proxy_of, require_usable_proxy
+from together.weights.hub_ranges import proxy_hint, proxy_of, require_usable_proxy
 
 HUB = "https://hub.example"
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")

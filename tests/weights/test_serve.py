@@ -26,9 +26,8 @@ from together.models.names import layer_unit
 from together.models.reading import read_unit
 from together.ring import rpc, wire
 from together.types import Blob, LayerRange, ModelRef, UnitDigest, UnitRequest
-from together.weights.export import export
-from together.weights.serve import StoreService
-from together.weights.store import Store
+from together.weights.peers import StoreService
+from together.weights.store import Store, export
 
 MEBIBYTE = 2**20
 

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from together.api.errors import Forbidden
 from together.api.guard import is_local
 from together.api.port import HeadPort
-from together.api.streaming import read_body
+from together.api.stream import read_body
 from together.errors import BadRequest
-from together.planning.cluster_json import problem_json
-from together.planning.infeasible import Missing
+from together.planning.cluster_file import problem_json
+from together.planning.explain import Missing
 from together.planning.report import answer_json, answer_text, missing_json, missing_text
 from together.planning.request import PlanRequest
 from together.quoting import MOST, cut

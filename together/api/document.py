@@ -1,7 +1,4 @@
-"""The OpenAPI document: what the routes take and answer, as they really do. Knows no head.
-
-The bodies are read by hand (`fields.parse`), so the document is told of them.
-"""
+"""The OpenAPI document: what the routes take and answer."""
 
 from __future__ import annotations
 
@@ -13,11 +10,15 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from together import __version__
-from together.api.schemas import ChatCompletionRequest, TextCompletionRequest
-from together.api.shapes import ErrorAnswer
+from together.api.requests import ChatCompletionRequest, TextCompletionRequest
+from together.api.responses import ErrorAnswer
 
 _SCHEMAS = "#/components/schemas/{model}"
+
+
 _BODIES: tuple[type[BaseModel], ...] = (ChatCompletionRequest, TextCompletionRequest)
+
+
 _WORDS = {
     400: "A field is wrong or cannot be honoured: `param` names it. Or the prompt is longer than the context.",
     403: "The request comes from a page of another site.",
@@ -27,6 +28,8 @@ _WORDS = {
     500: "A bug of this server.",
     503: "No model serves now: come back after `Retry-After` seconds.",
 }
+
+
 Responses = dict[int | str, dict[str, Any]]
 
 
@@ -36,6 +39,8 @@ def failures(*codes: int) -> Responses:
 
 
 FAILURES = failures(400, 403, 404, 413, 429, 500, 503)
+
+
 STREAMED: dict[str, Any] = {
     "description": "The answer; with `stream: true` as server-sent events, the last one is `data: [DONE]`.",
     "content": {"text/event-stream": {"schema": {"type": "string"}}},

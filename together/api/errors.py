@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from together.api.shapes import ErrorAnswer
+from together.api.responses import ErrorAnswer
 from together.errors import BadInput, BadRequest, ContextTooLong, NotServing, QueueFull, TogetherError
 from together.quoting import quoted
 

@@ -1,10 +1,8 @@
-"""Who may talk to this server: requests with our own Host, and from our own pages only. Knows no route and no user.
-
-A page of another site cannot send a request with our Host and our Origin, and DNS rebinding shows in the Host.
-"""
+"""Who may talk to this server, and the memory that large bodies give back."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 from contextlib import suppress
@@ -16,7 +14,33 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from together.api.errors import Forbidden, error_body
+from together.memory import give_back
 from together.quoting import quoted
+
+LARGE = 2**18  # bytes of a body; read as lists and tables it takes ten times as much
+
+
+class Tidy:
+    """ASGI middleware around everything."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size = 0
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            return message
+
+        try:
+            await self.app(scope, counted, send)
+        finally:
+            if size > LARGE:
+                await asyncio.to_thread(give_back)
+
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 

@@ -10,18 +10,26 @@ from typing import TypeVar
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from together.api.answers import ChatShape, Shape, TextShape
-from together.api.collecting import Tally, collect
+from together.api.answers import ChatShape, Shape, Tally, TextShape, collect
 from together.api.document import FAILURES, STREAMED, body_of, failures
 from together.api.errors import NotImplementedHere, UnknownModel
-from together.api.events import abandon, next_piece, paced, stream
 from together.api.fields import AnswerFields, parse
 from together.api.metrics import Metrics
 from together.api.port import HeadPort
-from together.api.record import Record, refusals
-from together.api.schemas import ChatCompletionRequest, TextCompletionRequest
-from together.api.shapes import ChatCompletion, ErrorAnswer, ModelEntry, ModelList, TextCompletion
-from together.api.streaming import ClientGone, EventStream, read_body, while_connected
+from together.api.requests import ChatCompletionRequest, TextCompletionRequest
+from together.api.responses import ChatCompletion, ErrorAnswer, ModelEntry, ModelList, TextCompletion
+from together.api.stream import (
+    ClientGone,
+    EventStream,
+    Record,
+    abandon,
+    next_piece,
+    paced,
+    read_body,
+    refusals,
+    stream,
+    while_connected,
+)
 from together.requests import Piece
 from together.types import Sampling
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from together.engine.stats import EngineStats
 from together.models.generation import SamplingDefaults
-from together.planning.infeasible import Missing
+from together.planning.explain import Missing
 from together.planning.problem import Problem
 from together.planning.report import Answer
 from together.planning.request import PlanRequest

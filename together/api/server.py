@@ -1,4 +1,4 @@
-"""Our own uvicorn server: finds a port, takes no signals, ends every open stream when told to stop. Knows no route."""
+"""The uvicorn server: finds a port, closes slow connections, ends open streams when told to stop."""
 
 from __future__ import annotations
 
@@ -8,12 +8,130 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from together.api.connection import USUAL, Patience, patient
 from together.errors import Unreachable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a request may take to arrive, in seconds; what is answered may take any time."""
+
+    idle: float = 30.0  # a new connection without a byte: browsers open some in advance
+    headers: float = 15.0  # from the first byte to the end of the headers
+    pause: float = 15.0  # without a byte of the body
+    body: float = 30.0  # for the whole body, and a second more for every `rate` bytes that came
+    rate: int = 1000  # bytes per second; a body that is slower than that all the time does not arrive
+
+
+USUAL = Patience()
+
+
+@dataclass(slots=True)
+class Awaited:
+    """What is still to come, and what came of it; times are of the loop's clock."""
+
+    part: Literal["request", "headers", "body"]
+    cycle: RequestResponseCycle | None  # tells the bodies of two requests apart
+    since: float
+    last: float  # the last byte
+    size: int = 0
+
+    def deadline(self, patience: Patience) -> float:
+        match self.part:
+            case "request":
+                return self.since + patience.idle
+            case "headers":
+                return self.since + patience.headers
+            case "body":
+                return min(self.last + patience.pause, self.since + patience.body + self.size / patience.rate)
+
+
+class Connection(H11Protocol):
+    """Uvicorn's own, which waits forever for headers and for a body. `patience` is its subclass's (`patient`)."""
+
+    patience = USUAL
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._awaited: Awaited | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        if self._awaited is not None:
+            self._awaited.last = self.loop.time()
+            self._awaited.size += len(data)
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop()
+
+    def _watch(self) -> None:
+        """Start the clock when something else is awaited than before."""
+        part, now = self._part(), self.loop.time()
+        before = self._awaited
+        if part is None:
+            self._stop()
+        elif before is None or (before.part, before.cycle) != (part, self.cycle):
+            self._stop()
+            self._awaited = Awaited(part, self.cycle, now, now)
+            self._check()
+
+    def _part(self) -> Literal["request", "headers", "body"] | None:
+        if self.transport.is_closing():
+            return None
+        if self.conn.their_state is h11.SEND_BODY:
+            return "body"  # also after an early answer
+        if self.conn.their_state is not h11.IDLE:
+            return None
+        if self.conn.trailing_data[0]:
+            return "headers"
+        return "request" if self.timeout_keep_alive_task is None else None  # uvicorn's own clock between two requests
+
+    def _check(self) -> None:
+        assert self._awaited is not None
+        awaited, now = self._awaited, self.loop.time()
+        if self.flow.read_paused:  # the app is slow to read, not the client to send
+            awaited.since = awaited.last = now
+        left = awaited.deadline(self.patience) - now
+        if left > 0:
+            self._timer = self.loop.call_later(left, self._check)
+            return
+        if awaited.part != "request":
+            client = self.client[0] if self.client else "a client"
+            waited = now - awaited.since
+            logger.warning("closed a connection from %s: no whole %s after %.0f s", client, awaited.part, waited)
+        self.transport.abort()
+
+    def _stop(self) -> None:
+        self._awaited = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def patient(patience: Patience) -> type[Connection]:
+    """The class of connections that wait as long as `patience` says."""
+    return type("PatientConnection", (Connection,), {"patience": patience})
+
 
 PORTS_TRIED = 50
 

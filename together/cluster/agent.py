@@ -1,8 +1,4 @@
-"""The node: one machine's agent. Grants memory, starts and ends stages, tells heads its whole state. Knows no plan.
-
-It imports neither torch nor mlx: stages and probes are child processes. A stage belongs to the ring that loaded it,
-under a lease that its head renews; when the lease ends, the stage ends.
-"""
+"""One machine's agent: grants memory, starts and ends stages, reports its whole state to heads."""
 
 from __future__ import annotations
 
@@ -17,16 +13,16 @@ from pathlib import Path
 import grpc.aio
 
 from together import __version__
-from together.cluster.grants import Grants
 from together.cluster.profiling import Profiler
 from together.cluster.supervisor import StageProcess
-from together.errors import BadSetting, LoadFailed, TogetherError
+from together.errors import BadPlan, BadSetting, LoadFailed, NotEnoughMemory, TogetherError
 from together.ring import rpc, wire
-from together.ring.broadcast import Broadcast
 from together.ring.pipe import Launch
+from together.ring.rpc import Broadcast
 from together.settings import Settings
 from together.types import (
     Caller,
+    Device,
     Endpoint,
     Holding,
     ModelRef,
@@ -34,13 +30,60 @@ from together.types import (
     NodeStatus,
     RingName,
     StageOrder,
+    StagePlan,
     StageState,
     StageStatus,
 )
 from together.weights.fetch import Fetcher
 from together.weights.find import find_units
-from together.weights.serve import StoreService
+from together.weights.peers import StoreService
 from together.weights.transfer import Progress, Suppliers, Waiting
+from together.wording import layers_text, sizes_text
+
+StageName = tuple[str, int]  # ring, slot
+
+
+@dataclass(slots=True)
+class Grants:
+    """`limits` are bytes per device key, fixed when the node starts."""
+
+    node_name: str
+    devices: tuple[Device, ...]
+    limits: dict[str, int]
+    _given: dict[StageName, tuple[str, int]] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Bytes of the first device, which plans use."""
+        return self.limits[self.devices[0].key]
+
+    def free(self, key: str) -> int:
+        return self.limits[key] - sum(size for device, size in self._given.values() if device == key)
+
+    def take(self, order: StageOrder) -> None:
+        """Reserve what the order asks for. Raises BadPlan for an unknown device, NotEnoughMemory with both numbers."""
+        stage = order.stage
+        key = f"{stage.backend}/{stage.device}"
+        if key not in self.limits:
+            raise BadPlan(f"node {self.node_name} has no device {key}; it has {', '.join(self.limits)}")
+        if stage.memory_bytes > self.free(key):
+            raise NotEnoughMemory(self._too_little(stage, self.free(key)))
+        self._given[order.ring, order.slot] = (key, stage.memory_bytes)
+
+    def give_back(self, name: StageName) -> None:
+        self._given.pop(name, None)
+
+    def shown(self) -> tuple[Device, ...]:
+        """The devices with what is free of each now."""
+        return tuple(replace(device, free_bytes=self.free(device.key)) for device in self.devices)
+
+    def _too_little(self, stage: StagePlan, free: int) -> str:
+        need, have = sizes_text(stage.memory_bytes, free)
+        return (
+            f"node {self.node_name}: needs {need} for layers {layers_text(stage.layers)}, has {have} free; "
+            "lower the context, give it fewer layers, or unload what it holds"
+        )
+
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from together.cluster.membership import Membership
 from together.cluster.readiness import Find, Progress, Readiness
 from together.errors import RingBroken, StageLost, TogetherError
 from together.ring import rpc
-from together.ring.client import RingClient
-from together.ring.join import join_ring
+from together.ring.client import RingClient, join_ring
 from together.ring.links import Inlets
 from together.types import Blob, Endpoint, Fault, Plan, RingName, Source, StageOrder, StagePlan, StageState, StageStatus
 

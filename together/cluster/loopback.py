@@ -14,8 +14,7 @@ from together.errors import LoadFailed
 from together.models.spec import read_spec
 from together.planning.memory import stage_memory
 from together.ring import rpc
-from together.ring.client import RingClient
-from together.ring.join import join_ring
+from together.ring.client import RingClient, join_ring
 from together.ring.links import Inlets
 from together.ring.pipe import Launch
 from together.types import Dtype, Endpoint, LayerRange, StageOrder, StagePlan, StageState

@@ -19,7 +19,7 @@ import grpc.aio
 from together.cluster.discovery import Discovery
 from together.errors import BadSetting, TogetherError, Unreachable
 from together.ring import rpc, wire
-from together.ring.broadcast import Broadcast
+from together.ring.rpc import Broadcast
 from together.settings import Settings
 from together.types import Caller, Endpoint, NodeState, NodeStatus, RingName
 

@@ -10,14 +10,13 @@ from typing import Any
 import grpc.aio
 
 from together.cluster import identity
-from together.cluster.agent import PORTS, Agent, Identity
+from together.cluster.agent import PORTS, Agent, Grants, Identity
 from together.cluster.discovery import Discovery, Hint, missing_ranges
-from together.cluster.grants import Grants
 from together.cluster.probe import default_backend, find_devices
 from together.errors import TogetherError
 from together.processes import stop_with_parent
 from together.ring import rpc
-from together.ring.broadcast import Broadcast
+from together.ring.rpc import Broadcast
 from together.settings import Settings, parse_bytes
 from together.types import Device, Endpoint, LayerRange, NodeStatus
 

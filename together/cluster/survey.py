@@ -13,7 +13,7 @@ from itertools import combinations
 
 from together.cluster.beliefs import Beliefs
 from together.cluster.membership import Membership
-from together.cluster.reach import measure_link
+from together.cluster.profiling import measure_link
 from together.errors import NotServing, TogetherError
 from together.models.spec import ModelSpec
 from together.planning.memory import cache_tokens, workspace_bytes

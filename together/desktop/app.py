@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from together import __version__
-from together.api.routes import build_app, reason
+from together.api.app import build_app, reason
 from together.api.server import bind, serving, url_of
-from together.desktop.client import RunningApp, find_running
-from together.desktop.lock import AppLock
+from together.desktop.client import AppLock, RunningApp, find_running
 from together.desktop.signals import Guard, stop_on_signals
 from together.errors import AppError, TogetherError
 from together.head.head import Head

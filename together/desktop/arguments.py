@@ -9,11 +9,10 @@ from typing import Any
 from together.errors import BadPlan, BadSetting
 from together.models.spec import read_spec
 from together.planning.request import PlanRequest, parse_layers
-from together.planning.validate import range_complaints
+from together.planning.score import range_complaints
 from together.settings import Settings
 from together.types import Endpoint
-from together.weights.find import BUNDLED
-from together.weights.naming import resolve_model
+from together.weights.find import BUNDLED, resolve_model
 
 
 def endpoint_of(text: str) -> Endpoint:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from together.desktop.client import RunningApp, Said
-from together.desktop.printable import printable
+from together.desktop.show import printable
 from together.errors import TogetherError
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells expect it

@@ -29,7 +29,7 @@ from together.desktop.options import (
     running_app,
     settings_with,
 )
-from together.desktop.printable import printable
+from together.desktop.show import printable
 from together.errors import BadInput, TogetherError
 from together.settings import Settings
 
@@ -196,7 +196,7 @@ def status(
     running = running_app(settings)
     if save is not None:
         from together.desktop.arguments import model_of
-        from together.desktop.plan_live import save_cluster
+        from together.desktop.plan import save_cluster
 
         save_cluster(running, model_of(model, settings), save)
         print(f"saved {save}; see: together plan --cluster {save}")

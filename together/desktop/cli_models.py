@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from together.desktop.options import AsJson, Context, Layers, LogLevel, Strategy, Users, running_app, settings_with
-from together.desktop.printable import printable
+from together.desktop.show import printable
 from together.errors import BadSetting
 
 app = typer.Typer()
@@ -44,7 +44,7 @@ def plan(
     """Who would take which layers of a model, and why: on the living machines, or with --cluster on any."""
     if cluster is None:
         from together.desktop.arguments import model_of
-        from together.desktop.plan_live import LivePlan, run_live_plan
+        from together.desktop.plan import LivePlan, run_live_plan
 
         settings = settings_with()
         asked = LivePlan(model_of(model, settings), strategy, users, context, ratio, layers, max_memory)
@@ -52,7 +52,7 @@ def plan(
     if model is not None:
         raise BadSetting("--cluster FILE describes the model; leave --model out")
     from together.desktop.plan import run_plan
-    from together.planning.network import Wish
+    from together.planning.report import Wish
     from together.planning.request import PlanRequest
 
     request = PlanRequest(

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from backends.base import BACKENDS
-from together.desktop.printable import printable
+from together.desktop.show import printable
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.families import TOY
 from together.models.files import Published, read_published
@@ -25,9 +25,9 @@ from together.models.headers import Headers, TensorInfo
 from together.models.manifest import CONFIG
 from together.models.spec import Described, described, require_runnable
 from together.models.summary import Summary, summarize
+from together.weights.find import resolve_model
 from together.weights.hub_listing import read_remote
-from together.weights.naming import resolve_model
-from together.weights.space import gigabytes
+from together.weights.part import gigabytes
 
 _READ = (CONFIG, "generation_config.json")
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from together.desktop.client import RunningApp
-from together.desktop.printable import one_line
+from together.desktop.show import one_line
 from together.errors import TogetherError
 
 LOOK_EVERY = 0.3  # seconds

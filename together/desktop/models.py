@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from together.desktop.client import find_running
-from together.desktop.printable import one_line, printable
+from together.desktop.show import one_line, printable
 from together.errors import BadPlan, BadSetting
 from together.models.manifest import Manifest, describe
 from together.models.names import is_model_name
@@ -27,10 +27,9 @@ from together.models.units import Unit, layer_ranges, units_for, words
 from together.quoting import quoted
 from together.settings import load_settings
 from together.types import LayerRange, ModelRef
-from together.weights.find import known_models
+from together.weights.find import HubId, known_models, resolve_model
 from together.weights.hub import describe_hub, fetch_units
-from together.weights.naming import HubId, resolve_model
-from together.weights.space import gigabytes
+from together.weights.part import gigabytes
 from together.weights.store import KnownModel, Store, export
 
 Confirm = Callable[[str], bool]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from together.desktop.printable import Formatter
+from together.desktop.show import Formatter
 from together.errors import BadSetting
 from together.settings import Settings, load_settings
 

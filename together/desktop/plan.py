@@ -1,14 +1,16 @@
-"""`plan --cluster`: who would take which layers of a model on machines that a file describes. Knows no search."""
+"""`plan` for a cluster file or the running app, and `status --save`."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from together.desktop.printable import printable
+from together.desktop.client import RunningApp
+from together.desktop.show import printable
 from together.errors import BadSetting
 from together.planning.cluster_file import parse_cluster
-from together.planning.infeasible import Missing
+from together.planning.explain import Missing
 from together.planning.problem import Problem
 from together.planning.report import answer_json, answer_text, missing_json, missing_text
 from together.planning.request import PlanRequest, plan_for
@@ -31,3 +33,37 @@ def _read(path: Path) -> Problem:
         return parse_cluster(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise BadSetting(f"--cluster {path} cannot be read: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class LivePlan:
+    """What `plan` was told of a model on the running cluster; None leaves the usual."""
+
+    model: str | None
+    strategy: str | None
+    users: int | None
+    context: int | None
+    ratio: str | None
+    layers: str | None
+    max_memory_per_partition: str | None
+
+    def order(self) -> dict[str, object]:
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def run_live_plan(running: RunningApp, asked: LivePlan, as_json: bool) -> int:
+    """Print the plan, or what is missing; the exit code."""
+    answer = running.ask("plan", asked.order())
+    text = answer.pop("text")
+    print(json.dumps(answer, indent=2) if as_json else printable(text))
+    return DOES_NOT_FIT if "error" in answer else 0
+
+
+def save_cluster(running: RunningApp, model: str | None, file: Path) -> None:
+    """Write the living cluster in the format of `plan --cluster`. Raises BadSetting where the file cannot be."""
+    cluster = running.ask("cluster", {} if model is None else {"model": model})
+    try:
+        file.write_text(json.dumps(cluster, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BadSetting(f"--save {file} cannot be written: {error.strerror or error}") from None

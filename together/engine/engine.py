@@ -10,9 +10,8 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 
-from together.engine.port import RingPort
 from together.engine.scheduler import Scheduler
-from together.engine.sequence import Event, Limits, Sequence
+from together.engine.sequence import Event, Limits, RingPort, Sequence
 from together.engine.stats import EngineStats, Pushed, RequestClock, StepTimes, hidden_bytes
 from together.errors import BadRequest, NotServing, RingBroken, TogetherError
 from together.requests import FinishReason, GenerateRequest, Timings

@@ -1,12 +1,13 @@
-"""The scheduler's words: what a ring can take, one request's state, what an answer brought. Knows no policy."""
+"""The scheduler's data: a ring's limits, one request's state, events, and the ring as a protocol."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from together.errors import TogetherError
 from together.requests import FinishReason, GenerateRequest
-from together.types import Orders, Row, Sampled
+from together.types import Frame, Orders, Row, Sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +126,36 @@ class Counters:
     evaluated_tokens: int = 0  # of prompts and replays; not those that were reused
     reused_tokens: int = 0
     generated_tokens: int = 0
+
+
+class RingPort(Protocol):
+    """A loaded ring as the engine sees it: shapes that the scheduler plans with, and one frame in, one answer out."""
+
+    @property
+    def stages(self) -> int: ...
+
+    @property
+    def capacity(self) -> int:
+        """KV tokens that the smallest stage holds over all sequences, in whole blocks."""
+
+    @property
+    def block(self) -> int:
+        """Tokens per KV block; the largest of the ring."""
+
+    @property
+    def rewind(self) -> int | None:
+        """How many last tokens of a sequence every stage can undo; None is unbounded."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+
+    @property
+    def chunk(self) -> int:
+        """The most tokens in one frame."""
+
+    async def push(self, frame: Frame) -> None:
+        """Send a frame to the first stage; waits while the link is full. Raises RingBroken."""
+
+    async def receive(self) -> Frame:
+        """The next answer, in step order: results or a failure, and timings. Raises RingBroken."""

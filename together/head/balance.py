@@ -1,16 +1,74 @@
-"""Watches whether the machines keep up with the plan, and knows a better one when they do not. Knows no loading.
-
-Only a plan that was made from measured speeds can be compared with what stages take now.
-"""
+"""Compares measured stage times with the plan's, and advises a better split when they differ."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median
 
 from together.engine.engine import Engine
-from together.head.deciding import Decision
-from together.planning.drift import advice, better_split, drift_of
-from together.planning.problem import Split
+from together.head.plan import Decision
+from together.planning.problem import Problem, Split
+from together.planning.recommend import recommend
+from together.planning.score import score_of
+
+DRIFT = 0.15  # a stage so far from the plan is news
+GAIN = 0.10  # a split so much better is worth moving layers
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How the machines do against the plan; `factors` are by stage, 1 as planned, 2 twice as slow."""
+
+    factors: tuple[float, ...]
+    problem: Problem  # with the speeds as they are now
+
+    @property
+    def largest(self) -> int:
+        """The stage that is furthest from the plan."""
+        return max(range(len(self.factors)), key=lambda index: abs(self.factors[index] - 1))
+
+
+def drift_of(problem: Problem, split: Split, measured_ms: Sequence[float]) -> Drift | None:
+    """`measured_ms` by stage, in ring order. None where all are within DRIFT of the plan, or nothing was planned."""
+    planned = [stage.ms for stage in score_of(problem, split).stages]
+    if len(measured_ms) != len(planned) or min((*planned, *measured_ms), default=0) <= 0:
+        return None
+    ratios = [measured / expected for measured, expected in zip(measured_ms, planned, strict=True)]
+    usual = median(ratios) if len(ratios) > 2 else min(ratios)  # of two, the faster one is taken for undisturbed
+    factors = tuple(ratio / usual for ratio in ratios)
+    if all(abs(factor - 1) <= DRIFT for factor in factors):
+        return None
+    slower = dict(zip(split.nodes, factors, strict=True))
+    nodes = (
+        replace(
+            node,
+            ms_per_layer=node.ms_per_layer * slower.get(node.name, 1.0),
+            ms_per_stage=node.ms_per_stage * slower.get(node.name, 1.0),
+            ms_per_head=node.ms_per_head * slower.get(node.name, 1.0),
+        )
+        for node in problem.nodes
+    )
+    return Drift(factors, replace(problem, nodes=tuple(nodes)))
+
+
+def better_split(drift: Drift, split: Split) -> Split | None:
+    """The split to move to, or None where the present one is still within GAIN of the best."""
+    found = recommend(drift.problem)
+    if found is None or found == split:
+        return None
+    now, then = score_of(drift.problem, split).score_ms, score_of(drift.problem, found).score_ms
+    return found if then < now * (1 - GAIN) else None
+
+
+def advice(drift: Drift, split: Split, better: Split) -> str:
+    """One sentence for a person."""
+    node, factor = split.nodes[drift.largest], drift.factors[drift.largest]
+    how = f"{factor:.1f} times slower" if factor > 1 else f"{1 / factor:.1f} times faster"
+    gain = score_of(drift.problem, split).score_ms / score_of(drift.problem, better).score_ms - 1
+    layers = ", ".join(f"{share.node} {share.layers}" for share in better.shares)
+    return f"{node} is {how} than planned, beside the others; with {layers} it would be {gain:.0%} faster"
+
 
 LOOK_EVERY = 5.0  # seconds
 LASTING = 3  # looks in a row that have to say the same: a busy moment is no reason to move layers

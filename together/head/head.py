@@ -14,15 +14,14 @@ from pathlib import Path
 from together.engine.stats import EngineStats
 from together.errors import BadInput, BadPlan, NotServing, TogetherError
 from together.head.balance import LOOK_EVERY, Balance, layers_of
-from together.head.deciding import decide, plan_of
 from together.head.last_plan import BY_HAND, LastPlan, LastPlans
 from together.head.machines import Machines
 from together.head.model import Opened, open_model, refuse, sizings
+from together.head.plan import Wanted, decide, plan_of
 from together.head.service import Cluster, Service
 from together.head.tries import Tries
-from together.head.wanted import Wanted
 from together.models.generation import SamplingDefaults
-from together.planning.infeasible import Missing
+from together.planning.explain import Missing
 from together.planning.problem import Problem
 from together.planning.report import Answer
 from together.planning.request import PlanRequest

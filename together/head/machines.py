@@ -1,20 +1,56 @@
-"""The machines of a cluster, as its head sees them: found, measured, and told where the head is. Knows no plan."""
+"""What a head asks of each machine: which models it has, and whether its neighbours in a ring reach each other."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Sequence
+from itertools import pairwise
 
 from together.cluster.identity import Whereabouts, machine_id
 from together.cluster.local import LocalNodes
 from together.cluster.membership import Membership
 from together.cluster.survey import HEAD, Surveyor
+from together.errors import TogetherError
 from together.head.tries import wait_for_nodes
 from together.ring import rpc
 from together.ring.links import Inlets
 from together.settings import Settings
-from together.types import Endpoint, Holding, ModelRef, Source
+from together.types import Endpoint, Holding, LinkOrder, ModelRef, Source
 from together.weights.find import find_units
-from together.weights.serve import StoreService
+from together.weights.peers import StoreService
+
+log = logging.getLogger(__name__)
+
+LINK_WITHIN = 3.0  # seconds for two neighbours to reach each other
+
+
+async def cut_pairs(nodes: Sequence[str], membership: Membership, where: Whereabouts) -> dict[int, tuple[str, str]]:
+    """Pairs, by their place in the ring, whose first node lives and does not reach the next one.
+
+    `nodes` are in ring order; the last one's next is the head, which is at `where`.
+    """
+    pairs = list(pairwise([*nodes, HEAD]))
+    reached = await asyncio.gather(*(_reaches(node, other, membership, where) for node, other in pairs))
+    return {i: pair for i, pair in enumerate(pairs) if not reached[i] and membership.alive(pair[0])}
+
+
+async def _reaches(node: str, other: str, membership: Membership, where: Whereabouts) -> bool:
+    """Whether one node gets an answer of another, or of this head."""
+    following = membership.status(other)
+    if other != HEAD and following is None:
+        return True  # it is gone altogether, which is another trouble
+    target = following.endpoint if following else where.endpoint
+    try:
+        await membership.call(node, rpc.REACH_CALL, LinkOrder(target, 0), timeout=LINK_WITHIN)
+    except TogetherError as error:
+        log.info("%s", error)
+        await where.look()
+        following = membership.status(other)
+        moved = target != (following.endpoint if following else where.endpoint)
+        return moved and await _reaches(node, other, membership, where)  # at its new address
+    return True
+
 
 HEAD_PORTS = 64  # tried above the first node block's start, for answers from last stages
 SETTLE = 1.0  # seconds to hear of other machines before the first plan

@@ -21,9 +21,8 @@ from together.planning.split import Sizing
 from together.settings import Settings
 from together.text.tokenizer import TextModel
 from together.types import DTYPES, Dtype, ModelRef, Plan
-from together.weights.find import BUNDLED
+from together.weights.find import BUNDLED, HubId, resolve_model
 from together.weights.hub import describe_hub
-from together.weights.naming import HubId, resolve_model
 from together.weights.store import Store
 
 LESS_CONTEXT = (4096, 2048)  # tried where nobody asked for a context and the usual one does not fit

@@ -19,10 +19,10 @@ from together.cluster.membership import Membership
 from together.cluster.survey import HEAD, Surveyor
 from together.engine.engine import Engine
 from together.errors import NotServing, RingBroken, StageLost, TogetherError
-from together.head.deciding import decide, plan_of, repair
+from together.head.machines import cut_pairs
 from together.head.model import Opened
-from together.head.neighbours import cut_pairs
-from together.planning.infeasible import Missing
+from together.head.plan import decide, plan_of, repair
+from together.planning.explain import Missing
 from together.planning.request import PlanRequest
 from together.ring.client import RingClient
 from together.ring.links import Inlets

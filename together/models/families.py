@@ -1,4 +1,4 @@
-"""The model families that run here, by `model_type`: each is proven by the conformance test. Knows no backend."""
+"""The model families that run here, by `model_type`: each is proven by the conformance test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from together.errors import UnsupportedModel
 from together.quoting import quoted
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "qwen3_moe")
+
+
 WRAPPERS = {"gemma3": "gemma3_text", "mistral3": "mistral"}  # of text and pictures: the text model's usual family
+
+
 TOY = "checksum"  # a model for tests of the whole product; runs on its own backend only
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from together.models.canonical import canonical_names
 from together.models.checkpoint import checkpoint_headers, with_samples
 from together.models.fingerprint import fingerprint_of
 from together.models.folder import broken, folder_name, folder_revision, inside, read_bytes, read_json, unreadable
@@ -22,6 +21,7 @@ from together.models.names import (
     HEAD_UNIT,
     NORM,
     NORM_UNIT,
+    canonical_names,
     is_computed,
     layer_of,
     layer_unit,

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from together.models.headers import FileHeader, TensorInfo
+from together.models.headers import FileHeader, TensorInfo, sorted_in_turns
 from together.models.names import is_computed
-from together.models.tables import sorted_in_turns
 from together.models.units import Piece
 
 SAMPLES = 128  # tensors of a model that are sampled, at most

@@ -1,4 +1,4 @@
-"""A model's folder as files: names that stay inside it, JSON, its name, writes in one step. Knows no weights."""
+"""A model's folder as files: names that stay inside it, size limits, JSON, atomic writes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,31 @@ from typing import Any
 from together.errors import BrokenModel
 from together.models.names import MANIFEST, is_model_name, is_plain, is_sha256, is_template, model_name
 from together.models.recognise import POINTER, pointer
-from together.models.sizes import most_bytes
-from together.models.tables import unique
 from together.quoting import quoted
 from together.settings import load_settings
+
+INDEX = "model.safetensors.index.json"
+MAX_TEMPLATE = 2**20  # bytes of any other small file: a chat template; the longest published have 0.1 MB
+
+_MIB = 2**20
+_MOST = {
+    "config.json": 2 * _MIB,  # usually 1 kB; lists of layers that are not quantized make it 0.3 MB
+    "generation_config.json": _MIB,
+    "tokenizer.json": 64 * _MIB,  # Gemma's 262,000 tokens: 33 MB
+    "tokenizer_config.json": 16 * _MIB,  # Gemma's 6,000 unused tokens: 1.2 MB
+    "special_tokens_map.json": 4 * _MIB,
+    "added_tokens.json": 4 * _MIB,
+    "vocab.json": 32 * _MIB,
+    "merges.txt": 32 * _MIB,
+    INDEX: 32 * _MIB,  # 37,000 tensors: 4 MB; Kimi K2's 210,000: 23 MB
+    MANIFEST: 48 * _MIB,  # below what one message carries
+}
+
+
+def most_bytes(name: str) -> int:
+    """The most that a file of this name may have."""
+    return _MOST.get(name, MAX_TEMPLATE)
+
 
 MAX_VALUES = 500_000  # of a JSON file that is read at once: 0.1 s, in which no other thread has a turn, and 100 MB
 
@@ -173,3 +194,14 @@ def write_synced(file: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook`: readers differ on which of two equal keys counts. Raises ValueError if it matters."""
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        first: dict[str, Any] = {}
+        for name, value in pairs:
+            if first.setdefault(name, value) != value:
+                raise ValueError(f"it names {quoted(name)} twice")
+    return table

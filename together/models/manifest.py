@@ -18,16 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from together.errors import BrokenModel
-from together.models.checkpoint import checkpoint_files, is_checkpoint
+from together.models.checkpoint import MAX_FILES, checkpoint_files, is_checkpoint
 from together.models.config import MAX_LAYERS, layer_count
 from together.models.fingerprint import OriginalFile, fingerprint_of, sample_places
-from together.models.folder import folder_name, folder_revision, json_object, read_bytes
+from together.models.folder import folder_name, folder_revision, json_object, most_bytes, read_bytes
 from together.models.headers import MAX_HEADER, FileHeader, Headers, check_distinct
 from together.models.names import MANIFEST as MANIFEST
 from together.models.names import MAX_NAME, TEMPLATES, is_model_name, is_plain, is_sha256, is_template
-from together.models.sizes import most_bytes
 from together.models.units import Piece, Sample, Unit, samples_in, units_of
-from together.models.weights import MAX_FILES
 from together.quoting import quoted
 
 CONFIG = "config.json"

@@ -1,8 +1,10 @@
-"""Names and what they say: of tensors, of the units they belong to, of files and models. Reads nothing."""
+"""Names of tensors, units, files and models, and one canonical name per tensor. Pure."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 EMBED = "model.embed_tokens.weight"
 NORM = "model.norm.weight"
@@ -86,3 +88,42 @@ def model_name(text: str) -> str:
     """`text` as a model's name: what such a name must not hold becomes a dash."""
     kept = re.sub(r"[^\w.-]+", "-", text)[:MAX_NAME]
     return kept if is_model_name(kept) else "model"
+
+
+_WRAPS = r"((?:(?:model|language_model|text_model|module|_orig_mod|base_model)\.)*)"
+_PART = re.compile(_WRAPS + r"(embed_tokens\.|layers\.\d{1,6}\.|norm\.).+")
+_HEAD = re.compile(_WRAPS + r"(lm_head\..+)")
+_USUAL = "model."
+
+
+def canonical_names(names: Iterable[str]) -> Mapping[str, str]:
+    """Stored name → canonical name, for the tensors of the decoder; the others are not in it."""
+    known = list(names)
+    prefix = _prefix(known)
+    found = {name: _USUAL + name[len(prefix) :] for name in known if _is_part(name, prefix)}
+    return found | _heads(known)
+
+
+def _prefix(names: list[str]) -> str:
+    """What stands before `layers` and `embed_tokens`: the usual if any embedding has it, else what most have."""
+    counts: Counter[str] = Counter()
+    embeds = set()
+    for name in names:
+        match = _PART.fullmatch(name)
+        if match:
+            counts[match[1]] += 1
+            if match[2] == "embed_tokens.":
+                embeds.add(match[1])
+    order = sorted(counts, key=lambda prefix: (prefix not in embeds, prefix != _USUAL, -counts[prefix], prefix))
+    return order[0] if order else _USUAL
+
+
+def _is_part(name: str, prefix: str) -> bool:
+    match = _PART.fullmatch(name)
+    return match is not None and match[1] == prefix
+
+
+def _heads(names: list[str]) -> dict[str, str]:
+    matches = [match for match in map(_HEAD.fullmatch, names) if match]
+    best = min((match[1] for match in matches), key=lambda prefix: (len(prefix), prefix), default="")
+    return {match[0]: match[2] for match in matches if match[1] == best}

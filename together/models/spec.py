@@ -1,8 +1,4 @@
-"""What a model is, from config.json and the safetensors headers: shapes, sizes, fingerprint. Knows no framework.
-
-Of the weights it reads the fingerprint's few samples alone, so it costs milliseconds on any folder, and every machine
-reads the same from the same files.
-"""
+"""What a model is, from config.json and the safetensors headers: shapes, sizes, fingerprint, supported families."""
 
 from __future__ import annotations
 

@@ -14,10 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from together.errors import BrokenModel
-from together.models.canonical import canonical_names
-from together.models.headers import ELEMENT_BYTES, FileHeader, TensorInfo
-from together.models.names import EMBED_UNIT, HEAD_UNIT, NORM_UNIT, layer_unit, unit_layer, unit_of
-from together.models.tables import sorted_in_turns
+from together.models.headers import ELEMENT_BYTES, FileHeader, TensorInfo, sorted_in_turns
+from together.models.names import EMBED_UNIT, HEAD_UNIT, NORM_UNIT, canonical_names, layer_unit, unit_layer, unit_of
 from together.types import LayerRange
 
 _AT_ONCE = 5000  # tensors of a header that are written in one go: some milliseconds

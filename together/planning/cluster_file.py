@@ -1,7 +1,4 @@
-"""The cluster file: JSON text to a problem. Knows no disk and no search.
-
-Every mistake is one sentence that names the field, as `nodes[1].ms_per_layer`.
-"""
+"""The cluster file: JSON to a problem and back. Pure."""
 
 from __future__ import annotations
 
@@ -221,3 +218,37 @@ def _head(top: _Fields, names: set[str]) -> str | None:
     if head not in names:
         raise BadSetting(f"head: there is no node {head}")
     return head
+
+
+def problem_json(problem: Problem) -> dict[str, Any]:
+    """The documented format; `parse_cluster` of its JSON text gives the same problem."""
+    return {
+        "model": _model_json(problem.model),
+        "nodes": [_node_json(node) for node in problem.nodes],
+        "links": [{"a": link.a, "b": link.b, "ms": link.ms} for link in problem.links],
+        "hop_ms": problem.hop_ms,
+        "head": problem.head,
+        "users": problem.users,
+        "context": problem.context,
+        "tolerance": problem.tolerance,
+    }
+
+
+def _model_json(model: ModelSize) -> dict[str, Any]:
+    alike = len(set(model.layer_bytes)) == 1
+    return {
+        "layers": model.layers,
+        "layer_bytes": model.layer_bytes[0] if alike else list(model.layer_bytes),
+        "embed_bytes": model.embed_bytes,
+        "head_bytes": model.head_bytes,
+        "tied_bytes": model.tied_bytes,
+        "kv_bytes_per_token_per_layer": model.kv_bytes_per_token_per_layer,
+    }
+
+
+def _node_json(node: NodeProfile) -> dict[str, Any]:
+    times = {"ms_per_layer": node.ms_per_layer, "ms_per_stage": node.ms_per_stage, "ms_per_head": node.ms_per_head}
+    shared = {"processor": node.processor} if node.processor else {}
+    if node.free_bytes is None:
+        return {"name": node.name, **times, **shared, "max_layers": node.max_layers}
+    return {"name": node.name, **times, **shared, "free_bytes": node.free_bytes, "reserve_bytes": node.reserve_bytes}

@@ -7,12 +7,18 @@ from dataclasses import dataclass, field, replace
 from math import inf
 
 from together.errors import BadPlan, BadSetting
-from together.planning.explain import explain, explain_left_out, explain_rule, explain_tolerance
-from together.planning.infeasible import Missing, explain_missing
-from together.planning.network import Network, Wish, network_of
+from together.planning.explain import (
+    Missing,
+    explain,
+    explain_left_out,
+    explain_missing,
+    explain_rule,
+    explain_tolerance,
+)
 from together.planning.problem import Problem, Split
 from together.planning.recommend import recommend
-from together.planning.report import Answer
+from together.planning.report import Answer, Network, Wish, network_of
+from together.planning.score import complaints, terms_of
 from together.planning.search.instance import compile_problem
 from together.planning.strategies import (
     STRATEGIES,
@@ -26,7 +32,6 @@ from together.planning.strategies import (
     mixed,
     uniform,
 )
-from together.planning.validate import complaints, terms_of
 from together.quoting import quoted
 from together.settings import parse_bytes
 from together.types import DTYPES, Dtype, LayerRange

@@ -12,7 +12,7 @@ from together.errors import BadPlan, NotEnoughMemory
 from together.models.spec import ModelSpec
 from together.planning.memory import stage_memory
 from together.planning.problem import Share
-from together.planning.validate import Room, Terms, complaints, range_complaints
+from together.planning.score import Room, Terms, complaints, range_complaints
 from together.types import Dtype, LayerRange, ModelRef, NodeStatus, Plan, StagePlan
 
 

@@ -1,7 +1,4 @@
-"""How this app speaks gRPC: method table, channel and server options, errors ↔ status codes. Knows no ring and no node.
-
-Methods are declared once in METHODS; bytes are turned into words by wire.py on both sides, so no generated stubs exist.
-"""
+"""How this app speaks gRPC: method table, channel and server options, errors as status codes."""
 
 from __future__ import annotations
 
@@ -30,6 +27,32 @@ from together.errors import (
 from together.quoting import cut
 from together.ring import wire
 from together.types import Blob, Endpoint
+
+
+class Broadcast:
+    """`notify` wakes every waiter; a waiter that was busy meanwhile does not miss it."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._changed = asyncio.Event()
+
+    def notify(self) -> None:
+        self.version += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def wait(self, seen: int, timeout: float) -> int:
+        """Returns the version once it differs from `seen`, or after `timeout` seconds as it is."""
+        if self.version != seen:
+            await asyncio.sleep(0)  # a caller that keeps up with every change still lets others run
+        else:
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+        return self.version
+
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 

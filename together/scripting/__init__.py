@@ -5,8 +5,7 @@ with partition("examples/demo_model", PartitionStrategy(num_partitions=2)) as mo
 """
 
 from together.scripting.model import PartitionedModel, partition
-from together.scripting.options import Options
 from together.scripting.placing import Partition, PartitionPlan
-from together.scripting.strategy import PartitionStrategy
+from together.scripting.strategy import Options, PartitionStrategy
 
 __all__ = ["Options", "Partition", "PartitionPlan", "PartitionStrategy", "PartitionedModel", "partition"]

@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, for callers that have none. Knows nothing of what runs in it."""
+"""An event loop in a thread of its own, for callers that have none."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from together.errors import NotServing
 
 T = TypeVar("T")
+
 
 LOOK_EVERY = 0.2  # seconds: on Windows a wait without an end does not see Ctrl-C
 

@@ -23,12 +23,10 @@ from together.requests import (
     Usage,
 )
 from together.sampling import choice_seed
-from together.text.constraint import GrammarConstraint
-from together.text.detokenizer import Decoder, StopFilter
-from together.text.grammar import Compiled
-from together.text.parting import Parter, Parts
+from together.text.detokenizer import Decoder, StopFilter, TokenBytes
+from together.text.grammar import Compiled, GrammarConstraint
+from together.text.parser import Parter, Parts
 from together.text.tokenizer import TextModel
-from together.text.tokens import TokenBytes
 from together.types import Sampled
 
 Pieces = AsyncGenerator[Piece, None]

@@ -19,17 +19,12 @@ from together.errors import BrokenModel, ContextTooLong
 from together.memory import give_back
 from together.quoting import MOST, cut
 from together.requests import Grammar, Message, ToolUse
-from together.text.bound import TokenBound
-from together.text.chat_template import PLAIN, ChatTemplate
-from together.text.detokenizer import Decoder, StopFilter
+from together.text.chat_template import DEFAULT, PLAIN, TOOL_USE, ChatTemplate, find_templates, words_json
+from together.text.detokenizer import Decoder, StopFilter, TokenBytes
 from together.text.grammar import Grammars
-from together.text.parting import Parter
-from together.text.template_files import DEFAULT, TOOL_USE, find_templates, words_json
-from together.text.thinking import CLOSE, OPEN, ThinkSplitter
-from together.text.tokens import TokenBytes
+from together.text.parser import CLOSE, OPEN, Parter, ThinkSplitter, ToolSplitter
 from together.text.tool_grammar import call_grammar
-from together.text.tools import ToolSplitter
-from together.text.vocabulary import Vocabulary
+from together.text.vocabulary import TokenBound, Vocabulary
 
 logger = logging.getLogger(__name__)
 

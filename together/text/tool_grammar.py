@@ -10,9 +10,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from together.requests import Grammar, Tool, ToolUse
-from together.text.call_values import kinds_of
 from together.text.grammar import STYLE
-from together.text.tool_formats import ARGUMENTS_TAG, ToolStyle
+from together.text.tool_formats import ARGUMENTS_TAG, ToolStyle, kinds_of
 
 Ids = Mapping[str, int]  # of the tags that are tokens of their own
 

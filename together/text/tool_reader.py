@@ -12,8 +12,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 
 from together.requests import CallDelta
-from together.text.call_values import as_json, call_of, text_of, typed
-from together.text.tool_formats import FUNCTION, ToolStyle
+from together.text.tool_formats import FUNCTION, ToolStyle, as_json, call_of, text_of, typed
 
 Reading = Generator[None, None, bool]  # at the end: whether it was a call
 

@@ -18,7 +18,7 @@ from together.models.manifest import read_manifest, small_files
 from together.models.units import Unit, units_for, words
 from together.types import Endpoint, LayerRange, ModelRef, Source
 from together.weights.find import Found, find_model, find_units
-from together.weights.sources import Link, connected
+from together.weights.peers import Link, connected
 from together.weights.store import DiskFull, Store, UnitBusy, unit_digest
 from together.weights.transfer import (
     FIRST_PATIENCE,

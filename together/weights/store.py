@@ -1,11 +1,8 @@
-"""The cache of model pieces on this machine's disk: `home/shards/<fingerprint>/`, one shard folder per model.
-
-Knows no network: somebody else brings the bytes. A unit is a `.part` file until its size and hash are right, and other
-processes of this machine may write beside this one.
-"""
+"""The cache of model units on this disk (`home/shards/<fingerprint>/`), and its export as a folder."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,18 +12,73 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from together.errors import BrokenModel, TogetherError
+from together.errors import BadInput, BrokenModel, TogetherError
 from together.models.fingerprint import OriginalFile
 from together.models.folder import folder_name, read_bytes, write_synced, write_whole
-from together.models.manifest import Manifest, check_small, describe, is_shard, read_manifest
+from together.models.manifest import Manifest, check_small, describe, is_shard, read_manifest, small_files
 from together.models.names import MANIFEST, is_sha256
-from together.models.reading import read_unit, remember, unit_digest, units_here
+from together.models.reading import read_unit, remember, require_here, require_samples, unit_digest, units_here
 from together.models.units import Unit, units_for, words
 from together.quoting import quoted
 from together.types import LayerRange
-from together.weights.export import export
-from together.weights.part import Part
-from together.weights.space import DiskFull, require_space, writing
+from together.weights.part import DiskFull, Part, require_space, writing
+
+
+def export(folder: Path, layers: LayerRange, target: Path) -> Manifest:
+    """Write the units that a stage of `layers` needs, the small files and a manifest with the units' hashes.
+
+    `target` is new or an empty folder; it appears whole or not at all. Raises BadInput, BrokenModel or DiskFull.
+    """
+    manifest = describe(folder)
+    units = units_for(manifest, layers)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise BadInput(f"{target} is there already; choose a new folder for {words(u.name for u in units)}")
+    if is_shard(folder):
+        require_here(folder, manifest, units)
+    require_space(target, sum(unit.size for unit in units), f"{manifest.name} layers {layers}")
+    draft = target.absolute().with_name(f".{target.absolute().name}.new")
+    try:
+        with writing(target.absolute().parent, f"{manifest.name} layers {layers}"):
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+            made = _fill(folder, manifest, units, draft)
+            if target.exists():
+                target.rmdir()
+            os.replace(draft, target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return made
+
+
+def _fill(folder: Path, manifest: Manifest, units: tuple[Unit, ...], draft: Path) -> Manifest:
+    small = small_files(folder)
+    check_small(manifest, small)
+    for name, data in small.items():
+        write_synced(draft / name, data)
+    digests = {unit.name: _copy(folder, unit, draft / unit.name) for unit in units}
+    for unit in units:
+        require_samples(manifest, unit, draft / unit.name)
+    for name, digest in digests.items():
+        known = manifest.digests.get(name, digest)
+        if digest != known:
+            raise BrokenModel(f"{name} of {manifest.name} is broken: its sha256 is {digest}, it should be {known}")
+    made = replace(manifest, digests=digests)
+    write_synced(draft / MANIFEST, made.to_json())
+    return made
+
+
+def _copy(folder: Path, unit: Unit, file: Path) -> str:
+    """Write one unit; returns its sha256."""
+    digest = hashlib.sha256()
+    with file.open("wb") as stream:
+        for chunk in read_unit(folder, unit):
+            stream.write(chunk)
+            digest.update(chunk)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return digest.hexdigest()
+
 
 # What goes with the store, under one name for those who use it.
 __all__ = ["DiskFull", "KnownModel", "Part", "Store", "UnitBusy", "export", "known_model", "read_unit", "unit_digest"]

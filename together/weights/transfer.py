@@ -18,9 +18,9 @@ from typing import TypeVar
 
 from together.errors import BrokenModel, RingBroken, TogetherError, Unreachable
 from together.models.units import Unit
-from together.ring.broadcast import Broadcast
+from together.ring.rpc import Broadcast
 from together.types import ModelRef, Source, UnitDigest, UnitRequest
-from together.weights.sources import connected
+from together.weights.peers import connected
 from together.weights.store import DiskFull, Part, Store, UnitBusy, read_unit
 
 log = logging.getLogger(__name__)

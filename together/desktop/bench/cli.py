@@ -226,7 +226,7 @@ def _serve(url: str, request: ServeRequest, as_json: bool) -> None:
 
 
 def _overhead(url: str, prompt: int, new: int, rounds: int, as_json: bool) -> None:
-    from together.desktop.bench.overhead import bench_overhead, plan_of
+    from together.desktop.bench.serve import bench_overhead, plan_of
     from together.desktop.client import RunningApp
 
     plan = plan_of(RunningApp(url, 0).status())

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from together.cluster.identity import machine_id
 from together.cluster.probe import find_devices
-from together.cluster.profiling import Profiler
-from together.cluster.reach import measure_link
+from together.cluster.profiling import Profiler, measure_link
 from together.cluster.survey import model_size
 from together.desktop.bench.decode import DecodeReport, DecodeRequest, bench_decode
 from together.desktop.bench.shapes import random_checkpoint

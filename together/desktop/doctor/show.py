@@ -17,10 +17,10 @@ from rich.text import Text
 from together.cluster.measure import LIFE
 from together.desktop.doctor.checks import App, Facts, Measured, Problem, problems
 from together.desktop.doctor.facts import gather, subject_of
-from together.desktop.printable import one_line
+from together.desktop.show import one_line
 from together.errors import BadSetting
 from together.settings import Settings
-from together.weights.naming import resolve_model
+from together.weights.find import resolve_model
 
 GB = 1e9
 

@@ -14,11 +14,10 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from together.planning.search.fill import speed_order
-from together.planning.search.instance import EPSILON, Choice, Instance, choice_of
-from together.planning.search.limits import best_limits
+from together.planning.search.instance import EPSILON, Choice, Instance, best_limits, choice_of
+from together.planning.search.ordered import Windows
 from together.planning.search.rings import ring_ms
-from together.planning.search.windows import Windows
+from together.planning.search.subsets import speed_order
 
 Floats = NDArray[np.float64]
 ANCHORS = 3  # nodes tried as the first one where there is no head and hops differ, and as the last one

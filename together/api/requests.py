@@ -9,9 +9,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from together.api.fields import MOST_LOGPROBS, SMALL, AnswerFields, Limit, Strict, limit_of
-from together.api.formats import ResponseFormat
-from together.api.tool_fields import MessageCalls, ToolChoice, Tools, check_calls, tool_calls, tool_use
+from together.api.fields import (
+    MOST_LOGPROBS,
+    SMALL,
+    AnswerFields,
+    Limit,
+    MessageCalls,
+    ResponseFormat,
+    Strict,
+    ToolChoice,
+    Tools,
+    check_calls,
+    limit_of,
+    tool_calls,
+    tool_use,
+)
 from together.errors import BadRequest
 from together.quoting import quoted
 from together.requests import ChatRequest, CompletionRequest, Message

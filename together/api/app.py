@@ -1,4 +1,4 @@
-"""The app of a head: OpenAI's routes, health, metrics, status, control. Knows no engine, only HeadPort."""
+"""The head's HTTP app: OpenAI's routes, health, metrics, status, control, and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ from together import __version__
 from together.api import errors
 from together.api.control import control_routes
 from together.api.document import DocumentedApp
-from together.api.events import event
-from together.api.guard import Guard
+from together.api.guard import Guard, Tidy
 from together.api.metrics import Metrics
 from together.api.openai_routes import openai_routes
 from together.api.port import HeadPort
-from together.api.shapes import Health, Version
-from together.api.streaming import EventStream
-from together.api.tidy import Tidy
+from together.api.responses import Health, Version
+from together.api.stream import EventStream, event
 from together.types import ClusterView, Serving, ServingState
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
