@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.measuring import extent
-from together.cluster.agent import Grants
+from together.cluster.agent import MemoryGrants
 from together.errors import NotEnoughMemory
 from together.planning.problem import ModelSize, NodeProfile, Problem
 from together.planning.request import PlanRequest, plan_for
@@ -61,7 +61,7 @@ def differ(sentence: str) -> bool:
 
 def test_what_a_node_lacks_can_be_read() -> None:
     need = 204 * 10**6
-    book = Grants("studio", (Device("torch", "cpu", "", GB, GB),), {"torch/cpu": need - 10**5})
+    book = MemoryGrants("studio", (Device("torch", "cpu", "", GB, GB),), {"torch/cpu": need - 10**5})
     plan = StagePlan("", "torch", "cpu", LayerRange(0, 4), need)
     with pytest.raises(NotEnoughMemory) as caught:
         book.take(StageOrder("ring", "head", 0, ModelRef("toy", "", "", 4), plan, "fp32"))

@@ -148,7 +148,7 @@ class CallDelta:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class AnswerChunk:
     """A step of an answer: text that may be shown, and at the end why it ended. Never part of a stop string."""
 
     text: str

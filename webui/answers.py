@@ -15,7 +15,7 @@ from typing import Any
 
 from together.api.port import HeadPort
 from together.errors import TogetherError
-from together.requests import Piece
+from together.requests import AnswerChunk
 from webui.conversation import Knobs, Turns, is_thought, measured, text_of, thought, turn, up_to_question
 from webui.framework import gr
 
@@ -69,7 +69,7 @@ class Answers:
 
     async def _answer(self, asked: Turns, knobs: Knobs) -> Updates:
         yield _update(question="", chat=[*asked, turn("assistant", "…")], notice="", busy=True)
-        said = Said()
+        said = AnswerDelta()
         try:
             request = knobs.request(asked, self._head.sampling_defaults().sampling)
             async with aclosing(_growing(self._head.chat(request), said)) as growing:
@@ -86,16 +86,16 @@ class Answers:
 
 
 @dataclass(slots=True)
-class Said:
+class AnswerDelta:
     """An answer so far: what was thought, and for how long, then what is said."""
 
     text: str = ""
     thoughts: str = ""
-    last: Piece = field(default_factory=lambda: Piece(""))
+    last: AnswerChunk = field(default_factory=lambda: AnswerChunk(""))
     _since: float = 0.0  # the first thought, on the monotonic clock
     _until: float = 0.0  # the first letter of the text
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: AnswerChunk) -> None:
         now = time.monotonic()
         if piece.reasoning and not self.thoughts:
             self._since = now
@@ -116,7 +116,7 @@ class Said:
         return [thought(self.thoughts, title), *([answer] if self.text or ended else [])]
 
 
-async def _growing(pieces: AsyncIterator[Piece], said: Said) -> AsyncGenerator[None, None]:
+async def _growing(pieces: AsyncIterator[AnswerChunk], said: AnswerDelta) -> AsyncGenerator[None, None]:
     """Adds the pieces to `said`, and tells of them: not more often than worth a redraw, and always of the last."""
     drawn = 0.0
     try:
@@ -131,7 +131,7 @@ async def _growing(pieces: AsyncIterator[Piece], said: Said) -> AsyncGenerator[N
             await pieces.aclose()
 
 
-def _failed(asked: Turns, said: Said, sentence: str) -> Update:
+def _failed(asked: Turns, said: AnswerDelta, sentence: str) -> Update:
     """Half an answer stays; without any, the question goes back into its box, to be sent again."""
     if said.text:
         return _update(chat=[*asked, *stopped(said.turns())], notice=notice(sentence))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from together.errors import BadRequest
-from together.requests import ChatRequest, Message, Piece
+from together.requests import AnswerChunk, ChatRequest, Message
 from together.types import Sampling
 
 Turn = dict[str, Any]  # a message as gr.Chatbot gives and takes it
@@ -94,7 +94,7 @@ def up_to_question(turns: Turns) -> Turns:
     return []
 
 
-def measured(last: Piece) -> str:
+def measured(last: AnswerChunk) -> str:
     """The small line below an answer: tokens, tokens per second after the first, time to the first."""
     if last.usage is None or last.timings is None:
         return ""

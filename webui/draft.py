@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from together.planning.explain import Missing
-from together.planning.problem import NodeProfile, Problem, Share, Split
-from together.planning.report import Answer
+from together.planning.explain import Infeasible
+from together.planning.problem import Assignment, NodeProfile, Problem, Split
+from together.planning.report import PlanReport
 from together.planning.request import PlanRequest, rescore
 from together.types import LayerRange
 from together.wording import count_text
@@ -24,7 +24,7 @@ class Draft:
     model: str  # as it was chosen; empty: the one in service then
     name: str  # of the model, for a person
     request: PlanRequest
-    answer: Answer
+    answer: PlanReport
 
     @property
     def problem(self) -> Problem:
@@ -69,9 +69,9 @@ class Edited:
     @property
     def split(self) -> Split:
         pairs = zip(self.draft.machines, self.ranges, strict=True)
-        return Split(tuple(Share(machine.name, layers) for machine, layers in pairs if layers is not None))
+        return Split(tuple(Assignment(machine.name, layers) for machine, layers in pairs if layers is not None))
 
-    def outcome(self) -> Answer | list[str]:
+    def outcome(self) -> PlanReport | list[str]:
         """The split's figures, or every sentence of what is wrong with it."""
         pairs = zip(self.draft.machines, self.counts, strict=True)
         wrong = [f"{machine.name}: {_no_count(text)}" for machine, text in pairs if _count(text) is None]
@@ -113,7 +113,7 @@ def _no_count(text: str) -> str:
 def shown_plan(edited: Edited, serial: int | None = None) -> Shown:
     """The editor with its figures. `serial` is the edit that this answers; None replaces whatever is shown."""
     draft, outcome = edited.draft, edited.outcome()
-    valid = isinstance(outcome, Answer)
+    valid = isinstance(outcome, PlanReport)
     pairs = zip(draft.machines, edited.counts, edited.ranges, strict=True)
     return {
         "kind": "plan",
@@ -124,8 +124,8 @@ def shown_plan(edited: Edited, serial: int | None = None) -> Shown:
         "rows": [_row(draft.problem, *pair) for pair in pairs],
         "recommended": list(draft.counts),
         "changed": edited.is_changed,
-        "wrong": [] if isinstance(outcome, Answer) else outcome,
-        "speed": _speed(outcome) if isinstance(outcome, Answer) else None,
+        "wrong": [] if isinstance(outcome, PlanReport) else outcome,
+        "speed": _speed(outcome) if isinstance(outcome, PlanReport) else None,
         "why": list(draft.answer.why) if valid and not edited.is_changed else [],
     }
 
@@ -152,7 +152,7 @@ def _row(problem: Problem, machine: NodeProfile, count: str, layers: LayerRange 
     }
 
 
-def _speed(answer: Answer) -> Shown:
+def _speed(answer: PlanReport) -> Shown:
     """Tokens per second: for one person alone, for each and for all together where everybody asks at once."""
     score = answer.score
     alone = 1000 / score.token_ms if score.token_ms > 0 else 0.0
@@ -165,7 +165,7 @@ def _speed(answer: Answer) -> Shown:
     }
 
 
-def shown_missing(missing: Missing) -> Shown:
+def shown_missing(missing: Infeasible) -> Shown:
     return {"kind": "wrong", "wrong": [missing.error], "advice": list(missing.suggestions)}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from together.api.port import HeadPort
 from together.errors import BadSetting, TogetherError
 from together.models.names import is_model_name
-from together.planning.explain import Missing
+from together.planning.explain import Infeasible
 from together.planning.request import PlanRequest
 from together.weights.find import known_models
 from together.weights.part import gigabytes
@@ -60,7 +60,7 @@ class Splits:
 
     async def _recommended(self, model: str, request: PlanRequest) -> tuple[Draft | None, Shown]:
         outcome = await self._head.plan(model or None, request)
-        if isinstance(outcome, Missing):
+        if isinstance(outcome, Infeasible):
             return None, shown_missing(outcome)
         draft = Draft(model, self._name(model), request, outcome)
         return draft, shown_plan(Edited(draft, draft.counts))

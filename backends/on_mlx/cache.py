@@ -22,7 +22,7 @@ def whole_blocks(tokens: int) -> int:
 
 
 @dataclass(slots=True)
-class LayerCache:
+class MlxLayerCache:
     """One sequence in one layer: `[1, kv_heads, room, head_dim]` twice, the first of them for token `start`."""
 
     window: int | None  # None: full attention
@@ -53,9 +53,9 @@ class LayerCache:
         if room < self.room:
             self._move(0, room, room)
 
-    def copy(self, length: int) -> LayerCache:
+    def copy(self, length: int) -> MlxLayerCache:
         """A cache of its own with the first `length` tokens."""
-        twin = LayerCache(self.window, self.keys, self.values, self.start)
+        twin = MlxLayerCache(self.window, self.keys, self.values, self.start)
         twin._move(0, length - self.start, whole_blocks(length - self.start))
         return twin
 
@@ -100,7 +100,7 @@ class PackedCache:
     offset: mx.array  # [tokens]: each token's position, for RoPE
     bounds: tuple[tuple[int, int], ...]  # each row's first and last + 1 token in the packing
     positions: tuple[int, ...]
-    caches: tuple[LayerCache, ...]
+    caches: tuple[MlxLayerCache, ...]
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """mlx-lm's layers call this on the way to `attend`, which does the writing."""
@@ -116,14 +116,14 @@ class PackedCache:
 
 
 @dataclass(slots=True)
-class SequenceCaches:
+class MlxSequenceCaches:
     """All sequences of a shard; `windows` has one entry per layer of it. The CacheStore behind the ledger."""
 
     windows: tuple[int | None, ...]
     kv_heads: int
     head_dim: int
     dtype: mx.Dtype
-    sequences: dict[int, tuple[LayerCache, ...]] = field(default_factory=dict)
+    sequences: dict[int, tuple[MlxLayerCache, ...]] = field(default_factory=dict)
 
     @property
     def rewind(self) -> int | None:
@@ -155,11 +155,11 @@ class SequenceCaches:
     def drop(self, sequence: int) -> None:
         self.sequences.pop(sequence, None)
 
-    def _open(self, sequence: int) -> tuple[LayerCache, ...]:
+    def _open(self, sequence: int) -> tuple[MlxLayerCache, ...]:
         if sequence not in self.sequences:
             self.sequences[sequence] = tuple(self._empty(window) for window in self.windows)
         return self.sequences[sequence]
 
-    def _empty(self, window: int | None) -> LayerCache:
+    def _empty(self, window: int | None) -> MlxLayerCache:
         nothing = (1, self.kv_heads, 0, self.head_dim)
-        return LayerCache(window, mx.zeros(nothing, self.dtype), mx.zeros(nothing, self.dtype))
+        return MlxLayerCache(window, mx.zeros(nothing, self.dtype), mx.zeros(nothing, self.dtype))

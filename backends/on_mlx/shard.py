@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from backends.base import StepOutput
 from backends.checks import check_batch
 from backends.ledger import Ledger, LedgerShard, spans
-from backends.on_mlx.cache import SequenceCaches
+from backends.on_mlx.cache import MlxSequenceCaches
 from backends.on_mlx.model import MX, Slice, read_activation, write_activation
 from together.errors import FrameRefused
 from together.models.spec import ModelSpec
@@ -29,7 +29,9 @@ class MlxShard(LedgerShard):
 
     def __init__(self, spec: ModelSpec, layers: LayerRange, dtype: Dtype, capacity: int, parts: Slice) -> None:
         self._spec, self._layers, self._dtype, self._parts = spec, layers, dtype, parts
-        self._caches = SequenceCaches(spec.windows[layers.start : layers.stop], spec.kv_heads, spec.head_dim, MX[dtype])
+        self._caches = MlxSequenceCaches(
+            spec.windows[layers.start : layers.stop], spec.kv_heads, spec.head_dim, MX[dtype]
+        )
         self._ledger = Ledger(self._caches, capacity, BLOCK, self._caches.rewind)
 
     def step(self, batch: Batch, hidden: Activation | None) -> StepOutput:

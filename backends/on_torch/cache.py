@@ -31,7 +31,7 @@ class CacheShape:
 
 
 @dataclass(slots=True)
-class LayerCache:
+class TorchLayerCache:
     """One sequence's keys and values in one layer: those of the tokens from `base` on."""
 
     shape: CacheShape
@@ -65,9 +65,9 @@ class LayerCache:
         if room < self.data.shape[2]:
             self.data = self.data[:, :, :room].clone()
 
-    def copy(self, length: int) -> LayerCache:
+    def copy(self, length: int) -> TorchLayerCache:
         """A cache of its own with the first `length` tokens, as far as they are still here."""
-        twin = LayerCache(self.shape, self.window, self.base)
+        twin = TorchLayerCache(self.shape, self.window, self.base)
         kept = length - self.base
         twin.data = self.shape.empty(_blocks(kept))
         twin.data[:, :, :kept] = self.data[:, :, :kept]
@@ -87,21 +87,21 @@ def _blocks(tokens: int) -> int:
 
 
 @dataclass(slots=True)
-class SequenceCaches:
+class TorchSequenceCaches:
     """The ledger's store: for every sequence its caches, one per layer."""
 
     shape: CacheShape
     windows: tuple[int | None, ...]  # one per layer of the shard
-    sequences: dict[int, list[LayerCache]] = field(default_factory=dict)
+    sequences: dict[int, list[TorchLayerCache]] = field(default_factory=dict)
 
     @property
     def rewind(self) -> int | None:
         return None if all(window is None for window in self.windows) else REWIND
 
-    def of(self, sequence: int) -> list[LayerCache]:
+    def of(self, sequence: int) -> list[TorchLayerCache]:
         """The caches of a sequence, made if it is new."""
         if sequence not in self.sequences:
-            self.sequences[sequence] = [LayerCache(self.shape, window) for window in self.windows]
+            self.sequences[sequence] = [TorchLayerCache(self.shape, window) for window in self.windows]
         return self.sequences[sequence]
 
     def truncate(self, sequence: int, length: int) -> None:
@@ -125,7 +125,7 @@ class PackedRow:
     start: int  # of its tokens among all tokens of the step
     count: int
     position: int
-    caches: Sequence[LayerCache]  # one per layer
+    caches: Sequence[TorchLayerCache]  # one per layer
     masks: dict[int | None, Tensor] = field(default_factory=dict)  # by window: the same for all layers of a kind
 
 
@@ -151,7 +151,9 @@ def attend(
     return (results[0] if len(results) == 1 else torch.cat(results, dim=1)), None
 
 
-def _attend_row(row: PackedRow, cache: LayerCache, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+def _attend_row(
+    row: PackedRow, cache: TorchLayerCache, query: Tensor, key: Tensor, value: Tensor, scaling: float
+) -> Tensor:
     here = slice(row.start, row.start + row.count)
     keys, values = cache.append(row.position, key[0, :, here], value[0, :, here])
     asked = query[:, :, here]
@@ -172,11 +174,11 @@ def _attend_one(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> 
     return out.reshape(1, 1, heads, width)
 
 
-def _plainly_causal(row: PackedRow, cache: LayerCache) -> bool:
+def _plainly_causal(row: PackedRow, cache: TorchLayerCache) -> bool:
     return row.position == 0 and (cache.window is None or row.count <= cache.window)
 
 
-def _mask(row: PackedRow, cache: LayerCache, query: Tensor) -> Tensor:
+def _mask(row: PackedRow, cache: TorchLayerCache, query: Tensor) -> Tensor:
     """What is added to the scores, `[count, keys]`: 0 where a token sees a key, -inf elsewhere."""
     mask = row.masks.get(cache.window)
     if mask is None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from backends.base import StepOutput
 from backends.checks import check_batch
 from backends.ledger import Ledger, LedgerShard, spans
-from backends.on_torch.cache import CacheShape, PackedRow, SequenceCaches
+from backends.on_torch.cache import CacheShape, PackedRow, TorchSequenceCaches
 from backends.on_torch.model import TORCH, read_activation, sampled_places, starts, to_numpy, write_activation
 from together.errors import FrameRefused
 from together.models.spec import ModelSpec
@@ -44,7 +44,7 @@ class TorchShard(LedgerShard):
     ) -> None:
         self._spec, self._layers, self._dtype, self._device, self._model = spec, layers, dtype, device, model
         shape = CacheShape(spec.kv_heads, spec.head_dim, TORCH[dtype], device)
-        self._caches = SequenceCaches(shape, spec.windows[layers.start : layers.stop])
+        self._caches = TorchSequenceCaches(shape, spec.windows[layers.start : layers.stop])
         self._ledger = Ledger(self._caches, capacity, BLOCK, self._caches.rewind)
 
     @torch.inference_mode()

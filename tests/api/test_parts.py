@@ -12,13 +12,13 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from together.api.answers import ChatShape, Tally
+from together.api.answers import ChatFormatter, UsageTotal
 from together.api.errors import NotImplementedHere, error_response
 from together.api.guard import is_local
 from together.api.server import bind, serving, url_of
 from together.api.stream import COMMENT, next_piece, paced, stream
 from together.errors import LoadFailed, NotServing, QueueFull, RingBroken, Unreachable
-from together.requests import Piece, Usage
+from together.requests import AnswerChunk, Usage
 
 
 class Answer:
@@ -28,14 +28,14 @@ class Answer:
         self.steps = steps
         self.closed = False
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
+    async def pieces(self) -> AsyncGenerator[AnswerChunk, None]:
         try:
             for step in self.steps:
                 if isinstance(step, Exception):
                     raise step
                 await asyncio.sleep(step)
-                yield Piece("é🗼")
-            yield Piece("", finish="stop", usage=Usage(3, len(self.steps)))
+                yield AnswerChunk("é🗼")
+            yield AnswerChunk("", finish="stop", usage=Usage(3, len(self.steps)))
         finally:
             self.closed = True
 
@@ -46,7 +46,7 @@ async def events_of(answer: Answer, pause: float = 10.0) -> list[bytes]:
 
 def streamed(answer: Answer, pause: float = 10.0) -> AsyncGenerator[bytes, None]:
     pieces = answer.pieces()
-    return stream(ChatShape("toy"), paced(pieces, next_piece(pieces), pause), 1, Tally(1), include_usage=True)
+    return stream(ChatFormatter("toy"), paced(pieces, next_piece(pieces), pause), 1, UsageTotal(1), include_usage=True)
 
 
 async def test_a_pause_becomes_a_comment() -> None:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, SecretStr
 from tests.api.test_chat import PATH, chunks_of
 from tests.conftest import ROOT, RealApp
 from together.requests import Message, Tool
-from together.text.parser import ToolSplitter
+from together.text.parser import ToolCallParser
 from together.text.tokenizer import TextModel
 from together.text.tool_formats import HERMES
 
@@ -180,7 +180,7 @@ def test_the_clients_own_tools_parse(client: openai.OpenAI) -> None:
 def test_logprobs_of_a_call_are_those_of_all_its_tokens(client: openai.OpenAI) -> None:
     answer = chat(client, tool_choice=NAMED, seed=5, logprobs=True)
     written = b"".join(bytes(token.bytes) for token in answer.choices[0].logprobs.content).decode()
-    said, deltas = ToolSplitter(HERMES, ()).push(written)
+    said, deltas = ToolCallParser(HERMES, ()).push(written)
     assert said == ""
     arguments = "".join(delta.arguments for delta in deltas)
     assert arguments == answer.choices[0].message.tool_calls[0].function.arguments

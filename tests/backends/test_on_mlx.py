@@ -21,7 +21,7 @@ mx = pytest.importorskip("mlx.core")
 
 from backends.base import LoadRequest
 from backends.on_mlx import backend
-from backends.on_mlx.cache import REWIND, LayerCache
+from backends.on_mlx.cache import REWIND, MlxLayerCache
 from backends.on_mlx.shard import MlxShard
 from tests.backends.conftest import Checkpoints
 from tests.support.chain import GREEDY, assert_close, new_sequence, row
@@ -243,7 +243,7 @@ def test_sliding_layers_forget_but_can_go_back(load: Load, checkpoint: Checkpoin
 def test_a_sliding_layer_keeps_what_its_rewind_needs(chunk: int) -> None:
     """At every length, also right after it has forgotten; keys are their own positions here."""
     nothing = mx.zeros((1, 1, 0, 4))
-    cache = LayerCache(WINDOW, nothing, nothing)
+    cache = MlxLayerCache(WINDOW, nothing, nothing)
     for position in range(0, 2100, chunk):
         keys = mx.broadcast_to(mx.arange(position, position + chunk, dtype=mx.float32)[:, None], (1, 1, chunk, 4))
         cache.attend(keys, keys, keys, position, 1.0)

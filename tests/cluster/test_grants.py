@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from tests.support.orders import make_order
-from together.cluster.agent import Agent, Grants, Identity
+from together.cluster.agent import Agent, Identity, MemoryGrants
 from together.cluster.identity import claim_node_id, machine_id, own_addresses
 from together.errors import LoadFailed, NotEnoughMemory
 from together.settings import Settings
@@ -19,8 +19,8 @@ from together.types import Device, Endpoint, LayerRange, ModelRef, NodeState, St
 DEVICES = (Device("checksum", "cpu", "a CPU", 2000, 1000), Device("checksum", "big", "a card", 9000, 9000))
 
 
-def grants() -> Grants:
-    return Grants("studio", DEVICES, {device.key: device.free_bytes for device in DEVICES})
+def grants() -> MemoryGrants:
+    return MemoryGrants("studio", DEVICES, {device.key: device.free_bytes for device in DEVICES})
 
 
 def order(ring: str, slot: int, size: int, device: str = "cpu") -> StageOrder:

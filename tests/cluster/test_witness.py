@@ -16,7 +16,7 @@ from tests.support.cgroups import DEVOUR, memory_cgroup, memory_root, run_out_of
 from tests.support.cluster import until
 from together.cluster import witness
 from together.cluster.supervisor import ending, signal_name
-from together.cluster.witness import KernelLog, Tally, Witness
+from together.cluster.witness import CgroupTally, KernelLog, Witness
 from together.types import Fault
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say why they killed a process")
@@ -114,14 +114,14 @@ async def test_a_crash_is_neither(cgroup: Path) -> None:
 
 
 def test_a_count_proves_nothing_where_more_are_missing_than_were_killed(cgroup: Path) -> None:
-    before = Tally(cgroup, 0, frozenset({10, 11}))
+    before = CgroupTally(cgroup, 0, frozenset({10, 11}))
     run_out_of_memory(cgroup)
     assert not before.proves(10)
-    assert Tally(cgroup, 0, frozenset({10})).proves(10)
-    assert not Tally(cgroup, 0, frozenset({11})).proves(10)
-    assert not Tally(cgroup, 0, frozenset({0, 10})).proves(10)  # who cannot be seen may be the missing one
-    assert not Tally(cgroup, 1, frozenset({10})).proves(10)
-    assert not Tally(cgroup / "gone", 0, frozenset({10})).proves(10)
+    assert CgroupTally(cgroup, 0, frozenset({10})).proves(10)
+    assert not CgroupTally(cgroup, 0, frozenset({11})).proves(10)
+    assert not CgroupTally(cgroup, 0, frozenset({0, 10})).proves(10)  # who cannot be seen may be the missing one
+    assert not CgroupTally(cgroup, 1, frozenset({10})).proves(10)
+    assert not CgroupTally(cgroup / "gone", 0, frozenset({10})).proves(10)
 
 
 def test_what_a_program_writes_into_the_log_is_no_word_of_the_kernels() -> None:

@@ -24,13 +24,13 @@ from together.desktop.doctor.checks import (
     Disk,
     Facts,
     Measured,
+    MeasuredShape,
     Multicast,
     Neighbour,
+    NodeRoute,
     Nvidia,
     Ports,
     RingStage,
-    Shape,
-    Way,
     problems,
 )
 from together.desktop.doctor.facts import find_ports, hear_ourselves, nvidia_of, ring_of, subject_of
@@ -58,7 +58,7 @@ HEALTHY = Facts(
     memory_free=12 * 10**9,
     memory_usable=10 * 10**9,
     busy_percent=3.0,
-    shape=Shape("llama-3.2-1b", 16, "bf16"),
+    shape=MeasuredShape("llama-3.2-1b", 16, "bf16"),
     measured=(Measured("torch/cpu", PROFILE),),
     disk=Disk("/home/me/.cache/together", 10**12, 10**11),
     ports=Ports("127.0.0.1", 8765, True, (47600, 47615)),
@@ -68,7 +68,7 @@ HEALTHY = Facts(
 RING = App(
     "http://127.0.0.1:8765",
     nodes=(Neighbour("studio", "READY", "", "0.1.0"), Neighbour("mini", "READY", "", "0.1.0")),
-    links=(Way("studio", "mini", 2.0),),
+    links=(NodeRoute("studio", "mini", 2.0),),
     ring=(RingStage("studio", "0:8", 30.0), RingStage("mini", "8:16", 8.0)),
     place="studio",
 )
@@ -160,7 +160,7 @@ def test_silent_multicast() -> None:
 
 
 def test_a_link_slower_than_the_stage_it_feeds() -> None:
-    slow = replace(RING, links=(Way("mini", "studio", 12.0),))
+    slow = replace(RING, links=(NodeRoute("mini", "studio", 12.0),))
     (found,) = sentences(app=slow)
     assert (
         "the link from studio to mini takes 12.0 ms for each token, longer than the 8.0 ms of the layers 8:16" in found
@@ -171,13 +171,13 @@ def test_a_link_slower_than_the_stage_it_feeds() -> None:
 
 
 def test_the_way_from_a_head_without_layers_counts() -> None:
-    away = replace(RING, links=(*RING.links, Way("this machine", "studio", 40.0)), place="this machine")
+    away = replace(RING, links=(*RING.links, NodeRoute("this machine", "studio", 40.0)), place="this machine")
     (found,) = sentences(app=away)
     assert "the link from this machine to studio takes 40.0 ms" in found
 
 
 def test_machines_that_do_not_reach_each_other() -> None:
-    (found,) = sentences(app=replace(RING, links=(Way("studio", "mini", None),)))
+    (found,) = sentences(app=replace(RING, links=(NodeRoute("studio", "mini", None),)))
     assert found.startswith("studio and mini do not reach each other: open the ports")
 
 

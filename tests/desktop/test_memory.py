@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RealApp
-from together.cluster.loopback import Place, bare_ring
+from together.cluster.loopback import Place, local_ring
 from together.desktop.bench.decode import DecodeRequest, peak_memory
 from together.desktop.bench.estimate import bench_estimate
 from together.desktop.bench.shapes import random_checkpoint
@@ -27,7 +27,7 @@ async def stages_above_their_weights(folder: Path, dtype: Dtype) -> list[float]:
     """Peak resident bytes of two stages, less weights and KV cache, after a prompt and some tokens."""
     spec = read_spec(folder)
     places = tuple(Place("torch", "cpu", layers) for layers in uniform_ranges(spec.layers, 2))
-    async with bare_ring(folder, places, dtype, PROMPT + NEW, users=1) as ring:
+    async with local_ring(folder, places, dtype, PROMPT + NEW, users=1) as ring:
         await answer(Engine(ring.client, frozenset()), spec.vocab_size)
         peaks = [peak_memory(stage.status.pid) for stage in ring.stages]
     return [

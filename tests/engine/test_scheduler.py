@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.frames import EOS, answered, next_frame, request, rows, scheduler, start_decoding, step
 from together.engine.scheduler import ATTEMPTS, HEADROOM, Scheduler
-from together.engine.sequence import Event, Sequence
+from together.engine.sequence import Sequence, TokenEvent
 from together.errors import ContextTooLong, QueueFull, RingBroken
 from together.types import Batch, Failure, Frame
 
@@ -325,7 +325,7 @@ def test_refused_chunks_that_follow_are_ignored() -> None:
 def test_refused_for_ever_is_an_error_of_that_request_alone() -> None:
     found = scheduler()
     victim, other = start_decoding(found, 3, 3)
-    events: tuple[Event, ...] = ()
+    events: tuple[TokenEvent, ...] = ()
     for _ in range(ATTEMPTS + 1):
         events = found.commit(answered(next_frame(found), refuse=(victim.id,)))
     (error,) = [event for event in events if event.error is not None]

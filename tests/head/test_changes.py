@@ -17,7 +17,7 @@ from together.cluster.survey import Surveyor
 from together.errors import BadPlan, NotEnoughMemory
 from together.head.head import Head
 from together.models.spec import read_shape
-from together.planning.report import Answer
+from together.planning.report import PlanReport
 from together.planning.request import PlanRequest
 from together.planning.split import Sizing
 from together.types import LayerRange, ServingState
@@ -89,7 +89,7 @@ async def test_a_plan_that_does_not_fit_changes_nothing(head: Head, toy: Path) -
 
 async def test_the_recommendation_is_measured_on_the_machines_that_are_there(head: Head, toy: Path) -> None:
     answer = await head.plan(str(toy), PlanRequest(users=2, context=256))
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, PlanReport)
     assert {node.name for node in answer.problem.nodes} == {"anna", "berta", "carla"}
     assert all(node.ms_per_layer > 0 for node in answer.problem.nodes)
     assert len(answer.problem.links) == 3

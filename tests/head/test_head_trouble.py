@@ -26,7 +26,7 @@ from tests.support.cluster import (
 from tests.support.patience import PATIENCE
 from together.errors import NotServing, RingBroken
 from together.head.head import Head
-from together.requests import ChatRequest, Message, Piece
+from together.requests import AnswerChunk, ChatRequest, Message
 from together.types import ServingState
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -155,7 +155,7 @@ async def test_stopping_while_loading_leaves_no_stage(head: Head, nodes: list[No
     await until(lambda: [node.stages() for node in nodes] == [[], []], PATIENCE)
 
 
-async def _rest(waiting: asyncio.Task[Piece], chat: AsyncGenerator[Piece, None]) -> None:
+async def _rest(waiting: asyncio.Task[AnswerChunk], chat: AsyncGenerator[AnswerChunk, None]) -> None:
     await waiting
     async for _ in chat:
         pass

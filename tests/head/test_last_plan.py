@@ -25,7 +25,7 @@ from tests.support.cluster import (
 from together.errors import NotServing, TogetherError
 from together.head.head import Head
 from together.head.last_plan import FILE, VERSION, LastPlan, LastPlans, LastStage
-from together.head.plan import Wanted
+from together.head.plan import ModelLoad
 from together.planning.request import PlanRequest
 from together.types import Device, Endpoint, LayerRange, ModelRef, NodeState, NodeStatus, Plan, Serving, ServingState
 
@@ -143,9 +143,9 @@ def test_the_very_files_are_loaded_while_they_are_there_else_the_hubs(tmp_path: 
 
 
 def test_the_last_plan_keeps_its_dtype_and_its_name() -> None:
-    wanted = Wanted.again(replace(LAST, dtype="bf16"), "uniform")
+    wanted = ModelLoad.again(replace(LAST, dtype="bf16"), "uniform")
     assert (wanted.name, wanted.dtype, wanted.request) == ("toy", "bf16", PlanRequest(users=3))
-    assert wanted.otherwise(PlanRequest("memory")) == Wanted("/models/toy", PlanRequest("memory"), "bf16")
+    assert wanted.otherwise(PlanRequest("memory")) == ModelLoad("/models/toy", PlanRequest("memory"), "bf16")
 
 
 # --- real heads -------------------------------------------------------------------------------------------------------

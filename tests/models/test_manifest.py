@@ -20,7 +20,7 @@ from tests.support.folders import CONFIG as MODEL_CONFIG
 from tests.support.folders import SHAPES, write_raw
 from tests.support.pieces import random_model, with_template
 from together.errors import BrokenModel
-from together.models.fingerprint import OriginalFile
+from together.models.fingerprint import PublishedFile
 from together.models.headers import MAX_HEADER
 from together.models.manifest import CONFIG, MAX_TEMPLATES, Manifest, compose, describe, parse, small_files
 from together.models.names import TEMPLATES
@@ -202,7 +202,7 @@ def _good() -> Manifest:
     header = {name: {"dtype": "F32", "shape": [], "data_offsets": [4 * i, 4 * i + 4]} for i, name in enumerate(SHAPES)}
     raw = json.dumps(header).encode()
     samples = bytes(4 * (len(SHAPES) - 1))  # scalars, whole; not of what is computed
-    file = OriginalFile("model.safetensors", 8 + len(raw) + 4 * len(SHAPES), raw, samples)
+    file = PublishedFile("model.safetensors", 8 + len(raw) + 4 * len(SHAPES), raw, samples)
     made = compose("tiny", [file], {CONFIG: json.dumps(MODEL_CONFIG).encode()})
     return replace(made, digests={"norm.safetensors": "0" * 64})
 

@@ -21,7 +21,7 @@ from together.errors import BrokenModel
 from together.models.headers import ELEMENT_BYTES, FileHeader, check_header
 from together.models.manifest import describe
 from together.models.names import EMBED, HEAD, NORM, unit_of
-from together.models.units import Piece, Unit, layer_ranges, units_for, units_of, words
+from together.models.units import ByteRange, Unit, layer_ranges, units_for, units_of, words
 from together.types import LayerRange
 
 Files = dict[str, bytes]  # whole files, by name
@@ -65,7 +65,7 @@ def headers_of(files: Files) -> list[FileHeader]:
 def content_of(files: Files, unit: Unit, offset: int = 0) -> bytes:
     def parts() -> Iterator[bytes]:
         for span in unit.spans(offset):
-            yield files[span.file][span.start : span.stop] if isinstance(span, Piece) else span
+            yield files[span.file][span.start : span.stop] if isinstance(span, ByteRange) else span
 
     return b"".join(parts())
 

@@ -9,10 +9,10 @@ import pytest
 from tests.support.work import calls_of
 from together.desktop.bench.plan import Case, made_up
 from together.errors import BadPlan, BadSetting
-from together.planning.explain import Missing
-from together.planning.problem import Link, ModelSize, NodeProfile, Problem, Share, Split
+from together.planning.explain import Infeasible
+from together.planning.problem import Assignment, Link, ModelSize, NodeProfile, Problem, Split
 from together.planning.recommend import recommend
-from together.planning.report import Answer, answer_json
+from together.planning.report import PlanReport, answer_json
 from together.planning.request import PlanRequest, parse_layers, plan_for, rescore
 from together.types import LayerRange
 
@@ -30,18 +30,18 @@ CLUSTER = Problem(
 )
 
 
-def plan(**options: Any) -> Answer:
+def plan(**options: Any) -> PlanReport:
     answer = plan_for(PlanRequest(**options), CLUSTER)
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, PlanReport)
     return answer
 
 
-def counts(answer: Answer) -> dict[str, int]:
+def counts(answer: PlanReport) -> dict[str, int]:
     return {share.node: len(share.layers) for share in answer.split.shares}
 
 
 def split(*parts: tuple[str, int, int]) -> Split:
-    return Split(tuple(Share(name, LayerRange(start, stop)) for name, start, stop in parts))
+    return Split(tuple(Assignment(name, LayerRange(start, stop)) for name, start, stop in parts))
 
 
 # --- a request --------------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def test_every_strategy_has_an_answer_or_says_what_is_wrong() -> None:
     assert counts(plan(strategy="custom", layers="0-7,8-11")) == {"Studio": 8, "Mini": 4}
     for strategy in ("recommend", "uniform", "memory", "compute", "mixed"):
         outcome = plan_for(PlanRequest(strategy), CLUSTER)
-        if isinstance(outcome, Answer):
+        if isinstance(outcome, PlanReport):
             assert sum(counts(outcome).values()) == 12
         else:
             assert "cannot be used" in outcome.error
@@ -76,7 +76,7 @@ def test_every_strategy_has_an_answer_or_says_what_is_wrong() -> None:
 
 def test_no_partition_is_larger_than_asked() -> None:
     outcome = plan_for(PlanRequest("custom", layers="Studio=0:8,Mini=8:12", max_memory="4GB"), CLUSTER)
-    assert isinstance(outcome, Missing)
+    assert isinstance(outcome, Infeasible)
     assert outcome.error.startswith("node Studio: needs 8.5 GB for layers 0–7, may use 4.")
     assert outcome.layers == 5 + 1
 
@@ -84,7 +84,7 @@ def test_no_partition_is_larger_than_asked() -> None:
 def test_one_machine_needs_no_network() -> None:
     alone = Problem(CLUSTER.model, CLUSTER.nodes[2:], head="Laptop")
     answer = plan_for(PlanRequest(hidden_size=8192), alone)
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, PlanReport)
     assert (answer.score.token_ms, answer.score.hops) == (60, 0)
     network = answer_json(answer)["network"]
     assert (network["bytes_per_token_and_hop"], network["mbit_per_s"]) == (16384, 0)
@@ -133,7 +133,7 @@ def test_wrong_layers_are_a_bad_plan(layers: str, said: str) -> None:
 
 def test_an_edited_split_has_the_figures_of_the_same_custom_plan() -> None:
     edited = rescore(CLUSTER, split(("Mini", 0, 6), ("Studio", 6, 12)))
-    assert isinstance(edited, Answer)
+    assert isinstance(edited, PlanReport)
     assert edited.score == plan(strategy="custom", layers="Mini=0:6,Studio=6:12").score
     found = answer_json(edited)
     assert found["network"] is None
@@ -158,7 +158,7 @@ def test_scoring_again_is_little_work() -> None:
     problem = made_up(Case(32, 128, "bytes", 8, 4.0))
     best = recommend(problem)
     assert best is not None
-    assert isinstance(rescore(problem, best), Answer)
+    assert isinstance(rescore(problem, best), PlanReport)
     assert calls_of(lambda: rescore(problem, best)) < 1000
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from together.errors import BadPlan
 from together.planning.explain import explain, explain_left_out, explain_missing, explain_rule, explain_tolerance
-from together.planning.problem import Link, ModelSize, NodeProfile, Problem, Share, Split
+from together.planning.problem import Assignment, Link, ModelSize, NodeProfile, Problem, Split
 from together.planning.recommend import recommend
-from together.planning.report import Wish, network_of
+from together.planning.report import NetworkTarget, network_of
 from together.planning.score import complaints, terms_of
 from together.planning.strategies import (
     by_compute,
@@ -140,7 +140,7 @@ def test_boundaries_are_spelled_out() -> None:
 
 
 def shares(*parts: tuple[str, int, int]) -> Split:
-    return Split(tuple(Share(name, LayerRange(start, stop)) for name, start, stop in parts))
+    return Split(tuple(Assignment(name, LayerRange(start, stop)) for name, start, stop in parts))
 
 
 @pytest.mark.parametrize(
@@ -181,12 +181,12 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 def test_the_network_of_eight_stages() -> None:
     """16 KiB per hop; a fifth of 50 ms over 8 hops is 1.25 ms; 1,000 tokens are 131 Mbit, eight times in a second."""
-    network = network_of(8192, "bf16", 8, Wish(20, 1000, 1.0))
+    network = network_of(8192, "bf16", 8, NetworkTarget(20, 1000, 1.0))
     assert network.bytes_per_token_and_hop == 16384
     assert network.mbit_per_s == pytest.approx(105, abs=0.5)
     assert network.ms == pytest.approx(1.25)
     assert network.prompt_mbit_per_s == pytest.approx(1050, rel=0.005)
-    assert network_of(8192, "bf16", 0, Wish()).mbit_per_s == 0
+    assert network_of(8192, "bf16", 0, NetworkTarget()).mbit_per_s == 0
 
 
 # --- sentences --------------------------------------------------------------------------------------------------------

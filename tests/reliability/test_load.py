@@ -19,7 +19,7 @@ from tests.support.cluster import GREEDY, until
 from tests.support.engines import collect, serving
 from tests.support.families import LAYERS, VOCAB, make_checkpoint, prompt_ids, reference_greedy
 from tests.support.patience import PATIENCE
-from together.cluster.loopback import Place, bare_ring
+from together.cluster.loopback import Place, local_ring
 from together.engine.engine import Engine
 from together.requests import GenerateRequest
 from together.types import LayerRange, Sampled
@@ -100,7 +100,7 @@ def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("backends", REAL, ids="-".join)
 async def test_in_bf16_log_probabilities_under_load_are_those_alone(half: Path, backends: tuple[str, ...]) -> None:
     """Teacher forcing: the tokens drawn under load are drawn again, one request after the other."""
-    async with bare_ring(half, places(backends), "bf16", CONTEXT, users=6) as ring:
+    async with local_ring(half, places(backends), "bf16", CONTEXT, users=6) as ring:
         engine = Engine(ring.client, frozenset())
         async with serving(engine):
             async with asyncio.TaskGroup() as group:
@@ -150,7 +150,7 @@ def values(answers: list[list[Sampled]]) -> list[float]:
 
 
 async def check_load(folder: Path, backends: tuple[str, ...], alone: list[list[int]]) -> None:
-    async with bare_ring(folder, places(backends), "fp32", CONTEXT, users=6) as ring:
+    async with local_ring(folder, places(backends), "fp32", CONTEXT, users=6) as ring:
         engine = Engine(ring.client, frozenset())
         async with serving(engine):
             async with asyncio.TaskGroup() as group:

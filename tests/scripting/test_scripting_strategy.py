@@ -20,7 +20,7 @@ from together.head.model import open_model
 from together.planning.request import PlanRequest
 from together.planning.split import Sizing
 from together.scripting import PartitionStrategy
-from together.scripting.placing import Wanted, choose_seats, split_seats
+from together.scripting.placing import PartitionRequest, choose_seats, split_seats
 from together.settings import load_settings
 from together.types import Device, LayerRange
 
@@ -194,7 +194,7 @@ def test_a_gpu_without_room_is_named_where_equal_parts_are_wanted(toy: Path) -> 
     seats = choose_seats([], 2, [device("cuda:0", free=1000), device("cpu")])
     settings = load_settings()
     opened = asyncio.run(open_model(toy, settings))
-    wanted = Wanted(PlanRequest("uniform"), 2, ())
+    wanted = PartitionRequest(PlanRequest("uniform"), 2, ())
     profiles = {seat.name: UNKNOWN for seat in seats}
     found = split_seats(opened, wanted, Sizing(256, 1, "fp32"), seats, profiles, settings)
     assert found == "cuda:0 cannot hold a single layer; free memory there, or ask for fewer partitions"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from together.engine.scheduler import Scheduler
-from together.engine.sequence import Event, Limits, Sequence
+from together.engine.sequence import Limits, Sequence, TokenEvent
 from together.requests import GenerateRequest
 from together.types import Frame, RowResult, Sampled, Sampling, StageTiming
 
@@ -48,7 +48,7 @@ def next_frame(found: Scheduler) -> Frame:
     return frame
 
 
-def step(found: Scheduler, token: int = 7) -> tuple[Event, ...]:
+def step(found: Scheduler, token: int = 7) -> tuple[TokenEvent, ...]:
     """One frame there and back."""
     return found.commit(answered(next_frame(found), token))
 

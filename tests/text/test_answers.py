@@ -22,11 +22,11 @@ from tests.support.tokenizers import byte_fallback, byte_level, write_text_files
 from tests.text.test_thinking import parted
 from together.engine.engine import Engine
 from together.errors import BadRequest, BrokenModel, ContextTooLong, QueueFull
-from together.requests import ChatRequest, CompletionRequest, GenerateRequest, Message, Piece
+from together.requests import AnswerChunk, ChatRequest, CompletionRequest, GenerateRequest, Message
 from together.sampling import choice_seed
 from together.text.answers import answer_chat, answer_prompts, generate_text
 from together.text.detokenizer import StopFilter, TokenBytes
-from together.text.parser import Parter, ThinkSplitter
+from together.text.parser import AnswerParser, ReasoningParser
 from together.text.tokenizer import TextModel
 from together.types import Sampling
 
@@ -42,7 +42,7 @@ async def chatting(folder: Path, max_waiting: int = 100) -> AsyncIterator[tuple[
             yield engine, ring, model
 
 
-def of_choice(pieces: Sequence[Piece], index: int) -> tuple[str, Piece]:
+def of_choice(pieces: Sequence[AnswerChunk], index: int) -> tuple[str, AnswerChunk]:
     own = [piece for piece in pieces if piece.index == index]
     return "".join(piece.text for piece in own), own[-1]
 
@@ -305,7 +305,7 @@ async def test_a_slow_reader_of_choices_gets_everything(toy: Path) -> None:
 def test_a_stop_text_ends_the_answer_and_not_the_thoughts(
     stops: list[str], text: str, thought: str, said: str, size: int
 ) -> None:
-    parter = Parter(ThinkSplitter(opened=True), StopFilter(stops))
+    parter = AnswerParser(ReasoningParser(opened=True), StopFilter(stops))
     parts = [parter.push(text[i : i + size]) for i in range(0, len(text), size)] + [parter.flush()]
     assert "".join(part.thought for part in parts) == thought
     assert "".join(part.said for part in parts) == said
@@ -313,7 +313,7 @@ def test_a_stop_text_ends_the_answer_and_not_the_thoughts(
 
 
 def test_letters_are_withheld_until_they_are_no_stop_text() -> None:
-    parter = Parter(None, StopFilter(["STOP"]))
+    parter = AnswerParser(None, StopFilter(["STOP"]))
     assert (parter.push("a ST").said, parter.withheld) == ("a ", 2)
     assert (parter.push("AR").said, parter.withheld) == ("STAR", 0)
     assert (parter.push(" STOP more").said, parter.withheld) == (" ", 9)

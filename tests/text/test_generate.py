@@ -14,7 +14,7 @@ from tests.support.engines import LAYERS, at_rest, expected, loads, serving, unt
 from tests.support.loopback import LoopbackRing
 from together.engine.engine import Engine
 from together.errors import BadRequest
-from together.requests import GenerateRequest, Message, Piece
+from together.requests import AnswerChunk, GenerateRequest, Message
 from together.text.answers import generate_text
 from together.text.tokenizer import TextModel
 from together.types import Sampling
@@ -31,7 +31,7 @@ async def chatting(folder: Path) -> AsyncIterator[tuple[Engine, LoopbackRing, Te
             yield engine, ring, model
 
 
-async def pieces_of(folder: Path, **options: object) -> tuple[GenerateRequest, list[Piece]]:
+async def pieces_of(folder: Path, **options: object) -> tuple[GenerateRequest, list[AnswerChunk]]:
     """A whole answer, after which nothing is left in the ring."""
     async with chatting(folder) as (engine, ring, model):
         request = GenerateRequest(model.prompt_ids(QUESTION), **options)  # type: ignore[arg-type]
@@ -40,7 +40,7 @@ async def pieces_of(folder: Path, **options: object) -> tuple[GenerateRequest, l
     return request, pieces
 
 
-def joined(pieces: list[Piece]) -> str:
+def joined(pieces: list[AnswerChunk]) -> str:
     return "".join(piece.text for piece in pieces)
 
 

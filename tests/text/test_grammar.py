@@ -26,7 +26,7 @@ from tests.support.tokenizers import byte_fallback, byte_level
 from tests.text.test_generate import QUESTION, chatting, joined
 from together.engine.engine import Engine
 from together.errors import BadRequest
-from together.requests import ChatRequest, CompletionRequest, Grammar, Piece
+from together.requests import AnswerChunk, ChatRequest, CompletionRequest, Grammar
 from together.text.answers import answer_chat, answer_prompts
 from together.text.grammar import MOST_LETTERS, STYLE, Compiled, GrammarConstraint, Grammars
 from together.text.tokenizer import TextModel
@@ -270,8 +270,8 @@ def ask(schema: Schema, seed: int = 1, **more: Any) -> ChatRequest:
     return ChatRequest(QUESTION, grammar=grammar(schema), **options)
 
 
-async def answers_of(engine: Engine, model: TextModel, request: ChatRequest) -> list[list[Piece]]:
-    found: list[list[Piece]] = [[] for _ in range(request.choices)]
+async def answers_of(engine: Engine, model: TextModel, request: ChatRequest) -> list[list[AnswerChunk]]:
+    found: list[list[AnswerChunk]] = [[] for _ in range(request.choices)]
     async for piece in answer_chat(engine, model, request):
         found[piece.index].append(piece)
     return found

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from together.text.parser import CLOSE, OPEN, ThinkSplitter
+from together.text.parser import CLOSE, OPEN, ReasoningParser
 
 # Texts made of what matters: tags, their beginnings, spaces, letters.
 WORDS = st.sampled_from([OPEN, CLOSE, "<", "<th", "ink>", "</", "</thin", "k>", " ", "\n", "a", "é🗼", "b c"])
@@ -28,7 +28,7 @@ def parted(text: str, opened: bool) -> tuple[str, str]:
 
 
 def pushed(pieces: list[str], opened: bool) -> tuple[str, str]:
-    splitter = ThinkSplitter(opened)
+    splitter = ReasoningParser(opened)
     given = [*(splitter.push(piece) for piece in pieces), splitter.flush()]
     return "".join(thought for thought, _ in given), "".join(answer for _, answer in given)
 
@@ -60,7 +60,7 @@ def test_examples(text: str, opened: bool, thought: str, answer: str) -> None:
 
 
 def test_thoughts_come_at_once_but_for_what_may_be_the_tag() -> None:
-    splitter = ThinkSplitter()
+    splitter = ReasoningParser()
     steps = ["<thi", "nk>", "a", " ", "b<", "/c", "</think", ">", "\n", "d"]
     assert [splitter.push(step) for step in steps] == [
         ("", ""),
@@ -77,8 +77,8 @@ def test_thoughts_come_at_once_but_for_what_may_be_the_tag() -> None:
 
 
 def test_it_knows_whether_it_is_thinking() -> None:
-    splitter = ThinkSplitter(opened=True)
+    splitter = ReasoningParser(opened=True)
     assert splitter.thinking
     splitter.push("a</think>")
     assert not splitter.thinking
-    assert not ThinkSplitter().thinking
+    assert not ReasoningParser().thinking

@@ -20,10 +20,10 @@ from tests.support.loopback import LoopbackRing
 from tests.support.tokenizers import byte_level
 from together.engine.engine import Engine
 from together.errors import BadRequest
-from together.requests import ChatRequest, Grammar, Message, Piece, Tool, ToolUse
+from together.requests import AnswerChunk, ChatRequest, Grammar, Message, Tool, ToolUse
 from together.text.answers import answer_chat
 from together.text.tokenizer import TextModel
-from together.text.tool_formats import CODER, HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, NEMOTRON, ToolStyle
+from together.text.tool_formats import CODER, HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, NEMOTRON, ToolFormat
 from together.text.tool_grammar import call_grammar
 from together.types import Sampling
 
@@ -57,7 +57,7 @@ TAUGHT = {  # what a template shows of a style
 }
 
 
-def calling_toy(folder: Path, style: ToolStyle, *tags: str) -> Path:
+def calling_toy(folder: Path, style: ToolFormat, *tags: str) -> Path:
     """A toy whose template knows tools in this style; `tags` are special tokens of it."""
     make_checksum_model(folder, layers=LAYERS)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -78,18 +78,18 @@ async def chatting(folder: Path) -> AsyncIterator[tuple[Engine, TextModel]]:
             yield engine, model
 
 
-async def answer(engine: Engine, model: TextModel, request: ChatRequest) -> list[Piece]:
+async def answer(engine: Engine, model: TextModel, request: ChatRequest) -> list[AnswerChunk]:
     return [piece async for piece in answer_chat(engine, model, request)]
 
 
-def calls_of(pieces: Sequence[Piece], choice: int = 0) -> list[tuple[str, str]]:
+def calls_of(pieces: Sequence[AnswerChunk], choice: int = 0) -> list[tuple[str, str]]:
     deltas = [delta for piece in pieces if piece.index == choice for delta in piece.calls]
     heads = [delta for delta in deltas if delta.id]
     assert len({head.id for head in heads}) == len(heads)
     return [(head.name, "".join(each.arguments for each in deltas if each.index == head.index)) for head in heads]
 
 
-def said(pieces: Sequence[Piece]) -> str:
+def said(pieces: Sequence[AnswerChunk]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
@@ -157,7 +157,7 @@ def assert_valid(calls: Sequence[tuple[str, str]], schemas: Mapping[str, Mapping
 
 
 @pytest.mark.parametrize("style", TAUGHT, ids=lambda style: style.name)
-async def test_a_forced_call_is_in_the_models_own_style_and_valid(tmp_path: Path, style: ToolStyle) -> None:
+async def test_a_forced_call_is_in_the_models_own_style_and_valid(tmp_path: Path, style: ToolFormat) -> None:
     tags = ("[TOOL_CALLS]", "[ARGS]") if style in (MISTRAL, MISTRAL_NAMED) else ()
     use, named = ToolUse(TOOLS, required=True, parallel=False), ToolUse(TOOLS, required=True, name="weather")
     async with chatting(calling_toy(tmp_path, style, *tags)) as (engine, model):
@@ -224,7 +224,7 @@ async def test_a_schema_that_cannot_be_enforced_is_refused_by_name(tmp_path: Pat
 
 
 @pytest.mark.parametrize("style", TAUGHT, ids=lambda style: style.name)
-def test_without_a_reason_there_is_no_grammar(style: ToolStyle) -> None:
+def test_without_a_reason_there_is_no_grammar(style: ToolFormat) -> None:
     asked = Grammar("json_schema", "{}")
     assert call_grammar(style, ToolUse(TOOLS), {}, None) is None
     assert call_grammar(style, ToolUse(TOOLS), {}, asked) != asked
@@ -235,7 +235,7 @@ def test_without_a_reason_there_is_no_grammar(style: ToolStyle) -> None:
 BYTES = byte_level()
 MATCHED = LLTokenizer(BYTES.to_str(), eos_token=BYTES.token_to_id("<|im_end|>"))
 GOOD, BAD = '{"city": "Rome", "unit": "c", "more": {"wind": true}}', '{"city": "Rome", "unit": "k"'
-WRITTEN: dict[ToolStyle, tuple[str, str]] = {  # before the arguments, after them
+WRITTEN: dict[ToolFormat, tuple[str, str]] = {  # before the arguments, after them
     HERMES: ('<tool_call>\n{"name": "weather", "arguments": ', "}\n</tool_call>"),
     LLAMA: ('{"name": "weather", "parameters": ', "}"),
     MISTRAL: ('[TOOL_CALLS][{"name": "weather", "arguments": ', "}]"),
@@ -254,7 +254,7 @@ def fits(grammar: Grammar | None, text: str) -> bool:
 
 
 @pytest.mark.parametrize("style", WRITTEN, ids=lambda style: style.name)
-def test_what_the_grammars_allow(style: ToolStyle) -> None:
+def test_what_the_grammars_allow(style: ToolFormat) -> None:
     """Here no tag is a token of its own: the letters of an opening one are what begins a call."""
     before, after = WRITTEN[style]
     use = ToolUse((Tool("weather", parameters=WEATHER, strict=True), Tool("now")))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support.tokenizers import CHATML, byte_level, write_text_files
 from together.requests import CallDelta, Message, Tool, ToolCall
 from together.text.messages import one_by_one
-from together.text.parser import ToolSplitter
+from together.text.parser import ToolCallParser
 from together.text.tokenizer import TextModel
 from together.text.tool_formats import (
     CODER,
@@ -23,7 +23,7 @@ from together.text.tool_formats import (
     MISTRAL,
     MISTRAL_NAMED,
     NEMOTRON,
-    ToolStyle,
+    ToolFormat,
     style_of,
     typed,
 )
@@ -36,9 +36,9 @@ F, G = '{"name": "f", "arguments": {"a": 1}}', '{"name": "g", "arguments": {}}'
 Calls = list[tuple[str, str]]
 
 
-def parted(style: ToolStyle, pieces: Iterable[str]) -> tuple[str, Calls]:
+def parted(style: ToolFormat, pieces: Iterable[str]) -> tuple[str, Calls]:
     """What is said and called; checks that ids, names and arguments come in order."""
-    splitter = ToolSplitter(style, TOOLS)
+    splitter = ToolCallParser(style, TOOLS)
     given_out = [*(splitter.push(piece) for piece in pieces), splitter.flush()]
     calls: Calls = []
     for delta in (delta for _, deltas in given_out for delta in deltas):
@@ -53,7 +53,7 @@ def parted(style: ToolStyle, pieces: Iterable[str]) -> tuple[str, Calls]:
 
 # --- what models write ------------------------------------------------------------------------------------------------
 
-CASES: list[tuple[ToolStyle, str, str, Calls]] = [
+CASES: list[tuple[ToolFormat, str, str, Calls]] = [
     (HERMES, f"<tool_call>\n{F}\n</tool_call>", "", [("f", '{"a": 1}')]),
     (HERMES, f"Hm.\n\n<tool_call>{F}</tool_call>\n<tool_call>{G}</tool_call>", "Hm.", [("f", '{"a": 1}'), ("g", "{}")]),
     (HERMES, f"a <tool_call>{G}</tool_call> b", "a  b", [("g", "{}")]),
@@ -93,7 +93,7 @@ CASES: list[tuple[ToolStyle, str, str, Calls]] = [
     (MISTRAL_NAMED, "[TOOL_CALLS]g[CALL_ID]abc123456[ARGS]{}", "", [("g", "{}")]),
     (NEMOTRON, f"<TOOLCALL>[{F}]</TOOLCALL>", "", [("f", '{"a": 1}')]),
 ]
-NO_CALLS: list[tuple[ToolStyle, str]] = [
+NO_CALLS: list[tuple[ToolFormat, str]] = [
     (HERMES, " Plain text \n"),
     (HERMES, "The tag <tool_call> begins one."),
     (HERMES, '<tool_call>{"x": 1}</tool_call> <tool'),
@@ -118,12 +118,12 @@ NO_CALLS: list[tuple[ToolStyle, str]] = [
 
 
 @pytest.mark.parametrize(("style", "text", "said", "calls"), CASES)
-def test_calls(style: ToolStyle, text: str, said: str, calls: Calls) -> None:
+def test_calls(style: ToolFormat, text: str, said: str, calls: Calls) -> None:
     assert parted(style, [text]) == parted(style, text) == (said, calls)
 
 
 @pytest.mark.parametrize(("style", "text"), NO_CALLS)
-def test_text_that_is_no_call_is_shown_as_it_is(style: ToolStyle, text: str) -> None:
+def test_text_that_is_no_call_is_shown_as_it_is(style: ToolFormat, text: str) -> None:
     assert parted(style, [text]) == parted(style, text) == (text, [])
 
 
@@ -164,7 +164,7 @@ STYLES = (HERMES, CODER, LLAMA, MISTRAL, MISTRAL_NAMED, NEMOTRON)
     cuts=st.lists(st.integers(0, 200), max_size=6),
 )
 @settings(max_examples=600, deadline=None)
-def test_what_comes_out_does_not_depend_on_how_the_text_was_cut(style: ToolStyle, text: str, cuts: list[int]) -> None:
+def test_what_comes_out_does_not_depend_on_how_the_text_was_cut(style: ToolFormat, text: str, cuts: list[int]) -> None:
     places = [0, *sorted(min(place, len(text)) for place in cuts), len(text)]
     whole = parted(style, [text])
     assert parted(style, [text[start:stop] for start, stop in pairwise(places)]) == parted(style, text) == whole
@@ -173,7 +173,7 @@ def test_what_comes_out_does_not_depend_on_how_the_text_was_cut(style: ToolStyle
 
 
 def test_arguments_come_while_they_are_written_and_no_part_of_a_tag() -> None:
-    splitter = ToolSplitter(HERMES, TOOLS)
+    splitter = ToolCallParser(HERMES, TOOLS)
     said = [
         splitter.push(piece) for piece in ("Hi ", "<tool", "_call>", '{"name": "f"', ', "arguments": ', '{"a"', ": 1}")
     ]
@@ -227,7 +227,7 @@ def test_parameters_have_the_type_of_their_schema(text: str, schema: object, val
         ("{{ tools | tojson }}", None),
     ],
 )
-def test_the_template_shows_the_style(template: str, style: ToolStyle | None) -> None:
+def test_the_template_shows_the_style(template: str, style: ToolFormat | None) -> None:
     assert style_of(template) == style
 
 

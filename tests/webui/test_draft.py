@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from together.planning.explain import Missing
+from together.planning.explain import Infeasible
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem
-from together.planning.report import Answer
+from together.planning.report import PlanReport
 from together.planning.request import PlanRequest, plan_for
 from webui.draft import Draft, Edited, edit_of, shown_error, shown_missing, shown_plan
 
@@ -30,7 +30,7 @@ PROBLEM = Problem(
 def draft_of(problem: Problem = PROBLEM, **request: Any) -> Draft:
     asked = PlanRequest(**request)
     answer = plan_for(asked, problem)
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, PlanReport)
     return Draft("", "toy", asked, answer)
 
 
@@ -123,7 +123,7 @@ def test_an_unchanged_recommendation_stays_one() -> None:
 
 def test_what_is_missing_is_shown_with_its_advice() -> None:
     missing = plan_for(PlanRequest(), replace(PROBLEM, nodes=PROBLEM.nodes[2:]))
-    assert isinstance(missing, Missing)
+    assert isinstance(missing, Infeasible)
     shown = shown_missing(missing)
     assert shown == {"kind": "wrong", "wrong": [missing.error], "advice": list(missing.suggestions)}
     assert shown["advice"]

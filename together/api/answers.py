@@ -25,11 +25,11 @@ from together.api.responses import (
     TopLogprob,
     UsageCount,
 )
-from together.requests import CallDelta, FinishReason, Piece, Scored, TokenLogprob, ToolCall, Usage
+from together.requests import AnswerChunk, CallDelta, FinishReason, Scored, TokenLogprob, ToolCall, Usage
 
 
 @dataclass(slots=True)
-class Gathered:
+class ChoiceBuffer:
     """One choice so far."""
 
     texts: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Gathered:
         heads = [part for part in self.call_parts if part.id]
         return [ToolCall(head.id, head.name, "".join(arguments[head.index])) for head in heads]
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: AnswerChunk) -> None:
         self.texts.append(piece.text)
         self.thoughts.append(piece.reasoning)
         self.logprobs += piece.logprobs
@@ -64,13 +64,13 @@ class Gathered:
 
 
 @dataclass(slots=True)
-class Tally:
+class UsageTotal:
     """The usage of a whole request: a prompt counts once, however many `choices` it has."""
 
     choices: int
     usage: Usage = field(default_factory=Usage)
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: AnswerChunk) -> None:
         if (more := piece.usage) is None:
             return
         is_first = piece.index % self.choices == 0
@@ -82,9 +82,9 @@ class Tally:
         )
 
 
-async def collect(pieces: AsyncIterator[Piece], count: int, tally: Tally) -> Sequence[Gathered]:
+async def collect(pieces: AsyncIterator[AnswerChunk], count: int, tally: UsageTotal) -> Sequence[ChoiceBuffer]:
     """All `count` choices by index; `tally` is filled on the way."""
-    choices = [Gathered() for _ in range(count)]
+    choices = [ChoiceBuffer() for _ in range(count)]
     async for piece in pieces:
         choices[piece.index].add(piece)
         tally.add(piece)
@@ -97,7 +97,7 @@ Answer: TypeAlias = ChatCompletion | TextCompletion
 Chunk: TypeAlias = ChatChunk | TextCompletion
 
 
-class Shape(Protocol):
+class AnswerFormatter(Protocol):
     """How one request's answer looks."""
 
     @property
@@ -106,16 +106,16 @@ class Shape(Protocol):
     def opening(self, index: int) -> Iterable[Chunk]:
         """What a stream says of a choice before its first piece."""
 
-    def chunks(self, piece: Piece) -> Iterable[Chunk]:
+    def chunks(self, piece: AnswerChunk) -> Iterable[Chunk]:
         """What a stream says of a piece; of the last one of a choice also why it ended."""
 
     def usage_chunk(self, usage: Usage) -> Chunk: ...
 
-    def whole(self, choices: Sequence[Gathered], usage: Usage) -> Answer: ...
+    def whole(self, choices: Sequence[ChoiceBuffer], usage: Usage) -> Answer: ...
 
 
 @dataclass(frozen=True, slots=True)
-class ChatShape:
+class ChatFormatter:
     """`chat.completion` and its chunks. `logprobs`: they were asked for."""
 
     model: str
@@ -126,7 +126,7 @@ class ChatShape:
     def opening(self, index: int) -> Iterable[Chunk]:
         yield self._chunk(index, {"role": "assistant", "content": ""})
 
-    def chunks(self, piece: Piece) -> Iterable[Chunk]:
+    def chunks(self, piece: AnswerChunk) -> Iterable[Chunk]:
         delta: Delta = {}
         if piece.reasoning:
             delta["reasoning_content"] = piece.reasoning
@@ -144,7 +144,7 @@ class ChatShape:
     def usage_chunk(self, usage: Usage) -> Chunk:
         return {**self._chunk(0, {}), "choices": [], "usage": usage_count(usage)}
 
-    def whole(self, choices: Sequence[Gathered], usage: Usage) -> Answer:
+    def whole(self, choices: Sequence[ChoiceBuffer], usage: Usage) -> Answer:
         return {
             "id": self.id,
             "object": "chat.completion",
@@ -154,7 +154,7 @@ class ChatShape:
             "usage": usage_count(usage),
         }
 
-    def _choice(self, index: int, choice: Gathered) -> ChatChoice:
+    def _choice(self, index: int, choice: ChoiceBuffer) -> ChatChoice:
         calls = [called(call) for call in choice.calls]
         text = choice.text if choice.text or not calls else None
         found: ChatChoice = {
@@ -191,7 +191,7 @@ class ChatShape:
 
 
 @dataclass(frozen=True, slots=True)
-class TextShape:
+class CompletionFormatter:
     """`text_completion`, also for chunks. `logprobs`: they were asked for."""
 
     model: str
@@ -202,7 +202,7 @@ class TextShape:
     def opening(self, index: int) -> Iterable[Chunk]:
         return ()
 
-    def chunks(self, piece: Piece) -> Iterable[Chunk]:
+    def chunks(self, piece: AnswerChunk) -> Iterable[Chunk]:
         if piece.text or piece.logprobs:
             yield self._answer([self._choice(piece.index, piece.text, piece.logprobs, None)])
         if piece.finish is not None:
@@ -211,7 +211,7 @@ class TextShape:
     def usage_chunk(self, usage: Usage) -> Chunk:
         return {**self._answer([]), "usage": usage_count(usage)}
 
-    def whole(self, choices: Sequence[Gathered], usage: Usage) -> Answer:
+    def whole(self, choices: Sequence[ChoiceBuffer], usage: Usage) -> Answer:
         found = [
             self._choice(index, choice.text, choice.logprobs, finish_reason(choice.finish))
             for index, choice in enumerate(choices)

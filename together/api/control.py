@@ -15,7 +15,7 @@ from together.api.port import HeadPort
 from together.api.stream import read_body
 from together.errors import BadRequest
 from together.planning.cluster_file import problem_json
-from together.planning.explain import Missing
+from together.planning.explain import Infeasible
 from together.planning.report import answer_json, answer_text, missing_json, missing_text
 from together.planning.request import PlanRequest
 from together.quoting import MOST, cut
@@ -98,7 +98,7 @@ def control_routes(head: HeadPort, shutdown: Callable[[], None]) -> APIRouter:
         """As `together plan --json`: the plan, or `error`, `missing_layers` and so on; `text` is both for a person."""
         order = parse_order(PlanOrder, await read_body(request))
         outcome = await head.plan(order.model, order.request("recommend"))
-        if isinstance(outcome, Missing):
+        if isinstance(outcome, Infeasible):
             return JSONResponse({**missing_json(outcome), "text": missing_text(outcome)})
         return JSONResponse({**answer_json(outcome), "text": answer_text(outcome)})
 

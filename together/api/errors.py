@@ -38,7 +38,7 @@ class Forbidden(TogetherError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ErrorResponse:
     """Status, the two words of OpenAI's error object, and when to come back."""
 
     status: int
@@ -50,24 +50,24 @@ class Answer:
 _INVALID = "invalid_request_error"
 
 # The first class that fits wins: subclasses come before their bases.
-_ANSWERS: tuple[tuple[type[TogetherError], Answer], ...] = (
-    (ContextTooLong, Answer(400, _INVALID, "context_length_exceeded")),
-    (UnknownModel, Answer(404, _INVALID, "model_not_found")),
-    (BodyTooLarge, Answer(413, _INVALID, "request_too_large")),
-    (BadInput, Answer(400, _INVALID, None)),
-    (NotImplementedHere, Answer(501, _INVALID, "not_implemented")),
-    (Forbidden, Answer(403, _INVALID, "forbidden")),
-    (QueueFull, Answer(429, "rate_limit_error", "queue_full")),
-    (NotServing, Answer(503, "service_unavailable_error", "model_not_ready")),
-    (TogetherError, Answer(503, "service_unavailable_error", None, retry_after=5.0)),
+_ANSWERS: tuple[tuple[type[TogetherError], ErrorResponse], ...] = (
+    (ContextTooLong, ErrorResponse(400, _INVALID, "context_length_exceeded")),
+    (UnknownModel, ErrorResponse(404, _INVALID, "model_not_found")),
+    (BodyTooLarge, ErrorResponse(413, _INVALID, "request_too_large")),
+    (BadInput, ErrorResponse(400, _INVALID, None)),
+    (NotImplementedHere, ErrorResponse(501, _INVALID, "not_implemented")),
+    (Forbidden, ErrorResponse(403, _INVALID, "forbidden")),
+    (QueueFull, ErrorResponse(429, "rate_limit_error", "queue_full")),
+    (NotServing, ErrorResponse(503, "service_unavailable_error", "model_not_ready")),
+    (TogetherError, ErrorResponse(503, "service_unavailable_error", None, retry_after=5.0)),
 )
 
 
-def answer_for(error: TogetherError) -> Answer:
+def answer_for(error: TogetherError) -> ErrorResponse:
     """Status and words for one of our errors, with its own `retry_after` where it has one."""
     base = next(answer for kind, answer in _ANSWERS if isinstance(error, kind))
     if isinstance(error, (NotServing, QueueFull)):
-        return Answer(base.status, base.type, base.code, error.retry_after)
+        return ErrorResponse(base.status, base.type, base.code, error.retry_after)
     return base
 
 

@@ -223,7 +223,7 @@ class NamedChoice(Strict):
     function: FunctionName
 
 
-class CalledFunction(Strict):
+class CalledFunctionInput(Strict):
     """`arguments` is JSON text, as the model wrote it."""
 
     name: Annotated[str, Field(min_length=1)]
@@ -235,7 +235,7 @@ class MessageCall(Strict):
 
     id: Annotated[str, Field(min_length=1)]
     type: Literal["function"] = "function"
-    function: CalledFunction
+    function: CalledFunctionInput
 
 
 Tools = Annotated[list[FunctionTool], Field(max_length=MOST_TOOLS, fail_fast=True)]

@@ -10,7 +10,7 @@ from typing import TypeVar
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from together.api.answers import ChatShape, Shape, Tally, TextShape, collect
+from together.api.answers import AnswerFormatter, ChatFormatter, CompletionFormatter, UsageTotal, collect
 from together.api.document import FAILURES, STREAMED, body_of, failures
 from together.api.errors import NotImplementedHere, UnknownModel
 from together.api.fields import AnswerFields, parse
@@ -21,7 +21,7 @@ from together.api.responses import ChatCompletion, ErrorAnswer, ModelEntry, Mode
 from together.api.stream import (
     ClientGone,
     EventStream,
-    Record,
+    RequestLog,
     abandon,
     next_piece,
     paced,
@@ -30,7 +30,7 @@ from together.api.stream import (
     stream,
     while_connected,
 )
-from together.requests import Piece
+from together.requests import AnswerChunk
 from together.types import Sampling
 
 ANSWER_WITHIN = 2.0  # seconds an error has to become a status before the stream begins without a token
@@ -83,7 +83,7 @@ class _Api:
         with refusals(self._metrics, "chat"):
             asked = await self._asked(ChatCompletionRequest, request)
             pieces = self._head.chat(asked.to_chat(self._defaults))
-        shape = ChatShape(self._served, logprobs=bool(asked.logprobs))
+        shape = ChatFormatter(self._served, logprobs=bool(asked.logprobs))
         return await self._answer(request, asked, shape, pieces, "chat", asked.choices)
 
     async def complete(self, request: Request) -> Response:
@@ -92,7 +92,7 @@ class _Api:
             asked = await self._asked(TextCompletionRequest, request)
             wanted = asked.to_completion(self._defaults)
             pieces = self._head.complete(wanted)
-        shape = TextShape(self._served, logprobs=asked.logprobs is not None)
+        shape = CompletionFormatter(self._served, logprobs=asked.logprobs is not None)
         return await self._answer(request, asked, shape, pieces, "completions", asked.choices * len(wanted.prompts))
 
     async def embed(self) -> Response:
@@ -141,17 +141,28 @@ class _Api:
         return asked
 
     async def _answer(
-        self, request: Request, asked: AnswerFields, shape: Shape, pieces: AsyncIterator[Piece], route: str, count: int
+        self,
+        request: Request,
+        asked: AnswerFields,
+        shape: AnswerFormatter,
+        pieces: AsyncIterator[AnswerChunk],
+        route: str,
+        count: int,
     ) -> Response:
-        tally = Tally(asked.choices)
-        followed = Record(self._metrics, route, shape.id, tally).follow(pieces)
+        tally = UsageTotal(asked.choices)
+        followed = RequestLog(self._metrics, route, shape.id, tally).follow(pieces)
         if asked.stream:
             return await _streamed(request, shape, followed, count, tally, asked.include_usage)
         return await _whole(request, shape, followed, count, tally)
 
 
 async def _streamed(
-    request: Request, shape: Shape, pieces: AsyncGenerator[Piece, None], count: int, tally: Tally, include_usage: bool
+    request: Request,
+    shape: AnswerFormatter,
+    pieces: AsyncGenerator[AnswerChunk, None],
+    count: int,
+    tally: UsageTotal,
+    include_usage: bool,
 ) -> Response:
     first = next_piece(pieces)
     try:
@@ -165,7 +176,7 @@ async def _streamed(
     return EventStream(stream(shape, paced(pieces, first), count, tally, include_usage))
 
 
-async def _settled(first: asyncio.Task[Piece]) -> None:
+async def _settled(first: asyncio.Task[AnswerChunk]) -> None:
     """Wait for the first piece, but not for a long prefill; raise what it raised."""
     done, _ = await asyncio.wait({first}, timeout=ANSWER_WITHIN)
     if done and not isinstance(first.exception(), StopAsyncIteration):
@@ -173,7 +184,7 @@ async def _settled(first: asyncio.Task[Piece]) -> None:
 
 
 async def _whole(
-    request: Request, shape: Shape, pieces: AsyncGenerator[Piece, None], count: int, tally: Tally
+    request: Request, shape: AnswerFormatter, pieces: AsyncGenerator[AnswerChunk, None], count: int, tally: UsageTotal
 ) -> Response:
     try:
         choices = await while_connected(request, collect(pieces, count, tally))

@@ -8,11 +8,11 @@ from typing import Protocol
 
 from together.engine.stats import EngineStats
 from together.models.generation import SamplingDefaults
-from together.planning.explain import Missing
+from together.planning.explain import Infeasible
 from together.planning.problem import Problem
-from together.planning.report import Answer
+from together.planning.report import PlanReport
 from together.planning.request import PlanRequest
-from together.requests import ChatRequest, CompletionRequest, Piece
+from together.requests import AnswerChunk, ChatRequest, CompletionRequest
 from together.settings import Settings
 from together.types import ClusterView
 
@@ -39,7 +39,7 @@ class HeadPort(Protocol):
         """The living cluster, measured, and a model (None: the one that serves), as the planner takes them."""
         ...
 
-    async def plan(self, model: str | Path | None, request: PlanRequest) -> Answer | Missing:
+    async def plan(self, model: str | Path | None, request: PlanRequest) -> PlanReport | Infeasible:
         """Who would take which layers of a model (None: the one that serves), or what is missing."""
         ...
 
@@ -69,11 +69,11 @@ class HeadPort(Protocol):
         """Plans may use all of a node's memory again, though it ran out. Raises BadPlan where nothing is to forget."""
         ...
 
-    def chat(self, request: ChatRequest) -> AsyncIterator[Piece]:
+    def chat(self, request: ChatRequest) -> AsyncIterator[AnswerChunk]:
         """The answers in pieces; closing it cancels. Raises NotServing, QueueFull, BadRequest, ContextTooLong."""
         ...
 
-    def complete(self, request: CompletionRequest) -> AsyncIterator[Piece]:
+    def complete(self, request: CompletionRequest) -> AsyncIterator[AnswerChunk]:
         """As `chat`, for prompts as they are."""
         ...
 

@@ -15,11 +15,11 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from together.api.answers import Shape, Tally
+from together.api.answers import AnswerFormatter, UsageTotal
 from together.api.errors import BodyTooLarge, answer_for, error_body
 from together.api.metrics import Metrics
 from together.errors import TogetherError
-from together.requests import Piece
+from together.requests import AnswerChunk
 
 T = TypeVar("T")
 
@@ -98,7 +98,11 @@ def event(body: object) -> bytes:
 
 
 async def stream(
-    shape: Shape, pieces: AsyncGenerator[Piece | None, None], count: int, tally: Tally, include_usage: bool
+    shape: AnswerFormatter,
+    pieces: AsyncGenerator[AnswerChunk | None, None],
+    count: int,
+    tally: UsageTotal,
+    include_usage: bool,
 ) -> AsyncGenerator[bytes, None]:
     """The events of `count` choices; None among the pieces is a pause, an error is the last event.
 
@@ -127,8 +131,8 @@ async def stream(
 
 
 async def paced(
-    pieces: AsyncIterator[Piece], first: asyncio.Task[Piece], pause: float = PAUSE
-) -> AsyncGenerator[Piece | None, None]:
+    pieces: AsyncIterator[AnswerChunk], first: asyncio.Task[AnswerChunk], pause: float = PAUSE
+) -> AsyncGenerator[AnswerChunk | None, None]:
     """`pieces`, of which `first` was already asked for, with None whenever `pause` seconds pass. Closing it cancels."""
     task = first
     try:
@@ -145,16 +149,16 @@ async def paced(
         await abandon(pieces, task)
 
 
-def next_piece(pieces: AsyncIterator[Piece]) -> asyncio.Task[Piece]:
+def next_piece(pieces: AsyncIterator[AnswerChunk]) -> asyncio.Task[AnswerChunk]:
     """The next piece as a task, so that waiting for it can have a limit without cancelling it."""
 
-    async def step() -> Piece:
+    async def step() -> AnswerChunk:
         return await anext(pieces)
 
     return asyncio.create_task(step())
 
 
-async def abandon(pieces: AsyncIterator[Piece], task: asyncio.Task[Piece] | None = None) -> None:
+async def abandon(pieces: AsyncIterator[AnswerChunk], task: asyncio.Task[AnswerChunk] | None = None) -> None:
     """End an answer nobody waits for any more; the engine drops its sequence."""
     if task is not None:
         task.cancel()
@@ -177,18 +181,18 @@ def result_of(error: BaseException) -> str:
 
 
 @dataclass(slots=True)
-class Record:
+class RequestLog:
     """One request: how long it took, and how it ended. `tally` holds its tokens."""
 
     metrics: Metrics
     route: str
     id: str
-    tally: Tally
+    tally: UsageTotal
     _began: float = field(default_factory=time.perf_counter)
     _first: float | None = None
     _result: str = ""
 
-    async def follow(self, pieces: AsyncIterator[Piece]) -> AsyncGenerator[Piece, None]:
+    async def follow(self, pieces: AsyncIterator[AnswerChunk]) -> AsyncGenerator[AnswerChunk, None]:
         """The pieces as they are; however they end, that is recorded. Closing it closes them."""
         try:
             async for piece in pieces:
@@ -202,7 +206,7 @@ class Record:
                 await pieces.aclose()
             self._end()
 
-    def _see(self, piece: Piece) -> None:
+    def _see(self, piece: AnswerChunk) -> None:
         if self._first is None and (piece.text or piece.reasoning or piece.calls or piece.finish):
             self._first = time.perf_counter() - self._began
             self.metrics.first_token.observe(self._first)

@@ -44,7 +44,7 @@ StageName = tuple[str, int]  # ring, slot
 
 
 @dataclass(slots=True)
-class Grants:
+class MemoryGrants:
     """`limits` are bytes per device key, fixed when the node starts."""
 
     node_name: str
@@ -114,7 +114,7 @@ class Agent:
 
     settings: Settings
     identity: Identity
-    grants: Grants
+    grants: MemoryGrants
     changed: Broadcast = field(default_factory=Broadcast)
     draining: bool = False
     closed: bool = False

@@ -34,7 +34,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class BareRing:
+class LocalRing:
     """The head's end and the processes behind it; `own` and `inlets` are where the last stage pushes to."""
 
     client: RingClient
@@ -44,9 +44,9 @@ class BareRing:
 
 
 @asynccontextmanager
-async def bare_ring(
+async def local_ring(
     folder: Path, places: tuple[Place, ...], dtype: Dtype, context: int, users: int = 2
-) -> AsyncIterator[BareRing]:
+) -> AsyncIterator[LocalRing]:
     """Start, load and join the stages; memory is granted for `users` times `context` tokens. Raises LoadFailed."""
     spec = await asyncio.to_thread(read_spec, folder)
     inlets = Inlets()
@@ -74,7 +74,7 @@ async def bare_ring(
             dtype=dtype,
             describe=lambda index: f"stage {index}",
         )
-        yield BareRing(client, tuple(stages), own, inlets)
+        yield LocalRing(client, tuple(stages), own, inlets)
         await client.close()
     finally:
         await asyncio.gather(*(stage.stop() for stage in stages))

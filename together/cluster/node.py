@@ -10,7 +10,7 @@ from typing import Any
 import grpc.aio
 
 from together.cluster import identity
-from together.cluster.agent import PORTS, Agent, Grants, Identity
+from together.cluster.agent import PORTS, Agent, Identity, MemoryGrants
 from together.cluster.discovery import Discovery, Hint, missing_ranges
 from together.cluster.probe import default_backend, find_devices
 from together.errors import TogetherError
@@ -84,7 +84,7 @@ async def _open(
         limits[devices[0].key] = parse_bytes(settings.memory)
     machine = identity.machine_id(settings.home_path)
     nowhere = Identity(node_id, name, machine, Endpoint((), 0))
-    agent = Agent(settings, nowhere, Grants(name, devices, limits))
+    agent = Agent(settings, nowhere, MemoryGrants(name, devices, limits))
     handlers.update(agent.handlers())
     server = rpc.make_server(handlers)
     first = settings.node_port

@@ -14,7 +14,7 @@ from pathlib import Path
 from together.cluster.witness import Witness
 from together.errors import TogetherError
 from together.processes import end, lines, spawn
-from together.ring.pipe import Event, Launch
+from together.ring.pipe import Launch, StageEvent
 from together.types import Endpoint, Fault, StageState, StageStatus
 
 log = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ class StageProcess:
     async def _read_events(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
         async for line in lines(process.stdout):
-            if event := Event.parse(line):
+            if event := StageEvent.parse(line):
                 self._obey(event)
 
     async def _read_log(self, process: asyncio.subprocess.Process) -> None:
@@ -177,7 +177,7 @@ class StageProcess:
             self._last_words.append(text)
             log.info("stage %s: %s", self.status.slot, text)
 
-    def _obey(self, event: Event) -> None:
+    def _obey(self, event: StageEvent) -> None:
         if event.kind == "progress":
             self._update(progress=event.progress)
         elif event.kind == "ready":

@@ -31,12 +31,12 @@ class Witness:
 
     _log: KernelLog | None = field(default_factory=lambda: KernelLog.open())
     _machine: int | None = field(default_factory=lambda: _count(Path("/proc/vmstat")))
-    _looks: deque[Tally] = field(default_factory=lambda: deque(maxlen=2))  # the newest may be of its last moment
+    _looks: deque[CgroupTally] = field(default_factory=lambda: deque(maxlen=2))  # the newest may be of its last moment
 
     async def watch(self, pid: int) -> None:
         """Keep a fresh look at the process's cgroup; runs until cancelled, or returns where the log is enough."""
         while self._log is None and sys.platform == "linux":
-            if (look := Tally.of(pid)) is not None:
+            if (look := CgroupTally.of(pid)) is not None:
                 self._looks.append(look)
             await asyncio.sleep(LOOK_EVERY)
 
@@ -99,7 +99,7 @@ class KernelLog:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class CgroupTally:
     """A memory cgroup at one moment: how many of its processes were killed for lack of memory, and who is in it."""
 
     folder: Path
@@ -107,7 +107,7 @@ class Tally:
     members: frozenset[int]
 
     @classmethod
-    def of(cls, pid: int) -> Tally | None:
+    def of(cls, pid: int) -> CgroupTally | None:
         """The cgroup of a living process; None where there is none that counts, or it cannot be seen."""
         with suppress(OSError, ValueError):
             folder = _memory_cgroup(pid)
@@ -116,7 +116,7 @@ class Tally:
         return None
 
     @classmethod
-    def at(cls, folder: Path) -> Tally | None:
+    def at(cls, folder: Path) -> CgroupTally | None:
         """Raises OSError where the cgroup is gone."""
         names = ("memory.events.local", "memory.events", "memory.oom_control")
         counts = (_count(folder / name) for name in names)
@@ -130,7 +130,7 @@ class Tally:
         A member 0 is a process that cannot be seen from here: whether it is missing is not known.
         """
         try:
-            now = Tally.at(self.folder)
+            now = CgroupTally.at(self.folder)
         except OSError:
             return False
         if now is None or 0 in self.members | now.members:

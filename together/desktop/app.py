@@ -18,7 +18,7 @@ from together import __version__
 from together.api.app import build_app, reason
 from together.api.server import bind, serving, url_of
 from together.desktop.client import AppLock, RunningApp, find_running
-from together.desktop.signals import Guard, stop_on_signals
+from together.desktop.signals import ExitGuard, stop_on_signals
 from together.errors import AppError, TogetherError
 from together.head.head import Head
 from together.planning.request import PlanRequest
@@ -33,7 +33,7 @@ FIRST_APP_WITHIN = 30.0  # seconds that another app may take from its lock to it
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class AppOptions:
     """What `up` was told beside the settings. `model` None is the bundled one."""
 
     model: str | None = None
@@ -44,7 +44,7 @@ class Options:
     with_parent: bool = False
 
 
-def run_app(settings: Settings, options: Options, say: Callable[[str], None]) -> None:
+def run_app(settings: Settings, options: AppOptions, say: Callable[[str], None]) -> None:
     """Run until told to stop; where this user's app runs already, open its page and return."""
     lock = AppLock(settings.home_path)
     if not lock.acquire():
@@ -53,7 +53,7 @@ def run_app(settings: Settings, options: Options, say: Callable[[str], None]) ->
             say(f"together is already running: {first.url}")
             _open_browser(first.url, options)
             return
-    guard = Guard(STOP_WITHIN)
+    guard = ExitGuard(STOP_WITHIN)
     try:
         asyncio.run(_run(settings, options, lock, say, guard))
     finally:
@@ -73,7 +73,9 @@ def _wait_for_first(home: Path, lock: AppLock) -> RunningApp | None:
     raise AppError(f"another together is starting or hangs, and does not answer; its lock is {home / 'app.lock'}")
 
 
-async def _run(settings: Settings, options: Options, lock: AppLock, say: Callable[[str], None], guard: Guard) -> None:
+async def _run(
+    settings: Settings, options: AppOptions, lock: AppLock, say: Callable[[str], None], guard: ExitGuard
+) -> None:
     stop = asyncio.Event()
     with stop_on_signals(stop, guard):
         if options.with_parent:
@@ -92,7 +94,7 @@ async def _run(settings: Settings, options: Options, lock: AppLock, say: Callabl
 
 
 async def _live(
-    settings: Settings, options: Options, lock: AppLock, say: Callable[[str], None], stop: asyncio.Event
+    settings: Settings, options: AppOptions, lock: AppLock, say: Callable[[str], None], stop: asyncio.Event
 ) -> None:
     head = Head(settings, options.peers, options.local_nodes)
     try:
@@ -113,7 +115,7 @@ async def _live(
         await head.stop()
 
 
-async def _load(head: Head, options: Options) -> None:
+async def _load(head: Head, options: AppOptions) -> None:
     try:
         await (head.load_demo(options.request) if options.model is None else head.load(options.model, options.request))
     except TogetherError:
@@ -150,7 +152,7 @@ def _nodes(count: int) -> str:
     return "no node" if count == 0 else f"{count} node{'' if count == 1 else 's'}"
 
 
-def _open_browser(url: str, options: Options) -> None:
+def _open_browser(url: str, options: AppOptions) -> None:
     windowed = sys.platform in ("win32", "darwin") or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.text import Text
 
-from together.desktop.client import RunningApp, Said
+from together.desktop.client import ChatDelta, RunningApp
 from together.desktop.show import printable
 from together.errors import TogetherError
 
@@ -57,7 +57,7 @@ class Shown:
     _thinking_since: float | None = None
     _begun: bool = False
 
-    def add(self, piece: Said) -> None:
+    def add(self, piece: ChatDelta) -> None:
         if piece.thought:
             self._think(piece.thought)
         if piece.text:
@@ -127,7 +127,7 @@ def _questions() -> Iterator[str]:
             yield line.strip()
 
 
-def _close(pieces: Iterator[Said]) -> None:
+def _close(pieces: Iterator[ChatDelta]) -> None:
     close = getattr(pieces, "close", None)
     if close is not None:
         close()

@@ -111,7 +111,7 @@ def up(
 
     sampling_mode(settings.sampling)
     _warn_if_open(settings)
-    from together.desktop.app import Options, run_app
+    from together.desktop.app import AppOptions, run_app
     from together.desktop.arguments import model_of, request_of
 
     found = model_of(model, settings)
@@ -119,7 +119,7 @@ def up(
     # The demo is there to show a ring: for its size alone one node would do.
     usual = "uniform" if model is None and settings.strategy == DEFAULTS.strategy else settings.strategy
     request = request_of(found, usual, strategy, layers, users, context)
-    options = Options(found, request, nodes, _endpoints(peer), browser, with_parent)
+    options = AppOptions(found, request, nodes, _endpoints(peer), browser, with_parent)
     run_app(settings, options, _say)
 
 

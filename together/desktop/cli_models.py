@@ -52,7 +52,7 @@ def plan(
     if model is not None:
         raise BadSetting("--cluster FILE describes the model; leave --model out")
     from together.desktop.plan import run_plan
-    from together.planning.report import Wish
+    from together.planning.report import NetworkTarget
     from together.planning.request import PlanRequest
 
     request = PlanRequest(
@@ -64,7 +64,7 @@ def plan(
         max_memory=max_memory,
         hidden_size=hidden_size,
         dtype=dtype,
-        wish=Wish(wish, prompt, first_token),
+        wish=NetworkTarget(wish, prompt, first_token),
     )
     raise typer.Exit(run_plan(cluster, request, as_json))
 

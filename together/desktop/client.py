@@ -86,7 +86,7 @@ ANSWERS_WITHIN = 5.0  # seconds; an app that is asked to stop and says nothing f
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ChatDelta:
     """A piece of an answer; what a model thought comes before its text."""
 
     text: str = ""
@@ -123,7 +123,7 @@ class RunningApp:
         """`/control/…` and what it answers; machines that measure themselves take a while."""
         return self._json("POST", f"/control/{action}", body, read_timeout=None)
 
-    def chat(self, body: dict[str, object]) -> Iterator[Said]:
+    def chat(self, body: dict[str, object]) -> Iterator[ChatDelta]:
         """The answer in pieces. Closing the iterator ends the answer on every stage."""
         timeout = httpx.Timeout(5.0, read=None)
         try:
@@ -216,12 +216,12 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def _said(chunk: dict[str, Any]) -> Said:
+def _said(chunk: dict[str, Any]) -> ChatDelta:
     if "error" in chunk:
         raise AppError(str(chunk["error"]["message"]))
     choices = chunk.get("choices") or [{}]
     delta = choices[0].get("delta", {})
-    return Said(str(delta.get("content") or ""), str(delta.get("reasoning_content") or ""))
+    return ChatDelta(str(delta.get("content") or ""), str(delta.get("reasoning_content") or ""))
 
 
 def _sentence(reply: httpx.Response) -> str:

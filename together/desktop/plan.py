@@ -10,7 +10,7 @@ from together.desktop.client import RunningApp
 from together.desktop.show import printable
 from together.errors import BadSetting
 from together.planning.cluster_file import parse_cluster
-from together.planning.explain import Missing
+from together.planning.explain import Infeasible
 from together.planning.problem import Problem
 from together.planning.report import answer_json, answer_text, missing_json, missing_text
 from together.planning.request import PlanRequest, plan_for
@@ -21,7 +21,7 @@ DOES_NOT_FIT = 3  # exit code
 def run_plan(cluster: Path, request: PlanRequest, as_json: bool) -> int:
     """Print the plan, or what is missing; the exit code. Raises BadInput for a bad file, option or split."""
     outcome = plan_for(request, _read(cluster))
-    if isinstance(outcome, Missing):
+    if isinstance(outcome, Infeasible):
         print(json.dumps(missing_json(outcome), indent=2) if as_json else printable(missing_text(outcome)))
         return DOES_NOT_FIT
     print(json.dumps(answer_json(outcome), indent=2) if as_json else printable(answer_text(outcome)))

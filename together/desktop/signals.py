@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Guard:
+class ExitGuard:
     """Ends this process, whatever it does then, `seconds` after the first `begin`."""
 
     def __init__(self, seconds: float) -> None:
@@ -26,7 +26,7 @@ class Guard:
 
 
 @contextmanager
-def stop_on_signals(stop: asyncio.Event, guard: Guard | None = None) -> Iterator[None]:
+def stop_on_signals(stop: asyncio.Event, guard: ExitGuard | None = None) -> Iterator[None]:
     """Ctrl-C and SIGTERM set `stop`; a second Ctrl-C ends the process at once. For the main thread.
 
     `guard` begins with the signal, not when the event loop sees `stop`: the loop may be held up.

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from together.engine.scheduler import Scheduler
-from together.engine.sequence import Event, Limits, RingPort, Sequence
+from together.engine.sequence import Limits, RingPort, Sequence, TokenEvent
 from together.engine.stats import EngineStats, Pushed, RequestClock, StepTimes, hidden_bytes
 from together.errors import BadRequest, NotServing, RingBroken, TogetherError
 from together.requests import FinishReason, GenerateRequest, Timings
@@ -190,7 +190,7 @@ class Engine:
         """End all open requests with `error`; new ones are still taken."""
         for stream in tuple(self._streams.values()):
             self._scheduler.cancel(stream.sequence)
-            self._deliver(Event(stream.sequence, error=error))
+            self._deliver(TokenEvent(stream.sequence, error=error))
         self._changed.set()
 
     def close(self) -> None:
@@ -257,7 +257,7 @@ class Engine:
             clock.link_bytes += tokens * self._token_bytes * (self._ring.stages - 1)
         return (now - pushed.at) * 1e3
 
-    def _deliver(self, event: Event) -> None:
+    def _deliver(self, event: TokenEvent) -> None:
         stream = self._streams.get(event.sequence)
         if stream is None:  # the engine was closed while this was on its way
             return
@@ -269,7 +269,7 @@ class Engine:
         if self._ended is None:
             self._ended = error
         for sequence, stream in self._streams.items():
-            stream.take(Event(sequence, error=self._ended))
+            stream.take(TokenEvent(sequence, error=self._ended))
         self._streams.clear()
 
 
@@ -324,12 +324,12 @@ class TokenStream(AsyncIterator[tuple[tuple[int, ...], FinishReason | None]]):
         """End the request, here and on every stage; a waiting reader sees "cancelled". Harmless after the end."""
         self._engine.cancel(self)
         if self._finish is None and self._error is None:
-            self.take(Event(self.sequence, finish="cancelled"))
+            self.take(TokenEvent(self.sequence, finish="cancelled"))
 
     async def aclose(self) -> None:
         self.cancel()
 
-    def take(self, event: Event) -> None:
+    def take(self, event: TokenEvent) -> None:
         """The engine's side: tokens, the end or an error."""
         self.clock.grown(len(event.token_ids))
         self._tokens.extend(event.token_ids)

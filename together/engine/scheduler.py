@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from together.engine.cost import StepCost
 from together.engine.prefixes import WORTH, Match, Prefixes, best_match
-from together.engine.sequence import Counters, Event, Flight, Limits, Part, Prefix, Sequence
+from together.engine.sequence import Counters, InFlightStep, Limits, Prefix, ScheduledRow, Sequence, TokenEvent
 from together.errors import ContextTooLong, QueueFull, RingBroken
 from together.requests import GenerateRequest
 from together.types import Batch, Failure, Frame, Row, RowResult, Sampled, SampleRequest
@@ -35,7 +35,7 @@ class Scheduler:
     counters: Counters = field(default_factory=Counters)
     prefixes: Prefixes = field(init=False)
     cost: StepCost = field(init=False)
-    _flights: deque[Flight] = field(default_factory=deque)
+    _flights: deque[InFlightStep] = field(default_factory=deque)
     _arrivals: int = 0
     _steps: int = 0
 
@@ -83,7 +83,7 @@ class Scheduler:
         self.prefixes.clear()
         self.cost.forget()
 
-    def move(self, limits: Limits) -> tuple[Event, ...]:
+    def move(self, limits: Limits) -> tuple[TokenEvent, ...]:
         """Another ring: everything is replayed there. Returns the end of sequences that are too long for it."""
         self.replay()
         self.limits, self.prefixes.limits = limits, limits
@@ -92,7 +92,9 @@ class Scheduler:
         for sequence in self.waiting:
             sequence.end = min(sequence.end, limits.longest)
         self.waiting = [sequence for sequence in self.waiting if sequence not in ended]
-        return tuple(Event(sequence, error=ContextTooLong(len(sequence.tokens), limits.longest)) for sequence in ended)
+        return tuple(
+            TokenEvent(sequence, error=ContextTooLong(len(sequence.tokens), limits.longest)) for sequence in ended
+        )
 
     # --- schedule ---------------------------------------------------------------------------------------------------
 
@@ -114,17 +116,17 @@ class Scheduler:
             return None
         self._steps += 1
         orders = self.prefixes.take_orders()
-        self._fly(Flight(self._steps, parts, len(decodes), orders, alone=True))
+        self._fly(InFlightStep(self._steps, parts, len(decodes), orders, alone=True))
         return Frame(self._steps, Batch(tuple(part.row for part in parts), orders))
 
-    def _fly(self, flight: Flight) -> None:
+    def _fly(self, flight: InFlightStep) -> None:
         others = [other for other in self._flights if other.parts]
         if others and flight.parts:
             for both in (flight, *others):
                 both.alone = False
         self._flights.append(flight)
 
-    def _decode_parts(self) -> tuple[Part, ...]:
+    def _decode_parts(self) -> tuple[ScheduledRow, ...]:
         """The next lane's rows; with one lane all of them: a step costs about the same for one row as for many."""
         outstanding = [flight.decodes for flight in self._flights if flight.decodes]
         ready = [sequence for sequence in self.running.values() if sequence.decoding and not sequence.waits_for]
@@ -138,7 +140,7 @@ class Scheduler:
     def _lanes(self, rows: int) -> int:
         return self.cost.lanes(rows) if rows > 1 and self.limits.stages > 1 else 1
 
-    def _prefill_parts(self, decodes: int) -> Iterator[Part]:
+    def _prefill_parts(self, decodes: int) -> Iterator[ScheduledRow]:
         """Chunks of prompts and replays, oldest first."""
         ready = [sequence for sequence in self.running.values() if not sequence.waits_for and not sequence.decoding]
         ready = [sequence for sequence in ready if sequence.unsent > 0]
@@ -161,11 +163,11 @@ class Scheduler:
             return min(room, pace.tokens)
         return 0
 
-    def _live_decodes(self, flight: Flight) -> int:
+    def _live_decodes(self, flight: InFlightStep) -> int:
         """Rows of a lane whose sequences still run: nobody waits for the tokens of the others."""
         return sum(self.running.get(part.row.sequence) is part.sequence for part in flight.parts[: flight.decodes])
 
-    def _part(self, sequence: Sequence, length: int) -> Part:
+    def _part(self, sequence: Sequence, length: int) -> ScheduledRow:
         """The next `length` tokens; the last stage samples only where they reach the end of what is known."""
         start, stop = sequence.sent, sequence.sent + length
         sequence.sent, sequence.turn, sequence.held = stop, self._steps, 0
@@ -173,7 +175,7 @@ class Scheduler:
         sample = None
         if stop == len(sequence.tokens):
             sample = _sample_request(sequence, length - 1)
-        return Part(Row(sequence.id, start, tuple(sequence.tokens[start:stop]), sample), sequence)
+        return ScheduledRow(Row(sequence.id, start, tuple(sequence.tokens[start:stop]), sample), sequence)
 
     # --- room -------------------------------------------------------------------------------------------------------
 
@@ -291,7 +293,7 @@ class Scheduler:
 
     # --- commit -----------------------------------------------------------------------------------------------------
 
-    def commit(self, answer: Frame, round_ms: float = 0.0) -> tuple[Event, ...]:
+    def commit(self, answer: Frame, round_ms: float = 0.0) -> tuple[TokenEvent, ...]:
         """Take the answer to the oldest frame, `round_ms` after it was pushed.
 
         Raises RingBroken if it reports a failure or does not fit the frame.
@@ -308,7 +310,7 @@ class Scheduler:
         events = (self._take(part, results.get(part.row.sequence)) for part in flight.parts)
         return tuple(event for event in events if event is not None)
 
-    def _take(self, part: Part, result: RowResult | None) -> Event | None:
+    def _take(self, part: ScheduledRow, result: RowResult | None) -> TokenEvent | None:
         row, sequence = part.row, part.sequence
         if self.running.get(row.sequence) is not sequence:  # cancelled, set back or refused since
             return None
@@ -320,21 +322,21 @@ class Scheduler:
             return None
         return self._grown(sequence, result.sampled[0])
 
-    def _grown(self, sequence: Sequence, sampled: Sampled) -> Event:
+    def _grown(self, sequence: Sequence, sampled: Sampled) -> TokenEvent:
         token_id = sampled.token_id
         scored = (sampled,) if sequence.request.top_logprobs >= 0 else ()
         sequence.attempts = 0
         self.counters.generated_tokens += 1
         if token_id in self.eos and not sequence.request.ignore_eos:
             self._retire(sequence)
-            return Event(sequence, finish="stop")
+            return TokenEvent(sequence, finish="stop")
         sequence.tokens.append(token_id)
         if len(sequence.tokens) < sequence.end:
-            return Event(sequence, (token_id,), sampled=scored)
+            return TokenEvent(sequence, (token_id,), sampled=scored)
         self._retire(sequence)
-        return Event(sequence, (token_id,), "length", sampled=scored)
+        return TokenEvent(sequence, (token_id,), "length", sampled=scored)
 
-    def _refused(self, sequence: Sequence, reason: str) -> Event | None:
+    def _refused(self, sequence: Sequence, reason: str) -> TokenEvent | None:
         """One stage holds other tokens than the head believes: start again from the first token, but not for ever."""
         sequence.attempts += 1
         self.prefixes.discard(sequence.origin)  # where it came from may be as wrong
@@ -343,7 +345,7 @@ class Scheduler:
             return None
         self.waiting.remove(sequence)
         message = f"the ring refused this request {sequence.attempts} times ({reason}); load the model again"
-        return Event(sequence, error=RingBroken(message, cause=reason))
+        return TokenEvent(sequence, error=RingBroken(message, cause=reason))
 
 
 def _sample_request(sequence: Sequence, offset: int) -> SampleRequest:

@@ -83,7 +83,7 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class TokenEvent:
     """What an answer brought one sequence: tokens to show, and how it ended if it did."""
 
     sequence: Sequence
@@ -94,7 +94,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ScheduledRow:
     """A row and whose it is: a name in the caches may belong to another sequence when the answer comes."""
 
     row: Row
@@ -102,11 +102,11 @@ class Part:
 
 
 @dataclass(slots=True)
-class Flight:
+class InFlightStep:
     """A frame that waits for its answer."""
 
     step: int
-    parts: tuple[Part, ...]
+    parts: tuple[ScheduledRow, ...]
     decodes: int  # rows of a lane
     orders: Orders
     alone: bool  # no other frame with rows was on its way meanwhile

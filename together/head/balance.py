@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from together.engine.engine import Engine
-from together.head.plan import Decision
+from together.head.plan import PlannedModel
 from together.planning.problem import Problem, Split
 from together.planning.recommend import recommend
 from together.planning.score import score_of
@@ -79,7 +79,7 @@ STEPS = 20  # decode steps between two looks, or nothing is known
 class Balance:
     """One per served plan. `look` every few seconds; `better` is the split that lasted, `advice` the sentence to it."""
 
-    decision: Decision
+    decision: PlannedModel
     better: Split | None = None
     advice: str = ""
     _seen: int = 0

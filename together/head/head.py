@@ -16,17 +16,17 @@ from together.errors import BadInput, BadPlan, NotServing, TogetherError
 from together.head.balance import LOOK_EVERY, Balance, layers_of
 from together.head.last_plan import BY_HAND, LastPlan, LastPlans
 from together.head.machines import Machines
-from together.head.model import Opened, open_model, refuse, sizings
-from together.head.plan import Wanted, decide, plan_of
+from together.head.model import ModelHandle, open_model, refuse, sizings
+from together.head.plan import ModelLoad, plan_model, plan_of
 from together.head.service import Cluster, Service
-from together.head.tries import Tries
+from together.head.tries import LoadRetries
 from together.models.generation import SamplingDefaults
-from together.planning.explain import Missing
+from together.planning.explain import Infeasible
 from together.planning.problem import Problem
-from together.planning.report import Answer
+from together.planning.report import PlanReport
 from together.planning.request import PlanRequest
 from together.quoting import MOST, cut
-from together.requests import ChatRequest, CompletionRequest, Piece
+from together.requests import AnswerChunk, ChatRequest, CompletionRequest
 from together.settings import Settings
 from together.text.answers import answer_chat, answer_prompts
 from together.types import ClusterView, Endpoint, Plan, Serving, ServingState
@@ -52,7 +52,7 @@ class Head:
         self._service: Service | None = None
         self._starting: Service | None = None  # what is being loaded
         self._balance: Balance | None = None
-        self._last = Wanted(BUNDLED, PlanRequest(strategy=settings.strategy), by_itself=True)  # that was opened
+        self._last = ModelLoad(BUNDLED, PlanRequest(strategy=settings.strategy), by_itself=True)  # that was opened
         self._ordered = self._last  # also one that could not be reached yet
         self._kept = LastPlans.read(settings.home_path)
         self._loading = asyncio.Lock()
@@ -157,13 +157,13 @@ class Head:
         survey = await self._surveyor.survey(opened.spec, opened.config, sizing, measured=True, all_devices=True)
         return survey.problem
 
-    async def plan(self, model: str | Path | None, request: PlanRequest) -> Answer | Missing:
+    async def plan(self, model: str | Path | None, request: PlanRequest) -> PlanReport | Infeasible:
         """Who would take which layers of a model (None: the one that serves), with times measured. Raises BadInput."""
         await self._machines.settle(1)
-        outcome = await decide(await self._opened(model), request, self.settings, self._surveyor, measured=True)
-        return outcome if isinstance(outcome, Missing) else outcome.answer
+        outcome = await plan_model(await self._opened(model), request, self.settings, self._surveyor, measured=True)
+        return outcome if isinstance(outcome, Infeasible) else outcome.answer
 
-    async def _opened(self, model: str | Path | None) -> Opened:
+    async def _opened(self, model: str | Path | None) -> ModelHandle:
         if model is None:
             return self._service.opened if self._service else await open_model(self._last.model, self.settings)
         return await open_model(model, self.settings)
@@ -179,7 +179,7 @@ class Head:
         """
         self._asked = True
         if model is not None:
-            await self._order(Wanted(model, request or PlanRequest(strategy=self.settings.strategy)))
+            await self._order(ModelLoad(model, request or PlanRequest(strategy=self.settings.strategy)))
         elif request is not None:
             await self._order(replace(self._last.otherwise(request), by_itself=False))
         elif self._ordered.by_itself and self._kept.last is not None:
@@ -196,15 +196,15 @@ class Head:
         self._asked, last = True, self._kept.last
         if last is None:
             raise NotServing("no model was loaded here before; choose one: python3 launch.py load MODEL")
-        await self._order(Wanted.again(last, self.settings.strategy))
+        await self._order(ModelLoad.again(last, self.settings.strategy))
 
     async def load_demo(self, request: PlanRequest | None = None) -> None:
         """Load the bundled model, unless somebody asked for another one: what was loaded last is still offered then."""
         if self._asked:
             return
-        await self._order(Wanted(BUNDLED, request or PlanRequest(strategy=self.settings.strategy), by_itself=True))
+        await self._order(ModelLoad(BUNDLED, request or PlanRequest(strategy=self.settings.strategy), by_itself=True))
 
-    async def _order(self, wanted: Wanted) -> None:
+    async def _order(self, wanted: ModelLoad) -> None:
         async with self._loading:
             before, self._ordered = self._ordered, wanted
             self._load_task = asyncio.current_task()
@@ -220,7 +220,7 @@ class Head:
             finally:
                 self._load_task = None
 
-    async def _unless_given_up(self, wanted: Wanted) -> None:
+    async def _unless_given_up(self, wanted: ModelLoad) -> None:
         """Raises NotServing where an unload came meanwhile: a load may wait for minutes for a machine."""
         self._given_up = False
         try:
@@ -240,21 +240,21 @@ class Head:
             await self._end_service()
             self._show(Serving())
 
-    async def _load(self, wanted: Wanted) -> None:
+    async def _load(self, wanted: ModelLoad) -> None:
         self._step(wanted.name, "reading the model")
         opened = await wanted.open(self.settings)
         self._last = wanted
         self._machines.store.offer(opened.ref, opened.folder)
-        tries = Tries(self._membership, self._surveyor, partial(self._step, opened.ref.name))
+        tries = LoadRetries(self._membership, self._surveyor, partial(self._step, opened.ref.name))
         await tries.run(partial(self._place, wanted, opened), lambda: self._service is not None)
 
-    async def _place(self, wanted: Wanted, opened: Opened) -> None:
+    async def _place(self, wanted: ModelLoad, opened: ModelHandle) -> None:
         self._step(opened.ref.name, "waiting for machines")
         await self._machines.settle(self._wanted_local)
         self._step(opened.ref.name, "measuring the machines")
         measured = (wanted.needs_speeds or self._balance is not None) and self._surveyor.choices > 1
         say = partial(self._step, opened.ref.name)
-        decision = await wanted.decide(opened, self.settings, self._surveyor, say, measured=measured)
+        decision = await wanted.plan_model(opened, self.settings, self._surveyor, say, measured=measured)
         plan = plan_of(decision)
         refuse(opened, plan)
         await self._put_in_service(opened, plan, measured)
@@ -263,7 +263,7 @@ class Head:
             last = LastPlan.of(wanted.request, plan, self._membership.nodes())
             await asyncio.to_thread(self._kept.keep, last)
 
-    async def _put_in_service(self, opened: Opened, plan: Plan, measured: bool) -> None:
+    async def _put_in_service(self, opened: ModelHandle, plan: Plan, measured: bool) -> None:
         """By a change of plan where the same model serves: then open answers go on."""
         service = self._service
         if service is not None and await service.serves(plan):
@@ -321,14 +321,14 @@ class Head:
 
     # --- serving ------------------------------------------------------------------------------------------------------
 
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[Piece, None]:
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[AnswerChunk, None]:
         """The answer in pieces; closing it cancels. Raises NotServing, QueueFull or BadRequest at the first step."""
         service = self._ready()
         async with aclosing(answer_chat(service.engine, service.opened.text, request)) as pieces:
             async for piece in pieces:
                 yield piece
 
-    async def complete(self, request: CompletionRequest) -> AsyncGenerator[Piece, None]:
+    async def complete(self, request: CompletionRequest) -> AsyncGenerator[AnswerChunk, None]:
         """As `chat`, for prompts as they are."""
         service = self._ready()
         async with aclosing(answer_prompts(service.engine, service.opened.text, request)) as pieces:

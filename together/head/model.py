@@ -29,7 +29,7 @@ LESS_CONTEXT = (4096, 2048)  # tried where nobody asked for a context and the us
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class ModelHandle:
     """A model that proved readable. `folder` may lack weights: a model of the hub, or a part of one."""
 
     folder: Path
@@ -41,7 +41,7 @@ class Opened:
     defaults: SamplingDefaults
 
 
-async def open_model(model: str | Path, settings: Settings) -> Opened:
+async def open_model(model: str | Path, settings: Settings) -> ModelHandle:
     """Resolve a folder, a known name or a hub id, and read it. Raises BadInput or Unreachable with a sentence."""
     try:
         return await asyncio.to_thread(_open, model, settings)
@@ -49,7 +49,7 @@ async def open_model(model: str | Path, settings: Settings) -> Opened:
         await asyncio.to_thread(give_back)  # a large model's headers and words took hundreds of megabytes
 
 
-def _open(model: str | Path, settings: Settings) -> Opened:
+def _open(model: str | Path, settings: Settings) -> ModelHandle:
     found = resolve_model(str(model), settings.home_path)
     folder = found if isinstance(found, Path) else _from_hub(found, settings)
     require_whole(folder, SMALL_FILES)
@@ -58,10 +58,10 @@ def _open(model: str | Path, settings: Settings) -> Opened:
     ref = ModelRef(manifest.name, str(folder.resolve()), spec.fingerprint, spec.layers, manifest.revision)
     config = json.dumps(read_config(folder), sort_keys=True).encode()
     defaults = read_sampling_defaults(folder, sampling_mode(settings.sampling))
-    return Opened(folder, spec, text, ref, config, _dtype(settings, folder, spec), defaults)
+    return ModelHandle(folder, spec, text, ref, config, _dtype(settings, folder, spec), defaults)
 
 
-def refuse(opened: Opened, plan: Plan) -> None:
+def refuse(opened: ModelHandle, plan: Plan) -> None:
     """Raises UnsupportedModel for a stage whose back end cannot run this model; asked before anything is unloaded."""
     for stage in plan.stages:
         if stage.backend == "mlx" and opened.spec.family != TOY:
@@ -94,7 +94,7 @@ def _dtype(settings: Settings, folder: Path, spec: ModelSpec) -> Dtype:
     raise BadSetting(f"there is no dtype {settings.dtype!r}; choose one of {', '.join(DTYPES)}")
 
 
-def sizings(opened: Opened, request: PlanRequest, settings: Settings) -> Iterator[Sizing]:
+def sizings(opened: ModelHandle, request: PlanRequest, settings: Settings) -> Iterator[Sizing]:
     """What to plan for: what was asked; where nothing was, the usual, then less, so that a large model fits at all."""
     most = opened.spec.context
     if request.context is not None and request.context > most:

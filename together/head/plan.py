@@ -10,13 +10,13 @@ from together.cluster.discovery import missing_ranges
 from together.cluster.survey import Site, Survey, Surveyor
 from together.errors import NotEnoughMemory
 from together.head.last_plan import LastPlan
-from together.head.model import Opened, open_model, sizings
+from together.head.model import ModelHandle, open_model, sizings
 from together.models.spec import ModelSpec
-from together.planning.explain import Missing
+from together.planning.explain import Infeasible
 from together.planning.memory import stage_memory
 from together.planning.problem import Problem
 from together.planning.recommend import recommend
-from together.planning.report import Answer, missing_text
+from together.planning.report import PlanReport, missing_text
 from together.planning.request import PlanRequest, plan_for
 from together.planning.split import Sizing
 from together.settings import Settings
@@ -26,30 +26,30 @@ NEED_SPEEDS = ("recommend", "compute", "mixed")  # strategies that look at measu
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class PlannedModel:
     """A split that fits, what it was sized for, and whom its names stand for."""
 
-    opened: Opened
+    opened: ModelHandle
     sizing: Sizing
     survey: Survey
-    answer: Answer
+    answer: PlanReport
 
 
-async def decide(
-    opened: Opened,
+async def plan_model(
+    opened: ModelHandle,
     request: PlanRequest,
     settings: Settings,
     surveyor: Surveyor,
     *,
     measured: bool,
     hurry: bool = False,
-) -> Decision | Missing:
+) -> PlannedModel | Infeasible:
     """A plan for the first sizing that fits; what is missing is said for the first one, which was wanted.
 
     Without `measured` the answer's times are all 0; in a `hurry` nobody waits for a device's times. Raises BadInput for
     a wrong request, NotServing without a node.
     """
-    missing: Missing | None = None
+    missing: Infeasible | None = None
     for sizing in sizings(opened, request, settings):
         named = request.strategy == "custom" and "=" in (request.layers or "")
         every = named or request.strategy in NEED_SPEEDS
@@ -58,15 +58,15 @@ async def decide(
         )
         wanted = replace(request, users=None, context=None, hidden_size=opened.spec.hidden_size, dtype=sizing.dtype)
         answer = plan_for(wanted, survey.problem)
-        if isinstance(answer, Answer):
+        if isinstance(answer, PlanReport):
             why = (*answer.why, *survey.skipped, *_lowered(sizing, missing))
-            return Decision(opened, sizing, survey, replace(answer, why=why))
+            return PlannedModel(opened, sizing, survey, replace(answer, why=why))
         missing = missing or answer
     assert missing is not None, "there is at least one sizing"
     return missing
 
 
-def plan_of(decision: Decision) -> Plan:
+def plan_of(decision: PlannedModel) -> Plan:
     """The split as orders for nodes: each stage is granted what it needs."""
     spec, sizing, sites = decision.opened.spec, decision.sizing, decision.survey.sites
     shares = decision.answer.split.shares
@@ -75,7 +75,7 @@ def plan_of(decision: Decision) -> Plan:
 
 
 async def repair(
-    opened: Opened, plan: Plan, kept: tuple[StagePlan, ...], surveyor: Surveyor, *, measured: bool
+    opened: ModelHandle, plan: Plan, kept: tuple[StagePlan, ...], surveyor: Surveyor, *, measured: bool
 ) -> Plan | None:
     """A plan that keeps those stages and adds stages for the layers that none of them holds; None where none fits.
 
@@ -124,7 +124,7 @@ def _stage(spec: ModelSpec, site: Site, layers: LayerRange, sizing: Sizing) -> S
     return StagePlan(site.node.id, site.device.backend, site.device.name, layers, memory)
 
 
-def _lowered(sizing: Sizing, missing: Missing | None) -> tuple[str, ...]:
+def _lowered(sizing: Sizing, missing: Infeasible | None) -> tuple[str, ...]:
     if missing is None:
         return ()
     people = "one person" if sizing.users == 1 else f"{sizing.users} people at once"
@@ -132,7 +132,7 @@ def _lowered(sizing: Sizing, missing: Missing | None) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ModelLoad:
     """A model and how it is to be split. With `last` by that very split, where its machines are there and it fits."""
 
     model: str | Path
@@ -142,7 +142,7 @@ class Wanted:
     by_itself: bool = False  # nobody asked for it, so it is not remembered
 
     @classmethod
-    def again(cls, last: LastPlan, usual: str) -> Wanted:
+    def again(cls, last: LastPlan, usual: str) -> ModelLoad:
         """`usual` is the strategy for other machines, where the split was made by hand."""
         return cls(last.place, last.anew(usual), last.dtype, last)
 
@@ -154,30 +154,30 @@ class Wanted:
     def needs_speeds(self) -> bool:
         return self.request.strategy in NEED_SPEEDS
 
-    def otherwise(self, request: PlanRequest) -> Wanted:
+    def otherwise(self, request: PlanRequest) -> ModelLoad:
         """The same model by another request."""
         return replace(self, request=request, last=None)
 
-    async def open(self, settings: Settings) -> Opened:
+    async def open(self, settings: Settings) -> ModelHandle:
         """Raises BadInput or Unreachable with a sentence."""
         return await open_model(self.model, replace(settings, dtype=settings.dtype or self.dtype))
 
-    async def decide(
-        self, opened: Opened, settings: Settings, surveyor: Surveyor, say: Callable[[str], None], *, measured: bool
-    ) -> Decision:
+    async def plan_model(
+        self, opened: ModelHandle, settings: Settings, surveyor: Surveyor, say: Callable[[str], None], *, measured: bool
+    ) -> PlannedModel:
         """Who takes what; `say` is told why it is not as last time. Raises BadInput, NotEnoughMemory, NotServing."""
         same = self._same(opened, surveyor)
         if same is not None:
-            found = await decide(opened, same, settings, surveyor, measured=measured)
-            if isinstance(found, Decision):
+            found = await plan_model(opened, same, settings, surveyor, measured=measured)
+            if isinstance(found, PlannedModel):
                 return found
             say("planning anew: the last split does not fit any more")
-        found = await decide(opened, self.request, settings, surveyor, measured=measured)
-        if isinstance(found, Missing):
+        found = await plan_model(opened, self.request, settings, surveyor, measured=measured)
+        if isinstance(found, Infeasible):
             raise NotEnoughMemory(missing_text(found))
         return found
 
-    def _same(self, opened: Opened, surveyor: Surveyor) -> PlanRequest | None:
+    def _same(self, opened: ModelHandle, surveyor: Surveyor) -> PlanRequest | None:
         """Layers of another version of the model are other layers."""
         if self.last is None or self.last.model.fingerprint != opened.ref.fingerprint:
             return None

@@ -20,9 +20,9 @@ from together.cluster.survey import HEAD, Surveyor
 from together.engine.engine import Engine
 from together.errors import NotServing, RingBroken, StageLost, TogetherError
 from together.head.machines import cut_pairs
-from together.head.model import Opened
-from together.head.plan import decide, plan_of, repair
-from together.planning.explain import Missing
+from together.head.model import ModelHandle
+from together.head.plan import plan_model, plan_of, repair
+from together.planning.explain import Infeasible
 from together.planning.request import PlanRequest
 from together.ring.client import RingClient
 from together.ring.links import Inlets
@@ -75,7 +75,7 @@ class Service:
     """`start`, then `run` until `close`. `serving` is how it is; `changed` is called whenever that is another."""
 
     cluster: Cluster
-    opened: Opened
+    opened: ModelHandle
     measured: bool  # whether its plan looked at speeds
     changed: Callable[[], None]
     serving: Serving = field(default_factory=Serving)
@@ -285,10 +285,10 @@ class Service:
         request = PlanRequest(strategy=strategy, users=plan.users, context=plan.context)
         with suppress(NotServing):
             cluster = self.cluster
-            decision = await decide(
+            decision = await plan_model(
                 self.opened, request, cluster.settings, cluster.surveyor, measured=self.measured, hurry=True
             )
-            return None if isinstance(decision, Missing) else plan_of(decision)
+            return None if isinstance(decision, Infeasible) else plan_of(decision)
         return None
 
     async def _place(self, plan: Plan) -> Placed:
@@ -334,7 +334,7 @@ class Service:
 
     # --- planned changes ----------------------------------------------------------------------------------------------
 
-    def reopen(self, opened: Opened) -> None:
+    def reopen(self, opened: ModelHandle) -> None:
         """The same weights, read again: requests from now on get its words, ends of text and sampling defaults."""
         self.opened.text.retire()
         self.opened = opened

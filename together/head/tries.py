@@ -31,7 +31,7 @@ async def wait_for_nodes(membership: Membership, local: LocalNodes, least: int) 
 
 
 @dataclass(slots=True)
-class Tries:
+class LoadRetries:
     """The tries of one load. `say` shows what goes on."""
 
     membership: Membership

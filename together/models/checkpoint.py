@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from together.errors import BrokenModel, UnsupportedModel
-from together.models.fingerprint import OriginalFile, sample_places
+from together.models.fingerprint import PublishedFile, sample_places
 from together.models.folder import INDEX as INDEX
 from together.models.folder import broken, inside, read_bytes, title, unreadable
 from together.models.headers import MAX_TENSORS, FileHeader, Headers, TableReader, as_utf8, check_distinct
 from together.models.names import HEAD, canonical_names
 from together.models.recognise import is_pointer, pointer, without_weights
-from together.models.units import Piece
+from together.models.units import ByteRange
 
 SINGLE = "model.safetensors"
 MAX_FILES = 10_000  # with weights
@@ -149,21 +149,21 @@ def weight_files(folder: Path) -> tuple[str, ...]:
     return chosen
 
 
-def checkpoint_files(folder: Path) -> tuple[OriginalFile, ...]:
+def checkpoint_files(folder: Path) -> tuple[PublishedFile, ...]:
     """The model's safetensors files with their samples, by name. Raises as `checkpoint_headers` does."""
     return with_samples(checkpoint_headers(folder))
 
 
-def with_samples(headers: tuple[FileHeader, ...]) -> tuple[OriginalFile, ...]:
+def with_samples(headers: tuple[FileHeader, ...]) -> tuple[PublishedFile, ...]:
     """The files of these headers with their samples. Raises BrokenModel for a file that changed meanwhile."""
     places = sample_places(headers)
     return tuple(
-        OriginalFile(header.file.name, header.size, header.raw, _read(header.file, places[header.file.name]))
+        PublishedFile(header.file.name, header.size, header.raw, _read(header.file, places[header.file.name]))
         for header in headers
     )
 
 
-def _read(file: Path, places: tuple[Piece, ...]) -> bytes:
+def _read(file: Path, places: tuple[ByteRange, ...]) -> bytes:
     found = bytearray()
     try:
         with file.open("rb", buffering=0) as stream:

@@ -12,14 +12,14 @@ from operator import attrgetter
 
 from together.models.headers import FileHeader, TensorInfo, sorted_in_turns
 from together.models.names import is_computed
-from together.models.units import Piece
+from together.models.units import ByteRange
 
 SAMPLES = 128  # tensors of a model that are sampled, at most
 SAMPLE_BYTES = 64  # from the middle of each; all of a smaller one
 
 
 @dataclass(frozen=True, slots=True)
-class OriginalFile:
+class PublishedFile:
     """A safetensors file as it was published; `header` is its raw JSON, without the 8 length bytes.
 
     `samples` are the bytes at this file's `sample_places`, one after the other.
@@ -31,7 +31,7 @@ class OriginalFile:
     samples: bytes
 
 
-def fingerprint_of(config: bytes, files: Iterable[OriginalFile]) -> str:
+def fingerprint_of(config: bytes, files: Iterable[PublishedFile]) -> str:
     """sha256 over the bytes of config.json, then of each file's raw header and samples, in the order of their names."""
     digest = hashlib.sha256(config)
     for file in files:
@@ -40,7 +40,7 @@ def fingerprint_of(config: bytes, files: Iterable[OriginalFile]) -> str:
     return digest.hexdigest()
 
 
-def sample_places(headers: Iterable[FileHeader]) -> Mapping[str, tuple[Piece, ...]]:
+def sample_places(headers: Iterable[FileHeader]) -> Mapping[str, tuple[ByteRange, ...]]:
     """Where samples of the weights are taken: per file, in the order of its bytes. It follows from headers alone.
 
     Matrices first, for they are what fine-tuning changes; where there are fewer than SAMPLES, other tensors too.
@@ -83,6 +83,6 @@ def _kind(name: str) -> str:
     return ".".join(part for part in name.split(".") if not part.isdigit())
 
 
-def _middle(tensor: TensorInfo) -> Piece:
+def _middle(tensor: TensorInfo) -> ByteRange:
     start = tensor.start + max(0, tensor.nbytes - SAMPLE_BYTES) // 2
-    return Piece(tensor.file.name, start, min(start + SAMPLE_BYTES, tensor.stop))
+    return ByteRange(tensor.file.name, start, min(start + SAMPLE_BYTES, tensor.stop))

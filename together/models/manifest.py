@@ -20,12 +20,12 @@ from typing import Any
 from together.errors import BrokenModel
 from together.models.checkpoint import MAX_FILES, checkpoint_files, is_checkpoint
 from together.models.config import MAX_LAYERS, layer_count
-from together.models.fingerprint import OriginalFile, fingerprint_of, sample_places
+from together.models.fingerprint import PublishedFile, fingerprint_of, sample_places
 from together.models.folder import folder_name, folder_revision, json_object, most_bytes, read_bytes
 from together.models.headers import MAX_HEADER, FileHeader, Headers, check_distinct
 from together.models.names import MANIFEST as MANIFEST
 from together.models.names import MAX_NAME, TEMPLATES, is_model_name, is_plain, is_sha256, is_template
-from together.models.units import Piece, Sample, Unit, samples_in, units_of
+from together.models.units import ByteRange, Sample, Unit, samples_in, units_of
 from together.quoting import quoted
 
 CONFIG = "config.json"
@@ -63,7 +63,7 @@ class Manifest:
     name: str
     fingerprint: str
     layers: int
-    files: tuple[OriginalFile, ...]
+    files: tuple[PublishedFile, ...]
     small: tuple[SmallFile, ...]
     revision: str = ""
     digests: Mapping[str, str] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Manifest:
         return units_of(self.headers)
 
     @cached_property
-    def places(self) -> Mapping[str, tuple[Piece, ...]]:
+    def places(self) -> Mapping[str, tuple[ByteRange, ...]]:
         """Where in the original files the samples of the weights lie."""
         return sample_places(self.headers)
 
@@ -116,7 +116,7 @@ class Manifest:
             raise _bad(self.name, f"it counts {self.layers} layers and config.json {_layers(self.name, config)}")
 
 
-def compose(name: str, files: Sequence[OriginalFile], small: Mapping[str, bytes], revision: str = "") -> Manifest:
+def compose(name: str, files: Sequence[PublishedFile], small: Mapping[str, bytes], revision: str = "") -> Manifest:
     """The manifest of a model whose original and small files are known. Raises BrokenModel for what is not a model."""
     if CONFIG not in small:
         raise _bad(name, f"it has no {CONFIG}")
@@ -237,7 +237,7 @@ def _is_weights(name: str) -> bool:
     return is_plain(name) and name.endswith(".safetensors")
 
 
-def _files(name: str, value: object) -> tuple[OriginalFile, ...]:
+def _files(name: str, value: object) -> tuple[PublishedFile, ...]:
     files, left = [], MAX_HEADER
     for item in _items(name, value, "files", MAX_FILES):
         fields = _fields(name, item, ("name", "size", "header", "samples"))
@@ -247,7 +247,7 @@ def _files(name: str, value: object) -> tuple[OriginalFile, ...]:
         header = _unpack(name, fields["header"], left)
         left -= len(header)
         size = _count(name, fields["size"], f"the size of {file}", MAX_FILE)
-        files.append(OriginalFile(file, size, header, _samples(name, fields["samples"])))
+        files.append(PublishedFile(file, size, header, _samples(name, fields["samples"])))
     return tuple(files)
 
 
@@ -302,7 +302,7 @@ def _layers(name: str, config: bytes) -> int:
     return _count(name, layers, "num_hidden_layers of config.json", MAX_LAYERS)
 
 
-def _file_json(file: OriginalFile) -> dict[str, Any]:
+def _file_json(file: PublishedFile) -> dict[str, Any]:
     samples = base64.b64encode(file.samples).decode()
     return {"name": file.name, "size": file.size, "header": _pack(file.header), "samples": samples}
 
@@ -331,7 +331,7 @@ def _samples(name: str, value: object) -> bytes:
         raise _bad(name, f"samples of its weights are not packed ({error})") from error
 
 
-def _cut(samples: bytes, places: Sequence[Piece]) -> list[tuple[int, bytes]]:
+def _cut(samples: bytes, places: Sequence[ByteRange]) -> list[tuple[int, bytes]]:
     ends = accumulate(place.size for place in places)
     return [(place.start, samples[end - place.size : end]) for place, end in zip(places, ends, strict=True)]
 

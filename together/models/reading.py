@@ -12,7 +12,7 @@ from together.errors import BrokenModel
 from together.models.folder import broken, inside, title, unreadable, write_whole
 from together.models.headers import TensorInfo, check_header
 from together.models.manifest import Manifest, is_shard, read_manifest
-from together.models.units import Piece, Unit, words
+from together.models.units import ByteRange, Unit, words
 from together.settings import load_settings
 
 Stamp = list[list[str | int]]  # name, bytes and modification time in ns of every file that was read
@@ -71,7 +71,7 @@ def read_unit(folder: Path, unit: Unit, offset: int = 0) -> Iterator[bytes]:
     fault = _size_fault(folder, unit)
     if fault:
         raise broken(folder / unit.name, fault)
-    return _chunks(folder, [Piece(unit.name, offset, unit.size)])
+    return _chunks(folder, [ByteRange(unit.name, offset, unit.size)])
 
 
 def unit_digest(folder: Path, unit: Unit, home: Path | None = None) -> str:
@@ -151,7 +151,7 @@ def _size_fault(folder: Path, unit: Unit) -> str:
 
 
 def _header_fault(folder: Path, unit: Unit) -> str:
-    begin = b"".join(_chunks(folder, [Piece(unit.name, 0, len(unit.header))]))
+    begin = b"".join(_chunks(folder, [ByteRange(unit.name, 0, len(unit.header))]))
     return "its header is not the one of this model" if begin != unit.header else ""
 
 
@@ -182,7 +182,7 @@ def _key(folder: Path, unit: Unit) -> str:
     return f"{folder.resolve() / unit.name} {hashlib.sha256(unit.header).hexdigest()}"
 
 
-def _chunks(folder: Path, spans: Iterable[bytes | Piece]) -> Iterator[bytes]:
+def _chunks(folder: Path, spans: Iterable[bytes | ByteRange]) -> Iterator[bytes]:
     for span in spans:
         if isinstance(span, bytes):
             yield from (span[i : i + CHUNK] for i in range(0, len(span), CHUNK))
@@ -190,7 +190,7 @@ def _chunks(folder: Path, spans: Iterable[bytes | Piece]) -> Iterator[bytes]:
             yield from _piece(inside(folder, span.file), span)
 
 
-def _piece(file: Path, piece: Piece) -> Iterator[bytes]:
+def _piece(file: Path, piece: ByteRange) -> Iterator[bytes]:
     try:
         with file.open("rb", buffering=0) as stream:
             stream.seek(piece.start)

@@ -23,7 +23,7 @@ _ALIGNED = 8  # bytes: the data begin at a multiple of it, as safetensors' own w
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ByteRange:
     """Bytes `[start, stop)` of an original safetensors file, by its plain name."""
 
     file: str
@@ -41,13 +41,13 @@ class Unit:
 
     name: str
     header: bytes
-    pieces: tuple[Piece, ...]
+    pieces: tuple[ByteRange, ...]
 
     @property
     def size(self) -> int:
         return len(self.header) + sum(piece.size for piece in self.pieces)
 
-    def spans(self, offset: int = 0) -> Iterator[bytes | Piece]:
+    def spans(self, offset: int = 0) -> Iterator[bytes | ByteRange]:
         """What remains of the file from byte `offset` on, in order: header bytes, then pieces of original files."""
         if offset < len(self.header):
             yield self.header[offset:]
@@ -55,7 +55,7 @@ class Unit:
         for piece in self.pieces:
             skip = max(0, offset - position)
             if skip < piece.size:
-                yield Piece(piece.file, piece.start + skip, piece.stop)
+                yield ByteRange(piece.file, piece.start + skip, piece.stop)
             position += piece.size
 
 
@@ -181,13 +181,13 @@ def _compact(entries: Mapping[str, object]) -> bytes:
     return f"{{{','.join(parts)}}}".encode()
 
 
-def _pieces(tensors: Sequence[TensorInfo]) -> tuple[Piece, ...]:
+def _pieces(tensors: Sequence[TensorInfo]) -> tuple[ByteRange, ...]:
     """The tensors' places, neighbours joined."""
-    pieces: list[Piece] = []
+    pieces: list[ByteRange] = []
     for tensor in tensors:
         file = tensor.file.name
         if pieces and pieces[-1].file == file and pieces[-1].stop == tensor.start:
-            pieces[-1] = Piece(file, pieces[-1].start, tensor.stop)
+            pieces[-1] = ByteRange(file, pieces[-1].start, tensor.stop)
         elif tensor.nbytes:
-            pieces.append(Piece(file, tensor.start, tensor.stop))
+            pieces.append(ByteRange(file, tensor.start, tensor.stop))
     return tuple(pieces)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import inf
 
-from together.planning.problem import EXACT_NODES, NodeProfile, Problem, Share, Split
+from together.planning.problem import EXACT_NODES, Assignment, NodeProfile, Problem, Split
 from together.planning.recommend import recommend
 from together.planning.score import Score, score_of
-from together.planning.search.instance import Instance, compile_problem, differ, split_of
+from together.planning.search.instance import SearchProblem, compile_problem, differ, split_of
 from together.planning.search.rings import ring_ms
 from together.planning.search.subsets import Subsets, fill, speed_order, stages_of
 from together.types import LayerRange
@@ -19,7 +19,7 @@ FOUR_BIT = 4.5 / 16  # of bf16's bytes: 4 bits a weight, and scales
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
+class Infeasible:
     """Why there is no plan. `layers` and `bytes` (with KV) are what no node can hold."""
 
     error: str
@@ -28,7 +28,7 @@ class Missing:
     suggestions: tuple[str, ...]
 
 
-def explain_missing(problem: Problem) -> Missing:
+def explain_missing(problem: Problem) -> Infeasible:
     """For a problem that `recommend` has no plan for."""
     layers, placed = problem.model.layers, _placeable(problem)
     missing = layers - placed
@@ -36,7 +36,7 @@ def explain_missing(problem: Problem) -> Missing:
     error = f"the model does not fit: the nodes hold {placed} of its {layers} layers"
     if size:
         error += f"; {size_text(size)} are missing{_sizing(problem)}"
-    return Missing(error, missing, size, tuple(_suggestions(problem, missing, size)))
+    return Infeasible(error, missing, size, tuple(_suggestions(problem, missing, size)))
 
 
 def _fits(problem: Problem) -> bool:
@@ -195,7 +195,7 @@ def explain_rule(problem: Problem, split: Split, rule: str) -> tuple[tuple[str, 
 # --- who got layers ---------------------------------------------------------------------------------------------------
 
 
-def _why(problem: Problem, split: Split, score: Score, share: Share) -> str:
+def _why(problem: Problem, split: Split, score: Score, share: Assignment) -> str:
     node, all_layers = problem.node(share.node), problem.model.layers
     if len(split.shares) == 1:
         reason = "the whole model fits on it" + ("" if score.hops else ", so no token has to hop")
@@ -205,13 +205,13 @@ def _why(problem: Problem, split: Split, score: Score, share: Share) -> str:
     return f"{taken}: at {ms_text(node.ms_per_layer)} per layer, {reason}{_head_text(problem, share)}"
 
 
-def _head_text(problem: Problem, share: Share) -> str:
+def _head_text(problem: Problem, share: Assignment) -> str:
     """What the last stage does beside its layers, where that takes time."""
     ms = problem.node(share.node).ms_per_head if share.layers.stop == problem.model.layers else 0
     return f"; as the last one it also has the LM head, {ms_text(ms)}" if ms else ""
 
 
-def _reason(problem: Problem, split: Split, score: Score, node: NodeProfile, share: Share) -> str:
+def _reason(problem: Problem, split: Split, score: Score, node: NodeProfile, share: Assignment) -> str:
     if node.max_layers is not None and len(share.layers) >= node.max_layers:
         return "as many as it can hold"
     if node.max_layers is None and _full(problem, node, share.layers):
@@ -281,7 +281,7 @@ def _score_with(problem: Problem, split: Split, name: str) -> float:
     return inf if choice is None else score_of(problem, split_of(pool, choice)).score_ms
 
 
-def _inserted(pool: Instance, split: Split, name: str) -> float:
+def _inserted(pool: SearchProblem, split: Split, name: str) -> float:
     """With the ring kept and the node put where it costs least; layers as if all were of mean size."""
     order, new = [pool.names.index(node) for node in split.nodes], pool.names.index(name)
     orders = [(*order[:place], new, *order[place:]) for place in range(len(order) + 1)]

@@ -114,7 +114,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Assignment:
     """A node's layers in a split."""
 
     node: str
@@ -125,7 +125,7 @@ class Share:
 class Split:
     """Who takes which layers, in ring order."""
 
-    shares: tuple[Share, ...]
+    shares: tuple[Assignment, ...]
 
     @property
     def nodes(self) -> tuple[str, ...]:

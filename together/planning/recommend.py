@@ -12,7 +12,7 @@ from math import inf
 
 from together.planning.problem import EXACT_NODES, Problem, Split
 from together.planning.score import score_of
-from together.planning.search.instance import EPSILON, Choice, Instance, compile_problem, split_of
+from together.planning.search.instance import EPSILON, Candidate, SearchProblem, compile_problem, split_of
 from together.planning.search.subsets import Subsets
 
 POOL = 6  # nodes that are looked at exactly after the tours, where layers differ in size
@@ -62,7 +62,7 @@ def _search(problem: Problem, names: list[str]) -> Split | None:
     return None if choice is None else split_of(instance, choice)
 
 
-def _exact(instance: Instance) -> Choice | None:
+def _exact(instance: SearchProblem) -> Candidate | None:
     if instance.order_matters:
         from together.planning.search.ordered import Ordered  # numpy: only where it is needed
 
@@ -70,7 +70,7 @@ def _exact(instance: Instance) -> Choice | None:
     return Subsets(instance).best()
 
 
-def _along_tours(problem: Problem, instance: Instance) -> Choice | None:
+def _along_tours(problem: Problem, instance: SearchProblem) -> Candidate | None:
     """What the tours find, and what is exactly best on the few nodes that they found; the fewest machines count."""
     from together.planning.search.tours import Tours
 
@@ -84,7 +84,7 @@ def _along_tours(problem: Problem, instance: Instance) -> Choice | None:
     return _choose(found, problem.tolerance)
 
 
-def _pool(problem: Problem, instance: Instance, choice: Choice) -> Instance:
+def _pool(problem: Problem, instance: SearchProblem, choice: Candidate) -> SearchProblem:
     """The nodes of a plan, with others that may do better where looking at them costs little."""
     from together.planning.search.tours import promising
 
@@ -94,18 +94,18 @@ def _pool(problem: Problem, instance: Instance, choice: Choice) -> Instance:
     return compile_problem(problem, [instance.names[i] for i in nodes])
 
 
-def _renamed(choice: Choice, pool: Instance, instance: Instance) -> Choice:
+def _renamed(choice: Candidate, pool: SearchProblem, instance: SearchProblem) -> Candidate:
     return replace(choice, order=tuple(instance.names.index(pool.names[i]) for i in choice.order))
 
 
-def _choose(found: list[Choice], tolerance: float) -> Choice | None:
+def _choose(found: list[Candidate], tolerance: float) -> Candidate | None:
     """The best of the fewest machines within the tolerance."""
     if not found:
         return None
     bound = min(choice.score for choice in found) * (1 + tolerance + EPSILON)
     near = [choice for choice in found if choice.score <= bound]
     fewest = min(len(choice.order) for choice in near)
-    best: Choice | None = None
+    best: Candidate | None = None
     for choice in near:
         if (tolerance == 0 or len(choice.order) == fewest) and choice.beats(best):
             best = choice

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from together.planning.explain import LeftOut, Missing
-from together.planning.problem import NodeProfile, Problem, Share, Split
+from together.planning.explain import Infeasible, LeftOut
+from together.planning.problem import Assignment, NodeProfile, Problem, Split
 from together.planning.score import Score, StageCost, score_of
 from together.types import DTYPE_BYTES, Dtype
 from together.wording import layers_text, ms_text, size_text
@@ -16,7 +16,7 @@ COMMUNICATION_SHARE = 0.2  # of a token's time may pass on the links: communicat
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class NetworkTarget:
     """What a person would like: tokens per second in the answer, and a prompt's first token after so many seconds."""
 
     tokens_per_second: float = 20.0
@@ -35,7 +35,7 @@ class Network:
     prompt_mbit_per_s: float
 
 
-def network_of(hidden_size: int, dtype: Dtype, hops: int, wish: Wish) -> Network:
+def network_of(hidden_size: int, dtype: Dtype, hops: int, wish: NetworkTarget) -> Network:
     """One after another, all hops of a token may take 1/5 of its time, and all hops of the prompt the wished time."""
     size = hidden_size * DTYPE_BYTES[dtype]
     if hops == 0:
@@ -46,7 +46,7 @@ def network_of(hidden_size: int, dtype: Dtype, hops: int, wish: Wish) -> Network
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PlanReport:
     """A split with its figures and sentences. `network` is None where the model's hidden size is not known."""
 
     problem: Problem
@@ -54,14 +54,14 @@ class Answer:
     why: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
     network: Callable[[int], Network] | None
-    wish: Wish
+    wish: NetworkTarget
 
     @property
     def score(self) -> Score:
         return score_of(self.problem, self.split)
 
 
-def answer_json(answer: Answer) -> dict[str, Any]:
+def answer_json(answer: PlanReport) -> dict[str, Any]:
     score = answer.score
     costs = zip(answer.split.shares, score.stages, strict=True)
     return {
@@ -77,7 +77,7 @@ def answer_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _stage_json(node: NodeProfile, share: Share, cost: StageCost) -> dict[str, Any]:
+def _stage_json(node: NodeProfile, share: Assignment, cost: StageCost) -> dict[str, Any]:
     """`room_bytes` is what the node may use, null where only layers are counted; `hop_ms` to what comes next."""
     return {
         "node": share.node,
@@ -90,7 +90,7 @@ def _stage_json(node: NodeProfile, share: Share, cost: StageCost) -> dict[str, A
     }
 
 
-def _network_json(answer: Answer) -> dict[str, Any] | None:
+def _network_json(answer: PlanReport) -> dict[str, Any] | None:
     if answer.network is None:
         return None
     network, wish = answer.network(answer.score.hops), answer.wish
@@ -106,7 +106,7 @@ def _network_json(answer: Answer) -> dict[str, Any] | None:
     }
 
 
-def missing_json(missing: Missing) -> dict[str, Any]:
+def missing_json(missing: Infeasible) -> dict[str, Any]:
     return {
         "error": missing.error,
         "missing_layers": missing.layers,
@@ -122,7 +122,7 @@ def _whole(size: float) -> float:
 # --- for a person -----------------------------------------------------------------------------------------------------
 
 
-def answer_text(answer: Answer) -> str:
+def answer_text(answer: PlanReport) -> str:
     """A table of the stages, the figures, and the sentences, a line each."""
     score, problem = answer.score, answer.problem
     rows = [("node", "layers", "ms", "memory", "hop ms")]
@@ -137,7 +137,7 @@ def answer_text(answer: Answer) -> str:
     return "\n".join(lines)
 
 
-def _network_text(answer: Answer) -> list[str]:
+def _network_text(answer: PlanReport) -> list[str]:
     if answer.network is None or answer.score.hops == 0:
         return []
     network, wish = answer.network(answer.score.hops), answer.wish
@@ -148,5 +148,5 @@ def _network_text(answer: Answer) -> list[str]:
     ]
 
 
-def missing_text(missing: Missing) -> str:
+def missing_text(missing: Infeasible) -> str:
     return "\n".join([missing.error, *(f"- {suggestion}" for suggestion in missing.suggestions)])

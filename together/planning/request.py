@@ -8,7 +8,7 @@ from math import inf
 
 from together.errors import BadPlan, BadSetting
 from together.planning.explain import (
-    Missing,
+    Infeasible,
     explain,
     explain_left_out,
     explain_missing,
@@ -17,7 +17,7 @@ from together.planning.explain import (
 )
 from together.planning.problem import Problem, Split
 from together.planning.recommend import recommend
-from together.planning.report import Answer, Network, Wish, network_of
+from together.planning.report import Network, NetworkTarget, PlanReport, network_of
 from together.planning.score import complaints, terms_of
 from together.planning.search.instance import compile_problem
 from together.planning.strategies import (
@@ -49,11 +49,11 @@ class PlanRequest:
     max_memory: str | None = None
     hidden_size: int | None = None
     dtype: str = "bf16"  # of what travels
-    wish: Wish = field(default_factory=Wish)
+    wish: NetworkTarget = field(default_factory=NetworkTarget)
     tolerance: float | None = None
 
 
-def plan_for(request: PlanRequest, problem: Problem) -> Answer | Missing:
+def plan_for(request: PlanRequest, problem: Problem) -> PlanReport | Infeasible:
     """The plan of a strategy, checked. Raises BadInput where it is wrong in another way than too little memory."""
     dtype = _dtype(request.dtype)
     _check_numbers(request)
@@ -76,10 +76,10 @@ def plan_for(request: PlanRequest, problem: Problem) -> Answer | Missing:
     return _answer(request, problem, split, dtype)
 
 
-def rescore(problem: Problem, split: Split) -> Answer | list[str]:
+def rescore(problem: Problem, split: Split) -> PlanReport | list[str]:
     """The figures of a split that a person edits, without sentences; or all that is wrong with it, in sentences."""
     wrong = complaints(split.shares, terms_of(problem))
-    return [str(complaint) for complaint in wrong] or Answer(problem, split, (), (), None, Wish())
+    return [str(complaint) for complaint in wrong] or PlanReport(problem, split, (), (), None, NetworkTarget())
 
 
 def _by_strategy(request: PlanRequest, problem: Problem) -> Split | None:
@@ -93,7 +93,7 @@ def _by_strategy(request: PlanRequest, problem: Problem) -> Split | None:
     raise BadSetting(f"there is no strategy {quoted(request.strategy)}; choose one of {', '.join(STRATEGIES)}")
 
 
-def _refused(problem: Problem, split: Split, wrong: list[str]) -> Missing:
+def _refused(problem: Problem, split: Split, wrong: list[str]) -> Infeasible:
     """A strategy's split that does not fit, though another may."""
     over = {
         share.node: problem.stage_bytes(share.layers) - problem.node(share.node).room_bytes for share in split.shares
@@ -105,7 +105,7 @@ def _refused(problem: Problem, split: Split, wrong: list[str]) -> Missing:
         missing = explain_missing(problem)
         return replace(missing, error="; ".join(wrong))
     ranges = ", ".join(f"{share.node}={share.layers}" for share in better.shares)
-    return Missing("; ".join(wrong), layers, size, (f"the recommended split fits: {ranges}",))
+    return Infeasible("; ".join(wrong), layers, size, (f"the recommended split fits: {ranges}",))
 
 
 def _layers_over(problem: Problem, split: Split) -> list[int]:
@@ -126,7 +126,7 @@ def _layers_over(problem: Problem, split: Split) -> list[int]:
     return found
 
 
-def _answer(request: PlanRequest, problem: Problem, split: Split, dtype: Dtype) -> Answer:
+def _answer(request: PlanRequest, problem: Problem, split: Split, dtype: Dtype) -> PlanReport:
     if request.strategy == "recommend":
         left_out = explain_left_out(problem, split)
         why = (*explain(problem, split), *explain_tolerance(problem, split))
@@ -139,7 +139,7 @@ def _answer(request: PlanRequest, problem: Problem, split: Split, dtype: Dtype) 
         assert hidden is not None
         return network_of(hidden, dtype, hops, wish)
 
-    return Answer(problem, split, why, left_out, None if hidden is None else network, wish)
+    return PlanReport(problem, split, why, left_out, None if hidden is None else network, wish)
 
 
 # --- options ----------------------------------------------------------------------------------------------------------

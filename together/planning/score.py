@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
-from together.planning.problem import Problem, Share, Split
+from together.planning.problem import Assignment, Problem, Split
 from together.quoting import MOST, cut
 from together.types import LayerRange
 from together.wording import layers_text, sizes_text
@@ -88,7 +88,7 @@ Kind = Literal["gap", "overlap", "node", "memory", "link"]
 
 
 @dataclass(frozen=True, slots=True)
-class Complaint:
+class Violation:
     """One thing that is wrong, and the sentence for a person."""
 
     kind: Kind
@@ -108,7 +108,7 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class Constraints:
     """What a split is checked against: the model's layers, rooms by node, bytes of a stage, which hops are usable."""
 
     layers: int
@@ -119,16 +119,16 @@ class Terms:
     head: str | None = None  # the ring passes it also where it has no stage
 
 
-def complaints(shares: Sequence[Share], terms: Terms) -> list[Complaint]:
+def complaints(shares: Sequence[Assignment], terms: Constraints) -> list[Violation]:
     """Everything that is wrong with a split: first gaps and overlaps, then nodes, memory and links."""
     found = range_complaints([share.layers for share in shares], terms.layers)
     seen: set[str] = set()
     for share in shares:
         if share.node in seen:
-            found.append(Complaint("node", f"node {share.node} is named twice; give it one run of layers"))
+            found.append(Violation("node", f"node {share.node} is named twice; give it one run of layers"))
         elif share.node not in terms.rooms:
             names = ", ".join(room.name for room in terms.rooms.values()) or "none"
-            found.append(Complaint("node", f"there is no node {cut(share.node, MOST)}; there are: {names}"))
+            found.append(Violation("node", f"there is no node {cut(share.node, MOST)}; there are: {names}"))
         else:
             found += _memory(share, terms)
         seen.add(share.node)
@@ -137,48 +137,48 @@ def complaints(shares: Sequence[Share], terms: Terms) -> list[Complaint]:
     return found
 
 
-def range_complaints(ranges: Sequence[LayerRange], layers: int) -> list[Complaint]:
+def range_complaints(ranges: Sequence[LayerRange], layers: int) -> list[Violation]:
     """What keeps the ranges, in this order, from being exactly layers 0 to `layers`."""
     found, reached = [], 0
     for item in ranges:
         if item.start > reached:
             gap = LayerRange(reached, item.start)
-            found.append(Complaint("gap", f"layers {gap} are in no range; the ranges must follow one another"))
+            found.append(Violation("gap", f"layers {gap} are in no range; the ranges must follow one another"))
         if item.start < reached:
             sentence = f"the range {item} starts before layer {reached}, where the one before it ends"
-            found.append(Complaint("overlap", sentence))
+            found.append(Violation("overlap", sentence))
         reached = item.stop
     if reached != layers:
         kind: Kind = "gap" if reached < layers else "overlap"
-        found.append(Complaint(kind, f"the ranges end at layer {reached}, and the model has {layers} layers"))
+        found.append(Violation(kind, f"the ranges end at layer {reached}, and the model has {layers} layers"))
     return found
 
 
-def _memory(share: Share, terms: Terms) -> list[Complaint]:
+def _memory(share: Assignment, terms: Constraints) -> list[Violation]:
     room, layers = terms.rooms[share.node], share.layers
     if room.layers is not None and len(layers) > room.layers:
-        return [Complaint("memory", f"node {room.name}: has {len(layers)} layers, can hold {room.layers}; move some")]
+        return [Violation("memory", f"node {room.name}: has {len(layers)} layers, can hold {room.layers}; move some")]
     if layers.stop > terms.layers or terms.needs(layers) <= room.bytes:
         return []
     need, have = sizes_text(terms.needs(layers), room.bytes)
     sentence = f"node {room.name}: needs {need} for layers {layers_text(layers)}{terms.sizing}, may use {have}; "
-    return [Complaint("memory", sentence + "lower the context, give it fewer layers, or add a node")]
+    return [Violation("memory", sentence + "lower the context, give it fewer layers, or add a node")]
 
 
-def _links(names: list[str], terms: Terms) -> list[Complaint]:
+def _links(names: list[str], terms: Constraints) -> list[Violation]:
     path = [*names, *([] if terms.head in (None, *names) else [str(terms.head)]), *names[:1]]
     pairs = dict.fromkeys(frozenset((a, b)) for a, b in itertools.pairwise(path) if a != b)
     broken = [tuple(sorted(pair)) for pair in pairs if not terms.linked(*sorted(pair))]
     return [
-        Complaint("link", f"the link between {a} and {b} cannot be used; put another node between them")
+        Violation("link", f"the link between {a} and {b} cannot be used; put another node between them")
         for a, b in broken
     ]
 
 
-def terms_of(problem: Problem) -> Terms:
+def terms_of(problem: Problem) -> Constraints:
     """What a problem says about its splits."""
     rooms = {node.name: Room(node.name, node.room_bytes, node.max_layers) for node in problem.nodes}
-    return Terms(
+    return Constraints(
         problem.model.layers,
         rooms,
         problem.stage_bytes,

@@ -11,8 +11,8 @@ from itertools import pairwise
 from together.errors import BadPlan, NotEnoughMemory
 from together.models.spec import ModelSpec
 from together.planning.memory import stage_memory
-from together.planning.problem import Share
-from together.planning.score import Room, Terms, complaints, range_complaints
+from together.planning.problem import Assignment
+from together.planning.score import Constraints, Room, complaints, range_complaints
 from together.types import Dtype, LayerRange, ModelRef, NodeStatus, Plan, StagePlan
 
 
@@ -55,20 +55,20 @@ def make_plan(
     ranges = ranges or uniform_ranges(spec.layers, len(nodes))
     if len(ranges) > len(nodes):
         raise BadPlan(f"the plan has {len(ranges)} ranges and there are {len(nodes)} nodes; start more, or give fewer")
-    shares = [Share(node.id, layers) for node, layers in zip(nodes, ranges, strict=False)]
+    shares = [Assignment(node.id, layers) for node, layers in zip(nodes, ranges, strict=False)]
     for complaint in complaints(shares, _terms(spec, nodes, sizing)):
         raise NotEnoughMemory(str(complaint)) if complaint.kind == "memory" else BadPlan(str(complaint))
     stages = tuple(_stage(spec, node, layers, sizing) for node, layers in zip(nodes, ranges, strict=False))
     return Plan(model, stages, sizing.context, sizing.users, sizing.dtype)
 
 
-def _terms(spec: ModelSpec, nodes: tuple[NodeStatus, ...], sizing: Sizing) -> Terms:
+def _terms(spec: ModelSpec, nodes: tuple[NodeStatus, ...], sizing: Sizing) -> Constraints:
     def needs(layers: LayerRange) -> float:
         return stage_memory(spec, layers, sizing.dtype, sizing.context, sizing.users)
 
     # What others use of a node's memory may be free again by then: the node itself decides on that.
     rooms = {node.id: Room(node.name, node.memory_bytes) for node in nodes}
-    return Terms(spec.layers, rooms, needs, f" with a context of {sizing.context} for {sizing.users} users")
+    return Constraints(spec.layers, rooms, needs, f" with a context of {sizing.context} for {sizing.users} users")
 
 
 def _stage(spec: ModelSpec, node: NodeStatus, layers: LayerRange, sizing: Sizing) -> StagePlan:

@@ -11,8 +11,8 @@ from itertools import accumulate, pairwise
 from math import inf
 
 from together.errors import BadPlan
-from together.planning.problem import EXACT_NODES, NodeProfile, Problem, Share, Split
-from together.planning.search.instance import EPSILON, Instance, compile_problem
+from together.planning.problem import EXACT_NODES, Assignment, NodeProfile, Problem, Split
+from together.planning.search.instance import EPSILON, SearchProblem, compile_problem
 from together.planning.search.rings import Rings, ring_ms
 from together.planning.split import uniform_ranges
 from together.types import LayerRange
@@ -36,7 +36,7 @@ def uniform(problem: Problem) -> Split:
     """Equal numbers of layers, give or take one, for all nodes that can hold one. Raises BadPlan if none can."""
     nodes = _ring(problem)[: problem.model.layers]
     ranges = uniform_ranges(problem.model.layers, len(nodes))
-    return Split(tuple(Share(node.name, layers) for node, layers in zip(nodes, ranges, strict=True)))
+    return Split(tuple(Assignment(node.name, layers) for node, layers in zip(nodes, ranges, strict=True)))
 
 
 def by_memory(problem: Problem) -> Split:
@@ -75,7 +75,7 @@ def by_ratio(problem: Problem, ratio: Sequence[float]) -> Split:
         raise BadPlan(f"the ratio has {len(pairs)} parts and the model {problem.model.layers} layers; give fewer")
     cuts = _cuts_by_weight(problem, [part for _, part in pairs])
     ranges = [LayerRange(start, stop) for start, stop in pairwise(cuts)]
-    return Split(tuple(Share(node.name, layers) for (node, _), layers in zip(pairs, ranges, strict=True)))
+    return Split(tuple(Assignment(node.name, layers) for (node, _), layers in zip(pairs, ranges, strict=True)))
 
 
 def half_open(boundaries: Sequence[tuple[int, int]]) -> tuple[LayerRange, ...]:
@@ -93,7 +93,7 @@ def custom(problem: Problem, ranges: Sequence[LayerRange], names: Sequence[str] 
     chosen = [node.name for node in problem.nodes] if names is None else list(names)
     if len(ranges) > len(chosen):
         raise BadPlan(f"the plan has {len(ranges)} ranges and there are {len(chosen)} nodes; start more, or give fewer")
-    return Split(tuple(Share(name, layers) for name, layers in zip(chosen, ranges, strict=False)))
+    return Split(tuple(Assignment(name, layers) for name, layers in zip(chosen, ranges, strict=False)))
 
 
 def _range(start: int, stop: int) -> LayerRange:
@@ -119,7 +119,7 @@ def _ring(problem: Problem) -> list[NodeProfile]:
     return [problem.node(instance.names[i]) for i in order]
 
 
-def _short_ring(instance: Instance) -> tuple[int, ...]:
+def _short_ring(instance: SearchProblem) -> tuple[int, ...]:
     """Through all nodes that can hold a layer; where there is no ring, any order: the check of the split says so."""
     if len(instance.able) <= EXACT_NODES:
         able = sum(1 << i for i in instance.able)
@@ -172,7 +172,7 @@ def _shared(problem: Problem, nodes: list[NodeProfile], weights: list[float]) ->
     counts = _counts(problem, nodes, weights)
     stops = list(accumulate(counts))
     shares = [
-        Share(node.name, LayerRange(stop - count, stop))
+        Assignment(node.name, LayerRange(stop - count, stop))
         for node, count, stop in zip(nodes, counts, stops, strict=True)
         if count
     ]

@@ -45,7 +45,7 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class StageEvent:
     """What a stage reports; which fields count depends on `kind`."""
 
     kind: str  # "progress", "ready", "broken" (a link; the stage lives), "failed" (it cannot start)
@@ -62,7 +62,7 @@ class Event:
         return json.dumps(asdict(self)) + "\n"
 
     @classmethod
-    def parse(cls, line: bytes) -> Event | None:
+    def parse(cls, line: bytes) -> StageEvent | None:
         """None for a line that is not an event: some library printed it."""
         try:
             event = cls(**json.loads(line))

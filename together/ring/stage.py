@@ -25,7 +25,7 @@ from together.errors import FrameRefused, RingBroken, TogetherError, Unreachable
 from together.processes import leave_with_parent
 from together.ring import rpc, wire
 from together.ring.links import Arrival, Inlet, Inlets, Outlet
-from together.ring.pipe import Event, Launch, claim_stdout
+from together.ring.pipe import Launch, StageEvent, claim_stdout
 from together.types import Batch, Failure, Fault, Frame, StageLink, StageTiming, StreamKey
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def explain(error: BaseException, fault: Fault) -> str:
 class Stage:
     """The process's event loop side."""
 
-    def __init__(self, launch: Launch, emit: Callable[[Event], None]) -> None:
+    def __init__(self, launch: Launch, emit: Callable[[StageEvent], None]) -> None:
         self._launch = launch
         self._order = launch.order
         self._emit = emit
@@ -153,7 +153,7 @@ class Stage:
         kind = partial(fault_of, self._order.stage.backend)
         runner = StepRunner(shard, self._order.model.layers, self._launch.node_name, kind)
         await server.start()
-        self._emit(Event("ready", port=port, capacity=shard.capacity, block=shard.block, rewind=shard.rewind))
+        self._emit(StageEvent("ready", port=port, capacity=shard.capacity, block=shard.block, rewind=shard.rewind))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._compute(runner))
             tasks.create_task(self._send())
@@ -169,7 +169,7 @@ class Stage:
             device=plan.device,
             dtype=self._order.dtype,
             memory_bytes=plan.memory_bytes,
-            progress=lambda fraction: self._emit(Event("progress", progress=fraction)),
+            progress=lambda fraction: self._emit(StageEvent("progress", progress=fraction)),
         )
         return open_backend(plan.backend).load(request)
 
@@ -193,7 +193,9 @@ class Stage:
         while True:
             arrival = await self._inlet.next()
             if arrival.data is None:  # its sender may not notice, having sent all it had
-                self._emit(Event("broken", cause="the stream from the one before it ended", epoch=arrival.key.epoch))
+                self._emit(
+                    StageEvent("broken", cause="the stream from the one before it ended", epoch=arrival.key.epoch)
+                )
                 continue
             answer = await self._on_thread(runner, arrival, clock())
             await self._outbound.put((arrival.key, answer))
@@ -210,7 +212,7 @@ class Stage:
                 if key != self._inlet.key:
                     continue  # a new epoch closed the link under us
                 self._linked.clear()
-                self._emit(Event("broken", cause=str(error), epoch=key.epoch))
+                self._emit(StageEvent("broken", cause=str(error), epoch=key.epoch))
 
 
 def main() -> NoReturn:
@@ -226,12 +228,12 @@ def main() -> NoReturn:
         log.debug("stage failed", exc_info=True)
         first = _first(error)
         fault = fault_of(launch.order.stage.backend, first)
-        _write(events, Event("failed", cause=explain(first, fault), fault=fault))
+        _write(events, StageEvent("failed", cause=explain(first, fault), fault=fault))
         os._exit(1)
     os._exit(0)
 
 
-def _write(stream: TextIO, event: Event) -> None:
+def _write(stream: TextIO, event: StageEvent) -> None:
     stream.write(event.line())
     stream.flush()
 

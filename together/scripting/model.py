@@ -13,16 +13,16 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Unpack
 
-from together.cluster.loopback import BareRing, Place, bare_ring
+from together.cluster.loopback import LocalRing, Place, local_ring
 from together.engine.engine import Engine
 from together.engine.stats import EngineStats
 from together.errors import BrokenModel, NotServing, RingBroken
-from together.head.model import Opened
+from together.head.model import ModelHandle
 from together.models.manifest import describe
 from together.models.reading import units_here
 from together.models.spec import ModelSpec
 from together.models.units import words
-from together.requests import GenerateRequest, Piece
+from together.requests import AnswerChunk, GenerateRequest
 from together.scripting.placing import PartitionPlan
 from together.scripting.strategy import Options, PartitionStrategy, Prompt, make_request, open_and_place, settings_of
 from together.scripting.thread import LOOK_EVERY, LoopThread, until_done
@@ -33,7 +33,7 @@ from together.types import DTYPE_BYTES, StageState
 from together.weights.hub import fetch_units
 from together.weights.store import Store
 
-Answers = SimpleQueue[Piece | BaseException | None]
+Answers = SimpleQueue[AnswerChunk | BaseException | None]
 
 
 class Running:
@@ -56,7 +56,7 @@ class Running:
             self.close()
             raise
 
-    def pieces(self, request: GenerateRequest) -> Iterator[Piece]:
+    def pieces(self, request: GenerateRequest) -> Iterator[AnswerChunk]:
         """The answer as it comes; leaving early ends it. Raises what the engine raises, NotServing after `close`."""
         answers: Answers = SimpleQueue()
         pump = self._thread.submit(self._pump(request, answers))
@@ -86,7 +86,7 @@ class Running:
     async def _serve(self, folder: Path) -> None:
         plan = self._plan
         places = tuple(Place(item.backend, item.device, item.layers) for item in plan.partitions)
-        async with bare_ring(folder, places, plan.dtype, plan.context, plan.users) as ring:
+        async with local_ring(folder, places, plan.dtype, plan.context, plan.users) as ring:
             token_bytes = self._spec.hidden_size * DTYPE_BYTES[plan.dtype]
             self._engine = Engine(
                 ring.client, self._text.eos, vocabulary=self._spec.vocab_size, token_bytes=token_bytes
@@ -119,7 +119,7 @@ class Running:
             answers.put(error)
 
 
-def _next(answers: Answers, pump: Future[None]) -> Piece | BaseException | None:
+def _next(answers: Answers, pump: Future[None]) -> AnswerChunk | BaseException | None:
     while True:
         try:
             return answers.get(timeout=LOOK_EVERY)
@@ -128,7 +128,7 @@ def _next(answers: Answers, pump: Future[None]) -> Piece | BaseException | None:
                 raise NotServing("the model was closed; call partition again") from None
 
 
-async def _watch(ring: BareRing) -> None:
+async def _watch(ring: LocalRing) -> None:
     """A stage that died, or lost its neighbour, breaks the ring: only the processes' own reports say which and why."""
     while True:
         for index, stage in enumerate(ring.stages):
@@ -140,7 +140,7 @@ async def _watch(ring: BareRing) -> None:
 class PartitionedModel:
     """A loaded model. Any thread may ask, several at once; as a context manager it ends its processes at the end."""
 
-    def __init__(self, plan: PartitionPlan, opened: Opened, running: Running) -> None:
+    def __init__(self, plan: PartitionPlan, opened: ModelHandle, running: Running) -> None:
         self.plan = plan
         self.text = opened.text
         self.defaults = opened.defaults
@@ -157,7 +157,7 @@ class PartitionedModel:
         """The answer's text as it comes; leaving the loop early ends it. Raises as `generate` does."""
         return (piece.text for piece in self.pieces(prompt, **options))
 
-    def pieces(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[Piece]:
+    def pieces(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[AnswerChunk]:
         """As `stream`, with token ids, and in the last piece why it ended, token counts and times."""
         return self._running.pieces(make_request(self.text, self.defaults.sampling, prompt, **options))
 
@@ -200,7 +200,7 @@ def partition(model: str | PathLike[str], strategy: PartitionStrategy | None = N
     return PartitionedModel(plan, opened, running)
 
 
-def _bring(opened: Opened, settings: Settings) -> None:
+def _bring(opened: ModelHandle, settings: Settings) -> None:
     """Fetch what a model of the hub lacks here. Raises BrokenModel for a folder of somebody's that lacks a part."""
     store, manifest = Store(settings.home_path), describe(opened.folder)
     here = units_here(opened.folder, manifest)

@@ -13,11 +13,11 @@ from together.cluster.probe import default_backend, find_devices
 from together.cluster.profiling import Profiler
 from together.cluster.survey import UNKNOWN, model_size
 from together.errors import BadPlan, NotEnoughMemory
-from together.head.model import Opened, sizings
+from together.head.model import ModelHandle, sizings
 from together.head.plan import NEED_SPEEDS
 from together.planning.memory import cache_tokens, stage_memory, workspace_bytes
 from together.planning.problem import NodeProfile, Problem, Split
-from together.planning.report import Answer, missing_text
+from together.planning.report import PlanReport, missing_text
 from together.planning.request import PlanRequest, plan_for
 from together.planning.split import Sizing
 from together.settings import Settings, parse_bytes
@@ -78,7 +78,7 @@ def _own_choice(found: Sequence[Device], partitions: int) -> list[Device]:
     return [useful[index % len(useful)] for index in range(partitions or len(useful))]
 
 
-async def measure_seats(seats: Sequence[Seat], opened: Opened, settings: Settings) -> dict[str, DeviceProfile]:
+async def measure_seats(seats: Sequence[Seat], opened: ModelHandle, settings: Settings) -> dict[str, DeviceProfile]:
     """What each seat's device does at the model's shape, by the seat's name; seconds where it is not known yet."""
     devices = {seat.device.name: seat.device for seat in seats}
     machine = await asyncio.to_thread(machine_id, settings.home_path)
@@ -94,7 +94,7 @@ LOOPBACK_MS = 0.3  # one way between two processes here: `launch.py bench hop`
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class PartitionRequest:
     """A strategy without a model: `partitions` 0 is one per device, no `devices` is this machine's own choice."""
 
     request: PlanRequest
@@ -135,7 +135,7 @@ class PartitionPlan:
         return "\n".join([f"{self.model} in {self.dtype}, context {self.context}, users {self.users}", *lines])
 
 
-async def place(opened: Opened, wanted: Wanted, settings: Settings) -> PartitionPlan:
+async def place(opened: ModelHandle, wanted: PartitionRequest, settings: Settings) -> PartitionPlan:
     """The split of a model by a strategy, for the first sizing that fits. Raises BadInput or NotEnoughMemory."""
     layers = opened.spec.layers
     if wanted.partitions > layers:
@@ -156,8 +156,8 @@ async def place(opened: Opened, wanted: Wanted, settings: Settings) -> Partition
 
 
 def split_seats(
-    opened: Opened,
-    wanted: Wanted,
+    opened: ModelHandle,
+    wanted: PartitionRequest,
     sizing: Sizing,
     seats: Sequence[Seat],
     profiles: Mapping[str, DeviceProfile],
@@ -167,7 +167,7 @@ def split_seats(
     pools = {seat.pool: _pool_bytes(seat, settings) for seat in seats}
     problem = _problem(opened, wanted, sizing, seats, profiles, pools)
     answer = plan_for(replace(wanted.request, users=None, context=None), problem)
-    if not isinstance(answer, Answer):
+    if not isinstance(answer, PlanReport):
         return missing_text(answer)
     over = _overfull(answer.split, problem, seats, pools) or _incomplete(answer.split, wanted, seats)
     return over or _plan(opened, sizing, seats, answer)
@@ -180,8 +180,8 @@ def _pool_bytes(seat: Seat, settings: Settings) -> int:
 
 
 def _problem(
-    opened: Opened,
-    wanted: Wanted,
+    opened: ModelHandle,
+    wanted: PartitionRequest,
     sizing: Sizing,
     seats: Sequence[Seat],
     profiles: Mapping[str, DeviceProfile],
@@ -229,7 +229,7 @@ def _overfull(split: Split, problem: Problem, seats: Sequence[Seat], pools: Mapp
     return ""
 
 
-def _incomplete(split: Split, wanted: Wanted, seats: Sequence[Seat]) -> str:
+def _incomplete(split: Split, wanted: PartitionRequest, seats: Sequence[Seat]) -> str:
     """Equal parts are asked for by number: who holds nothing is said, not left out."""
     empty = [seat.name for seat in seats if seat.name not in split.nodes]
     if wanted.request.strategy != "uniform" or not empty:
@@ -237,7 +237,7 @@ def _incomplete(split: Split, wanted: Wanted, seats: Sequence[Seat]) -> str:
     return f"{' and '.join(empty)} cannot hold a single layer; free memory there, or ask for fewer partitions"
 
 
-def _plan(opened: Opened, sizing: Sizing, seats: Sequence[Seat], answer: Answer) -> PartitionPlan:
+def _plan(opened: ModelHandle, sizing: Sizing, seats: Sequence[Seat], answer: PlanReport) -> PartitionPlan:
     by_name = {seat.name: seat.device for seat in seats}
     partitions = []
     for share in answer.split.shares:

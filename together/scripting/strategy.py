@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack, get_type_hints
 
 from together.errors import BadPlan, BadRequest, BadSetting
-from together.head.model import Opened, open_model
+from together.head.model import ModelHandle, open_model
 from together.planning.request import PlanRequest
 from together.planning.strategies import STRATEGIES, inclusive
 from together.requests import GenerateRequest, Message
 from together.sampling import validate
-from together.scripting.placing import PartitionPlan, Wanted, place
+from together.scripting.placing import PartitionPlan, PartitionRequest, place
 from together.scripting.thread import LoopThread
 from together.settings import Settings, load_settings, parse_bytes
 from together.text.tokenizer import TextModel
@@ -179,13 +179,13 @@ def settings_of(strategy: PartitionStrategy) -> Settings:
 
 async def open_and_place(
     model: str | PathLike[str], strategy: PartitionStrategy, settings: Settings
-) -> tuple[Opened, PartitionPlan]:
+) -> tuple[ModelHandle, PartitionPlan]:
     """A model's text side and the split of its layers."""
     opened = await open_model(Path(model) if isinstance(model, PathLike) else model, settings)
     return opened, await place(opened, _wanted(strategy), settings)
 
 
-def _wanted(strategy: PartitionStrategy) -> Wanted:
+def _wanted(strategy: PartitionStrategy) -> PartitionRequest:
     ranges, parts = _ranges(strategy.custom_boundaries), _parts(strategy.ratio)
     devices = tuple(strategy.target_devices or ())
     counts = {"custom_boundaries": len(ranges), "ratio": len(parts), "target_devices": len(devices)}
@@ -199,7 +199,7 @@ def _wanted(strategy: PartitionStrategy) -> Wanted:
         layers=",".join(map(str, ranges)) or None,
         max_memory=strategy.max_memory_per_partition,
     )
-    return Wanted(request, _count(strategy.num_partitions, counts), devices)
+    return PartitionRequest(request, _count(strategy.num_partitions, counts), devices)
 
 
 def _count(asked: int | None, counts: dict[str, int]) -> int:

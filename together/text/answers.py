@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from together.engine.engine import Engine, TokenStream
 from together.errors import BadRequest, ContextTooLong
 from together.requests import (
+    AnswerChunk,
     CallDelta,
     ChatRequest,
     CompletionRequest,
     FinishReason,
     GenerateRequest,
-    Piece,
     Scored,
     TokenLogprob,
     ToolUse,
@@ -25,11 +25,11 @@ from together.requests import (
 from together.sampling import choice_seed
 from together.text.detokenizer import Decoder, StopFilter, TokenBytes
 from together.text.grammar import Compiled, GrammarConstraint
-from together.text.parser import Parter, Parts
+from together.text.parser import AnswerParser, ParsedAnswer
 from together.text.tokenizer import TextModel
 from together.types import Sampled
 
-Pieces = AsyncGenerator[Piece, None]
+Pieces = AsyncGenerator[AnswerChunk, None]
 TAIL = 8  # tokens of a prompt that its continuation is decoded after
 
 
@@ -151,13 +151,13 @@ def _submit_all(engine: Engine, wanted: Sequence[GenerateRequest]) -> list[Token
 
 async def merged(sources: Sequence[Pieces]) -> Pieces:
     """The pieces of all, as they come. The first error ends all of them, and so does closing."""
-    arrived: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+    arrived: asyncio.Queue[AnswerChunk | Exception | None] = asyncio.Queue()
     tasks = [asyncio.create_task(_forward(source, arrived)) for source in sources]
     left = len(tasks)
     try:
         while left:
             match await arrived.get():
-                case Piece() as piece:
+                case AnswerChunk() as piece:
                     yield piece
                 case None:
                     left -= 1
@@ -169,7 +169,7 @@ async def merged(sources: Sequence[Pieces]) -> Pieces:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _forward(source: Pieces, arrived: asyncio.Queue[Piece | Exception | None]) -> None:
+async def _forward(source: Pieces, arrived: asyncio.Queue[AnswerChunk | Exception | None]) -> None:
     try:
         async with aclosing(source):
             async for piece in source:
@@ -186,13 +186,13 @@ async def _read(
     stream: TokenStream,
     model: TextModel,
     request: GenerateRequest,
-    parter: Parter | None = None,
+    parter: AnswerParser | None = None,
     index: int = 0,
     goes_on: bool = False,
 ) -> Pieces:
     """`goes_on`: the text continues the prompt, whose end says whether a space comes first."""
     before = request.prompt[-TAIL:] if goes_on else ()
-    answer = _Answer(model, parter or Parter(stops=StopFilter(request.stop)), index, before)
+    answer = _Answer(model, parter or AnswerParser(stops=StopFilter(request.stop)), index, before)
     try:
         async for token_ids, finish in stream:
             answer.push(token_ids, stream.sampled)
@@ -217,7 +217,7 @@ def _true_reason(reason: FinishReason | None, request: GenerateRequest) -> Finis
 class _Answer:
     """One answer's text between the decoder and the person who reads it."""
 
-    def __init__(self, model: TextModel, parter: Parter, index: int, before: Sequence[int] = ()) -> None:
+    def __init__(self, model: TextModel, parter: AnswerParser, index: int, before: Sequence[int] = ()) -> None:
         self._decoder: Decoder = model.decoder(before)
         shown = (model.tags if parter.thoughts else {}, model.tool_tags if parter.tools else {})
         self._tags = {token_id: tag for tags in shown for tag, token_id in tags.items()}
@@ -262,7 +262,7 @@ class _Answer:
         if was_thinking or self._parter.thinking or parts.thought:
             self._thought = self._count
 
-    def _add(self, parts: Parts) -> None:
+    def _add(self, parts: ParsedAnswer) -> None:
         self._reasoning += parts.thought
         self._text += parts.said
         self._calls += parts.calls
@@ -279,8 +279,8 @@ class _Answer:
         ended = "stop" if self._parter.stopped or self._parter.done else reason
         return "tool_calls" if ended == "stop" and self._parter.called else ended
 
-    def piece(self) -> Piece:
-        piece = Piece(
+    def piece(self) -> AnswerChunk:
+        piece = AnswerChunk(
             self._text,
             tuple(self._tokens),
             reasoning=self._reasoning,
@@ -293,7 +293,7 @@ class _Answer:
         self._calls.clear()
         return piece
 
-    def last_piece(self, reason: FinishReason, stream: TokenStream, prompt_tokens: int) -> Piece:
+    def last_piece(self, reason: FinishReason, stream: TokenStream, prompt_tokens: int) -> AnswerChunk:
         usage = Usage(prompt_tokens, self._count, stream.reused, self._thought)
         return replace(self.piece(), finish=reason, usage=usage, timings=stream.timings)
 

@@ -21,7 +21,7 @@ from together.quoting import quoted
 from together.requests import Message, Tool
 from together.text.messages import Turn, culprit, forms, native_turns, offer, plain_turns, told_of
 from together.text.rendering import RENDER, TOOK, Renderer, TemplateFault
-from together.text.tool_formats import HERMES, ToolStyle, style_of
+from together.text.tool_formats import HERMES, ToolFormat, style_of
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class ChatTemplate:
         self._renderer.close()  # many a model is opened to be planned for only
 
     @property
-    def style(self) -> ToolStyle:
+    def style(self) -> ToolFormat:
         """How this model writes tool calls."""
         return self._tools.style or HERMES
 
@@ -320,4 +320,4 @@ class _Side:
     """A template; `style` is how it writes calls, None where it takes no tools or its calls are unknown here."""
 
     source: str
-    style: ToolStyle | None
+    style: ToolFormat | None

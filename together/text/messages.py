@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from together.requests import Message, Tool, ToolCall
-from together.text.tool_formats import HERMES, ToolStyle
+from together.text.tool_formats import HERMES, ToolFormat
 
 BETWEEN = "\n\n"  # between texts that become one
 
@@ -120,14 +120,14 @@ def _described(tool: Tool) -> Turn:
 # --- for templates that know tools ------------------------------------------------------------------------------------
 
 
-def native_turns(messages: Sequence[Message], style: ToolStyle) -> list[Turn]:
+def native_turns(messages: Sequence[Message], style: ToolFormat) -> list[Turn]:
     """`style` says what the template refuses: several calls in one turn, or ids of any length."""
     names = {call.id: call.name for message in messages for call in message.calls}
     told = one_by_one(messages) if style.single else messages
     return [_turn(message, names, style) for message in told]
 
 
-def _turn(message: Message, names: Mapping[str, str], style: ToolStyle) -> Turn:
+def _turn(message: Message, names: Mapping[str, str], style: ToolFormat) -> Turn:
     turn: Turn = {"role": message.role, "content": message.content}
     if message.reasoning:
         turn["reasoning_content"] = message.reasoning
@@ -138,7 +138,7 @@ def _turn(message: Message, names: Mapping[str, str], style: ToolStyle) -> Turn:
     return turn
 
 
-def _call(call: ToolCall, style: ToolStyle) -> Turn:
+def _call(call: ToolCall, style: ToolFormat) -> Turn:
     function = {"name": call.name, "arguments": _value(call.arguments)}
     return {"id": _id(call.id, style), "type": "function", "function": function}
 
@@ -152,7 +152,7 @@ def _value(arguments: str) -> object:
     return found if isinstance(found, dict) else arguments
 
 
-def _id(call_id: str, style: ToolStyle) -> str:
+def _id(call_id: str, style: ToolFormat) -> str:
     """The same short id for the same id, and no two alike but by chance."""
     if not style.short_ids or _SHORT_ID.fullmatch(call_id):
         return call_id

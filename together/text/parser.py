@@ -9,8 +9,8 @@ from enum import Enum, auto
 
 from together.requests import CallDelta, Tool
 from together.text.detokenizer import StopFilter
-from together.text.tool_formats import ToolStyle
-from together.text.tool_reader import CallReader, Calls, Unread
+from together.text.tool_formats import ToolFormat
+from together.text.tool_reader import Calls, ToolCallReader, Unread
 
 OPEN, CLOSE = "<think>", "</think>"
 
@@ -22,7 +22,7 @@ class _Place(Enum):
     ANSWER = auto()
 
 
-class ThinkSplitter:
+class ReasoningParser:
     """Takes text in any pieces; gives (thought, answer) without the tags and the spaces around them.
 
     Only thoughts at the very beginning count: later on the tag may be what the answer talks about. What might be a part
@@ -102,16 +102,16 @@ def _possible_beginning(text: str) -> int:
     return 0
 
 
-class ToolSplitter:
+class ToolCallParser:
     """Takes text in any pieces; gives (text to show, new parts of calls)."""
 
-    def __init__(self, style: ToolStyle, tools: Sequence[Tool]) -> None:
+    def __init__(self, style: ToolFormat, tools: Sequence[Tool]) -> None:
         self._style = style
         self._opening = re.compile("|".join(map(re.escape, style.openings)))
         self._unread = Unread()
         self._calls = Calls()
         known = {tool.name: _properties(tool) for tool in tools}
-        self._reader = CallReader(self._unread, self._calls, style, known)
+        self._reader = ToolCallReader(self._unread, self._calls, style, known)
         self._said = ""  # since it was last given out
         self._spaces = ""  # the last of what was said, held back
         self._speaking = False  # something but spaces was said
@@ -207,7 +207,7 @@ def _properties(tool: Tool) -> Mapping[str, object]:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class ParsedAnswer:
     """What became certain at once."""
 
     thought: str = ""
@@ -216,12 +216,12 @@ class Parts:
 
 
 @dataclass(slots=True)
-class Parter:
+class AnswerParser:
     """Thoughts come first, then text and calls; calls inside thoughts are thoughts. Without splitters all is said."""
 
-    thoughts: ThinkSplitter | None = None
+    thoughts: ReasoningParser | None = None
     stops: StopFilter = field(default_factory=lambda: StopFilter(()))  # ends the answer, never the thoughts
-    tools: ToolSplitter | None = None
+    tools: ToolCallParser | None = None
     one_call: bool = False  # nothing is wanted after the first one
 
     @property
@@ -247,22 +247,22 @@ class Parter:
         """Whether the answer may end here."""
         return self.one_call and self.tools is not None and self.tools.finished > 0
 
-    def push(self, text: str) -> Parts:
+    def push(self, text: str) -> ParsedAnswer:
         thought, said = self.thoughts.push(text) if self.thoughts is not None else ("", text)
         said = self.stops.push(said)
         if self.tools is None:
-            return Parts(thought, said)
+            return ParsedAnswer(thought, said)
         return self._parts(thought, *self.tools.push(said))
 
-    def flush(self) -> Parts:
+    def flush(self) -> ParsedAnswer:
         """What was held back, at the end of the answer."""
         thought, said = self.thoughts.flush() if self.thoughts is not None else ("", "")
         said = self.stops.push(said) + self.stops.flush()
         if self.tools is None:
-            return Parts(thought, said)
+            return ParsedAnswer(thought, said)
         before, calls = self.tools.push(said)
         after, more = self.tools.flush()
         return self._parts(thought, before + after, (*calls, *more))
 
-    def _parts(self, thought: str, said: str, calls: tuple[CallDelta, ...]) -> Parts:
-        return Parts(thought, said, tuple(call for call in calls if call.index == 0) if self.one_call else calls)
+    def _parts(self, thought: str, said: str, calls: tuple[CallDelta, ...]) -> ParsedAnswer:
+        return ParsedAnswer(thought, said, tuple(call for call in calls if call.index == 0) if self.one_call else calls)

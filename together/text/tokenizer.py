@@ -22,7 +22,7 @@ from together.requests import Grammar, Message, ToolUse
 from together.text.chat_template import DEFAULT, PLAIN, TOOL_USE, ChatTemplate, find_templates, words_json
 from together.text.detokenizer import Decoder, StopFilter, TokenBytes
 from together.text.grammar import Grammars
-from together.text.parser import CLOSE, OPEN, Parter, ThinkSplitter, ToolSplitter
+from together.text.parser import CLOSE, OPEN, AnswerParser, ReasoningParser, ToolCallParser
 from together.text.tool_grammar import call_grammar
 from together.text.vocabulary import TokenBound, Vocabulary
 
@@ -137,17 +137,17 @@ class TextModel:
         """A new incremental decoder for one answer; `before` are the last tokens of a text that goes on."""
         return Decoder(self.tokenizer, before)
 
-    def splitter(self, prompt: str) -> ThinkSplitter | None:
+    def splitter(self, prompt: str) -> ReasoningParser | None:
         """Parts thoughts from the answer to `prompt`, which may open them; None where this model does not think."""
-        return ThinkSplitter(opened=prompt.rstrip().endswith(OPEN)) if self.thinks else None
+        return ReasoningParser(opened=prompt.rstrip().endswith(OPEN)) if self.thinks else None
 
-    def parter(self, prompt: str, use: ToolUse, stops: Sequence[str] = ()) -> Parter:
+    def parter(self, prompt: str, use: ToolUse, stops: Sequence[str] = ()) -> AnswerParser:
         """Parts one answer to the chat `prompt` into thoughts, text and calls of the tools that were offered.
 
         A text of `stops` ends the answer; thoughts may hold it.
         """
-        tools = ToolSplitter(self.template.style, use.tools) if use.tools else None
-        return Parter(self.splitter(prompt), StopFilter(stops), tools, one_call=not use.parallel)
+        tools = ToolCallParser(self.template.style, use.tools) if use.tools else None
+        return AnswerParser(self.splitter(prompt), StopFilter(stops), tools, one_call=not use.parallel)
 
     def call_grammar(self, use: ToolUse, answer: Grammar | None) -> Grammar | None:
         """What an answer must be where tools are offered; `answer` is what the request itself asks of a text."""

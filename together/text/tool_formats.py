@@ -14,7 +14,7 @@ ARGUMENTS_TAG = "[ARGS]"
 
 
 @dataclass(frozen=True, slots=True)
-class ToolStyle:
+class ToolFormat:
     """One way to write calls. `body` is what the model was taught; what is read is any body that can be told apart."""
 
     name: str
@@ -33,15 +33,15 @@ class ToolStyle:
         return (*self.openings, self.closing, ARGUMENTS_TAG, "[CALL_ID]")
 
 
-HERMES = ToolStyle("hermes", ("<tool_call>",), "</tool_call>", spaces="\n")
-CODER = ToolStyle("coder", ("<tool_call>", FUNCTION), "</tool_call>", "function", spaces="\n")
-LLAMA = ToolStyle("llama", ("<|python_tag|>",), arguments="parameters", bare=True, single=True)
-MISTRAL = ToolStyle("mistral", ("[TOOL_CALLS]",), body="list", short_ids=True)
-MISTRAL_NAMED = ToolStyle("mistral-named", ("[TOOL_CALLS]",), body="named", short_ids=True)
-NEMOTRON = ToolStyle("nemotron", ("<TOOLCALL>",), "</TOOLCALL>", "list")
+HERMES = ToolFormat("hermes", ("<tool_call>",), "</tool_call>", spaces="\n")
+CODER = ToolFormat("coder", ("<tool_call>", FUNCTION), "</tool_call>", "function", spaces="\n")
+LLAMA = ToolFormat("llama", ("<|python_tag|>",), arguments="parameters", bare=True, single=True)
+MISTRAL = ToolFormat("mistral", ("[TOOL_CALLS]",), body="list", short_ids=True)
+MISTRAL_NAMED = ToolFormat("mistral-named", ("[TOOL_CALLS]",), body="named", short_ids=True)
+NEMOTRON = ToolFormat("nemotron", ("<TOOLCALL>",), "</TOOLCALL>", "list")
 
 
-def style_of(template: str) -> ToolStyle | None:
+def style_of(template: str) -> ToolFormat | None:
     """The way that a template's own text shows; None if it shows none of these."""
     if MISTRAL.openings[0] in template:
         return MISTRAL_NAMED if ARGUMENTS_TAG in template else MISTRAL

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from together.requests import Grammar, Tool, ToolUse
 from together.text.grammar import STYLE
-from together.text.tool_formats import ARGUMENTS_TAG, ToolStyle, kinds_of
+from together.text.tool_formats import ARGUMENTS_TAG, ToolFormat, kinds_of
 
 Ids = Mapping[str, int]  # of the tags that are tokens of their own
 
@@ -20,7 +20,7 @@ _ANY_TEXT = r"TEXT: /(.|\n)*/"
 _TEXT_NOT_BARE = r"TEXT: /([^{\s](.|\n)*)?/"
 
 
-def call_grammar(style: ToolStyle, use: ToolUse, ids: Ids, answer: Grammar | None) -> Grammar | None:
+def call_grammar(style: ToolFormat, use: ToolUse, ids: Ids, answer: Grammar | None) -> Grammar | None:
     """What an answer must be where tools are offered; `answer` is what the request itself asks of a text.
 
     A call is forced where the request requires one. Where the model is free: with a grammar for its text, it writes
@@ -43,7 +43,7 @@ def _several(use: ToolUse) -> str:
     return "calls" if use.parallel and not use.name else "one"
 
 
-def _calls(style: ToolStyle, tools: Sequence[Tool], ids: Ids, all_strict: bool) -> Iterator[str]:
+def _calls(style: ToolFormat, tools: Sequence[Tool], ids: Ids, all_strict: bool) -> Iterator[str]:
     """The rules `calls`, some, and `one`, exactly one."""
     opening, closing = _tag(style.openings[0], ids), _tag(style.closing, ids) if style.closing else ""
     spaces = _text(style.spaces) if style.spaces else ""
@@ -59,7 +59,7 @@ def _calls(style: ToolStyle, tools: Sequence[Tool], ids: Ids, all_strict: bool) 
     yield from _bodies(style, tools, ids, all_strict)
 
 
-def _among_text(style: ToolStyle, use: ToolUse, ids: Ids) -> Iterator[str]:
+def _among_text(style: ToolFormat, use: ToolUse, ids: Ids) -> Iterator[str]:
     """Any text, in which calls match: once the opening tag is there, a call has to follow."""
     opening, closing = style.openings[0], _tag(style.closing, ids) if style.closing else ""
     gap = r"/[ \n]{0,2}/"
@@ -75,7 +75,7 @@ def _among_text(style: ToolStyle, use: ToolUse, ids: Ids) -> Iterator[str]:
     yield from _bodies(style, use.tools, ids, all_strict=False)
 
 
-def _bodies(style: ToolStyle, tools: Sequence[Tool], ids: Ids, all_strict: bool) -> Iterator[str]:
+def _bodies(style: ToolFormat, tools: Sequence[Tool], ids: Ids, all_strict: bool) -> Iterator[str]:
     yield "body: " + " | ".join(f"tool{number}" for number in range(len(tools)))
     for number, tool in enumerate(tools):
         schema = _closed(tool.parameters) if all_strict or tool.strict else {"type": "object"}

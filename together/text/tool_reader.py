@@ -12,7 +12,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 
 from together.requests import CallDelta
-from together.text.tool_formats import FUNCTION, ToolStyle, as_json, call_of, text_of, typed
+from together.text.tool_formats import FUNCTION, ToolFormat, as_json, call_of, text_of, typed
 
 Reading = Generator[None, None, bool]  # at the end: whether it was a call
 
@@ -112,11 +112,11 @@ class Brackets:
         return False
 
 
-class CallReader:
+class ToolCallReader:
     """Reads calls of one answer from `unread` into `calls`. `known`: the offered tools' properties, by tool name."""
 
     def __init__(
-        self, unread: Unread, calls: Calls, style: ToolStyle, known: Mapping[str, Mapping[str, object]]
+        self, unread: Unread, calls: Calls, style: ToolFormat, known: Mapping[str, Mapping[str, object]]
     ) -> None:
         self._unread = unread
         self._calls = calls

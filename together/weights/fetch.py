@@ -18,7 +18,7 @@ from together.models.manifest import read_manifest, small_files
 from together.models.units import Unit, units_for, words
 from together.types import Endpoint, LayerRange, ModelRef, Source
 from together.weights.find import Found, find_model, find_units
-from together.weights.peers import Link, connected
+from together.weights.peers import PeerLink, connected
 from together.weights.store import DiskFull, Store, UnitBusy, unit_digest
 from together.weights.transfer import (
     FIRST_PATIENCE,
@@ -171,7 +171,7 @@ class Fetcher:
         supplier.answered = True
         return True
 
-    async def _take_skeleton(self, model: ModelRef, link: Link) -> None:
+    async def _take_skeleton(self, model: ModelRef, link: PeerLink) -> None:
         """The manifest and the small files; the fingerprint is computed from these very bytes.
 
         Hashes of units that the source may name are left out: each source answers for the units that it gives.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from together.errors import BrokenModel, Unreachable
-from together.models.fingerprint import OriginalFile
+from together.models.fingerprint import PublishedFile
 from together.models.folder import inside
 from together.models.manifest import CONFIG, Manifest, compose, read_manifest
 from together.models.reading import CHUNK, Digests, stamp_of, units_here
@@ -19,7 +19,7 @@ from together.models.units import Unit, words
 from together.types import ModelRef
 from together.weights.hub_listing import STREAMS, Listing, list_hub, reached, read_remote
 from together.weights.hub_ranges import PATIENCE, Ask, RemoteFile, Stopped, Waiting, pause, read_range
-from together.weights.part import Part
+from together.weights.part import UnitWriter
 from together.weights.store import Store, UnitBusy
 
 MAX_GAPS = 16 * 2**20  # bytes of a file that are in no unit and are fetched to check it; with more it stays unchecked
@@ -35,7 +35,7 @@ class _Place:
     at: int
 
 
-def unchecked_files(folder: Path, manifest: Manifest, home: Path) -> tuple[OriginalFile, ...]:
+def unchecked_files(folder: Path, manifest: Manifest, home: Path) -> tuple[PublishedFile, ...]:
     """Published files whose units are all here and that nobody compared yet, or not since the units changed."""
     here, kept, by_file = units_here(folder, manifest), Digests(home), _places(manifest)
     found = []
@@ -80,11 +80,11 @@ def _places(manifest: Manifest) -> dict[str, list[_Place]]:
     return {name: sorted(places, key=lambda place: place.start) for name, places in found.items()}
 
 
-def _gaps(file: OriginalFile, places: list[_Place]) -> int:
+def _gaps(file: PublishedFile, places: list[_Place]) -> int:
     return file.size - 8 - len(file.header) - sum(place.stop - place.start for place in places)
 
 
-def _sha256(folder: Path, file: OriginalFile, places: list[_Place], remote: RemoteFile) -> str:
+def _sha256(folder: Path, file: PublishedFile, places: list[_Place], remote: RemoteFile) -> str:
     digest = hashlib.sha256(struct.pack("<Q", len(file.header)) + file.header)
     position = 8 + len(file.header)
     for place in places:
@@ -111,7 +111,7 @@ def _stamp(folder: Path, units: list[str]) -> list[list[str | int]]:
     return stamp_of([inside(folder, unit) for unit in units])
 
 
-def _key(folder: Path, file: OriginalFile) -> str:
+def _key(folder: Path, file: PublishedFile) -> str:
     return f"hub {folder.resolve() / file.name}"
 
 
@@ -218,7 +218,7 @@ class _Fetch:
             self._failed.set()
             raise
 
-    def _open(self, unit: Unit) -> Part:
+    def _open(self, unit: Unit) -> UnitWriter:
         """The unit's part, once nobody else of this machine writes it: then it may be whole already."""
         while True:
             try:
@@ -226,7 +226,7 @@ class _Fetch:
             except UnitBusy:
                 pause(_ASK_AGAIN, self._stop)
 
-    def _rest(self, part: Part) -> Iterator[bytes]:
+    def _rest(self, part: UnitWriter) -> Iterator[bytes]:
         for span in part.spans():
             if isinstance(span, bytes):
                 yield span

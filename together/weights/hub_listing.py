@@ -19,13 +19,13 @@ from huggingface_hub.utils.tqdm import silent_tqdm
 
 from together.errors import BadSetting, BrokenModel, Unreachable, UnsupportedModel
 from together.models.checkpoint import INDEX, SINGLE, choose_files, weight_map
-from together.models.fingerprint import OriginalFile, sample_places
+from together.models.fingerprint import PublishedFile, sample_places
 from together.models.folder import most_bytes
 from together.models.headers import MAX_HEADER, FileHeader, Headers, header_length
 from together.models.manifest import CONFIG, small_names
 from together.models.names import is_model_name, is_plain, is_template
 from together.models.recognise import without_weights
-from together.models.units import Piece
+from together.models.units import ByteRange
 from together.quoting import quoted
 from together.weights.hub_ranges import RemoteFile, endpoint, explained, read_range, unreachable
 from together.weights.store import Store
@@ -52,7 +52,7 @@ class Remote:
 
     name: str
     revision: str  # the commit
-    files: tuple[OriginalFile, ...]
+    files: tuple[PublishedFile, ...]
     small: dict[str, bytes]
 
 
@@ -164,14 +164,14 @@ def _header_length(file: RemoteFile) -> int:
     return header_length(Path(file.repo, file.name), b"".join(read_range(file, 0, min(8, file.size))), file.size)
 
 
-def _known(listing: Listing, headers: Sequence[FileHeader], home: Path) -> tuple[OriginalFile, ...]:
+def _known(listing: Listing, headers: Sequence[FileHeader], home: Path) -> tuple[PublishedFile, ...]:
     """The files as the store has them, if it has this commit with these very headers; else none."""
     known = Store(home).published(listing.repo, listing.commit)
     same = [(file.name, file.size, file.header) for file in known] == [(h.file.name, h.size, h.raw) for h in headers]
     return known if same else ()
 
 
-def _sampled(listing: Listing, headers: Sequence[FileHeader]) -> tuple[OriginalFile, ...]:
+def _sampled(listing: Listing, headers: Sequence[FileHeader]) -> tuple[PublishedFile, ...]:
     """The files with samples of their weights, by a few small ranges of each. Raises as `read_range` does."""
     places = sample_places(headers)
     spans = [span for header in headers for span in _joined(places[header.file.name])]
@@ -179,23 +179,23 @@ def _sampled(listing: Listing, headers: Sequence[FileHeader]) -> tuple[OriginalF
         parts = pool.map(lambda span: b"".join(read_range(listing.files[span.file], span.start, span.stop)), spans)
         fetched = list(zip(spans, parts, strict=True))
     return tuple(
-        OriginalFile(header.file.name, header.size, header.raw, _cut(places[header.file.name], fetched))
+        PublishedFile(header.file.name, header.size, header.raw, _cut(places[header.file.name], fetched))
         for header in headers
     )
 
 
-def _joined(places: Sequence[Piece]) -> list[Piece]:
+def _joined(places: Sequence[ByteRange]) -> list[ByteRange]:
     """Ranges that have all places of one file; near ones are one range."""
-    spans: list[Piece] = []
+    spans: list[ByteRange] = []
     for place in places:
         if spans and place.start - spans[-1].stop <= NEAR:
-            spans[-1] = Piece(place.file, spans[-1].start, place.stop)
+            spans[-1] = ByteRange(place.file, spans[-1].start, place.stop)
         else:
             spans.append(place)
     return spans
 
 
-def _cut(places: Sequence[Piece], fetched: Sequence[tuple[Piece, bytes]]) -> bytes:
+def _cut(places: Sequence[ByteRange], fetched: Sequence[tuple[ByteRange, bytes]]) -> bytes:
     """The bytes at `places`, out of ranges that have them."""
     return b"".join(
         data[place.start - span.start : place.stop - span.start]

@@ -17,7 +17,7 @@ from filelock import BaseFileLock
 from together.errors import BrokenModel, TogetherError
 from together.models.manifest import Manifest
 from together.models.reading import CHUNK, require_samples
-from together.models.units import Piece, Unit
+from together.models.units import ByteRange, Unit
 from together.wording import sizes_text
 
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG} | ({errno.EDQUOT} if hasattr(errno, "EDQUOT") else set())
@@ -63,7 +63,7 @@ def gigabytes(size: int) -> str:
     return f"{size} bytes"
 
 
-class Part:
+class UnitWriter:
     """The only writer of its unit while it is open; close it, or use it as a context, so that another may go on.
 
     Blocking: call it from a thread. What was written stays on disk until `finish` or a wrong hash.
@@ -95,7 +95,7 @@ class Part:
         """Bytes that are there: the offset to go on at."""
         return self._size
 
-    def spans(self) -> Iterator[bytes | Piece]:
+    def spans(self) -> Iterator[bytes | ByteRange]:
         """What is still to be written: header bytes, then pieces of original files."""
         return self.unit.spans(self._size)
 
@@ -148,7 +148,7 @@ class Part:
         self._end_stream()
         self._lock.release()
 
-    def __enter__(self) -> Part:
+    def __enter__(self) -> UnitWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

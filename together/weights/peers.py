@@ -30,7 +30,7 @@ Take = Callable[[bytes], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class PeerLink:
     """An open connection to a source; `peer` is its address, for sentences."""
 
     channel: grpc.aio.Channel
@@ -90,11 +90,11 @@ class Link:
 
 
 @asynccontextmanager
-async def connected(source: Endpoint) -> AsyncIterator[Link]:
+async def connected(source: Endpoint) -> AsyncIterator[PeerLink]:
     """A connection to the address that answers first. Raises Unreachable."""
     address = await rpc.fastest(source)
     async with rpc.open_channel(address, source.port) as channel:
-        yield Link(channel, f"{address}:{source.port}")
+        yield PeerLink(channel, f"{address}:{source.port}")
 
 
 CHUNK = 2**20  # bytes of one message

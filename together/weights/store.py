@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from together.errors import BadInput, BrokenModel, TogetherError
-from together.models.fingerprint import OriginalFile
+from together.models.fingerprint import PublishedFile
 from together.models.folder import folder_name, read_bytes, write_synced, write_whole
 from together.models.manifest import Manifest, check_small, describe, is_shard, read_manifest, small_files
 from together.models.names import MANIFEST, is_sha256
@@ -21,7 +21,7 @@ from together.models.reading import read_unit, remember, require_here, require_s
 from together.models.units import Unit, units_for, words
 from together.quoting import quoted
 from together.types import LayerRange
-from together.weights.part import DiskFull, Part, require_space, writing
+from together.weights.part import DiskFull, UnitWriter, require_space, writing
 
 
 def export(folder: Path, layers: LayerRange, target: Path) -> Manifest:
@@ -81,7 +81,17 @@ def _copy(folder: Path, unit: Unit, file: Path) -> str:
 
 
 # What goes with the store, under one name for those who use it.
-__all__ = ["DiskFull", "KnownModel", "Part", "Store", "UnitBusy", "export", "known_model", "read_unit", "unit_digest"]
+__all__ = [
+    "DiskFull",
+    "KnownModel",
+    "Store",
+    "UnitBusy",
+    "UnitWriter",
+    "export",
+    "known_model",
+    "read_unit",
+    "unit_digest",
+]
 
 _LOCK_WITHIN = 30.0  # seconds: a manifest is written in milliseconds
 
@@ -175,7 +185,7 @@ class Store:
         names = words(unit.name for unit in units)
         require_space(folder, sum(unit.size for unit in units) - there, f"{read_manifest(folder).name} ({names})")
 
-    def part(self, fingerprint: str, unit: Unit | str) -> Part:
+    def part(self, fingerprint: str, unit: Unit | str) -> UnitWriter:
         """Open a unit for writing, where the last writer stopped. Raises UnitBusy, DiskFull or BrokenModel."""
         folder = self.folder(fingerprint)
         manifest = read_manifest(folder)
@@ -189,7 +199,7 @@ class Store:
                 lock.acquire(blocking=False)
             except Timeout:
                 raise UnitBusy(f"{name} of {manifest.name} is being written by another task; wait for it") from None
-        return Part(folder, manifest, known, lock, lambda digest: self._finished(folder, known, digest))
+        return UnitWriter(folder, manifest, known, lock, lambda digest: self._finished(folder, known, digest))
 
     def discard(self, fingerprint: str, units: Iterable[str]) -> None:
         """Delete units that proved wrong, and forget their hashes, so that the right bytes are taken next time."""
@@ -205,7 +215,7 @@ class Store:
         """All models that have a folder here."""
         return [known_model(folder) for folder in self._folders()]
 
-    def published(self, name: str, revision: str) -> tuple[OriginalFile, ...]:
+    def published(self, name: str, revision: str) -> tuple[PublishedFile, ...]:
         """The files of a model at this commit of the hub, if it was begun here; else none."""
         for folder in self._folders():
             with suppress(BrokenModel):

@@ -21,7 +21,7 @@ from together.models.units import Unit
 from together.ring.rpc import Broadcast
 from together.types import ModelRef, Source, UnitDigest, UnitRequest
 from together.weights.peers import connected
-from together.weights.store import DiskFull, Part, Store, UnitBusy, read_unit
+from together.weights.store import DiskFull, Store, UnitBusy, UnitWriter, read_unit
 
 log = logging.getLogger(__name__)
 
@@ -273,9 +273,9 @@ class Transfer:
 class Writer:
     """A part whose calls run one after another on a thread of its own, also when their caller is cancelled."""
 
-    def __init__(self, opening: Callable[[], Part]) -> None:
+    def __init__(self, opening: Callable[[], UnitWriter]) -> None:
         self._opening = opening
-        self._part: Part | None = None
+        self._part: UnitWriter | None = None
         self._thread = ThreadPoolExecutor(1, "unit")
 
     @property
@@ -283,7 +283,7 @@ class Writer:
         return self._opened.size
 
     @property
-    def _opened(self) -> Part:
+    def _opened(self) -> UnitWriter:
         assert self._part is not None
         return self._part
 
@@ -314,7 +314,7 @@ class Writer:
 
 
 @asynccontextmanager
-async def writing(opening: Callable[[], Part]) -> AsyncIterator[Writer]:
+async def writing(opening: Callable[[], UnitWriter]) -> AsyncIterator[Writer]:
     """The part that `opening` opens; closed after, whatever happens."""
     writer = Writer(opening)
     try:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import psutil
 
-from together.cluster.loopback import Place, bare_ring
+from together.cluster.loopback import Place, local_ring
 from together.cluster.supervisor import StageProcess
 from together.desktop.bench.shapes import random_checkpoint
 from together.engine.engine import Engine
@@ -67,7 +67,7 @@ class DecodeReport:
     weight_bytes: tuple[int, ...] = ()
 
 
-class Subject(Protocol):
+class DecodeSubject(Protocol):
     """A set-up that can do a round, and say at the end what else it knows."""
 
     async def warm(self) -> None:
@@ -99,7 +99,7 @@ def _check(setups: list[str]) -> None:
             raise BadSetting(f"cannot compare with {setup!r}; give a number of stages, or transformers")
 
 
-def _subject(setup: str, request: DecodeRequest, folder: Path) -> AbstractAsyncContextManager[Subject]:
+def _subject(setup: str, request: DecodeRequest, folder: Path) -> AbstractAsyncContextManager[DecodeSubject]:
     if setup == "transformers":
         return _reference(request, folder)
     return _ring(int(setup), request, folder)
@@ -156,10 +156,10 @@ class _Ring:
 
 
 @asynccontextmanager
-async def _ring(count: int, request: DecodeRequest, folder: Path) -> AsyncIterator[Subject]:
+async def _ring(count: int, request: DecodeRequest, folder: Path) -> AsyncIterator[DecodeSubject]:
     spec = await asyncio.to_thread(read_spec, folder)
     places = tuple(Place(request.backend, request.device, layers) for layers in uniform_ranges(spec.layers, count))
-    async with bare_ring(folder, places, request.dtype, request.prompt + request.new) as ring:
+    async with local_ring(folder, places, request.dtype, request.prompt + request.new) as ring:
         engine = Engine(ring.client, frozenset())
         loop = asyncio.create_task(engine.run())
         try:
@@ -200,7 +200,7 @@ class _Reference:
 
 
 @asynccontextmanager
-async def _reference(request: DecodeRequest, folder: Path) -> AsyncIterator[Subject]:
+async def _reference(request: DecodeRequest, folder: Path) -> AsyncIterator[DecodeSubject]:
     process = await spawn("backends.on_torch.reference", str(folder), request.device, request.dtype)
     try:
         yield _Reference(process, request)

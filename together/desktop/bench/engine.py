@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 
-from together.cluster.loopback import Place, bare_ring
+from together.cluster.loopback import Place, local_ring
 from together.desktop.bench.shapes import random_checkpoint
 from together.engine.engine import Engine
 from together.models.spec import ModelSpec, read_spec
@@ -130,7 +130,7 @@ async def _people(request: EngineRequest, folder: Path) -> AsyncIterator[_People
         Place(request.backend, request.device, layers) for layers in uniform_ranges(spec.layers, request.stages)
     )
     context = max(PROMPT + request.new, 2 * request.long_prompt, FAR + SPAN if request.flat else 0)
-    async with bare_ring(folder, places, request.dtype, context, users=max(3, request.concurrent)) as ring:
+    async with local_ring(folder, places, request.dtype, context, users=max(3, request.concurrent)) as ring:
         size = spec.hidden_size * DTYPE_BYTES[request.dtype]
         engine = Engine(ring.client, frozenset(), token_bytes=size)
         loop = asyncio.create_task(engine.run())

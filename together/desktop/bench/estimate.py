@@ -14,7 +14,7 @@ from together.desktop.bench.decode import DecodeReport, DecodeRequest, bench_dec
 from together.desktop.bench.shapes import random_checkpoint
 from together.models.spec import ModelSpec, read_spec
 from together.planning.memory import cache_tokens, workspace_bytes
-from together.planning.problem import Link, NodeProfile, Problem, Share, Split
+from together.planning.problem import Assignment, Link, NodeProfile, Problem, Split
 from together.planning.score import score_of
 from together.planning.split import uniform_ranges
 from together.ring import rpc
@@ -90,7 +90,7 @@ def plan_of(
         context=cache_tokens(request.prompt + request.new, 1),
     )
     shares = zip(names, uniform_ranges(spec.layers, stages), strict=True)
-    return problem, Split(tuple(Share(name, layers) for name, layers in shares))
+    return problem, Split(tuple(Assignment(name, layers) for name, layers in shares))
 
 
 async def _loopback(size: int) -> LinkSpeed:

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from together.cluster.loopback import Place, bare_ring
+from together.cluster.loopback import Place, local_ring
 from together.engine.engine import Engine
 from together.errors import NotServing, TogetherError, Unreachable
 from together.requests import GenerateRequest, Message
@@ -264,7 +264,7 @@ async def _engine(plan: dict[str, Any], context: int) -> AsyncIterator[Engine]:
         Place(stage["backend"], stage["device"], LayerRange(stage["layers"]["start"], stage["layers"]["stop"]))
         for stage in plan["stages"]
     )
-    async with bare_ring(Path(plan["model"]["path"]), places, plan["dtype"], context) as ring:
+    async with local_ring(Path(plan["model"]["path"]), places, plan["dtype"], context) as ring:
         engine = Engine(ring.client, frozenset())
         loop = asyncio.create_task(engine.run())
         try:

@@ -19,7 +19,7 @@ TILE = 2**22  # random numbers made once and repeated: speed does not depend on 
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """A Llama-architecture model by its numbers; `hidden`, `intermediate` and `head_dim` in elements."""
 
     layers: int
@@ -74,12 +74,12 @@ class Shape:
 
 
 SHAPES = {
-    "llama-3.2-1b": Shape(16, 2048, 8192, 32, 8, 64, 128256, tied=True),
-    "llama-3.2-3b": Shape(28, 3072, 8192, 24, 8, 128, 128256, tied=True),
-    "llama-3.1-8b": Shape(32, 4096, 14336, 32, 8, 128, 128256, tied=False),
-    "qwen2.5-0.5b": Shape(24, 896, 4864, 14, 2, 64, 151936, tied=True),
-    "smollm2-135m": Shape(30, 576, 1536, 9, 3, 64, 49152, tied=True),
-    "tiny": Shape(4, 64, 128, 4, 2, 16, 512, tied=True),
+    "llama-3.2-1b": ModelShape(16, 2048, 8192, 32, 8, 64, 128256, tied=True),
+    "llama-3.2-3b": ModelShape(28, 3072, 8192, 24, 8, 128, 128256, tied=True),
+    "llama-3.1-8b": ModelShape(32, 4096, 14336, 32, 8, 128, 128256, tied=False),
+    "qwen2.5-0.5b": ModelShape(24, 896, 4864, 14, 2, 64, 151936, tied=True),
+    "smollm2-135m": ModelShape(30, 576, 1536, 9, 3, 64, 49152, tied=True),
+    "tiny": ModelShape(4, 64, 128, 4, 2, 16, 512, tied=True),
 }
 
 

@@ -36,13 +36,13 @@ from together.desktop.doctor.checks import (
     Disk,
     Facts,
     Measured,
+    MeasuredShape,
     Multicast,
     Neighbour,
+    NodeRoute,
     Nvidia,
     Ports,
     RingStage,
-    Shape,
-    Way,
 )
 from together.errors import AppError, BadSetting, TogetherError
 from together.models.folder import read_bytes
@@ -60,7 +60,7 @@ _LIBRARIES = ("torch", "transformers", "mlx", "mlx-lm", "numpy", "grpcio", "grad
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class DoctorSubject:
     """The shape that devices are measured at: a model's config.json."""
 
     model: str
@@ -69,15 +69,15 @@ class Subject:
     config: bytes
 
 
-def subject_of(folder: Path | None, settings: Settings) -> Subject:
+def subject_of(folder: Path | None, settings: Settings) -> DoctorSubject:
     """The model in `folder`, or a shape that people know. Raises BadSetting, UnsupportedModel or BrokenModel."""
     if folder is None:
         dtype = _dtype(settings.dtype, "bf16")
         shape = SHAPES[USUAL_SHAPE]
-        return Subject(USUAL_SHAPE, shape.layers, dtype, json.dumps(shape.config(dtype)).encode())
+        return DoctorSubject(USUAL_SHAPE, shape.layers, dtype, json.dumps(shape.config(dtype)).encode())
     spec = read_shape(folder)
     usual: Dtype = "fp32" if folder.resolve() == BUNDLED else spec.dtype  # as the app would load it
-    return Subject(spec.name, spec.layers, _dtype(settings.dtype, usual), read_bytes(folder, CONFIG))
+    return DoctorSubject(spec.name, spec.layers, _dtype(settings.dtype, usual), read_bytes(folder, CONFIG))
 
 
 def _dtype(text: str, usual: Dtype) -> Dtype:
@@ -87,7 +87,7 @@ def _dtype(text: str, usual: Dtype) -> Dtype:
     raise BadSetting(f"there is no dtype {text!r}; choose one of {', '.join(DTYPES)}")
 
 
-async def gather(settings: Settings, subject: Subject) -> Facts:
+async def gather(settings: Settings, subject: DoctorSubject) -> Facts:
     """Takes seconds. What cannot be known is a fact as well. Raises AppError where the app could not keep anything."""
     home = settings.home_path
     try:
@@ -113,7 +113,7 @@ async def gather(settings: Settings, subject: Subject) -> Facts:
         memory_free=memory.available,
         memory_usable=parse_bytes(settings.memory) if settings.memory else shared_memory(1),
         busy_percent=busy,
-        shape=Shape(subject.model, subject.layers, subject.dtype),
+        shape=MeasuredShape(subject.model, subject.layers, subject.dtype),
         measured=await _measure(settings, subject, devices, anew=running is None),
         disk=Disk(str(home), disk.total, disk.free),
         ports=find_ports(settings),
@@ -138,7 +138,7 @@ async def _devices(settings: Settings) -> tuple[str, tuple[Device, ...], str]:
 
 
 async def _measure(
-    settings: Settings, subject: Subject, devices: tuple[Device, ...], *, anew: bool
+    settings: Settings, subject: DoctorSubject, devices: tuple[Device, ...], *, anew: bool
 ) -> tuple[Measured, ...]:
     """Each device; where an app runs, what it goes by: measuring would disturb it and be disturbed."""
     home = settings.home_path
@@ -265,7 +265,7 @@ def look_at(running: RunningApp) -> App:
         cluster = running.ask("cluster", {}) if nodes else {}
     except (TogetherError, KeyError, TypeError) as error:
         return replace(app, trouble=str(error))
-    links = tuple(Way(link["a"], link["b"], link["ms"]) for link in cluster.get("links", ()))
+    links = tuple(NodeRoute(link["a"], link["b"], link["ms"]) for link in cluster.get("links", ()))
     return replace(app, links=links, ring=ring_of(status, cluster), place=cluster.get("head") or "")
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from together.cluster.measure import LIFE
-from together.desktop.doctor.checks import App, Facts, Measured, Problem, problems
+from together.desktop.doctor.checks import App, Diagnosis, Facts, Measured, problems
 from together.desktop.doctor.facts import gather, subject_of
 from together.desktop.show import one_line
 from together.errors import BadSetting
@@ -39,11 +39,11 @@ def run_doctor(settings: Settings, model: str | None, as_json: bool) -> int:
     return 1 if found else 0
 
 
-def show_json(facts: Facts, found: tuple[Problem, ...]) -> str:
+def show_json(facts: Facts, found: tuple[Diagnosis, ...]) -> str:
     return json.dumps({"ok": not found, "facts": asdict(facts), "problems": [asdict(item) for item in found]}, indent=2)
 
 
-def show(facts: Facts, found: tuple[Problem, ...], console: Console) -> None:
+def show(facts: Facts, found: tuple[Diagnosis, ...], console: Console) -> None:
     """For a person. A stranger's name is no markup, and no order to the terminal either."""
     for line in (*_machine(facts), *_devices(facts), *(_app(facts.app) if facts.app else ()), "", *_verdict(found)):
         console.print(Text(one_line(line)), soft_wrap=True)
@@ -112,6 +112,6 @@ def _app(app: App) -> Iterator[str]:
         yield f"  layers {stage.layers} on {stage.place}" + (f": {stage.ms:.1f} ms for a token" if stage.ms else "")
 
 
-def _verdict(found: tuple[Problem, ...]) -> Iterator[str]:
+def _verdict(found: tuple[Diagnosis, ...]) -> Iterator[str]:
     yield "to fix:" if found else "nothing is wrong"
     yield from (f"- {problem}" for problem in found)

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import accumulate
 from math import inf
 
-from together.planning.problem import Problem, Share, Split
+from together.planning.problem import Assignment, Problem, Split
 from together.types import LayerRange
 
 
@@ -63,7 +63,7 @@ EPSILON = 1e-9  # relative: times closer than this are the same time
 
 
 @dataclass(frozen=True)
-class Instance:
+class SearchProblem:
     """Nodes that can hold a layer, and the head, sorted by name, so that the order of the input cannot matter.
 
     `hops[i][j]` in ms (infinite: unusable); `prefix[l]` bytes of the first l layers with KV; `most[i]` layers by count,
@@ -156,7 +156,7 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Candidate:
     """A found plan: node indices in ring order, how many layers each, ms per token and of the slowest stage."""
 
     order: tuple[int, ...]
@@ -165,7 +165,7 @@ class Choice:
     slowest_ms: float
     score: float
 
-    def beats(self, other: Choice | None) -> bool:
+    def beats(self, other: Candidate | None) -> bool:
         """Lower score, then lower token time; fewer machines where both are the same."""
         if other is None or differ(self.score, other.score):
             return other is None or self.score < other.score
@@ -178,14 +178,14 @@ def differ(a: float, b: float) -> bool:
     return abs(a - b) > EPSILON * max(abs(a), abs(b))
 
 
-def choice_of(instance: Instance, order: tuple[int, ...], counts: tuple[int, ...], ring_ms: float) -> Choice:
+def choice_of(instance: SearchProblem, order: tuple[int, ...], counts: tuple[int, ...], ring_ms: float) -> Candidate:
     fixed = [*(instance.fixed[i] for i in order[:-1]), instance.closing[order[-1]]]
     times = [own + count * instance.speeds[i] for i, own, count in zip(order, fixed, counts, strict=True)]
     token = sum(times) + ring_ms
-    return Choice(order, counts, token, max(times), max(token / instance.users, max(times)))
+    return Candidate(order, counts, token, max(times), max(token / instance.users, max(times)))
 
 
-def compile_problem(problem: Problem, only: Iterable[str] | None = None) -> Instance:
+def compile_problem(problem: Problem, only: Iterable[str] | None = None) -> SearchProblem:
     """The instance of a problem; with `only` these nodes alone may take layers."""
     allowed = {node.name for node in problem.nodes} if only is None else set(only)
     layers, kv = problem.model.layers, problem.kv_bytes_per_layer
@@ -200,7 +200,7 @@ def compile_problem(problem: Problem, only: Iterable[str] | None = None) -> Inst
     names = tuple(node.name for node, _ in kept)
     known = {frozenset((link.a, link.b)): inf if link.ms is None else link.ms for link in problem.links}
     hops = tuple(tuple(0.0 if a == b else known.get(frozenset((a, b)), problem.hop_ms) for b in names) for a in names)
-    return Instance(
+    return SearchProblem(
         names=names,
         speeds=tuple(node.ms_per_layer for node, _ in kept),
         fixed=tuple(node.ms_per_stage for node, _ in kept),
@@ -220,10 +220,10 @@ def compile_problem(problem: Problem, only: Iterable[str] | None = None) -> Inst
     )
 
 
-def split_of(instance: Instance, choice: Choice) -> Split:
+def split_of(instance: SearchProblem, choice: Candidate) -> Split:
     stops = list(accumulate(choice.counts))
     shares = [
-        Share(instance.names[node], LayerRange(stop - count, stop))
+        Assignment(instance.names[node], LayerRange(stop - count, stop))
         for node, count, stop in zip(choice.order, choice.counts, stops, strict=True)
     ]
     return Split(tuple(shares))

@@ -9,7 +9,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from together.planning.search.instance import EPSILON, Choice, Instance, best_limits, choice_of
+from together.planning.search.instance import EPSILON, Candidate, SearchProblem, best_limits, choice_of
 from together.planning.search.rings import ring_ms
 
 Floats = NDArray[np.float64]
@@ -35,7 +35,7 @@ class Span:
 class Windows:
     """Costs of the stages of one instance."""
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: SearchProblem) -> None:
         self.instance = instance
         self.stops = np.arange(instance.layers + 1)
         self.prefix = np.array(instance.prefix)
@@ -127,7 +127,7 @@ Members = NDArray[np.intp]  # [sets, nodes in each]
 class Ordered:
     """Sweeps over one instance."""
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: SearchProblem) -> None:
         self.instance = instance
         self.count = len(instance.names)
         self.hops = np.array(instance.hops, dtype=np.float64).reshape(self.count, self.count)
@@ -145,7 +145,7 @@ class Ordered:
         ascending = np.argsort(sets)  # of equal plans the first found is taken
         return _Step(node, size, sets[ascending], members[ascending])
 
-    def best(self) -> Choice | None:
+    def best(self) -> Candidate | None:
         """The best plan; of those within the tolerance, the best of the fewest machines."""
         best = self._search(range(1, self.largest + 1))
         if best is None or self.instance.tolerance == 0:
@@ -156,16 +156,16 @@ class Ordered:
                 return self.exactly(size)
         return best
 
-    def exactly(self, size: int) -> Choice | None:
+    def exactly(self, size: int) -> Candidate | None:
         """The best plan of so many machines."""
         return self._search(range(size, size + 1)) if size <= self.largest else None
 
-    def _search(self, sizes: range) -> Choice | None:
+    def _search(self, sizes: range) -> Candidate | None:
         """The best plan of these sizes."""
         free = best = self._under(inf, sizes)
         if free is None:
             return None
-        plans: dict[float, Choice | None] = {}
+        plans: dict[float, Candidate | None] = {}
 
         def token_ms(limit: float) -> float:
             plan = plans[limit] = self._under(limit, sizes)
@@ -179,7 +179,7 @@ class Ordered:
             best = found if found and found.beats(best) else best
         return best
 
-    def _under(self, limit: float, sizes: range) -> Choice | None:
+    def _under(self, limit: float, sizes: range) -> Candidate | None:
         """The plan of these sizes with the lowest token time under a limit."""
         sweep = _Sweep(self, limit, sizes[-1])
         found = [sweep.best[size] for size in sizes if size in sweep.best]

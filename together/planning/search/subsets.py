@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from together.planning.search.instance import EPSILON, Choice, Instance, best_limits, choice_of, count_under, differ
+from together.planning.search.instance import (
+    EPSILON,
+    Candidate,
+    SearchProblem,
+    best_limits,
+    choice_of,
+    count_under,
+    differ,
+)
 from together.planning.search.rings import EndedRings, Rings, ring_ms
 
 Stages = list[tuple[float, float, int]]  # ms per layer, ms per stage, cap; fastest first
@@ -20,7 +28,7 @@ class Filled:
     limit: float
 
 
-def stages_of(instance: Instance, nodes: list[int], ends: tuple[int | None, int] | None = None) -> Stages:
+def stages_of(instance: SearchProblem, nodes: list[int], ends: tuple[int | None, int] | None = None) -> Stages:
     """What `fill` needs of these nodes, which are in order of `speed_order`; with the first and the last of them.
 
     Without ends, as if nobody had to be first or last.
@@ -38,7 +46,7 @@ def stages_of(instance: Instance, nodes: list[int], ends: tuple[int | None, int]
     ]
 
 
-def fill(instance: Instance, stages: Stages, ring_ms: float, bound: float = inf) -> Filled | None:
+def fill(instance: SearchProblem, stages: Stages, ring_ms: float, bound: float = inf) -> Filled | None:
     """The best fill with at least one layer each; None where nothing fits or nothing reaches `bound`.
 
     There must not be more stages than layers.
@@ -56,7 +64,7 @@ def fill(instance: Instance, stages: Stages, ring_ms: float, bound: float = inf)
     return _balanced(instance, stages, ring_ms, token, slowest)
 
 
-def _balanced(instance: Instance, stages: Stages, ring_ms: float, free_ms: float, slowest: float) -> Filled:
+def _balanced(instance: SearchProblem, stages: Stages, ring_ms: float, free_ms: float, slowest: float) -> Filled:
     best = Filled(inf, inf, inf)
 
     def token_ms(limit: float) -> float:
@@ -111,7 +119,7 @@ def _even(stages: Stages, caps: list[int], counts: list[int], alike: list[int]) 
         counts[min(free, key=lambda i: (stages[i][1] + counts[i] * stages[i][0], i))] += 1
 
 
-def speed_order(instance: Instance, nodes: list[int]) -> list[int]:
+def speed_order(instance: SearchProblem, nodes: list[int]) -> list[int]:
     """Fastest per layer first; among equals by their place."""
     return sorted(nodes, key=lambda i: (instance.speeds[i], i))
 
@@ -136,7 +144,7 @@ class _Found:
 class Subsets:
     """All subsets of an instance's nodes and their rings."""
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: SearchProblem) -> None:
         self.instance = instance
         self.members = sum(1 << i for i in instance.able)
         self._order = speed_order(instance, list(instance.able))
@@ -144,7 +152,7 @@ class Subsets:
         kind = EndedRings if instance.ends_weigh else Rings
         self._rings: Rings | EndedRings = kind(instance.hops, instance.head, self.members, self._late)
 
-    def best(self) -> Choice | None:
+    def best(self) -> Candidate | None:
         """The best plan; of those within the tolerance, the best of the fewest machines."""
         sizes = self._best_by_size()
         if not sizes:
@@ -157,7 +165,7 @@ class Subsets:
                 chosen = sizes[size] if sizes[size].beats(chosen) else chosen
         return self._choice(chosen)
 
-    def exactly(self, nodes: tuple[int, ...]) -> Choice | None:
+    def exactly(self, nodes: tuple[int, ...]) -> Candidate | None:
         """The best plan that uses all of these nodes; None where there is none."""
         found = self._find(sum(1 << node for node in nodes), inf) if len(nodes) <= self.instance.layers else None
         return None if found is None else self._choice(found)
@@ -210,7 +218,7 @@ class Subsets:
                 best, bound = found, filled.score
         return best
 
-    def _choice(self, found: _Found) -> Choice:
+    def _choice(self, found: _Found) -> Candidate:
         nodes = [i for i in self._order if found.mask >> i & 1]
         stages, order = stages_of(self.instance, nodes, found.ends), self._ring_of(found)
         counts = dict(zip(nodes, counts_of(stages, self.instance.layers, found.filled.limit), strict=True))

@@ -14,7 +14,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from together.planning.search.instance import EPSILON, Choice, Instance, best_limits, choice_of
+from together.planning.search.instance import EPSILON, Candidate, SearchProblem, best_limits, choice_of
 from together.planning.search.ordered import Windows
 from together.planning.search.rings import ring_ms
 from together.planning.search.subsets import speed_order
@@ -25,7 +25,7 @@ _FAR = 1e6  # ms that an unusable link counts in a tour; in a plan it is never u
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Route:
     """Nodes in the order in which a ring may visit them, ms to begin at each, and ms to come back from each.
 
     With `last`, rings of two machines and more end at that one.
@@ -40,15 +40,15 @@ class Way:
 class Tours:
     """The search along every way of one instance, or along the given ones."""
 
-    def __init__(self, instance: Instance, given: list[Way] | None = None) -> None:
+    def __init__(self, instance: SearchProblem, given: list[Route] | None = None) -> None:
         self.instance = instance
         self.hops = np.array(instance.hops, dtype=np.float64)
         self.windows = Windows(instance)
         self.ways = ways(instance) if given is None else given
 
-    def best(self) -> list[Choice]:
+    def best(self) -> list[Candidate]:
         """The best plan found, and, where the tolerance allows fewer machines, that one too."""
-        best: Choice | None = None
+        best: Candidate | None = None
         along = self.ways[0] if self.ways else None
         for way in self.ways:
             if best is None or self._promises(way, best):
@@ -60,7 +60,7 @@ class Tours:
         fewer = self._fewer(best, along) if self.instance.tolerance > 0 and len(best.order) > 1 else None
         return [best] if fewer is None else [best, fewer]
 
-    def _promises(self, way: Way, best: Choice) -> bool:
+    def _promises(self, way: Route, best: Candidate) -> bool:
         """Whether the way has anything better than the best so far."""
         aim = best.score * (1 - EPSILON)
         if way.last is not None and not self._can_close(way.last, aim):
@@ -80,7 +80,7 @@ class Tours:
         early = Tours(replace(self.instance, closing=self.instance.fixed), self.ways[-1:])
         return _Walk(early, early.ways[0], inf, 1).token_ms(0)
 
-    def _search(self, way: Way) -> Choice | None:
+    def _search(self, way: Route) -> Candidate | None:
         free = best = _Walk(self, way, inf, 1).trace(0)
         if free is None:
             return None
@@ -97,7 +97,7 @@ class Tours:
             best = found if found and found.beats(best) else best
         return best
 
-    def _fewer(self, best: Choice, way: Way) -> Choice | None:
+    def _fewer(self, best: Candidate, way: Route) -> Candidate | None:
         """The plan of fewest machines along a way within the tolerance, if it has fewer."""
         bound = best.score * (1 + self.instance.tolerance + EPSILON)
         most = len(best.order) - 1
@@ -114,7 +114,7 @@ class Tours:
 class _Walk:
     """All states along one way under one limit: `value[place][machines, layers]`. One row: machines are not counted."""
 
-    def __init__(self, tours: Tours, way: Way, limit: float, rows: int) -> None:
+    def __init__(self, tours: Tours, way: Route, limit: float, rows: int) -> None:
         self.tours, self.instance, self.way, self.rows = tours, tours.instance, way, rows
         self.spans = tours.windows.spans(limit)
         self.value: Floats = np.full((len(way.order), rows, self.instance.layers + 1), inf)
@@ -145,7 +145,7 @@ class _Walk:
     def token_ms(self, row: int) -> float:
         return float(self.ends[:, row].min())
 
-    def trace(self, row: int) -> Choice | None:
+    def trace(self, row: int) -> Candidate | None:
         """The cheapest plan of a row (of so many machines, where they are counted)."""
         if self.token_ms(row) == inf:
             return None
@@ -184,13 +184,13 @@ class _Walk:
 # --- ways -------------------------------------------------------------------------------------------------------------
 
 
-def ways(instance: Instance) -> list[Way]:
+def ways(instance: SearchProblem) -> list[Route]:
     """The orders to search: along a short tour from the head, or, without one, from each of a few good nodes."""
     found = _any_end(instance)
     return [*_closing(instance, found[0].order), *found] if found and instance.last_slower else found
 
 
-def _closing(instance: Instance, order: tuple[int, ...]) -> list[Way]:
+def _closing(instance: SearchProblem, order: tuple[int, ...]) -> list[Route]:
     """The order with one node at its end, which must be the last: all nodes where hops are alike, else the quickest."""
     head, hops = instance.head, instance.hops
     last = sorted(order, key=lambda i: (instance.closing[i] + instance.speeds[i], i))
@@ -202,11 +202,11 @@ def _closing(instance: Instance, order: tuple[int, ...]) -> list[Way]:
         turned = (*after, *before, node) if head is None else (*before, *after, node)
         ends = hops[node if head is None else head]
         back = 0.0 if head is None else ends[node]
-        found.append(Way(turned, tuple(ends[i] for i in turned), (*(inf for _ in turned[1:]), back), node))
+        found.append(Route(turned, tuple(ends[i] for i in turned), (*(inf for _ in turned[1:]), back), node))
     return found
 
 
-def _any_end(instance: Instance) -> list[Way]:
+def _any_end(instance: SearchProblem) -> list[Route]:
     nodes = speed_order(instance, list(instance.able))
     if not nodes:
         return []
@@ -219,25 +219,25 @@ def _any_end(instance: Instance) -> list[Way]:
     if len(others) <= 1:  # all hops alike: it does not matter who is first
         back = next(iter(others), 0.0)
         orders = [tuple(nodes), tuple(reversed(nodes))] if instance.by_bytes else [tuple(nodes)]
-        return [Way(order, (0.0,) * len(nodes), (back,) * len(nodes)) for order in orders]
+        return [Route(order, (0.0,) * len(nodes), (back,) * len(nodes)) for order in orders]
     tour = _tour(hops, nodes)
     found = []
     for anchor in promising(instance)[:ANCHORS]:
         place = tour.index(anchor)
         order = tuple(tour[place:] + tour[:place])
         start = tuple(0.0 if i == anchor else inf for i in order)
-        found.append(Way(order, start, tuple(hops[i][anchor] for i in order)))
+        found.append(Route(order, start, tuple(hops[i][anchor] for i in order)))
     return found
 
 
-def _from_head(instance: Instance, order: tuple[int, ...]) -> Way:
+def _from_head(instance: SearchProblem, order: tuple[int, ...]) -> Route:
     """A head that takes layers stands at an end of the order, where a hop to it is none."""
     assert instance.head is not None
     hops = tuple(instance.hops[instance.head][i] for i in order)
-    return Way(order, hops, hops)
+    return Route(order, hops, hops)
 
 
-def promising(instance: Instance) -> list[int]:
+def promising(instance: SearchProblem) -> list[int]:
     """Nodes by how likely a good plan uses them: the least time per layer when full first."""
 
     def per_layer(node: int) -> float:
