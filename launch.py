@@ -5,7 +5,8 @@ old Python gets a sentence and not a SyntaxError.
 
     python3 launch.py                        start the app
     python3 launch.py ARGS...                the same as `python -m together ARGS...`
-    python3 launch.py test [--full] [ARGS]   ruff, mypy and pytest ARGS; --full adds the long tests
+    python3 launch.py check                  ruff, mypy and the sizes of files: seconds
+    python3 launch.py test [--full] [ARGS]   the same and pytest ARGS; --full adds the long tests
 
 All that launch.py itself has to say goes to stderr: stdout belongs to the app.
 """
@@ -167,17 +168,16 @@ def venv_version(root: Path) -> Optional[str]:
     except (OSError, subprocess.SubprocessError):
         return None
     version = answer.stdout.decode(errors="replace").strip()
-    if answer.returncode or tuple(map(int, version.split("."))) < OLDEST_PYTHON:
-        return None
-    return version
+    old = answer.returncode or tuple(map(int, version.split("."))) < OLDEST_PYTHON
+    return None if old else version
 
 
 def make_venv(root: Path) -> None:
     """Makes .venv anew, whatever is there. Raises Refused with the reason where that is not possible."""
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
         raise Refused("this Python cannot make virtual environments; install python3-venv (Debian and Ubuntu) first")
-    state = "replacing the .venv that does not run" if os.path.lexists(str(root / ".venv")) else "making .venv"
-    say(f"{state} with Python {platform.python_version()} (one time)")
+    state = "replacing the broken" if os.path.lexists(str(root / ".venv")) else "making"
+    say(f"{state} .venv with Python {platform.python_version()} (one time)")
     command = [sys.executable, "-m", "venv", "--clear", str(root / ".venv")]
     made = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if made.returncode:
@@ -203,11 +203,10 @@ if sys.platform == "win32":
         import msvcrt
 
         os.lseek(file, 1 << 30, os.SEEK_SET)  # far behind the end: a locked byte cannot be read by others
-        try:
+        with contextlib.suppress(OSError):
             msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
+            return True
+        return False
 
 else:
 
@@ -250,8 +249,7 @@ def wanted_stamp(root: Path, build: TorchBuild, files: Sequence[str]) -> Dict[st
 
 def is_ready(root: Path, wanted: Dict[str, str]) -> bool:
     """Whether .venv runs and all of `wanted` is installed in it. What else was installed (for tests) may stay."""
-    stamp = read_stamp(root)
-    version = venv_version(root)
+    stamp, version = read_stamp(root), venv_version(root)
     return version is not None and {**stamp, **wanted, "python": version} == stamp
 
 
@@ -291,9 +289,8 @@ def install_torch(root: Path, machine: Machine, build: TorchBuild) -> None:
     say(f"installing {pin.group()}, {kind}: {build.why} ({build.size})")
     arguments = ["--upgrade", pin.group()]  # --upgrade: a driver that came later turns the CPU build into a CUDA build
     if machine.system != "Windows" or build.name != "cpu":  # on Windows the CPU build is the default one
-        url = TORCH_INDEX + build.name
-        if index_answers(url + "/torch/"):
-            arguments += ["--extra-index-url", url]
+        if index_answers(f"{TORCH_INDEX}{build.name}/torch/"):
+            arguments += ["--extra-index-url", TORCH_INDEX + build.name]
         else:
             say("PyTorch's own index does not answer, so pip takes the build that it finds (it may be several GB)")
     pip_install(root, arguments)
@@ -350,24 +347,24 @@ def start_app(root: Path, arguments: Sequence[str]) -> int:
             return app.wait()
 
 
-def run_tests(root: Path, arguments: Sequence[str]) -> int:
-    """Runs every step, also after one that failed, pytest last. Returns 0 only where all passed."""
+CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["tests.support.sizes"])
+
+
+def pytest_command(arguments: Sequence[str]) -> List[str]:
     marker = ["-m", ""] if "--full" in arguments else []  # overrides the -m of pyproject.toml
     chosen = [argument for argument in arguments if argument != "--full"]
     # All of them run two files at a time: most wait for processes that start.
-    together = [] if chosen else ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
-    steps = [
-        ("ruff check", ["ruff", "check", "."]),
-        ("ruff format", ["ruff", "format", "--check", "."]),
-        ("mypy", ["mypy"]),
-        ("pytest", ["pytest", "-q", *marker, *together, *chosen]),
-    ]
+    return ["pytest", "-q", *marker, *(chosen or ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"])]
+
+
+def run_steps(root: Path, commands: Sequence[List[str]]) -> int:
+    """Runs every step, also after one that failed. Returns 0 only where all passed."""
     failed = []
-    for name, command in steps:
-        say(name)
+    for command in commands:
+        say(" ".join(command))
         if subprocess.call([str(venv_python(root)), "-m", *command], cwd=str(root)):
-            failed.append(name)
-    say("failed: {}".format(", ".join(failed)) if failed else "all passed: ruff, mypy, pytest")
+            failed.append(" ".join(command[:2]))
+    say("failed: " + ", ".join(failed) if failed else "all passed")
     return 1 if failed else 0
 
 
@@ -383,9 +380,11 @@ def main(arguments: Sequence[str], root: Path = ROOT) -> int:
         sentence = unsupported(machine)
         if sentence:
             raise Refused(sentence)
-        testing = list(arguments[:1]) == ["test"]
-        prepare(root, machine, testing)
-        return run_tests(root, arguments[1:]) if testing else start_app(root, arguments)
+        verb = arguments[0] if arguments else ""
+        prepare(root, machine, verb in ("check", "test"))
+        if verb in ("check", "test"):
+            return run_steps(root, [*CHECKS, *([pytest_command(arguments[1:])] if verb == "test" else [])])
+        return start_app(root, arguments)
     except Refused as reason:
         say(str(reason))
         return 1

@@ -48,6 +48,7 @@ FILES = {
     "requirements.txt": "torch==2.13.0; python_version > '3'\ntiny~=1.0\n",
     "requirements-mlx.txt": "-r requirements.txt\n",
     "requirements-test.txt": "ruff\nmypy\npytest\n",
+    "tests/support/sizes.py": TOOL,
 }
 Start = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -193,7 +194,7 @@ def test_a_broken_venv_is_made_anew(checkout: Path, start: Start) -> None:
     launch.venv_python(checkout).unlink()
     answer = start(checkout)
     assert answer.returncode == 7
-    assert "replacing the .venv that does not run" in answer.stderr
+    assert "replacing the broken .venv" in answer.stderr
 
 
 # --- what can go wrong
@@ -307,14 +308,17 @@ def test_the_tests_run_every_step(checkout: Path, start: Start) -> None:
         "ruff ['check', '.']",
         "ruff ['format', '--check', '.']",
         "mypy []",
+        "support []",
         "pytest ['-q', '-k', 'one']",
     ]
-    assert passed.stderr.endswith("together: all passed: ruff, mypy, pytest\n")
+    assert passed.stderr.endswith("together: all passed\n")
+    assert ran(start(checkout, "check")) == ran(passed)[:-1]
 
     failed = start(checkout, "test", "--full", FAIL="mypy")
     assert failed.returncode == 1
     assert ran(failed)[2:] == [
         "mypy []",
+        "support []",
         "pytest ['-q', '-m', '', '-n', '2', '--dist', 'loadfile', '--no-loadscope-reorder']",
     ]
     assert failed.stderr.endswith("together: failed: mypy\n")

@@ -14,8 +14,9 @@ import facts
 import phrasings
 import questions
 import unknowns
-from program import ABOUT_ME, HOW_TO, REFUSAL, TERMS, Topic
+from program import ABOUT_ME, HOW_TO, REFUSAL, Topic
 from questions import Wordings
+from terms import TERMS
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,8 +57,8 @@ class TableReader:
         try:
             value, end = _decode(text)
         except json.JSONDecodeError as error:
-            is_long = at + most < len(self._data) and (error.pos > most // 2 or "Unterminated" in error.msg)
-            reason = f"it has more than {most} bytes" if is_long else f"{error.msg} after {error.pos} letters"
+            limit = f", or it has more than {most} bytes" if at + most < len(self._data) else ""
+            reason = f"{error.msg} after {error.pos} letters{limit}"
             raise ValueError(f"what begins at byte {at}: {reason}") from None
         except RecursionError:
             raise ValueError(f"what begins at byte {at}: it is nested too deep") from None

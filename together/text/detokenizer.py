@@ -91,9 +91,7 @@ class Decoder:
         self._pending.append(token_id)
         try:
             text = self._stream.step(self._tokenizer, token_id)
-        except Exception as error:  # the library raises nothing narrower
-            if "Invalid prefix" not in str(error):
-                raise
+        except Exception:  # the library raises nothing narrower; what it cannot stream is decoded as a whole
             return self._start_over()
         if text:
             self._pending.clear()
