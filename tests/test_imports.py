@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # first two floors also its neighbours. Tests and examples are free.
 WORDS = tuple(
     f"together.{name}"
-    for name in ("types", "requests", "errors", "settings", "quoting", "wording", "memory", "processes")
+    for name in ("types", "requests", "errors", "settings", "quoting", "wording", "memory", "processes", "jsonfile")
 )
 LAYERS = (
     WORDS,
@@ -39,7 +39,7 @@ NEIGHBOURLY = 2
 ACROSS = {("webui", f"together.api.{name}") for name in ("guard", "port", "stream")}
 FREE = ("together.__main__", "together.desktop")  # they start everything, so they may import all of ours
 
-STDLIB_ONLY = tuple(name for name in WORDS if name != "together.memory")
+STDLIB_ONLY = tuple(name for name in WORDS if name not in ("together.memory", "together.jsonfile"))
 PURE_ENGINE = tuple(f"together.engine.{name}" for name in ("scheduler", "cost", "prefixes", "sequence"))
 PURE = ("together.planning", "together.sampling", *PURE_ENGINE)
 NETWORK = ("asyncio", "grpc", "http", "select", "selectors", "socket", "ssl")

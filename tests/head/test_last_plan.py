@@ -62,7 +62,7 @@ def test_a_broken_file_is_ignored_with_a_log_line(
     (tmp_path / FILE).write_text(good.replace('"stop": 3', '"stop": 0') if broken == "wrong layers" else broken)
     with caplog.at_level(logging.WARNING):
         assert LastPlans.read(tmp_path).last is None
-    assert "is not a plan that this version can read" in caplog.text
+    assert "the last plan is ignored" in caplog.text
     assert str(tmp_path / FILE) in caplog.text
 
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ipaddress
-import json
 import logging
-import os
 import secrets
 import socket
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 from filelock import FileLock, Timeout
 
 from together.errors import AppError, BadSetting
+from together.jsonfile import recall_json, write_json
 from together.settings import Settings
 from together.types import Endpoint
 
@@ -52,17 +51,18 @@ def claim_node_id(home: Path) -> tuple[str, FileLock]:
     raise AppError(f"{SLOTS} nodes run here already; stop one first")
 
 
+@dataclass(frozen=True, slots=True)
+class _StoredId:
+    id: str
+
+
 def _stored(path: Path) -> str:
     """The id in `path`, made on first use."""
-    try:
-        return str(json.loads(path.read_text())["id"])
-    except (OSError, ValueError, KeyError, TypeError):
-        made = secrets.token_hex(8)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps({"id": made}))
-        part.replace(path)
-        return made
+    known = recall_json(path, _StoredId)
+    if known is None:
+        known = _StoredId(secrets.token_hex(8))
+        write_json(path, known)
+    return known.id
 
 
 def node_name(settings: Settings) -> str:

@@ -13,11 +13,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from importlib import import_module
 from math import isfinite
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import psutil
 
@@ -69,14 +69,10 @@ class Finding:
         """Whether it need not be measured again now."""
         return not self.disturbed or 0 <= time.time() - self.at < LIFE
 
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> Finding:
-        """From what `asdict` makes of one. Raises KeyError, TypeError or ValueError for anything else."""
-        found = cls(DeviceProfile(**values["profile"]), values["busy"], values["at"])
-        numbers = (*asdict(found.profile).values(), found.busy, found.at)
-        if not all(isinstance(number, int | float) and isfinite(number) and number >= 0 for number in numbers):
+    def __post_init__(self) -> None:
+        """Raises ValueError for a figure that is negative or not finite."""
+        if not all(isfinite(number) and number >= 0 for number in (*astuple(self.profile), self.busy, self.at)):
             raise ValueError("not a finding")
-        return found
 
 
 def measure(order: Order) -> Finding:

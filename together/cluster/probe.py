@@ -10,7 +10,7 @@ import importlib.util
 import json
 import platform
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,10 +19,19 @@ from filelock import AsyncFileLock
 
 from backends.base import open_backend
 from together.errors import AppError, BadSetting
+from together.jsonfile import decode_json, recall_json, write_json
 from together.processes import spawn
 from together.types import Device
 
 PATIENCE = 120.0  # seconds for a framework to import and look
+
+
+@dataclass(frozen=True, slots=True)
+class _Probed:
+    """A backend's answer as it is kept, and the build that gave it."""
+
+    build: str
+    devices: tuple[Device, ...]
 
 
 def default_backend() -> str:
@@ -40,13 +49,13 @@ async def find_devices(backend: str, home: Path) -> tuple[Device, ...]:
     Nodes that start together ask once. A machine whose only device is its CPU is asked again only after an update,
     since psutil knows its memory; an accelerator's free memory is asked for every time. `home` exists.
     """
+    file = home / f"devices-{backend}.json"
     async with AsyncFileLock(home / "devices.lock"):
-        known = await asyncio.to_thread(_recall, home / f"devices-{backend}.json", backend)
+        known = await asyncio.to_thread(_recall, file, backend)
         if known:
             return known
         devices = await _ask(backend)
-        text = json.dumps({"build": _build(backend), "devices": [asdict(device) for device in devices]})
-        await asyncio.to_thread((home / f"devices-{backend}.json").write_text, text)
+        await asyncio.to_thread(write_json, file, _Probed(_build(backend), devices))
         return devices
 
 
@@ -55,9 +64,9 @@ async def _ask(backend: str) -> tuple[Device, ...]:
     async with asyncio.timeout(PATIENCE):
         output, errors = await process.communicate()
     try:
-        found = [Device(**values) for values in json.loads(output.splitlines()[-1])]
+        found = decode_json(output.splitlines()[-1], tuple[Device, ...])
         return tuple(sorted(found, key=lambda device: device.name == "cpu"))
-    except (ValueError, IndexError, TypeError):
+    except (ValueError, IndexError):
         said = errors.decode(errors="replace").strip().splitlines()
         raise BadSetting(said[-1] if said else f"backend {backend} found no device") from None
 
@@ -74,15 +83,11 @@ def _build(backend: str) -> str:
 
 def _recall(file: Path, backend: str) -> tuple[Device, ...]:
     """The stored answer with today's memory, or nothing where it is of another build or may have changed."""
-    try:
-        stored = json.loads(file.read_text())
-        devices = tuple(Device(**values) for values in stored["devices"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return ()
-    if stored.get("build") != _build(backend) or any(device.name != "cpu" for device in devices):
+    stored = recall_json(file, _Probed)
+    if stored is None or stored.build != _build(backend) or any(device.name != "cpu" for device in stored.devices):
         return ()
     memory = psutil.virtual_memory()
-    return tuple(replace(device, total_bytes=memory.total, free_bytes=memory.available) for device in devices)
+    return tuple(replace(device, total_bytes=memory.total, free_bytes=memory.available) for device in stored.devices)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -25,6 +25,7 @@ from together.cluster.measure import REFUSED, Finding, Order
 from together.cluster.supervisor import SHORT_WAITS, ending
 from together.cluster.witness import Witness
 from together.errors import BadSetting, LoadFailed
+from together.jsonfile import decode_json, recall_json, write_json
 from together.processes import spawn
 from together.ring import rpc
 from together.types import Blob, Device, DeviceProfile, Endpoint, LinkOrder, LinkSpeed, MeasureOrder
@@ -218,8 +219,8 @@ class Profiler:
         output, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())
         code = await process.wait()
         try:
-            return Finding.parse(json.loads(output))
-        except (ValueError, TypeError, KeyError):
+            return decode_json(output, Finding)
+        except ValueError:
             said = [line for line in errors.decode(errors="replace").splitlines() if line.strip()]
             cause = said[-1].strip()[:500] if said and code >= 0 else (await ending(process, witness, ""))[0]
             kind = BadSetting if code == REFUSED else LoadFailed
@@ -269,27 +270,24 @@ def _shape(config: bytes) -> bytes:
         return config
 
 
+@dataclass(frozen=True, slots=True)
+class _KeptFinding:
+    key: str
+    found: Finding
+
+
 def _file(home: Path, key: str) -> Path:
     return home / "profiles" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
 
 def _recall(home: Path, key: str) -> Finding | None:
-    try:
-        stored = json.loads(_file(home, key).read_text(encoding="utf-8"))
-        return Finding.parse(stored["found"]) if stored["key"] == key else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+    stored = recall_json(_file(home, key), _KeptFinding)
+    return stored.found if stored is not None and stored.key == key else None
 
 
 def _keep(home: Path, key: str, found: Finding) -> None:
-    """Whole or not at all; without it the next one measures again."""
-    file = _file(home, key)
-    part = file.with_suffix(f".{os.getpid()}.part")
+    """Without it, the next one measures again."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({"key": key, "found": asdict(found)}, indent=1), encoding="utf-8")
-        part.replace(file)
+        write_json(_file(home, key), _KeptFinding(key, found))
     except OSError as error:
         log.warning("cannot keep what was measured: %s", error)
-        with suppress(OSError):
-            part.unlink()

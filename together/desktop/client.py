@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from together import __version__
 from together.errors import AppError, TogetherError, Unreachable
+from together.jsonfile import recall_json, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,8 @@ class AppLock:
         return True
 
     def announce(self, url: str) -> None:
-        """Say where we listen. Written aside and moved: nobody ever reads half of it."""
-        aside = self._port_file.with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps(asdict(Announced(os.getpid(), url, __version__))), "utf-8")
-        aside.replace(self._port_file)
+        """Write down where we listen."""
+        write_json(self._port_file, Announced(os.getpid(), url, __version__))
 
     def release(self) -> None:
         self._port_file.unlink(missing_ok=True)
@@ -69,11 +68,7 @@ def is_held(home: Path) -> bool:
 
 def read_announced(home: Path) -> Announced | None:
     """The port file, None where there is none that can be read."""
-    try:
-        data = json.loads(_port_file(home).read_text("utf-8"))
-        return Announced(int(data["pid"]), str(data["url"]), str(data["version"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return recall_json(_port_file(home), Announced)
 
 
 def _port_file(home: Path) -> Path:

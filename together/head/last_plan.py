@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
-
-from together.models.folder import write_whole
+from together.jsonfile import BrokenFile, read_json, write_json
 from together.models.manifest import CONFIG
 from together.planning.request import PlanRequest
 from together.types import Dtype, LayerRange, ModelRef, NodeStatus, Plan, Serving, ServingState
@@ -98,13 +96,9 @@ class LastPlans:
     @classmethod
     def read(cls, home: Path) -> LastPlans:
         try:
-            data = (home / FILE).read_bytes()
-        except OSError:
-            return cls(home)
-        try:
-            return cls(home, _FORMAT.validate_json(data, strict=True))
-        except (ValidationError, RecursionError) as error:
-            log.warning("%s is not a plan that this version can read, and is ignored: %s", home / FILE, _first(error))
+            return cls(home, read_json(home / FILE, LastPlan))
+        except BrokenFile as error:
+            log.warning("the last plan is ignored: %s", error)
             return cls(home)
 
     def keep(self, last: LastPlan) -> None:
@@ -112,8 +106,7 @@ class LastPlans:
             return
         self.last = last
         try:
-            self.home.mkdir(parents=True, exist_ok=True)
-            write_whole(self.home / FILE, _FORMAT.dump_json(last, indent=2))
+            write_json(self.home / FILE, last)
         except OSError as error:
             log.warning("the plan is not remembered for the next start: %s", error)
 
@@ -126,9 +119,6 @@ class LastPlans:
         return " ".join(_sentences(self.last, tuple(nodes)))
 
 
-_FORMAT = TypeAdapter(LastPlan)
-
-
 def _sentences(last: LastPlan, nodes: tuple[NodeStatus, ...]) -> Iterator[str]:
     """Machines by the names that they have now."""
     names = {node.id: node.name for node in nodes}
@@ -136,11 +126,3 @@ def _sentences(last: LastPlan, nodes: tuple[NodeStatus, ...]) -> Iterator[str]:
     yield f"Last: {last.model.name} on {shares}."
     if gone := last.gone(nodes):
         yield f"{names_text(gone)} {'is' if len(gone) == 1 else 'are'} not here now, so loading it plans anew."
-
-
-def _first(error: ValidationError | RecursionError) -> str:
-    if isinstance(error, RecursionError):
-        return "it is nested too deep"
-    found = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    path = ".".join(str(part) for part in found["loc"])
-    return f"{path}: {found['msg']}" if path else found["msg"]

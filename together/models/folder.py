@@ -1,14 +1,12 @@
-"""A model's folder as files: names that stay inside it, size limits, JSON, atomic writes."""
+"""A model's folder as files: names that stay inside it, size limits, JSON."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import stat
 from pathlib import Path
-from threading import get_ident
 from typing import Any
 
 from together.errors import BrokenModel
@@ -174,26 +172,6 @@ def unreadable(file: Path, error: OSError) -> BrokenModel:
     """The error for a file that is there and cannot be read: another copy of it would not help."""
     reason = error.strerror or error
     return BrokenModel(f"{title(file.parent)}/{file.name} cannot be read ({reason}); check the rights and the disk")
-
-
-def write_whole(file: Path, data: bytes) -> None:
-    """Replace `file` in one step, so that a reader sees the old bytes or the new ones. Raises OSError."""
-    part = file.with_name(f"{file.name}.{os.getpid()}-{get_ident()}.new")
-    try:
-        write_synced(part, data)
-        os.replace(part, file)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def write_synced(file: Path, data: bytes) -> None:
-    """Write a new file, down to the disk; its folder may be new. Raises OSError."""
-    file.parent.mkdir(exist_ok=True)
-    with file.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from together.errors import BrokenModel
-from together.models.folder import broken, inside, title, unreadable, write_whole
+from together.jsonfile import recall_json, write_json
+from together.models.folder import broken, inside, title, unreadable
 from together.models.headers import TensorInfo, check_header
 from together.models.manifest import Manifest, is_shard, read_manifest
 from together.models.units import ByteRange, Unit, words
 from together.settings import load_settings
 
-Stamp = list[list[str | int]]  # name, bytes and modification time in ns of every file that was read
+Stamp = tuple[tuple[str, int, int], ...]  # name, bytes and modification time in ns of every file that was read
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptDigest:
+    key: str
+    stamp: Stamp
+    sha256: str
 
 
 class Digests:
@@ -26,26 +34,26 @@ class Digests:
 
     def get(self, key: str, stamp: Stamp) -> str | None:
         """The sha256 kept for `key`, if it was of files with this very stamp."""
-        try:
-            kept = json.loads(self._file(key).read_bytes())
-            digest = kept["sha256"] if (kept["key"], kept["stamp"]) == (key, stamp) else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return digest if isinstance(digest, str) else None
+        kept = recall_json(self._file(key), _KeptDigest)
+        return kept.sha256 if kept is not None and (kept.key, kept.stamp) == (_text(key), stamp) else None
 
     def put(self, key: str, stamp: Stamp, sha256: str) -> None:
         with suppress(OSError):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._file(key), json.dumps({"key": key, "stamp": stamp, "sha256": sha256}).encode())
+            write_json(self._file(key), _KeptDigest(_text(key), stamp, sha256))
 
     def _file(self, key: str) -> Path:
-        return self._folder / f"{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}.json"
+        return self._folder / f"{hashlib.sha256(_text(key).encode()).hexdigest()[:32]}.json"
+
+
+def _text(key: str) -> str:
+    """A path may hold bytes that are no text."""
+    return key.encode("utf-8", "backslashreplace").decode()
 
 
 def stamp_of(files: Sequence[Path]) -> Stamp:
     """What tells a changed file from an unchanged one. Raises OSError."""
     found = [(file.name, file.stat()) for file in files]
-    return [[name, facts.st_size, facts.st_mtime_ns] for name, facts in found]
+    return tuple((name, facts.st_size, facts.st_mtime_ns) for name, facts in found)
 
 
 def sha256_of(chunks: Iterable[bytes]) -> str:

@@ -14,7 +14,7 @@ from together.errors import BrokenModel, Unreachable
 from together.models.fingerprint import PublishedFile
 from together.models.folder import inside
 from together.models.manifest import CONFIG, Manifest, compose, read_manifest
-from together.models.reading import CHUNK, Digests, stamp_of, units_here
+from together.models.reading import CHUNK, Digests, Stamp, stamp_of, units_here
 from together.models.units import Unit, words
 from together.types import ModelRef
 from together.weights.hub_listing import STREAMS, Listing, list_hub, reached, read_remote
@@ -107,7 +107,7 @@ def _read(folder: Path, place: _Place) -> Iterator[bytes]:
             left -= len(data)
 
 
-def _stamp(folder: Path, units: list[str]) -> list[list[str | int]]:
+def _stamp(folder: Path, units: list[str]) -> Stamp:
     return stamp_of([inside(folder, unit) for unit in units])
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from together.errors import BadInput, BrokenModel, TogetherError
+from together.jsonfile import write_synced, write_whole
 from together.models.fingerprint import PublishedFile
-from together.models.folder import folder_name, read_bytes, write_synced, write_whole
+from together.models.folder import folder_name, read_bytes
 from together.models.manifest import Manifest, check_small, describe, is_shard, read_manifest, small_files
 from together.models.names import MANIFEST, is_sha256
 from together.models.reading import read_unit, remember, require_here, require_samples, unit_digest, units_here
