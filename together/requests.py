@@ -159,7 +159,7 @@ class AnswerChunk:
     reasoning: str = ""  # what the model thought, without its tags; it comes before the text
     logprobs: tuple[TokenLogprob, ...] = ()  # of tokens whose text is shown by now, where asked for
     index: int = 0  # of the choice that it belongs to
-    calls: tuple[CallDelta, ...] = ()  # parts of tool calls, in order
+    tool_calls: tuple[CallDelta, ...] = ()  # parts of tool calls, in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +169,8 @@ class Message:
     role: str
     content: str
     reasoning: str = ""
-    calls: tuple[ToolCall, ...] = ()  # of an assistant
-    call_id: str = ""  # of a tool's answer: the call that it answers
+    tool_calls: tuple[ToolCall, ...] = ()  # of an assistant
+    tool_call_id: str = ""  # of a tool's answer: the call that it answers
 
 
 @dataclass(frozen=True, slots=True)

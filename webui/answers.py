@@ -90,30 +90,30 @@ class AnswerDelta:
     """An answer so far: what was thought, and for how long, then what is said."""
 
     text: str = ""
-    thoughts: str = ""
+    reasoning: str = ""
     last: AnswerChunk = field(default_factory=lambda: AnswerChunk(""))
     _since: float = 0.0  # the first thought, on the monotonic clock
     _until: float = 0.0  # the first letter of the text
 
     def add(self, piece: AnswerChunk) -> None:
         now = time.monotonic()
-        if piece.reasoning and not self.thoughts:
+        if piece.reasoning and not self.reasoning:
             self._since = now
         if piece.text and not self.text:
             self._until = now
         self.text += piece.text
-        self.thoughts += piece.reasoning
+        self.reasoning += piece.reasoning
         self.last = piece
 
     def turns(self, ended: bool = False) -> Turns:
         """As the chat shows it; the measurements when it has ended."""
         line = measured(self.last) if ended else ""
         answer = turn("assistant", self.text or ("" if ended else "…"), *([line] if line else []))
-        if not self.thoughts:
+        if not self.reasoning:
             return [answer]
         seconds = (self._until or time.monotonic()) - self._since
         title = f"{THOUGHT} {seconds:.0f} s" if self.text or ended else f"{THINKING} {seconds:.0f} s"
-        return [thought(self.thoughts, title), *([answer] if self.text or ended else [])]
+        return [thought(self.reasoning, title), *([answer] if self.text or ended else [])]
 
 
 async def _growing(pieces: AsyncIterator[AnswerChunk], said: AnswerDelta) -> AsyncGenerator[None, None]:

@@ -307,14 +307,14 @@ def test_a_stop_text_ends_the_answer_and_not_the_thoughts(
 ) -> None:
     parter = AnswerParser(ReasoningParser(opened=True), StopFilter(stops))
     parts = [parter.push(text[i : i + size]) for i in range(0, len(text), size)] + [parter.flush()]
-    assert "".join(part.thought for part in parts) == thought
-    assert "".join(part.said for part in parts) == said
+    assert "".join(part.reasoning for part in parts) == thought
+    assert "".join(part.text for part in parts) == said
     assert parter.stopped == (said != text.partition("</think>")[2])
 
 
 def test_letters_are_withheld_until_they_are_no_stop_text() -> None:
     parter = AnswerParser(None, StopFilter(["STOP"]))
-    assert (parter.push("a ST").said, parter.withheld) == ("a ", 2)
-    assert (parter.push("AR").said, parter.withheld) == ("STAR", 0)
-    assert (parter.push(" STOP more").said, parter.withheld) == (" ", 9)
-    assert (parter.push("on").said, parter.withheld) == ("", 11)
+    assert (parter.push("a ST").text, parter.withheld) == ("a ", 2)
+    assert (parter.push("AR").text, parter.withheld) == ("STAR", 0)
+    assert (parter.push(" STOP more").text, parter.withheld) == (" ", 9)
+    assert (parter.push("on").text, parter.withheld) == ("", 11)

@@ -108,11 +108,11 @@ def test_arguments_that_are_no_object_are_named_where_a_template_cannot_take_the
     source = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | items | list }}"
     source += "{% endfor %}{% endfor %}{{ tools }}<tool_call>"
     calls = (ToolCall("1", "f", arguments),)
-    talk = [Message("user", "Hi"), Message("assistant", "", calls=calls), Message("tool", "ok", call_id="1")]
+    talk = [Message("user", "Hi"), Message("assistant", "", tool_calls=calls), Message("tool", "ok", tool_call_id="1")]
     with pytest.raises(BadRequest, match="refuses") as caught:
         rendered(source, talk)
     assert caught.value.param == "messages.1"
-    assert culprit([Message("user", "Hi"), Message("assistant", "", calls=(ToolCall("1", "f", ""),))]) is None
+    assert culprit([Message("user", "Hi"), Message("assistant", "", tool_calls=(ToolCall("1", "f", ""),))]) is None
 
 
 messages_of = st.lists(

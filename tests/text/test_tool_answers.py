@@ -83,7 +83,7 @@ async def answer(engine: Engine, model: TextModel, request: ChatRequest) -> list
 
 
 def calls_of(pieces: Sequence[AnswerChunk], choice: int = 0) -> list[tuple[str, str]]:
-    deltas = [delta for piece in pieces if piece.index == choice for delta in piece.calls]
+    deltas = [delta for piece in pieces if piece.index == choice for delta in piece.tool_calls]
     heads = [delta for delta in deltas if delta.id]
     assert len({head.id for head in heads}) == len(heads)
     return [(head.name, "".join(each.arguments for each in deltas if each.index == head.index)) for head in heads]

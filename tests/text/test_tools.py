@@ -234,8 +234,8 @@ def test_the_template_shows_the_style(template: str, style: ToolFormat | None) -
 # --- into the template ------------------------------------------------------------------------------------------------
 
 ASKED = Message("user", "Do it")
-CALLED = Message("assistant", "", calls=(ToolCall("call_1", "f", '{"a": 1}'), ToolCall("call_2", "g", "")))
-TALK = (ASKED, CALLED, Message("tool", "one", call_id="call_1"), Message("tool", "two", call_id="call_2"))
+CALLED = Message("assistant", "", tool_calls=(ToolCall("call_1", "f", '{"a": 1}'), ToolCall("call_2", "g", "")))
+TALK = (ASKED, CALLED, Message("tool", "one", tool_call_id="call_1"), Message("tool", "two", tool_call_id="call_2"))
 
 
 def rendered(folder: Path, template: str, messages: Sequence[Message], tools: Sequence[Tool] = TOOLS) -> str:
@@ -267,7 +267,7 @@ def test_a_template_that_takes_one_call_in_a_turn_gets_them_one_by_one(tmp_path:
 
 
 def test_results_that_belong_to_no_call_are_kept() -> None:
-    stray = Message("tool", "stray", call_id="call_9")
+    stray = Message("tool", "stray", tool_call_id="call_9")
     told = [message.content for message in one_by_one((*TALK[:2], stray, *TALK[2:], ASKED))]
     assert told == ["Do it", "", "one", "", "two", "stray", "Do it"]
 
@@ -277,7 +277,7 @@ def test_ids_are_made_short_where_the_template_asks_for_it(tmp_path: Path) -> No
         "{% for t in tools or [] %}{% endfor %}[TOOL_CALLS]{% for m in messages %}{% for c in m.tool_calls or [] %}"
         "{{ c.id }};{% endfor %}{% if m.role == 'tool' %}{{ m.tool_call_id }};{% endif %}{% endfor %}"
     )
-    short = Message("tool", "x", call_id="abcDEF123")
+    short = Message("tool", "x", tool_call_id="abcDEF123")
     ids = rendered(tmp_path, template, (*TALK, short)).removeprefix("[TOOL_CALLS]").split(";")
     assert ids[:2] == ids[2:4]
     assert ids[0] != ids[1]
@@ -287,7 +287,7 @@ def test_ids_are_made_short_where_the_template_asks_for_it(tmp_path: Path) -> No
 
 def test_arguments_that_are_no_object_stay_text(tmp_path: Path) -> None:
     template = "{% if tools %}{% endif %}<tool_call>{{ messages[0].tool_calls[0].function.arguments }}"
-    broken = Message("assistant", "", calls=(ToolCall("c", "f", '{"a": '),))
+    broken = Message("assistant", "", tool_calls=(ToolCall("c", "f", '{"a": '),))
     assert rendered(tmp_path, template, [broken]) == '<tool_call>{"a": '
 
 

@@ -33,7 +33,7 @@ class ChoiceBuffer:
     """One choice so far."""
 
     texts: list[str] = field(default_factory=list)
-    thoughts: list[str] = field(default_factory=list)
+    reasoning_parts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     call_parts: list[CallDelta] = field(default_factory=list)
     finish: FinishReason | None = None
@@ -44,10 +44,10 @@ class ChoiceBuffer:
 
     @property
     def reasoning(self) -> str:
-        return "".join(self.thoughts)
+        return "".join(self.reasoning_parts)
 
     @property
-    def calls(self) -> list[ToolCall]:
+    def tool_calls(self) -> list[ToolCall]:
         """The tool calls, each put together from its parts."""
         arguments: dict[int, list[str]] = {}
         for part in self.call_parts:
@@ -57,9 +57,9 @@ class ChoiceBuffer:
 
     def add(self, piece: AnswerChunk) -> None:
         self.texts.append(piece.text)
-        self.thoughts.append(piece.reasoning)
+        self.reasoning_parts.append(piece.reasoning)
         self.logprobs += piece.logprobs
-        self.call_parts += piece.calls
+        self.call_parts += piece.tool_calls
         self.finish = piece.finish
 
 
@@ -133,7 +133,7 @@ class ChatFormatter:
         if piece.text:
             delta["content"] = piece.text
         deltas: list[Delta] = [delta] if delta else []
-        deltas += [{"tool_calls": [call_delta(part)]} for part in piece.calls]
+        deltas += [{"tool_calls": [call_delta(part)]} for part in piece.tool_calls]
         if not deltas and piece.logprobs:
             deltas.append({"content": ""})
         for place, each in enumerate(deltas):
@@ -155,7 +155,7 @@ class ChatFormatter:
         }
 
     def _choice(self, index: int, choice: ChoiceBuffer) -> ChatChoice:
-        calls = [called(call) for call in choice.calls]
+        calls = [called(call) for call in choice.tool_calls]
         text = choice.text if choice.text or not calls else None
         found: ChatChoice = {
             "index": index,

@@ -284,14 +284,14 @@ def check_calls(messages: Sequence[Message]) -> None:
     """Raises BadRequest for calls that are not an assistant's, and for a tool's message that answers no call."""
     known: set[str] = set()
     for index, message in enumerate(messages):
-        if message.calls and message.role != "assistant":
+        if message.tool_calls and message.role != "assistant":
             raise _wrong(index, "tool_calls", f"only an assistant calls tools, not the role {message.role}")
-        known.update(call.id for call in message.calls)
-        if message.role == "tool" and not message.call_id:
+        known.update(call.id for call in message.tool_calls)
+        if message.role == "tool" and not message.tool_call_id:
             raise _wrong(index, "tool_call_id", "a message of the role tool says which call it answers")
-        if message.role == "tool" and message.call_id not in known:
+        if message.role == "tool" and message.tool_call_id not in known:
             raise _wrong(
-                index, "tool_call_id", f"no assistant's message before it has a call {quoted(message.call_id)}"
+                index, "tool_call_id", f"no assistant's message before it has a call {quoted(message.tool_call_id)}"
             )
 
 

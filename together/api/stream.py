@@ -207,7 +207,7 @@ class RequestLog:
             self._end()
 
     def _see(self, piece: AnswerChunk) -> None:
-        if self._first is None and (piece.text or piece.reasoning or piece.calls or piece.finish):
+        if self._first is None and (piece.text or piece.reasoning or piece.tool_calls or piece.finish):
             self._first = time.perf_counter() - self._began
             self.metrics.first_token.observe(self._first)
         if piece.finish is None:

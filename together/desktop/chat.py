@@ -50,7 +50,7 @@ class Talk:
 
 @dataclass(slots=True)
 class Shown:
-    """One answer on its way to the terminal, its thoughts dimmed. A pipe gets the answer only, letter for letter."""
+    """One answer on its way to the terminal, its reasoning dimmed. A pipe gets the answer only, letter for letter."""
 
     text: str = ""
     person: bool = field(default_factory=lambda: sys.stdout.isatty())
@@ -58,29 +58,29 @@ class Shown:
     _begun: bool = False
 
     def add(self, piece: ChatDelta) -> None:
-        if piece.thought:
-            self._think(piece.thought)
+        if piece.reasoning:
+            self._think(piece.reasoning)
         if piece.text:
             self.text += piece.text
             self.write(piece.text)
 
     def write(self, text: str) -> None:
-        self._end_thoughts()
+        self._end_reasoning()
         self._begun = True
         _write(printable(text) if self.person else text)
 
     def end(self) -> None:
-        self._end_thoughts()
+        self._end_reasoning()
         if self._begun:
             _write("\n")
 
-    def _think(self, thought: str) -> None:
+    def _think(self, reasoning: str) -> None:
         if self._thinking_since is None:
             self._thinking_since = time.monotonic()
             self._dim("Thinking…\n")
-        self._dim(thought)
+        self._dim(reasoning)
 
-    def _end_thoughts(self) -> None:
+    def _end_reasoning(self) -> None:
         if self._thinking_since is None:
             return
         seconds, self._thinking_since = time.monotonic() - self._thinking_since, None

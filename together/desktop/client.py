@@ -82,10 +82,10 @@ ANSWERS_WITHIN = 5.0  # seconds; an app that is asked to stop and says nothing f
 
 @dataclass(frozen=True, slots=True)
 class ChatDelta:
-    """A piece of an answer; what a model thought comes before its text."""
+    """A piece of an answer; the model's reasoning comes before its text."""
 
     text: str = ""
-    thought: str = ""
+    reasoning: str = ""
 
 
 class RunningApp:

@@ -219,7 +219,7 @@ class _Answer:
 
     def __init__(self, model: TextModel, parter: AnswerParser, index: int, before: Sequence[int] = ()) -> None:
         self._decoder: Decoder = model.decoder(before)
-        shown = (model.tags if parter.thoughts else {}, model.tool_tags if parter.tools else {})
+        shown = (model.tags if parter.reasoning else {}, model.tool_tags if parter.tools else {})
         self._tags = {token_id: tag for tags in shown for tag, token_id in tags.items()}
         self._parter = parter
         self._index = index
@@ -259,13 +259,13 @@ class _Answer:
         parts = self._parter.push(text)
         self._add(parts)
         self._logprobs.shown_but(self._parter.withheld)
-        if was_thinking or self._parter.thinking or parts.thought:
+        if was_thinking or self._parter.thinking or parts.reasoning:
             self._thought = self._count
 
     def _add(self, parts: ParsedAnswer) -> None:
-        self._reasoning += parts.thought
-        self._text += parts.said
-        self._calls += parts.calls
+        self._reasoning += parts.reasoning
+        self._text += parts.text
+        self._calls += parts.tool_calls
 
     def finish(self, reason: FinishReason | None) -> FinishReason | None:
         """Why the answer ends now, if it does; lets go of the text held back until here."""
@@ -286,7 +286,7 @@ class _Answer:
             reasoning=self._reasoning,
             logprobs=self._logprobs.take(),
             index=self._index,
-            calls=tuple(self._calls),
+            tool_calls=tuple(self._calls),
         )
         self._text = self._reasoning = ""
         self._tokens.clear()

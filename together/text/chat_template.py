@@ -218,7 +218,7 @@ class ChatTemplate:
 
     def _side_for(self, messages: Sequence[Message], tools: Sequence[Tool], chosen: str | None) -> _Side:
         if chosen is None:
-            has_calls = any(message.calls or message.role == "tool" for message in messages)
+            has_calls = any(message.tool_calls or message.role == "tool" for message in messages)
             return self._tools if tools or has_calls else self._plain
         if chosen not in self._named:
             names = ", ".join(self._named) or "none"

@@ -27,7 +27,7 @@ def forms(messages: Sequence[Message]) -> Iterator[list[Message]]:
 def culprit(messages: Sequence[Message]) -> int | None:
     """Which message a template most likely refuses: calls that are no JSON object, a late system, a repeated role."""
     for index, message in enumerate(messages):
-        if not all(_is_object(call.arguments) for call in message.calls):
+        if not all(_is_object(call.arguments) for call in message.tool_calls):
             return index
     for index in range(1, len(messages)):
         roles = messages[index - 1].role, messages[index].role
@@ -77,7 +77,13 @@ def _merged(messages: Iterable[Message]) -> list[Message]:
     runs: list[list[Message]] = []
     for message in messages:
         before = runs[-1][-1] if runs else None
-        if before is None or before.role != message.role or message.role == "tool" or before.calls or message.calls:
+        if (
+            before is None
+            or before.role != message.role
+            or message.role == "tool"
+            or before.tool_calls
+            or message.tool_calls
+        ):
             runs.append([message])
         else:
             runs[-1].append(message)
@@ -122,7 +128,7 @@ def _described(tool: Tool) -> Turn:
 
 def native_turns(messages: Sequence[Message], style: ToolFormat) -> list[Turn]:
     """`style` says what the template refuses: several calls in one turn, or ids of any length."""
-    names = {call.id: call.name for message in messages for call in message.calls}
+    names = {call.id: call.name for message in messages for call in message.tool_calls}
     told = one_by_one(messages) if style.single else messages
     return [_turn(message, names, style) for message in told]
 
@@ -131,10 +137,10 @@ def _turn(message: Message, names: Mapping[str, str], style: ToolFormat) -> Turn
     turn: Turn = {"role": message.role, "content": message.content}
     if message.reasoning:
         turn["reasoning_content"] = message.reasoning
-    if message.calls:
-        turn["tool_calls"] = [_call(call, style) for call in message.calls]
+    if message.tool_calls:
+        turn["tool_calls"] = [_call(call, style) for call in message.tool_calls]
     if message.role == "tool":
-        turn |= {"tool_call_id": _id(message.call_id, style), "name": names.get(message.call_id, "")}
+        turn |= {"tool_call_id": _id(message.tool_call_id, style), "name": names.get(message.tool_call_id, "")}
     return turn
 
 
@@ -165,7 +171,7 @@ def one_by_one(messages: Sequence[Message]) -> Iterator[Message]:
     while at < len(messages):
         message = messages[at]
         at += 1
-        if len(message.calls) < 2:
+        if len(message.tool_calls) < 2:
             yield message
             continue
         end = next((i for i in range(at, len(messages)) if messages[i].role != "tool"), len(messages))
@@ -174,12 +180,12 @@ def one_by_one(messages: Sequence[Message]) -> Iterator[Message]:
 
 
 def _apart(message: Message, results: Sequence[Message]) -> Iterator[Message]:
-    for number, call in enumerate(message.calls):
-        turn = replace(message, calls=(call,))
+    for number, call in enumerate(message.tool_calls):
+        turn = replace(message, tool_calls=(call,))
         yield turn if number == 0 else replace(turn, content="", reasoning="")
-        yield from (result for result in results if result.call_id == call.id)
-    known = {call.id for call in message.calls}
-    yield from (result for result in results if result.call_id not in known)
+        yield from (result for result in results if result.tool_call_id == call.id)
+    known = {call.id for call in message.tool_calls}
+    yield from (result for result in results if result.tool_call_id not in known)
 
 
 # --- for templates that do not ----------------------------------------------------------------------------------------
@@ -203,7 +209,7 @@ def plain_turns(messages: Sequence[Message]) -> list[Turn]:
 def _words(message: Message) -> str:
     if message.role == "tool":
         return f"<tool_response>\n{message.content}\n</tool_response>"
-    return "\n".join([*filter(None, (message.content,)), *map(_written, message.calls)])
+    return "\n".join([*filter(None, (message.content,)), *map(_written, message.tool_calls)])
 
 
 def _written(call: ToolCall) -> str:

@@ -17,13 +17,13 @@ OPEN, CLOSE = "<think>", "</think>"
 
 class _Place(Enum):
     START = auto()  # nothing but spaces, perhaps the beginning of the tag
-    THINKING = auto()
-    BETWEEN = auto()  # after the end of the thoughts, before the answer's first letter
+    REASONING = auto()
+    BETWEEN = auto()  # after the end of the reasoning, before the answer's first letter
     ANSWER = auto()
 
 
 class ReasoningParser:
-    """Takes text in any pieces; gives (thought, answer) without the tags and the spaces around them.
+    """Takes text in any pieces; gives (reasoning, text) without the tags and the spaces around them.
 
     Only thoughts at the very beginning count: later on the tag may be what the answer talks about. What might be a part
     of a tag, and spaces that might be the last of the thoughts, are held back until they are known not to be.
@@ -39,7 +39,7 @@ class ReasoningParser:
     @property
     def thinking(self) -> bool:
         """Whether what comes next belongs to the thoughts, as far as is known."""
-        return self._place is _Place.THINKING or (self._opened and self._place is _Place.START)
+        return self._place is _Place.REASONING or (self._opened and self._place is _Place.START)
 
     @property
     def held(self) -> int:
@@ -51,8 +51,8 @@ class ReasoningParser:
         self._held += text
         if self._place is _Place.START:
             self._leave_start()
-        thought = self._take_thought() if self._place is _Place.THINKING else ""
-        return thought, self._take_answer()
+        reasoning = self._take_reasoning() if self._place is _Place.REASONING else ""
+        return reasoning, self._take_text()
 
     def flush(self) -> tuple[str, str]:
         """What was held back, at the end of the text."""
@@ -65,25 +65,25 @@ class ReasoningParser:
         begun = self._held.lstrip()
         if begun.startswith(OPEN):
             self._held = begun.removeprefix(OPEN)
-            self._place = _Place.THINKING
+            self._place = _Place.REASONING
         elif not OPEN.startswith(begun):
-            self._place = _Place.THINKING if self._opened else _Place.ANSWER
+            self._place = _Place.REASONING if self._opened else _Place.ANSWER
 
-    def _take_thought(self) -> str:
+    def _take_reasoning(self) -> str:
         end = self._held.find(CLOSE)
         if end >= 0:
-            thought, self._held = self._held[:end].rstrip(), self._held[end + len(CLOSE) :]
+            reasoning, self._held = self._held[:end].rstrip(), self._held[end + len(CLOSE) :]
             self._place = _Place.BETWEEN
         else:
             certain = len(self._held) - _possible_beginning(self._held)
             certain = len(self._held[:certain].rstrip())
-            thought, self._held = self._held[:certain], self._held[certain:]
+            reasoning, self._held = self._held[:certain], self._held[certain:]
         if not self._begun:
-            thought = thought.lstrip()
-            self._begun = bool(thought)
-        return thought
+            reasoning = reasoning.lstrip()
+            self._begun = bool(reasoning)
+        return reasoning
 
-    def _take_answer(self) -> str:
+    def _take_text(self) -> str:
         if self._place is _Place.BETWEEN:
             self._held = self._held.lstrip()
             if self._held:
@@ -210,23 +210,23 @@ def _properties(tool: Tool) -> Mapping[str, object]:
 class ParsedAnswer:
     """What became certain at once."""
 
-    thought: str = ""
-    said: str = ""
-    calls: tuple[CallDelta, ...] = ()
+    reasoning: str = ""
+    text: str = ""
+    tool_calls: tuple[CallDelta, ...] = ()
 
 
 @dataclass(slots=True)
 class AnswerParser:
     """Thoughts come first, then text and calls; calls inside thoughts are thoughts. Without splitters all is said."""
 
-    thoughts: ReasoningParser | None = None
+    reasoning: ReasoningParser | None = None
     stops: StopFilter = field(default_factory=lambda: StopFilter(()))  # ends the answer, never the thoughts
     tools: ToolCallParser | None = None
     one_call: bool = False  # nothing is wanted after the first one
 
     @property
     def thinking(self) -> bool:
-        return self.thoughts is not None and self.thoughts.thinking
+        return self.reasoning is not None and self.reasoning.thinking
 
     @property
     def stopped(self) -> bool:
@@ -236,7 +236,7 @@ class AnswerParser:
     @property
     def withheld(self) -> int:
         """Letters taken that are not given yet, or never will be: they may be a stop text, or follow one."""
-        return self.stops.withheld + (self.thoughts.held if self.thoughts is not None else 0)
+        return self.stops.withheld + (self.reasoning.held if self.reasoning is not None else 0)
 
     @property
     def called(self) -> bool:
@@ -248,21 +248,23 @@ class AnswerParser:
         return self.one_call and self.tools is not None and self.tools.finished > 0
 
     def push(self, text: str) -> ParsedAnswer:
-        thought, said = self.thoughts.push(text) if self.thoughts is not None else ("", text)
+        reasoning, said = self.reasoning.push(text) if self.reasoning is not None else ("", text)
         said = self.stops.push(said)
         if self.tools is None:
-            return ParsedAnswer(thought, said)
-        return self._parts(thought, *self.tools.push(said))
+            return ParsedAnswer(reasoning, said)
+        return self._parts(reasoning, *self.tools.push(said))
 
     def flush(self) -> ParsedAnswer:
         """What was held back, at the end of the answer."""
-        thought, said = self.thoughts.flush() if self.thoughts is not None else ("", "")
+        reasoning, said = self.reasoning.flush() if self.reasoning is not None else ("", "")
         said = self.stops.push(said) + self.stops.flush()
         if self.tools is None:
-            return ParsedAnswer(thought, said)
+            return ParsedAnswer(reasoning, said)
         before, calls = self.tools.push(said)
         after, more = self.tools.flush()
-        return self._parts(thought, before + after, (*calls, *more))
+        return self._parts(reasoning, before + after, (*calls, *more))
 
-    def _parts(self, thought: str, said: str, calls: tuple[CallDelta, ...]) -> ParsedAnswer:
-        return ParsedAnswer(thought, said, tuple(call for call in calls if call.index == 0) if self.one_call else calls)
+    def _parts(self, reasoning: str, said: str, calls: tuple[CallDelta, ...]) -> ParsedAnswer:
+        return ParsedAnswer(
+            reasoning, said, tuple(call for call in calls if call.index == 0) if self.one_call else calls
+        )
