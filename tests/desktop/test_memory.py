@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import RealApp
-from together.cluster.loopback import Place, local_ring
-from together.desktop.bench.decode import DecodeRequest, peak_memory
+from together.desktop.bench.decode import DecodeRequest, equal_places, peak_memory
 from together.desktop.bench.estimate import bench_estimate
 from together.desktop.bench.shapes import random_checkpoint
-from together.engine.engine import Engine
-from together.models.spec import read_spec
-from together.planning.split import uniform_ranges
+from together.head.loopback import local_engine
 from together.requests import GenerateRequest
 from together.settings import default_home
 from together.types import Dtype, Sampling
@@ -25,24 +21,17 @@ PROMPT, NEW = 512, 8  # tokens
 
 async def stages_above_their_weights(folder: Path, dtype: Dtype) -> list[float]:
     """Peak resident bytes of two stages, less weights and KV cache, after a prompt and some tokens."""
-    spec = read_spec(folder)
-    places = tuple(Place("torch", "cpu", layers) for layers in uniform_ranges(spec.layers, 2))
-    async with local_ring(folder, places, dtype, PROMPT + NEW, users=1) as ring:
-        await answer(Engine(ring.client, frozenset()), spec.vocab_size)
+    places = equal_places(folder, "torch", "cpu", 2)
+    async with local_engine(folder, places, dtype, PROMPT + NEW, users=1) as (engine, ring):
+        spec = ring.spec
+        prompt = tuple(i * 31 % spec.vocab_size for i in range(PROMPT))
+        async for _ in engine.submit(GenerateRequest(prompt, Sampling(temperature=0.0), NEW, ignore_eos=True)):
+            pass
         peaks = [peak_memory(stage.status.pid) for stage in ring.stages]
     return [
         peak - spec.stage_bytes(place.layers, dtype) - (PROMPT + NEW) * spec.kv_bytes_per_token(place.layers, dtype)
         for peak, place in zip(peaks, places, strict=True)
     ]
-
-
-async def answer(engine: Engine, vocab_size: int) -> None:
-    loop = asyncio.create_task(engine.run())
-    prompt = tuple(i * 31 % vocab_size for i in range(PROMPT))
-    async for _ in engine.submit(GenerateRequest(prompt, Sampling(temperature=0.0), NEW, ignore_eos=True)):
-        pass
-    engine.close()
-    await loop
 
 
 async def test_a_stage_weighs_little_more_than_its_weights(tmp_path: Path) -> None:

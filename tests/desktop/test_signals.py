@@ -18,7 +18,7 @@ HELD_UP = {
 }
 APP = """
 import asyncio, sys, time
-from together.desktop.signals import Guard, stop_on_signals
+from together.desktop.signals import ExitGuard, stop_on_signals
 
 async def main(guard):
     stop = asyncio.Event()
@@ -26,7 +26,7 @@ async def main(guard):
         exec(sys.argv[1])
         await stop.wait()
 
-asyncio.run(main(Guard(0.5)))
+asyncio.run(main(ExitGuard(0.5)))
 """
 
 

@@ -16,11 +16,11 @@ from tests.reliability.watching import books_agree
 from tests.ring.test_real_rings import FIRST_OF, _device
 from tests.support.checksum import expected_tokens, make_checksum_model
 from tests.support.cluster import GREEDY, until
-from tests.support.engines import collect, serving
+from tests.support.engines import collect
 from tests.support.families import LAYERS, VOCAB, make_checkpoint, prompt_ids, reference_greedy
 from tests.support.patience import PATIENCE
-from together.cluster.loopback import Place, local_ring
 from together.engine.engine import Engine
+from together.head.loopback import Place, local_engine
 from together.requests import GenerateRequest
 from together.types import LayerRange, Sampled
 
@@ -100,18 +100,14 @@ def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("backends", REAL, ids="-".join)
 async def test_in_bf16_log_probabilities_under_load_are_those_alone(half: Path, backends: tuple[str, ...]) -> None:
     """Teacher forcing: the tokens drawn under load are drawn again, one request after the other."""
-    async with local_ring(half, places(backends), "bf16", CONTEXT, users=6) as ring:
-        engine = Engine(ring.client, frozenset())
-        async with serving(engine):
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(scored(engine, asked)) for asked in crowd()]
-            crowded = [task.result() for task in tasks]
-            engine.drop_cache()
-            alone = [
-                await scored(engine, forced(asked, drawn))
-                for asked, drawn in zip(crowd(), crowded, strict=True)
-                if drawn
-            ]
+    async with local_engine(half, places(backends), "bf16", CONTEXT, users=6) as (engine, _):
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(scored(engine, asked)) for asked in crowd()]
+        crowded = [task.result() for task in tasks]
+        engine.drop_cache()
+        alone = [
+            await scored(engine, forced(asked, drawn)) for asked, drawn in zip(crowd(), crowded, strict=True) if drawn
+        ]
     errors = [abs(a - b) for a, b in zip(values(crowded), values(alone), strict=True)]
     assert len(errors) > REQUESTS * LONGEST / 4
     assert max(errors) <= BF16_SLACK, (max(errors), sorted(errors)[len(errors) // 2])
@@ -150,13 +146,11 @@ def values(answers: list[list[Sampled]]) -> list[float]:
 
 
 async def check_load(folder: Path, backends: tuple[str, ...], alone: list[list[int]]) -> None:
-    async with local_ring(folder, places(backends), "fp32", CONTEXT, users=6) as ring:
-        engine = Engine(ring.client, frozenset())
-        async with serving(engine):
-            async with asyncio.TaskGroup() as group:
-                for asked, text in zip(crowd(), alone, strict=True):
-                    group.create_task(one(engine, asked, text))
-            await until(lambda: books_agree(engine.stats()), PATIENCE)
+    async with local_engine(folder, places(backends), "fp32", CONTEXT, users=6) as (engine, _):
+        async with asyncio.TaskGroup() as group:
+            for asked, text in zip(crowd(), alone, strict=True):
+                group.create_task(one(engine, asked, text))
+        await until(lambda: books_agree(engine.stats()), PATIENCE)
 
 
 async def one(engine: Engine, asked: Asked, alone: list[int]) -> None:

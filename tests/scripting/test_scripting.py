@@ -248,7 +248,7 @@ def test_a_process_that_dies_ends_answers_with_its_name(toy: Path, victim: int) 
         answer = model.stream("hello", **ENDLESS)
         next(answer)
         own[victim].kill()
-        with pytest.raises(RingBroken, match=r"partition \d on checksum/cpu: its process"):
+        with pytest.raises(RingBroken, match=r"stage \d on checksum/cpu: its process"):
             list(answer)
         until(lambda: not any(process.is_running() for process in own), PATIENCE, "the other one ends as well")
         with pytest.raises(RingBroken):

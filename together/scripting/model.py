@@ -13,14 +13,13 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Unpack
 
-from together.cluster.loopback import LocalRing, Place, local_ring
 from together.engine.engine import Engine
 from together.engine.stats import EngineStats
-from together.errors import BrokenModel, NotServing, RingBroken
+from together.errors import BrokenModel, NotServing
+from together.head.loopback import Place, local_engine
 from together.head.model import ModelHandle
 from together.models.manifest import describe
 from together.models.reading import units_here
-from together.models.spec import ModelSpec
 from together.models.units import words
 from together.requests import AnswerChunk, GenerateRequest
 from together.scripting.placing import PartitionPlan
@@ -29,7 +28,6 @@ from together.scripting.thread import LOOK_EVERY, LoopThread, until_done
 from together.settings import Settings
 from together.text.answers import generate_text
 from together.text.tokenizer import TextModel
-from together.types import DTYPE_BYTES, StageState
 from together.weights.hub import fetch_units
 from together.weights.store import Store
 
@@ -39,12 +37,12 @@ Answers = SimpleQueue[AnswerChunk | BaseException | None]
 class Running:
     """Loads at once, in `thread`, which belongs to it from then on. Raises LoadFailed."""
 
-    def __init__(self, thread: LoopThread, folder: Path, spec: ModelSpec, text: TextModel, plan: PartitionPlan) -> None:
+    def __init__(self, thread: LoopThread, folder: Path, text: TextModel, plan: PartitionPlan) -> None:
         self._thread = thread
-        self._spec = spec
         self._text = text
         self._plan = plan
         self._stop = asyncio.Event()
+        self._engine: Engine
         self._ready = threading.Event()
         self._served: Future[None] = thread.submit(self._serve(folder))
         atexit.register(self.close)
@@ -86,26 +84,13 @@ class Running:
     async def _serve(self, folder: Path) -> None:
         plan = self._plan
         places = tuple(Place(item.backend, item.device, item.layers) for item in plan.partitions)
-        async with local_ring(folder, places, plan.dtype, plan.context, plan.users) as ring:
-            token_bytes = self._spec.hidden_size * DTYPE_BYTES[plan.dtype]
-            self._engine = Engine(
-                ring.client, self._text.eos, vocabulary=self._spec.vocab_size, token_bytes=token_bytes
-            )
-            watcher = asyncio.create_task(_watch(ring))
-            stopper = asyncio.create_task(self._close_on_stop())
+        eos = self._text.eos
+        async with local_engine(folder, places, plan.dtype, plan.context, plan.users, eos) as (self._engine, _):
             self._ready.set()
-            try:
-                await self._engine.run()
-            finally:
-                watcher.cancel()
-                stopper.cancel()
+            await self._stop.wait()
 
     async def _stats(self) -> EngineStats:
         return self._engine.stats()
-
-    async def _close_on_stop(self) -> None:
-        await self._stop.wait()
-        self._engine.close()
 
     async def _pump(self, request: GenerateRequest, answers: Answers) -> None:
         try:
@@ -126,15 +111,6 @@ def _next(answers: Answers, pump: Future[None]) -> AnswerChunk | BaseException |
         except Empty:
             if pump.done() and answers.empty():
                 raise NotServing("the model was closed; call partition again") from None
-
-
-async def _watch(ring: LocalRing) -> None:
-    """A stage that died, or lost its neighbour, breaks the ring: only the processes' own reports say which and why."""
-    while True:
-        for index, stage in enumerate(ring.stages):
-            if stage.status.state is StageState.FAILED:
-                ring.client.fail(RingBroken(f"partition {index} on {stage.status.device}: {stage.status.cause}"))
-        await asyncio.sleep(LOOK_EVERY)
 
 
 class PartitionedModel:
@@ -193,7 +169,7 @@ def partition(model: str | PathLike[str], strategy: PartitionStrategy | None = N
     try:
         opened, plan = thread.run(open_and_place(model, strategy, settings))
         thread.run(asyncio.to_thread(_bring, opened, settings))
-        running = Running(thread, opened.folder.resolve(), opened.spec, opened.text, plan)
+        running = Running(thread, opened.folder.resolve(), opened.text, plan)
     except BaseException:
         thread.close()
         raise

@@ -17,12 +17,11 @@ from typing import Protocol
 
 import psutil
 
-from together.cluster.loopback import Place, local_ring
-from together.cluster.supervisor import StageProcess
 from together.desktop.bench.shapes import random_checkpoint
 from together.engine.engine import Engine
 from together.errors import BadSetting, LoadFailed
-from together.models.spec import ModelSpec, read_spec
+from together.head.loopback import LocalRing, Place, local_engine
+from together.models.spec import read_spec
 from together.planning.split import uniform_ranges
 from together.processes import end, spawn
 from together.requests import GenerateRequest
@@ -108,13 +107,11 @@ def _subject(setup: str, request: DecodeRequest, folder: Path) -> AbstractAsyncC
 class _Ring:
     """Stage processes joined to a ring, and an engine over it."""
 
-    def __init__(
-        self, engine: Engine, stages: tuple[StageProcess, ...], request: DecodeRequest, spec: ModelSpec
-    ) -> None:
+    def __init__(self, engine: Engine, ring: LocalRing, request: DecodeRequest) -> None:
         self._engine = engine
-        self._stages = stages
+        self._stages = ring.stages
         self._request = request
-        self._spec = spec
+        self._spec = ring.spec
         self._step_ms: list[float] = []
         self._stage_ms: list[tuple[float, ...]] = []
         self._turn = 0
@@ -157,16 +154,14 @@ class _Ring:
 
 @asynccontextmanager
 async def _ring(count: int, request: DecodeRequest, folder: Path) -> AsyncIterator[DecodeSubject]:
-    spec = await asyncio.to_thread(read_spec, folder)
-    places = tuple(Place(request.backend, request.device, layers) for layers in uniform_ranges(spec.layers, count))
-    async with local_ring(folder, places, request.dtype, request.prompt + request.new) as ring:
-        engine = Engine(ring.client, frozenset())
-        loop = asyncio.create_task(engine.run())
-        try:
-            yield _Ring(engine, ring.stages, request, spec)
-        finally:
-            engine.close()
-            await asyncio.gather(loop, return_exceptions=True)
+    places = equal_places(folder, request.backend, request.device, count)
+    async with local_engine(folder, places, request.dtype, request.prompt + request.new) as (engine, ring):
+        yield _Ring(engine, ring, request)
+
+
+def equal_places(folder: Path, backend: str, device: str, count: int) -> tuple[Place, ...]:
+    """`count` stages of equal size on one device."""
+    return tuple(Place(backend, device, layers) for layers in uniform_ranges(read_spec(folder).layers, count))
 
 
 class _Reference:

@@ -15,10 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 
-from together.cluster.loopback import Place, local_ring
+from together.desktop.bench.decode import equal_places
 from together.desktop.bench.shapes import random_checkpoint
 from together.engine.engine import Engine
-from together.models.spec import ModelSpec, read_spec
+from together.head.loopback import local_engine
+from together.models.spec import ModelSpec
 from together.planning.split import uniform_ranges
 from together.requests import GenerateRequest
 from together.types import DTYPE_BYTES, Dtype, Sampling
@@ -125,20 +126,11 @@ class _People:
 
 @asynccontextmanager
 async def _people(request: EngineRequest, folder: Path) -> AsyncIterator[_People]:
-    spec = await asyncio.to_thread(read_spec, folder)
-    places = tuple(
-        Place(request.backend, request.device, layers) for layers in uniform_ranges(spec.layers, request.stages)
-    )
+    places = equal_places(folder, request.backend, request.device, request.stages)
     context = max(PROMPT + request.new, 2 * request.long_prompt, FAR + SPAN if request.flat else 0)
-    async with local_ring(folder, places, request.dtype, context, users=max(3, request.concurrent)) as ring:
-        size = spec.hidden_size * DTYPE_BYTES[request.dtype]
-        engine = Engine(ring.client, frozenset(), token_bytes=size)
-        loop = asyncio.create_task(engine.run())
-        try:
-            yield _People(engine, spec, request.dtype)
-        finally:
-            engine.close()
-            await asyncio.gather(loop, return_exceptions=True)
+    users = max(3, request.concurrent)
+    async with local_engine(folder, places, request.dtype, context, users) as (engine, ring):
+        yield _People(engine, ring.spec, request.dtype)
 
 
 async def _together(people: _People, request: EngineRequest) -> Together:

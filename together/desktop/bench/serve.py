@@ -16,9 +16,9 @@ from typing import Any
 
 import httpx
 
-from together.cluster.loopback import Place, local_ring
 from together.engine.engine import Engine
 from together.errors import NotServing, TogetherError, Unreachable
+from together.head.loopback import Place, local_engine
 from together.requests import GenerateRequest, Message
 from together.text.tokenizer import TextModel
 from together.types import LayerRange, Sampling
@@ -264,14 +264,8 @@ async def _engine(plan: dict[str, Any], context: int) -> AsyncIterator[Engine]:
         Place(stage["backend"], stage["device"], LayerRange(stage["layers"]["start"], stage["layers"]["stop"]))
         for stage in plan["stages"]
     )
-    async with local_ring(Path(plan["model"]["path"]), places, plan["dtype"], context) as ring:
-        engine = Engine(ring.client, frozenset())
-        loop = asyncio.create_task(engine.run())
-        try:
-            yield engine
-        finally:
-            engine.close()
-            await asyncio.gather(loop, return_exceptions=True)
+    async with local_engine(Path(plan["model"]["path"]), places, plan["dtype"], context) as (engine, _):
+        yield engine
 
 
 def plan_of(status: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A ring of stage processes on loopback, without nodes: for benchmarks and tests of the ring. Knows no engine."""
+"""Stage processes on loopback without nodes, and an engine over them: for scripts, benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from together.cluster.supervisor import StageProcess
-from together.errors import LoadFailed
-from together.models.spec import read_spec
+from together.engine.engine import Engine
+from together.errors import LoadFailed, RingBroken
+from together.models.spec import ModelSpec, read_spec
 from together.planning.memory import stage_memory
 from together.ring import rpc
 from together.ring.client import RingClient, join_ring
 from together.ring.links import Inlets
 from together.ring.pipe import Launch
-from together.types import Dtype, Endpoint, LayerRange, StageOrder, StagePlan, StageState
+from together.types import DTYPE_BYTES, Dtype, Endpoint, LayerRange, StageOrder, StagePlan, StageState
 
 HOST = "127.0.0.1"
 PORTS = (46000, 46999)
@@ -26,7 +27,7 @@ LOAD_TIMEOUT = 600.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One stage of a bare ring."""
+    """One stage of a local ring."""
 
     backend: str
     device: str
@@ -35,12 +36,40 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class LocalRing:
-    """The head's end and the processes behind it; `own` and `inlets` are where the last stage pushes to."""
+    """The head's end and the processes behind it; the last stage pushes to `own`, where `inlets` take it."""
 
+    spec: ModelSpec
     client: RingClient
     stages: tuple[StageProcess, ...]
     own: Endpoint
     inlets: Inlets
+
+
+@asynccontextmanager
+async def local_engine(
+    folder: Path,
+    places: tuple[Place, ...],
+    dtype: Dtype,
+    context: int,
+    users: int = 2,
+    eos: frozenset[int] = frozenset(),
+) -> AsyncIterator[tuple[Engine, LocalRing]]:
+    """An engine that serves over a local ring. A stage that fails ends open requests and the block with RingBroken.
+
+    Raises LoadFailed.
+    """
+    async with local_ring(folder, places, dtype, context, users) as ring:
+        token_bytes = ring.spec.hidden_size * DTYPE_BYTES[dtype]
+        engine = Engine(ring.client, eos, vocabulary=ring.spec.vocab_size, token_bytes=token_bytes)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(engine.run())
+                try:
+                    yield engine, ring
+                finally:
+                    engine.close()
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
 
 @asynccontextmanager
@@ -58,9 +87,9 @@ async def local_ring(
     stages = []
     for index, place in enumerate(places):
         memory = stage_memory(spec, place.layers, dtype, context, users)
-        stage = StagePlan("bare", place.backend, place.device, place.layers, memory)
-        order = StageOrder(ring, "bare", index, spec.ref(folder), stage, dtype)
-        stages.append(StageProcess(Launch(order, str(folder), "bare", HOST, PORTS), (HOST,), changed.set))
+        stage = StagePlan("local", place.backend, place.device, place.layers, memory)
+        order = StageOrder(ring, "local", index, spec.ref(folder), stage, dtype)
+        stages.append(StageProcess(Launch(order, str(folder), "local", HOST, PORTS), (HOST,), changed.set))
     try:
         await asyncio.gather(*(stage.start() for stage in stages))
         await _until_ready(stages, changed)
@@ -74,8 +103,12 @@ async def local_ring(
             dtype=dtype,
             describe=lambda index: f"stage {index}",
         )
-        yield LocalRing(client, tuple(stages), own, inlets)
-        await client.close()
+        watcher = asyncio.create_task(_watch(stages, changed, client))
+        try:
+            yield LocalRing(spec, client, tuple(stages), own, inlets)
+        finally:
+            watcher.cancel()
+            await client.close()
     finally:
         await asyncio.gather(*(stage.stop() for stage in stages))
         await server.stop(0)
@@ -89,3 +122,13 @@ async def _until_ready(stages: list[StageProcess], changed: asyncio.Event) -> No
                     raise LoadFailed(f"stage {stage.status.slot}: {stage.status.cause}")
             changed.clear()
             await changed.wait()
+
+
+async def _watch(stages: list[StageProcess], changed: asyncio.Event, client: RingClient) -> None:
+    """Break the ring when a stage fails: only the stages' own reports say which one and why."""
+    while True:
+        changed.clear()
+        for index, stage in enumerate(stages):
+            if stage.status.state is StageState.FAILED:
+                client.fail(RingBroken(f"stage {index} on {stage.status.device}: {stage.status.cause}"))
+        await changed.wait()
