@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from backends.base import LoadRequest
 from together.errors import BadPlan, FrameRefused, NotEnoughMemory, UnsupportedModel
 from together.models.spec import ModelSpec, require_plain
-from together.planning.memory import BLOCK, workspace_bytes
-from together.types import Activation, Batch, Dtype, Row
+from together.planning.memory import workspace_bytes
+from together.types import BLOCK, Activation, Batch, Dtype, Row
 from together.wording import sizes_text
 
 log = logging.getLogger(__name__)

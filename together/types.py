@@ -10,6 +10,9 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 DTYPE_BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
+BLOCK = 256  # KV tokens of a sequence are allocated in blocks of this size: growing copies, larger blocks waste memory
+STEP_TOKENS = 256  # limit of one frame: larger products gain little, and a step's own tensors grow with it
+
 
 # --- layers -----------------------------------------------------------------------------------------------------------
 

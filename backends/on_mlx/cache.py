@@ -11,8 +11,7 @@ from itertools import accumulate
 
 import mlx.core as mx
 
-from together.planning.memory import BLOCK
-from together.types import Row
+from together.types import BLOCK, Row
 
 REWIND = 256  # tokens that a sliding layer keeps beyond its window, so that they can be undone
 

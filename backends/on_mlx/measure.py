@@ -23,8 +23,7 @@ from backends.measuring import Extent, experts_to_time, extent, fastest, residen
 from backends.on_mlx.model import MX, Slice, check_dtype, empty_model, slice_of, write_activation
 from backends.on_mlx.shard import MlxShard
 from together.models.spec import ModelSpec, read_config, read_shape
-from together.planning.memory import BLOCK
-from together.types import DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
+from together.types import BLOCK, DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
 
 _PROMPT = 8  # tokens that are cached before a timed one
 _TILE = 2**20  # random numbers that are made once and repeated

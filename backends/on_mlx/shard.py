@@ -19,9 +19,8 @@ from backends.on_mlx.cache import MlxSequenceCaches
 from backends.on_mlx.model import MX, Slice, read_activation, write_activation
 from together.errors import FrameRefused
 from together.models.spec import ModelSpec
-from together.planning.memory import BLOCK
 from together.sampling import argmax_answers, draws_for, sample
-from together.types import Activation, Batch, Dtype, LayerRange, Orders, Row, RowResult, Sampled
+from together.types import BLOCK, Activation, Batch, Dtype, LayerRange, Orders, Row, RowResult, Sampled
 
 
 class MlxShard(LedgerShard):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from together.planning.memory import BLOCK
+from together.types import BLOCK
 
 REWIND = 256  # last tokens of a sequence that sliding layers can undo
 

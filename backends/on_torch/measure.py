@@ -24,8 +24,7 @@ from backends.on_torch.model import TORCH, build, drop_absent, model_class, rang
 from backends.on_torch.shard import TorchShard
 from together.models.files import EMBED
 from together.models.spec import ModelSpec, read_shape
-from together.planning.memory import BLOCK
-from together.types import DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
+from together.types import BLOCK, DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
 
 _PROMPT = 8  # tokens that are cached before a timed one
 _MEMORY_SIDE = 8192  # a matrix of 256 MiB: more than most caches hold

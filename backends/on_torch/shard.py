@@ -22,9 +22,8 @@ from backends.on_torch.cache import CacheShape, PackedRow, TorchSequenceCaches
 from backends.on_torch.model import TORCH, read_activation, sampled_places, starts, to_numpy, write_activation
 from together.errors import FrameRefused
 from together.models.spec import ModelSpec
-from together.planning.memory import BLOCK
 from together.sampling import argmax_answers, draws_for, sample
-from together.types import Activation, Batch, Dtype, LayerRange, Row, RowResult, Sampled
+from together.types import BLOCK, Activation, Batch, Dtype, LayerRange, Row, RowResult, Sampled
 
 
 @dataclass(slots=True)

@@ -38,8 +38,8 @@ def test_every_family_is_measured_by_its_config_alone(
     backend: str, case: object, checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("torch", "mlx"):  # the values are not looked at here: be quick
-        monkeypatch.setattr(f"backends.{module}_backend_measure._STEPS_SECONDS", 0.0)
-        monkeypatch.setattr(f"backends.{module}_backend_measure._SPEEDS_SECONDS", 0.0)
+        monkeypatch.setattr(f"backends.on_{module}.measure._STEPS_SECONDS", 0.0)
+        monkeypatch.setattr(f"backends.on_{module}.measure._SPEEDS_SECONDS", 0.0)
     found = measured(backend, checkpoint(str(case)), tmp_path / "shape")
     assert min(found.ms_per_layer, found.ms_per_stage) > 0
     assert found.ms_per_head >= 0
@@ -59,7 +59,7 @@ def test_the_toy_draws_on_its_last_stage(tmp_path: Path) -> None:
 def test_the_parts_add_up_to_a_real_step(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threefold slack for a busy machine; layers, stage and head are of the same order, so each of them counts."""
     for module in ("torch", "mlx"):
-        monkeypatch.setattr(f"backends.{module}_backend_measure._STEPS_SECONDS", 0.5)
+        monkeypatch.setattr(f"backends.on_{module}.measure._STEPS_SECONDS", 0.5)
     monkeypatch.setitem(SHAPES, "small", replace(SHAPES["tiny"], hidden=512, intermediate=2048, heads=8, vocab=16384))
     folder = random_checkpoint("small", "fp32", tmp_path)
     found = measured(backend, folder, tmp_path / "shape")

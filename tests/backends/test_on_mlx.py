@@ -45,8 +45,8 @@ from together.errors import (
     UnsupportedModel,
 )
 from together.models.spec import read_spec
-from together.planning.memory import BLOCK, workspace_bytes
-from together.types import Activation, Batch, Dtype, Fork, LayerRange, Orders, Row, SampleRequest
+from together.planning.memory import workspace_bytes
+from together.types import BLOCK, Activation, Batch, Dtype, Fork, LayerRange, Orders, Row, SampleRequest
 
 DEVICE = backend.probe()[0].name
 WHOLE, FIRST, LAST = LayerRange(0, LAYERS), LayerRange(0, 2), LayerRange(2, LAYERS)

@@ -31,8 +31,8 @@ from tests.support.families import (
 from together.errors import BadPlan, BadSetting, BrokenModel, FrameRefused, NotEnoughMemory, UnsupportedModel
 from together.models.files import all_tensors, tensors_for
 from together.models.spec import read_spec
-from together.planning.memory import BLOCK, workspace_bytes
-from together.types import Activation, Batch, Dtype, Fork, LayerRange, Orders, Row, SampleRequest, Sampling
+from together.planning.memory import workspace_bytes
+from together.types import BLOCK, Activation, Batch, Dtype, Fork, LayerRange, Orders, Row, SampleRequest, Sampling
 
 PROMPT = prompt_ids(24)
 WHOLE = LayerRange(0, LAYERS)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tests.support.checksum import VOCABULARY, make_checksum_model
 from together.errors import BadPlan, NotEnoughMemory
 from together.models.spec import ModelSpec, read_spec
-from together.planning.memory import BLOCK, cache_tokens, stage_memory, workspace_bytes
+from together.planning.memory import cache_tokens, stage_memory, workspace_bytes
 from together.planning.split import Sizing, check_ranges, make_plan, uniform_ranges
-from together.types import Device, Endpoint, LayerRange, ModelRef, NodeState, NodeStatus
+from together.types import BLOCK, Device, Endpoint, LayerRange, ModelRef, NodeState, NodeStatus
 
 WIDTH, LAYERS = 8, 6
 SIZING = Sizing(context=512, users=2, dtype="fp32")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from together.models.spec import ModelSpec
-from together.types import Dtype, LayerRange
+from together.types import BLOCK, STEP_TOKENS, Dtype, LayerRange
 
-STEP_TOKENS = 256  # most in one frame: matrix products gain little beyond, and a step's own tensors grow with it
 PACKING_BYTES = 68 * 2**20  # most that a backend may take while it brings weights into another form
 _LIBRARIES = 12 * 2**20  # what a framework loads only when it first computes
 _STEP_BYTES = 16  # per element of a token's widest states: input, output and both in fp32
 _DRAWN, _DRAWN_BYTES = 8, 12  # rows drawn at once, and bytes per logit: as computed, in fp32, sorted
-BLOCK = 256  # KV tokens are allocated in blocks of this many, per sequence: growing copies, larger blocks waste
 
 
 def cache_tokens(context: int, users: int) -> int:

@@ -7,10 +7,20 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from together.errors import FrameRefused, RingBroken, StageLost, TogetherError, Unreachable
-from together.planning.memory import STEP_TOKENS
 from together.ring import rpc, wire
 from together.ring.links import Inlet, Inlets, Outlet
-from together.types import DTYPE_BYTES, HEAD, Dtype, Endpoint, Fault, Frame, StageLink, StageStatus, StreamKey
+from together.types import (
+    DTYPE_BYTES,
+    HEAD,
+    STEP_TOKENS,
+    Dtype,
+    Endpoint,
+    Fault,
+    Frame,
+    StageLink,
+    StageStatus,
+    StreamKey,
+)
 
 T = TypeVar("T")
 
