@@ -189,10 +189,10 @@ def test_every_module_has_a_place() -> None:
 
 BAD = {
     "together/types.py": "import numpy",
-    "together/errors.py": "from together.planning import split",
+    "together/errors.py": "from together.planning import score",
     "together/settings.py": "import platformdirs",
-    "together/planning/split.py": "def plan():\n    import time",
-    "together/planning/estimate.py": "from numpy import random",
+    "together/planning/score.py": "def plan():\n    import time",
+    "together/planning/problem.py": "from numpy import random",
     "together/models/spec.py": "from together import ring",
     "together/models/hub.py": "from ..cluster import agent",
     "together/ring/links.py": "from together.ring import together_pb2",
@@ -215,7 +215,7 @@ BAD = {
 GOOD = {
     "together/__init__.py": "from together import errors",
     "together/__main__.py": "from together.desktop import cli\nfrom together.cluster import agent",
-    "together/planning/split.py": "import math\n\nimport numpy as np\n\nfrom ..models.spec import ModelSpec",
+    "together/planning/score.py": "import math\n\nimport numpy as np\n\nfrom ..models.spec import ModelSpec",
     "together/ring/wire.py": "from google.protobuf import message\n\nfrom . import links, together_pb2",
     "together/ring/stage.py": "import importlib\n\nfrom backends import base\nbackend = importlib.import_module(name)",
     "together/cluster/agent.py": "import grpc\n\nfrom together.ring import together_pb2_grpc",

@@ -85,8 +85,7 @@ class Edited:
         """What loads exactly this; an unchanged recommendation stays one, so that it can follow the machines later."""
         if not self.is_changed:
             return self.draft.request
-        layers = ",".join(f"{share.node}={share.layers.start}:{share.layers.stop}" for share in self.split.shares)
-        return replace(self.draft.request, strategy="custom", layers=layers, ratio=None)
+        return replace(self.draft.request, strategy="custom", assignments=self.split.shares, ratio=())
 
 
 def edit_of(draft: Draft | None, data: object) -> tuple[Edited | None, int | None]:

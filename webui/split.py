@@ -12,6 +12,7 @@ from together.api.port import HeadPort
 from together.errors import BadSetting, TogetherError
 from together.models.names import is_model_name
 from together.planning.explain import Infeasible
+from together.planning.parse import parse_ratio
 from together.planning.request import PlanRequest
 from together.weights.find import known_models
 from together.weights.part import gigabytes
@@ -49,8 +50,8 @@ class Splits:
         """New values of the draft and the panel. Machines are measured first, which may take a while."""
         yield None, {"kind": "busy", "text": "Measuring the machines and their links …"}
         try:
-            ratio = (ratio or None) if strategy == "ratio" else None
-            request = PlanRequest(strategy, _number(users, "people"), _number(context, "context"), ratio)
+            parts = parse_ratio(ratio) if ratio and strategy == "ratio" else ()
+            request = PlanRequest(strategy, _number(users, "people"), _number(context, "context"), parts)
             yield await self._recommended((model or "").strip(), request)
         except TogetherError as error:
             yield None, shown_error(str(error))

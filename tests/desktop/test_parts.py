@@ -19,6 +19,7 @@ from together.desktop.cli import main
 from together.desktop.client import AppLock, find_running, read_announced
 from together.desktop.menu import Actions, items, run_menu
 from together.errors import AppError, BadInput, BadSetting
+from together.planning.parse import parse_layers
 from together.settings import Settings
 from together.types import Endpoint
 
@@ -76,7 +77,7 @@ def test_layers_are_checked_against_the_model(tmp_path: Path) -> None:
     assert request_of(folder, "uniform").strategy == "uniform"
     for right in ("0:4", "0:1,1:3,3:4", "anna=0:1,berta=1:4", "0-0,1-3"):
         request = request_of(folder, "uniform", layers=right)
-        assert (request.strategy, request.layers) == ("custom", right)
+        assert (request.strategy, request.assignments) == ("custom", parse_layers(right))
     for wrong in ("0:2", "0:2,2:5", "0:2,3:4", "0:2,1:4", "1:4", "x", "2:0", ""):
         with pytest.raises(BadInput, match="--layers"):
             request_of(folder, "uniform", layers=wrong)

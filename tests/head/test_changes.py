@@ -17,9 +17,9 @@ from together.cluster.survey import Surveyor
 from together.errors import BadPlan, NotEnoughMemory
 from together.head.head import Head
 from together.models.spec import read_shape
+from together.planning.problem import Sizing
 from together.planning.report import PlanReport
 from together.planning.request import PlanRequest
-from together.planning.split import Sizing
 from together.types import LayerRange, ServingState
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -81,7 +81,7 @@ async def test_a_drained_node_gives_its_layers_away_and_gets_none(head: Head, to
 async def test_a_plan_that_does_not_fit_changes_nothing(head: Head, toy: Path) -> None:
     await head.load(toy, by_hand("anna=0:3,berta=3:6"))
     with pytest.raises(NotEnoughMemory):
-        await head.load(toy, PlanRequest(strategy="uniform", max_memory="1KB"))
+        await head.load(toy, PlanRequest(strategy="uniform", max_bytes=1000))
     assert head.view().serving.state is ServingState.READY
     assert layout(head) == {"anna": [LayerRange(0, 3)], "berta": [LayerRange(3, 6)]}
     assert await ask(head) == right_answer(toy)

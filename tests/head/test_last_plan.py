@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,8 +25,9 @@ from tests.support.cluster import (
 )
 from together.errors import NotServing, TogetherError
 from together.head.head import Head
-from together.head.last_plan import FILE, VERSION, LastPlan, LastPlans, LastStage
+from together.head.last_plan import FILE, VERSION, KeptRequest, LastPlan, LastPlans, LastStage
 from together.head.plan import ModelLoad
+from together.planning.parse import parse_layers
 from together.planning.request import PlanRequest
 from together.types import Device, Endpoint, LayerRange, ModelRef, NodeState, NodeStatus, Plan, Serving, ServingState
 
@@ -34,7 +36,7 @@ STAGES = tuple(
     LastStage(name[0], name, "torch", "cpu", layers)
     for name, layers in (("anna", LayerRange(0, 3)), ("berta", LayerRange(3, 4)))
 )
-LAST = LastPlan(VERSION, REF, "fp32", 1024, 2, PlanRequest(users=3), STAGES)
+LAST = LastPlan(VERSION, REF, "fp32", 1024, 2, KeptRequest(users=3), STAGES)
 
 
 def node(name: str, device: str = "cpu") -> NodeStatus:
@@ -51,6 +53,18 @@ def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
     LastPlans(home).keep(LAST)
     assert LastPlans.read(home).last == LAST
     assert [file.name for file in home.iterdir()] == [FILE]  # nothing half written beside it
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    LastPlans(tmp_path).keep(LAST)
+    data = json.loads((tmp_path / FILE).read_text())
+    wish = {"tokens_per_second": 20.0, "prompt_tokens": 1000, "first_token_s": 1.0}
+    data["request"] |= {"ratio": None, "layers": "anna=0:3,berta=3:4", "hidden_size": None, "dtype": "bf16"}
+    data["request"] |= {"max_memory": "4GB", "wish": wish}
+    (tmp_path / FILE).write_text(json.dumps(data))
+    last = LastPlans.read(tmp_path).last
+    assert last is not None
+    assert last.anew("uniform") == PlanRequest(users=3, max_bytes=4 * 10**9)
 
 
 @pytest.mark.parametrize("broken", ["", "{", "[]", "{}", "null", "\x00", "[" * 5000, '{"version": 2}', "wrong layers"])
@@ -116,7 +130,9 @@ def test_nothing_is_offered_while_it_serves_or_something_is_under_way(state: Ser
 
 def test_the_same_machines_get_the_same_layers_whatever_they_are_called_now() -> None:
     places = {("a", "torch", "cpu"): "studio", ("b", "torch", "cpu"): "berta", ("c", "torch", "cpu"): "carla"}
-    assert LAST.again(places) == PlanRequest("custom", users=2, context=1024, layers="studio=0:3,berta=3:4")
+    assert LAST.again(places) == PlanRequest(
+        "custom", users=2, context=1024, assignments=parse_layers("studio=0:3,berta=3:4")
+    )
     del places[("b", "torch", "cpu")]
     assert LAST.again(places) is None
 
@@ -125,13 +141,16 @@ def test_the_same_machines_get_the_same_layers_whatever_they_are_called_now() ->
     ("asked", "anew"),
     [
         (PlanRequest(users=3), PlanRequest(users=3)),
-        (PlanRequest("memory", max_memory="4GB"), PlanRequest("memory", max_memory="4GB")),
-        (PlanRequest("custom", layers="anna=0:3,berta=3:4", context=64), PlanRequest("uniform", context=64)),
-        (PlanRequest("ratio", ratio="3:1"), PlanRequest("uniform")),
+        (PlanRequest("memory", max_bytes=4 * 10**9), PlanRequest("memory", max_bytes=4 * 10**9)),
+        (
+            PlanRequest("custom", assignments=parse_layers("anna=0:3,berta=3:4"), context=64),
+            PlanRequest("uniform", context=64),
+        ),
+        (PlanRequest("ratio", ratio=(3, 1)), PlanRequest("uniform")),
     ],
 )
 def test_for_other_machines_a_split_by_hand_becomes_the_usual_one(asked: PlanRequest, anew: PlanRequest) -> None:
-    assert replace(LAST, request=asked).anew("uniform") == anew
+    assert replace(LAST, request=KeptRequest.of(asked)).anew("uniform") == anew
 
 
 def test_the_very_files_are_loaded_while_they_are_there_else_the_hubs(tmp_path: Path) -> None:

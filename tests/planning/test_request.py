@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.support.work import calls_of
 from together.desktop.bench.plan import Case, made_up
-from together.errors import BadPlan, BadSetting
+from together.errors import BadInput, BadPlan, BadSetting
 from together.planning.explain import Infeasible
+from together.planning.parse import parse_dtype, parse_layers, parse_ratio, parse_request
 from together.planning.problem import Assignment, Link, ModelSize, NodeProfile, Problem, Split
 from together.planning.recommend import recommend
 from together.planning.report import PlanReport, answer_json
-from together.planning.request import PlanRequest, parse_layers, plan_for, rescore
+from together.planning.request import PlanRequest, plan_for, rescore
 from together.types import LayerRange
 
 GB = 10**9
@@ -58,14 +60,14 @@ def test_the_last_stage_has_the_lm_head() -> None:
     answer = plan()
     assert answer.score.token_ms == 8 + 0.5 + 4 * 2 + 1 + 2
     assert answer_json(answer)["stages"][1]["ms"] == 9.0
-    custom = plan(strategy="custom", layers="Mini=0:4,Studio=4:12")
+    custom = plan(strategy="custom", assignments=parse_layers("Mini=0:4,Studio=4:12"))
     assert [stage.ms for stage in custom.score.stages] == [8.0, 11.5]
     assert custom.score.token_ms == answer.score.token_ms + 2
 
 
 def test_every_strategy_has_an_answer_or_says_what_is_wrong() -> None:
-    assert counts(plan(strategy="ratio", ratio="2:1")) == {"Studio": 8, "Mini": 4}
-    assert counts(plan(strategy="custom", layers="0-7,8-11")) == {"Studio": 8, "Mini": 4}
+    assert counts(plan(strategy="ratio", ratio=(2, 1))) == {"Studio": 8, "Mini": 4}
+    assert counts(plan(strategy="custom", assignments=parse_layers("0-7,8-11"))) == {"Studio": 8, "Mini": 4}
     for strategy in ("recommend", "uniform", "memory", "compute", "mixed"):
         outcome = plan_for(PlanRequest(strategy), CLUSTER)
         if isinstance(outcome, PlanReport):
@@ -75,7 +77,7 @@ def test_every_strategy_has_an_answer_or_says_what_is_wrong() -> None:
 
 
 def test_no_partition_is_larger_than_asked() -> None:
-    outcome = plan_for(PlanRequest("custom", layers="Studio=0:8,Mini=8:12", max_memory="4GB"), CLUSTER)
+    outcome = plan_for(parse_request("custom", layers="Studio=0:8,Mini=8:12", max_memory="4GB"), CLUSTER)
     assert isinstance(outcome, Infeasible)
     assert outcome.error.startswith("node Studio: needs 8.5 GB for layers 0–7, may use 4.")
     assert outcome.layers == 5 + 1
@@ -95,12 +97,7 @@ def test_one_machine_needs_no_network() -> None:
     [
         ({"strategy": "best"}, "there is no strategy 'best'"),
         ({"strategy": "ratio"}, "--ratio"),
-        ({"strategy": "ratio", "ratio": "3:x"}, "3:x"),
         ({"strategy": "custom"}, "--layers"),
-        ({"strategy": "custom", "layers": "0:12-13"}, "0:12-13"),
-        ({"strategy": "custom", "layers": "Studio=0:4,4:12"}, "name the node of every range"),
-        ({"dtype": "int3"}, "int3"),
-        ({"max_memory": "lots"}, "lots"),
         ({"users": 0}, "users must be at least 1, not 0"),
         ({"context": -5}, "context must be at least 1, not -5"),
         ({"tolerance": -0.1}, "tolerance must be a number, at least 0, not -0.1"),
@@ -117,14 +114,13 @@ def test_a_wrong_request_is_a_sentence(options: dict[str, Any], said: str) -> No
 @pytest.mark.parametrize(
     ("layers", "said"),
     [
-        ("0:0,0:12", "--layers: "),
         ("Studio=0:4,Mini=5:12", "layers 4:5 are in no range"),
         ("Studio=0:4,Maxi=4:12", "there is no node Maxi"),
     ],
 )
 def test_wrong_layers_are_a_bad_plan(layers: str, said: str) -> None:
     with pytest.raises(BadPlan) as error:
-        plan_for(PlanRequest("custom", layers=layers), CLUSTER)
+        plan_for(PlanRequest("custom", assignments=parse_layers(layers)), CLUSTER)
     assert said in str(error.value)
 
 
@@ -134,7 +130,7 @@ def test_wrong_layers_are_a_bad_plan(layers: str, said: str) -> None:
 def test_an_edited_split_has_the_figures_of_the_same_custom_plan() -> None:
     edited = rescore(CLUSTER, split(("Mini", 0, 6), ("Studio", 6, 12)))
     assert isinstance(edited, PlanReport)
-    assert edited.score == plan(strategy="custom", layers="Mini=0:6,Studio=6:12").score
+    assert edited.score == plan(strategy="custom", assignments=parse_layers("Mini=0:6,Studio=6:12")).score
     found = answer_json(edited)
     assert found["network"] is None
     assert found["why"] == found["left_out"] == []
@@ -162,6 +158,43 @@ def test_scoring_again_is_little_work() -> None:
     assert calls_of(lambda: rescore(problem, best)) < 1000
 
 
-def test_a_nodes_name_may_have_commas() -> None:
-    parts = parse_layers("Anna's Mac, the old one=0:4, mini=4:8")
-    assert parts == [(LayerRange(0, 4), "Anna's Mac, the old one"), (LayerRange(4, 8), "mini")]
+# --- options as text --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("0:4,4:8", [("", 0, 4), ("", 4, 8)]),
+        ("0-3, 4-7", [("", 0, 4), ("", 4, 8)]),
+        ("Anna's Mac, the old one=0:4, mini=4:8", [("Anna's Mac, the old one", 0, 4), ("mini", 4, 8)]),
+    ],
+)
+def test_layers_are_ranges_with_or_without_nodes(text: str, parts: list[tuple[str, int, int]]) -> None:
+    assert parse_layers(text) == split(*parts).shares
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "said"),
+    [
+        (parse_layers, "0:12-13", "0:12-13"),
+        (parse_layers, "0:4,4-12", "0:4,4-12"),
+        (parse_layers, "", "--layers"),
+        (parse_layers, "Studio=0:4,4:12", "name the node of every range"),
+        (parse_layers, "0:0,0:12", "--layers: "),
+        (parse_ratio, "3:x", "3:x"),
+        (parse_dtype, "int3", "int3"),
+    ],
+)
+def test_text_that_cannot_be_read_is_a_sentence(parse: Callable[[str], object], text: str, said: str) -> None:
+    with pytest.raises(BadInput) as error:
+        parse(text)
+    assert said in str(error.value)
+
+
+def test_a_request_in_text_means_the_same_as_one_in_values() -> None:
+    assert parse_request("uniform", max_memory="4GB") == PlanRequest("uniform", max_bytes=4 * 10**9)
+    assert parse_request("uniform", "ratio", ratio="3:1") == PlanRequest("ratio", ratio=(3, 1))
+    layers = parse_request("uniform", layers="Mini=0:12")
+    assert layers == PlanRequest("custom", assignments=split(("Mini", 0, 12)).shares)
+    assert layers.names_nodes
+    assert not parse_request("uniform", layers="0:12").names_nodes

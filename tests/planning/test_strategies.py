@@ -8,17 +8,16 @@ import pytest
 
 from together.errors import BadPlan
 from together.planning.explain import explain, explain_left_out, explain_missing, explain_rule, explain_tolerance
+from together.planning.parse import parse_layers
 from together.planning.problem import Assignment, Link, ModelSize, NodeProfile, Problem, Split
 from together.planning.recommend import recommend
 from together.planning.report import NetworkTarget, network_of
-from together.planning.score import complaints, terms_of
+from together.planning.score import violations
 from together.planning.strategies import (
     by_compute,
     by_memory,
     by_ratio,
     custom,
-    half_open,
-    inclusive,
     limit_partitions,
     mixed,
     uniform,
@@ -41,7 +40,7 @@ def counts(split: Split) -> dict[str, int]:
 
 
 def wrong(problem: Problem, split: Split) -> list[tuple[str, str]]:
-    return [(complaint.kind, complaint.sentence) for complaint in complaints(split.shares, terms_of(problem))]
+    return [(item.kind, item.sentence) for item in violations(problem, split)]
 
 
 # --- strategies -------------------------------------------------------------------------------------------------------
@@ -119,21 +118,18 @@ def test_a_ratio_counts_embedding_and_head() -> None:
     assert counts(by_ratio(ends, [1, 1])) == {"a": 10, "b": 6}
 
 
-@pytest.mark.parametrize(("ratio", "said"), [([], "3:1"), ([0, 0], "3:1"), ([-1, 2], "3:1"), ([1, 1, 1], "2 nodes")])
+@pytest.mark.parametrize(("ratio", "said"), [([0, 0], "3:1"), ([-1, 2], "3:1"), ([1, 1, 1], "2 nodes")])
 def test_a_ratio_that_is_none(ratio: list[float], said: str) -> None:
     with pytest.raises(BadPlan, match=said):
         by_ratio(cluster(16, node("a"), node("b")), ratio)
 
 
-def test_boundaries_are_spelled_out() -> None:
-    assert half_open([(0, 16), (16, 32)]) == inclusive([(0, 15), (16, 31)])
-    with pytest.raises(BadPlan, match="empty"):
-        half_open([(0, 0)])
+def test_layers_without_names_go_to_the_nodes_in_their_order() -> None:
     problem = cluster(4, node("a"), node("b"))
-    assert counts(custom(problem, half_open([(0, 3), (3, 4)]))) == {"a": 3, "b": 1}
-    assert custom(problem, half_open([(0, 4)]), ["b"]).nodes == ("b",)
+    assert counts(custom(problem, parse_layers("0:3,3:4"))) == {"a": 3, "b": 1}
+    assert custom(problem, parse_layers("b=0:4")).nodes == ("b",)
     with pytest.raises(BadPlan, match="3 ranges and there are 2 nodes"):
-        custom(problem, half_open([(0, 1), (1, 2), (2, 4)]))
+        custom(problem, parse_layers("0:1,1:2,2:4"))
 
 
 # --- the check --------------------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from tests.support.checksum import make_checksum_model
 from together.cluster.survey import UNKNOWN
 from together.errors import BadPlan, BadSetting, NotEnoughMemory, TogetherError
 from together.head.model import open_model
+from together.planning.problem import Sizing
 from together.planning.request import PlanRequest
-from together.planning.split import Sizing
 from together.scripting import PartitionStrategy
 from together.scripting.placing import PartitionRequest, choose_seats, split_seats
 from together.settings import load_settings

@@ -27,6 +27,7 @@ import psutil
 from tests.support.checksum import expected_text
 from tests.support.patience import PATIENCE
 from together.head.head import Head
+from together.planning.parse import parse_layers
 from together.planning.request import PlanRequest
 from together.requests import ChatRequest, Message
 from together.ring import rpc, wire
@@ -40,7 +41,7 @@ GREEDY = Sampling(temperature=0.0)
 
 def by_hand(layers: str) -> PlanRequest:
     """A split given as `--layers` takes it."""
-    return PlanRequest(strategy="custom", layers=layers)
+    return PlanRequest(strategy="custom", assignments=parse_layers(layers))
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

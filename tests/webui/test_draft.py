@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from together.planning.explain import Infeasible
+from together.planning.parse import parse_layers
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem
 from together.planning.report import PlanReport
 from together.planning.request import PlanRequest, plan_for
@@ -103,18 +104,18 @@ def test_a_valid_edit_has_figures_of_its_own() -> None:
 
 
 def test_machines_that_were_left_out_can_be_used() -> None:
-    assert str(edit("4", "7", "1").request.layers) == "mini=0:4,studio=4:11,laptop=11:12"
+    assert edit("4", "7", "1").request.assignments == parse_layers("mini=0:4,studio=4:11,laptop=11:12")
 
 
 def test_a_machine_may_be_left_out() -> None:
     request = edit("0", "8", "4").request
-    assert (request.strategy, request.layers) == ("custom", "studio=0:8,laptop=8:12")
+    assert (request.strategy, request.assignments) == ("custom", parse_layers("studio=0:8,laptop=8:12"))
 
 
 def test_an_edit_is_loaded_with_the_people_and_context_that_were_asked() -> None:
-    draft = draft_of(strategy="ratio", ratio="2:1", users=2, context=512)
+    draft = draft_of(strategy="ratio", ratio=(2, 1), users=2, context=512)
     request = edit("7", "5", "0", draft=draft).request
-    assert request == PlanRequest("custom", users=2, context=512, layers="studio=0:7,mini=7:12")
+    assert request == PlanRequest("custom", users=2, context=512, assignments=parse_layers("studio=0:7,mini=7:12"))
 
 
 def test_an_unchanged_recommendation_stays_one() -> None:

@@ -16,6 +16,7 @@ from together.api.stream import read_body
 from together.errors import BadRequest
 from together.planning.cluster_file import problem_json
 from together.planning.explain import Infeasible
+from together.planning.parse import parse_request
 from together.planning.report import answer_json, answer_text, missing_json, missing_text
 from together.planning.request import PlanRequest
 from together.quoting import MOST, cut
@@ -36,9 +37,10 @@ class PlanOrder(BaseModel):
     tolerance: float | None = Field(None, ge=0)
 
     def request(self, usual: str) -> PlanRequest:
-        """`usual` is the strategy where none is given; given layers are a custom split."""
-        return PlanRequest(
-            strategy=self.strategy or ("custom" if self.layers else usual),
+        """`usual` is the strategy where neither one nor layers are given. Raises BadSetting or BadPlan."""
+        return parse_request(
+            usual,
+            self.strategy,
             users=self.users,
             context=self.context,
             ratio=self.ratio,

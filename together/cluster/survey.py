@@ -17,8 +17,7 @@ from together.cluster.profiling import measure_link
 from together.errors import NotServing, TogetherError
 from together.models.spec import ModelSpec
 from together.planning.memory import cache_tokens, workspace_bytes
-from together.planning.problem import Link, ModelSize, NodeProfile, Problem
-from together.planning.split import Sizing
+from together.planning.problem import Link, ModelSize, NodeProfile, Problem, Sizing
 from together.ring import rpc
 from together.types import (
     DTYPE_BYTES,

@@ -8,8 +8,9 @@ from typing import Any
 
 from together.errors import BadPlan, BadSetting
 from together.models.spec import read_spec
-from together.planning.request import PlanRequest, parse_layers
-from together.planning.score import range_complaints
+from together.planning.parse import parse_request
+from together.planning.request import PlanRequest
+from together.planning.score import range_violations
 from together.settings import Settings
 from together.types import Endpoint
 from together.weights.find import BUNDLED, resolve_model
@@ -32,6 +33,11 @@ def model_of(text: str | None, settings: Settings) -> str | None:
     return str(found.resolve()) if isinstance(found, Path) else text
 
 
+def order_of(**options: object) -> dict[str, object]:
+    """The options that were given, as an order to the running app."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def request_of(
     model: str | None,
     usual: str,
@@ -44,16 +50,13 @@ def request_of(
 
     Raises BadPlan or BadSetting.
     """
-    if layers is not None:
-        ranges = [part for part, _ in parse_layers(layers)]
-        folder = BUNDLED if model is None else Path(model)
-        if folder.is_dir():
-            wrong = range_complaints(ranges, read_spec(folder).layers)
-            if wrong:
-                raise BadPlan(f"--layers: {wrong[0]}")
-    return PlanRequest(
-        strategy=strategy or ("custom" if layers else usual), layers=layers, users=users, context=context
-    )
+    request = parse_request(usual, strategy, layers=layers, users=users, context=context)
+    folder = BUNDLED if model is None else Path(model)
+    if request.assignments and folder.is_dir():
+        wrong = range_violations([item.layers for item in request.assignments], read_spec(folder).layers)
+        if wrong:
+            raise BadPlan(f"--layers: {wrong[0]}")
+    return request
 
 
 def saved_plan(path: Path) -> tuple[str, int | None, int | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -43,29 +44,31 @@ def plan(
 ) -> None:
     """Who would take which layers of a model, and why: on the living machines, or with --cluster on any."""
     if cluster is None:
-        from together.desktop.arguments import model_of
-        from together.desktop.plan import LivePlan, run_live_plan
+        from together.desktop.arguments import model_of, order_of
+        from together.desktop.plan import run_live_plan
 
         settings = settings_with()
-        asked = LivePlan(model_of(model, settings), strategy, users, context, ratio, layers, max_memory)
-        raise typer.Exit(run_live_plan(running_app(settings), asked, as_json))
+        order = order_of(
+            model=model_of(model, settings),
+            strategy=strategy,
+            users=users,
+            context=context,
+            ratio=ratio,
+            layers=layers,
+            max_memory_per_partition=max_memory,
+        )
+        raise typer.Exit(run_live_plan(running_app(settings), order, as_json))
     if model is not None:
         raise BadSetting("--cluster FILE describes the model; leave --model out")
     from together.desktop.plan import run_plan
+    from together.planning.parse import parse_dtype, parse_request
     from together.planning.report import NetworkTarget
-    from together.planning.request import PlanRequest
 
-    request = PlanRequest(
-        strategy=strategy or "recommend",
-        users=users,
-        context=context,
-        ratio=ratio,
-        layers=layers,
-        max_memory=max_memory,
-        hidden_size=hidden_size,
-        dtype=dtype,
-        wish=NetworkTarget(wish, prompt, first_token),
+    request = parse_request(
+        "recommend", strategy, users=users, context=context, ratio=ratio, layers=layers, max_memory=max_memory
     )
+    target = NetworkTarget(wish, prompt, first_token)
+    request = replace(request, hidden_size=hidden_size, dtype=parse_dtype(dtype), wish=target)
     raise typer.Exit(run_plan(cluster, request, as_json))
 
 
@@ -83,7 +86,7 @@ def load(
 ) -> None:
     """Load a model in the running app, by the recommended plan or a given one."""
     settings = settings_with(log_level=log_level)
-    from together.desktop.arguments import model_of, saved_plan
+    from together.desktop.arguments import model_of, order_of, saved_plan
     from together.desktop.loading import load_and_show, load_last_and_show
 
     if model is None:
@@ -96,9 +99,8 @@ def load(
             raise BadSetting("--plan says who takes which layers; leave --layers and --strategy out")
         layers, planned_context, planned_users = saved_plan(plan)
         context, users = context or planned_context, users or planned_users
-    found = model_of(model, settings)
-    order = {"model": found, "strategy": strategy, "layers": layers, "users": users, "context": context}
-    load_and_show(running_app(settings), {key: value for key, value in order.items() if value is not None})
+    order = order_of(model=model_of(model, settings), strategy=strategy, layers=layers, users=users, context=context)
+    load_and_show(running_app(settings), order)
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from together.desktop.client import RunningApp
@@ -35,26 +34,9 @@ def _read(path: Path) -> Problem:
         raise BadSetting(f"--cluster {path} cannot be read: {error}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class LivePlan:
-    """What `plan` was told of a model on the running cluster; None leaves the usual."""
-
-    model: str | None
-    strategy: str | None
-    users: int | None
-    context: int | None
-    ratio: str | None
-    layers: str | None
-    max_memory_per_partition: str | None
-
-    def order(self) -> dict[str, object]:
-        values = {name: getattr(self, name) for name in self.__slots__}
-        return {name: value for name, value in values.items() if value is not None}
-
-
-def run_live_plan(running: RunningApp, asked: LivePlan, as_json: bool) -> int:
+def run_live_plan(running: RunningApp, order: dict[str, object], as_json: bool) -> int:
     """Print the plan, or what is missing; the exit code."""
-    answer = running.ask("plan", asked.order())
+    answer = running.ask("plan", order)
     text = answer.pop("text")
     print(json.dumps(answer, indent=2) if as_json else printable(text))
     return DOES_NOT_FIT if "error" in answer else 0

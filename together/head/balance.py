@@ -99,8 +99,3 @@ class Balance:
             self.better, self.advice = better, advice(drift, answer.split, better)
         elif not better:
             self.better, self.advice = None, ""
-
-
-def layers_of(split: Split) -> str:
-    """A split as `--layers` takes it."""
-    return ",".join(f"{share.node}={share.layers}" for share in split.shares)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from together.engine.stats import EngineStats
 from together.errors import BadInput, BadPlan, NotServing, TogetherError
-from together.head.balance import LOOK_EVERY, Balance, layers_of
+from together.head.balance import LOOK_EVERY, Balance
 from together.head.last_plan import BY_HAND, LastPlan, LastPlans
 from together.head.machines import Machines
 from together.head.model import ModelHandle, open_model, refuse, sizings
@@ -118,7 +118,7 @@ class Head:
         better = self._balance.better if self._balance else None
         if better is None:
             raise NotServing("the machines do as planned; there is no better split to move to")
-        request = replace(self._last.request, strategy="custom", layers=layers_of(better))
+        request = replace(self._last.request, strategy="custom", assignments=better.shares)
         await self._order(self._last.otherwise(request))
 
     # --- what is seen -------------------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ class Head:
         self._surveyor.drained.add(node.id)
         try:
             if any(stage.head == self.id for stage in node.stages):
-                request = replace(self._last.request, strategy=self._usual(), layers=None)
+                request = replace(self._last.request, strategy=self._usual(), assignments=())
                 await self._order(self._last.otherwise(request))
         except BaseException:
             self._surveyor.drained.discard(node.id)

@@ -13,6 +13,8 @@ from typing import Literal
 
 from together.jsonfile import BrokenFile, read_json, write_json
 from together.models.manifest import CONFIG
+from together.planning.parse import parse_request
+from together.planning.problem import Assignment
 from together.planning.request import PlanRequest
 from together.types import Dtype, LayerRange, ModelRef, NodeStatus, Plan, Serving, ServingState
 from together.wording import layers_text, names_text
@@ -40,6 +42,33 @@ class LastStage:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptRequest:
+    """A request as the file has it; what was split by hand is in the stages."""
+
+    strategy: str = "recommend"
+    users: int | None = None
+    context: int | None = None
+    max_memory: str | None = None
+    tolerance: float | None = None
+
+    @classmethod
+    def of(cls, request: PlanRequest) -> KeptRequest:
+        size = None if request.max_bytes is None else str(request.max_bytes)
+        return cls(request.strategy, request.users, request.context, size, request.tolerance)
+
+    def request(self, usual: str) -> PlanRequest:
+        """`usual` is the strategy where the split was made by hand."""
+        return parse_request(
+            usual,
+            None if self.strategy in BY_HAND else self.strategy,
+            users=self.users,
+            context=self.context,
+            max_memory=self.max_memory,
+            tolerance=self.tolerance,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class LastPlan:
     """A model, what was asked for it, and what came of that."""
 
@@ -48,7 +77,7 @@ class LastPlan:
     dtype: Dtype
     context: int
     users: int
-    request: PlanRequest
+    request: KeptRequest
     stages: tuple[LastStage, ...]
 
     @property
@@ -65,20 +94,19 @@ class LastPlan:
             LastStage(stage.node, names.get(stage.node, stage.node), stage.backend, stage.device, stage.layers)
             for stage in plan.stages
         )
-        return cls(VERSION, plan.model, plan.dtype, plan.context, plan.users, request, tuple(stages))
+        return cls(VERSION, plan.model, plan.dtype, plan.context, plan.users, KeptRequest.of(request), tuple(stages))
 
     def again(self, places: dict[tuple[str, str, str], str]) -> PlanRequest | None:
         """The very same split, where all its machines are among `places`: (node id, backend, device) → their names."""
         if any(stage.key not in places for stage in self.stages):
             return None
-        layers = ",".join(f"{places[stage.key]}={stage.layers}" for stage in self.stages)
-        same = replace(self.request, strategy="custom", layers=layers, ratio=None)
-        return replace(same, context=self.context, users=self.users)
+        split = tuple(Assignment(places[stage.key], stage.layers) for stage in self.stages)
+        same = self.request.request("custom")
+        return replace(same, strategy="custom", assignments=split, context=self.context, users=self.users)
 
     def anew(self, usual: str) -> PlanRequest:
         """What was asked for, for other machines; `usual` is the strategy where the split was made by hand."""
-        strategy = usual if self.request.strategy in BY_HAND else self.request.strategy
-        return replace(self.request, strategy=strategy, layers=None, ratio=None)
+        return self.request.request(usual)
 
     def gone(self, nodes: Iterable[NodeStatus]) -> list[str]:
         """The machines of then that are not there, by name."""

@@ -16,8 +16,8 @@ from together.models.generation import SamplingDefaults, read_sampling_defaults,
 from together.models.manifest import SMALL_FILES, describe
 from together.models.recognise import require_whole
 from together.models.spec import ModelSpec, read_config, read_runnable
+from together.planning.problem import Sizing
 from together.planning.request import PlanRequest
-from together.planning.split import Sizing
 from together.settings import Settings
 from together.text.tokenizer import TextModel
 from together.types import DTYPES, Dtype, ModelRef, Plan

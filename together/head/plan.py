@@ -14,11 +14,10 @@ from together.head.model import ModelHandle, open_model, sizings
 from together.models.spec import ModelSpec
 from together.planning.explain import Infeasible
 from together.planning.memory import stage_memory
-from together.planning.problem import Problem
+from together.planning.problem import Problem, Sizing
 from together.planning.recommend import recommend
 from together.planning.report import PlanReport, missing_text
 from together.planning.request import PlanRequest, plan_for
-from together.planning.split import Sizing
 from together.settings import Settings
 from together.types import LayerRange, Plan, StagePlan
 
@@ -51,8 +50,7 @@ async def plan_model(
     """
     missing: Infeasible | None = None
     for sizing in sizings(opened, request, settings):
-        named = request.strategy == "custom" and "=" in (request.layers or "")
-        every = named or request.strategy in NEED_SPEEDS
+        every = request.names_nodes or request.strategy in NEED_SPEEDS
         survey = await surveyor.survey(
             opened.spec, opened.config, sizing, measured=measured, all_devices=every, hurry=hurry
         )

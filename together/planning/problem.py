@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from together.types import LayerRange
+from together.types import Dtype, LayerRange
 
 HOP_MS = 25.0  # of a pair that nobody measured: slow, never free
 CONTEXT = 4096
@@ -64,6 +64,15 @@ class Link:
     a: str
     b: str
     ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """What a plan is sized for: tokens of context, users at once, and the dtype of compute and cache."""
+
+    context: int
+    users: int
+    dtype: Dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,7 @@
-"""A plan as it is asked for: strategy, people, context; and its way to an answer. Pure: knows no file and no node."""
+"""What is asked of the planner, and how it is answered: by a strategy, checked, with reasons."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 from math import inf
 
@@ -15,10 +14,10 @@ from together.planning.explain import (
     explain_rule,
     explain_tolerance,
 )
-from together.planning.problem import Problem, Split
+from together.planning.problem import Assignment, Problem, Split
 from together.planning.recommend import recommend
 from together.planning.report import Network, NetworkTarget, PlanReport, network_of
-from together.planning.score import complaints, terms_of
+from together.planning.score import violations
 from together.planning.search.instance import compile_problem
 from together.planning.strategies import (
     STRATEGIES,
@@ -26,36 +25,36 @@ from together.planning.strategies import (
     by_memory,
     by_ratio,
     custom,
-    half_open,
-    inclusive,
     limit_partitions,
     mixed,
     uniform,
 )
 from together.quoting import quoted
-from together.settings import parse_bytes
-from together.types import DTYPES, Dtype, LayerRange
+from together.types import Dtype
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What is wanted. None leaves a value of the problem as it is."""
+    """How a model is to be split. None leaves a value of the problem as it is."""
 
     strategy: str = "recommend"
     users: int | None = None
     context: int | None = None
-    ratio: str | None = None
-    layers: str | None = None
-    max_memory: str | None = None
+    ratio: tuple[float, ...] = ()
+    assignments: tuple[Assignment, ...] = ()  # with no node named, for the nodes in their order
+    max_bytes: int | None = None  # of a stage
     hidden_size: int | None = None
-    dtype: str = "bf16"  # of what travels
+    dtype: Dtype = "bf16"  # of what travels
     wish: NetworkTarget = field(default_factory=NetworkTarget)
     tolerance: float | None = None
+
+    @property
+    def names_nodes(self) -> bool:
+        return self.strategy == "custom" and any(item.node for item in self.assignments)
 
 
 def plan_for(request: PlanRequest, problem: Problem) -> PlanReport | Infeasible:
     """The plan of a strategy, checked. Raises BadInput where it is wrong in another way than too little memory."""
-    dtype = _dtype(request.dtype)
     _check_numbers(request)
     problem = replace(
         problem,
@@ -63,23 +62,23 @@ def plan_for(request: PlanRequest, problem: Problem) -> PlanReport | Infeasible:
         context=problem.context if request.context is None else request.context,
         tolerance=problem.tolerance if request.tolerance is None else request.tolerance,
     )
-    if request.max_memory is not None:
-        problem = limit_partitions(problem, parse_bytes(request.max_memory))
+    if request.max_bytes is not None:
+        problem = limit_partitions(problem, request.max_bytes)
     split = recommend(problem) if request.strategy == "recommend" else _by_strategy(request, problem)
     if split is None:
         return explain_missing(problem)
-    wrong = complaints(split.shares, terms_of(problem))
-    if any(complaint.kind not in ("memory", "link") for complaint in wrong):
+    wrong = violations(problem, split)
+    if any(item.kind not in ("memory", "link") for item in wrong):
         raise BadPlan("; ".join(map(str, wrong)))
     if wrong:
-        return _refused(problem, split, [str(complaint) for complaint in wrong])
-    return _answer(request, problem, split, dtype)
+        return _refused(problem, split, [str(item) for item in wrong])
+    return _answer(request, problem, split)
 
 
 def rescore(problem: Problem, split: Split) -> PlanReport | list[str]:
     """The figures of a split that a person edits, without sentences; or all that is wrong with it, in sentences."""
-    wrong = complaints(split.shares, terms_of(problem))
-    return [str(complaint) for complaint in wrong] or PlanReport(problem, split, (), (), None, NetworkTarget())
+    wrong = violations(problem, split)
+    return [str(item) for item in wrong] or PlanReport(problem, split, (), (), None, NetworkTarget())
 
 
 def _by_strategy(request: PlanRequest, problem: Problem) -> Split | None:
@@ -87,9 +86,9 @@ def _by_strategy(request: PlanRequest, problem: Problem) -> Split | None:
     if request.strategy in simple:
         return simple[request.strategy](problem) if compile_problem(problem).able else None
     if request.strategy == "ratio":
-        return by_ratio(problem, _ratio(request.ratio))
+        return by_ratio(problem, request.ratio)
     if request.strategy == "custom":
-        return _custom(problem, request.layers)
+        return custom(problem, request.assignments)
     raise BadSetting(f"there is no strategy {quoted(request.strategy)}; choose one of {', '.join(STRATEGIES)}")
 
 
@@ -126,7 +125,7 @@ def _layers_over(problem: Problem, split: Split) -> list[int]:
     return found
 
 
-def _answer(request: PlanRequest, problem: Problem, split: Split, dtype: Dtype) -> PlanReport:
+def _answer(request: PlanRequest, problem: Problem, split: Split) -> PlanReport:
     if request.strategy == "recommend":
         left_out = explain_left_out(problem, split)
         why = (*explain(problem, split), *explain_tolerance(problem, split))
@@ -137,12 +136,9 @@ def _answer(request: PlanRequest, problem: Problem, split: Split, dtype: Dtype) 
 
     def network(hops: int) -> Network:
         assert hidden is not None
-        return network_of(hidden, dtype, hops, wish)
+        return network_of(hidden, request.dtype, hops, wish)
 
     return PlanReport(problem, split, why, left_out, None if hidden is None else network, wish)
-
-
-# --- options ----------------------------------------------------------------------------------------------------------
 
 
 def _check_numbers(request: PlanRequest) -> None:
@@ -152,53 +148,3 @@ def _check_numbers(request: PlanRequest) -> None:
             raise BadSetting(f"{name} must be at least 1, not {value}")
     if request.tolerance is not None and not 0 <= request.tolerance < inf:
         raise BadSetting(f"tolerance must be a number, at least 0, not {request.tolerance}")
-
-
-def _dtype(text: str) -> Dtype:
-    for dtype in DTYPES:
-        if dtype == text:
-            return dtype
-    raise BadSetting(f"there is no dtype {quoted(text)}; choose one of {', '.join(DTYPES)}")
-
-
-def _ratio(text: str | None) -> list[float]:
-    """`"3:1"` → [3, 1]."""
-    if text is None:
-        raise BadSetting("the strategy ratio needs --ratio, as 3:1, a part for each node in the order of the file")
-    try:
-        return [float(part) for part in text.split(":")]
-    except ValueError:
-        raise BadSetting(f"--ratio {quoted(text)} is not numbers with colons between, as 3:1") from None
-
-
-# The end belongs to it: a node's name is its owner's choice, and may have commas.
-_RANGE = re.compile(r"\s*(?:(?P<node>.+?)=)?(?P<start>[0-9]{1,9})(?P<kind>[:-])(?P<end>[0-9]{1,9})\s*(?:,|$)")
-
-
-def parse_layers(text: str) -> list[tuple[LayerRange, str | None]]:
-    """`"studio=0:12,mini=12:16"`, `"0:12,12:16"`, or with last layers, `"0-11,12-15"`: ranges and their nodes.
-
-    Raises BadSetting for anything else, BadPlan for an empty range.
-    """
-    parts: list[re.Match[str]] = []
-    while (place := parts[-1].end() if parts else 0) < len(text) and (part := _RANGE.match(text, place)):
-        parts.append(part)
-    if place < len(text) or text.endswith(",") or len({part["kind"] for part in parts}) != 1:
-        raise BadSetting(f"--layers {quoted(text)} is not ranges as studio=0:12,mini=12:16 (half-open) or 0-11,12-15")
-    named = [part["node"] for part in parts]
-    if any(named) and not all(named):
-        raise BadSetting("--layers must name the node of every range, or of none")
-    boundaries = [(int(part["start"]), int(part["end"])) for part in parts]
-    try:
-        ranges = half_open(boundaries) if parts[0]["kind"] == ":" else inclusive(boundaries)
-    except BadPlan as error:
-        raise BadPlan(f"--layers: {error}") from None
-    return list(zip(ranges, named, strict=True))
-
-
-def _custom(problem: Problem, text: str | None) -> Split:
-    if text is None:
-        raise BadSetting("the strategy custom needs --layers, as studio=0:12,mini=12:16 (half-open) or 0-11,12-15")
-    parts = parse_layers(text)
-    names = [name for _, name in parts if name is not None]
-    return custom(problem, [layers for layers, _ in parts], names or None)

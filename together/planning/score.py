@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
@@ -98,46 +97,25 @@ class Violation:
         return self.sentence
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What a node may hold, and its name for a person."""
-
-    name: str
-    bytes: float = inf
-    layers: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Constraints:
-    """What a split is checked against: the model's layers, rooms by node, bytes of a stage, which hops are usable."""
-
-    layers: int
-    rooms: Mapping[str, Room]
-    needs: Callable[[LayerRange], float]
-    sizing: str = ""  # such as " with a context of 4096 for 2 users"
-    linked: Callable[[str, str], bool] = field(default=lambda a, b: True)
-    head: str | None = None  # the ring passes it also where it has no stage
-
-
-def complaints(shares: Sequence[Assignment], terms: Constraints) -> list[Violation]:
+def violations(problem: Problem, split: Split) -> list[Violation]:
     """Everything that is wrong with a split: first gaps and overlaps, then nodes, memory and links."""
-    found = range_complaints([share.layers for share in shares], terms.layers)
-    seen: set[str] = set()
-    for share in shares:
+    found = range_violations([share.layers for share in split.shares], problem.model.layers)
+    names, seen = [node.name for node in problem.nodes], set[str]()
+    for share in split.shares:
         if share.node in seen:
             found.append(Violation("node", f"node {share.node} is named twice; give it one run of layers"))
-        elif share.node not in terms.rooms:
-            names = ", ".join(room.name for room in terms.rooms.values()) or "none"
-            found.append(Violation("node", f"there is no node {cut(share.node, MOST)}; there are: {names}"))
+        elif share.node not in names:
+            there = ", ".join(names) or "none"
+            found.append(Violation("node", f"there is no node {cut(share.node, MOST)}; there are: {there}"))
         else:
-            found += _memory(share, terms)
+            found += _memory(problem, share)
         seen.add(share.node)
-    if not any(complaint.kind == "node" for complaint in found):
-        found += _links([share.node for share in shares], terms)
+    if not any(item.kind == "node" for item in found):
+        found += _links(problem, split)
     return found
 
 
-def range_complaints(ranges: Sequence[LayerRange], layers: int) -> list[Violation]:
+def range_violations(ranges: Sequence[LayerRange], layers: int) -> list[Violation]:
     """What keeps the ranges, in this order, from being exactly layers 0 to `layers`."""
     found, reached = [], 0
     for item in ranges:
@@ -154,35 +132,25 @@ def range_complaints(ranges: Sequence[LayerRange], layers: int) -> list[Violatio
     return found
 
 
-def _memory(share: Assignment, terms: Constraints) -> list[Violation]:
-    room, layers = terms.rooms[share.node], share.layers
-    if room.layers is not None and len(layers) > room.layers:
-        return [Violation("memory", f"node {room.name}: has {len(layers)} layers, can hold {room.layers}; move some")]
-    if layers.stop > terms.layers or terms.needs(layers) <= room.bytes:
+def _memory(problem: Problem, share: Assignment) -> list[Violation]:
+    node, layers = problem.node(share.node), share.layers
+    if node.max_layers is not None and len(layers) > node.max_layers:
+        return [
+            Violation("memory", f"node {node.name}: has {len(layers)} layers, can hold {node.max_layers}; move some")
+        ]
+    if layers.stop > problem.model.layers or problem.stage_bytes(layers) <= node.room_bytes:
         return []
-    need, have = sizes_text(terms.needs(layers), room.bytes)
-    sentence = f"node {room.name}: needs {need} for layers {layers_text(layers)}{terms.sizing}, may use {have}; "
+    need, have = sizes_text(problem.stage_bytes(layers), node.room_bytes)
+    sizing = f" with a context of {problem.context} for {problem.users} users" if problem.users > 1 else ""
+    sentence = f"node {node.name}: needs {need} for layers {layers_text(layers)}{sizing}, may use {have}; "
     return [Violation("memory", sentence + "lower the context, give it fewer layers, or add a node")]
 
 
-def _links(names: list[str], terms: Constraints) -> list[Violation]:
-    path = [*names, *([] if terms.head in (None, *names) else [str(terms.head)]), *names[:1]]
-    pairs = dict.fromkeys(frozenset((a, b)) for a, b in itertools.pairwise(path) if a != b)
-    broken = [tuple(sorted(pair)) for pair in pairs if not terms.linked(*sorted(pair))]
+def _links(problem: Problem, split: Split) -> list[Violation]:
+    circle = circle_of(problem, split.nodes)
+    pairs = dict.fromkeys(frozenset(pair) for pair in zip(circle, (*circle[1:], *circle[:1]), strict=True))
+    broken = [tuple(sorted(pair)) for pair in pairs if len(pair) == 2 and problem.hop(*pair) == inf]
     return [
         Violation("link", f"the link between {a} and {b} cannot be used; put another node between them")
         for a, b in broken
     ]
-
-
-def terms_of(problem: Problem) -> Constraints:
-    """What a problem says about its splits."""
-    rooms = {node.name: Room(node.name, node.room_bytes, node.max_layers) for node in problem.nodes}
-    return Constraints(
-        problem.model.layers,
-        rooms,
-        problem.stage_bytes,
-        f" with a context of {problem.context} for {problem.users} users" if problem.users > 1 else "",
-        lambda a, b: problem.hop(a, b) < inf,
-        problem.head,
-    )

@@ -1,6 +1,6 @@
 """Splits by a simple rule instead of the recommendation: uniform, memory, compute, mixed, ratio, custom.
 
-A strategy only proposes; `validate.complaints` says what is wrong with it, as with any other split.
+A strategy only proposes; `score.violations` says what is wrong with it, as with any other split.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 from math import inf
 
-from together.errors import BadPlan
+from together.errors import BadPlan, BadSetting
 from together.planning.problem import EXACT_NODES, Assignment, NodeProfile, Problem, Split
 from together.planning.search.instance import EPSILON, SearchProblem, compile_problem
 from together.planning.search.rings import Rings, ring_ms
-from together.planning.split import uniform_ranges
 from together.types import LayerRange
 
 STRATEGIES = ("recommend", "uniform", "memory", "compute", "mixed", "ratio", "custom")
+NEEDS_LAYERS = "studio=0:12,mini=12:16 (half-open) or 0-11,12-15"
 
 
 def limit_partitions(problem: Problem, max_memory: float) -> Problem:
@@ -30,6 +30,16 @@ def limit_partitions(problem: Problem, max_memory: float) -> Problem:
         return replace(node, free_bytes=min(node.room_bytes, max_memory), reserve_bytes=0)
 
     return replace(problem, nodes=tuple(map(limited, problem.nodes)))
+
+
+def uniform_ranges(layers: int, parts: int) -> tuple[LayerRange, ...]:
+    """`layers` cut into `parts` ranges that differ by at most one layer, larger ones first; fewer if layers run out."""
+    parts = min(parts, layers)
+    if parts < 1:
+        raise BadPlan("there is no node to take the layers; start one with: python3 launch.py node")
+    small, extra = divmod(layers, parts)
+    starts = [index * small + min(index, extra) for index in range(parts + 1)]
+    return tuple(LayerRange(start, stop) for start, stop in pairwise(starts))
 
 
 def uniform(problem: Problem) -> Split:
@@ -66,7 +76,9 @@ def by_ratio(problem: Problem, ratio: Sequence[float]) -> Split:
 
     3:1 means the same as 12:4. Where bytes are not known every layer weighs the same. Raises BadPlan.
     """
-    if not ratio or min(ratio) < 0 or not any(ratio):
+    if not ratio:
+        raise BadSetting("the strategy ratio needs --ratio, as 3:1, a part for each node in the order of the file")
+    if min(ratio) < 0 or not any(ratio):
         raise BadPlan("the ratio must be numbers that are not negative, as 3:1")
     if len(ratio) > len(problem.nodes):
         raise BadPlan(f"the ratio has {len(ratio)} parts and there are {len(problem.nodes)} nodes")
@@ -78,29 +90,16 @@ def by_ratio(problem: Problem, ratio: Sequence[float]) -> Split:
     return Split(tuple(Assignment(node.name, layers) for (node, _), layers in zip(pairs, ranges, strict=True)))
 
 
-def half_open(boundaries: Sequence[tuple[int, int]]) -> tuple[LayerRange, ...]:
-    """Ranges whose second number is the first layer that is not in them: (0, 16), (16, 32). Raises BadPlan."""
-    return tuple(_range(start, stop) for start, stop in boundaries)
-
-
-def inclusive(boundaries: Sequence[tuple[int, int]]) -> tuple[LayerRange, ...]:
-    """Ranges whose second number is their last layer: (0, 15), (16, 31). Raises BadPlan."""
-    return tuple(_range(start, last + 1) for start, last in boundaries)
-
-
-def custom(problem: Problem, ranges: Sequence[LayerRange], names: Sequence[str] | None = None) -> Split:
-    """Given ranges on the named nodes, or on the nodes in their order. Raises BadPlan for more ranges than nodes."""
-    chosen = [node.name for node in problem.nodes] if names is None else list(names)
-    if len(ranges) > len(chosen):
-        raise BadPlan(f"the plan has {len(ranges)} ranges and there are {len(chosen)} nodes; start more, or give fewer")
-    return Split(tuple(Assignment(name, layers) for name, layers in zip(chosen, ranges, strict=False)))
-
-
-def _range(start: int, stop: int) -> LayerRange:
-    try:
-        return LayerRange(start, stop)
-    except ValueError as error:
-        raise BadPlan(str(error)) from None
+def custom(problem: Problem, assignments: Sequence[Assignment]) -> Split:
+    """Given layers on the nodes named, or on the nodes in their order where none is named. Raises BadPlan."""
+    if not assignments:
+        raise BadSetting(f"the strategy custom needs --layers, as {NEEDS_LAYERS}")
+    if any(item.node for item in assignments):
+        return Split(tuple(assignments))
+    if (count := len(assignments)) > (there := len(problem.nodes)):
+        raise BadPlan(f"the plan has {count} ranges and there are {there} nodes; start more, or give fewer")
+    named = zip(problem.nodes, assignments, strict=False)
+    return Split(tuple(Assignment(node.name, item.layers) for node, item in named))
 
 
 # --- what the rules share ---------------------------------------------------------------------------------------------

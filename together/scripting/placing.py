@@ -16,10 +16,9 @@ from together.errors import BadPlan, NotEnoughMemory
 from together.head.model import ModelHandle, sizings
 from together.head.plan import NEED_SPEEDS
 from together.planning.memory import cache_tokens, stage_memory, workspace_bytes
-from together.planning.problem import NodeProfile, Problem, Split
+from together.planning.problem import NodeProfile, Problem, Sizing, Split
 from together.planning.report import PlanReport, missing_text
 from together.planning.request import PlanRequest, plan_for
-from together.planning.split import Sizing
 from together.settings import Settings, parse_bytes
 from together.types import Device, DeviceProfile, Dtype, LayerRange, MeasureOrder
 from together.wording import layers_text, size_text, sizes_text

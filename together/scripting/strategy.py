@@ -12,8 +12,9 @@ from typing import Any, TypedDict, Unpack, get_type_hints
 
 from together.errors import BadPlan, BadRequest, BadSetting
 from together.head.model import ModelHandle, open_model
+from together.planning.problem import Assignment
 from together.planning.request import PlanRequest
-from together.planning.strategies import STRATEGIES, inclusive
+from together.planning.strategies import STRATEGIES
 from together.requests import GenerateRequest, Message
 from together.sampling import validate
 from together.scripting.placing import PartitionPlan, PartitionRequest, place
@@ -189,15 +190,14 @@ def _wanted(strategy: PartitionStrategy) -> PartitionRequest:
     ranges, parts = _ranges(strategy.custom_boundaries), _parts(strategy.ratio)
     devices = tuple(strategy.target_devices or ())
     counts = {"custom_boundaries": len(ranges), "ratio": len(parts), "target_devices": len(devices)}
-    if strategy.max_memory_per_partition is not None:
-        parse_bytes(strategy.max_memory_per_partition)
+    size = strategy.max_memory_per_partition
     request = PlanRequest(
         strategy=strategy.strategy_type,
         users=strategy.users,
         context=strategy.context,
-        ratio=":".join(map(repr, parts)) or None,
-        layers=",".join(map(str, ranges)) or None,
-        max_memory=strategy.max_memory_per_partition,
+        ratio=parts,
+        assignments=tuple(Assignment("", layers) for layers in ranges),
+        max_bytes=None if size is None else parse_bytes(size),
     )
     return PartitionRequest(request, _count(strategy.num_partitions, counts), devices)
 
@@ -224,17 +224,17 @@ def _inclusive(pair: object) -> LayerRange:
         case (int(first), int(last)):
             if not 0 <= first <= last:
                 raise BadPlan(f"custom_boundaries: ({first}, {last}) is not a first and a last layer, counted from 0")
-            return inclusive([(first, last)])[0]
+            return LayerRange(first, last + 1)
     raise BadPlan(f"custom_boundaries: {pair!r} is neither a pair of layers, as (0, 15), nor a LayerRange")
 
 
-def _parts(ratio: Sequence[float] | str | None) -> list[float]:
+def _parts(ratio: Sequence[float] | str | None) -> tuple[float, ...]:
     if ratio is None:
-        return []
+        return ()
     try:
-        parts = [float(part) for part in (ratio.split(":") if isinstance(ratio, str) else ratio)]
+        parts = tuple(float(part) for part in (ratio.split(":") if isinstance(ratio, str) else ratio))
     except (TypeError, ValueError):
-        parts = []
+        parts = ()
     if not parts or not all(isfinite(part) and part > 0 for part in parts):
         raise BadPlan(f"ratio {ratio!r} is not numbers above 0, one per partition, as [3, 1] or '3:1'")
     return parts

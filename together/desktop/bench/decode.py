@@ -22,7 +22,7 @@ from together.engine.engine import Engine
 from together.errors import BadSetting, LoadFailed
 from together.head.loopback import LocalRing, Place, local_engine
 from together.models.spec import read_spec
-from together.planning.split import uniform_ranges
+from together.planning.strategies import uniform_ranges
 from together.processes import end, spawn
 from together.requests import GenerateRequest
 from together.types import Dtype, Sampling

@@ -20,7 +20,7 @@ from together.desktop.bench.shapes import random_checkpoint
 from together.engine.engine import Engine
 from together.head.loopback import local_engine
 from together.models.spec import ModelSpec
-from together.planning.split import uniform_ranges
+from together.planning.strategies import uniform_ranges
 from together.requests import GenerateRequest
 from together.types import DTYPE_BYTES, Dtype, Sampling
 

@@ -16,7 +16,7 @@ from together.models.spec import ModelSpec, read_spec
 from together.planning.memory import cache_tokens, workspace_bytes
 from together.planning.problem import Assignment, Link, NodeProfile, Problem, Split
 from together.planning.score import score_of
-from together.planning.split import uniform_ranges
+from together.planning.strategies import uniform_ranges
 from together.ring import rpc
 from together.types import DTYPE_BYTES, DeviceProfile, Endpoint, LinkOrder, LinkSpeed, MeasureOrder
 
