@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from together.errors import BadSetting
 from together.models.families import FAMILIES as FAMILIES
-from together.types import Activation, Batch, Device, Dtype, LayerRange, RowResult
+from together.types import Activation, Batch, Device, DeviceProfile, Dtype, LayerRange, RowResult
 
 BACKENDS = ("torch", "mlx", "checksum")
 
@@ -76,26 +76,14 @@ class Shard(Protocol):
         """Free everything; called once, by the thread that loaded."""
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """What a device does at one model's shape and dtype, warm."""
-
-    ms_per_layer: float  # one token, one row
-    ms_per_stage: float  # fixed cost of a step beside its layers
-    ms_per_head: float  # norm, LM head over the vocabulary and greedy drawing, for one row
-    memory_bytes_per_s: float
-    matrix_flops_per_s: float
-    overhead_bytes: int  # of the device's memory: what a stage takes before it has weights
-
-
 class Backend(Protocol):
     """What a backend module offers."""
 
     def probe(self) -> tuple[Device, ...]:
         """The devices here and the memory a stage could use on each, instantly."""
 
-    def measure(self, folder: Path, device: str, dtype: Dtype) -> Measurement:
-        """Time random weights of the shape in `folder`/config.json on `device`; takes seconds."""
+    def measure(self, folder: Path, device: str, dtype: Dtype) -> DeviceProfile:
+        """Time random weights of the shape in `folder`/config.json on `device`, all but the disk; takes seconds."""
 
     def load(self, request: LoadRequest) -> Shard:
         """Read only the tensors of the range. Raises UnsupportedModel, BrokenModel or NotEnoughMemory."""

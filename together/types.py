@@ -43,6 +43,19 @@ class LayerRange:
         return cls(int(start), int(stop))
 
 
+def missing_ranges(layers: int, held: list[LayerRange]) -> tuple[LayerRange, ...]:
+    """The ranges of `layers` layers that none of `held` covers."""
+    gaps: list[LayerRange] = []
+    reached = 0
+    for item in sorted(item for item in held if item.start < layers):
+        if item.start > reached:
+            gaps.append(LayerRange(reached, item.start))
+        reached = max(reached, item.stop)
+    if reached < layers:
+        gaps.append(LayerRange(reached, layers))
+    return tuple(gaps)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRef:
     """Names one exact model on every machine; `path` is only a hint (where the head found it)."""
@@ -278,6 +291,16 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """A device that layers can be placed on, under the name that plans call it by."""
+
+    name: str
+    device: Device
+    node: str = ""  # node id; empty in a program that runs its partitions without nodes
+    machine: str = ""  # the node's
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where a service listens: the addresses of one machine and a port; peers use the address that answers fastest."""
 
@@ -440,8 +463,11 @@ class DeviceProfile:
     ms_per_head: float  # norm, LM head and drawing, on the last stage
     memory_bytes_per_s: float
     matrix_flops_per_s: float
-    disk_bytes_per_s: float
-    overhead_bytes: int  # a stage process of this backend before it has weights
+    disk_bytes_per_s: float = 0.0  # 0: unknown
+    overhead_bytes: int = 0  # of the device's memory: a stage process of this backend before it has weights
+
+
+UNKNOWN_PROFILE = DeviceProfile(0.0, 0.0, 0.0, 0.0, 0.0)  # for splits that do not depend on speed
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from backends.base import LoadRequest, Measurement
+from backends.base import LoadRequest
 from backends.measuring import resident_bytes
 from backends.on_checksum.shard import KV_BYTES, Behaviour, ChecksumShard, Weights, fold
 from together.errors import BrokenModel, NotEnoughMemory, UnsupportedModel
@@ -27,7 +27,7 @@ from together.models.files import EMBED, HEAD, NORM, layer_of, read_into, read_j
 from together.models.folder import title
 from together.models.headers import TensorInfo
 from together.quoting import quoted
-from together.types import Batch, Device, Dtype, LayerRange, Row, SampleRequest, Sampling
+from together.types import Batch, Device, DeviceProfile, Dtype, LayerRange, Row, SampleRequest, Sampling
 
 DEVICE = "cpu"
 
@@ -51,13 +51,13 @@ def probe() -> tuple[Device, ...]:
     return (Device("checksum", DEVICE, name, memory.total, memory.available),)
 
 
-def measure(folder: Path, device: str, dtype: Dtype) -> Measurement:
+def measure(folder: Path, device: str, dtype: Dtype) -> DeviceProfile:
     """Time made-up weights of the folder's shape; `step_ms` counts. Raises UnsupportedModel or BrokenModel."""
     config = _read_config(folder, device, dtype)
     overhead = resident_bytes()
     one, five, end = _step_ms(config, 1), _step_ms(config, 5), _step_ms(config, 1, last=True)
     per_layer = max((five - one) / 4, 1e-3)
-    return Measurement(
+    return DeviceProfile(
         ms_per_layer=per_layer,
         ms_per_stage=max(one - per_layer, 1e-3),
         ms_per_head=max(end - one, 1e-3),

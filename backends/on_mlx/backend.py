@@ -7,14 +7,14 @@ from pathlib import Path
 import mlx.core as mx
 import psutil
 
-from backends.base import LoadRequest, Measurement
+from backends.base import LoadRequest
 from backends.checks import cache_capacity, check_model, in_words
 from backends.on_mlx.measure import measure_model
 from backends.on_mlx.model import check_dtype, read_slice
 from backends.on_mlx.shard import MlxShard
 from together.errors import BadSetting
 from together.models.spec import read_runnable
-from together.types import Device, Dtype
+from together.types import Device, DeviceProfile, Dtype
 
 _KEPT_FOR_REUSE = 128 * 2**20  # bytes of freed buffers; MLX would keep as much as the machine has
 
@@ -55,7 +55,7 @@ def load(request: LoadRequest) -> MlxShard:
     return MlxShard(spec, request.layers, request.dtype, capacity, parts)
 
 
-def measure(folder: Path, device: str, dtype: Dtype) -> Measurement:
+def measure(folder: Path, device: str, dtype: Dtype) -> DeviceProfile:
     """Time random weights of the shape in config.json: needs nothing else of the model."""
     use_device(device, 0)
     return measure_model(folder, dtype)

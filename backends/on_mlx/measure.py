@@ -18,12 +18,22 @@ import psutil
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_map, tree_reduce
 
-from backends.base import Measurement
 from backends.measuring import Extent, experts_to_time, extent, fastest, resident_bytes
 from backends.on_mlx.model import MX, Slice, check_dtype, empty_model, slice_of, write_activation
 from backends.on_mlx.shard import MlxShard
 from together.models.spec import ModelSpec, read_config, read_shape
-from together.types import BLOCK, DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
+from together.types import (
+    BLOCK,
+    DTYPE_BYTES,
+    Activation,
+    Batch,
+    DeviceProfile,
+    Dtype,
+    LayerRange,
+    Row,
+    SampleRequest,
+    Sampling,
+)
 
 _PROMPT = 8  # tokens that are cached before a timed one
 _TILE = 2**20  # random numbers that are made once and repeated
@@ -33,7 +43,7 @@ _MANY = {"cpu": (1024, 64), "gpu": (4096, 1024)}  # its side and the rows that s
 _STEPS_SECONDS, _SPEEDS_SECONDS = 2.0, 0.6
 
 
-def measure_model(folder: Path, dtype: Dtype) -> Measurement:
+def measure_model(folder: Path, dtype: Dtype) -> DeviceProfile:
     """On this thread's default device. Raises what reading the model's description raises, and NotEnoughMemory."""
     config, spec = read_config(folder), replace(read_shape(folder), tied=False)
     check_dtype(spec, dtype)
@@ -46,7 +56,7 @@ def measure_model(folder: Path, dtype: Dtype) -> Measurement:
     del pieces
     (side, rows), broad = _MANY[kind], _SIDE[kind]
     read, multiply = fastest(_product(1, broad, dtype), _product(rows, side, dtype), seconds=_SPEEDS_SECONDS)
-    return Measurement(
+    return DeviceProfile(
         ms_per_layer=max(1e3 * (some - none) / size.layers, 1e-6),  # noise must not make a layer free
         ms_per_stage=1e3 * none,
         ms_per_head=max(1e3 * (end - none) * spec.vocab_size / size.vocabulary, 0.0),

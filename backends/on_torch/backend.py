@@ -8,11 +8,11 @@ from pathlib import Path
 import psutil
 import torch
 
-from backends.base import LoadRequest, Measurement, Shard
+from backends.base import LoadRequest, Shard
 from backends.checks import cache_capacity, check_model, in_words
 from together.errors import BadSetting
 from together.models.spec import read_runnable
-from together.types import Device, Dtype
+from together.types import Device, DeviceProfile, Dtype
 
 __all__ = ["is_out_of_memory", "load", "measure", "probe"]
 
@@ -50,7 +50,7 @@ def load(request: LoadRequest) -> Shard:
     return TorchShard(spec, request.layers, request.dtype, device, capacity, model)
 
 
-def measure(folder: Path, device: str, dtype: Dtype) -> Measurement:
+def measure(folder: Path, device: str, dtype: Dtype) -> DeviceProfile:
     """Time random weights of the shape in config.json: needs nothing else of the model."""
     from backends.on_torch.measure import measure_model
 

@@ -16,7 +16,6 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from backends.base import Measurement
 from backends.measuring import Extent, experts_to_time, extent, fastest, resident_bytes
 from backends.on_torch import cache
 from backends.on_torch.linear import register_experts, speed_up
@@ -24,7 +23,18 @@ from backends.on_torch.model import TORCH, build, drop_absent, model_class, rang
 from backends.on_torch.shard import TorchShard
 from together.models.files import EMBED
 from together.models.spec import ModelSpec, read_shape
-from together.types import BLOCK, DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
+from together.types import (
+    BLOCK,
+    DTYPE_BYTES,
+    Activation,
+    Batch,
+    DeviceProfile,
+    Dtype,
+    LayerRange,
+    Row,
+    SampleRequest,
+    Sampling,
+)
 
 _PROMPT = 8  # tokens that are cached before a timed one
 _MEMORY_SIDE = 8192  # a matrix of 256 MiB: more than most caches hold
@@ -34,7 +44,7 @@ _STEPS_SECONDS, _SPEEDS_SECONDS = 2.0, 0.6
 
 
 @torch.inference_mode()
-def measure_model(folder: Path, device: torch.device, dtype: Dtype) -> Measurement:
+def measure_model(folder: Path, device: torch.device, dtype: Dtype) -> DeviceProfile:
     """Raises what reading the model's description raises, and NotEnoughMemory."""
     spec = read_shape(folder)
     model_class(spec.family)
@@ -47,7 +57,7 @@ def measure_model(folder: Path, device: torch.device, dtype: Dtype) -> Measureme
     layers, rows = len(pieces[1].layers), pieces[2].model.config.vocab_size
     del pieces
     read, multiply = fastest(_reading(device), _multiplying(device, TORCH[dtype]), seconds=_SPEEDS_SECONDS)
-    return Measurement(
+    return DeviceProfile(
         ms_per_layer=max(1e3 * (some - none) / layers, 1e-6),  # noise must not make a layer free
         ms_per_stage=1e3 * none,
         ms_per_head=max(1e3 * (end - none) * spec.vocab_size / rows, 0.0),

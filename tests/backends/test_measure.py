@@ -12,7 +12,7 @@ from statistics import median
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from backends.base import LoadRequest, Measurement, open_backend
+from backends.base import LoadRequest, open_backend
 from backends.measuring import HEAD_BYTES, SPAN_BYTES, experts_to_time, extent, fastest
 from tests.backends.conftest import Checkpoints
 from tests.support.checksum import make_checksum_model
@@ -20,12 +20,12 @@ from tests.support.families import CASES
 from together.desktop.bench.shapes import SHAPES, random_checkpoint
 from together.errors import BrokenModel, NotEnoughMemory, UnsupportedModel
 from together.models.spec import read_spec
-from together.types import Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
+from together.types import Batch, DeviceProfile, Dtype, LayerRange, Row, SampleRequest, Sampling
 
 GIB = 2**30
 
 
-def measured(backend: str, config: Path, folder: Path, dtype: str = "fp32") -> Measurement:
+def measured(backend: str, config: Path, folder: Path, dtype: str = "fp32") -> DeviceProfile:
     """What a backend says of a folder that has nothing but this config.json."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_bytes((config / "config.json").read_bytes())

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from importlib import import_module
 from math import isfinite
 from pathlib import Path
@@ -86,15 +86,7 @@ def measure(order: Order) -> Finding:
         others = watch_others()
         found = backend.measure(folder, order.device, order.dtype)
         busy = others()
-    profile = DeviceProfile(
-        ms_per_layer=found.ms_per_layer,
-        ms_per_stage=found.ms_per_stage,
-        ms_per_head=found.ms_per_head,
-        memory_bytes_per_s=found.memory_bytes_per_s,
-        matrix_flops_per_s=found.matrix_flops_per_s,
-        disk_bytes_per_s=disk_speed(Path(order.spool)),
-        overhead_bytes=found.overhead_bytes,
-    )
+    profile = replace(found, disk_bytes_per_s=disk_speed(Path(order.spool)))
     return Finding(profile, busy, time.time())
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from together.models.spec import ModelSpec
-from together.types import BLOCK, STEP_TOKENS, Dtype, LayerRange
+from together.planning.problem import ModelSize
+from together.types import BLOCK, DTYPE_BYTES, STEP_TOKENS, Dtype, LayerRange
 
 PACKING_BYTES = 68 * 2**20  # most that a backend may take while it brings weights into another form
 _LIBRARIES = 12 * 2**20  # what a framework loads only when it first computes
@@ -31,3 +32,16 @@ def workspace_bytes(spec: ModelSpec) -> int:
     drawing = _DRAWN * _DRAWN_BYTES * spec.vocab_size
     packing = min(PACKING_BYTES, 2 * 4 * spec.hidden_size * spec.inner_size)
     return _LIBRARIES + max(step + drawing, packing)
+
+
+def model_size(spec: ModelSpec, dtype: Dtype) -> ModelSize:
+    """A model's sizes in `dtype`, as the planner takes them."""
+    width = DTYPE_BYTES[dtype]
+    tied = spec.embed_params * width if spec.tied else 0
+    return ModelSize(
+        layer_bytes=tuple(count * width for count in spec.layer_params),
+        embed_bytes=spec.embed_params * width,
+        head_bytes=(spec.norm_params + spec.head_params) * width + tied,
+        kv_bytes_per_token_per_layer=spec.kv_elements_per_token_per_layer * width,
+        tied_bytes=tied,
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from together.types import Dtype, LayerRange
+from together.types import DeviceProfile, Dtype, LayerRange
 
 HOP_MS = 25.0  # of a pair that nobody measured: slow, never free
 CONTEXT = 4096
@@ -50,6 +50,18 @@ class NodeProfile:
     reserve_bytes: float = 0
     ms_per_head: float = 0.0
     processor: str = ""  # empty: one of its own
+
+    @classmethod
+    def of(cls, name: str, device: DeviceProfile, free_bytes: float, workspace_bytes: int) -> NodeProfile:
+        """A measured device, of whose free memory a stage leaves `workspace_bytes` and the framework's own alone."""
+        return cls(
+            name,
+            device.ms_per_layer,
+            device.ms_per_stage,
+            ms_per_head=device.ms_per_head,
+            free_bytes=free_bytes,
+            reserve_bytes=workspace_bytes + device.overhead_bytes,
+        )
 
     @property
     def room_bytes(self) -> float:
