@@ -20,10 +20,10 @@ from zeroconf._protocol.outgoing import DNSOutgoing
 from tests.support.cluster import Node, cluster_settings, status_of, until
 from tests.support.orders import loaded, make_order
 from tests.support.patience import PATIENCE
-from together.cluster.discovery import MOST_RECORDS, SERVICE, Discovery, Hint, missing_ranges
+from together.cluster.discovery import MOST_RECORDS, SERVICE, Discovery, Hint
 from together.cluster.node import make_hint
 from together.settings import Settings
-from together.types import Device, Endpoint, LayerRange, NodeState, NodeStatus, StageState, StageStatus
+from together.types import Device, Endpoint, LayerRange, NodeState, NodeStatus, StageState, StageStatus, missing_ranges
 
 HERE = Endpoint(("127.0.0.1",), 4321)
 PLAIN = Hint("id", "home", HERE, 1, "a CPU", 8_000)

@@ -13,7 +13,7 @@ from tests.head.test_recovery import disturbed, layout, stage_of
 from tests.support.checksum import EOS as END
 from tests.support.checksum import QUIET, make_checksum_model
 from tests.support.cluster import Node, ask, by_hand, right_answer, running_cluster, until
-from together.cluster.survey import Surveyor
+from together.cluster.survey import Speeds, Surveyor
 from together.errors import BadPlan, NotEnoughMemory
 from together.head.head import Head
 from together.models.spec import read_shape
@@ -107,12 +107,13 @@ async def test_in_a_hurry_a_machine_is_as_fast_as_it_said_last(
 ) -> None:
     surveyor, config = Surveyor(head._membership, ""), (toy / "config.json").read_bytes()
 
-    async def speeds(hurry: bool) -> list[float]:
-        found = await surveyor.survey(read_shape(toy), config, Sizing(256, 1, "fp32"), measured=True, hurry=hurry)
-        return [site.ms_per_layer for site in found.problem.nodes if site.name in found.sites]
+    async def ms_per_layer(speeds: Speeds) -> list[float]:
+        sizing, placements = Sizing(256, 1, "fp32"), surveyor.placements()
+        found = await surveyor.survey(read_shape(toy), config, sizing, speeds, placements)
+        return [node.ms_per_layer for node in found.problem.nodes if node.name in found.placements]
 
     monkeypatch.setattr("together.cluster.survey.HURRY", 0.0)  # nobody answers so fast
-    assert await speeds(hurry=True) == [0, 0, 0]
-    known = await speeds(hurry=False)
+    assert await ms_per_layer(Speeds.KNOWN) == [0, 0, 0]
+    known = await ms_per_layer(Speeds.MEASURE)
     assert min(known) > 0
-    assert await speeds(hurry=True) == known
+    assert await ms_per_layer(Speeds.KNOWN) == known

@@ -116,7 +116,7 @@ async def learned(head: Head, name: str, size: int = 10**9) -> tuple[Beliefs, fl
     node = next(node for node in head.view().nodes if node.name == name)
     held = head._surveyor.beliefs
     held.learn(StagePlan(node.id, "checksum", "cpu", LayerRange(0, 1), size), "ran out of memory (no details)")
-    return held, held.usable(node, "checksum/cpu")
+    return held, held.usable(node.id, "checksum/cpu")
 
 
 async def test_a_belief_ends_by_itself_with_a_new_start_of_its_node_or_by_word(

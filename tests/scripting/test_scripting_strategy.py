@@ -14,7 +14,6 @@ import psutil
 import pytest
 
 from tests.support.checksum import make_checksum_model
-from together.cluster.survey import UNKNOWN
 from together.errors import BadPlan, BadSetting, NotEnoughMemory, TogetherError
 from together.head.model import open_model
 from together.planning.problem import Sizing
@@ -22,7 +21,7 @@ from together.planning.request import PlanRequest
 from together.scripting import PartitionStrategy
 from together.scripting.placing import PartitionRequest, choose_seats, split_seats
 from together.settings import load_settings
-from together.types import Device, LayerRange
+from together.types import UNKNOWN_PROFILE, Device, LayerRange
 
 LAYERS = 8
 CPU = ["cpu", "cpu"]
@@ -195,7 +194,7 @@ def test_a_gpu_without_room_is_named_where_equal_parts_are_wanted(toy: Path) -> 
     settings = load_settings()
     opened = asyncio.run(open_model(toy, settings))
     wanted = PartitionRequest(PlanRequest("uniform"), 2, ())
-    profiles = {seat.name: UNKNOWN for seat in seats}
+    profiles = {seat.name: UNKNOWN_PROFILE for seat in seats}
     found = split_seats(opened, wanted, Sizing(256, 1, "fp32"), seats, profiles, settings)
     assert found == "cuda:0 cannot hold a single layer; free memory there, or ask for fewer partitions"
 

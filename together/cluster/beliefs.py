@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from together.cluster.membership import Membership
 from together.errors import BadPlan
-from together.types import MemoryLimit, NodeStatus, StagePlan
+from together.types import MemoryLimit, StagePlan
 from together.wording import count_text, sizes_text
 
 LESS_MEMORY = 0.9  # of what a device ran out of memory with is what it is trusted with
@@ -46,10 +46,10 @@ class Beliefs:
         self.membership.changed.notify()
         return known is None or least < known.usable
 
-    def usable(self, node: NodeStatus, device: str) -> float:
+    def usable(self, node: str, device: str) -> float:
         """The most bytes of a device that plans may use; infinity where nothing is known against it."""
         self._expire()
-        belief = self._held.get((node.id, device))
+        belief = self._held.get((node, device))
         return math.inf if belief is None else belief.usable
 
     def forget(self, name: str) -> None:

@@ -100,19 +100,6 @@ def _parse_ranges(text: str) -> tuple[LayerRange, ...]:
     return tuple(LayerRange.parse(part) for part in text.split(",") if part)
 
 
-def missing_ranges(layers: int, held: list[LayerRange]) -> tuple[LayerRange, ...]:
-    """The ranges of `layers` layers that none of `held` covers."""
-    gaps: list[LayerRange] = []
-    reached = 0
-    for item in sorted(item for item in held if item.start < layers):
-        if item.start > reached:
-            gaps.append(LayerRange(reached, item.start))
-        reached = max(reached, item.stop)
-    if reached < layers:
-        gaps.append(LayerRange(reached, layers))
-    return tuple(gaps)
-
-
 class Discovery:
     """One zeroconf instance: browses, and advertises once it is given a hint."""
 

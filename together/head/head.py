@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from together.cluster.survey import Speeds
 from together.engine.stats import EngineStats
 from together.errors import BadInput, BadPlan, NotServing, TogetherError
 from together.head.balance import LOOK_EVERY, Balance
@@ -154,13 +155,15 @@ class Head:
         """The living cluster, measured, and a model (None: the one that serves), as the planner takes them."""
         opened = await self._opened(model)
         sizing = next(sizings(opened, request, self.settings))
-        survey = await self._surveyor.survey(opened.spec, opened.config, sizing, measured=True, all_devices=True)
+        surveyor = self._surveyor
+        placements = surveyor.reclaimed(surveyor.placements())
+        survey = await surveyor.survey(opened.spec, opened.config, sizing, Speeds.MEASURE, placements)
         return survey.problem
 
     async def plan(self, model: str | Path | None, request: PlanRequest) -> PlanReport | Infeasible:
         """Who would take which layers of a model (None: the one that serves), with times measured. Raises BadInput."""
         await self._machines.settle(1)
-        outcome = await plan_model(await self._opened(model), request, self.settings, self._surveyor, measured=True)
+        outcome = await plan_model(await self._opened(model), request, self.settings, self._surveyor, Speeds.MEASURE)
         return outcome if isinstance(outcome, Infeasible) else outcome.answer
 
     async def _opened(self, model: str | Path | None) -> ModelHandle:
@@ -252,27 +255,29 @@ class Head:
         self._step(opened.ref.name, "waiting for machines")
         await self._machines.settle(self._wanted_local)
         self._step(opened.ref.name, "measuring the machines")
-        measured = (wanted.needs_speeds or self._balance is not None) and self._surveyor.choices > 1
+        choice = len(self._surveyor.placements()) > 1
+        looks = choice and (wanted.needs_speeds or self._balance is not None)
+        speeds = Speeds.MEASURE if looks else Speeds.NONE
         say = partial(self._step, opened.ref.name)
-        decision = await wanted.plan_model(opened, self.settings, self._surveyor, say, measured=measured)
+        decision = await wanted.plan_model(opened, self.settings, self._surveyor, say, speeds)
         plan = plan_of(decision)
         refuse(opened, plan)
-        await self._put_in_service(opened, plan, measured)
-        self._balance = Balance(decision) if measured else None
+        await self._put_in_service(opened, plan, speeds)
+        self._balance = Balance(decision) if looks else None
         if not wanted.by_itself:
             last = LastPlan.of(wanted.request, plan, self._membership.nodes())
             await asyncio.to_thread(self._kept.keep, last)
 
-    async def _put_in_service(self, opened: ModelHandle, plan: Plan, measured: bool) -> None:
+    async def _put_in_service(self, opened: ModelHandle, plan: Plan, speeds: Speeds) -> None:
         """By a change of plan where the same model serves: then open answers go on."""
         service = self._service
         if service is not None and await service.serves(plan):
-            await service.change(plan, measured)
+            await service.change(plan, speeds)
             service.reopen(opened)
             return
         step = f"ending {service.serving.model}" if service else ""
         await self._end_service(Serving(ServingState.LOADING, opened.ref.name, step=step))
-        self._starting = Service(self._cluster(), opened, measured, self._membership.changed.notify)
+        self._starting = Service(self._cluster(), opened, speeds, self._membership.changed.notify)
         try:
             await self._starting.start(plan)
             self._service = self._starting

@@ -10,7 +10,7 @@ from itertools import pairwise
 from together.cluster.identity import Whereabouts, machine_id
 from together.cluster.local import LocalNodes
 from together.cluster.membership import Membership
-from together.cluster.survey import HEAD, Surveyor
+from together.cluster.survey import THIS_MACHINE, Surveyor
 from together.errors import TogetherError
 from together.head.tries import wait_for_nodes
 from together.ring import rpc
@@ -30,7 +30,7 @@ async def cut_pairs(nodes: Sequence[str], membership: Membership, where: Whereab
 
     `nodes` are in ring order; the last one's next is the head, which is at `where`.
     """
-    pairs = list(pairwise([*nodes, HEAD]))
+    pairs = list(pairwise([*nodes, THIS_MACHINE]))
     reached = await asyncio.gather(*(_reaches(node, other, membership, where) for node, other in pairs))
     return {i: pair for i, pair in enumerate(pairs) if not reached[i] and membership.alive(pair[0])}
 
@@ -38,7 +38,7 @@ async def cut_pairs(nodes: Sequence[str], membership: Membership, where: Whereab
 async def _reaches(node: str, other: str, membership: Membership, where: Whereabouts) -> bool:
     """Whether one node gets an answer of another, or of this head."""
     following = membership.status(other)
-    if other != HEAD and following is None:
+    if other != THIS_MACHINE and following is None:
         return True  # it is gone altogether, which is another trouble
     target = following.endpoint if following else where.endpoint
     try:
@@ -95,7 +95,7 @@ class Machines:
 
     def _moved(self) -> None:
         """This machine has other addresses: every link is opened anew, the ring's by its service."""
-        self.surveyor.moved(HEAD)
+        self.surveyor.moved(THIS_MACHINE)
         self.membership.reach_again()
 
     async def settle(self, least: int) -> None:

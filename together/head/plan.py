@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from together.cluster.discovery import missing_ranges
-from together.cluster.survey import Site, Survey, Surveyor
+from together.cluster.survey import Speeds, Survey, Surveyor, best_of_each
 from together.errors import NotEnoughMemory
 from together.head.last_plan import LastPlan
 from together.head.model import ModelHandle, open_model, sizings
@@ -19,7 +18,7 @@ from together.planning.recommend import recommend
 from together.planning.report import PlanReport, missing_text
 from together.planning.request import PlanRequest, plan_for
 from together.settings import Settings
-from together.types import LayerRange, Plan, StagePlan
+from together.types import LayerRange, Placement, Plan, StagePlan, missing_ranges
 
 NEED_SPEEDS = ("recommend", "compute", "mixed")  # strategies that look at measured times
 
@@ -39,21 +38,18 @@ async def plan_model(
     request: PlanRequest,
     settings: Settings,
     surveyor: Surveyor,
-    *,
-    measured: bool,
-    hurry: bool = False,
+    speeds: Speeds,
 ) -> PlannedModel | Infeasible:
     """A plan for the first sizing that fits; what is missing is said for the first one, which was wanted.
 
-    Without `measured` the answer's times are all 0; in a `hurry` nobody waits for a device's times. Raises BadInput for
-    a wrong request, NotServing without a node.
+    Raises BadInput for a wrong request, NotServing without a node.
     """
     missing: Infeasible | None = None
     for sizing in sizings(opened, request, settings):
-        every = request.names_nodes or request.strategy in NEED_SPEEDS
-        survey = await surveyor.survey(
-            opened.spec, opened.config, sizing, measured=measured, all_devices=every, hurry=hurry
-        )
+        placements = surveyor.reclaimed(surveyor.placements())
+        if not request.names_nodes and request.strategy not in NEED_SPEEDS:
+            placements = best_of_each(placements)
+        survey = await surveyor.survey(opened.spec, opened.config, sizing, speeds, placements)
         wanted = replace(request, users=None, context=None, hidden_size=opened.spec.hidden_size, dtype=sizing.dtype)
         answer = plan_for(wanted, survey.problem)
         if isinstance(answer, PlanReport):
@@ -66,23 +62,24 @@ async def plan_model(
 
 def plan_of(decision: PlannedModel) -> Plan:
     """The split as orders for nodes: each stage is granted what it needs."""
-    spec, sizing, sites = decision.opened.spec, decision.sizing, decision.survey.sites
+    spec, sizing, placements = decision.opened.spec, decision.sizing, decision.survey.placements
     shares = decision.answer.split.shares
-    stages = tuple(_stage(spec, sites[share.node], share.layers, sizing) for share in shares)
+    stages = tuple(_stage(spec, placements[share.node], share.layers, sizing) for share in shares)
     return Plan(decision.opened.ref, stages, sizing.context, sizing.users, sizing.dtype)
 
 
 async def repair(
-    opened: ModelHandle, plan: Plan, kept: tuple[StagePlan, ...], surveyor: Surveyor, *, measured: bool
+    opened: ModelHandle, plan: Plan, kept: tuple[StagePlan, ...], surveyor: Surveyor, speeds: Speeds
 ) -> Plan | None:
     """A plan that keeps those stages and adds stages for the layers that none of them holds; None where none fits.
 
     A node may get a further stage: what lives is not loaded again.
     """
     sizing = Sizing(plan.context, plan.users, plan.dtype)
-    survey = await surveyor.survey(
-        opened.spec, opened.config, sizing, measured=measured, all_devices=measured, hurry=True, reclaim=False
-    )
+    placements = surveyor.placements()
+    if speeds is Speeds.NONE:
+        placements = best_of_each(placements)
+    survey = await surveyor.survey(opened.spec, opened.config, sizing, speeds, placements)
     problem, stages = survey.problem, list(kept)
     for gap in missing_ranges(plan.model.layers, [stage.layers for stage in kept]):
         split = recommend(_part(problem, gap))
@@ -90,7 +87,7 @@ async def repair(
             return None
         for share in split.shares:
             layers = LayerRange(share.layers.start + gap.start, share.layers.stop + gap.start)
-            stages.append(_stage(opened.spec, survey.sites[share.node], layers, sizing))
+            stages.append(_stage(opened.spec, survey.placements[share.node], layers, sizing))
             problem = _less(problem, share.node, stages[-1].memory_bytes)
     return replace(plan, stages=tuple(sorted(stages, key=lambda stage: stage.layers)))
 
@@ -117,9 +114,9 @@ def _less(problem: Problem, name: str, size: int) -> Problem:
     return replace(problem, nodes=tuple(nodes))
 
 
-def _stage(spec: ModelSpec, site: Site, layers: LayerRange, sizing: Sizing) -> StagePlan:
+def _stage(spec: ModelSpec, place: Placement, layers: LayerRange, sizing: Sizing) -> StagePlan:
     memory = stage_memory(spec, layers, sizing.dtype, sizing.context, sizing.users)
-    return StagePlan(site.node.id, site.device.backend, site.device.name, layers, memory)
+    return StagePlan(place.node, place.device.backend, place.device.name, layers, memory)
 
 
 def _lowered(sizing: Sizing, missing: Infeasible | None) -> tuple[str, ...]:
@@ -161,16 +158,16 @@ class ModelLoad:
         return await open_model(self.model, replace(settings, dtype=settings.dtype or self.dtype))
 
     async def plan_model(
-        self, opened: ModelHandle, settings: Settings, surveyor: Surveyor, say: Callable[[str], None], *, measured: bool
+        self, opened: ModelHandle, settings: Settings, surveyor: Surveyor, say: Callable[[str], None], speeds: Speeds
     ) -> PlannedModel:
         """Who takes what; `say` is told why it is not as last time. Raises BadInput, NotEnoughMemory, NotServing."""
         same = self._same(opened, surveyor)
         if same is not None:
-            found = await plan_model(opened, same, settings, surveyor, measured=measured)
+            found = await plan_model(opened, same, settings, surveyor, speeds)
             if isinstance(found, PlannedModel):
                 return found
             say("planning anew: the last split does not fit any more")
-        found = await plan_model(opened, self.request, settings, surveyor, measured=measured)
+        found = await plan_model(opened, self.request, settings, surveyor, speeds)
         if isinstance(found, Infeasible):
             raise NotEnoughMemory(missing_text(found))
         return found
@@ -179,4 +176,5 @@ class ModelLoad:
         """Layers of another version of the model are other layers."""
         if self.last is None or self.last.model.fingerprint != opened.ref.fingerprint:
             return None
-        return self.last.again(surveyor.places)
+        places = surveyor.placements()
+        return self.last.again({(place.node, place.device.backend, place.device.name): place.name for place in places})

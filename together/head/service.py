@@ -16,7 +16,7 @@ from itertools import pairwise
 from together.cluster.identity import Whereabouts
 from together.cluster.loading import Placed, RingLoader
 from together.cluster.membership import Membership
-from together.cluster.survey import HEAD, Surveyor
+from together.cluster.survey import THIS_MACHINE, Speeds, Surveyor
 from together.engine.engine import Engine
 from together.errors import NotServing, RingBroken, StageLost, TogetherError
 from together.head.machines import cut_pairs
@@ -76,7 +76,7 @@ class Service:
 
     cluster: Cluster
     opened: ModelHandle
-    measured: bool  # whether its plan looked at speeds
+    speeds: Speeds  # what its next plan looks at
     changed: Callable[[], None]
     serving: Serving = field(default_factory=Serving)
     loader: RingLoader = field(init=False)
@@ -189,7 +189,7 @@ class Service:
         found = await cut_pairs(nodes, cluster.membership, cluster.where)
         for pair in found.values():
             cluster.surveyor.cut(*pair)
-            self.measured = True  # only a plan that looks at links can get around it
+            self.speeds = Speeds.KNOWN  # only a plan that looks at links can get around it
         return self.loader.broken(min(found), "it does not reach its next one any more") if found else None
 
     # --- mending ------------------------------------------------------------------------------------------------------
@@ -270,24 +270,22 @@ class Service:
         kept = self.loader.living()
         if len(kept) == len(plan.stages):
             return plan if await self._links_hold(plan) else await self._decided()
-        mended = await repair(self.opened, plan, kept, surveyor, measured=self.measured) if kept else None
+        mended = await repair(self.opened, plan, kept, surveyor, self.speeds.at_once) if kept else None
         return mended or await self._decided()
 
     async def _links_hold(self, plan: Plan) -> bool:
-        places = [*(stage.node for stage in plan.stages), HEAD]
+        places = [*(stage.node for stage in plan.stages), THIS_MACHINE]
         known = any(self.cluster.surveyor.is_cut(*pair) for pair in pairwise(places))
         return not known and await self._cut_link() is None
 
     async def _decided(self) -> Plan | None:
         """A plan from nothing, for the same people and context."""
         plan = self.loader.plan
-        strategy = "recommend" if self.measured else "uniform"
+        strategy = "uniform" if self.speeds is Speeds.NONE else "recommend"
         request = PlanRequest(strategy=strategy, users=plan.users, context=plan.context)
         with suppress(NotServing):
             cluster = self.cluster
-            decision = await plan_model(
-                self.opened, request, cluster.settings, cluster.surveyor, measured=self.measured, hurry=True
-            )
+            decision = await plan_model(self.opened, request, cluster.settings, cluster.surveyor, self.speeds.at_once)
             return None if isinstance(decision, Infeasible) else plan_of(decision)
         return None
 
@@ -316,7 +314,7 @@ class Service:
             self.cluster.surveyor.beliefs.learn(lost.stage, lost.cause)
         if lost.joining and lost.reachable:
             self.cluster.surveyor.forget_links(lost.stage.node)
-            self.measured = True  # only a plan that looks at links can get around it
+            self.speeds = Speeds.KNOWN  # only a plan that looks at links can get around it
         elif lost.joining:
             frozen = await self.loader.frozen()
             once = lost.index not in frozen and lost.stage != self._unjoined  # its machine may just be moving
@@ -353,7 +351,7 @@ class Service:
             await changed.wait(changed.version, timeout=LOOK_EVERY)
         return self.serving.state is ServingState.READY and not self._closed
 
-    async def change(self, plan: Plan, measured: bool) -> None:
+    async def change(self, plan: Plan, speeds: Speeds) -> None:
         """The same model by another plan while people chat: their answers go on.
 
         Raises TogetherError; then the old plan goes on, or what is left of it is mended. Once all is loaded the change
@@ -366,7 +364,7 @@ class Service:
         self._change = Change(plan, done)
         self.engine.pause()
         await asyncio.shield(done)
-        self.measured = measured
+        self.speeds = speeds
 
     def _give_up_change(self, error: TogetherError) -> None:
         change, self._change = self._change, None

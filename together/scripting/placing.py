@@ -11,16 +11,15 @@ from together.cluster.identity import machine_id, node_name
 from together.cluster.local import shared_memory
 from together.cluster.probe import default_backend, find_devices
 from together.cluster.profiling import Profiler
-from together.cluster.survey import UNKNOWN, model_size
 from together.errors import BadPlan, NotEnoughMemory
 from together.head.model import ModelHandle, sizings
 from together.head.plan import NEED_SPEEDS
-from together.planning.memory import cache_tokens, stage_memory, workspace_bytes
+from together.planning.memory import cache_tokens, model_size, stage_memory, workspace_bytes
 from together.planning.problem import NodeProfile, Problem, Sizing, Split
 from together.planning.report import PlanReport, missing_text
 from together.planning.request import PlanRequest, plan_for
 from together.settings import Settings, parse_bytes
-from together.types import Device, DeviceProfile, Dtype, LayerRange, MeasureOrder
+from together.types import UNKNOWN_PROFILE, Device, DeviceProfile, Dtype, LayerRange, MeasureOrder, Placement
 from together.wording import layers_text, size_text, sizes_text
 
 MEMORY = "memory"  # the pool of everything that lives in this machine's main memory
@@ -28,19 +27,12 @@ UNIFIED = ("mps", "gpu")  # Apple's GPU, in torch's and MLX's words: it shares t
 ALSO = {"cuda": "cuda:0", "mps": "gpu", "gpu": "mps"}  # other words for a device, where its own is not there
 
 
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """A place for one partition; seats of one pool share its memory."""
-
-    name: str
-    device: Device
-
-    @property
-    def pool(self) -> str:
-        return MEMORY if self.device.name in ("cpu", *UNIFIED) else self.device.name
+def pool_of(place: Placement) -> str:
+    """Placements of one pool share its memory."""
+    return MEMORY if place.device.name in ("cpu", *UNIFIED) else place.device.name
 
 
-async def take_seats(names: Sequence[str], partitions: int, settings: Settings) -> tuple[Seat, ...]:
+async def take_seats(names: Sequence[str], partitions: int, settings: Settings) -> tuple[Placement, ...]:
     """One per named device, in this order; without names this machine's own choice, `partitions` of them or all.
 
     Raises BadPlan for a device that is not here.
@@ -51,12 +43,12 @@ async def take_seats(names: Sequence[str], partitions: int, settings: Settings) 
     return choose_seats(names, partitions, found)
 
 
-def choose_seats(names: Sequence[str], partitions: int, found: Sequence[Device]) -> tuple[Seat, ...]:
+def choose_seats(names: Sequence[str], partitions: int, found: Sequence[Device]) -> tuple[Placement, ...]:
     """As `take_seats`, among the devices that were found. A device that has several seats numbers them."""
     chosen = [_named(name, found) for name in names] or _own_choice(found, partitions)
     times = Counter(device.name for device in chosen)
     return tuple(
-        Seat(device.name if times[device.name] == 1 else f"{device.name} (partition {index})", device)
+        Placement(device.name if times[device.name] == 1 else f"{device.name} (partition {index})", device)
         for index, device in enumerate(chosen)
     )
 
@@ -77,7 +69,9 @@ def _own_choice(found: Sequence[Device], partitions: int) -> list[Device]:
     return [useful[index % len(useful)] for index in range(partitions or len(useful))]
 
 
-async def measure_seats(seats: Sequence[Seat], opened: ModelHandle, settings: Settings) -> dict[str, DeviceProfile]:
+async def measure_seats(
+    seats: Sequence[Placement], opened: ModelHandle, settings: Settings
+) -> dict[str, DeviceProfile]:
     """What each seat's device does at the model's shape, by the seat's name; seconds where it is not known yet."""
     devices = {seat.device.name: seat.device for seat in seats}
     machine = await asyncio.to_thread(machine_id, settings.home_path)
@@ -142,7 +136,7 @@ async def place(opened: ModelHandle, wanted: PartitionRequest, settings: Setting
             f"{opened.ref.name} has {layers} layers, too few for {wanted.partitions} partitions; ask for less"
         )
     seats = await take_seats(wanted.devices, wanted.partitions, settings)
-    profiles = {seat.name: UNKNOWN for seat in seats}
+    profiles = {seat.name: UNKNOWN_PROFILE for seat in seats}
     if wanted.request.strategy in NEED_SPEEDS and len(seats) > 1:
         profiles = await measure_seats(seats, opened, settings)
     refused = ""
@@ -158,12 +152,12 @@ def split_seats(
     opened: ModelHandle,
     wanted: PartitionRequest,
     sizing: Sizing,
-    seats: Sequence[Seat],
+    seats: Sequence[Placement],
     profiles: Mapping[str, DeviceProfile],
     settings: Settings,
 ) -> PartitionPlan | str:
     """A plan for one sizing, or the sentence of what is missing. Raises BadPlan."""
-    pools = {seat.pool: _pool_bytes(seat, settings) for seat in seats}
+    pools = {pool_of(seat): _pool_bytes(seat, settings) for seat in seats}
     problem = _problem(opened, wanted, sizing, seats, profiles, pools)
     answer = plan_for(replace(wanted.request, users=None, context=None), problem)
     if not isinstance(answer, PlanReport):
@@ -172,8 +166,8 @@ def split_seats(
     return over or _plan(opened, sizing, seats, answer)
 
 
-def _pool_bytes(seat: Seat, settings: Settings) -> int:
-    if seat.pool != MEMORY:
+def _pool_bytes(seat: Placement, settings: Settings) -> int:
+    if pool_of(seat) != MEMORY:
         return seat.device.free_bytes
     return parse_bytes(settings.memory) if settings.memory else shared_memory(1)
 
@@ -182,16 +176,21 @@ def _problem(
     opened: ModelHandle,
     wanted: PartitionRequest,
     sizing: Sizing,
-    seats: Sequence[Seat],
+    seats: Sequence[Placement],
     profiles: Mapping[str, DeviceProfile],
     pools: Mapping[str, int],
 ) -> Problem:
     """Rules that weigh memory see equal parts of a shared pool; for others its sum is looked at afterwards."""
     weighs = wanted.request.strategy in ("memory", *NEED_SPEEDS)
-    parts = Counter(seat.pool for seat in seats)
+    parts = Counter(pool_of(seat) for seat in seats)
     workspace = workspace_bytes(opened.spec)
     nodes = tuple(
-        _node(seat, profiles[seat.name], workspace, pools[seat.pool] / (parts[seat.pool] if weighs else 1))
+        NodeProfile.of(
+            seat.name,
+            profiles[seat.name],
+            pools[pool_of(seat)] / (parts[pool_of(seat)] if weighs else 1),
+            workspace,
+        )
         for seat in seats
     )
     size = model_size(opened.spec, sizing.dtype)
@@ -199,24 +198,13 @@ def _problem(
     return Problem(size, nodes, hop_ms=LOOPBACK_MS, users=sizing.users, context=context)
 
 
-def _node(seat: Seat, profile: DeviceProfile, workspace: int, free: float) -> NodeProfile:
-    return NodeProfile(
-        seat.name,
-        profile.ms_per_layer,
-        profile.ms_per_stage,
-        ms_per_head=profile.ms_per_head,
-        free_bytes=free,
-        reserve_bytes=workspace + profile.overhead_bytes,
-    )
-
-
-def _overfull(split: Split, problem: Problem, seats: Sequence[Seat], pools: Mapping[str, int]) -> str:
+def _overfull(split: Split, problem: Problem, seats: Sequence[Placement], pools: Mapping[str, int]) -> str:
     """The sentence for a memory that cannot hold all partitions in it; empty where there is none."""
-    pool_of = {seat.name: seat.pool for seat in seats}
+    pools_of = {seat.name: pool_of(seat) for seat in seats}
     needs: Counter[str] = Counter()
     for share in split.shares:
         need = problem.stage_bytes(share.layers) + problem.node(share.node).reserve_bytes
-        needs[pool_of[share.node]] += int(need)
+        needs[pools_of[share.node]] += int(need)
     for pool, need in needs.items():
         if need > pools[pool]:
             where = "this machine's memory" if pool == MEMORY else pool
@@ -228,7 +216,7 @@ def _overfull(split: Split, problem: Problem, seats: Sequence[Seat], pools: Mapp
     return ""
 
 
-def _incomplete(split: Split, wanted: PartitionRequest, seats: Sequence[Seat]) -> str:
+def _incomplete(split: Split, wanted: PartitionRequest, seats: Sequence[Placement]) -> str:
     """Equal parts are asked for by number: who holds nothing is said, not left out."""
     empty = [seat.name for seat in seats if seat.name not in split.nodes]
     if wanted.request.strategy != "uniform" or not empty:
@@ -236,7 +224,7 @@ def _incomplete(split: Split, wanted: PartitionRequest, seats: Sequence[Seat]) -
     return f"{' and '.join(empty)} cannot hold a single layer; free memory there, or ask for fewer partitions"
 
 
-def _plan(opened: ModelHandle, sizing: Sizing, seats: Sequence[Seat], answer: PlanReport) -> PartitionPlan:
+def _plan(opened: ModelHandle, sizing: Sizing, seats: Sequence[Placement], answer: PlanReport) -> PartitionPlan:
     by_name = {seat.name: seat.device for seat in seats}
     partitions = []
     for share in answer.split.shares:

@@ -9,11 +9,10 @@ from pathlib import Path
 from together.cluster.identity import machine_id
 from together.cluster.probe import find_devices
 from together.cluster.profiling import Profiler, measure_link
-from together.cluster.survey import model_size
 from together.desktop.bench.decode import DecodeReport, DecodeRequest, bench_decode
 from together.desktop.bench.shapes import random_checkpoint
 from together.models.spec import ModelSpec, read_spec
-from together.planning.memory import cache_tokens, workspace_bytes
+from together.planning.memory import cache_tokens, model_size, workspace_bytes
 from together.planning.problem import Assignment, Link, NodeProfile, Problem, Split
 from together.planning.score import score_of
 from together.planning.strategies import uniform_ranges
