@@ -51,7 +51,7 @@ def test_a_whole_answer_and_its_usage(client: openai.OpenAI) -> None:
     assert answer.choices[0].finish_reason == "stop"
     text = TextModel.open(FOLDER)
     assert answer.usage.prompt_tokens == len(text.prompt_ids([Message("user", QUESTION)]))
-    assert answer.usage.completion_tokens == text.count(ANSWER)
+    assert answer.usage.completion_tokens == len(text.encode(ANSWER))
 
 
 def test_a_stream(client: openai.OpenAI) -> None:
@@ -59,7 +59,7 @@ def test_a_stream(client: openai.OpenAI) -> None:
     texts = [choice.delta.content for chunk in chunks for choice in chunk.choices if choice.delta.content]
     assert "".join(texts) == ANSWER
     assert len(texts) > 3
-    assert chunks[-1].usage.completion_tokens == TextModel.open(FOLDER).count(ANSWER)
+    assert chunks[-1].usage.completion_tokens == len(TextModel.open(FOLDER).encode(ANSWER))
     with client.chat.completions.stream(model=MODEL, messages=ASKED, temperature=0) as events:
         assert events.get_final_completion().choices[0].message.content == ANSWER
 

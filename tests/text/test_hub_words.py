@@ -64,7 +64,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reads]:
 
     yield make
     for each in made.values():
-        each.ours.close()
+        each.ours.template.close()
 
 
 @pytest.fixture(autouse=True)

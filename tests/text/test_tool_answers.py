@@ -47,7 +47,7 @@ WEATHER = {
     },
 }
 TOOLS = (Tool("weather", parameters=WEATHER), Tool("now"))
-TAUGHT = {  # what a template shows of a style
+TAUGHT = {  # what a template shows of a tool_format
     HERMES: "<tool_call>",
     CODER: "<tool_call><function=",
     LLAMA: "<|python_tag|>",
@@ -57,14 +57,14 @@ TAUGHT = {  # what a template shows of a style
 }
 
 
-def calling_toy(folder: Path, style: ToolFormat, *tags: str) -> Path:
-    """A toy whose template knows tools in this style; `tags` are special tokens of it."""
+def calling_toy(folder: Path, tool_format: ToolFormat, *tags: str) -> Path:
+    """A toy whose template knows tools in this tool_format; `tags` are special tokens of it."""
     make_checksum_model(folder, layers=LAYERS)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_tokens([AddedToken(tag, special=True, normalized=False) for tag in tags])
     tokenizer.save(str(folder / "tokenizer.json"))
     config = folder / "tokenizer_config.json"
-    template = "{# " + TAUGHT[style] + " #}{% if tools %}{{ tools | length }}{% endif %}" + TEMPLATE
+    template = "{# " + TAUGHT[tool_format] + " #}{% if tools %}{{ tools | length }}{% endif %}" + TEMPLATE
     config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": template}))
     return folder
 
@@ -156,11 +156,11 @@ def assert_valid(calls: Sequence[tuple[str, str]], schemas: Mapping[str, Mapping
         jsonschema.validate(json.loads(arguments), schemas[name])
 
 
-@pytest.mark.parametrize("style", TAUGHT, ids=lambda style: style.name)
-async def test_a_forced_call_is_in_the_models_own_style_and_valid(tmp_path: Path, style: ToolFormat) -> None:
-    tags = ("[TOOL_CALLS]", "[ARGS]") if style in (MISTRAL, MISTRAL_NAMED) else ()
+@pytest.mark.parametrize("tool_format", TAUGHT, ids=lambda tool_format: tool_format.name)
+async def test_a_forced_call_is_in_the_models_own_style_and_valid(tmp_path: Path, tool_format: ToolFormat) -> None:
+    tags = ("[TOOL_CALLS]", "[ARGS]") if tool_format in (MISTRAL, MISTRAL_NAMED) else ()
     use, named = ToolUse(TOOLS, required=True, parallel=False), ToolUse(TOOLS, required=True, name="weather")
-    async with chatting(calling_toy(tmp_path, style, *tags)) as (engine, model):
+    async with chatting(calling_toy(tmp_path, tool_format, *tags)) as (engine, model):
         for seed in range(2):
             for wanted in (use, named):
                 request = ChatRequest(QUESTION, Sampling(1.0, seed=seed), 400, tool_use=wanted)
@@ -223,11 +223,11 @@ async def test_a_schema_that_cannot_be_enforced_is_refused_by_name(tmp_path: Pat
     assert caught.value.param == "tools"
 
 
-@pytest.mark.parametrize("style", TAUGHT, ids=lambda style: style.name)
-def test_without_a_reason_there_is_no_grammar(style: ToolFormat) -> None:
+@pytest.mark.parametrize("tool_format", TAUGHT, ids=lambda tool_format: tool_format.name)
+def test_without_a_reason_there_is_no_grammar(tool_format: ToolFormat) -> None:
     asked = Grammar("json_schema", "{}")
-    assert call_grammar(style, ToolUse(TOOLS), {}, None) is None
-    assert call_grammar(style, ToolUse(TOOLS), {}, asked) != asked
+    assert call_grammar(tool_format, ToolUse(TOOLS), {}, None) is None
+    assert call_grammar(tool_format, ToolUse(TOOLS), {}, asked) != asked
 
 
 # --- the grammars themselves ------------------------------------------------------------------------------------------
@@ -253,12 +253,12 @@ def fits(grammar: Grammar | None, text: str) -> bool:
     return matcher.try_consume_tokens(ids) == len(ids)
 
 
-@pytest.mark.parametrize("style", WRITTEN, ids=lambda style: style.name)
-def test_what_the_grammars_allow(style: ToolFormat) -> None:
+@pytest.mark.parametrize("tool_format", WRITTEN, ids=lambda tool_format: tool_format.name)
+def test_what_the_grammars_allow(tool_format: ToolFormat) -> None:
     """Here no tag is a token of its own: the letters of an opening one are what begins a call."""
-    before, after = WRITTEN[style]
+    before, after = WRITTEN[tool_format]
     use = ToolUse((Tool("weather", parameters=WEATHER, strict=True), Tool("now")))
-    free, must = (call_grammar(style, each, {}, None) for each in (use, replace(use, required=True)))
+    free, must = (call_grammar(tool_format, each, {}, None) for each in (use, replace(use, required=True)))
     call = before + GOOD + after
     assert fits(free, call)
     assert fits(must, call)
@@ -269,6 +269,6 @@ def test_what_the_grammars_allow(style: ToolFormat) -> None:
     other = before.replace("weather", "now") + '{"any": 1}' + after
     assert fits(free, other)
     assert not fits(free, before.replace("weather", "unknown") + '{"any": 1}')
-    if not style.bare:
+    if not tool_format.bare:
         assert fits(free, "First this.\n" + call)
         assert fits(free, f"{call}\n{call}")

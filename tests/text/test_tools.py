@@ -24,7 +24,7 @@ from together.text.tool_formats import (
     MISTRAL_NAMED,
     NEMOTRON,
     ToolFormat,
-    style_of,
+    tool_format_of,
     typed,
 )
 
@@ -36,9 +36,9 @@ F, G = '{"name": "f", "arguments": {"a": 1}}', '{"name": "g", "arguments": {}}'
 Calls = list[tuple[str, str]]
 
 
-def parted(style: ToolFormat, pieces: Iterable[str]) -> tuple[str, Calls]:
+def parted(tool_format: ToolFormat, pieces: Iterable[str]) -> tuple[str, Calls]:
     """What is said and called; checks that ids, names and arguments come in order."""
-    splitter = ToolCallParser(style, TOOLS)
+    splitter = ToolCallParser(tool_format, TOOLS)
     given_out = [*(splitter.push(piece) for piece in pieces), splitter.flush()]
     calls: Calls = []
     for delta in (delta for _, deltas in given_out for delta in deltas):
@@ -117,14 +117,14 @@ NO_CALLS: list[tuple[ToolFormat, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("style", "text", "said", "calls"), CASES)
-def test_calls(style: ToolFormat, text: str, said: str, calls: Calls) -> None:
-    assert parted(style, [text]) == parted(style, text) == (said, calls)
+@pytest.mark.parametrize(("tool_format", "text", "said", "calls"), CASES)
+def test_calls(tool_format: ToolFormat, text: str, said: str, calls: Calls) -> None:
+    assert parted(tool_format, [text]) == parted(tool_format, text) == (said, calls)
 
 
-@pytest.mark.parametrize(("style", "text"), NO_CALLS)
-def test_text_that_is_no_call_is_shown_as_it_is(style: ToolFormat, text: str) -> None:
-    assert parted(style, [text]) == parted(style, text) == (text, [])
+@pytest.mark.parametrize(("tool_format", "text"), NO_CALLS)
+def test_text_that_is_no_call_is_shown_as_it_is(tool_format: ToolFormat, text: str) -> None:
+    assert parted(tool_format, [text]) == parted(tool_format, text) == (text, [])
 
 
 SCRAPS: tuple[str, ...] = (
@@ -159,15 +159,21 @@ STYLES = (HERMES, CODER, LLAMA, MISTRAL, MISTRAL_NAMED, NEMOTRON)
 
 
 @given(
-    style=st.sampled_from(STYLES),
+    tool_format=st.sampled_from(STYLES),
     text=st.lists(st.sampled_from(SCRAPS), max_size=14).map("".join),
     cuts=st.lists(st.integers(0, 200), max_size=6),
 )
 @settings(max_examples=600, deadline=None)
-def test_what_comes_out_does_not_depend_on_how_the_text_was_cut(style: ToolFormat, text: str, cuts: list[int]) -> None:
+def test_what_comes_out_does_not_depend_on_how_the_text_was_cut(
+    tool_format: ToolFormat, text: str, cuts: list[int]
+) -> None:
     places = [0, *sorted(min(place, len(text)) for place in cuts), len(text)]
-    whole = parted(style, [text])
-    assert parted(style, [text[start:stop] for start, stop in pairwise(places)]) == parted(style, text) == whole
+    whole = parted(tool_format, [text])
+    assert (
+        parted(tool_format, [text[start:stop] for start, stop in pairwise(places)])
+        == parted(tool_format, text)
+        == whole
+    )
     if not whole[1]:
         assert whole[0] == text
 
@@ -215,7 +221,7 @@ def test_parameters_have_the_type_of_their_schema(text: str, schema: object, val
 
 
 @pytest.mark.parametrize(
-    ("template", "style"),
+    ("template", "tool_format"),
     [
         ('<tool_call>\n{"name": <name>, "arguments": <args>}\n</tool_call>', HERMES),
         ("<tool_call>\n<function=name>\n<parameter=p>", CODER),
@@ -227,8 +233,8 @@ def test_parameters_have_the_type_of_their_schema(text: str, schema: object, val
         ("{{ tools | tojson }}", None),
     ],
 )
-def test_the_template_shows_the_style(template: str, style: ToolFormat | None) -> None:
-    assert style_of(template) == style
+def test_the_template_shows_the_style(template: str, tool_format: ToolFormat | None) -> None:
+    assert tool_format_of(template) == tool_format
 
 
 # --- into the template ------------------------------------------------------------------------------------------------
@@ -305,7 +311,7 @@ def test_a_template_of_its_own_for_tools_is_used_for_them(tmp_path: Path) -> Non
         template = TextModel.open(tmp_path / folder).template
         assert template.render_now([ASKED]) == "DDo it"
         assert template.render_now([ASKED], TOOLS) == "T2<tool_call>"
-        assert template.style == HERMES
+        assert template.tool_format == HERMES
 
 
 # --- templates that know no tools -------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ class Service:
         self.engine = Engine(
             self._client, eos, settings.max_waiting, settings.step_timeout, spec.vocab_size, token_bytes
         )
-        self.opened.text.warm()
+        self.opened.text.template.warm()
         self._show(ServingState.READY, step="", progress=1.0)
 
     async def run(self) -> None:
@@ -128,7 +128,7 @@ class Service:
         self._closed = True
         self._give_up_change(NotServing("the model was unloaded meanwhile; load it again"))
         self.engine.close()
-        self.opened.text.close()
+        self.opened.text.template.close()
         if self._client is not None:
             await self._client.close()
         await self.loader.unload()
@@ -334,9 +334,9 @@ class Service:
 
     def reopen(self, opened: ModelHandle) -> None:
         """The same weights, read again: requests from now on get its words, ends of text and sampling defaults."""
-        self.opened.text.retire()
+        self.opened.text.template.retire()
         self.opened = opened
-        opened.text.warm()
+        opened.text.template.warm()
         self.engine.use_ends(opened.text.eos)
 
     async def serves(self, plan: Plan) -> bool:

@@ -76,7 +76,7 @@ class Running:
         if self._ready.is_set() and not self._served.done():
             self._thread.call(self._stop.set)
             until_done(self._served)
-        self._text.close()
+        self._text.template.close()
         self._thread.close()
 
     # --- in the loop's thread -----------------------------------------------------------------------------------------

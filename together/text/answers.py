@@ -25,8 +25,9 @@ from together.requests import (
 from together.sampling import choice_seed
 from together.text.detokenizer import Decoder, StopFilter, TokenBytes
 from together.text.grammar import Compiled, GrammarConstraint
-from together.text.parser import AnswerParser, ParsedAnswer
+from together.text.parser import OPEN, AnswerParser, ParsedAnswer, ReasoningParser, ToolCallParser
 from together.text.tokenizer import TextModel
+from together.text.tool_grammar import call_grammar
 from together.types import Sampled
 
 Pieces = AsyncGenerator[AnswerChunk, None]
@@ -44,7 +45,7 @@ async def answer_chat(engine: Engine, model: TextModel, request: ChatRequest) ->
     """
     engine.check_room(request.choices)
     use = request.tool_use
-    request = replace(request, grammar=model.call_grammar(use, request.grammar))
+    request = replace(request, grammar=call_grammar(model.template.tool_format, use, model.tool_tags, request.grammar))
     grammar = await _compiled(engine, model, request)
     text = await model.template.render(request.messages, use.tools, request.chosen_template, **request.template)
     prompt = await model.encode_aside(text, context=engine.context)
@@ -106,7 +107,14 @@ async def _answer(
     streams = _submit_all(engine, wanted)
     use, goes_on = (request.tool_use, False) if isinstance(request, ChatRequest) else (ToolUse(), True)
     readers = [
-        _read(stream, model, each, None if opening is None else model.parter(opening, use, each.stop), index, goes_on)
+        _read(
+            stream,
+            model,
+            each,
+            None if opening is None else _chat_parser(model, opening, use, each.stop),
+            index,
+            goes_on,
+        )
         for index, (stream, each) in enumerate(zip(streams, wanted, strict=True))
     ]
     try:
@@ -182,6 +190,13 @@ async def _forward(source: Pieces, arrived: asyncio.Queue[AnswerChunk | Exceptio
 # --- one choice -------------------------------------------------------------------------------------------------------
 
 
+def _chat_parser(model: TextModel, prompt: str, use: ToolUse, stops: Sequence[str]) -> AnswerParser:
+    """Splits one answer to the chat `prompt` into reasoning, text before one of `stops`, and tool calls."""
+    reasoning = ReasoningParser(opened=prompt.rstrip().endswith(OPEN)) if model.thinks else None
+    tools = ToolCallParser(model.template.tool_format, use.tools) if use.tools else None
+    return AnswerParser(reasoning, StopFilter(stops), tools, one_call=not use.parallel)
+
+
 async def _read(
     stream: TokenStream,
     model: TextModel,
@@ -218,8 +233,8 @@ class _Answer:
     """One answer's text between the decoder and the person who reads it."""
 
     def __init__(self, model: TextModel, parter: AnswerParser, index: int, before: Sequence[int] = ()) -> None:
-        self._decoder: Decoder = model.decoder(before)
-        shown = (model.tags if parter.reasoning else {}, model.tool_tags if parter.tools else {})
+        self._decoder: Decoder = Decoder(model.tokenizer, before)
+        shown = (model.reasoning_tags if parter.reasoning else {}, model.tool_tags if parter.tools else {})
         self._tags = {token_id: tag for tags in shown for tag, token_id in tags.items()}
         self._parter = parter
         self._index = index

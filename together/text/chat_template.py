@@ -21,7 +21,7 @@ from together.quoting import quoted
 from together.requests import Message, Tool
 from together.text.messages import Turn, culprit, forms, native_turns, offer, plain_turns, told_of
 from together.text.rendering import RENDER, TOOK, Renderer, TemplateFault
-from together.text.tool_formats import HERMES, ToolFormat, style_of
+from together.text.tool_formats import HERMES, ToolFormat, tool_format_of
 
 logger = logging.getLogger(__name__)
 
@@ -158,9 +158,9 @@ class ChatTemplate:
         self._renderer.close()  # many a model is opened to be planned for only
 
     @property
-    def style(self) -> ToolFormat:
+    def tool_format(self) -> ToolFormat:
         """How this model writes tool calls."""
-        return self._tools.style or HERMES
+        return self._tools.tool_format or HERMES
 
     async def render(
         self, messages: Sequence[Message], tools: Sequence[Tool] = (), chosen: str | None = None, /, **variables: object
@@ -204,9 +204,9 @@ class ChatTemplate:
     ) -> str:
         side = self._side_for(messages, tools, chosen)
         try:
-            if side.style is not None:
+            if side.tool_format is not None:
                 given = {"tools": offer(tools)} if tools else {}
-                turns = partial(native_turns, style=side.style)
+                turns = partial(native_turns, tool_format=side.tool_format)
                 return self._shaped(side.source, turns, messages, {**variables, **given})
             told = told_of(messages, tools) if tools else messages
             return self._shaped(side.source, plain_turns, told, variables)
@@ -227,7 +227,7 @@ class ChatTemplate:
             )
         source = self._named[chosen]
         try:
-            return _Side(source, style_of(source) if self._renderer.compile(source) else None)
+            return _Side(source, tool_format_of(source) if self._renderer.compile(source) else None)
         except TemplateFault as fault:
             raise self._broken(fault) from fault
 
@@ -301,7 +301,7 @@ class ChatTemplate:
             wants_tools = self._renderer.submit(partial(self._renderer.compile, source)).result()
         except TemplateFault as fault:
             raise self._broken(fault) from fault
-        return _Side(source, style_of(source) if wants_tools else None)
+        return _Side(source, tool_format_of(source) if wants_tools else None)
 
     def _broken(self, fault: TemplateFault) -> BrokenModel:
         start = f"the chat template of {self._name}"
@@ -317,7 +317,7 @@ def _holds(text: str, form: Sequence[Message], content: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """A template; `style` is how it writes calls, None where it takes no tools or its calls are unknown here."""
+    """A template; `tool_format` is how it writes calls, None where it takes no tools or its calls are unknown here."""
 
     source: str
-    style: ToolFormat | None
+    tool_format: ToolFormat | None

@@ -126,27 +126,27 @@ def _described(tool: Tool) -> Turn:
 # --- for templates that know tools ------------------------------------------------------------------------------------
 
 
-def native_turns(messages: Sequence[Message], style: ToolFormat) -> list[Turn]:
-    """`style` says what the template refuses: several calls in one turn, or ids of any length."""
+def native_turns(messages: Sequence[Message], tool_format: ToolFormat) -> list[Turn]:
+    """`tool_format` says what the template refuses: several calls in one turn, or ids of any length."""
     names = {call.id: call.name for message in messages for call in message.tool_calls}
-    told = one_by_one(messages) if style.single else messages
-    return [_turn(message, names, style) for message in told]
+    told = one_by_one(messages) if tool_format.single else messages
+    return [_turn(message, names, tool_format) for message in told]
 
 
-def _turn(message: Message, names: Mapping[str, str], style: ToolFormat) -> Turn:
+def _turn(message: Message, names: Mapping[str, str], tool_format: ToolFormat) -> Turn:
     turn: Turn = {"role": message.role, "content": message.content}
     if message.reasoning:
         turn["reasoning_content"] = message.reasoning
     if message.tool_calls:
-        turn["tool_calls"] = [_call(call, style) for call in message.tool_calls]
+        turn["tool_calls"] = [_call(call, tool_format) for call in message.tool_calls]
     if message.role == "tool":
-        turn |= {"tool_call_id": _id(message.tool_call_id, style), "name": names.get(message.tool_call_id, "")}
+        turn |= {"tool_call_id": _id(message.tool_call_id, tool_format), "name": names.get(message.tool_call_id, "")}
     return turn
 
 
-def _call(call: ToolCall, style: ToolFormat) -> Turn:
+def _call(call: ToolCall, tool_format: ToolFormat) -> Turn:
     function = {"name": call.name, "arguments": _value(call.arguments)}
-    return {"id": _id(call.id, style), "type": "function", "function": function}
+    return {"id": _id(call.id, tool_format), "type": "function", "function": function}
 
 
 def _value(arguments: str) -> object:
@@ -158,9 +158,9 @@ def _value(arguments: str) -> object:
     return found if isinstance(found, dict) else arguments
 
 
-def _id(call_id: str, style: ToolFormat) -> str:
+def _id(call_id: str, tool_format: ToolFormat) -> str:
     """The same short id for the same id, and no two alike but by chance."""
-    if not style.short_ids or _SHORT_ID.fullmatch(call_id):
+    if not tool_format.short_ids or _SHORT_ID.fullmatch(call_id):
         return call_id
     return hashlib.sha256(call_id.encode()).hexdigest()[:9]
 

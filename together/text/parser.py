@@ -105,13 +105,13 @@ def _possible_beginning(text: str) -> int:
 class ToolCallParser:
     """Takes text in any pieces; gives (text to show, new parts of calls)."""
 
-    def __init__(self, style: ToolFormat, tools: Sequence[Tool]) -> None:
-        self._style = style
-        self._opening = re.compile("|".join(map(re.escape, style.openings)))
+    def __init__(self, tool_format: ToolFormat, tools: Sequence[Tool]) -> None:
+        self._format = tool_format
+        self._opening = re.compile("|".join(map(re.escape, tool_format.openings)))
         self._unread = Unread()
         self._calls = Calls()
         known = {tool.name: _properties(tool) for tool in tools}
-        self._reader = ToolCallReader(self._unread, self._calls, style, known)
+        self._reader = ToolCallReader(self._unread, self._calls, tool_format, known)
         self._said = ""  # since it was last given out
         self._spaces = ""  # the last of what was said, held back
         self._speaking = False  # something but spaces was said
@@ -172,7 +172,7 @@ class ToolCallParser:
 
     def _bare(self) -> int | None:
         """Where a bare object begins, or might begin with the next letter; None if that is not the place for one."""
-        if not self._style.bare or self._speaking:
+        if not self._format.bare or self._speaking:
             return None
         separators = ";" if self.begun else ""
         at = len(self._unread.text) - len(self._unread.text.lstrip(separators + " \t\r\n"))
@@ -185,7 +185,7 @@ class ToolCallParser:
 
     def _possible_beginning(self) -> int:
         """Length of the longest end of the text that begins some opening."""
-        text, openings = self._unread.text, self._style.openings
+        text, openings = self._unread.text, self._format.openings
         longest = min(max(map(len, openings)) - 1, len(text))
         for length in range(longest, 0, -1):
             if any(opening.startswith(text[-length:]) for opening in openings):

@@ -18,12 +18,11 @@ from tokenizers import Tokenizer
 from together.errors import BrokenModel, ContextTooLong
 from together.memory import give_back
 from together.quoting import MOST, cut
-from together.requests import Grammar, Message, ToolUse
+from together.requests import Message
 from together.text.chat_template import DEFAULT, PLAIN, TOOL_USE, ChatTemplate, find_templates, words_json
-from together.text.detokenizer import Decoder, StopFilter, TokenBytes
+from together.text.detokenizer import TokenBytes
 from together.text.grammar import Grammars
-from together.text.parser import CLOSE, OPEN, AnswerParser, ReasoningParser, ToolCallParser
-from together.text.tool_grammar import call_grammar
+from together.text.parser import CLOSE, OPEN
 from together.text.vocabulary import TokenBound, Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ class TextModel:
     has_template: bool  # False: the model brought none, roles are written as plain words
     eos: frozenset[int]
     token_bytes: TokenBytes
-    tags: Mapping[str, int]  # the thinking tags among the special tokens, which no decoder shows
+    reasoning_tags: Mapping[str, int]  # those among the special tokens, which no decoder shows
     tool_tags: Mapping[str, int]  # those of tool calls, special or not
     thinks: bool  # its words or its template know the tag
     grammars: Grammars
@@ -74,7 +73,7 @@ class TextModel:
             eos,
             TokenBytes(tokenizer),
             _added_ids(tokenizer, (OPEN, CLOSE), special=True),
-            _added_ids(tokenizer, template.style.words),
+            _added_ids(tokenizer, template.tool_format.tags),
             thinks,
             Grammars(tokenizer, eos, thinks),
             TokenBound.of(tokenizer),
@@ -117,41 +116,6 @@ class TextModel:
         thread = self.heavy if len(text) > HEAVY else self.threads
         encode = partial(_encode, self.tokenizer, self.name, text, add_special_tokens, context)
         return await asyncio.get_running_loop().run_in_executor(thread, encode)
-
-    def warm(self) -> None:
-        """Start what the first conversation needs. It belongs to the caller until `close`."""
-        self.template.warm()
-
-    def retire(self) -> None:
-        """As `close`, once the conversations that wait for their template have it."""
-        self.template.retire()
-
-    def close(self) -> None:
-        """End the process that renders the templates; it starts again where it is needed."""
-        self.template.close()
-
-    def count(self, text: str) -> int:
-        return len(self.encode(text))
-
-    def decoder(self, before: Sequence[int] = ()) -> Decoder:
-        """A new incremental decoder for one answer; `before` are the last tokens of a text that goes on."""
-        return Decoder(self.tokenizer, before)
-
-    def splitter(self, prompt: str) -> ReasoningParser | None:
-        """Parts thoughts from the answer to `prompt`, which may open them; None where this model does not think."""
-        return ReasoningParser(opened=prompt.rstrip().endswith(OPEN)) if self.thinks else None
-
-    def parter(self, prompt: str, use: ToolUse, stops: Sequence[str] = ()) -> AnswerParser:
-        """Parts one answer to the chat `prompt` into thoughts, text and calls of the tools that were offered.
-
-        A text of `stops` ends the answer; thoughts may hold it.
-        """
-        tools = ToolCallParser(self.template.style, use.tools) if use.tools else None
-        return AnswerParser(self.splitter(prompt), StopFilter(stops), tools, one_call=not use.parallel)
-
-    def call_grammar(self, use: ToolUse, answer: Grammar | None) -> Grammar | None:
-        """What an answer must be where tools are offered; `answer` is what the request itself asks of a text."""
-        return call_grammar(self.template.style, use, self.tool_tags, answer) if use.tools else answer
 
 
 def _encode(

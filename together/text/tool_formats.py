@@ -28,7 +28,7 @@ class ToolFormat:
     short_ids: bool = False  # the template takes ids of exactly nine letters and digits
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def tags(self) -> tuple[str, ...]:
         """Tags that a tokenizer may have as special tokens, which no decoder shows."""
         return (*self.openings, self.closing, ARGUMENTS_TAG, "[CALL_ID]")
 
@@ -41,7 +41,7 @@ MISTRAL_NAMED = ToolFormat("mistral-named", ("[TOOL_CALLS]",), body="named", sho
 NEMOTRON = ToolFormat("nemotron", ("<TOOLCALL>",), "</TOOLCALL>", "list")
 
 
-def style_of(template: str) -> ToolFormat | None:
+def tool_format_of(template: str) -> ToolFormat | None:
     """The way that a template's own text shows; None if it shows none of these."""
     if MISTRAL.openings[0] in template:
         return MISTRAL_NAMED if ARGUMENTS_TAG in template else MISTRAL

@@ -20,20 +20,22 @@ _ANY_TEXT = r"TEXT: /(.|\n)*/"
 _TEXT_NOT_BARE = r"TEXT: /([^{\s](.|\n)*)?/"
 
 
-def call_grammar(style: ToolFormat, use: ToolUse, ids: Ids, answer: Grammar | None) -> Grammar | None:
+def call_grammar(tool_format: ToolFormat, use: ToolUse, ids: Ids, answer: Grammar | None) -> Grammar | None:
     """What an answer must be where tools are offered; `answer` is what the request itself asks of a text.
 
     A call is forced where the request requires one. Where the model is free: with a grammar for its text, it writes
     that or calls; with strict tools, its calls match their schemas; otherwise it writes what it likes.
     """
+    if not use.tools:
+        return answer
     if use.required:
         tools = [tool for tool in use.tools if use.name in ("", tool.name)]
-        rules = [f"start: {_several(use)}", *_calls(style, tools, ids, all_strict=True)]
+        rules = [f"start: {_several(use)}", *_calls(tool_format, tools, ids, all_strict=True)]
     elif answer is not None and answer.kind == "json_schema":
         text = f"answer: %json {_schema(json.loads(answer.source))}"
-        rules = [f"start: {_several(use)} | answer", text, *_calls(style, use.tools, ids, all_strict=False)]
+        rules = [f"start: {_several(use)} | answer", text, *_calls(tool_format, use.tools, ids, all_strict=False)]
     elif answer is None and any(tool.strict for tool in use.tools):
-        rules = list(_among_text(style, use, ids))
+        rules = list(_among_text(tool_format, use, ids))
     else:
         return answer
     return Grammar("lark", "\n".join(rules), param="tools")
@@ -43,48 +45,48 @@ def _several(use: ToolUse) -> str:
     return "calls" if use.parallel and not use.name else "one"
 
 
-def _calls(style: ToolFormat, tools: Sequence[Tool], ids: Ids, all_strict: bool) -> Iterator[str]:
+def _calls(tool_format: ToolFormat, tools: Sequence[Tool], ids: Ids, all_strict: bool) -> Iterator[str]:
     """The rules `calls`, some, and `one`, exactly one."""
-    opening, closing = _tag(style.openings[0], ids), _tag(style.closing, ids) if style.closing else ""
-    spaces = _text(style.spaces) if style.spaces else ""
-    if style.bare:
+    opening, closing = _tag(tool_format.openings[0], ids), _tag(tool_format.closing, ids) if tool_format.closing else ""
+    spaces = _text(tool_format.spaces) if tool_format.spaces else ""
+    if tool_format.bare:
         yield "one: body"
         yield "calls: one"  # what its template takes
-    elif style.body == "list":
+    elif tool_format.body == "list":
         yield f'one: {opening} "[" body "]" {closing}'
         yield f'calls: {opening} "[" body (", " body)* "]" {closing}'
     else:
         yield f"one: {opening} {spaces} body {spaces} {closing}"
         yield f"calls: one ({spaces} one)*"
-    yield from _bodies(style, tools, ids, all_strict)
+    yield from _bodies(tool_format, tools, ids, all_strict)
 
 
-def _among_text(style: ToolFormat, use: ToolUse, ids: Ids) -> Iterator[str]:
+def _among_text(tool_format: ToolFormat, use: ToolUse, ids: Ids) -> Iterator[str]:
     """Any text, in which calls match: once the opening tag is there, a call has to follow."""
-    opening, closing = style.openings[0], _tag(style.closing, ids) if style.closing else ""
+    opening, closing = tool_format.openings[0], _tag(tool_format.closing, ids) if tool_format.closing else ""
     gap = r"/[ \n]{0,2}/"
-    if style.bare:
+    if tool_format.bare:
         yield from ("start: TEXT | body", _TEXT_NOT_BARE)
     else:
-        inside = f'"[" body (", " body)* "]" {closing}' if style.body == "list" else f"{gap} body {gap} {closing}"
+        inside = f'"[" body (", " body)* "]" {closing}' if tool_format.body == "list" else f"{gap} body {gap} {closing}"
         if opening in ids:
             yield from (f"one: TEXT {_tag(opening, ids)} {inside}", _ANY_TEXT)
         else:
             yield from (f"head[lazy]: TEXT {_text(opening)}", f"one: head {inside}", _ANY_TEXT)
         yield from ("start: one* rest", "rest: TEXT")
-    yield from _bodies(style, use.tools, ids, all_strict=False)
+    yield from _bodies(tool_format, use.tools, ids, all_strict=False)
 
 
-def _bodies(style: ToolFormat, tools: Sequence[Tool], ids: Ids, all_strict: bool) -> Iterator[str]:
+def _bodies(tool_format: ToolFormat, tools: Sequence[Tool], ids: Ids, all_strict: bool) -> Iterator[str]:
     yield "body: " + " | ".join(f"tool{number}" for number in range(len(tools)))
     for number, tool in enumerate(tools):
         schema = _closed(tool.parameters) if all_strict or tool.strict else {"type": "object"}
-        if style.body == "function":
+        if tool_format.body == "function":
             yield from _function(number, tool.name, _closed(tool.parameters))
-        elif style.body == "named":
+        elif tool_format.body == "named":
             yield f"tool{number}: {_text(tool.name)} {_tag(ARGUMENTS_TAG, ids)} %json {_schema(schema)}"
         else:
-            head = f'{{"name": {json.dumps(tool.name)}, "{style.arguments}": '
+            head = f'{{"name": {json.dumps(tool.name)}, "{tool_format.arguments}": '
             yield f"tool{number}: {_text(head)} %json {_schema(schema)} {_text('}')}"
 
 

@@ -116,11 +116,11 @@ class ToolCallReader:
     """Reads calls of one answer from `unread` into `calls`. `known`: the offered tools' properties, by tool name."""
 
     def __init__(
-        self, unread: Unread, calls: Calls, style: ToolFormat, known: Mapping[str, Mapping[str, object]]
+        self, unread: Unread, calls: Calls, tool_format: ToolFormat, known: Mapping[str, Mapping[str, object]]
     ) -> None:
         self._unread = unread
         self._calls = calls
-        self._style = style
+        self._format = tool_format
         self._known = known
 
     def read(self, opening: str) -> Reading:
@@ -135,7 +135,7 @@ class ToolCallReader:
             found = yield from self._function(at)
         else:
             found = yield from self._named(at)
-        if found and self._style.closing:
+        if found and self._format.closing:
             yield from self._close()
         return found
 
@@ -221,7 +221,7 @@ class ToolCallReader:
     # --- a name, then its arguments -------------------------------------------------------------------------------
 
     def _named(self, at: int) -> Reading:
-        while self._style.body in ("list", "named"):
+        while self._format.body in ("list", "named"):
             if (head := _NAMED.match(self._unread.text, at)) is not None:
                 return (yield from self._begun(head["name"], head.end(), in_object=False))
             if self._unread.ended or _MAYBE_NAMED.fullmatch(self._unread.text, at) is None:
@@ -291,7 +291,7 @@ class ToolCallReader:
 
     def _accepts(self, name: str) -> bool:
         """Without a tag only the name tells a call from an answer in JSON."""
-        return bool(name) and (not self._style.bare or name in self._known)
+        return bool(name) and (not self._format.bare or name in self._known)
 
     def _past_spaces(self, at: int) -> Generator[None, None, int]:
         return (yield from self._past(_SPACES, at))
@@ -306,7 +306,7 @@ class ToolCallReader:
 
     def _close(self) -> Generator[None, None, None]:
         """Take the closing tag; a model that forgot it goes on as it does."""
-        closing = self._style.closing
+        closing = self._format.closing
         at = yield from self._past(_STRAY, 0)
         while self._unread.may_become(closing, at) and not self._unread.text.startswith(closing, at):
             yield

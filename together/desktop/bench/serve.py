@@ -235,7 +235,7 @@ async def bench_overhead(url: str, plan: dict[str, Any], prompt: int, new: int, 
 def _question(text: TextModel, turn: int, length: int) -> tuple[int, ...]:
     """About `length` tokens that a model answers with text at once; another beginning each time: nothing is reused."""
     words = f"{secrets.token_hex(4)} {turn}: what is the capital of France? "
-    return text.prompt_ids([Message("user", words * (length // text.count(words) or 1))])
+    return text.prompt_ids([Message("user", words * (length // len(text.encode(words)) or 1))])
 
 
 async def _ask_server(client: httpx.AsyncClient, ids: tuple[int, ...], new: int) -> Exchange:
