@@ -11,9 +11,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
+from together.cluster_types import Device, DeviceProfile
 from together.errors import BadSetting
 from together.models.families import FAMILIES as FAMILIES
-from together.types import Activation, Batch, Device, DeviceProfile, Dtype, LayerRange, RowResult
+from together.types import Activation, Batch, Dtype, LayerRange, RowResult
 
 BACKENDS = ("torch", "mlx", "checksum")
 

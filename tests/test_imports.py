@@ -20,7 +20,20 @@ ROOT = Path(__file__).resolve().parent.parent
 # first two floors also its neighbours. Tests and examples are free.
 WORDS = tuple(
     f"together.{name}"
-    for name in ("types", "requests", "errors", "settings", "quoting", "wording", "memory", "processes", "jsonfile")
+    for name in (
+        "types",
+        "cluster_types",
+        "view",
+        "requests",
+        "errors",
+        "sentences",
+        "settings",
+        "quoting",
+        "wording",
+        "memory",
+        "processes",
+        "jsonfile",
+    )
 )
 LAYERS = (
     WORDS,

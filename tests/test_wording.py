@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from backends.measuring import extent
 from together.cluster.agent import MemoryGrants
+from together.cluster_types import Device, StageOrder
 from together.errors import NotEnoughMemory
 from together.planning.problem import ModelSize, NodeProfile, Problem
 from together.planning.request import PlanRequest, plan_for
-from together.types import Device, LayerRange, ModelRef, StageOrder, StagePlan
+from together.types import LayerRange, ModelRef, StagePlan
 from together.wording import sizes_text, times_text
 
 GB = 10**9

@@ -21,11 +21,16 @@ TogetherError                what happened, to which node or model, and the next
 
 from __future__ import annotations
 
+from together.sentences import Sentence, verbatim
 from together.types import Fault, StagePlan
 
 
 class TogetherError(Exception):
     """Base of all; the message is a sentence that a person can act on."""
+
+    def __init__(self, message: str | Sentence) -> None:
+        super().__init__(str(message))
+        self.sentence = message if isinstance(message, Sentence) else verbatim(message)
 
 
 class BadInput(TogetherError):
@@ -33,7 +38,7 @@ class BadInput(TogetherError):
 
 
 class BadRequest(BadInput):
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(self, message: str | Sentence, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
 
@@ -86,8 +91,8 @@ class StageLost(LoadFailed):
 
     def __init__(
         self,
-        message: str,
-        cause: str,
+        message: str | Sentence,
+        cause: str | Sentence,
         index: int,
         stage: StagePlan | None = None,
         *,
@@ -108,7 +113,12 @@ class RingBroken(TogetherError):
     """`stage` counts the stages of the ring, -1 where it is none of them, or not known which."""
 
     def __init__(
-        self, message: str, node: str = "", cause: str = "", stage: int = -1, fault: Fault = Fault.OTHER
+        self,
+        message: str | Sentence,
+        node: str = "",
+        cause: str | Sentence = "",
+        stage: int = -1,
+        fault: Fault = Fault.OTHER,
     ) -> None:
         super().__init__(message)
         self.node = node
@@ -118,13 +128,13 @@ class RingBroken(TogetherError):
 
 
 class NotServing(TogetherError):
-    def __init__(self, message: str, retry_after: float = 5.0) -> None:
+    def __init__(self, message: str | Sentence, retry_after: float = 5.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
 
 class QueueFull(TogetherError):
-    def __init__(self, message: str, retry_after: float = 2.0) -> None:
+    def __init__(self, message: str | Sentence, retry_after: float = 2.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 

@@ -29,14 +29,6 @@
   window.together = shared;
 
   // --- header --------------------------------------------------------------------------------------------------------
-  const sentence = ({ serving, reason }) => {
-    if (serving.state !== "READY") return reason ? reason[0].toUpperCase() + reason.slice(1) : "";
-    const stages = serving.plan ? serving.plan.stages.length : 0;
-    const load = serving.waiting ? `, ${serving.waiting} waiting` : "";
-    const step = serving.step ? ` · ${serving.step}` : ""; // a change of plan goes on while people chat
-    return `${stages} stage${stages === 1 ? "" : "s"} · ${serving.running} answering${load}${step}`;
-  };
-
   const segment = (stage, index, { nodes, serving }) => {
     const owner = nodes.find((node) => node.id === stage.node);
     const held = owner && owner.stages.find((one) => one.ring === serving.ring && range(one.layers) === range(stage.layers));
@@ -65,7 +57,7 @@
       serving.model ? element("span", "model", serving.model) : null,
       pill(serving.state),
       element("span", `link ${connected ? "live" : "gone"}`, connected ? "live" : "disconnected"));
-    const text = connected ? sentence(state) : "The app does not answer. Is it still running?";
+    const text = connected ? serving.sentence : "The app does not answer. Is it still running?";
     const loading = connected && ["LOADING", "RECOVERING"].includes(serving.state) ? meter(serving.progress) : null;
     return [title, element("div", `sentence ${serving.state.toLowerCase()}`, text), loading, layerBar(state)];
   };
@@ -140,7 +132,7 @@
     const connected = lastEvent > 0 && Date.now() - lastEvent < SILENCE_MS && source && source.readyState === EventSource.OPEN;
     const places = { header: document.querySelector("[data-together=header]"), nodes: document.querySelector("[data-together=nodes]") };
     if (!places.header || !places.nodes) return; // the page is still being built
-    const state = view || { nodes: [], serving: { state: "EMPTY", model: "", plan: null }, reason: "" };
+    const state = view || { nodes: [], serving: { state: "EMPTY", model: "", plan: null, sentence: "" }, reason: "" };
     hints(state, connected);
     followModel(state);
     places.header.replaceChildren(...header(state, connected).filter(Boolean));

@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from backends.base import LoadRequest
 from backends.measuring import resident_bytes
 from backends.on_checksum.shard import KV_BYTES, Behaviour, ChecksumShard, Weights, fold
+from together.cluster_types import Device, DeviceProfile
 from together.errors import BrokenModel, NotEnoughMemory, UnsupportedModel
 from together.models.files import EMBED, HEAD, NORM, layer_of, read_into, read_json, tensors_for
 from together.models.folder import title
 from together.models.headers import TensorInfo
 from together.quoting import quoted
-from together.types import Batch, Device, DeviceProfile, Dtype, LayerRange, Row, SampleRequest, Sampling
+from together.types import Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
 
 DEVICE = "cpu"
 

@@ -12,9 +12,10 @@ from backends.checks import cache_capacity, check_model, in_words
 from backends.on_mlx.measure import measure_model
 from backends.on_mlx.model import check_dtype, read_slice
 from backends.on_mlx.shard import MlxShard
+from together.cluster_types import Device, DeviceProfile
 from together.errors import BadSetting
 from together.models.spec import read_runnable
-from together.types import Device, DeviceProfile, Dtype
+from together.types import Dtype
 
 _KEPT_FOR_REUSE = 128 * 2**20  # bytes of freed buffers; MLX would keep as much as the machine has
 

@@ -21,19 +21,9 @@ from mlx.utils import tree_map, tree_reduce
 from backends.measuring import Extent, experts_to_time, extent, fastest, resident_bytes
 from backends.on_mlx.model import MX, Slice, check_dtype, empty_model, slice_of, write_activation
 from backends.on_mlx.shard import MlxShard
+from together.cluster_types import DeviceProfile
 from together.models.spec import ModelSpec, read_config, read_shape
-from together.types import (
-    BLOCK,
-    DTYPE_BYTES,
-    Activation,
-    Batch,
-    DeviceProfile,
-    Dtype,
-    LayerRange,
-    Row,
-    SampleRequest,
-    Sampling,
-)
+from together.types import BLOCK, DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
 
 _PROMPT = 8  # tokens that are cached before a timed one
 _TILE = 2**20  # random numbers that are made once and repeated

@@ -10,9 +10,10 @@ import torch
 
 from backends.base import LoadRequest, Shard
 from backends.checks import cache_capacity, check_model, in_words
+from together.cluster_types import Device, DeviceProfile
 from together.errors import BadSetting
 from together.models.spec import read_runnable
-from together.types import Device, DeviceProfile, Dtype
+from together.types import Dtype
 
 __all__ = ["is_out_of_memory", "load", "measure", "probe"]
 

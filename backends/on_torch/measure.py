@@ -21,20 +21,10 @@ from backends.on_torch import cache
 from backends.on_torch.linear import register_experts, speed_up
 from backends.on_torch.model import TORCH, build, drop_absent, model_class, range_config, write_activation
 from backends.on_torch.shard import TorchShard
+from together.cluster_types import DeviceProfile
 from together.models.files import EMBED
 from together.models.spec import ModelSpec, read_shape
-from together.types import (
-    BLOCK,
-    DTYPE_BYTES,
-    Activation,
-    Batch,
-    DeviceProfile,
-    Dtype,
-    LayerRange,
-    Row,
-    SampleRequest,
-    Sampling,
-)
+from together.types import BLOCK, DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
 
 _PROMPT = 8  # tokens that are cached before a timed one
 _MEMORY_SIDE = 8192  # a matrix of 256 MiB: more than most caches hold

@@ -17,10 +17,11 @@ from backends.measuring import HEAD_BYTES, SPAN_BYTES, experts_to_time, extent, 
 from tests.backends.conftest import Checkpoints
 from tests.support.checksum import make_checksum_model
 from tests.support.families import CASES
+from together.cluster_types import DeviceProfile
 from together.desktop.bench.shapes import SHAPES, random_checkpoint
 from together.errors import BrokenModel, NotEnoughMemory, UnsupportedModel
 from together.models.spec import read_spec
-from together.types import Batch, DeviceProfile, Dtype, LayerRange, Row, SampleRequest, Sampling
+from together.types import Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
 
 GIB = 2**30
 

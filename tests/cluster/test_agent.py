@@ -14,10 +14,10 @@ from tests.support.checksum import make_checksum_model
 from tests.support.cluster import Node, call, status_of, watch
 from tests.support.orders import free_bytes, loaded, make_order, node_when, renamed, stage_when
 from tests.support.patience import PATIENCE
+from together.cluster_types import Caller, Endpoint, Holding, NodeState, RingName, StageState
 from together.errors import BadPlan, BadSetting, BrokenModel, NotEnoughMemory
 from together.ring import rpc, wire
 from together.settings import Settings
-from together.types import Caller, Endpoint, Holding, NodeState, RingName, StageState
 
 MEGABYTE = 10**6
 

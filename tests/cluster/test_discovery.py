@@ -22,8 +22,9 @@ from tests.support.orders import loaded, make_order
 from tests.support.patience import PATIENCE
 from together.cluster.discovery import MOST_RECORDS, SERVICE, Discovery, Hint
 from together.cluster.node import make_hint
+from together.cluster_types import Device, Endpoint, NodeState, NodeStatus, StageState, StageStatus
 from together.settings import Settings
-from together.types import Device, Endpoint, LayerRange, NodeState, NodeStatus, StageState, StageStatus, missing_ranges
+from together.types import LayerRange, missing_ranges
 
 HERE = Endpoint(("127.0.0.1",), 4321)
 PLAIN = Hint("id", "home", HERE, 1, "a CPU", 8_000)

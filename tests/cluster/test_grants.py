@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from tests.support.orders import make_order
 from together.cluster.agent import Agent, Identity, MemoryGrants
 from together.cluster.identity import claim_node_id, machine_id, own_addresses
+from together.cluster_types import Device, Endpoint, NodeState, StageOrder
 from together.errors import LoadFailed, NotEnoughMemory
 from together.settings import Settings
-from together.types import Device, Endpoint, LayerRange, ModelRef, NodeState, StageOrder, StagePlan
+from together.types import LayerRange, ModelRef, StagePlan
 
 DEVICES = (Device("checksum", "cpu", "a CPU", 2000, 1000), Device("checksum", "big", "a card", 9000, 9000))
 

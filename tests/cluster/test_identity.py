@@ -10,10 +10,10 @@ import pytest
 
 from together.cluster.identity import Whereabouts
 from together.cluster.node import run_node
+from together.cluster_types import Endpoint
 from together.errors import BadSetting
 from together.head.head import Head
 from together.settings import load_settings
-from together.types import Endpoint
 
 NOWHERE = "no.such.host.invalid"
 

@@ -10,9 +10,10 @@ import pytest
 from tests.support.cluster import cluster_settings
 from tests.support.patience import PATIENCE
 from together.cluster.local import LocalNodes, endpoint_said, say_endpoint
+from together.cluster_types import Endpoint, Holding
 from together.errors import AppError
 from together.ring import rpc
-from together.types import Endpoint, Holding, ModelRef
+from together.types import ModelRef
 
 HERE = Endpoint(("127.0.0.1", "::1"), 47600)
 

@@ -17,10 +17,10 @@ from tests.support.orders import make_order, stage_when
 from tests.support.patience import PATIENCE
 from together.cluster import discovery, membership
 from together.cluster.membership import Membership
+from together.cluster_types import Blob, Endpoint, NodeState, RingName, StageState
 from together.errors import BadSetting, Unreachable
 from together.ring import rpc
 from together.settings import Settings
-from together.types import Blob, Endpoint, NodeState, RingName, StageState
 
 NOWHERE = RingName("no such ring", "head")
 

@@ -20,9 +20,9 @@ from tests.support.cluster import (
 )
 from tests.support.orders import make_order, stage_when
 from tests.support.patience import PATIENCE
+from together.cluster_types import StageState
 from together.ring import rpc
 from together.settings import Settings
-from together.types import StageState
 
 
 def outcome(settings: Settings, *arguments: str) -> tuple[int, str]:

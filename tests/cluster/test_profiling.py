@@ -25,10 +25,10 @@ from tests.support.cluster import call, cluster_settings, running_nodes
 from tests.support.patience import PATIENCE
 from together.cluster.measure import LIFE, QUIET, Finding, Order, disk_speed, watch_others
 from together.cluster.profiling import LARGEST_CONFIG, Profiler, better, profile_key
+from together.cluster_types import Device, DeviceProfile, MeasureOrder
 from together.errors import BadSetting, LoadFailed
 from together.processes import spawn
 from together.ring import rpc
-from together.types import Device, DeviceProfile, MeasureOrder
 
 CPU = Device("checksum", "cpu", "checksum toy", 10**9, 10**9)
 SLOW = 20_000.0  # ms for each layer: longer than any test

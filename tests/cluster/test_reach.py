@@ -13,9 +13,9 @@ import pytest
 from tests.support.cluster import Node, call, cluster_settings, running_nodes
 from tests.support.patience import PATIENCE
 from tests.support.proxy import Proxy, proxy
+from together.cluster_types import Blob, Endpoint, LinkOrder, LinkSpeed
 from together.errors import Unreachable
 from together.ring import rpc
-from together.types import Blob, Endpoint, LinkOrder, LinkSpeed
 
 MBIT = 125_000  # bytes/s
 

@@ -18,6 +18,7 @@ from tests.support.checksum import make_checksum_model
 from tests.support.cluster import cluster_settings
 from tests.support.patience import PATIENCE
 from together import __version__
+from together.cluster_types import Device, DeviceProfile
 from together.desktop.cli import main
 from together.desktop.doctor.checks import (
     App,
@@ -37,7 +38,6 @@ from together.desktop.doctor.facts import find_ports, hear_ourselves, nvidia_of,
 from together.desktop.doctor.show import show, show_json
 from together.errors import BadSetting, BrokenModel
 from together.settings import Settings
-from together.types import Device, DeviceProfile
 from together.weights.find import BUNDLED
 
 CPU = Device("torch", "cpu", "AMD EPYC", 16 * 10**9, 12 * 10**9)

@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.support.checksum import make_checksum_model
 from tests.support.patience import PATIENCE
+from together.cluster_types import Endpoint
 from together.desktop.arguments import endpoint_of, model_of, request_of, saved_plan
 from together.desktop.cli import main
 from together.desktop.client import AppLock, find_running, read_announced
@@ -21,7 +22,6 @@ from together.desktop.menu import Actions, items, run_menu
 from together.errors import AppError, BadInput, BadSetting
 from together.planning.parse import parse_layers
 from together.settings import Settings
-from together.types import Endpoint
 
 # --- lock -------------------------------------------------------------------------------------------------------------
 

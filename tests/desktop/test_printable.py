@@ -62,8 +62,8 @@ def status() -> dict[str, Any]:
         "memory_bytes": 0,
         "endpoint": {"addresses": [EVIL], "port": 1},
     }
-    said = {"reason": EVIL, "advice": f"{EVIL} is slow", "offer": f"Last: {EVIL}.", "limits": [{"text": EVIL}]}
-    serving = {"model": EVIL, "plan": None, "running": 0, "waiting": 0, "ring": "r"}
+    said = {"reason": "", "advice": f"{EVIL} is slow", "offer": f"Last: {EVIL}.", "limits": [{"text": EVIL}]}
+    serving = {"model": EVIL, "sentence": f"{EVIL} waits", "plan": None, "ring": "r"}
     return {"nodes": [node], "serving": serving, **said}
 
 
@@ -73,7 +73,7 @@ def test_status_shows_names_advice_and_offer_as_text() -> None:
     shown = stream.getvalue()
     assert "\x1b" not in shown
     assert "\r" not in shown
-    assert shown.count(ESCAPED) == 10
+    assert shown.count(ESCAPED) == 9
     assert f"better: {ESCAPED} is slow; move to it with: python3 launch.py balance" in shown
     assert f"Last: {ESCAPED}. Load it with: python3 launch.py load" in shown
 

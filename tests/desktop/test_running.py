@@ -38,7 +38,7 @@ def test_status(real_app: RealApp) -> None:
     assert status["url"] == real_app.url
     assert len(status["nodes"]) == 2
     table = real_app.command("status").stdout
-    assert "toy: ready on 2 stages" in table
+    assert "toy is ready on 2 stages" in table
     assert "0:2 toy" in table
     assert "2:4 toy" in table
 
@@ -134,7 +134,7 @@ def test_the_menu_starts_and_stops_nodes_and_the_app(own_app: RealApp, tmp_path:
         terminal.type("what?\n")
         terminal.wait_for("type a number from 1 to 8")
         terminal.type("3\n")
-        terminal.wait_for("toy: ready on 2 stages")
+        terminal.wait_for("toy is ready on 2 stages")
         own_app.post("/control/unload", {})
         terminal.type("4\n")
         terminal.wait_for("Last: toy on ")

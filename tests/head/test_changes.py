@@ -20,7 +20,8 @@ from together.models.spec import read_shape
 from together.planning.problem import Sizing
 from together.planning.report import PlanReport
 from together.planning.request import PlanRequest
-from together.types import LayerRange, ServingState
+from together.types import LayerRange
+from together.view import ServingState
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -23,9 +23,11 @@ from tests.support.cluster import (
 )
 from tests.support.folders import write_model
 from tests.support.patience import PATIENCE
+from together.cluster_types import NodeState
 from together.errors import BadPlan, BadSetting, LoadFailed, NotEnoughMemory, NotServing, UnsupportedModel
 from together.head.head import Head
-from together.types import LayerRange, NodeState, Sampling, ServingState
+from together.types import LayerRange, Sampling
+from together.view import ServingState
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -55,7 +57,7 @@ def nodes(cluster: tuple[Head, list[Node]]) -> list[Node]:
 
 def shown(head: Head) -> tuple[ServingState, str]:
     serving = head.view().serving
-    return serving.state, serving.cause
+    return serving.state, str(serving.cause)
 
 
 def ranges(head: Head) -> list[LayerRange]:
@@ -158,7 +160,7 @@ async def test_the_view_follows_a_load_to_its_end_and_back(head: Head, tmp_path:
             if view.serving.state is ServingState.READY:
                 break
             if view.serving.state is ServingState.LOADING and view.serving.progress > 0.1:
-                with pytest.raises(NotServing, match=r"unhurried is being loaded \(\d+%\)"):
+                with pytest.raises(NotServing, match=r"unhurried is being loaded \(loading, \d+%\)"):
                     await ask(head)
     await loading
     states = [state for state, _ in seen]
@@ -192,8 +194,9 @@ async def test_no_moment_without_a_model_between_two_models(head: Head, toy: Pat
     async def look() -> None:
         while True:
             serving = head.view().serving
-            if not seen or seen[-1] != (serving.state, serving.model, serving.step):
-                seen.append((serving.state, serving.model, serving.step))
+            now = (serving.state, serving.model, str(serving.step))
+            if not seen or seen[-1] != now:
+                seen.append(now)
             await asyncio.sleep(0)
 
     await head.load(toy)

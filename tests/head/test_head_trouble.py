@@ -27,7 +27,7 @@ from tests.support.patience import PATIENCE
 from together.errors import NotServing, RingBroken
 from together.head.head import Head
 from together.requests import AnswerChunk, ChatRequest, Message
-from together.types import ServingState
+from together.view import ServingState
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

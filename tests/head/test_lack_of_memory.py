@@ -34,9 +34,10 @@ from tests.support.patience import PATIENCE
 from together.cluster import beliefs
 from together.cluster.beliefs import LESS_MEMORY, Beliefs
 from together.cluster.supervisor import StageProcess
+from together.cluster_types import StageState
 from together.errors import BadPlan
 from together.head.head import Head
-from together.types import Fault, LayerRange, StagePlan, StageState
+from together.types import Fault, LayerRange, StagePlan
 
 ENDLESS = (*QUIET, EOS)
 HEAVY = 2**12  # key-value heads: 3 of 6 layers take 134 MB
@@ -105,7 +106,7 @@ async def test_a_stage_that_the_system_kills_for_memory_gets_fewer_layers_and_no
             assert max(len(layers) for held in layout(head).values() for layers in held) <= 3
             (limit,) = head.view().limits
             assert limit.name == "anna"
-            assert "ended by SIGKILL: it ran out of memory, " in limit.text
+            assert "ended by SIGKILL: it ran out of memory, " in str(limit.text)
 
 
 # --- what is believed -------------------------------------------------------------------------------------------------
@@ -129,9 +130,9 @@ async def test_a_belief_ends_by_itself_with_a_new_start_of_its_node_or_by_word(
             assert usable == LESS_MEMORY * 10**9
             (limit,) = head.view().limits
             assert (limit.name, limit.device, limit.memory_bytes) == ("anna", "checksum/cpu", 9 * 10**8)
-            assert "a stage with 1.0 GB on checksum/cpu ran out of memory" in limit.text
-            assert "use 0.9 GB of it at most, for another 10 minutes" in limit.text
-            assert limit.text.endswith("python3 launch.py forget anna")
+            assert "a stage with 1.0 GB on checksum/cpu ran out of memory" in str(limit.text)
+            assert "use at most 0.9 GB of it for another 10 minutes" in str(limit.text)
+            assert str(limit.text).endswith("python3 launch.py forget anna")
             assert beliefs.LIFE - PATIENCE < limit.seconds <= beliefs.LIFE
             with pytest.raises(BadPlan, match="those that are: anna"):
                 head.forget("berta")

@@ -23,13 +23,15 @@ from tests.support.cluster import (
     running_head,
     running_nodes,
 )
+from together.cluster_types import Device, Endpoint, NodeState, NodeStatus
 from together.errors import NotServing, TogetherError
 from together.head.head import Head
 from together.head.last_plan import FILE, VERSION, KeptRequest, LastPlan, LastPlans, LastStage
 from together.head.plan import ModelLoad
 from together.planning.parse import parse_layers
 from together.planning.request import PlanRequest
-from together.types import Device, Endpoint, LayerRange, ModelRef, NodeState, NodeStatus, Plan, Serving, ServingState
+from together.types import LayerRange, ModelRef, Plan
+from together.view import Serving, ServingState
 
 REF = ModelRef("toy", "/models/toy", "f1", 4)
 STAGES = tuple(
@@ -97,22 +99,24 @@ def test_a_home_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pyt
         (("anna", "berta"), "Last: toy on anna 0–2, berta 3–3."),
         (
             ("anna",),
-            "Last: toy on anna 0–2, berta 3–3. berta is not here now, so loading it plans anew.",
+            "Last: toy on anna 0–2, berta 3–3. berta is not here now, so loading it makes a new plan.",
         ),
-        ((), "Last: toy on anna 0–2, berta 3–3. anna and berta are not here now, so loading it plans anew."),
+        ((), "Last: toy on anna 0–2, berta 3–3. anna and berta are not here now, so loading it makes a new plan."),
     ],
 )
 def test_the_offer_says_what_differs(nodes: tuple[str, ...], offer: str) -> None:
-    assert LastPlans(Path(), LAST).offer(Serving(), [node(name) for name in nodes]) == offer
+    assert str(LastPlans(Path(), LAST).offer(Serving(), [node(name) for name in nodes])) == offer
 
 
 def test_the_offer_uses_the_names_of_now() -> None:
     renamed = replace(node("anna"), name="studio")
-    assert LastPlans(Path(), LAST).offer(Serving(), [renamed, node("berta")]) == "Last: toy on studio 0–2, berta 3–3."
+    offer = LastPlans(Path(), LAST).offer(Serving(), [renamed, node("berta")])
+    assert str(offer) == "Last: toy on studio 0–2, berta 3–3."
 
 
 def test_another_device_is_another_machine() -> None:
-    assert "berta is not here now" in LastPlans(Path(), LAST).offer(Serving(), [node("anna"), node("berta", "cuda:0")])
+    offer = LastPlans(Path(), LAST).offer(Serving(), [node("anna"), node("berta", "cuda:0")])
+    assert "berta is not here now" in str(offer)
 
 
 @pytest.mark.parametrize("state", ServingState)
@@ -121,8 +125,8 @@ def test_nothing_is_offered_while_it_serves_or_something_is_under_way(state: Ser
     settled = state in (ServingState.EMPTY, ServingState.READY, ServingState.FAILED)
     plans = LastPlans(Path(), LAST)
     assert bool(plans.offer(Serving(state, "other", other), [])) == settled
-    assert plans.offer(Serving(state, "toy", replace(other, model=REF)), []) == ""
-    assert LastPlans(Path()).offer(Serving(state), []) == ""
+    assert not plans.offer(Serving(state, "toy", replace(other, model=REF)), [])
+    assert not LastPlans(Path()).offer(Serving(state), [])
 
 
 # --- how it is asked for again ----------------------------------------------------------------------------------------
@@ -187,19 +191,19 @@ async def test_a_restarted_head_offers_the_last_plan_and_loads_it(tmp_path: Path
             await head.load(toy, by_hand("berta=0:3,anna=3:4"))
             before = layout(head)
         async with restarted(head, *nodes) as again:
-            assert again.view().offer == "Last: toy on berta 0–2, anna 3–3."
+            assert str(again.view().offer) == "Last: toy on berta 0–2, anna 3–3."
             with pytest.raises(TogetherError):
                 await again.load_demo()  # the toy's backend does not run it; nor is it what was applied last
-            assert again.view().offer.startswith("Last: toy")
+            assert str(again.view().offer).startswith("Last: toy")
             await again.load_last()
-            assert again.view().offer == ""
+            assert not again.view().offer
             assert layout(again) == before
             assert await ask(again) == right_answer(toy)
             await again.unload()
-            assert again.view().offer.startswith("Last: toy")
+            assert str(again.view().offer).startswith("Last: toy")
         nodes[1].stop()
         async with restarted(head, nodes[0]) as alone:
-            assert alone.view().offer.endswith(". berta is not here now, so loading it plans anew.")
+            assert str(alone.view().offer).endswith(". berta is not here now, so loading it makes a new plan.")
             await alone.load_last()
             assert layout(alone) == {"anna": [LayerRange(0, 4)]}
             assert await ask(alone) == right_answer(toy)

@@ -27,7 +27,8 @@ from tests.support.cluster import (
 from together.errors import BadInput, LoadFailed, NotEnoughMemory, NotServing, StageLost, Unreachable
 from together.head import tries
 from together.head.head import Head
-from together.types import LayerRange, ServingState
+from together.types import LayerRange
+from together.view import ServingState
 from together.weights.find import BUNDLED
 
 ENDLESS = (*QUIET, EOS)
@@ -47,7 +48,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[tuple[Head, list[Node]]]:
 
 
 def step(head: Head) -> str:
-    return head.view().serving.step
+    return str(head.view().serving.step)
 
 
 # --- tried again ------------------------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ async def test_what_no_waiting_mends_fails_at_once(cluster: tuple[Head, list[Nod
 
     async def follow() -> None:
         async for view in head.changes():
-            steps.add(view.serving.step)
+            steps.add(str(view.serving.step))
 
     following = asyncio.create_task(follow())
     with pytest.raises(NotEnoughMemory):

@@ -40,7 +40,7 @@ def test_a_machine_that_became_slow_gives_layers_away(problem: Problem) -> None:
     count = {share.node: len(share.layers) for share in better.shares}
     assert count.get(slow, 0) < len(split.shares[1].layers)
     assert score_of(drift.problem, better).score_ms < 0.9 * score_of(drift.problem, split).score_ms
-    sentence = advice(drift, split, better)
+    sentence = str(advice(drift, split, better))
     assert f"{slow} is 2.5 times slower than planned" in sentence
     assert "% faster" in sentence
 

@@ -18,9 +18,10 @@ from tests.support.cluster import Node, ask, by_hand, cluster_settings, right_an
 from tests.support.namespaces import OWN, Machine, Switch, switch
 from tests.support.patience import PATIENCE
 from tests.support.suppliers import LAYERS, MEGABYTE, heavy_toy
+from together.cluster_types import Endpoint, NodeState
 from together.head.head import Head
 from together.settings import Settings
-from together.types import Endpoint, NodeState, ServingState
+from together.view import ServingState
 
 DEFAULTS = Settings()
 SPLIT = by_hand("anna=0:3,berta=3:6")
@@ -205,5 +206,6 @@ async def loading(folder: Path) -> AsyncIterator[tuple[Switch, Head, asyncio.Tas
 
 async def note_steps(head: Head, steps: list[str]) -> None:
     async for view in head.changes():
-        if view.serving.step not in steps:
-            steps.append(view.serving.step)
+        step = str(view.serving.step)
+        if step not in steps:
+            steps.append(step)

@@ -13,9 +13,9 @@ from tests.reliability.watching import holds_each_layer_once, stages_of
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import Node, ask, by_hand, cluster_settings, right_answer, running_head, start_node, until
 from tests.support.namespaces import OWN, Switch, switch
+from together.cluster_types import NodeState
 from together.head.head import Head
 from together.settings import Settings
-from together.types import NodeState
 
 NAMES = ("anna", "berta", "carla")
 

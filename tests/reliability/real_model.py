@@ -21,10 +21,11 @@ from tests.reliability.watching import holds_each_layer_once
 from tests.support.cluster import GREEDY, Node, by_hand, cluster_settings, running_head, start_node, until
 from tests.support.namespaces import OWN, Switch, switch
 from tests.support.smollm2 import LAYERS, smollm2_folder
+from together.cluster_types import NodeState
 from together.head.head import Head
 from together.requests import ChatRequest, Message
 from together.settings import Settings
-from together.types import NodeState, Sampling
+from together.types import Sampling
 
 ROUNDS = 10  # of each kind of harm
 TOKENS = 96  # so many that a frozen node is missed before the answer ends
@@ -188,7 +189,7 @@ async def watch_loading(head: Head, answer: Answer) -> None:
     while True:
         await asyncio.sleep(0.02)
         now = clock()
-        if head.view().serving.step.startswith("loading"):
+        if str(head.view().serving.step).startswith("loading"):
             answer.loading += now - last
         last = now
 

@@ -15,8 +15,8 @@ import grpc.aio
 
 from tests.support.cluster import Node
 from tests.support.proxy import Direction, Proxy
+from together.cluster_types import Endpoint, NodeStatus
 from together.ring import rpc, wire
-from together.types import Endpoint, NodeStatus
 
 HOST = "127.0.0.1"
 STREAMS = (rpc.WATCH, rpc.READ)  # methods that answer more than once

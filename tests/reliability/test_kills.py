@@ -13,7 +13,7 @@ from tests.reliability.watching import at_rest, holds_each_layer_once
 from tests.support.checksum import EOS as END
 from tests.support.checksum import QUIET, make_checksum_model
 from tests.support.cluster import by_hand, right_answer, running_cluster, until
-from together.types import StageState
+from together.cluster_types import StageState
 
 KILLS = 20
 

@@ -13,8 +13,9 @@ from tests.ring.stages import raw_ring, running_stages
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import ask, by_hand, cluster_settings, right_answer, running_nodes, until
 from tests.support.namespaces import permitted, run_scenario
+from together.cluster_types import NodeState, StageState
 from together.head.head import Head
-from together.types import LayerRange, NodeState, StageState
+from together.types import LayerRange
 
 LONG = "word " * 70
 

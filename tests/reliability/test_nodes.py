@@ -28,11 +28,12 @@ from tests.support.cluster import (
     until,
     watch,
 )
+from together.cluster_types import Caller, StageOrder, StageState
 from together.errors import BrokenModel, TogetherError
 from together.head.model import open_model
 from together.models.spec import read_spec
 from together.ring import rpc, wire
-from together.types import Caller, LayerRange, StageOrder, StagePlan, StageState
+from together.types import LayerRange, StagePlan
 
 # --- R9 ---------------------------------------------------------------------------------------------------------------
 

@@ -11,25 +11,12 @@ from pathlib import Path
 from tests.support.cluster import GREEDY, free_port_block, until
 from tests.support.patience import PATIENCE
 from together.cluster.supervisor import StageProcess
+from together.cluster_types import Endpoint, StageLink, StageOrder, StageState
 from together.models.spec import read_spec
 from together.ring import rpc, wire
 from together.ring.links import Inlet, Inlets, Outlet
 from together.ring.pipe import Launch
-from together.types import (
-    HEAD,
-    Batch,
-    Endpoint,
-    Frame,
-    LayerRange,
-    Orders,
-    Row,
-    SampleRequest,
-    StageLink,
-    StageOrder,
-    StagePlan,
-    StageState,
-    StreamKey,
-)
+from together.types import HEAD, Batch, Frame, LayerRange, Orders, Row, SampleRequest, StagePlan, StreamKey
 
 HOST = "127.0.0.1"
 

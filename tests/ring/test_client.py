@@ -15,11 +15,12 @@ from tests.ring.stages import running_stages
 from tests.support.checksum import expected_tokens, make_checksum_model
 from tests.support.cluster import GREEDY
 from together.cluster.supervisor import StageProcess
+from together.cluster_types import Endpoint
 from together.errors import LoadFailed, RingBroken
 from together.ring import rpc
 from together.ring.client import CHUNK_BYTES, RingClient, chunk_tokens, join_ring
 from together.ring.links import Inlets
-from together.types import STEP_TOKENS, Batch, Endpoint, Frame, LayerRange, Row, SampleRequest
+from together.types import STEP_TOKENS, Batch, Frame, LayerRange, Row, SampleRequest
 
 HALVES = (LayerRange(0, 2), LayerRange(2, 4))
 PROMPT = (256, 72, 105, 33)

@@ -13,10 +13,11 @@ import grpc.aio
 import pytest
 
 from tests.support.patience import PATIENCE
+from together.cluster_types import Endpoint
 from together.errors import BadSetting, FrameRefused, RingBroken, Unreachable
 from together.ring import rpc
 from together.ring.links import DEPTH, Inlet, Inlets, Outlet
-from together.types import Endpoint, StreamKey
+from together.types import StreamKey
 
 PORTS = range(31_500, 32_500)
 KEY = StreamKey("ring", 3, 0)

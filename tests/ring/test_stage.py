@@ -18,22 +18,11 @@ from tests.ring.test_wire import field, inside, message
 from tests.support.checksum import expected_tokens, make_checksum_model
 from tests.support.cluster import GREEDY
 from together.cluster.supervisor import StageProcess
+from together.cluster_types import Endpoint
 from together.errors import FrameRefused
 from together.ring import rpc, wire
 from together.ring.links import Outlet
-from together.types import (
-    Activation,
-    Batch,
-    Endpoint,
-    Fork,
-    Frame,
-    LayerRange,
-    Orders,
-    Row,
-    SampleRequest,
-    Sampling,
-    StreamKey,
-)
+from together.types import Activation, Batch, Fork, Frame, LayerRange, Orders, Row, SampleRequest, Sampling, StreamKey
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

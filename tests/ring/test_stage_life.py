@@ -15,7 +15,8 @@ from tests.support.checksum import expected_tokens, make_checksum_model
 from tests.support.cluster import CHECKOUT, GREEDY, until
 from tests.support.patience import PATIENCE
 from together.cluster.supervisor import StageProcess
-from together.types import LayerRange, Row, SampleRequest, StageState
+from together.cluster_types import StageState
+from together.types import LayerRange, Row, SampleRequest
 
 HALVES = (LayerRange(0, 2), LayerRange(2, 4))
 WHOLE = (LayerRange(0, 4),)

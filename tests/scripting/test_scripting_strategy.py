@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.support.checksum import make_checksum_model
+from together.cluster_types import UNKNOWN_PROFILE, Device
 from together.errors import BadPlan, BadSetting, NotEnoughMemory, TogetherError
 from together.head.model import open_model
 from together.planning.problem import Sizing
@@ -21,7 +22,7 @@ from together.planning.request import PlanRequest
 from together.scripting import PartitionStrategy
 from together.scripting.placing import PartitionRequest, choose_seats, split_seats
 from together.settings import load_settings
-from together.types import UNKNOWN_PROFILE, Device, LayerRange
+from together.types import LayerRange
 
 LAYERS = 8
 CPU = ["cpu", "cpu"]

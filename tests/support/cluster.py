@@ -26,6 +26,7 @@ import psutil
 
 from tests.support.checksum import expected_text
 from tests.support.patience import PATIENCE
+from together.cluster_types import Caller, Endpoint, NodeStatus
 from together.head.head import Head
 from together.planning.parse import parse_layers
 from together.planning.request import PlanRequest
@@ -33,7 +34,7 @@ from together.requests import ChatRequest, Message
 from together.ring import rpc, wire
 from together.settings import Settings, load_settings
 from together.text.tokenizer import TextModel
-from together.types import Caller, Endpoint, NodeStatus, Sampling
+from together.types import Sampling
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 GREEDY = Sampling(temperature=0.0)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from tests.support.cluster import Node, call, status_of, watch
 from tests.support.patience import PATIENCE
+from together.cluster_types import Caller, NodeStatus, RingName, StageOrder, StageState, StageStatus
 from together.errors import Unreachable
 from together.models.spec import read_spec
 from together.ring import rpc, wire
 from together.settings import Settings
-from together.types import Caller, LayerRange, NodeStatus, RingName, StageOrder, StagePlan, StageState, StageStatus
+from together.types import LayerRange, StagePlan
 
 MEBIBYTE = 2**20
 

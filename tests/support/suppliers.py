@@ -14,12 +14,13 @@ from pathlib import Path
 from tests.support.checksum import make_checksum_model
 from tests.support.pieces import flip
 from tests.support.proxy import Proxy, proxy
+from together.cluster_types import Endpoint, Source, UnitRequest
 from together.models.manifest import describe
 from together.models.reading import read_unit
 from together.models.spec import read_spec
 from together.models.units import units_for
 from together.ring import rpc
-from together.types import Endpoint, LayerRange, ModelRef, Source, UnitRequest
+from together.types import LayerRange, ModelRef
 from together.weights.fetch import Fetcher
 from together.weights.peers import StoreService
 

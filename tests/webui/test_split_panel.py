@@ -150,7 +150,7 @@ def test_an_edited_split_is_applied_and_the_table_follows_machines(page: Page, o
     recommend(page)
     page.locator("#split-apply").click()
     expect(page.locator("#split-loading")).to_contain_text(re.compile(r"layers \d:\d of 6 · \d0 %"), timeout=SOON)
-    expect(page.locator("#cluster-header .sentence")).to_contain_text("being loaded (loading)")
+    expect(page.locator("#cluster-header .sentence")).to_contain_text("being loaded (loading, ")
     expect(page.locator("#split-said .good")).to_contain_text("slow runs by this split", timeout=MEASURED)
     expect(page.locator("#split-loading")).to_be_empty()
     expect(page.locator("#split-model input")).to_have_value("slow (in service)")

@@ -34,14 +34,11 @@ from tests.support.suppliers import (
     studio,
     weight_of,
 )
+from together.cluster_types import Endpoint, Source
 from together.errors import BrokenModel, LoadFailed
 from together.models.manifest import describe, small_files
 from together.models.names import layer_unit
-from together.types import (
-    Endpoint,
-    LayerRange,
-    Source,
-)
+from together.types import LayerRange
 from together.weights.store import Store, export
 
 

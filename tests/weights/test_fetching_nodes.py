@@ -32,6 +32,7 @@ from tests.support.suppliers import (
     studio,
     weight_of,
 )
+from together.cluster_types import Endpoint, Holding, Source, StageOrder, StageState, UnitRequest
 from together.errors import TogetherError
 from together.models.manifest import describe
 from together.models.names import layer_unit
@@ -39,19 +40,7 @@ from together.ring import rpc
 from together.ring.client import RingClient, join_ring
 from together.ring.links import Inlets
 from together.settings import Settings
-from together.types import (
-    Batch,
-    Endpoint,
-    Frame,
-    Holding,
-    LayerRange,
-    Row,
-    SampleRequest,
-    Source,
-    StageOrder,
-    StageState,
-    UnitRequest,
-)
+from together.types import Batch, Frame, LayerRange, Row, SampleRequest
 from together.weights.store import Store
 
 

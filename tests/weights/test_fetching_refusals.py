@@ -29,19 +29,13 @@ from tests.support.suppliers import (
     source,
     studio,
 )
+from together.cluster_types import Blob, Endpoint, Source, UnitDigest, UnitRequest
 from together.errors import BrokenModel, LoadFailed
 from together.models.manifest import describe
 from together.models.names import layer_unit
 from together.models.reading import read_unit
 from together.ring import rpc
-from together.types import (
-    Blob,
-    Endpoint,
-    ModelRef,
-    Source,
-    UnitDigest,
-    UnitRequest,
-)
+from together.types import ModelRef
 from together.weights.part import DiskFull
 from together.weights.store import Store
 

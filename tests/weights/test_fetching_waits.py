@@ -30,7 +30,7 @@ from tests.support.suppliers import (
     studio,
     weight_of,
 )
-from together.types import Source
+from together.cluster_types import Source
 from together.weights.store import Store
 from together.weights.transfer import Suppliers
 

@@ -11,12 +11,13 @@ import pytest
 
 from tests.support.pieces import random_model
 from tests.support.suppliers import fetcher, quiet, served
+from together.cluster_types import Blob, Source, UnitDigest, UnitRequest
 from together.errors import LoadFailed
 from together.models.manifest import describe
 from together.models.reading import read_unit, unit_digest
 from together.models.spec import read_spec
 from together.ring import rpc, wire
-from together.types import Blob, LayerRange, ModelRef, Source, UnitDigest, UnitRequest
+from together.types import LayerRange, ModelRef
 
 MIDDLE = LayerRange(1, 2)
 

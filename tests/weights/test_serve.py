@@ -20,12 +20,13 @@ from tests.support.cluster import cluster_settings, running_node
 from tests.support.patience import PATIENCE
 from tests.support.pieces import carry, flip
 from tests.support.suppliers import HOST, heavy_toy, lab_ref, served
+from together.cluster_types import Blob, UnitDigest, UnitRequest
 from together.errors import BrokenModel, TogetherError
 from together.models.manifest import describe, parse
 from together.models.names import layer_unit
 from together.models.reading import read_unit
 from together.ring import rpc, wire
-from together.types import Blob, LayerRange, ModelRef, UnitDigest, UnitRequest
+from together.types import LayerRange, ModelRef
 from together.weights.peers import StoreService
 from together.weights.store import Store, export
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -23,7 +24,8 @@ from together.api.openai_routes import openai_routes
 from together.api.port import HeadPort
 from together.api.responses import Health, Version
 from together.api.stream import EventStream, event
-from together.types import ClusterView, Serving, ServingState
+from together.sentences import Sentence
+from together.view import ClusterView, ServingState
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -60,7 +62,7 @@ def status_routes(head: HeadPort, metrics: Metrics) -> APIRouter:
         body = {"status": "ok" if ready else "unavailable", "state": serving.state, "model": serving.model}
         if ready:
             return JSONResponse(body)
-        return JSONResponse({**body, "reason": reason(serving)}, 503, {"Retry-After": "5"})
+        return JSONResponse({**body, "reason": str(serving.sentence)}, 503, {"Retry-After": "5"})
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics_text() -> Response:
@@ -84,26 +86,25 @@ def status_routes(head: HeadPort, metrics: Metrics) -> APIRouter:
     return router
 
 
-def reason(serving: Serving) -> str:
-    """Why no request would be served now, as a sentence."""
-    match serving.state:
-        case ServingState.EMPTY:
-            return "no model is loaded"
-        case ServingState.WAITING:
-            return f"{serving.model} waits for nodes that can run it" + (f": {serving.cause}" if serving.cause else "")
-        case ServingState.LOADING:
-            return f"{serving.model} is being loaded ({serving.step or 'loading'}), {serving.progress:.0%} done"
-        case ServingState.RECOVERING:
-            return f"{serving.model} is being mended: {serving.cause}"
-        case ServingState.FAILED:
-            return serving.cause or f"{serving.model} could not be loaded"
-        case ServingState.READY:
-            return ""
-
-
 def view_json(view: ClusterView) -> dict[str, object]:
-    """The view as plain JSON, field for field as in `together.types`, and why it serves nothing."""
-    return {**asdict(view), "reason": reason(view.serving)}
+    """The view as plain JSON, field for field, with the text of its sentences, and why it serves nothing."""
+    serving = view.serving
+    sentence = str(serving.sentence)
+    shown = {**_plain_fields(serving), "sentence": sentence}
+    reason = "" if serving.state is ServingState.READY else sentence
+    return {**_plain_fields(view), "serving": shown, "reason": reason}
+
+
+def _plain_fields(value: Any) -> dict[str, object]:
+    return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+
+
+def _plain(value: Any) -> object:
+    if isinstance(value, Sentence):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return _plain_fields(value) if is_dataclass(value) else value
 
 
 async def _events(head: HeadPort) -> AsyncGenerator[bytes, None]:

@@ -12,8 +12,10 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from together.api.port import HeadPort
+from together.cluster_types import NodeState, NodeStatus
 from together.engine.stats import EngineStats
-from together.types import NodeState, NodeStatus, Plan, Serving, ServingState
+from together.types import Plan
+from together.view import Serving, ServingState
 
 _FIRST = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
 _EACH = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)

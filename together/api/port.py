@@ -14,7 +14,7 @@ from together.planning.report import PlanReport
 from together.planning.request import PlanRequest
 from together.requests import AnswerChunk, ChatRequest, CompletionRequest
 from together.settings import Settings
-from together.types import ClusterView
+from together.view import ClusterView
 
 
 class HeadPort(Protocol):

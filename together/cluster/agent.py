@@ -15,25 +15,24 @@ import grpc.aio
 from together import __version__
 from together.cluster.profiling import Profiler
 from together.cluster.supervisor import StageProcess
+from together.cluster_types import (
+    Caller,
+    Device,
+    Endpoint,
+    Holding,
+    NodeState,
+    NodeStatus,
+    RingName,
+    StageOrder,
+    StageState,
+    StageStatus,
+)
 from together.errors import BadPlan, BadSetting, LoadFailed, NotEnoughMemory, TogetherError
 from together.ring import rpc, wire
 from together.ring.pipe import Launch
 from together.ring.rpc import Broadcast
 from together.settings import Settings
-from together.types import (
-    Caller,
-    Device,
-    Endpoint,
-    Holding,
-    ModelRef,
-    NodeState,
-    NodeStatus,
-    RingName,
-    StageOrder,
-    StagePlan,
-    StageState,
-    StageStatus,
-)
+from together.types import ModelRef, StagePlan
 from together.weights.fetch import Fetcher
 from together.weights.find import find_units
 from together.weights.peers import StoreService

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from together.cluster.membership import Membership
 from together.errors import BadPlan
-from together.types import MemoryLimit, StagePlan
-from together.wording import count_text, sizes_text
+from together.sentences import Sentence, say
+from together.types import StagePlan
+from together.view import MemoryLimit
 
 LESS_MEMORY = 0.9  # of what a device ran out of memory with is what it is trusted with
 LIFE = 600.0  # seconds; what took the memory then, another program perhaps, may be gone
@@ -24,7 +25,7 @@ class Belief:
     run: str  # of the node
     asked: int
     usable: int
-    cause: str
+    cause: str | Sentence
     at: float
 
 
@@ -35,7 +36,7 @@ class Beliefs:
     membership: Membership
     _held: dict[tuple[str, str], Belief] = field(default_factory=dict)
 
-    def learn(self, stage: StagePlan, cause: str) -> bool:
+    def learn(self, stage: StagePlan, cause: str | Sentence) -> bool:
         """A stage ran out of memory. Whether that is news: its device is trusted with less than before."""
         self._expire()
         place, node = (stage.node, f"{stage.backend}/{stage.device}"), self.membership.status(stage.node)
@@ -78,11 +79,14 @@ class Beliefs:
 def _shown(place: tuple[str, str], belief: Belief) -> MemoryLimit:
     node, device = place
     seconds = max(belief.at + LIFE - _now(), 0.0)
-    asked, usable = sizes_text(belief.asked, belief.usable)
-    text = (
-        f"{belief.name}: a stage with {asked} on {device} ran out of memory ({belief.cause}), so plans use {usable} of "
-        f"it at most, for another {count_text(math.ceil(seconds / 60), 'minute')} or until the node starts again. To "
-        f"use all of it now: python3 launch.py forget {shlex.quote(belief.name)}"
+    text = say(
+        "memory_limit",
+        node=belief.name,
+        sizes=(belief.asked, belief.usable),
+        device=device,
+        cause=belief.cause,
+        minutes=math.ceil(seconds / 60),
+        quoted=shlex.quote(belief.name),
     )
     return MemoryLimit(node, belief.name, device, belief.usable, seconds, text)
 

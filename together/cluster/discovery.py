@@ -15,8 +15,9 @@ from ipaddress import ip_address
 from zeroconf import InterfaceChoice, IPVersion, NonUniqueNameException, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
+from together.cluster_types import Endpoint
 from together.settings import Settings
-from together.types import Endpoint, LayerRange
+from together.types import LayerRange
 
 log = logging.getLogger(__name__)
 

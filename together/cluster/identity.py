@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from together.cluster_types import Endpoint
 from together.errors import AppError, BadSetting
 from together.jsonfile import recall_json, write_json
 from together.settings import Settings
-from together.types import Endpoint
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 from together.cluster.membership import Membership
 from together.cluster.readiness import Find, Progress, Readiness
+from together.cluster_types import Blob, Endpoint, RingName, Source, StageOrder, StageState, StageStatus
 from together.errors import RingBroken, StageLost, TogetherError
 from together.ring import rpc
 from together.ring.client import RingClient, join_ring
 from together.ring.links import Inlets
-from together.types import Blob, Endpoint, Fault, Plan, RingName, Source, StageOrder, StagePlan, StageState, StageStatus
+from together.sentences import Sentence
+from together.types import Fault, Plan, StagePlan
 
 log = logging.getLogger(__name__)
 
@@ -269,7 +271,7 @@ class RingLoader:
         layers = f"layers {stage.layers.start}–{stage.layers.stop - 1}"
         return f"node {node.name if node else stage.node}: stage {index} ({layers})"
 
-    def broken(self, index: int, cause: str, fault: Fault = Fault.OTHER) -> RingBroken:
+    def broken(self, index: int, cause: str | Sentence, fault: Fault = Fault.OTHER) -> RingBroken:
         """The error for a stage that is lost."""
         node = self._membership.status(self.plan.stages[index].node)
         message = f"{self.describe(index)} is lost: {cause}"

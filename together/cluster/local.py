@@ -13,10 +13,10 @@ from collections.abc import Callable
 import psutil
 
 from together.cluster.identity import node_name
+from together.cluster_types import Endpoint
 from together.errors import AppError
 from together.processes import end, lines, spawn
 from together.settings import Settings
-from together.types import Endpoint
 
 log = logging.getLogger(__name__)
 

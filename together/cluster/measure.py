@@ -22,10 +22,11 @@ from typing import BinaryIO
 import psutil
 
 from backends.base import open_backend
+from together.cluster_types import DeviceProfile
 from together.errors import BadInput, TogetherError
 from together.processes import leave_with_parent
 from together.ring.pipe import claim_stdout
-from together.types import DeviceProfile, Dtype
+from together.types import Dtype
 
 REFUSED = 2  # the exit code where the order is wrong, and not the machine
 SPOOL_BYTES = 64 * 2**20

@@ -17,11 +17,11 @@ from typing import Any
 import grpc.aio
 
 from together.cluster.discovery import Discovery
+from together.cluster_types import Caller, Endpoint, NodeState, NodeStatus, RingName
 from together.errors import BadSetting, TogetherError, Unreachable
 from together.ring import rpc, wire
 from together.ring.rpc import Broadcast
 from together.settings import Settings
-from together.types import Caller, Endpoint, NodeState, NodeStatus, RingName
 
 log = logging.getLogger(__name__)
 

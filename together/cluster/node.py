@@ -13,12 +13,13 @@ from together.cluster import identity
 from together.cluster.agent import PORTS, Agent, Identity, MemoryGrants
 from together.cluster.discovery import Discovery, Hint
 from together.cluster.probe import default_backend, find_devices
+from together.cluster_types import Device, Endpoint, NodeStatus
 from together.errors import TogetherError
 from together.processes import stop_with_parent
 from together.ring import rpc
 from together.ring.rpc import Broadcast
 from together.settings import Settings, parse_bytes
-from together.types import Device, Endpoint, LayerRange, NodeStatus, missing_ranges
+from together.types import LayerRange, missing_ranges
 
 log = logging.getLogger(__name__)
 

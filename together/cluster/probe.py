@@ -18,10 +18,10 @@ import psutil
 from filelock import AsyncFileLock
 
 from backends.base import open_backend
+from together.cluster_types import Device
 from together.errors import AppError, BadSetting
 from together.jsonfile import decode_json, recall_json, write_json
 from together.processes import spawn
-from together.types import Device
 
 PATIENCE = 120.0  # seconds for a framework to import and look
 

@@ -24,11 +24,11 @@ from together import __version__
 from together.cluster.measure import REFUSED, Finding, Order
 from together.cluster.supervisor import SHORT_WAITS, ending
 from together.cluster.witness import Witness
+from together.cluster_types import Blob, Device, DeviceProfile, Endpoint, LinkOrder, LinkSpeed, MeasureOrder
 from together.errors import BadSetting, LoadFailed
 from together.jsonfile import decode_json, recall_json, write_json
 from together.processes import spawn
 from together.ring import rpc
-from together.types import Blob, Device, DeviceProfile, Endpoint, LinkOrder, LinkSpeed, MeasureOrder
 
 ROUNDS = 10
 WITHIN = 0.6  # seconds for each of the three measurements, however slow the link

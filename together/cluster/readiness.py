@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from together.cluster.membership import Membership
+from together.cluster_types import Endpoint, Source, StageOrder, StageState, StageStatus
 from together.errors import StageLost, TogetherError
 from together.ring import rpc
-from together.types import Endpoint, Fault, Source, StageOrder, StagePlan, StageState, StageStatus
+from together.types import Fault, StagePlan
 
 log = logging.getLogger(__name__)
 

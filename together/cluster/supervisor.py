@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from together.cluster.witness import Witness
+from together.cluster_types import Endpoint, StageState, StageStatus
 from together.errors import TogetherError
 from together.processes import end, lines, spawn
 from together.ring.pipe import Launch, StageEvent
-from together.types import Endpoint, Fault, StageState, StageStatus
+from together.types import Fault
 
 log = logging.getLogger(__name__)
 

@@ -15,17 +15,10 @@ from itertools import combinations
 from together.cluster.beliefs import Beliefs
 from together.cluster.membership import Membership
 from together.cluster.profiling import measure_link
-from together.errors import NotServing, TogetherError, Unreachable
-from together.models.spec import ModelSpec
-from together.planning.memory import cache_tokens, model_size, workspace_bytes
-from together.planning.problem import Link, NodeProfile, Problem, Sizing
-from together.ring import rpc
-from together.types import (
-    DTYPE_BYTES,
+from together.cluster_types import (
     UNKNOWN_PROFILE,
     Device,
     DeviceProfile,
-    Dtype,
     Endpoint,
     LinkOrder,
     LinkSpeed,
@@ -34,6 +27,12 @@ from together.types import (
     NodeStatus,
     Placement,
 )
+from together.errors import NotServing, TogetherError, Unreachable
+from together.models.spec import ModelSpec
+from together.planning.memory import cache_tokens, model_size, workspace_bytes
+from together.planning.problem import Link, NodeProfile, Problem, Sizing
+from together.ring import rpc
+from together.types import DTYPE_BYTES, Dtype
 
 log = logging.getLogger(__name__)
 

@@ -15,16 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from together import __version__
-from together.api.app import build_app, reason
+from together.api.app import build_app
 from together.api.server import bind, serving, url_of
+from together.cluster_types import Endpoint
 from together.desktop.client import AppLock, RunningApp, find_running
 from together.desktop.signals import ExitGuard, stop_on_signals
 from together.errors import AppError, TogetherError
 from together.head.head import Head
 from together.planning.request import PlanRequest
 from together.processes import stop_with_parent
+from together.sentences import NOTHING
 from together.settings import Settings
-from together.types import Endpoint, Serving, ServingState
+from together.view import ServingState
 
 logger = logging.getLogger(__name__)
 
@@ -124,28 +126,16 @@ async def _load(head: Head, options: AppOptions) -> None:
 
 async def _tell(head: Head, say: Callable[[str], None]) -> None:
     """One line for every new state of the model; runs until cancelled."""
-    told = offered = ""
+    told, offered = (ServingState.EMPTY, NOTHING, NOTHING), NOTHING
     async for view in head.changes():
-        line = _line(view.serving)
-        if line and line != told:
-            say(line)
-            told = line
+        serving = view.serving
+        state = (serving.state, serving.step, serving.cause)
+        if state != told:
+            say(str(serving.sentence))
+            told = state
         if view.offer and not offered and view.serving.state in (ServingState.READY, ServingState.FAILED):
             offered = view.offer  # once: from then on the page and the menu have it
             say(f"{offered} Load it with: python3 launch.py load")
-
-
-def _line(serving: Serving) -> str:
-    match serving.state:
-        case ServingState.EMPTY:
-            return ""
-        case ServingState.LOADING:
-            return f"{serving.model}: {serving.step or 'loading'}"
-        case ServingState.READY:
-            stages = len(serving.plan.stages) if serving.plan else 0
-            return f"ready: {serving.model} on {stages} stage{'' if stages == 1 else 's'}"
-        case _:
-            return f"not serving: {reason(serving)}"
 
 
 def _nodes(count: int) -> str:

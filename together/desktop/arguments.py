@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from together.cluster_types import Endpoint
 from together.errors import BadPlan, BadSetting
 from together.models.spec import read_spec
 from together.planning.parse import parse_request
 from together.planning.request import PlanRequest
 from together.planning.score import range_violations
 from together.settings import Settings
-from together.types import Endpoint
 from together.weights.find import BUNDLED, resolve_model
 
 

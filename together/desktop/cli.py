@@ -34,8 +34,8 @@ from together.errors import BadInput, TogetherError
 from together.settings import Settings
 
 if TYPE_CHECKING:
+    from together.cluster_types import Endpoint, NodeStatus
     from together.desktop.client import RunningApp
-    from together.types import Endpoint, NodeStatus
 
 COMMANDS = "up node chat plan load unload balance forget inspect models pull status stop doctor bench".split()
 

@@ -50,7 +50,7 @@ def show_status(status: dict[str, Any], url: str, console: Console) -> None:
     """Model, stages and nodes, for a person."""
     serving = status["serving"]
     console.print(Text(f"together at {url}"))
-    for line in (f"{serving['model'] or 'no model'}: {status['reason'] or _load(serving)}", *hints(status)):
+    for line in (serving["sentence"], *hints(status)):
         console.print(Text(one_line(line)), soft_wrap=True)
     if not status["nodes"]:
         console.print("no node is there; start one with: python3 launch.py node")
@@ -70,11 +70,6 @@ def hints(status: dict[str, Any]) -> list[str]:
         found.append(f"{status['offer']} Load it with: python3 launch.py load")
     found += [limit["text"] for limit in status["limits"]]
     return found
-
-
-def _load(serving: dict[str, Any]) -> str:
-    stages = len(serving["plan"]["stages"]) if serving["plan"] else 0
-    return f"ready on {stages} stages, {serving['running']} answering, {serving['waiting']} waiting"
 
 
 def _row(node: dict[str, Any]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from together.head.plan import PlannedModel
 from together.planning.problem import Problem, Split
 from together.planning.recommend import recommend
 from together.planning.score import score_of
+from together.sentences import NOTHING, Sentence, say
 
 DRIFT = 0.15  # a stage so far from the plan is news
 GAIN = 0.10  # a split so much better is worth moving layers
@@ -61,13 +62,12 @@ def better_split(drift: Drift, split: Split) -> Split | None:
     return found if then < now * (1 - GAIN) else None
 
 
-def advice(drift: Drift, split: Split, better: Split) -> str:
-    """One sentence for a person."""
+def advice(drift: Drift, split: Split, better: Split) -> Sentence:
     node, factor = split.nodes[drift.largest], drift.factors[drift.largest]
-    how = f"{factor:.1f} times slower" if factor > 1 else f"{1 / factor:.1f} times faster"
+    speed = say("slower", factor=factor) if factor > 1 else say("faster", factor=1 / factor)
     gain = score_of(drift.problem, split).score_ms / score_of(drift.problem, better).score_ms - 1
-    layers = ", ".join(f"{share.node} {share.layers}" for share in better.shares)
-    return f"{node} is {how} than planned, beside the others; with {layers} it would be {gain:.0%} faster"
+    layers = tuple(say("share", node=share.node, layers=str(share.layers)) for share in better.shares)
+    return say("better_split", node=node, speed=speed, layers=layers, gain=gain)
 
 
 LOOK_EVERY = 5.0  # seconds
@@ -81,7 +81,7 @@ class Balance:
 
     decision: PlannedModel
     better: Split | None = None
-    advice: str = ""
+    advice: Sentence = NOTHING
     _seen: int = 0
     _steps: int = 0
 
@@ -98,4 +98,4 @@ class Balance:
         if drift and better and self._seen >= LASTING:
             self.better, self.advice = better, advice(drift, answer.split, better)
         elif not better:
-            self.better, self.advice = None, ""
+            self.better, self.advice = None, NOTHING

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from together.cluster.survey import Speeds
+from together.cluster_types import Endpoint
 from together.engine.stats import EngineStats
 from together.errors import BadInput, BadPlan, NotServing, TogetherError
 from together.head.balance import LOOK_EVERY, Balance
@@ -28,15 +29,17 @@ from together.planning.report import PlanReport
 from together.planning.request import PlanRequest
 from together.quoting import MOST, cut
 from together.requests import AnswerChunk, ChatRequest, CompletionRequest
+from together.sentences import NOTHING, Sentence, say
 from together.settings import Settings
 from together.text.answers import answer_chat, answer_prompts
-from together.types import ClusterView, Endpoint, Plan, Serving, ServingState
+from together.types import Plan
+from together.view import ClusterView, Serving, ServingState
 from together.weights.find import BUNDLED
 
 log = logging.getLogger(__name__)
 
 VIEWS_EVERY = 0.2  # seconds between two views at most
-NOTHING = Serving()
+EMPTY = Serving()
 
 
 class Head:
@@ -118,7 +121,7 @@ class Head:
         """Move to the plan that the view advises. Raises NotServing where it advises none."""
         better = self._balance.better if self._balance else None
         if better is None:
-            raise NotServing("the machines do as planned; there is no better split to move to")
+            raise NotServing(say("no_better_split"))
         request = replace(self._last.request, strategy="custom", assignments=better.shares)
         await self._order(self._last.otherwise(request))
 
@@ -132,8 +135,8 @@ class Head:
             engine = self._service.engine
             serving = replace(serving, running=engine.running, waiting=engine.waiting)
         balance = self._balance if self._service else None
-        offer = "" if self._load_task else self._kept.offer(serving, self._membership.living())
-        advice, limits = balance.advice if balance else "", self._surveyor.beliefs.shown()
+        offer = NOTHING if self._load_task else self._kept.offer(serving, self._membership.living())
+        advice, limits = balance.advice if balance else NOTHING, self._surveyor.beliefs.shown()
         return ClusterView(self.id, self._membership.nodes(), serving, advice, offer, limits)
 
     async def changes(self) -> AsyncIterator[ClusterView]:
@@ -198,7 +201,7 @@ class Head:
         """Load what was applied last, by the same split where its machines are there. Raises TogetherError."""
         self._asked, last = True, self._kept.last
         if last is None:
-            raise NotServing("no model was loaded here before; choose one: python3 launch.py load MODEL")
+            raise NotServing(say("no_last_plan"))
         await self._order(ModelLoad.again(last, self.settings.strategy))
 
     async def load_demo(self, request: PlanRequest | None = None) -> None:
@@ -217,7 +220,8 @@ class Head:
                 if isinstance(error, BadInput):
                     self._ordered = before  # another try would end the same way
                 if self._service is None:
-                    cause = str(error) or f"loading {wanted.name} was stopped; load it again"
+                    stopped = say("load_stopped", model=wanted.name)
+                    cause = error.sentence if isinstance(error, TogetherError) else stopped
                     self._show(Serving(ServingState.FAILED, self._serving.model or wanted.name, cause=cause))
                 raise
             finally:
@@ -232,7 +236,7 @@ class Head:
             if not self._given_up or self._load_task is None:
                 raise
             self._load_task.uncancel()
-            raise NotServing(f"loading {wanted.name} was given up, because the model was unloaded") from None
+            raise NotServing(say("load_given_up", model=wanted.name)) from None
 
     async def unload(self) -> None:
         """End what serves, and give up what is being loaded."""
@@ -244,7 +248,7 @@ class Head:
             self._show(Serving())
 
     async def _load(self, wanted: ModelLoad) -> None:
-        self._step(wanted.name, "reading the model")
+        self._step(wanted.name, say("step_reading"))
         opened = await wanted.open(self.settings)
         self._last = wanted
         self._machines.store.offer(opened.ref, opened.folder)
@@ -252,14 +256,14 @@ class Head:
         await tries.run(partial(self._place, wanted, opened), lambda: self._service is not None)
 
     async def _place(self, wanted: ModelLoad, opened: ModelHandle) -> None:
-        self._step(opened.ref.name, "waiting for machines")
+        self._step(opened.ref.name, say("step_machines"))
         await self._machines.settle(self._wanted_local)
-        self._step(opened.ref.name, "measuring the machines")
+        self._step(opened.ref.name, say("step_measuring"))
         choice = len(self._surveyor.placements()) > 1
         looks = choice and (wanted.needs_speeds or self._balance is not None)
         speeds = Speeds.MEASURE if looks else Speeds.NONE
-        say = partial(self._step, opened.ref.name)
-        decision = await wanted.plan_model(opened, self.settings, self._surveyor, say, speeds)
+        show = partial(self._step, opened.ref.name)
+        decision = await wanted.plan_model(opened, self.settings, self._surveyor, show, speeds)
         plan = plan_of(decision)
         refuse(opened, plan)
         await self._put_in_service(opened, plan, speeds)
@@ -275,7 +279,7 @@ class Head:
             await service.change(plan, speeds)
             service.reopen(opened)
             return
-        step = f"ending {service.serving.model}" if service else ""
+        step = say("step_ending", model=service.serving.model) if service else NOTHING
         await self._end_service(Serving(ServingState.LOADING, opened.ref.name, step=step))
         self._starting = Service(self._cluster(), opened, speeds, self._membership.changed.notify)
         try:
@@ -319,7 +323,7 @@ class Head:
         seen = self._machines
         return Cluster(self.settings, seen.membership, seen.surveyor, seen.inlets, seen.where, seen.sources)
 
-    def _step(self, model: str, step: str) -> None:
+    def _step(self, model: str, step: Sentence) -> None:
         """What goes on before a ring is there; what still serves is not hidden by it."""
         if self._service is None:
             self._show(Serving(ServingState.LOADING, model, step=step))
@@ -351,31 +355,19 @@ class Head:
     def _ready(self) -> Service:
         service = self._service
         if service is None or service.serving.state is not ServingState.READY:
-            raise NotServing(self._why_not())
+            raise NotServing(self.view().serving.sentence)
         return service
-
-    def _why_not(self) -> str:
-        serving = self.view().serving
-        if serving.state is ServingState.LOADING:
-            return f"{serving.model} is being loaded ({serving.progress:.0%}); try again in a moment"
-        if serving.state is ServingState.RECOVERING:
-            done = f"{serving.step}, {serving.progress:.0%}"
-            return f"{serving.model} lost a part of its ring and is being mended ({done}): {serving.cause}"
-        if serving.state in (ServingState.FAILED, ServingState.WAITING):
-            return serving.cause
-        return "no model is loaded; load one on the page or start with: python3 launch.py up --model FOLDER"
 
     async def _serve(self, service: Service) -> None:
         try:
             await service.run()
         except Exception:  # a bug of ours: whoever waits was told, the model can be loaded again
             log.exception("the engine failed")
-            cause = "the engine stopped by an error of its own; see the log, then load the model again"
             self._service = None
-            self._show(replace(service.serving, state=ServingState.FAILED, cause=cause, progress=0.0))
+            self._show(replace(service.serving, state=ServingState.FAILED, cause=say("engine_failed"), progress=0.0))
             await service.close()
 
-    async def _end_service(self, meanwhile: Serving = NOTHING) -> None:
+    async def _end_service(self, meanwhile: Serving = EMPTY) -> None:
         """Returns when the stages are gone, also those of a ring that broke a moment ago; shows `meanwhile`."""
         service, self._service = self._service, None
         if service is not None:

@@ -6,18 +6,21 @@ Knows no cluster: it is told which machines are there, and loads nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from together.cluster_types import NodeStatus
 from together.jsonfile import BrokenFile, read_json, write_json
 from together.models.manifest import CONFIG
 from together.planning.parse import parse_request
 from together.planning.problem import Assignment
 from together.planning.request import PlanRequest
-from together.types import Dtype, LayerRange, ModelRef, NodeStatus, Plan, Serving, ServingState
-from together.wording import layers_text, names_text
+from together.sentences import NOTHING, Sentence, say
+from together.types import Dtype, LayerRange, ModelRef, Plan
+from together.view import Serving, ServingState
+from together.wording import layers_text
 
 log = logging.getLogger(__name__)
 
@@ -138,19 +141,21 @@ class LastPlans:
         except OSError as error:
             log.warning("the plan is not remembered for the next start: %s", error)
 
-    def offer(self, serving: Serving, nodes: Iterable[NodeStatus]) -> str:
-        """The last plan in sentences; empty where there is none, where it serves, or while something is under way."""
+    def offer(self, serving: Serving, nodes: Iterable[NodeStatus]) -> Sentence:
+        """What to load again; empty if there is no last plan, if it serves, or while something is being loaded."""
         served = serving.plan.model.fingerprint if serving.plan else None
         settled = serving.state in (ServingState.EMPTY, ServingState.READY, ServingState.FAILED)
         if self.last is None or not settled or served == self.last.model.fingerprint:
-            return ""
-        return " ".join(_sentences(self.last, tuple(nodes)))
+            return NOTHING
+        return _offer(self.last, tuple(nodes))
 
 
-def _sentences(last: LastPlan, nodes: tuple[NodeStatus, ...]) -> Iterator[str]:
-    """Machines by the names that they have now."""
+def _offer(last: LastPlan, nodes: tuple[NodeStatus, ...]) -> Sentence:
+    """Nodes have the names that they have now."""
     names = {node.id: node.name for node in nodes}
-    shares = ", ".join(f"{names.get(stage.node, stage.name)} {layers_text(stage.layers)}" for stage in last.stages)
-    yield f"Last: {last.model.name} on {shares}."
-    if gone := last.gone(nodes):
-        yield f"{names_text(gone)} {'is' if len(gone) == 1 else 'are'} not here now, so loading it plans anew."
+    shares = tuple(
+        say("share", node=names.get(stage.node, stage.name), layers=layers_text(stage.layers)) for stage in last.stages
+    )
+    if gone := tuple(last.gone(nodes)):
+        return say("last_plan_gone", model=last.model.name, shares=shares, gone=gone)
+    return say("last_plan", model=last.model.name, shares=shares)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from together.cluster.supervisor import StageProcess
+from together.cluster_types import Endpoint, StageOrder, StageState
 from together.engine.engine import Engine
 from together.errors import LoadFailed, RingBroken
 from together.models.spec import ModelSpec, read_spec
@@ -18,7 +19,7 @@ from together.ring import rpc
 from together.ring.client import RingClient, join_ring
 from together.ring.links import Inlets
 from together.ring.pipe import Launch
-from together.types import DTYPE_BYTES, Dtype, Endpoint, LayerRange, StageOrder, StagePlan, StageState
+from together.types import DTYPE_BYTES, Dtype, LayerRange, StagePlan
 
 HOST = "127.0.0.1"
 PORTS = (46000, 46999)

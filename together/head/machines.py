@@ -11,12 +11,13 @@ from together.cluster.identity import Whereabouts, machine_id
 from together.cluster.local import LocalNodes
 from together.cluster.membership import Membership
 from together.cluster.survey import THIS_MACHINE, Surveyor
+from together.cluster_types import Endpoint, Holding, LinkOrder, Source
 from together.errors import TogetherError
 from together.head.tries import wait_for_nodes
 from together.ring import rpc
 from together.ring.links import Inlets
 from together.settings import Settings
-from together.types import Endpoint, Holding, LinkOrder, ModelRef, Source
+from together.types import ModelRef
 from together.weights.find import find_units
 from together.weights.peers import StoreService
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from together.cluster.survey import Speeds, Survey, Surveyor, best_of_each
+from together.cluster_types import Placement
 from together.errors import NotEnoughMemory
 from together.head.last_plan import LastPlan
 from together.head.model import ModelHandle, open_model, sizings
@@ -17,8 +18,9 @@ from together.planning.problem import Problem, Sizing
 from together.planning.recommend import recommend
 from together.planning.report import PlanReport, missing_text
 from together.planning.request import PlanRequest, plan_for
+from together.sentences import Sentence, say
 from together.settings import Settings
-from together.types import LayerRange, Placement, Plan, StagePlan, missing_ranges
+from together.types import LayerRange, Plan, StagePlan, missing_ranges
 
 NEED_SPEEDS = ("recommend", "compute", "mixed")  # strategies that look at measured times
 
@@ -158,15 +160,20 @@ class ModelLoad:
         return await open_model(self.model, replace(settings, dtype=settings.dtype or self.dtype))
 
     async def plan_model(
-        self, opened: ModelHandle, settings: Settings, surveyor: Surveyor, say: Callable[[str], None], speeds: Speeds
+        self,
+        opened: ModelHandle,
+        settings: Settings,
+        surveyor: Surveyor,
+        show: Callable[[Sentence], None],
+        speeds: Speeds,
     ) -> PlannedModel:
-        """Who takes what; `say` is told why it is not as last time. Raises BadInput, NotEnoughMemory, NotServing."""
+        """Who takes what; `show` is told why it is not as last time. Raises BadInput, NotEnoughMemory, NotServing."""
         same = self._same(opened, surveyor)
         if same is not None:
             found = await plan_model(opened, same, settings, surveyor, speeds)
             if isinstance(found, PlannedModel):
                 return found
-            say("planning anew: the last split does not fit any more")
+            show(say("step_other_split"))
         found = await plan_model(opened, self.request, settings, surveyor, speeds)
         if isinstance(found, Infeasible):
             raise NotEnoughMemory(missing_text(found))

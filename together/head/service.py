@@ -17,6 +17,7 @@ from together.cluster.identity import Whereabouts
 from together.cluster.loading import Placed, RingLoader
 from together.cluster.membership import Membership
 from together.cluster.survey import THIS_MACHINE, Speeds, Surveyor
+from together.cluster_types import Source, StageState
 from together.engine.engine import Engine
 from together.errors import NotServing, RingBroken, StageLost, TogetherError
 from together.head.machines import cut_pairs
@@ -26,18 +27,10 @@ from together.planning.explain import Infeasible
 from together.planning.request import PlanRequest
 from together.ring.client import RingClient
 from together.ring.links import Inlets
+from together.sentences import NOTHING, say
 from together.settings import Settings
-from together.types import (
-    DTYPE_BYTES,
-    Fault,
-    ModelRef,
-    Plan,
-    Serving,
-    ServingState,
-    Source,
-    StagePlan,
-    StageState,
-)
+from together.types import DTYPE_BYTES, Fault, ModelRef, Plan, StagePlan
+from together.view import Serving, ServingState
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +88,9 @@ class Service:
         cluster, spec = self.cluster, self.opened.spec
         timeout = cluster.settings.load_timeout
         self.loader = RingLoader(cluster.membership, cluster.inlets, lambda: cluster.where.endpoint, timeout)
-        self._show(ServingState.LOADING, model=self.opened.ref.name, plan=plan, ring=self.loader.ring, step="loading")
+        self._show(
+            ServingState.LOADING, model=self.opened.ref.name, plan=plan, ring=self.loader.ring, step=say("step_loading")
+        )
         try:
             self.loader.use(await self._prepare(plan, patience=NODE_PATIENCE))
             self._client = await self.loader.connect(spec.hidden_size)
@@ -108,7 +103,7 @@ class Service:
             self._client, eos, settings.max_waiting, settings.step_timeout, spec.vocab_size, token_bytes
         )
         self.opened.text.template.warm()
-        self._show(ServingState.READY, step="", progress=1.0)
+        self._show(ServingState.READY, step=NOTHING, progress=1.0)
 
     async def run(self) -> None:
         """Serve until `close`; mend the ring whenever it breaks."""
@@ -126,7 +121,7 @@ class Service:
     async def close(self) -> None:
         """End all requests and all stages."""
         self._closed = True
-        self._give_up_change(NotServing("the model was unloaded meanwhile; load it again"))
+        self._give_up_change(NotServing(say("unloaded")))
         self.engine.close()
         self.opened.text.template.close()
         if self._client is not None:
@@ -150,7 +145,11 @@ class Service:
         doing = self.serving.step
 
         def show(done: float, waiting: str) -> None:
-            self._show(self.serving.state, progress=done, step=f"{doing}; {waiting}" if waiting else doing)
+            self._show(
+                self.serving.state,
+                progress=done,
+                step=say("step_waiting", step=doing, waiting=waiting) if waiting else doing,
+            )
 
         return await self.loader.prepare(plan, partial(self.cluster.sources, self.opened.ref), show, patience)
 
@@ -180,7 +179,7 @@ class Service:
         if silence < max(SUSPECT_AFTER, 4 * usual):
             return None
         for index in await self.loader.silent():
-            return self.loader.broken(index, f"it does not answer any more, for {silence:.0f} s")
+            return self.loader.broken(index, say("silent_stage", seconds=silence))
         return await self._cut_link()
 
     async def _cut_link(self) -> RingBroken | None:
@@ -190,13 +189,13 @@ class Service:
         for pair in found.values():
             cluster.surveyor.cut(*pair)
             self.speeds = Speeds.KNOWN  # only a plan that looks at links can get around it
-        return self.loader.broken(min(found), "it does not reach its next one any more") if found else None
+        return self.loader.broken(min(found), say("cut_link")) if found else None
 
     # --- mending ------------------------------------------------------------------------------------------------------
 
     async def _mend(self, error: RingBroken) -> None:
         """Until a ring serves again, or this is closed. Open requests wait; they end only when nothing can be done."""
-        self._show(ServingState.RECOVERING, cause=str(error), step="looking for what is left", progress=0.0)
+        self._show(ServingState.RECOVERING, cause=error.sentence, step=say("step_looking"), progress=0.0)
         await self._settle(error)
         if self._is_hopeless():
             self.engine.drop(error)
@@ -206,7 +205,7 @@ class Service:
             tries += 1
             try:
                 if await self._rebuild():
-                    self._show(ServingState.READY, plan=self.loader.plan, cause="", step="", progress=1.0)
+                    self._show(ServingState.READY, plan=self.loader.plan, cause=NOTHING, step=NOTHING, progress=1.0)
                     return
                 await self._wait_for_machines(problem)
             except StageLost as lost:
@@ -257,7 +256,7 @@ class Service:
         plan = await self._plan_with_what_is_left()
         if plan is None:
             return False
-        self._show(ServingState.RECOVERING, plan=plan, step="loading what is missing")
+        self._show(ServingState.RECOVERING, plan=plan, step=say("step_missing"))
         placed = await self._place(plan)
         self.loader.use(placed)
         self._client = await self.loader.connect(self.opened.spec.hidden_size, REJOIN_WITHIN)
@@ -323,10 +322,10 @@ class Service:
 
     async def _wait_for_machines(self, error: TogetherError) -> None:
         """No plan fits: open requests end, and every news of the machines is a new chance."""
-        text = f"{error}; no other machine has room for its layers. It comes back by itself when one does"
-        self.engine.drop(RingBroken(text))
-        self._give_up_change(NotServing(text))
-        self._show(ServingState.WAITING, cause=text, step="waiting for machines")
+        cause = say("no_room", error=error.sentence)
+        self.engine.drop(RingBroken(cause))
+        self._give_up_change(NotServing(cause))
+        self._show(ServingState.WAITING, cause=cause, step=say("step_machines"))
         changed = self.cluster.membership.changed
         await changed.wait(changed.version, timeout=LOOK_EVERY)
 
@@ -372,7 +371,7 @@ class Service:
             change.done.set_exception(error)
 
     async def _switch(self, change: Change) -> None:
-        self._show(ServingState.READY, step="changing who runs which layers")
+        self._show(ServingState.READY, step=say("step_changing"))
         self._change = None
         try:
             self.loader.use(await self._place(change.plan))
@@ -382,8 +381,8 @@ class Service:
             await self.loader.prune()
         except TogetherError as error:
             change.done.set_exception(error)
-            raise RingBroken(f"the plan was not changed: {error}") from error
-        self._show(ServingState.READY, plan=self.loader.plan, step="", progress=1.0)
+            raise RingBroken(say("not_changed", error=error.sentence)) from error
+        self._show(ServingState.READY, plan=self.loader.plan, step=NOTHING, progress=1.0)
         change.done.set_result(None)
 
 

@@ -10,6 +10,7 @@ from together.cluster.local import LocalNodes
 from together.cluster.membership import Membership
 from together.cluster.survey import Surveyor
 from together.errors import NotEnoughMemory, NotServing, StageLost, TogetherError, Unreachable
+from together.sentences import Sentence, say
 from together.types import Fault
 
 NODES_WITHIN = 300.0  # seconds for the nodes that this head started, as long as they run
@@ -32,11 +33,11 @@ async def wait_for_nodes(membership: Membership, local: LocalNodes, least: int) 
 
 @dataclass(slots=True)
 class LoadRetries:
-    """The tries of one load. `say` shows what goes on."""
+    """The tries of one load. `show` gets what is going on."""
 
     membership: Membership
     surveyor: Surveyor
-    say: Callable[[str], None]
+    show: Callable[[Sentence], None]
     count: int = 1
     _first: TogetherError | None = None
 
@@ -60,7 +61,7 @@ class LoadRetries:
         self.count += 1
         if isinstance(error, StageLost) and error.stage and error.fault is Fault.OUT_OF_MEMORY:
             self.surveyor.beliefs.learn(error.stage, error.cause)
-        self.say(f"trying again ({self.count} of {MOST}): {error}")
+        self.show(say("step_retry", count=self.count, most=MOST, error=error.sentence))
         await self._wait(error)
 
     def _passes(self, error: TogetherError) -> bool:

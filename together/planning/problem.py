@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from together.types import DeviceProfile, Dtype, LayerRange
+from together.cluster_types import DeviceProfile
+from together.types import Dtype, LayerRange
 
 HOP_MS = 25.0  # of a pair that nobody measured: slow, never free
 CONTEXT = 4096

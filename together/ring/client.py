@@ -6,21 +6,11 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from together.cluster_types import Endpoint, StageLink, StageStatus
 from together.errors import FrameRefused, RingBroken, StageLost, TogetherError, Unreachable
 from together.ring import rpc, wire
 from together.ring.links import Inlet, Inlets, Outlet
-from together.types import (
-    DTYPE_BYTES,
-    HEAD,
-    STEP_TOKENS,
-    Dtype,
-    Endpoint,
-    Fault,
-    Frame,
-    StageLink,
-    StageStatus,
-    StreamKey,
-)
+from together.types import DTYPE_BYTES, HEAD, STEP_TOKENS, Dtype, Fault, Frame, StreamKey
 
 T = TypeVar("T")
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import grpc
 import grpc.aio
 
+from together.cluster_types import Endpoint
 from together.errors import FrameRefused, RingBroken, TogetherError
 from together.quoting import quoted
 from together.ring import rpc
-from together.types import HEAD, Endpoint, StreamKey
+from together.types import HEAD, StreamKey
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from typing import BinaryIO, TextIO
 
+from together.cluster_types import StageOrder
 from together.ring import wire
-from together.types import Fault, StageOrder
+from together.types import Fault
 
 
 @dataclass(frozen=True, slots=True)

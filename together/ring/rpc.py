@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import grpc
 import grpc.aio
 
+from together.cluster_types import Blob, Endpoint
 from together.errors import (
     BadPlan,
     BadSetting,
@@ -26,7 +27,6 @@ from together.errors import (
 )
 from together.quoting import cut
 from together.ring import wire
-from together.types import Blob, Endpoint
 
 
 class Broadcast:

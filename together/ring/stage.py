@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import NoReturn, TextIO, TypeVar
 
 from backends.base import LoadRequest, Shard, open_backend
+from together.cluster_types import StageLink
 from together.errors import FrameRefused, RingBroken, TogetherError, Unreachable
 from together.processes import leave_with_parent
 from together.ring import rpc, wire
 from together.ring.links import Arrival, Inlet, Inlets, Outlet
 from together.ring.pipe import Launch, StageEvent, claim_stdout
-from together.types import Batch, Failure, Fault, Frame, StageLink, StageTiming, StreamKey
+from together.types import Batch, Failure, Fault, Frame, StageTiming, StreamKey
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""types.py ↔ protobuf bytes; the only module that touches the generated messages. Knows no sockets.
+"""types.py and cluster_types.py ↔ protobuf bytes; no other module touches the generated messages.
 
 Every message mirrors a dataclass field by field (together.proto), so one codec, built from the type hints, serves all
 of them. Decoding is strict: whatever does not make a valid dataclass raises FrameRefused.
@@ -6,15 +6,15 @@ of them. Decoding is strict: whatever does not make a valid dataclass raises Fra
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from enum import StrEnum
+from types import UnionType
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from google.protobuf.message import DecodeError, Message
 
-from together import types as words
+from together import cluster_types, types
 from together.errors import FrameRefused
 from together.quoting import cut, quoted
 from together.ring import together_pb2 as pb
@@ -68,7 +68,7 @@ class Codec(Generic[T]):
 
 
 def _strip_optional(hint: Any) -> tuple[Any, bool]:
-    if get_origin(hint) in (Union, types.UnionType):
+    if get_origin(hint) in (Union, UnionType):
         kinds = [kind for kind in get_args(hint) if kind is not type(None)]
         return kinds[0], len(kinds) < len(get_args(hint))
     return hint, False
@@ -129,30 +129,30 @@ def _codec(word: type[T]) -> Codec[T]:
     return _CODECS[word]
 
 
-FRAME = _codec(words.Frame)
-STAGE_LINK = _codec(words.StageLink)
-STAGE_ORDER = _codec(words.StageOrder)
-STAGE_STATUS = _codec(words.StageStatus)
-NODE_STATUS = _codec(words.NodeStatus)
-CALLER = _codec(words.Caller)
-RING_NAME = _codec(words.RingName)
-MODEL_REF = _codec(words.ModelRef)
-ENDPOINT = _codec(words.Endpoint)
-BLOB = _codec(words.Blob)
-HOLDING = _codec(words.Holding)
-UNIT_REQUEST = _codec(words.UnitRequest)
-UNIT_DIGEST = _codec(words.UnitDigest)
-MEASURE_ORDER = _codec(words.MeasureOrder)
-DEVICE_PROFILE = _codec(words.DeviceProfile)
-LINK_ORDER = _codec(words.LinkOrder)
-LINK_SPEED = _codec(words.LinkSpeed)
+FRAME = _codec(types.Frame)
+STAGE_LINK = _codec(cluster_types.StageLink)
+STAGE_ORDER = _codec(cluster_types.StageOrder)
+STAGE_STATUS = _codec(cluster_types.StageStatus)
+NODE_STATUS = _codec(cluster_types.NodeStatus)
+CALLER = _codec(cluster_types.Caller)
+RING_NAME = _codec(cluster_types.RingName)
+MODEL_REF = _codec(types.ModelRef)
+ENDPOINT = _codec(cluster_types.Endpoint)
+BLOB = _codec(cluster_types.Blob)
+HOLDING = _codec(cluster_types.Holding)
+UNIT_REQUEST = _codec(cluster_types.UnitRequest)
+UNIT_DIGEST = _codec(cluster_types.UnitDigest)
+MEASURE_ORDER = _codec(cluster_types.MeasureOrder)
+DEVICE_PROFILE = _codec(cluster_types.DeviceProfile)
+LINK_ORDER = _codec(cluster_types.LinkOrder)
+LINK_SPEED = _codec(cluster_types.LinkSpeed)
 
 
-def encode_frame(frame: words.Frame) -> bytes:
+def encode_frame(frame: types.Frame) -> bytes:
     """A frame as it travels."""
     return FRAME.encode(frame)
 
 
-def decode_frame(data: bytes) -> words.Frame:
+def decode_frame(data: bytes) -> types.Frame:
     """The opposite. Raises FrameRefused; what the frame means is checked by its receiver."""
     return FRAME.decode(data)

@@ -11,6 +11,7 @@ from together.cluster.identity import machine_id, node_name
 from together.cluster.local import shared_memory
 from together.cluster.probe import default_backend, find_devices
 from together.cluster.profiling import Profiler
+from together.cluster_types import UNKNOWN_PROFILE, Device, DeviceProfile, MeasureOrder, Placement
 from together.errors import BadPlan, NotEnoughMemory
 from together.head.model import ModelHandle, sizings
 from together.head.plan import NEED_SPEEDS
@@ -19,7 +20,7 @@ from together.planning.problem import NodeProfile, Problem, Sizing, Split
 from together.planning.report import PlanReport, missing_text
 from together.planning.request import PlanRequest, plan_for
 from together.settings import Settings, parse_bytes
-from together.types import UNKNOWN_PROFILE, Device, DeviceProfile, Dtype, LayerRange, MeasureOrder, Placement
+from together.types import Dtype, LayerRange
 from together.wording import layers_text, size_text, sizes_text
 
 MEMORY = "memory"  # the pool of everything that lives in this machine's main memory

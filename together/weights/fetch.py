@@ -13,10 +13,11 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from together.cluster_types import Endpoint, Source
 from together.errors import BrokenModel, LoadFailed, RingBroken, TogetherError, Unreachable
 from together.models.manifest import read_manifest, small_files
 from together.models.units import Unit, units_for, words
-from together.types import Endpoint, LayerRange, ModelRef, Source
+from together.types import LayerRange, ModelRef
 from together.weights.find import Found, find_model, find_units
 from together.weights.peers import PeerLink, connected
 from together.weights.store import DiskFull, Store, UnitBusy, unit_digest

@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
+from together.cluster_types import Blob, Endpoint, UnitDigest, UnitRequest
 from together.errors import BrokenModel, TogetherError, Unreachable
 from together.models.folder import read_bytes
 from together.models.manifest import Manifest, describe, parse
@@ -19,7 +20,7 @@ from together.models.spec import fingerprint
 from together.models.units import Unit, words
 from together.quoting import quoted
 from together.ring import rpc, wire
-from together.types import Blob, Endpoint, ModelRef, UnitDigest, UnitRequest
+from together.types import ModelRef
 from together.weights.find import known_models
 
 ANSWER_WITHIN = 60.0  # seconds; a slow disk lists a large model

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from together.cluster_types import Source, UnitDigest, UnitRequest
 from together.errors import BrokenModel, RingBroken, TogetherError, Unreachable
 from together.models.units import Unit
 from together.ring.rpc import Broadcast
-from together.types import ModelRef, Source, UnitDigest, UnitRequest
+from together.types import ModelRef
 from together.weights.peers import connected
 from together.weights.store import DiskFull, Store, UnitBusy, UnitWriter, read_unit
 

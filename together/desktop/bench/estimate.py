@@ -9,6 +9,7 @@ from pathlib import Path
 from together.cluster.identity import machine_id
 from together.cluster.probe import find_devices
 from together.cluster.profiling import Profiler, measure_link
+from together.cluster_types import DeviceProfile, Endpoint, LinkOrder, LinkSpeed, MeasureOrder
 from together.desktop.bench.decode import DecodeReport, DecodeRequest, bench_decode
 from together.desktop.bench.shapes import random_checkpoint
 from together.models.spec import ModelSpec, read_spec
@@ -17,7 +18,7 @@ from together.planning.problem import Assignment, Link, NodeProfile, Problem, Sp
 from together.planning.score import score_of
 from together.planning.strategies import uniform_ranges
 from together.ring import rpc
-from together.types import DTYPE_BYTES, DeviceProfile, Endpoint, LinkOrder, LinkSpeed, MeasureOrder
+from together.types import DTYPE_BYTES
 
 HOST = "127.0.0.1"
 PORTS = range(47_000, 47_100)

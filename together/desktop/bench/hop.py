@@ -16,12 +16,13 @@ from statistics import median
 import lz4.frame
 import numpy as np
 
+from together.cluster_types import Endpoint
 from together.desktop.bench.shapes import encode
 from together.errors import TogetherError
 from together.processes import end, spawn
 from together.ring import rpc, wire
 from together.ring.links import Inlet, Inlets, Outlet
-from together.types import Activation, Batch, Dtype, Endpoint, Frame, StreamKey
+from together.types import Activation, Batch, Dtype, Frame, StreamKey
 
 WIDTH = 8192
 ROWS = (1, 4, 16, 32, 64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from together.types import Device, DeviceProfile
+from together.cluster_types import Device, DeviceProfile
 from together.wording import size_text, sizes_text, times_text
 
 LEAST_MEMORY = 2 * 10**9  # bytes that a stage of even a small model needs

@@ -29,6 +29,7 @@ from together.cluster.local import shared_memory
 from together.cluster.node import BLOCKS
 from together.cluster.probe import default_backend, find_devices
 from together.cluster.profiling import Profiler
+from together.cluster_types import Device, Endpoint, MeasureOrder
 from together.desktop.bench.shapes import SHAPES
 from together.desktop.client import RunningApp, find_running
 from together.desktop.doctor.checks import (
@@ -50,7 +51,7 @@ from together.models.manifest import CONFIG
 from together.models.spec import read_shape
 from together.ring import wire
 from together.settings import Settings, parse_bytes
-from together.types import DTYPES, Device, Dtype, Endpoint, MeasureOrder
+from together.types import DTYPES, Dtype
 from together.weights.find import BUNDLED
 
 USUAL_SHAPE = "llama-3.2-1b"

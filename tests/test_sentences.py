@@ -1,0 +1,78 @@
+"""The table of sentences: every code that the program says is in it, with exactly the values that its text asks for."""
+
+import ast
+from pathlib import Path
+from string import Formatter
+
+import pytest
+
+from together.errors import NotServing, StageLost
+from together.sentences import _ENGLISH, NOTHING, Sentence, say, verbatim
+from together.view import Serving, ServingState
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def said() -> dict[str, list[tuple[str, set[str]]]]:
+    """Code → where it is said and with the names of which values; calls of `say` with a literal code alone."""
+    found: dict[str, list[tuple[str, set[str]]]] = {}
+    sources = [path for room in ("together", "backends", "webui") for path in (ROOT / room).rglob("*.py")]
+    for path in sources:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imports = [
+            node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "together.sentences"
+        ]
+        if not any(alias.name == "say" for node in imports for alias in node.names):
+            continue
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(func=ast.Name(id="say"), args=[ast.Constant(value=str(code))], keywords=keywords):
+                    place = f"{path.relative_to(ROOT)}:{node.lineno}"
+                    found.setdefault(code, []).append((place, {keyword.arg or "**" for keyword in keywords}))
+    return found
+
+
+def fields(text: str) -> set[str]:
+    return {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+
+
+def test_every_sentence_has_its_text_and_every_text_its_sentence() -> None:
+    calls = said()
+    assert set(calls) == set(_ENGLISH) - {"", "verbatim"}
+    for code, places in calls.items():
+        for place, values in places:
+            assert values == fields(_ENGLISH[code]), f"{place} says {code!r} with other values"
+
+
+def test_values_are_written_by_their_formats() -> None:
+    limit = say("memory_limit", node="a", sizes=(10**9, 9 * 10**8), device="cpu", cause="x", minutes=1, quoted="a")
+    assert "with 1.0 GB on cpu" in str(limit)
+    assert "at most 0.9 GB of it for another 1 minute or" in str(limit)
+    gone = say("last_plan_gone", model="toy", shares=(say("share", node="a", layers="0–2"), "b"), gone=("a", "b"))
+    assert str(gone).startswith("Last: toy on a 0–2, b. a and b are not here now")
+
+
+def test_a_sentence_is_a_value() -> None:
+    assert say("silent_stage", seconds=3.0) == say("silent_stage", seconds=3.0)
+    assert len({say("cut_link"), say("cut_link"), NOTHING}) == 2
+    assert not NOTHING
+    assert not verbatim("")
+    assert str(NOTHING) == ""
+
+
+def test_a_stranger_s_braces_are_text() -> None:
+    cause = verbatim("{model} {0} {text.__class__}")
+    assert str(say("not_changed", error=cause)) == "the plan was not changed: {model} {0} {text.__class__}"
+
+
+def test_errors_offer_their_sentence() -> None:
+    known, plain = NotServing(say("no_last_plan")), StageLost("it is gone", "why", 0)
+    assert known.sentence == say("no_last_plan")
+    assert str(known) == str(known.sentence)
+    assert plain.sentence == verbatim("it is gone")
+
+
+@pytest.mark.parametrize("state", ServingState)
+def test_every_state_has_a_sentence(state: ServingState) -> None:
+    assert isinstance(Serving(state, "toy", cause=verbatim("no memory")).sentence, Sentence)
+    assert str(Serving(state, "toy").sentence)
