@@ -28,9 +28,7 @@ WORDS = tuple(
         "errors",
         "sentences",
         "settings",
-        "quoting",
         "wording",
-        "memory",
         "processes",
         "jsonfile",
     )
@@ -52,7 +50,7 @@ NEIGHBOURLY = 2
 ACROSS = {("webui", f"together.api.{name}") for name in ("guard", "port", "stream")}
 FREE = ("together.__main__", "together.desktop")  # they start everything, so they may import all of ours
 
-STDLIB_ONLY = tuple(name for name in WORDS if name not in ("together.memory", "together.jsonfile"))
+STDLIB_ONLY = tuple(name for name in WORDS if name != "together.jsonfile")
 PURE_ENGINE = tuple(f"together.engine.{name}" for name in ("scheduler", "cost", "prefixes", "sequence"))
 PURE = ("together.planning", "together.sampling", *PURE_ENGINE)
 NETWORK = ("asyncio", "grpc", "http", "select", "selectors", "socket", "ssl")

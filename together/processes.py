@@ -1,13 +1,15 @@
-"""Child processes of ours: how they are started, heard and ended, and how they leave with their parent.
+"""Child processes: starting, reading and ending them, and a process's own memory.
 
-Knows nothing of what they do. A child ends when its standard input does, which also happens when its parent is killed;
-signals are not needed, so this works on Windows.
+A child ends when its standard input does, which also happens when its parent is killed. Signals are not needed, so this
+works on Windows.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -90,3 +92,12 @@ def stop_with_parent(stop: asyncio.Event) -> None:
         loop.call_soon_threadsafe(stop.set)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def trim_memory() -> None:
+    """Return freed memory to the system, where the C library is glibc and keeps it: 700 MB after one long text.
+
+    Takes up to 0.1 s; other threads run meanwhile.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -27,8 +27,8 @@ from together.errors import BrokenModel, NotEnoughMemory, UnsupportedModel
 from together.models.files import EMBED, HEAD, NORM, layer_of, read_into, read_json, tensors_for
 from together.models.folder import title
 from together.models.headers import TensorInfo
-from together.quoting import quoted
 from together.types import Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
+from together.wording import quoted
 
 DEVICE = "cpu"
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from together.errors import UnsupportedModel
 from together.models.spec import ModelSpec
-from together.quoting import quoted
 from together.types import Dtype, LayerRange
+from together.wording import quoted
 
 
 @dataclass(frozen=True, slots=True)

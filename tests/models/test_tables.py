@@ -17,7 +17,7 @@ from together.models.checkpoint import INDEX, checkpoint_headers
 from together.models.folder import MAX_VALUES, json_object, most_bytes, read_bytes, read_json
 from together.models.headers import MAX_HEADER, MAX_TENSORS, Headers, TableReader, check_header, sorted_in_turns
 from together.models.manifest import describe, parse
-from together.quoting import MOST, quoted
+from together.wording import MOST, quoted
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3))
 

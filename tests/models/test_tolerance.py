@@ -16,7 +16,7 @@ from together.models.files import EMBED
 from together.models.folder import MAX_VALUES, most_bytes, read_json
 from together.models.recognise import is_pointer, require_whole, without_weights
 from together.models.spec import read_spec
-from together.quoting import MOST
+from together.wording import MOST
 
 ENCODINGS = ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"]
 PAIR = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

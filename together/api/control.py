@@ -19,7 +19,7 @@ from together.planning.explain import Infeasible
 from together.planning.parse import parse_request
 from together.planning.report import answer_json, answer_text, missing_json, missing_text
 from together.planning.request import PlanRequest
-from together.quoting import MOST, cut
+from together.wording import MOST, cut
 
 
 class PlanOrder(BaseModel):

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from together.api.responses import ErrorAnswer
 from together.errors import BadInput, BadRequest, ContextTooLong, NotServing, QueueFull, TogetherError
-from together.quoting import quoted
+from together.wording import quoted
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 from pydantic_core import PydanticCustomError
 
 from together.errors import BadRequest
-from together.quoting import MOST, cut, quoted
 from together.requests import Grammar, Message, Tool, ToolCall, ToolUse
 from together.types import Sampling
+from together.wording import MOST, cut, quoted
 
 MOST_CHOICES = 8
 MOST_STOPS = 16

@@ -14,8 +14,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from together.api.errors import Forbidden, error_body
-from together.memory import give_back
-from together.quoting import quoted
+from together.processes import trim_memory
+from together.wording import quoted
 
 LARGE = 2**18  # bytes of a body; read as lists and tables it takes ten times as much
 
@@ -39,7 +39,7 @@ class Tidy:
             await self.app(scope, counted, send)
         finally:
             if size > LARGE:
-                await asyncio.to_thread(give_back)
+                await asyncio.to_thread(trim_memory)
 
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})

@@ -25,9 +25,9 @@ from together.api.fields import (
     tool_use,
 )
 from together.errors import BadRequest
-from together.quoting import quoted
 from together.requests import ChatRequest, CompletionRequest, Message
 from together.types import Sampling
+from together.wording import quoted
 
 MOST_SEQUENCES = 128  # prompts times choices of one request: half of the queue
 MOST_MESSAGES = 10_000

@@ -24,13 +24,13 @@ from together.errors import BadPlan, BadSetting
 from together.models.manifest import Manifest, describe
 from together.models.names import is_model_name
 from together.models.units import Unit, layer_ranges, units_for, words
-from together.quoting import quoted
 from together.settings import load_settings
 from together.types import LayerRange, ModelRef
 from together.weights.find import HubId, known_models, resolve_model
 from together.weights.hub import describe_hub, fetch_units
 from together.weights.part import gigabytes
 from together.weights.store import KnownModel, Store, export
+from together.wording import quoted
 
 Confirm = Callable[[str], bool]
 

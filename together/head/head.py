@@ -27,7 +27,6 @@ from together.planning.explain import Infeasible
 from together.planning.problem import Problem
 from together.planning.report import PlanReport
 from together.planning.request import PlanRequest
-from together.quoting import MOST, cut
 from together.requests import AnswerChunk, ChatRequest, CompletionRequest
 from together.sentences import NOTHING, Sentence, say
 from together.settings import Settings
@@ -35,6 +34,7 @@ from together.text.answers import answer_chat, answer_prompts
 from together.types import Plan
 from together.view import ClusterView, Serving, ServingState
 from together.weights.find import BUNDLED
+from together.wording import MOST, cut
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from backends.on_mlx.config import refuse_dtype, refuse_ignored
 from together.errors import BadPlan, BadSetting, BrokenModel
-from together.memory import give_back
 from together.models.families import TOY
 from together.models.generation import SamplingDefaults, read_sampling_defaults, sampling_mode
 from together.models.manifest import SMALL_FILES, describe
@@ -18,6 +17,7 @@ from together.models.recognise import require_whole
 from together.models.spec import ModelSpec, read_config, read_runnable
 from together.planning.problem import Sizing
 from together.planning.request import PlanRequest
+from together.processes import trim_memory
 from together.settings import Settings
 from together.text.tokenizer import TextModel
 from together.types import DTYPES, Dtype, ModelRef, Plan
@@ -46,7 +46,7 @@ async def open_model(model: str | Path, settings: Settings) -> ModelHandle:
     try:
         return await asyncio.to_thread(_open, model, settings)
     finally:
-        await asyncio.to_thread(give_back)  # a large model's headers and words took hundreds of megabytes
+        await asyncio.to_thread(trim_memory)  # a large model's headers and words took hundreds of megabytes
 
 
 def _open(model: str | Path, settings: Settings) -> ModelHandle:

@@ -15,7 +15,7 @@ from typing import Any
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.families import FAMILIES, TOY, WRAPPERS, require_family
 from together.models.rope import rope_parameters
-from together.quoting import cut, quoted
+from together.wording import cut, quoted
 
 MAX_LAYERS = 10_000
 _LARGEST = 10**9

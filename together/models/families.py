@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from together.errors import UnsupportedModel
-from together.quoting import quoted
+from together.wording import quoted
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "qwen3_moe")
 

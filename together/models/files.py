@@ -30,8 +30,8 @@ from together.models.names import (
 )
 from together.models.reading import shard_tensors
 from together.models.units import units_for
-from together.quoting import quoted
 from together.types import LayerRange
+from together.wording import quoted
 
 __all__ = [
     "EMBED",

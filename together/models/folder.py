@@ -12,8 +12,8 @@ from typing import Any
 from together.errors import BrokenModel
 from together.models.names import MANIFEST, is_model_name, is_plain, is_sha256, is_template, model_name
 from together.models.recognise import POINTER, pointer
-from together.quoting import quoted
 from together.settings import load_settings
+from together.wording import quoted
 
 INDEX = "model.safetensors.index.json"
 MAX_TEMPLATE = 2**20  # bytes of any other small file: a chat template; the longest published have 0.1 MB

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from together.models.folder import broken, unique, unreadable
-from together.quoting import quoted
+from together.wording import quoted
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from together.errors import BrokenModel, UnsupportedModel
 from together.models.config import purpose
 from together.models.headers import TensorInfo
 from together.models.names import EMBED, HEAD, NORM
-from together.quoting import MOST, cut
 from together.types import Dtype
+from together.wording import MOST, cut
 
 PLAIN: dict[str, Dtype] = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 Shape = tuple[int, ...]

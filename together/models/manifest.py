@@ -26,7 +26,7 @@ from together.models.headers import MAX_HEADER, FileHeader, Headers, check_disti
 from together.models.names import MANIFEST as MANIFEST
 from together.models.names import MAX_NAME, TEMPLATES, is_model_name, is_plain, is_sha256, is_template
 from together.models.units import ByteRange, Sample, Unit, samples_in, units_of
-from together.quoting import quoted
+from together.wording import quoted
 
 CONFIG = "config.json"
 FORMAT = "together-model-2"

@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any
 
 from together.errors import BrokenModel, UnsupportedModel
-from together.quoting import quoted
+from together.wording import quoted
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 _LENGTH = "original_max_position_embeddings"

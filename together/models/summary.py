@@ -16,8 +16,8 @@ from together.models.config import MAX_LAYERS, quantization_of
 from together.models.headers import TensorInfo
 from together.models.names import is_computed
 from together.models.spec import ModelSpec
-from together.quoting import cut
 from together.types import DTYPE_BYTES, Dtype
+from together.wording import cut
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d{1,6})\.")
 _OTHER = re.compile(

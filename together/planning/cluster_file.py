@@ -9,7 +9,7 @@ from typing import Any
 
 from together.errors import BadSetting
 from together.planning.problem import CONTEXT, HOP_MS, TOLERANCE, Link, ModelSize, NodeProfile, Problem
-from together.quoting import quoted
+from together.wording import quoted
 
 MOST_LAYERS = 1_000  # far above any model and any cluster: a wrong number must not take all memory
 MOST_NODES = 128

@@ -8,9 +8,9 @@ from together.errors import BadPlan, BadSetting
 from together.planning.problem import Assignment
 from together.planning.request import PlanRequest
 from together.planning.strategies import NEEDS_LAYERS
-from together.quoting import quoted
 from together.settings import parse_bytes
 from together.types import DTYPES, Dtype, LayerRange
+from together.wording import quoted
 
 
 def parse_request(

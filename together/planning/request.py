@@ -29,8 +29,8 @@ from together.planning.strategies import (
     mixed,
     uniform,
 )
-from together.quoting import quoted
 from together.types import Dtype
+from together.wording import quoted
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,8 @@ from math import inf
 from typing import Literal
 
 from together.planning.problem import Assignment, Problem, Split
-from together.quoting import MOST, cut
 from together.types import LayerRange
-from together.wording import layers_text, sizes_text
+from together.wording import MOST, cut, layers_text, sizes_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ import grpc.aio
 
 from together.cluster_types import Endpoint
 from together.errors import FrameRefused, RingBroken, TogetherError
-from together.quoting import quoted
 from together.ring import rpc
 from together.types import HEAD, StreamKey
+from together.wording import quoted
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from together.errors import (
     Unreachable,
     UnsupportedModel,
 )
-from together.quoting import cut
 from together.ring import wire
+from together.wording import cut
 
 
 class Broadcast:

@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError, Message
 
 from together import cluster_types, types
 from together.errors import FrameRefused
-from together.quoting import cut, quoted
 from together.ring import together_pb2 as pb
+from together.wording import cut, quoted
 
 PROTOCOL = 2
 

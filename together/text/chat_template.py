@@ -17,11 +17,11 @@ from typing import Any
 from together.errors import BadRequest, BrokenModel
 from together.models.folder import read_bytes, read_json
 from together.models.manifest import template_names
-from together.quoting import quoted
 from together.requests import Message, Tool
 from together.text.messages import Turn, culprit, forms, native_turns, offer, plain_turns, told_of
 from together.text.rendering import RENDER, TOOK, Renderer, TemplateFault
 from together.text.tool_formats import HERMES, ToolFormat, tool_format_of
+from together.wording import quoted
 
 logger = logging.getLogger(__name__)
 

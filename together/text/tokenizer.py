@@ -16,14 +16,14 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from together.errors import BrokenModel, ContextTooLong
-from together.memory import give_back
-from together.quoting import MOST, cut
+from together.processes import trim_memory
 from together.requests import Message
 from together.text.chat_template import DEFAULT, PLAIN, TOOL_USE, ChatTemplate, find_templates, words_json
 from together.text.detokenizer import TokenBytes
 from together.text.grammar import Grammars
 from together.text.parser import CLOSE, OPEN
 from together.text.vocabulary import TokenBound, Vocabulary
+from together.wording import MOST, cut
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def _encode(
         raise BrokenModel(f"the tokenizer of {name} cannot read this text ({reason}); get this model again") from error
     finally:
         if len(text) > HEAVY:
-            give_back()
+            trim_memory()
 
 
 def _added_ids(tokenizer: Tokenizer, words: Sequence[str], special: bool = False) -> dict[str, int]:

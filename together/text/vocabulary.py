@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from together.errors import BrokenModel
 from together.models.folder import broken, inside, read_bytes, side_json
 from together.models.headers import as_utf8
-from together.quoting import MOST, cut
+from together.wording import MOST, cut
 
 FILE = "tokenizer.json"
 MOST_LETTERS = 200_000  # of added words; Gemma's 6,400 have 100,000

@@ -14,9 +14,9 @@ from together.models.reading import units_here
 from together.models.recognise import snapshot, what_it_is
 from together.models.spec import fingerprint, read_shape
 from together.models.units import words
-from together.quoting import MOST, cut, quoted
 from together.types import ModelRef
 from together.weights.store import KnownModel, Store, known_model
+from together.wording import MOST, cut, quoted
 
 BUNDLED = Path(__file__).resolve().parents[2] / "examples" / "demo_model"
 

@@ -26,9 +26,9 @@ from together.models.manifest import CONFIG, small_names
 from together.models.names import is_model_name, is_plain, is_template
 from together.models.recognise import without_weights
 from together.models.units import ByteRange
-from together.quoting import quoted
 from together.weights.hub_ranges import RemoteFile, endpoint, explained, read_range, unreachable
 from together.weights.store import Store
+from together.wording import quoted
 
 STREAMS = 4  # headers, small files or units fetched at once
 SAMPLE_STREAMS = 8  # of samples, which have next to no bytes

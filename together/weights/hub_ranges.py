@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, exported without __all__
 
 from together.errors import BadSetting, BrokenModel, TogetherError, Unreachable
-from together.quoting import MOST, cut, quoted
+from together.wording import MOST, cut, quoted
 
 SCHEMES = ("http", "https", "socks5", "socks5h")  # what the hub's HTTP library speaks to a proxy
 

@@ -18,10 +18,10 @@ from together.models.manifest import Manifest, describe, parse
 from together.models.reading import read_unit, unit_digest, units_here
 from together.models.spec import fingerprint
 from together.models.units import Unit, words
-from together.quoting import quoted
 from together.ring import rpc, wire
 from together.types import ModelRef
 from together.weights.find import known_models
+from together.wording import quoted
 
 ANSWER_WITHIN = 60.0  # seconds; a slow disk lists a large model
 HASHED_WITHIN = 1800.0  # a source may have to hash a large unit first; keepalive notices one that is gone

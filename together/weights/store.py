@@ -20,9 +20,9 @@ from together.models.manifest import Manifest, check_small, describe, is_shard, 
 from together.models.names import MANIFEST, is_sha256
 from together.models.reading import read_unit, remember, require_here, require_samples, unit_digest, units_here
 from together.models.units import Unit, units_for, words
-from together.quoting import quoted
 from together.types import LayerRange
 from together.weights.part import DiskFull, UnitWriter, require_space, writing
+from together.wording import quoted
 
 
 def export(folder: Path, layers: LayerRange, target: Path) -> Manifest:
