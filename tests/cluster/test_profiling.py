@@ -23,12 +23,12 @@ from filelock import FileLock
 from tests.support.checksum import make_checksum_model
 from tests.support.cluster import call, cluster_settings, running_nodes
 from tests.support.patience import PATIENCE
-from together.cluster.measure import LIFE, QUIET, Finding, Order, disk_speed, watch_others
+from together.cluster.measure import LIFE, QUIET, Finding, disk_speed, watch_others
 from together.cluster.profiling import LARGEST_CONFIG, Profiler, better, profile_key
 from together.cluster_types import Device, DeviceProfile, MeasureOrder
 from together.errors import BadSetting, LoadFailed
 from together.processes import spawn
-from together.ring import rpc
+from together.ring import rpc, wire
 
 CPU = Device("checksum", "cpu", "checksum toy", 10**9, 10**9)
 SLOW = 20_000.0  # ms for each layer: longer than any test
@@ -269,10 +269,10 @@ async def test_a_child_that_is_killed_is_reported_as_such(profiler: Profiler, or
 
 
 async def test_the_child_leaves_with_its_node(order: MeasureOrder, tmp_path: Path) -> None:
-    process = await spawn("together.cluster.measure")
+    process = await spawn("together.cluster.measure", "speeds", str(tmp_path))
     assert process.stdin is not None
-    config = changed(order, step_ms=SLOW).config.decode()
-    process.stdin.write(Order("checksum", "cpu", "fp32", config, str(tmp_path)).line())
+    slow = wire.MEASURE_ORDER.encode(changed(order, step_ms=SLOW))
+    process.stdin.write(slow.hex().encode() + b"\n")
     process.stdin.close()
     async with asyncio.timeout(PATIENCE):
         assert await process.wait() == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc.aio
 
 from together import __version__
-from together.cluster.profiling import Profiler
+from together.cluster.profiling import Profiler, measure_link
 from together.cluster.supervisor import StageProcess
 from together.cluster_types import (
     Caller,
@@ -142,7 +142,7 @@ class Agent:
             rpc.FIND: rpc.unary_handler(rpc.FIND_CALL, self.find),
             rpc.MEET: rpc.unary_handler(rpc.MEET_CALL, self.meet),
             rpc.MEASURE: rpc.unary_handler(rpc.MEASURE_CALL, self._profiler.measure),
-            rpc.REACH: rpc.unary_handler(rpc.REACH_CALL, self._profiler.reach),
+            rpc.REACH: rpc.unary_handler(rpc.REACH_CALL, measure_link),
             rpc.ECHO: rpc.unary_handler(rpc.ECHO_CALL, rpc.echo),
             **self._store.handlers(),
         }

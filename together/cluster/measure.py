@@ -1,56 +1,38 @@
-"""Measures one device in a short-lived child process: the node stays light, and all memory really returns.
+"""Asks a backend about this machine in a short-lived child process: a node imports no framework and keeps its memory.
 
-`python -m together.cluster.measure` reads an Order as a line on its input and prints a Finding as JSON. It leaves
-when its input closes. Knows no node, no plan and no cache of what was measured before.
+`python -m together.cluster.measure devices BACKEND` prints the devices as JSON. `… measure speeds FOLDER` reads a
+MeasureOrder, in hex, as a line on its input and prints a Finding; FOLDER is on the disk that models are read from. A
+child leaves when its input closes.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from importlib import import_module
 from math import isfinite
 from pathlib import Path
-from typing import BinaryIO
 
 import psutil
+from pydantic_core import to_json
 
 from backends.base import open_backend
-from together.cluster_types import DeviceProfile
+from together.cluster_types import DeviceProfile, MeasureOrder
 from together.errors import BadInput, TogetherError
 from together.processes import leave_with_parent
+from together.ring import wire
 from together.ring.pipe import claim_stdout
-from together.types import Dtype
 
 REFUSED = 2  # the exit code where the order is wrong, and not the machine
 SPOOL_BYTES = 64 * 2**20
 QUIET = 0.1  # of all processors' time: what others may use without being felt
 LIFE = 600.0  # seconds that figures of a disturbed device are believed
 _CHUNK = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What to measure; `config` is the text of config.json, `spool` a folder on the disk that models are read from."""
-
-    backend: str
-    device: str
-    dtype: Dtype
-    config: str
-    spool: str
-
-    def line(self) -> bytes:
-        return json.dumps(asdict(self)).encode() + b"\n"
-
-    @classmethod
-    def read(cls, stream: BinaryIO) -> Order:
-        return cls(**json.loads(stream.readline()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,23 +58,22 @@ class Finding:
             raise ValueError("not a finding")
 
 
-def measure(order: Order) -> Finding:
+def measure(order: MeasureOrder, spool: Path) -> Finding:
     """Takes seconds. Raises what the backend raises for a model or device that does not run here."""
-    import_module("together.ring.stage")  # a stage holds it in memory as well
+    import_module("together.ring.stage")  # a stage has it in memory as well
     backend = open_backend(order.backend)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         folder.mkdir()
-        (folder / "config.json").write_text(order.config, encoding="utf-8")
+        (folder / "config.json").write_bytes(order.config)
         others = watch_others()
         found = backend.measure(folder, order.device, order.dtype)
         busy = others()
-    profile = replace(found, disk_bytes_per_s=disk_speed(Path(order.spool)))
-    return Finding(profile, busy, time.time())
+    return Finding(replace(found, disk_bytes_per_s=disk_speed(spool)), busy, time.time())
 
 
 def watch_others() -> Callable[[], float]:
-    """Counts from now on; what it returns tells the share of all processors that other programs used since."""
+    """Start to count; the returned call gives the share of all processors that other programs have used since."""
     own = psutil.Process()
     psutil.cpu_percent()  # both are of the time since the last call
     own.cpu_percent()
@@ -100,9 +81,9 @@ def watch_others() -> Callable[[], float]:
 
 
 def disk_speed(folder: Path, size: int = SPOOL_BYTES) -> float:
-    """Bytes per second of reading a file of `size` bytes that the system has in no cache.
+    """Bytes per second of reading a file of `size` bytes past the system's cache.
 
-    0 where that cannot be known: a system that does not let go of what it has cached, a full or read-only disk.
+    0 where that cannot be measured: the system keeps its cache, or the disk is full or read-only.
     """
     try:
         if shutil.disk_usage(folder).free < 4 * size:
@@ -131,7 +112,7 @@ def _read_all(file: int, size: int) -> float:
 
 
 def _bypass_cache(file: int) -> bool:
-    """macOS: what is written and read through this file stays out of the cache."""
+    """macOS: keep what is written and read through this file out of the cache."""
     if sys.platform == "darwin":
         import fcntl
 
@@ -141,7 +122,7 @@ def _bypass_cache(file: int) -> bool:
 
 
 def _drop_cache(file: int) -> bool:
-    """Linux and other systems with posix_fadvise: forget what was written."""
+    """Linux and other systems with posix_fadvise: drop what was written from the cache."""
     if sys.platform != "win32" and hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         return True
@@ -150,14 +131,18 @@ def _drop_cache(file: int) -> bool:
 
 def main() -> None:
     answers = claim_stdout()
-    order = Order.read(sys.stdin.buffer)
+    kind, argument = sys.argv[1:]
+    line = b"" if kind == "devices" else sys.stdin.buffer.readline()
     leave_with_parent(1)
     try:
-        found = measure(order)
+        if kind == "devices":
+            answer: object = open_backend(argument).probe()
+        else:
+            answer = measure(wire.MEASURE_ORDER.decode(bytes.fromhex(line.decode())), Path(argument))
     except TogetherError as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(REFUSED if isinstance(error, BadInput) else 1)
-    answers.write(json.dumps(asdict(found)) + "\n")
+    answers.write(to_json(answer).decode())
     answers.flush()
 
 

@@ -12,7 +12,7 @@ import grpc.aio
 from together.cluster import identity
 from together.cluster.agent import PORTS, Agent, Identity, MemoryGrants
 from together.cluster.discovery import Discovery, Hint
-from together.cluster.probe import default_backend, find_devices
+from together.cluster.profiling import default_backend, find_devices
 from together.cluster_types import Device, Endpoint, NodeStatus
 from together.errors import TogetherError
 from together.processes import stop_with_parent

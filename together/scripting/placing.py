@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 
 from together.cluster.identity import machine_id, node_name
 from together.cluster.local import shared_memory
-from together.cluster.probe import default_backend, find_devices
-from together.cluster.profiling import Profiler
+from together.cluster.profiling import Profiler, default_backend, find_devices
 from together.cluster_types import UNKNOWN_PROFILE, Device, DeviceProfile, MeasureOrder, Placement
 from together.errors import BadPlan, NotEnoughMemory
 from together.head.model import ModelHandle, sizings

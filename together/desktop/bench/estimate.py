@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from together.cluster.identity import machine_id
-from together.cluster.probe import find_devices
-from together.cluster.profiling import Profiler, measure_link
+from together.cluster.profiling import Profiler, find_devices, measure_link
 from together.cluster_types import DeviceProfile, Endpoint, LinkOrder, LinkSpeed, MeasureOrder
 from together.desktop.bench.decode import DecodeReport, DecodeRequest, bench_decode
 from together.desktop.bench.shapes import random_checkpoint

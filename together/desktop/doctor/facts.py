@@ -27,8 +27,7 @@ from together.cluster.discovery import Discovery, Hint
 from together.cluster.identity import machine_id, node_name, own_addresses
 from together.cluster.local import shared_memory
 from together.cluster.node import BLOCKS
-from together.cluster.probe import default_backend, find_devices
-from together.cluster.profiling import Profiler
+from together.cluster.profiling import Profiler, default_backend, find_devices
 from together.cluster_types import Device, Endpoint, MeasureOrder
 from together.desktop.bench.shapes import SHAPES
 from together.desktop.client import RunningApp, find_running
