@@ -8,9 +8,37 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from math import inf
+from typing import Protocol, TypeVar
 
 from together.planning.problem import Assignment, Problem, Split
 from together.types import LayerRange
+
+EPSILON = 1e-9  # relative: times closer than this are the same time
+
+
+class Timed(Protocol):
+    """A plan's score, and ms of a token and of the slowest stage."""
+
+    @property
+    def score(self) -> float: ...
+    @property
+    def token_ms(self) -> float: ...
+    @property
+    def slowest_ms(self) -> float: ...
+
+
+PlanT = TypeVar("PlanT", bound=Timed)
+
+
+def differ(a: float, b: float) -> bool:
+    return abs(a - b) > EPSILON * max(abs(a), abs(b))
+
+
+def beats(plan: Timed, other: Timed | None) -> bool:
+    """Lower score, then lower token time."""
+    if other is None or differ(plan.score, other.score):
+        return other is None or plan.score < other.score
+    return differ(plan.token_ms, other.token_ms) and plan.token_ms < other.token_ms
 
 
 def count_under(speed: float, fixed: float, most: int, limit: float) -> int:
@@ -27,39 +55,38 @@ def count_under(speed: float, fixed: float, most: int, limit: float) -> int:
     return count
 
 
-def best_limits(
-    limits: list[float],
-    users: int,
-    token_ms: Callable[[float], float],
-    free_ms: float,
-    slowest_ms: float,
-    least_ms: float = 0.0,
-) -> list[float]:
-    """The two limits of which one is the best: the lowest with D/m within it, and the one before.
+def best_plan(
+    limits: list[float], users: int, free: PlanT, under: Callable[[float], PlanT | None], least_ms: float = 0.0
+) -> PlanT:
+    """The plan of the lowest score, max(D/m, B): token time D for `users` m, slowest stage B.
 
-    `limits` are sorted and hold every time a stage can take; `token_ms(limit)` is the lowest D with no stage over the
-    limit (infinite: impossible); without a limit it is the finite `free_ms`, with a slowest stage of `slowest_ms`.
-    Nothing is possible under `least_ms`.
+    `limits` are sorted and hold every time a stage can take; `under(limit)` is the plan of lowest D with no stage over
+    the limit, None where there is none, and surely none below `least_ms`; `free` is that without a limit. The best is
+    under the lowest limit with D/m within it, or under the one before.
     """
-    low = bisect_left(limits, max(free_ms / users, least_ms)) - 1  # these are below D/m
-    high = min(bisect_left(limits, slowest_ms), len(limits) - 1)
-    if slowest_ms <= free_ms / users:
-        return [limits[high]]
-    middle = low + 1  # first the lowest one: with many people it is often the best
+    if free.slowest_ms <= free.token_ms / users:
+        return free
+    low = bisect_left(limits, max(free.token_ms / users, least_ms)) - 1  # these are below D/m
+    high = min(bisect_left(limits, free.slowest_ms), len(limits) - 1)
+    plans: dict[int, PlanT | None] = {high: free}
+    middle = low + 1  # first the lowest one: with many users it is often the best
     while high - low > 1:
-        time = token_ms(limits[middle])
-        if time / users <= limits[middle]:
+        plan = plans[middle] = under(limits[middle])
+        if plan is None:
+            low = middle
+        elif plan.token_ms / users <= limits[middle]:
             high = middle
-            low = max(low, bisect_left(limits, time / users) - 1)
+            low = max(low, bisect_left(limits, plan.token_ms / users) - 1)
         else:
             low = middle
-            if time < inf:
-                high = min(high, bisect_left(limits, time / users))
+            high = min(high, bisect_left(limits, plan.token_ms / users))
         middle = (low + high) // 2
-    return [limits[index] for index in (high, low) if index >= 0]
-
-
-EPSILON = 1e-9  # relative: times closer than this are the same time
+    best = free
+    for index in (high, low):
+        if index >= 0:
+            plan = plans[index] if index in plans else under(limits[index])
+            best = plan if plan and beats(plan, best) else best
+    return best
 
 
 @dataclass(frozen=True)
@@ -166,16 +193,10 @@ class Candidate:
     score: float
 
     def beats(self, other: Candidate | None) -> bool:
-        """Lower score, then lower token time; fewer machines where both are the same."""
-        if other is None or differ(self.score, other.score):
-            return other is None or self.score < other.score
-        if differ(self.token_ms, other.token_ms):
-            return self.token_ms < other.token_ms
+        """As `beats`; fewer machines where both times are the same."""
+        if other is None or beats(self, other) or beats(other, self):
+            return other is None or beats(self, other)
         return len(self.order) < len(other.order)
-
-
-def differ(a: float, b: float) -> bool:
-    return abs(a - b) > EPSILON * max(abs(a), abs(b))
 
 
 def choice_of(instance: SearchProblem, order: tuple[int, ...], counts: tuple[int, ...], ring_ms: float) -> Candidate:

@@ -9,7 +9,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from together.planning.search.instance import EPSILON, Candidate, SearchProblem, best_limits, choice_of
+from together.planning.search.instance import EPSILON, Candidate, SearchProblem, best_plan, choice_of
 from together.planning.search.rings import ring_ms
 
 Floats = NDArray[np.float64]
@@ -162,22 +162,11 @@ class Ordered:
 
     def _search(self, sizes: range) -> Candidate | None:
         """The best plan of these sizes."""
-        free = best = self._under(inf, sizes)
+        free = self._under(inf, sizes)
         if free is None:
             return None
-        plans: dict[float, Candidate | None] = {}
-
-        def token_ms(limit: float) -> float:
-            plan = plans[limit] = self._under(limit, sizes)
-            return plan.token_ms if plan else inf
-
-        users, slowest, least = self.instance.users, free.slowest_ms, self.instance.least_limit
-        for limit in best_limits(self.instance.limits, users, token_ms, free.token_ms, slowest, least):
-            if limit < slowest and limit not in plans:
-                token_ms(limit)
-            found = plans[limit] if limit < slowest else free
-            best = found if found and found.beats(best) else best
-        return best
+        limits, users, least = self.instance.limits, self.instance.users, self.instance.least_limit
+        return best_plan(limits, users, free, lambda limit: self._under(limit, sizes), least)
 
     def _under(self, limit: float, sizes: range) -> Candidate | None:
         """The plan of these sizes with the lowest token time under a limit."""

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf
+from typing import NamedTuple
 
 from together.planning.search.instance import (
     EPSILON,
     Candidate,
     SearchProblem,
-    best_limits,
+    beats,
+    best_plan,
     choice_of,
     count_under,
-    differ,
 )
 from together.planning.search.rings import EndedRings, Rings, ring_ms
 
 Stages = list[tuple[float, float, int]]  # ms per layer, ms per stage, cap; fastest first
 
 
-@dataclass(frozen=True, slots=True)
-class Filled:
-    """Score, ms per token, and the limit on a stage's time under which the fill is made."""
+class Filled(NamedTuple):
+    """Score, ms of a token and of the slowest stage, and the limit on a stage's time under which the fill is made."""
 
     score: float
     token_ms: float
+    slowest_ms: float
     limit: float
 
 
@@ -51,49 +51,39 @@ def fill(instance: SearchProblem, stages: Stages, ring_ms: float, bound: float =
 
     There must not be more stages than layers.
     """
-    users, layers = instance.users, instance.layers
+    users = instance.users
     bound *= 1 + EPSILON
-    total, slowest = _filled(stages, layers, inf)
-    token = total + ring_ms
-    if token == inf or token / users > bound:
+
+    def under(limit: float) -> Filled | None:
+        return _filled(stages, instance.layers, users, ring_ms, limit)
+
+    free = under(inf)
+    if free is None or free.token_ms / users > bound:
         return None
-    if slowest <= token / users:
-        return Filled(token / users, token, inf)
-    if bound < slowest and (_filled(stages, layers, bound)[0] + ring_ms) / users > bound:
-        return None
-    return _balanced(instance, stages, ring_ms, token, slowest)
+    if bound < free.slowest_ms and free.score > bound:
+        bounded = under(bound)
+        if bounded is None or bounded.token_ms / users > bound:
+            return None
+    return best_plan(instance.limits, users, free, under)
 
 
-def _balanced(instance: SearchProblem, stages: Stages, ring_ms: float, free_ms: float, slowest: float) -> Filled:
-    best = Filled(inf, inf, inf)
-
-    def token_ms(limit: float) -> float:
-        return _filled(stages, instance.layers, limit)[0] + ring_ms
-
-    for limit in best_limits(instance.limits, instance.users, token_ms, free_ms, slowest):
-        total, longest = _filled(stages, instance.layers, limit)
-        score = max((total + ring_ms) / instance.users, longest)
-        if best.score == inf or score < best.score * (1 - EPSILON):
-            best = Filled(score, total + ring_ms, limit)
-    return best
-
-
-def _filled(stages: Stages, layers: int, limit: float) -> tuple[float, float]:
-    """Stage times in all, and the longest, both infinite where the layers do not fit."""
+def _filled(stages: Stages, layers: int, users: int, ring_ms: float, limit: float) -> Filled | None:
+    """The fill with the lowest token time; None where the layers do not fit."""
     left = layers - len(stages)
-    total = longest = 0.0
+    total = slowest = 0.0
     for speed, fixed, cap in stages:
         if fixed + cap * speed > limit:
             cap = count_under(speed, fixed, cap, limit)
         if cap < 1:
-            return inf, inf
+            return None
         take = cap if cap <= left + 1 else left + 1
         left -= take - 1
         time = fixed + take * speed
         total += time
-        if time > longest:
-            longest = time
-    return (inf, inf) if left else (total, longest)
+        if time > slowest:
+            slowest = time
+    token = total + ring_ms
+    return None if left or token == inf else Filled(max(token / users, slowest), token, slowest, limit)
 
 
 def counts_of(stages: Stages, layers: int, limit: float) -> list[int]:
@@ -127,18 +117,12 @@ def speed_order(instance: SearchProblem, nodes: list[int]) -> list[int]:
 Ends = tuple[int | None, int]  # first (None: no matter which) and last stage
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(NamedTuple):
     """The best fill of one subset, and its first and last stage where one of these matters."""
 
     filled: Filled
     mask: int
     ends: Ends | None
-
-    def beats(self, other: _Found | None) -> bool:
-        if other is None or differ(self.filled.score, other.filled.score):
-            return other is None or self.filled.score < other.filled.score
-        return differ(self.filled.token_ms, other.filled.token_ms) and self.filled.token_ms < other.filled.token_ms
 
 
 class Subsets:
@@ -162,7 +146,7 @@ class Subsets:
         chosen = sizes[near[0]]
         if self.instance.tolerance == 0:
             for size in near[1:]:
-                chosen = sizes[size] if sizes[size].beats(chosen) else chosen
+                chosen = sizes[size] if beats(sizes[size].filled, chosen.filled) else chosen
         return self._choice(chosen)
 
     def exactly(self, nodes: tuple[int, ...]) -> Candidate | None:
@@ -181,7 +165,7 @@ class Subsets:
             size = mask.bit_count()
             own = best[size].filled.score if size in best else inf
             found = self._find(mask, min(own, lowest * (1 + self._slack)))
-            if found and found.beats(best.get(size)):
+            if found and (size not in best or beats(found.filled, best[size].filled)):
                 best[size] = found
                 lowest = min(lowest, found.filled.score)
         return best
@@ -214,8 +198,8 @@ class Subsets:
                 break  # later pairs have longer rings
             stages = stages_of(self.instance, nodes, (first, last))
             filled = relaxed if stages == free else fill(self.instance, stages, ring, bound)
-            if filled and (found := _Found(filled, mask, (first, last))).beats(best):
-                best, bound = found, filled.score
+            if filled and (best is None or beats(filled, best.filled)):
+                best, bound = _Found(filled, mask, (first, last)), filled.score
         return best
 
     def _choice(self, found: _Found) -> Candidate:

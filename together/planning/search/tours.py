@@ -14,7 +14,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from together.planning.search.instance import EPSILON, Candidate, SearchProblem, best_limits, choice_of
+from together.planning.search.instance import EPSILON, Candidate, SearchProblem, best_plan, choice_of
 from together.planning.search.ordered import Windows
 from together.planning.search.rings import ring_ms
 from together.planning.search.subsets import speed_order
@@ -81,21 +81,11 @@ class Tours:
         return _Walk(early, early.ways[0], inf, 1).token_ms(0)
 
     def _search(self, way: Route) -> Candidate | None:
-        free = best = _Walk(self, way, inf, 1).trace(0)
+        free = _Walk(self, way, inf, 1).trace(0)
         if free is None:
             return None
-
-        walks: dict[float, _Walk] = {}
-
-        def token_ms(limit: float) -> float:
-            walks[limit] = walks.get(limit) or _Walk(self, way, limit, 1)
-            return walks[limit].token_ms(0)
-
-        users, slowest, least = self.instance.users, free.slowest_ms, self.instance.least_limit
-        for limit in best_limits(self.instance.limits, users, token_ms, free.token_ms, slowest, least):
-            found = free if limit >= slowest or token_ms(limit) == inf else walks[limit].trace(0)
-            best = found if found and found.beats(best) else best
-        return best
+        limits, users, least = self.instance.limits, self.instance.users, self.instance.least_limit
+        return best_plan(limits, users, free, lambda limit: _Walk(self, way, limit, 1).trace(0), least)
 
     def _fewer(self, best: Candidate, way: Route) -> Candidate | None:
         """The plan of fewest machines along a way within the tolerance, if it has fewer."""
