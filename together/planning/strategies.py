@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
-from math import inf
 
 from together.errors import BadPlan, BadSetting
 from together.planning.problem import EXACT_NODES, Assignment, NodeProfile, Problem, Split
@@ -123,7 +122,8 @@ def _short_ring(instance: SearchProblem) -> tuple[int, ...]:
     if len(instance.able) <= EXACT_NODES:
         able = sum(1 << i for i in instance.able)
         rings = Rings(instance.hops, instance.head, able)
-        return rings.order(able) if rings.shortest(able)[0] < inf else instance.able
+        pairs = rings.pairs(able, (0.0,) * len(instance.names))
+        return rings.order(able, *pairs[0][1:]) if pairs else instance.able
     from together.planning.search.tours import ways
 
     order = ways(instance)[0].order

@@ -9,7 +9,7 @@ from itertools import pairwise
 from math import inf
 
 Hops = tuple[tuple[float, ...], ...]
-Ended = tuple[float, int | None, int]  # ms of a ring, its first stage (None: no matter which) and its last
+Ring = tuple[float, int, int]  # ms, first and last stage
 ROUNDED = 9  # decimals of a ms: sums in another order are the same ring
 
 
@@ -34,9 +34,6 @@ class Paths:
             self.table.update(following)
             layer = list(following)
 
-    def length(self, mask: int, last: int) -> float:
-        return self.table.get(mask, {}).get(last, inf)
-
     def nodes(self, mask: int, last: int) -> tuple[int, ...]:
         """The path itself, from start to `last`."""
         path = [last]
@@ -54,79 +51,25 @@ def _without(mask: int, nodes: list[int]) -> int:
 
 
 class Rings:
-    """The shortest ring of every set, whoever is first in it. `late` is what each node adds when it is last, in ms."""
+    """The shortest ring of every set of `members` for every pair of first and last stage."""
 
-    def __init__(self, hops: Hops, head: int | None, members: int, late: tuple[float, ...] = ()) -> None:
-        self.hops, self.head, self.late = hops, head, late
-        if head is not None:
-            self._paths = {head: Paths(hops, head, members)}
-        else:  # a ring may start anywhere: at its lowest node
-            indices = [i for i in range(len(hops)) if members >> i & 1]
-            self._paths = {i: Paths(hops, i, members & -(1 << i)) for i in indices}
-
-    def shortest(self, mask: int) -> tuple[float, int]:
-        """ms of the ring through the nodes of `mask` (and the head), and which node comes last in it; inf if none."""
-        start, whole = self._start(mask)
-        ends = self._paths[start].table.get(whole, {})
-        back = self.hops[start]
-        return min(((cost + back[end], end) for end, cost in ends.items()), default=(inf, start))
-
-    def order(self, mask: int) -> tuple[int, ...]:
-        """The used nodes in the order of the shortest ring."""
-        start, whole = self._start(mask)
-        path = self._paths[start].nodes(whole, self.shortest(mask)[1])
-        return path if mask >> start & 1 else path[1:]
-
-    def pairs(self, mask: int) -> list[Ended]:
-        """The shortest ring for each last stage, with the least ms together with what that one adds first."""
-        start, whole = self._start(mask)
-        shortest, natural = self.shortest(mask)
-        if mask >> start & 1:  # a ring of stages alone can begin, and so end, at any of them
-            found = [(shortest, last) for last in range(len(self.hops)) if mask >> last & 1]
-        else:
-            back = self.hops[start]
-            found = [(cost + back[end], end) for end, cost in self._paths[start].table.get(whole, {}).items()]
-        found.sort(key=lambda ring: (round(ring[0] + self.late[ring[1]], ROUNDED), ring[1] != natural, ring[1]))
-        return [(ms, None, last) for ms, last in found if ms < inf]
-
-    def ended(self, mask: int, last: int) -> tuple[int, ...]:
-        """The order of the ring of `pairs` with this last stage; the head's node, if it can, comes first."""
-        start, whole = self._start(mask)
-        if not mask >> start & 1:
-            return self._paths[start].nodes(whole, last)[1:]
-        order = self.order(mask)
-        place = order.index(last)
-        turned = (*order[place + 1 :], *order[: place + 1])
-        mirrored = (*reversed(turned[:-1]), last)
-        return mirrored if mirrored[0] == self.head else turned
-
-    def _start(self, mask: int) -> tuple[int, int]:
-        if self.head is not None:
-            return self.head, mask | 1 << self.head
-        return (mask & -mask).bit_length() - 1, mask
-
-
-class EndedRings:
-    """The shortest ring of every set for every pair of first and last stage. `late` as for `Rings`."""
-
-    def __init__(self, hops: Hops, head: int | None, members: int, late: tuple[float, ...]) -> None:
-        self.hops, self.head, self.late = hops, head, late
+    def __init__(self, hops: Hops, head: int | None, members: int) -> None:
+        self.hops, self.head = hops, head
         self._paths = {i: Paths(hops, i, members) for i in range(len(hops)) if members >> i & 1}
 
-    def pairs(self, mask: int) -> list[Ended]:
+    def pairs(self, mask: int, late: tuple[float, ...]) -> list[Ring]:
         """Every usable ring, shortest with what its last adds first; of equal ones that with the head's node first."""
         nodes = [i for i in range(len(self.hops)) if mask >> i & 1]
         away = None if self.head is None or mask >> self.head & 1 else self.head
-        found = [
-            (self._paths[first].length(mask, last) + closing_ms(self.hops, away, first, last), first, last)
-            for first in nodes
-            for last in nodes
-            if first != last or len(nodes) == 1
-        ]
-        found = [ring for ring in found if ring[0] < inf]
-        late = self.late
-        found.sort(key=lambda r: (round(r[0] + late[r[2]], ROUNDED), self._place_of_head(r[1], r[2]), r[1], r[2]))
-        return [*found]
+        found = []
+        for first in nodes:
+            lengths = self._paths[first].table.get(mask, {})
+            for last, length in lengths.items():
+                ms = length + closing_ms(self.hops, away, first, last)
+                if ms < inf:
+                    found.append((round(ms + late[last], ROUNDED), self._place_of_head(first, last), first, last, ms))
+        found.sort()
+        return [(ms, first, last) for _, _, first, last, ms in found]
 
     def order(self, mask: int, first: int, last: int) -> tuple[int, ...]:
         return self._paths[first].nodes(mask, last)

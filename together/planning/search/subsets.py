@@ -14,7 +14,7 @@ from together.planning.search.instance import (
     choice_of,
     count_under,
 )
-from together.planning.search.rings import EndedRings, Rings, ring_ms
+from together.planning.search.rings import Ring, Rings, ring_ms
 
 Stages = list[tuple[float, float, int]]  # ms per layer, ms per stage, cap; fastest first
 
@@ -28,7 +28,7 @@ class Filled(NamedTuple):
     limit: float
 
 
-def stages_of(instance: SearchProblem, nodes: list[int], ends: tuple[int | None, int] | None = None) -> Stages:
+def stages_of(instance: SearchProblem, nodes: list[int], ends: tuple[int, int] | None = None) -> Stages:
     """What `fill` needs of these nodes, which are in order of `speed_order`; with the first and the last of them.
 
     Without ends, as if nobody had to be first or last.
@@ -114,15 +114,13 @@ def speed_order(instance: SearchProblem, nodes: list[int]) -> list[int]:
     return sorted(nodes, key=lambda i: (instance.speeds[i], i))
 
 
-Ends = tuple[int | None, int]  # first (None: no matter which) and last stage
-
-
 class _Found(NamedTuple):
-    """The best fill of one subset, and its first and last stage where one of these matters."""
+    """The best fill of one subset, and its first and last stage."""
 
     filled: Filled
     mask: int
-    ends: Ends | None
+    first: int
+    last: int
 
 
 class Subsets:
@@ -133,8 +131,7 @@ class Subsets:
         self.members = sum(1 << i for i in instance.able)
         self._order = speed_order(instance, list(instance.able))
         self._late = tuple(b - a for a, b in zip(instance.fixed, instance.closing, strict=True))
-        kind = EndedRings if instance.ends_weigh else Rings
-        self._rings: Rings | EndedRings = kind(instance.hops, instance.head, self.members, self._late)
+        self._rings = Rings(instance.hops, instance.head, self.members)
 
     def best(self) -> Candidate | None:
         """The best plan; of those within the tolerance, the best of the fewest machines."""
@@ -180,42 +177,32 @@ class Subsets:
     def _find(self, mask: int, bound: float) -> _Found | None:
         """The best of one subset, if it is not worse than `bound`."""
         nodes = [i for i in self._order if mask >> i & 1]
-        stages = stages_of(self.instance, nodes)
-        if isinstance(self._rings, EndedRings) or self.instance.last_slower:
-            return self._find_ends(mask, nodes, stages, bound)
-        ring, _ = self._rings.shortest(mask)
-        filled = fill(self.instance, stages, ring, bound) if ring < inf else None
-        return None if filled is None else _Found(filled, mask, None)
-
-    def _find_ends(self, mask: int, nodes: list[int], free: Stages, bound: float) -> _Found | None:
-        """As if nobody had to hold the ends first: what is too slow even so needs no look at each pair."""
-        best: _Found | None = None
+        free, best = stages_of(self.instance, nodes), None
         if fill(self.instance, free, min(self._late[i] for i in nodes), bound) is None:
-            return None
-        for ring, first, last in self._rings.pairs(mask):
+            return None  # even with no hop and no bytes at the ends
+        for ring, first, last in self._pairs(mask):
             relaxed = fill(self.instance, free, ring + self._late[last], bound)
             if relaxed is None:
                 break  # later pairs have longer rings
             stages = stages_of(self.instance, nodes, (first, last))
             filled = relaxed if stages == free else fill(self.instance, stages, ring, bound)
             if filled and (best is None or beats(filled, best.filled)):
-                best, bound = _Found(filled, mask, (first, last)), filled.score
+                best, bound = _Found(filled, mask, first, last), filled.score
         return best
+
+    def _pairs(self, mask: int) -> list[Ring]:
+        """The rings to try, shortest first: only those that differ in what the ends hold or how long the last takes."""
+        pairs = self._rings.pairs(mask, self._late)
+        if self.instance.ends_weigh:
+            return pairs
+        if not self.instance.last_slower:
+            return pairs[:1]
+        return list({last: (ms, first, last) for ms, first, last in reversed(pairs)}.values())[::-1]
 
     def _choice(self, found: _Found) -> Candidate:
         nodes = [i for i in self._order if found.mask >> i & 1]
-        stages, order = stages_of(self.instance, nodes, found.ends), self._ring_of(found)
+        stages = stages_of(self.instance, nodes, (found.first, found.last))
         counts = dict(zip(nodes, counts_of(stages, self.instance.layers, found.filled.limit), strict=True))
+        order = self._rings.order(found.mask, found.first, found.last)
         ring = ring_ms(self.instance.hops, self.instance.head, order)
         return choice_of(self.instance, order, tuple(counts[node] for node in order), ring)
-
-    def _ring_of(self, found: _Found) -> tuple[int, ...]:
-        """The used nodes in ring order."""
-        if found.ends is None:
-            assert isinstance(self._rings, Rings)
-            return self._rings.order(found.mask)
-        first, last = found.ends
-        if isinstance(self._rings, Rings):
-            return self._rings.ended(found.mask, last)
-        assert first is not None
-        return self._rings.order(found.mask, first, last)
