@@ -233,6 +233,31 @@ class StreamKey:
 HEAD = -1  # the head's index as a sender
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a ring can take, in tokens except for `stages`."""
+
+    stages: int
+    capacity: int  # KV tokens of all sequences together, in whole blocks
+    block: int  # tokens per KV block
+    context: int  # prompt and answer of one sequence
+    chunk: int  # most tokens in one frame
+    rewind: int | None = None  # last tokens of a sequence that every stage can undo; None: all of them
+
+    @property
+    def longest(self) -> int:
+        """Tokens that one sequence can have while it is alone in the ring."""
+        return min(self.context, self.capacity // self.block * self.block)
+
+    def blocks(self, tokens: int) -> int:
+        """Tokens that a stage reserves for a sequence of `tokens`: whole blocks."""
+        return -(-tokens // self.block) * self.block
+
+    def rewind_floor(self, sent: int) -> int:
+        """The lowest position, apart from 0, that a sequence with `sent` cached tokens can go back to."""
+        return 0 if self.rewind is None else max(0, sent - self.rewind)
+
+
 # --- plans ------------------------------------------------------------------------------------------------------------
 
 

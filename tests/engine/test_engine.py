@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from tests.support.checksum import VOCABULARY, make_checksum_model
-from tests.support.engines import LAYERS, at_rest, collect, expected, loads, serving, until
+from tests.support.engines import LAYERS, at_rest, collect, expected, loads, serve, serving, until
 from tests.support.loopback import LoopbackRing, chain_step
 from tests.support.patience import PATIENCE
 from together.engine.engine import Engine, TokenStream
 from together.engine.scheduler import Scheduler
-from together.engine.sequence import Limits, Sequence
+from together.engine.sequence import Sequence
 from together.errors import BadRequest, ContextTooLong, NotServing, QueueFull, RingBroken
 from together.requests import GenerateRequest
-from together.types import Frame, Sampling
+from together.types import Frame, Limits, Sampling
 
 NO_EOS: frozenset[int] = frozenset()
 
@@ -61,7 +61,7 @@ async def test_under_load_every_text_is_the_text_alone(toy: Path, cuts: tuple[in
             for _ in range(32):
                 group.create_task(one(engine))
         await at_rest(engine, ring)
-        assert ring.most_in_flight <= ring.stages + 1
+        assert ring.most_in_flight <= ring.limits.stages + 1
 
 
 async def test_a_ring_too_small_for_all_gives_the_same_texts(toy: Path) -> None:
@@ -218,7 +218,7 @@ async def test_cancelling_frees_every_stage_and_wakes_the_reader(toy: Path) -> N
 async def test_a_failed_step_ends_all_requests_with_node_and_cause(toy: Path) -> None:
     async with LoopbackRing(loads(toy, (2, 4))) as ring:
         engine = Engine(ring, NO_EOS)
-        serving_task = asyncio.create_task(engine.run())
+        serving_task = asyncio.create_task(serve(engine))
         streams = [engine.submit(ask(1, 2, max_tokens=3000)) for _ in range(3)]
         await anext(streams[0])
         ring.wound(1, "out of memory")
@@ -232,7 +232,7 @@ async def test_a_failed_step_ends_all_requests_with_node_and_cause(toy: Path) ->
 
 async def test_a_cut_link_is_noticed_while_nothing_is_asked(toy: Path) -> None:
     async with LoopbackRing(loads(toy, (2, 4))) as ring:
-        serving_task = asyncio.create_task(Engine(ring, NO_EOS).run())
+        serving_task = asyncio.create_task(serve(Engine(ring, NO_EOS)))
         await asyncio.sleep(0)
         ring.cut("node studio is gone")
         with pytest.raises(RingBroken, match="studio"):
@@ -245,7 +245,7 @@ async def test_a_frozen_ring_is_given_up(toy: Path) -> None:
         ring.freeze()
         stream = engine.submit(ask(1, 2))
         with pytest.raises(RingBroken, match=r"no answer from the ring for 0\.2 s"):
-            await asyncio.wait_for(engine.run(), PATIENCE)
+            await asyncio.wait_for(serve(engine), PATIENCE)
         with pytest.raises(RingBroken, match="no answer"):
             await collect(stream)
 
@@ -262,7 +262,7 @@ async def test_idle_time_is_not_counted_as_silence(tmp_path: Path) -> None:
 async def test_close_ends_open_requests(toy: Path) -> None:
     async with LoopbackRing(loads(toy, (2, 4))) as ring:
         engine = Engine(ring, NO_EOS)
-        serving_task = asyncio.create_task(engine.run())
+        serving_task = asyncio.create_task(serve(engine))
         stream = engine.submit(ask(1, 2, max_tokens=3000))
         await anext(stream)
         engine.close()

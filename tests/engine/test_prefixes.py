@@ -91,7 +91,7 @@ def test_who_waits_begins_alone_when_the_other_is_set_back() -> None:
     second = found.submit(request(60, 5))
     found.commit(answered(next_frame(found)))
     assert second.waits_for == 59
-    found._set_back(first)
+    found._preempt(first)
     found.waiting.clear()
     assert rows(next_frame(found)) == [(2, 0, 20, False)]
     assert (second.waits_for, second.reused) == (0, 0)
@@ -149,7 +149,7 @@ def test_a_copy_can_go_back_no_further_than_its_source() -> None:
     had(found, 100, answer=1)
     found.submit(GenerateRequest((*range(1, 82), 700), Sampling(0.0), 1))
     run(found)
-    assert [prefix.floor for prefix in found.prefixes.held.values()] == [80, 80]
+    assert [prefix.rewind_floor for prefix in found.prefixes.held.values()] == [80, 80]
 
 
 # --- room -------------------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_the_least_recently_used_prefix_goes_first_and_before_any_sequence() -> 
     frame = next_frame(found)
     assert frame.batch.orders.drops == (older.id,)
     assert list(found.prefixes.held) == [oldest.id]
-    assert found.counters.set_back == 0
+    assert found.counters.preempted == 0
 
 
 def test_without_room_for_a_copy_the_prefix_itself_is_used() -> None:

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from backends.ledger import Ledger
 from together.engine.scheduler import Scheduler
-from together.engine.sequence import Limits, Sequence
+from together.engine.sequence import Sequence
 from together.requests import GenerateRequest
-from together.types import Frame, RowResult, Sampled, Sampling, StageTiming
+from together.types import Frame, Limits, RowResult, Sampled, Sampling, StageTiming
 
 EOS = 0
 VOCABULARY = 50
@@ -210,6 +210,6 @@ def test_conversations_in_little_room_reuse_most_of_their_tokens() -> None:
         while world.step(1.0):
             pass
     counters = world.scheduler.counters
-    assert counters.reused_tokens > 5 * counters.evaluated_tokens
-    assert counters.set_back == 0
+    assert counters.reused_tokens > 5 * counters.prefilled_tokens
+    assert counters.preempted == 0
     world.finish()

@@ -25,7 +25,6 @@ async def engine_over(
     folder: Path, cuts: tuple[int, ...] = (2, 4), capacity: int = 8192, chunk: int = 64, token_bytes: int = 0
 ) -> AsyncIterator[tuple[Engine, LoopbackRing]]:
     async with LoopbackRing(loads(folder, cuts, capacity), chunk=chunk) as ring:
-        ring.rewind = min((shard.rewind for shard in ring.shards if shard.rewind is not None), default=None)
         engine = Engine(ring, NOBODY, token_bytes=token_bytes)
         async with serving(engine):
             yield engine, ring
@@ -52,7 +51,7 @@ async def test_ten_turns_compute_only_what_is_new(toy: Path, temperature: float)
             history = [*prompt, *answer]
             known = len(history) - 1  # the last token of an answer is never sent
         stats = engine.stats()
-        assert stats.evaluated_tokens + stats.reused_tokens == sum(60 + 35 * turn + 20 for turn in range(10))
+        assert stats.prefilled_tokens + stats.reused_tokens == sum(60 + 35 * turn + 20 for turn in range(10))
         assert stats.cached_tokens == known
 
 
@@ -68,7 +67,7 @@ async def test_ten_turns_with_a_sliding_window_give_the_same_texts(tmp_path: Pat
             other = GenerateRequest((*SYSTEM, 7, 100 + turn), Sampling(0.0), 5)  # too far back to be reused
             assert await collect(engine.submit(other)) == expected(folder, other)
         assert engine.stats().reused_tokens > 500
-        assert engine.stats().set_back == 0
+        assert engine.stats().preempted == 0
         await at_rest(engine, ring)
 
 
@@ -106,7 +105,7 @@ async def test_a_prefix_that_a_stage_lost_costs_time_and_not_the_text(toy: Path)
         await ring.forget(1, range(10))
         second = GenerateRequest((*SYSTEM, *answer, 100), Sampling(0.0), 10)
         assert await collect(engine.submit(second)) == expected(toy, second)
-        assert engine.stats().set_back == 1
+        assert engine.stats().preempted == 1
 
 
 # --- measurements -----------------------------------------------------------------------------------------------------
@@ -125,7 +124,7 @@ async def test_a_requests_time_is_all_accounted_for(tmp_path: Path, chunk: int) 
             check(stream)
         stats, alone = engine.stats(), streams[-1].timings
         assert alone.link_bytes == 32 * (3 + 11)
-        assert stats.link_bytes == 32 * (stats.evaluated_tokens + stats.generated_tokens - stats.requests)
+        assert stats.link_bytes == 32 * (stats.prefilled_tokens + stats.generated_tokens - stats.requests)
         assert stats.generated_tokens == 48
         assert min(stats.step_ms, sum(stats.stage_ms)) >= LAYERS * 2
         assert stats.link_ms >= 0

@@ -207,8 +207,8 @@ def test_a_set_back_sequence_enters_before_those_that_came_later() -> None:
     found = scheduler()
     first, second = start_decoding(found, 5, 5)
     later = found.submit(request(5))
-    found._set_back(second)
-    found._set_back(first)
+    found._preempt(second)
+    found._preempt(first)
     assert found.waiting == [first, second, later]
 
 
@@ -216,7 +216,7 @@ def test_late_answers_of_a_set_back_sequence_are_ignored() -> None:
     found = scheduler()
     (sequence,) = start_decoding(found, 5)
     frame = next_frame(found)
-    found._set_back(sequence)
+    found._preempt(sequence)
     assert found.commit(answered(frame, token=1)) == ()
     assert sequence.tokens == [1, 2, 3, 4, 5, 7]
     assert rows(next_frame(found)) == [(2, 0, 6, True)]

@@ -128,7 +128,7 @@ async def test_while_the_prompt_is_computed(head: Head, client: httpx.AsyncClien
     await leaves_nothing(head, tasks)
     after = engine_of(head).stats()
     assert after.generated_tokens == before.generated_tokens
-    assert after.evaluated_tokens - before.evaluated_tokens < len(LONG)  # the rest of the prompt was not computed
+    assert after.prefilled_tokens - before.prefilled_tokens < len(LONG)  # the rest of the prompt was not computed
 
 
 async def test_while_the_whole_answer_is_made(head: Head, client: httpx.AsyncClient, toy: Path) -> None:

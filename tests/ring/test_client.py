@@ -60,8 +60,9 @@ def frame(step: int, *tokens: int, position: int = 0) -> Frame:
 
 async def test_the_client_knows_its_ring_and_answers_in_order(toy: Path) -> None:
     async with running_stages(toy, LayerRange(0, 1), LayerRange(1, 4)) as stages, joined(stages) as client:
-        assert (client.stages, client.block, client.rewind, client.context) == (2, 16, 32, 64)
-        assert client.capacity == stages[1].status.capacity < stages[0].status.capacity
+        limits = client.limits
+        assert (limits.stages, limits.block, limits.rewind, limits.context) == (2, 16, 32, 64)
+        assert limits.capacity == stages[1].status.capacity < stages[0].status.capacity
         for step in (1, 2, 3):
             await client.push(Frame(step, Batch((Row(step, 0, PROMPT, SampleRequest((3,), GREEDY, 1)),))))
         answers = [await client.receive() for _ in range(3)]

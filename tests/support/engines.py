@@ -14,6 +14,7 @@ from tests.support.checksum import expected_tokens
 from tests.support.loopback import LoopbackRing
 from tests.support.patience import PATIENCE
 from together.engine.engine import Engine, TokenStream
+from together.errors import RingBroken
 from together.models.files import tensors_for
 from together.requests import GenerateRequest
 from together.types import LayerRange
@@ -52,11 +53,20 @@ async def collect(stream: TokenStream, quits_after: int | None = None) -> list[i
     return tokens
 
 
+async def serve(engine: Engine) -> None:
+    """As a service without another ring to move to: a broken one ends all requests."""
+    try:
+        await engine.serve()
+    except RingBroken as error:
+        engine.close(error)
+        raise
+
+
 @asynccontextmanager
 async def serving(engine: Engine) -> AsyncIterator[None]:
     """The engine's loop runs meanwhile."""
     async with asyncio.TaskGroup() as group:
-        group.create_task(engine.run())
+        group.create_task(serve(engine))
         try:
             yield
         finally:

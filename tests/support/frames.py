@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from together.engine.scheduler import Scheduler
-from together.engine.sequence import Limits, Sequence, TokenEvent
+from together.engine.sequence import Sequence, TokenEvent
 from together.requests import GenerateRequest
-from together.types import Frame, RowResult, Sampled, Sampling, StageTiming
+from together.types import Frame, Limits, RowResult, Sampled, Sampling, StageTiming
 
 EOS = 99
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from backends.base import Shard
 from together.errors import RingBroken
-from together.types import Activation, Batch, Failure, Frame, Orders, StageTiming
+from together.types import Activation, Batch, Failure, Frame, Limits, Orders, StageTiming
 
 LINK_FRAMES = 2  # frames that wait on one link before the sender waits
 
@@ -49,8 +49,6 @@ def chain_step(shards: Sequence[Shard], frame: Frame) -> Frame:
 class LoopbackRing:
     """Use as an async context manager; `shards` are loaded, stepped and closed by their own threads."""
 
-    rewind: int | None = None
-
     def __init__(
         self, loads: Sequence[Callable[[], Shard]], context: int = 4096, chunk: int = 256, width: int = 8
     ) -> None:
@@ -70,16 +68,15 @@ class LoopbackRing:
         self.pushed: list[Frame] = []
 
     @property
-    def stages(self) -> int:
-        return len(self.shards)
-
-    @property
-    def capacity(self) -> int:
-        return min(shard.capacity for shard in self.shards)
-
-    @property
-    def block(self) -> int:
-        return max(shard.block for shard in self.shards)
+    def limits(self) -> Limits:
+        return Limits(
+            stages=len(self.shards),
+            capacity=min(shard.capacity for shard in self.shards),
+            block=max(shard.block for shard in self.shards),
+            context=self.context,
+            chunk=self.chunk,
+            rewind=min((shard.rewind for shard in self.shards if shard.rewind is not None), default=None),
+        )
 
     async def __aenter__(self) -> LoopbackRing:
         loop = asyncio.get_running_loop()

@@ -68,7 +68,7 @@ async def test_choices_share_the_prompts_prefill_and_have_their_own_seeds(toy: P
         assert text == said(toy, prompt, 30, alone)
         assert (last.finish, last.usage and last.usage.prompt_tokens) == ("length", len(prompt))
     assert stats.prompt_tokens == 4 * len(prompt)
-    assert stats.evaluated_tokens == len(prompt) + 3  # the others compute their last token only
+    assert stats.prefilled_tokens == len(prompt) + 3  # the others compute their last token only
     assert stats.reused_tokens == 3 * (len(prompt) - 1)
 
 

@@ -106,10 +106,10 @@ def _tokens(stats: EngineStats) -> Iterator[Metric]:
         "together_prompt_reused_tokens", "Of those, tokens that were in the caches already.", value=stats.reused_tokens
     )
     yield CounterMetricFamily(
-        "together_evaluated_tokens", "Tokens of prompts and replays that were computed.", value=stats.evaluated_tokens
+        "together_evaluated_tokens", "Tokens of prompts and replays that were computed.", value=stats.prefilled_tokens
     )
     yield CounterMetricFamily("together_generated_tokens", "Tokens of answers.", value=stats.generated_tokens)
-    yield CounterMetricFamily("together_set_back", "Sequences that gave up their place for a while.", stats.set_back)
+    yield CounterMetricFamily("together_set_back", "Sequences that gave up their place for a while.", stats.preempted)
 
 
 def _steps(stats: EngineStats, plan: Plan | None, names: dict[str, str]) -> Iterator[Metric]:

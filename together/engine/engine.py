@@ -9,20 +9,22 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 
 from together.engine.scheduler import Scheduler
-from together.engine.sequence import Limits, RingPort, Sequence, TokenEvent
+from together.engine.sequence import RingPort, Sequence, TokenEvent
 from together.engine.stats import EngineStats, Pushed, RequestClock, StepTimes, hidden_bytes
 from together.errors import BadRequest, NotServing, RingBroken, TogetherError
 from together.requests import FinishReason, GenerateRequest, Timings
 from together.sampling import validate
+from together.sentences import say
 from together.types import Frame, Sampled
 
 STEP_TIMEOUT = 120.0  # seconds
 
 
 class Engine:
-    """Many requests through one ring. All methods belong to the event loop that runs `run`."""
+    """Many requests through one ring. All methods belong to the event loop that runs `serve`."""
 
     def __init__(
         self,
@@ -38,7 +40,7 @@ class Engine:
         `token_bytes` is the size of one token's hidden state on a link, for the measurements.
         """
         self._ring = ring
-        self._scheduler = Scheduler(_limits(ring), eos, max_waiting)
+        self._scheduler = Scheduler(ring.limits, eos, max_waiting)
         self._step_timeout = step_timeout
         self._vocabulary = vocabulary
         self._streams: dict[Sequence, TokenStream] = {}
@@ -79,14 +81,9 @@ class Engine:
         """What runs, what happened so far, and what steps cost."""
         scheduler, times = self._scheduler, self.times
         return EngineStats(
+            **asdict(scheduler.counters),
             running=self.running,
             waiting=self.waiting,
-            requests=scheduler.counters.submitted,
-            set_back=scheduler.counters.set_back,
-            evaluated_tokens=scheduler.counters.evaluated_tokens,
-            reused_tokens=scheduler.counters.reused_tokens,
-            generated_tokens=scheduler.counters.generated_tokens,
-            prompt_tokens=scheduler.counters.prompt_tokens,
             used_tokens=sum(sequence.sent for sequence in scheduler.running.values()),
             cached_tokens=sum(prefix.sent for prefix in scheduler.prefixes.held.values()),
             cached=len(scheduler.prefixes.held),
@@ -106,7 +103,8 @@ class Engine:
 
     def submit(self, request: GenerateRequest) -> TokenStream:
         """Queue a request. Raises BadRequest, ContextTooLong, QueueFull, or why the engine ended."""
-        self.check_room()
+        if self._ended is not None:
+            raise self._ended.with_traceback(None)
         _check(request, self._vocabulary)
         stream = TokenStream(self, self._scheduler.submit(request))
         self._streams[stream.sequence] = stream
@@ -129,24 +127,12 @@ class Engine:
         """Seconds that a decode step takes; 0 before the first ones."""
         return self.times.step_ms / 1e3
 
-    async def run(self) -> None:
-        """Serve until `close` (returns) or until the ring breaks (raises RingBroken, as do all open requests)."""
-        ended: TogetherError = NotServing("the model was unloaded; load it again, then ask again")
-        try:
-            await self.serve(self._ring)
-        except RingBroken as error:
-            ended = error
-            raise
-        finally:
-            self._end(ended)
+    async def serve(self, ring: RingPort | None = None) -> None:
+        """Serve over `ring`, by default the current one, until `close` or `pause`. Raises RingBroken when it breaks.
 
-    async def serve(self, ring: RingPort) -> None:
-        """Serve over `ring` until `close` or `pause` (returns), or until it breaks (raises RingBroken).
-
-        Open requests then wait for the next ring: there their tokens are replayed, and they go on with the same text.
-        An error of the engine itself ends them.
+        Open requests then wait for the next ring, which replays their tokens. A bug in the engine ends them.
         """
-        self._move_to(ring)
+        self._move_to(ring or self._ring)
         broken: RingBroken | None = None
         try:
             async with asyncio.TaskGroup() as group:
@@ -157,9 +143,7 @@ class Engine:
         except* RingBroken as errors:
             broken = _first(errors)
         except* Exception:
-            self._end(
-                TogetherError("the engine stopped by an error of its own; see the log, then load the model again")
-            )
+            self._end(TogetherError(say("engine_failed")))
             raise
         if broken is not None:
             raise broken
@@ -174,7 +158,7 @@ class Engine:
             self.times.clear()
             for stream in self._streams.values():
                 stream.clock.lost(time.perf_counter())
-            for event in self._scheduler.move(_limits(ring)):
+            for event in self._scheduler.move(ring.limits):
                 self._deliver(event)
 
     def pause(self) -> None:
@@ -193,10 +177,10 @@ class Engine:
             self._deliver(TokenEvent(stream.sequence, error=error))
         self._changed.set()
 
-    def close(self) -> None:
-        """Make `run` and `serve` return; open requests end with NotServing."""
+    def close(self, error: TogetherError | None = None) -> None:
+        """Make `serve` return, and end open and later requests with `error`, by default with NotServing."""
         self._stopping.set()
-        self._end(NotServing("the model is being unloaded; ask again when another is loaded"))
+        self._end(error or NotServing(say("unloaded")))
 
     def cancel(self, stream: TokenStream) -> None:
         """Forget a stream's sequence; the ring drops it with the next frame. Harmless after its end."""
@@ -237,7 +221,7 @@ class Engine:
             self._progress = now
         rows = frame.batch.rows
         streams = [self._streams[self._scheduler.running[row.sequence]] for row in rows]
-        size = hidden_bytes(frame, self._token_bytes, self._ring.stages)
+        size = hidden_bytes(frame, self._token_bytes, self._ring.limits.stages)
         decodes = all(len(row.token_ids) == 1 for row in rows) and bool(rows)
         clocks = tuple((stream.clock, len(row.token_ids)) for stream, row in zip(streams, rows, strict=True))
         for stream in streams:
@@ -254,7 +238,7 @@ class Engine:
         self.times.answered(pushed, answer.timings, now)
         for clock, tokens in pushed.clocks:
             clock.answered(pushed, answer.timings, now)
-            clock.link_bytes += tokens * self._token_bytes * (self._ring.stages - 1)
+            clock.link_bytes += tokens * self._token_bytes * (self._ring.limits.stages - 1)
         return (now - pushed.at) * 1e3
 
     def _deliver(self, event: TokenEvent) -> None:
@@ -338,10 +322,6 @@ class TokenStream(AsyncIterator[tuple[tuple[int, ...], FinishReason | None]]):
         if event.finish is not None or event.error is not None:
             self.clock.end()
         self._ready.set()
-
-
-def _limits(ring: RingPort) -> Limits:
-    return Limits(ring.stages, ring.capacity, ring.block, ring.context, ring.chunk, ring.rewind)
 
 
 def _check(request: GenerateRequest, vocabulary: int | None) -> None:

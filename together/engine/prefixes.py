@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from together.engine.sequence import Limits, Prefix, Sequence
-from together.types import Fork, Orders
+from together.engine.sequence import Prefix, Sequence
+from together.types import Fork, Limits, Orders
 
 WORTH = 16  # tokens from which beginning with another sequence's caches pays for the orders
 
@@ -136,7 +136,7 @@ def best_match(sequence: Sequence, prefixes: Prefixes, running: Iterable[Sequenc
         if place >= min(len(source.tokens), most) or source.tokens[place] != sequence.tokens[place]:
             continue
         length = min(common(source.tokens, sequence.tokens), most)
-        if place < min(length, source.sent) >= source.floor:
+        if place < min(length, source.sent) >= source.rewind_floor:
             ready = Match(source, min(length, source.sent))
         if later.length < length > source.sent:
             later = Match(source, length)

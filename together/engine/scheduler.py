@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 from together.engine.cost import StepCost
 from together.engine.prefixes import WORTH, Match, Prefixes, best_match
-from together.engine.sequence import Counters, InFlightStep, Limits, Prefix, ScheduledRow, Sequence, TokenEvent
+from together.engine.sequence import Counters, InFlightStep, Prefix, ScheduledRow, Sequence, TokenEvent
 from together.errors import ContextTooLong, QueueFull, RingBroken
 from together.requests import GenerateRequest
-from together.types import Batch, Failure, Frame, Row, RowResult, Sampled, SampleRequest
+from together.types import Batch, Failure, Frame, Limits, Row, RowResult, Sampled, SampleRequest
 
 HEADROOM = 256  # tokens of its answer that must fit before a sequence enters
 ATTEMPTS = 3  # how often a refused sequence starts again without having gained a token in between
@@ -52,7 +52,7 @@ class Scheduler:
         self.check_room()
         end = self.limits.longest if request.max_tokens is None else length + request.max_tokens
         self._arrivals += 1
-        self.counters.submitted += 1
+        self.counters.requests += 1
         self.counters.prompt_tokens += length
         sequence = Sequence(self._arrivals, request, min(end, self.limits.longest), list(request.prompt))
         self.waiting.append(sequence)
@@ -79,7 +79,7 @@ class Scheduler:
         self.prefixes.forget_orders(flight.orders for flight in self._flights)
         self._flights.clear()
         for sequence in tuple(self.running.values()):
-            self._set_back(sequence)
+            self._preempt(sequence)
         self.prefixes.clear()
         self.cost.forget()
 
@@ -134,7 +134,7 @@ class Scheduler:
         if len(outstanding) >= lanes:
             return ()
         share = -(-(sum(outstanding) + len(ready)) // lanes)
-        ready.sort(key=lambda sequence: sequence.turn)  # where they are too many for one frame, they take turns
+        ready.sort(key=lambda sequence: sequence.last_step)  # where they are too many for one frame, they take turns
         return tuple(self._part(sequence, 1) for sequence in ready[: min(share, self.limits.chunk)])
 
     def _lanes(self, rows: int) -> int:
@@ -149,7 +149,7 @@ class Scheduler:
             if budget > 0:
                 length = min(budget, sequence.unsent)
                 budget -= length
-                self.counters.evaluated_tokens += length
+                self.counters.prefilled_tokens += length
                 yield self._part(sequence, length)
 
     def _prefill_budget(self, decodes: int) -> int:
@@ -170,8 +170,8 @@ class Scheduler:
     def _part(self, sequence: Sequence, length: int) -> ScheduledRow:
         """The next `length` tokens; the last stage samples only where they reach the end of what is known."""
         start, stop = sequence.sent, sequence.sent + length
-        sequence.sent, sequence.turn, sequence.held = stop, self._steps, 0
-        sequence.floor = max(sequence.floor, self.limits.floor(stop))
+        sequence.sent, sequence.last_step, sequence.reserved = stop, self._steps, 0
+        sequence.rewind_floor = max(sequence.rewind_floor, self.limits.rewind_floor(stop))
         sample = None
         if stop == len(sequence.tokens):
             sample = _sample_request(sequence, length - 1)
@@ -181,17 +181,17 @@ class Scheduler:
 
     def _used(self) -> int:
         """Tokens that running sequences' blocks take once all their known tokens are cached."""
-        return sum(self.limits.blocks(max(each.held, len(each.tokens))) for each in self.running.values())
+        return sum(self.limits.blocks(max(each.reserved, len(each.tokens))) for each in self.running.values())
 
     def _used_now(self) -> int:
         """Tokens that the stages hold when the next frame's forks are made."""
-        held = sum(self.limits.blocks(max(each.held, each.sent)) for each in self.running.values())
+        held = sum(self.limits.blocks(max(each.reserved, each.sent)) for each in self.running.values())
         return held + self.prefixes.used + self.prefixes.dropping
 
     def _make_room(self) -> None:
         """Every known token must have its place: first prefixes go, then the newest sequence is set back."""
         while not self._evict_for(0):
-            self._set_back(max(self.running.values(), key=lambda sequence: sequence.arrival))
+            self._preempt(max(self.running.values(), key=lambda sequence: sequence.arrival))
 
     def _evict_for(self, tokens: int, keep: int = -1) -> bool:
         """Give up prefixes, except `keep`, until so many tokens fit beside all others; False if they still do not."""
@@ -224,7 +224,7 @@ class Scheduler:
         elif match and match.ready and not self._room_to_fork(match.length):
             return False
         else:
-            sequence.id, sequence.sent, sequence.floor = self.prefixes.new_id(), 0, 0
+            sequence.id, sequence.sent, sequence.rewind_floor = self.prefixes.new_id(), 0, 0
             self.running[sequence.id] = sequence
             self._begin(sequence, match)
         return True
@@ -232,7 +232,12 @@ class Scheduler:
     def _adopt(self, sequence: Sequence, match: Match) -> None:
         """Go on with a prefix's own caches; the first row's position cuts what is too much."""
         prefix = self.prefixes.take(match.source.id)
-        sequence.id, sequence.sent, sequence.floor, sequence.held = prefix.id, match.length, prefix.floor, prefix.sent
+        sequence.id, sequence.sent, sequence.rewind_floor, sequence.reserved = (
+            prefix.id,
+            match.length,
+            prefix.rewind_floor,
+            prefix.sent,
+        )
         self.running[prefix.id] = sequence
         self._evict_for(0)
         self._count_reuse(sequence)
@@ -242,7 +247,11 @@ class Scheduler:
         sequence.source, sequence.waits_for, sequence.origin = None, 0, -1
         if match and match.ready:
             self.prefixes.fork(match.source.id, sequence.id, match.length)
-            sequence.sent, sequence.floor, sequence.origin = match.length, match.source.floor, match.source.id
+            sequence.sent, sequence.rewind_floor, sequence.origin = (
+                match.length,
+                match.source.rewind_floor,
+                match.source.id,
+            )
         elif match:
             assert isinstance(match.source, Sequence), "a prefix has all of its tokens"
             sequence.source, sequence.waits_for = match.source, match.length
@@ -276,19 +285,19 @@ class Scheduler:
     def _retire(self, sequence: Sequence) -> None:
         """What is cached of it stays as a prefix for others, if it is worth the books and they are exact."""
         del self.running[sequence.id]
-        if sequence.sent >= max(WORTH, sequence.held):
-            self.prefixes.keep(Prefix(sequence.id, sequence.tokens[: sequence.sent], sequence.floor))
+        if sequence.sent >= max(WORTH, sequence.reserved):
+            self.prefixes.keep(Prefix(sequence.id, sequence.tokens[: sequence.sent], sequence.rewind_floor))
         elif sequence.sent:
-            self.prefixes.drop(sequence.id, max(sequence.sent, sequence.held))
+            self.prefixes.drop(sequence.id, max(sequence.sent, sequence.reserved))
 
-    def _set_back(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: Sequence) -> None:
         """It keeps its place among those who wait, and its text; its caches go."""
         del self.running[sequence.id]
         if sequence.sent:
-            self.prefixes.drop(sequence.id, max(sequence.sent, sequence.held))
-        sequence.sent = sequence.held = sequence.waits_for = 0
+            self.prefixes.drop(sequence.id, max(sequence.sent, sequence.reserved))
+        sequence.sent = sequence.reserved = sequence.waits_for = 0
         sequence.source, sequence.origin = None, -1
-        self.counters.set_back += 1
+        self.counters.preempted += 1
         insort(self.waiting, sequence, key=lambda waiting: waiting.arrival)
 
     # --- commit -----------------------------------------------------------------------------------------------------
@@ -340,7 +349,7 @@ class Scheduler:
         """One stage holds other tokens than the head believes: start again from the first token, but not for ever."""
         sequence.attempts += 1
         self.prefixes.discard(sequence.origin)  # where it came from may be as wrong
-        self._set_back(sequence)
+        self._preempt(sequence)
         if sequence.attempts <= ATTEMPTS:
             return None
         self.waiting.remove(sequence)

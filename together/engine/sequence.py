@@ -7,32 +7,7 @@ from typing import Protocol
 
 from together.errors import TogetherError
 from together.requests import FinishReason, GenerateRequest
-from together.types import Frame, Orders, Row, Sampled
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the ring can take; tokens, except `stages`."""
-
-    stages: int
-    capacity: int  # KV tokens over all sequences, in whole blocks
-    block: int  # tokens per KV block
-    context: int  # prompt and answer of one sequence
-    chunk: int  # most tokens in one frame
-    rewind: int | None = None  # last tokens of a sequence that every stage can undo; None: all of them
-
-    @property
-    def longest(self) -> int:
-        """Tokens that one sequence can have when it is alone."""
-        return min(self.context, self.capacity // self.block * self.block)
-
-    def blocks(self, tokens: int) -> int:
-        """Tokens that a stage sets aside for a sequence of `tokens`: whole blocks."""
-        return -(-tokens // self.block) * self.block
-
-    def floor(self, sent: int) -> int:
-        """The lowest position, beside 0, that a sequence with `sent` cached tokens can go back to."""
-        return 0 if self.rewind is None else max(0, sent - self.rewind)
+from together.types import Frame, Limits, Orders, Row, Sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +16,7 @@ class Prefix:
 
     id: int  # its name in the caches
     tokens: list[int]
-    floor: int  # lowest position, beside 0, that its caches can go back to
+    rewind_floor: int  # lowest position, beside 0, that its caches can go back to
 
     @property
     def sent(self) -> int:
@@ -63,13 +38,13 @@ class Sequence:
     tokens: list[int]  # prompt and answer
     id: int = -1  # its name in the caches
     sent: int = 0  # tokens in the caches or on their way
-    floor: int = 0  # lowest position that its caches can go back to
-    held: int = 0  # tokens that an adopted prefix takes on the stages until the first row cuts it
+    rewind_floor: int = 0  # lowest position that its caches can go back to
+    reserved: int = 0  # tokens that an adopted prefix takes on the stages until the first row cuts it
     source: Sequence | None = None  # whose prompt it waits for, to begin with a copy of it
     waits_for: int = 0  # tokens that `source` must have until then; 0: it waits for nothing
     origin: int = -1  # the name of the caches that it began with a copy of
     reused: int | None = None  # tokens it did not have to compute at its first start; None before that
-    turn: int = 0  # the step that carried its last row
+    last_step: int = 0  # the step that carried its last row
     attempts: int = 0  # refusals since its last new token
 
     @property
@@ -120,39 +95,19 @@ class InFlightStep:
 class Counters:
     """What happened since the start."""
 
-    submitted: int = 0
+    requests: int = 0
     prompt_tokens: int = 0  # of those
-    set_back: int = 0
-    evaluated_tokens: int = 0  # of prompts and replays; not those that were reused
+    preempted: int = 0
+    prefilled_tokens: int = 0  # computed for prompts and replays, without those that were reused
     reused_tokens: int = 0
     generated_tokens: int = 0
 
 
 class RingPort(Protocol):
-    """A loaded ring as the engine sees it: shapes that the scheduler plans with, and one frame in, one answer out."""
+    """A loaded ring as the engine sees it: its limits, and one frame in, one answer out."""
 
     @property
-    def stages(self) -> int: ...
-
-    @property
-    def capacity(self) -> int:
-        """KV tokens that the smallest stage holds over all sequences, in whole blocks."""
-
-    @property
-    def block(self) -> int:
-        """Tokens per KV block; the largest of the ring."""
-
-    @property
-    def rewind(self) -> int | None:
-        """How many last tokens of a sequence every stage can undo; None is unbounded."""
-
-    @property
-    def context(self) -> int:
-        """Tokens that a prompt and its answer may have together."""
-
-    @property
-    def chunk(self) -> int:
-        """The most tokens in one frame."""
+    def limits(self) -> Limits: ...
 
     async def push(self, frame: Frame) -> None:
         """Send a frame to the first stage; waits while the link is full. Raises RingBroken."""

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
 
+from together.engine.sequence import Counters
 from together.requests import Timings
 from together.types import Frame, StageTiming
 
@@ -148,19 +149,13 @@ class StepTimes:
         return median(step - own for step, own in zip(self._steps, spent, strict=True)) if spent else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
+@dataclass(slots=True, kw_only=True)
+class EngineStats(Counters):
     """The engine at one moment, and what it did since it was made."""
 
     running: int
     waiting: int
-    requests: int
-    set_back: int
-    evaluated_tokens: int  # of prompts and replays; those that were reused are not among them
-    reused_tokens: int
-    generated_tokens: int
-    prompt_tokens: int  # of all requests, reused ones too
-    used_tokens: int  # in the caches, or on their way there, of what runs
+    used_tokens: int  # of running sequences, in the caches or on their way there
     cached_tokens: int  # of prefixes that nobody uses now
     cached: int  # prefixes that nobody uses now
     capacity: int  # tokens
@@ -169,7 +164,7 @@ class EngineStats:
     stage_ms: tuple[float, ...]
     link_ms: float
     link_bytes: int
-    stage_sequences: tuple[int, ...]  # that each stage said it holds in its last answer: running ones and prefixes
+    stage_sequences: tuple[int, ...]  # how many sequences and prefixes each stage held at its last answer
 
 
 def hidden_bytes(frame: Frame, token_bytes: int, stages: int) -> int:

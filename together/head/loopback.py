@@ -64,13 +64,21 @@ async def local_engine(
         engine = Engine(ring.client, eos, vocabulary=ring.spec.vocab_size, token_bytes=token_bytes)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(engine.run())
+                group.create_task(_serve(engine))
                 try:
                     yield engine, ring
                 finally:
                     engine.close()
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
+
+
+async def _serve(engine: Engine) -> None:
+    try:
+        await engine.serve()
+    except RingBroken as error:
+        engine.close(error)
+        raise
 
 
 @asynccontextmanager

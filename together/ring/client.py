@@ -10,7 +10,7 @@ from together.cluster_types import Endpoint, StageLink, StageStatus
 from together.errors import FrameRefused, RingBroken, StageLost, TogetherError, Unreachable
 from together.ring import rpc, wire
 from together.ring.links import Inlet, Inlets, Outlet
-from together.types import DTYPE_BYTES, HEAD, STEP_TOKENS, Dtype, Fault, Frame, StreamKey
+from together.types import DTYPE_BYTES, HEAD, STEP_TOKENS, Dtype, Fault, Frame, Limits, StreamKey
 
 T = TypeVar("T")
 
@@ -23,26 +23,10 @@ def chunk_tokens(hidden_size: int, dtype: Dtype) -> int:
 
 
 class RingClient:
-    """In KV tokens: the smallest `capacity` of all stages, the largest `block`, the smallest `rewind` (None: any)."""
+    """A joined ring. `limits` are those of its smallest stage."""
 
-    def __init__(
-        self,
-        inlet: Inlet,
-        outlet: Outlet,
-        *,
-        stages: int,
-        capacity: int,
-        block: int,
-        rewind: int | None,
-        context: int,
-        chunk: int,
-    ) -> None:
-        self.stages = stages
-        self.capacity = capacity
-        self.block = block
-        self.rewind = rewind
-        self.context = context
-        self.chunk = chunk
+    def __init__(self, inlet: Inlet, outlet: Outlet, limits: Limits) -> None:
+        self.limits = limits
         self._inlet = inlet
         self._outlet = outlet
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -136,16 +120,15 @@ async def join_ring(
         message = f"{describe(0)} does not answer: {error}"
         raise StageLost(message, str(error), 0, joining=True, fault=Fault.NODE_LOST) from error
     rewinds = [stage.rewind for stage in stages if stage.rewind is not None]
-    return RingClient(
-        inlet,
-        outlet,
+    limits = Limits(
         stages=len(stages),
         capacity=min(stage.capacity for stage in stages),
         block=max(stage.block for stage in stages),
-        rewind=min(rewinds) if rewinds else None,
         context=context,
         chunk=chunk_tokens(hidden_size, dtype),
+        rewind=min(rewinds, default=None),
     )
+    return RingClient(inlet, outlet, limits)
 
 
 async def _connect(endpoint: Endpoint, link: StageLink, stage: str, timeout: float) -> None:
