@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -227,3 +228,7 @@ def _talk(process: subprocess.Popen[bytes], request: bytes) -> dict[str, Any]:
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with suppress(OSError):  # what was never sent is lost with its reader
+            if pipe is not None:
+                pipe.close()
