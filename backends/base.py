@@ -28,6 +28,7 @@ class LoadRequest:
     device: str
     dtype: Dtype  # compute and KV cache; weights are converted to it while loading
     memory_bytes: int  # weights + KV cache; what the weights leave is the KV cache's
+    home: Path  # where the sha256 of files is remembered
     progress: Callable[[float], None] = lambda fraction: None  # 0 to 1
 
 

@@ -74,7 +74,7 @@ def load(request: LoadRequest) -> ChecksumShard:
     name, layers = title(request.folder), request.layers
     if layers.stop > config.layers:
         raise BrokenModel(f"{name} has {config.layers} layers, the plan asks for {layers}; plan again")
-    tensors = tensors_for(request.folder, layers, config.layers)
+    tensors = tensors_for(request.folder, layers, config.layers, request.home)
     capacity = _capacity(request, sum(tensor.nbytes for tensor in tensors), config.behaviour.block)
     for tenth in range(10):
         request.progress(tenth / 10)

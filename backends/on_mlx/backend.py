@@ -52,7 +52,7 @@ def load(request: LoadRequest) -> MlxShard:
     use_device(request.device, request.memory_bytes)
     check_dtype(spec, request.dtype)
     with in_words(spec.name, "mlx-lm"):
-        parts = read_slice(request.folder, spec, request.layers, request.dtype, request.progress)
+        parts = read_slice(request, spec)
     return MlxShard(spec, request.layers, request.dtype, capacity, parts)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from mlx.nn.layers.base import Module
 from numpy.typing import NDArray
 
+from backends.base import LoadRequest
 from backends.checks import check_activation, not_finite
 from backends.on_mlx.cache import PackedCache
 from backends.on_mlx.config import Rope, dialect, refuse_dtype, ropes
@@ -132,19 +133,18 @@ class Slice:
         return self.head(self.norm(states)).astype(mx.float32)
 
 
-def read_slice(
-    folder: Path, spec: ModelSpec, layers: LayerRange, dtype: Dtype, progress: Callable[[float], None]
-) -> Slice:
+def read_slice(request: LoadRequest, spec: ModelSpec) -> Slice:
     """Build the range and read its tensors, layer by layer. Raises UnsupportedModel or BrokenModel."""
-    model = empty_model(read_config(folder), spec, layers)
-    tensors = needed_tensors(folder, layers)
+    layers = request.layers
+    model = empty_model(read_config(request.folder), spec, layers)
+    tensors = needed_tensors(request.folder, layers, request.home)
     weights = {shifted(tensor.name, layers.start): array for tensor, array in _open(tensors)}
-    fill(model, {name: array.astype(MX[dtype]) for name, array in weights.items()}, spec)
+    fill(model, {name: array.astype(MX[request.dtype]) for name, array in weights.items()}, spec)
     del weights  # from here on every array is held by the model alone, so a source is freed once it is converted
     try:
         for done, part in enumerate(_parts(model), 1):
             mx.eval(part)
-            progress(done / (len(layers) + 1))
+            request.progress(done / (len(layers) + 1))
     except RuntimeError as error:
         raise BrokenModel(f"{spec.name} cannot be read: {error}; get this model again") from error
     return slice_of(model, spec)

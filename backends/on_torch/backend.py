@@ -47,7 +47,7 @@ def load(request: LoadRequest) -> Shard:
     from backends.on_torch.shard import TorchShard
 
     with in_words(spec.name, "transformers"):
-        model = read_model(request.folder, spec, request.layers, request.dtype, device, request.progress)
+        model = read_model(request, spec, device)
     return TorchShard(spec, request.layers, request.dtype, device, capacity, model)
 
 

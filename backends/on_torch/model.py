@@ -18,6 +18,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
+from backends.base import LoadRequest
 from backends.checks import check_activation, not_finite
 from backends.on_torch import cache
 from backends.on_torch.linear import EXPERTS, Bytes, linear_weights, packs, register_experts, speed_up
@@ -112,12 +113,13 @@ def _is_dense(config: Any, layer: int) -> bool:
     return layer in config.mlp_only_layers or config.num_experts == 0 or (layer + 1) % config.decoder_sparse_step != 0
 
 
-def read_model(folder: Path, spec: ModelSpec, layers: LayerRange, dtype: Dtype, device: torch.device,
-               progress: Callable[[float], None]) -> Any:  # fmt: skip
-    """The model of `layers` on `device`, ready to run. Raises BrokenModel for tensors that are missing or misshapen."""
+def read_model(request: LoadRequest, spec: ModelSpec, device: torch.device) -> Any:
+    """The request's layers on `device`, ready to run. Raises BrokenModel for missing or misshapen tensors."""
+    layers, dtype = request.layers, request.dtype
     first, last = layers.start == 0, layers.stop == spec.layers
-    kind, reader = TORCH[dtype], _Reader(TORCH[dtype], device, progress)
-    infos = {shifted(info.name, layers.start): info for info in needed_tensors(folder, layers)}
+    kind, reader = TORCH[dtype], _Reader(TORCH[dtype], device, request.progress)
+    needed = needed_tensors(request.folder, layers, request.home)
+    infos = {shifted(info.name, layers.start): info for info in needed}
     tied = spec.tied and first and last
     apart = tied and packs(kind, device) and _STORED.get(infos[EMBED].dtype) == kind
     if spec.tied and last and not first:
@@ -125,7 +127,7 @@ def read_model(folder: Path, spec: ModelSpec, layers: LayerRange, dtype: Dtype, 
     state: dict[str, Any] = {}
     if apart:  # the head is packed; rows of the embedding are looked up in the file, so that neither is there twice
         state[EMBED], infos[HEAD] = _typed(_mapped(infos[EMBED]), infos[EMBED]), infos.pop(EMBED)
-    config = range_config(folder, spec.family, layers, tied=tied and not apart)
+    config = range_config(request.folder, spec.family, layers, tied=tied and not apart)
     rows = {name: _Rows(infos[name], reader) for name in _packed_names(spec, config, kind, device) if name in infos}
     reader.total = sum(info.nbytes for info in infos.values())
     shapes = _absent(spec, config) | {name: matrix.shape for name, matrix in rows.items()}

@@ -73,7 +73,12 @@ def step_ms(backend: str, folder: Path, dtype: Dtype) -> float:
     """The fastest step of one token through all of the model, by a shard that read it."""
     spec = read_spec(folder)
     request = LoadRequest(
-        folder, LayerRange(0, spec.layers), "cpu", dtype, spec.stage_bytes(LayerRange(0, spec.layers), dtype) + GIB
+        folder,
+        LayerRange(0, spec.layers),
+        "cpu",
+        dtype,
+        spec.stage_bytes(LayerRange(0, spec.layers), dtype) + GIB,
+        folder.parent,
     )
     shard = open_backend(backend).load(request)
     shard.step(Batch((Row(1, 0, (3,) * 8),)), None)

@@ -67,7 +67,9 @@ def drawn(result: RowResult) -> int:
 
 
 def load(folder: Path, layers: str, memory: int = 1_000_000) -> Shard:
-    return open_backend("checksum").load(LoadRequest(folder, LayerRange.parse(layers), "cpu", "fp32", memory))
+    return open_backend("checksum").load(
+        LoadRequest(folder, LayerRange.parse(layers), "cpu", "fp32", memory, folder.parent)
+    )
 
 
 def chain(folder: Path, *ranges: str) -> Chain:
@@ -311,7 +313,7 @@ def test_steps_and_loading_take_as_long_as_told(tmp_path: Path) -> None:
     folder = make_checksum_model(tmp_path / "toy", step_ms=20, load_ms=200)
     seen: list[float] = []
     start = time.monotonic()
-    request = LoadRequest(folder, LayerRange(0, 3), "cpu", "fp32", 10**6, seen.append)
+    request = LoadRequest(folder, LayerRange(0, 3), "cpu", "fp32", 10**6, folder.parent, seen.append)
     shard = open_backend("checksum").load(request)
     assert time.monotonic() - start >= 0.2
     assert seen == sorted(seen)
@@ -341,7 +343,7 @@ def test_probe_shows_this_machine() -> None:
 
 def test_only_the_toy_and_only_on_cpu_in_fp32(model: Path, tmp_path: Path) -> None:
     backend = open_backend("checksum")
-    request = LoadRequest(model, LayerRange(0, 4), "cpu", "fp32", 10**6)
+    request = LoadRequest(model, LayerRange(0, 4), "cpu", "fp32", 10**6, model.parent)
     for wrong in (replace(request, dtype="bf16"), replace(request, device="cuda:0")):
         with pytest.raises(UnsupportedModel):
             backend.load(wrong)

@@ -63,7 +63,7 @@ def load(checkpoint: Checkpoints) -> Iterator[Load]:
         model: str | Path, layers: LayerRange = WHOLE, dtype: Dtype = "fp32", memory: int = 128 * 2**20
     ) -> MlxShard:
         folder = checkpoint(model) if isinstance(model, str) else model
-        shards.append(backend.load(LoadRequest(folder, layers, DEVICE, dtype, memory)))
+        shards.append(backend.load(LoadRequest(folder, layers, DEVICE, dtype, memory, folder.parent)))
         return shards[-1]
 
     yield make
@@ -91,7 +91,8 @@ from pathlib import Path
 from backends.on_mlx import backend
 from backends.base import LoadRequest
 from together.types import LayerRange
-backend.load(LoadRequest(Path({str(checkpoint("gemma3_text"))!r}), LayerRange(1, 3), {DEVICE!r}, "fp32", 2**27))
+folder = Path({str(checkpoint("gemma3_text"))!r})
+backend.load(LoadRequest(folder, LayerRange(1, 3), {DEVICE!r}, "fp32", 2**27, folder.parent))
 print(sorted({{"torch", "transformers", "mlx_lm"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=True)
@@ -102,7 +103,7 @@ def test_a_worker_thread_loads_steps_and_closes(checkpoint: Checkpoints) -> None
     folder = checkpoint("qwen3_moe")
 
     def serve() -> list[int]:
-        shard = backend.load(LoadRequest(folder, WHOLE, DEVICE, "fp32", 2**27))
+        shard = backend.load(LoadRequest(folder, WHOLE, DEVICE, "fp32", 2**27, folder.parent))
         first = shard.step(Batch((row(1, 0, PROMPT, "last"),)), None).results[0].sampled[0].token_id
         fork = Orders(forks=(Fork(1, 2, 20),))
         second = shard.step(Batch((row(1, 20, [first], "last"), row(2, 20, [first], "last")), fork), None).results
@@ -123,7 +124,7 @@ def test_only_the_ranges_tensors_take_memory(checkpoint: Checkpoints) -> None:
     spec = read_spec(folder)
     for layers in (LayerRange(0, 1), LayerRange(1, 3), LayerRange(3, 4)):
         before = mx.get_active_memory()
-        shard = backend.load(LoadRequest(folder, layers, DEVICE, "fp32", 2**27))
+        shard = backend.load(LoadRequest(folder, layers, DEVICE, "fp32", 2**27, folder.parent))
         took = mx.get_active_memory() - before
         assert 1.0 <= took / spec.stage_bytes(layers, "fp32") < 1.1
         shard.close()
@@ -132,7 +133,9 @@ def test_only_the_ranges_tensors_take_memory(checkpoint: Checkpoints) -> None:
 
 def test_progress_rises_to_one(checkpoint: Checkpoints) -> None:
     seen: list[float] = []
-    backend.load(LoadRequest(checkpoint("llama"), FIRST, DEVICE, "fp32", 2**27, seen.append)).close()
+    backend.load(
+        LoadRequest(checkpoint("llama"), FIRST, DEVICE, "fp32", 2**27, checkpoint("llama").parent, seen.append)
+    ).close()
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
 
@@ -186,7 +189,7 @@ def test_plans_and_devices_that_do_not_fit(load: Load, checkpoint: Checkpoints, 
     with pytest.raises(BadPlan, match="4 layers"):
         load("llama", LayerRange(2, 5))
     with pytest.raises(BadSetting, match="no device 'npu'"):
-        backend.load(LoadRequest(checkpoint("llama"), WHOLE, "npu", "fp32", 2**27))
+        backend.load(LoadRequest(checkpoint("llama"), WHOLE, "npu", "fp32", 2**27, checkpoint("llama").parent))
     with pytest.raises(BrokenModel):
         load(tmp_path)
 

@@ -135,7 +135,9 @@ def test_a_full_cache_refuses_the_row_that_does_not_fit(checkpoint: Checkpoints)
 
 def test_caches_hold_what_sequences_need_and_no_more(checkpoint: Checkpoints) -> None:
     """Blocks grow with a sequence, go with a truncation, and sliding layers stop growing."""
-    shard = backend.load(LoadRequest(checkpoint("gemma3_text"), WHOLE, "cpu", "fp32", MEMORY))
+    shard = backend.load(
+        LoadRequest(checkpoint("gemma3_text"), WHOLE, "cpu", "fp32", MEMORY, checkpoint("gemma3_text").parent)
+    )
     ring, ids, rooms = Chain([shard]), prompt_ids(5 * BLOCK), []
     for position in (0, *range(BLOCK, 5 * BLOCK, BLOCK)):
         ring.results(Batch((row(1, position, ids[position : position + BLOCK], "last"),)))
@@ -157,7 +159,8 @@ from backends.base import LoadRequest
 from together.types import LayerRange
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
-backend.load(LoadRequest(Path(sys.argv[1]), LayerRange(1, 4), "cpu", "bf16", 1 << 30))
+folder = Path(sys.argv[1])
+backend.load(LoadRequest(folder, LayerRange(1, 4), "cpu", "bf16", 1 << 30, folder.parent))
 print(peak() - before)
 """
 
@@ -188,7 +191,7 @@ def test_only_the_own_tensors_are_read(checkpoint: Checkpoints, tmp_path: Path, 
     stages = []
     for layers in (LayerRange(0, 1), LayerRange(1, 3), LayerRange(3, LAYERS)):
         folder = Path(shutil.copytree(checkpoint(name), tmp_path / f"{layers.start}"))
-        own = {tensor.name for tensor in tensors_for(folder, layers, LAYERS)}
+        own = {tensor.name for tensor in tensors_for(folder, layers, LAYERS, folder.parent)}
         _fill_with_nan(folder, {tensor.name for tensor in all_tensors(folder)} - own)
         stages.append(load_shard(folder, "torch", layers))
     assert_close(Chain(stages).logits(row(1, 0, PROMPT)), reference_logits(checkpoint(name), PROMPT))
@@ -196,7 +199,17 @@ def test_only_the_own_tensors_are_read(checkpoint: Checkpoints, tmp_path: Path, 
 
 def test_loading_reports_how_far_it_is(checkpoint: Checkpoints) -> None:
     seen: list[float] = []
-    backend.load(LoadRequest(checkpoint("qwen3_moe"), LayerRange(1, 3), "cpu", "fp32", MEMORY, seen.append))
+    backend.load(
+        LoadRequest(
+            checkpoint("qwen3_moe"),
+            LayerRange(1, 3),
+            "cpu",
+            "fp32",
+            MEMORY,
+            checkpoint("qwen3_moe").parent,
+            seen.append,
+        )
+    )
     assert seen == sorted(seen)
     assert len(seen) > 10
     assert seen[-1] == 1.0
@@ -281,7 +294,7 @@ def test_what_does_not_run_is_refused_by_name(checkpoint: Checkpoints, tmp_path:
     with pytest.raises(BadPlan, match="4 layers"):
         load_shard(folder, "torch", LayerRange(0, 5))
     with pytest.raises(BadSetting, match="cpu"):
-        backend.load(LoadRequest(folder, WHOLE, "cuda:99", "fp32", MEMORY))
+        backend.load(LoadRequest(folder, WHOLE, "cuda:99", "fp32", MEMORY, folder.parent))
 
 
 def test_missing_or_misshapen_tensors_are_no_random_numbers(checkpoint: Checkpoints, tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_a_checkpoint_of_another_dtype_is_packed_too(tmp_path: Path, always: Non
 @pytest.mark.parametrize("name", ["llama", "llama-tied"])
 def test_packing_is_part_of_the_progress(wide: dict[str, Path], name: str, always: None) -> None:
     seen: list[float] = []
-    open_backend("torch").load(LoadRequest(wide[name], WHOLE, "cpu", "bf16", MEMORY, seen.append))
+    open_backend("torch").load(LoadRequest(wide[name], WHOLE, "cpu", "bf16", MEMORY, wide[name].parent, seen.append))
     assert seen == sorted(seen)
     assert len(seen) > 7 * LAYERS
     assert seen[0] < 0.5
@@ -237,7 +237,7 @@ def test_a_file_that_is_cut_while_it_is_packed_says_so(wide: dict[str, Path], tm
         os.truncate(file, 4096)
 
     with pytest.raises(BrokenModel, match="ends within tensor"):
-        open_backend("torch").load(LoadRequest(folder, WHOLE, "cpu", "bf16", MEMORY, cut))
+        open_backend("torch").load(LoadRequest(folder, WHOLE, "cpu", "bf16", MEMORY, folder.parent, cut))
 
 
 def copied(folder: Path, target: Path) -> Path:

@@ -22,7 +22,7 @@ PROMPT, NEW = 512, 8  # tokens
 async def stages_above_their_weights(folder: Path, dtype: Dtype) -> list[float]:
     """Peak resident bytes of two stages, less weights and KV cache, after a prompt and some tokens."""
     places = equal_places(folder, "torch", "cpu", 2)
-    async with local_engine(folder, places, dtype, PROMPT + NEW, users=1) as (engine, ring):
+    async with local_engine(folder, folder.parent, places, dtype, PROMPT + NEW, users=1) as (engine, ring):
         spec = ring.spec
         prompt = tuple(i * 31 % spec.vocab_size for i in range(PROMPT))
         async for _ in engine.submit(GenerateRequest(prompt, Sampling(temperature=0.0), NEW, ignore_eos=True)):

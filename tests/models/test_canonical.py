@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.folders import SHAPES, write_model
+from tests.support.pieces import exported
 from together.models.files import EMBED, HEAD, NORM, all_tensors, tensors_for
 from together.models.manifest import describe
 from together.models.names import canonical_names
 from together.models.spec import read_spec
 from together.types import LayerRange
-from together.weights.store import export
 
 PLAIN = (EMBED, "model.layers.0.mlp.up_proj.weight", "model.layers.11.self_attn.q_proj.bias", NORM, HEAD)
 
@@ -62,10 +62,10 @@ def test_units_have_canonical_names_and_the_fingerprint_is_of_the_published_file
     assert {n: u.header for n, u in ours.units.items()} == {n: u.header for n, u in theirs.units.items()}
     assert read_spec(renamed).layer_params == read_spec(plain).layer_params
     shard = tmp_path / "shard"
-    export(renamed, LayerRange(1, 2), shard)
-    names = {tensor.name for tensor in tensors_for(plain, LayerRange(1, 2), 2)}
-    assert {tensor.name for tensor in tensors_for(renamed, LayerRange(1, 2), 2)} == names
-    assert {tensor.name for tensor in tensors_for(shard, LayerRange(1, 2), 2)} == names
+    exported(renamed, LayerRange(1, 2), shard)
+    names = {tensor.name for tensor in tensors_for(plain, LayerRange(1, 2), 2, tmp_path / "home")}
+    assert {tensor.name for tensor in tensors_for(renamed, LayerRange(1, 2), 2, tmp_path / "home")} == names
+    assert {tensor.name for tensor in tensors_for(shard, LayerRange(1, 2), 2, tmp_path / "home")} == names
     assert {tensor.key for tensor in all_tensors(renamed)} == odd.keys() - {
         "language_model.model.layers.1.self_attn.rotary_emb.inv_freq"
     } | {"vision_tower.patch.weight"}

@@ -18,7 +18,7 @@ FIRST, LAST = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.w
 
 
 def names(folder: Path, start: int, stop: int) -> set[str]:
-    return {tensor.name for tensor in tensors_for(folder, LayerRange(start, stop), 2)}
+    return {tensor.name for tensor in tensors_for(folder, LayerRange(start, stop), 2, folder.parent)}
 
 
 def test_each_range_has_its_own_tensors(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_each_range_has_its_own_tensors(tmp_path: Path) -> None:
 def test_a_tied_models_last_stage_reads_the_embedding(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m", without(HEAD))
     assert names(folder, 1, 2) == {LAST, NORM, EMBED}
-    assert len(tensors_for(folder, LayerRange(0, 2), 2)) == 4
+    assert len(tensors_for(folder, LayerRange(0, 2), 2, tmp_path)) == 4
 
 
 def test_layer_numbers() -> None:
@@ -43,7 +43,7 @@ def test_layer_numbers() -> None:
 
 def test_bytes_are_those_of_the_tensor(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m")
-    tensor = next(tensor for tensor in tensors_for(folder, LayerRange(1, 2), 2) if tensor.name == LAST)
+    tensor = next(tensor for tensor in tensors_for(folder, LayerRange(1, 2), 2, tmp_path) if tensor.name == LAST)
     content = bytearray(tensor.file.read_bytes())
     content[tensor.start : tensor.stop] = bytes(i % 251 for i in range(tensor.nbytes))
     tensor.file.write_bytes(content)
@@ -75,7 +75,7 @@ def test_sharded_checkpoints_are_one_model(tmp_path: Path) -> None:
     whole, parts = read_spec(write_model(tmp_path / "m")), read_spec(sharded(tmp_path / "s" / "m"))
     assert parts.layer_params == whole.layer_params
     assert parts.fingerprint != whole.fingerprint  # other files: not what the other machine has
-    assert {tensor.file.name for tensor in tensors_for(tmp_path / "s" / "m", LayerRange(1, 2), 2)} == {
+    assert {tensor.file.name for tensor in tensors_for(tmp_path / "s" / "m", LayerRange(1, 2), 2, tmp_path)} == {
         "a.safetensors",
         "b.safetensors",
     }

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.pieces import carry, random_model
+from tests.support.pieces import carry, exported, random_model
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.folder import broken, title
 from together.models.manifest import describe, read_manifest
 from together.models.reading import read_unit
 from together.models.spec import read_shape, read_spec
 from together.types import LayerRange
-from together.weights.store import Store, export, known_model
+from together.weights.store import Store, known_model, local_name
 
 FIRST = "layer-00000.safetensors"
 
@@ -25,13 +25,13 @@ FIRST = "layer-00000.safetensors"
 )
 def test_the_models_folder_names_models_by_their_place(home: Path, tmp_path: Path, place: str, name: str) -> None:
     folder = random_model(home / "models" / place)
-    assert describe(folder).name == read_shape(folder).name == read_spec(folder).name == name
-    assert known_model(folder).name == name
+    assert local_name(folder, home) == known_model(folder, home).name == describe(folder, name).name == name
+    assert describe(folder).name == read_shape(folder).name == read_spec(folder).name == name.rpartition("/")[2]
     other = tmp_path / "other home"
-    assert describe(random_model(other / "models" / place), other).name == name
-    assert describe(other / "models" / place).name == name.rpartition("/")[2]
+    assert local_name(random_model(other / "models" / place), other) == name
+    assert local_name(other / "models" / place, home) == name.rpartition("/")[2]
     (folder / "model.safetensors").write_bytes(b"x")
-    assert (known_model(folder).name, known_model(folder).whole) == (name, False)
+    assert (known_model(folder, home).name, known_model(folder, home).whole) == (name, False)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="making links needs rights there")
@@ -39,14 +39,14 @@ def test_a_link_in_the_models_folder_has_the_links_name(home: Path, tmp_path: Pa
     folder = random_model(tmp_path / "nfs" / "0123")
     (home / "models" / "org").mkdir(parents=True)
     (home / "models" / "org" / "tiny").symlink_to(folder)
-    assert describe(home / "models" / "org" / "tiny").name == "org/tiny"
-    assert describe(folder).name == "0123"
+    assert local_name(home / "models" / "org" / "tiny", home) == "org/tiny"
+    assert local_name(folder, home) == "0123"
 
 
 def test_a_path_that_leaves_the_models_folder(home: Path) -> None:
     (home / "models").mkdir(parents=True)
     folder = random_model(home / "tiny")
-    assert describe(home / "models" / ".." / "tiny").name == describe(folder).name == "tiny"
+    assert local_name(home / "models" / ".." / "tiny", home) == local_name(folder, home) == "tiny"
 
 
 def test_errors_about_cached_pieces_name_the_model(home: Path) -> None:
@@ -77,7 +77,7 @@ def test_errors_about_other_folders(tmp_path: Path) -> None:
     (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
     with pytest.raises(UnsupportedModel, match=r"^org/tiny has only pickle weights"):
         describe(snapshot)
-    export(random_model(tmp_path / "tiny"), LayerRange(0, 2), tmp_path / "stick")
+    exported(random_model(tmp_path / "tiny"), LayerRange(0, 2), tmp_path / "stick")
     (tmp_path / "stick" / FIRST).write_bytes(b"x")
     with pytest.raises(BrokenModel, match=rf"^stick/{FIRST} is broken"):
         read_unit(tmp_path / "stick", read_manifest(tmp_path / "stick").units[FIRST])

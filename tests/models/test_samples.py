@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.models.test_files import sharded
 from tests.support.folders import SHAPES, Shapes
-from tests.support.pieces import carry, random_model, unit_bytes
+from tests.support.pieces import carry, exported, random_model, unit_bytes
 from tests.support.work import calls_of
 from together.errors import BrokenModel
 from together.models import checkpoint
@@ -28,7 +28,7 @@ from together.models.names import layer_of
 from together.models.reading import require_samples, unit_digest
 from together.models.spec import fingerprint, read_spec
 from together.types import LayerRange
-from together.weights.store import Store, export
+from together.weights.store import Store
 
 FIRST = "layer-00000.safetensors"
 ALL = LayerRange(0, 2)
@@ -227,8 +227,8 @@ def test_all_forms_of_a_model_agree(tmp_path: Path, home: Path) -> None:
     for original in (random_model(tmp_path / "one"), sharded(tmp_path / "two")):
         wanted = fingerprint(original)
         carry(Store(home), original, FIRST)
-        export(original, ALL, tmp_path / f"all-{original.name}")
-        export(tmp_path / f"all-{original.name}", LayerRange(1, 2), tmp_path / f"half-{original.name}")
+        exported(original, ALL, tmp_path / f"all-{original.name}")
+        exported(tmp_path / f"all-{original.name}", LayerRange(1, 2), tmp_path / f"half-{original.name}")
         folders = (Store(home).folder(wanted), tmp_path / f"all-{original.name}", tmp_path / f"half-{original.name}")
         assert [fingerprint(folder) for folder in folders] == [wanted] * 3
         assert [read_manifest(folder).files for folder in folders] == [describe(original).files] * 3
@@ -259,18 +259,18 @@ def test_a_unit_of_another_fine_tune_does_not_arrive(tmp_path: Path, home: Path)
 def test_a_unit_of_another_fine_tune_is_not_used(tmp_path: Path) -> None:
     """As if somebody copied files by hand, and no hash is known."""
     one, other = (random_model(tmp_path / str(seed) / "tiny", seed=seed) for seed in (0, 1))
-    made = export(one, ALL, tmp_path / "shard")
+    made = exported(one, ALL, tmp_path / "shard")
     (tmp_path / "shard" / MANIFEST).write_bytes(replace(made, digests={}).to_json())
     (tmp_path / "shard" / FIRST).write_bytes(unit_bytes(other, made.units[FIRST]))
     message = f"{FIRST} of tiny has other weights than .*{made.fingerprint[:12]}"
     with pytest.raises(BrokenModel, match=message):
-        tensors_for(tmp_path / "shard", ALL, 2)
+        tensors_for(tmp_path / "shard", ALL, 2, tmp_path / "home")
     with pytest.raises(BrokenModel, match=message):
-        unit_digest(tmp_path / "shard", made.units[FIRST])
+        unit_digest(tmp_path / "shard", made.units[FIRST], tmp_path / "home")
     with pytest.raises(BrokenModel, match=message):
-        export(tmp_path / "shard", ALL, tmp_path / "next")
+        exported(tmp_path / "shard", ALL, tmp_path / "next")
     assert not (tmp_path / "next").exists()
-    assert tensors_for(tmp_path / "shard", LayerRange(1, 2), 2), "its other layers are good"
+    assert tensors_for(tmp_path / "shard", LayerRange(1, 2), 2, tmp_path / "home"), "its other layers are good"
 
 
 def test_every_sample_of_a_unit_is_compared(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_every_sample_of_a_unit_is_compared(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "m")
     random = random_model(tmp_path / "r", experts(3, each=2), num_hidden_layers=3)
     for original, layers in ((folder, 2), (random, 3)):
-        made = export(original, LayerRange(0, layers), tmp_path / f"shard-{original.name}")
+        made = exported(original, LayerRange(0, layers), tmp_path / f"shard-{original.name}")
         count = 0
         for unit in made.units.values():
             file = tmp_path / f"shard-{original.name}" / unit.name
@@ -314,6 +314,6 @@ def test_a_file_that_changes_while_it_is_described(tmp_path: Path, monkeypatch: 
 
 
 def test_a_unit_that_is_gone(tmp_path: Path) -> None:
-    made = export(random_model(tmp_path / "m"), ALL, tmp_path / "shard")
+    made = exported(random_model(tmp_path / "m"), ALL, tmp_path / "shard")
     with pytest.raises(BrokenModel, match=rf"nowhere/{FIRST} cannot be read"):
         require_samples(made, made.units[FIRST], tmp_path / "nowhere" / FIRST)

@@ -100,7 +100,7 @@ def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("backends", REAL, ids="-".join)
 async def test_in_bf16_log_probabilities_under_load_are_those_alone(half: Path, backends: tuple[str, ...]) -> None:
     """Teacher forcing: the tokens drawn under load are drawn again, one request after the other."""
-    async with local_engine(half, places(backends), "bf16", CONTEXT, users=6) as (engine, _):
+    async with local_engine(half, half.parent, places(backends), "bf16", CONTEXT, users=6) as (engine, _):
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(scored(engine, asked)) for asked in crowd()]
         crowded = [task.result() for task in tasks]
@@ -146,7 +146,7 @@ def values(answers: list[list[Sampled]]) -> list[float]:
 
 
 async def check_load(folder: Path, backends: tuple[str, ...], alone: list[list[int]]) -> None:
-    async with local_engine(folder, places(backends), "fp32", CONTEXT, users=6) as (engine, _):
+    async with local_engine(folder, folder.parent, places(backends), "fp32", CONTEXT, users=6) as (engine, _):
         async with asyncio.TaskGroup() as group:
             for asked, text in zip(crowd(), alone, strict=True):
                 group.create_task(one(engine, asked, text))

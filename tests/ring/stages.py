@@ -26,7 +26,10 @@ def launches(folder: Path, ranges: Sequence[LayerRange], host: str = HOST, memor
     model, first = read_spec(folder).ref(folder), free_port_block()
     plans = [StagePlan(f"node{i}", "checksum", "cpu", layers, memory) for i, layers in enumerate(ranges)]
     orders = [StageOrder("ring", "head", i, model, plan, "fp32") for i, plan in enumerate(plans)]
-    return [Launch(order, str(folder), f"node{order.slot}", host, (first, first + 60)) for order in orders]
+    return [
+        Launch(order, str(folder), str(folder.parent), f"node{order.slot}", host, (first, first + 60))
+        for order in orders
+    ]
 
 
 @asynccontextmanager

@@ -82,7 +82,7 @@ def every_ring() -> list[ParameterSet]:
 async def test_a_ring_of_processes_equals_the_unsplit_model(family: str, pair: tuple[str, str], tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, FIRST_OF[family])
     prompt = prompt_ids(PROMPT)
-    async with local_ring(folder, places(*pair), "fp32", CONTEXT) as ring:
+    async with local_ring(folder, folder.parent, places(*pair), "fp32", CONTEXT) as ring:
         drawn = await Driver(ring).generate(1, prompt, ANSWER, GREEDY)
     answer = tuple(token.token_id for token in drawn)
     assert answer == reference_greedy(folder, prompt, ANSWER)
@@ -114,7 +114,7 @@ async def test_settings_reach_the_last_stage(tmp_path: Path, draws: int) -> None
     folder = make_checkpoint(tmp_path, FIRST_OF["llama"])
     prompt = prompt_ids(5)
     logits = reference_logits(folder, prompt)[-1]
-    async with local_ring(folder, places("torch", "torch"), "fp32", CONTEXT, users=2 * ROWS) as ring:
+    async with local_ring(folder, folder.parent, places("torch", "torch"), "fp32", CONTEXT, users=2 * ROWS) as ring:
         driver = Driver(ring)
         await driver.step(*(Row(sequence, 0, prompt[:-1]) for sequence in range(ROWS)))
         for settings in SETTINGS:
@@ -169,7 +169,7 @@ async def test_one_seed_draws_the_same_text_on_torch_and_on_mlx(tmp_path: Path) 
     settings = Sampling(temperature=1.0, top_k=50, top_p=0.95, seed=1234)
     texts = []
     for last in ("torch", "mlx"):
-        async with local_ring(folder, places("torch", last), "fp32", CONTEXT) as ring:
+        async with local_ring(folder, folder.parent, places("torch", last), "fp32", CONTEXT) as ring:
             drawn = await Driver(ring).generate(1, prompt_ids(PROMPT), 40, settings)
             texts.append([token.token_id for token in drawn])
     assert texts[0] == texts[1]

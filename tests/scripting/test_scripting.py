@@ -23,11 +23,11 @@ from tests.conftest import ROOT, until
 from tests.support.checksum import EOS, QUIET, expected_text, make_checksum_model
 from tests.support.hub_home import own_home, own_hub
 from tests.support.patience import PATIENCE
+from tests.support.pieces import exported
 from together.errors import BadRequest, BrokenModel, ContextTooLong, LoadFailed, NotServing, RingBroken
 from together.requests import Message
 from together.scripting import Options, PartitionedModel, PartitionStrategy, partition
 from together.types import LayerRange, Sampling
-from together.weights.store import export
 
 LAYERS = 4
 BY_HAND = PartitionStrategy(
@@ -222,7 +222,7 @@ def test_a_stage_that_cannot_load_says_why_and_leaves_nothing(tmp_path: Path, ho
 
 
 def test_a_folder_with_a_part_of_a_model_is_refused(toy: Path, tmp_path: Path) -> None:
-    export(toy, LayerRange(0, 2), tmp_path / "part")
+    exported(toy, LayerRange(0, 2), tmp_path / "part")
     with pytest.raises(BrokenModel, match=r"part has only .*layers 0:2 of .*; copy the rest"):
         partition(tmp_path / "part", BY_HAND)
 

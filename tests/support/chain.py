@@ -47,7 +47,7 @@ def row(sequence: int, position: int, ids: Sequence[int], at: str = "all", setti
 
 def load_shard(folder: Path, backend: str, layers: LayerRange, dtype: Dtype = "fp32", memory: int = MEMORY) -> Shard:
     device = "gpu" if backend == "mlx" and _has_metal() else "cpu"
-    return open_backend(backend).load(LoadRequest(folder, layers, device, dtype, memory))
+    return open_backend(backend).load(LoadRequest(folder, layers, device, dtype, memory, folder.parent))
 
 
 def _has_metal() -> bool:

@@ -29,9 +29,9 @@ def loads(folder: Path, stops: tuple[int, ...], capacity: int = 8192) -> list[Ca
 
 
 def _load(folder: Path, layers: LayerRange, capacity: int) -> Shard:
-    weights = sum(tensor.nbytes for tensor in tensors_for(folder, layers, LAYERS))
+    weights = sum(tensor.nbytes for tensor in tensors_for(folder, layers, LAYERS, folder.parent))
     memory = weights + KV_BYTES * len(layers) * capacity
-    return open_backend("checksum").load(LoadRequest(folder, layers, "cpu", "fp32", memory))
+    return open_backend("checksum").load(LoadRequest(folder, layers, "cpu", "fp32", memory, folder.parent))
 
 
 def expected(folder: Path, request: GenerateRequest) -> list[int]:

@@ -12,7 +12,8 @@ from together.models.manifest import Manifest, describe, small_files
 from together.models.names import TEMPLATES
 from together.models.reading import read_unit
 from together.models.units import Unit
-from together.weights.store import Store
+from together.types import LayerRange
+from together.weights.store import Store, export, local_name
 
 
 def random_model(folder: Path, shapes: Shapes = SHAPES, seed: int = 0, **config: Any) -> Path:
@@ -41,9 +42,13 @@ def unit_bytes(folder: Path, unit: Unit, offset: int = 0) -> bytes:
     return b"".join(read_unit(folder, unit, offset))
 
 
+def exported(folder: Path, layers: LayerRange, target: Path) -> Manifest:
+    return export(folder, describe(folder), layers, target)
+
+
 def carry(store: Store, folder: Path, *names: str) -> Manifest:
     """Begin the model of `folder` in `store` and bring these units, or all."""
-    manifest = describe(folder)
+    manifest = describe(folder, local_name(folder, store.home))
     store.begin(manifest, small_files(folder))
     for name in names or manifest.units:
         with store.part(manifest.fingerprint, name) as part:

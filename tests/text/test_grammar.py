@@ -380,7 +380,7 @@ async def test_a_toy_that_thinks_and_then_answers(tmp_path: Path) -> None:
 
 
 def load(backend: str, layers: LayerRange) -> Shard:
-    return open_backend(backend).load(LoadRequest(DEMO, layers, "cpu", "fp32", 400_000_000))
+    return open_backend(backend).load(LoadRequest(DEMO, layers, "cpu", "fp32", 400_000_000, DEMO.parent))
 
 
 async def test_the_demo_model_answers_the_same_json_on_every_backend() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.support.checksum import make_checksum_model
 from tests.support.cluster import until
 from tests.support.hub import serve_hub
-from tests.support.pieces import carry, with_template
+from tests.support.pieces import carry, exported, with_template
 from tests.support.proxy import Proxy
 from tests.support.suppliers import (
     FIRST,
@@ -39,7 +39,7 @@ from together.errors import BrokenModel, LoadFailed
 from together.models.manifest import describe, small_files
 from together.models.names import layer_unit
 from together.types import LayerRange
-from together.weights.store import Store, export
+from together.weights.store import Store
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ async def test_a_whole_folder_is_used_where_it_lies(tmp_path: Path, toy: Path) -
 
 async def test_an_exported_part_is_copied_and_only_the_rest_travels(tmp_path: Path, toy: Path) -> None:
     shard = tmp_path / "usb-stick"
-    export(toy, LayerRange(0, 2), shard)
+    exported(toy, LayerRange(0, 2), shard)
     model = replace(lab_ref(toy), path=str(shard))
     async with studio(tmp_path) as link:
         assert await fetcher(tmp_path / "laptop").fetch(model, LayerRange(0, 2), (), quiet) == shard

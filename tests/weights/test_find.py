@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tests.support.folders import write_model
-from tests.support.pieces import carry, flip, random_model
+from tests.support.pieces import carry, exported, flip, random_model
 from together.errors import BrokenModel
 from together.models.spec import read_spec
 from together.types import LayerRange, ModelRef
 from together.weights.find import BUNDLED, find_model, find_units, hub_cache, known_models
-from together.weights.store import Store, export
+from together.weights.store import Store
 
 FIRST = ("embed.safetensors", "layer-00000.safetensors")
 
@@ -81,7 +81,7 @@ def test_pieces_in_the_apps_cache(original: Path, home: Path) -> None:
 
 
 def test_the_folder_with_most_of_it(original: Path, home: Path) -> None:
-    export(original, LayerRange(0, 1), home / "models" / "tiny")
+    exported(original, LayerRange(0, 1), home / "models" / "tiny")
     assert find_units(asked(original), home).folder == home / "models" / "tiny"
     manifest = carry(Store(home), original, "norm.safetensors")
     assert find_units(asked(original), home).folder == home / "models" / "tiny"
@@ -152,7 +152,7 @@ def test_all_models_of_this_machine(original: Path, home: Path, tmp_path: Path) 
 
 
 def test_an_export_in_the_models_folder_is_listed(original: Path, home: Path) -> None:
-    export(original, LayerRange(1, 2), home / "models" / "half")
+    exported(original, LayerRange(1, 2), home / "models" / "half")
     flip(home / "models" / "half" / "norm.safetensors")  # a list reads no weights
     (half,) = (model for model in known_models(home) if model.folder.name == "half")
     assert (half.name, half.held) == ("tiny", "layers 1:2, norm, head")

@@ -33,7 +33,7 @@ def mixing(other: Path) -> dict[str, rpc.Handler]:
     units = describe(other).units
 
     async def digest(request: UnitRequest) -> UnitDigest:
-        return UnitDigest(units[request.unit].size, unit_digest(other, units[request.unit]))
+        return UnitDigest(units[request.unit].size, unit_digest(other, units[request.unit], other.parent))
 
     async def read(data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> AsyncIterator[bytes]:
         request = wire.UNIT_REQUEST.decode(data)
@@ -61,7 +61,9 @@ async def test_a_unit_of_another_fine_tune_is_refused_by_name(tmp_path: Path, mo
     assert describe(other).units == units
     async with served(studio, mixing(other)) as liar, served(studio) as honest:
         own, lying = fetcher(tmp_path / "laptop"), Source(liar, tuple(units))
-        with pytest.raises(LoadFailed, match=r"layer-00001\.safetensors of tiny has other weights than the version"):
+        with pytest.raises(
+            LoadFailed, match=r"layer-00001\.safetensors of lab/tiny has other weights than the version"
+        ):
             await own.fetch(model, MIDDLE, (lying,), quiet)
         folder = await own.fetch(model, MIDDLE, (lying, Source(honest, tuple(units))), quiet)
     for name in ("layer-00001.safetensors", "norm.safetensors", "head.safetensors"):

@@ -11,19 +11,19 @@ import pytest
 from tests.support.chain import Chain, load_shard, new_sequence, row
 from tests.support.checksum import EOS, QUIET, expected_tokens, make_checksum_model
 from tests.support.families import LAYERS, make_checkpoint, prompt_ids
-from tests.support.pieces import carry
+from tests.support.pieces import carry, exported
 from together.errors import BrokenModel, NotEnoughMemory, UnsupportedModel
 from together.types import LayerRange, Sampling
-from together.weights.store import Store, export
+from together.weights.store import Store
 
 CUTS = (0, 1, LAYERS)
 
 
-def exported(folder: Path, target: Path) -> list[tuple[Path, LayerRange]]:
+def cut_up(folder: Path, target: Path) -> list[tuple[Path, LayerRange]]:
     """Each range of CUTS in a folder that has nothing else."""
     parts = [(target / f"{start}-{stop}", LayerRange(start, stop)) for start, stop in pairwise(CUTS)]
     for part, layers in parts:
-        export(folder, layers, part)
+        exported(folder, layers, part)
     return parts
 
 
@@ -33,7 +33,7 @@ def test_the_same_weights_from_pieces(tmp_path: Path, case: str, backend: str) -
     if backend == "mlx":
         pytest.importorskip("mlx.core")
     folder = make_checkpoint(tmp_path / "m", case, shard_size="60KB")  # in several files
-    parts = exported(folder, tmp_path)
+    parts = cut_up(folder, tmp_path)
     whole = Chain([load_shard(folder, backend, layers) for _, layers in parts])
     pieces = Chain([load_shard(part, backend, layers) for part, layers in parts])
     asked = row(new_sequence(), 0, prompt_ids(9))
@@ -44,7 +44,7 @@ def test_the_same_weights_from_pieces(tmp_path: Path, case: str, backend: str) -
 
 def test_the_toy_from_pieces(tmp_path: Path) -> None:
     folder = make_checksum_model(tmp_path / "toy", layers=LAYERS, quiet_ids=(*QUIET, EOS))
-    pieces = Chain([load_shard(part, "checksum", layers) for part, layers in exported(folder, tmp_path)])
+    pieces = Chain([load_shard(part, "checksum", layers) for part, layers in cut_up(folder, tmp_path)])
     prompt = (1, 2, 3)
     wanted = expected_tokens(folder, prompt, 8, Sampling(temperature=0.0))
     assert list(pieces.greedy(new_sequence(), prompt, 8)) == wanted
@@ -54,7 +54,7 @@ def test_the_toy_from_pieces(tmp_path: Path) -> None:
 def test_layers_that_are_not_there_are_not_loaded(tmp_path: Path, backend: str) -> None:
     toy = backend == "checksum"
     folder = make_checksum_model(tmp_path / "m") if toy else make_checkpoint(tmp_path / "m", "llama")
-    (first, _), _ = exported(folder, tmp_path)
+    (first, _), _ = cut_up(folder, tmp_path)
     with pytest.raises(BrokenModel, match=r"lacks layers 1:4, norm, head of m"):
         load_shard(first, backend, LayerRange(0, LAYERS))
 

@@ -18,7 +18,7 @@ import pytest
 from tests.support.checksum import make_checksum_model
 from tests.support.cluster import cluster_settings, running_node
 from tests.support.patience import PATIENCE
-from tests.support.pieces import carry, flip
+from tests.support.pieces import carry, exported, flip
 from tests.support.suppliers import HOST, heavy_toy, lab_ref, served
 from together.cluster_types import Blob, UnitDigest, UnitRequest
 from together.errors import BrokenModel, TogetherError
@@ -28,7 +28,7 @@ from together.models.reading import read_unit
 from together.ring import rpc, wire
 from together.types import LayerRange, ModelRef
 from together.weights.peers import StoreService
-from together.weights.store import Store, export
+from together.weights.store import Store
 
 MEBIBYTE = 2**20
 
@@ -200,7 +200,7 @@ async def test_pieces_are_served_and_missing_ones_are_refused_by_name(tmp_path: 
 async def test_a_flipped_byte_in_an_exported_unit_is_refused_by_name(tmp_path: Path) -> None:
     folder = make_checksum_model(tmp_path / "elsewhere" / "toy")
     shard = tmp_path / "shard"
-    manifest = export(folder, LayerRange(0, 2), shard)
+    manifest = exported(folder, LayerRange(0, 2), shard)
     flip(shard / layer_unit(1))
     async with offered(tmp_path / "home", shard) as store:
         with pytest.raises(BrokenModel, match=r"layer-00001.safetensors of toy is broken: its sha256 is .*should be"):

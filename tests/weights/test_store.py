@@ -336,12 +336,14 @@ def test_a_home_that_is_a_file(tmp_path: Path, home: Path) -> None:
 EXPORT = """
 import resource, sys
 from pathlib import Path
+from together.models.manifest import describe
 from together.weights.store import DiskFull, export
 from together.types import LayerRange
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (150, 150))
 try:
-    export(Path(sys.argv[1]), LayerRange(0, 2), Path(sys.argv[2]))
+    folder = Path(sys.argv[1])
+    export(folder, describe(folder), LayerRange(0, 2), Path(sys.argv[2]))
 except DiskFull as error:
     print(error)
 """

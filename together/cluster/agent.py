@@ -196,7 +196,9 @@ class Agent:
         self.grants.take(order)
         self._touch(order.head)
         first, last = self.identity.ports
-        launch = Launch(order, "", self.identity.name, self.settings.host, (first + 1, last))
+        launch = Launch(
+            order, "", str(self.settings.home_path), self.identity.name, self.settings.host, (first + 1, last)
+        )
         stage = StageProcess(launch, self.identity.endpoint.addresses, self.changed.notify)
         self._stages[order.ring, order.slot] = stage
         suppliers = self._suppliers[order.ring, order.slot] = Suppliers(order.sources)

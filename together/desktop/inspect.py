@@ -28,6 +28,7 @@ from together.models.summary import Summary, summarize
 from together.weights.find import resolve_model
 from together.weights.hub_listing import read_remote
 from together.weights.part import gigabytes
+from together.weights.store import local_name
 
 _READ = (CONFIG, "generation_config.json")
 
@@ -50,7 +51,7 @@ class Inspected:
 def run_inspect(model: str, home: Path, as_json: bool) -> int:
     """Print what `model`, a folder, a known name or a hub id, is; the exit code. Raises BadInput or Unreachable."""
     found = resolve_model(model, home)
-    inspected = inspect_folder(found) if isinstance(found, Path) else inspect_hub(str(found), home)
+    inspected = inspect_folder(found, home) if isinstance(found, Path) else inspect_hub(str(found), home)
     if as_json:
         print(json.dumps(inspected_json(inspected), indent=2))
     else:
@@ -58,9 +59,9 @@ def run_inspect(model: str, home: Path, as_json: bool) -> int:
     return 0
 
 
-def inspect_folder(folder: Path) -> Inspected:
+def inspect_folder(folder: Path, home: Path) -> Inspected:
     """A whole checkpoint, or a shard folder: all layers are described, also those that are not here."""
-    config, published = read_json(folder, CONFIG), read_published(folder)
+    config, published = read_json(folder, CONFIG), read_published(folder, local_name(folder, home))
     found, sampling = _found(folder, published), read_sampling_defaults(folder)
     return _inspected(str(folder.resolve()), config, published, found, sampling)
 

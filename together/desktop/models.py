@@ -29,7 +29,7 @@ from together.types import LayerRange, ModelRef
 from together.weights.find import HubId, known_models, resolve_model
 from together.weights.hub import describe_hub, fetch_units
 from together.weights.part import gigabytes
-from together.weights.store import KnownModel, Store, export
+from together.weights.store import KnownModel, Store, export, local_name
 from together.wording import quoted
 
 Confirm = Callable[[str], bool]
@@ -254,7 +254,8 @@ def export_layers(model: str, layers: LayerRange | None, target: Path, home: Pat
     folder = resolve_model(model, home)
     if isinstance(folder, HubId):
         raise BadSetting(f"{folder} is not on this machine; get it first: together models pull {folder}")
-    made = export(folder, layers or LayerRange(0, describe(folder).layers), target)
+    manifest = describe(folder, local_name(folder, home))
+    made = export(folder, manifest, layers or LayerRange(0, manifest.layers), target)
     size = sum(file.stat().st_size for file in target.iterdir())
     say(f"{made.name}: {words(made.digests)} of {made.layers} layers, {gigabytes(size)}, are in {target}")
 

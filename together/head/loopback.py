@@ -49,6 +49,7 @@ class LocalRing:
 @asynccontextmanager
 async def local_engine(
     folder: Path,
+    home: Path,
     places: tuple[Place, ...],
     dtype: Dtype,
     context: int,
@@ -59,7 +60,7 @@ async def local_engine(
 
     Raises LoadFailed.
     """
-    async with local_ring(folder, places, dtype, context, users) as ring:
+    async with local_ring(folder, home, places, dtype, context, users) as ring:
         token_bytes = ring.spec.hidden_size * DTYPE_BYTES[dtype]
         engine = Engine(ring.client, eos, vocabulary=ring.spec.vocab_size, token_bytes=token_bytes)
         try:
@@ -83,7 +84,7 @@ async def _serve(engine: Engine) -> None:
 
 @asynccontextmanager
 async def local_ring(
-    folder: Path, places: tuple[Place, ...], dtype: Dtype, context: int, users: int = 2
+    folder: Path, home: Path, places: tuple[Place, ...], dtype: Dtype, context: int, users: int = 2
 ) -> AsyncIterator[LocalRing]:
     """Start, load and join the stages; memory is granted for `users` times `context` tokens. Raises LoadFailed."""
     spec = await asyncio.to_thread(read_spec, folder)
@@ -98,7 +99,7 @@ async def local_ring(
         memory = stage_memory(spec, place.layers, dtype, context, users)
         stage = StagePlan("local", place.backend, place.device, place.layers, memory)
         order = StageOrder(ring, "local", index, spec.ref(folder), stage, dtype)
-        stages.append(StageProcess(Launch(order, str(folder), "local", HOST, PORTS), (HOST,), changed.set))
+        stages.append(StageProcess(Launch(order, str(folder), str(home), "local", HOST, PORTS), (HOST,), changed.set))
     try:
         await asyncio.gather(*(stage.start() for stage in stages))
         await _until_ready(stages, changed)

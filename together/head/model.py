@@ -23,7 +23,7 @@ from together.text.tokenizer import TextModel
 from together.types import DTYPES, Dtype, ModelRef, Plan
 from together.weights.find import BUNDLED, HubId, resolve_model
 from together.weights.hub import describe_hub
-from together.weights.store import Store
+from together.weights.store import Store, local_name
 
 LESS_CONTEXT = (4096, 2048)  # tried where nobody asked for a context and the usual one does not fit
 
@@ -53,7 +53,8 @@ def _open(model: str | Path, settings: Settings) -> ModelHandle:
     found = resolve_model(str(model), settings.home_path)
     folder = found if isinstance(found, Path) else _from_hub(found, settings)
     require_whole(folder, SMALL_FILES)
-    spec, manifest, text = read_runnable(folder), describe(folder), TextModel.open(folder)
+    name = local_name(folder, settings.home_path)
+    spec, manifest, text = read_runnable(folder, name), describe(folder, name), TextModel.open(folder)
     _check_words(manifest.name, spec, text)
     ref = ModelRef(manifest.name, str(folder.resolve()), spec.fingerprint, spec.layers, manifest.revision)
     config = json.dumps(read_config(folder), sort_keys=True).encode()

@@ -59,14 +59,17 @@ class Published:
     headers: tuple[FileHeader, ...]
 
 
-def read_published(folder: Path) -> Published:
-    """Of a whole checkpoint, or of a shard folder's manifest; each header is read once. Raises as `read_headers`."""
+def read_published(folder: Path, name: str = "") -> Published:
+    """Of a whole checkpoint, or of a shard folder's manifest; each header is read once. Raises as `read_headers`.
+
+    `name` is as in `describe`.
+    """
     if is_shard(folder):
         manifest = read_manifest(folder)
         return Published(manifest.name, manifest.revision, manifest.fingerprint, manifest.headers)
     config, headers = read_bytes(folder, CONFIG), checkpoint_headers(folder)
     digest = fingerprint_of(config, with_samples(headers))
-    return Published(folder_name(folder), folder_revision(folder), digest, headers)
+    return Published(name or folder_name(folder), folder_revision(folder), digest, headers)
 
 
 def read_headers(folder: Path) -> tuple[FileHeader, ...]:
@@ -101,15 +104,16 @@ def tensors_of(headers: Iterable[FileHeader]) -> tuple[TensorInfo, ...]:
     return tuple(found)
 
 
-def tensors_for(folder: Path, layers: LayerRange, total: int) -> tuple[TensorInfo, ...]:
+def tensors_for(folder: Path, layers: LayerRange, total: int, home: Path) -> tuple[TensorInfo, ...]:
     """What a stage of `layers` of `total` reads: its layers, embedding if first, norm and head if last.
 
     A tied model has no head tensor: its last stage reads the embedding instead, which is in the list once.
-    Raises BrokenModel; for a shard folder also where layers are not in it, or are not what its manifest says.
+    Raises BrokenModel; for a shard folder also where layers are not in it, or are not what its manifest says. What was
+    hashed for that is remembered in `home`.
     """
     if is_shard(folder):
         manifest = read_manifest(folder)
-        return shard_tensors(folder, manifest, units_for(manifest, layers))
+        return shard_tensors(folder, manifest, units_for(manifest, layers), home)
     tensors = all_tensors(folder)
     tied = HEAD not in {tensor.name for tensor in tensors}
     units = _units(layers, total, tied=tied)

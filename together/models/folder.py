@@ -12,7 +12,6 @@ from typing import Any
 from together.errors import BrokenModel
 from together.models.names import MANIFEST, is_model_name, is_plain, is_sha256, is_template, model_name
 from together.models.recognise import POINTER, pointer
-from together.settings import load_settings
 from together.wording import quoted
 
 INDEX = "model.safetensors.index.json"
@@ -119,19 +118,9 @@ def hub_name(folder: Path) -> str | None:
     return name if is_model_name(name) else None
 
 
-def own_name(folder: Path, home: Path | None = None) -> str | None:
-    """`name` or `org/name` of a folder that lies so under `home/models`, the app's own by default; else None."""
-    root = (home or load_settings().home_path) / "models"
-    for place, top in ((folder.absolute(), root.absolute()), (folder.resolve(), root.resolve())):
-        parts = place.relative_to(top).parts if place.is_relative_to(top) else ()
-        if 1 <= len(parts) <= 2 and ".." not in parts:
-            return "/".join(map(model_name, parts))
-    return None
-
-
-def folder_name(folder: Path, home: Path | None = None) -> str:
-    """What a model in a plain folder is called: by its place in the hub's cache or under `home/models`, or its name."""
-    return hub_name(folder) or own_name(folder, home) or model_name(folder.resolve().name)
+def folder_name(folder: Path) -> str:
+    """What the model in a plain folder is called: by its place in the hub's cache, else by the folder's name."""
+    return hub_name(folder) or model_name(folder.resolve().name)
 
 
 def folder_revision(folder: Path) -> str:
@@ -144,7 +133,7 @@ def title(folder: Path) -> str:
     name = folder.absolute().name
     if is_sha256(name):
         return _name_in(folder / MANIFEST) or name
-    return hub_name(folder) or own_name(folder) or name
+    return hub_name(folder) or name
 
 
 _NAME = re.compile(rb'"name"\s*:\s*"([^"\\]*)"')

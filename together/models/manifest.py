@@ -127,16 +127,16 @@ def compose(name: str, files: Sequence[PublishedFile], small: Mapping[str, bytes
     return _checked(made)
 
 
-def describe(folder: Path, home: Path | None = None) -> Manifest:
+def describe(folder: Path, name: str = "") -> Manifest:
     """The manifest of the model in `folder`, a whole checkpoint or a shard folder. Raises BrokenModel.
 
-    Costs the headers, at most 128 small reads of weights and a hash over the small files. `home` is the app's own by
-    default: folders of `home/models` are called by their place there.
+    `name` is what to call a checkpoint, by default as `folder_name` does; a shard folder's manifest has its own. Costs
+    the headers, at most 128 small reads of weights and a hash over the small files.
     """
     if is_shard(folder):
         return read_manifest(folder)
     files = checkpoint_files(folder)
-    return compose(folder_name(folder, home), files, small_files(folder), folder_revision(folder))
+    return compose(name or folder_name(folder), files, small_files(folder), folder_revision(folder))
 
 
 def small_files(folder: Path) -> dict[str, bytes]:

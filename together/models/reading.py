@@ -14,7 +14,6 @@ from together.models.folder import broken, inside, title, unreadable
 from together.models.headers import TensorInfo, check_header
 from together.models.manifest import Manifest, is_shard, read_manifest
 from together.models.units import ByteRange, Unit, words
-from together.settings import load_settings
 
 Stamp = tuple[tuple[str, int, int], ...]  # name, bytes and modification time in ns of every file that was read
 
@@ -82,11 +81,10 @@ def read_unit(folder: Path, unit: Unit, offset: int = 0) -> Iterator[bytes]:
     return _chunks(folder, [ByteRange(unit.name, offset, unit.size)])
 
 
-def unit_digest(folder: Path, unit: Unit, home: Path | None = None) -> str:
-    """sha256 in hex of the unit's file as `folder` gives it; reads it only if its files changed since the last time.
+def unit_digest(folder: Path, unit: Unit, home: Path) -> str:
+    """sha256 in hex of the unit's file as `folder` gives it, remembered in `home` until its files change.
 
-    Raises BrokenModel where a shard folder's manifest knows another one, or other weights. `home` is the app's own by
-    default.
+    Raises BrokenModel where a shard folder's manifest knows another one, or other weights.
     """
     digest = _digest(folder, unit, home)
     if is_shard(folder):
@@ -103,14 +101,14 @@ def units_here(folder: Path, manifest: Manifest) -> frozenset[str]:
     return frozenset(name for name, unit in manifest.units.items() if _size(folder / name) == unit.size)
 
 
-def shard_tensors(folder: Path, manifest: Manifest, units: Iterable[Unit]) -> tuple[TensorInfo, ...]:
+def shard_tensors(folder: Path, manifest: Manifest, units: Iterable[Unit], home: Path) -> tuple[TensorInfo, ...]:
     """Where the units' tensors lie in a shard folder; size, header, samples and known sha256 are checked.
 
     Raises BrokenModel: all that is missing in one sentence, or the first unit that is broken.
     """
     wanted = tuple(units)
     require_here(folder, manifest, wanted)
-    return tuple(tensor for unit in wanted for tensor in _tensors(folder, manifest, unit))
+    return tuple(tensor for unit in wanted for tensor in _tensors(folder, manifest, unit, home))
 
 
 def require_here(folder: Path, manifest: Manifest, units: Iterable[Unit]) -> None:
@@ -140,12 +138,12 @@ def remember(folder: Path, unit: Unit, digest: str, home: Path) -> None:
     Digests(home).put(_key(folder, unit), stamp_of([folder / unit.name]), digest)
 
 
-def _tensors(folder: Path, manifest: Manifest, unit: Unit) -> tuple[TensorInfo, ...]:
+def _tensors(folder: Path, manifest: Manifest, unit: Unit, home: Path) -> tuple[TensorInfo, ...]:
     fault = _size_fault(folder, unit) or _header_fault(folder, unit)
     if fault:
         raise BrokenModel(f"{unit.name} of {manifest.name} in {folder} is broken: {fault}; get it again")
     if unit.name in manifest.digests:
-        _require(manifest, unit, _digest(folder, unit, None))
+        _require(manifest, unit, _digest(folder, unit, home))
     require_samples(manifest, unit, inside(folder, unit.name))
     return check_header(inside(folder, unit.name), unit.header[8:], unit.size).tensors
 
@@ -171,8 +169,8 @@ def _require(manifest: Manifest, unit: Unit, digest: str) -> None:
         )
 
 
-def _digest(folder: Path, unit: Unit, home: Path | None) -> str:
-    kept, key = Digests(home or load_settings().home_path), _key(folder, unit)
+def _digest(folder: Path, unit: Unit, home: Path) -> str:
+    kept, key = Digests(home), _key(folder, unit)
     names = [unit.name] if is_shard(folder) else sorted({piece.file for piece in unit.pieces})
     try:
         stamp = stamp_of([inside(folder, name) for name in names])

@@ -100,12 +100,13 @@ def read_spec(folder: Path) -> ModelSpec:
     return described(folder, read_published(folder)).spec
 
 
-def read_runnable(folder: Path) -> ModelSpec:
+def read_runnable(folder: Path, name: str = "") -> ModelSpec:
     """Describe a model that can run here: its tensors are plain, and those that its configuration asks for.
 
-    Raises UnsupportedModel or BrokenModel, naming the tensor or key, for a model that no back end can run.
+    Raises UnsupportedModel or BrokenModel, naming the tensor or key, for a model that no back end can run. `name` is as
+    in `manifest.describe`.
     """
-    found = described(folder, read_published(folder))
+    found = described(folder, read_published(folder, name))
     require_runnable(found)
     return found.spec
 
@@ -153,11 +154,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return effective(_name(folder)[0], published)
 
 
-def needed_tensors(folder: Path, layers: LayerRange) -> tuple[TensorInfo, ...]:
+def needed_tensors(folder: Path, layers: LayerRange, home: Path) -> tuple[TensorInfo, ...]:
     """What a stage of `layers` reads: `tensors_for` without what no layer needs. Raises as that and `read_config`."""
     config = read_config(folder)
     wanted = needs(config, head=True)
-    found = tensors_for(folder, layers, config["num_hidden_layers"])
+    found = tensors_for(folder, layers, config["num_hidden_layers"], home)
     return tuple(tensor for tensor in found if tensor.name in wanted)
 
 

@@ -19,10 +19,14 @@ from together.types import Fault
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How to start one stage. `ports` are the ones it may listen on; `folder` is where this machine has the model."""
+    """How to start one stage. `ports` are the ones it may listen on; `folder` is where this machine has the model.
+
+    `home` is the app's own folder.
+    """
 
     order: StageOrder
     folder: str
+    home: str
     node_name: str
     host: str
     ports: tuple[int, int]
@@ -31,6 +35,7 @@ class Launch:
         values = {
             "order": wire.STAGE_ORDER.encode(self.order).hex(),
             "folder": self.folder,
+            "home": self.home,
             "node_name": self.node_name,
             "host": self.host,
             "ports": list(self.ports),
@@ -42,7 +47,7 @@ class Launch:
         values = json.loads(stream.readline())
         order = wire.STAGE_ORDER.decode(bytes.fromhex(values["order"]))
         first, last = values["ports"]
-        return cls(order, values["folder"], values["node_name"], values["host"], (first, last))
+        return cls(order, values["folder"], values["home"], values["node_name"], values["host"], (first, last))
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,6 +170,7 @@ class Stage:
             device=plan.device,
             dtype=self._order.dtype,
             memory_bytes=plan.memory_bytes,
+            home=Path(self._launch.home),
             progress=lambda fraction: self._emit(StageEvent("progress", progress=fraction)),
         )
         return open_backend(plan.backend).load(request)

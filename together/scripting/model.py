@@ -37,14 +37,14 @@ Answers = SimpleQueue[AnswerChunk | BaseException | None]
 class Running:
     """Loads at once, in `thread`, which belongs to it from then on. Raises LoadFailed."""
 
-    def __init__(self, thread: LoopThread, folder: Path, text: TextModel, plan: PartitionPlan) -> None:
+    def __init__(self, thread: LoopThread, folder: Path, home: Path, text: TextModel, plan: PartitionPlan) -> None:
         self._thread = thread
         self._text = text
         self._plan = plan
         self._stop = asyncio.Event()
         self._engine: Engine
         self._ready = threading.Event()
-        self._served: Future[None] = thread.submit(self._serve(folder))
+        self._served: Future[None] = thread.submit(self._serve(folder, home))
         atexit.register(self.close)
         try:
             while not self._ready.wait(LOOK_EVERY):
@@ -81,11 +81,11 @@ class Running:
 
     # --- in the loop's thread -----------------------------------------------------------------------------------------
 
-    async def _serve(self, folder: Path) -> None:
+    async def _serve(self, folder: Path, home: Path) -> None:
         plan = self._plan
         places = tuple(Place(item.backend, item.device, item.layers) for item in plan.partitions)
         eos = self._text.eos
-        async with local_engine(folder, places, plan.dtype, plan.context, plan.users, eos) as (self._engine, _):
+        async with local_engine(folder, home, places, plan.dtype, plan.context, plan.users, eos) as (self._engine, _):
             self._ready.set()
             await self._stop.wait()
 
@@ -169,7 +169,7 @@ def partition(model: str | PathLike[str], strategy: PartitionStrategy | None = N
     try:
         opened, plan = thread.run(open_and_place(model, strategy, settings))
         thread.run(asyncio.to_thread(_bring, opened, settings))
-        running = Running(thread, opened.folder.resolve(), opened.text, plan)
+        running = Running(thread, opened.folder.resolve(), settings.home_path, opened.text, plan)
     except BaseException:
         thread.close()
         raise

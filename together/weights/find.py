@@ -15,7 +15,7 @@ from together.models.recognise import snapshot, what_it_is
 from together.models.spec import fingerprint, read_shape
 from together.models.units import words
 from together.types import ModelRef
-from together.weights.store import KnownModel, Store, known_model
+from together.weights.store import KnownModel, Store, known_model, local_name
 from together.wording import MOST, cut, quoted
 
 BUNDLED = Path(__file__).resolve().parents[2] / "examples" / "demo_model"
@@ -61,7 +61,7 @@ def find_units(model: ModelRef, home: Path) -> Found:
     best = Found(None, frozenset())
     for folder in _candidates(model, home):
         try:
-            manifest = describe(folder)
+            manifest = describe(folder, local_name(folder, home))
         except TogetherError:
             continue  # another candidate may be whole; a broken one is nothing to run from
         if manifest.fingerprint != model.fingerprint:
@@ -77,7 +77,7 @@ def find_units(model: ModelRef, home: Path) -> Found:
 def known_models(home: Path) -> tuple[KnownModel, ...]:
     """All models of this machine, by name: bundled, in the models folder, in the app's cache, in the hub's cache."""
     own = [known_model(folder, home) for folder in (BUNDLED, *_own_folders(home / "models"))]
-    hub = [known_model(folder) for folder in _hub_folders(hub_cache()) if _runs(folder)]
+    hub = [known_model(folder, home) for folder in _hub_folders(hub_cache()) if _runs(folder)]
     whole = [model for model in hub if not model.fault]
     return tuple(sorted([*own, *Store(home).holdings(), *whole], key=lambda model: (model.name, str(model.folder))))
 

@@ -21,6 +21,7 @@ from together.models.units import Unit, words
 from together.ring import rpc, wire
 from together.types import ModelRef
 from together.weights.find import known_models
+from together.weights.store import local_name
 from together.wording import quoted
 
 ANSWER_WITHIN = 60.0  # seconds; a slow disk lists a large model
@@ -136,7 +137,7 @@ class StoreService:
     async def describe(self, model: ModelRef) -> Blob:
         """The model's manifest. Raises BrokenModel for a model that is not here."""
         served = await asyncio.to_thread(self._find, model.fingerprint)
-        manifest = await asyncio.to_thread(describe, served.folder)
+        manifest = await asyncio.to_thread(describe, served.folder, local_name(served.folder, self._home))
         return Blob(manifest.to_json())
 
     async def digest(self, request: UnitRequest) -> UnitDigest:
@@ -173,7 +174,7 @@ class StoreService:
             self._folders[wanted] = folder
         served = self._served.get(wanted)
         if served is None or served.folder != folder:
-            served = _Served(folder, describe(folder))
+            served = _Served(folder, describe(folder, local_name(folder, self._home)))
             self._served[wanted] = served
         return served
 

@@ -17,7 +17,7 @@ from together.jsonfile import write_synced, write_whole
 from together.models.fingerprint import PublishedFile
 from together.models.folder import folder_name, read_bytes
 from together.models.manifest import Manifest, check_small, describe, is_shard, read_manifest, small_files
-from together.models.names import MANIFEST, is_sha256
+from together.models.names import MANIFEST, is_sha256, model_name
 from together.models.reading import read_unit, remember, require_here, require_samples, unit_digest, units_here
 from together.models.units import Unit, units_for, words
 from together.types import LayerRange
@@ -25,12 +25,12 @@ from together.weights.part import DiskFull, UnitWriter, require_space, writing
 from together.wording import quoted
 
 
-def export(folder: Path, layers: LayerRange, target: Path) -> Manifest:
+def export(folder: Path, manifest: Manifest, layers: LayerRange, target: Path) -> Manifest:
     """Write the units that a stage of `layers` needs, the small files and a manifest with the units' hashes.
 
-    `target` is new or an empty folder; it appears whole or not at all. Raises BadInput, BrokenModel or DiskFull.
+    `manifest` is the one of `folder`. `target` is new or an empty folder; it appears whole or not at all. Raises
+    BadInput, BrokenModel or DiskFull.
     """
-    manifest = describe(folder)
     units = units_for(manifest, layers)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise BadInput(f"{target} is there already; choose a new folder for {words(u.name for u in units)}")
@@ -121,14 +121,25 @@ class KnownModel:
         return f"all {self.layers} layers" if self.whole else words(self.units)
 
 
-def known_model(folder: Path, home: Path | None = None) -> KnownModel:
-    """What `folder` has, a whole checkpoint or a shard folder; `home` is as in `describe`."""
+def local_name(folder: Path, home: Path) -> str:
+    """What the model in a plain folder is called here: under `home/models` by its place, as `name` or `org/name`."""
+    root = home / "models"
+    for place, top in ((folder.absolute(), root.absolute()), (folder.resolve(), root.resolve())):
+        parts = place.relative_to(top).parts if place.is_relative_to(top) else ()
+        if 1 <= len(parts) <= 2 and ".." not in parts:
+            return "/".join(map(model_name, parts))
+    return folder_name(folder)
+
+
+def known_model(folder: Path, home: Path) -> KnownModel:
+    """What `folder` has, a whole checkpoint or a shard folder."""
+    name = local_name(folder, home)
     try:
-        manifest = describe(folder, home)
+        manifest = describe(folder, name)
         units = units_here(folder, manifest)
         size = _bytes(folder) if is_shard(folder) else _published(manifest)
     except (TogetherError, OSError) as error:
-        return KnownModel(folder_name(folder, home), folder, fault=str(error))
+        return KnownModel(name, folder, fault=str(error))
     ordered = tuple(name for name in manifest.units if name in units)
     whole = len(units) == len(manifest.units)
     return KnownModel(
@@ -214,7 +225,7 @@ class Store:
 
     def holdings(self) -> list[KnownModel]:
         """All models that have a folder here."""
-        return [known_model(folder) for folder in self._folders()]
+        return [known_model(folder, self._home) for folder in self._folders()]
 
     def published(self, name: str, revision: str) -> tuple[PublishedFile, ...]:
         """The files of a model at this commit of the hub, if it was begun here; else none."""

@@ -230,7 +230,7 @@ def _overhead(url: str, prompt: int, new: int, rounds: int, as_json: bool) -> No
     from together.desktop.client import RunningApp
 
     plan = plan_of(RunningApp(url, 0).status())
-    found = asyncio.run(bench_overhead(url, plan, prompt, new, rounds))
+    found = asyncio.run(bench_overhead(url, plan, load_settings().home_path, prompt, new, rounds))
     added = {"added_first_ms": found.added_first_ms, "added_per_token_ms": found.added_per_token_ms}
     if as_json:
         print(json.dumps(asdict(found) | added))

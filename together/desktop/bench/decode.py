@@ -82,7 +82,7 @@ async def bench_decode(request: DecodeRequest, setups: list[str], home: Path) ->
     _check(setups)
     folder = await asyncio.to_thread(random_checkpoint, request.shape, request.dtype, home)
     async with AsyncExitStack() as stack:
-        subjects = [await stack.enter_async_context(_subject(setup, request, folder)) for setup in setups]
+        subjects = [await stack.enter_async_context(_subject(setup, request, folder, home)) for setup in setups]
         runs: list[list[Run]] = [[] for _ in subjects]
         for _ in range(request.rounds):
             for subject, done in zip(subjects, runs, strict=True):
@@ -98,10 +98,12 @@ def _check(setups: list[str]) -> None:
             raise BadSetting(f"cannot compare with {setup!r}; give a number of stages, or transformers")
 
 
-def _subject(setup: str, request: DecodeRequest, folder: Path) -> AbstractAsyncContextManager[DecodeSubject]:
+def _subject(
+    setup: str, request: DecodeRequest, folder: Path, home: Path
+) -> AbstractAsyncContextManager[DecodeSubject]:
     if setup == "transformers":
         return _reference(request, folder)
-    return _ring(int(setup), request, folder)
+    return _ring(int(setup), request, folder, home)
 
 
 class _Ring:
@@ -153,9 +155,9 @@ class _Ring:
 
 
 @asynccontextmanager
-async def _ring(count: int, request: DecodeRequest, folder: Path) -> AsyncIterator[DecodeSubject]:
+async def _ring(count: int, request: DecodeRequest, folder: Path, home: Path) -> AsyncIterator[DecodeSubject]:
     places = equal_places(folder, request.backend, request.device, count)
-    async with local_engine(folder, places, request.dtype, request.prompt + request.new) as (engine, ring):
+    async with local_engine(folder, home, places, request.dtype, request.prompt + request.new) as (engine, ring):
         yield _Ring(engine, ring, request)
 
 

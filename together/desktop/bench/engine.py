@@ -92,7 +92,7 @@ class EngineReport:
 async def bench_engine(request: EngineRequest, home: Path) -> EngineReport:
     """Start the stages once and measure the parts in turn."""
     folder = await asyncio.to_thread(random_checkpoint, request.shape, request.dtype, home)
-    async with _people(request, folder) as people:
+    async with _people(request, folder, home) as people:
         await people.generate(PROMPT, 4)  # touches all weights
         together = await _together(people, request) if request.concurrent else None
         long_prompt = await _long_prompt(people, request) if request.long_prompt else None
@@ -125,11 +125,11 @@ class _People:
 
 
 @asynccontextmanager
-async def _people(request: EngineRequest, folder: Path) -> AsyncIterator[_People]:
+async def _people(request: EngineRequest, folder: Path, home: Path) -> AsyncIterator[_People]:
     places = equal_places(folder, request.backend, request.device, request.stages)
     context = max(PROMPT + request.new, 2 * request.long_prompt, FAR + SPAN if request.flat else 0)
     users = max(3, request.concurrent)
-    async with local_engine(folder, places, request.dtype, context, users) as (engine, ring):
+    async with local_engine(folder, home, places, request.dtype, context, users) as (engine, ring):
         yield _People(engine, ring.spec, request.dtype)
 
 

@@ -210,13 +210,13 @@ class Overhead:
         return self.per_token_ms - self.engine_per_token_ms
 
 
-async def bench_overhead(url: str, plan: dict[str, Any], prompt: int, new: int, rounds: int) -> Overhead:
+async def bench_overhead(url: str, plan: dict[str, Any], home: Path, prompt: int, new: int, rounds: int) -> Overhead:
     """`plan` is the one that the app at `url` serves, as `/status` shows it. Raises NotServing for an early end."""
     timeout = httpx.Timeout(10.0, read=ANSWER_WITHIN)
     served, alone = [], []
     text = await asyncio.to_thread(TextModel.open, Path(plan["model"]["path"]))
     async with (
-        _engine(plan, 2 * prompt + 64 + new) as engine,
+        _engine(plan, home, 2 * prompt + 64 + new) as engine,
         httpx.AsyncClient(base_url=url, timeout=timeout, trust_env=False) as client,
     ):
         for turn in range(rounds + WARM):
@@ -259,12 +259,12 @@ def _complete(found: Exchange, new: int) -> Exchange:
 
 
 @asynccontextmanager
-async def _engine(plan: dict[str, Any], context: int) -> AsyncIterator[Engine]:
+async def _engine(plan: dict[str, Any], home: Path, context: int) -> AsyncIterator[Engine]:
     places = tuple(
         Place(stage["backend"], stage["device"], LayerRange(stage["layers"]["start"], stage["layers"]["stop"]))
         for stage in plan["stages"]
     )
-    async with local_engine(Path(plan["model"]["path"]), places, plan["dtype"], context) as (engine, _):
+    async with local_engine(Path(plan["model"]["path"]), home, places, plan["dtype"], context) as (engine, _):
         yield engine
 
 

@@ -52,6 +52,7 @@ from together.ring import wire
 from together.settings import Settings, parse_bytes
 from together.types import DTYPES, Dtype
 from together.weights.find import BUNDLED
+from together.weights.store import local_name
 
 USUAL_SHAPE = "llama-3.2-1b"
 HEAR_WITHIN = 5.0  # seconds for a record of our own to come back
@@ -77,7 +78,8 @@ def subject_of(folder: Path | None, settings: Settings) -> DoctorSubject:
         return DoctorSubject(USUAL_SHAPE, shape.layers, dtype, json.dumps(shape.config(dtype)).encode())
     spec = read_shape(folder)
     usual: Dtype = "fp32" if folder.resolve() == BUNDLED else spec.dtype  # as the app would load it
-    return DoctorSubject(spec.name, spec.layers, _dtype(settings.dtype, usual), read_bytes(folder, CONFIG))
+    name = local_name(folder, settings.home_path)
+    return DoctorSubject(name, spec.layers, _dtype(settings.dtype, usual), read_bytes(folder, CONFIG))
 
 
 def _dtype(text: str, usual: Dtype) -> Dtype:
