@@ -10,14 +10,17 @@ import binascii
 import hashlib
 import json
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from together.errors import BrokenModel
+from together.jsonfile import first_fault
 from together.models.checkpoint import MAX_FILES, checkpoint_files, is_checkpoint
 from together.models.config import MAX_LAYERS, layer_count
 from together.models.fingerprint import PublishedFile, fingerprint_of, sample_places
@@ -26,7 +29,7 @@ from together.models.headers import MAX_HEADER, FileHeader, Headers, check_disti
 from together.models.names import MANIFEST as MANIFEST
 from together.models.names import MAX_NAME, TEMPLATES, is_model_name, is_plain, is_sha256, is_template
 from together.models.units import ByteRange, Sample, Unit, samples_in, units_of
-from together.wording import quoted
+from together.wording import MOST, cut, quoted
 
 CONFIG = "config.json"
 FORMAT = "together-model-2"
@@ -192,26 +195,74 @@ def parse(data: bytes) -> Manifest:
     """
     if len(data) > most_bytes(MANIFEST):
         raise _bad("a model", f"it has {len(data)} bytes, more than {most_bytes(MANIFEST)}")
-    fields = _fields("a model", json_object(Path("model", MANIFEST), data), _KEYS)
-    name = fields["name"]
-    if not isinstance(name, str) or not is_model_name(name):
-        raise _bad("a model", f"{quoted(name)} is not a model's name")
-    if fields["format"] != FORMAT:
-        raise _bad(name, f"its format is {quoted(fields['format'])}, this version reads {FORMAT!r}")
-    made = Manifest(
-        name,
-        _hash(name, fields["fingerprint"], "fingerprint"),
-        _count(name, fields["layers"], "layers", MAX_LAYERS),
-        _files(name, fields["files"]),
-        tuple(_small(name, item) for item in _items(name, fields["small"], "small", _MOST_SMALL)),
-        _revision(name, fields["revision"]),
-        _digests(name, fields["digests"]),
-    )
+    try:
+        found = _Document.model_validate(json_object(Path("model", MANIFEST), data))
+    except ValidationError as error:
+        raise _bad("a model", cut(first_fault(error), 2 * MOST)) from None
+    small = tuple(_small(found.name, file) for file in found.small)
+    files = _files(found.name, found.files)
+    made = Manifest(found.name, found.fingerprint, found.layers, files, small, found.revision, found.digests)
     return _checked(made)
 
 
-_MOST_SMALL = len(SMALL_FILES) + MAX_TEMPLATES
-_KEYS = ("format", "name", "fingerprint", "layers", "revision", "files", "small", "digests")
+def _is_weights(name: str) -> bool:
+    return is_plain(name) and name.endswith(".safetensors")
+
+
+def _which(test: Callable[[str], bool], words: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not test(value):
+            raise ValueError(f"{quoted(value)} is not {words}")
+        return value
+
+    return AfterValidator(check)
+
+
+_Revision = Annotated[str, Field(max_length=MAX_NAME), _which(lambda text: not text or is_plain(text), "a revision")]
+_Sha256 = Annotated[str, _which(is_sha256, "a sha256 in hex")]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _WeightsEntry(_Entry):
+    name: Annotated[str, _which(_is_weights, "the plain name of a safetensors file")]
+    size: Annotated[int, Field(ge=1, le=MAX_FILE)]
+    header: str  # packed
+    samples: str  # base64
+
+
+class _SmallEntry(_Entry):
+    name: Annotated[str, _which(lambda name: bool(small_names([name])), "a file that a model has beside its weights")]
+    size: Annotated[int, Field(ge=0)]
+    sha256: _Sha256
+
+
+class _Document(_Entry):
+    format: Annotated[str, _which(lambda text: text == FORMAT, f"{FORMAT}, which this version reads")]
+    name: Annotated[str, _which(is_model_name, "a model's name")]
+    fingerprint: _Sha256
+    layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+    revision: _Revision
+    files: Annotated[list[_WeightsEntry], Field(max_length=MAX_FILES)]
+    small: Annotated[list[_SmallEntry], Field(max_length=len(SMALL_FILES) + MAX_TEMPLATES)]
+    digests: dict[str, _Sha256]
+
+
+def _files(name: str, entries: Sequence[_WeightsEntry]) -> tuple[PublishedFile, ...]:
+    files, left = [], MAX_HEADER
+    for entry in entries:
+        header = _unpack(name, entry.header, left)
+        left -= len(header)
+        files.append(PublishedFile(entry.name, entry.size, header, _samples(name, entry.samples)))
+    return tuple(files)
+
+
+def _small(name: str, entry: _SmallEntry) -> SmallFile:
+    if entry.size > most_bytes(entry.name):
+        raise _bad(name, f"{entry.name} has {entry.size} bytes, more than {most_bytes(entry.name)}")
+    return SmallFile(entry.name, entry.size, entry.sha256)
 
 
 def _checked(made: Manifest) -> Manifest:
@@ -233,73 +284,13 @@ def _checked(made: Manifest) -> Manifest:
     return made
 
 
-def _is_weights(name: str) -> bool:
-    return is_plain(name) and name.endswith(".safetensors")
-
-
-def _files(name: str, value: object) -> tuple[PublishedFile, ...]:
-    files, left = [], MAX_HEADER
-    for item in _items(name, value, "files", MAX_FILES):
-        fields = _fields(name, item, ("name", "size", "header", "samples"))
-        file = fields["name"]
-        if not isinstance(file, str) or not _is_weights(file):
-            raise _bad(name, f"{quoted(file)} is not the plain name of a safetensors file")
-        header = _unpack(name, fields["header"], left)
-        left -= len(header)
-        size = _count(name, fields["size"], f"the size of {file}", MAX_FILE)
-        files.append(PublishedFile(file, size, header, _samples(name, fields["samples"])))
-    return tuple(files)
-
-
-def _small(name: str, value: object) -> SmallFile:
-    fields = _fields(name, value, ("name", "size", "sha256"))
-    file = fields["name"]
-    if not isinstance(file, str) or not small_names([file]):
-        raise _bad(name, f"{quoted(file)} is not a file that a model has beside its weights")
-    size = _count(name, fields["size"], f"the size of {file}", most_bytes(file), least=0)
-    return SmallFile(file, size, _hash(name, fields["sha256"], f"the hash of {file}"))
-
-
-def _digests(name: str, value: object) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise _bad(name, "digests is not an object")
-    return {unit: _hash(name, digest, f"the hash of {quoted(unit)}") for unit, digest in value.items()}
-
-
-def _revision(name: str, value: object) -> str:
-    if not isinstance(value, str) or len(value) > MAX_NAME or not (value == "" or is_plain(value)):
-        raise _bad(name, f"{quoted(value)} is not a revision")
-    return value
-
-
-def _fields(name: str, value: object, keys: Sequence[str]) -> dict[str, Any]:
-    if not isinstance(value, dict) or value.keys() != set(keys):
-        found = list(value)[:10] if isinstance(value, dict) else value
-        raise _bad(name, f"there should be {', '.join(keys)}, and there is {quoted(found)}")
-    return value
-
-
-def _items(name: str, value: object, what: str, most: int) -> list[Any]:
-    if not isinstance(value, list) or len(value) > most:
-        raise _bad(name, f"{what} is not a list of at most {most}")
-    return value
-
-
-def _count(name: str, value: object, what: str, most: int, least: int = 1) -> int:
-    if type(value) is not int or not least <= value <= most:
-        raise _bad(name, f"{what} is {quoted(value)}, not a whole number from {least} to {most}")
-    return value
-
-
-def _hash(name: str, value: object, what: str) -> str:
-    if not isinstance(value, str) or not is_sha256(value):
-        raise _bad(name, f"{what} is not a sha256 in hex")
-    return value
-
-
 def _layers(name: str, config: bytes) -> int:
     layers = layer_count(json_object(Path(name, CONFIG), config))
-    return _count(name, layers, "num_hidden_layers of config.json", MAX_LAYERS)
+    if type(layers) is not int or not 1 <= layers <= MAX_LAYERS:
+        raise _bad(
+            name, f"num_hidden_layers of {CONFIG} is {quoted(layers)}, not a whole number from 1 to {MAX_LAYERS}"
+        )
+    return layers
 
 
 def _file_json(file: PublishedFile) -> dict[str, Any]:
@@ -311,10 +302,10 @@ def _pack(header: bytes) -> str:
     return base64.b64encode(zlib.compress(header)).decode()
 
 
-def _unpack(name: str, value: object, limit: int) -> bytes:
+def _unpack(name: str, value: str, limit: int) -> bytes:
     """The header's bytes, never more than `limit`, whatever they were packed from."""
     try:
-        packed = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
+        packed = base64.b64decode(value, validate=True)
         unpacker = zlib.decompressobj()
         header = unpacker.decompress(packed, limit + 1)
     except (binascii.Error, ValueError, zlib.error) as error:
@@ -324,9 +315,9 @@ def _unpack(name: str, value: object, limit: int) -> bytes:
     return header
 
 
-def _samples(name: str, value: object) -> bytes:
+def _samples(name: str, value: str) -> bytes:
     try:
-        return base64.b64decode(value if isinstance(value, str) else "-", validate=True)
+        return base64.b64decode(value, validate=True)
     except ValueError as error:
         raise _bad(name, f"samples of its weights are not packed ({error})") from error
 
