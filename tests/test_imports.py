@@ -46,8 +46,7 @@ LAYERS = (
     ("together.api", "webui", "together.desktop"),
 )
 NEIGHBOURLY = 2
-# The page sees the head through the same protocol as the API does, and keeps the same rules of HTTP.
-ACROSS = {("webui", f"together.api.{name}") for name in ("guard", "port", "stream")}
+ACROSS = {("webui", "together.api.guard")}  # the page keeps the API's rules of HTTP
 FREE = ("together.__main__", "together.desktop")  # they start everything, so they may import all of ours
 
 STDLIB_ONLY = tuple(name for name in WORDS if name != "together.jsonfile")
@@ -234,7 +233,7 @@ GOOD = {
     "together/head.py": "from together import __version__\nfrom together.engine import engine",
     "together/desktop/tray.py": "from together.api import routes\nfrom webui import page",
     "backends/on_torch/attention.py": "import torch\nfrom together import sampling",
-    "webui/page.py": "import gradio as gr\n\nfrom together.api.port import HeadPort",
+    "webui/page.py": "import gradio as gr\n\nfrom together.head.head import Head",
 }
 
 

@@ -1,1 +1,1 @@
-"""The page of a head, made with Gradio. Knows the head only through `HeadPort`; nothing else imports gradio."""
+"""The page of a head, made with Gradio. Only `framework` imports gradio."""

@@ -13,8 +13,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from together.api.port import HeadPort
 from together.errors import TogetherError
+from together.head.head import Head
 from together.requests import AnswerChunk
 from webui.conversation import Knobs, Turns, is_thought, measured, text_of, thought, turn, up_to_question
 from webui.framework import gr
@@ -32,7 +32,7 @@ Updates = AsyncGenerator[Update, None]
 class Answers:
     """Handlers of the chat's events, bound to one head."""
 
-    def __init__(self, head: HeadPort) -> None:
+    def __init__(self, head: Head) -> None:
         self._head = head
 
     async def ask(self, question: str, turns: Turns, *knobs: Any) -> Updates:

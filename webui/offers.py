@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 
-from together.api.port import HeadPort
 from together.errors import TogetherError
+from together.head.head import Head
 from webui.answers import notice
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 class Offers:
     """Handlers of those buttons, bound to one head. Each answers with the notice: why it failed, or nothing."""
 
-    def __init__(self, head: HeadPort) -> None:
+    def __init__(self, head: Head) -> None:
         self._head = head
 
     async def load_again(self) -> str:

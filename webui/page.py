@@ -14,7 +14,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.routing import Mount
 
-from together.api.port import HeadPort
+from together.head.head import Head
 from webui.answers import Answers, notice
 from webui.events import Events
 from webui.framework import get_upload_folder, gr
@@ -31,7 +31,7 @@ SCRIPTS = ("page.js", "split.js")  # in this order: the second uses the first
 MONO_FONTS = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
 
-def mount(app: FastAPI, head: HeadPort) -> FastAPI:
+def mount(app: FastAPI, head: Head) -> FastAPI:
     """The app with the page at `/`. Call after every other route is there."""
     events = Events()
     page = build(head, events)
@@ -59,7 +59,7 @@ def mount(app: FastAPI, head: HeadPort) -> FastAPI:
     return mounted
 
 
-def build(head: HeadPort, events: Events) -> gr.Blocks:
+def build(head: Head, events: Events) -> gr.Blocks:
     """All controls and what they are connected to."""
     answers, offers = Answers(head), Offers(head)
     page: gr.Blocks = gr.Blocks(title="together", analytics_enabled=False, fill_width=True)

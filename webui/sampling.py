@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from together.api.port import HeadPort
+from together.head.head import Head
 from together.models.generation import USUAL
 from webui.framework import gr
 
@@ -28,7 +28,7 @@ def reset_button() -> gr.Button:
 class SamplingReset:
     """The handler that sets the controls to the served model's defaults and says whose they are."""
 
-    def __init__(self, head: HeadPort) -> None:
+    def __init__(self, head: Head) -> None:
         self._head = head
 
     def reset(self) -> tuple[Any, ...]:

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator
 from pathlib import Path, PurePath
 from typing import Any
 
-from together.api.port import HeadPort
 from together.errors import BadSetting, TogetherError
+from together.head.head import Head
 from together.models.names import is_model_name
 from together.planning.explain import Infeasible
 from together.planning.parse import parse_ratio
@@ -31,7 +31,7 @@ Updates = AsyncGenerator[tuple[Any, ...], None]
 class Splits:
     """Handlers of the panel's events, bound to one head."""
 
-    def __init__(self, head: HeadPort) -> None:
+    def __init__(self, head: Head) -> None:
         self._head = head
         self._names: dict[str, str] = {}  # of the models to choose from, by folder
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from together.api.port import HeadPort
+from together.head.head import Head
 from webui.draft import shown_error
 from webui.events import Events
 from webui.framework import gr
@@ -38,7 +38,7 @@ class Wishes:
     ratio: gr.Textbox
 
 
-def split_panel(page: gr.Blocks, head: HeadPort, events: Events) -> None:
+def split_panel(page: gr.Blocks, head: Head, events: Events) -> None:
     """Call inside the column it belongs to."""
     splits = Splits(head)
     gr.HTML("<h2>Split</h2>", elem_id="split-heading", apply_default_css=False)

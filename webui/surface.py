@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from together.api.stream import read_body
+from together.api.guard import read_body
 from together.errors import BadRequest
 from webui.events import Accepted
 from webui.framework import gr

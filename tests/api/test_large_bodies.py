@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import RealApp, until
 from tests.support.patience import PATIENCE
-from together.api.stream import MAX_BODY
+from together.api.guard import MAX_BODY
 
 LEFT = 50 * 10**6  # bytes that six of them may leave
 MESSAGE = 600  # characters of a refusal

@@ -6,18 +6,22 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from together.api.answers import ChatFormatter, UsageTotal
+from tests.support.cluster import cluster_settings
+from together.api.answers import ChatFormatter
 from together.api.errors import NotImplementedHere, error_response
 from together.api.guard import is_local
+from together.api.metrics import Metrics
 from together.api.server import bind, serving, url_of
-from together.api.stream import COMMENT, next_piece, paced, stream
+from together.api.stream import COMMENT, EventStream, RequestLog, stream
 from together.errors import LoadFailed, NotServing, QueueFull, RingBroken, Unreachable
+from together.head.head import Head
 from together.requests import AnswerChunk, Usage
 
 
@@ -40,42 +44,60 @@ class Answer:
             self.closed = True
 
 
-async def events_of(answer: Answer, pause: float = 10.0) -> list[bytes]:
-    return [part async for part in streamed(answer, pause)]
+@pytest.fixture
+async def log(tmp_path: Path) -> RequestLog:
+    return RequestLog(Metrics(Head(cluster_settings(tmp_path))), "chat", "chatcmpl-1", 1)
 
 
-def streamed(answer: Answer, pause: float = 10.0) -> AsyncGenerator[bytes, None]:
-    pieces = answer.pieces()
-    return stream(ChatFormatter("toy"), paced(pieces, next_piece(pieces), pause), 1, UsageTotal(1), include_usage=True)
+def streamed(answer: Answer, log: RequestLog) -> AsyncGenerator[bytes, None]:
+    return stream(answer.pieces(), log, ChatFormatter("toy"), 1, include_usage=True)
 
 
-async def test_a_pause_becomes_a_comment() -> None:
-    events = await events_of(Answer(0.0, 0.25, 0.0), pause=0.1)
+async def sent_by(response: EventStream) -> list[bytes]:
+    """What a client that stays gets."""
+    sent: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+
+    await response({"type": "http"}, asyncio.Event().wait, send)  # type: ignore[arg-type]  # no message ever comes
+    return [part for part in sent if part]
+
+
+async def test_a_pause_becomes_a_comment(log: RequestLog) -> None:
+    events = await sent_by(EventStream(streamed(Answer(0.0, 0.25, 0.0), log), pause=0.1))
     assert events.count(COMMENT) == 2
     assert events[-1] == b"data: [DONE]\n\n"
     assert all(event.isascii() for event in events)  # nothing to split
 
 
-async def test_an_error_in_the_stream_is_its_last_event() -> None:
-    events = await events_of(Answer(0.0, RingBroken("node studio: stage 1 was killed")))
+async def test_an_error_in_the_stream_is_its_last_event(log: RequestLog) -> None:
+    answer = Answer(0.0, RingBroken("node studio: stage 1 was killed"))
+    events = [part async for part in streamed(answer, log)]
     assert b'{"error":{"message":"node studio: stage 1 was killed"' in events[-1]
     assert len(events) == 3
 
 
-async def test_a_bug_in_the_stream_keeps_its_text_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    events = await events_of(Answer(ZeroDivisionError("secret")))
+async def test_an_error_before_the_stream_is_raised(log: RequestLog) -> None:
+    with pytest.raises(QueueFull):
+        await anext(streamed(Answer(QueueFull("full")), log))
+
+
+async def test_a_bug_in_the_stream_keeps_its_text_in_the_log(log: RequestLog, caplog: pytest.LogCaptureFixture) -> None:
+    events = [part async for part in streamed(Answer(0.0, ZeroDivisionError("secret")), log)]
     assert b"secret" not in events[-1]
     assert b"internal_error" in events[-1]
     assert "secret" in caplog.text
 
 
-async def test_closing_the_stream_closes_the_answer() -> None:
+@pytest.mark.parametrize("steps", [0, 1, 2])
+async def test_closing_the_stream_closes_the_answer(log: RequestLog, steps: int) -> None:
     answer = Answer(0.0, 60.0)
-    events = streamed(answer)
-    for _ in range(2):
+    events = streamed(answer, log)
+    for _ in range(steps):
         await anext(events)
     await events.aclose()
-    assert answer.closed
+    assert answer.closed or not steps
 
 
 @pytest.mark.parametrize(

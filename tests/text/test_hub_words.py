@@ -19,7 +19,6 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from tests.support.chain import Chain, assert_close, load_shard, new_sequence, row
 from tests.support.families import reference_greedy, reference_logits
 from tests.support.hub_words import DIALECTS, FAMILIES, LAYERS, HubDialect, make_folder
-from together.api.fields import parse
 from together.api.requests import ChatCompletionRequest
 from together.models.families import FAMILIES as SUPPORTED
 from together.models.generation import SAMPLING_FIELDS, read_sampling_defaults
@@ -162,7 +161,7 @@ THINKING_CHATS = (
 def asked(chat: Chat) -> ChatRequest:
     """The request as our chat route reads it."""
     body = {"messages": chat.messages, "tools": chat.tools, "chat_template_kwargs": dict(chat.variables)}
-    return parse(ChatCompletionRequest, json.dumps(body).encode()).to_chat(Sampling())
+    return ChatCompletionRequest.model_validate(body).to_chat(Sampling())
 
 
 def our_ids(model: TextModel, chat: Chat) -> list[int]:

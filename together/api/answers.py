@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -61,34 +61,6 @@ class ChoiceBuffer:
         self.logprobs += piece.logprobs
         self.call_parts += piece.tool_calls
         self.finish = piece.finish
-
-
-@dataclass(slots=True)
-class UsageTotal:
-    """The usage of a whole request: a prompt counts once, however many `choices` it has."""
-
-    choices: int
-    usage: Usage = field(default_factory=Usage)
-
-    def add(self, piece: AnswerChunk) -> None:
-        if (more := piece.usage) is None:
-            return
-        is_first = piece.index % self.choices == 0
-        self.usage = Usage(
-            self.usage.prompt_tokens + (more.prompt_tokens if is_first else 0),
-            self.usage.completion_tokens + more.completion_tokens,
-            self.usage.cached_tokens + (more.cached_tokens if is_first else 0),
-            self.usage.reasoning_tokens + more.reasoning_tokens,
-        )
-
-
-async def collect(pieces: AsyncIterator[AnswerChunk], count: int, tally: UsageTotal) -> Sequence[ChoiceBuffer]:
-    """All `count` choices by index; `tally` is filled on the way."""
-    choices = [ChoiceBuffer() for _ in range(count)]
-    async for piece in pieces:
-        choices[piece.index].add(piece)
-        tally.add(piece)
-    return choices
 
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's servers say this as well

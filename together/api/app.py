@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import fields, is_dataclass
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -17,32 +18,44 @@ from starlette.middleware.cors import CORSMiddleware
 from together import __version__
 from together.api import errors
 from together.api.control import control_routes
-from together.api.document import DocumentedApp
-from together.api.guard import Guard, Tidy
+from together.api.guard import Guard
 from together.api.metrics import Metrics
 from together.api.openai_routes import openai_routes
-from together.api.port import HeadPort
 from together.api.responses import Health, Version
-from together.api.stream import EventStream, event
+from together.api.stream import EventStream, event, note_refusal
+from together.head.head import Head
 from together.sentences import Sentence
 from together.view import ClusterView, ServingState
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
-def build_app(head: HeadPort, shutdown: Callable[[], None]) -> FastAPI:
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """Routes and where they stand in the app."""
+
+    router: APIRouter
+    prefix: str = ""
+    documented: bool = True
+
+
+def build_app(head: Head, shutdown: Callable[[], None]) -> FastAPI:
     """The app with every route of ours; the page is mounted after, on all others. `shutdown` asks the app to end."""
-    app = DocumentedApp(title="together", version=__version__, docs_url=None, redoc_url=None)
-    errors.install(app)
+    app = FastAPI(title="together", version=__version__, docs_url=None, redoc_url=None)
     metrics = Metrics(head)
-    routers = (openai_routes(head, metrics), status_routes(head, metrics), control_routes(head, shutdown))
-    for router in routers[:-1]:
-        app.include_router(router)
-    app.include_router(routers[-1], include_in_schema=False)  # for this machine's own programs
-    app.include_router(_refuse_the_rest(routers))
+    errors.install(app, partial(note_refusal, metrics))
+    openai = openai_routes(head, metrics)
+    mounted = (
+        Mounted(openai, "/v1"),
+        Mounted(openai, documented=False),
+        Mounted(status_routes(head, metrics)),
+        Mounted(control_routes(head, shutdown), documented=False),  # for this machine's own programs
+    )
+    for each in mounted:
+        app.include_router(each.router, prefix=each.prefix, include_in_schema=each.documented)
+    app.include_router(_refuse_the_rest(mounted))
     # No origin is allowed. It also stops the page's framework from adding CORS headers of its own.
     app.add_middleware(CORSMiddleware, allow_origins=())
-    app.add_middleware(Tidy)
     app.add_middleware(Guard, open_to_network=head.settings.open_to_network)
     return app
 
@@ -50,7 +63,7 @@ def build_app(head: HeadPort, shutdown: Callable[[], None]) -> FastAPI:
 # --- what a person or a monitor asks ----------------------------------------------------------------------------------
 
 
-def status_routes(head: HeadPort, metrics: Metrics) -> APIRouter:
+def status_routes(head: Head, metrics: Metrics) -> APIRouter:
     """`/health`, `/metrics`, `/status`, `/events`, `/version`."""
     router = APIRouter()
 
@@ -107,7 +120,7 @@ def _plain(value: Any) -> object:
     return _plain_fields(value) if is_dataclass(value) else value
 
 
-async def _events(head: HeadPort) -> AsyncGenerator[bytes, None]:
+async def _events(head: Head) -> AsyncGenerator[bytes, None]:
     async for view in head.changes():
         yield event(view_json(view))
 
@@ -115,11 +128,13 @@ async def _events(head: HeadPort) -> AsyncGenerator[bytes, None]:
 # --- everything else --------------------------------------------------------------------------------------------------
 
 
-def _refuse_the_rest(routers: tuple[APIRouter, ...]) -> APIRouter:
+def _refuse_the_rest(mounted: Iterable[Mounted]) -> APIRouter:
     """404 and 405 in our shape for our paths; without this they would reach the page, which is mounted at the root."""
     methods: dict[str, set[str]] = {}
-    for route in (route for router in routers for route in router.routes if isinstance(route, APIRoute)):
-        methods.setdefault(route.path, set()).update(route.methods or ())
+    for each in mounted:
+        for route in each.router.routes:
+            assert isinstance(route, APIRoute)
+            methods.setdefault(each.prefix + route.path, set()).update(route.methods or ())
 
     async def not_allowed(request: Request) -> Response:
         raise HTTPException(405, f"{request.method} is not allowed for {request.url.path}")

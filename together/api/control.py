@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from together.api.errors import Forbidden
-from together.api.guard import is_local
-from together.api.port import HeadPort
-from together.api.stream import read_body
-from together.errors import BadRequest
+from together.api.guard import FROM_JSON, BodyRoute, RouteHandler, is_local
+from together.head.head import Head
 from together.planning.cluster_file import problem_json
 from together.planning.explain import Infeasible
 from together.planning.parse import parse_request
 from together.planning.report import answer_json, answer_text, missing_json, missing_text
 from together.planning.request import PlanRequest
-from together.wording import MOST, cut
 
 
 class PlanOrder(BaseModel):
@@ -73,19 +70,27 @@ class NodesOrder(BaseModel):
     action: Literal["start", "stop"]
 
 
-async def _only_local(request: Request) -> None:
-    if not is_local(request.scope):
-        raise Forbidden("control routes answer this machine only")
+class _LocalRoute(BodyRoute):
+    """A route that answers this machine only; it reads nothing from others."""
+
+    def get_route_handler(self) -> RouteHandler:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            if not is_local(request.scope):
+                raise Forbidden("control routes answer this machine only")
+            return await handle(request)
+
+        return answer
 
 
-def control_routes(head: HeadPort, shutdown: Callable[[], None]) -> APIRouter:
+def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
     """`/control/load`, `last`, `unload`, `plan`, `cluster`, `balance`, `drain`, `forget`, `nodes` and `shutdown`."""
-    router = APIRouter(prefix="/control", dependencies=[Depends(_only_local)])
+    router = APIRouter(prefix="/control", route_class=_LocalRoute)
 
     @router.post("/load")
-    async def load(request: Request) -> Response:
+    async def load(order: Annotated[PlanOrder, FROM_JSON]) -> Response:
         """An empty order loads the last model again, as it was, before a restart too."""
-        order = parse_order(PlanOrder, await read_body(request))
         await (head.load() if order.is_empty else head.load(order.model, order.request(head.settings.strategy)))
         return _done()
 
@@ -96,18 +101,16 @@ def control_routes(head: HeadPort, shutdown: Callable[[], None]) -> APIRouter:
         return _done()
 
     @router.post("/plan")
-    async def plan(request: Request) -> Response:
+    async def plan(order: Annotated[PlanOrder, FROM_JSON]) -> Response:
         """As `together plan --json`: the plan, or `error`, `missing_layers` and so on; `text` is both for a person."""
-        order = parse_order(PlanOrder, await read_body(request))
         outcome = await head.plan(order.model, order.request("recommend"))
         if isinstance(outcome, Infeasible):
             return JSONResponse({**missing_json(outcome), "text": missing_text(outcome)})
         return JSONResponse({**answer_json(outcome), "text": answer_text(outcome)})
 
     @router.post("/cluster")
-    async def cluster(request: Request) -> Response:
+    async def cluster(order: Annotated[PlanOrder, FROM_JSON]) -> Response:
         """The living cluster in the format of `together plan --cluster`."""
-        order = parse_order(PlanOrder, await read_body(request))
         return JSONResponse(problem_json(await head.problem(order.model, order.request("recommend"))))
 
     @router.post("/balance")
@@ -122,20 +125,18 @@ def control_routes(head: HeadPort, shutdown: Callable[[], None]) -> APIRouter:
         return _done()
 
     @router.post("/drain")
-    async def drain(request: Request) -> Response:
-        order = parse_order(DrainOrder, await read_body(request))
+    async def drain(order: Annotated[DrainOrder, FROM_JSON]) -> Response:
         await head.drain(order.node, order.back)
         return _done()
 
     @router.post("/forget")
-    async def forget(request: Request) -> Response:
+    async def forget(order: Annotated[ForgetOrder, FROM_JSON]) -> Response:
         """Plans may use all of a node's memory again, though a stage ran out of it."""
-        head.forget(parse_order(ForgetOrder, await read_body(request)).node)
+        head.forget(order.node)
         return _done()
 
     @router.post("/nodes")
-    async def nodes(request: Request) -> Response:
-        order = parse_order(NodesOrder, await read_body(request))
+    async def nodes(order: Annotated[NodesOrder, FROM_JSON]) -> Response:
         await (head.start_local_node() if order.action == "start" else head.stop_local_node())
         return _done()
 
@@ -145,19 +146,6 @@ def control_routes(head: HeadPort, shutdown: Callable[[], None]) -> APIRouter:
         return _done(202)
 
     return router
-
-
-OrderT = TypeVar("OrderT", bound=BaseModel)
-
-
-def parse_order(kind: type[OrderT], body: bytes) -> OrderT:
-    """A small JSON body. Raises BadRequest naming the wrong field."""
-    try:
-        return kind.model_validate_json(body or b"{}")
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        path, message = ".".join(cut(str(part), MOST) for part in first["loc"]), cut(first["msg"])
-        raise BadRequest(f"{path}: {message}" if path else message, param=path or None) from None
 
 
 def _done(status: int = 200) -> Response:

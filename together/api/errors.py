@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
@@ -88,22 +89,22 @@ def error_response(error: Exception) -> JSONResponse:
     return JSONResponse(error_body(error), answer.status, headers)
 
 
-def install(app: FastAPI) -> None:
-    """Make every error leave the app in OpenAI's shape."""
+def install(app: FastAPI, note_refusal: Callable[[Request, TogetherError], None]) -> None:
+    """Make every error leave the app in OpenAI's shape; `note_refusal` hears of those that a route raised."""
 
-    async def ours(_: Request, error: Exception) -> JSONResponse:
+    async def ours(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, TogetherError):
+            note_refusal(request, error)
         return error_response(error)
 
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        body = _body(
-            str(error.detail), _INVALID, None, {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-        )
-        return JSONResponse(body, error.status_code, error.headers)
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+        return JSONResponse(_body(str(error.detail), _INVALID, None, code), error.status_code, error.headers)
 
-    app.add_exception_handler(TogetherError, ours)
+    for kind in (TogetherError, Exception):  # the server logs the traceback of the last
+        app.add_exception_handler(kind, ours)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, ours)  # the server logs the traceback
 
 
 def _body(message: str, kind: str, param: str | None, code: str | None) -> ErrorAnswer:

@@ -132,29 +132,28 @@ class AnswerFields(Strict):
         return tuple((int(key), value) for key, value in bias.items())
 
 
-RequestT = TypeVar("RequestT", bound=Strict)
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-def parse(kind: type[RequestT], body: bytes) -> RequestT:
-    """A request body as its schema. Raises BadRequest with the path of the first wrong field."""
+def parse(model: type[ModelT], body: bytes) -> ModelT:
+    """A JSON body as its model. Raises BadRequest with the path of the first wrong field."""
     try:
-        return kind.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise BadRequest(*_describe(first["loc"], first["msg"])) from None
+        raise _wrong_field(first["loc"], first["msg"]) from None
 
 
-def _describe(location: tuple[int | str, ...], message: str) -> tuple[str, str | None]:
-    branched = any(isinstance(part, str) and _is_branch(part) for part in location)
-    names = [str(part) for part in location if isinstance(part, int) or not _is_branch(part)]
-    if branched and (several := next((name for name in names if name in _WORDS), None)) is not None:
+def _wrong_field(location: tuple[int | str, ...], message: str) -> BadRequest:
+    names = [str(part) for place, part in enumerate(location) if place == 0 or not _is_branch(part)]
+    if len(names) < len(location) and (several := next((name for name in names if name in _WORDS), None)) is not None:
         names, message = names[: names.index(several) + 1], f"must be {_WORDS[several]}"
     path = ".".join(cut(name, MOST) for name in names)
-    return (f"{path}: {message}" if path else cut(message)), path or None
+    return BadRequest(f"{path}: {message}" if path else cut(message), param=path or None)
 
 
-def _is_branch(part: str) -> bool:
-    return part in _BRANCHES or not part.isidentifier()
+def _is_branch(part: int | str) -> bool:
+    return isinstance(part, str) and (part in _BRANCHES or not part.isidentifier())
 
 
 Schema = dict[str, JsonValue]

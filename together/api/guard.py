@@ -1,46 +1,33 @@
-"""Who may talk to this server, and the memory that large bodies give back."""
+"""Who may talk to this server, how large a body may be, and the memory that large bodies give back."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
 import socket
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_before_validator_function
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from together.api.errors import Forbidden, error_body
+from together.api.errors import BodyTooLarge, Forbidden, error_body
+from together.api.fields import parse
 from together.processes import trim_memory
 from together.wording import quoted
 
+MAX_BODY = 4 * 2**20  # bytes: a million tokens of text; reading a larger one would hold everybody else up
 LARGE = 2**18  # bytes of a body; read as lists and tables it takes ten times as much
-
-
-class Tidy:
-    """ASGI middleware around everything."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        size = 0
-
-        async def counted() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            return message
-
-        try:
-            await self.app(scope, counted, send)
-        finally:
-            if size > LARGE:
-                await asyncio.to_thread(trim_memory)
-
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -73,13 +60,25 @@ class Guard:
             await JSONResponse(error_body(Forbidden(refusal)), 403)(scope, receive, send)
             return
 
+        size = 0
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            return message
+
         async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
 
-        with suppress(ClientDisconnect):  # it left within its body: nobody is there to be answered
-            await self.app(scope, receive, send_with_policy)
+        try:
+            with suppress(ClientDisconnect):  # it left within its body: nobody is there to be answered
+                await self.app(scope, counted, send_with_policy)
+        finally:
+            if size > LARGE:
+                await asyncio.to_thread(trim_memory)
 
     def _refusal(self, scope: Scope) -> str:
         headers = Headers(scope=scope)
@@ -101,6 +100,63 @@ class Guard:
         except ValueError:
             return False
         return name in self._names or (self._open and _is_address(name))  # rebinding needs a name, never an address
+
+
+# --- bodies -----------------------------------------------------------------------------------------------------------
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body. Raises BodyTooLarge as soon as it is over MAX_BODY."""
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_BODY:
+            raise BodyTooLarge(f"a request body may have at most {MAX_BODY} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+class _BytesRequest(Request):
+    """A request that leaves its JSON unparsed, whatever its content type says; an empty body is an empty object."""
+
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            self._body = await read_body(self) or b"{}"
+        return self._body
+
+    async def json(self) -> bytes:
+        return await self.body()
+
+
+RouteHandler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class BodyRoute(APIRoute):
+    """A route that reads its body within MAX_BODY, and leaves it to a `FromJson` parameter to parse."""
+
+    def get_route_handler(self) -> RouteHandler:
+        handle = super().get_route_handler()
+
+        async def read(request: Request) -> Response:
+            request = _BytesRequest(request.scope, request.receive)
+            if self.body_field is not None:
+                await request.body()  # the framework would turn what this raises into a plain 400
+            return await handle(request)
+
+        return read
+
+
+class FromJson:
+    """Marks a body parameter whose model parses the bytes: stricter than `json.loads`. Raises BadRequest."""
+
+    def __get_pydantic_core_schema__(self, model: type[BaseModel], handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_before_validator_function(partial(parse, model), handler(model))
+
+
+FROM_JSON = FromJson()
+
+
+# --- who --------------------------------------------------------------------------------------------------------------
 
 
 def is_local(scope: Scope) -> bool:

@@ -11,9 +11,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from together.api.port import HeadPort
 from together.cluster_types import NodeState, NodeStatus
 from together.engine.stats import EngineStats
+from together.head.head import Head
 from together.types import Plan
 from together.view import Serving, ServingState
 
@@ -25,7 +25,7 @@ _WHOLE = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
 class Metrics:
     """Counters of requests that came over HTTP, beside what the head itself says."""
 
-    def __init__(self, head: HeadPort) -> None:
+    def __init__(self, head: Head) -> None:
         registry = self._registry = CollectorRegistry()
         self.requests = Counter(
             "together_requests", "Requests that ended, by route and result.", ("route", "result"), registry=registry
@@ -55,7 +55,7 @@ class Metrics:
 class _HeadCollector(Collector):
     """Asks the head when somebody asks; nothing is counted meanwhile."""
 
-    def __init__(self, head: HeadPort) -> None:
+    def __init__(self, head: Head) -> None:
         self._head = head
 
     def collect(self) -> Iterable[Metric]:

@@ -1,99 +1,88 @@
-"""OpenAI's routes: chats, completions, models, embeddings. Knows no engine: everything goes through HeadPort."""
+"""OpenAI's routes: chats, completions, models, embeddings."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from together.api.answers import AnswerFormatter, ChatFormatter, CompletionFormatter, UsageTotal, collect
-from together.api.document import FAILURES, STREAMED, body_of, failures
-from together.api.errors import NotImplementedHere, UnknownModel
-from together.api.fields import AnswerFields, parse
+from together.api.answers import AnswerFormatter, ChatFormatter, CompletionFormatter
+from together.api.errors import NotImplementedHere, UnknownModel, error_response
+from together.api.fields import AnswerFields
+from together.api.guard import FROM_JSON, BodyRoute
 from together.api.metrics import Metrics
-from together.api.port import HeadPort
 from together.api.requests import ChatCompletionRequest, TextCompletionRequest
 from together.api.responses import ChatCompletion, ErrorAnswer, ModelEntry, ModelList, TextCompletion
-from together.api.stream import (
-    ClientGone,
-    EventStream,
-    RequestLog,
-    abandon,
-    next_piece,
-    paced,
-    read_body,
-    refusals,
-    stream,
-    while_connected,
-)
-from together.requests import AnswerChunk
+from together.api.stream import COUNTED, Chunks, ClientGone, EventStream, RequestLog, stream, while_connected, whole
+from together.errors import TogetherError
+from together.head.head import Head
 from together.types import Sampling
 
-ANSWER_WITHIN = 2.0  # seconds an error has to become a status before the stream begins without a token
 GONE = 499  # nobody reads it; the log of a proxy may
 
-AskedT = TypeVar("AskedT", bound=AnswerFields)
+_WORDS: dict[int | str, str] = {
+    400: "A field is wrong or cannot be honoured: `param` names it. Or the prompt is longer than the context.",
+    403: "The request comes from a page of another site.",
+    404: "No such model.",
+    413: "The body is too large.",
+    429: "Too many requests wait already: come back after `Retry-After` seconds.",
+    "4XX": "Any other refusal.",
+    500: "A bug of this server.",
+    503: "No model serves now: come back after `Retry-After` seconds.",
+}
+_STREAMED: dict[str, Any] = {
+    "description": "The answer; with `stream: true` as server-sent events, the last one is `data: [DONE]`.",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+
+Responses = dict[int | str, dict[str, Any]]
 
 
-def openai_routes(head: HeadPort, metrics: Metrics) -> APIRouter:
-    """All of them under `/v1`, and also without it."""
-    router = APIRouter()
+def _failures(*codes: int | str) -> Responses:
+    """Answers in the error shape, for the OpenAPI document."""
+    return {code: {"model": ErrorAnswer, "description": _WORDS[code]} for code in codes}
+
+
+def _answers(model: object) -> Responses:
+    return {200: {"model": model, **_STREAMED}, **_failures(*_WORDS)}
+
+
+def openai_routes(head: Head, metrics: Metrics) -> APIRouter:
+    """All of them, without the `/v1` before them."""
+    routes = APIRouter(route_class=BodyRoute)
     api = _Api(head, metrics)
-    for prefix in ("/v1", ""):
-        shown = bool(prefix)
-        router.post(
-            f"{prefix}/chat/completions",
-            include_in_schema=shown,
-            openapi_extra=body_of(ChatCompletionRequest),
-            responses={200: {"model": ChatCompletion, **STREAMED}, **FAILURES},
-        )(api.chat)
-        router.post(
-            f"{prefix}/completions",
-            include_in_schema=shown,
-            openapi_extra=body_of(TextCompletionRequest),
-            responses={200: {"model": TextCompletion, **STREAMED}, **FAILURES},
-        )(api.complete)
-        router.post(
-            f"{prefix}/embeddings", include_in_schema=shown, status_code=501, responses={501: {"model": ErrorAnswer}}
-        )(api.embed)
-        router.get(f"{prefix}/models", include_in_schema=shown, response_model=ModelList)(api.models)
-        router.get(
-            prefix + "/models/{name:path}",
-            include_in_schema=shown,
-            response_model=ModelEntry,
-            responses=failures(404),
-        )(api.model)
-    return router
+    routes.post("/chat/completions", responses=_answers(ChatCompletion))(api.chat)
+    routes.post("/completions", responses=_answers(TextCompletion))(api.complete)
+    routes.post("/embeddings", status_code=501, responses={501: {"model": ErrorAnswer}})(api.embed)
+    routes.get("/models", response_model=ModelList)(api.models)
+    routes.get("/models/{name:path}", response_model=ModelEntry, responses=_failures(404, "4XX"))(api.model)
+    return routes
 
 
 class _Api:
     """The handlers, bound to one head."""
 
-    def __init__(self, head: HeadPort, metrics: Metrics) -> None:
+    def __init__(self, head: Head, metrics: Metrics) -> None:
         self._head = head
         self._metrics = metrics
         self._started = int(time.time())
 
-    async def chat(self, request: Request) -> Response:
+    async def chat(self, request: Request, asked: Annotated[ChatCompletionRequest, FROM_JSON]) -> Response:
         """Answer a conversation, whole or as a stream."""
-        with refusals(self._metrics, "chat"):
-            asked = await self._asked(ChatCompletionRequest, request)
-            pieces = self._head.chat(asked.to_chat(self._defaults))
-        shape = ChatFormatter(self._served, logprobs=bool(asked.logprobs))
-        return await self._answer(request, asked, shape, pieces, "chat", asked.choices)
+        self._check_model(asked)
+        chunks = self._head.chat(asked.to_chat(self._defaults))
+        formatter = ChatFormatter(self._served, logprobs=bool(asked.logprobs))
+        return await self._answer(request, asked, formatter, chunks, asked.choices)
 
-    async def complete(self, request: Request) -> Response:
+    async def complete(self, request: Request, asked: Annotated[TextCompletionRequest, FROM_JSON]) -> Response:
         """Go on with prompts as they are."""
-        with refusals(self._metrics, "completions"):
-            asked = await self._asked(TextCompletionRequest, request)
-            wanted = asked.to_completion(self._defaults)
-            pieces = self._head.complete(wanted)
-        shape = CompletionFormatter(self._served, logprobs=asked.logprobs is not None)
-        return await self._answer(request, asked, shape, pieces, "completions", asked.choices * len(wanted.prompts))
+        self._check_model(asked)
+        wanted = asked.to_completion(self._defaults)
+        chunks = self._head.complete(wanted)
+        formatter = CompletionFormatter(self._served, logprobs=asked.logprobs is not None)
+        return await self._answer(request, asked, formatter, chunks, asked.choices * len(wanted.prompts))
 
     async def embed(self) -> Response:
         """Not offered: the models that are served generate text."""
@@ -132,64 +121,23 @@ class _Api:
         )
         return [entry]
 
-    async def _asked(self, kind: type[AskedT], request: Request) -> AskedT:
-        """The body, for the model that is served; without any the head will say so."""
-        asked = parse(kind, await read_body(request))
+    def _check_model(self, asked: AnswerFields) -> None:
+        """Raises UnknownModel for another model than the one served; without any the head says so."""
         served = self._served
         if served and asked.model is not None and asked.model != served:
             raise UnknownModel(asked.model, served)
-        return asked
 
     async def _answer(
-        self,
-        request: Request,
-        asked: AnswerFields,
-        shape: AnswerFormatter,
-        pieces: AsyncIterator[AnswerChunk],
-        route: str,
-        count: int,
+        self, request: Request, asked: AnswerFields, formatter: AnswerFormatter, chunks: Chunks, count: int
     ) -> Response:
-        tally = UsageTotal(asked.choices)
-        followed = RequestLog(self._metrics, route, shape.id, tally).follow(pieces)
-        if asked.stream:
-            return await _streamed(request, shape, followed, count, tally, asked.include_usage)
-        return await _whole(request, shape, followed, count, tally)
-
-
-async def _streamed(
-    request: Request,
-    shape: AnswerFormatter,
-    pieces: AsyncGenerator[AnswerChunk, None],
-    count: int,
-    tally: UsageTotal,
-    include_usage: bool,
-) -> Response:
-    first = next_piece(pieces)
-    try:
-        await while_connected(request, _settled(first))
-    except ClientGone:
-        await abandon(pieces, first)
-        return Response(status_code=GONE)
-    except BaseException:
-        await abandon(pieces, first)
-        raise
-    return EventStream(stream(shape, paced(pieces, first), count, tally, include_usage))
-
-
-async def _settled(first: asyncio.Task[AnswerChunk]) -> None:
-    """Wait for the first piece, but not for a long prefill; raise what it raised."""
-    done, _ = await asyncio.wait({first}, timeout=ANSWER_WITHIN)
-    if done and not isinstance(first.exception(), StopAsyncIteration):
-        first.result()
-
-
-async def _whole(
-    request: Request, shape: AnswerFormatter, pieces: AsyncGenerator[AnswerChunk, None], count: int, tally: UsageTotal
-) -> Response:
-    try:
-        choices = await while_connected(request, collect(pieces, count, tally))
-    except ClientGone:
-        return Response(status_code=GONE)
-    finally:
-        await abandon(pieces)
-    return JSONResponse(shape.whole(choices, tally.usage))
+        log = RequestLog(self._metrics, COUNTED[request.scope["route"].name], formatter.id, asked.choices)
+        try:
+            if asked.stream:
+                events = stream(chunks, log, formatter, count, asked.include_usage)
+                return EventStream(events, await while_connected(request, anext(events)))
+            choices = await while_connected(request, whole(chunks, log, count))
+        except ClientGone:
+            return Response(status_code=GONE)
+        except TogetherError as error:  # recorded by the log: no refusal
+            return error_response(error)
+        return JSONResponse(formatter.whole(choices, log.usage))

@@ -1,4 +1,4 @@
-"""An answer as server-sent events or one body: paced, logged, cancelled when the client leaves."""
+"""An answer as server-sent events or one body: logged, kept alive, cancelled when the client leaves."""
 
 from __future__ import annotations
 
@@ -6,90 +6,37 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from types import TracebackType
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from together.api.answers import AnswerFormatter, UsageTotal
-from together.api.errors import BodyTooLarge, answer_for, error_body
+from together.api.answers import AnswerFormatter, ChoiceBuffer
+from together.api.errors import answer_for, error_body
 from together.api.metrics import Metrics
 from together.errors import TogetherError
-from together.requests import AnswerChunk
-
-T = TypeVar("T")
-
-MAX_BODY = 4 * 2**20  # bytes: a million tokens of text; reading a larger one would hold everybody else up
-
-
-async def read_body(request: Request) -> bytes:
-    """The whole body. Raises BodyTooLarge."""
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_BODY:
-            raise BodyTooLarge(f"a request body may have at most {MAX_BODY} bytes")
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-class ClientGone(Exception):
-    """Nobody is there to answer any more."""
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events from a generator, which is closed however the answer ends."""
-
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._events = events
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._events):
-            sending = asyncio.create_task(self.stream_response(send))
-            leaving = asyncio.create_task(self.listen_for_disconnect(receive))
-            try:
-                await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                await _cancel(sending, leaving)
-            if sending.done() and not sending.cancelled():
-                sending.result()
-
-
-async def while_connected(request: Request, work: Coroutine[object, object, T]) -> T:
-    """The result of `work`, which is cancelled when the client leaves first (ClientGone). Read the body before."""
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGone
-        return working.result()
-    finally:
-        await _cancel(working, leaving)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _cancel(*tasks: asyncio.Task[object]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
-
+from together.requests import AnswerChunk, Usage
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+Chunks = AsyncGenerator[AnswerChunk, None]
+
+ANSWER_WITHIN = 2.0  # seconds an error has to become a status before the stream begins without a token
 PAUSE = 10.0  # seconds without anything sent before a comment keeps the connection alive
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": still working\n\n"
+COUNTED = {"chat": "chat", "complete": "completions"}  # in metrics and log, by the name of the route's handler
+CANCELLED, FAILED = "cancelled", "failed"
+
+
+class ClientGone(Exception):
+    """The client left before its answer was there."""
 
 
 def event(body: object) -> bytes:
@@ -97,135 +44,67 @@ def event(body: object) -> bytes:
     return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def stream(
-    shape: AnswerFormatter,
-    pieces: AsyncGenerator[AnswerChunk | None, None],
-    count: int,
-    tally: UsageTotal,
-    include_usage: bool,
-) -> AsyncGenerator[bytes, None]:
-    """The events of `count` choices; None among the pieces is a pause, an error is the last event.
-
-    Closing it cancels.
-    """
-    async with aclosing(pieces) as source:
-        for index in range(count):
-            for chunk in shape.opening(index):
-                yield event(chunk)
-        try:
-            async for piece in source:
-                if piece is None:
-                    yield COMMENT
-                    continue
-                tally.add(piece)
-                for chunk in shape.chunks(piece):
-                    yield event(chunk)
-        except Exception as error:  # the edge: the status is sent, only the stream can still say what happened
-            if not isinstance(error, TogetherError):
-                logger.exception("a streamed answer failed")
-            yield event(error_body(error))
-            return
-        if include_usage:
-            yield event(shape.usage_chunk(tally.usage))
-        yield DONE
-
-
-async def paced(
-    pieces: AsyncIterator[AnswerChunk], first: asyncio.Task[AnswerChunk], pause: float = PAUSE
-) -> AsyncGenerator[AnswerChunk | None, None]:
-    """`pieces`, of which `first` was already asked for, with None whenever `pause` seconds pass. Closing it cancels."""
-    task = first
-    try:
-        while True:
-            while not (await asyncio.wait({task}, timeout=pause))[0]:
-                yield None
-            try:
-                piece = task.result()
-            except StopAsyncIteration:
-                return
-            yield piece
-            task = next_piece(pieces)
-    finally:
-        await abandon(pieces, task)
-
-
-def next_piece(pieces: AsyncIterator[AnswerChunk]) -> asyncio.Task[AnswerChunk]:
-    """The next piece as a task, so that waiting for it can have a limit without cancelling it."""
-
-    async def step() -> AnswerChunk:
-        return await anext(pieces)
-
-    return asyncio.create_task(step())
-
-
-async def abandon(pieces: AsyncIterator[AnswerChunk], task: asyncio.Task[AnswerChunk] | None = None) -> None:
-    """End an answer nobody waits for any more; the engine drops its sequence."""
-    if task is not None:
-        task.cancel()
-        await asyncio.wait({task})
-    if isinstance(pieces, AsyncGenerator):
-        await pieces.aclose()
-
-
-CANCELLED, FAILED = "cancelled", "failed"
-
-
-def result_of(error: BaseException) -> str:
-    """A word for what became of a request: the error's code, or its status."""
-    if isinstance(error, (GeneratorExit, asyncio.CancelledError)):
-        return CANCELLED
-    if isinstance(error, TogetherError):
-        answer = answer_for(error)
-        return answer.code or ("invalid" if answer.status == 400 else FAILED)
-    return FAILED
+# --- one request ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class RequestLog:
-    """One request: how long it took, and how it ended. `tally` holds its tokens."""
+    """Follows one request until its answer ends: its usage, how long it took, and how it ended.
+
+    A prompt counts once, however many `choices` it has.
+    """
 
     metrics: Metrics
     route: str
     id: str
-    tally: UsageTotal
+    choices: int
+    usage: Usage = field(default_factory=Usage)
     _began: float = field(default_factory=time.perf_counter)
     _first: float | None = None
     _result: str = ""
+    _ended: bool = False
 
-    async def follow(self, pieces: AsyncIterator[AnswerChunk]) -> AsyncGenerator[AnswerChunk, None]:
-        """The pieces as they are; however they end, that is recorded. Closing it closes them."""
-        try:
-            async for piece in pieces:
-                self._see(piece)
-                yield piece
-        except BaseException as error:
-            self._result = result_of(error)
-            raise
-        finally:
-            if isinstance(pieces, AsyncGenerator):
-                await pieces.aclose()
-            self._end()
+    def __enter__(self) -> RequestLog:
+        return self
 
-    def _see(self, piece: AnswerChunk) -> None:
-        if self._first is None and (piece.text or piece.reasoning or piece.tool_calls or piece.finish):
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        self.end(error)
+
+    def add(self, chunk: AnswerChunk) -> None:
+        if self._first is None and (chunk.text or chunk.reasoning or chunk.tool_calls or chunk.finish):
             self._first = time.perf_counter() - self._began
             self.metrics.first_token.observe(self._first)
-        if piece.finish is None:
+        if chunk.usage is not None:
+            self._count(chunk.usage, is_first=chunk.index % self.choices == 0)
+        if chunk.finish is None:
             return
-        self._result = piece.finish  # of several choices the last one's
-        timings = piece.timings
+        self._result = chunk.finish  # of several choices the last one's
+        timings = chunk.timings
         if timings is not None and timings.tokens > 1:
             self.metrics.each_token.observe((timings.total - timings.first_token) / (timings.tokens - 1))
 
-    def _end(self) -> None:
-        total, usage = time.perf_counter() - self._began, self.tally.usage
-        self.metrics.requests.labels(self.route, self._result).inc()
+    def _count(self, more: Usage, is_first: bool) -> None:
+        self.usage = Usage(
+            self.usage.prompt_tokens + (more.prompt_tokens if is_first else 0),
+            self.usage.completion_tokens + more.completion_tokens,
+            self.usage.cached_tokens + (more.cached_tokens if is_first else 0),
+            self.usage.reasoning_tokens + more.reasoning_tokens,
+        )
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Record how the request ended; only the first call counts."""
+        if self._ended:
+            return
+        self._ended = True
+        result = self._result if error is None else result_of(error)
+        total, usage = time.perf_counter() - self._began, self.usage
+        self.metrics.requests.labels(self.route, result).inc()
         self.metrics.whole.observe(total)
         logger.info(
             "%s %s: %s, prompt %d (%d cached), answer %d tokens, first %.3f s, total %.3f s",
             self.route,
             self.id,
-            self._result,
+            result,
             usage.prompt_tokens,
             usage.cached_tokens,
             usage.completion_tokens,
@@ -234,12 +113,148 @@ class RequestLog:
         )
 
 
-@contextmanager
-def refusals(metrics: Metrics, route: str) -> Iterator[None]:
-    """Records what is refused before it has an answer to follow."""
-    try:
-        yield
-    except TogetherError as error:
+def note_refusal(metrics: Metrics, request: Request, error: TogetherError) -> None:
+    """Record a request that was refused before it had a RequestLog."""
+    route = COUNTED.get(getattr(request.scope.get("route"), "name", ""))
+    if route is not None:
         metrics.requests.labels(route, result_of(error)).inc()
         logger.info("%s refused: %s", route, result_of(error))
-        raise
+
+
+def result_of(error: BaseException) -> str:
+    """How a request ended, for metrics and log: the error's code, or a word for its status."""
+    if isinstance(error, (GeneratorExit, asyncio.CancelledError, ClientGone)):
+        return CANCELLED
+    if isinstance(error, TogetherError):
+        answer = answer_for(error)
+        return answer.code or ("invalid" if answer.status == 400 else FAILED)
+    return FAILED
+
+
+# --- its answer -------------------------------------------------------------------------------------------------------
+
+
+async def whole(chunks: Chunks, log: RequestLog, count: int) -> Sequence[ChoiceBuffer]:
+    """All `count` choices by index. Cancelling it cancels the answer."""
+    choices = [ChoiceBuffer() for _ in range(count)]
+    with log:
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                choices[chunk.index].add(chunk)
+                log.add(chunk)
+    return choices
+
+
+async def stream(
+    chunks: Chunks, log: RequestLog, formatter: AnswerFormatter, count: int, include_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    """The events of `count` choices. Closing it cancels the answer.
+
+    Its first step raises what the answer raises within ANSWER_WITHIN; a later error is the last event.
+    """
+    with log:
+        async with aclosing(chunks), _begun(chunks) as first:
+            yield b"".join(event(chunk) for index in range(count) for chunk in formatter.opening(index))
+            try:
+                chunk = await first
+                while chunk is not None:
+                    log.add(chunk)
+                    for part in formatter.chunks(chunk):
+                        yield event(part)
+                    chunk = await anext(chunks, None)
+            except Exception as error:  # the edge: the status is sent, only the stream can still say what happened
+                if not isinstance(error, TogetherError):
+                    logger.exception("a streamed answer failed")
+                log.end(error)
+                yield event(error_body(error))
+                return
+            log.end()
+    if include_usage:
+        yield event(formatter.usage_chunk(log.usage))
+    yield DONE
+
+
+@asynccontextmanager
+async def _begun(chunks: Chunks) -> AsyncIterator[asyncio.Future[AnswerChunk | None]]:
+    """The first chunk, which a long prefill may delay beyond ANSWER_WITHIN; raises what it raises before."""
+    first = asyncio.ensure_future(anext(chunks, None))
+    try:
+        await asyncio.wait({first}, timeout=ANSWER_WITHIN)
+        if first.done():
+            first.result()
+        yield first
+    finally:
+        await _cancel(first)
+        del first  # as in `while_connected`
+
+
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client leaves first (ClientGone). Read the body before."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        await _cancel(working, leaving)
+        del working  # its error holds this frame: both, and the request, would stay until the next full collection
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(*futures: asyncio.Future[Any]) -> None:
+    for future in futures:
+        future.cancel()
+    await asyncio.wait(futures)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events: `first`, then those of a generator, which is closed however the answer ends."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], first: bytes = b"", pause: float = PAUSE) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._events = events
+        self._first = first
+        self._pause = pause  # seconds
+        self._last = 0.0  # when something was sent last, on the loop's clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events):
+            works = (self.stream_response(send), self.listen_for_disconnect(receive), self._keep_alive(send))
+            tasks = [asyncio.create_task(work) for work in works]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await _cancel(*tasks)
+            sending = tasks[0]
+            if not sending.cancelled():
+                sending.result()
+
+    async def stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await self._send(send, self._first)
+        async for part in self._events:
+            await self._send(send, part)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, part: bytes) -> None:
+        message: Message = {"type": "http.response.body", "body": part, "more_body": True}
+        await send(message)
+        self._last = asyncio.get_running_loop().time()
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Send a comment whenever nothing was sent for a pause."""
+        loop = asyncio.get_running_loop()
+        self._last = loop.time()
+        while True:
+            left = self._last + self._pause - loop.time()
+            if left > 0:
+                await asyncio.sleep(left)
+            else:
+                await self._send(send, COMMENT)
