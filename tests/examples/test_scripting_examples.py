@@ -43,4 +43,4 @@ def test_every_strategy_has_a_split_and_a_reason(tmp_path: Path) -> None:
 def test_a_strategy_that_cannot_be_is_a_sentence(tmp_path: Path) -> None:
     toy = make_checksum_model(tmp_path / "toy", layers=2)
     said = run(tmp_path, "compare_splits.py", str(toy), "3", TOGETHER_BACKEND="checksum")
-    assert "uniform: toy has 2 layers, too few for 3 partitions; ask for less" in said
+    assert "uniform: toy has 2 layers, too few for 3 partitions; ask for fewer" in said

@@ -154,15 +154,15 @@ def test_leaving_a_stream_ends_its_answer(model: PartitionedModel) -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str, str]] = [
-    ({"temprature": 1}, "temprature", "no option 'temprature'; known are max_tokens, stop"),
+    ({"temprature": 1}, "temprature", "no option 'temprature'; choose among max_tokens, stop"),
     ({"temperature": "hot"}, "temperature", "temperature must be a number, not 'hot'"),
     ({"temperature": 3}, "temperature", "temperature must be from 0 to 2, not 3"),
     ({"top_k": 1.5}, "top_k", "top_k must be a whole number"),
     ({"max_tokens": 0}, "max_tokens", "ask for at least 1"),
     ({"max_tokens": True}, "max_tokens", "max_tokens must be a whole number"),
     ({"seed": -1}, "seed", "seed must be from 0"),
-    ({"stop": ""}, "stop", "stop: a text, or several, none of them empty"),
-    ({"stop": ["a", 1]}, "stop", "stop: a text"),
+    ({"stop": ""}, "stop", "stop must be a text or several, none of them empty"),
+    ({"stop": ["a", 1]}, "stop", "stop must be a text"),
     ({"logit_bias": [1]}, "logit_bias", "logit_bias maps token ids to numbers"),
     ({"logit_bias": {10**6: 1.0}}, "logit_bias", "a token id of logit_bias"),
 ]
@@ -197,7 +197,7 @@ def test_the_block_ends_its_processes_and_open_answers(toy: Path) -> None:
         answer = model.stream("hello", **ENDLESS)
         next(answer)
     assert not any(process.is_running() for process in own)
-    with pytest.raises(NotServing, match="being unloaded"):
+    with pytest.raises(NotServing, match="was closed; call partition again"):
         list(answer)
     with pytest.raises(NotServing, match="was closed; call partition again"):
         model.generate("hello")

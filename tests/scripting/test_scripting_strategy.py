@@ -17,10 +17,11 @@ from tests.support.checksum import make_checksum_model
 from together.cluster_types import UNKNOWN_PROFILE, Device
 from together.errors import BadPlan, BadSetting, NotEnoughMemory, TogetherError
 from together.head.model import open_model
+from together.planning.explain import Infeasible
 from together.planning.problem import Sizing
 from together.planning.request import PlanRequest
 from together.scripting import PartitionStrategy
-from together.scripting.placing import PartitionRequest, choose_seats, split_seats
+from together.scripting.strategy import choose_places, plan_here
 from together.settings import load_settings
 from together.types import LayerRange
 
@@ -99,9 +100,13 @@ WRONG: list[tuple[dict[str, Any], type[TogetherError], str]] = [
     ({"custom_boundaries": [(0, 7)]}, BadSetting, "custom_boundaries is for strategy_type 'custom', not 'recommend'"),
     ({"ratio": [1, 1], "strategy_type": "uniform"}, BadSetting, "ratio is for strategy_type 'ratio', not 'uniform'"),
     ({"strategy_type": "custom", "custom_boundaries": []}, BadPlan, "custom_boundaries is empty"),
-    ({"strategy_type": "custom", "custom_boundaries": [(3, 1)]}, BadPlan, r"\(3, 1\) is not a first and a last layer"),
-    ({"strategy_type": "custom", "custom_boundaries": [(-1, 7)]}, BadPlan, r"\(-1, 7\) is not"),
-    ({"strategy_type": "custom", "custom_boundaries": ["0-7"]}, BadPlan, "'0-7' is neither a pair of layers"),
+    (
+        {"strategy_type": "custom", "custom_boundaries": [(3, 1)]},
+        BadPlan,
+        r"\(3, 1\) is neither a first and a last layer",
+    ),
+    ({"strategy_type": "custom", "custom_boundaries": [(-1, 7)]}, BadPlan, r"\(-1, 7\) is neither"),
+    ({"strategy_type": "custom", "custom_boundaries": ["0-7"]}, BadPlan, "'0-7' is neither a first and a last layer"),
     ({"strategy_type": "ratio", "ratio": "3:x"}, BadPlan, "ratio '3:x' is not numbers above 0"),
     ({"strategy_type": "ratio", "ratio": [3, 0]}, BadPlan, r"ratio \[3, 0\] is not numbers above 0"),
     ({"strategy_type": "ratio", "ratio": [1, float("nan")]}, BadPlan, "is not numbers above 0"),
@@ -114,7 +119,7 @@ WRONG: list[tuple[dict[str, Any], type[TogetherError], str]] = [
     (
         {"strategy_type": "ratio", "ratio": "2:1:1", "target_devices": CPU},
         BadPlan,
-        "ratio for 3, target_devices for 2",
+        "target_devices for 2, ratio for 3",
     ),
 ]
 
@@ -187,17 +192,17 @@ CHOICES: list[tuple[list[str], list[str], int, list[str]]] = [
 def test_devices_are_those_named_or_the_best(
     here: list[str], names: list[str], partitions: int, seats: list[str]
 ) -> None:
-    assert [seat.name for seat in choose_seats(names, partitions, [device(name) for name in here])] == seats
+    assert [seat.name for seat in choose_places(names, partitions, [device(name) for name in here])] == seats
 
 
 def test_a_gpu_without_room_is_named_where_equal_parts_are_wanted(toy: Path) -> None:
-    seats = choose_seats([], 2, [device("cuda:0", free=1000), device("cpu")])
+    places = choose_places([], 2, [device("cuda:0", free=1000), device("cpu")])
     settings = load_settings()
     opened = asyncio.run(open_model(toy, settings))
-    wanted = PartitionRequest(PlanRequest("uniform"), 2, ())
-    profiles = {seat.name: UNKNOWN_PROFILE for seat in seats}
-    found = split_seats(opened, wanted, Sizing(256, 1, "fp32"), seats, profiles, settings)
-    assert found == "cuda:0 cannot hold a single layer; free memory there, or ask for fewer partitions"
+    profiles = {place.device: UNKNOWN_PROFILE for place in places}
+    found = plan_here(opened, PlanRequest("uniform"), Sizing(256, 1, "fp32"), places, profiles, settings)
+    assert isinstance(found, Infeasible)
+    assert found.error == "cuda:0 cannot hold a single layer; free memory there, or ask for fewer partitions"
 
 
 def test_a_model_that_is_not_here_is_named(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,24 +42,41 @@ async def plan_model(
     surveyor: Surveyor,
     speeds: Speeds,
 ) -> PlannedModel | Infeasible:
-    """A plan for the first sizing that fits; what is missing is said for the first one, which was wanted.
+    """A plan for the first sizing that fits. Raises BadInput for a wrong request, NotServing without a node."""
 
-    Raises BadInput for a wrong request, NotServing without a node.
-    """
-    missing: Infeasible | None = None
-    for sizing in sizings(opened, request, settings):
+    async def plan_at(sizing: Sizing) -> PlannedModel | Infeasible:
         placements = surveyor.reclaimed(surveyor.placements())
         if not request.names_nodes and request.strategy not in NEED_SPEEDS:
             placements = best_of_each(placements)
         survey = await surveyor.survey(opened.spec, opened.config, sizing, speeds, placements)
-        wanted = replace(request, users=None, context=None, hidden_size=opened.spec.hidden_size, dtype=sizing.dtype)
-        answer = plan_for(wanted, survey.problem)
-        if isinstance(answer, PlanReport):
-            why = (*answer.why, *survey.skipped, *_lowered(sizing, missing))
-            return PlannedModel(opened, sizing, survey, replace(answer, why=why))
-        missing = missing or answer
+        return plan_on(survey, opened, request, sizing)
+
+    return await first_that_fits(sizings(opened, request, settings), plan_at)
+
+
+async def first_that_fits(
+    sizings: Iterable[Sizing], plan_at: Callable[[Sizing], Awaitable[PlannedModel | Infeasible]]
+) -> PlannedModel | Infeasible:
+    """The plan of the first sizing that has one, else what is missing for the first: that one was wanted."""
+    missing: Infeasible | None = None
+    for sizing in sizings:
+        found = await plan_at(sizing)
+        if isinstance(found, PlannedModel):
+            why = (*found.answer.why, *_lowered(sizing, missing))
+            return replace(found, answer=replace(found.answer, why=why))
+        missing = missing or found
     assert missing is not None, "there is at least one sizing"
     return missing
+
+
+def plan_on(survey: Survey, opened: ModelHandle, request: PlanRequest, sizing: Sizing) -> PlannedModel | Infeasible:
+    """A plan for the problem of a survey, which was made for this sizing. Raises BadPlan."""
+    request = replace(request, users=None, context=None, hidden_size=opened.spec.hidden_size, dtype=sizing.dtype)
+    answer = plan_for(request, survey.problem)
+    if isinstance(answer, Infeasible):
+        return answer
+    answer = replace(answer, why=(*answer.why, *survey.skipped))
+    return PlannedModel(opened, sizing, survey, answer)
 
 
 def plan_of(decision: PlannedModel) -> Plan:

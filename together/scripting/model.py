@@ -2,125 +2,68 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
-import threading
-from collections.abc import Iterator
-from concurrent.futures import Future
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from os import PathLike
-from pathlib import Path
-from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Unpack
+from typing import Any, TypedDict, Unpack
 
 from together.engine.engine import Engine
 from together.engine.stats import EngineStats
-from together.errors import BrokenModel, NotServing
+from together.errors import BadRequest, BrokenModel, NotServing
 from together.head.loopback import Place, local_engine
 from together.head.model import ModelHandle
 from together.models.manifest import describe
 from together.models.reading import units_here
 from together.models.units import words
-from together.requests import AnswerChunk, GenerateRequest
-from together.scripting.placing import PartitionPlan
-from together.scripting.strategy import Options, PartitionStrategy, Prompt, make_request, open_and_place, settings_of
-from together.scripting.thread import LOOK_EVERY, LoopThread, until_done
+from together.requests import AnswerChunk, GenerateRequest, Message
+from together.sampling import validate
+from together.scripting.strategy import PartitionPlan, PartitionStrategy, open_and_place, settings_of
+from together.scripting.thread import LoopThread
 from together.settings import Settings
 from together.text.answers import generate_text
-from together.text.tokenizer import TextModel
 from together.weights.hub import fetch_units
 from together.weights.store import Store
 
-Answers = SimpleQueue[AnswerChunk | BaseException | None]
+Prompt = str | Sequence[Message | Mapping[str, str]]
+
+_WHOLE = ("max_tokens", "top_k", "seed")
+_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
-class Running:
-    """Loads at once, in `thread`, which belongs to it from then on. Raises LoadFailed."""
+class Options(TypedDict, total=False):
+    """What is left out is as the model's author set it; `max_tokens` is up to the context then.
 
-    def __init__(self, thread: LoopThread, folder: Path, home: Path, text: TextModel, plan: PartitionPlan) -> None:
-        self._thread = thread
-        self._text = text
-        self._plan = plan
-        self._stop = asyncio.Event()
-        self._engine: Engine
-        self._ready = threading.Event()
-        self._served: Future[None] = thread.submit(self._serve(folder, home))
-        atexit.register(self.close)
-        try:
-            while not self._ready.wait(LOOK_EVERY):
-                if self._served.done():
-                    self._served.result()
-        except BaseException:
-            self.close()
-            raise
+    `temperature` 0 is greedy; the same `seed` gives the same answer.
+    """
 
-    def pieces(self, request: GenerateRequest) -> Iterator[AnswerChunk]:
-        """The answer as it comes; leaving early ends it. Raises what the engine raises, NotServing after `close`."""
-        answers: Answers = SimpleQueue()
-        pump = self._thread.submit(self._pump(request, answers))
-        try:
-            while (item := _next(answers, pump)) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            pump.cancel()
-
-    def stats(self) -> EngineStats:
-        """Raises NotServing after `close`."""
-        return self._thread.run(self._stats())
-
-    def close(self) -> None:
-        """End the engine and every process; open answers end with NotServing. Harmless the second time."""
-        atexit.unregister(self.close)
-        if self._ready.is_set() and not self._served.done():
-            self._thread.call(self._stop.set)
-            until_done(self._served)
-        self._text.template.close()
-        self._thread.close()
-
-    # --- in the loop's thread -----------------------------------------------------------------------------------------
-
-    async def _serve(self, folder: Path, home: Path) -> None:
-        plan = self._plan
-        places = tuple(Place(item.backend, item.device, item.layers) for item in plan.partitions)
-        eos = self._text.eos
-        async with local_engine(folder, home, places, plan.dtype, plan.context, plan.users, eos) as (self._engine, _):
-            self._ready.set()
-            await self._stop.wait()
-
-    async def _stats(self) -> EngineStats:
-        return self._engine.stats()
-
-    async def _pump(self, request: GenerateRequest, answers: Answers) -> None:
-        try:
-            async for piece in generate_text(self._engine, self._text, request):
-                answers.put(piece)
-            answers.put(None)
-        except asyncio.CancelledError:
-            answers.put(NotServing("the model was closed while it answered; call partition again"))
-            raise
-        except Exception as error:  # the outermost edge: whoever asked gets it, in the thread that asked
-            answers.put(error)
-
-
-def _next(answers: Answers, pump: Future[None]) -> AnswerChunk | BaseException | None:
-    while True:
-        try:
-            return answers.get(timeout=LOOK_EVERY)
-        except Empty:
-            if pump.done() and answers.empty():
-                raise NotServing("the model was closed; call partition again") from None
+    max_tokens: int | None
+    stop: str | Sequence[str]
+    ignore_eos: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    seed: int | None
 
 
 class PartitionedModel:
     """A loaded model. Any thread may ask, several at once; as a context manager it ends its processes at the end."""
 
-    def __init__(self, plan: PartitionPlan, opened: ModelHandle, running: Running) -> None:
+    def __init__(self, plan: PartitionPlan, opened: ModelHandle, engine: Engine, thread: LoopThread) -> None:
         self.plan = plan
         self.text = opened.text
         self.defaults = opened.defaults
-        self._running = running
+        self._engine = engine
+        self._thread = thread
+        atexit.register(self.close)
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> str:
         """The whole answer to a question, or to a conversation of {"role": …, "content": …}. Options: see `Options`.
@@ -135,15 +78,34 @@ class PartitionedModel:
 
     def pieces(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[AnswerChunk]:
         """As `stream`, with token ids, and in the last piece why it ended, token counts and times."""
-        return self._running.pieces(make_request(self.text, self.defaults.sampling, prompt, **options))
+        answer = generate_text(self._engine, self.text, self._request(prompt, options))
+
+        async def following() -> AnswerChunk | None:
+            return await anext(answer, None)
+
+        async def leave() -> None:
+            await answer.aclose()
+
+        try:
+            while (piece := self._thread.run(following())) is not None:
+                yield piece
+        finally:
+            with suppress(NotServing):
+                self._thread.submit(leave())
 
     def stats(self) -> EngineStats:
         """What runs and waits, tokens so far, and milliseconds per step, stage and link."""
-        return self._running.stats()
+
+        async def stats() -> EngineStats:
+            return self._engine.stats()
+
+        return self._thread.run(stats())
 
     def close(self) -> None:
-        """End the processes; their memory is free when this returns."""
-        self._running.close()
+        """End the processes; their memory is free when this returns. Open answers end with NotServing."""
+        atexit.unregister(self.close)
+        self._thread.close()
+        self.text.template.close()
 
     def __enter__(self) -> PartitionedModel:
         return self
@@ -156,6 +118,27 @@ class PartitionedModel:
     def __str__(self) -> str:
         return str(self.plan)
 
+    def _request(self, prompt: Prompt, options: Options) -> GenerateRequest:
+        """By the model's own template; its author's values hold where `options` are silent. Raises BadRequest."""
+        for name, value in options.items():
+            _check(name, value)
+        given: dict[str, Any] = {name: value for name, value in options.items() if name in (*_NUMBERS, "top_k")}
+        seed, stop = options.get("seed"), options.get("stop", ())
+        sampling = replace(
+            self.defaults.sampling,
+            **given,
+            logit_bias=tuple(options.get("logit_bias", {}).items()),
+            seed=secrets.randbits(63) if seed is None else seed,
+        )
+        validate(sampling)
+        return GenerateRequest(
+            self.text.prompt_ids(_messages(prompt)),
+            sampling,
+            options.get("max_tokens"),
+            (stop,) if isinstance(stop, str) else tuple(stop),
+            options.get("ignore_eos", False),
+        )
+
 
 def partition(model: str | PathLike[str], strategy: PartitionStrategy | None = None) -> PartitionedModel:
     """Load a model as the strategy says (None: as recommended), in one stage process per partition.
@@ -164,16 +147,19 @@ def partition(model: str | PathLike[str], strategy: PartitionStrategy | None = N
     as `PartitionStrategy.plan` does, before anything is loaded, and LoadFailed.
     """
     strategy = strategy or PartitionStrategy()
-    settings = settings_of(strategy)
-    thread = LoopThread()
+    settings, thread = settings_of(strategy), LoopThread()
     try:
         opened, plan = thread.run(open_and_place(model, strategy, settings))
-        thread.run(asyncio.to_thread(_bring, opened, settings))
-        running = Running(thread, opened.folder.resolve(), settings.home_path, opened.text, plan)
+        _bring(opened, settings)
+        places = tuple(Place(item.backend, item.device, item.layers) for item in plan.partitions)
+        folder, eos = opened.folder.resolve(), opened.text.eos
+        engine, _ = thread.enter(
+            local_engine(folder, settings.home_path, places, plan.dtype, plan.context, plan.users, eos)
+        )
     except BaseException:
         thread.close()
         raise
-    return PartitionedModel(plan, opened, running)
+    return PartitionedModel(plan, opened, engine, thread)
 
 
 def _bring(opened: ModelHandle, settings: Settings) -> None:
@@ -187,3 +173,37 @@ def _bring(opened: ModelHandle, settings: Settings) -> None:
         held = words(here)
         raise BrokenModel(f"{opened.folder} has only {held} of {opened.ref.name}; copy the rest, or name the model")
     fetch_units(opened.ref, missing, store)
+
+
+def _check(name: str, value: object) -> None:
+    """Raises BadRequest for an option that does not exist, or a value of another type."""
+    if name not in Options.__annotations__:
+        raise BadRequest(f"there is no option {name!r}; choose among {', '.join(Options.__annotations__)}", name)
+    if name in _WHOLE and value is not None and type(value) is not int:
+        raise BadRequest(f"{name} must be a whole number, not {value!r}", name)
+    if name in _NUMBERS and type(value) not in (int, float):
+        raise BadRequest(f"{name} must be a number, not {value!r}", name)
+    if name == "logit_bias" and not isinstance(value, Mapping):
+        raise BadRequest(f"logit_bias maps token ids to numbers, as {{42: -5.0}}, not {value!r}", name)
+    if name == "stop" and not _is_stop(value):
+        raise BadRequest("stop must be a text or several, none of them empty", name)
+
+
+def _is_stop(value: object) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return isinstance(texts, Sequence) and all(isinstance(text, str) and text for text in texts)
+
+
+def _messages(prompt: Prompt) -> list[Message]:
+    if isinstance(prompt, str):
+        return [Message("user", prompt)]
+    return [_message(index, turn) for index, turn in enumerate(prompt)]
+
+
+def _message(index: int, turn: Message | Mapping[str, str]) -> Message:
+    match turn:
+        case Message():
+            return turn
+        case {"role": str(role), "content": str(content)}:
+            return Message(role, content)
+    raise BadRequest(f"messages.{index} must have a role and a content, both texts, not {turn!r}", "messages")

@@ -1,115 +1,76 @@
-"""How a script wants a model split, and what it may ask of an answer."""
+"""How a script wants a model split, and who takes which layers on the devices of this machine."""
 
 from __future__ import annotations
 
-import secrets
+import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from math import isfinite
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, get_type_hints
 
-from together.errors import BadPlan, BadRequest, BadSetting
-from together.head.model import ModelHandle, open_model
-from together.planning.problem import Assignment
+from together.cluster.identity import machine_id, node_name
+from together.cluster.local import shared_memory
+from together.cluster.profiling import Profiler, default_backend, find_devices
+from together.cluster.survey import Survey
+from together.cluster_types import UNKNOWN_PROFILE, Device, DeviceProfile, MeasureOrder, Placement
+from together.errors import BadPlan, BadSetting, NotEnoughMemory
+from together.head.model import ModelHandle, open_model, sizings
+from together.head.plan import NEED_SPEEDS, PlannedModel, first_that_fits, plan_of, plan_on
+from together.planning.explain import Infeasible
+from together.planning.memory import cache_tokens, model_size, workspace_bytes
+from together.planning.problem import Assignment, NodeProfile, Problem, Sizing
+from together.planning.report import missing_text
 from together.planning.request import PlanRequest
 from together.planning.strategies import STRATEGIES
-from together.requests import GenerateRequest, Message
-from together.sampling import validate
-from together.scripting.placing import PartitionPlan, PartitionRequest, place
 from together.scripting.thread import LoopThread
 from together.settings import Settings, load_settings, parse_bytes
-from together.text.tokenizer import TextModel
-from together.types import LayerRange, Sampling
+from together.types import Dtype, LayerRange
+from together.wording import layers_text, names_text, size_text, sizes_text
 
-Prompt = str | Sequence[Message | Mapping[str, str]]
-
-_WHOLE = ("max_tokens", "top_k", "seed")
-_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-
-
-class Options(TypedDict, total=False):
-    """What is left out is as the model's author set it; `max_tokens` is up to the context then.
-
-    `temperature` 0 is greedy; the same `seed` gives the same answer.
-    """
-
-    max_tokens: int | None
-    stop: str | Sequence[str]
-    ignore_eos: bool
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: Mapping[int, float]
-    seed: int | None
+MEMORY = "memory"  # the pool of everything that lives in this machine's main memory
+UNIFIED = ("mps", "gpu")  # Apple's GPU, in torch's and MLX's words: it shares the CPU's memory
+ALSO = {"cuda": "cuda:0", "mps": "gpu", "gpu": "mps"}  # other words for a device, where its own is not there
+_NEEDED = (
+    ("custom", "custom_boundaries", "a pair of layers per partition, as [(0, 15), (16, 31)]"),
+    ("ratio", "ratio", "a part per partition, as [3, 1]"),
+)
+LOOPBACK_MS = 0.3  # one way between two processes here: `launch.py bench hop`
 
 
-def make_request(text: TextModel, defaults: Sampling, prompt: Prompt, **options: Unpack[Options]) -> GenerateRequest:
-    """A question, or a conversation, by the model's own template;
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One stage process to be: its device, its layers (half-open), and the bytes it may take."""
 
-    `defaults` hold where `options` are silent. Raises BadRequest naming the field.
-    """
-    _check_types(options)
-    sampling = _sampling(options, defaults)
-    validate(sampling)
-    return GenerateRequest(
-        text.prompt_ids(_messages(prompt)),
-        sampling,
-        options.get("max_tokens"),
-        _stop(options.get("stop", ())),
-        options.get("ignore_eos", False),
-    )
+    backend: str
+    device: str
+    layers: LayerRange
+    memory_bytes: int
+
+    def __str__(self) -> str:
+        return f"layers {layers_text(self.layers)} on {self.device} ({self.backend}), {size_text(self.memory_bytes)}"
 
 
-def _sampling(options: Options, defaults: Sampling) -> Sampling:
-    seed = options.get("seed")
-    given: dict[str, Any] = {name: value for name, value in options.items() if name in (*_NUMBERS, "top_k")}
-    return replace(
-        defaults,
-        **given,
-        logit_bias=tuple(options.get("logit_bias", {}).items()),
-        seed=secrets.randbits(63) if seed is None else seed,
-    )
+@dataclass(frozen=True, slots=True)
+class PartitionPlan:
+    """A split that fits, what it was sized for, and why it is so, in sentences."""
 
+    model: str
+    partitions: tuple[Partition, ...]
+    context: int
+    users: int
+    dtype: Dtype
+    why: tuple[str, ...]
 
-def _check_types(options: Options) -> None:
-    known = get_type_hints(Options)
-    for name, value in options.items():
-        if name not in known:
-            raise BadRequest(f"there is no option {name!r}; known are {', '.join(known)}", name)
-        if name in _WHOLE and value is not None and type(value) is not int:
-            raise BadRequest(f"{name} must be a whole number, not {value!r}", name)
-        if name in _NUMBERS and type(value) not in (int, float):
-            raise BadRequest(f"{name} must be a number, not {value!r}", name)
-        if name == "logit_bias" and not isinstance(value, Mapping):
-            raise BadRequest(f"logit_bias maps token ids to numbers, as {{42: -5.0}}, not {value!r}", name)
+    @property
+    def ranges(self) -> tuple[LayerRange, ...]:
+        return tuple(partition.layers for partition in self.partitions)
 
-
-def _stop(stop: str | Sequence[str]) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(stops) or {type(text) for text in stops} - {str}:
-        raise BadRequest("stop: a text, or several, none of them empty", "stop")
-    return stops
-
-
-def _messages(prompt: Prompt) -> list[Message]:
-    if isinstance(prompt, str):
-        return [Message("user", prompt)]
-    return [_message(index, turn) for index, turn in enumerate(prompt)]
-
-
-def _message(index: int, turn: Message | Mapping[str, str]) -> Message:
-    match turn:
-        case Message():
-            return turn
-        case {"role": str(role), "content": str(content)}:
-            return Message(role, content)
-    raise BadRequest(f"messages.{index} must have a role and a content, both texts, not {turn!r}", "messages")
+    def __str__(self) -> str:
+        lines = [f"partition {index}: {partition}" for index, partition in enumerate(self.partitions)]
+        return "\n".join([f"{self.model} in {self.dtype}, context {self.context}, users {self.users}", *lines])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,16 +102,46 @@ class PartitionStrategy:
     backend: str | None = None
 
     def __post_init__(self) -> None:
-        if self.strategy_type not in STRATEGIES:
-            known = ", ".join(STRATEGIES)
-            raise BadSetting(f"there is no strategy_type {self.strategy_type!r}; choose one of {known}")
+        kind = self.strategy_type
+        if kind not in STRATEGIES:
+            raise BadSetting(f"there is no strategy_type {kind!r}; choose one of {', '.join(STRATEGIES)}")
         for name in ("num_partitions", "context", "users"):
-            _check_count(name, getattr(self, name))
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise BadSetting(f"{name} must be a whole number, at least 1, not {value!r}")
         if isinstance(self.target_devices, str):
             raise BadSetting(f"target_devices is a list of names, as [{self.target_devices!r}]")
-        self._check_needed("custom", "custom_boundaries", "a pair of layers per partition, as [(0, 15), (16, 31)]")
-        self._check_needed("ratio", "ratio", "a part per partition, as [3, 1]")
-        _wanted(self)
+        for strategy, name, what in _NEEDED:
+            given = getattr(self, name) is not None
+            if kind == strategy and not given:
+                raise BadSetting(f"strategy_type {kind!r} needs {name}: {what}")
+            if kind != strategy and given:
+                raise BadSetting(f"{name} is for strategy_type {strategy!r}, not {kind!r}; leave one out")
+        _ = self.request, self.partitions
+
+    @property
+    def request(self) -> PlanRequest:
+        """Raises BadPlan or BadSetting."""
+        size = self.max_memory_per_partition
+        return PlanRequest(
+            strategy=self.strategy_type,
+            users=self.users,
+            context=self.context,
+            ratio=_parts(self.ratio),
+            assignments=tuple(Assignment("", layers) for layers in _ranges(self.custom_boundaries)),
+            max_bytes=None if size is None else parse_bytes(size),
+        )
+
+    @property
+    def partitions(self) -> int:
+        """How many are asked for; 0 where nothing says it. Raises BadPlan where two values disagree."""
+        sizes = {name: len(getattr(self, name) or ()) for name in ("custom_boundaries", "target_devices")}
+        counts = {"num_partitions": self.num_partitions or 0, **sizes, "ratio": len(_parts(self.ratio))}
+        given = {name: count for name, count in counts.items() if count}
+        if len(set(given.values())) > 1:
+            said = ", ".join(f"{name} for {count}" for name, count in given.items())
+            raise BadPlan(f"the strategy asks for different numbers of partitions: {said}; give one per partition")
+        return next(iter(given.values()), 0)
 
     def plan(self, model: str | PathLike[str]) -> PartitionPlan:
         """The split of a model by this strategy, without loading anything.
@@ -158,19 +149,12 @@ class PartitionStrategy:
         `model` is a folder, a name that this machine knows, or org/name on the hub (its headers are read there). Raises
         BadPlan (gap, overlap, unknown device, too many partitions), NotEnoughMemory, or what opening a model raises.
         """
-        with LoopThread() as thread:
+        with closing(LoopThread()) as thread:
             return thread.run(open_and_place(model, self, settings_of(self)))[1]
 
     def ranges(self, model: str | PathLike[str]) -> tuple[LayerRange, ...]:
         """The layers of each partition, half-open. Raises as `plan` does."""
         return self.plan(model).ranges
-
-    def _check_needed(self, strategy: str, field: str, what: str) -> None:
-        is_given = getattr(self, field) is not None
-        if self.strategy_type == strategy and not is_given:
-            raise BadSetting(f"strategy_type {strategy!r} needs {field}: {what}")
-        if self.strategy_type != strategy and is_given:
-            raise BadSetting(f"{field} is for strategy_type {strategy!r}, not {self.strategy_type!r}; leave one out")
 
 
 def settings_of(strategy: PartitionStrategy) -> Settings:
@@ -181,65 +165,166 @@ def settings_of(strategy: PartitionStrategy) -> Settings:
 async def open_and_place(
     model: str | PathLike[str], strategy: PartitionStrategy, settings: Settings
 ) -> tuple[ModelHandle, PartitionPlan]:
-    """A model's text side and the split of its layers."""
+    """A model's text side and the split of its layers, for the first sizing that fits.
+
+    Raises BadInput, Unreachable or NotEnoughMemory.
+    """
     opened = await open_model(Path(model) if isinstance(model, PathLike) else model, settings)
-    return opened, await place(opened, _wanted(strategy), settings)
+    request, count, layers = strategy.request, strategy.partitions, opened.spec.layers
+    if count > layers:
+        raise BadPlan(f"{opened.ref.name} has {layers} layers, too few for {count} partitions; ask for fewer")
+    settings.home_path.mkdir(parents=True, exist_ok=True)
+    backend = settings.backend or await asyncio.to_thread(default_backend)
+    places = choose_places(strategy.target_devices or (), count, await find_devices(backend, settings.home_path))
+    profiles = dict.fromkeys((place.device for place in places), UNKNOWN_PROFILE)
+    if request.strategy in NEED_SPEEDS and len(places) > 1:
+        profiles = await _measured(tuple(profiles), opened, settings)
+
+    async def plan_at(sizing: Sizing) -> PlannedModel | Infeasible:
+        return await asyncio.to_thread(plan_here, opened, request, sizing, places, profiles, settings)
+
+    found = await first_that_fits(sizings(opened, request, settings), plan_at)
+    if isinstance(found, Infeasible):
+        raise NotEnoughMemory(missing_text(found))
+    return opened, _partition_plan(found)
 
 
-def _wanted(strategy: PartitionStrategy) -> PartitionRequest:
-    ranges, parts = _ranges(strategy.custom_boundaries), _parts(strategy.ratio)
-    devices = tuple(strategy.target_devices or ())
-    counts = {"custom_boundaries": len(ranges), "ratio": len(parts), "target_devices": len(devices)}
-    size = strategy.max_memory_per_partition
-    request = PlanRequest(
-        strategy=strategy.strategy_type,
-        users=strategy.users,
-        context=strategy.context,
-        ratio=parts,
-        assignments=tuple(Assignment("", layers) for layers in ranges),
-        max_bytes=None if size is None else parse_bytes(size),
+def _partition_plan(found: PlannedModel) -> PartitionPlan:
+    plan, why = plan_of(found), tuple(found.answer.why)
+    stages = tuple(Partition(item.backend, item.device, item.layers, item.memory_bytes) for item in plan.stages)
+    return PartitionPlan(plan.model.name, stages, plan.context, plan.users, plan.dtype, why)
+
+
+# --- this machine's devices -------------------------------------------------------------------------------------------
+
+
+def choose_places(names: Sequence[str], partitions: int, found: Sequence[Device]) -> tuple[Placement, ...]:
+    """One per named device, in this order; without names this machine's own choice, `partitions` of them or all.
+
+    A device that has several numbers them. Raises BadPlan for a device that is not here.
+    """
+    chosen = [_named(name, found) for name in names] or _own_choice(found, partitions)
+    times = Counter(device.name for device in chosen)
+    return tuple(
+        Placement(device.name if times[device.name] == 1 else f"{device.name} (partition {index})", device)
+        for index, device in enumerate(chosen)
     )
-    return PartitionRequest(request, _count(strategy.num_partitions, counts), devices)
 
 
-def _count(asked: int | None, counts: dict[str, int]) -> int:
-    """The number of partitions, where all that give one agree; 0 where nothing does. Raises BadPlan."""
-    given = {name: count for name, count in {"num_partitions": asked or 0, **counts}.items() if count}
-    if len(set(given.values())) > 1:
-        said = ", ".join(f"{name} for {count}" for name, count in given.items())
-        raise BadPlan(f"the strategy contradicts itself on the number of partitions: {said}; give one per partition")
-    return next(iter(given.values()), 0)
+def _named(name: str, found: Sequence[Device]) -> Device:
+    for word in (name, ALSO.get(name)):
+        for device in found:
+            if device.name == word:
+                return device
+    names = ", ".join(device.name for device in found)
+    raise BadPlan(f"target_devices: there is no device {name!r} here for {found[0].backend}; choose among {names}")
 
 
-def _ranges(boundaries: Sequence[tuple[int, int] | LayerRange] | None) -> list[LayerRange]:
-    if boundaries is None:
-        return []
-    if not boundaries:
+def _own_choice(found: Sequence[Device], partitions: int) -> list[Device]:
+    """The best ones, several times where there are not enough; the CPU not beside a GPU with the same memory."""
+    unified = any(device.name in UNIFIED for device in found)
+    useful = [device for device in found if not (unified and device.name == "cpu")]
+    return [useful[index % len(useful)] for index in range(partitions or len(useful))]
+
+
+async def _measured(
+    devices: tuple[Device, ...], opened: ModelHandle, settings: Settings
+) -> dict[Device, DeviceProfile]:
+    """What each device does at the model's shape; takes seconds where it is not known yet."""
+    machine = await asyncio.to_thread(machine_id, settings.home_path)
+    profiler = Profiler(node_name(settings), machine, settings.home_path, devices)
+    orders = {device: MeasureOrder(device.backend, device.name, opened.dtype, opened.config) for device in devices}
+    return {device: await profiler.measure(order) for device, order in orders.items()}
+
+
+def plan_here(
+    opened: ModelHandle,
+    request: PlanRequest,
+    sizing: Sizing,
+    places: Sequence[Placement],
+    profiles: Mapping[Device, DeviceProfile],
+    settings: Settings,
+) -> PlannedModel | Infeasible:
+    """A plan for one sizing, or what is missing. Raises BadPlan.
+
+    Rules that weigh memory see equal parts of a shared memory; for others its sum is looked at afterwards.
+    """
+    pools = {_pool(place): _pool_bytes(place, settings) for place in places}
+    shared = Counter(map(_pool, places)) if request.strategy in ("memory", *NEED_SPEEDS) else Counter(set(pools))
+    workspace = workspace_bytes(opened.spec)
+    nodes = tuple(
+        NodeProfile.of(place.name, profiles[place.device], pools[_pool(place)] / shared[_pool(place)], workspace)
+        for place in places
+    )
+    size, context = model_size(opened.spec, sizing.dtype), cache_tokens(sizing.context, 1)
+    problem = Problem(size, nodes, hop_ms=LOOPBACK_MS, users=sizing.users, context=context)
+    found = plan_on(Survey(problem, {place.name: place for place in places}), opened, request, sizing)
+    if isinstance(found, Infeasible):
+        return found
+    wrong = _overfull(found, pools) or (_incomplete(found) if request.strategy == "uniform" else "")
+    return Infeasible(wrong, 0, 0, ()) if wrong else found
+
+
+def _pool(place: Placement) -> str:
+    """Placements of one pool share its memory."""
+    return MEMORY if place.device.name in ("cpu", *UNIFIED) else place.device.name
+
+
+def _pool_bytes(place: Placement, settings: Settings) -> int:
+    if _pool(place) != MEMORY:
+        return place.device.free_bytes
+    return parse_bytes(settings.memory) if settings.memory else shared_memory(1)
+
+
+def _overfull(found: PlannedModel, pools: Mapping[str, int]) -> str:
+    """The sentence for a memory that cannot hold all partitions in it; empty where there is none."""
+    problem, split, places = found.survey.problem, found.answer.split, found.survey.placements
+    needs: Counter[str] = Counter()
+    for share in split.shares:
+        need = problem.stage_bytes(share.layers) + problem.node(share.node).reserve_bytes
+        needs[_pool(places[share.node])] += int(need)
+    for pool, need in needs.items():
+        if need > pools[pool]:
+            where = "this machine's memory" if pool == MEMORY else pool
+            needed, have = sizes_text(need, pools[pool])
+            return (
+                f"the partitions in {where} need {needed} together with a context of {problem.context}, "
+                f"they may use {have}; lower context or users, or give them fewer layers"
+            )
+    return ""
+
+
+def _incomplete(found: PlannedModel) -> str:
+    """Equal parts are asked for by number: name the placements that hold nothing, instead of leaving them out."""
+    empty = [name for name in found.survey.placements if name not in found.answer.split.nodes]
+    if not empty:
+        return ""
+    return f"{names_text(empty)} cannot hold a single layer; free memory there, or ask for fewer partitions"
+
+
+# --- values of a strategy ---------------------------------------------------------------------------------------------
+
+
+def _ranges(boundaries: Sequence[tuple[int, int] | LayerRange] | None) -> tuple[LayerRange, ...]:
+    if boundaries is not None and not boundaries:
         raise BadPlan("custom_boundaries is empty; give a pair of layers per partition, as [(0, 15), (16, 31)]")
-    return [item if isinstance(item, LayerRange) else _inclusive(item) for item in boundaries]
+    return tuple(map(_range, boundaries or ()))
 
 
-def _inclusive(pair: object) -> LayerRange:
+def _range(pair: object) -> LayerRange:
     match pair:
-        case (int(first), int(last)):
-            if not 0 <= first <= last:
-                raise BadPlan(f"custom_boundaries: ({first}, {last}) is not a first and a last layer, counted from 0")
+        case LayerRange():
+            return pair
+        case (int(first), int(last)) if 0 <= first <= last:
             return LayerRange(first, last + 1)
-    raise BadPlan(f"custom_boundaries: {pair!r} is neither a pair of layers, as (0, 15), nor a LayerRange")
+    raise BadPlan(f"custom_boundaries: {pair!r} is neither a first and a last layer, as (0, 15), nor a LayerRange")
 
 
 def _parts(ratio: Sequence[float] | str | None) -> tuple[float, ...]:
     if ratio is None:
         return ()
-    try:
+    with suppress(TypeError, ValueError):
         parts = tuple(float(part) for part in (ratio.split(":") if isinstance(ratio, str) else ratio))
-    except (TypeError, ValueError):
-        parts = ()
-    if not parts or not all(isfinite(part) and part > 0 for part in parts):
-        raise BadPlan(f"ratio {ratio!r} is not numbers above 0, one per partition, as [3, 1] or '3:1'")
-    return parts
-
-
-def _check_count(name: str, value: object) -> None:
-    if value is not None and (type(value) is not int or value < 1):
-        raise BadSetting(f"{name} must be a whole number, at least 1, not {value!r}")
+        if parts and all(isfinite(part) and part > 0 for part in parts):
+            return parts
+    raise BadPlan(f"ratio {ratio!r} is not numbers above 0, one per partition, as [3, 1] or '3:1'")

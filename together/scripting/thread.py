@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import Future, wait
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 from together.errors import NotServing
 
 T = TypeVar("T")
 
-
 LOOK_EVERY = 0.2  # seconds: on Windows a wait without an end does not see Ctrl-C
 
 
-def until_done(future: Future[Any]) -> None:
-    while not wait([future], LOOK_EVERY).done:
-        pass
-
-
 class LoopThread:
-    """Runs coroutines for any thread until `close`. As a context manager it closes at the end."""
+    """Runs coroutines for any thread until `close`."""
 
     def __init__(self) -> None:
         begun: Future[asyncio.AbstractEventLoop] = Future()
@@ -34,12 +29,6 @@ class LoopThread:
         self._thread.start()
         self._loop = begun.result()
 
-    def __enter__(self) -> LoopThread:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Start `work`; cancelling the future cancels it. Raises NotServing after `close`."""
         if self._closed:
@@ -48,24 +37,20 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(self._tracked(work), self._loop)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The outcome of `work`, which is cancelled if the waiting is interrupted."""
+        """The outcome of `work`, which is cancelled if the waiting is interrupted. Raises NotServing after `close`."""
         future = self.submit(work)
-        try:
-            until_done(future)
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        return _outcome(future, future)
 
-    def call(self, function: Callable[[], object]) -> None:
-        """Call `function` in the loop, soon."""
-        self._loop.call_soon_threadsafe(function)
+    def enter(self, manager: AbstractAsyncContextManager[T]) -> T:
+        """Enter `manager`, which is left by `close`, or when its block is cancelled."""
+        entered: Future[T] = Future()
+        return _outcome(entered, self.submit(_hold(manager, entered)))
 
     def close(self) -> None:
         """Cancel what runs, and return when all of it has cleaned up. Harmless the second time."""
         if not self._closed:
             self._closed = True
-            self.call(self._end.set)
+            self._loop.call_soon_threadsafe(self._end.set)
         while self._thread.is_alive():
             self._thread.join(LOOK_EVERY)
 
@@ -86,3 +71,25 @@ class LoopThread:
             return await work
         finally:
             self._works.discard(task)
+
+
+async def _hold(manager: AbstractAsyncContextManager[T], entered: Future[T]) -> None:
+    try:
+        async with manager as value:
+            entered.set_result(value)
+            await asyncio.Event().wait()
+    except BaseException as error:
+        if not entered.done():
+            entered.set_exception(error)
+        raise
+
+
+def _outcome(future: Future[T], work: Future[Any]) -> T:
+    """What comes of `future`; an interruption cancels `work`."""
+    try:
+        while not wait([future], LOOK_EVERY).done:
+            pass
+        return future.result()
+    except BaseException:
+        work.cancel()
+        raise
