@@ -106,6 +106,21 @@ _ENGLISH = {
     "not_changed": "the plan was not changed: {error}",
     "silent_stage": "it has not answered for {seconds:.0f} s",
     "cut_link": "it no longer reaches the next stage",
+    # Stages that are loaded, joined or lost.
+    "this_machine": "this machine",
+    "stage": "node {node}: stage {index} (layers {layers})",
+    "stage_lost": "{stage} is lost: {cause}",
+    "stage_failed": "{stage}: {cause}",
+    "stage_waits": "{stage} waits for {source}",
+    "stage_away": "{stage}: its machine has been out of reach for {seconds:.0f} s",
+    "waits": "{waits}",
+    "stage_unknown": "its node no longer knows it",
+    "ended_loading": "its node ended it while it was loaded",
+    "lost_loading": "its node was lost while it was loaded",
+    "no_progress": "it was not ready after {seconds:.0f} s without progress",
+    "node_stopped": "its node was stopped",
+    "node_restarted": "its node was restarted and no longer holds it",
+    "moved": "{machine} is at {addresses:and} now; its links are opened again",
     # Advice, offers and limits.
     "better_split": "{node} is {speed} than planned, compared with the other nodes; with {layers} the model would be "
     "{gain:.0%} faster",

@@ -61,8 +61,8 @@ async def test_a_node_that_is_frozen_while_it_loads_is_waited_for(
     loading = asyncio.create_task(head.load(unhurried, by_hand("anna=0:3,berta=3:6")))
     await until(lambda: all(node.stages() for node in nodes))
     nodes[1].freeze()
-    await until(lambda: loading.done() or "its machine is out of reach" in step(head))
-    assert "node berta: stage 1 (layers 3–5): its machine is out of reach" in step(head)
+    await until(lambda: loading.done() or "its machine has been out of reach" in step(head))
+    assert "node berta: stage 1 (layers 3–5): its machine has been out of reach" in step(head)
     assert head.view().serving.state is ServingState.LOADING
     nodes[1].thaw()
     await loading
@@ -77,7 +77,7 @@ async def test_an_unload_gives_up_a_load_that_waits(cluster: tuple[Head, list[No
     loading = asyncio.create_task(head.load(unhurried, by_hand("anna=0:3,berta=3:6")))
     await until(lambda: all(node.stages() for node in nodes))
     nodes[1].freeze()
-    await until(lambda: "its machine is out of reach" in step(head))
+    await until(lambda: "its machine has been out of reach" in step(head))
     await head.unload()
     with pytest.raises(NotServing, match="loading unhurried was given up"):
         await loading

@@ -1,30 +1,31 @@
-"""Loads a plan's stages onto their nodes and joins them to a ring; changes a ring's plan and keeps what fits.
-
-Knows no engine, no tokenizer and no strategy.
-"""
+"""Loads a plan's stages onto nodes and joins them to a ring; with another plan, the stages that fit it stay loaded."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from together.cluster.membership import Membership
-from together.cluster.readiness import Find, Progress, Readiness
 from together.cluster_types import Blob, Endpoint, RingName, Source, StageOrder, StageState, StageStatus
 from together.errors import RingBroken, StageLost, TogetherError
 from together.ring import rpc
 from together.ring.client import RingClient, join_ring
 from together.ring.links import Inlets
-from together.sentences import Sentence
+from together.sentences import NOTHING, Sentence, say
 from together.types import Fault, Plan, StagePlan
+from together.wording import layers_text
 
 log = logging.getLogger(__name__)
 
 UNLOAD_WITHIN = 10.0  # seconds
 ECHO_WITHIN = 1.5  # seconds; a stage's event loop answers also while it computes
+ORDER_WITHIN = 30.0  # seconds
+
+Find = Callable[[], Awaitable[tuple[Source, ...]]]  # which machines have which units now
+Progress = Callable[[float, Sentence], None]  # gets 0 to 1, and what the load waits for: nothing while it moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,68 +37,63 @@ class Placed:
 
 
 class RingLoader:
-    """One ring from orders to a client, through all its plans; also unloads it and says what is wrong with it.
+    """One ring through all its plans: loads it, joins it, finds out what is wrong with it, and unloads it.
 
     A stage is a slot of the ring: a number that no other stage of it ever has. `placed` is what serves.
     """
 
-    def __init__(self, membership: Membership, inlets: Inlets, own: Callable[[], Endpoint], timeout: float) -> None:
+    def __init__(self, membership: Membership, inlets: Inlets, timeout: float) -> None:
+        """A load may make no progress for `timeout` seconds."""
         self.ring = secrets.token_hex(8)
         self.epoch = -1
         self.placed: Placed | None = None
-        self._membership = membership
+        self.membership = membership
+        self.timeout = timeout
         self._inlets = inlets
-        self._own = own
-        self._timeout = timeout
         self._slots: dict[int, StagePlan] = {}  # all that were started and not ended
         self._next_slot = 0
-        self._joined: tuple[Endpoint, ...] = ()  # where the stages, and at last this head, were when they were linked
+        self._joined: tuple[Endpoint, ...] = ()  # of the stages and this head, when they were linked
 
     @property
     def plan(self) -> Plan:
-        assert self.placed is not None, "nothing was loaded"
-        return self.placed.plan
+        return self._serving().plan
 
     @property
     def slots(self) -> frozenset[int]:
         """Every stage that belongs to this ring."""
         return frozenset(self._slots)
 
+    def _serving(self) -> Placed:
+        assert self.placed is not None, "nothing was loaded"
+        return self.placed
+
     # --- loading ------------------------------------------------------------------------------------------------------
 
     async def prepare(self, plan: Plan, find: Find, progress: Progress, patience: float = 0.0) -> Placed:
-        """Start what `plan` needs beside the living stages that do for it, and wait until all are ready.
+        """Keep the living stages that fit `plan`, start the others, and wait until all are ready.
 
-        `find` says where the model can be had now. A node that goes silent may take `patience` seconds to come back.
-        Where it fails, what was started is ended again. Raises what a node refused with, or LoadFailed.
+        A node that goes silent may take `patience` seconds to come back. If this fails, what was started is ended.
+        Raises what a node refused with, or LoadFailed.
         """
         kept = self._kept(plan)
         pairs = zip(kept, plan.stages, strict=True)
         placed = Placed(plan, tuple(self._new_slot(stage) if slot is None else slot for slot, stage in pairs))
-        started = [slot for slot in placed.slots if slot not in kept]
+        started = [index for index, slot in enumerate(kept) if slot is None]
         try:
-            indices = [placed.slots.index(slot) for slot in started]
-            placing = _Placing(self, placed)
-            await Readiness(placing, indices, self._membership, find, progress, self._timeout, patience).wait()
+            await _Load(self, placed, started, find, progress, patience).wait()
         except BaseException:
-            await self._end(started)
+            await self._end([placed.slots[index] for index in started])
             raise
         return placed
 
-    def use(self, placed: Placed) -> None:
-        """From the next `connect` on."""
-        self.placed = placed
-
     async def connect(self, hidden_size: int, timeout: float = 15.0) -> RingClient:
-        """Join the plan's stages to a ring in a new epoch. Raises StageLost."""
+        """Join the stages of `placed` to a ring in a new epoch. Raises StageLost."""
         self.epoch += 1
-        own = self._own()
-        stages = [stage for stage in self.stages() if stage is not None]
-        if len(stages) < len(self.plan.stages):
-            index = next(i for i, stage in enumerate(self.stages()) if stage is None)
-            cause = "its node does not know it any more"
-            message = f"{self.describe(index)} is gone: {cause}"
-            raise StageLost(message, cause, index, joining=True, fault=Fault.NODE_LOST)
+        own, stages = self.membership.here(), list[StageStatus]()
+        for index, stage in enumerate(self.stages()):
+            if stage is None:
+                raise self.lost(index, say("stage_unknown"), Fault.NODE_LOST, joining=True)
+            stages.append(stage)
         self._joined = (*(stage.endpoint for stage in stages if stage.endpoint is not None), own)
         try:
             return await join_ring(
@@ -108,7 +104,7 @@ class RingLoader:
                 context=self.plan.context,
                 hidden_size=hidden_size,
                 dtype=self.plan.dtype,
-                describe=self.describe,
+                describe=lambda index: str(self.describe(index)),
                 timeout=timeout,
             )
         except StageLost as lost:
@@ -121,12 +117,11 @@ class RingLoader:
         await self._end([slot for slot in self._slots if slot not in used])
 
     async def give_up(self, indices: Iterable[int]) -> None:
-        """End stages that do not answer, so that nobody counts on them."""
-        assert self.placed is not None
-        await self._end([self.placed.slots[index] for index in indices])
+        """End stages that do not answer, so that no plan keeps them."""
+        await self._end([self._serving().slots[index] for index in indices])
 
     async def unload(self) -> None:
-        """End every stage that still can be reached; the others end with their lease, or see `end_strays`."""
+        """End every stage that can be reached; the others end with their lease, or see `end_strays`."""
         self._inlets.remove(self.ring)
         await self._end(list(self._slots))
 
@@ -136,18 +131,17 @@ class RingLoader:
 
     def living(self) -> tuple[StagePlan, ...]:
         """The stages of the plan that are ready on a living node."""
-        assert self.placed is not None
-        pairs = zip(self.placed.slots, self.plan.stages, strict=True)
+        pairs = zip(self._serving().slots, self.plan.stages, strict=True)
         return tuple(stage for slot, stage in pairs if slot in self._slots and self._is_ready(slot))
 
     def _kept(self, plan: Plan) -> tuple[int | None, ...]:
-        """For each stage of `plan` a living slot that does for it."""
+        """For each stage of `plan`, a living slot that can be it."""
         before = self.placed.plan if self.placed else plan
         same = (plan.model.fingerprint, plan.dtype) == (before.model.fingerprint, before.dtype)
         free = [slot for slot in self._slots if same and self._is_ready(slot)]
         found: list[int | None] = []
         for stage in plan.stages:
-            slot = next((slot for slot in free if _does_for(self._slots[slot], stage)), None)
+            slot = next((slot for slot in free if _fits(self._slots[slot], stage)), None)
             if slot is not None:
                 free.remove(slot)
             found.append(slot)
@@ -155,7 +149,7 @@ class RingLoader:
 
     def _is_ready(self, slot: int) -> bool:
         stage = self._slots[slot]
-        status = self._status(slot, stage.node) if self._membership.alive(stage.node) else None
+        status = self._status(slot, stage.node) if self.membership.alive(stage.node) else None
         return status is not None and status.state is StageState.READY
 
     def _new_slot(self, stage: StagePlan) -> int:
@@ -168,11 +162,11 @@ class RingLoader:
         for slot in slots:
             if stage := self._slots.pop(slot, None):
                 by_node.setdefault(stage.node, []).append(slot)
-        head = self._membership.head
+        head = self.membership.head
         calls = [
-            self._membership.call(node, rpc.UNLOAD_CALL, RingName(self.ring, head, tuple(gone)), timeout=UNLOAD_WITHIN)
+            self.membership.call(node, rpc.UNLOAD_CALL, RingName(self.ring, head, tuple(gone)), timeout=UNLOAD_WITHIN)
             for node, gone in by_node.items()
-            if self._membership.alive(node)
+            if self.membership.alive(node)
         ]
         for answer in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(answer, BaseException):
@@ -181,40 +175,39 @@ class RingLoader:
     # --- what is seen of it -------------------------------------------------------------------------------------------
 
     def stages(self, placed: Placed | None = None) -> list[StageStatus | None]:
-        """Each stage of the plan as its node last told it; None where the node does not know it (yet)."""
-        shown = placed or self.placed
-        assert shown is not None
+        """Each stage of the plan by its node's last status; None where the node does not know it (yet)."""
+        shown = placed or self._serving()
         return [self._status(slot, stage.node) for slot, stage in zip(shown.slots, shown.plan.stages, strict=True)]
 
-    def where(self) -> frozenset[Endpoint]:
-        """Where the living machines are, this one among them."""
-        return frozenset((*(node.endpoint for node in self._membership.living()), self._own()))
+    def _status(self, slot: int, node: str) -> StageStatus | None:
+        status = self.membership.status(node)
+        stages = status.stages if status else ()
+        return next((stage for stage in stages if (stage.ring, stage.slot) == (self.ring, slot)), None)
 
     def trouble(self) -> RingBroken | None:
-        """A stage of a ring that was ready is gone, or None."""
+        """Why a ring that was ready cannot go on, or None."""
         for index, (planned, stage) in enumerate(zip(self.plan.stages, self.stages(), strict=True)):
-            node = self._membership.status(planned.node)
-            if node is None or not self._membership.alive(planned.node):
-                return self.broken(index, node.cause if node else "the node was stopped", Fault.NODE_LOST)
+            node = self.membership.status(planned.node)
+            if node is None or not self.membership.alive(planned.node):
+                return self.broken(index, node.cause if node else say("node_stopped"), Fault.NODE_LOST)
             if stage is None:
-                return self.broken(index, "the node started anew and does not hold it any more", Fault.NODE_LOST)
+                return self.broken(index, say("node_restarted"), Fault.NODE_LOST)
             if stage.state is StageState.FAILED:
                 return self.broken(index, stage.cause, stage.fault)
         return self._moved()
 
     def _moved(self) -> RingBroken | None:
-        """A machine of the ring has left an address that links of this epoch may use: nothing is lost, all is linked
-        anew. One that got a further address has not."""
-        now = [*(stage.endpoint if stage else None for stage in self.stages()), self._own()]
+        """A machine of the ring left an address that links of this epoch may use: nothing is lost, but all links are
+        opened again. A further address breaks no link."""
+        now = [*(stage.endpoint if stage else None for stage in self.stages()), self.membership.here()]
         for index, (joined, endpoint) in enumerate(zip(self._joined, now, strict=False)):
             if endpoint is not None and set(joined.addresses) - set(endpoint.addresses):
-                who = "this machine" if index == len(self.plan.stages) else self.describe(index)
-                addresses = " and ".join(endpoint.addresses)
-                return RingBroken(f"{who} is at {addresses} now; its links are opened anew")
+                machine = say("this_machine") if index == len(self.plan.stages) else self.describe(index)
+                return RingBroken(say("moved", machine=machine, addresses=endpoint.addresses))
         return None
 
     def broken_link(self) -> RingBroken | None:
-        """A stage that cannot reach the next one says so; the next one's own end, if that is why, may come later."""
+        """A stage that cannot reach the next one says so; the next one's own end, if that is why, may be seen later."""
         for index, stage in enumerate(self.stages()):
             if stage is not None and stage.broken_epoch == self.epoch:
                 return self.broken(index, stage.cause)
@@ -228,11 +221,11 @@ class RingLoader:
     async def frozen(self) -> tuple[int, ...]:
         """Which stages do not answer although their node does, or is lost.
 
-        Where the node does not answer either it is waited for: it is lost in a moment, or its machine moved and the
+        A node that does not answer either is waited for: it will be lost in a moment, or its machine moved and the
         stage is well.
         """
-        changed, clock = self._membership.changed, asyncio.get_running_loop().time
-        until = clock() + self._membership.settings.node_timeout + ECHO_WITHIN
+        changed, clock = self.membership.changed, asyncio.get_running_loop().time
+        until = clock() + self.membership.settings.node_timeout + ECHO_WITHIN
         while True:
             seen = changed.version
             silent = await self.silent()
@@ -244,12 +237,12 @@ class RingLoader:
 
     async def _is_certain(self, node: str) -> bool:
         """Whether a node answers, or is lost."""
-        if not self._membership.alive(node):
+        if not self.membership.alive(node):
             return True
         try:
-            await self._membership.call(node, rpc.ECHO_CALL, Blob(), timeout=ECHO_WITHIN)
+            await self.membership.call(node, rpc.ECHO_CALL, Blob(), timeout=ECHO_WITHIN)
         except TogetherError:
-            return not self._membership.alive(node)
+            return not self.membership.alive(node)
         return True
 
     async def _answers(self, stage: StageStatus | None) -> bool:
@@ -264,55 +257,143 @@ class RingLoader:
             return False
         return True
 
-    def describe(self, index: int, placed: Placed | None = None) -> str:
+    # --- sentences ----------------------------------------------------------------------------------------------------
+
+    def describe(self, index: int, placed: Placed | None = None) -> Sentence:
         """A stage for a person: node, place, layers."""
-        stage = (placed.plan if placed else self.plan).stages[index]
-        node = self._membership.status(stage.node)
-        layers = f"layers {stage.layers.start}–{stage.layers.stop - 1}"
-        return f"node {node.name if node else stage.node}: stage {index} ({layers})"
+        stage = (placed or self._serving()).plan.stages[index]
+        node = self.membership.status(stage.node)
+        return say("stage", node=node.name if node else stage.node, index=index, layers=layers_text(stage.layers))
 
     def broken(self, index: int, cause: str | Sentence, fault: Fault = Fault.OTHER) -> RingBroken:
-        """The error for a stage that is lost."""
-        node = self._membership.status(self.plan.stages[index].node)
-        message = f"{self.describe(index)} is lost: {cause}"
+        """The error for a stage of a ring that was ready."""
+        node = self.membership.status(self.plan.stages[index].node)
+        message = say("stage_lost", stage=self.describe(index), cause=cause)
         return RingBroken(message, node=node.name if node else "", cause=cause, stage=index, fault=fault)
 
-    def _status(self, slot: int, node: str) -> StageStatus | None:
-        status = self._membership.status(node)
-        stages = status.stages if status else ()
-        return next((stage for stage in stages if (stage.ring, stage.slot) == (self.ring, slot)), None)
-
-    def order(self, plan: Plan, slot: int, sources: tuple[Source, ...]) -> StageOrder:
-        """What the node of a slot is to load."""
-        head = self._membership.head
-        return StageOrder(self.ring, head, slot, plan.model, self._slots[slot], plan.dtype, sources)
+    def lost(
+        self, index: int, cause: str | Sentence, fault: Fault, placed: Placed | None = None, *, joining: bool = False
+    ) -> StageLost:
+        """The error for a stage that is loaded or joined."""
+        planned = placed.plan.stages[index] if placed else None
+        message = say("stage_failed", stage=self.describe(index, placed), cause=cause)
+        return StageLost(message, cause, index, planned, joining=joining, fault=fault)
 
 
-@dataclass(frozen=True, slots=True)
-class _Placing:
-    """A plan of a ring that is to be ready."""
+@dataclass(slots=True)
+class _Load:
+    """The stages of a plan on their way to be ready; `started` counts those that need an order. `wait` once.
+
+    A slow download is no failure, nor is a machine that is out of reach for `patience` seconds.
+    """
 
     loader: RingLoader
     placed: Placed
+    started: Sequence[int]
+    find: Find
+    progress: Progress
+    patience: float
+    _known: set[int] = field(default_factory=set)  # stages that their nodes have shown
+    _away: dict[str, float] = field(default_factory=dict)  # nodes out of reach → since when, in event loop time
+    _returned: set[str] = field(default_factory=set)
+    _sources: frozenset[Endpoint] = frozenset()  # where they could be when the last orders were given
 
-    @property
-    def planned(self) -> tuple[StagePlan, ...]:
-        return self.placed.plan.stages
+    async def wait(self) -> None:
+        """Give the orders, then wait. Raises what a node refused with, or StageLost."""
+        await self._give_orders()
+        changed, clock = self.loader.membership.changed, asyncio.get_running_loop().time
+        moved, seen = clock(), -1.0
+        while True:
+            stages = self.loader.stages(self.placed)
+            waits = [wait for index, stage in enumerate(stages) if (wait := self._look_at(index, stage))]
+            done = sum(map(_done, stages)) / len(stages)
+            self.progress(done, say("waits", waits=tuple(dict.fromkeys(waits))) if waits else NOTHING)
+            unready = [index for index, stage in enumerate(stages) if not stage or stage.state is not StageState.READY]
+            if not unready and not waits:
+                return
+            if done > seen or waits:
+                moved, seen = clock(), max(done, seen)
+            if unready and clock() - moved > self.loader.timeout:
+                raise self._lost(unready[0], say("no_progress", seconds=self.loader.timeout), Fault.SLOW)
+            await self._give_again(stages)
+            await changed.wait(changed.version, min(1.0, self.loader.timeout))  # `progress` may itself have notified
 
-    def stages(self) -> list[StageStatus | None]:
-        return self.loader.stages(self.placed)
+    # --- orders -------------------------------------------------------------------------------------------------------
 
-    def order(self, index: int, sources: tuple[Source, ...]) -> StageOrder:
-        return self.loader.order(self.placed.plan, self.placed.slots[index], sources)
+    async def _give_orders(self) -> None:
+        self._sources = self.loader.membership.endpoints()
+        for answer in await self._give(self.started):
+            if isinstance(answer, BaseException):
+                raise answer
 
-    def describe(self, index: int) -> str:
-        return self.loader.describe(index, self.placed)
+    async def _give_again(self, stages: list[StageStatus | None]) -> None:
+        """To nodes that ended their stage while they were out of reach, and to all that still fetch when machines have
+        other addresses: the same order again starts nothing twice."""
+        now = self.loader.membership.endpoints()
+        moved, self._sources = bool(now - self._sources), now
+        for answer in await self._give([index for index in self.started if self._needs(index, stages[index], moved)]):
+            if isinstance(answer, TogetherError):
+                log.warning("an order was not given again: %s", answer)
+            elif isinstance(answer, BaseException):
+                raise answer
 
-    def where(self) -> frozenset[Endpoint]:
-        return self.loader.where()
+    async def _give(self, indices: Sequence[int]) -> list[object]:
+        sources = await self.find() if indices else ()
+        return await asyncio.gather(*(self._order(index, sources) for index in indices), return_exceptions=True)
+
+    async def _order(self, index: int, sources: tuple[Source, ...]) -> None:
+        plan, members = self.placed.plan, self.loader.membership
+        stage, slot = plan.stages[index], self.placed.slots[index]
+        order = StageOrder(self.loader.ring, members.head, slot, plan.model, stage, plan.dtype, sources)
+        await members.call(stage.node, rpc.LOAD_CALL, order, timeout=ORDER_WITHIN)
+
+    def _needs(self, index: int, stage: StageStatus | None, moved: bool) -> bool:
+        node = self.placed.plan.stages[index].node
+        due = node in self._returned if stage is None else moved and stage.state is StageState.LOADING
+        return due and self.loader.membership.alive(node)
+
+    # --- what is seen -------------------------------------------------------------------------------------------------
+
+    def _look_at(self, index: int, stage: StageStatus | None) -> Sentence:
+        """What this stage waits for. Raises StageLost."""
+        node = self.placed.plan.stages[index].node
+        if not self.loader.membership.alive(node):
+            return self._away_for(index, node)
+        if self._away.pop(node, None) is not None:
+            self._returned.add(node)
+        if stage is None:
+            if index in self._known and node not in self._returned:
+                raise self._lost(index, say("ended_loading"), Fault.NODE_LOST)
+            return NOTHING
+        if stage.state is StageState.FAILED:
+            raise self._lost(index, stage.cause, stage.fault)
+        self._returned.discard(node)
+        self._known.add(index)
+        where = self.loader.describe(index, self.placed)
+        return say("stage_waits", stage=where, source=stage.waiting) if stage.waiting else NOTHING
+
+    def _away_for(self, index: int, node: str) -> Sentence:
+        now = asyncio.get_running_loop().time()
+        silent = node in self._away or self.loader.membership.is_silent(node)
+        away = now - self._away.setdefault(node, now)
+        if not silent or away >= self.patience:
+            raise self._lost(index, say("lost_loading"), Fault.NODE_LOST)
+        return say("stage_away", stage=self.loader.describe(index, self.placed), seconds=away)
+
+    def _lost(self, index: int, cause: str | Sentence, fault: Fault) -> StageLost:
+        return self.loader.lost(index, cause, fault, self.placed)
 
 
-def _does_for(held: StagePlan, wanted: StagePlan) -> bool:
+def _done(stage: StageStatus | None) -> float:
+    """0 to 1: fetching counts half where there is anything to fetch."""
+    if stage is None:
+        return 0.0
+    if not stage.fetch_bytes:
+        return stage.progress
+    return stage.fetched_bytes / stage.fetch_bytes / 2 + stage.progress / 2
+
+
+def _fits(held: StagePlan, wanted: StagePlan) -> bool:
     """The same layers at the same place, with at least as much memory."""
     places = [(stage.node, stage.backend, stage.device, stage.layers) for stage in (held, wanted)]
     return places[0] == places[1] and held.memory_bytes >= wanted.memory_bytes

@@ -111,6 +111,16 @@ class Membership:
     def status(self, node: str) -> NodeStatus | None:
         return self._members[node].status if node in self._members else None
 
+    def here(self) -> Endpoint:
+        """Where this head listens."""
+        here = self.where()
+        assert here is not None, "the head listens before it loads anything"
+        return here
+
+    def endpoints(self) -> frozenset[Endpoint]:
+        """Where the living machines are, this one among them."""
+        return frozenset((*(node.endpoint for node in self.living()), self.here()))
+
     def is_silent(self, node: str) -> bool:
         """Whether it was lost without a word: nothing says that it is not there."""
         member = self._members.get(node)

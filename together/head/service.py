@@ -27,7 +27,7 @@ from together.planning.explain import Infeasible
 from together.planning.request import PlanRequest
 from together.ring.client import RingClient
 from together.ring.links import Inlets
-from together.sentences import NOTHING, say
+from together.sentences import NOTHING, Sentence, say
 from together.settings import Settings
 from together.types import DTYPE_BYTES, Fault, ModelRef, Plan, StagePlan
 from together.view import Serving, ServingState
@@ -87,12 +87,12 @@ class Service:
         """Load and join the ring. Raises TogetherError; then nothing of it is left."""
         cluster, spec = self.cluster, self.opened.spec
         timeout = cluster.settings.load_timeout
-        self.loader = RingLoader(cluster.membership, cluster.inlets, lambda: cluster.where.endpoint, timeout)
+        self.loader = RingLoader(cluster.membership, cluster.inlets, timeout)
         self._show(
             ServingState.LOADING, model=self.opened.ref.name, plan=plan, ring=self.loader.ring, step=say("step_loading")
         )
         try:
-            self.loader.use(await self._prepare(plan, patience=NODE_PATIENCE))
+            self.loader.placed = await self._prepare(plan, patience=NODE_PATIENCE)
             self._client = await self.loader.connect(spec.hidden_size)
         except BaseException:
             await self.loader.unload()
@@ -144,7 +144,7 @@ class Service:
         """The plan's stages, ready; what it waits for is shown beside what goes on."""
         doing = self.serving.step
 
-        def show(done: float, waiting: str) -> None:
+        def show(done: float, waiting: Sentence) -> None:
             self._show(
                 self.serving.state,
                 progress=done,
@@ -258,7 +258,7 @@ class Service:
             return False
         self._show(ServingState.RECOVERING, plan=plan, step=say("step_missing"))
         placed = await self._place(plan)
-        self.loader.use(placed)
+        self.loader.placed = placed
         self._client = await self.loader.connect(self.opened.spec.hidden_size, REJOIN_WITHIN)
         await self.loader.prune()
         return True
@@ -374,7 +374,7 @@ class Service:
         self._show(ServingState.READY, step=say("step_changing"))
         self._change = None
         try:
-            self.loader.use(await self._place(change.plan))
+            self.loader.placed = await self._place(change.plan)
             assert self._client is not None
             await self._client.close()
             self._client = await self.loader.connect(self.opened.spec.hidden_size)
