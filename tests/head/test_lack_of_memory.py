@@ -31,8 +31,7 @@ from tests.support.cluster import (
     until,
 )
 from tests.support.patience import PATIENCE
-from together.cluster import beliefs
-from together.cluster.beliefs import LESS_MEMORY, Beliefs
+from together.cluster import survey
 from together.cluster.supervisor import StageProcess
 from together.cluster_types import StageState
 from together.errors import BadPlan
@@ -112,10 +111,10 @@ async def test_a_stage_that_the_system_kills_for_memory_gets_fewer_layers_and_no
 # --- what is believed -------------------------------------------------------------------------------------------------
 
 
-async def learned(head: Head, name: str, size: int = 10**9) -> tuple[Beliefs, float]:
+async def learned(head: Head, name: str, size: int = 10**9) -> tuple[survey.MemoryShortages, float]:
     """What is believed after a stage of `size` bytes ran out of memory on that node, and what plans may use there."""
     node = next(node for node in head.view().nodes if node.name == name)
-    held = head._surveyor.beliefs
+    held = head._surveyor.shortages
     held.learn(StagePlan(node.id, "checksum", "cpu", LayerRange(0, 1), size), "ran out of memory (no details)")
     return held, held.usable(node.id, "checksum/cpu")
 
@@ -127,13 +126,13 @@ async def test_a_belief_ends_by_itself_with_a_new_start_of_its_node_or_by_word(
     with running_nodes(settings, "anna") as nodes:
         async with running_head(settings, *nodes) as head:
             held, usable = await learned(head, "anna")
-            assert usable == LESS_MEMORY * 10**9
+            assert usable == survey.LESS_MEMORY * 10**9
             (limit,) = head.view().limits
             assert (limit.name, limit.device, limit.memory_bytes) == ("anna", "checksum/cpu", 9 * 10**8)
             assert "a stage with 1.0 GB on checksum/cpu ran out of memory" in str(limit.text)
             assert "use at most 0.9 GB of it for another 10 minutes" in str(limit.text)
             assert str(limit.text).endswith("python3 launch.py forget anna")
-            assert beliefs.LIFE - PATIENCE < limit.seconds <= beliefs.LIFE
+            assert survey.SHORTAGE_LIFE - PATIENCE < limit.seconds <= survey.SHORTAGE_LIFE
             with pytest.raises(BadPlan, match="those that are: anna"):
                 head.forget("berta")
             head.forget("anna")
@@ -141,7 +140,7 @@ async def test_a_belief_ends_by_itself_with_a_new_start_of_its_node_or_by_word(
             with pytest.raises(BadPlan, match="those that are: none"):
                 head.forget("anna")
             held, _ = await learned(head, "anna")
-            monkeypatch.setattr(beliefs, "LIFE", 0.05)
+            monkeypatch.setattr(survey, "SHORTAGE_LIFE", 0.05)
             await until(lambda: not held.shown())
             monkeypatch.undo()
             await learned(head, "anna")

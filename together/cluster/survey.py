@@ -1,4 +1,4 @@
-"""The living cluster as a planner's problem: measured devices and links, free memory, who is where. Knows no search.
+"""The living cluster as a planner's problem: measured devices and links, free memory, and where the layers may go.
 
 Nodes measure themselves and keep what they measured; links are timed by real messages and kept here for a while.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import combinations
 
-from together.cluster.beliefs import Beliefs
 from together.cluster.membership import Membership
 from together.cluster.profiling import measure_link
 from together.cluster_types import (
@@ -27,12 +28,14 @@ from together.cluster_types import (
     NodeStatus,
     Placement,
 )
-from together.errors import NotServing, TogetherError, Unreachable
+from together.errors import BadPlan, NotServing, TogetherError, Unreachable
 from together.models.spec import ModelSpec
 from together.planning.memory import cache_tokens, model_size, workspace_bytes
 from together.planning.problem import Link, NodeProfile, Problem, Sizing
 from together.ring import rpc
-from together.types import DTYPE_BYTES, Dtype
+from together.sentences import Sentence, say
+from together.types import DTYPE_BYTES, Dtype, StagePlan
+from together.view import MemoryLimit
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,8 @@ HURRY = 1.5  # seconds; what was measured before is answered at once
 REACH_WITHIN = 30.0
 LINK_LIFE = 600.0  # seconds that a link's speed is believed
 CUT_LIFE = 60.0  # seconds that a link which was found cut is not tried again
+LESS_MEMORY = 0.9  # how much plans use of what a device ran out of memory with
+SHORTAGE_LIFE = 600.0  # seconds; what took the memory then, another program perhaps, may be gone
 
 
 class Speeds(Enum):
@@ -66,20 +71,102 @@ class Survey:
     skipped: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Shortage:
+    """A stage of `asked` bytes ran out of memory, at event loop time `at`; plans use `usable` bytes from then on."""
+
+    node: str  # its name
+    run: str  # of the node
+    asked: int
+    usable: int
+    cause: str | Sentence
+    at: float
+
+    @property
+    def seconds(self) -> float:
+        """Until it no longer counts."""
+        return max(self.at + SHORTAGE_LIFE - _now(), 0.0)
+
+    def shown(self, node: str, device: str) -> MemoryLimit:
+        text = say(
+            "memory_limit",
+            node=self.node,
+            sizes=(self.asked, self.usable),
+            device=device,
+            cause=self.cause,
+            minutes=math.ceil(self.seconds / 60),
+            quoted=shlex.quote(self.node),
+        )
+        return MemoryLimit(node, self.node, device, self.usable, self.seconds, text)
+
+
+@dataclass(slots=True)
+class MemoryShortages:
+    """Devices that ran out of memory, by (node id, device): plans use less of them.
+
+    One ends after SHORTAGE_LIFE, when its node starts again, or by `forget`.
+    """
+
+    membership: Membership
+    _held: dict[tuple[str, str], _Shortage] = field(default_factory=dict)
+
+    def learn(self, stage: StagePlan, cause: str | Sentence) -> bool:
+        """A stage ran out of memory. Returns whether plans use less of its device than before."""
+        self._expire()
+        place, node = (stage.node, f"{stage.backend}/{stage.device}"), self.membership.status(stage.node)
+        usable, known = int(stage.memory_bytes * LESS_MEMORY), self._held.get(place)
+        name, run = (node.name, node.run) if node else (stage.node, "")
+        least = min(usable, known.usable) if known else usable
+        self._held[place] = _Shortage(name, run, stage.memory_bytes, least, cause, _now())
+        self.membership.changed.notify()
+        return known is None or least < known.usable
+
+    def usable(self, node: str, device: str) -> float:
+        """The most bytes of a device that plans may use; infinity where it never ran out."""
+        self._expire()
+        found = self._held.get((node, device))
+        return math.inf if found is None else found.usable
+
+    def forget(self, name: str) -> None:
+        """All of a node, by name or id. Raises BadPlan where it has none."""
+        self._expire()
+        gone = [place for place, found in self._held.items() if name in (found.node, place[0])]
+        if not gone:
+            known = ", ".join(sorted({found.node for found in self._held.values()})) or "none"
+            raise BadPlan(f"no node {name} is given less for lack of memory; those that are: {known}")
+        for place in gone:
+            del self._held[place]
+        self.membership.changed.notify()
+
+    def shown(self) -> tuple[MemoryLimit, ...]:
+        self._expire()
+        return tuple(found.shown(*place) for place, found in sorted(self._held.items(), key=lambda item: item[0]))
+
+    def _expire(self) -> None:
+        for place, found in list(self._held.items()):
+            status = self.membership.status(place[0])
+            if (status is not None and status.run != found.run) or found.seconds == 0:
+                del self._held[place]
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
 @dataclass(slots=True)
 class Surveyor:
     """Asks the nodes; one per head. `machine` is the head's own."""
 
     membership: Membership
     machine: str
-    beliefs: Beliefs = field(init=False)  # which devices ran out of memory
+    shortages: MemoryShortages = field(init=False)
     drained: set[str] = field(default_factory=set)  # ids of nodes that get no layers
     _links: dict[tuple[str, str, int], tuple[float, float | None]] = field(default_factory=dict)  # at, ms
     _cuts: dict[frozenset[str], float] = field(default_factory=dict)  # pairs of node ids → event loop time
     _known: dict[tuple[str, MeasureOrder], DeviceProfile] = field(default_factory=dict)  # by node id, its last answers
 
     def __post_init__(self) -> None:
-        self.beliefs = Beliefs(self.membership)
+        self.shortages = MemoryShortages(self.membership)
 
     async def survey(
         self, spec: ModelSpec, config: bytes, sizing: Sizing, speeds: Speeds, placements: Sequence[Placement]
@@ -158,7 +245,7 @@ class Surveyor:
         )
 
     def _usable(self, place: Placement) -> float:
-        return min(place.device.free_bytes, self.beliefs.usable(place.node, place.device.key))
+        return min(place.device.free_bytes, self.shortages.usable(place.node, place.device.key))
 
     # --- what is measured ---------------------------------------------------------------------------------------------
 
@@ -196,7 +283,7 @@ class Surveyor:
         """
         if self.is_cut(node, other):
             return None
-        now, key = asyncio.get_running_loop().time(), (node, other, size)
+        now, key = _now(), (node, other, size)
         known = self._links.get(key)
         if known is None or now - known[0] > LINK_LIFE:
             try:
@@ -220,13 +307,13 @@ class Surveyor:
 
     def cut(self, node: str, other: str) -> None:
         """The two (ids; THIS_MACHINE for this head) do not reach each other."""
-        self._cuts[frozenset((node, other))] = asyncio.get_running_loop().time()
+        self._cuts[frozenset((node, other))] = _now()
         self.forget_links(node)
 
     def is_cut(self, node: str, other: str) -> bool:
         """Whether the two did not reach each other a moment ago; after a while they may be tried again."""
         at = self._cuts.get(frozenset((node, other)))
-        return at is not None and asyncio.get_running_loop().time() - at < CUT_LIFE
+        return at is not None and _now() - at < CUT_LIFE
 
     def moved(self, node: str) -> None:
         """A node (its id; THIS_MACHINE for this head) has other addresses: its links are measured and tried again."""

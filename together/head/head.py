@@ -136,7 +136,7 @@ class Head:
             serving = replace(serving, running=engine.running, waiting=engine.waiting)
         balance = self._balance if self._service else None
         offer = NOTHING if self._load_task else self._kept.offer(serving, self._membership.living())
-        advice, limits = balance.advice if balance else NOTHING, self._surveyor.beliefs.shown()
+        advice, limits = balance.advice if balance else NOTHING, self._surveyor.shortages.shown()
         return ClusterView(self.id, self._membership.nodes(), serving, advice, offer, limits)
 
     async def changes(self) -> AsyncIterator[ClusterView]:
@@ -312,7 +312,7 @@ class Head:
 
     def forget(self, name: str) -> None:
         """Plans may use all of a node's memory again, though it ran out. Raises BadPlan where nothing is to forget."""
-        self._surveyor.beliefs.forget(name)
+        self._surveyor.shortages.forget(name)
 
     def _usual(self) -> str:
         """A split by hand names its nodes: another one is made by the usual rule."""

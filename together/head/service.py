@@ -246,7 +246,7 @@ class Service:
             failed = status is not None and status.state is StageState.FAILED
             told = status if status and failed else error if error.stage == index else None
             if told is not None and told.fault is Fault.OUT_OF_MEMORY:
-                if self.cluster.surveyor.beliefs.learn(stage, told.cause):
+                if self.cluster.surveyor.shortages.learn(stage, told.cause):
                     self._failures = 0  # the next plan is another one
                 found.append(index)
         return found
@@ -310,7 +310,7 @@ class Service:
         if lost.stage is None:
             return
         if lost.fault is Fault.OUT_OF_MEMORY:
-            self.cluster.surveyor.beliefs.learn(lost.stage, lost.cause)
+            self.cluster.surveyor.shortages.learn(lost.stage, lost.cause)
         if lost.joining and lost.reachable:
             self.cluster.surveyor.forget_links(lost.stage.node)
             self.speeds = Speeds.KNOWN  # only a plan that looks at links can get around it

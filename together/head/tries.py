@@ -60,7 +60,7 @@ class LoadRetries:
             raise error
         self.count += 1
         if isinstance(error, StageLost) and error.stage and error.fault is Fault.OUT_OF_MEMORY:
-            self.surveyor.beliefs.learn(error.stage, error.cause)
+            self.surveyor.shortages.learn(error.stage, error.cause)
         self.show(say("step_retry", count=self.count, most=MOST, error=error.sentence))
         await self._wait(error)
 
