@@ -18,6 +18,14 @@ def size_text(size: float) -> str:
     return f"{size:g} bytes"
 
 
+def exact_size_text(size: int) -> str:
+    """Bytes with three digits, as `135 MB`."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size} bytes"
+
+
 def sizes_text(*sizes: float) -> tuple[str, ...]:
     """Bytes that a sentence compares: where they would read alike, in as many digits as show which is larger."""
     usual = tuple(size_text(size) for size in sizes)

@@ -15,8 +15,8 @@ from together.planning.explain import Infeasible
 from together.planning.parse import parse_ratio
 from together.planning.request import PlanRequest
 from together.weights.find import known_models
-from together.weights.part import gigabytes
 from together.weights.store import KnownModel
+from together.wording import exact_size_text
 from webui.draft import Draft, Edited, Shown, edit_of, shown_error, shown_missing, shown_plan
 from webui.framework import gr
 
@@ -116,4 +116,4 @@ def _in_service(name: str) -> str:
 
 def _choice(model: KnownModel) -> Choice:
     held = "" if model.whole else f", {model.held} here"
-    return f"{model.name} ({model.layers} layers, {gigabytes(model.bytes)}{held})", str(model.folder)
+    return f"{model.name} ({model.layers} layers, {exact_size_text(model.bytes)}{held})", str(model.folder)

@@ -230,7 +230,7 @@ def test_export_says_what_is_wrong(home: Path, tmp_path: Path, capsys: pytest.Ca
         return capsys.readouterr().err
 
     random_model(home / "models" / "mine")
-    assert "is there already" in error_of("mine", home / "models")
+    assert "exists already" in error_of("mine", home / "models")
     assert "has 2 layers, not 0:3" in error_of("mine", "--layers", "0:3", tmp_path / "x")
     assert "together models pull acme/tiny" in error_of(REPO, tmp_path / "x")
     assert not (tmp_path / "x").exists()

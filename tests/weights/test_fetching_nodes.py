@@ -184,6 +184,6 @@ async def test_a_failed_fetch_shows_on_the_stage_with_its_cause(tmp_path: Path, 
             async with loaded(node, order):
                 stage = await stage_when(node, settings, order, StageState.FAILED)
                 assert "node laptop lacks layers 4:5 of lab/heavy" in stage.cause
-                assert "layer-00004.safetensors of heavy is broken: its sha256 is" in stage.cause
+                assert "layer-00004.safetensors of lab/heavy is broken: its sha256 is" in stage.cause
             with pytest.raises(TogetherError, match="does not have layers 4:5"):
                 await call(node, rpc.DIGEST_CALL, UnitRequest(lab_ref(toy).fingerprint, layer_unit(4)))

@@ -58,7 +58,7 @@ async def test_a_bit_that_flipped_on_the_sources_disk_is_refused_by_name(tmp_pat
     text = str(failed.value)
     assert "node laptop lacks layers 2:3 of lab/heavy" in text
     assert f"{HOST}:{link.port} gave bytes that do not match" in text
-    assert f"{unit.name} of heavy is broken: its sha256 is" in text
+    assert f"{unit.name} of lab/heavy is broken: its sha256 is" in text
     assert len({word.strip(",;") for word in text.split() if len(word.strip(",;")) == 64}) == 2  # both hashes
     folder = Store(tmp_path / "laptop").folder(lab_ref(toy).fingerprint)
     assert not list(folder.glob(f"{unit.name}*"))
@@ -96,7 +96,7 @@ async def test_a_broken_unit_in_the_own_cache_is_fetched_anew(tmp_path: Path, to
         await fetcher(tmp_path / "laptop").fetch(lab_ref(toy), MIDDLE, sources, quiet)
         assert 0 < link.back.sent - before < 2 * describe(toy).units[layer_unit(1)].size
         flip(folder / layer_unit(1))
-        with pytest.raises(LoadFailed, match=r"lacks layers 1:2 .*layer-00001.safetensors of heavy is broken"):
+        with pytest.raises(LoadFailed, match=r"lacks layers 1:2 .*layer-00001.safetensors of lab/heavy is broken"):
             await fetcher(tmp_path / "laptop").fetch(lab_ref(toy), MIDDLE, (), quiet)
 
 
@@ -139,7 +139,7 @@ async def test_a_machine_that_says_a_wrong_hash_is_asked_no_more(tmp_path: Path,
         return UnitDigest(1, "0" * 64)
 
     async with served(tmp_path / "studio", {rpc.DIGEST: rpc.unary_handler(rpc.DIGEST_CALL, digest)}) as liar:
-        with pytest.raises(LoadFailed, match=r"layer-0000[12].safetensors of heavy is broken: .* it should be 0000"):
+        with pytest.raises(LoadFailed, match=r"layer-0000[12].* of lab/heavy is broken: .* it should be 0000"):
             await fetcher(tmp_path / "laptop").fetch(lab_ref(toy), MIDDLE, (source(liar, toy),), quiet)
     assert next(asked) <= 2  # once for each layer
 

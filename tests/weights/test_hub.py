@@ -260,7 +260,7 @@ def test_a_check_that_an_interrupted_run_left_is_done_later(hub: HubServer, stor
     units = units_for(manifest, BOTH)
     flip(folder / "model.safetensors")
     for unit in units:  # all that came is wrong, and nobody compared
-        with store.part(manifest.fingerprint, unit) as part:
+        with store.part(manifest.fingerprint, unit.name) as part:
             part.write(unit_bytes(folder, unit))
             part.finish()
     flip(folder / "model.safetensors")

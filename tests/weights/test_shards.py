@@ -98,7 +98,7 @@ def test_an_export_goes_nowhere_that_is_taken(tmp_path: Path) -> None:
     original = random_model(tmp_path / "tiny")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes").write_text("mine")
-    with pytest.raises(BadInput, match="taken is there already"):
+    with pytest.raises(BadInput, match="taken exists already"):
         exported(original, ALL, tmp_path / "taken")
     with pytest.raises(BrokenModel, match="2 layers, not 0:3"):
         exported(original, LayerRange(0, 3), tmp_path / "new")

@@ -27,8 +27,8 @@ from together.models.spec import Described, described, require_runnable
 from together.models.summary import Summary, summarize
 from together.weights.find import resolve_model
 from together.weights.hub_listing import read_remote
-from together.weights.part import gigabytes
 from together.weights.store import local_name
+from together.wording import exact_size_text
 
 _READ = (CONFIG, "generation_config.json")
 
@@ -51,7 +51,7 @@ class Inspected:
 def run_inspect(model: str, home: Path, as_json: bool) -> int:
     """Print what `model`, a folder, a known name or a hub id, is; the exit code. Raises BadInput or Unreachable."""
     found = resolve_model(model, home)
-    inspected = inspect_folder(found, home) if isinstance(found, Path) else inspect_hub(str(found), home)
+    inspected = inspect_folder(found, home) if isinstance(found, Path) else inspect_hub(found, home)
     if as_json:
         print(json.dumps(inspected_json(inspected), indent=2))
     else:
@@ -176,11 +176,11 @@ def _lines(found: Inspected) -> list[tuple[str, str]]:
         ("where", found.path or f"on the hub, revision {found.revision[:12]}"),
         ("family", f"{summary.family}, runs on {runs}" if runs else f"{summary.family}, does not run here"),
         ("parameters", _parameters(known["params"], known["active_params"])),
-        ("weights", f"{gigabytes(known['total_bytes'])} in {summary.dtype}"),
+        ("weights", f"{exact_size_text(known['total_bytes'])} in {summary.dtype}"),
         ("layers", _grouped([layer.bytes for layer in summary.layers])),
-        ("embedding", gigabytes(summary.embed.bytes)),
-        ("norm", gigabytes(summary.norm.bytes)),
-        ("head", "tied to the embedding" if summary.tied else gigabytes(summary.head.bytes)),
+        ("embedding", exact_size_text(summary.embed.bytes)),
+        ("norm", exact_size_text(summary.norm.bytes)),
+        ("head", "tied to the embedding" if summary.tied else exact_size_text(summary.head.bytes)),
         ("KV cache", _kv(summary)),
         ("context", f"{summary.context:,} tokens" if summary.context else "unknown"),
         ("quantization", summary.quantization or "none"),
@@ -190,7 +190,7 @@ def _lines(found: Inspected) -> list[tuple[str, str]]:
         active = _grouped([layer.active_bytes for layer in summary.layers])
         lines.insert(6, ("experts", f"{summary.experts}, a token uses {summary.experts_per_token}: {active}"))
     if summary.other.bytes:
-        lines.append(("beside", f"{gigabytes(summary.other.bytes)} that belong to no layer"))
+        lines.append(("beside", f"{exact_size_text(summary.other.bytes)} that belong to no layer"))
     return lines + ([("why not", found.reason)] if found.reason else [])
 
 
@@ -215,7 +215,7 @@ def _count(number: int) -> str:
 def _grouped(sizes: list[int]) -> str:
     """`16 of 121 MB`, or `1 of 30 MB, 26 of 585 MB`: runs of equal layers."""
     runs = [(size, len(list(run))) for size, run in groupby(sizes)]
-    shown = ", ".join(f"{count} of {gigabytes(size)}" for size, count in runs[:8])
+    shown = ", ".join(f"{count} of {exact_size_text(size)}" for size, count in runs[:8])
     return shown + (f", and {len(runs) - 8} more runs" if len(runs) > 8 else "")
 
 
@@ -223,4 +223,4 @@ def _kv(summary: Summary) -> str:
     each = summary.kv_bytes_per_token_per_layer
     if each is None:
         return "unknown"
-    return f"{each:,} bytes per token and layer, {gigabytes(each * len(summary.layers))} per token"
+    return f"{each:,} bytes per token and layer, {exact_size_text(each * len(summary.layers))} per token"

@@ -26,11 +26,10 @@ from together.models.names import is_model_name
 from together.models.units import Unit, layer_ranges, units_for, words
 from together.settings import load_settings
 from together.types import LayerRange, ModelRef
-from together.weights.find import HubId, known_models, resolve_model
+from together.weights.find import known_models, resolve_model
 from together.weights.hub import describe_hub, fetch_units
-from together.weights.part import gigabytes
 from together.weights.store import KnownModel, Store, export, local_name
-from together.wording import quoted
+from together.wording import exact_size_text, quoted
 
 Confirm = Callable[[str], bool]
 
@@ -143,7 +142,7 @@ def _row(model: KnownModel) -> tuple[str, ...]:
     held = f"broken: {model.fault}" if model.fault else model.held
     if not model.whole and not model.fault:
         held += f" of {model.layers}"
-    return model.name, gigabytes(model.bytes), held, str(model.folder)
+    return model.name, exact_size_text(model.bytes), held, str(model.folder)
 
 
 # --- pull -------------------------------------------------------------------------------------------------------------
@@ -214,7 +213,7 @@ def remove(name: str, home: Path, confirm: Confirm, say: Callable[[str], None]) 
     own = [model for model in found if is_own(model.folder, home)]
     if not own:
         raise BadSetting(_not_own(name, found))
-    size = gigabytes(sum(model.bytes for model in own))
+    size = exact_size_text(sum(model.bytes for model in own))
     if not confirm(f"Delete {name}, {size}, from {', '.join(str(model.folder) for model in own)}?"):
         return False
     for model in own:
@@ -252,12 +251,12 @@ def _not_own(name: str, found: Iterable[KnownModel]) -> str:
 def export_layers(model: str, layers: LayerRange | None, target: Path, home: Path, say: Callable[[str], None]) -> None:
     """Write layers of a model that is on this machine as a folder of its own. Raises BadInput or DiskFull."""
     folder = resolve_model(model, home)
-    if isinstance(folder, HubId):
+    if isinstance(folder, str):
         raise BadSetting(f"{folder} is not on this machine; get it first: together models pull {folder}")
     manifest = describe(folder, local_name(folder, home))
     made = export(folder, manifest, layers or LayerRange(0, manifest.layers), target)
     size = sum(file.stat().st_size for file in target.iterdir())
-    say(f"{made.name}: {words(made.digests)} of {made.layers} layers, {gigabytes(size)}, are in {target}")
+    say(f"{made.name}: {words(made.digests)} of {made.layers} layers, {exact_size_text(size)}, are in {target}")
 
 
 def layers_of(text: str | None) -> LayerRange | None:

@@ -21,7 +21,7 @@ from together.processes import trim_memory
 from together.settings import Settings
 from together.text.tokenizer import TextModel
 from together.types import DTYPES, Dtype, ModelRef, Plan
-from together.weights.find import BUNDLED, HubId, resolve_model
+from together.weights.find import BUNDLED, resolve_model
 from together.weights.hub import describe_hub
 from together.weights.store import Store, local_name
 
@@ -80,10 +80,10 @@ def _check_words(name: str, spec: ModelSpec, text: TextModel) -> None:
         )
 
 
-def _from_hub(hub_id: HubId, settings: Settings) -> Path:
+def _from_hub(hub_id: str, settings: Settings) -> Path:
     """Its config, words and headers, without weights: those are for the nodes to fetch, each its own layers."""
     store = Store(settings.home_path)
-    return store.folder(describe_hub(str(hub_id), store).fingerprint)
+    return store.folder(describe_hub(hub_id, store).fingerprint)
 
 
 def _dtype(settings: Settings, folder: Path, spec: ModelSpec) -> Dtype:

@@ -89,7 +89,7 @@ def unit_digest(folder: Path, unit: Unit, home: Path) -> str:
     digest = _digest(folder, unit, home)
     if is_shard(folder):
         manifest = read_manifest(folder)
-        _require(manifest, unit, digest)
+        require_digest(manifest, unit, digest)
         require_samples(manifest, unit, inside(folder, unit.name))
     return digest
 
@@ -143,7 +143,7 @@ def _tensors(folder: Path, manifest: Manifest, unit: Unit, home: Path) -> tuple[
     if fault:
         raise BrokenModel(f"{unit.name} of {manifest.name} in {folder} is broken: {fault}; get it again")
     if unit.name in manifest.digests:
-        _require(manifest, unit, _digest(folder, unit, home))
+        require_digest(manifest, unit, _digest(folder, unit, home))
     require_samples(manifest, unit, inside(folder, unit.name))
     return check_header(inside(folder, unit.name), unit.header[8:], unit.size).tensors
 
@@ -161,7 +161,8 @@ def _header_fault(folder: Path, unit: Unit) -> str:
     return "its header is not the one of this model" if begin != unit.header else ""
 
 
-def _require(manifest: Manifest, unit: Unit, digest: str) -> None:
+def require_digest(manifest: Manifest, unit: Unit, digest: str) -> None:
+    """Raises BrokenModel where the manifest knows another sha256 of the unit."""
     known = manifest.digests.get(unit.name, digest)
     if digest != known:
         raise BrokenModel(

@@ -16,11 +16,13 @@ from pathlib import Path
 from together.cluster_types import Endpoint, Source
 from together.errors import BrokenModel, LoadFailed, RingBroken, TogetherError, Unreachable
 from together.models.manifest import read_manifest, small_files
+from together.models.reading import unit_digest
 from together.models.units import Unit, units_for, words
 from together.types import LayerRange, ModelRef
-from together.weights.find import Found, find_model, find_units
+from together.weights.find import Found, find_units, not_here
+from together.weights.part import DiskFull
 from together.weights.peers import PeerLink, connected
-from together.weights.store import DiskFull, Store, UnitBusy, unit_digest
+from together.weights.store import Store, UnitBusy
 from together.weights.transfer import (
     FIRST_PATIENCE,
     LOOK_EVERY,
@@ -132,7 +134,7 @@ class Fetcher:
             await asyncio.to_thread(self._describe_hub, model)
             return
         if not any(map(self._is_other, suppliers.all)):
-            await asyncio.to_thread(find_model, model, self._home, self._node)  # raises: nothing was found
+            raise await asyncio.to_thread(not_here, model, self._home, self._node)
         raise LoadFailed(
             f"node {self._node} has nothing of {model.name}, and nobody tells what it is: {'; '.join(causes)}; load it "
             "again, or put its folder under models/ in the app's home folder there"

@@ -13,12 +13,12 @@ from together.models.names import is_model_name
 from together.models.reading import units_here
 from together.models.recognise import snapshot, what_it_is
 from together.models.spec import fingerprint, read_shape
-from together.models.units import words
+from together.processes import CHECKOUT
 from together.types import ModelRef
 from together.weights.store import KnownModel, Store, known_model, local_name
 from together.wording import MOST, cut, quoted
 
-BUNDLED = Path(__file__).resolve().parents[2] / "examples" / "demo_model"
+BUNDLED = CHECKOUT / "examples" / "demo_model"  # needed at run time, unlike the rest of examples/
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,27 +30,15 @@ class Found:
     manifest: Manifest | None = None  # of what was found
 
 
-def find_model(model: ModelRef, home: Path, node_name: str) -> Path:
-    """The folder with exactly this model, and all of it.
-
-    Raises BrokenModel, with both fingerprints where another version is here, or with the pieces that are here.
-    """
-    found = find_units(model, home)
-    if found.folder is not None and found.manifest is not None:
-        missing = found.manifest.units.keys() - found.units
-        if not missing:
-            return found.folder
-        raise BrokenModel(
-            f"node {node_name} has only {words(found.units)} of {model.name}, in {found.folder}; fetch the rest, or "
-            "put the whole folder under models/ in the app's home folder there"
-        )
+def not_here(model: ModelRef, home: Path, node_name: str) -> BrokenModel:
+    """The error for a model that `find_units` did not find: with both fingerprints where another version is here."""
     other = _other_version(model, home)
     if other:
-        raise BrokenModel(
+        return BrokenModel(
             f"node {node_name} has another version of {model.name}: {other[:12]} there, {model.fingerprint[:12]} at "
             "the head; copy the same files to both machines"
         )
-    raise BrokenModel(
+    return BrokenModel(
         f"node {node_name} does not have {model.name}; put its folder at {model.path}, or under models/ in the app's "
         "home folder there, or on a drive that both machines see"
     )
@@ -116,14 +104,13 @@ def _other_version(model: ModelRef, home: Path) -> str:
 def _snapshots(cache: Path, name: str, revision: str) -> list[Path]:
     """The model's snapshots in the hub's cache: the asked revision first, then what `main` was."""
     root = cache / f"models--{name.replace('/', '--')}"
+    main = root / "refs" / "main"
     try:
-        snapshots = sorted((root / "snapshots").iterdir())
-        main = (
-            (root / "refs" / "main").read_text(errors="replace").strip() if (root / "refs" / "main").is_file() else ""
-        )
+        current = main.read_text(errors="replace").strip() if main.is_file() else ""
+        snapshots = list((root / "snapshots").iterdir())
     except OSError:
         return []
-    return sorted(snapshots, key=lambda folder: (folder.name != revision, folder.name != main))
+    return sorted(snapshots, key=lambda folder: (folder.name != revision, folder.name != current, folder.name))
 
 
 def _hub_folders(cache: Path) -> Iterator[Path]:
@@ -146,54 +133,37 @@ def _runs(folder: Path) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class HubId:
-    """The name of a model on the hub, `org/name`."""
+def resolve_model(text: str, home: Path) -> Path | str:
+    """A folder that holds a model, a name that this machine knows, or an id of the hub, `org/name`, in this order.
 
-    name: str
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def resolve_model(text: str, home: Path) -> Path | HubId:
-    """A folder that holds a model, a name that this machine knows, or an id of the hub, in this order.
-
-    Of several models with one name the most complete one is taken. Raises BadSetting with a sentence.
+    Only an id is a string. Of several models with one name the most complete one is taken. Raises BadSetting.
     """
-    folder = _folder(text)
+    folder = _existing(text)
     if folder is not None and _is_model(folder):
         return folder
     known = _known(text, home)
     if known is not None:
         return known
-    if is_model_name(text) and text.count("/") == 1 and not Path(text).exists():
-        return HubId(text)
-    raise BadSetting(_advice(text, home))
+    if folder is None and is_model_name(text) and text.count("/") == 1:
+        return text
+    raise BadSetting(_advice(text, folder, home))
 
 
-def _folder(text: str) -> Path | None:
-    """`text` as a path; a folder of the hub's cache above a snapshot stands for the snapshot."""
+def _existing(text: str) -> Path | None:
+    """`text` as a path, if it is one; a folder of the hub's cache above a snapshot stands for the snapshot."""
     if not text:
         return None  # Path("") would be the current folder
     path = Path(text).expanduser()
     try:
-        return snapshot(path)
+        return snapshot(path) if path.exists() else None
     except (OSError, ValueError):  # a name too long for a path, or with a zero in it
-        return path
+        return None
 
 
 def _is_model(folder: Path) -> bool:
     try:
         return any((folder / name).is_file() for name in (CONFIG, MANIFEST))
-    except (OSError, ValueError):  # a name too long for a path, or with a zero in it
-        return False
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):
+    except OSError:  # a folder that this user may not read
         return False
 
 
@@ -206,17 +176,14 @@ def _known(name: str, home: Path) -> Path | None:
     if _is_model(own):
         return own
     found = [model for model in known_models(home) if model.name == name and not model.fault]
-    found.sort(key=lambda model: (model.whole, len(model.units)), reverse=True)
-    return found[0].folder if found else None
+    best = max(found, key=lambda model: (model.whole, len(model.units)), default=None)
+    return best.folder if best else None
 
 
-def _advice(text: str, home: Path) -> str:
-    path = _folder(text)
-    if path is not None and _is_there(path):
-        return (
-            what_it_is(path)
-            or f"{cut(text, MOST)} has neither {CONFIG} nor {MANIFEST}; choose a folder that holds a model"
-        )
+def _advice(text: str, folder: Path | None, home: Path) -> str:
+    if folder is not None:
+        neither = f"{cut(text, MOST)} has neither {CONFIG} nor {MANIFEST}; choose a folder that holds a model"
+        return what_it_is(folder) or neither
     names = sorted({model.name for model in known_models(home) if not model.fault})
     return (
         f"there is no model {quoted(text)} on this machine ({', '.join(names) or 'none is here'}); "

@@ -222,7 +222,7 @@ class _Fetch:
         """The unit's part, once nobody else of this machine writes it: then it may be whole already."""
         while True:
             try:
-                return self._store.part(self._manifest.fingerprint, unit)
+                return self._store.part(self._manifest.fingerprint, unit.name)
             except UnitBusy:
                 pause(_ASK_AGAIN, self._stop)
 

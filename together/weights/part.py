@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 
 from filelock import BaseFileLock
 
@@ -18,7 +17,7 @@ from together.errors import BrokenModel, TogetherError
 from together.models.manifest import Manifest
 from together.models.reading import CHUNK, require_samples
 from together.models.units import ByteRange, Unit
-from together.wording import sizes_text
+from together.wording import exact_size_text, sizes_text
 
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG} | ({errno.EDQUOT} if hasattr(errno, "EDQUOT") else set())
 _ADVICE = "free some space there, or set TOGETHER_HOME to a folder on a larger disk"
@@ -44,7 +43,7 @@ def writing(folder: Path, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _NO_ROOM:
-            free = gigabytes(shutil.disk_usage(folder).free) if folder.exists() else "no room"
+            free = exact_size_text(shutil.disk_usage(folder).free) if folder.exists() else "no room"
             raise DiskFull(
                 f"{what}: the disk of {folder} takes no more bytes ({error.strerror}, {free} free); {_ADVICE}; what "
                 "is there is kept"
@@ -53,14 +52,6 @@ def writing(folder: Path, what: str) -> Iterator[None]:
             f"{what}: {folder} cannot be written ({error.strerror or error}); give this user the right to write "
             "there, or set TOGETHER_HOME to another folder"
         ) from error
-
-
-def gigabytes(size: int) -> str:
-    """`9.1 GB`; small sizes in smaller units."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size} bytes"
 
 
 class UnitWriter:
@@ -72,17 +63,16 @@ class UnitWriter:
     def __init__(
         self, folder: Path, manifest: Manifest, unit: Unit, lock: BaseFileLock, done: Callable[[str], None]
     ) -> None:
-        """`lock` is held already, and released on close; `done` is told the sha256 once the unit is in place."""
+        """`lock` is held, and released on close; `done` gets the sha256 once the unit is in place."""
         self.unit = unit
+        self.size = 0  # bytes that are here: the offset to go on at
         self._manifest = manifest
-        self._model = manifest.name
-        self._known = manifest.digests.get(unit.name)
+        self._what = f"{unit.name} of {manifest.name}"
         self._lock = lock
         self._done = done
         self._file = folder / unit.name
-        self._path = folder / f"{unit.name}.part"
+        self._part = folder / f"{unit.name}.part"
         self._hash = hashlib.sha256()
-        self._size = 0
         self._stream: FileIO | None = None
         try:
             self._open()
@@ -90,82 +80,67 @@ class UnitWriter:
             self.close()
             raise
 
-    @property
-    def size(self) -> int:
-        """Bytes that are there: the offset to go on at."""
-        return self._size
-
     def spans(self) -> Iterator[bytes | ByteRange]:
         """What is still to be written: header bytes, then pieces of original files."""
-        return self.unit.spans(self._size)
+        return self.unit.spans(self.size)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append. Raises DiskFull, after which what fitted is kept, or BrokenModel for more bytes than the unit has."""
-        if self._size + len(data) > self.unit.size:
-            self._drop()
-            raise BrokenModel(
-                f"{self.unit.name} of {self._model} has {self.unit.size} bytes and more were sent; get it again, "
-                "or from another machine"
-            )
+        if self.size + len(data) > self.unit.size:
+            raise self._wrong(f"has {self.unit.size} bytes and more were sent")
         assert self._stream is not None, "this part is finished or closed"
         view = memoryview(data)
-        with writing(self._path.parent, f"{self.unit.name} of {self._model}"):
+        with writing(self._part.parent, self._what):
             while view.nbytes:
                 count = self._stream.write(view) or 0
                 self._hash.update(view[:count])
-                self._size += count
+                self.size += count
                 view = view[count:]
 
     def finish(self, sha256: str | None = None) -> str:
-        """Put the whole unit in its place; returns its sha256. `sha256` is what the sender says, if it says so.
+        """Put the whole unit in its place; returns its sha256. `sha256` is what the sender claims.
 
         Raises BrokenModel: with the part kept where bytes are missing; with the part deleted where they are wrong.
         """
-        if self._size != self.unit.size:
-            raise BrokenModel(
-                f"{self.unit.name} of {self._model} has {self._size} of {self.unit.size} bytes; go on fetching it"
-            )
+        if self.size != self.unit.size:
+            raise BrokenModel(f"{self._what} has {self.size} of {self.unit.size} bytes; go on fetching it")
         found = self._hash.hexdigest()
-        for wanted in (sha256, self._known):
+        for wanted in (sha256, self._manifest.digests.get(self.unit.name)):
             if wanted is not None and wanted != found:
-                self._drop()
-                raise BrokenModel(
-                    f"{self.unit.name} of {self._model} is broken: its sha256 is {found}, it should be {wanted}; get "
-                    "it again, or from another machine"
-                )
+                raise self._wrong(f"is broken: its sha256 is {found}, it should be {wanted}")
         self._check_content()
-        with writing(self._path.parent, f"{self.unit.name} of {self._model}"):
-            if self._stream is not None:
+        if self._stream is not None:
+            with writing(self._part.parent, self._what):
                 os.fsync(self._stream.fileno())
                 self._stream.close()
-                os.replace(self._path, self._file)
+                os.replace(self._part, self._file)
         self._done(found)
         self.close()
         return found
 
     def close(self) -> None:
-        """Let go; the next `part` of this unit resumes. Closing twice is nothing."""
+        """Let go; the next writer of this unit resumes. Closing twice is harmless."""
         self._end_stream()
         self._lock.release()
 
     def __enter__(self) -> UnitWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _open(self) -> None:
-        """Take up what an earlier writer left, or the whole unit where another one was faster."""
-        whole = self._file.is_file() and self._file.stat().st_size == self.unit.size
-        self._resume(self._file if whole else self._path)
-        if whole:
+        """Resume what an earlier writer left, or take the whole unit where another writer was faster."""
+        if self._file.is_file() and self._file.stat().st_size == self.unit.size:
+            self._resume(self._file)
             return
-        require_space(self._path.parent, self.unit.size - self._size, f"{self.unit.name} of {self._model}")
-        with writing(self._path.parent, f"{self.unit.name} of {self._model}"):
-            self._stream = self._path.open("ab", buffering=0)
+        self._resume(self._part)
+        require_space(self._part.parent, self.unit.size - self.size, self._what)
+        with writing(self._part.parent, self._what):
+            self._stream = self._part.open("ab", buffering=0)
 
     def _resume(self, file: Path) -> None:
-        """Hash what is there; a file longer than the unit is none of it."""
+        """Hash what is here; a file longer than the unit is not a part of it."""
         if not file.is_file():
             return
         if file.stat().st_size > self.unit.size:
@@ -174,27 +149,33 @@ class UnitWriter:
         with file.open("rb", buffering=0) as stream:
             while chunk := stream.read(CHUNK):
                 self._hash.update(chunk)
-                self._size += len(chunk)
+                self.size += len(chunk)
+
+    @property
+    def _place(self) -> Path:
+        return self._file if self._stream is None else self._part
 
     def _check_content(self) -> None:
         """The header, and samples of the weights: another fine-tune's unit has the same size and header."""
-        file = self._file if self._stream is None else self._path
-        with file.open("rb") as stream:
+        with self._place.open("rb") as stream:
             begin = stream.read(len(self.unit.header))
         if begin != self.unit.header:
-            self._drop()
-            raise BrokenModel(f"{self.unit.name} of {self._model} does not begin as it must; get it again")
+            raise self._wrong("has another header than this model's")
         try:
-            require_samples(self._manifest, self.unit, file)
+            require_samples(self._manifest, self.unit, self._place)
         except BrokenModel:
             self._drop()
             raise
 
-    def _drop(self) -> None:
+    def _wrong(self, fault: str) -> BrokenModel:
         """Delete what is wrong, and let go."""
-        file = self._file if self._stream is None else self._path
+        self._drop()
+        return BrokenModel(f"{self._what} {fault}; get it again, or from another machine")
+
+    def _drop(self) -> None:
+        place = self._place
         self._end_stream()
-        file.unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
         self._lock.release()
 
     def _end_stream(self) -> None:

@@ -18,11 +18,13 @@ from typing import TypeVar
 
 from together.cluster_types import Source, UnitDigest, UnitRequest
 from together.errors import BrokenModel, RingBroken, TogetherError, Unreachable
+from together.models.reading import read_unit
 from together.models.units import Unit
 from together.ring.rpc import Broadcast
 from together.types import ModelRef
+from together.weights.part import DiskFull, UnitWriter
 from together.weights.peers import connected
-from together.weights.store import DiskFull, Store, UnitBusy, UnitWriter, read_unit
+from together.weights.store import Store, UnitBusy
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +164,7 @@ class Transfer:
                 self._waiting.remove(unit)
 
     async def _copy(self, folder: Path, unit: Unit) -> None:
-        async with writing(lambda: self._store.part(self._model.fingerprint, unit)) as writer:
+        async with writing(lambda: self._store.part(self._model.fingerprint, unit.name)) as writer:
             chunks = read_unit(folder, unit, writer.size)
             while chunk := await asyncio.to_thread(next, chunks, b""):
                 await writer.write(chunk)
@@ -231,7 +233,7 @@ class Transfer:
 
     async def _receive(self, unit: Unit, supplier: Supplier) -> None:
         request = UnitRequest(self._model.fingerprint, unit.name)
-        async with writing(lambda: self._store.part(self._model.fingerprint, unit)) as writer:
+        async with writing(lambda: self._store.part(self._model.fingerprint, unit.name)) as writer:
             origins = self._origins.setdefault(unit.name, {"an earlier start"} if writer.size else set())
             async with connected(supplier.source.endpoint) as link:
                 digest = await link.digest(request)
