@@ -34,7 +34,7 @@ def _at(value: Any, path: list[str]) -> Any:
 
 
 def compare(before: Path, after: Path, figures: list[str], command: list[str], pairs: int) -> None:
-    """Print each figure's ratios. Pairs begin with either checkout in turn, so that a drift of the machine evens out."""
+    """Print each figure's ratios. Either checkout begins every other pair: a drift of the machine evens out."""
     ratios: dict[str, list[float]] = {figure: [] for figure in figures}
     with tempfile.TemporaryDirectory() as home:
         measure(before, command, figures, home)  # makes what both read
