@@ -87,7 +87,7 @@ async def test_a_stage_that_lost_its_cache_is_given_the_tokens_again(toy: Path) 
     request = ask(1, 2, 3, max_tokens=100)
     async with LoopbackRing(loads(toy, (2, 4))) as ring, engine_over(ring) as engine:
         stream = engine.submit(request)
-        tokens = [*(await anext(stream))[0]]
+        tokens = [*(await anext(stream)).ids]
         await ring.forget(1, range(10))
         assert tokens + await collect(stream) == expected(toy, request)
         assert max(row.sequence for frame in ring.pushed for row in frame.batch.rows) == 2
@@ -144,8 +144,8 @@ async def test_eos_ends_the_answer_and_is_not_part_of_it(toy: Path) -> None:
     async with LoopbackRing(loads(toy, (2, 4))) as ring, engine_over(ring, frozenset((eos,))) as engine:
         stream = engine.submit(request)
         steps = [step async for step in stream]
-        assert [token for ids, _ in steps for token in ids] == wanted[: wanted.index(eos)]
-        assert steps[-1][1] == "stop"
+        assert [token for step in steps for token in step.ids] == wanted[: wanted.index(eos)]
+        assert steps[-1].finish == "stop"
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -184,8 +184,8 @@ async def test_a_reader_that_does_not_read_holds_nobody_up(toy: Path) -> None:
     async with LoopbackRing(loads(toy, (2, 4))) as ring, engine_over(ring) as engine:
         lazy, eager = engine.submit(ask(1, 2, max_tokens=200)), engine.submit(ask(3, 4, max_tokens=300))
         assert len(await collect(eager)) == 300
-        tokens, finish = await anext(lazy)  # all at once
-        assert (list(tokens), finish) == (expected(toy, ask(1, 2, max_tokens=200)), "length")
+        tokens = await anext(lazy)  # all at once
+        assert (list(tokens.ids), tokens.finish) == (expected(toy, ask(1, 2, max_tokens=200)), "length")
 
 
 async def test_timings_and_step_times_are_measured(toy: Path) -> None:
@@ -274,4 +274,4 @@ async def test_close_ends_open_requests(toy: Path) -> None:
 
 
 async def last_finish(stream: TokenStream) -> str | None:
-    return [finish async for _, finish in stream][-1]
+    return [tokens.finish async for tokens in stream][-1]

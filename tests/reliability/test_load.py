@@ -132,8 +132,8 @@ async def scored(engine: Engine, asked: Asked) -> list[Sampled]:
     await asyncio.sleep(asked.at)
     stream, drawn = engine.submit(replace(asked.request, top_logprobs=0)), list[Sampled]()
     try:
-        async for _ in stream:
-            drawn += stream.sampled
+        async for tokens in stream:
+            drawn += tokens.sampled
             if asked.given_up is not None and len(drawn) > asked.given_up:
                 break
     finally:

@@ -44,8 +44,8 @@ async def collect(stream: TokenStream, quits_after: int | None = None) -> list[i
     """All tokens of a stream, or those until its reader leaves."""
     tokens: list[int] = []
     try:
-        async for token_ids, _ in stream:
-            tokens += token_ids
+        async for new in stream:
+            tokens += new.ids
             if quits_after is not None and len(tokens) > quits_after:
                 break
     finally:

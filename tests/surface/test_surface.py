@@ -182,7 +182,7 @@ def test_only_this_machine_orders_and_every_machine_chats(tmp_path: Path) -> Non
     run_scenario("tests.surface.remote:orders_from_elsewhere", tmp_path)
 
 
-def test_an_event_that_is_connected_past_its_rules_keeps_the_page_from_starting() -> None:
+async def test_an_event_that_is_connected_past_its_rules_keeps_the_page_from_starting() -> None:
     events = Events()
     with gr.Blocks() as page:
         button, said = gr.Button(), gr.Textbox()
@@ -192,7 +192,7 @@ def test_an_event_that_is_connected_past_its_rules_keeps_the_page_from_starting(
         events.accepted(page)
 
 
-def test_a_control_that_nobody_reads_keeps_the_page_from_starting() -> None:
+async def test_a_control_that_nobody_reads_keeps_the_page_from_starting() -> None:
     events = Events()
     with gr.Blocks() as page:
         events.chat(gr.Button().click, str, gr.File(), None)

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from together.engine.scheduler import Scheduler
 from together.engine.sequence import RingPort, Sequence, TokenEvent
@@ -101,12 +101,15 @@ class Engine:
         self._scheduler.drop_cache()
         self._changed.set()
 
-    def submit(self, request: GenerateRequest) -> TokenStream:
-        """Queue a request. Raises BadRequest, ContextTooLong, QueueFull, or why the engine ended."""
+    def submit(self, request: GenerateRequest, ready: asyncio.Event | None = None) -> TokenStream:
+        """Queue a request; `ready` is set whenever its stream has news, for one reader of several streams.
+
+        Raises BadRequest, ContextTooLong, QueueFull, or why the engine ended.
+        """
         if self._ended is not None:
             raise self._ended.with_traceback(None)
         _check(request, self._vocabulary)
-        stream = TokenStream(self, self._scheduler.submit(request))
+        stream = TokenStream(self, self._scheduler.submit(request), ready or asyncio.Event())
         self._streams[stream.sequence] = stream
         self._changed.set()
         return stream
@@ -257,24 +260,36 @@ class Engine:
         self._streams.clear()
 
 
-class TokenStream(AsyncIterator[tuple[tuple[int, ...], FinishReason | None]]):
-    """One request's tokens as they come: (token ids, why it ended or None). End-of-text ids are not among them.
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a request's reader gets at once. End-of-text ids are not among `ids`."""
+
+    ids: tuple[int, ...]
+    sampled: tuple[Sampled, ...] = ()  # one for each id where log-probabilities were asked for, else empty
+    finish: FinishReason | None = None  # why the answer ended; None: it goes on
+
+
+class TokenStream(AsyncIterator[Tokens]):
+    """One request's tokens as they come.
 
     A reader that is slower than the ring gets several tokens at once and never holds the ring up. Whoever stops reading
     before the end calls `cancel`.
     """
 
-    def __init__(self, engine: Engine, sequence: Sequence) -> None:
+    def __init__(self, engine: Engine, sequence: Sequence, ready: asyncio.Event) -> None:
         self.sequence = sequence
         self._engine = engine
+        self._ready = ready
         self._tokens: list[int] = []
+        self._sampled: list[Sampled] = []
         self._finish: FinishReason | None = None
         self._error: TogetherError | None = None
         self._over = False  # the reader has seen the end
-        self._scored: list[Sampled] = []
-        self.sampled: tuple[Sampled, ...] = ()  # the last step's tokens with log-probabilities, where asked for
-        self._ready = asyncio.Event()
         self.clock = RequestClock()
+
+    @property
+    def request(self) -> GenerateRequest:
+        return self.sequence.request
 
     @property
     def timings(self) -> Timings:
@@ -286,23 +301,27 @@ class TokenStream(AsyncIterator[tuple[tuple[int, ...], FinishReason | None]]):
         """Tokens of the prompt that were in the caches already."""
         return self.sequence.reused or 0
 
-    async def __anext__(self) -> tuple[tuple[int, ...], FinishReason | None]:
-        """Raises the error that ended the request, after its last tokens."""
-        if self._over:
-            raise StopAsyncIteration
-        await self._ready.wait()
+    def poll(self) -> Tokens | None:
+        """What came since the last call; None for nothing. Raises the error that ended the request after its tokens."""
+        if self._over or not (self._tokens or self._finish or self._error):
+            return None
         if self._error is not None and not self._tokens:
             self._over = True
             raise self._error.with_traceback(None)
-        tokens, finish = tuple(self._tokens), self._finish
+        self._over = self._finish is not None
+        tokens = Tokens(tuple(self._tokens), tuple(self._sampled), self._finish)
         self._tokens.clear()
-        self.sampled = tuple(self._scored)
-        self._scored.clear()
-        if finish is not None:
-            self._over = True
-        elif self._error is None:
+        self._sampled.clear()
+        return tokens
+
+    async def __anext__(self) -> Tokens:
+        """Raises as `poll` does."""
+        while (tokens := self.poll()) is None:
+            if self._over:
+                raise StopAsyncIteration
             self._ready.clear()
-        return tokens, finish
+            await self._ready.wait()
+        return tokens
 
     def cancel(self) -> None:
         """End the request, here and on every stage; a waiting reader sees "cancelled". Harmless after the end."""
@@ -317,7 +336,7 @@ class TokenStream(AsyncIterator[tuple[tuple[int, ...], FinishReason | None]]):
         """The engine's side: tokens, the end or an error."""
         self.clock.grown(len(event.token_ids))
         self._tokens.extend(event.token_ids)
-        self._scored.extend(event.sampled)
+        self._sampled.extend(event.sampled)
         self._finish, self._error = event.finish, event.error
         if event.finish is not None or event.error is not None:
             self.clock.end()

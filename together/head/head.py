@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -330,19 +330,15 @@ class Head:
 
     # --- serving ------------------------------------------------------------------------------------------------------
 
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[AnswerChunk, None]:
-        """The answer in pieces; closing it cancels. Raises NotServing, QueueFull or BadRequest at the first step."""
+    def chat(self, request: ChatRequest) -> AsyncGenerator[AnswerChunk, None]:
+        """The answer in chunks; closing it cancels. Raises NotServing; its first step QueueFull or BadRequest."""
         service = self._ready()
-        async with aclosing(answer_chat(service.engine, service.opened.text, request)) as pieces:
-            async for piece in pieces:
-                yield piece
+        return answer_chat(service.engine, service.opened.text, request)
 
-    async def complete(self, request: CompletionRequest) -> AsyncGenerator[AnswerChunk, None]:
+    def complete(self, request: CompletionRequest) -> AsyncGenerator[AnswerChunk, None]:
         """As `chat`, for prompts as they are."""
         service = self._ready()
-        async with aclosing(answer_prompts(service.engine, service.opened.text, request)) as pieces:
-            async for piece in pieces:
-                yield piece
+        return answer_prompts(service.engine, service.opened.text, request)
 
     def sampling_defaults(self) -> SamplingDefaults:
         """What holds where a request for the model that serves says nothing of sampling."""

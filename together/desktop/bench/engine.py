@@ -115,8 +115,8 @@ class _People:
         stream = self.engine.submit(GenerateRequest(ids, Sampling(temperature=0.0), new, ignore_eos=True))
         times: list[float] = []
         try:
-            async for tokens, _ in stream:
-                times += [time.perf_counter()] * len(tokens)
+            async for tokens in stream:
+                times += [time.perf_counter()] * len(tokens.ids)
                 if enough is not None and enough.is_set():
                     break
         finally:

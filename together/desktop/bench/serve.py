@@ -245,10 +245,10 @@ async def _ask_server(client: httpx.AsyncClient, ids: tuple[int, ...], new: int)
 
 async def _ask_engine(engine: Engine, ids: tuple[int, ...], new: int) -> Exchange:
     found = Exchange(time.perf_counter())
-    async for tokens, _ in engine.submit(GenerateRequest(ids, Sampling(temperature=0.0), new, ignore_eos=True)):
+    async for tokens in engine.submit(GenerateRequest(ids, Sampling(temperature=0.0), new, ignore_eos=True)):
         found.ended = time.perf_counter()
         found.first = found.first or found.ended
-        found.tokens += len(tokens)
+        found.tokens += len(tokens.ids)
     return found
 
 
