@@ -22,7 +22,9 @@ from together.models.units import units_for
 from together.ring import rpc
 from together.types import LayerRange, ModelRef
 from together.weights.fetch import Fetcher
+from together.weights.part import Progress
 from together.weights.peers import StoreService
+from together.weights.transfer import Suppliers
 
 HOST = "127.0.0.1"
 WIDTH = 8192  # of the toy: embedding and head have 8.6 MB each, a layer 32 kB
@@ -72,8 +74,15 @@ async def served(home: Path, replaced: dict[str, rpc.Handler] | None = None) -> 
         await server.stop(0)
 
 
-def fetcher(home: Path, own: Endpoint = NOWHERE) -> Fetcher:
-    return Fetcher(home, home.name, lambda: own)
+class OneFetcher(Fetcher):
+    """Fetches from sources that stay where they are, and waits in silence."""
+
+    async def fetch(self, model: ModelRef, layers: LayerRange, sources: tuple[Source, ...], progress: Progress) -> Path:
+        return await self.fetch_from(Suppliers(sources), model, layers, progress, lambda whom: None)
+
+
+def fetcher(home: Path, own: Endpoint = NOWHERE) -> OneFetcher:
+    return OneFetcher(home, home.name, lambda: own)
 
 
 def quiet(done: int, total: int) -> None:

@@ -35,8 +35,9 @@ from together.settings import Settings
 from together.types import ModelRef, StagePlan
 from together.weights.fetch import Fetcher
 from together.weights.find import find_units
+from together.weights.part import Progress, Waiting
 from together.weights.peers import StoreService
-from together.weights.transfer import Progress, Suppliers, Waiting
+from together.weights.transfer import Suppliers
 from together.wording import layers_text, sizes_text
 
 StageName = tuple[str, int]  # ring, slot

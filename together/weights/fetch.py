@@ -1,6 +1,6 @@
-"""Makes a folder of this machine have what a stage needs of a model: from disk, from other machines, from the hub.
+"""Brings what a stage needs of a model to a folder of this machine: from disk, from other machines, from the hub.
 
-Knows no stage. Nothing is copied that is here, and nothing is fetched that the layers do not need.
+Copies nothing that is here, and fetches nothing that the layers do not need.
 """
 
 from __future__ import annotations
@@ -13,25 +13,22 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from together.cluster_types import Endpoint, Source
+from together.cluster_types import Endpoint
 from together.errors import BrokenModel, LoadFailed, RingBroken, TogetherError, Unreachable
 from together.models.manifest import read_manifest, small_files
 from together.models.reading import unit_digest
 from together.models.units import Unit, units_for, words
 from together.types import LayerRange, ModelRef
 from together.weights.find import Found, find_units, not_here
-from together.weights.part import DiskFull
+from together.weights.part import DiskFull, Progress, Waiting
 from together.weights.peers import PeerLink, connected
-from together.weights.store import Store, UnitBusy
+from together.weights.store import Store
 from together.weights.transfer import (
     FIRST_PATIENCE,
-    LOOK_EVERY,
     PATIENCE,
-    Progress,
     Supplier,
     Suppliers,
     Transfer,
-    Waiting,
 )
 
 log = logging.getLogger(__name__)
@@ -49,17 +46,13 @@ class Fetcher:
         self._own = own
         self._store = Store(home)
 
-    async def fetch(self, model: ModelRef, layers: LayerRange, sources: tuple[Source, ...], progress: Progress) -> Path:
-        """`fetch_from` sources that stay where they are, for who does not ask what is waited for."""
-        return await self.fetch_from(Suppliers(sources), model, layers, progress, lambda whom: None)
-
     async def fetch_from(
         self, suppliers: Suppliers, model: ModelRef, layers: LayerRange, progress: Progress, waiting: Waiting
     ) -> Path:
-        """A folder that has everything a stage of `layers` needs; `progress` gets (bytes here, bytes to fetch).
+        """The folder that has everything a stage of `layers` needs.
 
-        A connection that is lost is waited for, and `waiting` is told so; meanwhile `suppliers` may become more.
-        Raises BrokenModel, LoadFailed or DiskFull with a sentence for a person. Cancelling leaves what can be resumed.
+        A lost connection is retried, and `waiting` gets its name; meanwhile `suppliers` may become more. Raises
+        BrokenModel, LoadFailed or DiskFull. Cancelling leaves what can be resumed.
         """
         folder = self._store.folder(model.fingerprint)
         found = await asyncio.to_thread(find_units, model, self._home)
@@ -86,23 +79,29 @@ class Fetcher:
     ) -> None:
         """From other machines, else from the hub; where the hub does not answer either, machines get more time."""
         left = await transfer.run(FIRST_PATIENCE if model.revision else PATIENCE)
-        if left and model.revision:
-            try:
+        if not left:
+            return
+        if not model.revision:
+            why = "; ".join([*broken, *transfer.causes]) or "no other machine has them"
+            lacks = words(unit.name for unit in left)
+            raise LoadFailed(
+                f"node {self._node} lacks {lacks} of {model.name} and cannot get them: {why}; "
+                "start a machine that has them, or put the model's folder under models/ in the app's home folder there"
+            )
+        try:
+            await self._download(model, missing, progress, waiting)
+        except Unreachable as error:
+            log.warning("fetching %s: %s", model.name, error)
+            if await transfer.run(PATIENCE):
                 await self._download(model, missing, progress, waiting)
-                return
-            except Unreachable as error:
-                log.warning("fetching %s: %s", model.name, error)
-                left = await transfer.run(PATIENCE)
-        if left:
-            await self._from_hub(model, missing, left, [*broken, *transfer.causes], progress, waiting)
 
     def _is_other(self, supplier: Supplier) -> bool:
-        """Not this node itself."""
+        """Whether it is not this node itself."""
         endpoint, own = supplier.source.endpoint, self._own()
         return endpoint.port != own.port or not set(endpoint.addresses) & set(own.addresses)
 
     def _lacking(self, model: ModelRef, layers: LayerRange) -> tuple[tuple[Unit, ...], list[str]]:
-        """What has to be fetched, and sentences about what is here and broken: that is deleted, and fetched anew."""
+        """What has to be fetched, and why units that were here are broken; those are deleted."""
         folder = self._store.folder(model.fingerprint)
         manifest = read_manifest(folder)
         broken = []
@@ -121,7 +120,7 @@ class Fetcher:
     # --- what the model is --------------------------------------------------------------------------------------------
 
     async def _begin(self, model: ModelRef, found: Found, suppliers: Suppliers, waiting: Waiting) -> None:
-        """The model's folder in the store, if need be still without units."""
+        """Make the model's folder in the store, without units, unless it exists."""
         if found.folder is not None and found.manifest is not None:
             if found.folder != self._store.folder(model.fingerprint):
                 small = await asyncio.to_thread(small_files, found.folder)
@@ -136,14 +135,14 @@ class Fetcher:
         if not any(map(self._is_other, suppliers.all)):
             raise await asyncio.to_thread(not_here, model, self._home, self._node)
         raise LoadFailed(
-            f"node {self._node} has nothing of {model.name}, and nobody tells what it is: {'; '.join(causes)}; load it "
-            "again, or put its folder under models/ in the app's home folder there"
+            f"node {self._node} has nothing of {model.name}, and no other machine describes it: {'; '.join(causes)}; "
+            "load it again, or put its folder under models/ in the app's home folder there"
         )
 
     async def _described(
         self, model: ModelRef, suppliers: Suppliers, causes: dict[str, None], waiting: Waiting
     ) -> bool:
-        """Whether one of them told what the model is. They may be out of reach for a moment, or moving."""
+        """Whether a source described the model. It may be out of reach for a moment, or moving."""
         clock = asyncio.get_running_loop().time
         until = clock() + FIRST_PATIENCE
         while True:
@@ -198,58 +197,30 @@ class Fetcher:
                 f"{model.fingerprint[:12]} at the head; load it again"
             )
 
-    async def _from_hub(
-        self,
-        model: ModelRef,
-        units: tuple[Unit, ...],
-        left: tuple[Unit, ...],
-        causes: list[str],
-        progress: Progress,
-        waiting: Waiting,
-    ) -> None:
-        if not model.revision:
-            why = "; ".join(causes) or "no other machine has them"
-            lacks = words(unit.name for unit in left)
-            raise LoadFailed(
-                f"node {self._node} lacks {lacks} of {model.name} and cannot get them: {why}; "
-                "start a machine that has them, or put the model's folder under models/ in the app's home folder there"
-            )
-        await self._download(model, units, progress, waiting)
-
     async def _download(self, model: ModelRef, units: tuple[Unit, ...], progress: Progress, waiting: Waiting) -> None:
-        while True:
-            try:
-                await self._download_once(model, units, progress, waiting)
-                return
-            except UnitBusy:  # another stage or node of this machine fetches it
-                await asyncio.sleep(LOOK_EVERY)
-            finally:
-                waiting("")
-
-    async def _download_once(
-        self, model: ModelRef, units: tuple[Unit, ...], progress: Progress, waiting: Waiting
-    ) -> None:
-        """Blocking code on a thread, which is told when we are cancelled."""
+        """Run blocking code on a thread, and stop it when this task is cancelled."""
         from together.weights.hub import fetch_units
 
         loop, stop = asyncio.get_running_loop(), threading.Event()
 
-        def tell(done: int, total: int) -> None:
-            if not stop.is_set():
-                loop.call_soon_threadsafe(progress, done, total)
+        def on_loop(call: Callable[..., None]) -> Callable[..., None]:
+            def tell(*values: object) -> None:
+                if not stop.is_set():
+                    loop.call_soon_threadsafe(call, *values)
 
-        def wait(whom: str) -> None:
-            if not stop.is_set():
-                loop.call_soon_threadsafe(waiting, whom)
+            return tell
 
         work = asyncio.create_task(
-            asyncio.to_thread(fetch_units, model, units, self._store, tell, stop.is_set, waiting=wait)
+            asyncio.to_thread(
+                fetch_units, model, units, self._store, on_loop(progress), stop.is_set, waiting=on_loop(waiting)
+            )
         )
         try:
             await asyncio.shield(work)
         finally:
             stop.set()
             await asyncio.wait([work], timeout=STOPS_WITHIN)
+            waiting("")
 
 
 def _has(found: Found, layers: LayerRange) -> bool:

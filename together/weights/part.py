@@ -19,12 +19,23 @@ from together.models.reading import CHUNK, require_samples
 from together.models.units import ByteRange, Unit
 from together.wording import exact_size_text, sizes_text
 
+Progress = Callable[[int, int], None]  # gets (bytes here, bytes in all)
+Waiting = Callable[[str], None]  # gets the sources that a fetch waits for, as a phrase; "" while bytes come
+
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG} | ({errno.EDQUOT} if hasattr(errno, "EDQUOT") else set())
 _ADVICE = "free some space there, or set TOGETHER_HOME to a folder on a larger disk"
 
 
 class DiskFull(TogetherError):
     """No room, or no right, to write a model's bytes."""
+
+
+def size_of(file: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def require_space(folder: Path, size: int, what: str) -> None:

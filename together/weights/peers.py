@@ -1,4 +1,4 @@
-"""The Store service between machines: asks others for units of a model, and serves this machine's."""
+"""The Store service between machines: a client for units of a model, and a server of this machine's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from together.cluster_types import Blob, Endpoint, UnitDigest, UnitRequest
 from together.errors import BrokenModel, TogetherError, Unreachable
 from together.models.folder import read_bytes
 from together.models.manifest import Manifest, describe, parse
-from together.models.reading import read_unit, unit_digest, units_here
+from together.models.reading import CHUNK, read_unit, unit_digest, units_here
 from together.models.spec import fingerprint
 from together.models.units import Unit, words
 from together.ring import rpc, wire
@@ -39,7 +39,7 @@ class PeerLink:
     peer: str
 
     async def describe(self, model: ModelRef) -> Manifest:
-        """What the source says the model is. Raises Unreachable, or BrokenModel for another model."""
+        """The source's manifest of the model. Raises Unreachable, or BrokenModel for another model."""
         answer = await rpc.call(self.channel, rpc.DESCRIBE_CALL, model, self.peer, ANSWER_WITHIN)
         manifest = await asyncio.to_thread(parse, answer.data)
         if manifest.fingerprint != model.fingerprint:
@@ -55,7 +55,7 @@ class PeerLink:
         return digest
 
     async def read(self, request: UnitRequest, take: Take) -> None:
-        """Give every chunk to `take`, in order; the source waits while `take` does. Raises as `digest` does."""
+        """Pass every chunk to `take`, in order; the source waits while `take` does. Raises as `digest` does."""
         stub: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self.channel.unary_stream(rpc.READ)
         stream = stub(wire.UNIT_REQUEST.encode(request))
         try:
@@ -65,7 +65,7 @@ class PeerLink:
             stream.cancel()
 
     async def small(self, model: ModelRef, name: str, size: int) -> bytes:
-        """A small file, whole, and never more than it should have. Raises as `digest` does."""
+        """A small file of at most `size` bytes. Raises as `digest` does."""
         found = bytearray()
 
         async def take(chunk: bytes) -> None:
@@ -99,9 +99,6 @@ async def connected(source: Endpoint) -> AsyncIterator[PeerLink]:
         yield PeerLink(channel, f"{address}:{source.port}")
 
 
-CHUNK = 2**20  # bytes of one message
-
-
 @dataclass(frozen=True, slots=True)
 class _Served:
     """A folder that has a model, and what the model is."""
@@ -111,17 +108,16 @@ class _Served:
 
 
 class StoreService:
-    """Serves Describe, Digest and Read over the models that are known on this machine and those that were offered.
+    """Serves Describe, Digest and Read for the models that are known on this machine and those that were offered.
 
-    The disk is read in threads, one chunk ahead of the slowest reader at most: a stream is written to only when gRPC
-    takes more.
+    Threads read the disk, at most one chunk ahead of each reader.
     """
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._folders: dict[str, Path] = {}  # fingerprint → where it was offered or found
+        self._folders: dict[str, Path] = {}  # by fingerprint, where it was offered or found
         self._served: dict[str, _Served] = {}
-        self._hashing: dict[tuple[str, str], asyncio.Lock] = {}  # a unit that many ask for is hashed once
+        self._hashing: dict[tuple[str, str], asyncio.Lock] = {}  # one task hashes a unit
 
     def handlers(self) -> dict[str, rpc.Handler]:
         return {
@@ -131,17 +127,16 @@ class StoreService:
         }
 
     def offer(self, model: ModelRef, folder: Path) -> None:
-        """Serve `model` from `folder`, which is none of those that models are looked for in."""
+        """Serve `model` from `folder`, which need not be one that models are looked for in."""
         self._folders[model.fingerprint] = folder
 
     async def describe(self, model: ModelRef) -> Blob:
         """The model's manifest. Raises BrokenModel for a model that is not here."""
         served = await asyncio.to_thread(self._find, model.fingerprint)
-        manifest = await asyncio.to_thread(describe, served.folder, local_name(served.folder, self._home))
-        return Blob(manifest.to_json())
+        return Blob((await asyncio.to_thread(self._described, served.folder)).to_json())
 
     async def digest(self, request: UnitRequest) -> UnitDigest:
-        """What a unit or small file must be. Raises BrokenModel for any other name, and for a broken unit."""
+        """Size and sha256 of a unit or small file. Raises BrokenModel for any other name, and for a broken unit."""
         served = await asyncio.to_thread(self._find, request.fingerprint)
         small = next((file for file in served.manifest.small if file.name == request.unit), None)
         if small is not None:
@@ -167,16 +162,19 @@ class StoreService:
         return read_unit(served.folder, _unit(served, request), request.offset)
 
     def _find(self, wanted: str) -> _Served:
-        """The folder of this model, which must still hold it: its files may have been replaced since the last call."""
+        """The folder that holds this model now: its files may have been replaced since the last call."""
         folder = self._folders.get(wanted)
         if folder is None or _fingerprint(folder) != wanted:
             folder = self._search(wanted)
             self._folders[wanted] = folder
         served = self._served.get(wanted)
         if served is None or served.folder != folder:
-            served = _Served(folder, describe(folder, local_name(folder, self._home)))
+            served = _Served(folder, self._described(folder))
             self._served[wanted] = served
         return served
+
+    def _described(self, folder: Path) -> Manifest:
+        return describe(folder, local_name(folder, self._home))
 
     def _search(self, wanted: str) -> Path:
         here = [known for known in known_models(self._home) if wanted and known.fingerprint == wanted]
@@ -186,7 +184,7 @@ class StoreService:
 
 
 def _fingerprint(folder: Path) -> str:
-    """The model in `folder` now; empty where there is none any more."""
+    """The model in `folder` now; empty where there is none."""
     try:
         return fingerprint(folder)
     except TogetherError:

@@ -28,7 +28,7 @@ from together.models.reading import (
 )
 from together.models.units import Unit, units_for, words
 from together.types import LayerRange
-from together.weights.part import UnitWriter, require_space, writing
+from together.weights.part import UnitWriter, require_space, size_of, writing
 from together.wording import quoted
 
 _LOCK_WITHIN = 30.0  # seconds: a manifest is written in milliseconds
@@ -74,7 +74,7 @@ def known_model(folder: Path, home: Path) -> KnownModel:
     try:
         manifest = describe(folder, name)
         here = units_here(folder, manifest)
-        size = sum(map(_size, folder.iterdir())) if is_shard(folder) else _published_size(manifest)
+        size = sum(map(size_of, folder.iterdir())) if is_shard(folder) else _published_size(manifest)
     except (TogetherError, OSError) as error:
         return KnownModel(name, folder, fault=str(error))
     return KnownModel(
@@ -133,7 +133,7 @@ class Store:
     def require_space(self, fingerprint: str, units: tuple[Unit, ...]) -> None:
         """Raises DiskFull unless what these units still lack fits on the disk."""
         folder = self.folder(fingerprint)
-        lacking = sum(unit.size - _size(folder / f"{unit.name}.part") for unit in units)
+        lacking = sum(unit.size - size_of(folder / f"{unit.name}.part") for unit in units)
         require_space(folder, lacking, f"{read_manifest(folder).name} ({words(unit.name for unit in units)})")
 
     def part(self, fingerprint: str, name: str) -> UnitWriter:
@@ -266,10 +266,6 @@ def _drafted(folder: Path, draft: Path) -> Iterator[Path]:
 
 def _published_size(manifest: Manifest) -> int:
     return sum(file.size for file in manifest.files) + sum(file.size for file in manifest.small)
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.is_file() else 0
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

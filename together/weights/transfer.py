@@ -1,7 +1,6 @@
-"""Brings units of one model from other machines to this one's store: several at once, resumed after a cut, checked.
+"""Brings units of one model from other machines to this one's store: several at once, resumed and checked.
 
-Knows no hub and no stage. A source that is lost is asked again for two minutes, ever more rarely; one that sends wrong
-bytes never again.
+A source that is lost is retried for two minutes with back-off; one that sends wrong bytes is not asked again.
 """
 
 from __future__ import annotations
@@ -9,20 +8,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-from together.cluster_types import Source, UnitDigest, UnitRequest
+from together.cluster_types import Source, UnitRequest
 from together.errors import BrokenModel, RingBroken, TogetherError, Unreachable
 from together.models.reading import read_unit
 from together.models.units import Unit
 from together.ring.rpc import Broadcast
 from together.types import ModelRef
-from together.weights.part import DiskFull, UnitWriter
+from together.weights.part import DiskFull, Progress, UnitWriter, Waiting, size_of
 from together.weights.peers import connected
 from together.weights.store import Store, UnitBusy
 
@@ -32,25 +32,23 @@ STREAMS = 3  # units that travel to this machine at once
 PATIENCE = 120.0  # seconds that a source which gave something may take to come back
 FIRST_PATIENCE = 15.0  # the same for one that never answered, and where there is the hub to turn to
 RETRY = (0.5, 5.0)  # seconds between attempts to reach it: at first, and at most
-QUIET = 3.0  # seconds without a byte before it is said
-LOOK_EVERY = 0.2  # seconds, at a unit that somebody else writes
+QUIET = 3.0  # seconds without a byte before it is reported
+LOOK_EVERY = 0.2  # seconds between looks at a unit that another task writes
 
-Progress = Callable[[int, int], None]
-Waiting = Callable[[str], None]  # gets whom a fetch waits for, as a phrase; empty while bytes come
-T = TypeVar("T")
+Run = Callable[..., Awaitable[Any]]  # calls a function with arguments on a thread
 
 
 @dataclass(slots=True)
 class Supplier:
-    """A source and what became of it; `lost_since` is None while it answers, in event loop time."""
+    """A source and its state; times are of the event loop, `lost_since` is None while it answers."""
 
     source: Source
     streams: int = 0
     given: int = 0  # bytes
     lost_since: float | None = None
     answered: bool = False  # at least once
-    heard: float = 0.0  # when a byte came last, in event loop time
-    wrong: bool = False  # it has another model than it says
+    heard: float = 0.0  # when the last byte came
+    wrong: bool = False  # it has another model than it claims
     refused: set[str] = field(default_factory=set)  # units it cannot give
 
     @property
@@ -66,14 +64,14 @@ class Supplier:
         return 0.0 if self.lost_since is None else now - self.lost_since
 
     def pause(self, now: float) -> float:
-        """Seconds before it is asked again: the longer it is lost, the more."""
+        """Seconds before it is asked again; they grow while it is lost."""
         return min(RETRY[1], max(RETRY[0], self.lost_for(now) / 4))
 
 
 class Suppliers:
-    """Everybody who is said to have units of a model; `changed` is notified when there are more.
+    """The sources of a model's units; `changed` is notified when there are more.
 
-    A machine whose address changed is a further one: the old one may still come back.
+    A machine whose address changed is added: it may come back at the old one.
     """
 
     def __init__(self, sources: Iterable[Source]) -> None:
@@ -89,7 +87,7 @@ class Suppliers:
 
 
 class Transfer:
-    """One fetch of units: `run` returns those that nobody gave, and `causes` says why."""
+    """One fetch of units: `run` returns those that no source gave, and `causes` says why."""
 
     def __init__(
         self,
@@ -108,52 +106,52 @@ class Transfer:
         self._suppliers = suppliers
         self._usable = usable
         self._progress = progress
-        self._tell = waiting
+        self._waits = waiting
         self._patience = PATIENCE
         self._heard = 0.0  # event loop time of the last byte
         self._sizes = {unit.name: 0 for unit in units}  # bytes that are here
         self._total = sum(unit.size for unit in units)
-        self._origins: dict[str, set[str]] = {}  # whose bytes a part is made of
-        self._waiting = deque(sorted(units, key=lambda unit: -unit.size))  # so that no large one is left for the end
+        self._origins: dict[str, set[str]] = {}  # the peers whose bytes a part is made of
+        self._queue = deque(sorted(units, key=lambda unit: -unit.size))  # so that no large one is left for the end
         self._left: list[Unit] = []
 
     async def run(self, patience: float) -> tuple[Unit, ...]:
-        """Raises DiskFull; what was fetched until then, or until it is cancelled, stays as parts.
+        """Fetch, giving up a source that is lost for `patience` seconds; may run again for what was left.
 
-        A source that is lost for `patience` seconds is given up. May run again for what was left.
+        Raises DiskFull. What was fetched until then, or until it is cancelled, stays as parts.
         """
         self._patience, self._heard = patience, asyncio.get_running_loop().time()
-        self._waiting.extend(self._left)
+        self._queue.extend(self._left)
         self._left.clear()
         workers = [asyncio.create_task(self._work()) for _ in range(STREAMS)]
-        teller = asyncio.create_task(self._tell_of_silence())
+        reporter = asyncio.create_task(self._report_silence())
         try:
             await asyncio.gather(*workers)
         finally:
-            for task in (teller, *workers):
+            for task in (reporter, *workers):
                 task.cancel()
-            await asyncio.gather(teller, *workers, return_exceptions=True)
-            self._tell("")
+            await asyncio.gather(reporter, *workers, return_exceptions=True)
+            self._waits("")
         return tuple(self._left)
 
-    async def _tell_of_silence(self) -> None:
-        """A person sees why nothing moves: also before the connection counts as lost."""
+    async def _report_silence(self) -> None:
+        """Say why nothing moves, also before a connection counts as lost."""
         while True:
             await asyncio.sleep(QUIET / 4)
             now = asyncio.get_running_loop().time()
             quiet = now - self._heard
             whom = " and ".join(dict.fromkeys(supplier.peer for supplier in self._able(None, now)))
-            self._tell(f"{whom or 'its sources'}: nothing came for {quiet:.0f} s" if quiet > QUIET else "")
+            self._waits(f"{whom or 'its sources'}: nothing came for {quiet:.0f} s" if quiet > QUIET else "")
 
     def _able(self, unit: Unit | None, now: float) -> list[Supplier]:
-        """Who may give a unit, or any that is not here."""
+        """The sources that may give a unit, or any that is not here."""
         names = [unit.name] if unit else [name for name in self._sizes if not (self._folder / name).is_file()]
         usable = filter(self._usable, self._suppliers.all)
         return [item for item in usable if any(item.can_give(name, now, self._patience) for name in names)]
 
     async def copy(self, folder: Path, units: frozenset[str]) -> None:
-        """First take what a folder of this machine has: an exported part of the model."""
-        for unit in [unit for unit in self._waiting if unit.name in units]:
+        """Take what a folder of this machine has: an exported part of the model."""
+        for unit in [unit for unit in self._queue if unit.name in units]:
             try:
                 await self._copy(folder, unit)
             except DiskFull:
@@ -161,26 +159,42 @@ class Transfer:
             except TogetherError as error:
                 self.causes[str(error)] = None
             else:
-                self._waiting.remove(unit)
+                self._queue.remove(unit)
 
     async def _copy(self, folder: Path, unit: Unit) -> None:
-        async with writing(lambda: self._store.part(self._model.fingerprint, unit.name)) as writer:
-            chunks = read_unit(folder, unit, writer.size)
+        async with self._opened(unit) as (part, run):
+            chunks = read_unit(folder, unit, part.size)
             while chunk := await asyncio.to_thread(next, chunks, b""):
-                await writer.write(chunk)
-                self._show(unit, writer.size)
-            await writer.finish(None)
+                await run(part.write, chunk)
+                self._show(unit, part.size)
+            await run(part.finish)
+
+    @asynccontextmanager
+    async def _opened(self, unit: Unit) -> AsyncIterator[tuple[UnitWriter, Run]]:
+        """The unit's part, and what runs its calls one after another, also those whose caller is cancelled.
+
+        Raises UnitBusy, DiskFull or BrokenModel.
+        """
+        thread = ThreadPoolExecutor(1, "unit")
+        opening = thread.submit(self._store.part, self._model.fingerprint, unit.name)
+        try:
+            part = await asyncio.wrap_future(opening)
+            yield part, partial(asyncio.get_running_loop().run_in_executor, thread)
+        finally:
+            closing = thread.submit(_close, opening)
+            thread.shutdown(wait=False)
+            await asyncio.wrap_future(closing)
 
     # --- one unit -----------------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
-        while self._waiting:
-            unit = self._waiting.popleft()
+        while self._queue:
+            unit = self._queue.popleft()
             if not await self._get(unit):
                 self._left.append(unit)
 
     async def _get(self, unit: Unit) -> bool:
-        """From one source after the other until it is here; False when none is left."""
+        """Try one source after the other until the unit is here; False when none is left."""
         clock = asyncio.get_running_loop().time
         while not (self._folder / unit.name).is_file():
             seen = self._suppliers.changed.version
@@ -203,7 +217,7 @@ class Transfer:
         except DiskFull:
             raise
         except UnitBusy:  # another stage or node of this machine fetches it
-            size = _size(self._folder / f"{unit.name}.part")
+            size = size_of(self._folder / f"{unit.name}.part")
             if size > self._sizes.get(unit.name, 0):
                 self._heard = asyncio.get_running_loop().time()
             self._show(unit, size)
@@ -219,7 +233,7 @@ class Transfer:
             supplier.streams -= 1
 
     async def _unless_moved(self, receiving: asyncio.Task[None], supplier: Supplier) -> None:
-        """What is silent while there is news of sources is left for them: its machine may have another address now."""
+        """Leave a silent source when new ones are known: its machine may have another address now."""
         clock, seen = asyncio.get_running_loop().time, self._suppliers.changed.version
         supplier.heard = clock()
         try:
@@ -233,8 +247,8 @@ class Transfer:
 
     async def _receive(self, unit: Unit, supplier: Supplier) -> None:
         request = UnitRequest(self._model.fingerprint, unit.name)
-        async with writing(lambda: self._store.part(self._model.fingerprint, unit.name)) as writer:
-            origins = self._origins.setdefault(unit.name, {"an earlier start"} if writer.size else set())
+        async with self._opened(unit) as (part, run):
+            origins = self._origins.setdefault(unit.name, {"an earlier start"} if part.size else set())
             async with connected(supplier.source.endpoint) as link:
                 digest = await link.digest(request)
                 supplier.answered = True
@@ -244,22 +258,22 @@ class Transfer:
                     supplier.lost_since = None
                     self._heard = supplier.heard = asyncio.get_running_loop().time()
                     supplier.given += len(chunk)
-                    await writer.write(chunk)
-                    self._show(unit, writer.size)
+                    await run(part.write, chunk)
+                    self._show(unit, part.size)
 
-                await link.read(UnitRequest(request.fingerprint, unit.name, writer.size), take)
-                await self._finish(unit, writer, digest, link.peer)
+                await link.read(UnitRequest(request.fingerprint, unit.name, part.size), take)
+                await self._checked(unit, run(part.finish, digest.sha256), link.peer)
 
-    async def _finish(self, unit: Unit, writer: Writer, digest: UnitDigest, peer: str) -> None:
-        """Raises BrokenModel where `peer` alone is to blame; a part of several origins is started anew."""
+    async def _checked(self, unit: Unit, finishing: Awaitable[Any], peer: str) -> None:
+        """Raises BrokenModel where `peer` alone is to blame; a part of several origins is fetched again."""
         try:
-            await writer.finish(digest.sha256)
+            await finishing
         except BrokenModel as error:
             mixed = self._origins.pop(unit.name) != {peer}
             sentence = f"{peer} gave bytes that do not match its own hash: {error}"
             if not mixed:
                 raise BrokenModel(sentence) from error
-            self._note(BrokenModel(f"{sentence}; a part from elsewhere was continued, so it is fetched anew"))
+            self._note(BrokenModel(f"{sentence}; it continued a part from elsewhere, so the unit is fetched again"))
 
     def _note(self, error: TogetherError) -> None:
         log.warning("fetching %s: %s", self._model.name, error)
@@ -270,65 +284,6 @@ class Transfer:
         self._progress(sum(self._sizes.values()), self._total)
 
 
-# --- the disk ---------------------------------------------------------------------------------------------------------
-
-
-class Writer:
-    """A part whose calls run one after another on a thread of its own, also when their caller is cancelled."""
-
-    def __init__(self, opening: Callable[[], UnitWriter]) -> None:
-        self._opening = opening
-        self._part: UnitWriter | None = None
-        self._thread = ThreadPoolExecutor(1, "unit")
-
-    @property
-    def size(self) -> int:
-        return self._opened.size
-
-    @property
-    def _opened(self) -> UnitWriter:
-        assert self._part is not None
-        return self._part
-
-    async def open(self) -> None:
-        """Raises UnitBusy, DiskFull or BrokenModel, as the others do."""
-        await self._do(self._open)
-
-    async def write(self, data: bytes) -> None:
-        await self._do(lambda: self._opened.write(data))
-
-    async def finish(self, sha256: str | None) -> None:
-        await self._do(lambda: self._opened.finish(sha256))
-
-    async def close(self) -> None:
-        closing = self._thread.submit(self._close)
-        self._thread.shutdown(wait=False)
-        await asyncio.wrap_future(closing)
-
-    def _open(self) -> None:
-        self._part = self._opening()
-
-    def _close(self) -> None:
-        if self._part is not None:
-            self._part.close()
-
-    async def _do(self, call: Callable[[], T]) -> T:
-        return await asyncio.wrap_future(self._thread.submit(call))
-
-
-@asynccontextmanager
-async def writing(opening: Callable[[], UnitWriter]) -> AsyncIterator[Writer]:
-    """The part that `opening` opens; closed after, whatever happens."""
-    writer = Writer(opening)
-    try:
-        await writer.open()
-        yield writer
-    finally:
-        await writer.close()
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return 0
+def _close(opening: Future[UnitWriter]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
