@@ -1,6 +1,6 @@
-"""Child processes: starting, reading and ending them, and a process's own memory.
+"""Processes of ours: starting, reading and ending children, the signs to stop, and a process's own memory.
 
-A child ends when its standard input does, which also happens when its parent is killed. Signals are not needed, so this
+A child ends when its standard input does, which also happens when its parent is killed. No signal is needed, so this
 works on Windows.
 """
 
@@ -11,10 +11,12 @@ import ctypes
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,26 +74,65 @@ async def end(process: asyncio.subprocess.Process, patience: float = PATIENCE) -
 
 
 def leave_with_parent(code: int = 0) -> None:
-    """For a child that has read all its orders: end this process at once, in whatever it does, when its input ends."""
-
-    def wait() -> None:
-        while os.read(sys.stdin.fileno(), LONGEST_LINE):  # not its buffer, whose lock a thread must not hold at the end
-            pass
-        os._exit(code)
-
-    threading.Thread(target=wait, daemon=True).start()
+    """For a child that has read all its orders: end this process at once, whatever it does, when its input ends."""
+    _when_input_ends(lambda: os._exit(code))
 
 
 def stop_with_parent(stop: asyncio.Event) -> None:
     """For a child that cleans up: set `stop` when its input ends."""
     loop = asyncio.get_running_loop()
+    _when_input_ends(lambda: loop.call_soon_threadsafe(stop.set))
 
+
+def _when_input_ends(act: Callable[[], object]) -> None:
     def wait() -> None:
-        while os.read(sys.stdin.fileno(), LONGEST_LINE):
+        while os.read(sys.stdin.fileno(), LONGEST_LINE):  # not its buffer, whose lock a thread must not hold at the end
             pass
-        loop.call_soon_threadsafe(stop.set)
+        act()
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+class ExitGuard:
+    """Ends this process, whatever it does then, `seconds` after the first `begin`."""
+
+    def __init__(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, os._exit, (1,))
+        self._timer.daemon = True
+
+    def begin(self) -> None:
+        if not self._timer.is_alive() and not self._timer.finished.is_set():
+            self._timer.start()
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+
+@contextmanager
+def stop_on_signals(stop: asyncio.Event, guard: ExitGuard | None = None) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set `stop`; a second Ctrl-C ends the process at once. For the main thread.
+
+    `guard` begins with the signal, not when the event loop sees `stop`: the loop may be held up.
+    """
+    loop = asyncio.get_running_loop()
+    signalled = False
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal signalled
+        if (signalled or stop.is_set()) and number == signal.SIGINT:
+            os._exit(130)
+        signalled = True
+        if guard is not None:
+            guard.begin()
+        loop.call_soon_threadsafe(stop.set)
+
+    # signal.signal, not loop.add_signal_handler, which does not exist on Windows
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def trim_memory() -> None:

@@ -26,9 +26,9 @@ def bench(home: Path, *arguments: str) -> Any:
 
 def test_hop_prints_every_shape_dtype_and_codec(tmp_path: Path) -> None:
     hops = bench(tmp_path, "hop", "--repeats", "5")
-    assert [hop["shape"] for hop in hops[::3]] == [[rows, 8192] for rows in (1, 4, 16, 32, 64)] * 2
+    assert [hop["shape"] for hop in hops[::2]] == [[rows, 8192] for rows in (1, 4, 16, 32, 64)] * 2
     assert {(hop["dtype"], hop["codec"]) for hop in hops} == {
-        (dtype, codec) for dtype in ("bf16", "fp32") for codec in ("raw", "zlib", "lz4")
+        (dtype, codec) for dtype in ("bf16", "fp32") for codec in ("raw", "zlib")
     }
     first = hops[0]
     assert (first["dtype"], first["codec"], first["bytes"]) == ("bf16", "raw", 16384)

@@ -7,43 +7,36 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RealApp
-from together.desktop.bench.decode import DecodeRequest, equal_places, peak_memory
-from together.desktop.bench.estimate import bench_estimate
-from together.desktop.bench.shapes import random_checkpoint
-from together.head.loopback import local_engine
-from together.requests import GenerateRequest
+from together.desktop.bench.decode import DecodeRequest, bench_estimate, peak_memory
+from together.desktop.bench.ring import BenchModel, bench_ring
 from together.settings import default_home
-from together.types import Dtype, Sampling
+from together.types import Dtype
 
 STAGE, HEAD, NODE = 500e6, 500e6, 150e6  # bytes
 PROMPT, NEW = 512, 8  # tokens
 
 
-async def stages_above_their_weights(folder: Path, dtype: Dtype) -> list[float]:
+async def stages_above_their_weights(shape: str, dtype: Dtype, home: Path) -> list[float]:
     """Peak resident bytes of two stages, less weights and KV cache, after a prompt and some tokens."""
-    places = equal_places(folder, "torch", "cpu", 2)
-    async with local_engine(folder, folder.parent, places, dtype, PROMPT + NEW, users=1) as (engine, ring):
-        spec = ring.spec
-        prompt = tuple(i * 31 % spec.vocab_size for i in range(PROMPT))
-        async for _ in engine.submit(GenerateRequest(prompt, Sampling(temperature=0.0), NEW, ignore_eos=True)):
-            pass
-        peaks = [peak_memory(stage.status.pid) for stage in ring.stages]
-    return [
-        peak - spec.stage_bytes(place.layers, dtype) - (PROMPT + NEW) * spec.kv_bytes_per_token(place.layers, dtype)
-        for peak, place in zip(peaks, places, strict=True)
-    ]
+    async with bench_ring(BenchModel(shape, dtype, "torch", "cpu"), home, 2, PROMPT + NEW, users=1) as ring:
+        await ring.generate(PROMPT, NEW)
+        stages, spec = [stage.status for stage in ring.stages], ring.spec
+        return [
+            peak_memory(stage.pid)
+            - spec.stage_bytes(stage.layers, dtype)
+            - (PROMPT + NEW) * spec.kv_bytes_per_token(stage.layers, dtype)
+            for stage in stages
+        ]
 
 
 async def test_a_stage_weighs_little_more_than_its_weights(tmp_path: Path) -> None:
-    folder = random_checkpoint("tiny", "fp32", tmp_path)
-    assert max(await stages_above_their_weights(folder, "fp32")) <= STAGE
+    assert max(await stages_above_their_weights("tiny", "fp32", tmp_path)) <= STAGE
 
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
 async def test_a_stage_of_half_a_1b_model_weighs_little_more_than_its_weights() -> None:
-    folder = random_checkpoint("llama-3.2-1b", "bf16", default_home())
-    assert max(await stages_above_their_weights(folder, "bf16")) <= STAGE
+    assert max(await stages_above_their_weights("llama-3.2-1b", "bf16", default_home())) <= STAGE
 
 
 @pytest.mark.parametrize("backend", ["mlx", pytest.param("torch", marks=pytest.mark.full)])
@@ -71,7 +64,7 @@ async def expect_what_is_measured(shape: str, backend: str, home: Path) -> None:
     """A prompt of more than a frame, and some tokens, by two stages."""
     if backend == "mlx":
         pytest.importorskip("mlx.core")
-    request = DecodeRequest(shape, "bf16", backend, "cpu", prompt=300, new=4, rounds=1)
+    request = DecodeRequest(BenchModel(shape, "bf16", backend, "cpu"), prompt=300, new=4, rounds=1)
     found = await bench_estimate(request, 2, home)
     assert all(0.9 <= ratio <= 1.1 for ratio in found.bytes_ratios), found
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,11 @@ from tests.conftest import ROOT
 from tests.support.checksum import make_checksum_model
 from tests.support.patience import PATIENCE
 from together.cluster_types import Endpoint
-from together.desktop.arguments import endpoint_of, model_of, request_of, saved_plan
+from together.desktop.chat import Item, run_menu
 from together.desktop.cli import main
+from together.desktop.cli_models import saved_plan
 from together.desktop.client import AppLock, find_running, read_announced
-from together.desktop.menu import Actions, items, run_menu
+from together.desktop.options import endpoint_of, model_of, request_of
 from together.errors import AppError, BadInput, BadSetting
 from together.planning.parse import parse_layers
 from together.settings import Settings
@@ -92,7 +92,8 @@ def test_a_saved_plan_is_what_layers_takes(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     stages = [{"node": "anna", "start": 0, "stop": 3}, {"node": "berta", "start": 3, "stop": 4}]
     file.write_text(json.dumps({"stages": stages, "context": 1024, "users": 2}))
-    assert saved_plan(file) == ("anna=0:3,berta=3:4", 1024, 2)
+    saved = saved_plan(file)
+    assert (saved.layers, saved.context, saved.users) == ("anna=0:3,berta=3:4", 1024, 2)
     for wrong in ("", "[]", '{"error": "nothing fits"}', '{"stages": [{"node": "a"}]}'):
         file.write_text(wrong)
         with pytest.raises(BadSetting, match="is not what together plan --json writes"):
@@ -132,11 +133,10 @@ def test_an_unknown_option_is_code_2(capsys: pytest.CaptureFixture[str]) -> None
 
 
 class Person:
-    """Types lines, one after another, and keeps what was said and done."""
+    """Types lines, one after another, and keeps what was done."""
 
     def __init__(self, *lines: str) -> None:
         self.lines = list(lines)
-        self.said: list[str] = []
         self.done: list[str] = []
 
     def ask(self, prompt: str) -> str:
@@ -144,50 +144,49 @@ class Person:
             raise EOFError
         return self.lines.pop(0)
 
-    def act(self, name: str, error: Exception | None = None) -> Callable[[], None]:
-        def action() -> None:
+    def item(self, name: str, error: Exception | None = None, last: bool = False) -> Item:
+        def act() -> None:
             self.done.append(name)
             if error is not None:
                 raise error
 
-        return action
+        return Item(name, act, last)
 
-    def use_menu(self) -> str:
-        failing = self.act("stop node", AppError("no node that this app started runs here"))
-        actions = Actions(
-            self.act("page"),
-            self.act("chat"),
-            self.act("status"),
-            self.act("load last"),
-            self.act("start node"),
+    def use_menu(self) -> None:
+        failing = self.item("fails", AppError("no node that this app started runs here"))
+        items = (
+            self.item("page"),
+            self.item("status"),
             failing,
-            self.act("stop app"),
+            self.item("stop app", last=True),
+            self.item("quit", last=True),
         )
-        run_menu("together is running", items(actions), self.ask, self.said.append)
-        return "\n".join(self.said)
+        run_menu("together is running", items, self.ask)
 
 
-def test_numbers_act_and_the_menu_comes_again() -> None:
-    person = Person("3", " 4 ", "5", "q")
-    said = person.use_menu()
-    assert person.done == ["status", "load last", "start node"]
-    assert said.count("1  Open the page") == 4
+def test_numbers_act_and_the_menu_comes_again(capsys: pytest.CaptureFixture[str]) -> None:
+    person = Person("1", " 2 ", "1", "q")
+    person.use_menu()
+    assert person.done == ["page", "status", "page", "quit"]
+    assert capsys.readouterr().out.count("1  page") == 4
 
 
-@pytest.mark.parametrize("line", ["0", "9", "-1", "abc", "", "1.5", "²"])
-def test_unknown_input_is_answered_with_a_sentence(line: str) -> None:
-    person = Person(line, "8")
-    assert "type a number from 1 to 8" in person.use_menu()
+@pytest.mark.parametrize("line", ["0", "6", "-1", "abc", "", "1.5", "²"])
+def test_unknown_input_is_answered_with_a_sentence(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    person = Person(line)
+    person.use_menu()
+    assert "type a number from 1 to 5" in capsys.readouterr().out
     assert person.done == []
 
 
-def test_an_error_is_said_and_the_menu_goes_on() -> None:
-    person = Person("6", "3", "q")
-    assert "together: no node that this app started runs here" in person.use_menu()
-    assert person.done == ["stop node", "status"]
+def test_an_error_is_said_and_the_menu_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    person = Person("3", "2")
+    person.use_menu()
+    assert "together: no node that this app started runs here" in capsys.readouterr().out
+    assert person.done == ["fails", "status"]
 
 
-def test_stopping_the_app_ends_the_menu() -> None:
-    person = Person("7", "3")
+def test_the_last_item_ends_the_menu() -> None:
+    person = Person("4", "2")
     person.use_menu()
     assert person.done == ["stop app"]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import logging
-from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from together.desktop.loading import Bars
-from together.desktop.show import Formatter, one_line, printable, show_status
+from together.cluster_types import Device, Endpoint, NodeState, NodeStatus, StageState, StageStatus
+from together.desktop.client import AppLimit, AppServing, AppStatus
+from together.desktop.show import Formatter, draw_stages, one_line, print_table, printable, show_status
+from together.types import LayerRange
+from together.view import ServingState
 
 EVIL = "a\x1b]0;title\x07\x1b[2Jb\r\nc\u202ed"
 ESCAPED = r"a\x1b]0;title\x07\x1b[2Jb\r\nc\u202ed"
@@ -44,27 +46,24 @@ def test_log_lines_are_escaped() -> None:
     assert Formatter("%(levelname)s: %(message)s").format(record).startswith("WARNING: node a\\x1b]0;")
 
 
-def stage() -> dict[str, Any]:
-    layers = {"start": 0, "stop": 2}
-    more = {"fetched_bytes": 0, "fetch_bytes": 1, "progress": 0.5, "waiting": EVIL}
-    return {"ring": "r", "slot": 0, "layers": layers, "model": EVIL} | more
-
-
-def status() -> dict[str, Any]:
-    """As `/status` answers it: everything that a stranger's node may say."""
-    node = {
-        "name": EVIL,
-        "state": "FAILED",
-        "cause": EVIL,
-        "devices": [{"description": EVIL, "name": EVIL}],
-        "stages": [stage()],
-        "free_bytes": 0,
-        "memory_bytes": 0,
-        "endpoint": {"addresses": [EVIL], "port": 1},
-    }
-    said = {"reason": "", "advice": f"{EVIL} is slow", "offer": f"Last: {EVIL}.", "limits": [{"text": EVIL}]}
-    serving = {"model": EVIL, "sentence": f"{EVIL} waits", "plan": None, "ring": "r"}
-    return {"nodes": [node], "serving": serving, **said}
+def status() -> AppStatus:
+    """Everything that a stranger's node may say."""
+    stage = StageStatus(
+        "r", 0, "head", EVIL, 4, LayerRange(0, 2), "cpu", StageState.LOADING, fetch_bytes=1, waiting=EVIL, cause=EVIL
+    )
+    node = NodeStatus(
+        "id",
+        EVIL,
+        "machine",
+        Endpoint((EVIL,), 1),
+        1,
+        NodeState.FAILED,
+        EVIL,
+        (Device(EVIL, EVIL, EVIL, 0, 0),),
+        (stage,),
+    )
+    serving = AppServing(ServingState.WAITING, EVIL, None, "r", f"{EVIL} waits")
+    return AppStatus((node,), serving, f"{EVIL} is slow", f"Last: {EVIL}.", (AppLimit(EVIL),), EVIL)
 
 
 def test_status_shows_names_advice_and_offer_as_text() -> None:
@@ -80,5 +79,17 @@ def test_status_shows_names_advice_and_offer_as_text() -> None:
 
 def test_progress_of_a_load_shows_names_as_text() -> None:
     progress = Progress(disable=True)
-    Bars(progress).draw(status())
+    draw_stages(progress, {}, status())
     assert [task.description for task in progress.tasks] == [f"{ESCAPED} 0:2"]
+    assert ESCAPED in str(progress.tasks[0].fields["said"])
+
+
+def test_a_table_shows_text_as_it_is_and_numbers_in_four_digits() -> None:
+    stream = io.StringIO()
+    rows = [("[red]x", 1234.5, 0.123456, (1.0, 2.5)), (EVIL, 3, "", 10.0)]
+    print_table(("[b]name", "a", "b", "c"), rows, Console(file=stream, width=200))
+    shown = stream.getvalue()
+    for words in ("[b]name", "[red]x", "1,234", "0.1235", "1, 2.5", ESCAPED, "10"):
+        assert words in shown
+    print_table(("nothing",), [], Console(file=stream))
+    assert "nothing" not in stream.getvalue()

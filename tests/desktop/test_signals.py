@@ -18,7 +18,7 @@ HELD_UP = {
 }
 APP = """
 import asyncio, sys, time
-from together.desktop.signals import ExitGuard, stop_on_signals
+from together.processes import ExitGuard, stop_on_signals
 
 async def main(guard):
     stop = asyncio.Event()

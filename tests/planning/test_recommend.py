@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.planning.brute import Best, brute_force, random_problem
 from tests.support.work import calls_of
-from together.desktop.bench.plan import CASES, Case, made_up
+from together.desktop.bench.small import CASES, Case, made_up
 from together.planning.explain import explain
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem, Split
 from together.planning.recommend import recommend

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.work import calls_of
-from together.desktop.bench.plan import Case, made_up
+from together.desktop.bench.small import Case, made_up
 from together.errors import BadInput, BadPlan, BadSetting
 from together.planning.explain import Infeasible
 from together.planning.parse import parse_dtype, parse_layers, parse_ratio, parse_request

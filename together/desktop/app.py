@@ -1,4 +1,4 @@
-"""The app around a head: page, API, lock, signals, in one event loop. Knows no command line."""
+"""The app around a head: page, API, lock and signals in one event loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import webbrowser
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,24 +18,25 @@ from together.api.app import build_app
 from together.api.server import bind, serving, url_of
 from together.cluster_types import Endpoint
 from together.desktop.client import AppLock, RunningApp, find_running
-from together.desktop.signals import ExitGuard, stop_on_signals
+from together.desktop.show import print_line
 from together.errors import AppError, TogetherError
 from together.head.head import Head
 from together.planning.request import PlanRequest
-from together.processes import stop_with_parent
+from together.processes import ExitGuard, stop_on_signals, stop_with_parent
 from together.sentences import NOTHING
 from together.settings import Settings
 from together.view import ServingState
+from together.wording import count_text
 
 logger = logging.getLogger(__name__)
 
-STOP_WITHIN = 4.7  # seconds; what still hangs then is left, children end with us
-FIRST_APP_WITHIN = 30.0  # seconds that another app may take from its lock to its page
+STOP_WITHIN = 4.7  # seconds until the process ends whatever still hangs; children end with it
+FIRST_APP_WITHIN = 30.0  # seconds another app may take from its lock to its page
 
 
 @dataclass(frozen=True, slots=True)
 class AppOptions:
-    """What `up` was told beside the settings. `model` None is the bundled one."""
+    """The options of `up` that are no settings. `model` None is the bundled one."""
 
     model: str | None = None
     request: PlanRequest | None = None
@@ -46,25 +46,25 @@ class AppOptions:
     with_parent: bool = False
 
 
-def run_app(settings: Settings, options: AppOptions, say: Callable[[str], None]) -> None:
-    """Run until told to stop; where this user's app runs already, open its page and return."""
+def run_app(settings: Settings, options: AppOptions) -> None:
+    """Run until a signal or the API stops it; where this user's app runs already, open its page and return."""
     lock = AppLock(settings.home_path)
     if not lock.acquire():
         first = _wait_for_first(settings.home_path, lock)
         if first is not None:
-            say(f"together is already running: {first.url}")
+            print_line(f"together is already running: {first.url}")
             _open_browser(first.url, options)
             return
     guard = ExitGuard(STOP_WITHIN)
     try:
-        asyncio.run(_run(settings, options, lock, say, guard))
+        asyncio.run(_run(settings, options, lock, guard))
     finally:
         guard.cancel()  # not before: the loop's end waits for threads that may hang
         lock.release()
 
 
 def _wait_for_first(home: Path, lock: AppLock) -> RunningApp | None:
-    """The app that holds the lock; None once the lock is ours. Raises AppError when it never shows its page."""
+    """The app that holds the lock, or None once the lock is ours. Raises AppError when it never shows its page."""
     deadline = time.monotonic() + FIRST_APP_WITHIN
     while time.monotonic() < deadline:
         if (app := find_running(home)) is not None:
@@ -72,17 +72,15 @@ def _wait_for_first(home: Path, lock: AppLock) -> RunningApp | None:
         if lock.acquire():
             return None
         time.sleep(0.1)
-    raise AppError(f"another together is starting or hangs, and does not answer; its lock is {home / 'app.lock'}")
+    raise AppError(f"another together holds {home / 'app.lock'} and does not answer; stop it with: together stop")
 
 
-async def _run(
-    settings: Settings, options: AppOptions, lock: AppLock, say: Callable[[str], None], guard: ExitGuard
-) -> None:
+async def _run(settings: Settings, options: AppOptions, lock: AppLock, guard: ExitGuard) -> None:
     stop = asyncio.Event()
     with stop_on_signals(stop, guard):
         if options.with_parent:
             stop_with_parent(stop)
-        living = asyncio.create_task(_live(settings, options, lock, say, stop))
+        living = asyncio.create_task(_live(settings, options, lock, stop))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({living, stopping}, return_when=asyncio.FIRST_COMPLETED)
         guard.begin()
@@ -92,15 +90,13 @@ async def _run(
         try:
             await living
         except asyncio.CancelledError:
-            say("stopped")
+            print_line("stopped")
 
 
-async def _live(
-    settings: Settings, options: AppOptions, lock: AppLock, say: Callable[[str], None], stop: asyncio.Event
-) -> None:
+async def _live(settings: Settings, options: AppOptions, lock: AppLock, stop: asyncio.Event) -> None:
     head = Head(settings, options.peers, options.local_nodes)
     try:
-        say(f"together {__version__}: starting {_nodes(options.local_nodes)} on this machine")
+        print_line(f"together {__version__}: starting {_nodes(options.local_nodes)} on this machine")
         await head.start()
         page = await asyncio.to_thread(importlib.import_module, "webui.page")  # seconds, while the nodes start
         app = page.mount(build_app(head, stop.set), head)
@@ -108,10 +104,10 @@ async def _live(
         url = url_of(listener)
         async with serving(app, listener):
             lock.announce(url)
-            say(f"page and API: {url}   (Ctrl-C stops everything)")
+            print_line(f"page and API: {url}   (Ctrl-C stops everything)")
             _open_browser(url, options)
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(_tell(head, say))
+                tasks.create_task(_tell(head))
                 tasks.create_task(_load(head, options))
     finally:
         await head.stop()
@@ -124,27 +120,26 @@ async def _load(head: Head, options: AppOptions) -> None:
         logger.debug("the first load failed", exc_info=True)  # the view has the cause: page and terminal show it
 
 
-async def _tell(head: Head, say: Callable[[str], None]) -> None:
+async def _tell(head: Head) -> None:
     """One line for every new state of the model; runs until cancelled."""
-    told, offered = (ServingState.EMPTY, NOTHING, NOTHING), NOTHING
+    said, offered = (ServingState.EMPTY, NOTHING, NOTHING), NOTHING
     async for view in head.changes():
         serving = view.serving
         state = (serving.state, serving.step, serving.cause)
-        if state != told:
-            say(str(serving.sentence))
-            told = state
-        if view.offer and not offered and view.serving.state in (ServingState.READY, ServingState.FAILED):
+        if state != said:
+            print_line(str(serving.sentence))
+            said = state
+        if view.offer and not offered and serving.state in (ServingState.READY, ServingState.FAILED):
             offered = view.offer  # once: from then on the page and the menu have it
-            say(f"{offered} Load it with: python3 launch.py load")
+            print_line(f"{offered} Load it with: python3 launch.py load")
 
 
 def _nodes(count: int) -> str:
-    return "no node" if count == 0 else f"{count} node{'' if count == 1 else 's'}"
+    return count_text(count, "node") if count else "no node"
 
 
 def _open_browser(url: str, options: AppOptions) -> None:
-    windowed = sys.platform in ("win32", "darwin") or any(
-        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
-    )
+    display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    windowed = sys.platform in ("win32", "darwin") or display
     if options.browser and windowed:  # without a window system a text browser would take this terminal
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()

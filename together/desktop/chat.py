@@ -1,17 +1,18 @@
-"""Chat in a terminal: one answer or a conversation, through the running app's API. Knows no model."""
+"""A person at the terminal: one answer, a conversation, or the menu, through the running app's API."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+import webbrowser
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.text import Text
 
 from together.desktop.client import ChatDelta, RunningApp
-from together.desktop.show import printable
+from together.desktop.show import load_last_and_show, print_line, printable, show_status
 from together.errors import TogetherError
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells expect it
@@ -136,3 +137,78 @@ def _close(pieces: Iterator[ChatDelta]) -> None:
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+# --- the menu ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One line of the menu. `last`: the menu ends after it."""
+
+    label: str
+    act: Callable[[], object]
+    last: bool = False
+
+
+def menu_items(app: RunningApp) -> tuple[Item, ...]:
+    """What a person can do while the app runs."""
+
+    def open_page() -> None:
+        print_line(app.url)
+        webbrowser.open(app.url)
+
+    def nodes(action: str, done: str) -> None:
+        app.ask("nodes", {"action": action})
+        print_line(done)
+
+    return (
+        Item("Open the page", open_page),
+        Item("Chat here", lambda: talk_on(Talk(app, {}))),
+        Item("Status", lambda: show_status(app.status(), app.url, Console())),
+        Item("Load the last model again", lambda: load_last_and_show(app)),
+        Item("Start a node on this machine", lambda: nodes("start", "a node is starting")),
+        Item("Stop a node on this machine", lambda: nodes("stop", "a node was stopped")),
+        Item("Stop the app", app.stop, last=True),
+        Item("Quit this menu; the app goes on", lambda: None, last=True),
+    )
+
+
+def run_menu(title: str, entries: tuple[Item, ...], ask: Callable[[str], str]) -> None:
+    """Act until an item that is the last, the end of the input, or Ctrl-C. `ask` raises EOFError at the end."""
+    print_line(title)
+    while True:
+        for number, item in enumerate(entries, 1):
+            print_line(f"  {number}  {item.label}")
+        try:
+            item_chosen = choose(entries, ask(f"1-{len(entries)}> "))
+        except (EOFError, KeyboardInterrupt):
+            print_line("")
+            return
+        if isinstance(item_chosen, str):
+            print_line(item_chosen)
+            continue
+        if not _act(item_chosen) or item_chosen.last:
+            return
+
+
+def choose(entries: tuple[Item, ...], line: str) -> Item | str:
+    """The item of that number (or `q`), else a sentence that says what is possible."""
+    text = line.strip().lower()
+    if text in ("q", "quit", "exit"):
+        return entries[-1]
+    if text.isascii() and text.isdecimal() and 1 <= int(text) <= len(entries):
+        return entries[int(text) - 1]
+    return f"There is no {line.strip()!r} here; type a number from 1 to {len(entries)}, or q to quit."
+
+
+def _act(item: Item) -> bool:
+    """False: Ctrl-C in the middle of it."""
+    try:
+        item.act()
+    except TogetherError as error:
+        print_line(f"together: {error}")
+    except KeyboardInterrupt:
+        print_line("")
+        return False
+    return True

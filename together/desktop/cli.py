@@ -1,12 +1,13 @@
-"""The command line: words and options, nothing else. Imports what a command needs only when that command runs.
+"""The command line. A command imports what it needs when it runs.
 
 Errors of ours become one sentence on stderr and an exit code: 2 for wrong input, 1 for everything else.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,11 +27,16 @@ from together.desktop.options import (
     SamplingDefault,
     Strategy,
     Users,
+    WithParent,
+    endpoint_of,
+    given,
+    model_of,
+    request_of,
     running_app,
     settings_with,
 )
-from together.desktop.show import printable
-from together.errors import BadInput, TogetherError
+from together.desktop.show import print_line, printable
+from together.errors import BadInput, BadSetting, TogetherError
 from together.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,8 +61,7 @@ def main(arguments: list[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without emoji shows "?" instead of failing
     try:
-        if not arguments and (running := _app_for_menu()) is not None:
-            _menu(running)
+        if not arguments and sys.stdin.isatty() and sys.stdout.isatty() and _show_menu():
             return 0
         if not arguments or arguments[0] not in (*COMMANDS, "-h", "--help"):
             arguments = ["up", *arguments]
@@ -93,7 +98,7 @@ def up(
     backend: Backend = None,
     memory: Memory = None,
     peer: Peers = None,
-    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
+    with_parent: WithParent = False,
     log_level: LogLevel = None,
 ) -> None:
     """Start the app: page, API, and nodes on this machine."""
@@ -107,20 +112,17 @@ def up(
         sampling=sampling,
         log_level=log_level,
     )
+    from together.desktop.app import AppOptions, run_app
     from together.models.generation import sampling_mode
 
     sampling_mode(settings.sampling)
     _warn_if_open(settings)
-    from together.desktop.app import AppOptions, run_app
-    from together.desktop.arguments import model_of, request_of
-
     found = model_of(model, settings)
     nodes = local_nodes if local_nodes is not None else 2 if model is None else 1
-    # The demo is there to show a ring: for its size alone one node would do.
+    # The demo shows a ring; by its size one node would do.
     usual = "uniform" if model is None and settings.strategy == DEFAULTS.strategy else settings.strategy
     request = request_of(found, usual, strategy, layers, users, context)
-    options = AppOptions(found, request, nodes, _endpoints(peer), browser, with_parent)
-    run_app(settings, options, _say)
+    run_app(settings, AppOptions(found, request, nodes, _endpoints(peer), browser, with_parent))
 
 
 @app.command()
@@ -134,14 +136,12 @@ def node(
     peer: Peers = None,
     backend: Backend = None,
     memory: Memory = None,
-    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
+    with_parent: WithParent = False,
     log_level: LogLevel = None,
 ) -> None:
     """Lend this machine: a node without a page."""
     settings = settings_with(host=host, node_port=port, name=name, backend=backend, memory=memory, log_level=log_level)
     _warn_if_open(settings)
-    import asyncio
-
     asyncio.run(_run_node(settings, _endpoints(peer), with_parent))
 
 
@@ -163,19 +163,11 @@ def chat(
     """Chat in this terminal, with the running app or one for the time."""
     settings = settings_with(log_level=log_level)
     from together.desktop.chat import Talk, talk_on, talk_once
-    from together.desktop.temporary_app import app_for_a_while
+    from together.desktop.client import app_for_a_while
     from webui.presets import PRESETS
 
-    given = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "max_tokens": max_tokens,
-        "seed": seed,
-        "stop": stop,
-    }
-    options: dict[str, object] = {name: value for name, value in given.items() if value is not None}
-    with app_for_a_while(settings.home_path, _say_aside) as running:
+    options = given(temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens, seed=seed, stop=stop)
+    with app_for_a_while(settings.home_path) as running:
         talk = Talk(running, options, system)
         questions = PRESETS if examples else (prompt,) if prompt is not None else ()
         code = talk_once(talk, questions) if questions else talk_on(talk)
@@ -193,20 +185,27 @@ def status(
 ) -> None:
     """What runs: model, stages, nodes."""
     settings = settings_with(log_level=log_level)
-    running = running_app(settings)
+    running = running_app()
     if save is not None:
-        from together.desktop.arguments import model_of
-        from together.desktop.plan import save_cluster
+        _save_cluster(running, model_of(model, settings), save)
+    elif as_json:
+        print(json.dumps({"url": running.url, **json.loads(running.status_json())}, indent=2))
+    else:
+        from rich.console import Console
 
-        save_cluster(running, model_of(model, settings), save)
-        print(f"saved {save}; see: together plan --cluster {save}")
-        return
-    if as_json:
-        import json
+        from together.desktop.show import show_status
 
-        print(json.dumps({"url": running.url, **running.status()}, indent=2))
-        return
-    _show(running)
+        show_status(running.status(), running.url, Console())
+
+
+def _save_cluster(running: RunningApp, model: str | None, file: Path) -> None:
+    """Write the living cluster in the format of `plan --cluster`. Raises BadSetting where the file cannot be."""
+    cluster = running.ask("cluster", given(model=model))
+    try:
+        file.write_text(json.dumps(cluster, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BadSetting(f"--save {file} cannot be written: {error.strerror or error}") from None
+    print(f"saved {file}; see: together plan --cluster {file}")
 
 
 @app.command()
@@ -228,7 +227,7 @@ def doctor(
     log_level: LogLevel = None,
 ) -> None:
     """What this machine can do, what is wrong, and how to fix it; exit code 1 if something is."""
-    from together.desktop.doctor.show import run_doctor
+    from together.desktop.doctor.checks import run_doctor
 
     raise typer.Exit(run_doctor(settings_with(host=host, backend=backend, log_level=log_level), model, as_json))
 
@@ -256,21 +255,17 @@ def _warn_if_open(settings: Settings) -> None:
 
 
 def _endpoints(peers: list[str] | None) -> tuple[Endpoint, ...]:
-    from together.desktop.arguments import endpoint_of
-
     return tuple(endpoint_of(peer) for peer in peers or ())
 
 
 async def _run_node(settings: Settings, peers: tuple[Endpoint, ...], with_parent: bool) -> None:
-    import asyncio
-
     from together.cluster.local import say_endpoint
     from together.cluster.node import run_node
-    from together.desktop.signals import stop_on_signals
+    from together.processes import stop_on_signals
 
     def started(status: NodeStatus) -> None:
         first, last = status.ports
-        _say(f"node {status.name} listens on {settings.host}, ports {first} to {last}   (Ctrl-C stops it)")
+        print_line(f"node {status.name} listens on {settings.host}, ports {first} to {last}   (Ctrl-C stops it)")
         moved(status)
 
     def moved(status: NodeStatus) -> None:
@@ -282,60 +277,14 @@ async def _run_node(settings: Settings, peers: tuple[Endpoint, ...], with_parent
         await run_node(settings, peers, with_parent, started, stopping, moved)
 
 
-def _show(running: RunningApp) -> None:
-    from rich.console import Console
-
-    from together.desktop.show import show_status
-
-    show_status(running.status(), running.url, Console())
-
-
-def _app_for_menu() -> RunningApp | None:
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return None
-
+def _show_menu() -> bool:
+    """The menu, where an app runs; False where none does."""
     from together.desktop.client import find_running
 
-    return find_running(settings_with().home_path)
+    running = find_running(settings_with().home_path)
+    if running is None:
+        return False
+    from together.desktop.chat import menu_items, run_menu
 
-
-def _menu(running: RunningApp) -> None:
-    import webbrowser
-
-    from together.desktop.chat import Talk, talk_on
-    from together.desktop.loading import load_last_and_show
-    from together.desktop.menu import Actions, items, run_menu
-
-    def node_action(action: str) -> Callable[[], None]:
-        def act() -> None:
-            running.control("nodes", {"action": action})
-            _say({"start": "a node is starting", "stop": "a node was stopped"}[action])
-
-        return act
-
-    def open_page() -> None:
-        _say(running.url)
-        webbrowser.open(running.url)
-
-    def chat_here() -> None:
-        talk_on(Talk(running, {}))
-
-    actions = Actions(
-        open_page,
-        chat_here,
-        lambda: _show(running),
-        lambda: load_last_and_show(running),
-        node_action("start"),
-        node_action("stop"),
-        running.stop,
-    )
-    run_menu(f"together is running: {running.url}", items(actions), input, _say)
-
-
-def _say(line: str) -> None:
-    print(printable(line), flush=True)
-
-
-def _say_aside(line: str) -> None:
-    """For what is not the answer: a pipe behind stdout gets the answer only."""
-    print(printable(line), file=sys.stderr, flush=True)
+    run_menu(f"together is running: {running.url}", menu_items(running), input)
+    return True

@@ -1,18 +1,35 @@
-"""The commands about models and plans: plan, load, unload, inspect, models. Words and options, nothing else."""
+"""The commands about plans and models: plan, load, unload, balance, forget, inspect, models, pull."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from codecs import BOM_UTF8
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from together.desktop.options import AsJson, Context, Layers, LogLevel, Strategy, Users, running_app, settings_with
-from together.desktop.show import printable
+from together.desktop.options import (
+    AsJson,
+    Context,
+    Layers,
+    LogLevel,
+    Strategy,
+    Users,
+    given,
+    model_of,
+    running_app,
+    settings_with,
+)
+from together.desktop.show import load_and_show, load_last_and_show, printable
 from together.errors import BadSetting
 
+if TYPE_CHECKING:
+    from together.planning.request import PlanRequest
+
 app = typer.Typer()
+DOES_NOT_FIT = 3  # exit code
 
 
 @app.command()
@@ -44,12 +61,8 @@ def plan(
 ) -> None:
     """Who would take which layers of a model, and why: on the living machines, or with --cluster on any."""
     if cluster is None:
-        from together.desktop.arguments import model_of, order_of
-        from together.desktop.plan import run_live_plan
-
-        settings = settings_with()
-        order = order_of(
-            model=model_of(model, settings),
+        order = given(
+            model=model_of(model, settings_with()),
             strategy=strategy,
             users=users,
             context=context,
@@ -57,19 +70,72 @@ def plan(
             layers=layers,
             max_memory_per_partition=max_memory,
         )
-        raise typer.Exit(run_live_plan(running_app(settings), order, as_json))
-    if model is not None:
+        answer = running_app().ask("plan", order)
+        text = answer.pop("text")
+    elif model is not None:
         raise BadSetting("--cluster FILE describes the model; leave --model out")
-    from together.desktop.plan import run_plan
-    from together.planning.parse import parse_dtype, parse_request
-    from together.planning.report import NetworkTarget
+    else:
+        from together.planning.parse import parse_dtype, parse_request
+        from together.planning.report import NetworkTarget
 
-    request = parse_request(
-        "recommend", strategy, users=users, context=context, ratio=ratio, layers=layers, max_memory=max_memory
-    )
-    target = NetworkTarget(wish, prompt, first_token)
-    request = replace(request, hidden_size=hidden_size, dtype=parse_dtype(dtype), wish=target)
-    raise typer.Exit(run_plan(cluster, request, as_json))
+        request = parse_request(
+            "recommend", strategy, users=users, context=context, ratio=ratio, layers=layers, max_memory=max_memory
+        )
+        target = NetworkTarget(wish, prompt, first_token)
+        request = replace(request, hidden_size=hidden_size, dtype=parse_dtype(dtype), wish=target)
+        answer, text = _plan_file(cluster, request)
+    print(json.dumps(answer, indent=2) if as_json else printable(text))
+    raise typer.Exit(DOES_NOT_FIT if "error" in answer else 0)
+
+
+def _plan_file(file: Path, request: PlanRequest) -> tuple[dict[str, Any], str]:
+    """The plan for a cluster file, or what is missing, for programs and for people. Raises BadInput."""
+    from together.planning.cluster_file import parse_cluster
+    from together.planning.explain import Infeasible
+    from together.planning.report import answer_json, answer_text, missing_json, missing_text
+    from together.planning.request import plan_for
+
+    try:
+        problem = parse_cluster(file.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSetting(f"--cluster {file} cannot be read: {error}") from None
+    outcome = plan_for(request, problem)
+    if isinstance(outcome, Infeasible):
+        return missing_json(outcome), missing_text(outcome)
+    return answer_json(outcome), answer_text(outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class SavedStage:
+    """Layers `start` to `stop`, half-open, of one node."""
+
+    node: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPlan:
+    """A file of `plan --json`: who takes which layers, and what it was made for where it says so."""
+
+    stages: tuple[SavedStage, ...]
+    context: int | None = None
+    users: int | None = None
+
+    @property
+    def layers(self) -> str:
+        """As `--layers` takes them."""
+        return ",".join(f"{stage.node}={stage.start}:{stage.stop}" for stage in self.stages)
+
+
+def saved_plan(file: Path) -> SavedPlan:
+    """Raises BadSetting for anything that `plan --json` does not write."""
+    from together.jsonfile import decode_json
+
+    try:
+        return decode_json(file.read_bytes().removeprefix(BOM_UTF8), SavedPlan)
+    except (OSError, ValueError) as error:
+        raise BadSetting(f"--plan {file} is not what together plan --json writes ({error})") from None
 
 
 @app.command()
@@ -86,37 +152,31 @@ def load(
 ) -> None:
     """Load a model in the running app, by the recommended plan or a given one."""
     settings = settings_with(log_level=log_level)
-    from together.desktop.arguments import model_of, order_of, saved_plan
-    from together.desktop.loading import load_and_show, load_last_and_show
-
     if model is None:
-        if any(value is not None for value in (plan, strategy, layers, users, context)):
+        if given(plan=plan, strategy=strategy, layers=layers, users=users, context=context):
             raise BadSetting("these options are for a model: name it, as together load org/name")
-        load_last_and_show(running_app(settings))
+        load_last_and_show(running_app())
         return
     if plan is not None:
         if layers is not None or strategy is not None:
             raise BadSetting("--plan says who takes which layers; leave --layers and --strategy out")
-        layers, planned_context, planned_users = saved_plan(plan)
-        context, users = context or planned_context, users or planned_users
-    order = order_of(model=model_of(model, settings), strategy=strategy, layers=layers, users=users, context=context)
-    load_and_show(running_app(settings), order)
+        saved = saved_plan(plan)
+        layers, context, users = saved.layers, context or saved.context, users or saved.users
+    order = given(model=model_of(model, settings), strategy=strategy, layers=layers, users=users, context=context)
+    load_and_show(running_app(), order)
 
 
 @app.command()
 def unload(log_level: LogLevel = None) -> None:
     """Unload the model of the running app; its nodes stay."""
-    running = running_app(settings_with(log_level=log_level))
-    running.control("unload")
+    running_app(log_level).ask("unload", {})
     print("unloaded")
 
 
 @app.command()
 def balance(log_level: LogLevel = None) -> None:
     """Move layers as status advises, where machines became slower or faster; answers in progress go on."""
-    from together.desktop.loading import load_and_show
-
-    load_and_show(running_app(settings_with(log_level=log_level)), {}, action="balance")
+    load_and_show(running_app(log_level), {}, action="balance")
 
 
 @app.command()
@@ -124,7 +184,7 @@ def forget(
     node: Annotated[str, typer.Argument(help="Its name or id, as status shows it")], log_level: LogLevel = None
 ) -> None:
     """Let plans use all memory of a node again that ran out of it; by itself that happens after ten minutes."""
-    running_app(settings_with(log_level=log_level)).control("forget", {"node": node})
+    running_app(log_level).ask("forget", {"node": node})
     print(f"the next plan may use all memory of {printable(node)}; to make one now: together load")
 
 
@@ -138,7 +198,7 @@ def inspect(
     settings = settings_with(log_level=log_level)
     from together.desktop.inspect import run_inspect
 
-    raise typer.Exit(run_inspect(model, settings.home_path, as_json))
+    run_inspect(model, settings.home_path, as_json)
 
 
 @app.command(
@@ -161,6 +221,7 @@ def pull(
 ) -> None:
     """Get a model from the hub, as models pull does."""
     settings = settings_with(log_level=log_level)
-    from together.desktop.models import pull_and_say
+    from together.desktop.models import layers_of
+    from together.desktop.models import pull as pull_model
 
-    pull_and_say(name, layers, settings.home_path)
+    pull_model(name, layers_of(layers), settings.home_path)

@@ -1,28 +1,35 @@
-"""The running app from outside: its lock and address, and its HTTP API."""
+"""The running app from outside: its lock and address, its HTTP API, and an app that lives as long as a command."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import psutil
 from filelock import FileLock, Timeout
 
 from together import __version__
+from together.cluster_types import NodeStatus
+from together.desktop.show import print_aside
 from together.errors import AppError, TogetherError, Unreachable
-from together.jsonfile import recall_json, write_json
+from together.jsonfile import decode_json, recall_json, write_json
+from together.processes import command, surroundings
+from together.types import Plan
+from together.view import ServingState
 
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """What the port file says. It may be stale: a crash leaves it behind."""
+    """The port file. It may be stale: a crash leaves it behind."""
 
     pid: int
     url: str
@@ -38,7 +45,7 @@ class AppLock:
         self._lock = FileLock(home / "app.lock")
 
     def acquire(self) -> bool:
-        """Whether the lock is ours now; a port file that an earlier owner left behind is gone then."""
+        """Whether the lock is ours now; then a port file of an earlier owner is gone."""
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
@@ -47,7 +54,7 @@ class AppLock:
         return True
 
     def announce(self, url: str) -> None:
-        """Write down where we listen."""
+        """Write our address to the port file."""
         write_json(self._port_file, Announced(os.getpid(), url, __version__))
 
     def release(self) -> None:
@@ -56,7 +63,7 @@ class AppLock:
 
 
 def is_held(home: Path) -> bool:
-    """Whether an app lives that has this home. Then the port file, if there is one, is that app's own."""
+    """Whether an app with this home runs. Then the port file, if there is one, is that app's own."""
     lock = FileLock(home / "app.lock")
     try:
         lock.acquire(blocking=False)
@@ -67,7 +74,7 @@ def is_held(home: Path) -> bool:
 
 
 def read_announced(home: Path) -> Announced | None:
-    """The port file, None where there is none that can be read."""
+    """None where there is no port file, or a broken one."""
     return recall_json(_port_file(home), Announced)
 
 
@@ -77,7 +84,7 @@ def _port_file(home: Path) -> Path:
 
 TIMEOUT = httpx.Timeout(5.0, read=30.0)
 STOP_WITHIN = 10.0  # seconds
-ANSWERS_WITHIN = 5.0  # seconds; an app that is asked to stop and says nothing for so long hangs
+ANSWERS_WITHIN = 5.0  # seconds after which an app that does not answer counts as hung
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,44 @@ class ChatDelta:
     reasoning: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class AppVersion:
+    """What tells our app from another program on its port."""
+
+    name: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class AppServing:
+    """The model that the app serves or loads; `sentence` is its state for a person."""
+
+    state: ServingState
+    model: str
+    plan: Plan | None
+    ring: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class AppLimit:
+    """Why plans use less of a device, in sentences."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AppStatus:
+    """What commands read of `/status`; `reason` is why it serves nothing."""
+
+    nodes: tuple[NodeStatus, ...]
+    serving: AppServing
+    advice: str
+    offer: str
+    limits: tuple[AppLimit, ...]
+    reason: str
+
+
 class RunningApp:
     """An app that answers at `url`. Methods raise TogetherError with the app's own sentence."""
 
@@ -96,35 +141,30 @@ class RunningApp:
         self.pid = pid
         self._http = httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False)  # this machine needs no proxy
 
-    def version(self, within: float = 30.0) -> dict[str, Any]:
-        return self._json("GET", "/version", read_timeout=within)
+    def version(self, within: float) -> AppVersion:
+        """Raises ValueError for the answer of another program."""
+        return decode_json(self._request("GET", "/version", read_timeout=within), AppVersion)
 
-    def status(self) -> dict[str, Any]:
-        return self._json("GET", "/status")
-
-    def health(self) -> dict[str, Any]:
-        """`/health` as it is; `state` is READY when a request would be served."""
+    def status(self) -> AppStatus:
         try:
-            answer: dict[str, Any] = self._http.get("/health").json()
-        except (httpx.HTTPError, ValueError) as error:
-            raise Unreachable(f"the app at {self.url} does not answer: {error}") from None
-        return answer
+            return decode_json(self.status_json(), AppStatus)
+        except ValueError as error:
+            raise AppError(f"the app at {self.url} shows another status than {__version__} reads: {error}") from None
 
-    def control(self, action: str, body: dict[str, object] | None = None) -> None:
-        """`/control/…`; loading may take minutes."""
-        self.ask(action, body or {})
+    def status_json(self) -> bytes:
+        return self._request("GET", "/status")
 
     def ask(self, action: str, body: dict[str, object]) -> dict[str, Any]:
-        """`/control/…` and what it answers; machines that measure themselves take a while."""
-        return self._json("POST", f"/control/{action}", body, read_timeout=None)
+        """`/control/…` and its answer, which may take minutes: models load, machines measure themselves."""
+        answer: dict[str, Any] = json.loads(self._request("POST", f"/control/{action}", body, read_timeout=None))
+        return answer
 
     def chat(self, body: dict[str, object]) -> Iterator[ChatDelta]:
         """The answer in pieces. Closing the iterator ends the answer on every stage."""
         timeout = httpx.Timeout(5.0, read=None)
         try:
-            with self._http.stream(
-                "POST", "/v1/chat/completions", json={**body, "stream": True}, timeout=timeout
-            ) as reply:
+            body = {**body, "stream": True}
+            with self._http.stream("POST", "/v1/chat/completions", json=body, timeout=timeout) as reply:
                 if reply.status_code != 200:
                     reply.read()
                     raise AppError(_sentence(reply))
@@ -140,7 +180,7 @@ class RunningApp:
         Raises AppError where even that does not end it.
         """
         with suppress(Unreachable):
-            self._json("POST", "/control/shutdown", {}, read_timeout=ANSWERS_WITHIN)
+            self._request("POST", "/control/shutdown", {}, read_timeout=ANSWERS_WITHIN)
             if self._gone(STOP_WITHIN):
                 return
         with suppress(psutil.NoSuchProcess):  # its children end by themselves
@@ -156,24 +196,20 @@ class RunningApp:
             time.sleep(0.05)
         return True
 
-    def _json(
+    def _request(
         self, method: str, path: str, body: dict[str, object] | None = None, read_timeout: float | None = 30.0
-    ) -> dict[str, Any]:
+    ) -> bytes:
         try:
             reply = self._http.request(method, path, json=body, timeout=httpx.Timeout(5.0, read=read_timeout))
         except httpx.HTTPError as error:
             raise Unreachable(f"the app at {self.url} does not answer: {error}") from None
         if not reply.is_success:
             raise AppError(_sentence(reply))
-        answer: dict[str, Any] = reply.json()
-        return answer
+        return reply.content
 
 
 def find_running(home: Path, within: float = 30.0) -> RunningApp | None:
-    """This user's app, None where none answers `within` seconds.
-
-    A stale port file, or another program on that port, is none.
-    """
+    """This user's app; None where none answers `within` seconds, or another program has its port."""
     announced = read_announced(home)
     if announced is None:
         return None
@@ -182,7 +218,7 @@ def find_running(home: Path, within: float = 30.0) -> RunningApp | None:
         answer = app.version(within)
     except (TogetherError, ValueError):
         return None
-    return app if answer.get("name") == "together" and answer.get("pid") == announced.pid else None
+    return app if answer == AppVersion("together", announced.pid) else None
 
 
 def require_running(home: Path) -> RunningApp:
@@ -194,7 +230,7 @@ def require_running(home: Path) -> RunningApp:
 
 
 def stop_running(home: Path) -> RunningApp:
-    """End this user's app, also one that hangs and answers nobody. Raises AppError where none runs."""
+    """End this user's app, even one that hangs. Raises AppError where none runs."""
     app = find_running(home, ANSWERS_WITHIN)
     if app is None and is_held(home) and (announced := read_announced(home)) is not None:
         app = RunningApp(announced.url, announced.pid)
@@ -206,7 +242,7 @@ def stop_running(home: Path) -> RunningApp:
 
 def _runs(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # that one waits for its parent only
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # a zombie only waits for its parent
     except psutil.NoSuchProcess:
         return False
 
@@ -224,3 +260,70 @@ def _sentence(reply: httpx.Response) -> str:
         return str(reply.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return f"the app answered {reply.status_code} to {reply.request.url.path}"
+
+
+# --- an app for a while -----------------------------------------------------------------------------------------------
+
+START_WITHIN = 90.0  # seconds until the page answers
+READY_WITHIN = 900.0  # seconds until a model serves
+LOADS_WITHIN = 10.0  # seconds until an app that was just started begins to load
+LEAVE_WITHIN = 8.0
+
+
+@contextmanager
+def app_for_a_while(home: Path) -> Iterator[RunningApp]:
+    """This user's running app, or one that lives as long as this block; it serves when the block begins."""
+    app = find_running(home)
+    if app is not None:
+        wait_until_ready(app)
+        yield app
+        return
+    print_aside("starting together for this chat")
+    with tempfile.TemporaryFile() as errors, _child(errors) as child:
+        app = _wait_for_page(home, child, errors)
+        wait_until_ready(app)
+        yield app
+
+
+def wait_until_ready(app: RunningApp) -> None:
+    """Return when a request would be served. Raises AppError with the reason when none will be."""
+    said, started = "", time.monotonic()
+    while (state := (status := app.status()).serving.state) is not ServingState.READY:
+        waited = time.monotonic() - started
+        just_started = waited < LOADS_WITHIN and state is ServingState.EMPTY
+        if (state in (ServingState.FAILED, ServingState.EMPTY) and not just_started) or waited > READY_WITHIN:
+            raise AppError(status.reason)
+        if status.reason != said and not just_started:
+            print_aside(status.reason)
+            said = status.reason
+        time.sleep(0.1)
+
+
+@contextmanager
+def _child(errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """`up` as a child: out of reach of our Ctrl-C, and ended by the end of its input, however we end."""
+    line = command("together", "up", "--no-browser", "--port", "0", "--with-parent")
+    child = subprocess.Popen(line, **(surroundings() | {"stdout": subprocess.DEVNULL, "stderr": errors}))
+    try:
+        yield child
+    finally:
+        assert child.stdin is not None
+        child.stdin.close()
+        try:
+            child.wait(LEAVE_WITHIN)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _wait_for_page(home: Path, child: subprocess.Popen[bytes], errors: IO[bytes]) -> RunningApp:
+    deadline = time.monotonic() + START_WITHIN
+    while time.monotonic() < deadline:
+        if (app := find_running(home)) is not None:
+            return app
+        if child.poll():
+            errors.seek(0)
+            last = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+            raise AppError(last.removeprefix("together: ") or f"the app ended with code {child.returncode}")
+        time.sleep(0.1)
+    raise AppError(f"the app did not show its page within {START_WITHIN:.0f} s")

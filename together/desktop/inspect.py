@@ -9,12 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from backends.base import BACKENDS
-from together.desktop.show import printable
+from together.desktop.show import print_table
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.families import TOY
 from together.models.files import Published, read_published
@@ -48,15 +44,14 @@ class Inspected:
     sampling: SamplingDefaults
 
 
-def run_inspect(model: str, home: Path, as_json: bool) -> int:
-    """Print what `model`, a folder, a known name or a hub id, is; the exit code. Raises BadInput or Unreachable."""
+def run_inspect(model: str, home: Path, as_json: bool) -> None:
+    """Print what `model`, a folder, a known name or a hub id, is. Raises BadInput or Unreachable."""
     found = resolve_model(model, home)
     inspected = inspect_folder(found, home) if isinstance(found, Path) else inspect_hub(found, home)
     if as_json:
         print(json.dumps(inspected_json(inspected), indent=2))
     else:
-        show(inspected, Console())
-    return 0
+        print_table(("", ""), _lines(inspected))
 
 
 def inspect_folder(folder: Path, home: Path) -> Inspected:
@@ -158,14 +153,6 @@ def inspected_json(found: Inspected) -> dict[str, Any]:
         "sampling_defaults": found.sampling.json(),
         "sampling_by_author": list(found.sampling.by_author),
     }
-
-
-def show(found: Inspected, console: Console) -> None:
-    """For a person. Names and families are strangers' words, so never markup."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for label, text in _lines(found):
-        table.add_row(Text(label), Text(printable(text)))
-    console.print(table)
 
 
 def _lines(found: Inspected) -> list[tuple[str, str]]:

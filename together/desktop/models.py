@@ -1,7 +1,4 @@
-"""`models`: what this machine has, getting more from the hub, throwing away, exporting layers. Knows no running stage.
-
-All of it works without a network but `pull`.
-"""
+"""`models`: list the models of this machine, pull, delete, export. Only `pull` needs a network."""
 
 from __future__ import annotations
 
@@ -9,17 +6,16 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
-from rich.text import Text
 
-from together.desktop.client import find_running
-from together.desktop.show import one_line, printable
+from together.desktop.client import AppStatus, find_running
+from together.desktop.show import print_line, print_lines, print_table
 from together.errors import BadPlan, BadSetting
 from together.models.manifest import Manifest, describe
 from together.models.names import is_model_name
@@ -30,8 +26,6 @@ from together.weights.find import known_models, resolve_model
 from together.weights.hub import describe_hub, fetch_units
 from together.weights.store import KnownModel, Store, export, local_name
 from together.wording import exact_size_text, quoted
-
-Confirm = Callable[[str], bool]
 
 app = typer.Typer(
     add_completion=False, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
@@ -55,12 +49,7 @@ def pull_command(
     layers: Layers = None,
 ) -> None:
     """Get a model from the hub, or some of its layers; goes on where an earlier pull ended."""
-    pull_and_say(name, layers, load_settings().home_path)
-
-
-def pull_and_say(name: str, layers: str | None, home: Path) -> None:
-    """`pull` with options as they are typed, its progress on this terminal."""
-    pull(name, layers_of(layers), home, _say)
+    pull(name, layers_of(layers), load_settings().home_path)
 
 
 @app.command("rm")
@@ -69,7 +58,7 @@ def remove_command(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False,
 ) -> None:
     """Delete a model from the app's own folders; folders elsewhere are never touched."""
-    if not remove(name, load_settings().home_path, (lambda _: True) if yes else _confirmed, _say):
+    if not remove(name, load_settings().home_path, (lambda _: True) if yes else typer.confirm):
         raise typer.Exit(1)
 
 
@@ -80,36 +69,22 @@ def export_command(
     layers: Layers = None,
 ) -> None:
     """Write layers of a model as a folder of its own, with hashes: to carry to another machine."""
-    export_layers(model, layers_of(layers), target, load_settings().home_path, _say)
-
-
-def _confirmed(question: str) -> bool:
-    """Asks on the terminal; no answer is no."""
-    return typer.confirm(question)
-
-
-def _say(line: str) -> None:
-    print(printable(line), flush=True)
+    export_layers(model, layers_of(layers), target, load_settings().home_path)
 
 
 # --- list -------------------------------------------------------------------------------------------------------------
 
 
-def list_models(home: Path, status: dict[str, Any] | None, as_json: bool) -> None:
+def list_models(home: Path, status: AppStatus | None, as_json: bool) -> None:
     """Models of this machine; with the `status` of a running app also which nodes hold which layers."""
     models = known_models(home)
     nodes = nodes_holding(status) if status is not None else {}
     if as_json:
         print(json.dumps({"models": [model_json(model) for model in models], "nodes": nodes}, indent=2))
         return
-    console = Console()
-    table = Table("model", "size", "layers here", "where")
-    for model in models:
-        table.add_row(*(Text(one_line(text)) for text in _row(model)))
-    console.print(table)
+    print_table(("model", "size", "layers here", "where"), map(_row, models))
     for name, held in nodes.items():
-        for node, ranges in held.items():
-            console.print(Text(one_line(f"{name}: node {node} holds layers {', '.join(ranges)}")))
+        print_lines((f"{name}: node {node} holds layers {', '.join(layers)}" for node, layers in held.items()))
 
 
 def model_json(model: KnownModel) -> dict[str, Any]:
@@ -128,13 +103,12 @@ def model_json(model: KnownModel) -> dict[str, Any]:
     }
 
 
-def nodes_holding(status: dict[str, Any]) -> dict[str, dict[str, list[str]]]:
-    """Model → node → layer ranges of its stages, as `0:8`, from an app's `/status`."""
+def nodes_holding(status: AppStatus) -> dict[str, dict[str, list[str]]]:
+    """Model → node → layer ranges of its stages, as `0:8`."""
     found: dict[str, dict[str, list[str]]] = {}
-    for node in status["nodes"]:
-        for stage in node["stages"]:
-            layers = f"{stage['layers']['start']}:{stage['layers']['stop']}"
-            found.setdefault(stage["model"], {}).setdefault(node["name"], []).append(layers)
+    for node in status.nodes:
+        for stage in node.stages:
+            found.setdefault(stage.model, {}).setdefault(node.name, []).append(str(stage.layers))
     return found
 
 
@@ -148,8 +122,8 @@ def _row(model: KnownModel) -> tuple[str, ...]:
 # --- pull -------------------------------------------------------------------------------------------------------------
 
 
-def pull(name: str, layers: LayerRange | None, home: Path, say: Callable[[str], None]) -> None:
-    """Fetch a model, or what a stage of `layers` needs of it. Ctrl-C leaves parts, and the same command goes on.
+def pull(name: str, layers: LayerRange | None, home: Path) -> None:
+    """Fetch a model, or what a stage of `layers` needs of it. After Ctrl-C the same command resumes.
 
     Raises BadInput, Unreachable or DiskFull.
     """
@@ -157,55 +131,41 @@ def pull(name: str, layers: LayerRange | None, home: Path, say: Callable[[str], 
         raise BadSetting(f"{quoted(name)} is not the name of a model on the hub; write it as org/name")
     store = Store(home)
     manifest = describe_hub(name, store)
-    units = wanted_units(manifest, layers)
+    units = units_for(manifest, layers or LayerRange(0, manifest.layers))
     try:
         _fetch(manifest, units, store)
     except KeyboardInterrupt:
-        say(f"stopped; what came is kept, together models pull {name} goes on")
+        print_line(f"stopped; together models pull {name} resumes it")
         raise
-    say(f"{name}: {words(unit.name for unit in units)} are in {store.folder(manifest.fingerprint)}")
-
-
-def wanted_units(manifest: Manifest, layers: LayerRange | None) -> tuple[Unit, ...]:
-    return units_for(manifest, layers or LayerRange(0, manifest.layers))
+    print_line(f"{name}: {words(unit.name for unit in units)} are in {store.folder(manifest.fingerprint)}")
 
 
 def _fetch(manifest: Manifest, units: Sequence[Unit], store: Store) -> None:
-    """The main thread draws and hears Ctrl-C, another one fetches."""
+    """A thread fetches, so that the main thread is free to draw and to take Ctrl-C."""
     model = ModelRef(manifest.name, "", manifest.fingerprint, manifest.layers, manifest.revision)
-    stop, failure = threading.Event(), list[BaseException]()
-    with Progress(*_columns(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(manifest.name, total=sum(unit.size for unit in units))
-
-        def work() -> None:
-            try:
-                fetch_units(model, units, store, lambda done, total: bar.update(task, completed=done), stop.is_set)
-            except BaseException as error:  # whatever it is, the caller is told
-                failure.append(error)
-
-        worker = threading.Thread(target=work, name="pull")
-        worker.start()
+    total = sum(unit.size for unit in units)
+    stop = threading.Event()
+    name = TextColumn("{task.description}", markup=False)
+    columns = name, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as bar, ThreadPoolExecutor(1, "pull") as pool:
+        task = bar.add_task(manifest.name, total=total)
+        fetched = pool.submit(
+            fetch_units, model, units, store, lambda done, _: bar.update(task, completed=done), stop.is_set
+        )
         try:
-            while worker.is_alive():
-                worker.join(0.1)
-            bar.update(task, completed=sum(unit.size for unit in units) if not failure else None)
+            while not wait([fetched], timeout=0.1).done:
+                pass  # on Windows, Ctrl-C does not end a wait without a timeout
+            fetched.result()
         finally:
             stop.set()
-            worker.join()
-    if failure:
-        raise failure[0]
-
-
-def _columns() -> tuple[Any, ...]:
-    name = TextColumn("{task.description}", markup=False)
-    return name, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+        bar.update(task, completed=total)
 
 
 # --- rm ---------------------------------------------------------------------------------------------------------------
 
 
-def remove(name: str, home: Path, confirm: Confirm, say: Callable[[str], None]) -> bool:
-    """Delete a model from the app's own folders, after `confirm`; False if that said no. Never a folder elsewhere.
+def remove(name: str, home: Path, confirm: Callable[[str], bool]) -> bool:
+    """Delete a model from the app's own folders, never elsewhere; False where `confirm` refused.
 
     Raises BadSetting for a model that is not here, or only in folders that are not the app's.
     """
@@ -218,12 +178,12 @@ def remove(name: str, home: Path, confirm: Confirm, say: Callable[[str], None]) 
         return False
     for model in own:
         _delete(model, home)
-        say(f"deleted {model.folder}")
+        print_line(f"deleted {model.folder}")
     return True
 
 
 def is_own(folder: Path, home: Path) -> bool:
-    """Whether it is the app's: a model in its cache, or a real folder under its `models`, not a link there."""
+    """Whether it is a model in the app's cache, or a real folder under its `models`, not a link there."""
     if folder.is_symlink():
         return False
     root, place = home.resolve(), folder.resolve()
@@ -248,7 +208,7 @@ def _not_own(name: str, found: Iterable[KnownModel]) -> str:
 # --- export -----------------------------------------------------------------------------------------------------------
 
 
-def export_layers(model: str, layers: LayerRange | None, target: Path, home: Path, say: Callable[[str], None]) -> None:
+def export_layers(model: str, layers: LayerRange | None, target: Path, home: Path) -> None:
     """Write layers of a model that is on this machine as a folder of its own. Raises BadInput or DiskFull."""
     folder = resolve_model(model, home)
     if isinstance(folder, str):
@@ -256,7 +216,7 @@ def export_layers(model: str, layers: LayerRange | None, target: Path, home: Pat
     manifest = describe(folder, local_name(folder, home))
     made = export(folder, manifest, layers or LayerRange(0, manifest.layers), target)
     size = sum(file.stat().st_size for file in target.iterdir())
-    say(f"{made.name}: {words(made.digests)} of {made.layers} layers, {exact_size_text(size)}, are in {target}")
+    print_line(f"{made.name}: {words(made.digests)} of {made.layers} layers, {exact_size_text(size)}, are in {target}")
 
 
 def layers_of(text: str | None) -> LayerRange | None:

@@ -1,4 +1,4 @@
-"""`bench decode`: prefill and decode speed of real stage processes on loopback, driven by the engine. Knows no node.
+"""`bench decode`: prefill and decode speed of real stage processes; `bench estimate`: what the planner expects of them.
 
 Compared set-ups run in turn, so a slow moment of the machine hits all of them; figures are medians over the rounds.
 """
@@ -17,27 +17,31 @@ from typing import Protocol
 
 import psutil
 
+from together.cluster.identity import machine_id
+from together.cluster.profiling import Profiler, find_devices, measure_link
+from together.cluster_types import DeviceProfile, Endpoint, LinkOrder, LinkSpeed, MeasureOrder
+from together.desktop.bench.ring import BenchModel, BenchRing, bench_ring
 from together.desktop.bench.shapes import random_checkpoint
-from together.engine.engine import Engine
 from together.errors import BadSetting, LoadFailed
-from together.head.loopback import LocalRing, Place, local_engine
-from together.models.spec import read_spec
+from together.models.spec import ModelSpec, read_spec
+from together.planning.memory import cache_tokens, model_size, workspace_bytes
+from together.planning.problem import Assignment, Link, NodeProfile, Problem, Split
+from together.planning.score import score_of
 from together.planning.strategies import uniform_ranges
 from together.processes import end, spawn
-from together.requests import GenerateRequest
-from together.types import Dtype, Sampling
+from together.ring import rpc
+from together.types import DTYPE_BYTES
 
-WARM_PROMPT, WARM_TOKENS = 8, 3
+WARM_PROMPT, WARM_TOKENS = 8, 3  # touches all weights: while the others ran, they may have left caches, even memory
+HOST = "127.0.0.1"
+PORTS = range(47_000, 47_100)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeRequest:
     """What is measured; `prompt` and `new` in tokens."""
 
-    shape: str
-    dtype: Dtype
-    backend: str
-    device: str
+    model: BenchModel
     prompt: int
     new: int
     rounds: int
@@ -45,172 +49,134 @@ class DecodeRequest:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One round of one set-up; times in seconds."""
+    """One request alone: its first token ends the prefill, the others are decode."""
 
     prefill_tok_s: float
     decode_tok_s: float
     ttft_s: float
+    step_ms: float = 0.0
+    stage_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeReport:
-    """Medians over the rounds. `stage_ms` and `hop_ms` are of a decode step; `rss_bytes` is each stage's peak."""
+    """Medians over the rounds. `stage_ms` and `hop_ms` are of a decode step; `rss_bytes` is each process's peak."""
 
     name: str
     prefill_tok_s: float
     decode_tok_s: float
     ttft_s: float
-    stage_ms: tuple[float, ...] = ()
-    hop_ms: float = 0.0
-    rss_bytes: tuple[int, ...] = ()
-    weight_bytes: tuple[int, ...] = ()
+    stage_ms: tuple[float, ...]
+    hop_ms: float
+    rss_bytes: tuple[int, ...]
+    weight_bytes: tuple[int, ...]
 
 
 class DecodeSubject(Protocol):
-    """A set-up that can do a round, and say at the end what else it knows."""
+    """A set-up that is measured."""
 
-    async def warm(self) -> None:
-        """Touch all weights: what was idle while the others ran may have left caches, even memory."""
+    @property
+    def name(self) -> str: ...
 
-    async def run(self) -> Run: ...
+    async def run(self, prompt: int, new: int) -> Run: ...
 
-    def report(self, runs: list[Run]) -> DecodeReport: ...
+    def sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Peak memory and weights of each process, in bytes."""
 
 
 async def bench_decode(request: DecodeRequest, setups: list[str], home: Path) -> list[DecodeReport]:
-    """`setups` are numbers of stages, or "transformers"; one report each, measured in alternation."""
-    _check(setups)
-    folder = await asyncio.to_thread(random_checkpoint, request.shape, request.dtype, home)
-    async with AsyncExitStack() as stack:
-        subjects = [await stack.enter_async_context(_subject(setup, request, folder, home)) for setup in setups]
-        runs: list[list[Run]] = [[] for _ in subjects]
-        for _ in range(request.rounds):
-            for subject, done in zip(subjects, runs, strict=True):
-                await subject.warm()
-                done.append(await subject.run())
-        return [subject.report(done) for subject, done in zip(subjects, runs, strict=True)]
+    """`setups` are numbers of stages, or "transformers"; one report each, measured in alternation.
 
-
-def _check(setups: list[str]) -> None:
-    """Before anything is started."""
+    Raises BadSetting for other words, before anything starts.
+    """
     for setup in setups:
         if setup != "transformers" and (not setup.isdecimal() or int(setup) < 1):
             raise BadSetting(f"cannot compare with {setup!r}; give a number of stages, or transformers")
+    async with AsyncExitStack() as stack:
+        subjects = [await stack.enter_async_context(_subject(setup, request, home)) for setup in setups]
+        runs: list[list[Run]] = [[] for _ in subjects]
+        for _ in range(request.rounds):
+            for subject, done in zip(subjects, runs, strict=True):
+                await subject.run(WARM_PROMPT, WARM_TOKENS)
+                done.append(await subject.run(request.prompt, request.new))
+        return [_report(subject, done) for subject, done in zip(subjects, runs, strict=True)]
 
 
-def _subject(
-    setup: str, request: DecodeRequest, folder: Path, home: Path
-) -> AbstractAsyncContextManager[DecodeSubject]:
-    if setup == "transformers":
-        return _reference(request, folder)
-    return _ring(int(setup), request, folder, home)
+def _subject(setup: str, request: DecodeRequest, home: Path) -> AbstractAsyncContextManager[DecodeSubject]:
+    return _reference(request.model, home) if setup == "transformers" else _stages(int(setup), request, home)
 
 
-class _Ring:
-    """Stage processes joined to a ring, and an engine over it."""
-
-    def __init__(self, engine: Engine, ring: LocalRing, request: DecodeRequest) -> None:
-        self._engine = engine
-        self._stages = ring.stages
-        self._request = request
-        self._spec = ring.spec
-        self._step_ms: list[float] = []
-        self._stage_ms: list[tuple[float, ...]] = []
-        self._turn = 0
-
-    async def warm(self) -> None:
-        await self._generate(WARM_PROMPT, WARM_TOKENS)
-
-    async def run(self) -> Run:
-        """One request alone: its first token ends the prefill, the others are decode."""
-        self._engine.times.clear()
-        first, total = await self._generate(self._request.prompt, self._request.new)
-        self._step_ms.append(self._engine.times.step_ms)
-        self._stage_ms.append(self._engine.times.stage_ms)
-        return Run(self._request.prompt / first, (self._request.new - 1) / (total - first), first)
-
-    async def _generate(self, length: int, new: int) -> tuple[float, float]:
-        """Seconds to the first token, and to the last."""
-        self._turn += 1  # another first token each time, so that nothing could be reused
-        prompt = tuple((self._turn * 7919 + i * 31) % self._spec.vocab_size for i in range(length))
-        began = time.perf_counter()
-        first = 0.0
-        ask = GenerateRequest(prompt, Sampling(temperature=0.0), new, ignore_eos=True)
-        async for _ in self._engine.submit(ask):
-            first = first or time.perf_counter() - began
-        return first, time.perf_counter() - began
-
-    def report(self, runs: list[Run]) -> DecodeReport:
-        stage_ms = tuple(median(times) for times in zip(*self._stage_ms, strict=True))
-        hops = len(self._stages) + 1
-        dtype = self._request.dtype
-        return DecodeReport(
-            f"{len(self._stages)} stages",
-            *_medians(runs),
-            stage_ms=stage_ms,
-            hop_ms=(median(self._step_ms) - sum(stage_ms)) / hops,
-            rss_bytes=tuple(peak_memory(stage.status.pid) for stage in self._stages),
-            weight_bytes=tuple(self._spec.stage_bytes(stage.status.layers, dtype) for stage in self._stages),
-        )
-
-
-@asynccontextmanager
-async def _ring(count: int, request: DecodeRequest, folder: Path, home: Path) -> AsyncIterator[DecodeSubject]:
-    places = equal_places(folder, request.backend, request.device, count)
-    async with local_engine(folder, home, places, request.dtype, request.prompt + request.new) as (engine, ring):
-        yield _Ring(engine, ring, request)
-
-
-def equal_places(folder: Path, backend: str, device: str, count: int) -> tuple[Place, ...]:
-    """`count` stages of equal size on one device."""
-    return tuple(Place(backend, device, layers) for layers in uniform_ranges(read_spec(folder).layers, count))
-
-
-class _Reference:
-    """transformers' own `generate` in a child process."""
-
-    def __init__(self, process: asyncio.subprocess.Process, request: DecodeRequest) -> None:
-        self._process = process
-        self._request = request
-        self._rss = 0
-
-    async def warm(self) -> None:
-        await self._ask(WARM_PROMPT, WARM_TOKENS)
-
-    async def run(self) -> Run:
-        run = Run(**await self._ask(self._request.prompt, self._request.new))
-        self._rss = peak_memory(self._process.pid)
-        return run
-
-    async def _ask(self, prompt: int, new: int) -> dict[str, float]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{prompt} {new}\n".encode())
-        line = await self._process.stdout.readline()
-        if not line:
-            raise LoadFailed("the transformers process ended; run it alone to see why")
-        answer: dict[str, float] = json.loads(line)
-        return answer
-
-    def report(self, runs: list[Run]) -> DecodeReport:
-        return DecodeReport("transformers", *_medians(runs), rss_bytes=(self._rss,))
-
-
-@asynccontextmanager
-async def _reference(request: DecodeRequest, folder: Path) -> AsyncIterator[DecodeSubject]:
-    process = await spawn("backends.on_torch.reference", str(folder), request.device, request.dtype)
-    try:
-        yield _Reference(process, request)
-    finally:
-        await end(process)
-
-
-def _medians(runs: list[Run]) -> tuple[float, float, float]:
-    return (
+def _report(subject: DecodeSubject, runs: list[Run]) -> DecodeReport:
+    stage_ms = tuple(median(times) for times in zip(*(run.stage_ms for run in runs), strict=True))
+    rss, weights = subject.sizes()
+    return DecodeReport(
+        subject.name,
         median(run.prefill_tok_s for run in runs),
         median(run.decode_tok_s for run in runs),
         median(run.ttft_s for run in runs),
+        stage_ms,
+        (median(run.step_ms for run in runs) - sum(stage_ms)) / (len(stage_ms) + 1),
+        rss,
+        weights,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Stages:
+    """An engine over stage processes."""
+
+    name: str
+    ring: BenchRing
+    model: BenchModel
+
+    async def run(self, prompt: int, new: int) -> Run:
+        measured = self.ring.engine.times
+        measured.clear()
+        began = time.perf_counter()
+        times = await self.ring.generate(prompt, new)
+        first, last = times[0] - began, times[-1] - began
+        return Run(prompt / first, (new - 1) / (last - first), first, measured.step_ms, measured.stage_ms)
+
+    def sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        stages = [stage.status for stage in self.ring.stages]
+        weights = tuple(self.ring.spec.stage_bytes(stage.layers, self.model.dtype) for stage in stages)
+        return tuple(peak_memory(stage.pid) for stage in stages), weights
+
+
+@asynccontextmanager
+async def _stages(count: int, request: DecodeRequest, home: Path) -> AsyncIterator[DecodeSubject]:
+    async with bench_ring(request.model, home, count, request.prompt + request.new) as ring:
+        yield _Stages(f"{count} stages", ring, request.model)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """transformers' own `generate` in a child process."""
+
+    name: str
+    process: asyncio.subprocess.Process
+
+    async def run(self, prompt: int, new: int) -> Run:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{prompt} {new}\n".encode())
+        line = await self.process.stdout.readline()
+        if not line:
+            raise LoadFailed("the transformers process ended; run it alone to see why")
+        return Run(**json.loads(line))
+
+    def sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (peak_memory(self.process.pid),), ()
+
+
+@asynccontextmanager
+async def _reference(model: BenchModel, home: Path) -> AsyncIterator[DecodeSubject]:
+    folder = await asyncio.to_thread(random_checkpoint, model.shape, model.dtype, home)
+    process = await spawn("backends.on_torch.reference", str(folder), model.device, model.dtype)
+    try:
+        yield _Reference("transformers", process)
+    finally:
+        await end(process)
 
 
 def peak_memory(pid: int) -> int:
@@ -223,8 +189,76 @@ def peak_memory(pid: int) -> int:
     return int(getattr(info, "peak_wset", info.rss))
 
 
-def as_json(reports: list[DecodeReport]) -> dict[str, object]:
+def decode_json(reports: list[DecodeReport]) -> dict[str, object]:
     """The first report's keys at the top, the others under `compare` with the first's decode speed over theirs."""
     first, *others = reports
     compare = [asdict(other) | {"decode_ratio": first.decode_tok_s / other.decode_tok_s} for other in others]
     return asdict(first) | ({"compare": compare} if compare else {})
+
+
+# --- estimate ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Expected and measured: ms per token, and bytes of each stage's process at its peak."""
+
+    name: str
+    expected_ms: float
+    measured_ms: float
+    expected_bytes: tuple[int, ...]
+    measured_bytes: tuple[int, ...]
+
+    @property
+    def ms_ratio(self) -> float:
+        return self.expected_ms / self.measured_ms
+
+    @property
+    def bytes_ratios(self) -> tuple[float, ...]:
+        pairs = zip(self.expected_bytes, self.measured_bytes, strict=True)
+        return tuple(expected / measured for expected, measured in pairs)
+
+
+async def bench_estimate(request: DecodeRequest, stages: int, home: Path) -> Estimate:
+    """Profile this machine, plan `stages` equal stages of the shape, then run them."""
+    model = request.model
+    folder = await asyncio.to_thread(random_checkpoint, model.shape, model.dtype, home)
+    spec = await asyncio.to_thread(read_spec, folder)
+    profiler = Profiler("bench", machine_id(home), home, await find_devices(model.backend, home))
+    config = (folder / "config.json").read_bytes()
+    profile = await profiler.measure(MeasureOrder(model.backend, model.device, model.dtype, config))
+    speed = await _loopback(spec.hidden_size * DTYPE_BYTES[model.dtype])
+    score = score_of(*_plan(spec, request, stages, profile, speed))
+    measured = (await bench_decode(request, [str(stages)], home))[0]
+    fixed = workspace_bytes(spec) + profile.overhead_bytes
+    sizes = tuple(int(stage.bytes) + fixed for stage in score.stages)
+    return Estimate(measured.name, score.token_ms, 1000 / measured.decode_tok_s, sizes, measured.rss_bytes)
+
+
+def _plan(
+    spec: ModelSpec, request: DecodeRequest, stages: int, profile: DeviceProfile, speed: LinkSpeed
+) -> tuple[Problem, Split]:
+    """Equal stages on machines that are all like this one; the head is one more process on it."""
+    names = [f"stage {index}" for index in range(stages)]
+    costs = profile.ms_per_layer, profile.ms_per_stage
+    nodes = [NodeProfile(name, *costs, ms_per_head=profile.ms_per_head, max_layers=spec.layers) for name in names]
+    problem = Problem(
+        model_size(spec, request.model.dtype),
+        (*nodes, NodeProfile("head", 0.0, max_layers=0)),
+        tuple(Link(a, b, speed.hop_ms) for a in (*names, "head") for b in names if a != b),
+        head="head",
+        context=cache_tokens(request.prompt + request.new, 1),
+    )
+    shares = zip(names, uniform_ranges(spec.layers, stages), strict=True)
+    return problem, Split(tuple(Assignment(name, layers) for name, layers in shares))
+
+
+async def _loopback(size: int) -> LinkSpeed:
+    """A link between two processes of this machine, as nodes would time it."""
+    server = rpc.make_server({rpc.ECHO: rpc.unary_handler(rpc.ECHO_CALL, rpc.echo)})
+    port = rpc.bind(server, HOST, PORTS)
+    await server.start()
+    try:
+        return await measure_link(LinkOrder(Endpoint((HOST,), port), size))
+    finally:
+        await server.stop(0)

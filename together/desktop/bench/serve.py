@@ -7,12 +7,9 @@ import json
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
 
 import httpx
 
@@ -21,7 +18,7 @@ from together.errors import NotServing, TogetherError, Unreachable
 from together.head.loopback import Place, local_engine
 from together.requests import GenerateRequest, Message
 from together.text.tokenizer import TextModel
-from together.types import LayerRange, Sampling
+from together.types import Plan, Sampling
 
 ANSWER_WITHIN = 600.0  # seconds without a byte
 
@@ -82,50 +79,44 @@ class Exchange:
         return (self.ended - self.first) * 1e3 / max(self.tokens - 1, 1)
 
 
-@dataclass(slots=True)
-class LoadGenerator:
-    """A client of one server."""
+async def bench_serve(url: str, request: ServeRequest) -> ServeReport:
+    """Ask the server at `url`. Raises Unreachable where nobody answers."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=request.concurrent)
+    timeout = httpx.Timeout(10.0, read=ANSWER_WITHIN, pool=None)
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout, trust_env=False) as client:
+        model = await _model(client)
+        places, run = asyncio.Semaphore(request.concurrent), secrets.token_hex(4)
 
-    client: httpx.AsyncClient
-    request: ServeRequest
-    _run: str = field(default_factory=lambda: secrets.token_hex(4))
+        async def one(index: int) -> Exchange:
+            words = f"{run} {index}: " + "How far does a hidden state travel? " * (request.prompt // 7 + 1)
+            async with places:
+                return await exchange(
+                    client,
+                    "/v1/chat/completions",
+                    {"messages": [{"role": "user", "content": words}], "max_tokens": request.new},
+                )
 
-    async def run(self) -> ServeReport:
-        """Raises Unreachable where nobody answers."""
-        model = await self._model()
-        places = asyncio.Semaphore(self.request.concurrent)
         began = time.perf_counter()
-        done = await asyncio.gather(*(self._one(index, places) for index in range(self.request.requests)))
+        done = await asyncio.gather(*(one(index) for index in range(request.requests)))
         return report(model, done, time.perf_counter() - began)
 
-    async def _model(self) -> str:
-        try:
-            models = (await self.client.get("/v1/models")).json()["data"]
-        except (httpx.HTTPError, ValueError, KeyError) as error:
-            raise Unreachable(
-                f"{self.client.base_url} does not answer as an OpenAI-compatible server: {error}"
-            ) from error
-        if not models:
-            raise Unreachable(f"{self.client.base_url} serves no model; load one, then measure again")
-        return str(models[0]["id"])
 
-    async def _one(self, index: int, places: asyncio.Semaphore) -> Exchange:
-        words = f"{self._run} {index}: " + "How far does a hidden state travel? " * (self.request.prompt // 7 + 1)
-        body = {
-            "messages": [{"role": "user", "content": words}],
-            "max_tokens": self.request.new,
-            "ignore_eos": True,
-            "stream_options": {"include_usage": True},
-        }
-        async with places:
-            return await exchange(self.client, "/v1/chat/completions", body)
+async def _model(client: httpx.AsyncClient) -> str:
+    try:
+        models = (await client.get("/v1/models")).json()["data"]
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        raise Unreachable(f"{client.base_url} does not answer as an OpenAI-compatible server: {error}") from error
+    if not models:
+        raise Unreachable(f"{client.base_url} serves no model; load one, then measure again")
+    return str(models[0]["id"])
 
 
 async def exchange(client: httpx.AsyncClient, path: str, body: dict[str, object]) -> Exchange:
-    """One streamed request; its first token is the first event with text."""
+    """One streamed request that no end of text ends; its first token is the first event with text."""
     found = Exchange(time.perf_counter())
+    body |= {"ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
     try:
-        async with client.stream("POST", path, json={**body, "stream": True}) as reply:
+        async with client.stream("POST", path, json=body) as reply:
             if reply.status_code != 200:
                 found.refusal = str(reply.status_code)
                 return found
@@ -180,14 +171,6 @@ def percentiles(values: list[float]) -> Percentiles:
     return Percentiles(cuts[49], cuts[94], cuts[98])
 
 
-async def bench_serve(url: str, request: ServeRequest) -> ServeReport:
-    """Ask the server at `url`."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=request.concurrent)
-    timeout = httpx.Timeout(10.0, read=ANSWER_WITHIN, pool=None)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout, trust_env=False) as client:
-        return await LoadGenerator(client, request).run()
-
-
 WARM = 2  # rounds that do not count
 
 
@@ -210,18 +193,21 @@ class Overhead:
         return self.per_token_ms - self.engine_per_token_ms
 
 
-async def bench_overhead(url: str, plan: dict[str, Any], home: Path, prompt: int, new: int, rounds: int) -> Overhead:
-    """`plan` is the one that the app at `url` serves, as `/status` shows it. Raises NotServing for an early end."""
+async def bench_overhead(url: str, plan: Plan, home: Path, prompt: int, new: int, rounds: int) -> Overhead:
+    """`plan` is the one that the app at `url` serves by. Raises NotServing for an answer that ends early."""
+    folder = Path(plan.model.path)
+    places = tuple(Place(stage.backend, stage.device, stage.layers) for stage in plan.stages)
     timeout = httpx.Timeout(10.0, read=ANSWER_WITHIN)
     served, alone = [], []
-    text = await asyncio.to_thread(TextModel.open, Path(plan["model"]["path"]))
+    text = await asyncio.to_thread(TextModel.open, folder)
     async with (
-        _engine(plan, home, 2 * prompt + 64 + new) as engine,
+        local_engine(folder, home, places, plan.dtype, 2 * prompt + 64 + new) as (engine, _),
         httpx.AsyncClient(base_url=url, timeout=timeout, trust_env=False) as client,
     ):
         for turn in range(rounds + WARM):
             ids = _question(text, turn, prompt)
-            served.append(_complete(await _ask_server(client, ids, new), new))
+            body: dict[str, object] = {"prompt": list(ids), "max_tokens": new, "temperature": 0}
+            served.append(_complete(await exchange(client, "/v1/completions", body), new))
             alone.append(_complete(await _ask_engine(engine, ids, new), new))
     return Overhead(
         rounds,
@@ -236,11 +222,6 @@ def _question(text: TextModel, turn: int, length: int) -> tuple[int, ...]:
     """About `length` tokens that a model answers with text at once; another beginning each time: nothing is reused."""
     words = f"{secrets.token_hex(4)} {turn}: what is the capital of France? "
     return text.prompt_ids([Message("user", words * (length // len(text.encode(words)) or 1))])
-
-
-async def _ask_server(client: httpx.AsyncClient, ids: tuple[int, ...], new: int) -> Exchange:
-    body = {"prompt": list(ids), "max_tokens": new, "temperature": 0, "ignore_eos": True}
-    return await exchange(client, "/v1/completions", body | {"stream_options": {"include_usage": True}})
 
 
 async def _ask_engine(engine: Engine, ids: tuple[int, ...], new: int) -> Exchange:
@@ -258,21 +239,10 @@ def _complete(found: Exchange, new: int) -> Exchange:
     return found
 
 
-@asynccontextmanager
-async def _engine(plan: dict[str, Any], home: Path, context: int) -> AsyncIterator[Engine]:
-    places = tuple(
-        Place(stage["backend"], stage["device"], LayerRange(stage["layers"]["start"], stage["layers"]["stop"]))
-        for stage in plan["stages"]
-    )
-    async with local_engine(Path(plan["model"]["path"]), home, places, plan["dtype"], context) as (engine, _):
-        yield engine
-
-
-def plan_of(status: dict[str, Any]) -> dict[str, Any]:
-    """The plan that an app serves by. Raises TogetherError where that cannot be compared."""
-    plan: dict[str, Any] | None = status["serving"]["plan"]
+def comparable(plan: Plan | None) -> Plan:
+    """The plan that an app serves by. Raises TogetherError where it cannot be compared."""
     if plan is None:
         raise NotServing("no model is loaded; load one, then measure again")
-    if not Path(plan["model"]["path"]).is_dir():
+    if not Path(plan.model.path).is_dir():
         raise TogetherError("--overhead needs the app's model in a folder of this machine")
     return plan

@@ -1,151 +1,46 @@
-"""`doctor`: what is wrong with this machine and its cluster, and how to fix it, as pure decisions over facts.
-
-Knows not how the facts were found (doctor_facts.py) nor how they are shown (doctor_show.py).
-"""
+"""`doctor`: what is wrong with this machine and its cluster and how to fix it, decided from facts, and its display."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from together.cluster_types import Device, DeviceProfile
+from rich.console import Console
+
+from together.cluster.measure import LIFE
+from together.cluster_types import DeviceProfile, NodeState
+from together.desktop.doctor.facts import App, Facts, Measured, facts_json, gather, shape_of
+from together.desktop.show import GB, print_lines, print_table
+from together.errors import BadSetting
+from together.settings import Settings
+from together.weights.find import resolve_model
 from together.wording import size_text, sizes_text, times_text
 
 LEAST_MEMORY = 2 * 10**9  # bytes that a stage of even a small model needs
 LEAST_DISK = 5 * 10**9
 OLDEST_DRIVER = 525  # NVIDIA's first for CUDA 12
-APPLE_GPUS = ("mps", "gpu")
 
 
-# --- facts ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Nvidia:
-    """An NVIDIA driver that answers, and its GPUs."""
-
-    gpus: tuple[str, ...]
-    driver: str  # "580.95.05"
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A device at the shape in question: its profile, or why there is none."""
-
-    device: str  # its key
-    profile: DeviceProfile | None = None
-    trouble: str = ""
-    busy: float = 0.0  # the share of all processors that others used meanwhile, where it was enough to disturb
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredShape:
-    """Whose shape was measured."""
-
-    model: str
-    layers: int
-    dtype: str
-
-
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """Where the app keeps models."""
-
-    folder: str
-    total_bytes: int
-    free_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """What the app would listen on; `nodes` is the first free block, None where all are taken."""
-
-    host: str
-    page: int
-    page_is_free: bool
-    nodes: tuple[int, int] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Multicast:
-    """Whether a record of our own came back, on the addresses that the app uses."""
-
-    heard: bool
-    network: bool  # of all interfaces; else of loopback alone
-    trouble: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbour:
-    """A node as the running app sees it."""
-
-    name: str
-    state: str
-    cause: str
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
-class NodeRoute:
-    """A link as the app measured it: one way of a token's hidden state. None: they do not reach each other."""
-
-    a: str
-    b: str
-    ms: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class RingStage:
-    """A stage of the ring that serves, in its order; `ms` is what a token takes there, 0 where that is not known."""
-
-    place: str  # as in links: a node, or one of its devices
-    layers: str
-    ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class App:
-    """The app that runs here; `ring` is empty where no model is loaded, `place` is the head's in links."""
-
-    url: str
-    nodes: tuple[Neighbour, ...] = ()
-    links: tuple[NodeRoute, ...] = ()
-    ring: tuple[RingStage, ...] = ()
-    place: str = ""
-    trouble: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """Everything that was looked at. Bytes and plain words."""
-
-    version: str
-    system: str  # "Linux", "Darwin", "Windows"
-    processor: str  # "x86_64", "arm64", …, as this Python sees it
-    emulated: bool  # the machine's own is another one
-    libraries: dict[str, str]  # name → version, of those installed
-    backend: str  # "" where none can be used
-    backend_trouble: str
-    nvidia: Nvidia | None
-    devices: tuple[Device, ...]
-    memory_total: int
-    memory_free: int
-    memory_usable: int  # free less the reserve: what nodes may grant
-    busy_percent: float  # of the processors, before anything was measured
-    shape: MeasuredShape
-    measured: tuple[Measured, ...]
-    disk: Disk
-    ports: Ports
-    multicast: Multicast
-    app: App | None
-
-
-# --- decisions --------------------------------------------------------------------------------------------------------
+def run_doctor(settings: Settings, model: str | None, as_json: bool) -> int:
+    """Look, judge, print; the exit code: 1 if something needs fixing. Raises BadInput for a model that is not here."""
+    folder = None if model is None else resolve_model(model, settings.home_path)
+    if folder is not None and not isinstance(folder, Path):
+        raise BadSetting(f"{model} is not on this machine; give a folder or a name that together models shows")
+    facts = asyncio.run(gather(settings, shape_of(folder, settings)))
+    found = problems(facts)
+    if as_json:
+        print(doctor_json(facts, found))
+    else:
+        show(facts, found, Console())
+    return 1 if found else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What is wrong, and what to do about it; together one sentence."""
+    """What is wrong and how to fix it."""
 
     what: str
     fix: str
@@ -155,7 +50,7 @@ class Diagnosis:
 
 
 def problems(facts: Facts) -> tuple[Diagnosis, ...]:
-    """All that needs fixing, what is most fundamental first."""
+    """Everything that needs fixing, the most fundamental first."""
     checks = (_emulation, _apple, _backend, _nvidia, _memory, _disk, _measuring, _ports, _multicast, _cluster, _links)
     return tuple(problem for check in checks for problem in check(facts))
 
@@ -169,8 +64,7 @@ def _emulation(facts: Facts) -> Iterator[Diagnosis]:
 
 
 def _apple(facts: Facts) -> Iterator[Diagnosis]:
-    apple = facts.system == "Darwin" and (facts.processor == "arm64" or facts.emulated)
-    if apple and not facts.emulated and "mlx" not in facts.libraries:
+    if facts.system == "Darwin" and facts.processor == "arm64" and "mlx" not in facts.libraries:
         yield Diagnosis(
             "this is Apple Silicon and MLX, which uses its GPU best, is not installed", "run python3 launch.py again"
         )
@@ -182,7 +76,7 @@ def _backend(facts: Facts) -> Iterator[Diagnosis]:
 
 
 def _nvidia(facts: Facts) -> Iterator[Diagnosis]:
-    """A GPU that torch does not see; with another backend nobody wants it."""
+    """A GPU that torch does not see; other backends do not use it."""
     if facts.nvidia is None or facts.backend != "torch" or any(d.name.startswith("cuda") for d in facts.devices):
         return
     gpus, torch = ", ".join(facts.nvidia.gpus) or "an NVIDIA GPU", facts.libraries.get("torch", "")
@@ -199,13 +93,10 @@ def _nvidia(facts: Facts) -> Iterator[Diagnosis]:
 
 
 def _memory(facts: Facts) -> Iterator[Diagnosis]:
-    loaded = facts.app is not None and bool(facts.app.ring)  # then it is us who took it
+    loaded = facts.app is not None and bool(facts.app.ring)  # then our own stages hold it
     if facts.memory_usable < LEAST_MEMORY and not loaded:
         usable, total = sizes_text(facts.memory_usable, facts.memory_total)
-        yield Diagnosis(
-            f"only {usable} of {total} memory can be used for layers",
-            "close other programs",
-        )
+        yield Diagnosis(f"only {usable} of {total} memory can be used for layers", "close other programs")
 
 
 def _disk(facts: Facts) -> Iterator[Diagnosis]:
@@ -245,7 +136,7 @@ def _cluster(facts: Facts) -> Iterator[Diagnosis]:
     if facts.app.trouble:
         yield Diagnosis(f"the links of the running app were not measured ({facts.app.trouble})", "run this again")
     for node in facts.app.nodes:
-        if node.state == "FAILED":
+        if node.state is NodeState.FAILED:
             yield Diagnosis(f"node {node.name} has failed", node.cause or "see its log")
         if node.version != facts.version:
             fix = "update both to the same version"
@@ -272,3 +163,80 @@ def _links(facts: Facts) -> Iterator[Diagnosis]:
                 "use a cable instead of Wi-Fi there, or give these layers to another machine",
             )
         before = stage.place
+
+
+# --- display ----------------------------------------------------------------------------------------------------------
+
+
+def doctor_json(facts: Facts, found: tuple[Diagnosis, ...]) -> str:
+    return json.dumps(
+        {"ok": not found, "facts": facts_json(facts), "problems": [asdict(item) for item in found]}, indent=2
+    )
+
+
+def show(facts: Facts, found: tuple[Diagnosis, ...], console: Console) -> None:
+    """For a person."""
+    print_table(("", ""), _machine(facts), console)
+    names = {device.key: device.description for device in facts.devices}
+    devices = [f"{item.device} {names.get(item.device, '')}" for item in facts.measured]
+    print_table((_shape(facts), *devices), _speeds([item.profile for item in facts.measured]), console)
+    print_lines((_disturbed(item) for item in facts.measured if item.busy), console)
+    if facts.app:
+        _show_app(facts.app, console)
+    print_lines(["to fix:" if found else "nothing is wrong", *(f"- {problem}" for problem in found)], console)
+
+
+def _machine(facts: Facts) -> Iterator[tuple[str, str]]:
+    libraries = ", ".join(f"{name} {version}" for name, version in facts.libraries.items())
+    yield f"together {facts.version}", f"{facts.system} {facts.processor}, {libraries}"
+    if facts.nvidia:
+        yield "NVIDIA driver", f"{facts.nvidia.driver}, {', '.join(facts.nvidia.gpus)}"
+    free, total, usable = (size / GB for size in (facts.memory_free, facts.memory_total, facts.memory_usable))
+    yield "memory", f"{free:.1f} of {total:.1f} GB free, {usable:.1f} GB of it for layers, the rest is a reserve"
+    disk, ports = facts.disk, facts.ports
+    yield "disk", f"{disk.free_bytes / GB:.1f} of {disk.total_bytes / GB:.1f} GB free for {disk.folder}"
+    nodes = f"nodes from {ports.nodes[0]} to {ports.nodes[1]}" if ports.nodes else "none for nodes"
+    page = "free" if ports.page_is_free else "the running app's" if facts.app else "taken, so the next free one"
+    yield "ports", f"{nodes} (UDP 5353 as well), page {ports.page} {page}, on {ports.host}"
+    scope = "on all networks" if facts.multicast.network else "on loopback alone, as the app listens there"
+    yield "multicast", f"{'heard its own record' if facts.multicast.heard else 'silent'}, {scope}"
+
+
+def _shape(facts: Facts) -> str:
+    shape = facts.shape
+    return (
+        f"one token of {shape.model} ({shape.layers} layers, {shape.dtype}), processor {facts.busy_percent:.0f} % busy"
+    )
+
+
+def _speeds(profiles: list[DeviceProfile | None]) -> Iterator[tuple[object, ...]]:
+    """A row for each figure, a column for each device."""
+    if None in profiles:
+        yield "", *("not measured" if found is None else "" for found in profiles)
+    figures: dict[str, Callable[[DeviceProfile], object]] = {
+        "ms a layer": lambda found: found.ms_per_layer,
+        "ms a stage": lambda found: found.ms_per_stage,
+        "ms for the LM head and drawing": lambda found: found.ms_per_head,
+        "memory GB/s": lambda found: found.memory_bytes_per_s / GB,
+        "matrices TFLOP/s": lambda found: found.matrix_flops_per_s / 1e12,
+        "disk GB/s": lambda found: found.disk_bytes_per_s / GB or "unknown",
+        "GB of a stage before its weights": lambda found: found.overhead_bytes / GB,
+    }
+    for name, figure in figures.items():
+        yield name, *("" if found is None else figure(found) for found in profiles)
+
+
+def _disturbed(item: Measured) -> str:
+    return (
+        f"{item.device} may be faster, even several times: other programs used {item.busy:.0%} of the processors; "
+        f"its figures hold for {LIFE / 60:.0f} minutes, then it is measured again when needed"
+    )
+
+
+def _show_app(app: App, console: Console) -> None:
+    print_lines([f"app {app.url}, {len(app.nodes)} nodes" + ("" if app.ring else ", no model is loaded")], console)
+    print_table(("node", "state", "cause"), ((node.name, node.state, node.cause) for node in app.nodes), console)
+    links = ((f"{link.a} – {link.b}", "no way" if link.ms is None else link.ms) for link in app.links)
+    print_table(("link", "ms for a token"), links, console)
+    stages = ((str(stage.layers), stage.place, stage.ms or "unknown") for stage in app.ring)
+    print_table(("layers", "on", "ms for a token"), stages, console)

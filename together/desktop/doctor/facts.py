@@ -1,7 +1,4 @@
-"""Gathers what the doctor judges: this machine, its devices measured, ports, multicast, the running app.
-
-Knows nothing of right and wrong.
-"""
+"""What the doctor finds: this machine, its devices measured, ports, multicast, the running app."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import secrets
 import shutil
 import socket
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,29 +25,19 @@ from together.cluster.identity import machine_id, node_name, own_addresses
 from together.cluster.local import shared_memory
 from together.cluster.node import BLOCKS
 from together.cluster.profiling import Profiler, default_backend, find_devices
-from together.cluster_types import Device, Endpoint, MeasureOrder
+from together.cluster_types import Device, DeviceProfile, Endpoint, MeasureOrder, NodeStatus
 from together.desktop.bench.shapes import SHAPES
-from together.desktop.client import RunningApp, find_running
-from together.desktop.doctor.checks import (
-    App,
-    Disk,
-    Facts,
-    Measured,
-    MeasuredShape,
-    Multicast,
-    Neighbour,
-    NodeRoute,
-    Nvidia,
-    Ports,
-    RingStage,
-)
-from together.errors import AppError, BadSetting, TogetherError
+from together.desktop.client import AppStatus, RunningApp, find_running
+from together.errors import AppError, TogetherError
 from together.models.folder import read_bytes
 from together.models.manifest import CONFIG
 from together.models.spec import read_shape
+from together.planning.cluster_file import parse_cluster
+from together.planning.parse import parse_dtype
+from together.planning.problem import Link, Problem
 from together.ring import wire
 from together.settings import Settings, parse_bytes
-from together.types import DTYPES, Dtype
+from together.types import Dtype, LayerRange
 from together.weights.find import BUNDLED
 from together.weights.store import local_name
 
@@ -61,8 +48,16 @@ _LIBRARIES = ("torch", "transformers", "mlx", "mlx-lm", "numpy", "grpcio", "grad
 
 
 @dataclass(frozen=True, slots=True)
-class DoctorSubject:
-    """The shape that devices are measured at: a model's config.json."""
+class Nvidia:
+    """An NVIDIA driver that answers, and its GPUs."""
+
+    gpus: tuple[str, ...]
+    driver: str  # "580.95.05"
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredShape:
+    """The model, and its config.json, whose shape devices are measured at."""
 
     model: str
     layers: int
@@ -70,27 +65,115 @@ class DoctorSubject:
     config: bytes
 
 
-def subject_of(folder: Path | None, settings: Settings) -> DoctorSubject:
-    """The model in `folder`, or a shape that people know. Raises BadSetting, UnsupportedModel or BrokenModel."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A device's profile, or why there is none."""
+
+    device: str  # its key
+    profile: DeviceProfile | None = None
+    trouble: str = ""
+    busy: float = 0.0  # the share of all processors that other programs used meanwhile, if enough to disturb
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Where the app keeps models."""
+
+    folder: str
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What the app would listen on; `nodes` is the first free block, None where all are taken."""
+
+    host: str
+    page: int
+    page_is_free: bool
+    nodes: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Multicast:
+    """Whether a record of our own came back, on the addresses that the app uses."""
+
+    heard: bool
+    network: bool  # of all interfaces; else of loopback alone
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RingStage:
+    """A stage of the ring that serves; `ms` is its time for a token, 0 where that is not known."""
+
+    place: str  # as in links: a node, or one of its devices
+    layers: LayerRange
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """The app that runs here; `ring` is empty where no model is loaded, `place` is the head's in links."""
+
+    url: str
+    nodes: tuple[NodeStatus, ...] = ()
+    links: tuple[Link, ...] = ()
+    ring: tuple[RingStage, ...] = ()
+    place: str = ""
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything that was looked at."""
+
+    version: str
+    system: str  # "Linux", "Darwin", "Windows"
+    processor: str  # "x86_64", "arm64", …, as this Python sees it
+    emulated: bool  # the machine's own is another one
+    libraries: dict[str, str]  # name → version, of those installed
+    backend: str  # "" where none can be used
+    backend_trouble: str
+    nvidia: Nvidia | None
+    devices: tuple[Device, ...]
+    memory_total: int
+    memory_free: int
+    memory_usable: int  # free less the reserve: what nodes may grant
+    busy_percent: float  # of the processors, before anything was measured
+    shape: MeasuredShape
+    measured: tuple[Measured, ...]
+    disk: Disk
+    ports: Ports
+    multicast: Multicast
+    app: App | None
+
+
+def facts_json(facts: Facts) -> dict[str, Any]:
+    """Fields by name; the shape without its configuration, layers as `0:8`, of a node only its health."""
+    data = asdict(facts)
+    del data["shape"]["config"]
+    if facts.app is not None:
+        keys = ("name", "state", "cause", "version")
+        data["app"]["nodes"] = [{key: node[key] for key in keys} for node in data["app"]["nodes"]]
+        data["app"]["ring"] = [asdict(stage) | {"layers": str(stage.layers)} for stage in facts.app.ring]
+    return data
+
+
+def shape_of(folder: Path | None, settings: Settings) -> MeasuredShape:
+    """The model in `folder`, or a well-known shape. Raises BadSetting, UnsupportedModel or BrokenModel."""
     if folder is None:
-        dtype = _dtype(settings.dtype, "bf16")
+        dtype = parse_dtype(settings.dtype or "bf16")
         shape = SHAPES[USUAL_SHAPE]
-        return DoctorSubject(USUAL_SHAPE, shape.layers, dtype, json.dumps(shape.config(dtype)).encode())
+        return MeasuredShape(USUAL_SHAPE, shape.layers, dtype, json.dumps(shape.config(dtype)).encode())
     spec = read_shape(folder)
-    usual: Dtype = "fp32" if folder.resolve() == BUNDLED else spec.dtype  # as the app would load it
+    usual = "fp32" if folder.resolve() == BUNDLED else spec.dtype  # as the app would load it
     name = local_name(folder, settings.home_path)
-    return DoctorSubject(name, spec.layers, _dtype(settings.dtype, usual), read_bytes(folder, CONFIG))
+    return MeasuredShape(name, spec.layers, parse_dtype(settings.dtype or usual), read_bytes(folder, CONFIG))
 
 
-def _dtype(text: str, usual: Dtype) -> Dtype:
-    for dtype in DTYPES:
-        if dtype == (text or usual):
-            return dtype
-    raise BadSetting(f"there is no dtype {text!r}; choose one of {', '.join(DTYPES)}")
-
-
-async def gather(settings: Settings, subject: DoctorSubject) -> Facts:
-    """Takes seconds. What cannot be known is a fact as well. Raises AppError where the app could not keep anything."""
+async def gather(settings: Settings, shape: MeasuredShape) -> Facts:
+    """Takes seconds. What cannot be found out is a fact as well. Raises AppError where the app's folder cannot be."""
     home = settings.home_path
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -115,8 +198,8 @@ async def gather(settings: Settings, subject: DoctorSubject) -> Facts:
         memory_free=memory.available,
         memory_usable=parse_bytes(settings.memory) if settings.memory else shared_memory(1),
         busy_percent=busy,
-        shape=MeasuredShape(subject.model, subject.layers, subject.dtype),
-        measured=await _measure(settings, subject, devices, anew=running is None),
+        shape=shape,
+        measured=await _measure(settings, shape, devices, anew=running is None),
         disk=Disk(str(home), disk.total, disk.free),
         ports=find_ports(settings),
         multicast=await hear_ourselves(settings),
@@ -140,14 +223,14 @@ async def _devices(settings: Settings) -> tuple[str, tuple[Device, ...], str]:
 
 
 async def _measure(
-    settings: Settings, subject: DoctorSubject, devices: tuple[Device, ...], *, anew: bool
+    settings: Settings, shape: MeasuredShape, devices: tuple[Device, ...], *, anew: bool
 ) -> tuple[Measured, ...]:
-    """Each device; where an app runs, what it goes by: measuring would disturb it and be disturbed."""
+    """Each device; beside a running app the figures it uses, as measuring would disturb both."""
     home = settings.home_path
     profiler = Profiler(node_name(settings), machine_id(home), home, devices)
     found = []
     for device in devices:
-        order = MeasureOrder(device.backend, device.name, subject.dtype, subject.config)
+        order = MeasureOrder(device.backend, device.name, shape.dtype, shape.config)
         try:
             finding = await profiler.find(order, anew=anew)
             found.append(Measured(device.key, finding.profile, busy=finding.busy if finding.disturbed else 0.0))
@@ -175,7 +258,7 @@ def find_nvidia() -> Nvidia | None:
 
 
 def nvidia_of(listed: str, kernel: str) -> Nvidia | None:
-    """From nvidia-smi's lines, as `580.95.05, NVIDIA H200`, else from what the kernel's driver says of itself."""
+    """From nvidia-smi's lines, as `580.95.05, NVIDIA H200`, else from the kernel driver's version file."""
     gpus = re.findall(r"^(\d+\.[\d.]+), *(.+?) *$", listed, re.MULTILINE)
     if gpus:
         return Nvidia(tuple(name for _, name in gpus), gpus[0][0])
@@ -184,7 +267,7 @@ def nvidia_of(listed: str, kernel: str) -> Nvidia | None:
 
 
 def _output(*command: str) -> str:
-    """What a tool says; nothing where it is missing or fails."""
+    """A tool's output; empty where it is missing or fails."""
     try:
         answer = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=ASK_WITHIN, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -262,33 +345,23 @@ def look_at(running: RunningApp) -> App:
     app = App(running.url)
     try:
         status = running.status()
-        nodes = tuple(Neighbour(n["name"], n["state"], n["cause"], n["version"]) for n in status["nodes"])
-        app = replace(app, nodes=nodes)
-        cluster = running.ask("cluster", {}) if nodes else {}
-    except (TogetherError, KeyError, TypeError) as error:
+        if not status.nodes:
+            return app
+        app = replace(app, nodes=status.nodes)
+        problem = parse_cluster(json.dumps(running.ask("cluster", {})))
+    except TogetherError as error:
         return replace(app, trouble=str(error))
-    links = tuple(NodeRoute(link["a"], link["b"], link["ms"]) for link in cluster.get("links", ()))
-    return replace(app, links=links, ring=ring_of(status, cluster), place=cluster.get("head") or "")
+    return replace(app, links=problem.links, ring=ring_of(status, problem), place=problem.head or "")
 
 
-def ring_of(status: dict[str, Any], cluster: dict[str, Any]) -> tuple[RingStage, ...]:
+def ring_of(status: AppStatus, problem: Problem) -> tuple[RingStage, ...]:
     """The stages of the app's plan, by the names that links have, with what a token takes in each."""
-    plan = status["serving"]["plan"]
-    times = {node["name"]: node for node in cluster.get("nodes", ())}
-    return tuple(_stage(stage, plan, status["nodes"], times) for stage in plan["stages"]) if plan else ()
-
-
-def _stage(
-    stage: dict[str, Any], plan: dict[str, Any], nodes: list[dict[str, Any]], times: dict[str, dict[str, Any]]
-) -> RingStage:
-    layers = stage["layers"]
-    text = f"{layers['start']}:{layers['stop']}"
-    name = next((node["name"] for node in nodes if node["id"] == stage["node"]), "")
-    names = (name, f"{name} ({stage['node'][:4]})")
-    known = [each for base in names for each in (base, f"{base}/{stage['device']}") if each in times]
-    if not known:
-        return RingStage(name or stage["node"], text, 0.0)
-    time = times[known[0]]
-    count = layers["stop"] - layers["start"]
-    head = time["ms_per_head"] if layers["stop"] == plan["model"]["layers"] else 0.0
-    return RingStage(known[0], text, time["ms_per_stage"] + count * time["ms_per_layer"] + head)
+    plan, names = status.serving.plan, {node.id: node.name for node in status.nodes}
+    known, stages = {node.name: node for node in problem.nodes}, []
+    for stage in plan.stages if plan else ():
+        name = names.get(stage.node, stage.node)
+        titles = (name, f"{name} ({stage.node[:4]})")
+        place = next((each for title in titles for each in (title, f"{title}/{stage.device}") if each in known), None)
+        ms = 0.0 if place is None else problem.stage_ms(known[place], stage.layers)
+        stages.append(RingStage(place or name, stage.layers, ms))
+    return tuple(stages)
