@@ -1,4 +1,4 @@
-"""A person at the terminal: one answer, a conversation, or the menu, through the running app's API."""
+"""One answer, a conversation, or the menu in a terminal, through the running app's API."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import sys
 import time
 import webbrowser
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.text import Text
 
 from together.desktop.client import ChatDelta, RunningApp
-from together.desktop.show import load_last_and_show, print_line, printable, show_status
+from together.desktop.show import load_last_and_show, print_aside, print_line, printable, show_status
 from together.errors import TogetherError
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells expect it
@@ -20,7 +21,7 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells expect it
 
 @dataclass(slots=True)
 class Talk:
-    """A conversation so far. `options` are fields of the request body, those given only."""
+    """A conversation so far. `options` are fields of the request body."""
 
     app: RunningApp
     options: dict[str, object]
@@ -31,11 +32,11 @@ class Talk:
         """Print the answer as it comes, and remember both. False: Ctrl-C stopped it."""
         self.turns.append({"role": "user", "content": question})
         system = [{"role": "system", "content": self.system}] if self.system else []
-        pieces = self.app.chat({**self.options, "messages": system + self.turns})
         shown = Shown()
         try:
-            for piece in pieces:
-                shown.add(piece)
+            with closing(self.app.chat({**self.options, "messages": system + self.turns})) as pieces:
+                for piece in pieces:
+                    shown.add(piece)
         except KeyboardInterrupt:
             shown.write("\n(stopped)")
             return False
@@ -43,7 +44,6 @@ class Talk:
             self.turns.pop()  # as if it was not asked: it can be asked again
             raise
         finally:
-            _close(pieces)
             shown.end()
         self.turns.append({"role": "assistant", "content": shown.text})
         return True
@@ -51,10 +51,10 @@ class Talk:
 
 @dataclass(slots=True)
 class Shown:
-    """One answer on its way to the terminal, its reasoning dimmed. A pipe gets the answer only, letter for letter."""
+    """One answer on its way to the terminal, reasoning dimmed. A pipe gets the text alone, unchanged."""
 
     text: str = ""
-    person: bool = field(default_factory=lambda: sys.stdout.isatty())
+    terminal: bool = field(default_factory=lambda: sys.stdout.isatty())
     _thinking_since: float | None = None
     _begun: bool = False
 
@@ -68,7 +68,7 @@ class Shown:
     def write(self, text: str) -> None:
         self._end_reasoning()
         self._begun = True
-        _write(printable(text) if self.person else text)
+        _write(printable(text) if self.terminal else text)
 
     def end(self) -> None:
         self._end_reasoning()
@@ -88,12 +88,12 @@ class Shown:
         self._dim(f"\n(thought for {seconds:.0f} s)\n\n")
 
     def _dim(self, text: str) -> None:
-        if self.person:
+        if self.terminal:
             Console(highlight=False).print(Text(printable(text), style="dim"), end="", soft_wrap=True)
 
 
 def talk_once(talk: Talk, questions: tuple[str, ...]) -> int:
-    """Each question in a conversation of its own. The exit code."""
+    """Ask each question in a conversation of its own; the exit code."""
     for question in questions:
         if len(questions) > 1:
             _write(f"> {question}\n")
@@ -103,19 +103,18 @@ def talk_once(talk: Talk, questions: tuple[str, ...]) -> int:
     return 0
 
 
-def talk_on(talk: Talk) -> int:
-    """A conversation until the input ends; Ctrl-C stops an answer, and at the prompt (or twice) the conversation."""
+def talk_on(talk: Talk) -> None:
+    """A conversation until the input ends; Ctrl-C stops an answer, or at the prompt the conversation."""
     for question in _questions():
         try:
             if not talk.ask(question):
                 talk.turns.pop()
         except TogetherError as error:
-            print(f"together: {printable(str(error))}", file=sys.stderr)
-    return 0
+            print_aside(f"together: {error}")
 
 
 def _questions() -> Iterator[str]:
-    """Lines a person types, or lines of a pipe, without empty ones."""
+    """Lines from the terminal or a pipe, without empty ones."""
     prompt = "you> " if sys.stdin.isatty() else ""
     while True:
         try:
@@ -126,12 +125,6 @@ def _questions() -> Iterator[str]:
             return
         if line.strip():
             yield line.strip()
-
-
-def _close(pieces: Iterator[ChatDelta]) -> None:
-    close = getattr(pieces, "close", None)
-    if close is not None:
-        close()
 
 
 def _write(text: str) -> None:
@@ -152,7 +145,7 @@ class Item:
 
 
 def menu_items(app: RunningApp) -> tuple[Item, ...]:
-    """What a person can do while the app runs."""
+    """What the menu offers while the app runs."""
 
     def open_page() -> None:
         print_line(app.url)
@@ -181,34 +174,25 @@ def run_menu(title: str, entries: tuple[Item, ...], ask: Callable[[str], str]) -
         for number, item in enumerate(entries, 1):
             print_line(f"  {number}  {item.label}")
         try:
-            item_chosen = choose(entries, ask(f"1-{len(entries)}> "))
+            chosen = choose(entries, ask(f"1-{len(entries)}> "))
+            if chosen is None:
+                print_line(f"type a number from 1 to {len(entries)}, or q to quit")
+                continue
+            chosen.act()
+            if chosen.last:
+                return
+        except TogetherError as error:
+            print_line(f"together: {error}")
         except (EOFError, KeyboardInterrupt):
             print_line("")
             return
-        if isinstance(item_chosen, str):
-            print_line(item_chosen)
-            continue
-        if not _act(item_chosen) or item_chosen.last:
-            return
 
 
-def choose(entries: tuple[Item, ...], line: str) -> Item | str:
-    """The item of that number (or `q`), else a sentence that says what is possible."""
+def choose(entries: tuple[Item, ...], line: str) -> Item | None:
+    """The item of that number, or the last for `q`."""
     text = line.strip().lower()
     if text in ("q", "quit", "exit"):
         return entries[-1]
     if text.isascii() and text.isdecimal() and 1 <= int(text) <= len(entries):
         return entries[int(text) - 1]
-    return f"There is no {line.strip()!r} here; type a number from 1 to {len(entries)}, or q to quit."
-
-
-def _act(item: Item) -> bool:
-    """False: Ctrl-C in the middle of it."""
-    try:
-        item.act()
-    except TogetherError as error:
-        print_line(f"together: {error}")
-    except KeyboardInterrupt:
-        print_line("")
-        return False
-    return True
+    return None

@@ -170,8 +170,10 @@ def chat(
     with app_for_a_while(settings.home_path) as running:
         talk = Talk(running, options, system)
         questions = PRESETS if examples else (prompt,) if prompt is not None else ()
-        code = talk_once(talk, questions) if questions else talk_on(talk)
-    raise typer.Exit(code)
+        if not questions:
+            talk_on(talk)
+        elif code := talk_once(talk, questions):
+            raise typer.Exit(code)
 
 
 @app.command()

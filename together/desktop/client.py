@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,8 +159,8 @@ class RunningApp:
         answer: dict[str, Any] = json.loads(self._request("POST", f"/control/{action}", body, read_timeout=None))
         return answer
 
-    def chat(self, body: dict[str, object]) -> Iterator[ChatDelta]:
-        """The answer in pieces. Closing the iterator ends the answer on every stage."""
+    def chat(self, body: dict[str, object]) -> Generator[ChatDelta]:
+        """The answer in pieces; `close` ends it on every stage."""
         timeout = httpx.Timeout(5.0, read=None)
         try:
             body = {**body, "stream": True}

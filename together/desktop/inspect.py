@@ -1,4 +1,4 @@
-"""`inspect`: what a model is and weighs, from a folder or the hub. Knows no weights: config.json and headers alone."""
+"""`inspect`: what a model in a folder or on the hub is and weighs, from config.json and headers alone."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from together.models.files import Published, read_published
 from together.models.fingerprint import fingerprint_of
 from together.models.folder import json_object, read_json
 from together.models.generation import SamplingDefaults, read_sampling_defaults
-from together.models.headers import Headers, TensorInfo
+from together.models.headers import Headers
 from together.models.manifest import CONFIG
-from together.models.spec import Described, described, require_runnable
+from together.models.spec import ModelSpec, described, require_runnable
 from together.models.summary import Summary, summarize
 from together.weights.find import resolve_model
 from together.weights.hub_listing import read_remote
@@ -33,15 +33,18 @@ _READ = (CONFIG, "generation_config.json")
 class Inspected:
     """A model, its sizes, and whether it runs here; `reason` is the sentence why not."""
 
-    name: str
     path: str | None  # None: it is on the hub
-    revision: str
-    fingerprint: str
+    published: Published
     summary: Summary
-    windows: tuple[int | None, ...] | None
-    backends: dict[str, bool]
+    spec: ModelSpec | None  # None: its family is unknown
     reason: str | None
     sampling: SamplingDefaults
+
+    @property
+    def backends(self) -> dict[str, bool]:
+        """Which of ours run it."""
+        runs = {TOY} if self.spec is not None and self.spec.family == TOY else set(BACKENDS) - {TOY}
+        return {backend: self.reason is None and backend in runs for backend in BACKENDS}
 
 
 def run_inspect(model: str, home: Path, as_json: bool) -> None:
@@ -55,14 +58,13 @@ def run_inspect(model: str, home: Path, as_json: bool) -> None:
 
 
 def inspect_folder(folder: Path, home: Path) -> Inspected:
-    """A whole checkpoint, or a shard folder: all layers are described, also those that are not here."""
+    """A whole checkpoint, or a shard folder: all layers are described, even those that are not here."""
     config, published = read_json(folder, CONFIG), read_published(folder, local_name(folder, home))
-    found, sampling = _found(folder, published), read_sampling_defaults(folder)
-    return _inspected(str(folder.resolve()), config, published, found, sampling)
+    return _inspected(str(folder.resolve()), folder, config, published)
 
 
 def inspect_hub(repo_id: str, home: Path) -> Inspected:
-    """A model on the hub, by its headers; nothing of it stays but small files in a cache."""
+    """A model on the hub, by its headers; only small files stay, in a cache."""
     remote = read_remote(repo_id, home, small=_READ)
     config = json_object(Path(repo_id, CONFIG), remote.small[CONFIG])
     model = Headers()
@@ -74,63 +76,37 @@ def inspect_hub(repo_id: str, home: Path) -> Inspected:
         small.mkdir()
         for name, data in remote.small.items():
             (small / name).write_bytes(data)
-        return _inspected(None, config, published, _found(small, published), read_sampling_defaults(small))
+        return _inspected(None, small, config, published)
 
 
-def _found(folder: Path, published: Published) -> Described | str:
-    """The model, or the sentence why its family does not run here."""
+def _inspected(path: str | None, folder: Path, config: dict[str, Any], published: Published) -> Inspected:
+    """`folder` has the small files."""
+    spec, reason = None, None
     try:
-        return described(folder, published)
-    except UnsupportedModel as error:
-        return str(error)
-
-
-def _inspected(
-    path: str | None,
-    config: dict[str, Any],
-    published: Published,
-    found: Described | str,
-    sampling: SamplingDefaults,
-) -> Inspected:
-    tensors: list[TensorInfo] = [tensor for header in published.headers for tensor in header.tensors]
-    spec = None if isinstance(found, str) else found.spec
-    reason = found if isinstance(found, str) else _refusal(found)
-    runs = {TOY} if spec is not None and spec.family == TOY else set(BACKENDS) - {TOY}
-    backends = {backend: reason is None and backend in runs for backend in BACKENDS}
-    return Inspected(
-        published.name,
-        path,
-        published.revision,
-        published.fingerprint,
-        summarize(config, tensors, spec),
-        spec.windows if spec is not None else None,
-        backends,
-        reason,
-        sampling,
-    )
-
-
-def _refusal(found: Described) -> str | None:
-    """Why a model of a known family does not run here."""
-    try:
+        found = described(folder, published)
+        spec = found.spec
         require_runnable(found)
     except (UnsupportedModel, BrokenModel) as error:
-        return str(error)
-    return None
+        if spec is None and isinstance(error, BrokenModel):
+            raise
+        reason = str(error)
+    tensors = [tensor for header in published.headers for tensor in header.tensors]
+    summary = summarize(config, tensors, spec)
+    return Inspected(path, published, summary, spec, reason, read_sampling_defaults(folder))
 
 
 # --- showing ----------------------------------------------------------------------------------------------------------
 
 
 def inspected_json(found: Inspected) -> dict[str, Any]:
-    """The keys stay; sizes are bytes as stored, None is unknown. Layers have an entry each."""
-    summary = found.summary
+    """Sizes are bytes as stored, None is unknown; layers have an entry each. Programs rely on the keys."""
+    summary, published = found.summary, found.published
     plain = ("hidden_size", "vocab_size", "heads", "kv_heads", "head_dim", "context", "dtype", "quantization", "tied")
     return {
-        "name": found.name,
+        "name": published.name,
         "path": found.path,
-        "revision": found.revision,
-        "fingerprint": found.fingerprint,
+        "revision": published.revision,
+        "fingerprint": published.fingerprint,
         "family": summary.family,
         "supported": found.reason is None,
         "reason": found.reason,
@@ -145,7 +121,7 @@ def inspected_json(found: Inspected) -> dict[str, Any]:
         "other_bytes": summary.other.bytes,
         "total_bytes": sum(part.bytes for part in summary.parts),
         "kv_bytes_per_token_per_layer": summary.kv_bytes_per_token_per_layer,
-        "windows": None if found.windows is None else list(found.windows),
+        "windows": None if found.spec is None else list(found.spec.windows),
         "experts": summary.experts,
         "experts_per_token": summary.experts_per_token,
         "params": sum(part.params for part in summary.parts),
@@ -159,8 +135,8 @@ def _lines(found: Inspected) -> list[tuple[str, str]]:
     summary, known = found.summary, inspected_json(found)
     runs = ", ".join(backend for backend, able in found.backends.items() if able)
     lines = [
-        ("model", found.name),
-        ("where", found.path or f"on the hub, revision {found.revision[:12]}"),
+        ("model", found.published.name),
+        ("where", found.path or f"on the hub, revision {found.published.revision[:12]}"),
         ("family", f"{summary.family}, runs on {runs}" if runs else f"{summary.family}, does not run here"),
         ("parameters", _parameters(known["params"], known["active_params"])),
         ("weights", f"{exact_size_text(known['total_bytes'])} in {summary.dtype}"),
@@ -177,7 +153,7 @@ def _lines(found: Inspected) -> list[tuple[str, str]]:
         active = _grouped([layer.active_bytes for layer in summary.layers])
         lines.insert(6, ("experts", f"{summary.experts}, a token uses {summary.experts_per_token}: {active}"))
     if summary.other.bytes:
-        lines.append(("beside", f"{exact_size_text(summary.other.bytes)} that belong to no layer"))
+        lines.append(("other", f"{exact_size_text(summary.other.bytes)} that belong to no layer"))
     return lines + ([("why not", found.reason)] if found.reason else [])
 
 

@@ -1,4 +1,4 @@
-"""Random checkpoints in the shapes of well-known models, made once in the user's cache. Knows no backend."""
+"""Random checkpoints in the shapes of well-known models, made once in the user's cache."""
 
 from __future__ import annotations
 
