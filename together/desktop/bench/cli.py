@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from together.desktop.bench.decode import DecodeRequest
     from together.desktop.bench.ring import BenchModel
     from together.desktop.bench.serve import ServeRequest
+    from together.desktop.bench.small import Hop, PlanTime, SamplerLine
 
 app = typer.Typer(help="Measure this machine; --json for programs.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -42,14 +43,7 @@ def hop(
     """What it costs to pass hidden states to the next stage: the link, and whether compressing them would pay."""
     from together.desktop.bench.small import bench_hop
 
-    hops = asyncio.run(bench_hop(repeats))
-    columns = ("shape", "dtype", "codec", "kB", "sent kB", "link ms", "codec ms", "total ms", "MB/s")
-    rows = []
-    for item in hops:
-        times = (item.transmission_ms, item.compression_ms, item.total_ms)
-        sizes = (item.bytes / 1e3, item.sent_bytes / 1e3)
-        rows.append(("×".join(map(str, item.shape)), item.dtype, item.codec, *sizes, *times, item.mb_per_s))
-    _print(as_json, [asdict(item) for item in hops], columns, rows)
+    _print_lines(as_json, asyncio.run(bench_hop(repeats)))
 
 
 @app.command()
@@ -90,9 +84,7 @@ def plan(
     """How long the recommendation takes, on made-up clusters."""
     from together.desktop.bench.small import bench_plan
 
-    lines = [asdict(item) for item in bench_plan(repeats)]
-    columns = ("nodes", "layers", "room", "users", "head", "search ms", "answer ms", "machines")
-    _print(as_json, lines, columns, (tuple(item.values()) for item in lines))
+    _print_lines(as_json, bench_plan(repeats))
 
 
 @app.command()
@@ -103,9 +95,7 @@ def sampler(
     """What drawing the next tokens of 8 people costs at a vocabulary of 128k."""
     from together.desktop.bench.small import bench_sampler
 
-    lines = [asdict(item) for item in bench_sampler(repeats)]
-    columns = ("settings", "rows", "vocabulary", "ms", "slowest ms")
-    _print(as_json, lines, columns, (tuple(item.values()) for item in lines))
+    _print_lines(as_json, bench_sampler(repeats))
 
 
 @app.command()
@@ -258,3 +248,9 @@ def _print(as_json: bool, data: object, columns: Sequence[str], rows: Rows, titl
     if title:
         print(title)
     print_table(columns, rows)
+
+
+def _print_lines(as_json: bool, lines: Sequence[Hop | PlanTime | SamplerLine]) -> None:
+    """A line for each item, a column for each field."""
+    found = [asdict(line) for line in lines]
+    _print(as_json, found, [name.replace("_", " ") for name in found[0]], [tuple(item.values()) for item in found])

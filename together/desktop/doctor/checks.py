@@ -169,9 +169,8 @@ def _links(facts: Facts) -> Iterator[Diagnosis]:
 
 
 def doctor_json(facts: Facts, found: tuple[Diagnosis, ...]) -> str:
-    return json.dumps(
-        {"ok": not found, "facts": facts_json(facts), "problems": [asdict(item) for item in found]}, indent=2
-    )
+    answer = {"ok": not found, "facts": facts_json(facts), "problems": [asdict(item) for item in found]}
+    return json.dumps(answer, indent=2)
 
 
 def show(facts: Facts, found: tuple[Diagnosis, ...], console: Console) -> None:

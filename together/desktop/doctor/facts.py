@@ -11,6 +11,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -251,10 +252,10 @@ def is_emulated() -> bool:
 
 def find_nvidia() -> Nvidia | None:
     """None where no driver answers."""
-    return nvidia_of(
-        _output("nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"),
-        _text(Path("/proc/driver/nvidia/version")),
-    )
+    kernel = ""
+    with suppress(OSError):
+        kernel = Path("/proc/driver/nvidia/version").read_text(errors="replace")
+    return nvidia_of(_output("nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"), kernel)
 
 
 def nvidia_of(listed: str, kernel: str) -> Nvidia | None:
@@ -275,20 +276,11 @@ def _output(*command: str) -> str:
     return answer.stdout.decode(errors="replace")
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
 def _libraries() -> dict[str, str]:
     found = {}
     for name in _LIBRARIES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
