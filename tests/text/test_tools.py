@@ -187,7 +187,7 @@ def test_arguments_come_while_they_are_written_and_no_part_of_a_tag() -> None:
     head, *parts = [delta for _, deltas in said for delta in deltas]
     assert (head.name, head.arguments, head.id[:5]) == ("f", "", "call_")
     assert parts == [CallDelta(0, arguments='{"a"'), CallDelta(0, arguments=": 1}")]
-    assert (splitter.begun, splitter.finished) == (1, 1)
+    assert (splitter.calls.begun, splitter.calls.finished) == (1, 1)
 
 
 def test_long_arguments_take_no_quadratic_time() -> None:

@@ -1,4 +1,4 @@
-"""Token ids to text that may be shown, and the bytes of single tokens."""
+"""Turns token ids into text that may be shown, and into bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenBytes:
-    """Bytes by token id, by the kind of the tokenizer: byte-level (GPT-2's alphabet) or words with byte tokens."""
+    """The bytes of each token, of byte-level tokenizers (GPT-2's alphabet) and of those with byte tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -26,7 +26,7 @@ class TokenBytes:
         self._added = {index: token.content for index, token in tokenizer.get_added_tokens_decoder().items()}
 
     def of(self, token_id: int) -> bytes:
-        """Empty for ids that the tokenizer does not know: a model's matrix may be padded."""
+        """Empty for ids outside the tokenizer: a model's matrix may be padded."""
         if token_id in self._added:
             return self._added[token_id].encode()
         word = self._tokenizer.id_to_token(token_id)
@@ -64,9 +64,9 @@ def _space_of(decoder: dict[str, Any]) -> str:
 
 @lru_cache(maxsize=1)
 def _alphabet() -> dict[str, bytes]:
-    """GPT-2's letters for bytes: printable bytes are themselves, the others letters from 256 on.
+    """GPT-2's letters for bytes, as in `bytes_to_unicode` of openai/gpt-2, encoder.py.
 
-    From `bytes_to_unicode` of openai/gpt-2, encoder.py.
+    Printable bytes are themselves, the others letters from 256 on.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -77,34 +77,34 @@ def _alphabet() -> dict[str, bytes]:
 class Decoder:
     """Detokenizes one answer, token by token; special tokens are skipped.
 
-    Joined, the texts are what `tokenizer.decode` gives for all ids, also for a character cut off at the end (U+FFFD).
+    Together the texts equal `tokenizer.decode` of all ids, even if the last character is cut off (U+FFFD).
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
-        """`before` are the last tokens of a text that goes on: a space between it and the first word is kept then."""
+        """`before`: the last tokens of a prompt that the answer continues; a space between them is then kept."""
         self._tokenizer = tokenizer
         self._stream = DecodeStream(ids=_whole(tokenizer, before), skip_special_tokens=True)
-        self._pending: list[int] = []  # tokens since the last shown text
+        self._pending: list[int] = []  # tokens since the last text
 
     def push(self, token_id: int) -> str:
-        """The text that this token completes; empty while a character is unfinished."""
+        """The text that this token completes; empty while a character is incomplete."""
         self._pending.append(token_id)
         try:
             text = self._stream.step(self._tokenizer, token_id)
-        except Exception:  # the library raises nothing narrower; what it cannot stream is decoded as a whole
+        except Exception:  # the library raises nothing narrower; decode at once what it cannot stream
             return self._start_over()
         if text:
             self._pending.clear()
         return text or ""
 
     def flush(self) -> str:
-        """What is left at the end: an unfinished character as U+FFFD."""
+        """An incomplete character at the end, as U+FFFD."""
         text = self._decode(self._pending)
         self._pending.clear()
         return text
 
     def _start_over(self) -> str:
-        """Byte tokens that make no character turn the run before them invalid, which the stream cannot take back."""
+        """Byte tokens that make no character invalidate the run before them, which the stream cannot take back."""
         text = self._decode(self._pending)
         self._stream = DecodeStream(ids=self._pending[-1:], skip_special_tokens=True)
         self._pending.clear()
@@ -115,25 +115,25 @@ class Decoder:
 
 
 def _whole(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
-    """`ids`, or none where they end within a character."""
+    """`ids`, or none if they end within a character."""
     text = tokenizer.decode(list(ids), skip_special_tokens=True) if ids else ""
     return list(ids) if text and not text.endswith("\ufffd") else []
 
 
 class StopFilter:
-    """Holds text back while it could be the beginning of a stop string; where it was one, nothing of it is ever shown.
+    """Ends a text before the first stop string, and holds back whatever may become one.
 
-    The match that ends first counts (of several the longest), so what is shown does not depend on how the text was cut.
+    The match that ends first counts, and of several the longest, so the result does not depend on how the text was cut.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
         self.matched = False
-        self.withheld = 0  # letters taken and not given: held back, or cut off by a match
+        self.withheld = 0  # letters pushed and not given out: held back, or cut off by a match
 
     def push(self, text: str) -> str:
-        """The text that is safe to show now; nothing after a match."""
+        """The text that is safe to show now; empty after a match."""
         self.withheld += len(text)
         if self.matched:
             return ""
@@ -142,11 +142,11 @@ class StopFilter:
         if start is not None:
             self.matched = True
             return self._show(start, rest="")
-        shown = len(self._held) - self._possible_beginning()
+        shown = len(self._held) - possible_beginning(self._held, self._stops)
         return self._show(shown, rest=self._held[shown:])
 
     def flush(self) -> str:
-        """What was held back and turned out to be no stop string."""
+        """What was held back, at the end of the answer."""
         return self._show(len(self._held), rest="")
 
     def _show(self, length: int, rest: str) -> str:
@@ -155,14 +155,15 @@ class StopFilter:
         return shown
 
     def _match(self) -> int | None:
-        """Where the match begins that ends first, if there is one."""
+        """Where the match that ends first begins."""
         found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         return min(found)[1] if found else None
 
-    def _possible_beginning(self) -> int:
-        """Length of the longest end of the held text that begins some stop string."""
-        longest = max(map(len, self._stops), default=1) - 1
-        for length in range(min(longest, len(self._held)), 0, -1):
-            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
-                return length
-        return 0
+
+def possible_beginning(text: str, words: Sequence[str]) -> int:
+    """Length of the longest end of `text` that begins one of `words` and is not all of it."""
+    longest = min(max(map(len, words), default=1) - 1, len(text))
+    for length in range(longest, 0, -1):
+        if any(word.startswith(text[-length:]) for word in words):
+            return length
+    return 0

@@ -1,106 +1,19 @@
-"""Conversations as chat templates take them, and equivalent forms for templates that refuse one."""
+"""Conversations in the forms that chat templates take."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from together.requests import Message, Tool, ToolCall
 from together.text.tool_formats import HERMES, ToolFormat
 
-BETWEEN = "\n\n"  # between texts that become one
+Turn = dict[str, object]  # a message, a tool or a call as OpenAI's API writes it, which is what templates expect
 
-
-def forms(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    """The conversation as it is, then in forms that more templates take, each one once."""
-    seen: list[list[Message]] = []
-    others = (_merged(_systems_first(messages)), _merged(_late_as_user(messages)), _no_system(messages))
-    for form in (list(messages), *others):
-        if form not in seen:
-            seen.append(form)
-            yield form
-
-
-def culprit(messages: Sequence[Message]) -> int | None:
-    """Which message a template most likely refuses: calls that are no JSON object, a late system, a repeated role."""
-    for index, message in enumerate(messages):
-        if not all(_is_object(call.arguments) for call in message.tool_calls):
-            return index
-    for index in range(1, len(messages)):
-        roles = messages[index - 1].role, messages[index].role
-        if roles[1] == "system" or (roles[0] == roles[1] and roles[1] != "tool"):
-            return index
-    return None
-
-
-def _is_object(arguments: str) -> bool:
-    try:
-        return isinstance(json.loads(arguments or "{}"), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _systems_first(messages: Sequence[Message]) -> list[Message]:
-    """All system messages at the beginning are one."""
-    first = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
-    return [*_one_system(messages[:first]), *messages[first:]]
-
-
-def _late_as_user(messages: Sequence[Message]) -> list[Message]:
-    """A later system message begins the next turn of the user, or is one where none follows."""
-    leading = _systems_first(messages)
-    done: list[Message] = []
-    for index, message in enumerate(leading):
-        late = message.role == "system" and index > 0
-        done.append(replace(message, role="user") if late else message)
-    return done
-
-
-def _no_system(messages: Sequence[Message]) -> list[Message]:
-    """The system's text begins the first turn of the user."""
-    turns = _late_as_user(messages)
-    if turns and turns[0].role == "system":
-        turns = [replace(turns[0], role="user"), *turns[1:]]
-    return _merged(turns)
-
-
-def _one_system(systems: Sequence[Message]) -> Iterator[Message]:
-    if systems:
-        yield replace(systems[0], content=_joined(system.content for system in systems))
-
-
-def _merged(messages: Iterable[Message]) -> list[Message]:
-    """Turns of one role that follow one another are one; those of tools, and with calls, stay apart."""
-    runs: list[list[Message]] = []
-    for message in messages:
-        before = runs[-1][-1] if runs else None
-        if (
-            before is None
-            or before.role != message.role
-            or message.role == "tool"
-            or before.tool_calls
-            or message.tool_calls
-        ):
-            runs.append([message])
-        else:
-            runs[-1].append(message)
-    return [run[0] if len(run) == 1 else _one(run) for run in runs]
-
-
-def _one(run: Sequence[Message]) -> Message:
-    reasoning = _joined(message.reasoning for message in run)
-    return replace(run[0], content=_joined(message.content for message in run), reasoning=reasoning)
-
-
-def _joined(texts: Iterable[str]) -> str:
-    return BETWEEN.join(filter(None, texts))
-
-
-Turn = dict[str, object]
-
+_BETWEEN = "\n\n"  # separates the contents of messages that are merged
 _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _HOW = f"""\
 You can call the functions below where that helps; otherwise answer as usual. For each call write nothing but
@@ -113,8 +26,70 @@ The functions, with JSON schemas of their arguments:
 """
 
 
+# --- for templates that refuse a conversation -------------------------------------------------------------------------
+
+
+def forms(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """Yield the conversation as it is, then up to three equivalent forms that more templates accept.
+
+    Messages of one role in a row become one; later system messages become the user's; so do all system messages.
+    """
+    leading = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
+    late_as_user = [*messages[:leading], *map(_system_as_user, messages[leading:])]
+    seen: list[list[Message]] = []
+    for form in (list(messages), *map(_merged, (messages, late_as_user, map(_system_as_user, messages)))):
+        if form not in seen:
+            seen.append(form)
+            yield form
+
+
+def culprit(messages: Sequence[Message]) -> int | None:
+    """The message that a template most likely refuses: arguments are no JSON object, a late system, a repeated role."""
+    for index, message in enumerate(messages):
+        if any(_arguments(call) is None for call in message.tool_calls):
+            return index
+    for index in range(1, len(messages)):
+        before, role = messages[index - 1].role, messages[index].role
+        if role == "system" or before == role != "tool":
+            return index
+    return None
+
+
+def _system_as_user(message: Message) -> Message:
+    return replace(message, role="user") if message.role == "system" else message
+
+
+def _merged(messages: Iterable[Message]) -> list[Message]:
+    """Merge messages of one role in a row, except tool results and messages with calls."""
+    return _joined(messages, _same_speaker, _BETWEEN)
+
+
+def _same_speaker(before: Message, message: Message) -> bool:
+    return before.role == message.role != "tool" and not before.tool_calls and not message.tool_calls
+
+
+def _joined(messages: Iterable[Message], joins: Callable[[Message, Message], bool], between: str) -> list[Message]:
+    """Join each message to the one before it where `joins(before, message)`."""
+    runs: list[list[Message]] = []
+    for message in messages:
+        if runs and joins(runs[-1][-1], message):
+            runs[-1].append(message)
+        else:
+            runs.append([message])
+    return [
+        replace(
+            run[0],
+            content=between.join(filter(None, (message.content for message in run))),
+            reasoning=_BETWEEN.join(filter(None, (message.reasoning for message in run))),
+        )
+        for run in runs
+    ]
+
+
+# --- for templates with tools -----------------------------------------------------------------------------------------
+
+
 def offer(tools: Iterable[Tool]) -> list[Turn]:
-    """Tools as OpenAI's API has them, which is what templates expect."""
     return [{"type": "function", "function": _described(tool)} for tool in tools]
 
 
@@ -123,14 +98,9 @@ def _described(tool: Tool) -> Turn:
     return {"name": tool.name, "description": tool.description, "parameters": parameters}
 
 
-# --- for templates that know tools ------------------------------------------------------------------------------------
-
-
-def native_turns(messages: Sequence[Message], tool_format: ToolFormat) -> list[Turn]:
-    """`tool_format` says what the template refuses: several calls in one turn, or ids of any length."""
+def turns(messages: Sequence[Message], tool_format: ToolFormat) -> list[Turn]:
     names = {call.id: call.name for message in messages for call in message.tool_calls}
-    told = one_by_one(messages) if tool_format.single else messages
-    return [_turn(message, names, tool_format) for message in told]
+    return [_turn(message, names, tool_format) for message in messages]
 
 
 def _turn(message: Message, names: Mapping[str, str], tool_format: ToolFormat) -> Turn:
@@ -145,28 +115,28 @@ def _turn(message: Message, names: Mapping[str, str], tool_format: ToolFormat) -
 
 
 def _call(call: ToolCall, tool_format: ToolFormat) -> Turn:
-    function = {"name": call.name, "arguments": _value(call.arguments)}
+    arguments = _arguments(call)  # a model may have written text that is no object: it stays text
+    function = {"name": call.name, "arguments": call.arguments if arguments is None else arguments}
     return {"id": _id(call.id, tool_format), "type": "function", "function": function}
 
 
-def _value(arguments: str) -> object:
-    """Templates expect a dictionary; what is none, as a model may have written it, stays text."""
+def _arguments(call: ToolCall) -> dict[str, object] | None:
     try:
-        found = json.loads(arguments or "{}")
+        found = json.loads(call.arguments or "{}")
     except (ValueError, RecursionError):
-        return arguments
-    return found if isinstance(found, dict) else arguments
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _id(call_id: str, tool_format: ToolFormat) -> str:
-    """The same short id for the same id, and no two alike but by chance."""
+    """The id, shortened by its hash where the template takes short ones only."""
     if not tool_format.short_ids or _SHORT_ID.fullmatch(call_id):
         return call_id
     return hashlib.sha256(call_id.encode()).hexdigest()[:9]
 
 
 def one_by_one(messages: Sequence[Message]) -> Iterator[Message]:
-    """Turns of several calls as several turns, each with what its call returned."""
+    """Split each message with several calls into one message per call, each followed by its results."""
     at = 0
     while at < len(messages):
         message = messages[at]
@@ -188,40 +158,37 @@ def _apart(message: Message, results: Sequence[Message]) -> Iterator[Message]:
     yield from (result for result in results if result.tool_call_id not in known)
 
 
-# --- for templates that do not ----------------------------------------------------------------------------------------
+# --- for templates without tools --------------------------------------------------------------------------------------
 
 
-def plain_turns(messages: Sequence[Message]) -> list[Turn]:
-    """Only roles and words; turns of the user that follow one another by this are one, as many templates demand."""
-    turns: list[Turn] = []
-    answered = False  # the last turn is of tools
-    for message in messages:
-        content, role = _words(message), message.role
-        if answered and role in ("tool", "user"):
-            turns[-1]["content"] = f"{turns[-1]['content']}\n{content}"
-        else:
-            turn: Turn = {"role": "user" if role == "tool" else role, "content": content}
-            turns.append(turn | ({"reasoning_content": message.reasoning} if message.reasoning else {}))
-        answered = role == "tool"
-    return turns
+def without_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
+    """Write calls and results as text, and describe `tools` in the first system message.
+
+    Results and the user's message after them become one message of the user: many templates want roles to alternate.
+    """
+    spoken = [
+        replace(message, content=_spoken(message), tool_calls=())
+        for message in (_told(messages, tools) if tools else messages)
+    ]
+    joined = _joined(spoken, lambda before, message: before.role == "tool" and message.role in ("tool", "user"), "\n")
+    return [replace(message, role="user") if message.role == "tool" else message for message in joined]
 
 
-def _words(message: Message) -> str:
-    if message.role == "tool":
-        return f"<tool_response>\n{message.content}\n</tool_response>"
-    return "\n".join([*filter(None, (message.content,)), *map(_written, message.tool_calls)])
-
-
-def _written(call: ToolCall) -> str:
-    body = f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments or "{}"}}}'
-    return f"{HERMES.openings[0]}\n{body}\n{HERMES.closing}"
-
-
-def told_of(messages: Sequence[Message], tools: Iterable[Tool]) -> list[Message]:
-    """The conversation with the tools described in its first system message."""
+def _told(messages: Sequence[Message], tools: Iterable[Tool]) -> list[Message]:
     how = _HOW + "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in offer(tools))
     at = next((i for i, message in enumerate(messages) if message.role == "system"), None)
     if at is None:
         return [Message("system", how), *messages]
-    first = replace(messages[at], content=f"{messages[at].content}\n\n{how}")
+    first = replace(messages[at], content=f"{messages[at].content}{_BETWEEN}{how}")
     return [*messages[:at], first, *messages[at + 1 :]]
+
+
+def _spoken(message: Message) -> str:
+    if message.role == "tool":
+        return f"<tool_response>\n{message.content}\n</tool_response>"
+    return "\n".join([*filter(None, (message.content,)), *map(_spoken_call, message.tool_calls)])
+
+
+def _spoken_call(call: ToolCall) -> str:
+    body = f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments or "{}"}}}'
+    return f"{HERMES.openings[0]}\n{body}\n{HERMES.closing}"

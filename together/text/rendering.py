@@ -1,7 +1,7 @@
-"""A model's chat templates, compiled and rendered in one kept child process that is watched. Knows no conversation.
+"""One kept and watched child process that compiles and renders a model's chat templates.
 
-Threads alone, no event loop: a script asks from any thread, a head waits for the future. Requests go to the child one
-by one, in order. A request that takes too much time or memory ends with the child, alone; the next one gets another.
+It works with threads alone: a script asks from any thread, a head awaits the future. The child takes requests one by
+one. A request that takes too much time or memory ends the child and fails alone; the next request starts another child.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import psutil
@@ -26,8 +25,8 @@ from together.text.template_process import MEMORY, MOST_TEXT, digest, packed, un
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-LONGEST_WAIT = 6.0  # seconds in line; a request that waited longer is refused instead of rendered
-LOOK_EVERY = 0.01  # seconds: in that time a template fills about 100 MB
+LONGEST_WAIT = 6.0  # seconds in line; a request that waited longer is refused
+LOOK_EVERY = 0.01  # seconds: a template fills about 100 MB in that time
 LONGEST_REPLY = 4 * MOST_TEXT + 2**16  # bytes
 
 
@@ -53,49 +52,56 @@ TOOK = {
 
 
 class TemplateFault(Exception):
-    """What is wrong with a template: `kind` is one of TOOK (a limit), "syntax", or "refused" (its own complaint)."""
+    """A template cannot be compiled or rendered."""
 
-    def __init__(self, kind: str, reason: str = "") -> None:
-        super().__init__(reason or TOOK.get(kind, kind))
+
+class TemplateRefusal(TemplateFault):
+    """The template's own complaint about its variables, or its syntax error."""
+
+
+class TemplateLimit(TemplateFault):
+    """The template went beyond a limit: `kind` is a key of TOOK."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(TOOK[kind])
         self.kind = kind
-        self.reason = reason
 
 
 class Renderer:
-    """The child, its line of requests, and what happens when it ends. Any thread may ask; the first one starts it."""
+    """The child process and its line of requests, from any thread. The first request starts the child."""
 
     def __init__(self) -> None:
         self._line = ThreadPoolExecutor(1, thread_name_prefix="templates")
-        self._child: _Child | None = None  # set by the line's thread alone
+        self._child: _Child | None = None  # set on the line's thread alone
         self._closes = 0
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Do `work`, which may call `compile` and `render`, when those before it are done.
+        """Run `work`, which may call `compile` and `render`, after the work before it.
 
-        Raises QueueFull, by the future, where that takes too long.
+        The future raises QueueFull after LONGEST_WAIT in line, NotServing if `close` was called meanwhile.
         """
         return self._line.submit(self._in_turn, work, time.monotonic(), self._closes)
 
     def compile(self, source: str) -> bool:
-        """Whether the template takes tools. Raises TemplateFault, NotServing. Only inside `submit`."""
-        return bool(self._ask(partial(_Child.compile, source=source)))
+        """Whether the template takes tools. Raises TemplateFault, NotServing. Call it inside `submit`."""
+        return self._ask(lambda child: child.compile(source))
 
     def render(self, source: str, variables: Mapping[str, object]) -> str:
-        """Raises TemplateFault; ValueError, TypeError or RecursionError for variables that are not JSON; NotServing.
+        """Raises TemplateFault, NotServing; ValueError, TypeError or RecursionError for variables that are not JSON.
 
-        Only inside `submit`.
+        Call it inside `submit`.
         """
         request = packed({"render": digest(source), "variables": variables, "within": RENDER.clock})
-        return self._ask(partial(_Child.render, source=source, request=request))
+        return self._ask(lambda child: child.render(source, request))
 
     def close(self) -> None:
-        """End the child; requests in line end with NotServing. A later request starts another child."""
+        """End the child; waiting requests fail with NotServing. A later request starts another child."""
         self._closes += 1
         if (child := self._child) is not None:
             child.end()
 
     def retire(self) -> None:
-        """As `close`, once the requests that are in line now are done."""
+        """Like `close`, once the requests that wait now are done."""
         self._line.submit(self.close)
 
     def _in_turn(self, work: Callable[[], T], asked: float, closes: int) -> T:
@@ -106,20 +112,18 @@ class Renderer:
         return work()
 
     def _ask(self, question: Callable[[_Child], T]) -> T:
-        """A child that somebody else ended is replaced, once: the template is to blame where it happens again."""
+        """A child that dies is replaced once: if it dies again, the template is to blame."""
         closes = self._closes
         for attempt in (1, 2):
             child = self._living()
             try:
                 return question(child)
-            except TemplateFault as fault:
-                if fault.kind not in TOOK:
-                    raise
+            except TemplateLimit as limit:
                 child.end()
                 if self._closes != closes:
                     raise _unloaded() from None
-                if fault.kind != "died" or attempt == 2:
-                    log.info("a chat template %s; its process was replaced", fault)
+                if limit.kind != "died" or attempt == 2:
+                    log.info("a chat template %s; its process was replaced", limit)
                     raise
         raise AssertionError("unreachable")
 
@@ -138,11 +142,12 @@ def _unloaded() -> TogetherError:
 
 
 class _Child:
-    """One process, from its start to its end. Raises NotServing where the system gives none."""
+    """One child process, from its start to its end."""
 
     def __init__(self) -> None:
+        """Raises NotServing if the system starts no process."""
         try:
-            # One arena: each further one would count as 64 MB of the address space that the child limits itself to.
+            # One arena: each further one takes 64 MB of the address space that the child limits itself to.
             around = surroundings({"MALLOC_ARENA_MAX": "1"})
             self._process = subprocess.Popen(
                 command("together.text.template_process"), stderr=subprocess.DEVNULL, **around
@@ -153,7 +158,7 @@ class _Child:
         self._end = weakref.finalize(self, _end, self._process)
         self._talking = ThreadPoolExecutor(1, thread_name_prefix="template process")
         self._compiled: dict[str, bool] = {}  # source: whether it takes tools
-        self._most_memory = 2 * MEMORY  # until it is known what it takes by itself
+        self._most_memory = 2 * MEMORY  # until its size without templates is known
         try:
             self._exchange(b"", START)
             self._most_memory = self._seen.memory_info().rss + MEMORY
@@ -176,18 +181,20 @@ class _Child:
         return str(self._exchange(request, RENDER)["text"])
 
     def end(self) -> None:
-        """At once; what it was doing is lost. Harmless the second time."""
+        """Kill the process; a second call does nothing."""
         self._end()
         self._talking.shutdown(wait=False)
 
     def _exchange(self, request: bytes, limit: Limit) -> dict[str, Any]:
-        """The reply. Raises TemplateFault; a child that went beyond a limit is to be ended by the caller."""
+        """Send a request, return the reply. Raises TemplateFault; after a TemplateLimit the caller ends the child."""
         try:
             reply = self._watched(self._talking.submit(_talk, self._process, request), limit)
         except (OSError, ValueError, RecursionError, RuntimeError, psutil.Error) as error:
-            raise TemplateFault("died") from error
-        if "fault" in reply:
-            raise TemplateFault(str(reply["fault"]), str(reply.get("reason", "")))
+            raise TemplateLimit("died") from error
+        if (kind := str(reply.get("limit"))) in TOOK:
+            raise TemplateLimit(kind)
+        if "refusal" in reply:
+            raise TemplateRefusal(str(reply["refusal"]))
         return reply
 
     def _watched(self, talk: Future[dict[str, Any]], limit: Limit) -> dict[str, Any]:
@@ -198,13 +205,13 @@ class _Child:
                 return talk.result(LOOK_EVERY)
             except TimeoutError:
                 if self._seen.memory_info().rss > self._most_memory:
-                    raise TemplateFault("memory") from None
+                    raise TemplateLimit("memory") from None
                 if time.monotonic() > until or self._spent() > spent:
-                    raise TemplateFault("time") from None
+                    raise TemplateLimit("time") from None
         return talk.result()
 
     def _spent(self) -> float:
-        """Seconds of the processor so far."""
+        """Processor seconds so far."""
         times = self._seen.cpu_times()
         return float(times.user + times.system)
 
@@ -214,7 +221,7 @@ def _not_started(cause: str) -> TogetherError:
 
 
 def _talk(process: subprocess.Popen[bytes], request: bytes) -> dict[str, Any]:
-    """Write and read: both wait for the child, and both end when it is killed. Raises OSError, ValueError."""
+    """Write, then read; both wait for the child and end when it is killed. Raises OSError, ValueError."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(request)

@@ -1,12 +1,14 @@
 """A process that compiles and renders chat templates in Jinja's sandbox: `python -m together.text.template_process`.
 
-Templates are strangers' code. They see plain strings, numbers, lists and dicts, may neither change those nor reach
-Python, and whatever time and memory they take, they take here: the parent (`rendering.py`) watches and kills. This
-process imports Jinja and the standard library alone, so that it starts in a fifth of a second and takes 20 MB.
+Templates are strangers' code. They see plain strings, numbers, lists and dicts, can neither change those nor reach
+Python, and spend their time and memory here: the parent (`rendering.py`) watches and kills. This process imports Jinja
+and the standard library alone, so it starts in a fifth of a second and takes 20 MB.
 
-One JSON object per line each way, in UTF-8 that lets half a surrogate pair through. {"compile": source} is answered by
-{"wants_tools": bool}, {"render": source's digest, "variables": {…}} by {"text": …}, and either by {"fault": kind,
-"reason": …}; "within" is the seconds that a request may take. The process leaves when its input ends.
+Both directions carry one JSON object per line, in UTF-8 that allows lone surrogates:
+    {"compile": source, "within": seconds}                    → {"wants_tools": bool}
+    {"render": digest, "variables": {…}, "within": seconds}   → {"text": …}
+Either may fail: {"limit": kind} for a key of `rendering.TOOK`, or {"refusal": reason}.
+The process leaves when its input ends.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY = 280 * 2**20  # bytes that this process may grow by; compiling 400 kB of macros takes 240 MiB
 MOST_TEXT = 2**23  # letters of a rendered conversation; a request's body is half as long at most
-MOST_REASON = 200  # letters of what a template complains of
-SLACK = 2.0  # seconds beyond what a request may take, after which this process gives up by itself: its parent is gone
+MOST_REASON = 200  # letters of a template's complaint
+SLACK = 2.0  # seconds past a request's limit; then this process ends by itself, because its parent is gone
 
 READY = {"ready": True}
 Reply = dict[str, object]
@@ -47,23 +49,23 @@ class Templates:
         self._compiled: dict[str, Template] = {}
 
     def answer(self, request: Mapping[str, Any]) -> Reply:
-        """The reply to one request; a fault of the template's is a reply, too."""
+        """The reply to one request."""
         try:
             if "compile" in request:
                 return self._compile(request["compile"])
             return {"text": _render(self._compiled[request["render"]], request["variables"])}
         except MemoryError:
-            return {"fault": "memory", "reason": ""}
+            return {"limit": "memory"}
         except RecursionError:
-            return {"fault": "depth", "reason": ""}
+            return {"limit": "depth"}
         except _TooLong:
-            return {"fault": "length", "reason": ""}
+            return {"limit": "length"}
         except TemplateSyntaxError as error:
-            return {"fault": "syntax", "reason": _short(f"line {error.lineno}: {error.message}")}
-        except SyntaxError as error:  # Python's own limits on what the template was made into, as deep nesting
-            return {"fault": "syntax", "reason": _short(error.msg)}
-        except Exception as error:  # its own complaint, the sandbox's, or plain nonsense of a template that runs
-            return {"fault": "refused", "reason": _short(str(error) or type(error).__name__)}
+            return _refusal(f"line {error.lineno}: {error.message}")
+        except SyntaxError as error:  # Python's own limits on the compiled template, as deep nesting
+            return _refusal(error.msg)
+        except Exception as error:  # the template's complaint, the sandbox's, or any error of a running template
+            return _refusal(str(error) or type(error).__name__)
 
     def _compile(self, source: str) -> Reply:
         environment = _Environment()
@@ -72,7 +74,7 @@ class Templates:
 
 
 def digest(source: str) -> str:
-    """The name of a template in requests."""
+    """A template's name in requests."""
     return hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -81,7 +83,7 @@ class _TooLong(Exception):
 
 
 def _render(template: Template, variables: Mapping[str, Any]) -> str:
-    """Piece by piece, so that an endless text ends early."""
+    """Render piece by piece, so that an endless text ends early."""
     pieces, length = [], 0
     for piece in template.generate(variables):
         pieces.append(piece)
@@ -91,17 +93,17 @@ def _render(template: Template, variables: Mapping[str, Any]) -> str:
     return "".join(pieces)
 
 
-def _short(reason: str) -> str:
-    return reason if len(reason) <= MOST_REASON else reason[:MOST_REASON] + "…"
+def _refusal(reason: str) -> Reply:
+    return {"refusal": reason if len(reason) <= MOST_REASON else reason[:MOST_REASON] + "…"}
 
 
-# --- Jinja as model templates expect it, following the conventions of transformers ------------------------------------
+# --- Jinja as model templates expect it, by the conventions of transformers -------------------------------------------
 
 
 class _Generator(CodeGenerator):
-    """Notes the names that a template takes from its caller, as `jinja2.meta` does, in the pass that compiles it.
+    """Collects the template's undeclared names, as `jinja2.meta` does, while it compiles.
 
-    A pass of its own costs a large template a second.
+    A second pass takes a second for a large template.
     """
 
     def enter_frame(self, frame: Frame) -> None:
@@ -112,7 +114,7 @@ class _Generator(CodeGenerator):
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}…{% endgeneration %}` marks the assistant's words for training; here it is only its content."""
+    """Ignores `{% generation %}…{% endgeneration %}`, which mark the assistant's words for training."""
 
     tags = {"generation"}  # noqa: RUF012  # what Jinja declares
 
@@ -122,7 +124,7 @@ class _GenerationBlock(Extension):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """For one template."""
+    """The sandbox of one template."""
 
     code_generator_class = _Generator
 
@@ -135,7 +137,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _to_json(value: object, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
-    """Jinja's own filter escapes HTML characters, which no model was trained on."""
+    """Replaces Jinja's filter, which escapes HTML characters; no model was trained on those."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
@@ -164,7 +166,7 @@ def unpacked(line: bytes) -> dict[str, Any]:
 
 
 def limit_memory() -> None:
-    """Growth beyond MEMORY becomes a MemoryError. Linux alone keeps to such a limit; elsewhere the parent watches."""
+    """Make growth beyond MEMORY a MemoryError. Only Linux enforces such a limit; elsewhere the parent watches."""
     if sys.platform == "linux":
         import resource
 
@@ -173,13 +175,13 @@ def limit_memory() -> None:
 
 
 def serve(requests: SimpleQueue[bytes], output: BinaryIO, answer: Callable[[Mapping[str, Any]], Reply]) -> NoReturn:
-    """Answer in order, for ever."""
+    """Answer requests in order until the process ends."""
     with Path(os.devnull).open("w") as nowhere:
         output.write(packed(READY))
         output.flush()
         while True:
             request = unpacked(requests.get())
-            # By a thread of C: some operations ((9 ** 9) ** 9 ** 9) let no other thread of Python run.
+            # A C thread watches: some operations, as (9 ** 9) ** 9 ** 9, let no other Python thread run.
             faulthandler.dump_traceback_later(request["within"] + SLACK, exit=True, file=nowhere)
             line = packed(answer(request))
             faulthandler.cancel_dump_traceback_later()
@@ -188,7 +190,7 @@ def serve(requests: SimpleQueue[bytes], output: BinaryIO, answer: Callable[[Mapp
 
 
 def _listen(requests: SimpleQueue[bytes]) -> None:
-    """Requests, until the parent is gone or wants this process gone."""
+    """Queue requests until the parent is gone or closes the pipe."""
     while line := sys.stdin.buffer.readline():
         requests.put(line)
     os._exit(0)
@@ -201,7 +203,7 @@ def main() -> NoReturn:
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     try:
         serve(requests, sys.stdout.buffer, Templates().answer)
-    except (OSError, MemoryError):  # the parent is gone, or sees that this process is
+    except (OSError, MemoryError):  # the parent is gone, or sees this process end
         os._exit(1)
 
 

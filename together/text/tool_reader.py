@@ -1,20 +1,20 @@
-"""Reads one tool call out of text that comes in any pieces, and gives its arguments on as they come. Knows no token.
+"""Reads tool calls out of text that arrives in any pieces, and passes their arguments on as they arrive.
 
-The readers are generators: they yield while what is there does not decide how it goes on, so that the outcome never
-depends on how the text was cut. Until a call is certain they take nothing; then it stays one, however it ends.
+The readers are generators: they yield while the text so far does not decide how it continues, so the outcome never
+depends on how the text was cut. They take nothing until a call is certain; then it stays one, however it ends.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from together.requests import CallDelta
+from together.requests import CallDelta, Tool
 from together.text.tool_formats import FUNCTION, ToolFormat, as_json, call_of, text_of, typed
 
-Reading = Generator[None, None, bool]  # at the end: whether it was a call
+Reading = Generator[None, None, bool]  # returns whether it was a call
 
 _SPACES = re.compile(r"\s*")
 _STRAY = re.compile(r"[\s}\]]*")  # small models close more brackets than they opened
@@ -34,23 +34,25 @@ _PARAMETER_END, _FUNCTION_END = "</parameter>", "</function>"
 
 @dataclass(slots=True)
 class Unread:
-    """Text that came and was not taken yet."""
+    """Text that arrived and was not taken yet."""
 
     text: str = ""
     ended: bool = False
 
-    def take(self, count: int) -> str:
+    def take(self, count: int | None = None) -> str:
+        """The first `count` letters, or all."""
+        count = len(self.text) if count is None else count
         taken, self.text = self.text[:count], self.text[count:]
         return taken
 
     def may_become(self, word: str, at: int) -> bool:
-        """Whether more text could make `word` of what stands at `at`."""
+        """Whether more text may turn what is at `at` into `word`."""
         return not self.ended and word.startswith(self.text[at:])
 
 
 @dataclass(slots=True)
 class Calls:
-    """The calls of one answer; `take` gives what is new."""
+    """The calls of one answer; `take` returns their new parts."""
 
     begun: int = 0
     finished: int = 0
@@ -61,9 +63,8 @@ class Calls:
         self.begun += 1
 
     def write(self, arguments: str) -> None:
-        """More of the newest call's arguments."""
-        last = self._new[-1] if self._new else None
-        if last is not None and last.index == self.begun - 1 and not last.id:
+        """Add to the arguments of the newest call."""
+        if self._new and not self._new[-1].id:
             arguments = self._new.pop().arguments + arguments
         if arguments:
             self._new.append(CallDelta(self.begun - 1, arguments=arguments))
@@ -78,7 +79,7 @@ class Calls:
 
 
 class Brackets:
-    """Follows JSON to the bracket that closes it, over any pieces."""
+    """Follows JSON, in any pieces, to the bracket that closes it."""
 
     _QUOTED, _PLAIN = re.compile(r'["\\]'), re.compile(r'["{}\[\]]')
 
@@ -87,7 +88,7 @@ class Brackets:
         self._quoted = self._escaped = False
 
     def feed(self, text: str, start: int = 0) -> int | None:
-        """Go on with `text` from `start`; the place behind the closing bracket, None if it is not there yet."""
+        """Continue with `text` from `start`; return the place after the closing bracket, None if it is not there."""
         at = start
         while at < len(text):
             if self._escaped:
@@ -101,218 +102,206 @@ class Brackets:
                 return at
         return None
 
-    def _closes(self, letter: str) -> bool:
-        if letter == "\\":
+    def _closes(self, sign: str) -> bool:
+        if sign == "\\":
             self._escaped = True
-        elif letter == '"':
+        elif sign == '"':
             self._quoted = not self._quoted
         else:
-            self._depth += 1 if letter in "{[" else -1
+            self._depth += 1 if sign in "{[" else -1
             return self._depth <= 0
         return False
 
 
 class ToolCallReader:
-    """Reads calls of one answer from `unread` into `calls`. `known`: the offered tools' properties, by tool name."""
+    """Reads the calls of one answer from `unread` into `calls`."""
 
-    def __init__(
-        self, unread: Unread, calls: Calls, tool_format: ToolFormat, known: Mapping[str, Mapping[str, object]]
-    ) -> None:
-        self._unread = unread
-        self._calls = calls
+    def __init__(self, tool_format: ToolFormat, tools: Sequence[Tool]) -> None:
+        self.unread = Unread()
+        self.calls = Calls()
         self._format = tool_format
-        self._known = known
+        self._properties = {tool.name: _properties(tool) for tool in tools}
 
     def read(self, opening: str) -> Reading:
-        """The call that begins with `opening`, where the text begins; False, and nothing taken, if there is none."""
-        at = 0 if opening == FUNCTION else (yield from self._past_spaces(len(opening)))
-        first = self._unread.text[at : at + 1]
-        if first == "{":
-            found = yield from self._object(at)
-        elif first == "[":
-            found = yield from self._list(at)
-        elif first == "<":
-            found = yield from self._function(at)
-        else:
-            found = yield from self._named(at)
+        """Read the call at the beginning of the text, after `opening`; if there is none, take nothing."""
+        at = 0 if opening == FUNCTION else (yield from self._past(_SPACES, len(opening)))
+        readers = {"{": self._object, "[": self._list, "<": self._function}
+        found = yield from readers.get(self._sign(at), self._named)(at)
         if found and self._format.closing:
             yield from self._close()
         return found
 
-    # --- JSON -----------------------------------------------------------------------------------------------------
+    def _begun(self, name: str, end: int) -> Reading:
+        """A call whose arguments, an object, begin at `end`."""
+        if not self._accepts(name):
+            return False
+        self.unread.take(end)
+        self.calls.begin(name)
+        brackets = Brackets()
+        while (closed := brackets.feed(self.unread.text)) is None:
+            self.calls.write(self.unread.take())
+            if self.unread.ended:
+                return True
+            yield
+        self.calls.write(self.unread.take(closed))
+        self.calls.finish()
+        return True
+
+    def _accepts(self, name: str) -> bool:
+        """Without a tag, only the name distinguishes a call from an answer in JSON."""
+        return bool(name) and (not self._format.bare or name in self._properties)
+
+    # --- JSON ---------------------------------------------------------------------------------------------------------
 
     def _object(self, at: int) -> Reading:
         brackets, seen = Brackets(), at
-        while True:
-            text = self._unread.text
-            if (head := _HEAD.match(text, at)) is not None:
-                return (yield from self._begun(text_of(head["name"]), head.end(), in_object=True))
+        while (head := _HEAD.match(text := self.unread.text, at)) is None:
             if _is_hopeless(text, at):
                 return False
             if (end := brackets.feed(text, seen)) is not None:
                 return self._whole(at, end)
-            if self._unread.ended:
+            if self.unread.ended:
                 return False
             seen = len(text)
             yield
-
-    def _begun(self, name: str, end: int, in_object: bool) -> Reading:
-        """A call whose arguments, an object, begin at `end`."""
-        if not self._accepts(name):
+        if not (yield from self._begun(text_of(head["name"]), head.end())):
             return False
-        self._unread.take(end)
-        self._calls.begin(name)
-        if (yield from self._arguments()):
-            self._calls.finish()
-            if in_object:
-                yield from self._rest_of_object()
+        yield from self._rest_of_object()
         return True
 
-    def _arguments(self) -> Reading:
-        """Whether they end."""
-        brackets = Brackets()
-        while True:
-            end = brackets.feed(self._unread.text)
-            self._calls.write(self._unread.take(len(self._unread.text) if end is None else end))
-            if end is not None or self._unread.ended:
-                return end is not None
-            yield
-
     def _rest_of_object(self) -> Generator[None, None, None]:
-        """Keys after the arguments say nothing; a closing bracket may be missing."""
-        at = yield from self._past_spaces(0)
-        brackets, seen = Brackets(depth=1), at
-        while self._unread.text[at : at + 1] in ("}", ","):
-            end = brackets.feed(self._unread.text, seen)
-            if end is not None:
-                self._unread.take(end)
+        """Ignore keys after the arguments; the closing bracket may be missing."""
+        at = yield from self._past(_SPACES, 0)
+        if self._sign(at) not in ("}", ","):
+            return
+        brackets = Brackets(depth=1)
+        while (end := brackets.feed(self.unread.text, at)) is None:
+            if self.unread.ended:
                 return
-            if self._unread.ended:
-                return
-            seen = len(self._unread.text)
+            at = len(self.unread.text)
             yield
+        self.unread.take(end)
 
     def _whole(self, at: int, end: int) -> bool:
-        """An object that does not begin as usual."""
-        call = call_of(self._unread.text[at:end])
-        if call is None or not self._accepts(call[0]):
+        """A complete object that does not begin as usual."""
+        name, arguments = call_of(self.unread.text[at:end]) or ("", "")
+        if not self._accepts(name):
             return False
-        self._unread.take(end)
-        self._calls.begin(call[0])
-        self._calls.write(call[1])
-        self._calls.finish()
+        self.unread.take(end)
+        self.calls.begin(name)
+        self.calls.write(arguments)
+        self.calls.finish()
         return True
 
     def _list(self, at: int) -> Reading:
-        first = yield from self._past_spaces(at + 1)
-        if self._unread.text[first : first + 1] != "{" or not (yield from self._object(first)):
-            return False
-        while True:
-            at = yield from self._past_spaces(0)
-            if self._unread.text[at : at + 1] == "]":
-                self._unread.take(at + 1)
-                return True
-            if self._unread.text[at : at + 1] != ",":
-                return True
-            following = yield from self._past_spaces(at + 1)
-            if self._unread.text[following : following + 1] != "{" or not (yield from self._object(following)):
-                return True
+        at = yield from self._past(_SPACES, at + 1)
+        found = False
+        while self._sign(at) == "{" and (yield from self._object(at)):
+            found = True
+            at = yield from self._past(_SPACES, 0)
+            if (sign := self._sign(at)) == "]":
+                self.unread.take(at + 1)
+            if sign != ",":
+                break
+            at = yield from self._past(_SPACES, at + 1)
+        return found
 
-    # --- a name, then its arguments -------------------------------------------------------------------------------
+    # --- a name, then its arguments -----------------------------------------------------------------------------------
 
     def _named(self, at: int) -> Reading:
-        while self._format.body in ("list", "named"):
-            if (head := _NAMED.match(self._unread.text, at)) is not None:
-                return (yield from self._begun(head["name"], head.end(), in_object=False))
-            if self._unread.ended or _MAYBE_NAMED.fullmatch(self._unread.text, at) is None:
+        if self._format.body not in ("list", "named"):
+            return False
+        while (head := _NAMED.match(self.unread.text, at)) is None:
+            if self.unread.ended or _MAYBE_NAMED.fullmatch(self.unread.text, at) is None:
                 return False
             yield
-        return False
+        return (yield from self._begun(head["name"], head.end()))
 
-    # --- <function=name> ------------------------------------------------------------------------------------------
+    # --- <function=name> ----------------------------------------------------------------------------------------------
 
     def _function(self, at: int) -> Reading:
-        while (head := _FUNCTION.match(self._unread.text, at)) is None:
+        while (head := _FUNCTION.match(self.unread.text, at)) is None:
             if not self._may_be_tag(FUNCTION, at):
                 return False
             yield
         name = head["name"].strip()
-        self._unread.take(head.end())
-        self._calls.begin(name)
-        self._calls.write("{")
-        if (yield from self._parameters(self._known.get(name, {}))):
-            self._calls.write("}")
-            self._calls.finish()
+        self.unread.take(head.end())
+        self.calls.begin(name)
+        self.calls.write("{")
+        if (yield from self._parameters(self._properties.get(name, {}))):
+            self.calls.write("}")
+            self.calls.finish()
         return True
 
     def _parameters(self, properties: Mapping[str, object]) -> Reading:
-        """Whether they end, by their tag or by something else that follows."""
+        """Return whether they end, by their tag or because something else follows."""
         comma = ""
         while True:
-            at = yield from self._past_spaces(0)
-            text = self._unread.text
+            at = yield from self._past(_SPACES, 0)
+            text = self.unread.text
             if text.startswith(_FUNCTION_END, at):
-                self._unread.take(at + len(_FUNCTION_END))
+                self.unread.take(at + len(_FUNCTION_END))
                 return True
             if (head := _PARAMETER.match(text, at)) is not None:
                 name = head["name"].strip()
-                self._unread.take(head.end())
-                self._calls.write(f"{comma}{as_json(name)}: ")
+                self.unread.take(head.end())
+                self.calls.write(f"{comma}{as_json(name)}: ")
                 if not (yield from self._value(properties.get(name))):
                     return False
                 comma = ", "
-            elif self._may_be_tag("<parameter=", at) or self._unread.may_become(_FUNCTION_END, at):
+            elif self._may_be_tag("<parameter=", at) or self.unread.may_become(_FUNCTION_END, at):
                 yield
             else:
-                return not self._unread.ended
+                return not self.unread.ended
 
     def _value(self, schema: object) -> Reading:
-        """Whether it ends; of a value that does not, what is there is given as an open string."""
+        """Return whether it ends; a value without an end becomes a string without an end."""
         searched = 0
-        while (end := self._unread.text.find(_PARAMETER_END, searched)) < 0:
-            if self._unread.ended:
-                rest = self._unread.take(len(self._unread.text))
-                self._calls.write(as_json(rest.removeprefix("\n"))[:-1])
+        while (end := self.unread.text.find(_PARAMETER_END, searched)) < 0:
+            if self.unread.ended:
+                self.calls.write(as_json(self.unread.take().removeprefix("\n"))[:-1])
                 return False
-            searched = max(0, len(self._unread.text) - len(_PARAMETER_END))
+            searched = max(0, len(self.unread.text) - len(_PARAMETER_END))
             yield
-        text = self._unread.take(end).removeprefix("\n").removesuffix("\n")
-        self._unread.take(len(_PARAMETER_END))
-        self._calls.write(typed(text, schema))
+        text = self.unread.take(end).removeprefix("\n").removesuffix("\n")
+        self.unread.take(len(_PARAMETER_END))
+        self.calls.write(typed(text, schema))
         return True
 
     def _may_be_tag(self, tag: str, at: int) -> bool:
-        """Whether more text could make an opening tag with a name of what stands at `at`."""
-        rest = self._unread.text[at:]
+        """Whether more text may turn what is at `at` into the opening `tag` with a name."""
+        rest = self.unread.text[at:]
         begun = rest.startswith(tag) and _MAYBE_TAG.fullmatch(rest) is not None
-        return not self._unread.ended and (begun or tag.startswith(rest))
+        return not self.unread.ended and (begun or tag.startswith(rest))
 
-    # --- around it ------------------------------------------------------------------------------------------------
+    # --- around calls -------------------------------------------------------------------------------------------------
 
-    def _accepts(self, name: str) -> bool:
-        """Without a tag only the name tells a call from an answer in JSON."""
-        return bool(name) and (not self._format.bare or name in self._known)
-
-    def _past_spaces(self, at: int) -> Generator[None, None, int]:
-        return (yield from self._past(_SPACES, at))
+    def _sign(self, at: int) -> str:
+        return self.unread.text[at : at + 1]
 
     def _past(self, letters: re.Pattern[str], at: int) -> Generator[None, None, int]:
+        """The place after all `letters` from `at` on."""
         while True:
-            found = letters.match(self._unread.text, at)
-            end = found.end() if found is not None else len(self._unread.text)
-            if end < len(self._unread.text) or self._unread.ended:
-                return end
+            found = letters.match(self.unread.text, at)
+            assert found is not None, "the pattern matches no letters, too"
+            if found.end() < len(self.unread.text) or self.unread.ended:
+                return found.end()
             yield
 
     def _close(self) -> Generator[None, None, None]:
-        """Take the closing tag; a model that forgot it goes on as it does."""
+        """Take the closing tag, if the model wrote one."""
         closing = self._format.closing
         at = yield from self._past(_STRAY, 0)
-        while self._unread.may_become(closing, at) and not self._unread.text.startswith(closing, at):
+        while self.unread.may_become(closing, at) and not self.unread.text.startswith(closing, at):
             yield
-        rest = self._unread.text[at:]
-        if rest.startswith(closing) or (self._unread.ended and closing.startswith(rest)):
-            self._unread.take(at + len(closing))
+        rest = self.unread.text[at:]
+        if rest.startswith(closing) or (self.unread.ended and closing.startswith(rest)):
+            self.unread.take(at + len(closing))
+
+
+def _properties(tool: Tool) -> Mapping[str, object]:
+    found = tool.parameters.get("properties")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _is_hopeless(text: str, at: int) -> bool:
