@@ -83,7 +83,6 @@ def test_a_template_inside_the_tokenizer_configuration_counts_too(tmp_path: Path
 
 def test_a_model_without_a_template_gets_plain_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = TextModel.open(write_text_files(tmp_path, BYTE_LEVEL, None))
-    assert not model.has_template
     assert "no chat template" in caplog.text
     assert model.prompt_ids([Message("user", "hello")]) == model.encode("User: hello\n\nAssistant:")
 

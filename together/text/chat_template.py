@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,13 +27,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT, TOOL_USE = "default", "tool_use"
 MOST_SOURCE = 2**19  # bytes of a template; published ones have up to 30 kB
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 
 
 def find_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
@@ -96,16 +89,15 @@ def _listed(value: object, name: str) -> Iterator[tuple[str, str]]:
 
 
 def read_text(folder: Path, name: str) -> str:
-    """Decode a file as UTF-8, or as its byte order mark says.
+    """Decode a file as UTF-8, or in the encoding of its byte order mark.
 
     Raises BrokenModel for another encoding, and for a file that is too large or outside the folder.
     """
     file = folder / name
     _check_size(folder, file.stat().st_size)  # a file that is too large is not read
     data = read_bytes(folder, name)
-    mark, encoding = next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), (b"", "utf-8"))
     try:
-        return data.removeprefix(mark).decode(encoding)
+        return data.decode(json.detect_encoding(data))
     except UnicodeDecodeError as error:
         raise BrokenModel(
             f"{file.name} of {folder.name} is not in UTF-8 (byte {error.start}); save it in UTF-8"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.decoders import DecodeStream
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -19,10 +19,10 @@ class TokenBytes:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        decoders = list(_decoders(tokenizer))
-        self._byte_level = any(item["type"] == "ByteLevel" for item in decoders)
-        self._byte_tokens = any(item["type"] == "ByteFallback" for item in decoders)
-        self._spaces = [space for item in decoders if (space := _space_of(item))]
+        parts = list(parts_of(tokenizer.decoder))
+        self._byte_level = any(item["type"] == "ByteLevel" for item in parts)
+        self._byte_tokens = any(item["type"] == "ByteFallback" for item in parts)
+        self._spaces = [space for item in parts if (space := _space_of(item))]
         self._added = {index: token.content for index, token in tokenizer.get_added_tokens_decoder().items()}
 
     def of(self, token_id: int) -> bytes:
@@ -41,16 +41,20 @@ class TokenBytes:
         return word.encode()
 
 
-def _decoders(tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
-    """The decoder's parts as the tokenizer's file describes them."""
-    if tokenizer.decoder is not None:
-        yield from _parts(json.loads(tokenizer.decoder.__getstate__()))
+def parts_of(
+    component: decoders.Decoder | normalizers.Normalizer | pre_tokenizers.PreTokenizer | None,
+) -> Iterator[dict[str, Any]]:
+    """The single parts of a tokenizer's component, as its file describes them."""
+    if component is not None:
+        yield from _flat(json.loads(component.__getstate__()))
 
 
-def _parts(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield decoder
-    for part in decoder.get("decoders", ()):
-        yield from _parts(part)
+def _flat(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if part["type"] != "Sequence":
+        yield part
+    for inner in ("normalizers", "pretokenizers", "decoders"):
+        for each in part.get(inner, ()):
+            yield from _flat(each)
 
 
 def _space_of(decoder: dict[str, Any]) -> str:

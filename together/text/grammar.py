@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 
 Bits = NDArray[np.uint8]  # [bytes], bit i (low bit first) is token i
 
-MOST_GAPS = 2  # tokens of line breaks between the thoughts and the answer
+MOST_GAPS = 2  # tokens of line breaks between reasoning and answer
 _OPEN, _CLOSE = OPEN.encode(), CLOSE.encode()
 
 
 class Words:
-    """A vocabulary, sorted by what its tokens are to thoughts."""
+    """The masks of reasoning: which tokens may begin it, continue it and follow it."""
 
     def __init__(self, data: Sequence[bytes]) -> None:
-        """`data` are the tokens' bytes, empty for those that no thought has."""
+        """`data` are the tokens' bytes, empty for tokens that reasoning never has."""
         self._data = data
         self._openers = [(i, word) for i, word in enumerate(data) if _is_opener(word)]
         self.gaps = _bits((i for i, word in enumerate(data) if word in (b"\n", b"\n\n")), len(data))
@@ -44,45 +44,39 @@ class Words:
         return self._data[token_id] if token_id < len(self._data) else b""
 
     def opening(self, said: bytes) -> Bits:
-        """What goes on with the opening tag, of which `said` is said."""
+        """The tokens that continue the opening tag after `said`."""
         return _bits((i for i, word in self._openers if _opens(said + word) or _begins(said + word)), len(self._data))
 
-    def thoughts(self, said: bytes) -> Bits:
-        """What thoughts that end with `said` may go on with: anything but a token that ends them and says more."""
+    def reasoning(self, said: bytes) -> Bits:
+        """The tokens that continue reasoning after `said`: all but those that end it and go on with an answer."""
         begun = next((length for length in range(len(_CLOSE) - 1, 0, -1) if said.endswith(_CLOSE[:length])), 0)
         return self._free[begun]
 
 
-def reason_of(matcher: LLMatcher) -> str:
-    """Why the library gave up; it is told not to be verbose, since this is logged and answers are not."""
-    return matcher.get_error().replace("<non-verbose/>", "").strip()
-
-
 class _Place(Enum):
-    START = auto()  # perhaps the beginning of the opening tag, perhaps of the answer
-    THINKING = auto()
-    GAP = auto()  # after the thoughts, before the answer's first token
+    START = auto()  # the beginning of the opening tag, or of the answer
+    REASONING = auto()
+    GAP = auto()  # between reasoning and the first token of the answer
     ANSWER = auto()
 
 
 class GrammarConstraint:
-    """A `Constraint`: the grammar's own masks, after the thoughts of a model that thinks.
+    """A `Constraint`: the masks of a grammar, which begins after the model's reasoning.
 
-    Thoughts may be anything but special tokens; end-of-text is one, so an answer that ends has matched the grammar.
-    Where the library gives up in the middle of an answer (at a limit of its own), only end-of-text is left, and
-    `failure` says why: that answer is not whole.
+    Reasoning may be anything but special tokens. End-of-text is one, so an answer that ends has matched the grammar.
+    If the library gives up within an answer, at a limit of its own, only end-of-text is allowed and `failure` says why.
     """
 
     def __init__(
         self, matcher: LLMatcher, eos: Iterable[int], size: int, words: Words | None, *, opened: bool = False
     ) -> None:
-        """`size` is the vocabulary's; `words` None: there are no thoughts; `opened`: the prompt has opened them."""
+        """`size`: tokens of the masks; `words`: None without reasoning; `opened`: the prompt has the opening tag."""
         self._matcher = matcher
         self._end = _bits(eos, size)
         self._words = words
-        self._place = _Place.ANSWER if words is None else _Place.THINKING if opened else _Place.START
-        self._said = b""  # of the opening tag; of the thoughts their end
-        self._fits = True  # what was said at the start may as well be the answer's beginning
+        self._place = _Place.ANSWER if words is None else _Place.REASONING if opened else _Place.START
+        self._said = b""  # of the opening tag, or the end of the reasoning
+        self._fits = True  # the text so far may also begin the answer
         self._gaps = 0
         self._taken = 0  # tokens of the answer
         self._mask: bytes | None = None  # for the token after those
@@ -93,7 +87,7 @@ class GrammarConstraint:
         if self._mask is None or len(answer) != self._taken:
             try:
                 self._mask = self._after(answer[self._taken :]).tobytes()
-            except Exception:  # everybody else's tokens come from the same loop
+            except Exception:  # other requests' tokens come from the same loop
                 logger.exception("a grammar failed in the middle of an answer")
                 self._fail("an error of its own")
                 self._mask = self._end.tobytes()
@@ -111,40 +105,40 @@ class GrammarConstraint:
     def _take(self, token_id: int) -> None:
         if self._place is _Place.START:
             self._begin(token_id)
-        elif self._place is _Place.THINKING:
-            self._think(self._word(token_id))
+        elif self._place is _Place.REASONING:
+            self._reason(self._known.of(token_id))
         elif self._place is _Place.GAP and self._gaps < MOST_GAPS and not self._matcher.validate_tokens([token_id]):
             self._gaps += 1
         else:
             self._place = _Place.ANSWER
             if not self._matcher.consume_token(token_id):
-                self._fail(reason_of(self._matcher))
+                self._fail(_complaint(self._matcher))
 
     def _begin(self, token_id: int) -> None:
-        """A token that may belong to the tag, to the answer, or as yet to both."""
-        word = self._word(token_id)
+        """Take a token that may belong to the tag, to the answer, or to either."""
+        word = self._known.of(token_id)
         said = self._said + word
         self._fits = self._fits and self._matcher.try_consume_tokens([token_id]) == 1
         if word and _opens(said):
-            self._place, self._said = _Place.THINKING, b""
+            self._place, self._said = _Place.REASONING, b""
             self._matcher.reset()
-            self._think(said[len(_OPEN) :])
+            self._reason(said[len(_OPEN) :])
         elif word and _begins(said):
             self._said = said
         elif self._fits:
             self._place = _Place.ANSWER
         else:
-            self._fail("the answer began as neither thoughts nor what the grammar allows")
+            self._fail("the answer began neither with reasoning nor as the grammar allows")
 
-    def _think(self, word: bytes) -> None:
+    def _reason(self, word: bytes) -> None:
         self._said += word
         if _CLOSE in self._said:
             self._place = _Place.GAP
         self._said = self._said[1 - len(_CLOSE) :]
 
     def _bits(self) -> Bits:
-        if self._place is _Place.THINKING:
-            return self._known.thoughts(self._said)
+        if self._place is _Place.REASONING:
+            return self._known.reasoning(self._said)
         if self._place is _Place.START:
             opening = self._known.opening(self._said)
             return _either(opening, self._grammar()) if self._fits else opening
@@ -155,24 +149,21 @@ class GrammarConstraint:
     def _grammar(self) -> Bits:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            self._fail(reason_of(self._matcher))
+            self._fail(_complaint(self._matcher))
         return bits
-
-    def _word(self, token_id: int) -> bytes:
-        return self._known.of(token_id)
 
     @property
     def _known(self) -> Words:
-        assert self._words is not None, "only a model that thinks is ever at its thoughts"
+        assert self._words is not None, "reasoning needs its words"
         return self._words
 
     def _fail(self, reason: str) -> None:
         self.failure = self.failure or reason
-        logger.warning("a grammar was given up in the middle of an answer, which ends there: %s", self.failure)
+        logger.warning("a grammar was given up, and its answer ends early: %s", self.failure)
 
 
 def _opens(said: bytes) -> bool:
-    """The whole opening tag; nothing but spaces may come with it in one token."""
+    """Whether it is the whole opening tag, followed by nothing but spaces."""
     return said.startswith(_OPEN) and not said[len(_OPEN) :].strip()
 
 
@@ -181,14 +172,14 @@ def _begins(said: bytes) -> bool:
 
 
 def _is_opener(word: bytes) -> bool:
-    """Whether it goes on with the tag from some place in it."""
+    """Whether it continues the opening tag from some place in it."""
     if not word or word.rstrip() not in _OPEN:  # nearly all of a vocabulary
         return False
     return any(_opens(_OPEN[:at] + word) or _begins(_OPEN[:at] + word) for at in range(len(_OPEN)))
 
 
 def _bad_enders(words: Iterable[tuple[int, bytes]], said: bytes) -> list[int]:
-    """Tokens that, after `said`, end the thoughts and begin an answer that no grammar has seen."""
+    """Tokens that, after `said`, end the reasoning and begin an answer that no grammar has seen."""
     parted = ((i, (said + word).partition(_CLOSE)) for i, word in words)
     return [i for i, (_, tag, rest) in parted if tag and rest.strip()]
 
@@ -210,51 +201,51 @@ def _either(first: Bits, second: Bits) -> Bits:
     return first[:length] | second[:length]
 
 
-MOST_LETTERS = 2**17  # of a grammar; compiling the worst ones of that size takes a second of a worker thread
-LONGEST_REASON = 300  # letters of the library's own words in an error
+MOST_LETTERS = 2**17  # of a grammar; the worst ones of that size take a second to compile
+LONGEST_REASON = 300  # letters of the library's words in an error
 
-# At most one space after a comma or a colon: with any white space a small model may go on with it for ever. A schema
-# inside a lark grammar has this as its "x-guidance".
+# At most one space after a comma or colon: where any white space is allowed, small models may write it without end.
+# Schemas inside a lark grammar have this as their "x-guidance".
 STYLE: dict[str, str | bool] = {"whitespace_flexible": False, "item_separator": ",[ ]?", "key_separator": ":[ ]?"}
 
 
 class Grammars:
-    """Compiles grammars for one model's tokenizer. What belongs to the tokenizer is made at the first use."""
+    """Compiles grammars for one model's tokenizer; the first use prepares its vocabulary."""
 
     def __init__(self, tokenizer: Tokenizer, eos: frozenset[int], thinks: bool) -> None:
-        """`thinks`: the model may think before it answers; grammars begin after its thoughts."""
+        """`thinks`: the model may reason before it answers; grammars begin after that."""
         self._tokenizer = tokenizer
         self._eos = eos
         self._thinks = thinks
         self._lock = Lock()
 
     async def compile(self, grammar: Grammar, vocabulary: int | None = None) -> Compiled:
-        """In a thread. `vocabulary` is the width of the model's logits, where it is known.
+        """Compile in a thread; `vocabulary` is the width of the model's logits, if known.
 
-        Raises BadRequest, naming the grammar's field, for what the library refuses and what is too large.
+        Raises BadRequest, naming the grammar's field, for a grammar that is too large or that the library refuses.
         """
         if len(grammar.source) > MOST_LETTERS:
             raise _refusal(grammar, f"it has {len(grammar.source)} letters, {MOST_LETTERS} are the most")
         return await asyncio.to_thread(self._compile, grammar, vocabulary)
 
     def _compile(self, grammar: Grammar, vocabulary: int | None) -> Compiled:
-        with self._lock:  # for what is made once
+        with self._lock:  # both are made once
             environment = self._environment
             if environment is None:
                 raise _refusal(grammar, "this model names no token that ends an answer")
             words = self._words if self._thinks else None
-        limits = LLParserLimits(verbose_errors=False)  # verbose ones hold the whole schema
+        limits = LLParserLimits(verbose_errors=False)  # verbose ones quote the whole schema
         matcher = LLMatcher(environment, _source(grammar), log_level=0, limits=limits)
         if not matcher.is_error():
-            matcher.compute_bitmask()  # the first one is the slowest, and some faults only show here
+            matcher.compute_bitmask()  # the first mask is the slowest, and shows some faults
         if matcher.is_error():
-            raise _refusal(grammar, _reason(matcher))
+            raise _refusal(grammar, _complaint(matcher))
         size = environment.vocab_size if vocabulary is None else min(vocabulary, environment.vocab_size)
         return Compiled(matcher, frozenset(environment.eos_tokens), size, words)
 
     @cached_property
     def _environment(self) -> LLTokenizer | None:
-        """None: nothing could end an answer."""
+        """None if no token ends an answer."""
         known = self._tokenizer.get_vocab_size()
         eos = sorted(each for each in self._eos if each < known)
         return LLTokenizer(self._tokenizer.to_str(), eos_token=eos) if eos else None
@@ -262,7 +253,7 @@ class Grammars:
     @cached_property
     def _words(self) -> Words:
         environment = self._environment
-        assert environment is not None, "without it nothing is compiled"
+        assert environment is not None, "nothing is compiled without it"
         added = self._tokenizer.get_added_tokens_decoder().items()
         special = {index for index, token in added if token.special and token.content not in (OPEN, CLOSE)}
         hidden = special.union(self._eos)
@@ -272,17 +263,17 @@ class Grammars:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A grammar of one request; every choice starts a constraint of its own."""
+    """One request's grammar; each choice starts a constraint."""
 
-    matcher: LLMatcher  # at its beginning, and it stays there
+    matcher: LLMatcher  # stays at its beginning
     eos: frozenset[int]
-    size: int  # of the vocabulary that masks are for
-    words: Words | None  # of a model that thinks
+    size: int  # tokens of a mask
+    words: Words | None  # None if the model does not reason
 
     def start(self, opening: str | None = None) -> GrammarConstraint:
-        """A new answer to the prompt `opening`, which may open thoughts; None where no thoughts are parted from it.
+        """Start an answer to the prompt `opening`, which may open the reasoning; None: reasoning is not split off.
 
-        Copies share what the library has learned of the grammar, not where they are in it.
+        Copies of the matcher share its cache, not its position.
         """
         opening = None if opening is None else opening.rstrip()
         thinks = self.words is not None and opening is not None and not opening.endswith(CLOSE)
@@ -293,14 +284,14 @@ class Compiled:
 
 
 def _source(grammar: Grammar) -> str:
-    """The grammar in the library's own form."""
+    """The grammar in the library's form."""
     if grammar.kind == "lark":
         return LLMatcher.grammar_from_lark(grammar.source)
     try:
         schema = json.loads(grammar.source, parse_constant=_no_number)
         if not isinstance(schema, dict):
             raise ValueError("it is no JSON object")
-        schema.pop("x-guidance", None)  # options of the library are not for requests
+        schema.pop("x-guidance", None)  # requests may not set the library's options
         return LLMatcher.grammar_from_json_schema(schema, overrides=STYLE)  # type: ignore[arg-type]
     except ValueError as error:
         raise _refusal(grammar, str(error)) from error
@@ -310,9 +301,9 @@ def _no_number(word: str) -> float:
     raise ValueError(f"{word} is no number in JSON")
 
 
-def _reason(matcher: LLMatcher) -> str:
-    words = " ".join(reason_of(matcher).split())
-    if words == "NoExtensionBias":  # what the library calls a grammar without a first token
+def _complaint(matcher: LLMatcher) -> str:
+    words = " ".join(matcher.get_error().replace("<non-verbose/>", "").split())
+    if words == "NoExtensionBias":  # the library's word for a grammar without a first token
         return "nothing matches it"
     return words if len(words) <= LONGEST_REASON else words[:LONGEST_REASON] + "…"
 

@@ -1,15 +1,14 @@
-"""The model's words: chat template and tokenizer, read from its folder. Knows no request, no ring and no torch.
+"""A model's text side, read from its folder: tokenizer, chat template and grammars, without torch or transformers.
 
-Uses `tokenizers` and Jinja alone: measured 0.15 s and 24 MB to import, against 1.3 s and 61 MB through transformers.
+It imports `tokenizers` alone: measured 0.15 s and 24 MB, against 1.3 s and 61 MB through transformers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,101 +26,82 @@ from together.wording import MOST, cut
 
 logger = logging.getLogger(__name__)
 
-HEAVY = 200_000  # letters from which one waits for the other: about 0.3 s and 40 MB
+HEAVY = 200_000  # letters from which texts are encoded one by one: each takes about 0.3 s and 40 MB
 THREADS = 4  # texts of one model that are encoded at once
 
 
-@dataclass(frozen=True, slots=True)
 class TextModel:
-    """A model's tokenizer, chat template and end-of-text ids."""
+    """A model's tokenizer, chat template and grammars.
 
-    vocabulary: Vocabulary
-    template: ChatTemplate
-    has_template: bool  # False: the model brought none, roles are written as plain words
-    eos: frozenset[int]
-    token_bytes: TokenBytes
-    reasoning_tags: Mapping[str, int]  # those among the special tokens, which no decoder shows
-    tool_tags: Mapping[str, int]  # those of tool calls, special or not
-    thinks: bool  # its words or its template know the tag
-    grammars: Grammars
-    bound: TokenBound
-    heavy: ThreadPoolExecutor  # for very long texts: each takes hundreds of megabytes while it is tokenized
-    name: str
-    threads: ThreadPoolExecutor  # for the tokenizer: one that hangs holds up nothing but its model
+    `reasoning_tags` are those that are special tokens, which no decoder shows; `tool_tags` are all that are tokens.
+    """
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.vocabulary.tokenizer
+    def __init__(self, name: str, vocabulary: Vocabulary, template: ChatTemplate, thinks: bool) -> None:
+        """`thinks`: the model may reason before it answers."""
+        tokenizer = vocabulary.tokenizer
+        self.tokenizer = tokenizer
+        self.eos = vocabulary.eos
+        self.template = template
+        self.thinks = thinks
+        self.token_bytes = TokenBytes(tokenizer)
+        self.reasoning_tags = _added_ids(tokenizer, (OPEN, CLOSE), special=True)
+        self.tool_tags = _added_ids(tokenizer, template.tool_format.tags)
+        self.grammars = Grammars(tokenizer, vocabulary.eos, thinks)
+        self._name = name
+        self._vocabulary = vocabulary
+        self._bound = TokenBound.of(tokenizer)
+        # Two pools: a long text keeps its thread to the end, even if its request is cancelled, and delays no short one.
+        self._threads = ThreadPoolExecutor(THREADS, "tokenizer")
+        self._heavy = ThreadPoolExecutor(1, "long texts")
 
     @classmethod
     def open(cls, folder: Path) -> TextModel:
-        """Read the text side of a model folder, no weights. Raises BrokenModel."""
+        """Read a model folder's text side, no weights. Raises BrokenModel."""
         config = words_json(folder, "tokenizer_config.json")
         vocabulary = Vocabulary.open(folder, config)
-        tokenizer, eos = vocabulary.tokenizer, vocabulary.eos
         sources = find_templates(folder, config)
         source = sources.get(DEFAULT)
         if source is None:
             logger.warning("%s has no chat template: roles are written as plain words", folder.name)
-        name, special = folder.name, vocabulary.special
-        template = ChatTemplate(name, PLAIN if source is None else source, special, sources.get(TOOL_USE), sources)
-        thinks = OPEN in (source or "") or tokenizer.token_to_id(OPEN) is not None
-        return cls(
-            vocabulary,
-            template,
-            source is not None,
-            eos,
-            TokenBytes(tokenizer),
-            _added_ids(tokenizer, (OPEN, CLOSE), special=True),
-            _added_ids(tokenizer, template.tool_format.tags),
-            thinks,
-            Grammars(tokenizer, eos, thinks),
-            TokenBound.of(tokenizer),
-            ThreadPoolExecutor(1, "long texts"),
-            folder.name,
-            ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizer"),
+        template = ChatTemplate(
+            folder.name, PLAIN if source is None else source, vocabulary.special, sources.get(TOOL_USE), sources
         )
+        thinks = OPEN in (source or "") or vocabulary.tokenizer.token_to_id(OPEN) is not None
+        return cls(folder.name, vocabulary, template, thinks)
 
     def prompt_ids(self, messages: Sequence[Message], /, **template_kwargs: object) -> tuple[int, ...]:
-        """The conversation in token ids, by the model's own template. For threads that may wait.
-
-        Raises what `ChatTemplate.render` does.
-        """
+        """The conversation in token ids, by the model's template. Blocks. Raises as `ChatTemplate.render` does."""
         return self.encode(self.template.render_now(messages, **template_kwargs))
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of `text` as it is; words of special tokens in it become special tokens, none are added."""
+        """Token ids of `text`; words of special tokens in it become special tokens, none are added."""
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     async def encode_prompt(self, text: str, context: int | None = None) -> tuple[int, ...]:
-        """Token ids of a prompt as it is, with what the model's tokenizer adds to any text: one begin token at most.
-
-        Raises as `encode_aside` does.
-        """
+        """Like `encode_aside`, with the special tokens that the tokenizer adds to any text: at most one begin token."""
         ids = await self.encode_aside(text, add_special_tokens=True, context=context)
-        return self.vocabulary.with_begin(text, ids)
+        return self._vocabulary.with_begin(text, ids)
 
     async def encode_aside(
         self, text: str, add_special_tokens: bool = False, context: int | None = None
     ) -> tuple[int, ...]:
-        """As `encode`, in a thread of this model's own, by the one call of the library that lets others run.
+        """Like `encode`, on a thread of this model: a stranger's patterns may take minutes for a short line.
 
-        Short texts, too: a tokenizer's patterns are a stranger's, and may take minutes for a line. Very long texts are
-        encoded one by one. Raises ContextTooLong for a text of `context` tokens or more, before it is tokenized where
-        its length says so; BrokenModel where the library gives up.
+        Raises ContextTooLong for `context` tokens or more, before the text is encoded if its length says so, and
+        BrokenModel if the library panics.
         """
-        least = self.bound.least(text)
+        least = self._bound.least(text)
         if context is not None and least >= context:
             raise ContextTooLong(least, context, at_least=True)
-        thread = self.heavy if len(text) > HEAVY else self.threads
-        encode = partial(_encode, self.tokenizer, self.name, text, add_special_tokens, context)
+        thread = self._heavy if len(text) > HEAVY else self._threads
+        encode = partial(_encode, self.tokenizer, self._name, text, add_special_tokens, context)
         return await asyncio.get_running_loop().run_in_executor(thread, encode)
 
 
 def _encode(
     tokenizer: Tokenizer, name: str, text: str, add_special_tokens: bool, context: int | None
 ) -> tuple[int, ...]:
-    """What a long text took is given back."""
+    """Encode by the library's one call that releases the GIL, and give the memory of a long text back."""
     try:
         (done,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         if context is not None and len(done) >= context:
@@ -140,6 +120,6 @@ def _encode(
 
 
 def _added_ids(tokenizer: Tokenizer, words: Sequence[str], special: bool = False) -> dict[str, int]:
-    """Which of `words` are tokens of their own; `special`: only those that no decoder shows."""
+    """The ids of those `words` that are added tokens, or special ones only."""
     added = tokenizer.get_added_tokens_decoder().items()
     return {token.content: i for i, token in added if token.content in words and (token.special or not special)}

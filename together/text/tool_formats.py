@@ -1,4 +1,4 @@
-"""How models write tool calls, and what the values in a call mean as JSON."""
+"""The formats in which models write tool calls, and the JSON in them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
-# What stands between the tags: {"name", "arguments"}, a list of these, name and arguments, or <function=name>.
+# What is between the tags: {"name", "arguments"}, a list of these, a name and arguments, or <function=name>.
 Body = Literal["object", "list", "named", "function"]
 FUNCTION = "<function="
 ARGUMENTS_TAG = "[ARGS]"
@@ -15,21 +15,21 @@ ARGUMENTS_TAG = "[ARGS]"
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """One way to write calls. `body` is what the model was taught; what is read is any body that can be told apart."""
+    """One format of calls. `body` is what the model was taught; the reader accepts the others, too."""
 
     name: str
-    openings: tuple[str, ...]  # the first one is what a forced call begins with
+    openings: tuple[str, ...]  # a forced call begins with the first one
     closing: str = ""
     body: Body = "object"
     arguments: str = "arguments"  # the key of an object
     spaces: str = ""  # between a tag and the body, and between calls
-    bare: bool = False  # an object at the beginning of the answer is a call without any tag
-    single: bool = False  # the template takes one call in a turn
+    bare: bool = False  # an object at the beginning of the answer is a call, without a tag
+    single: bool = False  # the template takes one call per message
     short_ids: bool = False  # the template takes ids of exactly nine letters and digits
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Tags that a tokenizer may have as special tokens, which no decoder shows."""
+        """All tags: those that are special tokens, no decoder shows."""
         return (*self.openings, self.closing, ARGUMENTS_TAG, "[CALL_ID]")
 
 
@@ -42,7 +42,7 @@ NEMOTRON = ToolFormat("nemotron", ("<TOOLCALL>",), "</TOOLCALL>", "list")
 
 
 def tool_format_of(template: str) -> ToolFormat | None:
-    """The way that a template's own text shows; None if it shows none of these."""
+    """The format that a template's source shows, None if it shows none of these."""
     if MISTRAL.openings[0] in template:
         return MISTRAL_NAMED if ARGUMENTS_TAG in template else MISTRAL
     if NEMOTRON.openings[0] in template:
@@ -55,7 +55,7 @@ def tool_format_of(template: str) -> ToolFormat | None:
 
 
 def typed(text: str, schema: object) -> str:
-    """A parameter's text as JSON of the type that its schema asks for; as a string where it is none."""
+    """A parameter's text as JSON of its schema's type, or as a JSON string if it is none."""
     kinds = kinds_of(schema)
     word = {"True": "true", "False": "false", "None": "null"}.get(text.strip(), text)  # as templates write them
     try:
@@ -67,7 +67,7 @@ def typed(text: str, schema: object) -> str:
 
 
 def kinds_of(schema: object) -> set[str]:
-    """The types that a schema names, also as one of several schemas; empty where it names none."""
+    """The types that a schema names, directly or as one of several schemas; empty if it names none."""
     if not isinstance(schema, Mapping):
         return set()
     named, values = schema.get("type"), _listed(schema.get("enum"))
@@ -78,11 +78,17 @@ def kinds_of(schema: object) -> set[str]:
     return kinds.union(*map(kinds_of, choices))
 
 
+def properties_of(schema: Mapping[str, object]) -> Mapping[str, object]:
+    found = schema.get("properties")
+    return found if isinstance(found, Mapping) else {}
+
+
 def _listed(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
 def text_of(quoted: str) -> str:
+    """A JSON string's text; empty if it is no string that can be encoded."""
     try:
         text = str(_loads(quoted))
         text.encode()
@@ -92,27 +98,21 @@ def text_of(quoted: str) -> str:
 
 
 def call_of(text: str) -> tuple[str, str] | None:
-    """Name and arguments of an object that is a call in some order of keys, or in OpenAI's own nesting."""
+    """Name and arguments of an object that is a call, with its keys in any order or in OpenAI's nesting."""
     try:
         value = _loads(text)
         inner = value.get("function") if isinstance(value, dict) else None
         value = inner if isinstance(inner, dict) else value
         name = inner if isinstance(inner, str) else value.get("name")
-        arguments = _arguments_of(value.get("arguments", value.get("parameters")))
+        arguments = value.get("arguments", value.get("parameters"))
+        written = arguments if isinstance(arguments, str) else as_json({} if arguments is None else arguments)
+        return (name, written) if isinstance(name, str) and isinstance(_loads(written), dict) else None
     except ValueError:
         return None
-    return (name, arguments) if isinstance(name, str) and arguments is not None else None
-
-
-def _arguments_of(value: object) -> str | None:
-    """As JSON text of an object; None if they are something else. Raises ValueError for what is no JSON."""
-    if isinstance(value, str):
-        return value if isinstance(_loads(value), dict) else None
-    return as_json({} if value is None else value) if value is None or isinstance(value, dict) else None
 
 
 def _loads(text: str) -> Any:
-    """Raises ValueError for what is no JSON, also for what only Python takes for it."""
+    """Raises ValueError for what is not JSON, including Python's extensions of it."""
     try:
         return json.loads(text, parse_constant=_refuse)
     except RecursionError as error:
@@ -124,10 +124,10 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def as_json(value: object) -> str:
-    """JSON that can be encoded; half a surrogate stays escaped. Raises ValueError for a number that JSON has not."""
+    """JSON that can be encoded: lone surrogates are escaped. Raises ValueError for a number that JSON does not have."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return text if text.isascii() or _is_encodable(text) else json.dumps(value)
-
-
-def _is_encodable(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return json.dumps(value)

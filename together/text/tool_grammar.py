@@ -1,7 +1,7 @@
-"""Tool calls as grammars: what a model must write that has to call, or whose tools are strict. Knows no tokenizer.
+"""Grammars that hold a model to its tools: it has to call one, or its calls have to match their schemas.
 
-The grammars are in llguidance's dialect of lark (its docs/syntax.md): schemas as `%json`, tags that are tokens of their
-own by id, because the library takes those for special, whatever the tokenizer says of them.
+They are in llguidance's dialect of lark (its docs/syntax.md). Schemas are `%json`. Tags that are tokens of their own
+are written by id, because the library takes all added tokens for special ones.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from together.requests import Grammar, Tool, ToolUse
 from together.text.grammar import STYLE
-from together.text.tool_formats import ARGUMENTS_TAG, ToolFormat, kinds_of
+from together.text.tool_formats import ARGUMENTS_TAG, ToolFormat, kinds_of, properties_of
 
-Ids = Mapping[str, int]  # of the tags that are tokens of their own
+Ids = Mapping[str, int]  # of tags that are tokens of their own
 
-_OPEN = frozenset(("allOf", "anyOf", "oneOf", "$ref", "patternProperties"))  # may name properties elsewhere
+_OPEN = frozenset(("allOf", "anyOf", "oneOf", "$ref", "patternProperties"))  # may name more properties
 _ANY_TEXT = r"TEXT: /(.|\n)*/"
 _TEXT_NOT_BARE = r"TEXT: /([^{\s](.|\n)*)?/"
 
 
 def call_grammar(tool_format: ToolFormat, use: ToolUse, ids: Ids, answer: Grammar | None) -> Grammar | None:
-    """What an answer must be where tools are offered; `answer` is what the request itself asks of a text.
+    """The grammar of an answer with tools; `answer` is the request's own grammar for text.
 
-    A call is forced where the request requires one. Where the model is free: with a grammar for its text, it writes
-    that or calls; with strict tools, its calls match their schemas; otherwise it writes what it likes.
+    The answer is a call if the request requires one. Otherwise it is a call or text by the `answer` schema, or with
+    strict tools, text with calls that match their schemas, or anything.
     """
     if not use.tools:
         return answer
@@ -46,12 +46,13 @@ def _several(use: ToolUse) -> str:
 
 
 def _calls(tool_format: ToolFormat, tools: Sequence[Tool], ids: Ids, all_strict: bool) -> Iterator[str]:
-    """The rules `calls`, some, and `one`, exactly one."""
-    opening, closing = _tag(tool_format.openings[0], ids), _tag(tool_format.closing, ids) if tool_format.closing else ""
-    spaces = _text(tool_format.spaces) if tool_format.spaces else ""
+    """The rules `calls`, for some calls, and `one`, for exactly one."""
+    opening, closing, spaces = (
+        _tag(part, ids) for part in (tool_format.openings[0], tool_format.closing, tool_format.spaces)
+    )
     if tool_format.bare:
         yield "one: body"
-        yield "calls: one"  # what its template takes
+        yield "calls: one"  # its template takes no more
     elif tool_format.body == "list":
         yield f'one: {opening} "[" body "]" {closing}'
         yield f'calls: {opening} "[" body (", " body)* "]" {closing}'
@@ -62,8 +63,8 @@ def _calls(tool_format: ToolFormat, tools: Sequence[Tool], ids: Ids, all_strict:
 
 
 def _among_text(tool_format: ToolFormat, use: ToolUse, ids: Ids) -> Iterator[str]:
-    """Any text, in which calls match: once the opening tag is there, a call has to follow."""
-    opening, closing = tool_format.openings[0], _tag(tool_format.closing, ids) if tool_format.closing else ""
+    """Any text with calls in it: a call has to follow the opening tag."""
+    opening, closing = tool_format.openings[0], _tag(tool_format.closing, ids)
     gap = r"/[ \n]{0,2}/"
     if tool_format.bare:
         yield from ("start: TEXT | body", _TEXT_NOT_BARE)
@@ -91,10 +92,8 @@ def _bodies(tool_format: ToolFormat, tools: Sequence[Tool], ids: Ids, all_strict
 
 
 def _function(number: int, name: str, schema: Mapping[str, object]) -> Iterator[str]:
-    """`<function=name>`: the parameters in the schema's order, texts without quotes."""
-    properties = schema.get("properties")
-    required = schema.get("required")
-    known = properties if isinstance(properties, Mapping) else {}
+    """`<function=name>` with the parameters in the schema's order, strings without quotes."""
+    known, required = properties_of(schema), schema.get("required")
     needed = set(required) if isinstance(required, list) else set()
     names = [f"tool{number}p{place}{'' if key in needed else '?'}" for place, key in enumerate(known)]
     yield f"tool{number}: {_text(f'<function={name}>' + chr(10))} {' '.join(names)} {_text('</function>')}"
@@ -104,7 +103,7 @@ def _function(number: int, name: str, schema: Mapping[str, object]) -> Iterator[
 
 
 def _parameter(rule: str, value: object, schema: Mapping[str, object]) -> str:
-    """A text may be anything of its length: a pattern is not looked at."""
+    """A string may be anything of its length; its pattern is ignored."""
     end = _text("\n</parameter>\n")
     known = value if isinstance(value, Mapping) else {}
     choices = known.get("enum")
@@ -124,17 +123,19 @@ def _times(schema: Mapping[str, object]) -> str:
 
 
 def _closed(parameters: Mapping[str, object]) -> dict[str, object]:
-    """A schema of objects, without properties that it does not name: a tool has no use for them."""
+    """The schema of an object without properties that it does not name, as a tool has no use for them."""
     is_open = bool(_OPEN.intersection(parameters)) or (bool(parameters) and "properties" not in parameters)
     return {"type": "object", **({} if is_open else {"additionalProperties": False}), **parameters}
 
 
 def _schema(schema: Mapping[str, object]) -> str:
-    """As the library takes it; options of the library are not for requests."""
+    """The schema with our options of the library; requests may not set them."""
     return json.dumps({**schema, "x-guidance": STYLE})
 
 
 def _tag(tag: str, ids: Ids) -> str:
+    if not tag:
+        return ""
     return f"<[{ids[tag]}]>" if tag in ids else _text(tag)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from together.requests import CallDelta, Tool
-from together.text.tool_formats import FUNCTION, ToolFormat, as_json, call_of, text_of, typed
+from together.text.tool_formats import FUNCTION, ToolFormat, as_json, call_of, properties_of, text_of, typed
 
 Reading = Generator[None, None, bool]  # returns whether it was a call
 
@@ -120,7 +120,7 @@ class ToolCallReader:
         self.unread = Unread()
         self.calls = Calls()
         self._format = tool_format
-        self._properties = {tool.name: _properties(tool) for tool in tools}
+        self._properties = {tool.name: properties_of(tool.parameters) for tool in tools}
 
     def read(self, opening: str) -> Reading:
         """Read the call at the beginning of the text, after `opening`; if there is none, take nothing."""
@@ -297,11 +297,6 @@ class ToolCallReader:
         rest = self.unread.text[at:]
         if rest.startswith(closing) or (self.unread.ended and closing.startswith(rest)):
             self.unread.take(at + len(closing))
-
-
-def _properties(tool: Tool) -> Mapping[str, object]:
-    found = tool.parameters.get("properties")
-    return found if isinstance(found, Mapping) else {}
 
 
 def _is_hopeless(text: str, at: int) -> bool:
