@@ -1,7 +1,5 @@
 """The one sampler: turns float32 logits into drawn tokens, the same on every backend and machine.
 
-Knows no framework, no cache and no clock: numpy arrays, plain settings and a hash are all its world.
-
 Order: repetition, presence and frequency penalties, bias → mask → temperature → top-k → top-p → min-p → draw.
 """
 
@@ -33,7 +31,7 @@ _LUCKY = 2.0**-8  # share of tokens whose noise is always computed exactly when 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One token to draw. `tokens` are all tokens before it (only penalties read them), `position` is its own index."""
+    """One token to draw. `tokens` are all tokens before it, for penalties alone; `position` is its index."""
 
     settings: Sampling
     position: int
@@ -47,10 +45,10 @@ class Draw:
 
 
 def sample(logits: NDArray[np.float32], draws: Sequence[Draw]) -> list[Sampled]:
-    """Draw one token per row of `logits` [n, vocab], which stay as they are; a row's answer depends on no other row.
+    """Draw one token per row of `logits` [n, vocab], without changing them; rows do not depend on each other.
 
-    Raises ValueError for a wrong shape or a row without a finite maximum (NaN, infinity: the model's fault), and
-    FrameRefused for a mask that fits another vocabulary or allows nothing, or a bias outside the vocabulary.
+    Raises ValueError for a wrong shape and for a row without a finite maximum (NaN or infinity: the model's fault),
+    FrameRefused for a mask that fits another vocabulary or allows nothing, and for a bias outside the vocabulary.
     """
     if logits.ndim != 2 or logits.shape[0] != len(draws):
         raise ValueError(f"logits of shape {logits.shape} do not fit {len(draws)} draws")
@@ -58,7 +56,7 @@ def sample(logits: NDArray[np.float32], draws: Sequence[Draw]) -> list[Sampled]:
 
 
 def draws_for(row: Row, cached: Sequence[int]) -> list[Draw]:
-    """The draws a row asks for, one per offset. Of `cached`, the sequence's tokens, the first `row.position` count."""
+    """The draws of a row, one per offset. The first `row.position` of `cached` are the tokens before the row."""
     if row.sample is None:
         return []
     ask = row.sample
@@ -70,18 +68,18 @@ def draws_for(row: Row, cached: Sequence[int]) -> list[Draw]:
 
 
 def argmax_answers(ask: SampleRequest) -> bool:
-    """Whether plain argmax (lowest id on ties) gives what `sample` would: a backend may then stay on its device."""
+    """Whether argmax (lowest id on ties) equals `sample`, so that a backend may stay on its device."""
     plain = ask.settings.greedy and not ask.settings.logit_bias and not _penalises(ask.settings)
     return plain and ask.allowed is None and ask.top_logprobs < 0
 
 
 def choice_seed(seed: int, choice: int) -> int:
-    """The seed of choice `choice` of n answers to one prompt; choice 0 keeps the seed. Within 0 … 2**64 − 1."""
+    """The seed of one of n answers to a prompt, within 0 … 2**64 − 1; choice 0 keeps `seed`."""
     return _mix(seed + choice * _GOLDEN) if choice else seed
 
 
 def validate(settings: Sampling, vocabulary: int | None = None) -> None:
-    """Raise BadRequest, naming the field in `param`, for a value out of range. `vocabulary` bounds a bias's ids."""
+    """Raise BadRequest, naming the field in `param`, for a value out of range. `vocabulary` limits ids of a bias."""
     _within("temperature", settings.temperature, 0, 2)
     _within("top_k", settings.top_k, 0, 2**32 - 1)
     _within("top_p", settings.top_p, 0, 1, above=True)
@@ -119,7 +117,7 @@ def _sample(raw: NDArray[np.float32], draw: Draw) -> Sampled:
 
 
 def _adjusted(raw: NDArray[np.float32], draw: Draw) -> NDArray[np.float32]:
-    """Penalties, bias and mask (forbidden: −inf); `raw` itself where there are none."""
+    """`raw` with penalties, bias and mask (forbidden: −inf)."""
     if not _penalises(draw.settings) and not draw.settings.logit_bias and draw.allowed is None:
         return raw
     values = raw.copy()
@@ -137,7 +135,7 @@ def _penalises(settings: Sampling) -> bool:
 
 
 def _penalise(values: NDArray[np.float32], draw: Draw) -> None:
-    """Repetition as in CTRL (Keskar et al. 2019), over all tokens; presence, frequency as OpenAI's, over the answer."""
+    """Repetition as in CTRL (Keskar et al. 2019), over all tokens; presence and frequency as OpenAI, over answers."""
     settings = draw.settings
     if not _penalises(settings):
         return
@@ -157,7 +155,7 @@ def _bias(values: NDArray[np.float32], bias: tuple[tuple[int, float], ...]) -> N
 
 
 def _mask(allowed: bytes, vocabulary: int) -> NDArray[np.bool_]:
-    """Bit i is token i; a mask may end early (a tokenizer knows fewer tokens than a padded matrix has rows)."""
+    """Unpack a mask, whose bit i is token i. It may end early: a padded matrix has more rows than there are tokens."""
     if len(allowed) > (vocabulary + 7) // 8:
         raise FrameRefused(f"the mask has {len(allowed)} bytes, too many for {vocabulary} tokens")
     known = np.unpackbits(np.frombuffer(allowed, np.uint8), bitorder="little")[:vocabulary]
@@ -170,14 +168,14 @@ def _mask(allowed: bytes, vocabulary: int) -> NDArray[np.bool_]:
 
 
 def survivors(values: NDArray[np.float32], settings: Sampling) -> tuple[Ids, Floats]:
-    """Temperature, top-k, top-p, min-p: the ids that may be drawn, rising, and their scores.
+    """The ids left by temperature, top-k, top-p and min-p, in rising order, and their scores.
 
-    A score is value / temperature, less the best one's, so the best is 0. Equal values survive by the
-    lower id. Temperature must not be 0.
+    A score is value / temperature, minus the best one, so the best is 0. Of equal values the lower id survives.
+    Temperature must not be 0.
     """
     ids = _best(values, settings.top_k) if settings.top_k else np.arange(len(values))
     chosen = values[ids].astype(np.float64)
-    with np.errstate(over="ignore"):  # a tiny temperature may leave only the best
+    with np.errstate(over="ignore"):  # a tiny temperature may leave the best alone
         scores: Floats = (chosen - chosen.max()) / settings.temperature
     ids, scores = _keep(ids, scores, np.flatnonzero(scores > -inf))
     if settings.top_p < 1.0:
@@ -192,7 +190,7 @@ def _keep(ids: Ids, scores: Floats, places: Ids) -> tuple[Ids, Floats]:
 
 
 def _best(values: NDArray[np.floating], count: int) -> Ids:
-    """The places of the `count` largest values, rising; equal values by the lower place."""
+    """The places of the `count` largest values, in rising order; of equal values the lower place."""
     if count >= len(values):
         return np.arange(len(values))
     cut = len(values) - count
@@ -200,16 +198,16 @@ def _best(values: NDArray[np.floating], count: int) -> Ids:
 
 
 def _at_least(values: NDArray[np.floating], threshold: np.floating, count: int) -> Ids:
-    """As `_best`, where `threshold` is known to be the `count`-th largest value."""
+    """Like `_best`, if `threshold` is the `count`-th largest value."""
     above = np.flatnonzero(values > threshold)
     equal = np.flatnonzero(values == threshold)[: count - len(above)]
     return np.sort(np.concatenate((above, equal)))
 
 
 def _nucleus(scores: Floats, mass: float) -> Ids:
-    """The places of the smallest set of best tokens that holds `mass` of the probability, at least one token.
+    """The places of the smallest set of best tokens with `mass` of the probability; at least one token.
 
-    Sorts only as many of the best as are needed, growing eightfold.
+    It sorts no more of the best than needed, starting with few and growing eightfold.
     """
     target = mass * np.exp(scores).sum()
     size = min(_FIRST_LOOK, len(scores))
@@ -230,8 +228,8 @@ def _nucleus(scores: Floats, mass: float) -> Ids:
 def _gumbel_max(ids: Ids, scores: Floats, seed: int, position: int) -> int:
     """The place of the largest score + Gumbel noise, which draws place i with probability ∝ exp(scores[i]).
 
-    Two logarithms per token are most of the cost over a whole vocabulary, and monotonic. So the best token's total is a
-    bound first: a token that is neither lucky (noise in the top 1/256) nor within reach of the bound cannot win.
+    Over a whole vocabulary, two logarithms per token are most of the cost. They are monotonic, so the best total
+    is a bound: a token that is neither lucky (noise in the top 1/256) nor within reach of the bound cannot win.
     """
     noise = _uniform(ids, seed, position)
     if len(ids) > 4 * _FIRST_LOOK:
@@ -248,7 +246,7 @@ def _gumbel(uniform: Floats) -> Floats:
 
 
 def _uniform(ids: Ids, seed: int, position: int) -> Floats:
-    """Noise strictly between 0 and 1: number `id` of the splitmix64 stream that (seed, position) starts."""
+    """Noise strictly between 0 and 1: number `id` of the splitmix64 stream of (seed, position)."""
     noise = ids.astype(np.uint64)
     noise += np.uint64(1)
     noise *= np.uint64(_GOLDEN)
@@ -270,7 +268,7 @@ def mix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _mix(word: int) -> int:
-    """`mix64` of one Python number, of which the low 64 bits count."""
+    """`mix64` of the low 64 bits of a Python number."""
     word &= _64
     word = (word ^ (word >> 30)) * _FIRST & _64
     word = (word ^ (word >> 27)) * _SECOND & _64

@@ -47,7 +47,7 @@ def on(word: str, body: str) -> str:
 
 @contextmanager
 def opened(source: str) -> Iterator[ChatTemplate]:
-    template = ChatTemplate("evil", source, {})
+    template = ChatTemplate("evil", {"default": source}, {})
     template.warm()
     try:
         yield template
@@ -142,7 +142,7 @@ def test_a_conversation_that_takes_too_much_is_refused_alone(name: str) -> None:
 )
 def test_a_template_that_cannot_be_compiled_is_a_broken_model(source: str, reason: str) -> None:
     with watched_memory() as sizes, pytest.raises(BrokenModel, match=f"chat template of evil .*({reason})"):
-        ChatTemplate("evil", source, {})
+        ChatTemplate("evil", {"default": source}, {})
     assert max(sizes) < MOST_GROWTH
 
 
@@ -195,7 +195,7 @@ def test_a_process_that_somebody_kills_is_replaced() -> None:
 
 
 def test_closing_ends_what_is_rendered_and_the_next_request_starts_again() -> None:
-    template = ChatTemplate("evil", on("bomb", LOOP), {})
+    template = ChatTemplate("evil", {"default": on("bomb", LOOP)}, {})
     child = template._renderer._child
     assert child is not None
     assert not child.alive  # a model that is only looked at keeps no process
@@ -221,7 +221,7 @@ def test_the_process_ends_with_a_parent_that_was_killed(body: str) -> None:
 import sys
 from together.text.chat_template import ChatTemplate
 from together.requests import Message
-template = ChatTemplate("evil", "x" + sys.argv[1], {})
+template = ChatTemplate("evil", {"default": "x" + sys.argv[1]}, {})
 template.warm()
 template._renderer.submit(lambda: None).result()
 print(template._renderer._child._process.pid, flush=True)
@@ -294,7 +294,7 @@ def test_a_template_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
 
 def test_retiring_ends_the_process_once_what_was_asked_is_rendered() -> None:
     """A model that is read again keeps serving the conversations that wait for the old words."""
-    template = ChatTemplate("m", "{{ messages[0].content }}", {})
+    template = ChatTemplate("m", {"default": "{{ messages[0].content }}"}, {})
     template.warm()
     child = child_of(template)
     asked = [template._rendered(said(word), (), None, {}) for word in ("a", "b", "c")]

@@ -52,7 +52,7 @@ def counted(owner: object, name: str) -> Iterator[list[str]]:
 
 
 def rendered(source: str, messages: Sequence[Message]) -> str:
-    with closing(ChatTemplate("m", source, {})) as template:
+    with closing(ChatTemplate("m", {"default": source}, {})) as template:
         return template.render_now(messages)
 
 
@@ -136,7 +136,10 @@ def test_no_form_loses_a_word_or_its_order_within_a_role(messages: list[Message]
 def test_thousands_of_turns_cost_a_fixed_number_of_renders() -> None:
     """One request must not hold up the templates of everybody: it is rendered twice for each form at most."""
     messages = [Message("system", f"{'ab' * 190}{i:05d}") for i in range(9000)] + [Message("user", "hi")]
-    with closing(ChatTemplate("m", SILENT, {})) as template, counted(template._renderer, "render") as renders:
+    with (
+        closing(ChatTemplate("m", {"default": SILENT}, {})) as template,
+        counted(template._renderer, "render") as renders,
+    ):
         text = template.render_now(messages)
     assert all(message.content in text for message in messages[::1000])
     assert len(renders) <= 8
@@ -147,7 +150,7 @@ def test_thousands_of_turns_cost_a_fixed_number_of_renders() -> None:
 
 def test_a_request_may_choose_one_of_the_models_templates_by_name() -> None:
     named = {"default": "D{{ messages[0].content }}", "rag": "R{{ messages[0].content }}"}
-    with closing(ChatTemplate("m", named["default"], {}, None, named)) as template:
+    with closing(ChatTemplate("m", named, {})) as template:
         assert template.render_now(turns("u:x")) == "Dx"
         assert template.render_now(turns("u:x"), (), "rag") == "Rx"
         for name in ("other", "{{ 7 * 7 }}" * 100):

@@ -1,7 +1,6 @@
-"""How a model's author wants it to be sampled: generation_config.json, and what holds where that file is silent.
+"""A model's sampling defaults: its author's generation_config.json, and ours for what that leaves open.
 
-A request's own fields always win; see `SamplingDefaults.sampling`. Field names and meanings are those of transformers'
-GenerationConfig.
+A request's own fields always win. Field names and meanings are those of transformers' GenerationConfig.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ SamplingMode = Literal["default", "plain"]
 MODES: tuple[SamplingMode, ...] = get_args(SamplingMode)
 
 PLAIN = Sampling()  # temperature 1 and nothing cut off, as in OpenAI's API
-USUAL = Sampling(temperature=0.7, top_p=0.95)  # for a model whose author says nothing
+USUAL = Sampling(temperature=0.7, top_p=0.95)  # for a model without values of its author
 
-# The fields that an author may set, and what a value must be. Their names are also those of `Sampling`.
+# The fields that an author may set, with their valid values. The names are also those of `Sampling`.
 _VALID: dict[str, Callable[[float], bool]] = {
     "temperature": lambda value: 0 <= value <= 2,
     "top_k": lambda value: -1 <= value < 2**31 and value == int(value),
@@ -34,12 +33,12 @@ _VALID: dict[str, Callable[[float], bool]] = {
     "repetition_penalty": lambda value: 0 < value <= 10,
 }
 SAMPLING_FIELDS = tuple(_VALID)
-_DRAWING = frozenset(SAMPLING_FIELDS) - {"repetition_penalty"}  # without effect where decoding is greedy
+_DRAWING = frozenset(SAMPLING_FIELDS) - {"repetition_penalty"}  # without effect on greedy decoding
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """The values that hold where a request is silent; `by_author` names the fields that generation_config.json sets."""
+    """The values for what a request leaves open; `by_author` names the fields that generation_config.json sets."""
 
     sampling: Sampling = USUAL
     by_author: tuple[str, ...] = ()
@@ -49,7 +48,7 @@ class SamplingDefaults:
 
 
 def sampling_mode(text: str) -> SamplingMode:
-    """Raises BadSetting for anything but default and plain."""
+    """Raises BadSetting for an unknown mode."""
     for mode in MODES:
         if mode == text:
             return mode
@@ -57,23 +56,23 @@ def sampling_mode(text: str) -> SamplingMode:
 
 
 def read_sampling_defaults(folder: Path, mode: SamplingMode = "default") -> SamplingDefaults:
-    """The defaults of the model in `folder`; `plain` ignores its author. A broken file is warned about and ignored."""
+    """The defaults of the model in `folder`; `plain` ignores its author. A broken file is logged and ignored."""
     if mode == "plain":
         return SamplingDefaults(PLAIN)
     return sampling_defaults(side_json(folder, GENERATION_CONFIG), folder.name)
 
 
 def sampling_defaults(config: Mapping[str, Any], name: str) -> SamplingDefaults:
-    """Read a generation configuration. A null value is silent, one out of range is warned about and silent.
+    """Read a generation configuration. Null is no value; a value out of range is logged and ignored.
 
-    `do_sample: false` is greedy. Where the author speaks of drawing at all, fields that stay silent are neutral.
+    `do_sample: false` is greedy. If the author sets anything about drawing, the fields left open are neutral.
     """
     values = {field: config[field] for field in SAMPLING_FIELDS if _is_usable(config.get(field), field, name)}
     if config.get("do_sample") is False:
         kept = {field: value for field, value in values.items() if field not in _DRAWING}
         return SamplingDefaults(_sampling(replace(PLAIN, temperature=0.0), kept), ("temperature", *kept))
-    speaks = config.get("do_sample") is True or bool(_DRAWING & values.keys())
-    return SamplingDefaults(_sampling(PLAIN if speaks else USUAL, values), tuple(values))
+    draws = config.get("do_sample") is True or bool(_DRAWING & values.keys())
+    return SamplingDefaults(_sampling(PLAIN if draws else USUAL, values), tuple(values))
 
 
 def _sampling(base: Sampling, values: Mapping[str, float]) -> Sampling:

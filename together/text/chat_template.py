@@ -11,7 +11,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from together.errors import BadRequest, BrokenModel
@@ -44,7 +43,9 @@ def find_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
             logger.warning("%s has an empty chat template, which is ignored: %.60r", folder.name, name)
     if not found and not isinstance(config.get("chat_template") or "", str):
         raise BrokenModel(f"the chat template of {folder.name} is no text; correct it, or get this model again")
-    if found and DEFAULT not in found:
+    if not found:
+        logger.warning("%s has no chat template: roles are written as plain words", folder.name)
+    elif DEFAULT not in found:
         first = next((name for name in found if name != TOOL_USE), TOOL_USE)
         found[DEFAULT] = found[first]
         logger.warning("%s has no default chat template: %.60r is used", folder.name, first)
@@ -117,7 +118,6 @@ PLAIN = (
     "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 LOOKED_AT = 16  # system messages searched for in a rendered text: each search reads all of it
-NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,29 +129,22 @@ class _Template:
 class ChatTemplate:
     """Turns a conversation into the text that the model was trained on."""
 
-    def __init__(
-        self,
-        name: str,
-        source: str,
-        special: Mapping[str, str],
-        tool_source: str | None = None,
-        named: Mapping[str, str] = NONE,
-    ) -> None:
-        """Compile the templates; blocks meanwhile.
+    def __init__(self, name: str, sources: Mapping[str, str], special: Mapping[str, str]) -> None:
+        """Compile the default template and the one for tools of `sources`, which are by name; blocks meanwhile.
 
-        `name` is the model's, for errors. `special` are words that a template may use, as `bos_token`. `tool_source`
-        replaces `source` for conversations with tools. `named` are all templates, by the names a request may choose.
+        `name` is the model's, for errors. `special` are words that templates may use, as `bos_token`.
 
         Raises BrokenModel for a syntax error and for a template beyond a limit, NotServing without a process.
         """
         self._name = name
+        self._sources = dict(sources)
         self._special = dict(special)
-        self._named = dict(named)
         self._renderer = Renderer()
-        self._plain = self._renderer.submit(partial(self._compiled, source)).result()
-        self._tools = self._plain
-        if tool_source is not None:
-            self._tools = self._renderer.submit(partial(self._compiled, tool_source)).result()
+        plain = sources.get(DEFAULT, PLAIN)
+        self._plain, self._tools = (
+            self._renderer.submit(partial(self._compiled, source)).result()
+            for source in (plain, sources.get(TOOL_USE, plain))
+        )
         self._renderer.close()  # many models are opened only to be planned for
 
     @property
@@ -217,12 +210,12 @@ class ChatTemplate:
         if chosen is None:
             has_calls = any(message.tool_calls or message.role == "tool" for message in messages)
             return self._tools if tools or has_calls else self._plain
-        if chosen not in self._named:
-            names = ", ".join(self._named) or "none"
+        if chosen not in self._sources:
+            names = ", ".join(self._sources) or "none"
             raise BadRequest(
                 f"chat_template names one of the model's own templates ({names}), not {quoted(chosen)}", "chat_template"
             )
-        return self._compiled(self._named[chosen])
+        return self._compiled(self._sources[chosen])
 
     def _compiled(self, source: str) -> _Template:
         start = f"the chat template of {self._name}"

@@ -34,7 +34,11 @@ class Words:
     def __init__(self, data: Sequence[bytes]) -> None:
         """`data` are the tokens' bytes, empty for tokens that reasoning never has."""
         self._data = data
-        self._openers = [(i, word) for i, word in enumerate(data) if _is_opener(word)]
+        openers = [(i, word) for i, word in enumerate(data) if word and word.rstrip() in _OPEN]
+        self._opening = [
+            _bits((i for i, word in openers if _opens(_OPEN[:said] + word) or _begins(_OPEN[:said] + word)), len(data))
+            for said in range(len(_OPEN))
+        ]
         self.gaps = _bits((i for i, word in enumerate(data) if word in (b"\n", b"\n\n")), len(data))
         free = np.fromiter(map(bool, data), np.bool_, len(data))
         enders = [(i, word) for i, word in enumerate(data) if b">" in word]
@@ -44,8 +48,8 @@ class Words:
         return self._data[token_id] if token_id < len(self._data) else b""
 
     def opening(self, said: bytes) -> Bits:
-        """The tokens that continue the opening tag after `said`."""
-        return _bits((i for i, word in self._openers if _opens(said + word) or _begins(said + word)), len(self._data))
+        """The tokens that continue the opening tag after `said`, a part of it."""
+        return self._opening[len(said)]
 
     def reasoning(self, said: bytes) -> Bits:
         """The tokens that continue reasoning after `said`: all but those that end it and go on with an answer."""
@@ -169,13 +173,6 @@ def _opens(said: bytes) -> bool:
 
 def _begins(said: bytes) -> bool:
     return bool(said) and _OPEN.startswith(said)
-
-
-def _is_opener(word: bytes) -> bool:
-    """Whether it continues the opening tag from some place in it."""
-    if not word or word.rstrip() not in _OPEN:  # nearly all of a vocabulary
-        return False
-    return any(_opens(_OPEN[:at] + word) or _begins(_OPEN[:at] + word) for at in range(len(_OPEN)))
 
 
 def _bad_enders(words: Iterable[tuple[int, bytes]], said: bytes) -> list[int]:

@@ -6,7 +6,6 @@ It imports `tokenizers` alone: measured 0.15 s and 24 MB, against 1.3 s and 61 M
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,14 +16,12 @@ from tokenizers import Tokenizer
 from together.errors import BrokenModel, ContextTooLong
 from together.processes import trim_memory
 from together.requests import Message
-from together.text.chat_template import DEFAULT, PLAIN, TOOL_USE, ChatTemplate, find_templates, words_json
+from together.text.chat_template import DEFAULT, ChatTemplate, find_templates, words_json
 from together.text.detokenizer import TokenBytes
 from together.text.grammar import Grammars
 from together.text.parser import CLOSE, OPEN
 from together.text.vocabulary import TokenBound, Vocabulary
 from together.wording import MOST, cut
-
-logger = logging.getLogger(__name__)
 
 HEAVY = 200_000  # letters from which texts are encoded one by one: each takes about 0.3 s and 40 MB
 THREADS = 4  # texts of one model that are encoded at once
@@ -60,13 +57,8 @@ class TextModel:
         config = words_json(folder, "tokenizer_config.json")
         vocabulary = Vocabulary.open(folder, config)
         sources = find_templates(folder, config)
-        source = sources.get(DEFAULT)
-        if source is None:
-            logger.warning("%s has no chat template: roles are written as plain words", folder.name)
-        template = ChatTemplate(
-            folder.name, PLAIN if source is None else source, vocabulary.special, sources.get(TOOL_USE), sources
-        )
-        thinks = OPEN in (source or "") or vocabulary.tokenizer.token_to_id(OPEN) is not None
+        template = ChatTemplate(folder.name, sources, vocabulary.special)
+        thinks = OPEN in sources.get(DEFAULT, "") or vocabulary.tokenizer.token_to_id(OPEN) is not None
         return cls(folder.name, vocabulary, template, thinks)
 
     def prompt_ids(self, messages: Sequence[Message], /, **template_kwargs: object) -> tuple[int, ...]:

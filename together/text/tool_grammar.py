@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from together.requests import Grammar, Tool, ToolUse
 from together.text.grammar import STYLE
@@ -29,11 +30,11 @@ def call_grammar(tool_format: ToolFormat, use: ToolUse, ids: Ids, answer: Gramma
     if not use.tools:
         return answer
     if use.required:
-        tools = [tool for tool in use.tools if use.name in ("", tool.name)]
-        rules = [f"start: {_several(use)}", *_calls(tool_format, tools, ids, all_strict=True)]
+        tools = [replace(tool, strict=True) for tool in use.tools if use.name in ("", tool.name)]
+        rules = [f"start: {_several(use)}", *_calls(tool_format, tools, ids)]
     elif answer is not None and answer.kind == "json_schema":
         text = f"answer: %json {_schema(json.loads(answer.source))}"
-        rules = [f"start: {_several(use)} | answer", text, *_calls(tool_format, use.tools, ids, all_strict=False)]
+        rules = [f"start: {_several(use)} | answer", text, *_calls(tool_format, use.tools, ids)]
     elif answer is None and any(tool.strict for tool in use.tools):
         rules = list(_among_text(tool_format, use, ids))
     else:
@@ -45,7 +46,7 @@ def _several(use: ToolUse) -> str:
     return "calls" if use.parallel and not use.name else "one"
 
 
-def _calls(tool_format: ToolFormat, tools: Sequence[Tool], ids: Ids, all_strict: bool) -> Iterator[str]:
+def _calls(tool_format: ToolFormat, tools: Sequence[Tool], ids: Ids) -> Iterator[str]:
     """The rules `calls`, for some calls, and `one`, for exactly one."""
     opening, closing, spaces = (
         _tag(part, ids) for part in (tool_format.openings[0], tool_format.closing, tool_format.spaces)
@@ -59,7 +60,7 @@ def _calls(tool_format: ToolFormat, tools: Sequence[Tool], ids: Ids, all_strict:
     else:
         yield f"one: {opening} {spaces} body {spaces} {closing}"
         yield f"calls: one ({spaces} one)*"
-    yield from _bodies(tool_format, tools, ids, all_strict)
+    yield from _bodies(tool_format, tools, ids)
 
 
 def _among_text(tool_format: ToolFormat, use: ToolUse, ids: Ids) -> Iterator[str]:
@@ -75,13 +76,13 @@ def _among_text(tool_format: ToolFormat, use: ToolUse, ids: Ids) -> Iterator[str
         else:
             yield from (f"head[lazy]: TEXT {_text(opening)}", f"one: head {inside}", _ANY_TEXT)
         yield from ("start: one* rest", "rest: TEXT")
-    yield from _bodies(tool_format, use.tools, ids, all_strict=False)
+    yield from _bodies(tool_format, use.tools, ids)
 
 
-def _bodies(tool_format: ToolFormat, tools: Sequence[Tool], ids: Ids, all_strict: bool) -> Iterator[str]:
+def _bodies(tool_format: ToolFormat, tools: Sequence[Tool], ids: Ids) -> Iterator[str]:
     yield "body: " + " | ".join(f"tool{number}" for number in range(len(tools)))
     for number, tool in enumerate(tools):
-        schema = _closed(tool.parameters) if all_strict or tool.strict else {"type": "object"}
+        schema = _closed(tool.parameters) if tool.strict else {"type": "object"}
         if tool_format.body == "function":
             yield from _function(number, tool.name, _closed(tool.parameters))
         elif tool_format.body == "named":

@@ -268,7 +268,7 @@ class TokenBound:
         skips = any(part["type"] == "Strip" for part in parts) or any(token.lstrip or token.rstrip for token in added)
         words = [token.content for token in added]
         if tokenizer.normalizer is not None:
-            words += map(tokenizer.normalizer.normalize_str, words)
+            words += [tokenizer.normalizer.normalize_str(word) for word in words]
         return cls(shrinks * max(longest, *map(len, words), 1), skips)
 
     def least(self, text: str) -> int:
