@@ -140,7 +140,7 @@ REFUSED: list[tuple[Schema, str]] = [
     (closed(a={"type": "string", "pattern": "("}), "regex parse error"),
     (closed(a={"type": "integer", "minimum": 5, "maximum": 2}), "unsatisfiable"),
     ({"$ref": "#"}, "nothing matches it"),
-    (closed(a={"enum": ["x" * MOST_LETTERS]}), f"{MOST_LETTERS} are the most"),
+    (closed(a={"enum": ["x" * MOST_LETTERS]}), f"more than {MOST_LETTERS}"),
 ]
 
 

@@ -77,9 +77,9 @@ def test_a_broken_file_that_may_hold_the_template_is_an_error(tmp_path: Path, na
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (7, "no text"),
-        ({"default": 7}, "no text"),
-        ([{"name": "default", "template": 7}], "no text"),
+        (7, "not text"),
+        ({"default": 7}, "not text"),
+        ([{"name": "default", "template": 7}], "not text"),
         ("{# " + "x" * MOST_SOURCE + " #}", "bytes"),
     ],
     ids=["number", "object", "named number", "large"],

@@ -32,7 +32,7 @@ def find_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """A model's templates by name, from every place that publishers use; `config` is tokenizer_config.json.
 
     Template files win over chat_template.json, and that wins over the configuration. Without a default, the first
-    template is the default. Raises BrokenModel for an unknown encoding and for a template that is too large or no text.
+    template is the default. Raises BrokenModel for an unknown encoding and for a template that is too large or not text.
     """
     found: dict[str, str] = {}
     for name, source in _all(folder, config):
@@ -42,7 +42,7 @@ def find_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
         else:
             logger.warning("%s has an empty chat template, which is ignored: %.60r", folder.name, name)
     if not found and not isinstance(config.get("chat_template") or "", str):
-        raise BrokenModel(f"the chat template of {folder.name} is no text; correct it, or get this model again")
+        raise BrokenModel(f"the chat template of {folder.name} is not text; correct it, or get this model again")
     if not found:
         logger.warning("%s has no chat template: roles are written as plain words", folder.name)
     elif DEFAULT not in found:
@@ -86,7 +86,7 @@ def _listed(value: object, name: str) -> Iterator[tuple[str, str]]:
             if isinstance(text, str):
                 yield str(entry.get("name") or DEFAULT), text
             else:
-                logger.warning("%s lists a chat template that is no text; it is ignored", name)
+                logger.warning("%s lists a chat template that is not text; it is ignored", name)
 
 
 def read_text(folder: Path, name: str) -> str:
@@ -108,7 +108,7 @@ def read_text(folder: Path, name: str) -> str:
 def _check_size(folder: Path, size: int) -> None:
     if size > MOST_SOURCE:
         raise BrokenModel(
-            f"the chat template of {folder.name} has {size} bytes, {MOST_SOURCE} are the most; get this model again"
+            f"the chat template of {folder.name} has {size} bytes, more than {MOST_SOURCE}; get this model again"
         )
 
 

@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
 from functools import cached_property
 from threading import Lock
 
@@ -18,7 +17,7 @@ from tokenizers import Tokenizer
 
 from together.errors import BadRequest
 from together.requests import Grammar
-from together.text.parser import CLOSE, OPEN
+from together.text.parser import CLOSE, OPEN, Phase
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +56,6 @@ class Words:
         return self._free[begun]
 
 
-class _Place(Enum):
-    START = auto()  # the beginning of the opening tag, or of the answer
-    REASONING = auto()
-    GAP = auto()  # between reasoning and the first token of the answer
-    ANSWER = auto()
-
-
 class GrammarConstraint:
     """A `Constraint`: the masks of a grammar, which begins after the model's reasoning.
 
@@ -78,7 +70,7 @@ class GrammarConstraint:
         self._matcher = matcher
         self._end = _bits(eos, size)
         self._words = words
-        self._place = _Place.ANSWER if words is None else _Place.REASONING if opened else _Place.START
+        self._phase = Phase.ANSWER if words is None else Phase.REASONING if opened else Phase.START
         self._said = b""  # of the opening tag, or the end of the reasoning
         self._fits = True  # the text so far may also begin the answer
         self._gaps = 0
@@ -93,7 +85,7 @@ class GrammarConstraint:
                 self._mask = self._after(answer[self._taken :]).tobytes()
             except Exception:  # other requests' tokens come from the same loop
                 logger.exception("a grammar failed in the middle of an answer")
-                self._fail("an error of its own")
+                self._fail("an internal error")
                 self._mask = self._end.tobytes()
             self._taken = len(answer)
         return self._mask
@@ -107,14 +99,14 @@ class GrammarConstraint:
         return self._end if self.failure else bits[: len(self._end)]
 
     def _take(self, token_id: int) -> None:
-        if self._place is _Place.START:
+        if self._phase is Phase.START:
             self._begin(token_id)
-        elif self._place is _Place.REASONING:
+        elif self._phase is Phase.REASONING:
             self._reason(self._known.of(token_id))
-        elif self._place is _Place.GAP and self._gaps < MOST_GAPS and not self._matcher.validate_tokens([token_id]):
+        elif self._phase is Phase.BETWEEN and self._gaps < MOST_GAPS and not self._matcher.validate_tokens([token_id]):
             self._gaps += 1
         else:
-            self._place = _Place.ANSWER
+            self._phase = Phase.ANSWER
             if not self._matcher.consume_token(token_id):
                 self._fail(_complaint(self._matcher))
 
@@ -124,29 +116,29 @@ class GrammarConstraint:
         said = self._said + word
         self._fits = self._fits and self._matcher.try_consume_tokens([token_id]) == 1
         if word and _opens(said):
-            self._place, self._said = _Place.REASONING, b""
+            self._phase, self._said = Phase.REASONING, b""
             self._matcher.reset()
             self._reason(said[len(_OPEN) :])
         elif word and _begins(said):
             self._said = said
         elif self._fits:
-            self._place = _Place.ANSWER
+            self._phase = Phase.ANSWER
         else:
             self._fail("the answer began neither with reasoning nor as the grammar allows")
 
     def _reason(self, word: bytes) -> None:
         self._said += word
         if _CLOSE in self._said:
-            self._place = _Place.GAP
+            self._phase = Phase.BETWEEN
         self._said = self._said[1 - len(_CLOSE) :]
 
     def _bits(self) -> Bits:
-        if self._place is _Place.REASONING:
+        if self._phase is Phase.REASONING:
             return self._known.reasoning(self._said)
-        if self._place is _Place.START:
+        if self._phase is Phase.START:
             opening = self._known.opening(self._said)
             return _either(opening, self._grammar()) if self._fits else opening
-        if self._place is _Place.GAP and self._gaps < MOST_GAPS:
+        if self._phase is Phase.BETWEEN and self._gaps < MOST_GAPS:
             return _either(self._known.gaps, self._grammar())
         return self._grammar()
 
@@ -222,14 +214,14 @@ class Grammars:
         Raises BadRequest, naming the grammar's field, for a grammar that is too large or that the library refuses.
         """
         if len(grammar.source) > MOST_LETTERS:
-            raise _refusal(grammar, f"it has {len(grammar.source)} letters, {MOST_LETTERS} are the most")
+            raise _refusal(grammar, f"it has {len(grammar.source)} letters, more than {MOST_LETTERS}")
         return await asyncio.to_thread(self._compile, grammar, vocabulary)
 
     def _compile(self, grammar: Grammar, vocabulary: int | None) -> Compiled:
         with self._lock:  # both are made once
             environment = self._environment
             if environment is None:
-                raise _refusal(grammar, "this model names no token that ends an answer")
+                raise _refusal(grammar, "this model has no token that ends an answer")
             words = self._words if self._thinks else None
         limits = LLParserLimits(verbose_errors=False)  # verbose ones quote the whole schema
         matcher = LLMatcher(environment, _source(grammar), log_level=0, limits=limits)
@@ -287,7 +279,7 @@ def _source(grammar: Grammar) -> str:
     try:
         schema = json.loads(grammar.source, parse_constant=_no_number)
         if not isinstance(schema, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         schema.pop("x-guidance", None)  # requests may not set the library's options
         return LLMatcher.grammar_from_json_schema(schema, overrides=STYLE)  # type: ignore[arg-type]
     except ValueError as error:
@@ -295,7 +287,7 @@ def _source(grammar: Grammar) -> str:
 
 
 def _no_number(word: str) -> float:
-    raise ValueError(f"{word} is no number in JSON")
+    raise ValueError(f"{word} is not a number in JSON")
 
 
 def _complaint(matcher: LLMatcher) -> str:

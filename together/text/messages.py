@@ -90,10 +90,10 @@ def _joined(messages: Iterable[Message], joins: Callable[[Message, Message], boo
 
 
 def offer(tools: Iterable[Tool]) -> list[Turn]:
-    return [{"type": "function", "function": _described(tool)} for tool in tools]
+    return [{"type": "function", "function": _function(tool)} for tool in tools]
 
 
-def _described(tool: Tool) -> Turn:
+def _function(tool: Tool) -> Turn:
     parameters = {"type": "object", "properties": {}, **tool.parameters}
     return {"name": tool.name, "description": tool.description, "parameters": parameters}
 
@@ -175,7 +175,7 @@ def without_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Me
 
 
 def _told(messages: Sequence[Message], tools: Iterable[Tool]) -> list[Message]:
-    how = _HOW + "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in offer(tools))
+    how = _HOW + "\n".join(json.dumps(_function(tool), ensure_ascii=False) for tool in tools)
     at = next((i for i, message in enumerate(messages) if message.role == "system"), None)
     if at is None:
         return [Message("system", how), *messages]

@@ -15,11 +15,13 @@ from together.text.tool_reader import ToolCallReader
 OPEN, CLOSE = "<think>", "</think>"
 
 
-class _Place(Enum):
-    START = auto()  # only spaces so far, or the beginning of the opening tag
+class Phase(Enum):
+    """How far an answer is."""
+
+    START = auto()  # only spaces, or the beginning of the opening tag
     REASONING = auto()
-    BETWEEN = auto()  # after the closing tag, before the first letter of the text
-    TEXT = auto()
+    BETWEEN = auto()  # after the closing tag, only spaces
+    ANSWER = auto()
 
 
 class ReasoningParser:
@@ -32,14 +34,14 @@ class ReasoningParser:
     def __init__(self, opened: bool = False) -> None:
         """`opened`: the prompt ends with the opening tag; the model may repeat it."""
         self._opened = opened
-        self._place = _Place.START
+        self._phase = Phase.START
         self._begun = False  # a letter of the reasoning was given
         self._held = ""
 
     @property
     def thinking(self) -> bool:
         """Whether the next letter belongs to the reasoning, as far as is known."""
-        return self._place is _Place.REASONING or (self._opened and self._place is _Place.START)
+        return self._phase is Phase.REASONING or (self._opened and self._phase is Phase.START)
 
     @property
     def held(self) -> int:
@@ -49,9 +51,9 @@ class ReasoningParser:
     def push(self, text: str) -> tuple[str, str]:
         """What is certain now."""
         self._held += text
-        if self._place is _Place.START:
+        if self._phase is Phase.START:
             self._leave_start()
-        reasoning = self._take_reasoning() if self._place is _Place.REASONING else ""
+        reasoning = self._take_reasoning() if self._phase is Phase.REASONING else ""
         return reasoning, self._take_text()
 
     def flush(self) -> tuple[str, str]:
@@ -59,20 +61,20 @@ class ReasoningParser:
         held, self._held = self._held, ""
         if self.thinking:
             return held.rstrip() if self._begun else held.strip(), ""
-        return "", "" if self._place is _Place.BETWEEN else held
+        return "", "" if self._phase is Phase.BETWEEN else held
 
     def _leave_start(self) -> None:
         begun = self._held.lstrip()
         if begun.startswith(OPEN):
             self._held = begun.removeprefix(OPEN)
-            self._place = _Place.REASONING
+            self._phase = Phase.REASONING
         elif not OPEN.startswith(begun):
-            self._place = _Place.REASONING if self._opened else _Place.TEXT
+            self._phase = Phase.REASONING if self._opened else Phase.ANSWER
 
     def _take_reasoning(self) -> str:
         reasoning, closed, rest = self._held.partition(CLOSE)
         if closed:
-            self._place = _Place.BETWEEN
+            self._phase = Phase.BETWEEN
         else:
             reasoning = reasoning[: len(reasoning) - possible_beginning(reasoning, (CLOSE,))]
         reasoning = reasoning.rstrip()
@@ -83,11 +85,11 @@ class ReasoningParser:
         return reasoning
 
     def _take_text(self) -> str:
-        if self._place is _Place.BETWEEN:
+        if self._phase is Phase.BETWEEN:
             self._held = self._held.lstrip()
             if self._held:
-                self._place = _Place.TEXT
-        if self._place is not _Place.TEXT:
+                self._phase = Phase.ANSWER
+        if self._phase is not Phase.ANSWER:
             return ""
         text, self._held = self._held, ""
         return text

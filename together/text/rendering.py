@@ -200,7 +200,7 @@ class _Child:
     def _watched(self, talk: Future[dict[str, Any]], limit: Limit) -> dict[str, Any]:
         until = time.monotonic() + limit.clock
         spent = self._spent() + limit.processor
-        while not talk.done():
+        while True:
             try:
                 return talk.result(LOOK_EVERY)
             except TimeoutError:
@@ -208,7 +208,6 @@ class _Child:
                     raise TemplateLimit("memory") from None
                 if time.monotonic() > until or self._spent() > spent:
                     raise TemplateLimit("time") from None
-        return talk.result()
 
     def _spent(self) -> float:
         """Processor seconds so far."""
@@ -228,7 +227,7 @@ def _talk(process: subprocess.Popen[bytes], request: bytes) -> dict[str, Any]:
     process.stdin.flush()
     line = process.stdout.readline(LONGEST_REPLY)
     if not line.endswith(b"\n"):
-        raise ValueError("no whole reply")
+        raise ValueError("an incomplete reply")
     return unpacked(line)
 
 

@@ -127,12 +127,12 @@ def _read_tokenizer(folder: Path) -> bytes:
     data, file = read_bytes(folder, FILE), inside(folder, FILE)
     for sign, most in _MOST.items():
         if data.count(sign) > most:
-            raise broken(file, f"it has more than {most} times {sign.decode()!r}")
+            raise broken(file, f"it has more than {most} of {sign.decode()!r}")
     try:
         data = as_utf8(data)
         letters = _added_letters(data)
     except ValueError as error:
-        raise broken(file, f"it is no tokenizer in JSON ({error})") from error
+        raise broken(file, f"it is not a tokenizer in JSON ({error})") from error
     if letters > MOST_LETTERS:
         raise broken(file, f"its added words have {letters} letters, more than {MOST_LETTERS}")
     return data
@@ -215,8 +215,8 @@ def _add_words(tokenizer: Tokenizer, words: Mapping[int, AddedToken], name: str)
     last = max(words, default=0)
     if len(words) > MOST_ADDED or last > size + MOST_ADDED:
         raise BrokenModel(
-            f"the settings of {name} add {len(words)} words up to token {last} to the {size} of its tokenizer.json, "
-            f"which is more than {MOST_ADDED}; get this model again"
+            f"the settings of {name} add {len(words)} words, up to token {last}, to the {size} of its tokenizer.json, "
+            f"more than {MOST_ADDED}; get this model again"
         )
     new: list[AddedToken] = []
     for index, token in words.items():
