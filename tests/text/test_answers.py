@@ -1,4 +1,4 @@
-"""Choices, log-probabilities, constraints and thoughts on the way from tokens to pieces, on rings of the toy."""
+"""Choices, log-probabilities, constraints and reasoning, from tokens to chunks, on rings of the toy."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ async def test_a_tokenizer_that_takes_long_does_not_hold_up_the_loop(tmp_path: P
 
 
 async def test_every_token_has_its_own_logprob_bytes_and_offset(tmp_path: Path) -> None:
-    """A toy that says any byte: joined, the tokens' bytes are the answer's, whatever characters they make."""
+    """The toy writes any byte; joined, the bytes of its tokens are those of the answer."""
     folder = make_checksum_model(tmp_path / "bytes", layers=LAYERS, quiet_ids=tuple(range(256, VOCABULARY)))
     async with chatting(folder) as (engine, _, model):
         prompt = model.prompt_ids(QUESTION)
@@ -225,7 +225,7 @@ async def test_a_constraint_decides_which_tokens_may_come(toy: Path, temperature
 
 
 def thinking_toy(folder: Path, special: bool) -> Path:
-    """A toy that says the closing tag now and then, a token of its own, and whose template may open it."""
+    """A toy that sometimes writes the closing tag, an added token; its template may open the reasoning."""
     quiet = tuple(i for i in range(VOCABULARY) if not (32 <= i < 127 or i == 262))
     make_checksum_model(folder, layers=LAYERS, quiet_ids=quiet)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

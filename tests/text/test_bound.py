@@ -1,4 +1,4 @@
-"""A text's least number of tokens is never too high, for any tokenizer; where nothing is proven it is 0."""
+"""The lower bound of a text's tokens is never too high, for any tokenizer; it is 0 if nothing is proven."""
 
 from __future__ import annotations
 

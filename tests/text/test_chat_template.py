@@ -1,7 +1,4 @@
-"""Chat templates that take too much: each is refused by its model's name, alone, and the next conversation is rendered.
-
-By real processes, as everywhere. What templates are for is in test_text.py and test_tools.py.
-"""
+"""Chat templates beyond their limits: each fails alone, by its model's name, and the next conversation is rendered."""
 
 from __future__ import annotations
 
@@ -41,7 +38,7 @@ def said(text: str) -> list[Message]:
 
 
 def on(word: str, body: str) -> str:
-    """A template that answers with the message, but runs `body` for `word`."""
+    """A template that renders the message, but runs `body` for the message `word`."""
     return "{% if messages[0].content == '" + word + "' %}" + body + "{% else %}<{{ messages[0].content }}>{% endif %}"
 
 
@@ -67,7 +64,7 @@ CHILD = "together.text.template_process"
 
 @contextmanager
 def watched_memory() -> Iterator[list[int]]:
-    """The largest sizes seen of this process and its children, less what this process had before."""
+    """Collects the sizes of this process, beyond its size at the start, and of its children."""
     own, stop = psutil.Process(), threading.Event()
     before, seen = own.memory_info().rss, [0]
 
@@ -296,7 +293,7 @@ def test_a_template_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
 
 
 def test_retiring_ends_the_process_once_what_was_asked_is_rendered() -> None:
-    """A model that is read again keeps serving the conversations that wait for the old words."""
+    """A model that is read again still renders the conversations that wait for the old template."""
     template = ChatTemplate("m", {"default": "{{ messages[0].content }}"}, {})
     template.warm()
     child = child_of(template)

@@ -1,4 +1,4 @@
-"""Text out of the engine: pieces, stop strings, usage, and what leaving early does."""
+"""Text from the engine: chunks, stop strings, usage, and what an early end leaves."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def chatting(folder: Path) -> AsyncIterator[tuple[Engine, LoopbackRing, Te
 
 
 async def pieces_of(folder: Path, **options: object) -> tuple[GenerateRequest, list[AnswerChunk]]:
-    """A whole answer, after which nothing is left in the ring."""
+    """A whole answer; afterwards the ring is empty."""
     async with chatting(folder) as (engine, ring, model):
         request = GenerateRequest(model.prompt_ids(QUESTION), **options)  # type: ignore[arg-type]
         pieces = [piece async for piece in generate_text(engine, model, request)]
@@ -98,7 +98,7 @@ async def test_text_held_back_for_a_stop_string_comes_with_the_end(toy: Path) ->
 
 
 async def test_any_bytes_come_out_as_whole_characters(tmp_path: Path) -> None:
-    """A toy that says any byte: what is shown is what decoding everything at once gives."""
+    """The toy writes any byte; the text shown equals decoding all tokens at once."""
     folder = make_checksum_model(tmp_path / "bytes", layers=LAYERS, quiet_ids=())
     request, pieces = await pieces_of(folder, sampling=Sampling(1.0, seed=1), max_tokens=200, ignore_eos=True)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

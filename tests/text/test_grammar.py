@@ -1,4 +1,4 @@
-"""Grammars on real tokenizers and in the engine: whatever is drawn under their masks matches, thoughts come first."""
+"""Grammars on real tokenizers and in the engine: any draw under their masks matches, after the reasoning."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def bits(mask: bytes) -> list[int]:
 
 
 def walk(constraint: GrammarConstraint, eos: int, seed: int) -> list[int]:
-    """Any allowed token each time, until the end of the text."""
+    """Draw any allowed token until the end of the text."""
     chosen, answer = random.Random(seed), list[int]()
     for _ in range(STEPS):
         token_id = chosen.choice(bits(constraint.allowed(answer)))
@@ -105,7 +105,7 @@ def test_whatever_is_drawn_matches(make: Callable[[], Tokenizer]) -> None:
 
 
 def test_the_same_question_again_and_answers_beside_each_other() -> None:
-    """A replay asks again for what is known; choices do not see one another."""
+    """A replay asks for known masks again; choices are independent."""
     tokenizer = byte_level()
     start = compiled(tokenizer, grammar(PERSON)).start
     first, second = start(), start()
@@ -121,7 +121,7 @@ def test_the_same_question_again_and_answers_beside_each_other() -> None:
 
 
 def test_masks_fit_the_models_logits() -> None:
-    """Some tokenizers know tokens that the matrix does not have, and the other way round."""
+    """A tokenizer may have more tokens than the matrix, or fewer."""
     tokenizer = byte_level()
     count = tokenizer.get_vocab_size()
     for vocabulary, size in ((None, count), (count + 50, count), (count - 20, count - 20)):
@@ -190,13 +190,13 @@ def test_a_token_that_was_not_allowed_ends_the_answer(caplog: pytest.LogCaptureF
     assert bits(constraint.allowed([1, 2, 3])) == [eos_of(tokenizer)]
 
 
-# --- thoughts ---------------------------------------------------------------------------------------------------------
+# --- reasoning --------------------------------------------------------------------------------------------------------
 
 TAGS = ("<think>", "</think>")
 
 
 def thinking(kind: str) -> Tokenizer:
-    """Tags as special tokens, as any other tokens, or spelled; and a token that ends thoughts and begins an answer."""
+    """Tags as special tokens, as added tokens, or spelled; and a token that ends reasoning and begins an answer."""
     tokenizer = byte_level()
     tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in ('>{"', ">\n\n", "hm <")])
     if kind != "spelled":
@@ -209,7 +209,7 @@ def ids_of(tokenizer: Tokenizer, *parts: str) -> list[int]:
 
 
 def assert_allowed(constraint: GrammarConstraint, answer: Sequence[int], eos: int) -> None:
-    """Each token may come, and the text may end only after the last."""
+    """Each token is allowed, and the end only after the last."""
     for length in range(len(answer)):
         allowed = bits(constraint.allowed(answer[:length]))
         assert answer[length] in allowed, length
@@ -220,7 +220,7 @@ def assert_allowed(constraint: GrammarConstraint, answer: Sequence[int], eos: in
 
 @pytest.mark.parametrize("kind", ["special", "plain", "spelled"])
 @pytest.mark.parametrize("gap", ["", "\n", "\n\n"])
-def test_the_grammar_begins_after_the_thoughts(kind: str, gap: str) -> None:
+def test_the_grammar_begins_after_the_reasoning(kind: str, gap: str) -> None:
     tokenizer = thinking(kind)
     start = compiled(tokenizer, grammar(PERSON), thinks=True).start
     thoughts = ["what if {", "hm <", "think> é🗼 </thin", "k </", "\n", "</think>"]
@@ -233,7 +233,7 @@ def test_the_grammar_begins_after_the_thoughts(kind: str, gap: str) -> None:
     assert_allowed(start(), ids_of(tokenizer, *answer[len(gap) :]), eos)
 
 
-def test_thoughts_are_anything_but_special_tokens_and_do_not_run_into_the_answer() -> None:
+def test_reasoning_is_anything_but_special_tokens_and_does_not_run_into_the_answer() -> None:
     tokenizer = thinking("spelled")
     start = compiled(tokenizer, grammar(PERSON), thinks=True).start
     answer = ids_of(tokenizer, "hm", "</think")
@@ -246,7 +246,7 @@ def test_thoughts_are_anything_but_special_tokens_and_do_not_run_into_the_answer
     assert not specials & set(bits(begun))
 
 
-def test_no_thoughts_where_the_prompt_has_closed_them_or_none_are_parted() -> None:
+def test_no_reasoning_if_the_prompt_has_closed_it_or_it_is_not_split_off() -> None:
     tokenizer = thinking("plain")
     start = compiled(tokenizer, grammar(PERSON), thinks=True).start
     assert tokenizer.token_to_id("<think>") in bits(start("Q").allowed(()))
@@ -255,7 +255,7 @@ def test_no_thoughts_where_the_prompt_has_closed_them_or_none_are_parted() -> No
 
 
 def test_an_answer_that_begins_as_the_tag_does() -> None:
-    """`<t` may be the tag or the grammar's own text until the next token tells."""
+    """`<t` may begin the tag or the grammar's text; the next token decides."""
     tokenizer = thinking("spelled")
     start = compiled(tokenizer, Grammar("lark", 'start: "<tool>" /[a-z]/'), thinks=True).start
     assert_allowed(start("Q"), ids_of(tokenizer, "<", "t", "ool>", "x"), eos_of(tokenizer))
@@ -301,7 +301,7 @@ async def test_prompts_as_they_are_may_have_a_grammar(toy: Path) -> None:
 
 
 async def test_stop_length_and_bias_work_as_without_a_grammar(toy: Path) -> None:
-    """A stop string or too few tokens cut the text; a bias moves what is drawn, never beyond the grammar."""
+    """A stop string and a token limit cut the text; a bias changes the draw, within the grammar."""
     async with chatting(toy) as (engine, _, model):
         (whole,) = await answers_of(engine, model, ask(PERSON))
         (stopped,) = await answers_of(engine, model, ask(PERSON, stop=("age",)))
@@ -316,7 +316,7 @@ async def test_stop_length_and_bias_work_as_without_a_grammar(toy: Path) -> None
 
 
 async def test_a_grammar_that_is_given_up_ends_its_own_answer_only(toy: Path) -> None:
-    """It is not whole, so it ends as one that was too long."""
+    """It is incomplete, so its finish reason is `length`."""
     likes_a = Sampling(1.0, logit_bias=((ord("a"), 100.0),))
     async with chatting(toy) as (engine, ring, model):
         asked = (ask(TOO_HARD, sampling=likes_a), ask(PERSON, seed=5))
@@ -337,7 +337,7 @@ async def test_a_refused_schema_leaves_the_engine_as_it_was(toy: Path) -> None:
 
 
 async def test_answers_that_are_set_back_are_the_same(toy: Path) -> None:
-    """A ring too small for all: some start again, and their grammars are asked again for what is known."""
+    """The ring is too small for all: some are preempted, and their grammars give known masks again."""
     wide = closed(a={"type": "string", "minLength": 120, "maxLength": 130})
     requests = [ask(wide, seed) for seed in range(3)]
     model = TextModel.open(toy)

@@ -1,4 +1,4 @@
-"""Folders in the words of hub originals: prompts, ends, defaults and logits are those of transformers' own reading."""
+"""Folders like those on the hub: prompts, ends, defaults and logits equal those of transformers."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def our_ids(model: TextModel, chat: Chat) -> list[int]:
 
 
 def their_ids(tokenizer: Any, chat: Chat) -> list[int]:
-    """transformers wants the arguments of calls as objects, as its documentation says."""
+    """transformers expects the arguments of calls as objects, by its documentation."""
     messages = deepcopy(chat.messages)
     for each in (item["function"] for message in messages for item in message.get("tool_calls", ())):
         each["arguments"] = json.loads(each["arguments"])
@@ -248,7 +248,7 @@ def _listed(ends: int | list[int] | None) -> list[int]:
 @each_family
 @each_dialect
 def test_sampling_defaults_are_those_of_the_author(read: Reads, family: str, dialect: HubDialect) -> None:
-    """Where the author says nothing at all (mistral), the usual values of ours hold."""
+    """If the author sets nothing (mistral), our defaults apply."""
     folder = read(family, dialect).folder
     theirs = GenerationConfig.from_pretrained(folder)
     wanted = {name: getattr(theirs, name) for name in SAMPLING_FIELDS if getattr(theirs, name) is not None}

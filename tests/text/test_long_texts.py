@@ -1,4 +1,4 @@
-"""What tokenizing a long text took is given back, whether or not it fits the context. In processes of their own."""
+"""The memory for tokenizing a long text is given back, whether or not the text fits. In child processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ print(memory() - before, *tokens)
 @pytest.mark.skipif(sys.platform != "linux", reason="other C libraries give back by themselves")
 @pytest.mark.parametrize("context", [200_000, 10**7])
 def test_what_a_long_text_took_is_given_back(context: int) -> None:
-    """A million letters; between 100,000 and 200,000 tokens are possible by their length alone."""
+    """A million letters, which are at least 100,000 to 200,000 tokens by their length alone."""
     command = [sys.executable, "-c", SCRIPT, str(BUNDLED), str(context)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

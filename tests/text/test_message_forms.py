@@ -1,4 +1,4 @@
-"""Conversations that templates refuse as sent: merged, moved into the user's turn, or a message is named."""
+"""Conversations that templates refuse as sent: they are merged, moved to the user's turn, or a message is named."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def turns(text: str) -> list[Message]:
 
 @contextmanager
 def counted(owner: object, name: str) -> Iterator[list[str]]:
-    """The calls of one method, which does what it did."""
+    """Count the calls of a method."""
     calls: list[str] = []
     method = getattr(owner, name)
 
@@ -134,7 +134,7 @@ def test_no_form_loses_a_word_or_its_order_within_a_role(messages: list[Message]
 
 
 def test_thousands_of_turns_cost_a_fixed_number_of_renders() -> None:
-    """One request must not hold up the templates of everybody: it is rendered twice for each form at most."""
+    """One request must not delay all others: it is rendered at most twice per form."""
     messages = [Message("system", f"{'ab' * 190}{i:05d}") for i in range(9000)] + [Message("user", "hi")]
     with (
         closing(ChatTemplate("m", {"default": SILENT}, {})) as template,

@@ -29,7 +29,7 @@ def test_without_a_way_to_the_wheel_a_test_is_skipped(tmp_path: Path, monkeypatc
 
 @pytest.mark.full
 def test_the_model_is_read_as_transformers_reads_it() -> None:
-    """And it answers with sense, which a wrong order of rows, a wrong rope or other tokens would not."""
+    """Its answer makes sense, which a wrong order of rows, a wrong rope or wrong tokens would prevent."""
     folder = smollm2_folder()
     model, theirs = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     text, spec = TextModel.open(folder), read_spec(folder)

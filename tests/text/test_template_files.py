@@ -109,7 +109,7 @@ def test_a_macs_companion_file_is_no_template(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 @pytest.mark.parametrize("kind", ["pipe", "link"])
 def test_what_is_no_file_of_the_folder_is_never_read(tmp_path: Path, kind: str) -> None:
-    """A pipe would hang the reader for good, and a link leads to any file of this machine."""
+    """A pipe would block the reader forever, and a link may lead to any file."""
     folder = tmp_path / "m"
     more = folder / "additional_chat_templates"
     more.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Thoughts and answers, against a plain definition over the whole text, however it is cut."""
+"""Reasoning and text, against a plain definition over the whole text, however it is cut."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CUTS = st.lists(st.integers(0, 80), max_size=12)
 
 
 def parted(text: str, opened: bool) -> tuple[str, str]:
-    """The definition: thoughts stand at the beginning, between the tags; without an end they are all there is."""
+    """The definition: reasoning is at the beginning, between the tags; without a closing tag it is everything."""
     begun = text.lstrip()
     if begun.startswith(OPEN):
         begun = begun.removeprefix(OPEN)
@@ -35,7 +35,7 @@ def pushed(pieces: list[str], opened: bool) -> tuple[str, str]:
 
 @given(text=TEXTS, opened=st.booleans(), cuts=CUTS)
 @settings(max_examples=500, deadline=None)
-def test_thoughts_and_answer_are_the_same_however_the_text_is_cut(text: str, opened: bool, cuts: list[int]) -> None:
+def test_reasoning_and_text_are_the_same_however_the_text_is_cut(text: str, opened: bool, cuts: list[int]) -> None:
     places = [0, *sorted(min(place, len(text)) for place in cuts), len(text)]
     pieces = [text[start:stop] for start, stop in pairwise(places)]
     assert pushed(pieces, opened) == pushed(list(text), opened) == parted(text, opened)
@@ -59,7 +59,7 @@ def test_examples(text: str, opened: bool, thought: str, answer: str) -> None:
     assert pushed(list(text), opened) == (thought, answer)
 
 
-def test_thoughts_come_at_once_but_for_what_may_be_the_tag() -> None:
+def test_reasoning_arrives_at_once_except_what_may_be_the_tag() -> None:
     splitter = ReasoningParser()
     steps = ["<thi", "nk>", "a", " ", "b<", "/c", "</think", ">", "\n", "d"]
     assert [splitter.push(step) for step in steps] == [

@@ -45,7 +45,7 @@ TALKATIVE = """{{- bos_token }}
 
 
 def decoded(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    """The texts shown token by token, the rest at the end among them."""
+    """The text of each token, and the rest at the end."""
     decoder = Decoder(tokenizer)
     return [*(decoder.push(token_id) for token_id in ids), decoder.flush()]
 
@@ -192,7 +192,7 @@ def test_any_byte_level_ids_join_to_what_decode_gives(ids: list[int]) -> None:
 @given(ids=st.lists(st.integers(0, 300), max_size=40))
 @settings(max_examples=150, deadline=None)
 def test_any_byte_fallback_ids_are_survived(ids: list[int]) -> None:
-    """Bytes that are no character spoil the run of bytes before them, which may have been shown: then only no error."""
+    """Bytes that make no character invalidate those before them, which may have been shown; it must only not fail."""
     whole = BYTE_FALLBACK.decode(ids)
     if "\ufffd" not in whole:
         assert "".join(decoded(BYTE_FALLBACK, ids)) == whole
@@ -223,7 +223,7 @@ def shown(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
 
 
 def cut(text: str, stops: list[str]) -> tuple[str, bool]:
-    """The definition: read letter by letter; at the first stop string that is complete, all of it goes."""
+    """The definition: read letter by letter, and cut the text before the first complete stop string."""
     for end in range(1, len(text) + 1):
         ending = [stop for stop in stops if text[:end].endswith(stop)]
         if ending:
@@ -255,7 +255,7 @@ def test_without_a_match_what_was_held_back_comes_at_the_end() -> None:
 
 
 def test_a_text_that_goes_on_keeps_the_space_before_its_first_word() -> None:
-    """SentencePiece's decoder strips the first space of a text, and the answer of a completion does not begin one."""
+    """SentencePiece's decoder strips the first space of a text, but a completion does not begin a text."""
     ids = BYTE_FALLBACK.encode("hello the end", add_special_tokens=False).ids
     whole = BYTE_FALLBACK.decode(ids)
     for cut in range(1, len(ids)):

@@ -1,4 +1,4 @@
-"""Calls on the way from tokens to pieces, on rings of the toy: read, forced, and held to their schemas."""
+"""Tool calls from tokens to chunks, on rings of the toy: read, forced, and held to their schemas."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ WEATHER = {
     },
 }
 TOOLS = (Tool("weather", parameters=WEATHER), Tool("now"))
-TAUGHT = {  # what a template shows of a tool_format
+TAUGHT = {  # what a template shows of its format
     HERMES: "<tool_call>",
     CODER: "<tool_call><function=",
     LLAMA: "<|python_tag|>",
@@ -58,7 +58,7 @@ TAUGHT = {  # what a template shows of a tool_format
 
 
 def calling_toy(folder: Path, tool_format: ToolFormat, *tags: str) -> Path:
-    """A toy whose template knows tools in this tool_format; `tags` are special tokens of it."""
+    """A toy whose template writes calls in `tool_format`; `tags` are special tokens."""
     make_checksum_model(folder, layers=LAYERS)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_tokens([AddedToken(tag, special=True, normalized=False) for tag in tags])
@@ -94,7 +94,7 @@ def said(pieces: Sequence[AnswerChunk]) -> str:
 
 
 def told_to_say(text: str, use: ToolUse, **more: Any) -> ChatRequest:
-    """A request whose answer is `text`, token by token, as if the model had chosen it; "[TOOL_CALLS]" is its tag."""
+    """A request whose answer is `text`, token by token, as if the model chose it; its tag is "[TOOL_CALLS]"."""
     parts = [json.dumps(part) for part in text.split("[TOOL_CALLS]")]
     grammar = Grammar("lark", "start: " + " <[261]> ".join(parts))
     return ChatRequest(QUESTION, Sampling(1.0, seed=1), grammar=grammar, tool_use=use, **({"max_tokens": 400} | more))
@@ -172,7 +172,7 @@ async def test_a_forced_call_is_in_the_models_own_style_and_valid(tmp_path: Path
                 assert_valid(calls, {"weather": WEATHER, "now": {"maxProperties": 0}})
 
 
-async def test_a_model_that_thinks_calls_after_its_thoughts(tmp_path: Path) -> None:
+async def test_a_model_that_thinks_calls_after_its_reasoning(tmp_path: Path) -> None:
     folder = calling_toy(tmp_path, HERMES, "<think>", "</think>")
     config = folder / "tokenizer_config.json"
     read = json.loads(config.read_text())
@@ -255,7 +255,7 @@ def fits(grammar: Grammar | None, text: str) -> bool:
 
 @pytest.mark.parametrize("tool_format", WRITTEN, ids=lambda tool_format: tool_format.name)
 def test_what_the_grammars_allow(tool_format: ToolFormat) -> None:
-    """Here no tag is a token of its own: the letters of an opening one are what begins a call."""
+    """No tag is a token here: the letters of an opening tag begin a call."""
     before, after = WRITTEN[tool_format]
     use = ToolUse((Tool("weather", parameters=WEATHER, strict=True), Tool("now")))
     free, must = (call_grammar(tool_format, each, {}, None) for each in (use, replace(use, required=True)))

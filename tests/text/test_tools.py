@@ -1,4 +1,4 @@
-"""Tool calls out of text in every way that models write them: parted, forced, told of; no text is lost."""
+"""Tool calls in every format: split from text, without losing any, and given to templates."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Calls = list[tuple[str, str]]
 
 
 def parted(tool_format: ToolFormat, pieces: Iterable[str]) -> tuple[str, Calls]:
-    """What is said and called; checks that ids, names and arguments come in order."""
+    """The text and the calls; checks that ids, names and arguments arrive in order."""
     splitter = ToolCallParser(tool_format, TOOLS)
     given_out = [*(splitter.push(piece) for piece in pieces), splitter.flush()]
     calls: Calls = []
@@ -155,11 +155,11 @@ SCRAPS += (
     F,
     G,
 )
-STYLES = (HERMES, CODER, LLAMA, MISTRAL, MISTRAL_NAMED, NEMOTRON)
+FORMATS = (HERMES, CODER, LLAMA, MISTRAL, MISTRAL_NAMED, NEMOTRON)
 
 
 @given(
-    tool_format=st.sampled_from(STYLES),
+    tool_format=st.sampled_from(FORMATS),
     text=st.lists(st.sampled_from(SCRAPS), max_size=14).map("".join),
     cuts=st.lists(st.integers(0, 200), max_size=6),
 )
@@ -233,7 +233,7 @@ def test_parameters_have_the_type_of_their_schema(text: str, schema: object, val
         ("{{ tools | tojson }}", None),
     ],
 )
-def test_the_template_shows_the_style(template: str, tool_format: ToolFormat | None) -> None:
+def test_the_template_shows_the_format(template: str, tool_format: ToolFormat | None) -> None:
     assert tool_format_of(template) == tool_format
 
 

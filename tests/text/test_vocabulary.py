@@ -1,4 +1,4 @@
-"""Words that stand beside tokenizer.json: ends of text, begin tokens, and words that a fine-tune added."""
+"""Words of the files next to tokenizer.json: ends of text, begin tokens, and words of a fine-tune."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_broken_side_file_is_passed_over_with_a_word(
 
 
 def adds_begin(folder: Path) -> Path:
-    """tokenizer.json itself adds the begin token to any text, as Llama 3's and Gemma's."""
+    """tokenizer.json adds the begin token to any text, as those of Llama 3 and Gemma do."""
     tokenizer = byte_level()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<|im_start|> $A", pair="<|im_start|> $A $B", special_tokens=[("<|im_start|>", START)]
@@ -152,7 +152,7 @@ def test_added_words_of_no_known_form_are_passed_over(tmp_path: Path, words: obj
 def test_the_settings_decide_how_a_known_word_is_cut_and_shown(
     tmp_path: Path, before: dict[str, bool], after: dict[str, bool]
 ) -> None:
-    """tokenizer.json has the word already, with other flags; transformers takes those of the settings."""
+    """tokenizer.json has the word with other flags; transformers uses those of the settings."""
     tokenizer = byte_level()
     tokenizer.add_tokens([AddedToken("<x>", normalized=False, **before)])
     words = {str(SIZE): added("<x>", **after)}

@@ -32,7 +32,7 @@ def find_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """A model's templates by name, from every place that publishers use; `config` is tokenizer_config.json.
 
     Template files win over chat_template.json, and that wins over the configuration. Without a default, the first
-    template is the default. Raises BrokenModel for an unknown encoding and for a template that is too large or not text.
+    template is the default. Raises BrokenModel for an unknown encoding, and a template that is too large or not text.
     """
     found: dict[str, str] = {}
     for name, source in _all(folder, config):

@@ -35,24 +35,24 @@ class Words:
         self._data = data
         openers = [(i, word) for i, word in enumerate(data) if word and word.rstrip() in _OPEN]
         self._opening = [
-            _bits((i for i, word in openers if _opens(_OPEN[:said] + word) or _begins(_OPEN[:said] + word)), len(data))
-            for said in range(len(_OPEN))
+            _bits((i for i, word in openers if _opens(start + word) or _begins(start + word)), len(data))
+            for start in (_OPEN[:length] for length in range(len(_OPEN)))
         ]
         self.gaps = _bits((i for i, word in enumerate(data) if word in (b"\n", b"\n\n")), len(data))
         free = np.fromiter(map(bool, data), np.bool_, len(data))
         enders = [(i, word) for i, word in enumerate(data) if b">" in word]
-        self._free = [_without(free, _bad_enders(enders, _CLOSE[:said])) for said in range(len(_CLOSE))]
+        self._free = [_without(free, _bad_enders(enders, _CLOSE[:length])) for length in range(len(_CLOSE))]
 
     def of(self, token_id: int) -> bytes:
         return self._data[token_id] if token_id < len(self._data) else b""
 
-    def opening(self, said: bytes) -> Bits:
-        """The tokens that continue the opening tag after `said`, a part of it."""
-        return self._opening[len(said)]
+    def opening(self, written: bytes) -> Bits:
+        """The tokens that continue the opening tag after `written`, a part of it."""
+        return self._opening[len(written)]
 
-    def reasoning(self, said: bytes) -> Bits:
-        """The tokens that continue reasoning after `said`: all but those that end it and go on with an answer."""
-        begun = next((length for length in range(len(_CLOSE) - 1, 0, -1) if said.endswith(_CLOSE[:length])), 0)
+    def reasoning(self, written: bytes) -> Bits:
+        """The tokens that continue reasoning after `written`: all but those that end it and go on with an answer."""
+        begun = next((length for length in range(len(_CLOSE) - 1, 0, -1) if written.endswith(_CLOSE[:length])), 0)
         return self._free[begun]
 
 
@@ -71,7 +71,7 @@ class GrammarConstraint:
         self._end = _bits(eos, size)
         self._words = words
         self._phase = Phase.ANSWER if words is None else Phase.REASONING if opened else Phase.START
-        self._said = b""  # of the opening tag, or the end of the reasoning
+        self._written = b""  # of the opening tag, or the end of the reasoning
         self._fits = True  # the text so far may also begin the answer
         self._gaps = 0
         self._taken = 0  # tokens of the answer
@@ -113,30 +113,30 @@ class GrammarConstraint:
     def _begin(self, token_id: int) -> None:
         """Take a token that may belong to the tag, to the answer, or to either."""
         word = self._known.of(token_id)
-        said = self._said + word
+        written = self._written + word
         self._fits = self._fits and self._matcher.try_consume_tokens([token_id]) == 1
-        if word and _opens(said):
-            self._phase, self._said = Phase.REASONING, b""
+        if word and _opens(written):
+            self._phase, self._written = Phase.REASONING, b""
             self._matcher.reset()
-            self._reason(said[len(_OPEN) :])
-        elif word and _begins(said):
-            self._said = said
+            self._reason(written[len(_OPEN) :])
+        elif word and _begins(written):
+            self._written = written
         elif self._fits:
             self._phase = Phase.ANSWER
         else:
             self._fail("the answer began neither with reasoning nor as the grammar allows")
 
     def _reason(self, word: bytes) -> None:
-        self._said += word
-        if _CLOSE in self._said:
+        self._written += word
+        if _CLOSE in self._written:
             self._phase = Phase.BETWEEN
-        self._said = self._said[1 - len(_CLOSE) :]
+        self._written = self._written[1 - len(_CLOSE) :]
 
     def _bits(self) -> Bits:
         if self._phase is Phase.REASONING:
-            return self._known.reasoning(self._said)
+            return self._known.reasoning(self._written)
         if self._phase is Phase.START:
-            opening = self._known.opening(self._said)
+            opening = self._known.opening(self._written)
             return _either(opening, self._grammar()) if self._fits else opening
         if self._phase is Phase.BETWEEN and self._gaps < MOST_GAPS:
             return _either(self._known.gaps, self._grammar())
@@ -158,18 +158,18 @@ class GrammarConstraint:
         logger.warning("a grammar was given up, and its answer ends early: %s", self.failure)
 
 
-def _opens(said: bytes) -> bool:
+def _opens(written: bytes) -> bool:
     """Whether it is the whole opening tag, followed by nothing but spaces."""
-    return said.startswith(_OPEN) and not said[len(_OPEN) :].strip()
+    return written.startswith(_OPEN) and not written[len(_OPEN) :].strip()
 
 
-def _begins(said: bytes) -> bool:
-    return bool(said) and _OPEN.startswith(said)
+def _begins(written: bytes) -> bool:
+    return bool(written) and _OPEN.startswith(written)
 
 
-def _bad_enders(words: Iterable[tuple[int, bytes]], said: bytes) -> list[int]:
-    """Tokens that, after `said`, end the reasoning and begin an answer that no grammar has seen."""
-    parted = ((i, (said + word).partition(_CLOSE)) for i, word in words)
+def _bad_enders(words: Iterable[tuple[int, bytes]], written: bytes) -> list[int]:
+    """Tokens that, after `written`, end the reasoning and begin an answer that no grammar has seen."""
+    parted = ((i, (written + word).partition(_CLOSE)) for i, word in words)
     return [i for i, (_, tag, rest) in parted if tag and rest.strip()]
 
 

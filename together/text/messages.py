@@ -166,15 +166,15 @@ def without_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Me
 
     Results and the user's message after them become one message of the user: many templates want roles to alternate.
     """
-    spoken = [
-        replace(message, content=_spoken(message), tool_calls=())
-        for message in (_told(messages, tools) if tools else messages)
+    texts = [
+        replace(message, content=_as_text(message), tool_calls=())
+        for message in (_with_description(messages, tools) if tools else messages)
     ]
-    joined = _joined(spoken, lambda before, message: before.role == "tool" and message.role in ("tool", "user"), "\n")
+    joined = _joined(texts, lambda before, message: before.role == "tool" and message.role in ("tool", "user"), "\n")
     return [replace(message, role="user") if message.role == "tool" else message for message in joined]
 
 
-def _told(messages: Sequence[Message], tools: Iterable[Tool]) -> list[Message]:
+def _with_description(messages: Sequence[Message], tools: Iterable[Tool]) -> list[Message]:
     how = _HOW + "\n".join(json.dumps(_function(tool), ensure_ascii=False) for tool in tools)
     at = next((i for i, message in enumerate(messages) if message.role == "system"), None)
     if at is None:
@@ -183,12 +183,12 @@ def _told(messages: Sequence[Message], tools: Iterable[Tool]) -> list[Message]:
     return [*messages[:at], first, *messages[at + 1 :]]
 
 
-def _spoken(message: Message) -> str:
+def _as_text(message: Message) -> str:
     if message.role == "tool":
         return f"<tool_response>\n{message.content}\n</tool_response>"
-    return "\n".join([*filter(None, (message.content,)), *map(_spoken_call, message.tool_calls)])
+    return "\n".join([*filter(None, (message.content,)), *map(_call_as_text, message.tool_calls)])
 
 
-def _spoken_call(call: ToolCall) -> str:
+def _call_as_text(call: ToolCall) -> str:
     body = f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments or "{}"}}}'
     return f"{HERMES.openings[0]}\n{body}\n{HERMES.closing}"

@@ -106,7 +106,7 @@ class ToolCallParser:
         self.calls = self._reader.calls
         self._text = ""  # to show, not given out yet
         self._spaces = ""  # after it, held back
-        self._speaking = False  # the text has a letter
+        self._has_text = False  # the text has a letter
         self._run = self._split()
 
     def push(self, text: str) -> tuple[str, tuple[CallDelta, ...]]:
@@ -125,7 +125,7 @@ class ToolCallParser:
     def _split(self) -> Generator[None, None, None]:
         while (opening := (yield from self._up_to_opening())) is not None:
             if not (yield from self._reader.read(opening)):
-                self._say(self._unread.take(len(opening) or 1))
+                self._show(self._unread.take(len(opening) or 1))
 
     def _up_to_opening(self) -> Generator[None, None, str | None]:
         """Show the text before the next call and return how it begins: "" if without a tag, None at the end."""
@@ -134,33 +134,33 @@ class ToolCallParser:
             if (at := self._bare_object()) is not None:
                 if at < len(unread.text) or unread.ended:
                     before = unread.take(at)  # after a call it is a separator
-                    self._say("" if self.calls.begun else before)
+                    self._show("" if self.calls.begun else before)
                     return "" if unread.text else None
             elif (found := self._opening.search(unread.text)) is not None:
-                self._say(unread.take(found.start()))
+                self._show(unread.take(found.start()))
                 return found[0]
             elif unread.ended:
-                self._say(unread.take())
+                self._show(unread.take())
                 return None
             else:
-                self._say(unread.take(len(unread.text) - possible_beginning(unread.text, self._format.openings)))
+                self._show(unread.take(len(unread.text) - possible_beginning(unread.text, self._format.openings)))
             yield
 
     def _bare_object(self) -> int | None:
         """Where an object without a tag begins, or may begin with the next letter; None if none can begin here."""
-        if not self._format.bare or self._speaking:
+        if not self._format.bare or self._has_text:
             return None
         separators = ";" if self.calls.begun else ""
         at = len(self._unread.text) - len(self._unread.text.lstrip(separators + " \t\r\n"))
         return at if self._unread.text[at : at + 1] in ("", "{") else None
 
-    def _say(self, text: str) -> None:
+    def _show(self, text: str) -> None:
         text = self._spaces + text
         letters = text.rstrip()
         self._spaces = text[len(letters) :]
         if letters:
-            self._text += letters.lstrip() if self.calls.begun and not self._speaking else letters
-            self._speaking = True
+            self._text += letters.lstrip() if self.calls.begun and not self._has_text else letters
+            self._has_text = True
 
 
 @dataclass(frozen=True, slots=True)
