@@ -8,6 +8,14 @@ from typing import Any, Union
 
 from together.wording import ms_text, names_text, size_text, sizes_text
 
+# to begin with: on the page, and for `together chat --examples`
+EXAMPLES = (
+    "What is the capital of France?",
+    "What is 7 plus 5?",
+    "How many meters are in 3 kilometers?",
+    "What is a node?",
+)
+
 Value = Union[str, int, float, "Sentence", tuple["Value", ...]]
 
 ENGLISH = "en"

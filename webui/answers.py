@@ -8,9 +8,10 @@ from __future__ import annotations
 import html
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 from together.errors import TogetherError
@@ -22,6 +23,7 @@ from webui.framework import gr
 logger = logging.getLogger(__name__)
 
 REDRAW = 0.03  # seconds between two updates of a growing answer
+INSIDE = "something went wrong inside together; its log says what"
 THINKING, THOUGHT = "Thinking…", "Thought for"  # and then the seconds
 
 # new values of: question, chat, notice, send, stop
@@ -37,10 +39,8 @@ class Answers:
 
     async def ask(self, question: str, turns: Turns, *knobs: Any) -> Updates:
         """Ask what stands in the input box."""
-        if not question.strip():
-            yield _update()
-            return
-        async with aclosing(self._answer([*turns, turn("user", question.strip())], Knobs(*knobs))) as updates:
+        asked = [*turns, turn("user", question.strip())] if question.strip() else []
+        async with aclosing(self._answer(asked, Knobs(*knobs))) as updates:
             async for update in updates:
                 yield update
 
@@ -51,12 +51,8 @@ class Answers:
                 yield update
 
     async def again(self, turns: Turns, *knobs: Any) -> Updates:
-        """Answer the last question anew."""
-        asked = up_to_question(turns)
-        if not asked:
-            yield _update()
-            return
-        async with aclosing(self._answer(asked, Knobs(*knobs))) as updates:
+        """Answer the last question once more."""
+        async with aclosing(self._answer(up_to_question(turns), Knobs(*knobs))) as updates:
             async for update in updates:
                 yield update
 
@@ -68,19 +64,26 @@ class Answers:
         return _update(question="", chat=[], notice="")
 
     async def _answer(self, asked: Turns, knobs: Knobs) -> Updates:
+        """Nothing changes where nothing is asked. The answer is redrawn no more often than REDRAW says."""
+        if not asked:
+            yield _update()
+            return
         yield _update(question="", chat=[*asked, turn("assistant", "…")], notice="", busy=True)
-        said = AnswerDelta()
+        said, drawn = AnswerDelta(), 0.0
         try:
             request = knobs.request(asked, self._head.sampling_defaults().sampling)
-            async with aclosing(_growing(self._head.chat(request), said)) as growing:
-                async for _ in growing:
-                    yield _update(chat=[*asked, *said.turns()], busy=True)
+            async with aclosing(self._head.chat(request)) as chunks:
+                async for chunk in chunks:
+                    said.add(chunk)
+                    if time.monotonic() - drawn >= REDRAW:
+                        yield _update(chat=[*asked, *said.turns()], busy=True)
+                        drawn = time.monotonic()
         except TogetherError as error:
             yield _failed(asked, said, str(error))
             return
         except Exception:  # the edge of the page: the person gets a sentence, the log the traceback
             logger.exception("an answer for the page failed")
-            yield _failed(asked, said, "something went wrong inside together; its log says what")
+            yield _failed(asked, said, INSIDE)
             return
         yield _update(chat=[*asked, *said.turns(ended=True)])
 
@@ -95,15 +98,15 @@ class AnswerDelta:
     _since: float = 0.0  # the first thought, on the monotonic clock
     _until: float = 0.0  # the first letter of the text
 
-    def add(self, piece: AnswerChunk) -> None:
+    def add(self, chunk: AnswerChunk) -> None:
         now = time.monotonic()
-        if piece.reasoning and not self.reasoning:
+        if chunk.reasoning and not self.reasoning:
             self._since = now
-        if piece.text and not self.text:
+        if chunk.text and not self.text:
             self._until = now
-        self.text += piece.text
-        self.reasoning += piece.reasoning
-        self.last = piece
+        self.text += chunk.text
+        self.reasoning += chunk.reasoning
+        self.last = chunk
 
     def turns(self, ended: bool = False) -> Turns:
         """As the chat shows it; the measurements when it has ended."""
@@ -114,21 +117,6 @@ class AnswerDelta:
         seconds = (self._until or time.monotonic()) - self._since
         title = f"{THOUGHT} {seconds:.0f} s" if self.text or ended else f"{THINKING} {seconds:.0f} s"
         return [thought(self.reasoning, title), *([answer] if self.text or ended else [])]
-
-
-async def _growing(pieces: AsyncIterator[AnswerChunk], said: AnswerDelta) -> AsyncGenerator[None, None]:
-    """Adds the pieces to `said`, and tells of them: not more often than worth a redraw, and always of the last."""
-    drawn = 0.0
-    try:
-        async for piece in pieces:
-            said.add(piece)
-            if time.monotonic() - drawn >= REDRAW:
-                yield
-                drawn = time.monotonic()
-        yield
-    finally:
-        if isinstance(pieces, AsyncGenerator):
-            await pieces.aclose()
 
 
 def _failed(asked: Turns, said: AnswerDelta, sentence: str) -> Update:
@@ -146,6 +134,23 @@ def stopped(turns: Turns) -> Turns:
     if not title.startswith(THINKING):  # it was stopped already
         return turns
     return [*turns[:-1], thought(text_of(turns[-1]), f"{title.replace(THINKING, THOUGHT)}, stopped")]
+
+
+def tried(order: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[str]]:
+    """A handler that gives `order` to the head and answers with the notice: why it failed, or nothing."""
+
+    @wraps(order)
+    async def handler() -> str:
+        try:
+            await order()
+        except TogetherError as error:
+            return notice(str(error))
+        except Exception:  # the edge of the page, as above
+            logger.exception("an order from the page failed")
+            return notice(INSIDE)
+        return ""
+
+    return handler
 
 
 def notice(sentence: str) -> str:

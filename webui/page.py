@@ -1,7 +1,7 @@
-"""The page's layout and its place on the head's app. Does not know what the buttons do (`answers`) nor draws the nodes.
+"""The page's layout and its place on the head's app.
 
-Header, offer, node table and advice are empty elements that `page.js` fills from `/events`; the Split panel is
-`split_controls`.
+Header, offer, node table and advice are empty elements that `page.js` fills from `/events`, which also shows and hides
+the buttons below them.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.routing import Mount
 
 from together.head.head import Head
-from webui.answers import Answers, notice
-from webui.events import Events
+from together.models.generation import USUAL
+from together.sentences import EXAMPLES
+from webui.answers import Answers, notice, tried
+from webui.events import Events, example
 from webui.framework import get_upload_folder, gr
-from webui.inputs import example
-from webui.offers import Offers
-from webui.presets import PRESETS
-from webui.sampling import SHOWN, SamplingReset, reset_button, sampling_sliders
-from webui.split_controls import split_panel
+from webui.split import split_panel
 from webui.surface import Surface
 
 HERE = Path(__file__).parent
+SAMPLING = ("temperature", "top_k", "top_p")  # the controls, in the order of `Knobs`; other defaults hold unseen
 SYSTEM_FONTS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
 SCRIPTS = ("page.js", "split.js")  # in this order: the second uses the first
 MONO_FONTS = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
@@ -61,7 +61,7 @@ def mount(app: FastAPI, head: Head) -> FastAPI:
 
 def build(head: Head, events: Events) -> gr.Blocks:
     """All controls and what they are connected to."""
-    answers, offers = Answers(head), Offers(head)
+    answers = Answers(head)
     page: gr.Blocks = gr.Blocks(title="together", analytics_enabled=False, fill_width=True)
     with page:
         gr.HTML(_slot("header"), elem_id="cluster-header", apply_default_css=False)
@@ -73,7 +73,7 @@ def build(head: Head, events: Events) -> gr.Blocks:
             with gr.Column(scale=5, min_width=320, elem_id="chat-column"):
                 chat = _chat()
             with gr.Column(scale=2, min_width=260, elem_id="settings-column"):
-                settings, reset = _settings()
+                settings, to_defaults = _settings()
         with gr.Row(elem_id="cluster", equal_height=False):
             with gr.Column(scale=5, min_width=420, elem_id="nodes-column"):
                 gr.HTML(_slot("nodes"), elem_id="cluster-nodes", apply_default_css=False)
@@ -83,15 +83,15 @@ def build(head: Head, events: Events) -> gr.Blocks:
             with gr.Column(scale=5, min_width=420, elem_id="split-column"):
                 split_panel(page, head, events)
         _connect(events, answers, chat, settings)
-        sampling, sliders = SamplingReset(head), settings[1 : 1 + len(SHOWN)]
-        events.chat(page.load, sampling.reset, None, sliders)
-        events.chat(reset.click, sampling.reset, None, sliders)
-        for button, order in (
-            (load_again, offers.load_again),
-            (load_last, offers.load_last),
-            (rebalance, offers.rebalance),
-        ):
-            events.order(button.click, order, None, chat.notice, refused=notice)
+        sliders = settings[1 : 1 + len(SAMPLING)]
+
+        def reset() -> tuple[Any, ...]:
+            return _defaults(head)
+
+        for trigger in (page.load, to_defaults.click):
+            events.chat(trigger, reset, None, sliders)
+        for button, order in ((load_again, head.load_again), (load_last, head.load_last), (rebalance, head.rebalance)):
+            events.order(button.click, tried(order), None, chat.notice, refused=notice)
     page.queue(default_concurrency_limit=None, max_size=None, api_open=False)
     return page
 
@@ -119,7 +119,7 @@ def _chat() -> ChatControls:
         buttons=["copy"],
         allow_tags=False,
         placeholder="### Ask something\nThe answer comes from all machines below, layer by layer.",
-        examples=[{"text": question} for question in PRESETS],
+        examples=[{"text": question} for question in EXAMPLES],
     )
     notice = gr.HTML("", elem_id="notice", apply_default_css=False)
     with gr.Row(elem_id="ask", equal_height=True):
@@ -142,14 +142,35 @@ def _chat() -> ChatControls:
 
 
 def _settings() -> tuple[list[gr.components.Component], gr.Button]:
-    """The controls in the order of `Knobs`, and the button that sets them back."""
+    """The controls in the order of `Knobs`, and the button that sets the sampling back; page.js presses it, too."""
     with gr.Accordion("Settings", open=True, elem_id="settings"):
         system = gr.Textbox(label="System prompt", lines=2, max_lines=8, elem_id="system", placeholder="You are …")
-        sliders = sampling_sliders()
-        reset = reset_button()
+        sliders = [  # in the order of SAMPLING; their ranges hold every value that an author may set
+            _slider("temperature", "Temperature (0: likeliest only)", 2, 0.01),
+            _slider("top_k", "Top-k (0: off)", 200, 1),
+            _slider("top_p", "Top-p (1: off)", 1, 0.01),
+        ]
+        reset = gr.Button("Reset to the model's defaults", size="sm", elem_id="reset-sampling")
         limit = gr.Slider(1, 4096, 512, step=1, label="Max tokens", elem_id="max-tokens")
         seed = gr.Textbox(label="Seed", placeholder="random", max_lines=1, elem_id="seed")
     return [system, *sliders, limit, seed], reset
+
+
+def _slider(name: str, label: str, most: float, step: float) -> gr.components.Component:
+    return gr.Slider(0, most, getattr(USUAL, name), step=step, label=label, elem_id=name.replace("_", "-"))
+
+
+def _defaults(head: Head) -> tuple[Any, ...]:
+    """New values of the sampling controls: the served model's defaults, and whose they are."""
+    defaults = head.sampling_defaults()
+    return tuple(_set_slider(name, getattr(defaults.sampling, name), name in defaults.by_author) for name in SAMPLING)
+
+
+def _set_slider(name: str, value: float, by_author: bool) -> Any:
+    info = f"{'Set by the model author' if by_author else 'Default'}: {value:g}"
+    if name == "top_k":  # an author may keep more tokens than the slider usually offers
+        return gr.update(value=value, info=info, maximum=max(200, int(value)))
+    return gr.update(value=value, info=info)
 
 
 def _connect(events: Events, answers: Answers, chat: ChatControls, settings: list[gr.components.Component]) -> None:

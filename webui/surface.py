@@ -1,7 +1,7 @@
 """What of the page's framework is reachable over HTTP: an allow-list in front of it. All else is 404, by any method.
 
 The framework has routes that upload, fetch and serve files, call functions and build components; the page needs the
-few below. It sees of a request only what these need, and an event only as `inputs` has read it.
+few below. It sees of a request only what these need, and an event only as `events` has read it.
 """
 
 from __future__ import annotations

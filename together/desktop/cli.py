@@ -164,12 +164,12 @@ def chat(
     settings = settings_with(log_level=log_level)
     from together.desktop.chat import Talk, talk_on, talk_once
     from together.desktop.client import app_for_a_while
-    from webui.presets import PRESETS
+    from together.sentences import EXAMPLES
 
     options = given(temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens, seed=seed, stop=stop)
     with app_for_a_while(settings.home_path) as running:
         talk = Talk(running, options, system)
-        questions = PRESETS if examples else (prompt,) if prompt is not None else ()
+        questions = EXAMPLES if examples else (prompt,) if prompt is not None else ()
         if not questions:
             talk_on(talk)
         elif code := talk_once(talk, questions):
