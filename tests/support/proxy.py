@@ -70,6 +70,7 @@ class Proxy:
             listener = _listener(self.host, self.port)
             self.port = listener.getsockname()[1]
             self._listening = asyncio.get_running_loop().create_task(self._listen(listener))
+            self._listening.add_done_callback(lambda _: listener.close())  # also where it was cut before it began
 
     async def close(self) -> None:
         tasks = [*self._connections, *([self._listening] if self._listening else [])]
@@ -78,14 +79,13 @@ class Proxy:
 
     async def _listen(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        with listener:
-            while True:
-                client, _ = await loop.sock_accept(listener)
-                self.accepted += 1
-                server = socket.socket()
-                connection = loop.create_task(self._connect(client, server))
-                self._connections[connection] = (client, server)
-                connection.add_done_callback(self._forget)
+        while True:
+            client, _ = await loop.sock_accept(listener)
+            self.accepted += 1
+            server = socket.socket()
+            connection = loop.create_task(self._connect(client, server))
+            self._connections[connection] = (client, server)
+            connection.add_done_callback(self._forget)
 
     def _forget(self, connection: asyncio.Task[None]) -> None:
         for end in self._connections.pop(connection):
