@@ -129,6 +129,19 @@ _ENGLISH = {
     "node_stopped": "its node was stopped",
     "node_restarted": "its node was restarted and no longer holds it",
     "moved": "{machine} is at {addresses:and} now; its links are opened again",
+    # How a process or a node ended.
+    "ended_code": "its process ended with code {exit}: {said}",
+    "said_nothing": "it said nothing",
+    "ended_by_memory": "its process was ended by {signal}: it ran out of memory, {proof}",
+    "kernel_log": "the kernel's log names it",
+    "cgroup_count": "its cgroup counts it",
+    "killed": "its process was ended by {signal}: killed from outside",
+    "ended_by_signal": "its process was ended by {signal}",
+    "not_started": "its process cannot be started: {error}",
+    "layers_failed": "layers {layers} of {model}: {cause}",
+    "node_lost": "lost: {cause}",
+    "node_silent": "no sign of life for {seconds:.0f} s",
+    "node_replaced": "another node answers at its address",
     # Advice, offers and limits.
     "better_split": "{node} is {speed} than planned, compared with the other nodes; with {layers} the model would be "
     "{gain:.0%} faster",

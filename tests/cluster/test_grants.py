@@ -10,8 +10,8 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from tests.support.orders import make_order
-from together.cluster.agent import Agent, Identity, MemoryGrants
-from together.cluster.identity import claim_node_id, machine_id, own_addresses
+from together.cluster.agent import Agent, MemoryGrants
+from together.cluster.identity import Identity, claim_node_id, machine_id, own_addresses
 from together.cluster_types import Device, Endpoint, NodeState, StageOrder
 from together.errors import LoadFailed, NotEnoughMemory
 from together.settings import Settings

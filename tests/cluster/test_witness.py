@@ -66,7 +66,8 @@ class Child:
         await self.process.wait()
         self.watching.cancel()
         try:
-            return await ending(self.process, self.witness, "")
+            cause, fault = await ending(self.process, self.witness, "")
+            return str(cause), fault
         finally:
             self.witness.close()
 

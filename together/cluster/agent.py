@@ -1,4 +1,4 @@
-"""One machine's agent: grants memory, starts and ends stages, reports its whole state to heads."""
+"""One machine's agent: it grants memory, starts and ends stages, and reports its whole state to heads."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc.aio
 
 from together import __version__
+from together.cluster.identity import Identity
 from together.cluster.profiling import Profiler, measure_link
 from together.cluster.supervisor import StageProcess
 from together.cluster_types import (
@@ -31,8 +32,9 @@ from together.errors import BadPlan, BadSetting, LoadFailed, NotEnoughMemory, To
 from together.ring import rpc, wire
 from together.ring.pipe import Launch
 from together.ring.rpc import Broadcast
+from together.sentences import say
 from together.settings import Settings
-from together.types import ModelRef, StagePlan
+from together.types import ModelRef
 from together.weights.fetch import Fetcher
 from together.weights.find import find_units
 from together.weights.part import Progress, Waiting
@@ -40,12 +42,19 @@ from together.weights.peers import StoreService
 from together.weights.transfer import Suppliers
 from together.wording import layers_text, sizes_text
 
+log = logging.getLogger(__name__)
+
+PEER_LIFE = 30.0  # seconds an introduction counts
+MOST_PEERS = 64
+MOST_HEADS = 16  # that are told where this node is
+HEAD_LIFE = 600.0  # seconds that a head which does not answer is still told
+
 StageName = tuple[str, int]  # ring, slot
 
 
 @dataclass(slots=True)
 class MemoryGrants:
-    """`limits` are bytes per device key, fixed when the node starts."""
+    """What each stage was given of each device; `limits` are bytes per device key, fixed when the node starts."""
 
     node_name: str
     devices: tuple[Device, ...]
@@ -67,50 +76,24 @@ class MemoryGrants:
         if key not in self.limits:
             raise BadPlan(f"node {self.node_name} has no device {key}; it has {', '.join(self.limits)}")
         if stage.memory_bytes > self.free(key):
-            raise NotEnoughMemory(self._too_little(stage, self.free(key)))
+            need, have = sizes_text(stage.memory_bytes, self.free(key))
+            raise NotEnoughMemory(
+                f"node {self.node_name}: needs {need} for layers {layers_text(stage.layers)}, has {have} free; "
+                "lower the context, give it fewer layers, or unload what it holds"
+            )
         self._given[order.ring, order.slot] = (key, stage.memory_bytes)
 
     def give_back(self, name: StageName) -> None:
         self._given.pop(name, None)
 
     def shown(self) -> tuple[Device, ...]:
-        """The devices with what is free of each now."""
+        """The devices with the bytes that are free of each now."""
         return tuple(replace(device, free_bytes=self.free(device.key)) for device in self.devices)
-
-    def _too_little(self, stage: StagePlan, free: int) -> str:
-        need, have = sizes_text(stage.memory_bytes, free)
-        return (
-            f"node {self.node_name}: needs {need} for layers {layers_text(stage.layers)}, has {have} free; "
-            "lower the context, give it fewer layers, or unload what it holds"
-        )
-
-
-log = logging.getLogger(__name__)
-
-PORTS = 16  # a node's block: its own port first, then its stages'
-PEER_LIFE = 30.0  # seconds an introduction counts
-MOST_PEERS = 64
-MOST_HEADS = 16  # that are told where this node is
-HEAD_LIFE = 600.0  # seconds that a head which does not answer is still told
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who a node is, and where it listens: another one takes its place when that changes."""
-
-    id: str
-    name: str
-    machine: str
-    endpoint: Endpoint
-
-    @property
-    def ports(self) -> tuple[int, int]:
-        return self.endpoint.port, self.endpoint.port + PORTS - 1
 
 
 @dataclass(slots=True)
 class Agent:
-    """Serves the Node service; `changed` is notified whenever the status is another one."""
+    """Serves the Node service; `changed` is notified of every change of the status."""
 
     settings: Settings
     identity: Identity
@@ -119,11 +102,10 @@ class Agent:
     draining: bool = False
     closed: bool = False
     run: str = field(default_factory=lambda: secrets.token_hex(8))
-    _stages: dict[tuple[str, int], StageProcess] = field(default_factory=dict)
+    _stages: dict[StageName, tuple[StageProcess, Suppliers]] = field(default_factory=dict)
     _renewed: dict[str, float] = field(default_factory=dict)  # head → event loop time
     _peers: dict[Endpoint, float] = field(default_factory=dict)
     _heads: dict[Endpoint, float] = field(default_factory=dict)  # where heads listen → when they were last heard
-    _suppliers: dict[tuple[str, int], Suppliers] = field(default_factory=dict)  # of each stage
     _store: StoreService = field(init=False)
     _fetcher: Fetcher = field(init=False)
     _profiler: Profiler = field(init=False)
@@ -149,7 +131,7 @@ class Agent:
         }
 
     def status(self) -> NodeStatus:
-        stages = tuple(stage.status for stage in self._stages.values())
+        stages = tuple(stage.status for stage, _ in self._stages.values())
         failed = next((stage for stage in stages if stage.state is StageState.FAILED), None)
         return NodeStatus(
             id=self.identity.id,
@@ -158,7 +140,9 @@ class Agent:
             endpoint=self.identity.endpoint,
             protocol=wire.PROTOCOL,
             state=self._state(stages),
-            cause=f"layers {failed.layers} of {failed.model}: {failed.cause}" if failed else "",
+            cause=str(say("layers_failed", layers=str(failed.layers), model=failed.model, cause=failed.cause))
+            if failed
+            else "",
             devices=self.grants.shown(),
             stages=stages,
             ports=self.identity.ports,
@@ -170,25 +154,23 @@ class Agent:
         )
 
     def _state(self, stages: tuple[StageStatus, ...]) -> NodeState:
-        states = {stage.state for stage in stages}
+        """The most urgent state of its stages."""
         if self.draining:
             return NodeState.DRAINING
-        for stage_state, node_state in _BY_URGENCY:
-            if stage_state in states:
-                return node_state
-        return NodeState.IDLE
+        states = {stage.state for stage in stages}
+        urgent = (state for state in (StageState.FAILED, StageState.LOADING, StageState.READY) if state in states)
+        return NodeState(next(urgent, NodeState.IDLE))
 
     async def load(self, order: StageOrder) -> StageStatus:
-        """Grant the memory and answer; the rest goes on in the background, and Watch tells of it.
+        """Grant the memory and answer. In the background the layers are found or fetched, then the stage starts.
 
-        First the layers are found or fetched, then the stage starts. The same order again only tells where the model
-        can be had now.
+        The same order again only says where the model can be fetched from now.
         """
-        stage = self._stages.get((order.ring, order.slot))
-        if stage is None:
-            stage = self._start(order)
-        else:
-            self._suppliers[order.ring, order.slot].renew(order.sources)
+        known = self._stages.get((order.ring, order.slot))
+        if known is None:
+            return self._start(order).status
+        stage, suppliers = known
+        suppliers.renew(order.sources)
         return stage.status
 
     def _start(self, order: StageOrder) -> StageProcess:
@@ -201,8 +183,8 @@ class Agent:
             order, "", str(self.settings.home_path), self.identity.name, self.settings.host, (first + 1, last)
         )
         stage = StageProcess(launch, self.identity.endpoint.addresses, self.changed.notify)
-        self._stages[order.ring, order.slot] = stage
-        suppliers = self._suppliers[order.ring, order.slot] = Suppliers(order.sources)
+        suppliers = Suppliers(order.sources)
+        self._stages[order.ring, order.slot] = stage, suppliers
         stage.begin(partial(self._prepare, order, suppliers))
         self.changed.notify()
         return stage
@@ -213,9 +195,9 @@ class Agent:
         return folder
 
     async def unload(self, ring: RingName) -> None:
-        """End a ring's stages, or those slots; returns when the processes are gone. Another head's ring is refused."""
+        """End a ring's stages, or those slots, and their processes. Raises BadSetting for another head's ring."""
         names = [name for name in self._stages if name[0] == ring.ring and (not ring.slots or name[1] in ring.slots)]
-        if any(self._stages[name].status.head != ring.head for name in names):
+        if any(self._stages[name][0].status.head != ring.head for name in names):
             raise BadSetting(f"ring {ring.ring} on node {self.identity.name} belongs to another head")
         await self._end(names)
 
@@ -224,7 +206,7 @@ class Agent:
         self._touch(caller.head)
 
     async def find(self, model: ModelRef) -> Holding:
-        """What is here of the model, and can be had from here from now on."""
+        """What is here of the model; from now on it can be fetched from here."""
         found = await asyncio.to_thread(find_units, model, self.settings.home_path)
         if found.folder is None:
             return Holding()
@@ -232,7 +214,7 @@ class Agent:
         return Holding(str(found.folder), tuple(sorted(found.units)))
 
     async def meet(self, peer: Endpoint) -> None:
-        """Another node introduces itself: heads that watch this one will look at that address."""
+        """Another node introduces itself: heads that watch this one will look for it at that address."""
         if peer not in self._peers and len(self._peers) >= MOST_PEERS:
             raise BadSetting(f"node {self.identity.name} knows {MOST_PEERS} peers already")
         known = peer in self._peers
@@ -241,30 +223,31 @@ class Agent:
             self.changed.notify()
 
     def move(self, addresses: tuple[str, ...]) -> None:
-        """This machine is reached at other addresses now; so are the stages."""
+        """This machine has other addresses now, and so have its stages."""
         self.identity = replace(self.identity, endpoint=replace(self.identity.endpoint, addresses=addresses))
-        for stage in self._stages.values():
+        for stage, _ in self._stages.values():
             stage.move(addresses)
         self.changed.notify()
 
     def heads(self) -> tuple[Endpoint, ...]:
-        """Where the heads listen that watched this node."""
+        """Where the heads that watched this node listen."""
         return tuple(self._heads)
 
     def heard(self, heads: Iterable[Endpoint]) -> None:
-        """These answer; others are forgotten in time."""
+        """Remember heads that answer; the others are forgotten in time."""
         now = asyncio.get_running_loop().time()
         self._heads |= dict.fromkeys(heads, now)
         latest = sorted(self._heads, key=self._heads.__getitem__)[-MOST_HEADS:]
         self._heads = {head: self._heads[head] for head in latest if self._heads[head] > now - HEAD_LIFE}
 
     async def keep_leases(self) -> None:
-        """Ends the stages of heads that went silent, and forgets peers that did; runs until cancelled."""
+        """End the stages of heads that went silent, and forget silent peers; runs until cancelled."""
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(self.settings.heartbeat)
             oldest = clock() - self.settings.lease
-            lapsed = [n for n, s in self._stages.items() if self._renewed.get(s.status.head, 0.0) < oldest]
+            stages = self._stages.items()
+            lapsed = [name for name, (s, _) in stages if self._renewed.get(s.status.head, 0.0) < oldest]
             if lapsed:
                 log.warning(
                     "the head of %s no longer renews: its layers are freed", sorted({ring for ring, _ in lapsed})
@@ -274,17 +257,16 @@ class Agent:
             self._peers = {peer: at for peer, at in self._peers.items() if at > clock() - PEER_LIFE}
 
     async def close(self) -> None:
-        """End all stages, then every Watch: a head sees a node that left, and not a stream that broke."""
+        """End all stages, then every Watch, so that heads see a node that left and not a broken stream."""
         self.draining = True
         await self._end(list(self._stages))
         self.closed = True
         self.changed.notify()
 
-    async def _end(self, names: list[tuple[str, int]]) -> None:
-        await asyncio.gather(*(self._stages[name].stop() for name in names))
+    async def _end(self, names: list[StageName]) -> None:
+        await asyncio.gather(*(self._stages[name][0].stop() for name in names))
         for name in names:
             self._stages.pop(name, None)
-            self._suppliers.pop(name, None)
             self.grants.give_back(name)
         self.changed.notify()
 
@@ -312,10 +294,3 @@ class Agent:
             seen = self.changed.version
             yield wire.NODE_STATUS.encode(self.status())
             await self.changed.wait(seen, self.settings.heartbeat)
-
-
-_BY_URGENCY = (
-    (StageState.FAILED, NodeState.FAILED),
-    (StageState.LOADING, NodeState.LOADING),
-    (StageState.READY, NodeState.READY),
-)

@@ -1,4 +1,4 @@
-"""Who this machine and this node are: stable ids and addresses. Knows no sockets but those of the address list."""
+"""What this machine and this node are called, and where they are reached: stable ids, blocks of ports, addresses."""
 
 from __future__ import annotations
 
@@ -25,10 +25,32 @@ log = logging.getLogger(__name__)
 SLOTS = 64  # nodes of one user on one machine
 EVERYWHERE = ("0.0.0.0", "::")  # hosts that mean every address of this machine, also later ones
 LOOK_EVERY = 1.0  # seconds between looks at this machine's addresses
+PORTS = 16  # a node's block: its own port first, then its stages'
+BLOCKS = 64  # that a node tries
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A node's names and where it listens; the node gets another one when that changes."""
+
+    id: str
+    name: str
+    machine: str
+    endpoint: Endpoint
+
+    @property
+    def ports(self) -> tuple[int, int]:
+        """First and last port of its block."""
+        return self.endpoint.port, self.endpoint.port + PORTS - 1
+
+
+def port_blocks(first: int) -> range:
+    """The first ports of the blocks that a node tries."""
+    return range(first, min(first + BLOCKS * PORTS, 2**16 - PORTS), PORTS)
 
 
 def machine_id(home: Path) -> str:
-    """The same for every node on this machine, so that they share its memory and measure one at a time."""
+    """The same for every node of this machine, which take turns in measuring it."""
     known = Path("/etc/machine-id")
     if known.is_file():
         seed = known.read_text() + socket.gethostname()
@@ -38,7 +60,7 @@ def machine_id(home: Path) -> str:
 
 
 def claim_node_id(home: Path) -> tuple[str, FileLock]:
-    """A node id that stays the same over restarts: the first free slot's. The lock is held while the node lives."""
+    """A node id that stays the same over restarts: the first free slot's. Hold the lock while the node lives."""
     folder = home / "nodes"
     folder.mkdir(parents=True, exist_ok=True)
     for slot in range(SLOTS):
@@ -94,7 +116,7 @@ def _address_of(host: str) -> str:
 
 
 class Whereabouts:
-    """Where a server of this process is reached, now. `moved` is called when the addresses are others than before.
+    """Where a server of this process is reached. `moved` is called when the addresses change.
 
     A server bound to one address stays there: only one that listens everywhere follows the machine.
     """
@@ -109,7 +131,7 @@ class Whereabouts:
         self.endpoint = replace(self.endpoint, port=port)
 
     async def follow(self) -> None:
-        """Look again and again until cancelled: no system tells of a change in a way that all others share."""
+        """Poll until cancelled: no system tells of a change in a way that the others share."""
         while True:
             await asyncio.sleep(LOOK_EVERY)
             await self.look()

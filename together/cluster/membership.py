@@ -1,4 +1,4 @@
-"""A head's view of the nodes: who is there, in what state, and a channel to each. Knows no model and no plan.
+"""A head's view of the nodes: which are there, in what state, and a channel to each.
 
 zeroconf records, addresses given by hand and introductions are only places to look; what counts is what a node says
 over Watch. Any message from a node counts as life; silence for `node_timeout` means it is lost. A node that says
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +21,7 @@ from together.cluster_types import Caller, Endpoint, NodeState, NodeStatus, Ring
 from together.errors import BadSetting, TogetherError, Unreachable
 from together.ring import rpc, wire
 from together.ring.rpc import Broadcast
+from together.sentences import say
 from together.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -49,20 +50,20 @@ class Member:
 
 
 async def _nothing() -> None:
-    """For a head whose addresses nobody looks at."""
+    """For a head that does not follow its own addresses."""
 
 
 @dataclass(slots=True)
 class Membership:
-    """Follows every node it hears of. `changed` is notified on every news."""
+    """Follows every node it hears of. `changed` is notified of every change."""
 
     settings: Settings
     head: str
     peers: tuple[Endpoint, ...] = ()
-    own: Callable[[], Collection[Endpoint]] = tuple  # where nodes that this head started listen, as they say it
+    own: Callable[[], Collection[Endpoint]] = tuple  # where the nodes that this head started listen
     where: Callable[[], Endpoint | None] = lambda: None  # where this head listens
     look: Callable[[], Awaitable[None]] = _nothing  # at this machine's addresses; calls `reach_again` for others
-    moved: Callable[[str], None] = lambda node: None  # is told of a node that is at other addresses
+    moved: Callable[[str], None] = lambda node: None  # called with a node that has other addresses
     changed: Broadcast = field(default_factory=Broadcast)
     _members: dict[str, Member] = field(default_factory=dict)
     _followers: dict[Endpoint, asyncio.Task[None]] = field(default_factory=dict)
@@ -122,7 +123,7 @@ class Membership:
         return frozenset((*(node.endpoint for node in self.living()), self.here()))
 
     def is_silent(self, node: str) -> bool:
-        """Whether it was lost without a word: nothing says that it is not there."""
+        """Whether it was lost without a goodbye, so that it may still be there."""
         member = self._members.get(node)
         return member is not None and member.lost_at is not None and member.silent
 
@@ -133,7 +134,7 @@ class Membership:
     async def call(self, node: str, method: rpc.Unary, request: object, timeout: float = 10.0) -> Any:
         """One call to a node. Raises what the node raised, or Unreachable.
 
-        Where the way to it changes meanwhile it goes the new one: every call may come twice.
+        It is repeated where the way to the node changes meanwhile: every call may come twice.
         """
         deadline = asyncio.get_running_loop().time() + timeout
         while True:
@@ -158,7 +159,7 @@ class Membership:
             await self.changed.wait(self.changed.version, timeout=left)
 
     async def meet(self, node: Endpoint) -> None:
-        """A node says where it is: one that watched this head before, and moved."""
+        """A node that this head watched before has moved, and says where it is."""
         if node not in self._met and len(self._met) >= MOST_MET:
             raise BadSetting(f"this head was told of {MOST_MET} nodes in {MET_LIFE:.0f} s; let it look at these first")
         known = node in self._met
@@ -167,9 +168,9 @@ class Membership:
             self.changed.notify()
 
     def reach_again(self) -> None:
-        """This machine's addresses are others now: what was opened from the old ones carries nothing any more.
+        """This machine has other addresses, so connections from the old ones are dead: open them again.
 
-        Every node is reached again, and counts as living until that takes longer than its silence may.
+        A node counts as living until that takes longer than it may be silent.
         """
         for endpoint in tuple(self._followers):
             self._restart(endpoint)
@@ -184,26 +185,25 @@ class Membership:
         self._followers[endpoint] = asyncio.create_task(self._follow(endpoint, self.settings.node_timeout))
 
     async def renew(self) -> None:
-        """Renew the leases of this head's stages everywhere; a node that does not answer is noticed elsewhere."""
+        """Renew the leases of this head's stages everywhere; a node that does not answer is lost by its Watch."""
         caller = self._caller()
-        mine = [n.id for n in self.living() if any(stage.head == self.head for stage in n.stages)]
-        calls: list[Awaitable[Any]] = [self.call(node, rpc.RENEW_CALL, caller) for node in mine]
-        for answer in await asyncio.gather(*calls, return_exceptions=True):
-            if isinstance(answer, BaseException):
-                log.warning("a lease was not renewed: %s", answer)
+        mine = [node.id for node in self.living() if any(stage.head == self.head for stage in node.stages)]
+        await self._tell((self.call(node, rpc.RENEW_CALL, caller) for node in mine), "a lease was not renewed")
 
     async def end_strays(self, ring: str, slots: Collection[int] = ()) -> None:
-        """Unload this head's stages that are not those slots of `ring`: their node was out of reach when they ended.
+        """Unload stages of this head that are not those slots of `ring`: their node was out of reach when they ended.
 
-        Renewing counts for a head, not for a stage, so they would stay for ever.
+        A lease is renewed for the whole head, so it would keep them for ever.
         """
         mine = [(n.id, stage) for n in self.living() for stage in n.stages if stage.head == self.head]
         strays = [(node, stage) for node, stage in mine if stage.ring != ring or stage.slot not in slots]
         names = [(node, RingName(stage.ring, self.head, (stage.slot,))) for node, stage in strays]
-        calls = [self.call(node, rpc.UNLOAD_CALL, name) for node, name in names]
+        await self._tell((self.call(node, rpc.UNLOAD_CALL, name) for node, name in names), "a stray was not ended")
+
+    async def _tell(self, calls: Iterable[Awaitable[Any]], trouble: str) -> None:
         for answer in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(answer, BaseException):
-                log.warning("a forgotten stage was not ended: %s", answer)
+                log.warning("%s: %s", trouble, answer)
 
     def _caller(self) -> Caller:
         return Caller(self.head, self.settings.cluster, wire.PROTOCOL, self.where())
@@ -218,13 +218,10 @@ class Membership:
 
     def _follow_all(self, wanted: set[Endpoint]) -> None:
         for endpoint in [known for known in self._followers if known not in wanted]:
-            if not self._serves(endpoint):  # a node that still answers is followed although its record is gone
+            if not self._watched(endpoint):  # a node that still answers is followed although its record is gone
                 self._followers.pop(endpoint).cancel()
         for endpoint in wanted - self._followers.keys():
             self._followers[endpoint] = asyncio.create_task(self._follow(endpoint))
-
-    def _serves(self, endpoint: Endpoint) -> bool:
-        return bool(self._watched(endpoint))
 
     def _watched(self, endpoint: Endpoint) -> list[str]:
         """Living nodes that the follower of `endpoint` answers for."""
@@ -232,7 +229,7 @@ class Membership:
         return [node for node, member in members if member.follower == endpoint and member.lost_at is None]
 
     async def _follow(self, endpoint: Endpoint, patience: float = 0.0) -> None:
-        """Watch whoever answers there, for ever. For `patience` seconds nobody is lost because there is no way yet."""
+        """Watch the node there until cancelled. For `patience` seconds an unreachable node is not lost."""
         clock = asyncio.get_running_loop().time
         until = clock() + patience
         while True:
@@ -240,14 +237,14 @@ class Membership:
                 await self._watch_until_it_leaves(endpoint)
                 self._forget(self._watched(endpoint))
             except TimeoutError:
-                cause = f"no sign of life for {self.settings.node_timeout:.0f} s"
+                cause = str(say("node_silent", seconds=self.settings.node_timeout))
                 self._lose(self._watched(endpoint), cause, silent=True)
             except (grpc.aio.AioRpcError, TogetherError) as error:
                 await self._failed(endpoint, error, hurt=clock() > until)
             await asyncio.sleep(RETRY if clock() > until else SOON)
 
     async def _failed(self, endpoint: Endpoint, error: Exception, *, hurt: bool) -> None:
-        """No way to whoever is there, or a refusal. It may be this machine that moved: then we are cancelled here."""
+        """The node was unreachable, or refused. If this machine moved, this task is cancelled here."""
         await self.look()
         await asyncio.sleep(0)
         said = rpc.error_of(error, f"port {endpoint.port}") if isinstance(error, grpc.aio.AioRpcError) else error
@@ -257,20 +254,19 @@ class Membership:
             self._lose(self._watched(endpoint), str(said))
 
     async def _watch_until_it_leaves(self, endpoint: Endpoint) -> None:
-        """Returns when the node ends the stream, or is followed at another of its addresses already."""
+        """Returns when the node ends the stream, or when another of its addresses is followed."""
         address = await rpc.fastest(endpoint)
         async with rpc.open_channel(address, endpoint.port) as channel, aclosing(self._watch(channel)) as stream:
             while (status := await self._next(stream)) is not None:
-                self._lose(
-                    [n for n in self._watched(endpoint) if n != status.id], "another node answers at its address"
-                )
+                others = [node for node in self._watched(endpoint) if node != status.id]
+                self._lose(others, str(say("node_replaced")))
                 if not self._update(status, channel, address, endpoint):
                     return
 
     async def _next(self, stream: AsyncGenerator[NodeStatus, None]) -> NodeStatus | None:
         """The next sign of life, None at the stream's end. Raises TimeoutError after `node_timeout` without any.
 
-        Silence is counted in pieces, so that a pause of this process itself, for which all nodes seem silent, is one.
+        It waits in pieces: if this process was suspended, only one piece elapses, and its nodes are not lost.
         """
 
         async def step() -> NodeStatus | None:
@@ -307,15 +303,16 @@ class Membership:
         return True
 
     def _lose(self, nodes: list[str], cause: str, *, silent: bool = False) -> None:
-        """Nodes that went silent stay in the table for a while, with the cause."""
+        """Lost nodes stay in the table for a while, with the cause."""
         for member in (self._members[node] for node in nodes if self.alive(node)):
             member.lost_at = asyncio.get_running_loop().time()
             member.silent = silent or member.channel is None
-            member.status = replace(member.status, state=NodeState.FAILED, cause=f"lost: {cause}", free_bytes=0)
+            lost = str(say("node_lost", cause=cause))
+            member.status = replace(member.status, state=NodeState.FAILED, cause=lost, free_bytes=0)
             self.changed.notify()
 
     def _forget(self, nodes: list[str]) -> None:
-        """Nodes that said goodbye are gone at once."""
+        """Nodes that said goodbye leave the table at once."""
         for node in nodes:
             del self._members[node]
             self.changed.notify()
@@ -329,5 +326,5 @@ class Membership:
 
 
 def _left(old: str, new: str, status: NodeStatus) -> bool:
-    """Whether the node says itself that it is at the new address and not at the old one any more."""
+    """Whether the node says that it has the new address, and no longer the old one."""
     return new in status.endpoint.addresses and old not in status.endpoint.addresses

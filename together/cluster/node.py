@@ -1,16 +1,17 @@
-"""A node's process: bind a block of ports, probe, advertise, serve, leave. Knows no head."""
+"""A node's process: it binds a block of ports, advertises itself, serves, and leaves."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
 
 from together.cluster import identity
-from together.cluster.agent import PORTS, Agent, Identity, MemoryGrants
+from together.cluster.agent import Agent, MemoryGrants
 from together.cluster.discovery import Discovery, Hint
 from together.cluster.profiling import default_backend, find_devices
 from together.cluster_types import Device, Endpoint, NodeStatus
@@ -19,14 +20,13 @@ from together.processes import stop_with_parent
 from together.ring import rpc
 from together.ring.rpc import Broadcast
 from together.settings import Settings, parse_bytes
-from together.types import LayerRange, missing_ranges
+from together.types import missing_ranges
 
 log = logging.getLogger(__name__)
 
-BLOCKS = 64  # blocks of ports tried, from settings.node_port upwards
 ADVERTISE_EVERY = 2.0  # seconds, at most: records are for finding, Watch has the truth
 INTRODUCE_EVERY = 10.0
-REPEAT_FOR = 10.0  # seconds that a new address is told again and again: the network may still be coming up
+REPEAT_FOR = 10.0  # seconds for which a new address is repeated: the network may still be coming up
 REPEAT_EVERY = 1.0
 
 
@@ -40,7 +40,7 @@ async def run_node(
 ) -> None:
     """Run a node until `stop` is set or, `with_parent`, our input is closed. Raises TogetherError if it cannot.
 
-    `moved` is called when this machine has other addresses than before.
+    `moved` is called when this machine's addresses change.
     """
     stop = stop or asyncio.Event()
     if with_parent:
@@ -48,7 +48,7 @@ async def run_node(
     node_id, lock = identity.claim_node_id(settings.home_path)
     try:
         devices = await find_devices(settings.backend or default_backend(), settings.home_path)
-        where = identity.Whereabouts(settings.host)  # a name without an address is said before ports are tried
+        where = identity.Whereabouts(settings.host)  # raises for a name without an address before ports are tried
         agent, server = await _open(settings, node_id, devices, where)
         moves = _follow(where, agent, moved)
         try:
@@ -62,7 +62,7 @@ async def run_node(
 
 
 def _follow(where: identity.Whereabouts, agent: Agent, moved: Callable[[NodeStatus], None]) -> Broadcast:
-    """The node moves with its machine; what is returned is notified after each move."""
+    """Let the node move with its machine; the broadcast is notified after each move."""
     moves = Broadcast()
 
     def move() -> None:
@@ -77,21 +77,16 @@ def _follow(where: identity.Whereabouts, agent: Agent, moved: Callable[[NodeStat
 async def _open(
     settings: Settings, node_id: str, devices: tuple[Device, ...], where: identity.Whereabouts
 ) -> tuple[Agent, grpc.aio.Server]:
-    """Bind the first port of a free block: holding it is holding the block."""
-    handlers: dict[str, rpc.Handler] = {}
+    """Serve at the first port of a free block; holding it is holding the block."""
     name = identity.node_name(settings)
     limits = {device.key: device.free_bytes for device in devices}
     if settings.memory:
         limits[devices[0].key] = parse_bytes(settings.memory)
-    machine = identity.machine_id(settings.home_path)
-    nowhere = Identity(node_id, name, machine, Endpoint((), 0))
-    agent = Agent(settings, nowhere, MemoryGrants(name, devices, limits))
-    handlers.update(agent.handlers())
-    server = rpc.make_server(handlers)
-    first = settings.node_port
-    port = rpc.bind(server, settings.host, range(first, first + BLOCKS * PORTS, PORTS))
-    where.bound(port)
-    agent.identity = Identity(node_id, name, machine, where.endpoint)
+    me = identity.Identity(node_id, name, identity.machine_id(settings.home_path), where.endpoint)
+    agent = Agent(settings, me, MemoryGrants(name, devices, limits))
+    server = rpc.make_server(agent.handlers())
+    where.bound(rpc.bind(server, settings.host, identity.port_blocks(settings.node_port)))
+    agent.identity = replace(me, endpoint=where.endpoint)
     await server.start()
     return agent, server
 
@@ -115,7 +110,7 @@ async def _serve(
         await asyncio.wait((stopped, *tasks), return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             if task.done():
-                task.result()  # raises: none of them ends by itself
+                task.result()  # raises: none of them returns
     finally:
         for task in (stopped, *tasks):
             task.cancel()
@@ -134,7 +129,7 @@ async def _advertise(agent: Agent, moves: Broadcast, discovery: Discovery) -> No
         hint = make_hint(agent.status(), agent.settings.cluster, list(discovery.hints.values()))
         if published is not None and hint.endpoint != published.endpoint:
             repeated = clock() + REPEAT_FOR
-            await discovery.advertise(hint)  # first: binding to other addresses says the record that is known then
+            await discovery.advertise(hint)  # first: binding to other addresses publishes the record that is known then
             await discovery.rebind()
         if hint != published or clock() < repeated:
             await discovery.advertise(hint)
@@ -145,33 +140,21 @@ async def _advertise(agent: Agent, moves: Broadcast, discovery: Discovery) -> No
 
 
 def make_hint(status: NodeStatus, cluster: str, others: list[Hint]) -> Hint:
-    """A node's record: with the model that it holds layers of, and which ranges of it no known node holds."""
+    """A node's record, with the model that it holds layers of and the layers of it that no known node holds."""
     plain = Hint(status.id, cluster, status.endpoint, status.protocol, status.devices[0].description, status.free_bytes)
     if not status.stages:
         return plain
-    model, layers = status.stages[0].model, status.stages[0].total_layers
+    model, total = status.stages[0].model, status.stages[0].total_layers
     held = tuple(sorted(stage.layers for stage in status.stages if stage.model == model))
-    elsewhere: list[LayerRange] = [
-        r for other in others if other.model == model for r in other.held if other.id != status.id
-    ]
-    return Hint(
-        plain.id,
-        cluster,
-        plain.endpoint,
-        plain.protocol,
-        plain.device,
-        plain.free_memory,
-        model,
-        layers,
-        held,
-        missing_ranges(layers, [*held, *elsewhere]),
-    )
+    known = [other for other in others if other.model == model and other.id != status.id]
+    elsewhere = [layers for other in known for layers in other.held]
+    return replace(plain, model=model, layers=total, held=held, free=missing_ranges(total, [*held, *elsewhere]))
 
 
 async def _introduce(agent: Agent, moves: Broadcast, peers: tuple[Endpoint, ...]) -> None:
     """Tell peers, and the heads that watched us, where we are, so that we are found without multicast.
 
-    Again and again, since others forget it; and oftener for a while after a move.
+    They forget it, so it is repeated, and more often for a while after a move.
     """
     clock = asyncio.get_running_loop().time
     repeated = 0.0
@@ -188,7 +171,7 @@ async def _introduce(agent: Agent, moves: Broadcast, peers: tuple[Endpoint, ...]
 
 
 async def _meet(agent: Agent, other: Endpoint, level: int) -> bool:
-    """Introduce this node; whether that was heard."""
+    """Introduce this node. Returns whether it was heard."""
     try:
         async with rpc.open_channel(await rpc.fastest(other), other.port) as channel:
             peer = f"{next(iter(other.addresses), 'nowhere')}:{other.port}"

@@ -1,4 +1,4 @@
-"""One stage process as its node sees it: started, followed, ended. Knows no head and no memory budget."""
+"""One stage process as its node sees it: started, followed, ended."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from together.cluster_types import Endpoint, StageState, StageStatus
 from together.errors import TogetherError
 from together.processes import end, lines, spawn
 from together.ring.pipe import Launch, StageEvent
+from together.sentences import Sentence, say
 from together.types import Fault
 
 log = logging.getLogger(__name__)
@@ -28,22 +29,22 @@ FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # other si
 LEAVE_WITHIN = 0.5  # seconds until a stage that stays is killed: it keeps nothing, and answers may wait for its end
 SHOWN_EVERY = 0.2  # seconds: bytes come by the thousand pieces
 
-# Is told how to say (bytes here, bytes to fetch) and whom it waits for; gives a folder.
+# Gets calls for (bytes here, bytes to fetch) and for what it waits for; returns a folder.
 Prepare = Callable[[Callable[[int, int], None], Callable[[str], None]], Awaitable[Path]]
 
 
-async def ending(process: asyncio.subprocess.Process, witness: Witness, said: str) -> tuple[str, Fault]:
-    """How a process that is gone ended, in words and by kind; `said` is its last line, if any."""
+async def ending(process: asyncio.subprocess.Process, witness: Witness, said: str) -> tuple[Sentence, Fault]:
+    """How a process that is gone ended; `said` is its last line, if any."""
     code = process.returncode
     assert code is not None, "it is gone"
     if code >= 0 or os.name != "posix":
-        return f"its process ended with code {code}: {said[:300] or 'it said nothing'}", Fault.OTHER
+        return say("ended_code", exit=code, said=said[:300] or say("said_nothing")), Fault.OTHER
     name = signal_name(-code)
-    if -code == signal.SIGKILL and (source := await witness.out_of_memory(process.pid)):
-        return f"its process was ended by {name}: it ran out of memory, {source}", Fault.OUT_OF_MEMORY
+    if -code == signal.SIGKILL and (proof := await witness.out_of_memory(process.pid)):
+        return say("ended_by_memory", signal=name, proof=proof), Fault.OUT_OF_MEMORY
     if name in FROM_OUTSIDE:
-        return f"its process was ended by {name}: killed from outside", Fault.KILLED
-    return f"its process was ended by {name}", Fault.OTHER
+        return say("killed", signal=name), Fault.KILLED
+    return say("ended_by_signal", signal=name), Fault.OTHER
 
 
 def signal_name(number: int) -> str:
@@ -54,7 +55,7 @@ def signal_name(number: int) -> str:
 
 
 class StageProcess:
-    """A stage, from its launch to its last breath; `changed` is called whenever `status` is another one."""
+    """The life of one stage process; `changed` is called whenever `status` changes."""
 
     def __init__(self, launch: Launch, addresses: tuple[str, ...], changed: Callable[[], None]) -> None:
         order = launch.order
@@ -81,11 +82,11 @@ class StageProcess:
         )
 
     def begin(self, prepare: Prepare) -> None:
-        """In the background: wait until `prepare` has the model's folder, then start; a failure shows in the status."""
+        """In the background: let `prepare` get the model's folder, then start. A failure shows in the status."""
         self._preparing = asyncio.create_task(self._prepare_and_start(prepare))
 
     async def start(self) -> None:
-        """Nothing is started after `stop`. Raises OSError where the system gives no process."""
+        """Start the process, unless `stop` was called. Raises OSError where the system gives no process."""
         async with self._starting:
             if self._stopping:
                 return
@@ -101,7 +102,7 @@ class StageProcess:
         self._update(pid=self._process.pid)
 
     async def stop(self) -> None:
-        """End the process, or what prepares it; returns when it is gone, so its memory is free."""
+        """End the process or its preparation; returns when it is gone and its memory is free."""
         self._stopping = True
         if self._preparing is not None:
             if not self._starting.locked():
@@ -114,7 +115,7 @@ class StageProcess:
             await self._followers
 
     def move(self, addresses: tuple[str, ...]) -> None:
-        """Its machine is reached at other addresses now; a stage listens wherever its node does."""
+        """Its machine has other addresses now; a stage listens wherever its node does."""
         self._addresses = addresses
         if self.status.endpoint is not None:
             self._update(endpoint=replace(self.status.endpoint, addresses=addresses))
@@ -128,7 +129,7 @@ class StageProcess:
         except TogetherError as error:
             self._update(state=StageState.FAILED, cause=str(error))
         except OSError as error:
-            self._update(state=StageState.FAILED, cause=f"its process cannot be started: {error}")
+            self._update(state=StageState.FAILED, cause=str(say("not_started", error=str(error))))
         except Exception as error:  # the outermost edge: nobody awaits this task's result
             log.exception("a stage was not prepared")
             self._update(state=StageState.FAILED, cause=f"{type(error).__name__}: {error}")
@@ -159,7 +160,7 @@ class StageProcess:
             if not self._stopping and self.status.state is not StageState.FAILED:
                 said = next((line for line in reversed(self._last_words) if line.strip()), "")
                 cause, fault = await ending(process, witness, said)
-                self._update(state=StageState.FAILED, cause=cause, fault=fault)
+                self._update(state=StageState.FAILED, cause=str(cause), fault=fault)
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)

@@ -1,9 +1,9 @@
-"""Why a child of this process was killed, as far as Linux proves it. Other systems say nothing, so nothing is claimed.
+"""Whether a child of this process was killed for lack of memory, as far as Linux proves it; other systems do not.
 
-Two sources count. The kernel's log names each process that it kills for lack of memory; often only root may read it.
-A cgroup counts such kills but names nobody, so its count is believed only where nobody else of the cgroup went missing
-within the last second; another member that came and was killed within that second is what it cannot tell apart. A count
-for the whole machine is no proof of anything: it rises whoever is killed.
+There are two proofs. The kernel's log names each process that it kills for lack of memory; often only root may read
+it. A cgroup counts such kills without names, so its count is believed only where no other member of the cgroup went
+missing within the last second; a member that came and was killed within that second cannot be told apart. A count for
+the whole machine proves nothing: it rises with every such kill.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from together.sentences import NOTHING, Sentence, say
 
 LOOK_EVERY = 0.5  # seconds between two looks at the cgroup
 LOG_WITHIN = 0.5  # seconds: the kernel kills first and logs then
@@ -40,13 +42,13 @@ class Witness:
                 self._looks.append(look)
             await asyncio.sleep(LOOK_EVERY)
 
-    async def out_of_memory(self, pid: int) -> str:
-        """Who says that the process, which is gone, was killed for lack of memory; empty where nobody does."""
+    async def out_of_memory(self, pid: int) -> Sentence:
+        """The proof that the process, which is gone, was killed for lack of memory; NOTHING without one."""
         if self._machine is not None and _count(Path("/proc/vmstat")) == self._machine:
-            return ""  # nobody was killed for it on the whole machine
+            return NOTHING  # no process of the whole machine was killed for it
         if self._log is not None:
-            return "the kernel's log names it" if await self._log.names(pid) else ""
-        return "its cgroup counts it" if any(look.proves(pid) for look in self._looks) else ""
+            return say("kernel_log") if await self._log.names(pid) else NOTHING
+        return say("cgroup_count") if any(look.proves(pid) for look in self._looks) else NOTHING
 
     def close(self) -> None:
         if self._log is not None:
@@ -100,7 +102,7 @@ class KernelLog:
 
 @dataclass(frozen=True, slots=True)
 class CgroupTally:
-    """A memory cgroup at one moment: how many of its processes were killed for lack of memory, and who is in it."""
+    """A memory cgroup at one moment: how many of its processes were killed for lack of memory, and its members."""
 
     folder: Path
     kills: int

@@ -20,11 +20,9 @@ from typing import Any
 import psutil
 
 from together import __version__
-from together.cluster.agent import PORTS
 from together.cluster.discovery import Discovery, Hint
-from together.cluster.identity import machine_id, node_name, own_addresses
+from together.cluster.identity import PORTS, machine_id, node_name, own_addresses, port_blocks
 from together.cluster.local import shared_memory
-from together.cluster.node import BLOCKS
 from together.cluster.profiling import Profiler, default_backend, find_devices
 from together.cluster_types import Device, DeviceProfile, Endpoint, MeasureOrder, NodeStatus
 from together.desktop.bench.shapes import SHAPES
@@ -289,8 +287,7 @@ def _libraries() -> dict[str, str]:
 
 def find_ports(settings: Settings) -> Ports:
     first = settings.node_port
-    starts = range(first, min(first + BLOCKS * PORTS, 2**16 - PORTS), PORTS)
-    free = next((port for port in starts if _is_free(settings.host, port)), None)
+    free = next((port for port in port_blocks(first) if _is_free(settings.host, port)), None)
     nodes = (free, free + PORTS - 1) if free is not None else None
     page_is_free = settings.port == 0 or _is_free(settings.host, settings.port)
     return Ports(settings.host, settings.port, page_is_free, nodes)
