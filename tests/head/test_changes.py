@@ -106,7 +106,7 @@ async def test_the_recommendation_is_measured_on_the_machines_that_are_there(hea
 async def test_in_a_hurry_a_machine_is_as_fast_as_it_said_last(
     head: Head, toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    surveyor, config = Surveyor(head._membership, ""), (toy / "config.json").read_bytes()
+    surveyor, config = Surveyor(head.machines.membership, ""), (toy / "config.json").read_bytes()
 
     async def ms_per_layer(speeds: Speeds) -> list[float]:
         sizing, placements = Sizing(256, 1, "fp32"), surveyor.placements()

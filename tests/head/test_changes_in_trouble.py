@@ -48,9 +48,9 @@ async def test_whoever_ordered_a_change_may_leave_in_the_middle_of_it(head: Head
 async def leave_in_the_middle(head: Head) -> None:
     """The new stages are loaded, and the ring is to be joined anew as soon as nothing is on its way."""
     change = asyncio.create_task(head.load(request=AFTER))
-    service = head._service
+    service = head.service
     assert service is not None
-    while service._change is None:  # noqa: ASYNC110  # it is state of the service, and passes within milliseconds
+    while service.change is None:  # noqa: ASYNC110  # it is state of the service, and passes within milliseconds
         await asyncio.sleep(0)
     change.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -114,7 +114,7 @@ async def test_a_stage_that_the_system_kills_for_memory_gets_fewer_layers_and_no
 async def learned(head: Head, name: str, size: int = 10**9) -> tuple[survey.MemoryShortages, float]:
     """What is believed after a stage of `size` bytes ran out of memory on that node, and what plans may use there."""
     node = next(node for node in head.view().nodes if node.name == name)
-    held = head._surveyor.shortages
+    held = head.machines.surveyor.shortages
     held.learn(StagePlan(node.id, "checksum", "cpu", LayerRange(0, 1), size), "ran out of memory (no details)")
     return held, held.usable(node.id, "checksum/cpu")
 

@@ -27,7 +27,7 @@ from together.cluster_types import Device, Endpoint, NodeState, NodeStatus
 from together.errors import NotServing, TogetherError
 from together.head.head import Head
 from together.head.last_plan import FILE, VERSION, KeptRequest, LastPlan, LastPlans, LastStage
-from together.head.plan import ModelLoad
+from together.head.load import ModelLoad
 from together.planning.parse import parse_layers
 from together.planning.request import PlanRequest
 from together.types import LayerRange, ModelRef, Plan

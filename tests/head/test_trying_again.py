@@ -25,7 +25,7 @@ from tests.support.cluster import (
     until,
 )
 from together.errors import BadInput, LoadFailed, NotEnoughMemory, NotServing, StageLost, Unreachable
-from together.head import tries
+from together.head import load as load_module
 from together.head.head import Head
 from together.types import LayerRange
 from together.view import ServingState
@@ -124,7 +124,7 @@ async def test_a_local_node_that_ended_is_not_waited_for(tmp_path: Path, unhurri
 async def test_a_node_that_does_not_come_back_is_done_without(
     cluster: tuple[Head, list[Node]], unhurried: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tries, "BACK_WITHIN", 1.0)
+    monkeypatch.setattr(load_module, "BACK_WITHIN", 1.0)
     head, nodes = cluster
     loading = asyncio.create_task(head.load(unhurried))
     await until(lambda: all(node.stages() for node in nodes))
@@ -136,7 +136,7 @@ async def test_a_node_that_does_not_come_back_is_done_without(
 async def test_it_is_not_tried_for_ever(
     cluster: tuple[Head, list[Node]], unhurried: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tries, "BREATH", 0.1)
+    monkeypatch.setattr(load_module, "BREATH", 0.1)
     head, nodes = cluster
     seen: set[int] = set()
 
@@ -152,7 +152,7 @@ async def test_it_is_not_tried_for_ever(
     with pytest.raises(StageLost, match="killed from outside"):
         await head.load(unhurried, by_hand("anna=0:3,berta=3:6"))
     killing.cancel()
-    assert len(seen) == tries.MOST
+    assert len(seen) == load_module.MOST
     assert head.view().serving.state is ServingState.FAILED
 
 

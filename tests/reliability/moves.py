@@ -118,8 +118,8 @@ async def a_move_under_way(
 
 
 def epoch_of(head: Head) -> int:
-    assert head._service is not None, "nothing serves"
-    return head._service.loader.epoch
+    assert head.service is not None, "nothing serves"
+    return head.service.loader.epoch
 
 
 def back(head: Head, network: Switch) -> bool:

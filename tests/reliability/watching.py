@@ -15,8 +15,8 @@ from together.view import ServingState
 
 
 def engine_of(head: Head) -> Engine:
-    assert head._service is not None, "nothing serves"
-    return head._service.engine
+    assert head.service is not None, "nothing serves"
+    return head.service.engine
 
 
 def books_agree(stats: EngineStats) -> bool:

@@ -137,7 +137,7 @@ def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
 
     @router.post("/nodes")
     async def nodes(order: Annotated[NodesOrder, FROM_JSON]) -> Response:
-        await (head.start_local_node() if order.action == "start" else head.stop_local_node())
+        await (head.local.start_one() if order.action == "start" else head.local.stop_one())
         return _done()
 
     @router.post("/shutdown")

@@ -1,4 +1,4 @@
-"""The head: joins membership, planner, loading, epochs and engine. Knows no HTTP, no page and no framework."""
+"""The head: what its edges may ask. Loads models, keeps their services, and says what is going on."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from together.cluster_types import Endpoint
 from together.engine.stats import EngineStats
 from together.errors import BadInput, BadPlan, NotServing, TogetherError
 from together.head.balance import LOOK_EVERY, Balance
-from together.head.last_plan import BY_HAND, LastPlan, LastPlans
+from together.head.last_plan import LastPlan, LastPlans
+from together.head.load import LoadRetries, ModelLoad
 from together.head.machines import Machines
 from together.head.model import ModelHandle, open_model, refuse, sizings
-from together.head.plan import ModelLoad, plan_model, plan_of
-from together.head.service import Cluster, Service
-from together.head.tries import LoadRetries
+from together.head.plan import plan_model, plan_of
+from together.head.recovery import Recovery
+from together.head.service import Service
 from together.models.generation import SamplingDefaults
 from together.planning.explain import Infeasible
 from together.planning.problem import Problem
@@ -48,36 +49,40 @@ class Head:
     def __init__(self, settings: Settings, peers: tuple[Endpoint, ...] = (), local_nodes: int = 0) -> None:
         self.settings = settings
         self.id = secrets.token_hex(8)
+        self.machines = Machines(settings, self.id, peers)
+        self.local = self.machines.local
         self._wanted_local = local_nodes
-        self._machines = Machines(settings, self.id, peers)
-        self._membership, self._surveyor = self._machines.membership, self._machines.surveyor
-        self.local = self._machines.local
-        self._serving = Serving()
-        self._service: Service | None = None
+        self._membership, self._surveyor = self.machines.membership, self.machines.surveyor
+        self._services: dict[str, Service] = {}  # by model name; one at most until a head serves several
         self._starting: Service | None = None  # what is being loaded
-        self._balance: Balance | None = None
-        self._last = ModelLoad(BUNDLED, PlanRequest(strategy=settings.strategy), by_itself=True)  # that was opened
-        self._ordered = self._last  # also one that could not be reached yet
+        self._serving = Serving()  # shown while there is no service
+        self._opened = ModelLoad(BUNDLED, PlanRequest(strategy=settings.strategy), by_itself=True)  # the last
+        self._ordered = self._opened  # the last one ordered, also if it could not be opened
         self._kept = LastPlans.read(settings.home_path)
         self._loading = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._load_task: asyncio.Task[object] | None = None
         self._given_up = False  # an unload came while a model was being loaded
-        self._ring_task: asyncio.Task[None] | None = None
-        self._asked = False  # whether somebody has ordered a model
+        self._asked = False  # a person has ordered a model
+
+    @property
+    def service(self) -> Service | None:
+        """The one that serves."""
+        return next(iter(self._services.values()), None)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Listen for answers, look for nodes, start the local ones."""
-        await self._machines.listen()
-        jobs = (self._membership.run(), self._machines.where.follow(), self._renew_leases(), self._keep_balance())
+        await self.machines.listen()
+        jobs = (self._membership.run(), self.machines.where.follow(), self._renew_leases(), self._keep_balance())
         self._tasks = [asyncio.create_task(job) for job in jobs]
         await self.local.start(self._wanted_local) if self._wanted_local else None
 
     async def stop(self) -> None:
         """Unload, end the local nodes, leave nothing behind."""
-        for task in (self._load_task, self._ring_task, *self._tasks[1:]):
+        serving = (service.task for service in self._services.values())
+        for task in (self._load_task, *serving, *self._tasks[1:]):
             if task is not None:
                 task.cancel()
         with suppress(TogetherError, TimeoutError):
@@ -86,58 +91,47 @@ class Head:
                     await self._end_service()
         self._tasks[0].cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._machines.close()
-
-    async def start_local_node(self) -> None:
-        await self.local.start_one()
-
-    async def stop_local_node(self) -> None:
-        await self.local.stop_one()
+        await self.machines.close()
 
     async def _renew_leases(self) -> None:
         while True:
             await asyncio.sleep(self.settings.lease / 6)
-            service = self._service or self._starting
+            service = self.service or self._starting
             loader = service.loader if service else None
             await self._membership.end_strays(loader.ring if loader else "", loader.slots if loader else ())
             await self._membership.renew()
 
     async def _keep_balance(self) -> None:
-        """Look whether the plan is still right; move layers only where the person wants that, and between requests."""
+        """Compare plans with what stages take; move layers only if the settings say so, and between requests."""
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            service, balance = self._service, self._balance
-            if service is None or balance is None or service.serving.state is not ServingState.READY:
-                continue
-            if service.serving.plan != plan_of(balance.decision):
-                self._balance = None  # a ring that was mended has another plan
-                continue
-            balance.look(service.engine)
-            if self.settings.balance and balance.better and not (service.engine.running or service.engine.waiting):
-                with suppress(TogetherError):
-                    await self.rebalance()
+            for service in tuple(self._services.values()):
+                idle = service.look_at_balance()
+                if self.settings.balance and idle and service.balance and service.balance.better:
+                    with suppress(TogetherError):
+                        await self.rebalance()
 
     async def rebalance(self) -> None:
         """Move to the plan that the view advises. Raises NotServing where it advises none."""
-        better = self._balance.better if self._balance else None
-        if better is None:
+        balance = self.service.balance if self.service else None
+        if balance is None or balance.better is None:
             raise NotServing(say("no_better_split"))
-        request = replace(self._last.request, strategy="custom", assignments=better.shares)
-        await self._order(self._last.otherwise(request))
+        request = replace(self._opened.request, strategy="custom", assignments=balance.better.shares)
+        await self._order(self._opened.otherwise(request))
 
     # --- what is seen -------------------------------------------------------------------------------------------------
 
     def view(self) -> ClusterView:
         """Nodes and serving state now."""
-        service = self._service or self._starting
-        serving = service.serving if service else self._serving
-        if self._service is not None:
-            engine = self._service.engine
-            serving = replace(serving, running=engine.running, waiting=engine.waiting)
-        balance = self._balance if self._service else None
+        service, serving, advice = self.service, self._serving, NOTHING
+        if service is not None:
+            engine = service.engine
+            serving = replace(service.serving, running=engine.running, waiting=engine.waiting)
+            advice = service.balance.advice if service.balance else NOTHING
+        elif self._starting is not None:
+            serving = self._starting.serving
         offer = NOTHING if self._load_task else self._kept.offer(serving, self._membership.living())
-        advice, limits = balance.advice if balance else NOTHING, self._surveyor.shortages.shown()
-        return ClusterView(self.id, self._membership.nodes(), serving, advice, offer, limits)
+        return ClusterView(self.id, self._membership.nodes(), serving, advice, offer, self._surveyor.shortages.shown())
 
     async def changes(self) -> AsyncIterator[ClusterView]:
         """The view at once, on every change, and at least every second."""
@@ -156,7 +150,7 @@ class Head:
 
     async def problem(self, model: str | Path | None, request: PlanRequest) -> Problem:
         """The living cluster, measured, and a model (None: the one that serves), as the planner takes them."""
-        opened = await self._opened(model)
+        opened = await self._open(model)
         sizing = next(sizings(opened, request, self.settings))
         surveyor = self._surveyor
         placements = surveyor.reclaimed(surveyor.placements())
@@ -165,14 +159,14 @@ class Head:
 
     async def plan(self, model: str | Path | None, request: PlanRequest) -> PlanReport | Infeasible:
         """Who would take which layers of a model (None: the one that serves), with times measured. Raises BadInput."""
-        await self._machines.settle(1)
-        outcome = await plan_model(await self._opened(model), request, self.settings, self._surveyor, Speeds.MEASURE)
+        await self.machines.settle(1)
+        outcome = await plan_model(await self._open(model), request, self.settings, self._surveyor, Speeds.MEASURE)
         return outcome if isinstance(outcome, Infeasible) else outcome.answer
 
-    async def _opened(self, model: str | Path | None) -> ModelHandle:
-        if model is None:
-            return self._service.opened if self._service else await open_model(self._last.model, self.settings)
-        return await open_model(model, self.settings)
+    async def _open(self, model: str | Path | None) -> ModelHandle:
+        if model is None and self.service is not None:
+            return self.service.opened
+        return await open_model(model or self._opened.model, self.settings)
 
     # --- loading ------------------------------------------------------------------------------------------------------
 
@@ -187,7 +181,7 @@ class Head:
         if model is not None:
             await self._order(ModelLoad(model, request or PlanRequest(strategy=self.settings.strategy)))
         elif request is not None:
-            await self._order(replace(self._last.otherwise(request), by_itself=False))
+            await self._order(replace(self._opened.otherwise(request), by_itself=False))
         elif self._ordered.by_itself and self._kept.last is not None:
             await self.load_last()
         else:
@@ -219,7 +213,7 @@ class Head:
             except (TogetherError, asyncio.CancelledError) as error:
                 if isinstance(error, BadInput):
                     self._ordered = before  # another try would end the same way
-                if self._service is None:
+                if self.service is None:
                     stopped = say("load_stopped", model=wanted.name)
                     cause = error.sentence if isinstance(error, TogetherError) else stopped
                     self._show(Serving(ServingState.FAILED, self._serving.model or wanted.name, cause=cause))
@@ -250,44 +244,45 @@ class Head:
     async def _load(self, wanted: ModelLoad) -> None:
         self._step(wanted.name, say("step_reading"))
         opened = await wanted.open(self.settings)
-        self._last = wanted
-        self._machines.store.offer(opened.ref, opened.folder)
+        self._opened = wanted
+        self.machines.store.offer(opened.ref, opened.folder)
         tries = LoadRetries(self._membership, self._surveyor, partial(self._step, opened.ref.name))
-        await tries.run(partial(self._place, wanted, opened), lambda: self._service is not None)
+        await tries.run(partial(self._place, wanted, opened), lambda: self.service is not None)
 
     async def _place(self, wanted: ModelLoad, opened: ModelHandle) -> None:
         self._step(opened.ref.name, say("step_machines"))
-        await self._machines.settle(self._wanted_local)
+        await self.machines.settle(self._wanted_local)
         self._step(opened.ref.name, say("step_measuring"))
-        choice = len(self._surveyor.placements()) > 1
-        looks = choice and (wanted.needs_speeds or self._balance is not None)
+        watched = self.service is not None and self.service.balance is not None
+        looks = len(self._surveyor.placements()) > 1 and (wanted.needs_speeds or watched)
         speeds = Speeds.MEASURE if looks else Speeds.NONE
         show = partial(self._step, opened.ref.name)
         decision = await wanted.plan_model(opened, self.settings, self._surveyor, show, speeds)
         plan = plan_of(decision)
         refuse(opened, plan)
-        await self._put_in_service(opened, plan, speeds)
-        self._balance = Balance(decision) if looks else None
+        service = await self._put_in_service(opened, plan, speeds)
+        service.balance = Balance(decision) if looks else None
         if not wanted.by_itself:
             last = LastPlan.of(wanted.request, plan, self._membership.nodes())
             await asyncio.to_thread(self._kept.keep, last)
 
-    async def _put_in_service(self, opened: ModelHandle, plan: Plan, speeds: Speeds) -> None:
-        """By a change of plan where the same model serves: then open answers go on."""
-        service = self._service
+    async def _put_in_service(self, opened: ModelHandle, plan: Plan, speeds: Speeds) -> Service:
+        """If the same model serves, change its plan: open answers go on."""
+        service = self.service
         if service is not None and await service.serves(plan):
-            await service.change(plan, speeds)
+            await service.change_to(plan, speeds)
             service.reopen(opened)
-            return
+            return service
         step = say("step_ending", model=service.serving.model) if service else NOTHING
         await self._end_service(Serving(ServingState.LOADING, opened.ref.name, step=step))
-        self._starting = Service(self._cluster(), opened, speeds, self._membership.changed.notify)
+        self._starting = service = Service(self.machines, opened, speeds)
         try:
-            await self._starting.start(plan)
-            self._service = self._starting
+            await service.start(plan)
+            self._services[opened.ref.name] = service
         finally:
             self._starting = None
-        self._ring_task = asyncio.create_task(self._serve(self._service))
+        service.task = asyncio.create_task(self._serve(service))
+        return service
 
     async def drain(self, name: str, back: bool = False) -> None:
         """Give a node's layers to others, while answers go on, and give it none; `back`: it may have some again.
@@ -304,8 +299,7 @@ class Head:
         self._surveyor.drained.add(node.id)
         try:
             if any(stage.head == self.id for stage in node.stages):
-                request = replace(self._last.request, strategy=self._usual(), assignments=())
-                await self._order(self._last.otherwise(request))
+                await self._order(self._opened.elsewhere(self.settings.strategy))
         except BaseException:
             self._surveyor.drained.discard(node.id)
             raise
@@ -314,18 +308,9 @@ class Head:
         """Plans may use all of a node's memory again, though it ran out. Raises BadPlan where nothing is to forget."""
         self._surveyor.shortages.forget(name)
 
-    def _usual(self) -> str:
-        """A split by hand names its nodes: another one is made by the usual rule."""
-        strategy = self._last.request.strategy
-        return self.settings.strategy if strategy in BY_HAND else strategy
-
-    def _cluster(self) -> Cluster:
-        seen = self._machines
-        return Cluster(self.settings, seen.membership, seen.surveyor, seen.inlets, seen.where, seen.sources)
-
     def _step(self, model: str, step: Sentence) -> None:
         """What goes on before a ring is there; what still serves is not hidden by it."""
-        if self._service is None:
+        if self.service is None:
             self._show(Serving(ServingState.LOADING, model, step=step))
 
     # --- serving ------------------------------------------------------------------------------------------------------
@@ -342,36 +327,36 @@ class Head:
 
     def sampling_defaults(self) -> SamplingDefaults:
         """What holds where a request for the model that serves says nothing of sampling."""
-        return self._service.opened.defaults if self._service else SamplingDefaults()
+        return self.service.opened.defaults if self.service else SamplingDefaults()
 
     def stats(self) -> EngineStats | None:
         """The engine's counters and times; None while there is none."""
-        return self._service.engine.stats() if self._service else None
+        return self.service.engine.stats() if self.service else None
 
     def _ready(self) -> Service:
-        service = self._service
+        service = self.service
         if service is None or service.serving.state is not ServingState.READY:
             raise NotServing(self.view().serving.sentence)
         return service
 
     async def _serve(self, service: Service) -> None:
         try:
-            await service.run()
+            await Recovery(service).run()
         except Exception:  # a bug of ours: whoever waits was told, the model can be loaded again
             log.exception("the engine failed")
-            self._service = None
+            self._services.clear()
             self._show(replace(service.serving, state=ServingState.FAILED, cause=say("engine_failed"), progress=0.0))
             await service.close()
 
     async def _end_service(self, meanwhile: Serving = EMPTY) -> None:
-        """Returns when the stages are gone, also those of a ring that broke a moment ago; shows `meanwhile`."""
-        service, self._service = self._service, None
-        if service is not None:
+        """Return when all stages are gone, also those of a ring that just broke; show `meanwhile`."""
+        services = tuple(self._services.values())
+        self._services.clear()
+        if services:
             self._show(meanwhile)
-        if self._ring_task is not None:  # first, so that nothing is mended while it is taken apart
-            self._ring_task.cancel()
-            await asyncio.gather(self._ring_task, return_exceptions=True)
-            self._ring_task = None
-        if service is not None:
+        for service in services:
+            if service.task is not None:  # first, so that nothing is mended while it is taken apart
+                service.task.cancel()
+                await asyncio.gather(service.task, return_exceptions=True)
             await service.close()
         await self._membership.end_strays("")

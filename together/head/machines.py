@@ -13,7 +13,6 @@ from together.cluster.membership import Membership
 from together.cluster.survey import THIS_MACHINE, Surveyor
 from together.cluster_types import Endpoint, Holding, LinkOrder, Source
 from together.errors import TogetherError
-from together.head.tries import wait_for_nodes
 from together.ring import rpc
 from together.ring.links import Inlets
 from together.settings import Settings
@@ -55,6 +54,18 @@ async def _reaches(node: str, other: str, membership: Membership, where: Whereab
 
 HEAD_PORTS = 64  # tried above the first node block's start, for answers from last stages
 SETTLE = 1.0  # seconds to hear of other machines before the first plan
+NODES_WITHIN = 300.0  # seconds for the nodes that this head started, as long as they run
+OTHERS_WITHIN = 1.0  # seconds to hear of other machines
+
+
+async def wait_for_nodes(membership: Membership, local: LocalNodes, least: int) -> None:
+    """For `least` nodes where so many were started here and still run, else for any one."""
+    clock, changed = asyncio.get_running_loop().time, membership.changed
+    began = clock()
+    while len(membership.living()) < max(1, min(least, local.count)):
+        if clock() - began > (NODES_WITHIN if local.count else OTHERS_WITHIN):
+            return
+        await changed.wait(changed.version, timeout=0.5)
 
 
 class Machines:
@@ -62,7 +73,7 @@ class Machines:
 
     def __init__(self, settings: Settings, head: str, peers: tuple[Endpoint, ...] = ()) -> None:
         """`head` is the head's id, `peers` are nodes that need not be found."""
-        self._settings = settings
+        self.settings = settings
         self.membership = Membership(settings, head, peers)
         self.local = LocalNodes(settings, self.membership.changed.notify)
         self.membership.own = self.local.endpoints
@@ -79,11 +90,9 @@ class Machines:
 
     async def listen(self) -> None:
         """Take calls and answers of nodes. Raises BadSetting for a host without an address, or if no port is free."""
-        where = Whereabouts(
-            self._settings.host, self._moved
-        )  # a name without an address is said before ports are tried
-        first = self._settings.node_port - HEAD_PORTS
-        port = rpc.bind(self._server, self._settings.host, range(first, first + HEAD_PORTS))
+        where = Whereabouts(self.settings.host, self._moved)  # refuses a host without an address before ports are tried
+        first = self.settings.node_port - HEAD_PORTS
+        port = rpc.bind(self._server, self.settings.host, range(first, first + HEAD_PORTS))
         await self._server.start()
         where.bound(port)
         self.where = where
@@ -109,7 +118,7 @@ class Machines:
     async def sources(self, model: ModelRef) -> tuple[Source, ...]:
         """Who has which units of the model: this machine, and every node that says so."""
         nodes = self.membership.living()
-        own = await asyncio.to_thread(find_units, model, self._settings.home_path)
+        own = await asyncio.to_thread(find_units, model, self.settings.home_path)
         calls = [self.membership.call(node.id, rpc.FIND_CALL, model) for node in nodes]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         found = [Source(self.where.endpoint, tuple(sorted(own.units)))] if own.units else []

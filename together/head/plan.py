@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from together.cluster.survey import Speeds, Survey, Surveyor, best_of_each
 from together.cluster_types import Placement
-from together.errors import NotEnoughMemory
-from together.head.last_plan import LastPlan
-from together.head.model import ModelHandle, open_model, sizings
+from together.head.model import ModelHandle, sizings
 from together.models.spec import ModelSpec
 from together.planning.explain import Infeasible
 from together.planning.memory import stage_memory
 from together.planning.problem import Problem, Sizing
 from together.planning.recommend import recommend
-from together.planning.report import PlanReport, missing_text
+from together.planning.report import PlanReport
 from together.planning.request import PlanRequest, plan_for
-from together.sentences import Sentence, say
 from together.settings import Settings
 from together.types import LayerRange, Plan, StagePlan, missing_ranges
 
@@ -143,62 +139,3 @@ def _lowered(sizing: Sizing, missing: Infeasible | None) -> tuple[str, ...]:
         return ()
     people = "one person" if sizing.users == 1 else f"{sizing.users} people at once"
     return (f"sized for a context of {sizing.context} and {people}: more does not fit",)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelLoad:
-    """A model and how it is to be split. With `last` by that very split, where its machines are there and it fits."""
-
-    model: str | Path
-    request: PlanRequest
-    dtype: str = ""  # where the settings name none
-    last: LastPlan | None = None
-    by_itself: bool = False  # nobody asked for it, so it is not remembered
-
-    @classmethod
-    def again(cls, last: LastPlan, usual: str) -> ModelLoad:
-        """`usual` is the strategy for other machines, where the split was made by hand."""
-        return cls(last.place, last.anew(usual), last.dtype, last)
-
-    @property
-    def name(self) -> str:
-        return self.last.model.name if self.last else Path(self.model).name
-
-    @property
-    def needs_speeds(self) -> bool:
-        return self.request.strategy in NEED_SPEEDS
-
-    def otherwise(self, request: PlanRequest) -> ModelLoad:
-        """The same model by another request."""
-        return replace(self, request=request, last=None)
-
-    async def open(self, settings: Settings) -> ModelHandle:
-        """Raises BadInput or Unreachable with a sentence."""
-        return await open_model(self.model, replace(settings, dtype=settings.dtype or self.dtype))
-
-    async def plan_model(
-        self,
-        opened: ModelHandle,
-        settings: Settings,
-        surveyor: Surveyor,
-        show: Callable[[Sentence], None],
-        speeds: Speeds,
-    ) -> PlannedModel:
-        """Who takes what; `show` is told why it is not as last time. Raises BadInput, NotEnoughMemory, NotServing."""
-        same = self._same(opened, surveyor)
-        if same is not None:
-            found = await plan_model(opened, same, settings, surveyor, speeds)
-            if isinstance(found, PlannedModel):
-                return found
-            show(say("step_other_split"))
-        found = await plan_model(opened, self.request, settings, surveyor, speeds)
-        if isinstance(found, Infeasible):
-            raise NotEnoughMemory(missing_text(found))
-        return found
-
-    def _same(self, opened: ModelHandle, surveyor: Surveyor) -> PlanRequest | None:
-        """Layers of another version of the model are other layers."""
-        if self.last is None or self.last.model.fingerprint != opened.ref.fingerprint:
-            return None
-        places = surveyor.placements()
-        return self.last.again({(place.node, place.device.backend, place.device.name): place.name for place in places})
