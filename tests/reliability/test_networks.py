@@ -54,7 +54,7 @@ async def test_a_stage_tells_of_a_stream_that_ended(tmp_path: Path) -> None:
         assert [stage.status.broken_epoch for stage in stages] == [-1, -1]
         await ring.leave()
         await until(lambda: stages[0].status.broken_epoch == ring.epoch)
-        assert stages[0].status.cause == "the stream from the one before it ended"
+        assert stages[0].status.cause == "the stream from the previous stage ended"
         assert stages[0].status.state is StageState.READY
         await ring.join()
         assert await ring.generate((1, 2, 3), 4)

@@ -96,7 +96,7 @@ class RawRing:
         async with asyncio.timeout(PATIENCE):
             arrival = await self._inlet.next()
         assert arrival.data is not None, "the last stage ended its stream"
-        return wire.decode_frame(arrival.data)
+        return wire.FRAME.decode(arrival.data)
 
     async def ask(self, data: bytes) -> Frame:
         """One frame's bytes in, its answer out."""
@@ -104,7 +104,7 @@ class RawRing:
         return await self.receive()
 
     async def push(self, *rows: Row, orders: Orders = Orders()) -> None:
-        await self.send(wire.encode_frame(Frame(next(self._steps), Batch(rows, orders))))
+        await self.send(wire.FRAME.encode(Frame(next(self._steps), Batch(rows, orders))))
 
     async def step(self, *rows: Row, orders: Orders = Orders()) -> Frame:
         await self.push(*rows, orders=orders)

@@ -148,8 +148,8 @@ async def test_an_empty_message_is_a_frame_without_a_step(ring: RawRing) -> None
     [
         (frame(row(65), row(66)), "a sequence has two rows"),
         (frame(row()), "has no tokens"),
-        (frame(row(65, 66, offsets=(2,))), "samples behind its end"),
-        (frame(row(65, offsets=(2**32 - 1,))), "samples behind its end"),
+        (frame(row(65, 66, offsets=(2,))), "samples past its end"),
+        (frame(row(65, offsets=(2**32 - 1,))), "samples past its end"),
         (frame(row(65), activation=Activation("fp32", 1, WIDTH, STATES)), "takes token ids, not an activation"),
         (frame(activation=Activation("fp32", 0, WIDTH, b"")), "takes token ids, not an activation"),
         (frame(row(2**32 - 1)), "a token outside the vocabulary"),
@@ -158,7 +158,7 @@ async def test_an_empty_message_is_a_frame_without_a_step(ring: RawRing) -> None
     ],
 )
 async def test_a_frame_that_does_not_fit_the_first_stage_is_refused(ring: RawRing, bad: Frame, reason: str) -> None:
-    answer = await ring.ask(wire.encode_frame(bad))
+    answer = await ring.ask(wire.FRAME.encode(bad))
     assert answer.step == 1
     assert answer.failure is not None
     assert (answer.failure.node, answer.failure.stage) == ("node0", 0)
@@ -183,8 +183,8 @@ def activation(tokens: int = 1, width: int = WIDTH, value: float = 7.0) -> Activ
 )
 async def test_an_activation_that_does_not_fit_is_refused(ring: RawRing, bad: Frame, reason: str) -> None:
     await _join_next(ring, first=1)
-    assert reason in cause(await ring.ask(wire.encode_frame(bad)))
-    good = await ring.ask(wire.encode_frame(frame(row(65, offsets=(0,)), step=2, activation=activation())))
+    assert reason in cause(await ring.ask(wire.FRAME.encode(bad)))
+    good = await ring.ask(wire.FRAME.encode(frame(row(65, offsets=(0,)), step=2, activation=activation())))
     assert good.failure is None
     assert len(good.results[0].sampled) == 1
 
@@ -192,18 +192,18 @@ async def test_an_activation_that_does_not_fit_is_refused(ring: RawRing, bad: Fr
 async def test_a_repeated_step_is_refused_and_changes_nothing(ring: RawRing, toy: Path) -> None:
     tokens = expected_tokens(toy, PROMPT, 1, GREEDY)
     first = frame(Row(1, 0, PROMPT, SampleRequest((3,), GREEDY, 1)), step=5)
-    assert (await ring.ask(wire.encode_frame(first))).results[0].sampled[0].token_id == tokens[0]
+    assert (await ring.ask(wire.FRAME.encode(first))).results[0].sampled[0].token_id == tokens[0]
     for step in (5, 4, 0):
-        answer = await ring.ask(wire.encode_frame(replace(first, step=step)))
+        answer = await ring.ask(wire.FRAME.encode(replace(first, step=step)))
         assert f"step {step} came after step 5" in cause(answer)
     again = frame(Row(1, len(PROMPT), (tokens[0],), SampleRequest((0,), GREEDY, 1)), step=6)
-    answer = await ring.ask(wire.encode_frame(again))
+    answer = await ring.ask(wire.FRAME.encode(again))
     assert answer.results[0].sampled[0].token_id == expected_tokens(toy, PROMPT, 2, GREEDY)[1]
 
 
 async def test_a_refused_frame_does_not_use_up_its_step(ring: RawRing) -> None:
-    assert "no tokens" in cause(await ring.ask(wire.encode_frame(frame(row(), step=2**63))))
-    assert (await ring.ask(wire.encode_frame(frame(row(65), step=1)))).failure is None
+    assert "no tokens" in cause(await ring.ask(wire.FRAME.encode(frame(row(), step=2**63))))
+    assert (await ring.ask(wire.FRAME.encode(frame(row(65), step=1)))).failure is None
 
 
 async def test_a_row_that_skips_tokens_is_refused_alone(ring: RawRing, toy: Path) -> None:

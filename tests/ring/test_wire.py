@@ -56,7 +56,7 @@ def test_every_word_survives_the_wire(codec: wire.Codec[Any], strategy: st.Searc
 def test_an_empty_mask_and_an_empty_refusal_are_not_none() -> None:
     request = replace(FRAME.batch.rows[0].sample or SampleRequest((), Sampling(), 0), allowed=b"")
     frame = Frame(1, Batch((Row(1, 0, (1,), request),)))
-    sample = wire.decode_frame(wire.encode_frame(frame)).batch.rows[0].sample
+    sample = wire.FRAME.decode(wire.FRAME.encode(frame)).batch.rows[0].sample
     assert sample is not None
     assert sample.allowed == b""
 
@@ -74,22 +74,22 @@ def test_random_bytes_are_a_frame_or_refused(data: bytes) -> None:
 @settings(max_examples=100, deadline=None)
 @given(words.frames, st.data())
 def test_a_flipped_byte_is_a_frame_or_refused(frame: Frame, data: st.DataObject) -> None:
-    sent = bytearray(wire.encode_frame(frame))
+    sent = bytearray(wire.FRAME.encode(frame))
     if sent:
         sent[data.draw(st.integers(0, len(sent) - 1))] ^= data.draw(st.integers(1, 255))
     try:
-        decoded = wire.decode_frame(bytes(sent))
+        decoded = wire.FRAME.decode(bytes(sent))
     except FrameRefused:
         return
     assert decoded.activation is None or len(decoded.activation.data) == decoded.activation.nbytes
 
 
 def test_every_cut_of_a_frame_is_refused_or_has_a_whole_activation() -> None:
-    sent = wire.encode_frame(FRAME)
+    sent = wire.FRAME.encode(FRAME)
     refused = 0
     for length in range(len(sent)):
         try:
-            activation = wire.decode_frame(sent[:length]).activation
+            activation = wire.FRAME.decode(sent[:length]).activation
             assert activation is None or len(activation.data) == activation.nbytes
         except FrameRefused:
             refused += 1
@@ -137,7 +137,7 @@ def inside(number: int, content: bytes) -> bytes:
 )
 def test_frames_that_contradict_themselves_are_refused(data: bytes) -> None:
     with pytest.raises(FrameRefused, match="not a valid Frame"):
-        wire.decode_frame(data)
+        wire.FRAME.decode(data)
 
 
 def test_a_layer_range_that_is_empty_is_refused() -> None:

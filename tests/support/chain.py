@@ -101,7 +101,7 @@ class Chain:
             refused = {result.sequence for result in output.results}
             rows = tuple(item for item in frame.batch.rows if item.sequence not in refused)
             frame = Frame(frame.step, replace(frame.batch, rows=rows), output.activation)
-            frame = wire.decode_frame(wire.encode_frame(frame))
+            frame = wire.FRAME.decode(wire.FRAME.encode(frame))
         return frame, results
 
 

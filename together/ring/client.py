@@ -1,4 +1,4 @@
-"""The head's end of a ring: joins loaded stages in one epoch, pushes frames, receives answers."""
+"""The head's end of a ring: joins loaded stages in an epoch, pushes frames and receives answers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from together.types import DTYPE_BYTES, HEAD, STEP_TOKENS, Dtype, Fault, Frame, 
 
 T = TypeVar("T")
 
+CAUSE_WITHIN = 2.0  # seconds for a node to report why a link broke
 CHUNK_BYTES = 4 * 2**20  # a prefill frame's activation: 0.35 s on a 100 Mbit/s link
 
 
@@ -32,26 +33,26 @@ class RingClient:
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def push(self, frame: Frame) -> None:
-        """Send a step to the first stage; waits while it is full. Raises RingBroken."""
-        await self._unless_failed(self._outlet.send(wire.encode_frame(frame)))
+        """Send a frame to the first stage; waits while the link is full. Raises RingBroken."""
+        await self._unless_failed(self._outlet.send(wire.FRAME.encode(frame)))
 
     async def receive(self) -> Frame:
-        """The last stage's next answer. Raises RingBroken."""
+        """The next answer of the last stage. Raises RingBroken."""
         arrival = await self._unless_failed(self._inlet.next())
         if arrival.data is None:
-            await asyncio.wait([self._failed], timeout=2.0)  # the node usually knows the cause, a moment later
+            await asyncio.wait([self._failed], timeout=CAUSE_WITHIN)  # its node usually reports the cause
             self._check()
             raise RingBroken("the last stage closed its link to the head")
         try:
-            return wire.decode_frame(arrival.data)
+            return wire.FRAME.decode(arrival.data)
         except FrameRefused as error:
             raise RingBroken(f"the last stage sent an answer that cannot be read: {error}") from error
 
     def fail(self, error: RingBroken) -> None:
-        """The ring is broken; the first cause given counts."""
+        """Break the ring; only the first cause counts."""
         if not self._failed.done():
             self._failed.set_exception(error)
-            self._failed.exception()  # it is raised to whoever pushes or receives; nobody else has to look
+            self._failed.exception()  # retrieved: it is raised to those who push or receive, who may be none
 
     async def close(self) -> None:
         self.fail(RingBroken("the ring was unloaded"))
@@ -74,17 +75,17 @@ class RingClient:
             task.cancel()
 
     async def _result(self, task: asyncio.Future[T]) -> T:
-        """A broken link's cause is better known to the node that lost its stage: wait a moment for it."""
+        """Of a broken link, the node that lost its stage knows the cause: wait a moment for it."""
         try:
             return task.result()
         except RingBroken:
-            await asyncio.wait([self._failed], timeout=2.0)
+            await asyncio.wait([self._failed], timeout=CAUSE_WITHIN)
             self._check()
             raise
 
 
 def _heard(task: asyncio.Future[Any]) -> None:
-    """Its error counts as heard, also where the ring's own failure came first and is raised instead."""
+    """Retrieve the error: the ring's own failure may have come first and is raised instead."""
     if not task.cancelled():
         task.exception()
 
@@ -101,7 +102,7 @@ async def join_ring(
     describe: Callable[[int], str],
     timeout: float = 15.0,
 ) -> RingClient:
-    """Link READY `stages`, from the last backwards, so that everyone's next one is listening. Raises StageLost.
+    """Link READY `stages` from the last to the first, so that each one's next is listening. Raises StageLost.
 
     `own` is where the head's `inlets` listen; `describe` names a stage for a person.
     """

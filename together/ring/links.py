@@ -1,6 +1,6 @@
-"""One link of a ring: the Inlet takes a stream of frames, the Outlet pushes one. Knows no shard and no scheduler.
+"""One link of a ring: an Outlet pushes a stream of frames, and an Inlet takes it.
 
-Both are bounded: an inlet that is full stops reading, and HTTP/2 flow control then stops the sender.
+Both are bounded: a full inlet stops reading, and HTTP/2 flow control then stops the sender.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from together.wording import quoted
 log = logging.getLogger(__name__)
 
 ACCEPTED = (("accepted", "yes"),)  # a refused stream's initial metadata is empty
-DEPTH = 8  # frames waiting at a receiver; the head has at most stages + 1 in flight
+DEPTH = 8  # frames that wait at a receiver; at most stages + 1 are in flight
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """What an inlet yields: one frame's bytes and when they came, or (data None) the end of its stream."""
+    """A frame's bytes and when they came; `data` None is the end of the stream."""
 
     key: StreamKey
     data: bytes | None
@@ -35,7 +35,7 @@ class Arrival:
 
 
 class Inlet:
-    """The receiving end of a link: takes frames of exactly one (ring, epoch, sender) at a time."""
+    """The receiving end of a link. It takes frames of one (ring, epoch, sender) at a time."""
 
     def __init__(self, ring: str) -> None:
         self._expected = StreamKey(ring, -1, HEAD)
@@ -49,9 +49,9 @@ class Inlet:
         return self._expected
 
     def expect(self, epoch: int, sender: int) -> None:
-        """Accept one stream of `epoch` from `sender` from now on; what older ones still send is dropped.
+        """Accept one stream, of `epoch` from `sender`; drop what older ones still send.
 
-        An epoch is connected once: who tries again takes the next one. Raises FrameRefused.
+        An epoch is joined once; another attempt needs the next one. Raises FrameRefused.
         """
         if epoch <= self._expected.epoch:
             raise FrameRefused(f"epoch {epoch} is over: the ring is at epoch {self._expected.epoch}")
@@ -61,13 +61,13 @@ class Inlet:
         self.close()
 
     def close(self) -> None:
-        """Nothing more is taken from the stream that is open, whose sender may be gone without a word."""
+        """Take no more from the open stream, whose sender may be gone."""
         taker, self._taker = self._taker, None
         if taker is not None:
             taker.cancel()
 
     async def next(self) -> Arrival:
-        """The next arrival of the current epoch; the end of its stream comes once, after its last frame."""
+        """The next arrival of the current epoch. The end of its stream comes once, after the last frame."""
         while not (self._ended and self._arrivals.empty()):
             arrival = await self._arrivals.get()
             if arrival.key == self._expected and arrival.data is not None:
@@ -76,7 +76,7 @@ class Inlet:
         return Arrival(self._expected, None, asyncio.get_running_loop().time())
 
     def claim(self, key: StreamKey) -> None:
-        """A stream wants in. Raises FrameRefused with what was expected."""
+        """Accept a stream. Raises FrameRefused with what was expected."""
         if key != self._expected:
             raise FrameRefused(f"this stage expects {self._expected}, not {key}")
         if self._taken:
@@ -85,7 +85,7 @@ class Inlet:
         self._ended = False
 
     async def take(self, key: StreamKey, stream: AsyncIterator[bytes]) -> None:
-        """Queue a claimed stream's frames until it ends or its epoch does."""
+        """Queue a claimed stream's frames until the stream or its epoch ends."""
         clock = asyncio.get_running_loop().time
         taker = self._taker = asyncio.current_task()
         try:
@@ -103,16 +103,16 @@ class Inlet:
                 self._taker = None
 
     def release(self, key: StreamKey) -> None:
-        """A claimed stream is over, whether it was ever taken or not."""
+        """End a claimed stream, whether it was taken or not."""
         if key == self._expected:
             self._taken = False
             self._ended = True
-            if self._arrivals.empty():  # wake whoever waits; a queue with frames in it is seen through first
+            if self._arrivals.empty():  # wake the reader; queued frames are read first
                 self._arrivals.put_nowait(Arrival(key, None, asyncio.get_running_loop().time()))
 
 
 class Inlets:
-    """All inlets of one port (a stage has one, a head one per ring), and the Push handler over them."""
+    """The inlets behind one port: one of a stage, or one per ring of a head."""
 
     def __init__(self) -> None:
         self._by_ring: dict[str, Inlet] = {}
@@ -136,7 +136,7 @@ class Inlets:
                 raise FrameRefused(f"ring {quoted(key.ring)} is not here")
             inlet.claim(key)
             try:
-                await context.send_initial_metadata(ACCEPTED)  # a sender that leaves at once cancels us here
+                await context.send_initial_metadata(ACCEPTED)  # a sender that leaves now cancels us here
                 await inlet.take(key, stream)
             finally:
                 inlet.release(key)
@@ -163,7 +163,7 @@ class Outlet:
 
     @classmethod
     async def open(cls, target: Endpoint, key: StreamKey, timeout: float = 10.0) -> Outlet:
-        """Connect to the fastest address and open the stream; returns once the other side accepted it."""
+        """Connect to the fastest address and open the stream. Returns once the other side accepts it."""
         address = await rpc.fastest(target)
         peer = f"{address}:{target.port}"
         channel = rpc.open_channel(address, target.port)
@@ -184,7 +184,7 @@ class Outlet:
         return outlet
 
     async def send(self, data: bytes) -> None:
-        """Push one frame; waits while the other side is full. Raises RingBroken when the link is gone."""
+        """Push one frame; waits while the other side is full. Raises RingBroken."""
         try:
             await self._stream.write(data)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
@@ -192,10 +192,10 @@ class Outlet:
         except asyncio.CancelledError:
             if rpc.is_cancelled():
                 raise
-            raise RingBroken(f"the link to {self.peer} was closed meanwhile") from None
+            raise RingBroken(f"the link to {self.peer} was closed") from None
 
     async def ended(self) -> str:
-        """Waits until the other side ends the stream (it never should); returns why."""
+        """Wait until the other side ends the stream, which it never should; return why."""
         try:
             await self._stream
         except grpc.aio.AioRpcError as error:

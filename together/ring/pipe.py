@@ -1,27 +1,27 @@
-"""What a node and its stage process say to each other over the stage's standard streams. Knows neither of them.
+"""The messages between a node and its stage process, on the stage's standard streams.
 
-One JSON object per line: the node writes one Launch, the stage writes Events. End of file on the stage's input means
-that its node is gone or wants it gone.
+Each is a JSON object on a line: the node writes one Launch, the stage writes StageEvents. When its input ends, the
+stage's node is gone or wants it to end.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import BinaryIO, TextIO
 
+from pydantic import TypeAdapter
+
 from together.cluster_types import StageOrder
-from together.ring import wire
 from together.types import Fault
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How to start one stage. `ports` are the ones it may listen on; `folder` is where this machine has the model.
+    """How to start one stage. `ports` are the first and last that it may listen on.
 
-    `home` is the app's own folder.
+    `folder` is where this machine has the model, `home` the app's own folder.
     """
 
     order: StageOrder
@@ -32,27 +32,16 @@ class Launch:
     ports: tuple[int, int]
 
     def line(self) -> bytes:
-        values = {
-            "order": wire.STAGE_ORDER.encode(self.order).hex(),
-            "folder": self.folder,
-            "home": self.home,
-            "node_name": self.node_name,
-            "host": self.host,
-            "ports": list(self.ports),
-        }
-        return json.dumps(values).encode() + b"\n"
+        return _LAUNCH.dump_json(self) + b"\n"
 
     @classmethod
     def read(cls, stream: BinaryIO) -> Launch:
-        values = json.loads(stream.readline())
-        order = wire.STAGE_ORDER.decode(bytes.fromhex(values["order"]))
-        first, last = values["ports"]
-        return cls(order, values["folder"], values["home"], values["node_name"], values["host"], (first, last))
+        return _LAUNCH.validate_json(stream.readline())
 
 
 @dataclass(frozen=True, slots=True)
 class StageEvent:
-    """What a stage reports; which fields count depends on `kind`."""
+    """A stage's report. Which fields count depends on `kind`."""
 
     kind: str  # "progress", "ready", "broken" (a link; the stage lives), "failed" (it cannot start)
     progress: float = 0.0
@@ -65,20 +54,22 @@ class StageEvent:
     fault: Fault = Fault.OTHER
 
     def line(self) -> str:
-        return json.dumps(asdict(self)) + "\n"
+        return _EVENT.dump_json(self).decode() + "\n"
 
     @classmethod
     def parse(cls, line: bytes) -> StageEvent | None:
         """None for a line that is not an event: some library printed it."""
         try:
-            event = cls(**json.loads(line))
-            return replace(event, fault=Fault(event.fault))
-        except (ValueError, TypeError):
+            return _EVENT.validate_json(line, strict=True)
+        except ValueError:
             return None
 
 
+_LAUNCH, _EVENT = TypeAdapter(Launch), TypeAdapter(StageEvent)
+
+
 def claim_stdout() -> TextIO:
-    """The real standard output for events; what libraries print goes to standard error from now on."""
+    """Keep standard output for events; what libraries print goes to standard error from now on."""
     own = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return own

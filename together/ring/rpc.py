@@ -1,11 +1,12 @@
-"""How this app speaks gRPC: method table, channel and server options, errors as status codes."""
+"""The app's gRPC: method table, channel and server options, errors as status codes."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -30,7 +31,7 @@ from together.wording import cut
 
 
 class Broadcast:
-    """`notify` wakes every waiter; a waiter that was busy meanwhile does not miss it."""
+    """`notify` wakes every waiter. A waiter that was busy in the meantime does not miss it."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -42,7 +43,7 @@ class Broadcast:
         self._changed = asyncio.Event()
 
     async def wait(self, seen: int, timeout: float) -> int:
-        """Returns the version once it differs from `seen`, or after `timeout` seconds as it is."""
+        """The version, once it differs from `seen` or after `timeout` seconds."""
         if self.version != seen:
             await asyncio.sleep(0)  # a caller that keeps up with every change still lets others run
         else:
@@ -60,15 +61,15 @@ MESSAGE_LIMIT = 64 * 2**20  # bytes; the engine's chunks stay far below
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
-    ("grpc.so_reuseport", 0),  # otherwise two nodes share a port and each gets half of the calls
+    ("grpc.so_reuseport", 0),  # otherwise two nodes share a port, and each gets half of the calls
     ("grpc.keepalive_time_ms", 10_000),
-    # A ping's answer waits behind all that is being sent: on 1 Mbit/s a chunk of a prompt takes many seconds. Who is
-    # frozen or cut off is noticed sooner by heartbeats, and by asking when an answer takes long.
+    # A ping's answer waits behind all that is being sent: on 1 Mbit/s a chunk of a prompt takes many seconds.
+    # Heartbeats and echoes notice a frozen or unreachable peer sooner.
     ("grpc.keepalive_timeout_ms", 60_000),
     ("grpc.http2.ping_timeout_ms", 60_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.enable_http_proxy", 0),  # machines at home are not behind a proxy, whatever the shell says
+    ("grpc.enable_http_proxy", 0),  # local machines are not behind the shell's proxy
     ("grpc.use_local_subchannel_pool", 1),  # a dead peer's back-off must not delay a new link to the same address
 ]
 
@@ -87,7 +88,7 @@ DESCRIBE = "/together.v1.Store/Describe"
 DIGEST = "/together.v1.Store/Digest"
 READ = "/together.v1.Store/Read"
 
-# error ↔ status; the message travels as the status detail. First match wins in both directions.
+# Error ↔ status; the message travels as the status detail. The first match wins in both directions.
 _STATUS: list[tuple[type[TogetherError], grpc.StatusCode]] = [
     (FrameRefused, grpc.StatusCode.FAILED_PRECONDITION),
     (NotEnoughMemory, grpc.StatusCode.RESOURCE_EXHAUSTED),
@@ -103,7 +104,7 @@ _STATUS: list[tuple[type[TogetherError], grpc.StatusCode]] = [
 
 @dataclass(frozen=True, slots=True)
 class Unary:
-    """One request, one answer; `request` and `response` are wire codecs, None stands for Empty."""
+    """A method with one request and one answer, by their wire codecs; None stands for Empty."""
 
     path: str
     request: wire.Codec[Any]
@@ -129,15 +130,12 @@ def status_of(error: TogetherError) -> grpc.StatusCode:
 
 
 def error_of(error: grpc.aio.AioRpcError, peer: str) -> TogetherError:
-    """What a failed call to `peer` means, as one of our errors."""
+    """A failed call to `peer` as one of our errors."""
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        return Unreachable(f"{peer} does not answer ({_first_line(error.details())})")
+        first = (error.details() or "").strip().partition("\n")[0]
+        return Unreachable(f"{peer} does not answer ({cut(first) or 'no reason given'})")
     kind = next((kind for kind, code in _STATUS if code == error.code()), TogetherError)
     return kind(cut(error.details() or "") or f"{peer}: {error.code().name}")
-
-
-def _first_line(text: str | None) -> str:
-    return cut((text or "").strip().partition("\n")[0] or "no reason given")
 
 
 async def call(channel: grpc.aio.Channel, method: Unary, request: object, peer: str, timeout: float = 10.0) -> Any:
@@ -147,7 +145,7 @@ async def call(channel: grpc.aio.Channel, method: Unary, request: object, peer: 
         answer = await stub(method.request.encode(request), timeout=timeout)
     except grpc.aio.AioRpcError as error:
         raise error_of(error, peer) from error
-    except (grpc.aio.UsageError, asyncio.CancelledError) as error:  # the channel was closed before or meanwhile
+    except (grpc.aio.UsageError, asyncio.CancelledError) as error:  # the channel was closed before the answer
         if is_cancelled():
             raise
         raise Unreachable(f"{peer} is gone") from error
@@ -155,13 +153,13 @@ async def call(channel: grpc.aio.Channel, method: Unary, request: object, peer: 
 
 
 def is_cancelled() -> bool:
-    """Whether a CancelledError is meant for this task; gRPC also raises it when somebody else closes the channel."""
+    """Whether a CancelledError is meant for this task: gRPC also raises it when another task closes the channel."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def unary_handler(method: Unary, serve: Callable[[Any], Awaitable[Any]]) -> Handler:
-    """The serving side of `call`: `serve` takes and returns words."""
+    """The serving side of `call`: `serve` takes and returns decoded values."""
 
     async def handle(data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         try:
@@ -174,16 +172,7 @@ def unary_handler(method: Unary, serve: Callable[[Any], Awaitable[Any]]) -> Hand
 
 
 async def echo(blob: Blob) -> None:
-    """Takes bytes and says so, for those who time it or want to know who is there."""
-
-
-def service(handlers: dict[str, Handler]) -> list[grpc.GenericRpcHandler]:
-    """Handlers keyed by full path, grouped into gRPC services."""
-    grouped: dict[str, dict[str, Handler]] = {}
-    for path, handler in handlers.items():
-        _, name, method = path.split("/")
-        grouped.setdefault(name, {})[method] = handler
-    return [grpc.method_handlers_generic_handler(name, methods) for name, methods in grouped.items()]
+    """Latency probe and liveness check."""
 
 
 def open_channel(address: str, port: int) -> grpc.aio.Channel:
@@ -193,8 +182,14 @@ def open_channel(address: str, port: int) -> grpc.aio.Channel:
 
 
 def make_server(handlers: dict[str, Handler]) -> grpc.aio.Server:
+    """A server of `handlers` by full path; it has no port yet."""
+    services: dict[str, dict[str, Handler]] = {}
+    for path, handler in handlers.items():
+        _, service, method = path.split("/")
+        services.setdefault(service, {})[method] = handler
     server = grpc.aio.server(options=OPTIONS)
-    server.add_generic_rpc_handlers(tuple(service(handlers)))
+    generic = (grpc.method_handlers_generic_handler(service, methods) for service, methods in services.items())
+    server.add_generic_rpc_handlers(tuple(generic))
     return server
 
 
@@ -213,9 +208,9 @@ def bind(server: grpc.aio.Server, host: str, ports: range) -> int:
 
 
 def _is_free(host: str, port: int) -> bool:
-    """Looks before gRPC does, which would print an error line of its own for a taken port."""
+    """Checked before gRPC binds, which prints an error line for a taken port."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        if os.name == "posix":  # a port in TIME_WAIT is free; on Windows the option would share a port in use
+        if os.name == "posix":  # a port in TIME_WAIT is free; on Windows this option would share a port in use
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -228,8 +223,9 @@ async def fastest(endpoint: Endpoint, timeout: float = 3.0) -> str:
     """The address of `endpoint` whose TCP connection opens first. Raises Unreachable."""
     attempts = [asyncio.create_task(_try_address(address, endpoint.port)) for address in endpoint.addresses]
     try:
-        async for address in _first_successes(attempts, timeout):
-            return address
+        for attempt in asyncio.as_completed(attempts, timeout=timeout):
+            with suppress(OSError, ValueError, OverflowError):  # refused or late; no such name; no such port
+                return await attempt
     finally:
         for attempt in attempts:
             attempt.cancel()
@@ -242,14 +238,3 @@ async def _try_address(address: str, port: int) -> str:
     _, writer = await asyncio.open_connection(address, port)
     writer.close()
     return address
-
-
-async def _first_successes(attempts: list[asyncio.Task[str]], timeout: float) -> AsyncIterator[str]:
-    try:
-        for attempt in asyncio.as_completed(attempts, timeout=timeout):
-            try:
-                yield await attempt
-            except (OSError, ValueError, OverflowError):  # the latter two: no such name, no such port
-                continue
-    except TimeoutError:
-        return

@@ -1,7 +1,7 @@
-"""The stage process: one shard, one place in a ring, one port. Knows no other stage but the next one, and no scheduler.
+"""The stage process: one shard at one place in a ring, behind one port.
 
-Frames flow inlet → compute thread → outlet. The shard is loaded, stepped and closed by the compute thread alone; the
-event loop only moves bytes. Every frame is answered: what cannot be computed travels on as a failure.
+Frames flow inlet → compute thread → outlet. Only the compute thread loads, steps and closes the shard; the event loop
+moves bytes. Every frame is answered: one that cannot be computed travels on as a failure.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from together.types import Batch, Failure, Fault, Frame, StageTiming, StreamKey
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-OUTBOUND = 2  # computed frames waiting for the link: the next step starts while the last one is sent
+OUTBOUND = 2  # computed frames that wait for the link: the next step starts while the last is sent
 
 
 class StepRunner:
@@ -56,17 +56,17 @@ class StepRunner:
         frame = Frame(0, Batch())
         self._index = arrival.key.sender + 1
         try:
-            frame = wire.decode_frame(arrival.data or b"")
+            frame = wire.FRAME.decode(arrival.data or b"")
             answer = frame if frame.failure else self._run(frame, arrival.key.epoch)
         except FrameRefused as error:
             answer = self._failure(frame, f"refused the frame: {error}")
-        except Exception as error:  # the shard's own failure: the stage lives, the head is told
+        except Exception as error:  # the shard failed: the stage lives, and the head gets the cause
             log.exception("step %s failed", frame.step)
             fault = self._fault_of(error)
             answer = self._failure(frame, explain(error, fault), fault)
         compute_ms, wait_ms = (time.perf_counter() - began) * 1e3, (now - arrival.at) * 1e3
         timing = StageTiming(compute_ms, wait_ms, self._shard.sequences)
-        return wire.encode_frame(replace(answer, timings=(*frame.timings, timing)))
+        return wire.FRAME.encode(replace(answer, timings=(*frame.timings, timing)))
 
     def _run(self, frame: Frame, epoch: int) -> Frame:
         self._check(frame, epoch)
@@ -93,7 +93,7 @@ class StepRunner:
 
 
 def check_frame(frame: Frame, first: bool) -> None:
-    """What any stage can check without its shard. Raises FrameRefused."""
+    """Checks that need no shard. Raises FrameRefused."""
     sequences = [row.sequence for row in frame.batch.rows]
     if len(set(sequences)) != len(sequences):
         raise FrameRefused("a sequence has two rows in one frame")
@@ -101,7 +101,7 @@ def check_frame(frame: Frame, first: bool) -> None:
         if not row.token_ids:
             raise FrameRefused(f"the row of sequence {row.sequence} has no tokens")
         if row.sample and not all(offset < len(row.token_ids) for offset in row.sample.offsets):
-            raise FrameRefused(f"the row of sequence {row.sequence} samples behind its end")
+            raise FrameRefused(f"the row of sequence {row.sequence} samples past its end")
     tokens = frame.activation.tokens if frame.activation else 0
     if first and frame.activation is not None:
         raise FrameRefused("the first stage takes token ids, not an activation")
@@ -110,16 +110,16 @@ def check_frame(frame: Frame, first: bool) -> None:
 
 
 def fault_of(backend: str, error: BaseException) -> Fault:
-    """What kind of trouble an exception of a stage on `backend` is."""
+    """The fault behind an exception of a stage on `backend`."""
     if isinstance(error, MemoryError):
         return Fault.OUT_OF_MEMORY
-    with suppress(TogetherError):  # a backend that cannot be imported has no errors of its own
+    with suppress(TogetherError):  # of a backend that cannot be imported
         return Fault.OUT_OF_MEMORY if open_backend(backend).is_out_of_memory(error) else Fault.OTHER
     return Fault.OTHER
 
 
 def explain(error: BaseException, fault: Fault) -> str:
-    """An exception as a cause for a person."""
+    """An exception as a failure's cause."""
     if fault is Fault.OUT_OF_MEMORY:
         return f"ran out of memory ({str(error).splitlines()[0] if str(error) else 'no details'})"
     return str(error) if isinstance(error, TogetherError) else f"{type(error).__name__}: {error}"
@@ -139,7 +139,7 @@ class Stage:
         self._outbound: asyncio.Queue[tuple[StreamKey, bytes]] = asyncio.Queue(OUTBOUND)
 
     async def run(self) -> None:
-        """Load, report, serve until the process is ended by its node."""
+        """Load, report, and serve until the node ends the process."""
         inlets = Inlets()
         inlets.add(self._inlet)
         handlers = {
@@ -176,7 +176,7 @@ class Stage:
         return open_backend(plan.backend).load(request)
 
     async def _connect(self, link: StageLink) -> None:
-        """Take the place in an epoch: accept its stream and open the one to the next stage, or to the head."""
+        """Join an epoch: accept its stream, and open the one to the next stage or to the head. Raises RingBroken."""
         if link.ring != self._order.ring:
             raise FrameRefused(f"this stage belongs to ring {self._order.ring}, not {link.ring}")
         self._inlet.expect(link.epoch, link.index - 1)
@@ -186,18 +186,17 @@ class Stage:
             await old.close()
         try:
             self._outlet = await Outlet.open(link.next, StreamKey(link.ring, link.epoch, link.index))
-        except Unreachable as error:  # not to be mistaken for this stage being out of reach
-            raise RingBroken(f"it cannot reach the next one: {error}") from error
+        except Unreachable as error:  # would read as if this stage were out of reach
+            raise RingBroken(f"it cannot reach the next stage: {error}") from error
         self._linked.set()
 
     async def _compute(self, runner: StepRunner) -> None:
         clock = asyncio.get_running_loop().time
         while True:
             arrival = await self._inlet.next()
-            if arrival.data is None:  # its sender may not notice, having sent all it had
-                self._emit(
-                    StageEvent("broken", cause="the stream from the one before it ended", epoch=arrival.key.epoch)
-                )
+            if arrival.data is None:  # the sender may not notice if it had sent everything
+                cause = "the stream from the previous stage ended"
+                self._emit(StageEvent("broken", cause=cause, epoch=arrival.key.epoch))
                 continue
             answer = await self._on_thread(runner, arrival, clock())
             await self._outbound.put((arrival.key, answer))
@@ -207,12 +206,12 @@ class Stage:
             key, data = await self._outbound.get()
             await self._linked.wait()
             if key != self._inlet.key or self._outlet is None:
-                continue  # an older epoch's answer
+                continue  # the answer belongs to an older epoch
             try:
                 await self._outlet.send(data)
             except RingBroken as error:
                 if key != self._inlet.key:
-                    continue  # a new epoch closed the link under us
+                    continue  # a new epoch closed the link
                 self._linked.clear()
                 self._emit(StageEvent("broken", cause=str(error), epoch=key.epoch))
 
@@ -220,13 +219,13 @@ class Stage:
 def main() -> NoReturn:
     """Entry point of the process that a node starts: `python -m together.ring.stage`."""
     events = claim_stdout()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the node, which ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the node, which ends its stages
     logging.basicConfig(level=os.environ.get("TOGETHER_LOG_LEVEL", "WARNING"), stream=sys.stderr)
     launch = Launch.read(sys.stdin.buffer)
     leave_with_parent()
     try:
         asyncio.run(Stage(launch, lambda event: _write(events, event)).run())
-    except Exception as error:  # the outermost edge: the node shows the cause, the log has the traceback
+    except Exception as error:  # outermost edge: the node shows the cause, the log has the traceback
         log.debug("stage failed", exc_info=True)
         first = _first(error)
         fault = fault_of(launch.order.stage.backend, first)

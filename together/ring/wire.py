@@ -1,7 +1,7 @@
 """types.py and cluster_types.py ↔ protobuf bytes; no other module touches the generated messages.
 
-Every message mirrors a dataclass field by field (together.proto), so one codec, built from the type hints, serves all
-of them. Decoding is strict: whatever does not make a valid dataclass raises FrameRefused.
+Every message mirrors a dataclass field by field (together.proto), so one codec, built from the type hints, serves all.
+Decoding is strict: bytes that do not make a valid dataclass raise FrameRefused.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ Decode = Callable[[Any], Any]  # a message's field → a Python value
 
 
 class Codec(Generic[T]):
-    """One dataclass's way to bytes and back."""
+    """Encodes one dataclass to bytes and decodes it."""
 
-    def __init__(self, word: type[T], message: type[Message]) -> None:
-        self._word = word
+    def __init__(self, kind: type[T], message: type[Message]) -> None:
+        self._kind = kind
         self._message = message
-        hints = get_type_hints(word)
+        hints = get_type_hints(kind)
         self._fields: list[tuple[str, Encode, Decode, bool]] = []
-        for item in fields(word):  # type: ignore[arg-type]  # every word is a dataclass
-            kind, is_optional = _strip_optional(hints[item.name])
-            encode, decode = _converters(kind)
+        for item in fields(kind):  # type: ignore[arg-type]  # it is a dataclass
+            hint, is_optional = _strip_optional(hints[item.name])
+            encode, decode = _converters(hint)
             self._fields.append((item.name, encode, decode, is_optional))
-        assert {name for name, *_ in self._fields} == set(message.DESCRIPTOR.fields_by_name), word
+        assert {name for name, *_ in self._fields} == set(message.DESCRIPTOR.fields_by_name), kind
 
     def encode(self, value: T) -> bytes:
         return self.to_message(value).SerializeToString()
@@ -50,7 +50,7 @@ class Codec(Generic[T]):
             message.ParseFromString(data)
             return self.from_message(message)
         except (DecodeError, ValueError, TypeError) as error:
-            raise FrameRefused(f"not a valid {self._word.__name__}: {cut(str(error))}") from error
+            raise FrameRefused(f"not a valid {self._kind.__name__}: {cut(str(error))}") from error
 
     def to_message(self, value: T) -> Message:
         filled: dict[str, Any] = {}
@@ -64,7 +64,7 @@ class Codec(Generic[T]):
         values: dict[str, Any] = {}
         for name, _, decode, optional in self._fields:
             values[name] = None if optional and not message.HasField(name) else decode(getattr(message, name))
-        return self._word(**values)
+        return self._kind(**values)
 
 
 def _strip_optional(hint: Any) -> tuple[Any, bool]:
@@ -123,10 +123,10 @@ def _one_of(allowed: tuple[str, ...]) -> Decode:
 _CODECS: dict[type, Codec[Any]] = {}
 
 
-def _codec(word: type[T]) -> Codec[T]:
-    if word not in _CODECS:
-        _CODECS[word] = Codec(word, getattr(pb, word.__name__))
-    return _CODECS[word]
+def _codec(kind: type[T]) -> Codec[T]:
+    if kind not in _CODECS:
+        _CODECS[kind] = Codec(kind, getattr(pb, kind.__name__))
+    return _CODECS[kind]
 
 
 FRAME = _codec(types.Frame)
@@ -146,13 +146,3 @@ MEASURE_ORDER = _codec(cluster_types.MeasureOrder)
 DEVICE_PROFILE = _codec(cluster_types.DeviceProfile)
 LINK_ORDER = _codec(cluster_types.LinkOrder)
 LINK_SPEED = _codec(cluster_types.LinkSpeed)
-
-
-def encode_frame(frame: types.Frame) -> bytes:
-    """A frame as it travels."""
-    return FRAME.encode(frame)
-
-
-def decode_frame(data: bytes) -> types.Frame:
-    """The opposite. Raises FrameRefused; what the frame means is checked by its receiver."""
-    return FRAME.decode(data)

@@ -114,11 +114,11 @@ async def _round_trip_ms(inlet: Inlet, outlet: Outlet, step: int, data: bytes) -
     """Bytes travel as an activation does; compressed ones are filled up to whole numbers."""
     began = time.perf_counter()
     data += bytes(-len(data) % 4)
-    await outlet.send(wire.encode_frame(Frame(step, Batch(), Activation("fp32", 1, len(data) // 4, data))))
+    await outlet.send(wire.FRAME.encode(Frame(step, Batch(), Activation("fp32", 1, len(data) // 4, data))))
     arrival = await inlet.next()
     if arrival.data is None:
         raise TogetherError("the process at the other end of the hop has ended; run the benchmark again")
-    wire.decode_frame(arrival.data)
+    wire.FRAME.decode(arrival.data)
     return (time.perf_counter() - began) * 1e3
 
 
@@ -129,7 +129,7 @@ async def _echo(head_port: int) -> None:
         print(port, flush=True)
         leave_with_parent()
         while (arrival := await inlet.next()).data is not None:
-            await outlet.send(wire.encode_frame(wire.decode_frame(arrival.data)))
+            await outlet.send(wire.FRAME.encode(wire.FRAME.decode(arrival.data)))
 
 
 # --- plan: made-up clusters, always the same ones ---------------------------------------------------------------------
