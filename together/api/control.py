@@ -19,10 +19,12 @@ from together.planning.report import answer_json, answer_text, missing_json, mis
 from together.planning.request import PlanRequest
 
 
-class PlanOrder(BaseModel):
-    """A model (none: the one that serves) and how it is to be split; the words of `together plan`."""
-
+class _Order(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class PlanOrder(_Order):
+    """A model (none: the one that serves) and how it is to be split; the words of `together plan`."""
 
     model: str | None = None
     strategy: str | None = None
@@ -46,27 +48,17 @@ class PlanOrder(BaseModel):
             tolerance=self.tolerance,
         )
 
-    @property
-    def is_empty(self) -> bool:
-        return not self.model_fields_set
 
-
-class DrainOrder(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class DrainOrder(_Order):
     node: str
     back: bool = False
 
 
-class ForgetOrder(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class ForgetOrder(_Order):
     node: str
 
 
-class NodesOrder(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class NodesOrder(_Order):
     action: Literal["start", "stop"]
 
 
@@ -91,7 +83,9 @@ def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
     @router.post("/load")
     async def load(order: Annotated[PlanOrder, FROM_JSON]) -> Response:
         """An empty order loads the last model again, as it was, before a restart too."""
-        await (head.load() if order.is_empty else head.load(order.model, order.request(head.settings.strategy)))
+        await (
+            head.load() if not order.model_fields_set else head.load(order.model, order.request(head.settings.strategy))
+        )
         return _done()
 
     @router.post("/last")

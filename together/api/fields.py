@@ -6,7 +6,7 @@ import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import PydanticCustomError
@@ -53,6 +53,12 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
+SAMPLING = (
+    *("temperature", "top_k", "top_p", "min_p"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)  # fields that mean what `Sampling` means by them
+
+
 class StreamOptions(Strict):
     include_usage: bool | None = None
 
@@ -96,16 +102,9 @@ class AnswerFields(Strict):
 
     def sampling(self, defaults: Sampling) -> Sampling:
         """`defaults` hold where the request is silent. Raises BadRequest for a bias whose key is no token id."""
-        given = {
-            "temperature": self.temperature,
-            "top_k": None if self.top_k is None else max(self.top_k, 0),
-            "top_p": self.top_p,
-            "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-        }
-        values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        values = {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
+        if self.top_k == -1:  # as others say "off"
+            values["top_k"] = 0
         seed = secrets.randbits(63) if self.seed is None else self.seed % 2**64
         return replace(defaults, **values, logit_bias=self._logit_bias(), seed=seed)
 
@@ -156,6 +155,7 @@ def _is_branch(part: int | str) -> bool:
     return isinstance(part, str) and (part in _BRANCHES or not part.isidentifier())
 
 
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 Schema = dict[str, JsonValue]
 
 ANY_OBJECT: Schema = {"type": "object"}
@@ -164,7 +164,7 @@ ANY_OBJECT: Schema = {"type": "object"}
 class JsonSchema(Strict):
     """A named schema. It is always enforced, whatever `strict` says; name and description have no other effect."""
 
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: Name
     description: str | None = None
     wanted: Annotated[Schema | None, Field(alias="schema")] = None
     strict: bool | None = None
@@ -195,8 +195,6 @@ class ResponseFormat(Strict):
 
 MOST_TOOLS = 128  # as OpenAI has it
 MOST_CALLS = 128  # of one message
-
-Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class FunctionSpec(Strict):
