@@ -181,7 +181,7 @@ _WORDS: dict[int | str, str] = {
 }
 _STREAMED: dict[str, Any] = {
     "description": "The answer; with `stream: true` as server-sent events, the last one is `data: [DONE]`.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {"text/event-stream": {}},
 }
 
 Responses = dict[int | str, dict[str, Any]]
