@@ -53,7 +53,7 @@ def test_values_are_written_by_their_formats() -> None:
 
 
 def test_a_sentence_is_a_value() -> None:
-    assert say("silent_stage", seconds=3.0) == say("silent_stage", seconds=3.0)
+    assert say("silent_stage", seconds=45.0) == say("silent_stage", seconds=45.0)
     assert len({say("cut_link"), say("cut_link"), NOTHING}) == 2
     assert not NOTHING
     assert not verbatim("")
