@@ -1,22 +1,35 @@
-"""The backend contract: probe, measure, load, and what a shard must do. Knows no framework and no network.
+"""The backend contract: probe, measure, load, and what a shard does. Imports no framework.
 
 A backend is a module with the four functions of `Backend`. A shard is loaded, stepped and closed by one thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
-from together.cluster_types import Device, DeviceProfile
-from together.errors import BadSetting
-from together.models.families import FAMILIES as FAMILIES
-from together.types import Activation, Batch, Dtype, LayerRange, RowResult
+import numpy as np
 
-BACKENDS = ("torch", "mlx", "checksum")
+from together.cluster_types import Device, DeviceProfile
+from together.errors import BadPlan, BadSetting, FrameRefused, NotEnoughMemory, UnsupportedModel
+from together.models.spec import ModelSpec, require_plain
+from together.planning.memory import workspace_bytes
+from together.types import BLOCK, DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, RowResult
+from together.wording import sizes_text
+
+log = logging.getLogger(__name__)
+_EXPONENT: dict[Dtype, int] = {"fp32": 0x7F800000, "bf16": 0x7F80, "fp16": 0x7C00}  # all ones: infinite or no number
+
+BACKENDS = {  # name: module
+    "torch": "backends.on_torch.backend",
+    "mlx": "backends.on_mlx.backend",
+    "checksum": "backends.on_checksum.backend",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +56,22 @@ class StepOutput:
 
     activation: Activation | None
     results: tuple[RowResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardShape:
+    """What a shard's frames must fit."""
+
+    model: str
+    layers: LayerRange
+    last: bool
+    width: int  # of hidden states, in elements
+    vocabulary: int
+    dtype: Dtype
+
+    @classmethod
+    def of(cls, spec: ModelSpec, layers: LayerRange, dtype: Dtype) -> ShardShape:
+        return cls(spec.name, layers, layers.stop == spec.layers, spec.hidden_size, spec.vocab_size, dtype)
 
 
 class Shard(Protocol):
@@ -99,6 +128,87 @@ def open_backend(name: str) -> Backend:
     if name not in BACKENDS:
         raise BadSetting(f"there is no backend {name!r}; choose one of {', '.join(BACKENDS)}")
     try:
-        return cast(Backend, import_module(f"backends.on_{name}.backend"))
+        return cast(Backend, import_module(BACKENDS[name]))
     except ImportError as error:
         raise BadSetting(f"backend {name} cannot start here: {error}; run launch.py again to install it") from error
+
+
+# --- checks of a request ----------------------------------------------------------------------------------------------
+
+
+def check_model(spec: ModelSpec, request: LoadRequest) -> None:
+    """Raises UnsupportedModel or BadPlan where these layers of this model cannot be a shard."""
+    require_plain(spec)
+    if request.layers.stop > spec.layers:
+        raise BadPlan(f"{spec.name} has {spec.layers} layers, the plan asks for {request.layers}; plan again")
+
+
+def cache_capacity(spec: ModelSpec, request: LoadRequest) -> int:
+    """KV tokens in whole blocks that the granted memory leaves after weights and workspace.
+
+    Raises NotEnoughMemory if not even one block is left.
+    """
+    block_bytes = spec.kv_bytes_per_token(request.layers, request.dtype) * BLOCK
+    fixed = spec.stage_bytes(request.layers, request.dtype) + workspace_bytes(spec)
+    blocks = (request.memory_bytes - fixed) // block_bytes
+    if blocks < 1:
+        least, granted = sizes_text(fixed + block_bytes, request.memory_bytes)
+        raise NotEnoughMemory(
+            f"{spec.name}: layers {request.layers} need {least} with room for {BLOCK} tokens, "
+            f"{granted} were granted; grant more, or move layers to another node"
+        )
+    return blocks * BLOCK
+
+
+@contextmanager
+def in_words(model: str, library: str) -> Iterator[None]:
+    """Turn what a library raises for a model that it cannot build into UnsupportedModel; the log has its traceback."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+        log.exception("%s does not take %s", library, model)
+        said = " ".join(str(error).split())[:300]
+        raise UnsupportedModel(
+            f"{model}: {library} does not take this model ({said}); choose another version of it"
+        ) from error
+
+
+# --- checks of a frame ------------------------------------------------------------------------------------------------
+
+
+def check_frame(shape: ShardShape, batch: Batch, hidden: Activation | None) -> None:
+    """The one check of what comes with a step. Raises FrameRefused, for a row naming its sequence."""
+    if len({row.sequence for row in batch.rows}) != len(batch.rows):
+        raise FrameRefused("a sequence has two rows in one batch")
+    for row in batch.rows:
+        fault = _row_fault(row, shape.vocabulary)
+        if fault:
+            raise FrameRefused(f"the row of sequence {row.sequence} has {fault}")
+    if shape.layers.start == 0:
+        if hidden is not None:
+            raise FrameRefused("the first stage takes token ids, and the frame has hidden states as well")
+    elif hidden is not None:
+        _check_states(shape, batch.tokens, hidden)
+    elif batch.tokens:
+        raise FrameRefused("an inner stage takes hidden states, and the frame has none")
+
+
+def _row_fault(row: Row, vocabulary: int) -> str | None:
+    if not row.token_ids:
+        return "no tokens"
+    if row.position < 0:
+        return f"the position {row.position}"
+    if not 0 <= min(row.token_ids) <= max(row.token_ids) < vocabulary:
+        return f"a token outside the vocabulary of {vocabulary}"
+    if row.sample and not all(0 <= offset < len(row.token_ids) for offset in row.sample.offsets):
+        return f"sampling offsets outside its {len(row.token_ids)} tokens"
+    return None
+
+
+def _check_states(shape: ShardShape, tokens: int, hidden: Activation) -> None:
+    found, wanted = (hidden.dtype, hidden.tokens, hidden.width), (shape.dtype, tokens, shape.width)
+    if found != wanted:
+        raise FrameRefused(f"hidden states are {found}, this stage takes {wanted} (dtype, tokens, width)")
+    bits, exponent = np.frombuffer(hidden.data, f"<u{DTYPE_BYTES[hidden.dtype]}"), _EXPONENT[hidden.dtype]
+    if ((bits & exponent) == exponent).any():
+        raise FrameRefused("hidden states hold infinite values or values that are no numbers")

@@ -1,25 +1,38 @@
-"""Which sequence holds how many tokens in a shard, by the rules every backend shares. Knows no tensors.
+"""What the shards of all backends share: the ledger of cached tokens, and the frame of a step. Imports no framework.
 
-The position is the truth: more cached tokens are truncated to it, fewer refuse the row. Lengths are committed after the
-last layer, so a failed step leaves nothing behind: what it wrote and the blocks it took are given back before the next
-one begins. Only its truncations stay, which are what the next row at that position would do anyway.
+The position is the truth: a shard that holds more tokens truncates to it, one that holds fewer refuses the row. Lengths
+are committed after the last layer, so a failed step leaves nothing behind: the next one first gives back what it wrote
+and the blocks it took. Only its truncations stay; the next row at that position would make them again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import accumulate
+from typing import Generic, Protocol, Self, TypeVar
 
-from together.types import Batch, LayerRange, Orders, Row, RowResult
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.base import ShardShape, StepOutput, check_frame
+from together.sampling import argmax_answers, draws_for, sample
+from together.types import BLOCK, Activation, Batch, LayerRange, Orders, Row, RowResult, Sampled
+
+REWIND = 256  # tokens that a sliding layer keeps beyond its window, so that they can be undone
+Array = TypeVar("Array")
+Logits = NDArray[np.float32]
+
+
+# --- who holds how many tokens ----------------------------------------------------------------------------------------
 
 
 class CacheStore(Protocol):
     """The tensors behind the ledger; lengths are always within what the ledger granted.
 
-    A store may forget tokens only further back than `rewind` from the length at which a step began. `truncate` may name
-    the length the sequence has already (then rows that were written beyond it are forgotten), `drop` a sequence that
-    was granted room and never written.
+    A store may forget tokens that lie further back than `rewind` from the length at which a step began. `truncate` may
+    name the current length (then rows written beyond it are forgotten), `drop` a sequence that was never written.
     """
 
     def truncate(self, sequence: int, length: int) -> None: ...
@@ -35,39 +48,38 @@ class Ledger:
 
     store: CacheStore
     capacity: int
-    block: int
+    block: int = BLOCK
     rewind: int | None = None
     tokens: dict[int, list[int]] = field(default_factory=dict)  # sequence → committed token ids
     allocated: dict[int, int] = field(default_factory=dict)  # sequence → tokens its blocks can hold
-    floors: dict[int, int] = field(default_factory=dict)  # sequence → lowest position it can go back to, beside 0
+    floors: dict[int, int] = field(default_factory=dict)  # sequence → lowest position it can go back to, apart from 0
     used: int = field(default=0, init=False)  # tokens that all allocated blocks can hold
     _begun: dict[int, Row] = field(default_factory=dict, init=False)  # accepted, not committed
 
     def begin(self, batch: Batch) -> tuple[tuple[Row, ...], tuple[RowResult, ...]]:
-        """Undo a failed step, apply the orders, truncate and admit: (rows to run, refusals), both in batch order."""
+        """Undo a failed step, apply the orders, truncate and admit: (rows to run, refusals), both in batch order.
+
+        No row is empty or at a negative position, and no sequence has two: the shard refuses such a batch as a whole.
+        """
         self.rollback()
         self._obey(batch.orders)
         refused: list[RowResult] = []
-        seen: set[int] = set()
         for row in batch.rows:
-            reason = "has an earlier row in the batch" if row.sequence in seen else self._refusal(row)
-            seen.add(row.sequence)
+            reason = self._refusal(row)
             if reason is None:
                 self._admit(row)
             else:
                 refused.append(RowResult(row.sequence, row.position, refusal=reason))
         return tuple(self._begun.values()), tuple(refused)
 
-    def commit(self, rows: tuple[Row, ...]) -> None:
-        """Called after the last layer ran: the rows' tokens are cached now. Begun rows that are left out are undone."""
-        for row in rows:
-            begun = self._begun.pop(row.sequence, None)
-            assert begun == row, f"the row of sequence {row.sequence} was not begun"
+    def commit(self) -> None:
+        """After the last layer ran: the tokens of the begun rows are cached now."""
+        for row in self._begun.values():
             self.tokens.setdefault(row.sequence, []).extend(row.token_ids)
             if self.rewind is not None:
                 floor = self.length(row.sequence) - self.rewind
                 self.floors[row.sequence] = max(floor, self.floors.get(row.sequence, 0))
-        self.rollback()
+        self._begun.clear()
 
     def rollback(self) -> None:
         """Give back what begun rows took and wrote since the last commit; `begin` does it by itself."""
@@ -84,13 +96,11 @@ class Ledger:
         return len(self.tokens.get(sequence, ()))
 
     def blocks(self, length: int) -> int:
-        """Tokens allocated for a sequence of `length` tokens: whole blocks."""
-        return -(-length // self.block) * self.block
+        """Tokens allocated for a sequence of `length` tokens."""
+        return whole_blocks(length, self.block)
 
     def _refusal(self, row: Row) -> str | None:
         held, floor = self.length(row.sequence), self.floors.get(row.sequence, 0)
-        if row.position < 0 or not row.token_ids:
-            return f"has {len(row.token_ids)} tokens at position {row.position}"
         if row.position > held:
             return f"holds {held} tokens of the sequence, was asked to go on at {row.position}"
         if 0 < row.position < floor:  # back to 0 is always possible: nothing of it is needed
@@ -127,7 +137,7 @@ class Ledger:
             self.store.drop(sequence)
 
     def _fork(self, source: int, target: int, length: int) -> None:
-        """A target that exists, a source too short or no room: nothing is done, and the next row there says so."""
+        """Does nothing if the target exists, the source is too short or there is no room: the next row says so."""
         known, floor = target in self.allocated, self.floors.get(source, 0)
         if known or not max(1, floor) <= length <= self.length(source):
             return
@@ -140,26 +150,67 @@ class Ledger:
             self.floors[target] = floor  # the copy has no more of the past than its source
 
 
-def spans(batch: Batch, accepted: tuple[Row, ...]) -> Iterator[slice]:
-    """Where each accepted row's tokens lie in the packed hidden states `[batch.tokens, width]` of the whole batch."""
-    start, wanted = 0, {row.sequence for row in accepted}
-    for row in batch.rows:
-        stop = start + len(row.token_ids)
-        if row.sequence in wanted:
-            wanted.discard(row.sequence)  # of a sequence named twice the second row was refused
-            yield slice(start, stop)
-        start = stop
+def whole_blocks(tokens: int, block: int = BLOCK) -> int:
+    return -(-tokens // block) * block
 
 
-class LedgerShard:
-    """The part of the contract's Shard that its ledger answers; a shard sets both in its constructor."""
+class LayerCache(Protocol):
+    """One sequence's keys and values in one layer."""
 
-    _layers: LayerRange
-    _ledger: Ledger
+    def truncate(self, length: int) -> None:
+        """Give back the blocks beyond `length`."""
+
+    def copy(self, length: int) -> Self:
+        """A cache of its own with the first `length` tokens, as far as they are still here."""
+
+
+Cache = TypeVar("Cache", bound=LayerCache)
+
+
+class SequenceCaches(Generic[Cache]):
+    """The CacheStore of real models: for every sequence a list of caches, one per layer of the shard."""
+
+    def __init__(self, windows: Sequence[int | None], empty: Callable[[int | None], Cache]) -> None:
+        """`windows` has each layer's sliding window; `empty` makes a cache for one of them."""
+        self.sequences: dict[int, list[Cache]] = {}
+        self._windows, self._empty = windows, empty
+
+    @property
+    def rewind(self) -> int | None:
+        return None if all(window is None for window in self._windows) else REWIND
+
+    def of(self, sequence: int) -> list[Cache]:
+        """The caches of a sequence, made if it is new."""
+        if sequence not in self.sequences:
+            self.sequences[sequence] = [self._empty(window) for window in self._windows]
+        return self.sequences[sequence]
+
+    def truncate(self, sequence: int, length: int) -> None:
+        for cache in self.of(sequence):
+            cache.truncate(length)
+
+    def fork(self, source: int, target: int, length: int) -> None:
+        self.sequences[target] = [cache.copy(length) for cache in self.sequences[source]]
+
+    def drop(self, sequence: int) -> None:
+        self.sequences.pop(sequence, None)
+
+
+# --- the frame of a step ----------------------------------------------------------------------------------------------
+
+
+class LedgerShard(ABC, Generic[Array]):
+    """The contract's Shard over a framework's `Array`s; the framework implements the abstract methods.
+
+    All rows of a step are packed: their tokens follow one another, so that a step reads each weight once.
+    """
+
+    def __init__(self, shape: ShardShape, ledger: Ledger) -> None:
+        self._shape, self._ledger = shape, ledger
 
     @property
     def layers(self) -> LayerRange:
-        return self._layers
+        return self._shape.layers
 
     @property
     def capacity(self) -> int:
@@ -176,3 +227,134 @@ class LedgerShard:
     @property
     def sequences(self) -> int:
         return len(self._ledger.allocated)
+
+    def step(self, batch: Batch, hidden: Activation | None) -> StepOutput:
+        rows, refusals, given = self._begin(batch, hidden)
+        if not rows:
+            nothing = Activation(self._shape.dtype, 0, self._shape.width, b"")
+            return StepOutput(None if self._shape.last else nothing, refusals)
+        states = self._forward(rows, given)
+        if self._shape.last:
+            output = StepOutput(None, _in_order(batch, rows, refusals, self._draw(rows, states)))
+        else:
+            output = StepOutput(self._write(rows, states), refusals)
+        self._ledger.commit()
+        return output
+
+    def logits(self, batch: Batch, hidden: Activation | None) -> Logits:
+        """Last stage only: a step that draws nothing; the raw logits at all offsets of its rows, `[offsets, vocab]`."""
+        rows, _, given = self._begin(batch, hidden)
+        states = self._forward(rows, given)
+        logits = self._to_numpy(rows, self._logits(states, _places(rows)))
+        self._ledger.commit()
+        return logits
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    # --- what a framework implements ---
+
+    @abstractmethod
+    def _read(self, hidden: Activation) -> Array:
+        """The states of an activation that fits; read only."""
+
+    @abstractmethod
+    def _join(self, states: Array, parts: Iterable[slice]) -> Array:
+        """These parts of the packed states, packed again."""
+
+    @abstractmethod
+    def _forward(self, rows: tuple[Row, ...], states: Array | None) -> Array:
+        """The states of the rows after the last layer; on the first stage `states` is None. Writes the caches."""
+
+    @abstractmethod
+    def _write(self, rows: tuple[Row, ...], states: Array) -> Activation:
+        """Computed states as what travels."""
+
+    @abstractmethod
+    def _logits(self, states: Array, places: list[int]) -> Array:
+        """Raw logits of these tokens, `[places, vocab]`: the head runs over nothing else."""
+
+    @abstractmethod
+    def _to_numpy(self, rows: tuple[Row, ...], logits: Array) -> Logits:
+        """Computed logits in fp32."""
+
+    def _greedy(self, rows: tuple[Row, ...], logits: Array, rest: list[int]) -> tuple[list[int], bool, Logits]:
+        """The best token at each place, whether its logit is finite everywhere, and the logits at the places `rest`.
+
+        Frameworks that can find the best on their device override this.
+        """
+        values = self._to_numpy(rows, logits)
+        best = values.argmax(axis=-1)
+        return best.tolist(), bool(np.isfinite(values.max(axis=-1)).all()), values[rest]
+
+    def _settle(self, rows: tuple[Row, ...]) -> None:
+        """Finish what the rows wrote to their caches, where no result asked for it."""
+
+    # --- the frame ---
+
+    def _begin(
+        self, batch: Batch, hidden: Activation | None
+    ) -> tuple[tuple[Row, ...], tuple[RowResult, ...], Array | None]:
+        """(rows to run, refusals, states of these rows). Raises FrameRefused before anything has changed."""
+        self._check(batch, hidden)
+        given = self._read(hidden) if hidden is not None and hidden.tokens else None
+        rows, refusals = self._ledger.begin(batch)
+        if given is not None and rows and refusals:
+            given = self._join(given, spans(batch, rows))
+        return rows, refusals, given
+
+    def _check(self, batch: Batch, hidden: Activation | None) -> None:
+        """Raises FrameRefused for a frame that this shard cannot run."""
+        check_frame(self._shape, batch, hidden)
+
+    def _draw(self, rows: tuple[Row, ...], states: Array) -> list[Sampled]:
+        """The tokens at all offsets, in order: plain greedy ones by the framework, the others by the shared sampler."""
+        plain = [argmax_answers(row.sample) for row in rows if row.sample for _ in row.sample.offsets]
+        if not plain:
+            self._settle(rows)
+            return []
+        rest = [i for i, answered in enumerate(plain) if not answered]
+        best, finite, logits = self._greedy(rows, self._logits(states, _places(rows)), rest)
+        if not finite:
+            raise ValueError(
+                f"{self._shape.model} computes no finite logits in {self._shape.dtype}; load it in bf16 or fp32"
+            )
+        draws = [draw for row in rows for draw in draws_for(row, self._ledger.tokens.get(row.sequence, ()))]
+        others = iter(sample(logits, [draws[i] for i in rest]) if rest else ())
+        return [Sampled(token) if answered else next(others) for token, answered in zip(best, plain, strict=True)]
+
+
+def starts(rows: Sequence[Row]) -> Iterator[tuple[Row, int]]:
+    """Each row with the place of its first token in the packing."""
+    return zip(rows, accumulate((len(row.token_ids) for row in rows), initial=0), strict=False)
+
+
+def spans(batch: Batch, accepted: tuple[Row, ...]) -> Iterator[slice]:
+    """Where each accepted row's tokens lie in the packed states of the whole batch."""
+    wanted = {row.sequence for row in accepted}
+    return (slice(at, at + len(row.token_ids)) for row, at in starts(batch.rows) if row.sequence in wanted)
+
+
+def token_ids(rows: Sequence[Row]) -> list[int]:
+    return [token for row in rows for token in row.token_ids]
+
+
+def positions(rows: Sequence[Row]) -> list[int]:
+    """Each packed token's position in its sequence."""
+    return [row.position + i for row in rows for i in range(len(row.token_ids))]
+
+
+def _places(rows: Sequence[Row]) -> list[int]:
+    """Where the rows ask for samples, in the packing."""
+    return [start + offset for row, start in starts(rows) if row.sample for offset in row.sample.offsets]
+
+
+def _in_order(
+    batch: Batch, rows: tuple[Row, ...], refusals: tuple[RowResult, ...], drawn: list[Sampled]
+) -> tuple[RowResult, ...]:
+    """One result per row of the batch, in its order."""
+    results, tokens = {refusal.sequence: refusal for refusal in refusals}, iter(drawn)
+    for row in rows:
+        offsets = row.sample.offsets if row.sample else ()
+        results[row.sequence] = RowResult(row.sequence, row.position, tuple(next(tokens) for _ in offsets))
+    return tuple(results[row.sequence] for row in batch.rows)

@@ -1,17 +1,30 @@
 """The checksum backend: a toy model for whole-product tests, whose every token depends on all tokens before it.
 
-Knows no framework: numpy alone, on the CPU, in milliseconds. Its folder looks like any model's: config.json with
-`"model_type": "checksum"` and one small tensor per layer. Keys of config.json for tests only, all optional:
-`block` (16), `rewind` (none: everything), `step_ms` per layer, `load_ms`, `fail_at_position` with `fail_at_layer` (0),
-or, with it, `most_layers` (a stage of more runs out of memory there), `devour_at_position` (a stage of more than
-`most_layers` fills DEVOURED bytes of memory there), `quiet_ids` (tokens that are hardly ever said).
+It runs on numpy alone, on the CPU, in milliseconds. Its folder looks like any model's: config.json with
+`"model_type": "checksum"` and one small tensor per layer. Optional keys of config.json, for tests: `block` (16),
+`rewind` (none: everything), `step_ms` per layer, `load_ms`, `fail_at_position` with `fail_at_layer` (0) or with
+`most_layers` (a stage of more runs out of memory there), `devour_at_position` (a stage of more than `most_layers` fills
+DEVOURED bytes of memory there), `quiet_ids` (tokens that are hardly ever drawn).
+
+Hidden states are whole numbers below 2**24, exact in fp32, so any cut on any machine gives the same bits. With mix =
+splitmix64's finalizer, G the golden ratio's 64 bits and everything modulo 2**64, layer i does for position p:
+
+    fold(x)     = Σ x[w] · (2w + 1) · G
+    entry[p]    = mix(fold(hidden[p]) + fold(weight of i) + (p + 1) · G)            what the KV cache holds, 8 bytes
+    seen        = Σ entry[j] · (2j + 1)  for j = 0 … p                              reads the whole cache, in its order
+    hidden[p,w] = (hidden[p,w] + mix(seen + (w + 1) · G) >> 40) modulo 2**24
+
+and the last stage, with values from 0 to 16 (quiet ids get 16 less):
+
+    logit[v]    = (mix(fold(hidden[p]) + fold(norm) + fold(head[v])) >> 42) / 2**18
 """
 
 from __future__ import annotations
 
 import platform
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +32,42 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from backends.base import LoadRequest
+from backends.base import LoadRequest, ShardShape
+from backends.ledger import Ledger, LedgerShard, Logits, starts, token_ids
 from backends.measuring import resident_bytes
-from backends.on_checksum.shard import KV_BYTES, Behaviour, ChecksumShard, Weights, fold
 from together.cluster_types import Device, DeviceProfile
-from together.errors import BrokenModel, NotEnoughMemory, UnsupportedModel
+from together.errors import BrokenModel, FrameRefused, NotEnoughMemory, UnsupportedModel
 from together.models.files import EMBED, HEAD, NORM, layer_of, read_into, read_json, tensors_for
 from together.models.folder import title
 from together.models.headers import TensorInfo
-from together.types import Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
+from together.sampling import mix64
+from together.types import Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
 from together.wording import quoted
 
+Words = NDArray[np.uint64]
+
 DEVICE = "cpu"
+KV_BYTES = 8  # per token and layer
+GOLDEN = 0x9E3779B97F4A7C15
+DEVOURED = 2**30  # bytes: more than a test's limit, and no harm where there is none
+LIMIT = 2**24  # whole numbers below it are exact in fp32
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """The toy's shape, and how it misbehaves."""
+
+    width: int
+    vocabulary: int
+    context: int
+    block: int = 16
+    rewind: int | None = None
+    step_ms: float = 0.0  # per layer
+    fail_at: int | None = None  # a row that covers this position fails the step …
+    fail_layer: int = 0  # … on the stage that holds this layer
+    most_layers: int | None = None  # a stage of more has no memory for that position
+    devour_at: int | None = None  # such a stage fills memory at this position, until the system kills it
+    quiet_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +77,15 @@ class ToyConfig:
     layers: int
     behaviour: Behaviour
     load_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Folded `keys` [layers]; on the first stage `embed` [vocab, width], on the last the folded `head` [vocab]."""
+
+    keys: Words
+    embed: Words | None
+    head: Words | None
 
 
 # --- the contract -----------------------------------------------------------------------------------------------------
@@ -90,7 +136,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _capacity(request: LoadRequest, weights: int, block: int) -> int:
-    """KV tokens that fit beside the weights, in whole blocks."""
+    """KV tokens that the weights leave room for, in whole blocks."""
     block_bytes = KV_BYTES * len(request.layers) * block
     blocks = (request.memory_bytes - weights) // block_bytes
     if blocks < 1:
@@ -99,6 +145,130 @@ def _capacity(request: LoadRequest, weights: int, block: int) -> int:
             f"{block} tokens of KV cache, {request.memory_bytes} were granted; grant more or choose fewer layers"
         )
     return blocks * block
+
+
+# --- the shard --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Entries:
+    """The KV cache: per sequence `[layers, tokens]`; the CacheStore behind the ledger."""
+
+    layers: int
+    held: dict[int, Words] = field(default_factory=dict)
+
+    def of(self, sequence: int) -> Words:
+        return self.held.get(sequence, np.empty((self.layers, 0), np.uint64))
+
+    def append(self, sequence: int, fresh: Words) -> None:
+        self.held[sequence] = np.concatenate((self.of(sequence), fresh), axis=1)
+
+    def truncate(self, sequence: int, length: int) -> None:
+        self.held[sequence] = self.held[sequence][:, :length]
+
+    def fork(self, source: int, target: int, length: int) -> None:
+        self.held[target] = self.held[source][:, :length].copy()
+
+    def drop(self, sequence: int) -> None:
+        self.held.pop(sequence, None)
+
+
+class ChecksumShard(LedgerShard[Words]):
+    """The contract's Shard; strict, so that a test of the whole product notices what a real model would forgive."""
+
+    def __init__(self, layers: LayerRange, weights: Weights, behaviour: Behaviour, capacity: int) -> None:
+        self._weights, self._behaviour = weights, behaviour
+        self._entries = Entries(len(weights.keys))
+        last = weights.head is not None
+        shape = ShardShape("the checksum toy", layers, last, behaviour.width, behaviour.vocabulary, "fp32")
+        super().__init__(shape, Ledger(self._entries, capacity, behaviour.block, behaviour.rewind))
+
+    def close(self) -> None:
+        self._entries.held.clear()
+        self._ledger.tokens.clear()
+
+    def _check(self, batch: Batch, hidden: Activation | None) -> None:
+        super()._check(batch, hidden)
+        context = self._behaviour.context
+        for row in batch.rows:
+            count = len(row.token_ids)
+            if row.position + count > context:
+                raise FrameRefused(
+                    f"the row of sequence {row.sequence} has {count} tokens at position {row.position}, "
+                    f"outside the context of {context}"
+                )
+
+    def _read(self, hidden: Activation) -> Words:
+        values = np.frombuffer(hidden.data, "<f4").reshape(hidden.tokens, hidden.width)
+        if not ((values >= 0) & (values < LIMIT) & (values == np.floor(values))).all():
+            raise FrameRefused("hidden states are not whole numbers below 2**24, as the checksum toy's are")
+        return values.astype(np.uint64)
+
+    def _join(self, states: Words, parts: Iterable[slice]) -> Words:
+        return np.concatenate([states[part] for part in parts])
+
+    def _forward(self, rows: tuple[Row, ...], states: Words | None) -> Words:
+        self._misbehave(rows)
+        if states is None:
+            assert self._weights.embed is not None
+            states = self._weights.embed[np.array(token_ids(rows), np.intp)]
+        return np.concatenate([self._run(row, states[at : at + len(row.token_ids)]) for row, at in starts(rows)])
+
+    def _run(self, row: Row, states: Words) -> Words:
+        """One row's states after the last layer, `[tokens, width]`."""
+        cached, width = self._entries.of(row.sequence), self._behaviour.width
+        assert cached.shape[1] == row.position, "the ledger and its store agree"
+        places = np.arange(row.position + len(states), dtype=np.uint64)
+        fresh = np.empty((len(self._weights.keys), len(states)), np.uint64)
+        for layer, key in enumerate(self._weights.keys):
+            fresh[layer] = mix64(fold(states) + key + (places[row.position :] + 1) * GOLDEN)
+            everything = np.concatenate((cached[layer], fresh[layer]))
+            seen = np.cumsum(everything * (2 * places + 1))[row.position :]
+            noise = mix64(seen[:, None] + (np.arange(width, dtype=np.uint64) + 1) * GOLDEN)
+            states = (states + (noise >> 40)) % LIMIT
+        self._entries.append(row.sequence, fresh)
+        return states
+
+    def _write(self, rows: tuple[Row, ...], states: Words) -> Activation:
+        return Activation("fp32", len(states), self._behaviour.width, states.astype("<f4").tobytes())
+
+    def _logits(self, states: Words, places: list[int]) -> Words:
+        """In units of 2**-18."""
+        assert self._weights.head is not None
+        return mix64(fold(states[places])[:, None] + self._weights.head) >> np.uint64(42)
+
+    def _to_numpy(self, rows: tuple[Row, ...], logits: Words) -> Logits:
+        values = (logits / 2**18).astype(np.float32)
+        values[:, list(self._behaviour.quiet_ids)] -= 16
+        return values
+
+    def _misbehave(self, rows: tuple[Row, ...]) -> None:
+        """As config.json orders: be slow, or fail after the ledger let the rows in."""
+        behaviour, layers = self._behaviour, self._shape.layers
+        time.sleep(behaviour.step_ms * len(self._weights.keys) / 1000)
+        large = len(layers) > (behaviour.most_layers or 0)
+        if large and _covered(rows, behaviour.devour_at):
+            np.ones(DEVOURED, np.uint8)
+        if not _covered(rows, behaviour.fail_at):
+            return
+        if behaviour.most_layers is not None:
+            if large:
+                raise MemoryError(
+                    f"the checksum toy has no memory for position {behaviour.fail_at} of {len(layers)} layers"
+                )
+        elif layers.start <= behaviour.fail_layer < layers.stop:
+            raise RuntimeError(f"the checksum toy was told to fail at position {behaviour.fail_at}")
+
+
+def _covered(rows: tuple[Row, ...], position: int | None) -> bool:
+    return position is not None and any(row.position <= position < row.position + len(row.token_ids) for row in rows)
+
+
+def fold(values: Words) -> Words:
+    """`[…, width]` → `[…]`: a weighted sum in which every element and its place count."""
+    factors = (2 * np.arange(values.shape[-1], dtype=np.uint64) + 1) * GOLDEN
+    folded: Words = (values * factors).sum(axis=-1)
+    return folded
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------

@@ -7,8 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import psutil
 
-from backends.base import LoadRequest
-from backends.checks import cache_capacity, check_model, in_words
+from backends.base import LoadRequest, cache_capacity, check_model, in_words
 from backends.on_mlx.measure import measure_model
 from backends.on_mlx.model import check_dtype, read_slice
 from backends.on_mlx.shard import MlxShard

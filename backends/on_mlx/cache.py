@@ -5,19 +5,14 @@ Every sequence has its own arrays in every layer, grown by whole blocks, so a st
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import mlx.core as mx
 
+from backends.ledger import REWIND, SequenceCaches, positions, whole_blocks
 from together.types import BLOCK, Row
-
-REWIND = 256  # tokens that a sliding layer keeps beyond its window, so that they can be undone
-
-
-def whole_blocks(tokens: int) -> int:
-    return -(-tokens // BLOCK) * BLOCK
 
 
 @dataclass(slots=True)
@@ -114,51 +109,30 @@ class PackedCache:
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
 
 
-@dataclass(slots=True)
-class MlxSequenceCaches:
-    """All sequences of a shard; `windows` has one entry per layer of it. The CacheStore behind the ledger."""
+class MlxSequenceCaches(SequenceCaches[MlxLayerCache]):
+    """All sequences of a shard; `windows` has one entry per layer of it."""
 
-    windows: tuple[int | None, ...]
-    kv_heads: int
-    head_dim: int
-    dtype: mx.Dtype
-    sequences: dict[int, tuple[MlxLayerCache, ...]] = field(default_factory=dict)
-
-    @property
-    def rewind(self) -> int | None:
-        return REWIND if any(window is not None for window in self.windows) else None
+    def __init__(self, windows: Sequence[int | None], kv_heads: int, head_dim: int, dtype: mx.Dtype) -> None:
+        nothing = (1, kv_heads, 0, head_dim)
+        super().__init__(
+            windows, lambda window: MlxLayerCache(window, mx.zeros(nothing, dtype), mx.zeros(nothing, dtype))
+        )
 
     def packed(self, rows: tuple[Row, ...]) -> tuple[PackedCache, ...]:
         """One PackedCache per layer for a step of these rows."""
         stops = tuple(accumulate(len(row.token_ids) for row in rows))
         bounds = tuple(zip((0, *stops), stops, strict=False))
-        positions = tuple(row.position for row in rows)
-        offset = mx.array([row.position + i for row in rows for i in range(len(row.token_ids))], mx.int32)
-        columns = zip(*(self._open(row.sequence) for row in rows), strict=True)
-        return tuple(PackedCache(offset, bounds, positions, caches) for caches in columns)
+        starts = tuple(row.position for row in rows)
+        offset = mx.array(positions(rows), mx.int32)
+        columns = zip(*(self.of(row.sequence) for row in rows), strict=True)
+        return tuple(PackedCache(offset, bounds, starts, caches) for caches in columns)
 
     def arrays(self, rows: Iterable[Row]) -> list[mx.array]:
         """The arrays that a step of these rows has written: to be evaluated with it."""
         caches = (cache for row in rows for cache in self.sequences[row.sequence])
         return [array for cache in caches for array in (cache.keys, cache.values)]
 
-    def truncate(self, sequence: int, length: int) -> None:
-        for cache in self.sequences[sequence]:
-            cache.truncate(length)
-
     def fork(self, source: int, target: int, length: int) -> None:
-        twins = tuple(cache.copy(length) for cache in self.sequences[source])
+        super().fork(source, target, length)
+        twins = self.sequences[target]
         mx.eval([(twin.keys, twin.values) for twin in twins])  # or the source could not be written in place
-        self.sequences[target] = twins
-
-    def drop(self, sequence: int) -> None:
-        self.sequences.pop(sequence, None)
-
-    def _open(self, sequence: int) -> tuple[MlxLayerCache, ...]:
-        if sequence not in self.sequences:
-            self.sequences[sequence] = tuple(self._empty(window) for window in self.windows)
-        return self.sequences[sequence]
-
-    def _empty(self, window: int | None) -> MlxLayerCache:
-        nothing = (1, self.kv_heads, 0, self.head_dim)
-        return MlxLayerCache(window, mx.zeros(nothing, self.dtype), mx.zeros(nothing, self.dtype))

@@ -8,8 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from backends.base import LoadRequest, Shard
-from backends.checks import cache_capacity, check_model, in_words
+from backends.base import LoadRequest, Shard, cache_capacity, check_model, in_words
 from together.cluster_types import Device, DeviceProfile
 from together.errors import BadSetting
 from together.models.spec import read_runnable

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from backends.ledger import REWIND, whole_blocks
 from together.types import BLOCK
-
-REWIND = 256  # last tokens of a sequence that sliding layers can undo
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class TorchLayerCache:
 
     def truncate(self, length: int) -> None:
         """Give back the blocks behind `length`."""
-        room = _blocks(length - self.base)
+        room = whole_blocks(length - self.base)
         if room < self.data.shape[2]:
             self.data = self.data[:, :, :room].clone()
 
@@ -69,7 +68,7 @@ class TorchLayerCache:
         """A cache of its own with the first `length` tokens, as far as they are still here."""
         twin = TorchLayerCache(self.shape, self.window, self.base)
         kept = length - self.base
-        twin.data = self.shape.empty(_blocks(kept))
+        twin.data = self.shape.empty(whole_blocks(kept))
         twin.data[:, :, :kept] = self.data[:, :, :kept]
         return twin
 
@@ -77,42 +76,9 @@ class TorchLayerCache:
         """Move what must stay, `[keep, position)`, to a tensor of whole blocks with room up to `stop`."""
         keep = self.base if self.window is None else max(self.base, position - self.window - REWIND)
         spare = BLOCK if keep else 0  # a sliding layer moves its tokens once per block, not with each one
-        grown = self.shape.empty(min(_blocks(stop - keep + spare), _blocks(stop)))
+        grown = self.shape.empty(min(whole_blocks(stop - keep + spare), whole_blocks(stop)))
         grown[:, :, : position - keep] = self.data[:, :, keep - self.base : position - self.base]
         self.data, self.base = grown, keep
-
-
-def _blocks(tokens: int) -> int:
-    return -(-tokens // BLOCK) * BLOCK
-
-
-@dataclass(slots=True)
-class TorchSequenceCaches:
-    """The ledger's store: for every sequence its caches, one per layer."""
-
-    shape: CacheShape
-    windows: tuple[int | None, ...]  # one per layer of the shard
-    sequences: dict[int, list[TorchLayerCache]] = field(default_factory=dict)
-
-    @property
-    def rewind(self) -> int | None:
-        return None if all(window is None for window in self.windows) else REWIND
-
-    def of(self, sequence: int) -> list[TorchLayerCache]:
-        """The caches of a sequence, made if it is new."""
-        if sequence not in self.sequences:
-            self.sequences[sequence] = [TorchLayerCache(self.shape, window) for window in self.windows]
-        return self.sequences[sequence]
-
-    def truncate(self, sequence: int, length: int) -> None:
-        for cache in self.of(sequence):
-            cache.truncate(length)
-
-    def fork(self, source: int, target: int, length: int) -> None:
-        self.sequences[target] = [cache.copy(length) for cache in self.sequences[source]]
-
-    def drop(self, sequence: int) -> None:
-        self.sequences.pop(sequence, None)
 
 
 NAME = "together_packed"

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from backends.base import LoadRequest
+from backends.ledger import REWIND
 from backends.on_torch import backend
-from backends.on_torch.cache import REWIND
 from backends.on_torch.linear import widened
 from tests.backends.conftest import Chains, Checkpoints
 from tests.support.chain import GREEDY, MEMORY, Chain, activation_of, assert_close, load_shard, new_sequence, row

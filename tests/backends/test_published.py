@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from backends.checks import in_words
+from backends.base import in_words
 from tests.backends.conftest import Checkpoints
 from tests.backends.published import FORMS, edit_config, publish, tensors_of
 from tests.support.chain import Chain, assert_close, load_shard, new_sequence, row

@@ -56,9 +56,9 @@ class Ring:
 
     def push(self, frame: Frame, ms: float) -> None:
         for ledger in self.stages:
-            rows, refused = ledger.begin(frame.batch)
+            _, refused = ledger.begin(frame.batch)
             assert refused == (), "the head's books and the stages' are equal"
-            ledger.commit(rows)
+            ledger.commit()
             assert ledger.used <= ledger.capacity
         first = self.stages[0]
         results = []

@@ -148,10 +148,10 @@ async def test_an_empty_message_is_a_frame_without_a_step(ring: RawRing) -> None
     [
         (frame(row(65), row(66)), "a sequence has two rows"),
         (frame(row()), "has no tokens"),
-        (frame(row(65, 66, offsets=(2,))), "samples past its end"),
-        (frame(row(65, offsets=(2**32 - 1,))), "samples past its end"),
-        (frame(row(65), activation=Activation("fp32", 1, WIDTH, STATES)), "takes token ids, not an activation"),
-        (frame(activation=Activation("fp32", 0, WIDTH, b"")), "takes token ids, not an activation"),
+        (frame(row(65, 66, offsets=(2,))), "sampling offsets outside"),
+        (frame(row(65, offsets=(2**32 - 1,))), "sampling offsets outside"),
+        (frame(row(65), activation=Activation("fp32", 1, WIDTH, STATES)), "takes token ids"),
+        (frame(activation=Activation("fp32", 0, WIDTH, b"")), "takes token ids"),
         (frame(row(2**32 - 1)), "a token outside the vocabulary"),
         (frame(row(65, position=2**32 - 1)), "outside the context"),
         (frame(row(*[65] * 257)), "outside the context"),
@@ -172,8 +172,8 @@ def activation(tokens: int = 1, width: int = WIDTH, value: float = 7.0) -> Activ
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (frame(row(65)), "the rows have 1 tokens and the activation 0"),
-        (frame(row(65), activation=activation(2)), "the rows have 1 tokens and the activation 2"),
+        (frame(row(65)), "takes hidden states, and the frame has none"),
+        (frame(row(65), activation=activation(2)), "hidden states are ('fp32', 2, 8), this stage takes ('fp32', 1, 8)"),
         (frame(row(65), activation=activation(width=WIDTH + 1)), "refused the frame"),
         (frame(row(65), activation=Activation("bf16", 1, WIDTH, bytes(16))), "refused the frame"),
         (frame(row(65), activation=activation(value=float("nan"))), "refused the frame"),

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from backends.base import LoadRequest, Shard, open_backend
-from backends.on_checksum.shard import KV_BYTES, ChecksumShard
+from backends.on_checksum.backend import KV_BYTES, ChecksumShard
 from tests.support.checksum import expected_tokens
 from tests.support.loopback import LoopbackRing
 from tests.support.patience import PATIENCE

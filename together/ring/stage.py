@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn, TextIO, TypeVar
 
-from backends.base import LoadRequest, Shard, open_backend
+from backends.base import LoadRequest, Shard, StepOutput, open_backend
 from together.cluster_types import StageLink
 from together.errors import FrameRefused, RingBroken, TogetherError, Unreachable
 from together.processes import leave_with_parent
@@ -42,7 +42,6 @@ class StepRunner:
         self, shard: Shard, model_layers: int, node_name: str, fault_of: Callable[[BaseException], Fault]
     ) -> None:
         self._shard = shard
-        self._first = shard.layers.start == 0
         self._last = shard.layers.stop == model_layers
         self._node_name = node_name
         self._fault_of = fault_of
@@ -69,8 +68,8 @@ class StepRunner:
         return wire.FRAME.encode(replace(answer, timings=(*frame.timings, timing)))
 
     def _run(self, frame: Frame, epoch: int) -> Frame:
-        self._check(frame, epoch)
-        output = self._shard.step(frame.batch, frame.activation)
+        self._begin(frame.step, epoch)
+        output = self._step_shard(frame)
         refused = {result.sequence for result in output.results if result.refusal}
         batch = frame.batch
         if refused:
@@ -80,33 +79,22 @@ class StepRunner:
             return Frame(frame.step, batch, output.activation, results)
         return Frame(frame.step, Batch(), None, results)
 
-    def _check(self, frame: Frame, epoch: int) -> None:
+    def _begin(self, step: int, epoch: int) -> None:
         if epoch != self._epoch:
             self._epoch, self._step = epoch, 0
-        if frame.step <= self._step:
-            raise FrameRefused(f"step {frame.step} came after step {self._step}")
-        check_frame(frame, first=self._first)
-        self._step = frame.step
+        if step <= self._step:
+            raise FrameRefused(f"step {step} came after step {self._step}")
+
+    def _step_shard(self, frame: Frame) -> StepOutput:
+        before, self._step = self._step, frame.step
+        try:
+            return self._shard.step(frame.batch, frame.activation)
+        except FrameRefused:
+            self._step = before  # whatever number a refused frame has, the next one may be lower
+            raise
 
     def _failure(self, frame: Frame, cause: str, fault: Fault = Fault.OTHER) -> Frame:
         return Frame(frame.step, Batch(), failure=Failure(self._node_name, self._index, cause, fault))
-
-
-def check_frame(frame: Frame, first: bool) -> None:
-    """Checks that need no shard. Raises FrameRefused."""
-    sequences = [row.sequence for row in frame.batch.rows]
-    if len(set(sequences)) != len(sequences):
-        raise FrameRefused("a sequence has two rows in one frame")
-    for row in frame.batch.rows:
-        if not row.token_ids:
-            raise FrameRefused(f"the row of sequence {row.sequence} has no tokens")
-        if row.sample and not all(offset < len(row.token_ids) for offset in row.sample.offsets):
-            raise FrameRefused(f"the row of sequence {row.sequence} samples past its end")
-    tokens = frame.activation.tokens if frame.activation else 0
-    if first and frame.activation is not None:
-        raise FrameRefused("the first stage takes token ids, not an activation")
-    if not first and tokens != frame.batch.tokens:
-        raise FrameRefused(f"the rows have {frame.batch.tokens} tokens and the activation {tokens}")
 
 
 def fault_of(backend: str, error: BaseException) -> Fault:
