@@ -56,8 +56,9 @@ def verbatim(text: str) -> Sentence:
 class _Writer(Formatter):
     """Fills a text's fields. After the colon stands one of the words below, or a format of Python's.
 
-    `and`: a list with "and" before its last part; `size`, `ms`: bytes and milliseconds; `sizes 0`: a part of a tuple of
-    sizes, with enough digits to tell them apart; `plural one|many`: a word by a number or a tuple's length.
+    Of a tuple, `and` is a list with "and" before its last part, `all` joins sentences to one, and `lines` gives each a
+    line; `size`, `ms`: bytes and milliseconds; `sizes 0`: a part of a tuple of sizes, with enough digits to tell them
+    apart; `plural one|many`: a word by a number or a tuple's length.
     """
 
     def __init__(self, language: str) -> None:
@@ -66,6 +67,10 @@ class _Writer(Formatter):
     def format_field(self, value: Any, format_spec: str) -> str:
         word, _, rest = format_spec.partition(" ")
         match word:
+            case "all":
+                return "; ".join(self.format_field(part, "") for part in value)
+            case "lines":
+                return "".join(f"\n- {self.format_field(part, '')}" for part in value)
             case "and":
                 return names_text([self.format_field(part, "") for part in value])
             case "size":
@@ -85,6 +90,7 @@ class _Writer(Formatter):
 _ENGLISH = {
     "": "",
     "verbatim": "{text}",
+    "all": "{sentences:all}",
     # The state of what a head serves.
     "no_model": "no model is loaded; load one on the page or start with: python3 launch.py up --model FOLDER",
     "loading": "{model} is being loaded ({step}, {progress:.0%}); try again in a moment",
@@ -156,5 +162,66 @@ _ENGLISH = {
     "memory_limit": "{node}: a stage with {sizes:sizes 0} on {device} ran out of memory ({cause}), so plans use at "
     "most {sizes:sizes 1} of it for another {minutes} {minutes:plural minute|minutes} or until the node starts again. "
     "To use all of it now: python3 launch.py forget {quoted}",
+    # Why a node has its layers.
+    "takes_all": "{node} takes all {layers} {layers:plural layer|layers}: the whole model fits on it",
+    "takes_all_alone": "{node} takes all {layers} {layers:plural layer|layers}: the whole model fits on it, so no "
+    "token has to hop",
+    "takes": "{node} takes {count} {count:plural layer|layers} ({layers}): at {speed:ms} per layer, {why}{head}",
+    "takes_by": "{node} takes {count} {count:plural layer|layers} ({layers}) by {rule}: {ms:ms}{head}",
+    "lm_head": "; as the last one it also has the LM head, {ms:ms}",
+    "all_it_holds": "as many as it can hold",
+    "all_its_memory": "as many as its memory holds",
+    "balanced": "so that no stage takes longer than {ms:ms}",
+    "faster_ones_full": "what the faster ones leave",
+    "none_faster": "none of the others is faster",
+    "not_worth": "{machines} {machines:plural machine|machines} would be {gain:.1%} faster, which is not worth {more} "
+    "{more:plural machine|machines} more that can fail",
+    "cost": "a token takes {token:ms}: {computing:ms} of computing{hops}{slowest}{turns}",
+    "cost_hops": " and {ms:ms} on {hops} {hops:plural hop|hops}",
+    "cost_slowest": "; with {users} users at once the slowest stage, on {node}, takes {ms:ms}",
+    "cost_turns": ", and stages of one machine take turns, {ms:ms} in all",
+    "network": "for {tokens_per_second:g} tokens/s each of the {hops} hops needs {mbit_per_s:.0f} Mbit/s and at most "
+    "{ms:ms}; for a first token {first_token_s:g} s after {prompt_tokens} tokens of prompt, {prompt_mbit_per_s:.0f} "
+    "Mbit/s",
+    "sized_less": "sized for a context of {context} and {users} {users:plural user|users}: more does not fit",
+    # Why a node has none.
+    "left_out": "{node} left out: {why}",
+    "out_by": "it gets no layer by {rule}",
+    "out_no_layer": "it can hold no layer",
+    "out_no_memory": "it has {sizes:sizes 0} to give, and one layer takes {sizes:sizes 1}",
+    "out_no_more_layers": "there are no more layers than machines",
+    "out_no_ring": "no ring or split that also uses it is possible",
+    "out_not_faster": "it would make no token faster",
+    "out_slower": "it would make each token {ms:ms} slower",
+    "out_not_worth": "it would make each token only {ms:ms} faster, not worth one more machine that can fail",
+    # Why there is no plan, and what to do.
+    "infeasible": "{error}{suggestions:lines}",
+    "too_large": "the model does not fit: the nodes hold {placed} of its {layers} layers{missing}",
+    "missing_bytes": "; {size:size} are missing{sizing}",
+    "sized": " with a context of {context} for {users} {users:plural user|users}",
+    "add_layers": "add a node that holds {layers} {layers:plural layer|layers}, or let the nodes hold that many more",
+    "less_context": "lower the context from {context} to {less}",
+    "fewer_users": "plan for {fewer} instead of {users} users at once",
+    "four_bit": "use 4-bit weights: they take {size:size} less than 16-bit ones",
+    "least_model": "use 4-bit weights with a context of {context} for one user",
+    "mend_links": "make the unusable links work: between {links:and}",
+    "link": "{a} and {b}",
+    "add_memory": "add a node with {size:size} free, or free as much on the others",
+    "add_nodes": "add nodes with {size:size} free in all, or free memory on these",
+    "other_split": "the recommended split fits: {shares}",
+    "assigned": "{node}={layers}",
+    # What is wrong with a split.
+    "gap": "layers {layers} are in no range; the ranges must follow one another",
+    "overlap": "the range {layers} starts before layer {reached}, where the one before it ends",
+    "wrong_end": "the ranges end at layer {reached}, and the model has {layers} layers",
+    "node_twice": "node {node} is named twice; give it one run of layers",
+    "no_node": "there is no node {node}; there are: {nodes}",
+    "too_many_layers": "node {node}: has {layers} layers, can hold {most}; move some",
+    "needs_memory": "node {node}: needs {sizes:sizes 0} for layers {layers}{sizing}, may use {sizes:sizes 1}; lower "
+    "the context, give it fewer layers, or add a node",
+    "unusable_link": "the link between {a} and {b} cannot be used; put another node between them",
+    "memory_together": "the partitions in {pool} need {sizes:sizes 0} together with a context of {context}, they may "
+    "use {sizes:sizes 1}; lower context or users, or give them fewer layers",
+    "hold_nothing": "{places:and} cannot hold a single layer; free memory there, or ask for fewer partitions",
 }
 _LANGUAGES = {ENGLISH: _ENGLISH}

@@ -78,7 +78,8 @@ class Edited:
         total, layers = sum(_count(text) or 0 for text in self.counts), self.draft.problem.model.layers
         if not wrong and total != layers:
             wrong = [f"the layers add up to {total}, the model has {layers}"]
-        return wrong or rescore(self.draft.problem, self.split)
+        scored = rescore(self.draft.problem, self.split)
+        return wrong or (scored if isinstance(scored, PlanReport) else list(map(str, scored)))
 
     @property
     def request(self) -> PlanRequest:
@@ -125,7 +126,7 @@ def shown_plan(edited: Edited, serial: int | None = None) -> Shown:
         "changed": edited.is_changed,
         "wrong": [] if isinstance(outcome, PlanReport) else outcome,
         "speed": _speed(outcome) if isinstance(outcome, PlanReport) else None,
-        "why": list(draft.answer.why) if valid and not edited.is_changed else [],
+        "why": list(map(str, draft.answer.why)) if valid and not edited.is_changed else [],
     }
 
 
@@ -165,7 +166,7 @@ def _speed(answer: PlanReport) -> Shown:
 
 
 def shown_missing(missing: Infeasible) -> Shown:
-    return {"kind": "wrong", "wrong": [missing.error], "advice": list(missing.suggestions)}
+    return {"kind": "wrong", "wrong": [str(missing.error)], "advice": list(map(str, missing.suggestions))}
 
 
 def shown_error(text: str) -> Shown:

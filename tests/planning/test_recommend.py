@@ -24,15 +24,13 @@ def check_plan(problem: Problem, split: Split) -> None:
     """Contiguous layers from the first to the last, each node once, every cap kept, every hop usable."""
     assert split.shares[0].layers.start == 0
     assert split.shares[-1].layers.stop == problem.model.layers
-    for before, after in zip(split.shares, split.shares[1:], strict=False):
-        assert before.layers.stop == after.layers.start
+    pairs = zip(split.shares, split.shares[1:], strict=False)
+    assert all(before.layers.stop == after.layers.start for before, after in pairs)
     assert len(set(split.nodes)) == len(split.nodes)
     for share in split.shares:
         node = problem.node(share.node)
-        if node.max_layers is not None:
-            assert len(share.layers) <= node.max_layers
-        else:
-            assert problem.stage_bytes(share.layers) <= node.room_bytes
+        fits = problem.stage_bytes(share.layers) <= node.room_bytes
+        assert fits if node.max_layers is None else len(share.layers) <= node.max_layers
     assert score_of(problem, split).token_ms < float("inf")
 
 
@@ -93,8 +91,7 @@ def test_both_exact_searches_agree_on_seven_nodes(seed: int) -> None:
         )
         for i in range(7)
     )
-    if seed % 2:
-        nodes = tuple(replace(node, ms_per_head=chance.uniform(0, 20)) for node in nodes)
+    nodes = tuple(replace(node, ms_per_head=chance.uniform(0, 20)) for node in nodes) if seed % 2 else nodes
     links = tuple(Link(f"n{i}", f"n{j}", chance.uniform(0, 9)) for i in range(7) for j in range(i))
     equal = Problem(ModelSize((10**6,) * 24, 10**6, 2 * 10**6), nodes, links, head=chance.choice((None, "n3")), users=4)
     almost = replace(equal, model=replace(equal.model, layer_bytes=(10**6 - 1, *(10**6,) * 23)))
@@ -359,7 +356,9 @@ def test_nodes_of_one_machine_take_turns_where_both_are_needed() -> None:
     score = score_of(problem, split)
     assert len(split.shares) == 2
     assert (score.slowest_stage_ms, score.busiest_ms, score.score_ms) == (18, 36, 36)
-    assert explain(problem, split)[-1].endswith("takes 18.0 ms, and stages of one machine take turns, 36.0 ms in all")
+    assert str(explain(problem, split)[-1]).endswith(
+        "takes 18.0 ms, and stages of one machine take turns, 36.0 ms in all"
+    )
 
 
 def test_for_one_person_nothing_takes_turns() -> None:

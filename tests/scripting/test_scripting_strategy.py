@@ -202,7 +202,7 @@ def test_a_gpu_without_room_is_named_where_equal_parts_are_wanted(toy: Path) -> 
     profiles = {place.device: UNKNOWN_PROFILE for place in places}
     found = plan_here(opened, PlanRequest("uniform"), Sizing(256, 1, "fp32"), places, profiles, settings)
     assert isinstance(found, Infeasible)
-    assert found.error == "cuda:0 cannot hold a single layer; free memory there, or ask for fewer partitions"
+    assert str(found.error) == "cuda:0 cannot hold a single layer; free memory there, or ask for fewer partitions"
 
 
 def test_a_model_that_is_not_here_is_named(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_what_is_missing_is_shown_with_its_advice() -> None:
     missing = plan_for(PlanRequest(), replace(PROBLEM, nodes=PROBLEM.nodes[2:]))
     assert isinstance(missing, Infeasible)
     shown = shown_missing(missing)
-    assert shown == {"kind": "wrong", "wrong": [missing.error], "advice": list(missing.suggestions)}
+    assert shown == {"kind": "wrong", "wrong": [str(missing.error)], "advice": list(map(str, missing.suggestions))}
     assert shown["advice"]
     assert shown_error("why") == {"kind": "wrong", "wrong": ["why"], "advice": []}
 

@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_said_with_what_would(page: Page, real_app: RealApp
     set_number(page, "#split-users", 1_000_000)
     page.locator("#split-recommend").click()
     expect(page.locator("#split-panel .wrong")).to_contain_text("the model does not fit", timeout=MEASURED)
-    expect(page.locator("#split-panel .advice")).to_contain_text("instead of 1000000 people at once")
+    expect(page.locator("#split-panel .advice")).to_contain_text("instead of 1000000 users at once")
     expect(page.locator("#split-apply")).to_have_count(0)
 
 

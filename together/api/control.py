@@ -15,7 +15,7 @@ from together.head.head import Head
 from together.planning.cluster_file import problem_json
 from together.planning.explain import Infeasible
 from together.planning.parse import parse_request
-from together.planning.report import answer_json, answer_text, missing_json, missing_text
+from together.planning.report import answer_json, answer_text, missing_json
 from together.planning.request import PlanRequest
 
 
@@ -99,7 +99,7 @@ def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
         """As `together plan --json`: the plan, or `error`, `missing_layers` and so on; `text` is both for a person."""
         outcome = await head.plan(order.model, order.request("recommend"))
         if isinstance(outcome, Infeasible):
-            return JSONResponse({**missing_json(outcome), "text": missing_text(outcome)})
+            return JSONResponse({**missing_json(outcome), "text": str(outcome.sentence)})
         return JSONResponse({**answer_json(outcome), "text": answer_text(outcome)})
 
     @router.post("/cluster")

@@ -68,7 +68,7 @@ class Survey:
 
     problem: Problem
     placements: dict[str, Placement]
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[Sentence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +185,11 @@ class Surveyor:
         if speeds is Speeds.KNOWN:
             slowest = max(profiles.values(), key=lambda profile: profile.ms_per_layer, default=UNKNOWN_PROFILE)
             profiles = {place: profiles.get(place, slowest) for place in placements}
-        skipped = tuple(f"{place.name} left out: {why}" for place, why in answers.items() if place not in profiles)
+        skipped = tuple(
+            say("left_out", node=place.name, why=str(why)) for place, why in answers.items() if place not in profiles
+        )
         if not profiles:
-            raise NotServing("; ".join(skipped))
+            raise NotServing(say("all", sentences=skipped))
         problem = self._problem(spec, sizing, profiles)
         links = await self._all_links(list(profiles), spec.hidden_size * DTYPE_BYTES[sizing.dtype])
         return Survey(replace(problem, links=links), _by_name(profiles), skipped)

@@ -92,7 +92,7 @@ def _plan_file(file: Path, request: PlanRequest) -> tuple[dict[str, Any], str]:
     """The plan for a cluster file, or what is missing, for programs and for people. Raises BadInput."""
     from together.planning.cluster_file import parse_cluster
     from together.planning.explain import Infeasible
-    from together.planning.report import answer_json, answer_text, missing_json, missing_text
+    from together.planning.report import answer_json, answer_text, missing_json
     from together.planning.request import plan_for
 
     try:
@@ -101,7 +101,7 @@ def _plan_file(file: Path, request: PlanRequest) -> tuple[dict[str, Any], str]:
         raise BadSetting(f"--cluster {file} cannot be read: {error}") from None
     outcome = plan_for(request, problem)
     if isinstance(outcome, Infeasible):
-        return missing_json(outcome), missing_text(outcome)
+        return missing_json(outcome), str(outcome.sentence)
     return answer_json(outcome), answer_text(outcome)
 
 

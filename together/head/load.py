@@ -14,7 +14,6 @@ from together.head.last_plan import BY_HAND, LastPlan
 from together.head.model import ModelHandle, open_model
 from together.head.plan import NEED_SPEEDS, PlannedModel, plan_model
 from together.planning.explain import Infeasible
-from together.planning.report import missing_text
 from together.planning.request import PlanRequest
 from together.sentences import Sentence, say
 from together.settings import Settings
@@ -79,7 +78,7 @@ class ModelLoad:
             show(say("step_other_split"))
         found = await plan_model(opened, self.request, settings, surveyor, speeds)
         if isinstance(found, Infeasible):
-            raise NotEnoughMemory(missing_text(found))
+            raise NotEnoughMemory(found.sentence)
         return found
 
     def _same(self, opened: ModelHandle, surveyor: Surveyor) -> PlanRequest | None:

@@ -15,6 +15,7 @@ from together.planning.problem import Problem, Sizing
 from together.planning.recommend import recommend
 from together.planning.report import PlanReport
 from together.planning.request import PlanRequest, plan_for
+from together.sentences import Sentence, say
 from together.settings import Settings
 from together.types import LayerRange, Plan, StagePlan, missing_ranges
 
@@ -134,8 +135,5 @@ def _stage(spec: ModelSpec, place: Placement, layers: LayerRange, sizing: Sizing
     return StagePlan(place.node, place.device.backend, place.device.name, layers, memory)
 
 
-def _lowered(sizing: Sizing, missing: Infeasible | None) -> tuple[str, ...]:
-    if missing is None:
-        return ()
-    people = "one person" if sizing.users == 1 else f"{sizing.users} people at once"
-    return (f"sized for a context of {sizing.context} and {people}: more does not fit",)
+def _lowered(sizing: Sizing, missing: Infeasible | None) -> tuple[Sentence, ...]:
+    return () if missing is None else (say("sized_less", context=sizing.context, users=sizing.users),)

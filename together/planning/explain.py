@@ -7,44 +7,46 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from together.planning.problem import EXACT_NODES, Assignment, NodeProfile, Problem, Split
-from together.planning.recommend import recommend
+from together.planning.recommend import exactly, recommend
 from together.planning.score import Score, score_of
 from together.planning.search.instance import SearchProblem, compile_problem, differ, split_of
 from together.planning.search.rings import ring_ms
-from together.planning.search.subsets import Subsets, fill, speed_order, stages_of
+from together.planning.search.subsets import fill, speed_order, stages_of
+from together.sentences import NOTHING, Sentence, say
 from together.types import LayerRange
-from together.wording import count_text, layers_text, ms_text, names_text, size_text, sizes_text
+from together.wording import layers_text
 
 FOUR_BIT = 4.5 / 16  # of bf16's bytes: 4 bits a weight, and scales
+SHORTEST = 512  # tokens: no shorter context is suggested
 
 
 @dataclass(frozen=True, slots=True)
 class Infeasible:
     """Why there is no plan. `layers` and `bytes` (with KV) are what no node can hold."""
 
-    error: str
-    layers: int
-    bytes: float
-    suggestions: tuple[str, ...]
+    error: Sentence
+    layers: int = 0
+    bytes: float = 0
+    suggestions: tuple[Sentence, ...] = ()
+
+    @property
+    def sentence(self) -> Sentence:
+        """The error, and a line for each suggestion."""
+        return say("infeasible", error=self.error, suggestions=self.suggestions)
 
 
 def explain_missing(problem: Problem) -> Infeasible:
     """For a problem that `recommend` has no plan for."""
     layers, placed = problem.model.layers, _placeable(problem)
-    missing = layers - placed
-    size = problem.stage_bytes(LayerRange(placed, layers)) if placed else _whole(problem)
-    error = f"the model does not fit: the nodes hold {placed} of its {layers} layers"
-    if size:
-        error += f"; {size_text(size)} are missing{_sizing(problem)}"
-    return Infeasible(error, missing, size, tuple(_suggestions(problem, missing, size)))
+    size = problem.stage_bytes(LayerRange(placed, layers) if placed else problem.all_layers)
+    sizing = say("sized", context=problem.context, users=problem.users) if problem.kv_bytes_per_layer else NOTHING
+    missing = say("missing_bytes", size=size, sizing=sizing) if size else NOTHING
+    error = say("too_large", placed=placed, layers=layers, missing=missing)
+    return Infeasible(error, layers - placed, size, tuple(_suggestions(problem, layers - placed, size)))
 
 
 def _fits(problem: Problem) -> bool:
     return recommend(replace(problem, tolerance=0.0)) is not None
-
-
-def _whole(problem: Problem) -> float:
-    return problem.stage_bytes(LayerRange(0, problem.model.layers))
 
 
 def _placeable(problem: Problem) -> int:
@@ -53,61 +55,44 @@ def _placeable(problem: Problem) -> int:
     while high - low > 1:
         middle = (low + high) // 2
         part = replace(problem.model, layer_bytes=problem.model.layer_bytes[:middle])
-        if _fits(replace(problem, model=part)):
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if _fits(replace(problem, model=part)) else (low, middle)
     return low
 
 
-def _sizing(problem: Problem) -> str:
-    if not problem.kv_bytes_per_layer:
-        return ""
-    return (
-        f" with a context of {problem.context} for {count_text(problem.users, 'person').replace('persons', 'people')}"
-    )
-
-
-def _suggestions(problem: Problem, missing: int, size: float) -> Iterator[str]:
+def _suggestions(problem: Problem, missing: int, size: float) -> Iterator[Sentence]:
     """At least one, all of them true."""
     by_bytes = any(node.max_layers is None for node in problem.nodes)
     if by_bytes:
         yield from _smaller(problem)
     yield from _links(problem)
-    if by_bytes:
-        yield _more_memory(problem, size)
-    else:
-        yield f"add a node that holds {count_text(missing, 'layer')}, or let the nodes hold so many more"
+    yield _more_memory(problem, size) if by_bytes else say("add_layers", layers=missing)
 
 
-def _smaller(problem: Problem) -> Iterator[str]:
-    """A shorter context, fewer people, 4-bit weights; all three together where none is enough alone."""
-    context, users, packed = _context(problem), _users(problem), _four_bit(problem)
-    alone = False
-    if context is not None and _fits(replace(problem, context=context)):
-        alone = True
-        yield f"lower the context from {problem.context} to {context}"
-    if users is not None:
-        alone = True
-        yield f"plan for {users} instead of {problem.users} people at once"
-    if packed is not None and _fits(packed):
-        alone = True
-        saved = sum(problem.model.layer_bytes) - sum(packed.model.layer_bytes)
-        yield f"use 4-bit weights: they take {size_text(saved)} less than 16-bit ones"
-    if not alone and packed is not None:
-        least = replace(packed, users=1, context=min(problem.context, 4096))
+def _smaller(problem: Problem) -> Iterator[Sentence]:
+    """A shorter context, fewer users, 4-bit weights; all three together where none is enough alone."""
+    context, users = problem.context, problem.users
+    less, fewer, packed = _context(problem), _users(problem), _four_bit(problem)
+    enough = packed is not None and _fits(packed)
+    if less is not None:
+        yield say("less_context", context=context, less=less)
+    if fewer is not None:
+        yield say("fewer_users", users=users, fewer=fewer)
+    if packed is not None and enough:
+        yield say("four_bit", size=sum(problem.model.layer_bytes) - sum(packed.model.layer_bytes))
+    if less is None and fewer is None and packed is not None and not enough:
+        least = replace(packed, users=1, context=min(context, 4096))
         if _fits(least):
-            yield f"use 4-bit weights with a context of {least.context} for one person"
+            yield say("least_model", context=least.context)
 
 
 def _context(problem: Problem) -> int | None:
-    """4096, or the longest half, quarter, … that fits; None where the context makes no difference."""
+    """4096, or the longest half, quarter, … that fits; None where no context of SHORTEST or more does."""
     if not problem.model.kv_bytes_per_token_per_layer:
         return None
     tried = 4096 if problem.context > 4096 else problem.context // 2
-    while tried >= 512 and not _fits(replace(problem, context=tried)):
+    while tried >= SHORTEST and not _fits(replace(problem, context=tried)):
         tried //= 2
-    return tried if tried >= 512 else None
+    return tried if tried >= SHORTEST else None
 
 
 def _users(problem: Problem) -> int | None:
@@ -126,15 +111,14 @@ def _four_bit(problem: Problem) -> Problem | None:
     return replace(problem, model=replace(problem.model, layer_bytes=sizes))
 
 
-def _links(problem: Problem) -> Iterator[str]:
+def _links(problem: Problem) -> Iterator[Sentence]:
     broken = [link for link in problem.links if link.ms is None]
     usable = tuple(replace(link, ms=problem.hop_ms) if link.ms is None else link for link in problem.links)
     if broken and _fits(replace(problem, links=usable)):
-        pairs = names_text([f"{link.a} and {link.b}" for link in broken])
-        yield f"make the unusable links work: between {pairs}"
+        yield say("mend_links", links=tuple(say("link", a=link.a, b=link.b) for link in broken))
 
 
-def _more_memory(problem: Problem, size: float) -> str:
+def _more_memory(problem: Problem, size: float) -> Sentence:
     """The least of a few sizes of another node that is enough."""
     model = problem.model
     ends = model.embed_bytes + model.head_bytes
@@ -144,82 +128,72 @@ def _more_memory(problem: Problem, size: float) -> str:
     for room in (size, size + ends, size + ends + layer, size + ends + 2 * layer):
         node = NodeProfile(name, 1.0, free_bytes=room)
         if room < inf and _fits(replace(problem, nodes=(*problem.nodes, node))):
-            return f"add a node with {size_text(room)} free, or free as much on the others"
-    return f"add nodes with {size_text(_whole(problem))} free in all, or free memory on these"
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A node without layers, and why, with its name in the sentence."""
-
-    node: str
-    why: str
-
-
-def explain(problem: Problem, split: Split) -> tuple[str, ...]:
-    """Why each node of the split has its layers, and what that costs."""
-    score = score_of(problem, split)
-    return (*(_why(problem, split, score, share) for share in split.shares), _cost(problem, split, score))
-
-
-def explain_left_out(problem: Problem, split: Split) -> tuple[LeftOut, ...]:
-    """In the order of the problem's nodes."""
-    score = score_of(problem, split)
-    names = [node for node in problem.nodes if node.name not in split.nodes]
-    return tuple(LeftOut(node.name, f"{node.name} left out: {_why_not(problem, split, score, node)}") for node in names)
-
-
-def explain_tolerance(problem: Problem, split: Split) -> tuple[str, ...]:
-    """Says so when a faster plan with more machines was passed over."""
-    fastest = recommend(replace(problem, tolerance=0.0)) if problem.tolerance else None
-    if fastest is None or len(fastest.shares) <= len(split.shares):
-        return ()
-    gained = score_of(problem, split).score_ms / score_of(problem, fastest).score_ms - 1
-    sentence = f"{count_text(len(fastest.shares), 'machine')} would be {gained:.1%} faster, which is not worth "
-    return (sentence + f"{count_text(len(fastest.shares) - len(split.shares), 'machine')} more that can fail",)
-
-
-def explain_rule(problem: Problem, split: Split, rule: str) -> tuple[tuple[str, ...], tuple[LeftOut, ...]]:
-    """The same for a split that follows a rule instead: each node's layers and ms, and who gets none by it."""
-    score = score_of(problem, split)
-    taken = [
-        f"{share.node} takes {count_text(len(share.layers), 'layer')} ({layers_text(share.layers)}) by {rule}: "
-        f"{ms_text(cost.ms)}{_head_text(problem, share)}"
-        for share, cost in zip(split.shares, score.stages, strict=True)
-    ]
-    names = [node.name for node in problem.nodes if node.name not in split.nodes]
-    left_out = tuple(LeftOut(name, f"{name} left out: it gets no layer by {rule}") for name in names)
-    return (*taken, _cost(problem, split, score)), left_out
+            return say("add_memory", size=room)
+    return say("add_nodes", size=problem.stage_bytes(problem.all_layers))
 
 
 # --- who got layers ---------------------------------------------------------------------------------------------------
 
 
-def _why(problem: Problem, split: Split, score: Score, share: Assignment) -> str:
-    node, all_layers = problem.node(share.node), problem.model.layers
-    if len(split.shares) == 1:
-        reason = "the whole model fits on it" + ("" if score.hops else ", so no token has to hop")
-        return f"{share.node} takes all {count_text(all_layers, 'layer')}: {reason}"
-    taken = f"{share.node} takes {count_text(len(share.layers), 'layer')} ({layers_text(share.layers)})"
-    reason = _reason(problem, split, score, node, share)
-    return f"{taken}: at {ms_text(node.ms_per_layer)} per layer, {reason}{_head_text(problem, share)}"
+def explain(problem: Problem, split: Split) -> tuple[Sentence, ...]:
+    """Why each node of the split has its layers, and what that costs."""
+    score = score_of(problem, split)
+    return (*(_why(problem, split, score, share) for share in split.shares), _cost(problem, split, score))
 
 
-def _head_text(problem: Problem, share: Assignment) -> str:
-    """What the last stage does beside its layers, where that takes time."""
+def explain_tolerance(problem: Problem, split: Split) -> tuple[Sentence, ...]:
+    """Says so when a faster plan with more machines was passed over."""
+    fastest = recommend(replace(problem, tolerance=0.0)) if problem.tolerance else None
+    if fastest is None or len(fastest.shares) <= len(split.shares):
+        return ()
+    gain = score_of(problem, split).score_ms / score_of(problem, fastest).score_ms - 1
+    count = len(fastest.shares)
+    return (say("not_worth", machines=count, gain=gain, more=count - len(split.shares)),)
+
+
+def explain_rule(problem: Problem, split: Split, rule: str) -> tuple[tuple[Sentence, ...], dict[str, Sentence]]:
+    """The same for a split that follows a rule instead, and by name, that a node gets no layer by it."""
+    score = score_of(problem, split)
+    taken = [
+        say("takes_by", **_taken(problem, share), rule=rule, ms=cost.ms)
+        for share, cost in zip(split.shares, score.stages, strict=True)
+    ]
+    reason = say("out_by", rule=rule)
+    left_out = {node.name: say("left_out", node=node.name, why=reason) for node in _unused(problem, split)}
+    return (*taken, _cost(problem, split, score)), left_out
+
+
+def _unused(problem: Problem, split: Split) -> list[NodeProfile]:
+    return [node for node in problem.nodes if node.name not in split.nodes]
+
+
+def _taken(problem: Problem, share: Assignment) -> dict[str, str | int | Sentence]:
+    """Who takes which layers, and what the last stage does besides, where that takes time."""
     ms = problem.node(share.node).ms_per_head if share.layers.stop == problem.model.layers else 0
-    return f"; as the last one it also has the LM head, {ms_text(ms)}" if ms else ""
+    head = say("lm_head", ms=ms) if ms else NOTHING
+    return {"node": share.node, "count": len(share.layers), "layers": layers_text(share.layers), "head": head}
 
 
-def _reason(problem: Problem, split: Split, score: Score, node: NodeProfile, share: Assignment) -> str:
+def _why(problem: Problem, split: Split, score: Score, share: Assignment) -> Sentence:
+    if len(split.shares) == 1:
+        layers = problem.model.layers
+        if score.hops:
+            return say("takes_all", node=share.node, layers=layers)
+        return say("takes_all_alone", node=share.node, layers=layers)
+    speed = problem.node(share.node).ms_per_layer
+    return say("takes", **_taken(problem, share), speed=speed, why=_reason(problem, split, score, share))
+
+
+def _reason(problem: Problem, split: Split, score: Score, share: Assignment) -> Sentence:
+    node = problem.node(share.node)
     if node.max_layers is not None and len(share.layers) >= node.max_layers:
-        return "as many as it can hold"
+        return say("all_it_holds")
     if node.max_layers is None and _full(problem, node, share.layers):
-        return "as many as its memory holds"
+        return say("all_its_memory")
     if problem.users > 1 and score.slowest_stage_ms > 0:
-        return f"so that no stage takes longer than {ms_text(score.slowest_stage_ms)}"
-    faster = [other for other in split.nodes if problem.node(other).ms_per_layer < node.ms_per_layer]
-    return "what the faster ones leave" if faster else "none of the others is faster"
+        return say("balanced", ms=score.slowest_stage_ms)
+    faster = any(problem.node(other).ms_per_layer < node.ms_per_layer for other in split.nodes)
+    return say("faster_ones_full") if faster else say("none_faster")
 
 
 def _full(problem: Problem, node: NodeProfile, layers: LayerRange) -> bool:
@@ -229,55 +203,52 @@ def _full(problem: Problem, node: NodeProfile, layers: LayerRange) -> bool:
     return all(problem.stage_bytes(layers) > node.room_bytes for layers in wider)
 
 
-def _cost(problem: Problem, split: Split, score: Score) -> str:
-    computing = ms_text(score.token_ms - score.ring_ms)
-    travel = f" and {ms_text(score.ring_ms)} on {count_text(score.hops, 'hop')}" if score.hops else ""
-    sentence = f"a token takes {ms_text(score.token_ms)}: {computing} of computing{travel}"
+def _cost(problem: Problem, split: Split, score: Score) -> Sentence:
+    hops = say("cost_hops", ms=score.ring_ms, hops=score.hops) if score.hops else NOTHING
+    slowest = busiest = NOTHING
     if problem.users > 1:
-        slowest = split.shares[[stage.ms for stage in score.stages].index(score.slowest_stage_ms)].node
-        sentence += f"; with {problem.users} people at once the slowest stage, on {slowest}, takes "
-        sentence += ms_text(score.slowest_stage_ms)
-        if score.busiest_ms > score.slowest_stage_ms:
-            sentence += f", and stages of one machine take turns, {ms_text(score.busiest_ms)} in all"
-    return sentence
+        node = split.shares[[stage.ms for stage in score.stages].index(score.slowest_stage_ms)].node
+        slowest = say("cost_slowest", users=problem.users, node=node, ms=score.slowest_stage_ms)
+        busiest = say("cost_turns", ms=score.busiest_ms) if score.busiest_ms > score.slowest_stage_ms else NOTHING
+    computing = score.token_ms - score.ring_ms
+    return say("cost", token=score.token_ms, computing=computing, hops=hops, slowest=slowest, turns=busiest)
 
 
 # --- who did not ------------------------------------------------------------------------------------------------------
 
 
-def _why_not(problem: Problem, split: Split, score: Score, node: NodeProfile) -> str:
+def explain_left_out(problem: Problem, split: Split) -> dict[str, Sentence]:
+    """By the name of each node without layers, in the order of the problem's nodes."""
+    score = score_of(problem, split)
+    reasons = {node.name: _why_not(problem, split, score, node) for node in _unused(problem, split)}
+    return {name: say("left_out", node=name, why=why) for name, why in reasons.items()}
+
+
+def _why_not(problem: Problem, split: Split, score: Score, node: NodeProfile) -> Sentence:
     smallest = min(problem.model.layer_bytes) + problem.kv_bytes_per_layer
     if node.max_layers == 0:
-        return "it can hold no layer"
+        return say("out_no_layer")
     if node.room_bytes < smallest:
-        room, layer = sizes_text(node.room_bytes, smallest)
-        return f"it has {room} to give, and one layer takes {layer}"
+        return say("out_no_memory", sizes=(node.room_bytes, smallest))
     if len(split.shares) >= problem.model.layers:
-        return "there are no more layers than machines"
+        return say("out_no_more_layers")
     with_it = _score_with(problem, split, node.name)
     if with_it == inf:
-        return "no ring or split that uses it as well is possible"
-    slower = (with_it - score.score_ms) * problem.users
+        return say("out_no_ring")
     if not differ(with_it, score.score_ms):
-        return "it would make no token faster"
-    if slower > 0:
-        return f"it would make each token {ms_text(slower)} slower"
-    return f"it would make each token only {ms_text(-slower)} faster, not worth one more machine that can fail"
+        return say("out_not_faster")
+    slower = (with_it - score.score_ms) * problem.users
+    return say("out_slower", ms=slower) if slower > 0 else say("out_not_worth", ms=-slower)
 
 
 def _score_with(problem: Problem, split: Split, name: str) -> float:
-    """The best score of a plan that uses this node beside all of the split's; infinite if there is none."""
+    """The best score of a plan that uses this node and all of the split's; infinite if there is none."""
     pool = compile_problem(problem, [*split.nodes, name])
     if len(pool.able) <= len(split.shares):
         return inf
     if len(problem.nodes) > EXACT_NODES:
         return _inserted(pool, split, name)
-    if pool.order_matters:
-        from together.planning.search.ordered import Ordered
-
-        choice = Ordered(pool).exactly(len(pool.able))
-    else:
-        choice = Subsets(pool).exactly(pool.able)
+    choice = exactly(pool)
     return inf if choice is None else score_of(problem, split_of(pool, choice)).score_ms
 
 

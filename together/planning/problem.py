@@ -102,6 +102,10 @@ class Problem:
     tolerance: float = TOLERANCE
 
     @property
+    def all_layers(self) -> LayerRange:
+        return LayerRange(0, self.model.layers)
+
+    @property
     def kv_bytes_per_layer(self) -> float:
         return self.users * self.context * self.model.kv_bytes_per_token_per_layer
 

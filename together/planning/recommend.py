@@ -70,6 +70,15 @@ def _exact(instance: SearchProblem) -> Candidate | None:
     return Subsets(instance).best()
 
 
+def exactly(instance: SearchProblem) -> Candidate | None:
+    """The best plan that uses every node which can hold a layer, of 8 at most."""
+    if instance.order_matters:
+        from together.planning.search.ordered import Ordered
+
+        return Ordered(instance).exactly(len(instance.able))
+    return Subsets(instance).exactly(instance.able)
+
+
 def _along_tours(problem: Problem, instance: SearchProblem) -> Candidate | None:
     """What the tours find, and what is exactly best on the few nodes that they found; the fewest machines count."""
     from together.planning.search.tours import Tours
@@ -79,7 +88,7 @@ def _along_tours(problem: Problem, instance: SearchProblem) -> Candidate | None:
         pool = _pool(problem, instance, choice)
         if len(pool.able) <= EXACT_NODES:
             costly = instance.ends_weigh and not instance.order_matters
-            exact = Subsets(pool).exactly(pool.able) if costly else _exact(pool)
+            exact = exactly(pool) if costly else _exact(pool)
             found += [] if exact is None else [_renamed(exact, pool, instance)]
     return _choose(found, problem.tolerance)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from together.planning.explain import Infeasible, LeftOut
+from together.planning.explain import Infeasible
 from together.planning.problem import Assignment, NodeProfile, Problem, Split
 from together.planning.score import Score, StageCost, score_of
+from together.sentences import Sentence, say
 from together.types import DTYPE_BYTES, Dtype
 from together.wording import layers_text, ms_text, size_text
 
@@ -17,7 +18,7 @@ COMMUNICATION_SHARE = 0.2  # of a token's time may pass on the links: communicat
 
 @dataclass(frozen=True, slots=True)
 class NetworkTarget:
-    """What a person would like: tokens per second in the answer, and a prompt's first token after so many seconds."""
+    """What is wanted: tokens per second in the answer, and the first token so many seconds after the prompt."""
 
     tokens_per_second: float = 20.0
     prompt_tokens: int = 1000
@@ -26,35 +27,37 @@ class NetworkTarget:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Needs of each link, one way: for the wished tokens/s its speed and ms per hop, and its speed for the prompt."""
+    """What each link needs, one way: speed and ms per hop for the tokens per second, and speed for the prompt."""
 
     hops: int
     bytes_per_token_and_hop: int
+    tokens_per_second: float
     mbit_per_s: float
     ms: float
+    prompt_tokens: int
+    first_token_s: float
     prompt_mbit_per_s: float
 
 
-def network_of(hidden_size: int, dtype: Dtype, hops: int, wish: NetworkTarget) -> Network:
-    """One after another, all hops of a token may take 1/5 of its time, and all hops of the prompt the wished time."""
+def network_of(hidden_size: int, dtype: Dtype, hops: int, target: NetworkTarget) -> Network:
+    """All hops of a token may take 1/5 of its time, one after another, and all hops of the prompt `first_token_s`."""
     size = hidden_size * DTYPE_BYTES[dtype]
-    if hops == 0:
-        return Network(0, size, 0.0, 0.0, 0.0)
-    hop_s = COMMUNICATION_SHARE / wish.tokens_per_second / hops
-    prompt_bits = 8 * size * wish.prompt_tokens * hops
-    return Network(hops, size, 8 * size / hop_s / 1e6, hop_s * 1e3, prompt_bits / wish.first_token_s / 1e6)
+    hop_s = COMMUNICATION_SHARE / target.tokens_per_second / hops if hops else 0.0
+    speed = 8 * size / hop_s / 1e6 if hops else 0.0
+    prompt_speed = 8 * size * target.prompt_tokens * hops / target.first_token_s / 1e6
+    prompt = (target.prompt_tokens, target.first_token_s, prompt_speed)
+    return Network(hops, size, target.tokens_per_second, speed, hop_s * 1e3, *prompt)
 
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
-    """A split with its figures and sentences. `network` is None where the model's hidden size is not known."""
+    """A split with its figures and reasons. `network` is None where the model's hidden size is not known."""
 
     problem: Problem
     split: Split
-    why: tuple[str, ...]
-    left_out: tuple[LeftOut, ...]
-    network: Callable[[int], Network] | None
-    wish: NetworkTarget
+    why: tuple[Sentence, ...] = ()
+    left_out: Mapping[str, Sentence] = field(default_factory=dict)  # by node
+    network: Network | None = None
 
     @property
     def score(self) -> Score:
@@ -71,9 +74,9 @@ def answer_json(answer: PlanReport) -> dict[str, Any]:
         "score_ms": float(score.score_ms),
         "tokens_per_second": score.tokens_per_second,
         "tokens_per_second_each": score.tokens_per_second_each,
-        "network": _network_json(answer),
-        "left_out": [{"node": item.node, "why": item.why} for item in answer.left_out],
-        "why": list(answer.why),
+        "network": None if answer.network is None else asdict(answer.network),
+        "left_out": [{"node": node, "why": str(why)} for node, why in answer.left_out.items()],
+        "why": list(map(str, answer.why)),
     }
 
 
@@ -90,28 +93,12 @@ def _stage_json(node: NodeProfile, share: Assignment, cost: StageCost) -> dict[s
     }
 
 
-def _network_json(answer: PlanReport) -> dict[str, Any] | None:
-    if answer.network is None:
-        return None
-    network, wish = answer.network(answer.score.hops), answer.wish
-    return {
-        "hops": network.hops,
-        "bytes_per_token_and_hop": network.bytes_per_token_and_hop,
-        "tokens_per_second": wish.tokens_per_second,
-        "mbit_per_s": network.mbit_per_s,
-        "ms": network.ms,
-        "prompt_tokens": wish.prompt_tokens,
-        "first_token_s": wish.first_token_s,
-        "prompt_mbit_per_s": network.prompt_mbit_per_s,
-    }
-
-
 def missing_json(missing: Infeasible) -> dict[str, Any]:
     return {
-        "error": missing.error,
+        "error": str(missing.error),
         "missing_layers": missing.layers,
         "missing_bytes": _whole(missing.bytes),
-        "suggestions": list(missing.suggestions),
+        "suggestions": list(map(str, missing.suggestions)),
     }
 
 
@@ -119,34 +106,16 @@ def _whole(size: float) -> float:
     return int(size) if size == int(size) else size
 
 
-# --- for a person -----------------------------------------------------------------------------------------------------
-
-
 def answer_text(answer: PlanReport) -> str:
     """A table of the stages, the figures, and the sentences, a line each."""
-    score, problem = answer.score, answer.problem
+    score, users = answer.score, answer.problem.users
     rows = [("node", "layers", "ms", "memory", "hop ms")]
     for share, cost in zip(answer.split.shares, score.stages, strict=True):
         layers = f"{layers_text(share.layers)} ({len(share.layers)})"
         rows.append((share.node, layers, f"{cost.ms:.1f}", size_text(cost.bytes), f"{cost.hop_ms:.1f}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    each = f", {score.tokens_per_second_each:.1f} for each of {problem.users} people" if problem.users > 1 else ""
+    each = f", {score.tokens_per_second_each:.1f} for each of {users} users" if users > 1 else ""
     lines += ["", f"{score.tokens_per_second:.1f} tokens/s{each}; {ms_text(score.token_ms)} per token"]
-    lines += [*answer.why, *_network_text(answer)]
-    return "\n".join(lines)
-
-
-def _network_text(answer: PlanReport) -> list[str]:
-    if answer.network is None or answer.score.hops == 0:
-        return []
-    network, wish = answer.network(answer.score.hops), answer.wish
-    return [
-        f"for {wish.tokens_per_second:g} tokens/s each of the {network.hops} hops needs {network.mbit_per_s:.0f} "
-        f"Mbit/s and at most {ms_text(network.ms)}; for a first token {wish.first_token_s:g} s after "
-        f"{wish.prompt_tokens} tokens of prompt, {network.prompt_mbit_per_s:.0f} Mbit/s"
-    ]
-
-
-def missing_text(missing: Infeasible) -> str:
-    return "\n".join([missing.error, *(f"- {suggestion}" for suggestion in missing.suggestions)])
+    network = [say("network", **asdict(answer.network))] if answer.network and answer.network.hops else []
+    return "\n".join([*lines, *map(str, answer.why), *map(str, network)])

@@ -16,19 +16,11 @@ from together.planning.explain import (
 )
 from together.planning.problem import Assignment, Problem, Split
 from together.planning.recommend import recommend
-from together.planning.report import Network, NetworkTarget, PlanReport, network_of
-from together.planning.score import violations
+from together.planning.report import NetworkTarget, PlanReport, network_of
+from together.planning.score import SIZES, violations
 from together.planning.search.instance import compile_problem
-from together.planning.strategies import (
-    STRATEGIES,
-    by_compute,
-    by_memory,
-    by_ratio,
-    custom,
-    limit_partitions,
-    mixed,
-    uniform,
-)
+from together.planning.strategies import RULES, STRATEGIES, by_ratio, custom, limit_partitions
+from together.sentences import Sentence, say
 from together.types import Dtype
 from together.wording import quoted
 
@@ -68,23 +60,19 @@ def plan_for(request: PlanRequest, problem: Problem) -> PlanReport | Infeasible:
     if split is None:
         return explain_missing(problem)
     wrong = violations(problem, split)
-    if any(item.kind not in ("memory", "link") for item in wrong):
-        raise BadPlan("; ".join(map(str, wrong)))
-    if wrong:
-        return _refused(problem, split, [str(item) for item in wrong])
-    return _answer(request, problem, split)
+    if any(item.code not in SIZES for item in wrong):
+        raise BadPlan(say("all", sentences=wrong))
+    return _refused(problem, split, wrong) if wrong else _answer(request, problem, split)
 
 
-def rescore(problem: Problem, split: Split) -> PlanReport | list[str]:
-    """The figures of a split that a person edits, without sentences; or all that is wrong with it, in sentences."""
-    wrong = violations(problem, split)
-    return [str(item) for item in wrong] or PlanReport(problem, split, (), (), None, NetworkTarget())
+def rescore(problem: Problem, split: Split) -> PlanReport | tuple[Sentence, ...]:
+    """The figures of a split that a person edits, without reasons; or all that is wrong with it."""
+    return violations(problem, split) or PlanReport(problem, split)
 
 
 def _by_strategy(request: PlanRequest, problem: Problem) -> Split | None:
-    simple = {"uniform": uniform, "memory": by_memory, "compute": by_compute, "mixed": mixed}
-    if request.strategy in simple:
-        return simple[request.strategy](problem) if compile_problem(problem).able else None
+    if request.strategy in RULES:
+        return RULES[request.strategy](problem) if compile_problem(problem).able else None
     if request.strategy == "ratio":
         return by_ratio(problem, request.ratio)
     if request.strategy == "custom":
@@ -92,37 +80,27 @@ def _by_strategy(request: PlanRequest, problem: Problem) -> Split | None:
     raise BadSetting(f"there is no strategy {quoted(request.strategy)}; choose one of {', '.join(STRATEGIES)}")
 
 
-def _refused(problem: Problem, split: Split, wrong: list[str]) -> Infeasible:
+def _refused(problem: Problem, split: Split, wrong: tuple[Sentence, ...]) -> Infeasible:
     """A strategy's split that does not fit, though another may."""
-    over = {
-        share.node: problem.stage_bytes(share.layers) - problem.node(share.node).room_bytes for share in split.shares
-    }
-    size = sum(short for short in over.values() if short > 0)
-    layers = sum(_layers_over(problem, split))
-    better = recommend(problem)
+    error, better = say("all", sentences=wrong), recommend(problem)
     if better is None:
-        missing = explain_missing(problem)
-        return replace(missing, error="; ".join(wrong))
-    ranges = ", ".join(f"{share.node}={share.layers}" for share in better.shares)
-    return Infeasible("; ".join(wrong), layers, size, (f"the recommended split fits: {ranges}",))
+        return replace(explain_missing(problem), error=error)
+    over = (problem.stage_bytes(share.layers) - problem.node(share.node).room_bytes for share in split.shares)
+    layers = sum(_layers_over(problem, share) for share in split.shares)
+    shares = tuple(say("assigned", node=share.node, layers=str(share.layers)) for share in better.shares)
+    return Infeasible(error, layers, sum(max(short, 0) for short in over), (say("other_split", shares=shares),))
 
 
-def _layers_over(problem: Problem, split: Split) -> list[int]:
-    """By how many of its last layers each stage is too large."""
-    found = []
-    for share in split.shares:
-        node, over = problem.node(share.node), 0
-        if node.max_layers is not None:
-            over = max(len(share.layers) - node.max_layers, 0)
-        else:
-            short = problem.stage_bytes(share.layers) - node.room_bytes
-            for layer in reversed(range(share.layers.start, share.layers.stop)):
-                if short <= 0:
-                    break
-                short -= problem.model.layer_bytes[layer] + problem.kv_bytes_per_layer
-                over += 1
-        found.append(over)
-    return found
+def _layers_over(problem: Problem, share: Assignment) -> int:
+    """By how many of its last layers a stage is too large."""
+    node = problem.node(share.node)
+    if node.max_layers is not None:
+        return max(len(share.layers) - node.max_layers, 0)
+    short, over = problem.stage_bytes(share.layers) - node.room_bytes, 0
+    while short > 0 and over < len(share.layers):
+        over += 1
+        short -= problem.model.layer_bytes[share.layers.stop - over] + problem.kv_bytes_per_layer
+    return over
 
 
 def _answer(request: PlanRequest, problem: Problem, split: Split) -> PlanReport:
@@ -131,14 +109,10 @@ def _answer(request: PlanRequest, problem: Problem, split: Split) -> PlanReport:
         why = (*explain(problem, split), *explain_tolerance(problem, split))
     else:
         why, left_out = explain_rule(problem, split, request.strategy)
-    why = (*why, *(item.why for item in left_out))
-    hidden, wish = request.hidden_size, request.wish
-
-    def network(hops: int) -> Network:
-        assert hidden is not None
-        return network_of(hidden, request.dtype, hops, wish)
-
-    return PlanReport(problem, split, why, left_out, None if hidden is None else network, wish)
+    report = PlanReport(problem, split, (*why, *left_out.values()), left_out)
+    if request.hidden_size is None:
+        return report
+    return replace(report, network=network_of(request.hidden_size, request.dtype, report.score.hops, request.wish))
 
 
 def _check_numbers(request: PlanRequest) -> None:

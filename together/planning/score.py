@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Literal
 
 from together.planning.problem import Assignment, Problem, Split
+from together.sentences import NOTHING, Sentence, say
 from together.types import LayerRange
-from together.wording import MOST, cut, layers_text, sizes_text
+from together.wording import MOST, cut, layers_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,74 +82,50 @@ def score_of(problem: Problem, split: Split) -> Score:
     return Score(tuple(costs), sum(hops), between, problem.users, max(busy.values(), default=0))
 
 
-Kind = Literal["gap", "overlap", "node", "memory", "link"]
+SIZES = ("too_many_layers", "needs_memory", "unusable_link")  # violations that other sizes may not have
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One thing that is wrong, and the sentence for a person."""
-
-    kind: Kind
-    sentence: str
-
-    def __str__(self) -> str:
-        return self.sentence
-
-
-def violations(problem: Problem, split: Split) -> list[Violation]:
+def violations(problem: Problem, split: Split) -> tuple[Sentence, ...]:
     """Everything that is wrong with a split: first gaps and overlaps, then nodes, memory and links."""
     found = range_violations([share.layers for share in split.shares], problem.model.layers)
-    names, seen = [node.name for node in problem.nodes], set[str]()
+    names, seen, strange = [node.name for node in problem.nodes], set[str](), False
     for share in split.shares:
         if share.node in seen:
-            found.append(Violation("node", f"node {share.node} is named twice; give it one run of layers"))
+            found.append(say("node_twice", node=share.node))
         elif share.node not in names:
-            there = ", ".join(names) or "none"
-            found.append(Violation("node", f"there is no node {cut(share.node, MOST)}; there are: {there}"))
+            found.append(say("no_node", node=cut(share.node, MOST), nodes=tuple(names)))
         else:
             found += _memory(problem, share)
+        strange |= share.node in seen or share.node not in names
         seen.add(share.node)
-    if not any(item.kind == "node" for item in found):
-        found += _links(problem, split)
-    return found
+    return tuple(found if strange else [*found, *_links(problem, split)])
 
 
-def range_violations(ranges: Sequence[LayerRange], layers: int) -> list[Violation]:
+def range_violations(ranges: Sequence[LayerRange], layers: int) -> list[Sentence]:
     """What keeps the ranges, in this order, from being exactly layers 0 to `layers`."""
     found, reached = [], 0
     for item in ranges:
         if item.start > reached:
-            gap = LayerRange(reached, item.start)
-            found.append(Violation("gap", f"layers {gap} are in no range; the ranges must follow one another"))
+            found.append(say("gap", layers=f"{reached}:{item.start}"))
         if item.start < reached:
-            sentence = f"the range {item} starts before layer {reached}, where the one before it ends"
-            found.append(Violation("overlap", sentence))
+            found.append(say("overlap", layers=str(item), reached=reached))
         reached = item.stop
-    if reached != layers:
-        kind: Kind = "gap" if reached < layers else "overlap"
-        found.append(Violation(kind, f"the ranges end at layer {reached}, and the model has {layers} layers"))
-    return found
+    return found if reached == layers else [*found, say("wrong_end", reached=reached, layers=layers)]
 
 
-def _memory(problem: Problem, share: Assignment) -> list[Violation]:
+def _memory(problem: Problem, share: Assignment) -> list[Sentence]:
     node, layers = problem.node(share.node), share.layers
     if node.max_layers is not None and len(layers) > node.max_layers:
-        return [
-            Violation("memory", f"node {node.name}: has {len(layers)} layers, can hold {node.max_layers}; move some")
-        ]
+        return [say("too_many_layers", node=node.name, layers=len(layers), most=node.max_layers)]
     if layers.stop > problem.model.layers or problem.stage_bytes(layers) <= node.room_bytes:
         return []
-    need, have = sizes_text(problem.stage_bytes(layers), node.room_bytes)
-    sizing = f" with a context of {problem.context} for {problem.users} users" if problem.users > 1 else ""
-    sentence = f"node {node.name}: needs {need} for layers {layers_text(layers)}{sizing}, may use {have}; "
-    return [Violation("memory", sentence + "lower the context, give it fewer layers, or add a node")]
+    sizes = (problem.stage_bytes(layers), node.room_bytes)
+    sizing = say("sized", context=problem.context, users=problem.users) if problem.users > 1 else NOTHING
+    return [say("needs_memory", node=node.name, sizes=sizes, layers=layers_text(layers), sizing=sizing)]
 
 
-def _links(problem: Problem, split: Split) -> list[Violation]:
+def _links(problem: Problem, split: Split) -> list[Sentence]:
     circle = circle_of(problem, split.nodes)
     pairs = dict.fromkeys(frozenset(pair) for pair in zip(circle, (*circle[1:], *circle[:1]), strict=True))
-    broken = [tuple(sorted(pair)) for pair in pairs if len(pair) == 2 and problem.hop(*pair) == inf]
-    return [
-        Violation("link", f"the link between {a} and {b} cannot be used; put another node between them")
-        for a, b in broken
-    ]
+    broken = [sorted(pair) for pair in pairs if len(pair) == 2 and problem.hop(*pair) == inf]
+    return [say("unusable_link", a=a, b=b) for a, b in broken]

@@ -15,7 +15,6 @@ from together.planning.search.instance import EPSILON, SearchProblem, compile_pr
 from together.planning.search.rings import Rings, ring_ms
 from together.types import LayerRange
 
-STRATEGIES = ("recommend", "uniform", "memory", "compute", "mixed", "ratio", "custom")
 NEEDS_LAYERS = "studio=0:12,mini=12:16 (half-open) or 0-11,12-15"
 
 
@@ -68,6 +67,10 @@ def mixed(problem: Problem) -> Split:
         return [(a + b) / 2 for a, b in zip(memory, speed, strict=True)]
 
     return _ended(problem, weights)
+
+
+RULES = {"uniform": uniform, "memory": by_memory, "compute": by_compute, "mixed": mixed}
+STRATEGIES = ("recommend", *RULES, "ratio", "custom")
 
 
 def by_ratio(problem: Problem, ratio: Sequence[float]) -> Split:

@@ -22,15 +22,15 @@ from together.head.plan import NEED_SPEEDS, PlannedModel, first_that_fits, plan_
 from together.planning.explain import Infeasible
 from together.planning.memory import cache_tokens, model_size, workspace_bytes
 from together.planning.problem import Assignment, NodeProfile, Problem, Sizing
-from together.planning.report import missing_text
 from together.planning.request import PlanRequest
 from together.planning.strategies import STRATEGIES
 from together.scripting.thread import LoopThread
+from together.sentences import NOTHING, Sentence, say
 from together.settings import Settings, load_settings, parse_bytes
 from together.types import Dtype, LayerRange
-from together.wording import layers_text, names_text, size_text, sizes_text
+from together.wording import layers_text, size_text
 
-MEMORY = "memory"  # the pool of everything that lives in this machine's main memory
+MEMORY = "this machine's memory"  # the pool of everything that lives in this machine's main memory
 UNIFIED = ("mps", "gpu")  # Apple's GPU, in torch's and MLX's words: it shares the CPU's memory
 ALSO = {"cuda": "cuda:0", "mps": "gpu", "gpu": "mps"}  # other words for a device, where its own is not there
 _NEEDED = (
@@ -185,12 +185,12 @@ async def open_and_place(
 
     found = await first_that_fits(sizings(opened, request, settings), plan_at)
     if isinstance(found, Infeasible):
-        raise NotEnoughMemory(missing_text(found))
+        raise NotEnoughMemory(found.sentence)
     return opened, _partition_plan(found)
 
 
 def _partition_plan(found: PlannedModel) -> PartitionPlan:
-    plan, why = plan_of(found), tuple(found.answer.why)
+    plan, why = plan_of(found), tuple(map(str, found.answer.why))
     stages = tuple(Partition(item.backend, item.device, item.layers, item.memory_bytes) for item in plan.stages)
     return PartitionPlan(plan.model.name, stages, plan.context, plan.users, plan.dtype, why)
 
@@ -261,8 +261,8 @@ def plan_here(
     found = plan_on(Survey(problem, {place.name: place for place in places}), opened, request, sizing)
     if isinstance(found, Infeasible):
         return found
-    wrong = _overfull(found, pools) or (_incomplete(found) if request.strategy == "uniform" else "")
-    return Infeasible(wrong, 0, 0, ()) if wrong else found
+    wrong = _overfull(found, pools) or (_incomplete(found) if request.strategy == "uniform" else NOTHING)
+    return Infeasible(wrong) if wrong else found
 
 
 def _pool(place: Placement) -> str:
@@ -276,30 +276,23 @@ def _pool_bytes(place: Placement, settings: Settings) -> int:
     return parse_bytes(settings.memory) if settings.memory else shared_memory(1)
 
 
-def _overfull(found: PlannedModel, pools: Mapping[str, int]) -> str:
-    """The sentence for a memory that cannot hold all partitions in it; empty where there is none."""
-    problem, split, places = found.survey.problem, found.answer.split, found.survey.placements
+def _overfull(found: PlannedModel, pools: Mapping[str, int]) -> Sentence:
+    """Which memory cannot hold all partitions in it, if any."""
+    problem, places = found.survey.problem, found.survey.placements
     needs: Counter[str] = Counter()
-    for share in split.shares:
+    for share in found.answer.split.shares:
         need = problem.stage_bytes(share.layers) + problem.node(share.node).reserve_bytes
         needs[_pool(places[share.node])] += int(need)
     for pool, need in needs.items():
         if need > pools[pool]:
-            where = "this machine's memory" if pool == MEMORY else pool
-            needed, have = sizes_text(need, pools[pool])
-            return (
-                f"the partitions in {where} need {needed} together with a context of {problem.context}, "
-                f"they may use {have}; lower context or users, or give them fewer layers"
-            )
-    return ""
+            return say("memory_together", pool=pool, sizes=(need, pools[pool]), context=problem.context)
+    return NOTHING
 
 
-def _incomplete(found: PlannedModel) -> str:
+def _incomplete(found: PlannedModel) -> Sentence:
     """Equal parts are asked for by number: name the placements that hold nothing, instead of leaving them out."""
-    empty = [name for name in found.survey.placements if name not in found.answer.split.nodes]
-    if not empty:
-        return ""
-    return f"{names_text(empty)} cannot hold a single layer; free memory there, or ask for fewer partitions"
+    empty = tuple(name for name in found.survey.placements if name not in found.answer.split.nodes)
+    return say("hold_nothing", places=empty) if empty else NOTHING
 
 
 # --- values of a strategy ---------------------------------------------------------------------------------------------
