@@ -41,7 +41,8 @@ def test_every_sentence_has_its_text_and_every_text_its_sentence() -> None:
     assert set(calls) == set(_ENGLISH) - {"", "verbatim"}
     for code, places in calls.items():
         for place, values in places:
-            assert values == fields(_ENGLISH[code]), f"{place} says {code!r} with other values"
+            asked = fields(_ENGLISH[code]) & values if "**" in values else fields(_ENGLISH[code])
+            assert values - {"**"} == asked, f"{place} says {code!r} with other values"
 
 
 def test_values_are_written_by_their_formats() -> None:
