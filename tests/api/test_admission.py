@@ -68,7 +68,13 @@ async def test_a_full_queue_is_429_and_those_before_are_served(tmp_path: Path) -
         await head.load(toy, by_hand("0:4"))
         async with client_of(head) as client:
             body = HELLO | {"max_tokens": 200}
-            replies = await asyncio.gather(*(client.post(CHAT, json=body) for _ in range(12)))
+            assert (await client.post(CHAT, json=HELLO)).status_code == 200  # the template is compiled now
+            stage = psutil.Process(_stage_pid(head))
+            stage.suspend()  # nobody leaves the queue
+            asked = [asyncio.create_task(client.post(CHAT, json=body)) for _ in range(12)]
+            await until(lambda: any(one.done() for one in asked))
+            stage.resume()
+            replies = await asyncio.gather(*asked)
             refused = [reply for reply in replies if reply.status_code != 200]
             texts = {reply.json()["choices"][0]["message"]["content"] for reply in replies if reply.status_code == 200}
             assert refused

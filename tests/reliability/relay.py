@@ -57,7 +57,7 @@ class Relay(grpc.GenericRpcHandler):
         if port not in self._links:
             link = Proxy(HOST, port, self.delay_ms, self.bytes_per_s, there=self.there, back=self.back)
             link.thaw()
-            link.heal()
+            link.open()
             self._links[port] = link
         return Endpoint((HOST,), self._links[port].port)
 

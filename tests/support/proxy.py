@@ -44,6 +44,7 @@ class Proxy:
     back: Direction = field(default_factory=Direction)
     _thawed: asyncio.Event = field(default_factory=asyncio.Event)
     _listening: asyncio.Task[None] | None = None
+    _cut: asyncio.Task[None] | None = None  # what listened before the last cut
     _connections: dict[asyncio.Task[None], tuple[socket.socket, ...]] = field(default_factory=dict)
 
     def freeze(self) -> None:
@@ -56,7 +57,7 @@ class Proxy:
         """Reset every connection; new ones are refused."""
         if self._listening is not None:
             self._listening.cancel()
-            self._listening = None
+            self._cut, self._listening = self._listening, None
         for connection, ends in list(self._connections.items()):
             connection.cancel()
             for end in ends:
@@ -64,28 +65,40 @@ class Proxy:
                 with suppress(OSError):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
+    def open(self) -> None:
+        """Listen now: at a free port, or again at the one before."""
+        listener = _listener(self.host, self.port)
+        self.port = listener.getsockname()[1]
+        self._listening = asyncio.get_running_loop().create_task(self._listen(listener))
+        self._listening.add_done_callback(lambda _: listener.close())  # also where it was cut before it began
+
     def heal(self) -> None:
-        """Listen again, at the same port; not in the very moment of the cut."""
-        if self._listening is None:
-            listener = _listener(self.host, self.port)
-            self.port = listener.getsockname()[1]
-            self._listening = asyncio.get_running_loop().create_task(self._listen(listener))
-            self._listening.add_done_callback(lambda _: listener.close())  # also where it was cut before it began
+        """Listen again, as soon as the listener before has given the port back."""
+        if self._listening is not None:
+            return
+        if self._cut is None or self._cut.done():
+            self.open()
+        else:
+            self._listening = asyncio.get_running_loop().create_task(self._listen_after(self._cut))
+
+    async def _listen_after(self, cut: asyncio.Task[None]) -> None:
+        await asyncio.gather(cut, return_exceptions=True)
+        await self._listen(_listener(self.host, self.port))
 
     async def close(self) -> None:
-        tasks = [*self._connections, *([self._listening] if self._listening else [])]
         self.cut()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._connections, *([self._cut] if self._cut else []), return_exceptions=True)
 
     async def _listen(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            client, _ = await loop.sock_accept(listener)
-            self.accepted += 1
-            server = socket.socket()
-            connection = loop.create_task(self._connect(client, server))
-            self._connections[connection] = (client, server)
-            connection.add_done_callback(self._forget)
+        with listener:
+            while True:
+                client, _ = await loop.sock_accept(listener)
+                self.accepted += 1
+                server = socket.socket()
+                connection = loop.create_task(self._connect(client, server))
+                self._connections[connection] = (client, server)
+                connection.add_done_callback(self._forget)
 
     def _forget(self, connection: asyncio.Task[None]) -> None:
         for end in self._connections.pop(connection):
@@ -163,7 +176,7 @@ async def proxy(
     """A link to `target_port`; closed with all its connections at the end."""
     link = Proxy(host, target_port, delay_ms, bytes_per_s)
     link.thaw()
-    link.heal()
+    link.open()
     try:
         yield link
     finally:

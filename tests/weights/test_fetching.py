@@ -184,7 +184,7 @@ async def test_a_machine_that_freezes_is_left_for_another(
 async def test_a_machine_that_is_gone_for_good_is_named_with_what_is_missing(
     tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("together.weights.transfer.PATIENCE", 1.0)
+    monkeypatch.setattr("together.weights.fetch.PATIENCE", 1.0)
     async with studio(tmp_path, bytes_per_s=10e6) as link:
         fetch = asyncio.create_task(
             fetcher(tmp_path / "laptop").fetch(lab_ref(toy), FIRST, (source(at(link.port), toy),), quiet)
