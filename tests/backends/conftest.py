@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from backends.base import Shard
+from backends.base import BACKENDS, Shard
 from tests.support.chain import Chain, load_shard
 from tests.support.families import LAYERS, Dialect, make_checkpoint
 from together.types import Dtype, LayerRange
 
 Checkpoints = Callable[..., Path]
 Chains = Callable[..., Chain]
+BACKENDS["numpy"] = "tests.backends.numpy_backend"  # the example is opened as every other
 
 
 @pytest.fixture(scope="session", autouse=True)

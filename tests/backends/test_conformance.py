@@ -4,25 +4,38 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from backends.base import Backend, open_backend
 from tests.backends.conftest import Chains, Checkpoints
-from tests.support.chain import GREEDY, Chain, assert_close, new_sequence, row
+from tests.support.chain import GREEDY, Chain, assert_close, load_shard, new_sequence, row
 from tests.support.families import BY_NAME, CASES, LAYERS, prompt_ids, reference_greedy, reference_logits
+from together.errors import UnsupportedModel
 from together.models.families import FAMILIES
-from together.types import Batch, Fork, Orders, Row, SampleRequest
+from together.types import Batch, Fork, LayerRange, Orders, Row, SampleRequest
 
 BACKENDS = ("torch", "mlx") if find_spec("mlx") else ("torch",)
+EXAMPLE = "numpy"  # tests/backends/numpy_backend.py: the llama family alone
 PAIRS = tuple(product(BACKENDS, repeat=2))
+EXAMPLE_PAIRS = ((EXAMPLE, EXAMPLE), (EXAMPLE, "torch"), ("torch", EXAMPLE))
 NAMES = tuple(case.name for case in CASES)
+LLAMAS = tuple(name for name in NAMES if BY_NAME[name].family == "llama")
 PROMPT = prompt_ids(24)
 LONGER, SHORTER = prompt_ids(31, seed=1), prompt_ids(5, seed=2)
 
-each_case = pytest.mark.parametrize("name", NAMES)
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
-each_pair = pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+each_case = pytest.mark.parametrize(("name", "backend"), [*product(NAMES, BACKENDS), *product(LLAMAS, (EXAMPLE,))])
+each_case_of_two = pytest.mark.parametrize(
+    ("name", "pair"),
+    [
+        pytest.param(*case, id=f"{case[0]}-{'-'.join(case[1])}")
+        for case in [*product(NAMES, PAIRS), *product(LLAMAS, EXAMPLE_PAIRS)]
+    ],
+)
+each_backend = pytest.mark.parametrize("backend", [*BACKENDS, EXAMPLE])
+each_pair = pytest.mark.parametrize("pair", [*PAIRS, *EXAMPLE_PAIRS], ids="-".join)
 
 
 def test_every_family_has_a_case() -> None:
@@ -30,14 +43,12 @@ def test_every_family_has_a_case() -> None:
 
 
 @each_case
-@each_backend
 def test_whole_model(chain: Chains, checkpoint: Checkpoints, name: str, backend: str) -> None:
     found = chain(name, (backend,)).logits(row(new_sequence(), 0, PROMPT))
     assert_close(found, reference_logits(checkpoint(name), PROMPT))
 
 
-@each_case
-@each_pair
+@each_case_of_two
 @pytest.mark.parametrize("cut", range(1, LAYERS))
 def test_every_cut(chain: Chains, checkpoint: Checkpoints, name: str, pair: tuple[str, str], cut: int) -> None:
     found = chain(name, pair, (cut,)).logits(row(new_sequence(), 0, PROMPT))
@@ -45,27 +56,23 @@ def test_every_cut(chain: Chains, checkpoint: Checkpoints, name: str, pair: tupl
 
 
 @each_case
-@each_backend
 def test_a_layer_per_stage(chain: Chains, checkpoint: Checkpoints, name: str, backend: str) -> None:
     found = chain(name, (backend,) * LAYERS, (1, 2, 3)).logits(row(new_sequence(), 0, PROMPT))
     assert_close(found, reference_logits(checkpoint(name), PROMPT))
 
 
-@each_case
-@each_pair
+@each_case_of_two
 def test_greedy_tokens(chain: Chains, checkpoint: Checkpoints, name: str, pair: tuple[str, str]) -> None:
     assert chain(name, pair, (2,)).greedy(new_sequence(), PROMPT, 8) == reference_greedy(checkpoint(name), PROMPT, 8)
 
 
 @each_case
-@each_backend
 def test_configs_as_found_on_hubs(chain: Chains, checkpoint: Checkpoints, name: str, backend: str) -> None:
     found = chain(name, (backend, backend), (1,), dialect="old").logits(row(new_sequence(), 0, PROMPT))
     assert_close(found, reference_logits(checkpoint(name), PROMPT))
 
 
 @each_case
-@each_backend
 def test_chunked_prefill_and_decode(chain: Chains, checkpoint: Checkpoints, name: str, backend: str) -> None:
     ring, sequence, position, found = chain(name, (backend, backend), (2,)), new_sequence(), 0, []
     for size in (7, 1, 9, 12, 1, 1):
@@ -75,7 +82,6 @@ def test_chunked_prefill_and_decode(chain: Chains, checkpoint: Checkpoints, name
 
 
 @each_case
-@each_backend
 def test_batched_equals_alone(chain: Chains, checkpoint: Checkpoints, name: str, backend: str) -> None:
     """Prefill, a later chunk and decode rows of different lengths in one step."""
     ring, (a, b, c, d) = chain(name, (backend, backend), (2,)), (new_sequence() for _ in range(4))
@@ -89,7 +95,6 @@ def test_batched_equals_alone(chain: Chains, checkpoint: Checkpoints, name: str,
 
 
 @each_case
-@each_backend
 def test_truncated_and_replayed(chain: Chains, checkpoint: Checkpoints, name: str, backend: str) -> None:
     ring, sequence = chain(name, (backend, backend), (2,)), new_sequence()
     ring.logits(row(sequence, 0, PROMPT[:12]))
@@ -100,7 +105,6 @@ def test_truncated_and_replayed(chain: Chains, checkpoint: Checkpoints, name: st
 
 
 @each_case
-@each_backend
 def test_forks(chain: Chains, checkpoint: Checkpoints, name: str, backend: str) -> None:
     """A fork goes its own way, its source too, and an order given twice is obeyed once."""
     ring, source, target = chain(name, (backend, backend), (2,)), new_sequence(), new_sequence()
@@ -154,3 +158,13 @@ def test_seeded_draws_are_the_same_everywhere(chain: Chains, pair: tuple[str, st
         return [item.token_id for item in drawn]
 
     assert ids(chain("llama", pair, (2,))) == ids(chain("llama", ("torch", "torch"), (2,)))
+
+
+def test_the_example_is_a_whole_backend(checkpoint: Checkpoints) -> None:
+    example: Backend = open_backend(EXAMPLE)  # mypy checks every function of the contract here
+    assert [device.backend for device in example.probe()] == [EXAMPLE]
+    profile = example.measure(checkpoint("llama"), "cpu", "fp32")
+    assert min(profile.ms_per_layer, profile.memory_bytes_per_s, profile.matrix_flops_per_s) > 0
+    with pytest.raises(UnsupportedModel, match="runs llama in fp32"):
+        load_shard(checkpoint("qwen2"), EXAMPLE, LayerRange(0, 2))
+    assert len((Path(__file__).parent / "numpy_backend.py").read_text().splitlines()) <= 200
