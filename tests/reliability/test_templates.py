@@ -150,9 +150,14 @@ def test_a_hostile_folder_is_refused_by_name_and_what_serves_goes_on(app: RealAp
     assert max(sizes) < MOST_GROWTH
 
 
+def renderers(app: RealApp) -> list[psutil.Process]:
+    return [process for process in app.tree() if "together.text.template_process" in process.cmdline()]
+
+
 def bomb_away(app: RealApp) -> threading.Thread:
     """A client whose conversation is being rendered; returns once it is."""
-    child = next(process for process in app.tree() if "together.text.template_process" in process.cmdline())
+    until(lambda: renderers(app), PATIENCE, "the template process is there")
+    (child,) = renderers(app)
     spent = child.cpu_times().user
 
     def ask() -> None:
