@@ -16,7 +16,12 @@ from together.types import Dtype, LayerRange
 
 Checkpoints = Callable[..., Path]
 Chains = Callable[..., Chain]
-BACKENDS["numpy"] = "tests.backends.numpy_backend"  # the example is opened as every other
+
+
+@pytest.fixture(autouse=True)
+def _example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of a backend is opened as every other, but by the tests of this folder alone."""
+    monkeypatch.setitem(BACKENDS, "numpy", "tests.backends.numpy_backend")
 
 
 @pytest.fixture(scope="session", autouse=True)
