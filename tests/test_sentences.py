@@ -1,16 +1,20 @@
 """The table of sentences: every code that the program says is in it, with exactly the values that its text asks for."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 from string import Formatter
 
 import pytest
 
-from together.errors import NotServing, StageLost
+from tests.support.sizes import sources
+from together import errors
+from together.errors import BadPlan, BadRequest, NotServing, StageLost
 from together.sentences import _ENGLISH, NOTHING, Sentence, say, verbatim
 from together.view import Serving, ServingState
 
 ROOT = Path(__file__).resolve().parent.parent
+TEMPLATES: tuple[str, ...] = ()  # the rooms whose errors carry a template and values
 
 
 def said() -> dict[str, list[tuple[str, set[str]]]]:
@@ -70,7 +74,38 @@ def test_errors_offer_their_sentence() -> None:
     known, plain = NotServing(say("no_last_plan")), StageLost("it is gone", "why", 0)
     assert known.sentence == say("no_last_plan")
     assert str(known) == str(known.sentence)
-    assert plain.sentence == verbatim("it is gone")
+    assert plain.sentence == Sentence("it is gone")
+
+
+def test_the_message_of_an_error_is_a_template_and_its_values() -> None:
+    gap = BadPlan("layer {layer} is missing; add it to {nodes:and}", layer=3, nodes=("a", "b{c}"))
+    assert str(gap) == "layer 3 is missing; add it to a and b{c}"
+    assert gap.sentence.values == (("layer", 3), ("nodes", ("a", "b{c}")))
+    assert str(BadPlan("a stranger's {text} without values")) == "a stranger's {text} without values"
+    assert str(BadPlan("waits")) == "waits"  # a message is no code of the tables
+    assert str(BadRequest("{field} is missing", "messages", field="role")) == "role is missing"
+
+
+def raised() -> Iterator[tuple[str, ast.Call]]:
+    """Every place in the rooms named above that makes an error of ours, with the call."""
+    names = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+    for room in TEMPLATES:
+        for path in sources(room):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+                    yield f"{path.relative_to(ROOT).as_posix()}:{node.lineno}", node
+
+
+def test_errors_carry_templates_with_exactly_their_values() -> None:
+    """A message that is put together where it is raised has one language for good."""
+    own = {"param", "cause", "index", "stage", "joining", "reachable", "fault", "node", "retry_after", "at_least"}
+    for place, call in raised():
+        values = {keyword.arg or "**" for keyword in call.keywords} - own
+        match call.args:
+            case [ast.JoinedStr() | ast.BinOp(), *_]:
+                pytest.fail(f"{place}: the message is a text put together; give a template and values")
+            case [ast.Constant(value=str(text)), *_] if "**" not in values:
+                assert values == (fields(text) if values else set()), place
 
 
 @pytest.mark.parametrize("state", ServingState)

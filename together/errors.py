@@ -21,16 +21,20 @@ TogetherError                what happened, to which node or model, and the next
 
 from __future__ import annotations
 
-from together.sentences import Sentence, verbatim
+from together.sentences import NOTHING, Sentence, Value, template
 from together.types import Fault, StagePlan
 
 
 class TogetherError(Exception):
-    """Base of all; the message is a sentence that a person can act on."""
+    """Base of all; the message is a sentence that a person can act on.
 
-    def __init__(self, message: str | Sentence) -> None:
-        super().__init__(str(message))
-        self.sentence = message if isinstance(message, Sentence) else verbatim(message)
+    A message that is a string is a template, as those of `together.sentences`, and `values` fill its fields:
+    `BadPlan("layer {layer} is missing", layer=3)`. A message without values stands as it is, braces and all.
+    """
+
+    def __init__(self, message: str | Sentence, **values: Value) -> None:
+        self.sentence = message if isinstance(message, Sentence) else template(message, **values)
+        super().__init__(str(self.sentence))
 
 
 class BadInput(TogetherError):
@@ -38,18 +42,21 @@ class BadInput(TogetherError):
 
 
 class BadRequest(BadInput):
-    def __init__(self, message: str | Sentence, param: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str | Sentence, param: str | None = None, **values: Value) -> None:
+        super().__init__(message, **values)
         self.param = param
 
 
 class ContextTooLong(BadRequest):
     def __init__(self, tokens: int, context: int, *, at_least: bool = False) -> None:
         """`at_least`: nobody counted further."""
-        count = f"at least {tokens}" if at_least else str(tokens)
         super().__init__(
-            f"the prompt has {count} tokens and the context holds {context}; shorten the prompt or start a new chat",
+            "the prompt has {least}{tokens} tokens and the context holds {context}; "
+            "shorten the prompt or start a new chat",
             param="messages",
+            least=template("at least ") if at_least else NOTHING,
+            tokens=tokens,
+            context=context,
         )
         self.tokens = tokens
         self.context = context
@@ -99,8 +106,9 @@ class StageLost(LoadFailed):
         joining: bool = False,
         reachable: bool = False,
         fault: Fault = Fault.OTHER,
+        **values: Value,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, **values)
         self.cause = cause
         self.index = index
         self.stage = stage
@@ -119,8 +127,9 @@ class RingBroken(TogetherError):
         cause: str | Sentence = "",
         stage: int = -1,
         fault: Fault = Fault.OTHER,
+        **values: Value,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, **values)
         self.node = node
         self.cause = cause
         self.stage = stage
@@ -128,14 +137,14 @@ class RingBroken(TogetherError):
 
 
 class NotServing(TogetherError):
-    def __init__(self, message: str | Sentence, retry_after: float = 5.0) -> None:
-        super().__init__(message)
+    def __init__(self, message: str | Sentence, retry_after: float = 5.0, **values: Value) -> None:
+        super().__init__(message, **values)
         self.retry_after = retry_after
 
 
 class QueueFull(TogetherError):
-    def __init__(self, message: str | Sentence, retry_after: float = 2.0) -> None:
-        super().__init__(message)
+    def __init__(self, message: str | Sentence, retry_after: float = 2.0, **values: Value) -> None:
+        super().__init__(message, **values)
         self.retry_after = retry_after
 
 

@@ -23,15 +23,18 @@ ENGLISH = "en"
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """`str()` is the English text. The sentence without a code is empty, and false."""
+    """`str()` is the English text. The sentence without a code is empty, and false.
+
+    The code is a key of the tables below or, for an error's message, the English text with its fields. That has spaces.
+    """
 
     code: str = ""
     values: tuple[tuple[str, Value], ...] = ()
 
     def text(self, language: str = ENGLISH) -> str:
         """In `language`, or in English where there is no table for that."""
-        table = _LANGUAGES.get(language, _ENGLISH)
-        return _Writer(language).vformat(table.get(self.code, _ENGLISH[self.code]), (), dict(self.values))
+        text = _LANGUAGES.get(language, _ENGLISH).get(self.code) or _ENGLISH.get(self.code, self.code)
+        return _Writer(language).vformat(text, (), dict(self.values)) if self.values else text
 
     def __str__(self) -> str:
         return self.text()
@@ -46,6 +49,11 @@ NOTHING = Sentence()
 def say(code: str, **values: Value) -> Sentence:
     """The sentence `code` of the tables, with a value for each of its fields."""
     return Sentence(code, tuple(values.items()))
+
+
+def template(english: str, **values: Value) -> Sentence:
+    """The sentence whose code is its English text; fields as in the tables. Without values it stands as it is."""
+    return Sentence(english, tuple(values.items())) if values or " " in english else verbatim(english)
 
 
 def verbatim(text: str) -> Sentence:
