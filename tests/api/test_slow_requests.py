@@ -84,7 +84,7 @@ async def test_a_connection_without_a_byte_is_closed_silently(tmp_path: Path, ca
 async def test_a_client_that_leaves_within_its_body_leaves_no_trace(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
-    async with listening(tmp_path) as port:
+    async with listening(tmp_path, Patience()) as port:
         for reset in (False, True):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(HEADERS.replace(b"/v1/completions", path.encode()) + b'Content-Length: 100\r\n\r\n{"model"')
