@@ -50,7 +50,7 @@ ACROSS = {("webui", "together.api.guard")}  # the page keeps the API's rules of 
 FREE = ("together.__main__", "together.desktop")  # they start everything, so they may import all of ours
 
 STDLIB_ONLY = tuple(name for name in WORDS if name != "together.jsonfile")
-PURE_ENGINE = tuple(f"together.engine.{name}" for name in ("scheduler", "cost", "prefixes", "sequence"))
+PURE_ENGINE = tuple(f"together.engine.{name}" for name in ("scheduler", "cost", "sequence"))
 PURE = ("together.planning", "together.sampling", *PURE_ENGINE)
 NETWORK = ("asyncio", "grpc", "http", "select", "selectors", "socket", "ssl")
 CHANCE = ("datetime", "numpy.random", "random", "secrets", "time")

@@ -192,7 +192,7 @@ async def test_timings_and_step_times_are_measured(toy: Path) -> None:
     async with LoopbackRing(loads(toy, (2, 4))) as ring, engine_over(ring) as engine:
         stream = engine.submit(ask(1, 2, 3))
         await collect(stream)
-        timings = stream.timings
+        timings = stream.clock.timings
         assert 0 <= timings.queued <= timings.first_token <= timings.total
         assert len(engine.times.stage_ms) == len(engine.times.stages) == 2
         assert min(*engine.times.stage_ms, engine.times.step_ms) > 0

@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.frames import answered, next_frame, request, rows, run, scheduler, start_decoding, step
-from together.engine.prefixes import WORTH, common
 from together.engine.scheduler import Scheduler
-from together.engine.sequence import Sequence
+from together.engine.sequence import WORTH, Sequence, common
 from together.requests import GenerateRequest
 from together.types import Fork, Orders, Sampling
 
@@ -194,7 +193,7 @@ def test_dropping_the_cache_frees_all_prefixes_and_no_sequence() -> None:
     had(found, 40)
     had(found, 40, start=1001)
     start_decoding(found, 3)
-    found.drop_cache()
+    found.prefixes.clear()
     assert next_frame(found).batch.orders.drops == (1, 2)
     assert len(found.running) == 1
     assert not found.prefixes.held
@@ -216,7 +215,7 @@ def test_a_copy_that_a_stage_could_not_make_is_computed_and_its_source_given_up(
 def test_a_new_epoch_trusts_no_prefix_and_repeats_the_drops_that_were_lost() -> None:
     found = scheduler()
     had(found, 60)
-    found.drop_cache()
+    found.prefixes.clear()
     assert next_frame(found).batch.orders.drops == (1,)
     had_again = found.submit(request(60, 5))
     found.replay()

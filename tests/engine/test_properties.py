@@ -149,7 +149,7 @@ class World:
             else:
                 assert sequence.tokens == text
                 assert self.ended[sequence.arrival] == ("length" if len(text) == sequence.end else "stop")
-        self.scheduler.drop_cache()
+        self.scheduler.prefixes.clear()
         while self.step(1.0):
             pass
         assert not any(ledger.allocated or ledger.used for ledger in self.ring.stages)

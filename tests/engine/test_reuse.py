@@ -47,7 +47,7 @@ async def test_ten_turns_compute_only_what_is_new(toy: Path, temperature: float)
             answer = await collect(stream)
             assert answer == expected(toy, request)
             assert prefilled(ring, frames) == len(prompt) - known
-            assert (stream.reused, stream.timings.reused_tokens) == (known, known)
+            assert (stream.reused, stream.clock.timings.reused_tokens) == (known, known)
             history = [*prompt, *answer]
             known = len(history) - 1  # the last token of an answer is never sent
         stats = engine.stats()
@@ -122,7 +122,7 @@ async def test_a_requests_time_is_all_accounted_for(tmp_path: Path, chunk: int) 
         await collect(streams[-1])
         for stream in streams:
             check(stream)
-        stats, alone = engine.stats(), streams[-1].timings
+        stats, alone = engine.stats(), streams[-1].clock.timings
         assert alone.link_bytes == 32 * (3 + 11)
         assert stats.link_bytes == 32 * (stats.prefilled_tokens + stats.generated_tokens - stats.requests)
         assert stats.generated_tokens == 48
@@ -132,13 +132,13 @@ async def test_a_requests_time_is_all_accounted_for(tmp_path: Path, chunk: int) 
 
 
 def check(stream: TokenStream) -> None:
-    timings = stream.timings
+    timings = stream.clock.timings
     parts = timings.queued + sum(timings.compute) + timings.waiting + timings.network + timings.overhead
     assert parts == pytest.approx(timings.total, rel=0.05)
     assert len(timings.compute) == 2
     assert timings.tokens == 12
     assert timings.tokens_per_s * (timings.total - timings.first_token) == pytest.approx(11)
-    assert stream.timings == timings, "nothing is counted after the end"
+    assert stream.clock.timings == timings, "nothing is counted after the end"
 
 
 async def test_a_cancelled_requests_time_ends_with_it(tmp_path: Path) -> None:
@@ -147,8 +147,8 @@ async def test_a_cancelled_requests_time_ends_with_it(tmp_path: Path) -> None:
         stream = engine.submit(GenerateRequest(SYSTEM, Sampling(0.0), 1000))
         await anext(stream)
         stream.cancel()
-        timings = stream.timings
+        timings = stream.clock.timings
         await until(lambda: not ring.in_flight)
-        assert stream.timings == timings
+        assert stream.clock.timings == timings
         parts = timings.queued + sum(timings.compute) + timings.waiting + timings.network + timings.overhead
         assert parts == pytest.approx(timings.total, rel=0.05)

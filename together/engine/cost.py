@@ -1,6 +1,6 @@
-"""What a step costs, learnt from the steps that came back, and what follows: prefill beside decode, lanes. Pure.
+"""The cost of steps, measured on those that came back, and what follows from it: prefill along decodes, lanes.
 
-Knows no clock: stages time their own part of every frame, and the engine says how long the whole round took.
+Pure: stages time their own part of every frame, and the engine times the whole round.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from statistics import median
 
 from together.types import StageTiming
 
-STRETCH = 2.3  # how much longer the gaps between a person's tokens may get while others' prompts are computed
-LEAST = 8  # tokens of a prompt that always travel beside decode, or it would never end
-PAYS = 0.85  # more frames at once must save at least the rest
+STRETCH = 2.3  # how much longer the gaps between a request's tokens may get while others' prompts are computed
+LEAST = 8  # tokens of a prompt that always travel along decodes, or it would never end
+PAYS = 0.85  # more frames at once must cut the gap at least to this
 KEPT = 5  # samples per size, of which the median counts
 
 StageMs = tuple[float, ...]
@@ -52,7 +52,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """While others decode: so many frames at once, each with so many tokens of prompts."""
+    """While others decode: frames at once, and tokens of prompts in each."""
 
     frames: int
     tokens: int
@@ -64,11 +64,11 @@ class StepCost:
 
     stages: int
     _alone: Curve = field(default_factory=Curve)  # of frames that had the ring to themselves
-    _crowding: deque[float] = field(default_factory=lambda: deque(maxlen=4 * KEPT))  # how much slower the others were
+    _crowding: deque[float] = field(default_factory=lambda: deque(maxlen=4 * KEPT))  # slowdown of those not alone
     _network: deque[float] = field(default_factory=lambda: deque(maxlen=4 * KEPT))
 
     def observe(self, tokens: int, timings: tuple[StageTiming, ...], alone: bool, round_ms: float) -> None:
-        """A frame of `tokens` came back; `alone`: no other one travelled meanwhile."""
+        """Note a frame of `tokens` that came back; `alone`: no other one was in flight meanwhile."""
         stage_ms = tuple(timing.compute_ms for timing in timings)
         if alone:
             self._alone.add(tokens, stage_ms)
@@ -76,12 +76,6 @@ class StepCost:
         elif self._alone.covers(tokens):
             expected = self._alone.at(tokens)
             self._crowding.append(max(1.0, sum(stage_ms) / max(1e-6, sum(expected or stage_ms))))
-
-    def forget(self) -> None:
-        """Other stages than before: nothing that was learnt counts."""
-        self._alone = Curve()
-        self._crowding.clear()
-        self._network.clear()
 
     def gap_ms(self, frames: int, tokens: int) -> float | None:
         """The time between two frames of one lane while `frames` of this size travel at once; None while unknown."""
@@ -91,11 +85,11 @@ class StepCost:
         network = median(self._network) if self._network else 0.0
         if frames == 1:
             return sum(expected) + network
-        crowding = median(self._crowding) if self._crowding else 1.0  # 1: to find out, it has to be tried
+        crowding = median(self._crowding) if self._crowding else 1.0  # 1: only trying tells
         return max(sum(expected) * crowding + network, frames * max(expected) * crowding)
 
     def lanes(self, rows: int) -> int:
-        """Into how many groups to split decode rows: one, unless smaller steps are clearly faster."""
+        """The number of groups to split decode rows into: one, unless smaller steps are clearly faster."""
         best, shortest = 1, self.gap_ms(1, rows)
         for count in range(2, min(self.stages, rows) + 1):
             gap = self.gap_ms(count, _share(rows, count))
@@ -104,7 +98,7 @@ class StepCost:
         return best
 
     def pace(self, rows: int, lanes: int, chunk: int) -> Pace:
-        """What prompts may add beside `rows` that decode in `lanes`, so that the gaps of these stay in bounds."""
+        """What prompts may add to `rows` that decode in `lanes`, so that the gaps of these stay in bounds."""
         part = _share(rows, lanes)
         usual = self.gap_ms(lanes, part)
         best, quickest = Pace(lanes, LEAST), 0.0

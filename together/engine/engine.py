@@ -1,7 +1,4 @@
-"""The loop around the scheduler: schedule, push, commit; and a stream of tokens for each request. Knows no text.
-
-The ring is a `RingPort`; that frames cross machines is the port's business.
-"""
+"""The loop around the scheduler: schedule, push, commit; and a stream of tokens for each request."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ from dataclasses import asdict, dataclass
 
 from together.engine.scheduler import Scheduler
 from together.engine.sequence import RingPort, Sequence, TokenEvent
-from together.engine.stats import EngineStats, Pushed, RequestClock, StepTimes, hidden_bytes
+from together.engine.stats import EngineStats, Pushed, RequestClock, StepTimes
 from together.errors import BadRequest, NotServing, RingBroken, TogetherError
-from together.requests import FinishReason, GenerateRequest, Timings
+from together.requests import FinishReason, GenerateRequest
 from together.sampling import validate
 from together.sentences import say
 from together.types import Frame, Sampled
@@ -35,23 +32,23 @@ class Engine:
         vocabulary: int | None = None,
         token_bytes: int = 0,
     ) -> None:
-        """`step_timeout` in seconds; `vocabulary`, if given, bounds the ids of prompts and biases.
+        """`step_timeout` in seconds; `vocabulary`, the width of the logits, bounds the ids of requests if known.
 
-        `token_bytes` is the size of one token's hidden state on a link, for the measurements.
+        `token_bytes` is the size of one token's hidden state on a link, for measurements.
         """
+        self.vocabulary = vocabulary
+        self.times = StepTimes()
         self._ring = ring
         self._scheduler = Scheduler(ring.limits, eos, max_waiting)
         self._step_timeout = step_timeout
-        self._vocabulary = vocabulary
         self._streams: dict[Sequence, TokenStream] = {}
         self._token_bytes = token_bytes
         self._pushed: deque[Pushed] = deque()  # unanswered frames, oldest first
         self._progress = 0.0  # when a frame was last answered, or left with none before it
         self._changed = asyncio.Event()
-        self._stopping = asyncio.Event()  # the loop ends: closed, or paused with nothing on its way
+        self._stopping = asyncio.Event()  # the loop ends: closed, or paused with nothing in flight
         self._pausing = False
-        self._ended: TogetherError | None = None  # why it takes no requests any more
-        self.times = StepTimes()
+        self._ended: TogetherError | None = None  # why it takes no more requests
 
     @property
     def running(self) -> int:
@@ -68,13 +65,8 @@ class Engine:
         """Tokens that a prompt must stay below."""
         return self._scheduler.limits.longest
 
-    @property
-    def vocabulary(self) -> int | None:
-        """Width of the model's logits, where it is known."""
-        return self._vocabulary
-
     def use_ends(self, eos: frozenset[int]) -> None:
-        """End texts at these token ids from now on: the model's settings were read again."""
+        """End texts at these token ids from now on."""
         self._scheduler.eos = eos
 
     def stats(self) -> EngineStats:
@@ -97,32 +89,34 @@ class Engine:
         )
 
     def drop_cache(self) -> None:
-        """Free the prefixes that are cached for later requests, here and, with the next frame, on every stage."""
-        self._scheduler.drop_cache()
+        """Free the prefixes that are cached for later requests; stages follow with the next frame."""
+        self._scheduler.prefixes.clear()
         self._changed.set()
 
     def submit(self, request: GenerateRequest, ready: asyncio.Event | None = None) -> TokenStream:
-        """Queue a request; `ready` is set whenever its stream has news, for one reader of several streams.
+        """Queue a request; `ready` is set whenever its stream has news, so that one reader can watch several streams.
 
         Raises BadRequest, ContextTooLong, QueueFull, or why the engine ended.
         """
-        if self._ended is not None:
-            raise self._ended.with_traceback(None)
-        _check(request, self._vocabulary)
+        self._check_open()
+        _check(request, self.vocabulary)
         stream = TokenStream(self, self._scheduler.submit(request), ready or asyncio.Event())
         self._streams[stream.sequence] = stream
         self._changed.set()
         return stream
 
     def check_room(self, count: int = 1) -> None:
-        """Before any work on a request: raises QueueFull where `count` more do not fit, or why the engine ended."""
+        """Raises QueueFull if `count` more requests do not fit, or why the engine ended."""
+        self._check_open()
+        self._scheduler.check_room(count)
+
+    def _check_open(self) -> None:
         if self._ended is not None:
             raise self._ended.with_traceback(None)
-        self._scheduler.check_room(count)
 
     @property
     def silence(self) -> float:
-        """Seconds since the ring last answered while something is on its way; 0 while nothing is."""
+        """Seconds since the ring last answered while a frame is in flight; 0 while none is."""
         return time.perf_counter() - self._progress if self._pushed else 0.0
 
     @property
@@ -131,7 +125,7 @@ class Engine:
         return self.times.step_ms / 1e3
 
     async def serve(self, ring: RingPort | None = None) -> None:
-        """Serve over `ring`, by default the current one, until `close` or `pause`. Raises RingBroken when it breaks.
+        """Serve over `ring`, by default the current one, until `close` or `pause`. Raises RingBroken.
 
         Open requests then wait for the next ring, which replays their tokens. A bug in the engine ends them.
         """
@@ -165,7 +159,7 @@ class Engine:
                 self._deliver(event)
 
     def pause(self) -> None:
-        """Make `serve` return as soon as nothing is on its way; requests are still taken, and wait."""
+        """Make `serve` return as soon as nothing is in flight; requests are still taken, and wait."""
         self._pausing = True
         self._rest()
 
@@ -213,40 +207,41 @@ class Engine:
 
     async def _watch(self) -> None:
         """A ring that answers nothing for too long is broken, whatever its links say."""
+        limit = self._step_timeout
         while True:
-            await asyncio.sleep(min(1.0, self._step_timeout / 4))
-            if self._pushed and time.perf_counter() - self._progress > self._step_timeout:
-                raise RingBroken(f"no answer from the ring for {self._step_timeout:g} s; load the model again")
+            await asyncio.sleep(min(1.0, limit / 4))
+            if self.silence > limit:
+                raise RingBroken("no answer from the ring for {seconds:g} s; load the model again", seconds=limit)
 
     def _note_push(self, frame: Frame) -> None:
         now = time.perf_counter()
         if not self._pushed:
             self._progress = now
-        rows = frame.batch.rows
-        streams = [self._streams[self._scheduler.running[row.sequence]] for row in rows]
-        size = hidden_bytes(frame, self._token_bytes, self._ring.limits.stages)
-        decodes = all(len(row.token_ids) == 1 for row in rows) and bool(rows)
-        clocks = tuple((stream.clock, len(row.token_ids)) for stream, row in zip(streams, rows, strict=True))
-        for stream in streams:
+        rows, loads = frame.batch.rows, []
+        hop_bytes = self._token_bytes * (self._ring.limits.stages - 1)  # of one token, over all links
+        for row in rows:
+            stream = self._streams[self._scheduler.running[row.sequence]]
             stream.clock.reused_tokens = stream.reused
             stream.clock.pushed(now)
-        self._pushed.append(Pushed(now, decodes, size, clocks))
+            loads.append((stream.clock, len(row.token_ids) * hop_bytes))
+        decodes = bool(rows) and all(len(row.token_ids) == 1 for row in rows)
+        self._pushed.append(Pushed(now, decodes, tuple(loads)))
 
     def _note_answer(self, answer: Frame) -> float:
-        """Milliseconds since its frame was pushed; 0 for an answer to nothing, which the scheduler will refuse."""
+        """Milliseconds since its frame was pushed; 0 for an answer to nothing, which the scheduler refuses."""
         if not self._pushed:
             return 0.0
         now = self._progress = time.perf_counter()
         pushed = self._pushed.popleft()
         self.times.answered(pushed, answer.timings, now)
-        for clock, tokens in pushed.clocks:
+        for clock, link_bytes in pushed.clocks:
             clock.answered(pushed, answer.timings, now)
-            clock.link_bytes += tokens * self._token_bytes * (self._ring.limits.stages - 1)
+            clock.link_bytes += link_bytes
         return (now - pushed.at) * 1e3
 
     def _deliver(self, event: TokenEvent) -> None:
         stream = self._streams.get(event.sequence)
-        if stream is None:  # the engine was closed while this was on its way
+        if stream is None:  # the engine was closed meanwhile
             return
         if event.finish is not None or event.error is not None:
             del self._streams[event.sequence]
@@ -262,39 +257,34 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What a request's reader gets at once. End-of-text ids are not among `ids`."""
+    """What a request's reader gets at once; `ids` has no end-of-text ids."""
 
     ids: tuple[int, ...]
-    sampled: tuple[Sampled, ...] = ()  # one for each id where log-probabilities were asked for, else empty
-    finish: FinishReason | None = None  # why the answer ended; None: it goes on
+    sampled: tuple[Sampled, ...] = ()  # one for each id if log-probabilities were requested, else empty
+    finish: FinishReason | None = None  # why the answer ended
 
 
 class TokenStream(AsyncIterator[Tokens]):
-    """One request's tokens as they come.
+    """One request's tokens as they come; `ready` is set when there are more, and at the end.
 
-    A reader that is slower than the ring gets several tokens at once and never holds the ring up. Whoever stops reading
+    A reader that is slower than the ring gets several tokens at once and never holds the ring up. A reader that stops
     before the end calls `cancel`.
     """
 
     def __init__(self, engine: Engine, sequence: Sequence, ready: asyncio.Event) -> None:
         self.sequence = sequence
-        self._engine = engine
         self._ready = ready
+        self.clock = RequestClock()
+        self._engine = engine
         self._tokens: list[int] = []
         self._sampled: list[Sampled] = []
         self._finish: FinishReason | None = None
         self._error: TogetherError | None = None
         self._over = False  # the reader has seen the end
-        self.clock = RequestClock()
 
     @property
     def request(self) -> GenerateRequest:
         return self.sequence.request
-
-    @property
-    def timings(self) -> Timings:
-        """Where the time went until now, or until the end."""
-        return self.clock.timings
 
     @property
     def reused(self) -> int:
@@ -302,7 +292,7 @@ class TokenStream(AsyncIterator[Tokens]):
         return self.sequence.reused or 0
 
     def poll(self) -> Tokens | None:
-        """What came since the last call; None for nothing. Raises the error that ended the request after its tokens."""
+        """The tokens since the last call; None for nothing new. After all tokens, raises the error that ended them."""
         if self._over or not (self._tokens or self._finish or self._error):
             return None
         if self._error is not None and not self._tokens:
@@ -324,16 +314,13 @@ class TokenStream(AsyncIterator[Tokens]):
         return tokens
 
     def cancel(self) -> None:
-        """End the request, here and on every stage; a waiting reader sees "cancelled". Harmless after the end."""
+        """End the request here and on every stage; a waiting reader sees "cancelled". Harmless after the end."""
         self._engine.cancel(self)
         if self._finish is None and self._error is None:
             self.take(TokenEvent(self.sequence, finish="cancelled"))
 
-    async def aclose(self) -> None:
-        self.cancel()
-
     def take(self, event: TokenEvent) -> None:
-        """The engine's side: tokens, the end or an error."""
+        """Add tokens, the end or an error; the engine calls this."""
         self.clock.grown(len(event.token_ids))
         self._tokens.extend(event.token_ids)
         self._sampled.extend(event.sampled)
@@ -344,15 +331,14 @@ class TokenStream(AsyncIterator[Tokens]):
 
 
 def _check(request: GenerateRequest, vocabulary: int | None) -> None:
-    """Whatever a stage would stumble over is refused here, since a failed step hurts everybody in it."""
+    """Refuse what would fail on a stage: a failed step hurts every request in it. Raises BadRequest."""
     if not request.prompt:
         raise BadRequest("the prompt is empty; write something", "messages")
     if vocabulary is not None and max(request.prompt) >= vocabulary:
-        raise BadRequest(
-            f"the prompt has token {max(request.prompt)}, the model knows 0 to {vocabulary - 1}", "messages"
-        )
+        text = "the prompt has token {token}, the model knows 0 to {last}"
+        raise BadRequest(text, "messages", token=max(request.prompt), last=vocabulary - 1)
     if request.max_tokens is not None and request.max_tokens < 1:
-        raise BadRequest(f"max_tokens is {request.max_tokens}; ask for at least 1", "max_tokens")
+        raise BadRequest("max_tokens is {count}; ask for at least 1", "max_tokens", count=request.max_tokens)
     validate(request.sampling, vocabulary)
 
 

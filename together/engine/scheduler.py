@@ -1,8 +1,7 @@
-"""Decides which rows travel in the next frame, and what an answer means. Knows no ring, no clock, no text.
+"""Continuous batching: chooses the rows of the next frame and turns answers into events.
 
-Continuous batching: `schedule()` gives the next frame or None, `commit(answer)` gives the events. Three rules keep the
-head's books and the stages' equal: a frame's forks come before its drops and those before its rows, stages take frames
-in order, and a sequence counts with all tokens that are known of it.
+Pure: no ring, no clock, no text. Three rules keep the head's books equal to the stages': a frame's forks come before
+its drops and those before its rows, stages take frames in order, and a sequence counts with all of its known tokens.
 """
 
 from __future__ import annotations
@@ -13,19 +12,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from together.engine.cost import StepCost
-from together.engine.prefixes import WORTH, Match, Prefixes, best_match
-from together.engine.sequence import Counters, InFlightStep, Prefix, ScheduledRow, Sequence, TokenEvent
+from together.engine.sequence import (
+    WORTH,
+    Counters,
+    InFlightStep,
+    Match,
+    Prefix,
+    Prefixes,
+    ScheduledRow,
+    Sequence,
+    TokenEvent,
+    best_match,
+)
 from together.errors import ContextTooLong, QueueFull, RingBroken
 from together.requests import GenerateRequest
 from together.types import Batch, Failure, Frame, Limits, Row, RowResult, Sampled, SampleRequest
 
 HEADROOM = 256  # tokens of its answer that must fit before a sequence enters
-ATTEMPTS = 3  # how often a refused sequence starts again without having gained a token in between
+ATTEMPTS = 3  # restarts of a refused sequence without a new token in between
 
 
 @dataclass(slots=True)
 class Scheduler:
-    """Holds the sequences. `running` is by cache id, `waiting` in order of arrival."""
+    """The sequences of one ring: `running` by cache id, `waiting` in order of arrival."""
 
     limits: Limits
     eos: frozenset[int]
@@ -59,9 +68,9 @@ class Scheduler:
         return sequence
 
     def check_room(self, count: int = 1) -> None:
-        """Raises QueueFull where so many more would not fit into the queue."""
+        """Raises QueueFull if `count` more requests do not fit into the queue."""
         if len(self.waiting) + count > self.max_waiting:
-            raise QueueFull(f"{len(self.waiting)} requests are waiting already; ask again in a moment")
+            raise QueueFull("{count} requests are waiting already; ask again in a moment", count=len(self.waiting))
 
     def cancel(self, sequence: Sequence) -> None:
         """Forget a sequence wherever it is; what is cached of it stays as a prefix. Harmless after its end."""
@@ -70,23 +79,19 @@ class Scheduler:
         elif self.running.get(sequence.id) is sequence:
             self._retire(sequence)
 
-    def drop_cache(self) -> None:
-        """Free all cached prefixes with the next frame."""
-        self.prefixes.clear()
-
     def replay(self) -> None:
-        """A new epoch: nothing is on its way, no cache is trusted, every live sequence starts again, oldest first."""
+        """A new epoch: nothing is in flight, no cache is trusted, every live sequence starts again, oldest first."""
         self.prefixes.forget_orders(flight.orders for flight in self._flights)
         self._flights.clear()
         for sequence in tuple(self.running.values()):
             self._preempt(sequence)
         self.prefixes.clear()
-        self.cost.forget()
+        self.cost = StepCost(self.limits.stages)
 
     def move(self, limits: Limits) -> tuple[TokenEvent, ...]:
-        """Another ring: everything is replayed there. Returns the end of sequences that are too long for it."""
+        """Replay everything on another ring. Returns the end of sequences that are too long for it."""
         self.replay()
-        self.limits, self.prefixes.limits = limits, limits
+        self.limits = self.prefixes.limits = limits
         self.cost = StepCost(limits.stages)
         ended = [sequence for sequence in self.waiting if len(sequence.tokens) >= limits.longest]
         for sequence in self.waiting:
@@ -100,7 +105,7 @@ class Scheduler:
 
     @property
     def unanswered(self) -> int:
-        """Frames on their way."""
+        """Frames in flight."""
         return len(self._flights)
 
     def schedule(self) -> Frame | None:
@@ -112,7 +117,7 @@ class Scheduler:
         self._admit()
         decodes = self._decode_parts()
         parts = (*decodes, *self._prefill_parts(len(decodes)))
-        if not parts and not self.prefixes.urgent:
+        if not parts and not self.prefixes.drops:  # forks alone wait for a frame with rows
             return None
         self._steps += 1
         orders = self.prefixes.take_orders()
@@ -153,7 +158,7 @@ class Scheduler:
                 yield self._part(sequence, length)
 
     def _prefill_budget(self, decodes: int) -> int:
-        """Whole chunks while nobody decodes; else as much as keeps the others' tokens coming, by measured cost."""
+        """Whole chunks while nothing decodes; otherwise as much as measured costs allow without stalling decodes."""
         decoding = decodes + sum(self._live_decodes(flight) for flight in self._flights)
         room = self.limits.chunk - decodes
         if decoding == 0:
@@ -164,7 +169,7 @@ class Scheduler:
         return 0
 
     def _live_decodes(self, flight: InFlightStep) -> int:
-        """Rows of a lane whose sequences still run: nobody waits for the tokens of the others."""
+        """Decode rows whose sequences still run."""
         return sum(self.running.get(part.row.sequence) is part.sequence for part in flight.parts[: flight.decodes])
 
     def _part(self, sequence: Sequence, length: int) -> ScheduledRow:
@@ -172,9 +177,7 @@ class Scheduler:
         start, stop = sequence.sent, sequence.sent + length
         sequence.sent, sequence.last_step, sequence.reserved = stop, self._steps, 0
         sequence.rewind_floor = max(sequence.rewind_floor, self.limits.rewind_floor(stop))
-        sample = None
-        if stop == len(sequence.tokens):
-            sample = _sample_request(sequence, length - 1)
+        sample = _sample_request(sequence, length - 1) if stop == len(sequence.tokens) else None
         return ScheduledRow(Row(sequence.id, start, tuple(sequence.tokens[start:stop]), sample), sequence)
 
     # --- room -------------------------------------------------------------------------------------------------------
@@ -186,22 +189,22 @@ class Scheduler:
     def _used_now(self) -> int:
         """Tokens that the stages hold when the next frame's forks are made."""
         held = sum(self.limits.blocks(max(each.reserved, each.sent)) for each in self.running.values())
-        return held + self.prefixes.used + self.prefixes.dropping
+        return held + self.prefixes.used + sum(self.prefixes.drops.values())
 
     def _make_room(self) -> None:
-        """Every known token must have its place: first prefixes go, then the newest sequence is set back."""
+        """Every known token needs room: first prefixes go, then the newest sequence is preempted."""
         while not self._evict_for(0):
             self._preempt(max(self.running.values(), key=lambda sequence: sequence.arrival))
 
     def _evict_for(self, tokens: int, keep: int = -1) -> bool:
-        """Give up prefixes, except `keep`, until so many tokens fit beside all others; False if they still do not."""
+        """Evict prefixes, except `keep`, until `tokens` more fit; False if they still do not."""
         while self._used() + self.prefixes.used + tokens > self.limits.capacity:
             if not self.prefixes.evict(keep):
                 return False
         return True
 
     def _admit(self) -> None:
-        """First come, first served: nobody overtakes a sequence that does not fit yet."""
+        """First come, first served: no sequence overtakes one that does not fit yet."""
         while self.waiting:
             sequence = self.waiting[0]
             wanted = min(len(sequence.tokens) + HEADROOM, sequence.end)
@@ -214,7 +217,7 @@ class Scheduler:
     # --- starting and leaving ---------------------------------------------------------------------------------------
 
     def _start(self, sequence: Sequence, match: Match | None) -> bool:
-        """Into the ring, in room that prefixes may have to give up. False: orders must go to the stages first."""
+        """Start in the ring, evicting prefixes if needed. False: orders must go to the stages first."""
         keep = match.source.id if match else -1
         if match and match.whole:
             self._adopt(sequence, match)
@@ -230,28 +233,21 @@ class Scheduler:
         return True
 
     def _adopt(self, sequence: Sequence, match: Match) -> None:
-        """Go on with a prefix's own caches; the first row's position cuts what is too much."""
-        prefix = self.prefixes.take(match.source.id)
-        sequence.id, sequence.sent, sequence.rewind_floor, sequence.reserved = (
-            prefix.id,
-            match.length,
-            prefix.rewind_floor,
-            prefix.sent,
-        )
+        """Continue in a prefix's own caches; the first row's position truncates them."""
+        prefix = self.prefixes.held.pop(match.source.id)
+        sequence.id, sequence.sent = prefix.id, match.length
+        sequence.rewind_floor, sequence.reserved = prefix.rewind_floor, prefix.sent
         self.running[prefix.id] = sequence
         self._evict_for(0)
         self._count_reuse(sequence)
 
     def _begin(self, sequence: Sequence, match: Match | None) -> None:
-        """With a copy of the match if it is there, from the first token if there is none, or later."""
+        """Start with a copy of the match, from the first token without one, or later if it is not ready."""
         sequence.source, sequence.waits_for, sequence.origin = None, 0, -1
         if match and match.ready:
             self.prefixes.fork(match.source.id, sequence.id, match.length)
-            sequence.sent, sequence.rewind_floor, sequence.origin = (
-                match.length,
-                match.source.rewind_floor,
-                match.source.id,
-            )
+            sequence.sent, sequence.origin = match.length, match.source.id
+            sequence.rewind_floor = match.source.rewind_floor
         elif match:
             assert isinstance(match.source, Sequence), "a prefix has all of its tokens"
             sequence.source, sequence.waits_for = match.source, match.length
@@ -259,7 +255,7 @@ class Scheduler:
         self._count_reuse(sequence)
 
     def _begin_with_others(self) -> None:
-        """Sequences that waited for another's prompt to be computed, since it begins as theirs does."""
+        """Start the sequences that waited for a common prefix which another one was computing."""
         for sequence in sorted(self.running.values(), key=lambda sequence: sequence.arrival):
             if sequence.waits_for and not self._still_waits(sequence):
                 match = self._match(sequence)
@@ -279,11 +275,11 @@ class Scheduler:
             sequence.reused = min(sequence.sent, len(sequence.request.prompt))
 
     def _match(self, sequence: Sequence) -> Match | None:
-        """Caches to begin with; after a refusal none is trusted."""
+        """Caches to start with; none is trusted after a refusal."""
         return None if sequence.attempts else best_match(sequence, self.prefixes, self.running.values())
 
     def _retire(self, sequence: Sequence) -> None:
-        """What is cached of it stays as a prefix for others, if it is worth the books and they are exact."""
+        """Keep its caches as a prefix for others, if they are long enough and their length is known exactly."""
         del self.running[sequence.id]
         if sequence.sent >= max(WORTH, sequence.reserved):
             self.prefixes.keep(Prefix(sequence.id, sequence.tokens[: sequence.sent], sequence.rewind_floor))
@@ -291,7 +287,7 @@ class Scheduler:
             self.prefixes.drop(sequence.id, max(sequence.sent, sequence.reserved))
 
     def _preempt(self, sequence: Sequence) -> None:
-        """It keeps its place among those who wait, and its text; its caches go."""
+        """It keeps its text and its place in the queue; its caches go."""
         del self.running[sequence.id]
         if sequence.sent:
             self.prefixes.drop(sequence.id, max(sequence.sent, sequence.reserved))
@@ -307,11 +303,13 @@ class Scheduler:
 
         Raises RingBroken if it reports a failure or does not fit the frame.
         """
-        if answer.failure is not None:  # looked at first: of a frame that could not be read, not even the step is known
+        if answer.failure is not None:  # first, because an unreadable frame has no step
             raise _broken(answer.failure)
         if not self._flights or answer.step != self._flights[0].step:
             due = self._flights[0].step if self._flights else "nothing"
-            raise RingBroken(f"the ring answered step {answer.step} while {due} was due; load the model again")
+            raise RingBroken(
+                "the ring answered step {step} while {due} was due; load the model again", step=answer.step, due=due
+            )
         flight = self._flights.popleft()
         if flight.parts and len(answer.timings) == self.limits.stages:
             self.cost.observe(flight.tokens, answer.timings, flight.alone, round_ms)
@@ -321,10 +319,10 @@ class Scheduler:
 
     def _take(self, part: ScheduledRow, result: RowResult | None) -> TokenEvent | None:
         row, sequence = part.row, part.sequence
-        if self.running.get(row.sequence) is not sequence:  # cancelled, set back or refused since
+        if self.running.get(row.sequence) is not sequence:  # cancelled, preempted or refused since
             return None
         if result is None or (result.refusal is None and row.sample is not None and not result.sampled):
-            raise RingBroken(f"the ring gave no result for sequence {row.sequence}; load the model again")
+            raise RingBroken("the ring gave no result for sequence {id}; load the model again", id=row.sequence)
         if result.refusal is not None:
             return self._refused(sequence, result.refusal)
         if row.sample is None:
@@ -346,15 +344,20 @@ class Scheduler:
         return TokenEvent(sequence, (token_id,), "length", sampled=scored)
 
     def _refused(self, sequence: Sequence, reason: str) -> TokenEvent | None:
-        """One stage holds other tokens than the head believes: start again from the first token, but not for ever."""
+        """A stage holds other tokens than the head believes: start again from the first token, up to ATTEMPTS times."""
         sequence.attempts += 1
-        self.prefixes.discard(sequence.origin)  # where it came from may be as wrong
+        self.prefixes.discard(sequence.origin)  # it may be as wrong
         self._preempt(sequence)
         if sequence.attempts <= ATTEMPTS:
             return None
         self.waiting.remove(sequence)
-        message = f"the ring refused this request {sequence.attempts} times ({reason}); load the model again"
-        return TokenEvent(sequence, error=RingBroken(message, cause=reason))
+        error = RingBroken(
+            "the ring refused this request {attempts} times ({reason}); load the model again",
+            cause=reason,
+            attempts=sequence.attempts,
+            reason=reason,
+        )
+        return TokenEvent(sequence, error=error)
 
 
 def _sample_request(sequence: Sequence, offset: int) -> SampleRequest:
@@ -365,5 +368,13 @@ def _sample_request(sequence: Sequence, offset: int) -> SampleRequest:
 
 
 def _broken(failure: Failure) -> RingBroken:
-    message = f"node {failure.node}: stage {failure.stage} failed ({failure.cause}); load the model again"
-    return RingBroken(message, failure.node, failure.cause, failure.stage, failure.fault)
+    return RingBroken(
+        "node {name}: stage {place} failed ({reason}); load the model again",
+        failure.node,
+        failure.cause,
+        failure.stage,
+        failure.fault,
+        name=failure.node,
+        place=failure.stage,
+        reason=failure.cause,
+    )

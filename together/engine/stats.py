@@ -1,4 +1,4 @@
-"""Where the time of requests and steps goes: stages, links, the head itself. Knows no scheduler and no ring."""
+"""Where the time of requests and steps goes: stages, links, the head itself."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from statistics import median
 
 from together.engine.sequence import Counters
 from together.requests import Timings
-from together.types import Frame, StageTiming
+from together.types import StageTiming
 
 KEPT_STEPS = 256  # decode steps whose times are kept
 
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """A frame on its way: when it left, what it carries, and the requests it works for."""
+    """A frame in flight: when it left, what it carries, and the requests it works for."""
 
     at: float
     decodes: bool  # decode rows only
-    link_bytes: int  # over all links
-    clocks: tuple[tuple[RequestClock, int], ...]  # and how many of its tokens are that request's
+    clocks: tuple[tuple[RequestClock, int], ...]  # each with the bytes of its hidden states, over all links
 
 
 @dataclass(slots=True)
 class RequestClock:
-    """One request's time, second by second: every moment is counted once, however many of its frames travel at once.
+    """Where one request's time goes; every moment counts once, however many of its frames are in flight.
 
-    While frames are on their way, the time between two answers is shared out as the answered frame's own round was.
+    Between two answers, time is divided in the proportions of the answered frame's own round.
     """
 
     link_bytes: float = 0.0
@@ -46,7 +45,7 @@ class RequestClock:
     _overhead: float = 0.0
 
     def pushed(self, now: float) -> None:
-        """A frame with a row of this request leaves."""
+        """Note that a frame with a row of this request left."""
         if self._started is None:
             self._started = self._counted = now
         if self._flying == 0:
@@ -55,7 +54,7 @@ class RequestClock:
         self._flying += 1
 
     def answered(self, frame: Pushed, timings: tuple[StageTiming, ...], now: float) -> None:
-        """It is back: what it took since the last answer, in the proportions of its whole round."""
+        """Divide the time since the last answer in the proportions of this frame's round."""
         if self._ended is not None:
             return
         self._flying -= 1
@@ -72,7 +71,7 @@ class RequestClock:
         self._network += max(0.0, round_s - spent - waiting) * part
 
     def lost(self, now: float) -> None:
-        """What was on its way does not come back: the ring broke."""
+        """The ring broke: what is in flight does not come back."""
         if self._started is not None and self._flying:
             self._waiting += now - self._counted
             self._counted, self._flying = now, 0
@@ -82,14 +81,14 @@ class RequestClock:
         self.tokens += tokens
 
     def end(self) -> None:
-        """Nothing is counted any more."""
+        """Stop counting."""
         if self._ended is None:
             self._ended = time.perf_counter()
             left = self._ended - self._counted if self._started is not None else 0.0
             if self._flying == 0:
                 self._overhead += left
             else:
-                self._waiting += left  # for an answer that is not needed any more
+                self._waiting += left  # for an answer that is no longer needed
 
     @property
     def timings(self) -> Timings:
@@ -111,7 +110,7 @@ class RequestClock:
 
 @dataclass(slots=True)
 class StepTimes:
-    """How long the last decode steps took. Steps with prompts are left out: their time depends on the prompt."""
+    """How long the last decode steps took. Steps with prompts do not count: their time depends on the prompt."""
 
     stages: tuple[StageTiming, ...] = ()  # of the last answer of any kind
     steps: int = 0  # answers of any kind
@@ -122,13 +121,13 @@ class StepTimes:
     def answered(self, frame: Pushed, timings: tuple[StageTiming, ...], now: float) -> None:
         self.stages = timings
         self.steps += 1
-        self.link_bytes += frame.link_bytes
+        self.link_bytes += sum(size for _, size in frame.clocks)
         if frame.decodes:
             self._steps.append((now - frame.at) * 1e3)
             self._stages.append(timings)
 
     def clear(self) -> None:
-        """Begin anew, as before something that is measured by itself."""
+        """Start over with another ring, or before a measurement."""
         self._steps.clear()
         self._stages.clear()
 
@@ -144,7 +143,7 @@ class StepTimes:
 
     @property
     def link_ms(self) -> float:
-        """Median of what a decode step spends between the stages' queues, over all of its links."""
+        """Median time of a decode step between the stages' queues, over all links."""
         spent = [sum(timing.compute_ms + timing.wait_ms for timing in timings) for timings in self._stages]
         return median(step - own for step, own in zip(self._steps, spent, strict=True)) if spent else 0.0
 
@@ -165,8 +164,3 @@ class EngineStats(Counters):
     link_ms: float
     link_bytes: int
     stage_sequences: tuple[int, ...]  # how many sequences and prefixes each stage held at its last answer
-
-
-def hidden_bytes(frame: Frame, token_bytes: int, stages: int) -> int:
-    """Bytes of hidden states that a frame takes over the links between stages; token ids and results are nothing."""
-    return frame.batch.tokens * token_bytes * (stages - 1)

@@ -201,7 +201,7 @@ class _Choice:
             return self._chunk() if self._text or self._reasoning or self._calls else None
         self.stream.cancel()  # a stop string or a call ends it before the ring knows
         usage = Usage(len(self.stream.request.prompt), self._count, self.stream.reused, self._reasoned)
-        return replace(self._chunk(), finish=reason, usage=usage, timings=self.stream.timings)
+        return replace(self._chunk(), finish=reason, usage=usage, timings=self.stream.clock.timings)
 
     def _push(self, tokens: Tokens) -> None:
         """Take tokens up to a stop string or the only call; those after it were never asked for."""
