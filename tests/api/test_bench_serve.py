@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 from tests.conftest import RealApp
-from together.desktop.bench.serve import Exchange, percentiles, report
+from together.desktop.bench.engine import percentiles
+from together.desktop.bench.serve import Exchange, report
 
 
 def bench(app: RealApp, *arguments: str) -> Any:

@@ -26,6 +26,6 @@ def test_the_engine_bench_measures_all_its_parts(tmp_path: Path) -> None:
     assert together["people"] == 3
     assert together["ratio"] > 0
     assert gaps["tokens"] == 600
-    assert gaps["gaps"] > 2
-    assert min(gaps["gap_ms"], gaps["p95_ms"]) > 0
+    assert gaps["gaps"] > 0  # how many depends on how the prompt is cut, and that on the machine's load
+    assert gaps["ratio"] == gaps["p95_ms"] / gaps["gap_ms"] > 0
     assert report["flatness"] is None

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RealApp
-from together.desktop.bench.decode import DecodeRequest, bench_estimate, peak_memory
-from together.desktop.bench.ring import BenchModel, bench_ring
+from together.desktop.bench.decode import bench_estimate, peak_memory
+from together.desktop.bench.engine import BenchRequest, bench_ring
 from together.settings import default_home
 from together.types import Dtype
 
@@ -18,7 +18,7 @@ PROMPT, NEW = 512, 8  # tokens
 
 async def stages_above_their_weights(shape: str, dtype: Dtype, home: Path) -> list[float]:
     """Peak resident bytes of two stages, less weights and KV cache, after a prompt and some tokens."""
-    async with bench_ring(BenchModel(shape, dtype, "torch", "cpu"), home, 2, PROMPT + NEW, users=1) as ring:
+    async with bench_ring(BenchRequest(shape, dtype, "torch", "cpu"), home, PROMPT + NEW, users=1) as ring:
         await ring.generate(PROMPT, NEW)
         stages, spec = [stage.status for stage in ring.stages], ring.spec
         return [
@@ -64,8 +64,8 @@ async def expect_what_is_measured(shape: str, backend: str, home: Path) -> None:
     """A prompt of more than a frame, and some tokens, by two stages."""
     if backend == "mlx":
         pytest.importorskip("mlx.core")
-    request = DecodeRequest(BenchModel(shape, "bf16", backend, "cpu"), prompt=300, new=4, rounds=1)
-    found = await bench_estimate(request, 2, home)
+    request = BenchRequest(shape, "bf16", backend, "cpu", prompt=300, new=4)
+    found = await bench_estimate(request, home)
     assert all(0.9 <= ratio <= 1.1 for ratio in found.bytes_ratios), found
 
 

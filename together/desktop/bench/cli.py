@@ -7,19 +7,18 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from together.desktop.show import print_table
+from together.desktop.bench.decode import bench_decode, bench_estimate, decode_json
+from together.desktop.bench.engine import BenchRequest, bench_engine
+from together.desktop.bench.serve import ServeRequest, bench_overhead, bench_serve, comparable
+from together.desktop.bench.small import Hop, PlanTime, SamplerLine, bench_hop, bench_plan, bench_sampler
+from together.desktop.client import RunningApp, app_for_a_while
+from together.desktop.show import GB, print_table
 from together.planning.parse import parse_dtype
 from together.settings import load_settings
-
-if TYPE_CHECKING:
-    from together.desktop.bench.decode import DecodeRequest
-    from together.desktop.bench.ring import BenchModel
-    from together.desktop.bench.serve import ServeRequest
-    from together.desktop.bench.small import Hop, PlanTime, SamplerLine
 
 app = typer.Typer(help="Measure this machine; --json for programs.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -41,9 +40,9 @@ def hop(
     as_json: AsJson = False,
 ) -> None:
     """What it costs to pass hidden states to the next stage: the link, and whether compressing them would pay."""
-    from together.desktop.bench.small import bench_hop
-
-    _print_lines(as_json, asyncio.run(bench_hop(repeats)))
+    columns = ("shape", "dtype", "codec", "bytes", "sent", "link", "zlib", "total", "MB/s")
+    title = "milliseconds one way: the link, compression, both; MB/s before compression"
+    _print_lines(as_json, asyncio.run(bench_hop(repeats)), columns, title)
 
 
 @app.command()
@@ -62,16 +61,13 @@ def decode(
     as_json: AsJson = False,
 ) -> None:
     """Prefill and decode speed over real stage processes on this machine."""
-    from together.desktop.bench.decode import bench_decode, decode_json
-
-    request = _decode(shape, dtype, backend, device, prompt, new, rounds)
+    request = BenchRequest(shape, parse_dtype(dtype), backend, device, stages, prompt, new, rounds)
     reports = asyncio.run(bench_decode(request, [str(stages), *(compare or [])], load_settings().home_path))
-    speed = reports[0].decode_tok_s
     columns = ("", "prefill tok/s", "decode tok/s", "ratio", "first token s", "stages ms", "hop ms", "peak GB")
     rows = []
     for item in reports:
-        speeds = (item.prefill_tok_s, item.decode_tok_s, speed / item.decode_tok_s, item.ttft_s)
-        sizes = [size / 1e9 for size in item.rss_bytes]
+        speeds = item.prefill_tok_s, item.decode_tok_s, reports[0].decode_tok_s / item.decode_tok_s, item.ttft_s
+        sizes = [size / GB for size in item.rss_bytes]
         rows.append((item.name, *speeds, item.stage_ms, item.hop_ms if item.stage_ms else "", sizes))
     _print(as_json, decode_json(reports), columns, rows, _title(request))
 
@@ -82,8 +78,6 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """How long the recommendation takes, on made-up clusters."""
-    from together.desktop.bench.small import bench_plan
-
     _print_lines(as_json, bench_plan(repeats))
 
 
@@ -92,15 +86,13 @@ def sampler(
     repeats: Annotated[int, typer.Option(min=1, help="Draws per line; the median counts.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """What drawing the next tokens of 8 people costs at a vocabulary of 128k."""
-    from together.desktop.bench.small import bench_sampler
-
+    """What drawing the next tokens of 8 users costs at a vocabulary of 128k."""
     _print_lines(as_json, bench_sampler(repeats))
 
 
 @app.command()
 def engine(
-    concurrent: Annotated[int, typer.Option("-c", "--concurrent", min=0, help="People at once; 0 leaves it out.")] = 8,
+    concurrent: Annotated[int, typer.Option("-c", "--concurrent", min=0, help="Users at once; 0 leaves it out.")] = 8,
     shape: Shape = "llama-3.2-1b",
     dtype: DtypeName = "bf16",
     backend: Backend = "torch",
@@ -114,20 +106,15 @@ def engine(
     flat: Annotated[bool, typer.Option(help="Also: tokens 1,900 to 2,000 against tokens 10 to 110.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Many people at once: speed together, gaps beside a long prompt, late tokens against early ones."""
-    from together.desktop.bench.engine import EngineRequest, bench_engine
-
-    model = _model(shape, dtype, backend, device)
-    request = EngineRequest(model, stages, concurrent, new, rounds, long_prompt, flat)
-    found = asyncio.run(bench_engine(request, load_settings().home_path))
+    """Many users at once: speed together, gaps during a long prompt, late tokens against early ones."""
+    request = BenchRequest(shape, parse_dtype(dtype), backend, device, stages, new=new, rounds=rounds)
+    found = asyncio.run(bench_engine(request, concurrent, long_prompt, flat, load_settings().home_path))
     rows: list[Sequence[object]] = []
     if both := found.together:
         rows.append((f"tokens/s of {both.people} users, of one", both.all_tok_s, both.one_tok_s, both.ratio))
     if gaps := found.long_prompt:
-        what = (
-            f"p95 ms of {gaps.gaps} gaps during a prompt of {gaps.tokens} ({gaps.first_token_s:.1f} s), median before"
-        )
-        rows.append((what, gaps.p95_ms, gaps.gap_ms, gaps.ratio))
+        during = f"{gaps.gaps} gaps during a prompt of {gaps.tokens} ({gaps.first_token_s:.1f} s)"
+        rows.append((f"p95 ms of {during}, median before", gaps.p95_ms, gaps.gap_ms, gaps.ratio))
     if late := found.flatness:
         rows.append(("ms per token, 1,900 to 2,000, 10 to 110", late.far_ms, late.near_ms, late.ratio))
         without = late.far_ms - late.attention_ms
@@ -149,15 +136,12 @@ def estimate(
     as_json: AsJson = False,
 ) -> None:
     """How right the planner is about this machine: expected and measured ms per token and memory per stage."""
-    from together.desktop.bench.decode import bench_estimate
-
-    request = _decode(shape, dtype, backend, device, prompt, new, rounds)
-    found = asyncio.run(bench_estimate(request, stages, load_settings().home_path))
-    data = asdict(found) | {"ms_ratio": found.ms_ratio, "bytes_ratios": found.bytes_ratios}
+    request = BenchRequest(shape, parse_dtype(dtype), backend, device, stages, prompt, new, rounds)
+    found = asyncio.run(bench_estimate(request, load_settings().home_path))
     sizes = zip(found.expected_bytes, found.measured_bytes, found.bytes_ratios, strict=True)
     rows = [("ms per token", found.expected_ms, found.measured_ms, found.ms_ratio)]
-    rows += [(f"stage {index}, GB", size[0] / 1e9, size[1] / 1e9, size[2]) for index, size in enumerate(sizes)]
-    _print(as_json, data, ("", "expected", "measured", "ratio"), rows, f"{_title(request)}, {found.name}")
+    rows += [(f"stage {index}, GB", size[0] / GB, size[1] / GB, size[2]) for index, size in enumerate(sizes)]
+    _print(as_json, asdict(found), ("", "expected", "measured", "ratio"), rows, f"{_title(request)}, {found.name}")
 
 
 @app.command()
@@ -174,8 +158,6 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Many programs at once over HTTP: time to the first token, time per token, tokens per second."""
-    from together.desktop.bench.serve import ServeRequest
-
     with _server(url) as address:
         if overhead:
             _overhead(address, prompt, new, rounds, as_json)
@@ -184,8 +166,6 @@ def serve(
 
 
 def _serve(url: str, request: ServeRequest, as_json: bool) -> None:
-    from together.desktop.bench.serve import bench_serve
-
     found = asyncio.run(bench_serve(url, request))
     title = (
         f"{found.model}: {found.answered} of {found.requests} requests, {request.concurrent} at a time, "
@@ -198,24 +178,18 @@ def _serve(url: str, request: ServeRequest, as_json: bool) -> None:
 
 
 def _overhead(url: str, prompt: int, new: int, rounds: int, as_json: bool) -> None:
-    from together.desktop.bench.serve import bench_overhead, comparable
-    from together.desktop.client import RunningApp
-
     plan = comparable(RunningApp(url, 0).status().serving.plan)
     found = asyncio.run(bench_overhead(url, plan, load_settings().home_path, prompt, new, rounds))
-    added = {"added_first_ms": found.added_first_ms, "added_per_token_ms": found.added_per_token_ms}
     rows = (
         ("first token", found.first_ms, found.engine_first_ms, found.added_first_ms),
         ("each token", found.per_token_ms, found.engine_per_token_ms, found.added_per_token_ms),
     )
     title = f"{plan.model.name}, {len(plan.stages)} stages, {prompt} + {new} tokens, median of {rounds} rounds"
-    _print(as_json, asdict(found) | added, ("ms", "server", "engine alone", "added"), rows, title)
+    _print(as_json, asdict(found), ("ms", "server", "engine alone", "added"), rows, title)
 
 
 @contextmanager
 def _server(url: str | None) -> Iterator[str]:
-    from together.desktop.client import app_for_a_while
-
     if url is not None:
         yield url.rstrip("/").removesuffix("/v1")
         return
@@ -223,22 +197,9 @@ def _server(url: str | None) -> Iterator[str]:
         yield app.url
 
 
-def _model(shape: str, dtype: str, backend: str, device: str) -> BenchModel:
-    from together.desktop.bench.ring import BenchModel
-
-    return BenchModel(shape, parse_dtype(dtype), backend, device)
-
-
-def _decode(shape: str, dtype: str, backend: str, device: str, prompt: int, new: int, rounds: int) -> DecodeRequest:
-    from together.desktop.bench.decode import DecodeRequest
-
-    return DecodeRequest(_model(shape, dtype, backend, device), prompt, new, rounds)
-
-
-def _title(request: DecodeRequest) -> str:
-    model = request.model
+def _title(request: BenchRequest) -> str:
     measured = f"{request.prompt} + {request.new} tokens, median of {request.rounds} alternated rounds"
-    return f"{model.shape} {model.dtype}, {model.backend} on {model.device}, {measured}"
+    return f"{request.shape} {request.dtype}, {request.backend} on {request.device}, {measured}"
 
 
 def _print(as_json: bool, data: object, columns: Sequence[str], rows: Rows, title: str = "") -> None:
@@ -250,7 +211,10 @@ def _print(as_json: bool, data: object, columns: Sequence[str], rows: Rows, titl
     print_table(columns, rows)
 
 
-def _print_lines(as_json: bool, lines: Sequence[Hop | PlanTime | SamplerLine]) -> None:
-    """A line for each item, a column for each field."""
+def _print_lines(
+    as_json: bool, lines: Sequence[Hop | PlanTime | SamplerLine], columns: Sequence[str] = (), title: str = ""
+) -> None:
+    """A line for each item, a column for each field, under the field's name where `columns` are left out."""
     found = [asdict(line) for line in lines]
-    _print(as_json, found, [name.replace("_", " ") for name in found[0]], [tuple(item.values()) for item in found])
+    names = columns or [name.replace("_", " ") for name in found[0]]
+    _print(as_json, found, names, [tuple(item.values()) for item in found], title)

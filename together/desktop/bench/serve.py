@@ -9,16 +9,17 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 
 import httpx
 
-from together.engine.engine import Engine
+from together.desktop.bench.engine import Percentiles, percentiles, token_times
 from together.errors import NotServing, TogetherError, Unreachable
 from together.head.loopback import Place, local_engine
-from together.requests import GenerateRequest, Message
+from together.requests import Message
+from together.sentences import template
 from together.text.tokenizer import TextModel
-from together.types import Plan, Sampling
+from together.types import Plan
 
 ANSWER_WITHIN = 600.0  # seconds without a byte
 
@@ -31,15 +32,6 @@ class ServeRequest:
     requests: int
     prompt: int
     new: int
-
-
-@dataclass(frozen=True, slots=True)
-class Percentiles:
-    """Over the requests that were answered; 0 where there was none."""
-
-    p50: float = 0.0
-    p95: float = 0.0
-    p99: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,33 +73,36 @@ class Exchange:
 
 async def bench_serve(url: str, request: ServeRequest) -> ServeReport:
     """Ask the server at `url`. Raises Unreachable where nobody answers."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=request.concurrent)
-    timeout = httpx.Timeout(10.0, read=ANSWER_WITHIN, pool=None)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout, trust_env=False) as client:
+    async with _client(url) as client:
         model = await _model(client)
         places, run = asyncio.Semaphore(request.concurrent), secrets.token_hex(4)
 
         async def one(index: int) -> Exchange:
             words = f"{run} {index}: " + "How far does a hidden state travel? " * (request.prompt // 7 + 1)
+            body = {"messages": [{"role": "user", "content": words}], "max_tokens": request.new}
             async with places:
-                return await exchange(
-                    client,
-                    "/v1/chat/completions",
-                    {"messages": [{"role": "user", "content": words}], "max_tokens": request.new},
-                )
+                return await exchange(client, "/v1/chat/completions", body)
 
         began = time.perf_counter()
         done = await asyncio.gather(*(one(index) for index in range(request.requests)))
         return report(model, done, time.perf_counter() - began)
 
 
+def _client(url: str) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    timeout = httpx.Timeout(10.0, read=ANSWER_WITHIN, pool=None)
+    return httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout, trust_env=False)
+
+
 async def _model(client: httpx.AsyncClient) -> str:
     try:
         models = (await client.get("/v1/models")).json()["data"]
     except (httpx.HTTPError, ValueError, KeyError) as error:
-        raise Unreachable(f"{client.base_url} does not answer as an OpenAI-compatible server: {error}") from error
+        raise Unreachable(
+            "{url} does not answer as an OpenAI-compatible server: {error}", url=str(client.base_url), error=str(error)
+        ) from error
     if not models:
-        raise Unreachable(f"{client.base_url} serves no model; load one, then measure again")
+        raise Unreachable("{url} serves no model; load one, then measure again", url=str(client.base_url))
     return str(models[0]["id"])
 
 
@@ -164,12 +159,7 @@ def report(model: str, done: list[Exchange], seconds: float) -> ServeReport:
     )
 
 
-def percentiles(values: list[float]) -> Percentiles:
-    if len(values) < 2:
-        return Percentiles(*values * 3)
-    cuts = quantiles(values, n=100, method="inclusive")
-    return Percentiles(cuts[49], cuts[94], cuts[98])
-
+# --- what the server adds -------------------------------------------------------------------------------------------
 
 WARM = 2  # rounds that do not count
 
@@ -183,39 +173,34 @@ class Overhead:
     engine_first_ms: float
     per_token_ms: float
     engine_per_token_ms: float
-
-    @property
-    def added_first_ms(self) -> float:
-        return self.first_ms - self.engine_first_ms
-
-    @property
-    def added_per_token_ms(self) -> float:
-        return self.per_token_ms - self.engine_per_token_ms
+    added_first_ms: float
+    added_per_token_ms: float
 
 
 async def bench_overhead(url: str, plan: Plan, home: Path, prompt: int, new: int, rounds: int) -> Overhead:
     """`plan` is the one that the app at `url` serves by. Raises NotServing for an answer that ends early."""
     folder = Path(plan.model.path)
     places = tuple(Place(stage.backend, stage.device, stage.layers) for stage in plan.stages)
-    timeout = httpx.Timeout(10.0, read=ANSWER_WITHIN)
     served, alone = [], []
     text = await asyncio.to_thread(TextModel.open, folder)
     async with (
         local_engine(folder, home, places, plan.dtype, 2 * prompt + 64 + new) as (engine, _),
-        httpx.AsyncClient(base_url=url, timeout=timeout, trust_env=False) as client,
+        _client(url) as client,
     ):
         for turn in range(rounds + WARM):
             ids = _question(text, turn, prompt)
             body: dict[str, object] = {"prompt": list(ids), "max_tokens": new, "temperature": 0}
             served.append(_complete(await exchange(client, "/v1/completions", body), new))
-            alone.append(_complete(await _ask_engine(engine, ids, new), new))
-    return Overhead(
-        rounds,
-        median(each.first_ms for each in served[WARM:]),
-        median(each.first_ms for each in alone[WARM:]),
-        median(each.per_token_ms for each in served[WARM:]),
-        median(each.per_token_ms for each in alone[WARM:]),
-    )
+            asked = time.perf_counter()
+            times = await token_times(engine, ids, new)
+            alone.append(_complete(Exchange(asked, times[0], times[-1], tokens=len(times)), new))
+    first, each = _medians(served[WARM:])
+    engine_first, engine_each = _medians(alone[WARM:])
+    return Overhead(rounds, first, engine_first, each, engine_each, first - engine_first, each - engine_each)
+
+
+def _medians(done: list[Exchange]) -> tuple[float, float]:
+    return median(each.first_ms for each in done), median(each.per_token_ms for each in done)
 
 
 def _question(text: TextModel, turn: int, length: int) -> tuple[int, ...]:
@@ -224,23 +209,15 @@ def _question(text: TextModel, turn: int, length: int) -> tuple[int, ...]:
     return text.prompt_ids([Message("user", words * (length // len(text.encode(words)) or 1))])
 
 
-async def _ask_engine(engine: Engine, ids: tuple[int, ...], new: int) -> Exchange:
-    found = Exchange(time.perf_counter())
-    async for tokens in engine.submit(GenerateRequest(ids, Sampling(temperature=0.0), new, ignore_eos=True)):
-        found.ended = time.perf_counter()
-        found.first = found.first or found.ended
-        found.tokens += len(tokens.ids)
-    return found
-
-
 def _complete(found: Exchange, new: int) -> Exchange:
     if found.refusal or found.tokens != new:
-        raise NotServing(f"an answer ended early ({found.refusal or f'{found.tokens} of {new} tokens'}); try again")
+        why = found.refusal or template("{tokens} of {new} tokens", tokens=found.tokens, new=new)
+        raise NotServing("an answer ended early ({why}); try again", why=why)
     return found
 
 
 def comparable(plan: Plan | None) -> Plan:
-    """The plan that an app serves by. Raises TogetherError where it cannot be compared."""
+    """The plan that an app serves by. Raises NotServing or TogetherError where it cannot be compared."""
     if plan is None:
         raise NotServing("no model is loaded; load one, then measure again")
     if not Path(plan.model.path).is_dir():

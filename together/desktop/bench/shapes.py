@@ -6,6 +6,8 @@ import json
 import shutil
 import struct
 from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -55,20 +57,20 @@ class ModelShape:
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes as checkpoints have them."""
         wide, narrow = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        layer: dict[str, tuple[int, ...]] = {
+            "self_attn.q_proj": (wide, self.hidden),
+            "self_attn.k_proj": (narrow, self.hidden),
+            "self_attn.v_proj": (narrow, self.hidden),
+            "self_attn.o_proj": (self.hidden, wide),
+            "mlp.gate_proj": (self.intermediate, self.hidden),
+            "mlp.up_proj": (self.intermediate, self.hidden),
+            "mlp.down_proj": (self.hidden, self.intermediate),
+            "input_layernorm": (self.hidden,),
+            "post_attention_layernorm": (self.hidden,),
+        }
         found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab, self.hidden)}
         for index in range(self.layers):
-            layer = f"model.layers.{index}."
-            found |= {
-                f"{layer}self_attn.q_proj.weight": (wide, self.hidden),
-                f"{layer}self_attn.k_proj.weight": (narrow, self.hidden),
-                f"{layer}self_attn.v_proj.weight": (narrow, self.hidden),
-                f"{layer}self_attn.o_proj.weight": (self.hidden, wide),
-                f"{layer}mlp.gate_proj.weight": (self.intermediate, self.hidden),
-                f"{layer}mlp.up_proj.weight": (self.intermediate, self.hidden),
-                f"{layer}mlp.down_proj.weight": (self.hidden, self.intermediate),
-                f"{layer}input_layernorm.weight": (self.hidden,),
-                f"{layer}post_attention_layernorm.weight": (self.hidden,),
-            }
+            found |= {f"model.layers.{index}.{name}.weight": shape for name, shape in layer.items()}
         found["model.norm.weight"] = (self.hidden,)
         return found if self.tied else found | {"lm_head.weight": (self.vocab, self.hidden)}
 
@@ -86,7 +88,7 @@ SHAPES = {
 def random_checkpoint(name: str, dtype: Dtype, home: Path) -> Path:
     """The folder with random weights of that shape; written on first use. Raises BadSetting for an unknown shape."""
     if name not in SHAPES:
-        raise BadSetting(f"there is no shape {name!r}; choose one of {', '.join(SHAPES)}")
+        raise BadSetting("there is no shape {name!r}; choose one of {shapes}", name=name, shapes=tuple(SHAPES))
     folder = home / "bench" / f"{name}-{dtype}"
     if not (folder / "model.safetensors").is_file():
         part = folder.with_name(folder.name + ".part")
@@ -100,26 +102,23 @@ def random_checkpoint(name: str, dtype: Dtype, home: Path) -> Path:
 
 def _write_weights(file: Path, tensors: dict[str, tuple[int, ...]], dtype: Dtype) -> None:
     """One safetensors file: 8 bytes of header length, the JSON header, the data."""
-    header: dict[str, object] = {}
-    offset = 0
-    for name, shape in tensors.items():
-        size = int(np.prod(shape)) * DTYPE_BYTES[dtype]
-        kind = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}[dtype]
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [offset, offset + size]}
-        offset += size
+    sizes = [prod(shape) * DTYPE_BYTES[dtype] for shape in tensors.values()]
+    ends = accumulate(sizes)
+    kind = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}[dtype]
+    header = {
+        name: {"dtype": kind, "shape": shape, "data_offsets": [end - size, end]}
+        for (name, shape), size, end in zip(tensors.items(), sizes, ends, strict=True)
+    }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    tile = encode(np.random.default_rng(0).normal(0.0, SPREAD, TILE).astype(np.float32), dtype)
+    noise = encode(np.random.default_rng(0).normal(0.0, SPREAD, TILE).astype(np.float32), dtype)
     ones = encode(np.ones(TILE, np.float32), dtype)
     with file.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
-        for shape in tensors.values():
-            _write_tiled(out, memoryview(ones if len(shape) == 1 else tile), int(np.prod(shape)) * DTYPE_BYTES[dtype])
-
-
-def _write_tiled(out: object, tile: memoryview, size: int) -> None:
-    while size > 0:
-        size -= out.write(tile[:size])  # type: ignore[attr-defined]  # a binary file
+        for shape, size in zip(tensors.values(), sizes, strict=True):
+            tile = ones if len(shape) == 1 else noise
+            out.writelines([tile] * (size // len(tile)))
+            out.write(tile[: size % len(tile)])
 
 
 def encode(values: npt.NDArray[np.float32], dtype: Dtype) -> bytes:

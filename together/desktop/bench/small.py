@@ -66,7 +66,7 @@ class Hop:
 
 async def bench_hop(repeats: int) -> list[Hop]:
     """Every shape and dtype, as it is and compressed; medians of `repeats` round trips after a warm-up."""
-    async with _listening(sender=0) as (port, inlet):
+    async with _inlet(sender=0) as (port, inlet):
         echo = await spawn("together.desktop.bench.small", str(port))
         try:
             assert echo.stdout is not None
@@ -82,18 +82,25 @@ async def bench_hop(repeats: int) -> list[Hop]:
 
 
 @asynccontextmanager
-async def _listening(sender: int) -> AsyncIterator[tuple[int, Inlet]]:
-    """The port of a server, and its inlet for frames of `sender`."""
-    inlets, inlet = Inlets(), Inlet("hop")
-    inlet.expect(0, sender)
-    inlets.add(inlet)
-    server = rpc.make_server({rpc.PUSH: inlets.handler()})
+async def listening(handlers: dict[str, rpc.Handler]) -> AsyncIterator[int]:
+    """The port of a server on loopback."""
+    server = rpc.make_server(handlers)
     port = rpc.bind(server, HOST, PORTS)
     await server.start()
     try:
-        yield port, inlet
+        yield port
     finally:
         await server.stop(0)
+
+
+@asynccontextmanager
+async def _inlet(sender: int) -> AsyncIterator[tuple[int, Inlet]]:
+    """A port, and its inlet for frames of `sender`."""
+    inlets, inlet = Inlets(), Inlet("hop")
+    inlet.expect(0, sender)
+    inlets.add(inlet)
+    async with listening({rpc.PUSH: inlets.handler()}) as port:
+        yield port, inlet
 
 
 async def _hop(inlet: Inlet, outlet: Outlet, rows: int, dtype: Dtype, codec: str, repeats: int) -> Hop:
@@ -124,7 +131,7 @@ async def _round_trip_ms(inlet: Inlet, outlet: Outlet, step: int, data: bytes) -
 
 async def _echo(head_port: int) -> None:
     """The other process: decode, encode and return every frame, as a stage without layers would."""
-    async with _listening(sender=-1) as (port, inlet):
+    async with _inlet(sender=-1) as (port, inlet):
         outlet = await Outlet.open(Endpoint((HOST,), head_port), StreamKey("hop", 0, 0))
         print(port, flush=True)
         leave_with_parent()
@@ -190,10 +197,10 @@ def made_up(case: Case) -> Problem:
     """Uneven speeds and links; no two or three nodes hold the model alone."""
     nodes, layers, room = case.nodes, case.layers, case.room
     chance = random.Random(nodes * 1000 + layers)
-    least, most = layers // nodes + 1, 4 * layers // nodes
     profiles = []
     for index in range(nodes):
-        speed, overhead, held = chance.uniform(0.5, 8), chance.uniform(0, 2), chance.randint(least, most)
+        speed, overhead = chance.uniform(0.5, 8), chance.uniform(0, 2)
+        held = chance.randint(layers // nodes + 1, 4 * layers // nodes)
         free = None if room == "layers" else held * 400_000_000 + 2_000_000_000
         count, reserve = (held, 0) if free is None else (None, 500_000_000)
         drawing = speed * case.lm_head * (1 + index % 3 / 4)
