@@ -14,7 +14,7 @@ from together.sentences import _ENGLISH, NOTHING, Sentence, say, verbatim
 from together.view import Serving, ServingState
 
 ROOT = Path(__file__).resolve().parent.parent
-TEMPLATES: tuple[str, ...] = ("together/engine",)  # the rooms whose errors carry a template and values
+TEMPLATES = ("together/engine", "together/ring")  # the rooms whose errors carry a template and values
 
 
 def said() -> dict[str, list[tuple[str, set[str]]]]:

@@ -18,7 +18,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 LONGEST_LINE = 2**16  # bytes
@@ -91,6 +91,13 @@ def _when_input_ends(act: Callable[[], object]) -> None:
         act()
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def claim_stdout() -> TextIO:
+    """Keep standard output for the parent; what libraries print goes to standard error from now on."""
+    own = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return own
 
 
 class ExitGuard:

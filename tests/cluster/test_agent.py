@@ -33,21 +33,21 @@ def node(pair: list[Node]) -> Node:
 async def test_two_loads_at_once_cannot_both_take_the_memory(node: Node, settings: Settings, toy: Path) -> None:
     assert await free_bytes(node, settings) == 1000 * MEGABYTE
     orders = [make_order(toy, 600 * MEGABYTE, head=f"head{i}") for i in range(2)]
-    answers = await asyncio.gather(*(call(node, rpc.LOAD_CALL, order) for order in orders), return_exceptions=True)
+    answers = await asyncio.gather(*(call(node, rpc.LOAD, order) for order in orders), return_exceptions=True)
     refusals = [answer for answer in answers if isinstance(answer, BaseException)]
     assert [type(refusal) for refusal in refusals] == [NotEnoughMemory]
     assert "node twin: needs 0.6 GB for layers 0–3, has 0.4 GB free" in str(refusals[0])
     for order in orders:
-        await call(node, rpc.UNLOAD_CALL, RingName(order.ring, order.head))
+        await call(node, rpc.UNLOAD, RingName(order.ring, order.head))
     assert await free_bytes(node, settings) == 1000 * MEGABYTE
 
 
 async def test_the_same_load_twice_at_once_starts_one_stage(node: Node, settings: Settings, toy: Path) -> None:
     order = make_order(toy, 600 * MEGABYTE)
     async with loaded(node, order):
-        await asyncio.gather(*(call(node, rpc.LOAD_CALL, order) for _ in range(3)))
+        await asyncio.gather(*(call(node, rpc.LOAD, order) for _ in range(3)))
         stage = await stage_when(node, settings, order, StageState.READY)
-        assert await call(node, rpc.LOAD_CALL, order) == stage
+        assert await call(node, rpc.LOAD, order) == stage
         assert await free_bytes(node, settings) == 400 * MEGABYTE
         assert [process.pid for process in node.stages()] == [stage.pid]
     assert await free_bytes(node, settings) == 1000 * MEGABYTE
@@ -60,14 +60,14 @@ async def test_unloading_while_loading_gives_everything_back(node: Node, setting
         pass
     assert await free_bytes(node, settings) == 1000 * MEGABYTE
     assert node.stages() == []
-    await call(node, rpc.UNLOAD_CALL, RingName(order.ring, order.head))  # again: nothing to do, no error
+    await call(node, rpc.UNLOAD, RingName(order.ring, order.head))  # again: nothing to do, no error
 
 
 async def test_another_heads_ring_is_not_unloaded(node: Node, settings: Settings, toy: Path) -> None:
     order = make_order(toy)
     async with loaded(node, order):
         with pytest.raises(BadSetting, match="belongs to another head"):
-            await call(node, rpc.UNLOAD_CALL, RingName(order.ring, "stranger"))
+            await call(node, rpc.UNLOAD, RingName(order.ring, "stranger"))
         await stage_when(node, settings, order, StageState.READY)
 
 
@@ -76,7 +76,7 @@ async def test_another_heads_ring_is_not_unloaded(node: Node, settings: Settings
 
 async def test_an_unknown_device_is_refused_with_what_there_is(node: Node, toy: Path) -> None:
     with pytest.raises(BadPlan, match="has no device checksum/cuda:3; it has checksum/cpu"):
-        await call(node, rpc.LOAD_CALL, make_order(toy, device="cuda:3"))
+        await call(node, rpc.LOAD, make_order(toy, device="cuda:3"))
 
 
 async def test_another_version_of_the_model_fails_with_both_fingerprints(
@@ -91,7 +91,7 @@ async def test_another_version_of_the_model_fails_with_both_fingerprints(
 
 async def test_a_model_that_is_nowhere_fails_with_where_to_put_it(node: Node, settings: Settings, toy: Path) -> None:
     order = renamed(make_order(toy), path="/no/such/folder", name="nowhere", fingerprint="f00d" * 16)
-    assert await call(node, rpc.FIND_CALL, order.model) == Holding()
+    assert await call(node, rpc.FIND, order.model) == Holding()
     async with loaded(node, order) as answer:
         assert answer.state is StageState.LOADING
         stage = await stage_when(node, settings, order, StageState.FAILED)
@@ -101,7 +101,7 @@ async def test_a_model_that_is_nowhere_fails_with_where_to_put_it(node: Node, se
 async def test_a_model_in_the_users_models_folder_is_found(node: Node, settings: Settings, toy: Path) -> None:
     folder = make_checksum_model(settings.home_path / "models" / "lab" / "toy", seed=9)
     order = renamed(make_order(folder), path="/no/such/folder", name="lab/toy")
-    found = await call(node, rpc.FIND_CALL, order.model)
+    found = await call(node, rpc.FIND, order.model)
     layers = [f"layer-{layer:05d}.safetensors" for layer in range(4)]
     assert found == Holding(str(folder), ("embed.safetensors", "head.safetensors", *layers, "norm.safetensors"))
 
@@ -109,13 +109,13 @@ async def test_a_model_in_the_users_models_folder_is_found(node: Node, settings:
 @pytest.mark.parametrize("name", ["../../model", "..", "a/../b", "/etc", "a\x00b", "<img onerror=alert(1)>"])
 async def test_names_that_leave_the_models_folder_find_nothing(node: Node, toy: Path, name: str) -> None:
     order = renamed(make_order(toy), path="", name=name, fingerprint="f00d" * 16)
-    assert await call(node, rpc.FIND_CALL, order.model) == Holding()
+    assert await call(node, rpc.FIND, order.model) == Holding()
 
 
 @pytest.mark.parametrize("fingerprint", ["", "../../model", "f00", "F00D" * 16])
 async def test_what_is_no_fingerprint_is_refused(node: Node, toy: Path, fingerprint: str) -> None:
     with pytest.raises(BrokenModel, match="is not a model's fingerprint"):
-        await call(node, rpc.FIND_CALL, renamed(make_order(toy), path="", fingerprint=fingerprint).model)
+        await call(node, rpc.FIND, renamed(make_order(toy), path="", fingerprint=fingerprint).model)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ async def test_other_protocols_and_clusters_are_refused_with_both_values(
 ) -> None:
     caller = replace(Caller("head", settings.cluster, wire.PROTOCOL), **changed)  # type: ignore[arg-type]
     with pytest.raises(BadSetting, match=reason):
-        await call(node, rpc.RENEW_CALL, caller)
+        await call(node, rpc.RENEW, caller)
     with pytest.raises(Exception, match=reason):
         await anext(aiter(watch(node, caller)))
 
@@ -207,9 +207,9 @@ async def test_a_stage_listens_within_its_nodes_block(node: Node, settings: Sett
 
 async def test_introductions_are_shown_to_heads_and_bounded(node: Node, settings: Settings) -> None:
     for port in range(1, 65):
-        await call(node, rpc.MEET_CALL, Endpoint(("127.0.0.1",), port))
+        await call(node, rpc.MEET, Endpoint(("127.0.0.1",), port))
     with pytest.raises(BadSetting, match="knows 64 peers already"):
-        await call(node, rpc.MEET_CALL, Endpoint(("127.0.0.1",), 65))
+        await call(node, rpc.MEET, Endpoint(("127.0.0.1",), 65))
     assert len((await status_of(node, settings)).peers) == 64
 
 
@@ -217,7 +217,7 @@ async def test_random_bytes_are_refused_by_every_method(node: Node, settings: Se
     async with rpc.open_channel("127.0.0.1", node.port) as channel:
         for method in (rpc.LOAD, rpc.UNLOAD, rpc.RENEW, rpc.FIND, rpc.MEET):
             with pytest.raises(Exception, match="not a valid"):
-                await _raw(channel, method)(b"\xff\xff\xff", timeout=PATIENCE)
+                await _raw(channel, method.path)(b"\xff\xff\xff", timeout=PATIENCE)
     assert node.process.poll() is None
     assert (await status_of(node, settings)).stages == ()
 

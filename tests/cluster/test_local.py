@@ -28,7 +28,7 @@ async def test_a_node_of_ones_own_says_where_it_listens(tmp_path: Path) -> None:
         (endpoint,) = local.endpoints()
         async with rpc.open_channel(endpoint.addresses[0], endpoint.port) as channel:
             unheard_of = ModelRef("none", "", "0" * 64, 1)
-            assert await rpc.call(channel, rpc.FIND_CALL, unheard_of, "node", 10) == Holding("", ())
+            assert await rpc.call(channel, rpc.FIND, unheard_of, "node", 10) == Holding("", ())
         await local.stop_one()
         assert not local.endpoints()
         with pytest.raises(AppError, match="no node that this app started"):

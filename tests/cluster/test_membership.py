@@ -56,7 +56,7 @@ async def test_a_node_that_freezes_dies_and_moves_is_followed(
             await until(members.living)
             (first,) = members.nodes()
             order = make_order(toy)
-            await members.call(first.id, rpc.LOAD_CALL, order)
+            await members.call(first.id, rpc.LOAD, order)
             stage = psutil.Process((await stage_when(node, settings, order, StageState.READY)).pid)
 
             node.freeze()
@@ -66,7 +66,7 @@ async def test_a_node_that_freezes_dies_and_moves_is_followed(
             (lost,) = members.nodes()
             assert (lost.state, lost.cause) == (NodeState.FAILED, "lost: no sign of life for 2 s")
             with pytest.raises(Unreachable, match="node studio is not there any more"):
-                await members.call(first.id, rpc.UNLOAD_CALL, NOWHERE)
+                await members.call(first.id, rpc.UNLOAD, NOWHERE)
             node.thaw()
             await until(lambda: members.alive(first.id), PATIENCE)
             assert members.living()[0].stages[0].pid == stage.pid
@@ -132,7 +132,7 @@ async def test_a_call_whose_node_dies_meanwhile_is_an_error_of_ours(tmp_path: Pa
             await until(members.living)
             node.freeze()
             waiting = asyncio.create_task(
-                members.call(members.living()[0].id, rpc.LOAD_CALL, make_order(toy), timeout=PATIENCE)
+                members.call(members.living()[0].id, rpc.LOAD, make_order(toy), timeout=PATIENCE)
             )
             with pytest.raises(Unreachable):
                 await waiting  # the membership closes the channel under it
@@ -145,7 +145,7 @@ async def test_a_lease_that_is_not_renewed_frees_its_stages_alone(tmp_path: Path
         async with following(settings, node) as members:
             await until(members.living)
             for order in (ours, theirs):
-                await call(node, rpc.LOAD_CALL, order)
+                await call(node, rpc.LOAD, order)
             async with asyncio.timeout(PATIENCE):
                 while len((status := await status_of(node, settings)).stages) == 2:
                     await members.renew()
@@ -178,11 +178,11 @@ async def test_a_head_that_moves_reaches_its_nodes_again_and_loses_none(pair: li
         await until(lambda: len(members.living()) == 2)
         nodes = [node.id for node in members.nodes()]
         channels = [member.channel for member in members._members.values()]
-        asked = asyncio.create_task(members.call(nodes[0], rpc.ECHO_CALL, Blob()))
+        asked = asyncio.create_task(members.call(nodes[0], rpc.ECHO, Blob()))
         members.reach_again()
         assert [members.alive(node) for node in nodes] == [True, True]
         await asked
-        await asyncio.gather(*(members.call(node, rpc.ECHO_CALL, Blob()) for node in nodes))
+        await asyncio.gather(*(members.call(node, rpc.ECHO, Blob()) for node in nodes))
         assert len(members.living()) == 2
         assert all(member.channel not in channels for member in members._members.values())
 
@@ -197,4 +197,4 @@ async def test_a_node_that_is_gone_when_the_head_moves_is_lost_in_time(tmp_path:
             node.kill()
             await until(lambda: not members.alive(status.id))
             with pytest.raises(Unreachable, match="is not there any more"):
-                await members.call(status.id, rpc.ECHO_CALL, Blob())
+                await members.call(status.id, rpc.ECHO, Blob())

@@ -56,7 +56,7 @@ async def test_a_node_leaves_with_its_stages_and_says_nothing(tmp_path: Path, to
     settings = cluster_settings(tmp_path)
     with running_node(settings) as node:
         order = make_order(toy)
-        await call(node, rpc.LOAD_CALL, order)
+        await call(node, rpc.LOAD, order)
         stage = psutil.Process((await stage_when(node, settings, order, StageState.READY)).pid)
         node.stop()
         assert node.process.returncode == 0
@@ -80,7 +80,7 @@ async def test_a_node_on_ipv6_loads_a_stage(tmp_path: Path, toy: Path) -> None:
     settings = cluster_settings(tmp_path, host="::1")
     with running_node(settings) as node:
         order = make_order(toy)
-        await call(node, rpc.LOAD_CALL, order)
+        await call(node, rpc.LOAD, order)
         stage = await stage_when(node, settings, order, StageState.READY)
         assert stage.endpoint is not None
         assert stage.endpoint.addresses == ("::1",)

@@ -301,8 +301,8 @@ def test_disk_speed_of_no_folder_and_of_a_full_disk_is_unknown(tmp_path: Path) -
 
 async def test_a_node_measures_itself_when_asked(order: MeasureOrder, tmp_path: Path) -> None:
     with running_nodes(cluster_settings(tmp_path / "home"), "one") as (node,):
-        found = await call(node, rpc.MEASURE_CALL, order)
+        found = await call(node, rpc.MEASURE, order)
         assert found.ms_per_layer > 0.4
-        assert await call(node, rpc.MEASURE_CALL, order) == found  # to the last digit: it did not measure again
+        assert await call(node, rpc.MEASURE, order) == found  # to the last digit: it did not measure again
         with pytest.raises(BadSetting, match="node one has no device mlx/gpu; it has checksum/cpu"):
-            await call(node, rpc.MEASURE_CALL, replace(order, backend="mlx", device="gpu"))
+            await call(node, rpc.MEASURE, replace(order, backend="mlx", device="gpu"))

@@ -27,12 +27,12 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
 
 
 async def reach(node: Node, port: int, size: int) -> LinkSpeed:
-    found: LinkSpeed = await call(node, rpc.REACH_CALL, LinkOrder(Endpoint(("127.0.0.1",), port), size))
+    found: LinkSpeed = await call(node, rpc.REACH, LinkOrder(Endpoint(("127.0.0.1",), port), size))
     return found
 
 
 async def test_an_echo_takes_bytes_and_says_so(nodes: list[Node]) -> None:
-    assert await call(nodes[0], rpc.ECHO_CALL, Blob(bytes(10**6))) is None
+    assert await call(nodes[0], rpc.ECHO, Blob(bytes(10**6))) is None
 
 
 async def test_a_link_on_one_machine_has_all_its_figures(nodes: list[Node]) -> None:
@@ -89,7 +89,7 @@ async def test_random_bytes_are_refused(nodes: list[Node]) -> None:
     async with rpc.open_channel("127.0.0.1", nodes[0].port) as channel:
         for method in (rpc.MEASURE, rpc.REACH, rpc.ECHO):
             with pytest.raises(Exception, match="not a valid"):
-                await raw(channel, method)(b"\xff\xff\xff", timeout=PATIENCE)
+                await raw(channel, method.path)(b"\xff\xff\xff", timeout=PATIENCE)
     assert (await reach(nodes[0], nodes[1].port, 0)).rtt_ms > 0
 
 

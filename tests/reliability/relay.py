@@ -85,7 +85,7 @@ class Relay(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(pass_on)
 
     def _introduced(self, method: str, data: bytes) -> bytes:
-        if method not in (rpc.WATCH, rpc.RENEW):
+        if method not in (rpc.WATCH, rpc.RENEW.path):
             return data
         return wire.CALLER.encode(replace(wire.CALLER.decode(data), cluster=self.cluster))
 

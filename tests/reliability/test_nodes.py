@@ -96,7 +96,7 @@ async def test_another_protocol_version_is_refused_with_both(tmp_path: Path) -> 
         stranger = Caller("head", settings.cluster, wire.PROTOCOL + 7)
         both = f"node anna speaks protocol {wire.PROTOCOL} and the head {wire.PROTOCOL + 7}"
         with pytest.raises(TogetherError, match=both):
-            await call(node, rpc.RENEW_CALL, stranger)
+            await call(node, rpc.RENEW, stranger)
         with pytest.raises(grpc.aio.AioRpcError, match=both):
             await anext(aiter(watch(node, stranger)))
 
@@ -105,7 +105,7 @@ async def test_another_cluster_is_refused_with_both(tmp_path: Path) -> None:
     settings = cluster_settings(tmp_path, name="anna")
     both = f"node anna is in cluster {settings.cluster}, not elsewhere"
     with running_node(settings) as node, pytest.raises(TogetherError, match=both):
-        await call(node, rpc.RENEW_CALL, Caller("head", "elsewhere", wire.PROTOCOL))
+        await call(node, rpc.RENEW, Caller("head", "elsewhere", wire.PROTOCOL))
 
 
 async def test_another_version_of_the_model_is_refused_with_both_hashes(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ async def test_another_version_of_the_model_is_refused_with_both_hashes(tmp_path
     settings = cluster_settings(tmp_path, name="anna")
     order = StageOrder("ring", "head", 0, asked, StagePlan("", "checksum", "cpu", LayerRange(0, 4), 2**20), "fp32")
     with running_node(settings) as node:
-        await call(node, rpc.LOAD_CALL, order)
+        await call(node, rpc.LOAD, order)
         async for status in watch(node, Caller("head", settings.cluster, wire.PROTOCOL)):
             if status.stages[0].state is not StageState.LOADING:
                 break

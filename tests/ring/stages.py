@@ -15,7 +15,7 @@ from together.cluster_types import Endpoint, StageLink, StageOrder, StageState
 from together.models.spec import read_spec
 from together.ring import rpc, wire
 from together.ring.links import Inlet, Inlets, Outlet
-from together.ring.pipe import Launch
+from together.ring.stage import Launch
 from together.types import HEAD, Batch, Frame, LayerRange, Orders, Row, SampleRequest, StagePlan, StreamKey
 
 HOST = "127.0.0.1"
@@ -86,7 +86,7 @@ class RawRing:
         assert endpoint is not None
         async with rpc.open_channel(endpoint.addresses[0], endpoint.port) as channel:
             link = StageLink(ring, self.epoch if epoch is None else epoch, index, following)
-            await rpc.call(channel, rpc.CONNECT_CALL, link, f"stage {index}")
+            await rpc.call(channel, rpc.CONNECT, link, f"stage {index}")
 
     async def send(self, data: bytes) -> None:
         assert self._outlet is not None

@@ -20,6 +20,7 @@ from together.errors import LoadFailed, RingBroken
 from together.ring import rpc
 from together.ring.client import CHUNK_BYTES, RingClient, chunk_tokens, join_ring
 from together.ring.links import Inlets
+from together.sentences import template
 from together.types import STEP_TOKENS, Batch, Frame, LayerRange, Row, SampleRequest
 
 HALVES = (LayerRange(0, 2), LayerRange(2, 4))
@@ -46,7 +47,7 @@ async def joined(stages: list[StageProcess], own_port: int | None = None) -> Asy
             context=64,
             hidden_size=8,
             dtype="fp32",
-            describe=lambda index: f"stage {index} of the test",
+            describe=lambda index: template("stage {index} of the test", index=index),
         )
         yield client
         await client.close()

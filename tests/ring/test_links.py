@@ -176,7 +176,7 @@ async def test_an_old_stream_that_says_nothing_is_ended_with_its_epoch(inlet: In
         old = await Outlet.open(there, KEY)
         inlet.expect(KEY.epoch + 1, KEY.sender)
         async with asyncio.timeout(PATIENCE):
-            assert await old.ended() == f"epoch {KEY.epoch} is over"
+            assert await old.ended() == f"epoch {KEY.epoch} is over: the ring is at epoch {KEY.epoch + 1}"
         new = await Outlet.open(there, StreamKey(KEY.ring, KEY.epoch + 1, KEY.sender))
         await new.send(b"new")
         assert await received(inlet) == b"new"

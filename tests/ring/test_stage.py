@@ -270,7 +270,7 @@ async def test_random_bytes_as_a_call_are_refused(stages: list[StageProcess], ri
     endpoint = stages[0].status.endpoint
     assert endpoint is not None
     async with rpc.open_channel("127.0.0.1", endpoint.port) as channel:
-        raw = rpc.Unary(rpc.CONNECT, _Bytes())  # type: ignore[arg-type]
+        raw = rpc.Unary(rpc.CONNECT.path, _Bytes())  # type: ignore[arg-type]
         with pytest.raises(FrameRefused, match="not a valid StageLink"):
             await rpc.call(channel, raw, b"\xff\xff\xff", "stage")
 

@@ -34,10 +34,10 @@ def make_order(
 async def loaded(node: Node, order: StageOrder) -> AsyncIterator[StageStatus]:
     """What the node answers to Load; unloaded at the end."""
     try:
-        yield await call(node, rpc.LOAD_CALL, order)
+        yield await call(node, rpc.LOAD, order)
     finally:
         with suppress(Unreachable):
-            await call(node, rpc.UNLOAD_CALL, RingName(order.ring, order.head))
+            await call(node, rpc.UNLOAD, RingName(order.ring, order.head))
 
 
 async def stage_when(node: Node, settings: Settings, order: StageOrder, *states: StageState) -> StageStatus:

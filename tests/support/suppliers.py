@@ -129,4 +129,4 @@ async def hashed(home: Path, toy: Path) -> None:
     manifest = describe(toy)
     async with served(home) as endpoint, rpc.open_channel(HOST, endpoint.port) as channel:
         for unit in manifest.units:
-            await rpc.call(channel, rpc.DIGEST_CALL, UnitRequest(manifest.fingerprint, unit), "studio")
+            await rpc.call(channel, rpc.DIGEST, UnitRequest(manifest.fingerprint, unit), "studio")

@@ -39,6 +39,7 @@ from together.models.names import layer_unit
 from together.ring import rpc
 from together.ring.client import RingClient, join_ring
 from together.ring.links import Inlets
+from together.sentences import NOTHING
 from together.settings import Settings
 from together.types import Batch, Frame, LayerRange, Row, SampleRequest
 from together.weights.store import Store
@@ -105,12 +106,19 @@ async def test_a_ring_with_a_node_that_had_no_weights_answers_right(tmp_path: Pa
         await server.start()
         stack.push_async_callback(server.stop, 0)
         client = await join_ring(
-            stages, epoch=0, own=own, inlets=inlets, context=512, hidden_size=8192, dtype="fp32", describe=str
+            stages,
+            epoch=0,
+            own=own,
+            inlets=inlets,
+            context=512,
+            hidden_size=8192,
+            dtype="fp32",
+            describe=lambda _: NOTHING,
         )
         stack.push_async_callback(client.close)
         assert await generate(client, prompt, 8) == expected_tokens(toy, prompt, 8, GREEDY)
 
-        found = await call(second, rpc.FIND_CALL, lab_ref(toy))
+        found = await call(second, rpc.FIND, lab_ref(toy))
         units = ("head.safetensors", *map(layer_unit, range(3, LAYERS)), "norm.safetensors")
         folder = Store(tmp_path / "laptop").folder(lab_ref(toy).fingerprint)
         assert found == Holding(str(folder), units)
@@ -124,7 +132,7 @@ async def test_a_node_that_is_killed_while_it_fetches_resumes_and_then_moves_no_
     async with studio(tmp_path, bytes_per_s=20e6) as link:
         order = order_for(toy, FIRST, 0, (source(at(link.port), toy),))
         with running_node(settings) as node:
-            await call(node, rpc.LOAD_CALL, order)
+            await call(node, rpc.LOAD, order)
             await until(lambda: part.is_file() and part.stat().st_size > 3 * MEGABYTE)
             node.kill()
         kept, before = part.stat().st_size, link.back.sent
@@ -167,7 +175,7 @@ async def test_a_fetch_ends_with_its_heads_lease(tmp_path: Path, toy: Path) -> N
     settings = cluster_settings(tmp_path / "laptop", name="laptop", lease=1.0)
     async with studio(tmp_path, bytes_per_s=1e6) as link:
         with running_node(settings) as node:
-            await call(node, rpc.LOAD_CALL, order_for(toy, FIRST, 0, (source(at(link.port), toy),)))
+            await call(node, rpc.LOAD, order_for(toy, FIRST, 0, (source(at(link.port), toy),)))
             async with asyncio.timeout(15):
                 while (await status_of(node, settings)).stages:
                     pass
@@ -186,4 +194,4 @@ async def test_a_failed_fetch_shows_on_the_stage_with_its_cause(tmp_path: Path, 
                 assert "node laptop lacks layers 4:5 of lab/heavy" in stage.cause
                 assert "layer-00004.safetensors of lab/heavy is broken: its sha256 is" in stage.cause
             with pytest.raises(TogetherError, match="does not have layers 4:5"):
-                await call(node, rpc.DIGEST_CALL, UnitRequest(lab_ref(toy).fingerprint, layer_unit(4)))
+                await call(node, rpc.DIGEST, UnitRequest(lab_ref(toy).fingerprint, layer_unit(4)))

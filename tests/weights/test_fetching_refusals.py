@@ -107,7 +107,7 @@ async def test_a_machine_that_says_another_model_is_this_one_is_refused(tmp_path
     async def describe_wrongly(model: ModelRef) -> Blob:
         return Blob(lie.to_json())
 
-    lying = {rpc.DESCRIBE: rpc.unary_handler(rpc.DESCRIBE_CALL, describe_wrongly)}
+    lying = rpc.unary({rpc.DESCRIBE: describe_wrongly})
     async with served(tmp_path / "studio", lying) as liar, served(tmp_path / "studio") as honest:
         with pytest.raises(LoadFailed, match=rf"{HOST}:{liar.port} gives something else for lab/heavy"):
             await fetcher(tmp_path / "laptop").fetch(lab_ref(toy), MIDDLE, (source(liar, toy),), quiet)
@@ -123,9 +123,7 @@ async def test_a_machine_that_sends_another_version_is_refused_with_both_fingerp
     async def describe_other(model: ModelRef) -> Blob:
         return Blob(other.to_json())
 
-    async with served(
-        tmp_path / "studio", {rpc.DESCRIBE: rpc.unary_handler(rpc.DESCRIBE_CALL, describe_other)}
-    ) as endpoint:
+    async with served(tmp_path / "studio", rpc.unary({rpc.DESCRIBE: describe_other})) as endpoint:
         both = rf"gives the version {other.fingerprint[:12]} of lab/heavy, not {lab_ref(toy).fingerprint[:12]}"
         with pytest.raises(LoadFailed, match=both):
             await fetcher(tmp_path / "laptop").fetch(lab_ref(toy), MIDDLE, (source(endpoint, toy),), quiet)
@@ -138,7 +136,7 @@ async def test_a_machine_that_says_a_wrong_hash_is_asked_no_more(tmp_path: Path,
         next(asked)
         return UnitDigest(1, "0" * 64)
 
-    async with served(tmp_path / "studio", {rpc.DIGEST: rpc.unary_handler(rpc.DIGEST_CALL, digest)}) as liar:
+    async with served(tmp_path / "studio", rpc.unary({rpc.DIGEST: digest})) as liar:
         with pytest.raises(LoadFailed, match=r"layer-0000[12].* of lab/heavy is broken: .* it should be 0000"):
             await fetcher(tmp_path / "laptop").fetch(lab_ref(toy), MIDDLE, (source(liar, toy),), quiet)
     assert next(asked) <= 2  # once for each layer

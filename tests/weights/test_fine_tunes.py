@@ -43,8 +43,7 @@ def mixing(other: Path) -> dict[str, rpc.Handler]:
         for chunk in read_unit(other, units[request.unit], request.offset):
             yield wire.BLOB.encode(Blob(chunk))
 
-    answers = rpc.unary_handler(rpc.DIGEST_CALL, digest)
-    return {rpc.DIGEST: answers, rpc.READ: grpc.unary_stream_rpc_method_handler(read)}
+    return {**rpc.unary({rpc.DIGEST: digest}), rpc.READ: grpc.unary_stream_rpc_method_handler(read)}
 
 
 def tuned(folder: Path) -> Path:

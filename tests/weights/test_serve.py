@@ -40,11 +40,11 @@ class Asked:
     channel: grpc.aio.Channel
 
     async def describe(self, model: ModelRef) -> bytes:
-        answer: Blob = await rpc.call(self.channel, rpc.DESCRIBE_CALL, model, "store")
+        answer: Blob = await rpc.call(self.channel, rpc.DESCRIBE, model, "store")
         return answer.data
 
     async def digest(self, request: UnitRequest) -> UnitDigest:
-        answer: UnitDigest = await rpc.call(self.channel, rpc.DIGEST_CALL, request, "store")
+        answer: UnitDigest = await rpc.call(self.channel, rpc.DIGEST, request, "store")
         return answer
 
     def stream(self, request: UnitRequest) -> grpc.aio.UnaryStreamCall[bytes, bytes]:
@@ -148,7 +148,7 @@ async def test_a_path_that_a_stranger_names_is_not_served(tmp_path: Path) -> Non
 async def test_random_bytes_are_refused(tmp_path: Path) -> None:
     async with asked(tmp_path) as store:
         for method in (rpc.DESCRIBE, rpc.DIGEST):
-            stub: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = store.channel.unary_unary(method)
+            stub: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = store.channel.unary_unary(method.path)
             with pytest.raises(grpc.aio.AioRpcError, match="not a valid"):
                 await stub(b"\xff\xff\xff", timeout=PATIENCE)
         read: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = store.channel.unary_stream(rpc.READ)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 
@@ -30,8 +31,8 @@ from together.cluster_types import (
 )
 from together.errors import BadPlan, BadSetting, LoadFailed, NotEnoughMemory, TogetherError
 from together.ring import rpc, wire
-from together.ring.pipe import Launch
 from together.ring.rpc import Broadcast
+from together.ring.stage import Launch
 from together.sentences import say
 from together.settings import Settings
 from together.types import ModelRef
@@ -117,18 +118,18 @@ class Agent:
         self._profiler = Profiler(self.identity.name, self.identity.machine, home, self.grants.devices)
 
     def handlers(self) -> dict[str, rpc.Handler]:
-        return {
-            rpc.WATCH: grpc.unary_stream_rpc_method_handler(self._watch),
-            rpc.LOAD: rpc.unary_handler(rpc.LOAD_CALL, self.load),
-            rpc.UNLOAD: rpc.unary_handler(rpc.UNLOAD_CALL, self.unload),
-            rpc.RENEW: rpc.unary_handler(rpc.RENEW_CALL, self.renew),
-            rpc.FIND: rpc.unary_handler(rpc.FIND_CALL, self.find),
-            rpc.MEET: rpc.unary_handler(rpc.MEET_CALL, self.meet),
-            rpc.MEASURE: rpc.unary_handler(rpc.MEASURE_CALL, self._profiler.measure),
-            rpc.REACH: rpc.unary_handler(rpc.REACH_CALL, measure_link),
-            rpc.ECHO: rpc.unary_handler(rpc.ECHO_CALL, rpc.echo),
-            **self._store.handlers(),
+        calls: dict[rpc.Unary, Callable[[Any], Awaitable[Any]]] = {
+            rpc.LOAD: self.load,
+            rpc.UNLOAD: self.unload,
+            rpc.RENEW: self.renew,
+            rpc.FIND: self.find,
+            rpc.MEET: self.meet,
+            rpc.MEASURE: self._profiler.measure,
+            rpc.REACH: measure_link,
+            rpc.ECHO: rpc.echo,
         }
+        watch: rpc.Handler = grpc.unary_stream_rpc_method_handler(self._watch)
+        return {rpc.WATCH: watch, **rpc.unary(calls), **self._store.handlers()}
 
     def status(self) -> NodeStatus:
         stages = tuple(stage.status for stage, _ in self._stages.values())

@@ -104,7 +104,7 @@ class RingLoader:
                 context=self.plan.context,
                 hidden_size=hidden_size,
                 dtype=self.plan.dtype,
-                describe=lambda index: str(self.describe(index)),
+                describe=self.describe,
                 timeout=timeout,
             )
         except StageLost as lost:
@@ -164,7 +164,7 @@ class RingLoader:
                 by_node.setdefault(stage.node, []).append(slot)
         head = self.membership.head
         calls = [
-            self.membership.call(node, rpc.UNLOAD_CALL, RingName(self.ring, head, tuple(gone)), timeout=UNLOAD_WITHIN)
+            self.membership.call(node, rpc.UNLOAD, RingName(self.ring, head, tuple(gone)), timeout=UNLOAD_WITHIN)
             for node, gone in by_node.items()
             if self.membership.alive(node)
         ]
@@ -240,7 +240,7 @@ class RingLoader:
         if not self.membership.alive(node):
             return True
         try:
-            await self.membership.call(node, rpc.ECHO_CALL, Blob(), timeout=ECHO_WITHIN)
+            await self.membership.call(node, rpc.ECHO, Blob(), timeout=ECHO_WITHIN)
         except TogetherError:
             return not self.membership.alive(node)
         return True
@@ -252,7 +252,7 @@ class RingLoader:
             async with asyncio.timeout(ECHO_WITHIN):
                 address = await rpc.fastest(stage.endpoint)
                 async with rpc.open_channel(address, stage.endpoint.port) as channel:
-                    await rpc.call(channel, rpc.ECHO_CALL, Blob(), "stage", timeout=ECHO_WITHIN)
+                    await rpc.call(channel, rpc.ECHO, Blob(), "stage", timeout=ECHO_WITHIN)
         except (TogetherError, TimeoutError):
             return False
         return True
@@ -345,7 +345,7 @@ class _Load:
         plan, members = self.placed.plan, self.loader.membership
         stage, slot = plan.stages[index], self.placed.slots[index]
         order = StageOrder(self.loader.ring, members.head, slot, plan.model, stage, plan.dtype, sources)
-        await members.call(stage.node, rpc.LOAD_CALL, order, timeout=ORDER_WITHIN)
+        await members.call(stage.node, rpc.LOAD, order, timeout=ORDER_WITHIN)
 
     def _needs(self, index: int, stage: StageStatus | None, moved: bool) -> bool:
         node = self.placed.plan.stages[index].node

@@ -24,9 +24,8 @@ from pydantic_core import to_json
 from backends.base import open_backend
 from together.cluster_types import DeviceProfile, MeasureOrder
 from together.errors import BadInput, TogetherError
-from together.processes import leave_with_parent
+from together.processes import claim_stdout, leave_with_parent
 from together.ring import wire
-from together.ring.pipe import claim_stdout
 
 REFUSED = 2  # the exit code where the order is wrong, and not the machine
 SPOOL_BYTES = 64 * 2**20

@@ -188,7 +188,7 @@ class Membership:
         """Renew the leases of this head's stages everywhere; a node that does not answer is lost by its Watch."""
         caller = self._caller()
         mine = [node.id for node in self.living() if any(stage.head == self.head for stage in node.stages)]
-        await self._tell((self.call(node, rpc.RENEW_CALL, caller) for node in mine), "a lease was not renewed")
+        await self._tell((self.call(node, rpc.RENEW, caller) for node in mine), "a lease was not renewed")
 
     async def end_strays(self, ring: str, slots: Collection[int] = ()) -> None:
         """Unload stages of this head that are not those slots of `ring`: their node was out of reach when they ended.
@@ -198,7 +198,7 @@ class Membership:
         mine = [(n.id, stage) for n in self.living() for stage in n.stages if stage.head == self.head]
         strays = [(node, stage) for node, stage in mine if stage.ring != ring or stage.slot not in slots]
         names = [(node, RingName(stage.ring, self.head, (stage.slot,))) for node, stage in strays]
-        await self._tell((self.call(node, rpc.UNLOAD_CALL, name) for node, name in names), "a stray was not ended")
+        await self._tell((self.call(node, rpc.UNLOAD, name) for node, name in names), "a stray was not ended")
 
     async def _tell(self, calls: Iterable[Awaitable[Any]], trouble: str) -> None:
         for answer in await asyncio.gather(*calls, return_exceptions=True):

@@ -175,7 +175,7 @@ async def _meet(agent: Agent, other: Endpoint, level: int) -> bool:
     try:
         async with rpc.open_channel(await rpc.fastest(other), other.port) as channel:
             peer = f"{next(iter(other.addresses), 'nowhere')}:{other.port}"
-            await rpc.call(channel, rpc.MEET_CALL, agent.identity.endpoint, f"peer {peer}", timeout=3.0)
+            await rpc.call(channel, rpc.MEET, agent.identity.endpoint, f"peer {peer}", timeout=3.0)
     except TogetherError as error:
         log.log(level, "%s; trying again", error)
         return False

@@ -337,7 +337,7 @@ async def _once(channel: grpc.aio.Channel, peer: str, size: int) -> float:
     """Seconds until a message of `size` bytes is there and an empty answer is back."""
     blob = Blob(bytes(size))
     began = time.perf_counter()
-    await rpc.call(channel, rpc.ECHO_CALL, blob, peer, timeout=ONCE_WITHIN)
+    await rpc.call(channel, rpc.ECHO, blob, peer, timeout=ONCE_WITHIN)
     return time.perf_counter() - began
 
 

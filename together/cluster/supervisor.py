@@ -15,7 +15,7 @@ from together.cluster.witness import Witness
 from together.cluster_types import Endpoint, StageState, StageStatus
 from together.errors import TogetherError
 from together.processes import end, lines, spawn
-from together.ring.pipe import Launch, StageEvent
+from together.ring.stage import Launch, StageEvent
 from together.sentences import Sentence, say
 from together.types import Fault
 

@@ -258,7 +258,7 @@ class Surveyor:
             order = MeasureOrder(place.device.backend, place.device.name, dtype, config)
             within = HURRY if speeds is Speeds.KNOWN else MEASURE_WITHIN
             try:
-                found: DeviceProfile = await self.membership.call(place.node, rpc.MEASURE_CALL, order, timeout=within)
+                found: DeviceProfile = await self.membership.call(place.node, rpc.MEASURE, order, timeout=within)
             except TogetherError as error:
                 log.warning("%s was not measured: %s", place.name, error)
                 return (self._known.get((place.node, order)) if speeds is Speeds.KNOWN else None) or error
@@ -304,7 +304,7 @@ class Surveyor:
             address = self.membership.address(other)
             return await measure_link(LinkOrder(Endpoint((address,), target.endpoint.port), size))
         order = LinkOrder(target.endpoint, size)
-        speed: LinkSpeed = await self.membership.call(node, rpc.REACH_CALL, order, timeout=REACH_WITHIN)
+        speed: LinkSpeed = await self.membership.call(node, rpc.REACH, order, timeout=REACH_WITHIN)
         return speed
 
     def cut(self, node: str, other: str) -> None:

@@ -18,7 +18,8 @@ from together.planning.memory import stage_memory
 from together.ring import rpc
 from together.ring.client import RingClient, join_ring
 from together.ring.links import Inlets
-from together.ring.pipe import Launch
+from together.ring.stage import Launch
+from together.sentences import template
 from together.types import DTYPE_BYTES, Dtype, LayerRange, StagePlan
 
 HOST = "127.0.0.1"
@@ -111,7 +112,7 @@ async def local_ring(
             context=context,
             hidden_size=spec.hidden_size,
             dtype=dtype,
-            describe=lambda index: f"stage {index}",
+            describe=lambda index: template("stage {index}", index=index),
         )
         watcher = asyncio.create_task(_watch(stages, changed, client))
         try:

@@ -42,7 +42,7 @@ async def _reaches(node: str, other: str, membership: Membership, where: Whereab
         return True  # it is gone altogether, which is another trouble
     target = following.endpoint if following else where.endpoint
     try:
-        await membership.call(node, rpc.REACH_CALL, LinkOrder(target, 0), timeout=LINK_WITHIN)
+        await membership.call(node, rpc.REACH, LinkOrder(target, 0), timeout=LINK_WITHIN)
     except TogetherError as error:
         log.info("%s", error)
         await where.look()
@@ -82,9 +82,8 @@ class Machines:
         self.membership.moved = self.surveyor.moved
         self.where: Whereabouts
         self.store = StoreService(settings.home_path)
-        echo = rpc.unary_handler(rpc.ECHO_CALL, rpc.echo)  # nodes time their way to this head
-        meet = rpc.unary_handler(rpc.MEET_CALL, self.membership.meet)
-        handlers = {rpc.PUSH: self.inlets.handler(), rpc.ECHO: echo, rpc.MEET: meet, **self.store.handlers()}
+        calls = rpc.unary({rpc.ECHO: rpc.echo, rpc.MEET: self.membership.meet})  # nodes time their way by Echo
+        handlers = {rpc.PUSH: self.inlets.handler(), **calls, **self.store.handlers()}
         self._server = rpc.make_server(handlers)
         self._settled = False
 
@@ -119,7 +118,7 @@ class Machines:
         """Who has which units of the model: this machine, and every node that says so."""
         nodes = self.membership.living()
         own = await asyncio.to_thread(find_units, model, self.settings.home_path)
-        calls = [self.membership.call(node.id, rpc.FIND_CALL, model) for node in nodes]
+        calls = [self.membership.call(node.id, rpc.FIND, model) for node in nodes]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         found = [Source(self.where.endpoint, tuple(sorted(own.units)))] if own.units else []
         for node, answer in zip(nodes, answers, strict=True):

@@ -10,6 +10,7 @@ from together.cluster_types import Endpoint, StageLink, StageStatus
 from together.errors import FrameRefused, RingBroken, StageLost, TogetherError, Unreachable
 from together.ring import rpc, wire
 from together.ring.links import Inlet, Inlets, Outlet
+from together.sentences import Sentence, template
 from together.types import DTYPE_BYTES, HEAD, STEP_TOKENS, Dtype, Fault, Frame, Limits, StreamKey
 
 T = TypeVar("T")
@@ -46,7 +47,8 @@ class RingClient:
         try:
             return wire.FRAME.decode(arrival.data)
         except FrameRefused as error:
-            raise RingBroken(f"the last stage sent an answer that cannot be read: {error}") from error
+            message = "the last stage sent an answer that cannot be read: {error}"
+            raise RingBroken(message, error=error.sentence) from error
 
     def fail(self, error: RingBroken) -> None:
         """Break the ring; only the first cause counts."""
@@ -99,7 +101,7 @@ async def join_ring(
     context: int,
     hidden_size: int,
     dtype: Dtype,
-    describe: Callable[[int], str],
+    describe: Callable[[int], Sentence],
     timeout: float = 15.0,
 ) -> RingClient:
     """Link READY `stages` from the last to the first, so that each one's next is listening. Raises StageLost.
@@ -118,8 +120,8 @@ async def join_ring(
     try:
         outlet = await Outlet.open(endpoints[0], StreamKey(ring, epoch, HEAD))
     except TogetherError as error:
-        message = f"{describe(0)} does not answer: {error}"
-        raise StageLost(message, str(error), 0, joining=True, fault=Fault.NODE_LOST) from error
+        message = template("{stage} does not answer: {error}", stage=describe(0), error=error.sentence)
+        raise StageLost(message, error.sentence, 0, joining=True, fault=Fault.NODE_LOST) from error
     rewinds = [stage.rewind for stage in stages if stage.rewind is not None]
     limits = Limits(
         stages=len(stages),
@@ -132,12 +134,12 @@ async def join_ring(
     return RingClient(inlet, outlet, limits)
 
 
-async def _connect(endpoint: Endpoint, link: StageLink, stage: str, timeout: float) -> None:
+async def _connect(endpoint: Endpoint, link: StageLink, stage: Sentence, timeout: float) -> None:
     try:
         async with rpc.open_channel(await rpc.fastest(endpoint), endpoint.port) as channel:
-            await rpc.call(channel, rpc.CONNECT_CALL, link, stage, timeout=timeout)
+            await rpc.call(channel, rpc.CONNECT, link, str(stage), timeout=timeout)
     except TogetherError as error:
-        message = f"{stage} cannot take its place in the ring: {error}"
+        message = template("{stage} cannot take its place in the ring: {error}", stage=stage, error=error.sentence)
         reachable = not isinstance(error, Unreachable)
         fault = Fault.OTHER if reachable else Fault.NODE_LOST
-        raise StageLost(message, str(error), link.index, joining=True, reachable=reachable, fault=fault) from error
+        raise StageLost(message, error.sentence, link.index, joining=True, reachable=reachable, fault=fault) from error

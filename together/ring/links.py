@@ -54,7 +54,7 @@ class Inlet:
         An epoch is joined once; another attempt needs the next one. Raises FrameRefused.
         """
         if epoch <= self._expected.epoch:
-            raise FrameRefused(f"epoch {epoch} is over: the ring is at epoch {self._expected.epoch}")
+            raise self._over(epoch)
         self._expected = StreamKey(self._expected.ring, epoch, sender)
         self._taken = False
         self._ended = False
@@ -78,9 +78,9 @@ class Inlet:
     def claim(self, key: StreamKey) -> None:
         """Accept a stream. Raises FrameRefused with what was expected."""
         if key != self._expected:
-            raise FrameRefused(f"this stage expects {self._expected}, not {key}")
+            raise FrameRefused("this stage expects {expected}, not {key}", expected=str(self._expected), key=str(key))
         if self._taken:
-            raise FrameRefused(f"the stream {key} is open already")
+            raise FrameRefused("the stream {key} is open already", key=str(key))
         self._taken = True
         self._ended = False
 
@@ -92,15 +92,19 @@ class Inlet:
             async for data in stream:
                 await self._arrivals.put(Arrival(key, data, clock()))
                 if key != self._expected:
-                    raise FrameRefused(f"epoch {key.epoch} is over: the ring is at epoch {self._expected.epoch}")
+                    raise self._over(key.epoch)
         except asyncio.CancelledError:
             if self._taker is taker or taker is None:
                 raise
             taker.uncancel()  # it was `close`
-            raise FrameRefused(f"epoch {key.epoch} is over") from None
+            raise self._over(key.epoch) from None
         finally:
             if self._taker is taker:
                 self._taker = None
+
+    def _over(self, epoch: int) -> FrameRefused:
+        now = self._expected.epoch
+        return FrameRefused("epoch {epoch} is over: the ring is at epoch {now}", epoch=epoch, now=now)
 
     def release(self, key: StreamKey) -> None:
         """End a claimed stream, whether it was taken or not."""
@@ -133,7 +137,7 @@ class Inlets:
             key = _key_of(context)
             inlet = self._by_ring.get(key.ring)
             if inlet is None:
-                raise FrameRefused(f"ring {quoted(key.ring)} is not here")
+                raise FrameRefused("ring {ring} is not here", ring=quoted(key.ring))
             inlet.claim(key)
             try:
                 await context.send_initial_metadata(ACCEPTED)  # a sender that leaves now cancels us here
@@ -180,7 +184,7 @@ class Outlet:
             await outlet.close()
             if isinstance(error, grpc.aio.AioRpcError):
                 raise rpc.error_of(error, peer) from error
-            raise RingBroken(f"{peer} does not accept the stream") from error
+            raise RingBroken("{peer} does not accept the stream", peer=peer) from error
         return outlet
 
     async def send(self, data: bytes) -> None:
@@ -188,11 +192,12 @@ class Outlet:
         try:
             await self._stream.write(data)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
-            raise RingBroken(f"the link to {self.peer} is gone ({await self._reason(error)})") from error
+            reason = await self._reason(error)
+            raise RingBroken("the link to {peer} is gone ({reason})", peer=self.peer, reason=reason) from error
         except asyncio.CancelledError:
             if rpc.is_cancelled():
                 raise
-            raise RingBroken(f"the link to {self.peer} was closed") from None
+            raise RingBroken("the link to {peer} was closed", peer=self.peer) from None
 
     async def ended(self) -> str:
         """Wait until the other side ends the stream, which it never should; return why."""

@@ -27,11 +27,12 @@ from together.errors import (
     UnsupportedModel,
 )
 from together.ring import wire
+from together.sentences import template, verbatim
 from together.wording import cut
 
 
 class Broadcast:
-    """`notify` wakes every waiter. A waiter that was busy in the meantime does not miss it."""
+    """`notify` wakes every waiter; one that was busy meanwhile sees it by the version."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -73,21 +74,6 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.use_local_subchannel_pool", 1),  # a dead peer's back-off must not delay a new link to the same address
 ]
 
-PUSH = "/together.v1.Ring/Push"
-CONNECT = "/together.v1.Ring/Connect"
-WATCH = "/together.v1.Node/Watch"
-LOAD = "/together.v1.Node/Load"
-UNLOAD = "/together.v1.Node/Unload"
-RENEW = "/together.v1.Node/Renew"
-FIND = "/together.v1.Node/Find"
-MEET = "/together.v1.Node/Meet"
-MEASURE = "/together.v1.Node/Measure"
-REACH = "/together.v1.Node/Reach"
-ECHO = "/together.v1.Node/Echo"
-DESCRIBE = "/together.v1.Store/Describe"
-DIGEST = "/together.v1.Store/Digest"
-READ = "/together.v1.Store/Read"
-
 # Error ↔ status; the message travels as the status detail. The first match wins in both directions.
 _STATUS: list[tuple[type[TogetherError], grpc.StatusCode]] = [
     (FrameRefused, grpc.StatusCode.FAILED_PRECONDITION),
@@ -111,17 +97,18 @@ class Unary:
     response: wire.Codec[Any] | None = None
 
 
-CONNECT_CALL = Unary(CONNECT, wire.STAGE_LINK)
-LOAD_CALL = Unary(LOAD, wire.STAGE_ORDER, wire.STAGE_STATUS)
-UNLOAD_CALL = Unary(UNLOAD, wire.RING_NAME)
-RENEW_CALL = Unary(RENEW, wire.CALLER)
-FIND_CALL = Unary(FIND, wire.MODEL_REF, wire.HOLDING)
-MEET_CALL = Unary(MEET, wire.ENDPOINT)
-MEASURE_CALL = Unary(MEASURE, wire.MEASURE_ORDER, wire.DEVICE_PROFILE)
-REACH_CALL = Unary(REACH, wire.LINK_ORDER, wire.LINK_SPEED)
-ECHO_CALL = Unary(ECHO, wire.BLOB)
-DESCRIBE_CALL = Unary(DESCRIBE, wire.MODEL_REF, wire.BLOB)
-DIGEST_CALL = Unary(DIGEST, wire.UNIT_REQUEST, wire.UNIT_DIGEST)
+CONNECT = Unary("/together.v1.Ring/Connect", wire.STAGE_LINK)
+LOAD = Unary("/together.v1.Node/Load", wire.STAGE_ORDER, wire.STAGE_STATUS)
+UNLOAD = Unary("/together.v1.Node/Unload", wire.RING_NAME)
+RENEW = Unary("/together.v1.Node/Renew", wire.CALLER)
+FIND = Unary("/together.v1.Node/Find", wire.MODEL_REF, wire.HOLDING)
+MEET = Unary("/together.v1.Node/Meet", wire.ENDPOINT)
+MEASURE = Unary("/together.v1.Node/Measure", wire.MEASURE_ORDER, wire.DEVICE_PROFILE)
+REACH = Unary("/together.v1.Node/Reach", wire.LINK_ORDER, wire.LINK_SPEED)
+ECHO = Unary("/together.v1.Node/Echo", wire.BLOB)
+DESCRIBE = Unary("/together.v1.Store/Describe", wire.MODEL_REF, wire.BLOB)
+DIGEST = Unary("/together.v1.Store/Digest", wire.UNIT_REQUEST, wire.UNIT_DIGEST)
+PUSH, WATCH, READ = "/together.v1.Ring/Push", "/together.v1.Node/Watch", "/together.v1.Store/Read"  # streams
 
 
 def status_of(error: TogetherError) -> grpc.StatusCode:
@@ -133,9 +120,10 @@ def error_of(error: grpc.aio.AioRpcError, peer: str) -> TogetherError:
     """A failed call to `peer` as one of our errors."""
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         first = (error.details() or "").strip().partition("\n")[0]
-        return Unreachable(f"{peer} does not answer ({cut(first) or 'no reason given'})")
+        reason = verbatim(cut(first)) or template("no reason given")
+        return Unreachable("{peer} does not answer ({reason})", peer=peer, reason=reason)
     kind = next((kind for kind, code in _STATUS if code == error.code()), TogetherError)
-    return kind(cut(error.details() or "") or f"{peer}: {error.code().name}")
+    return kind(verbatim(cut(error.details() or "") or f"{peer}: {error.code().name}"))
 
 
 async def call(channel: grpc.aio.Channel, method: Unary, request: object, peer: str, timeout: float = 10.0) -> Any:
@@ -148,7 +136,7 @@ async def call(channel: grpc.aio.Channel, method: Unary, request: object, peer: 
     except (grpc.aio.UsageError, asyncio.CancelledError) as error:  # the channel was closed before the answer
         if is_cancelled():
             raise
-        raise Unreachable(f"{peer} is gone") from error
+        raise Unreachable("{peer} is gone", peer=peer) from error
     return method.response.decode(answer) if method.response else None
 
 
@@ -158,9 +146,12 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def unary_handler(method: Unary, serve: Callable[[Any], Awaitable[Any]]) -> Handler:
-    """The serving side of `call`: `serve` takes and returns decoded values."""
+def unary(methods: dict[Unary, Callable[[Any], Awaitable[Any]]]) -> dict[str, Handler]:
+    """The serving side of `call`, by path: each function takes and returns decoded values."""
+    return {method.path: _handler(method, serve) for method, serve in methods.items()}
 
+
+def _handler(method: Unary, serve: Callable[[Any], Awaitable[Any]]) -> Handler:
     async def handle(data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         try:
             answer = await serve(method.request.decode(data))
@@ -203,7 +194,10 @@ def bind(server: grpc.aio.Server, host: str, ports: range) -> int:
         except RuntimeError:
             continue  # taken since we looked
     raise BadSetting(
-        f"no free port among {ports.start}–{ports.stop - 1} on {host}; stop another node or set another port"
+        "no free port among {first}–{last} on {host}; stop another node or set another port",
+        first=ports.start,
+        last=ports.stop - 1,
+        host=host,
     )
 
 
@@ -230,8 +224,11 @@ async def fastest(endpoint: Endpoint, timeout: float = 3.0) -> str:
         for attempt in attempts:
             attempt.cancel()
         await asyncio.gather(*attempts, return_exceptions=True)
-    tried = ", ".join(endpoint.addresses) or "no address"
-    raise Unreachable(f"nothing answers at port {endpoint.port} of {tried}; is it running, and is the port open?")
+    raise Unreachable(
+        "nothing answers at port {port} of {addresses}; is it running, and is the port open?",
+        port=endpoint.port,
+        addresses=endpoint.addresses or template("no address"),
+    )
 
 
 async def _try_address(address: str, port: int) -> str:

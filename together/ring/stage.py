@@ -15,24 +15,67 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, TextIO, TypeVar
 
+from pydantic_core import to_json
+
 from backends.base import LoadRequest, Shard, StepOutput, open_backend
-from together.cluster_types import StageLink
+from together.cluster_types import StageLink, StageOrder
 from together.errors import FrameRefused, RingBroken, TogetherError, Unreachable
-from together.processes import leave_with_parent
+from together.jsonfile import decode_json
+from together.processes import claim_stdout, leave_with_parent
 from together.ring import rpc, wire
 from together.ring.links import Arrival, Inlet, Inlets, Outlet
-from together.ring.pipe import Launch, StageEvent, claim_stdout
 from together.types import Batch, Failure, Fault, Frame, StageTiming, StreamKey
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OUTBOUND = 2  # computed frames that wait for the link: the next step starts while the last is sent
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a node starts a stage: one line of JSON on the stage's standard input.
+
+    `folder` holds the model, `home` is the app's own folder; the stage listens on one of `ports`, first to last.
+    """
+
+    order: StageOrder
+    folder: str
+    home: str
+    node_name: str
+    host: str
+    ports: tuple[int, int]
+
+    def line(self) -> bytes:
+        return to_json(self) + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class StageEvent:
+    """A stage's report to its node, a line of JSON. Which fields count depends on `kind`."""
+
+    kind: str  # "progress", "ready", "broken" (a link; the stage lives), "failed" (it cannot start)
+    progress: float = 0.0
+    cause: str = ""
+    port: int = 0
+    capacity: int = 0
+    block: int = 1
+    rewind: int | None = None
+    epoch: int = -1
+    fault: Fault = Fault.OTHER
+
+    @classmethod
+    def parse(cls, line: bytes) -> StageEvent | None:
+        """None for a line that is not an event: some library printed it."""
+        try:
+            return decode_json(line, cls)
+        except ValueError:
+            return None
 
 
 class StepRunner:
@@ -83,7 +126,7 @@ class StepRunner:
         if epoch != self._epoch:
             self._epoch, self._step = epoch, 0
         if step <= self._step:
-            raise FrameRefused(f"step {step} came after step {self._step}")
+            raise FrameRefused("step {step} came after step {last}", step=step, last=self._step)
 
     def _step_shard(self, frame: Frame) -> StepOutput:
         before, self._step = self._step, frame.step
@@ -130,12 +173,8 @@ class Stage:
         """Load, report, and serve until the node ends the process."""
         inlets = Inlets()
         inlets.add(self._inlet)
-        handlers = {
-            rpc.PUSH: inlets.handler(),
-            rpc.CONNECT: rpc.unary_handler(rpc.CONNECT_CALL, self._connect),
-            rpc.ECHO: rpc.unary_handler(rpc.ECHO_CALL, rpc.echo),
-        }
-        server = rpc.make_server(handlers)
+        calls = rpc.unary({rpc.CONNECT: self._connect, rpc.ECHO: rpc.echo})
+        server = rpc.make_server({rpc.PUSH: inlets.handler(), **calls})
         first, last = self._launch.ports
         port = rpc.bind(server, self._launch.host, range(first, last + 1))
         shard = await self._on_thread(self._load)
@@ -166,7 +205,8 @@ class Stage:
     async def _connect(self, link: StageLink) -> None:
         """Join an epoch: accept its stream, and open the one to the next stage or to the head. Raises RingBroken."""
         if link.ring != self._order.ring:
-            raise FrameRefused(f"this stage belongs to ring {self._order.ring}, not {link.ring}")
+            own = self._order.ring
+            raise FrameRefused("this stage belongs to ring {own}, not {ring}", own=own, ring=link.ring)
         self._inlet.expect(link.epoch, link.index - 1)
         old, self._outlet = self._outlet, None
         self._linked.clear()
@@ -175,7 +215,7 @@ class Stage:
         try:
             self._outlet = await Outlet.open(link.next, StreamKey(link.ring, link.epoch, link.index))
         except Unreachable as error:  # would read as if this stage were out of reach
-            raise RingBroken(f"it cannot reach the next stage: {error}") from error
+            raise RingBroken("it cannot reach the next stage: {error}", error=error.sentence) from error
         self._linked.set()
 
     async def _compute(self, runner: StepRunner) -> None:
@@ -209,7 +249,7 @@ def main() -> NoReturn:
     events = claim_stdout()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the node, which ends its stages
     logging.basicConfig(level=os.environ.get("TOGETHER_LOG_LEVEL", "WARNING"), stream=sys.stderr)
-    launch = Launch.read(sys.stdin.buffer)
+    launch = decode_json(sys.stdin.buffer.readline(), Launch)
     leave_with_parent()
     try:
         asyncio.run(Stage(launch, lambda event: _write(events, event)).run())
@@ -223,7 +263,7 @@ def main() -> NoReturn:
 
 
 def _write(stream: TextIO, event: StageEvent) -> None:
-    stream.write(event.line())
+    stream.write(to_json(event).decode() + "\n")
     stream.flush()
 
 

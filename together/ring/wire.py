@@ -50,7 +50,8 @@ class Codec(Generic[T]):
             message.ParseFromString(data)
             return self.from_message(message)
         except (DecodeError, ValueError, TypeError) as error:
-            raise FrameRefused(f"not a valid {self._kind.__name__}: {cut(str(error))}") from error
+            reason = cut(str(error))
+            raise FrameRefused("not a valid {kind}: {reason}", kind=self._kind.__name__, reason=reason) from error
 
     def to_message(self, value: T) -> Message:
         filled: dict[str, Any] = {}

@@ -40,7 +40,7 @@ class PeerLink:
 
     async def describe(self, model: ModelRef) -> Manifest:
         """The source's manifest of the model. Raises Unreachable, or BrokenModel for another model."""
-        answer = await rpc.call(self.channel, rpc.DESCRIBE_CALL, model, self.peer, ANSWER_WITHIN)
+        answer = await rpc.call(self.channel, rpc.DESCRIBE, model, self.peer, ANSWER_WITHIN)
         manifest = await asyncio.to_thread(parse, answer.data)
         if manifest.fingerprint != model.fingerprint:
             raise BrokenModel(
@@ -51,7 +51,7 @@ class PeerLink:
 
     async def digest(self, request: UnitRequest) -> UnitDigest:
         """Size and sha256 of a file. Raises Unreachable, or BrokenModel where the source does not have it."""
-        digest: UnitDigest = await rpc.call(self.channel, rpc.DIGEST_CALL, request, self.peer, HASHED_WITHIN)
+        digest: UnitDigest = await rpc.call(self.channel, rpc.DIGEST, request, self.peer, HASHED_WITHIN)
         return digest
 
     async def read(self, request: UnitRequest, take: Take) -> None:
@@ -121,9 +121,8 @@ class StoreService:
 
     def handlers(self) -> dict[str, rpc.Handler]:
         return {
-            rpc.DESCRIBE: rpc.unary_handler(rpc.DESCRIBE_CALL, self.describe),
-            rpc.DIGEST: rpc.unary_handler(rpc.DIGEST_CALL, self.digest),
             rpc.READ: grpc.unary_stream_rpc_method_handler(self._read),
+            **rpc.unary({rpc.DESCRIBE: self.describe, rpc.DIGEST: self.digest}),
         }
 
     def offer(self, model: ModelRef, folder: Path) -> None:

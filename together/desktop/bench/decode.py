@@ -182,7 +182,7 @@ async def bench_estimate(request: BenchRequest, home: Path) -> Estimate:
     profiler = Profiler("bench", machine_id(home), home, await find_devices(request.backend, home))
     config = (folder / "config.json").read_bytes()
     profile = await profiler.measure(MeasureOrder(request.backend, request.device, request.dtype, config))
-    async with listening({rpc.ECHO: rpc.unary_handler(rpc.ECHO_CALL, rpc.echo)}) as port:
+    async with listening(rpc.unary({rpc.ECHO: rpc.echo})) as port:
         link = await measure_link(LinkOrder(Endpoint((HOST,), port), spec.hidden_size * DTYPE_BYTES[request.dtype]))
     score = score_of(*_plan(spec, request, profile, link.hop_ms))
     (measured,) = await bench_decode(request, [str(request.stages)], home)
