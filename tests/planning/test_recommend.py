@@ -17,7 +17,7 @@ from together.planning.problem import Link, ModelSize, NodeProfile, Problem, Spl
 from together.planning.recommend import recommend
 from together.planning.score import score_of
 
-MOST_CALLS = {"layers": 100_000, "bytes": 500_000, "mixed": 100_000}  # twice what it is; `bench plan` shows the time
+MOST_CALLS = 60_000  # twice what it is; `bench plan` shows the time
 
 
 def check_plan(problem: Problem, split: Split) -> None:
@@ -82,8 +82,8 @@ def test_equals_brute_force_on_many_more() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_both_exact_searches_agree_on_seven_nodes(seed: int) -> None:
-    """Layers that differ by one byte take the other search, and must come out the same."""
+def test_one_byte_less_in_a_layer_changes_no_score(seed: int) -> None:
+    """Seven nodes, more than brute force can do; only layers of one size are shared alike afterwards."""
     chance = random.Random(seed)
     nodes = tuple(
         NodeProfile(
@@ -218,6 +218,13 @@ def test_one_node() -> None:
     problem = cluster(28, (1.5, 28))
     assert counts(problem) == {"a": 28}
     assert best_score(problem) == 42.0
+
+
+def test_nodes_of_one_speed_share_alike_and_the_head_begins() -> None:
+    problem = cluster(20, (1, 14), (1, 14), (1, 14), head="b", tolerance=0.0)
+    split = recommend(problem)
+    assert split is not None
+    assert (split.nodes, [len(share.layers) for share in split.shares]) == (("b", "a"), [10, 10])
 
 
 def test_times_of_zero() -> None:
@@ -396,4 +403,4 @@ def test_with_shared_processors_it_is_the_best_but_for_a_few() -> None:
 def test_it_answers_without_much_work(case: Case) -> None:
     problem = made_up(case)
     recommend(problem)  # the first one imports
-    assert calls_of(lambda: recommend(problem)) < MOST_CALLS[case.room]
+    assert calls_of(lambda: recommend(problem)) < MOST_CALLS

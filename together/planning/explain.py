@@ -6,12 +6,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import inf
 
+from together.planning.ordered import Ordered
 from together.planning.problem import EXACT_NODES, Assignment, NodeProfile, Problem, Split
-from together.planning.recommend import exactly, recommend
+from together.planning.recommend import recommend
 from together.planning.score import Score, score_of
-from together.planning.search.instance import SearchProblem, compile_problem, differ, split_of
-from together.planning.search.rings import ring_ms
-from together.planning.search.subsets import fill, speed_order, stages_of
+from together.planning.search import (
+    Candidate,
+    SearchProblem,
+    best_plan,
+    candidate,
+    compile_problem,
+    differ,
+    speed_order,
+    split_of,
+)
 from together.sentences import NOTHING, Sentence, say
 from together.types import LayerRange
 from together.wording import layers_text
@@ -46,7 +54,9 @@ def explain_missing(problem: Problem) -> Infeasible:
 
 
 def _fits(problem: Problem) -> bool:
-    return recommend(replace(problem, tolerance=0.0)) is not None
+    """Asked for one user with the context of all, which needs the same memory and is found faster."""
+    alone = replace(problem, users=1, context=problem.users * problem.context, tolerance=0.0)
+    return recommend(alone) is not None
 
 
 def _placeable(problem: Problem) -> int:
@@ -248,16 +258,24 @@ def _score_with(problem: Problem, split: Split, name: str) -> float:
         return inf
     if len(problem.nodes) > EXACT_NODES:
         return _inserted(pool, split, name)
-    choice = exactly(pool)
-    return inf if choice is None else score_of(problem, split_of(pool, choice)).score_ms
+    plan = Ordered(pool).exactly(len(pool.able))
+    return inf if plan is None else score_of(problem, split_of(pool, plan)).score_ms
 
 
 def _inserted(pool: SearchProblem, split: Split, name: str) -> float:
     """With the ring kept and the node put where it costs least; layers as if all were of mean size."""
     order, new = [pool.names.index(node) for node in split.nodes], pool.names.index(name)
     orders = [(*order[:place], new, *order[place:]) for place in range(len(order) + 1)]
-    ring, best = min((ring_ms(pool.hops, pool.head, candidate), candidate) for candidate in orders)
-    sizes = replace(pool, weight=pool.prefix[-1] / pool.layers)
-    stages = stages_of(sizes, speed_order(pool, list(best)), (best[0], best[-1]))
-    filled = fill(pool, stages, ring) if ring < inf else None
-    return filled.score if filled else inf
+    sizes, ring = replace(pool, weight=pool.prefix[-1] / pool.layers), min(orders, key=pool.ring_ms)
+    free = _filled(sizes, ring, inf) if pool.ring_ms(ring) < inf else None
+    return best_plan(sizes, free, lambda limit: _filled(sizes, ring, limit)).score if free else inf
+
+
+def _filled(pool: SearchProblem, ring: tuple[int, ...], limit: float) -> Candidate | None:
+    """All nodes of a ring, the fastest filled first, no stage over the limit."""
+    left, counts = pool.layers - len(ring), {}
+    for node in speed_order(pool, ring):
+        counts[node] = min(pool.cap(ring, ring.index(node), limit), left + 1)
+        left -= counts[node] - 1
+    fits = left == 0 and min(counts.values()) > 0
+    return candidate(pool, ring, tuple(counts[node] for node in ring)) if fits else None

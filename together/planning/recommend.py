@@ -10,12 +10,13 @@ from collections import Counter
 from dataclasses import replace
 from math import inf
 
+from together.planning.ordered import Ordered
 from together.planning.problem import EXACT_NODES, Problem, Split
 from together.planning.score import score_of
-from together.planning.search.instance import EPSILON, Candidate, SearchProblem, compile_problem, split_of
-from together.planning.search.subsets import Subsets
+from together.planning.search import EPSILON, Candidate, SearchProblem, compile_problem, evened, split_of
+from together.planning.tours import Tours, promising
 
-POOL = 6  # nodes that are looked at exactly after the tours, where layers differ in size
+POOL = 8  # nodes that are looked at exactly after the tours
 
 
 def recommend(problem: Problem) -> Split | None:
@@ -55,51 +56,25 @@ def _search(problem: Problem, names: list[str]) -> Split | None:
     instance = compile_problem(problem, names)
     if not instance.able:
         return None
-    if len(instance.able) <= EXACT_NODES:
-        choice = _exact(instance)
-    else:
-        choice = _along_tours(problem, instance)
-    return None if choice is None else split_of(instance, choice)
-
-
-def _exact(instance: SearchProblem) -> Candidate | None:
-    if instance.order_matters:
-        from together.planning.search.ordered import Ordered  # numpy: only where it is needed
-
-        return Ordered(instance).best()
-    return Subsets(instance).best()
-
-
-def exactly(instance: SearchProblem) -> Candidate | None:
-    """The best plan that uses every node which can hold a layer, of 8 at most."""
-    if instance.order_matters:
-        from together.planning.search.ordered import Ordered
-
-        return Ordered(instance).exactly(len(instance.able))
-    return Subsets(instance).exactly(instance.able)
+    few = len(instance.able) <= EXACT_NODES
+    plan = Ordered(instance).best() if few else _along_tours(problem, instance)
+    return None if plan is None else split_of(instance, evened(instance, plan))
 
 
 def _along_tours(problem: Problem, instance: SearchProblem) -> Candidate | None:
     """What the tours find, and what is exactly best on the few nodes that they found; the fewest machines count."""
-    from together.planning.search.tours import Tours
-
     found = Tours(instance).best()
-    for choice in list(found):
-        pool = _pool(problem, instance, choice)
-        if len(pool.able) <= EXACT_NODES:
-            costly = instance.ends_weigh and not instance.order_matters
-            exact = exactly(pool) if costly else _exact(pool)
-            found += [] if exact is None else [_renamed(exact, pool, instance)]
+    for plan in list(found):
+        pool = _pool(problem, instance, plan)
+        exact = Ordered(pool).best() if len(pool.able) <= EXACT_NODES else None
+        found += [] if exact is None else [_renamed(exact, pool, instance)]
     return _choose(found, problem.tolerance)
 
 
-def _pool(problem: Problem, instance: SearchProblem, choice: Candidate) -> SearchProblem:
-    """The nodes of a plan, with others that may do better where looking at them costs little."""
-    from together.planning.search.tours import promising
-
-    nodes = list(choice.order)
-    size = POOL if instance.order_matters else 0 if instance.ends_weigh else EXACT_NODES
-    nodes += [i for i in promising(instance) if i not in nodes][: max(size - len(nodes), 0)]
+def _pool(problem: Problem, instance: SearchProblem, plan: Candidate) -> SearchProblem:
+    """The nodes of a plan, and others that may do better up to POOL."""
+    nodes = list(plan.order)
+    nodes += [i for i in promising(instance) if i not in nodes][: max(POOL - len(nodes), 0)]
     return compile_problem(problem, [instance.names[i] for i in nodes])
 
 

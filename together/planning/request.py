@@ -18,7 +18,7 @@ from together.planning.problem import Assignment, Problem, Split
 from together.planning.recommend import recommend
 from together.planning.report import NetworkTarget, PlanReport, network_of
 from together.planning.score import SIZES, violations
-from together.planning.search.instance import compile_problem
+from together.planning.search import compile_problem
 from together.planning.strategies import RULES, STRATEGIES, by_ratio, custom, limit_partitions
 from together.sentences import Sentence, say
 from together.types import Dtype

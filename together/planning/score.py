@@ -66,10 +66,15 @@ def circle_of(problem: Problem, names: tuple[str, ...]) -> tuple[str, ...]:
     return names if problem.head is None or problem.head in names else (*names, problem.head)
 
 
+def hops_of(problem: Problem, names: tuple[str, ...]) -> list[float]:
+    """ms from each machine of a ring to the next, the last one's to the first."""
+    circle = circle_of(problem, names)
+    return [problem.hop(a, b) for a, b in zip(circle, (*circle[1:], circle[0]), strict=True)]
+
+
 def score_of(problem: Problem, split: Split) -> Score:
     """The figures of a split of known nodes; ms are infinite over an unusable link."""
-    circle = circle_of(problem, split.nodes)
-    hops = [problem.hop(a, b) for a, b in zip(circle, (*circle[1:], circle[0]), strict=True)]
+    hops = hops_of(problem, split.nodes)
     costs: list[StageCost] = []
     busy: dict[tuple[str, str], float] = {}
     for share, hop in zip(split.shares, hops, strict=False):
@@ -78,7 +83,7 @@ def score_of(problem: Problem, split: Split) -> Score:
         costs.append(StageCost(ms, problem.stage_bytes(share.layers), hop))
         processor = (node.processor, "" if node.processor else node.name)
         busy[processor] = busy.get(processor, 0) + ms
-    between = len(circle) if len(circle) > 1 else 0
+    between = len(hops) if len(hops) > 1 else 0
     return Score(tuple(costs), sum(hops), between, problem.users, max(busy.values(), default=0))
 
 

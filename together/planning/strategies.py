@@ -10,9 +10,10 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 
 from together.errors import BadPlan, BadSetting
-from together.planning.problem import EXACT_NODES, Assignment, NodeProfile, Problem, Split
-from together.planning.search.instance import EPSILON, SearchProblem, compile_problem
-from together.planning.search.rings import Rings, ring_ms
+from together.planning.problem import Assignment, ModelSize, NodeProfile, Problem, Split
+from together.planning.recommend import recommend
+from together.planning.score import hops_of
+from together.planning.search import EPSILON, compile_problem
 from together.types import LayerRange
 
 NEEDS_LAYERS = "studio=0:12,mini=12:16 (half-open) or 0-11,12-15"
@@ -110,27 +111,22 @@ def custom(problem: Problem, assignments: Sequence[Assignment]) -> Split:
 def _ring(problem: Problem) -> list[NodeProfile]:
     """The nodes that can hold a layer, in the order given if no ring is shorter, else in the order of a short one."""
     instance = compile_problem(problem)
-    if not instance.able:
+    able = {instance.names[i] for i in instance.able}
+    given = [node for node in problem.nodes if node.name in able]
+    if not given:
         raise BadPlan("no node can hold a single layer; free memory, or add a node")
-    able = {instance.names[i]: i for i in instance.able}
-    given = tuple(able[node.name] for node in problem.nodes if node.name in able)
-    short = _short_ring(instance)
-    hops, head = instance.hops, instance.head
-    order = short if ring_ms(hops, head, short) < ring_ms(hops, head, given) * (1 - EPSILON) else given
-    return [problem.node(instance.names[i]) for i in order]
+    short = _short_ring(problem, given)
+    ms, least = (sum(hops_of(problem, tuple(node.name for node in nodes))) for nodes in (given, short))
+    return short if least < ms * (1 - EPSILON) else given
 
 
-def _short_ring(instance: SearchProblem) -> tuple[int, ...]:
-    """Through all nodes that can hold a layer; where there is no ring, any order: the check of the split says so."""
-    if len(instance.able) <= EXACT_NODES:
-        able = sum(1 << i for i in instance.able)
-        rings = Rings(instance.hops, instance.head, able)
-        pairs = rings.pairs(able, (0.0,) * len(instance.names))
-        return rings.order(able, *pairs[0][1:]) if pairs else instance.able
-    from together.planning.search.tours import ways
-
-    order = ways(instance)[0].order
-    return (*order, *(i for i in instance.able if i not in order))
+def _short_ring(problem: Problem, nodes: list[NodeProfile]) -> list[NodeProfile]:
+    """Through all nodes, as the plan of a model that has a layer for each; where there is no ring, any order."""
+    profiles = tuple(NodeProfile(node.name, 0.0, max_layers=1) for node in nodes)
+    if problem.head is not None and problem.head not in {node.name for node in nodes}:
+        profiles += (NodeProfile(problem.head, 0.0, max_layers=0),)
+    split = recommend(replace(problem, model=ModelSize((0.0,) * len(nodes)), nodes=profiles, users=1))
+    return nodes if split is None else [problem.node(name) for name in split.nodes]
 
 
 def _capacity(problem: Problem, node: NodeProfile) -> float:

@@ -6,9 +6,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
-from math import inf
-from typing import Protocol, TypeVar
+from itertools import accumulate, pairwise
+from math import inf, isclose
 
 from together.planning.problem import Assignment, Problem, Split
 from together.types import LayerRange
@@ -16,29 +15,8 @@ from together.types import LayerRange
 EPSILON = 1e-9  # relative: times closer than this are the same time
 
 
-class Timed(Protocol):
-    """A plan's score, and ms of a token and of the slowest stage."""
-
-    @property
-    def score(self) -> float: ...
-    @property
-    def token_ms(self) -> float: ...
-    @property
-    def slowest_ms(self) -> float: ...
-
-
-PlanT = TypeVar("PlanT", bound=Timed)
-
-
 def differ(a: float, b: float) -> bool:
-    return abs(a - b) > EPSILON * max(abs(a), abs(b))
-
-
-def beats(plan: Timed, other: Timed | None) -> bool:
-    """Lower score, then lower token time."""
-    if other is None or differ(plan.score, other.score):
-        return other is None or plan.score < other.score
-    return differ(plan.token_ms, other.token_ms) and plan.token_ms < other.token_ms
+    return not isclose(a, b, rel_tol=EPSILON)
 
 
 def count_under(speed: float, fixed: float, most: int, limit: float) -> int:
@@ -55,43 +33,9 @@ def count_under(speed: float, fixed: float, most: int, limit: float) -> int:
     return count
 
 
-def best_plan(
-    limits: list[float], users: int, free: PlanT, under: Callable[[float], PlanT | None], least_ms: float = 0.0
-) -> PlanT:
-    """The plan of the lowest score, max(D/m, B): token time D for `users` m, slowest stage B.
-
-    `limits` are sorted and hold every time a stage can take; `under(limit)` is the plan of lowest D with no stage over
-    the limit, None where there is none, and surely none below `least_ms`; `free` is that without a limit. The best is
-    under the lowest limit with D/m within it, or under the one before.
-    """
-    if free.slowest_ms <= free.token_ms / users:
-        return free
-    low = bisect_left(limits, max(free.token_ms / users, least_ms)) - 1  # these are below D/m
-    high = min(bisect_left(limits, free.slowest_ms), len(limits) - 1)
-    plans: dict[int, PlanT | None] = {high: free}
-    middle = low + 1  # first the lowest one: with many users it is often the best
-    while high - low > 1:
-        plan = plans[middle] = under(limits[middle])
-        if plan is None:
-            low = middle
-        elif plan.token_ms / users <= limits[middle]:
-            high = middle
-            low = max(low, bisect_left(limits, plan.token_ms / users) - 1)
-        else:
-            low = middle
-            high = min(high, bisect_left(limits, plan.token_ms / users))
-        middle = (low + high) // 2
-    best = free
-    for index in (high, low):
-        if index >= 0:
-            plan = plans[index] if index in plans else under(limits[index])
-            best = plan if plan and beats(plan, best) else best
-    return best
-
-
 @dataclass(frozen=True)
 class SearchProblem:
-    """Nodes that can hold a layer, and the head, sorted by name, so that the order of the input cannot matter.
+    """The head and the nodes that can hold a layer, sorted by name, so that the order of the input cannot matter.
 
     `hops[i][j]` in ms (infinite: unusable); `prefix[l]` bytes of the first l layers with KV; `most[i]` layers by count,
     `room[i]` by bytes, of which one is never the limit; `head` is an index.
@@ -117,16 +61,6 @@ class SearchProblem:
     @cached_property
     def by_bytes(self) -> bool:
         return any(room < inf for room in self.room)
-
-    @property
-    def order_matters(self) -> bool:
-        """Whether a node's room depends on which layers it takes, not only on how many."""
-        return self.by_bytes and self.weight is None
-
-    @property
-    def ends_weigh(self) -> bool:
-        """Whether a node's room depends on being first or last."""
-        return self.by_bytes and bool(self.embed or self.tail)
 
     @cached_property
     def last_slower(self) -> bool:
@@ -156,15 +90,6 @@ class SearchProblem:
             low, high = (low, middle) if held >= self.layers else (middle, high)
         return self.limits[high] if high < len(self.limits) else inf
 
-    def cap(self, node: int, extra: float) -> int:
-        """Layers of equal size that fit beside `extra` bytes."""
-        left = self.room[node] - extra
-        if left < 0:
-            return 0
-        if not self.weight or left == inf:
-            return self.most[node]
-        return min(self.most[node], int(left // self.weight))
-
     def ends_bytes(self, first: bool, last: bool) -> float:
         """Bytes beside the layers of a stage that is first, last, or both."""
         if first and last:
@@ -174,12 +99,33 @@ class SearchProblem:
     def holds_all(self, node: int) -> bool:
         return self.prefix[-1] + self.ends_bytes(True, True) <= self.room[node]
 
+    def ms_at(self, order: tuple[int, ...], node: int) -> float:
+        """ms of a node's stage in a ring without its layers."""
+        return (self.closing if node == order[-1] else self.fixed)[node]
+
+    def cap(self, order: tuple[int, ...], place: int, limit: float) -> int:
+        """Layers of equal size that the node at a place of a ring holds, and runs within `limit` ms."""
+        node, last = order[place], place == len(order) - 1
+        left, most = self.room[node] - self.ends_bytes(place == 0, last), self.most[node]
+        if left < 0:
+            return 0
+        if self.weight and left < inf:
+            most = min(most, int(left // self.weight))
+        return count_under(self.speeds[node], self.ms_at(order, node), most, limit)
+
     def count_under(self, node: int, limit: float) -> int:
         return count_under(self.speeds[node], self.fixed[node], self.most[node], limit)
 
     def count_closing(self, node: int, limit: float) -> int:
         """The same as the last stage."""
         return count_under(self.speeds[node], self.closing[node], self.most[node], limit)
+
+    def ring_ms(self, order: tuple[int, ...]) -> float:
+        """ms from stage to stage and back to the first, by way of the head where that has no stage."""
+        between = sum(self.hops[a][b] for a, b in pairwise(order))
+        if self.head is None or self.head in order:
+            return between + self.hops[order[-1]][order[0]]
+        return between + self.hops[order[-1]][self.head] + self.hops[self.head][order[0]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,17 +139,74 @@ class Candidate:
     score: float
 
     def beats(self, other: Candidate | None) -> bool:
-        """As `beats`; fewer machines where both times are the same."""
-        if other is None or beats(self, other) or beats(other, self):
-            return other is None or beats(self, other)
+        """Lower score, then lower token time, then fewer machines."""
+        if other is None:
+            return True
+        for mine, its in ((self.score, other.score), (self.token_ms, other.token_ms)):
+            if differ(mine, its):
+                return mine < its
         return len(self.order) < len(other.order)
 
 
-def choice_of(instance: SearchProblem, order: tuple[int, ...], counts: tuple[int, ...], ring_ms: float) -> Candidate:
-    fixed = [*(instance.fixed[i] for i in order[:-1]), instance.closing[order[-1]]]
-    times = [own + count * instance.speeds[i] for i, own, count in zip(order, fixed, counts, strict=True)]
-    token = sum(times) + ring_ms
+def best_plan(
+    instance: SearchProblem, free: Candidate, under: Callable[[float], Candidate | None], least_ms: float = 0.0
+) -> Candidate:
+    """The plan of the lowest score, max(D/m, B): token time D for m users, slowest stage B.
+
+    `under(limit)` is the plan of lowest D with no stage over the limit; None where there is none, as below `least_ms`.
+    `free` is that without a limit. The best is under the lowest limit with D/m within it, or under the one before.
+    """
+    limits, users = instance.limits, instance.users
+    if free.slowest_ms <= free.token_ms / users:
+        return free
+    low = bisect_left(limits, max(free.token_ms / users, least_ms)) - 1  # these are below D/m
+    high = min(bisect_left(limits, free.slowest_ms), len(limits) - 1)
+    plans: dict[int, Candidate | None] = {high: free}
+    middle = low + 1  # first the lowest one: with many users it is often the best
+    while high - low > 1:
+        plan = plans[middle] = under(limits[middle])
+        if plan is None:
+            low = middle
+        elif plan.token_ms / users <= limits[middle]:
+            high = middle
+            low = max(low, bisect_left(limits, plan.token_ms / users) - 1)
+        else:
+            low = middle
+            high = min(high, bisect_left(limits, plan.token_ms / users))
+        middle = (low + high) // 2
+    best = free
+    for index in (high, low):
+        if index >= 0:
+            plan = plans[index] if index in plans else under(limits[index])
+            best = plan if plan and plan.beats(best) else best
+    return best
+
+
+def candidate(instance: SearchProblem, order: tuple[int, ...], counts: tuple[int, ...]) -> Candidate:
+    times = [instance.ms_at(order, i) + count * instance.speeds[i] for i, count in zip(order, counts, strict=True)]
+    token = sum(times) + instance.ring_ms(order)
     return Candidate(order, counts, token, max(times), max(token / instance.users, max(times)))
+
+
+def evened(instance: SearchProblem, plan: Candidate) -> Candidate:
+    """Nodes of one speed share their layers alike, which costs no time, where all layers have one size."""
+    if instance.weight is None:
+        return plan
+    order, counts = plan.order, dict(zip(plan.order, plan.counts, strict=True))
+    caps = {node: instance.cap(order, place, plan.slowest_ms) for place, node in enumerate(order)}
+    for speed in {instance.speeds[node] for node in order}:
+        alike = sorted(node for node in order if instance.speeds[node] == speed)
+        total = sum(counts[node] for node in alike)
+        counts |= dict.fromkeys(alike, 1)
+        for _ in range(total - len(alike)):
+            free = [node for node in alike if counts[node] < caps[node]]
+            counts[min(free, key=lambda node: instance.ms_at(order, node) + counts[node] * speed)] += 1
+    return candidate(instance, order, tuple(counts[node] for node in order))
+
+
+def speed_order(instance: SearchProblem, nodes: Iterable[int]) -> list[int]:
+    """Fastest per layer first; among equals by their place."""
+    return sorted(nodes, key=lambda i: (instance.speeds[i], i))
 
 
 def compile_problem(problem: Problem, only: Iterable[str] | None = None) -> SearchProblem:
@@ -214,7 +217,7 @@ def compile_problem(problem: Problem, only: Iterable[str] | None = None) -> Sear
     equal = weights[0] if len(set(weights)) == 1 else None
     lightest = min(weights)
     kept = []
-    for node in sorted(problem.nodes, key=lambda item: item.name):
+    for node in sorted(problem.nodes, key=lambda item: (item.name != problem.head, item.name)):
         able = node.name in allowed and node.max_layers != 0 and node.room_bytes >= lightest
         if able or node.name == problem.head:
             kept.append((node, (layers if node.max_layers is None else min(node.max_layers, layers)) if able else 0))

@@ -14,10 +14,8 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from together.planning.search.instance import EPSILON, Candidate, SearchProblem, best_plan, choice_of
-from together.planning.search.ordered import Windows
-from together.planning.search.rings import ring_ms
-from together.planning.search.subsets import speed_order
+from together.planning.ordered import Windows
+from together.planning.search import EPSILON, Candidate, SearchProblem, best_plan, candidate, speed_order
 
 Floats = NDArray[np.float64]
 ANCHORS = 3  # nodes tried as the first one where there is no head and hops differ, and as the last one
@@ -84,8 +82,8 @@ class Tours:
         free = _Walk(self, way, inf, 1).trace(0)
         if free is None:
             return None
-        limits, users, least = self.instance.limits, self.instance.users, self.instance.least_limit
-        return best_plan(limits, users, free, lambda limit: _Walk(self, way, limit, 1).trace(0), least)
+        least = self.instance.least_limit
+        return best_plan(self.instance, free, lambda limit: _Walk(self, way, limit, 1).trace(0), least)
 
     def _fewer(self, best: Candidate, way: Route) -> Candidate | None:
         """The plan of fewest machines along a way within the tolerance, if it has fewer."""
@@ -124,7 +122,7 @@ class _Walk:
             self.ends[place, step:] = last + self.way.back[place]
         first = windows.first(node, span) + self.way.start[place]
         np.minimum(self.value[place, step], first, out=self.value[place, step])
-        ring = ring_ms(self.instance.hops, self.instance.head, (node,))
+        ring = self.instance.ring_ms((node,))
         self.ends[place, step] = min(self.ends[place, step], windows.only(node, span) + ring)
 
     def _arriving(self, place: int, node: int) -> Floats:
@@ -157,8 +155,7 @@ class _Walk:
             stop = start
         order.reverse()
         counts.reverse()
-        ring = ring_ms(self.instance.hops, self.instance.head, tuple(order))
-        return choice_of(self.instance, tuple(order), tuple(counts), ring)
+        return candidate(self.instance, tuple(order), tuple(counts))
 
     def _value(self, place: int, row: int, stop: int) -> float:
         return float(self.ends[place, row] if stop == self.instance.layers else self.value[place, row, stop])
@@ -167,7 +164,7 @@ class _Walk:
         """The cost of this stage being the first one."""
         windows, span = self.tours.windows, self.spans[node]
         if stop == self.instance.layers:
-            return windows.only(node, span) + ring_ms(self.instance.hops, self.instance.head, (node,))
+            return windows.only(node, span) + self.instance.ring_ms((node,))
         return float(windows.first(node, span)[stop]) + self.way.start[place]
 
 
@@ -197,7 +194,7 @@ def _closing(instance: SearchProblem, order: tuple[int, ...]) -> list[Route]:
 
 
 def _any_end(instance: SearchProblem) -> list[Route]:
-    nodes = speed_order(instance, list(instance.able))
+    nodes = speed_order(instance, instance.able)
     if not nodes:
         return []
     head, hops = instance.head, instance.hops

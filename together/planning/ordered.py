@@ -1,4 +1,4 @@
-"""The exact best plan for up to 8 nodes where layers differ in size: a dynamic programme over sets of nodes."""
+"""The exact best plan for up to 8 nodes: a dynamic programme over sets of nodes, with their last and first stage."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from together.planning.search.instance import EPSILON, Candidate, SearchProblem, best_plan, choice_of
-from together.planning.search.rings import ring_ms
+from together.planning.search import EPSILON, Candidate, SearchProblem, best_plan, candidate, differ
 
 Floats = NDArray[np.float64]
+ROUNDED = 9  # decimals of a ms: sums in another order are the same time
 Places = NDArray[np.intp]
 
 
@@ -133,7 +133,9 @@ class Ordered:
         self.hops = np.array(instance.hops, dtype=np.float64).reshape(self.count, self.count)
         self.windows = Windows(instance)
         self.largest = min(len(instance.able), instance.layers)
-        self.steps = [self._step(node, size) for size in range(2, self.largest + 1) for node in instance.able]
+        # Of equal plans of the same nodes the first found is taken: the head's machine begins, a late one ends.
+        last = instance.able[::-1]
+        self.steps = [self._step(node, size) for size in range(2, self.largest + 1) for node in last]
         # What no sweep writes (a last or first node outside the set, one that is both) stays infinite for all of them.
         self.value: Floats = np.full((1 << self.count, self.count, self.count, instance.layers + 1), inf)
 
@@ -142,7 +144,7 @@ class Ordered:
         chosen = combinations([other for other in self.instance.able if other != node], size - 1)
         members = np.array(list(chosen), dtype=np.intp).reshape(-1, size - 1)
         sets = np.sum(1 << members, axis=1)
-        ascending = np.argsort(sets)  # of equal plans the first found is taken
+        ascending = np.argsort(sets)
         return _Step(node, size, sets[ascending], members[ascending])
 
     def best(self) -> Candidate | None:
@@ -165,17 +167,15 @@ class Ordered:
         free = self._under(inf, sizes)
         if free is None:
             return None
-        limits, users, least = self.instance.limits, self.instance.users, self.instance.least_limit
-        return best_plan(limits, users, free, lambda limit: self._under(limit, sizes), least)
+        return best_plan(self.instance, free, lambda limit: self._under(limit, sizes), self.instance.least_limit)
 
     def _under(self, limit: float, sizes: range) -> Candidate | None:
         """The plan of these sizes with the lowest token time under a limit."""
         sweep = _Sweep(self, limit, sizes[-1])
-        found = [sweep.best[size] for size in sizes if size in sweep.best]
-        if not found:
-            return None
-        order, counts = sweep.trace(min(found))
-        return choice_of(self.instance, order, counts, ring_ms(self.instance.hops, self.instance.head, order))
+        found: End | None = None
+        for end in (sweep.best[size] for size in sizes if size in sweep.best):
+            found = end if found is None or end[0] < found[0] * (1 - EPSILON) else found
+        return None if found is None else candidate(self.instance, *sweep.trace(found))
 
     def _lowest(self, limit: float, largest: int) -> dict[int, float]:
         """By number of machines, the lowest token time."""
@@ -214,7 +214,7 @@ class _Sweep:
     def _begin(self) -> None:
         for node in self.instance.able:
             self.value[1 << node, node, node] = self.windows.first(node, self.spans[node])
-            ring = ring_ms(self.instance.hops, self.instance.head, (node,))
+            ring = self.instance.ring_ms((node,))
             self._end(1, (self.windows.only(node, self.spans[node]) + ring, 1 << node, node, node))
 
     def _backs(self, step: _Step) -> Floats:
@@ -228,7 +228,10 @@ class _Sweep:
         return found
 
     def _end(self, size: int, end: End) -> None:
-        if end[0] < inf and (size not in self.best or end[0] < self.best[size][0] * (1 - EPSILON)):
+        """Of equal plans keep that with the earlier nodes."""
+        best = self.best.get(size, (inf, 0, 0, 0))
+        same = not differ(end[0], best[0])
+        if end[0] < inf and (end[1] < best[1] if same else end[0] < best[0]):
             self.best[size] = end
 
     def _extend(self, step: _Step) -> None:
@@ -237,7 +240,7 @@ class _Sweep:
         before += self.search.hops[members, node][:, :, None, None]
         arriving: Floats = before.min(axis=1)  # [sets, firsts, layers + 1]
         totals = self.windows.last(node, self.spans[node], arriving) + self._backs(step)  # [sets, firsts]
-        row, column = np.unravel_index(int(totals.argmin()), totals.shape)
+        row, column = np.unravel_index(int(totals.round(ROUNDED).argmin()), totals.shape)
         whole = sets | 1 << node
         self._end(step.size, (float(totals[row, column]), int(whole[row]), node, int(members[row, column])))
         self.value[whole[:, None], node, members] = self.windows.middle(node, self.spans[node], arriving)
