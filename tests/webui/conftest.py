@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -15,8 +16,7 @@ from tests.support.patience import PATIENCE_MS
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
-SOON = PATIENCE_MS
-expect.set_options(timeout=PATIENCE_MS)
+expect.set_options(timeout=PATIENCE_MS)  # a busy machine draws late
 
 
 @pytest.fixture(scope="package")
@@ -52,7 +52,7 @@ def _is_foreign(url: str) -> bool:
 
 def open_page(page: Page, app: RealApp) -> None:
     page.goto(app.url)
-    expect(page.locator("#cluster-nodes tbody tr")).to_have_count(2, timeout=SOON)
+    expect(page.locator("#cluster-nodes tbody tr")).to_have_count(2)
 
 
 def ask(page: Page, text: str, max_tokens: int) -> None:
@@ -68,10 +68,14 @@ def set_number(page: Page, control: str, value: float) -> None:
 
 
 def answers(page: Page) -> list[str]:
-    return page.locator("#chat .bot.message > .message:not(.thought)").all_inner_texts()
+    """The texts of all answers; a bubble is there a moment before its text is drawn."""
+    found = page.locator("#chat .bot.message > .message:not(.thought)")
+    for answer in found.all():
+        expect(answer).to_have_text(re.compile(r"\S"))
+    return found.all_inner_texts()
 
 
 def measurements(page: Page) -> str:
     line = page.locator("#chat .bot.message > .message.thought").last
-    expect(line).to_be_visible(timeout=SOON)
+    expect(line).to_be_visible()
     return line.inner_text()

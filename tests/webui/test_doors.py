@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 
 from tests.conftest import RealApp, serving_instead
 from tests.support.checksum import EOS, QUIET, make_checksum_model
-from tests.webui.conftest import SOON, ask, measurements, open_page
+from tests.webui.conftest import answers, ask, measurements, open_page
 from together.requests import Message
 from together.text.tokenizer import TextModel
 
@@ -26,7 +26,7 @@ def page_says(page: Page) -> str:
     page.locator("#seed input, #seed textarea").fill(str(SEED))
     ask(page, QUESTION, TOKENS)
     measurements(page)
-    return page.locator("#chat .bot.message > .message:not(.thought)").last.inner_text()
+    return answers(page)[-1]
 
 
 def words(text: str) -> str:
@@ -47,7 +47,7 @@ def test_every_door_asks_the_same(page: Page, real_app: RealApp, tmp_path: Path,
         options = ("--system", SYSTEM, "--seed", str(SEED), "--max-tokens", str(TOKENS))
         terminal = real_app.command("chat", QUESTION, *options).stdout.removesuffix("\n")
         open_page(page, real_app)
-        expect(page.locator("#cluster-header .model")).to_have_text("doors", timeout=SOON)
+        expect(page.locator("#cluster-header .model")).to_have_text("doors")
         expect(page.locator("#temperature input")).to_have_count(2)
         shown = page_says(page)
     said = chat["choices"][0]["message"]["content"]

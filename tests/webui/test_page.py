@@ -10,7 +10,7 @@ from playwright.sync_api import Page, Route, expect
 
 from tests.conftest import EVIL_NAME, NODE_NAMES, RealApp, until
 from tests.support.patience import PATIENCE
-from tests.webui.conftest import SOON, answers, ask, measurements, open_page, set_number
+from tests.webui.conftest import answers, ask, measurements, open_page, set_number
 
 
 def test_a_preset_question_is_answered(page: Page, real_app: RealApp) -> None:
@@ -30,7 +30,7 @@ def test_a_conversation_goes_on_retries_and_clears(page: Page, real_app: RealApp
     ask(page, "Hello", 10)
     measurements(page)
     ask(page, "Again", 10)
-    expect(page.locator("#chat .bot.message > .message.thought")).to_have_count(2, timeout=SOON)
+    expect(page.locator("#chat .bot.message > .message.thought")).to_have_count(2)
     before = answers(page)
     turns = [("system", "S"), ("user", "Hello"), ("assistant", before[0]), ("user", "Again")]
     messages = [{"role": role, "content": text} for role, text in turns]
@@ -39,12 +39,12 @@ def test_a_conversation_goes_on_retries_and_clears(page: Page, real_app: RealApp
     assert len(before[1].strip()) <= len(said)  # markdown may take a character; the settings arrived
     set_number(page, "#max-tokens", 6)
     page.locator("#retry").click()
-    expect(page.locator("#chat .bot.message > .message.thought").last).to_contain_text("6 tokens", timeout=SOON)
+    expect(page.locator("#chat .bot.message > .message.thought").last).to_contain_text("6 tokens")
     again = answers(page)
     assert len(again) == 2
     assert before[1].startswith(again[1])  # greedy
     page.locator("#clear").click()
-    expect(page.get_by_text("What is the capital of France?")).to_be_visible(timeout=SOON)
+    expect(page.get_by_text("What is the capital of France?")).to_be_visible()
 
 
 def test_stop_really_stops(page: Page, real_app: RealApp) -> None:
@@ -55,7 +55,7 @@ def test_stop_really_stops(page: Page, real_app: RealApp) -> None:
     page.locator("#stop").click()
     until(lambda: real_app.serving()["running"] == 0, PATIENCE, "the sequence is gone")
     assert real_app.generated_tokens() - before < 4000
-    expect(page.locator("#send")).to_be_visible(timeout=SOON)
+    expect(page.locator("#send")).to_be_visible()
     ask(page, "Again", 5)
     assert measurements(page).startswith("5 tokens")
 
@@ -112,12 +112,12 @@ def test_a_wrong_seed_and_a_long_prompt_are_sentences(page: Page, real_app: Real
     open_page(page, real_app)
     page.locator("#seed input, #seed textarea").fill("seven")
     ask(page, "Hello", 5)
-    expect(page.locator("#notice")).to_contain_text("The seed is a whole number", timeout=SOON)
+    expect(page.locator("#notice")).to_contain_text("The seed is a whole number")
     expect(page.locator("#question textarea")).to_have_value("Hello")  # to be sent again
     page.locator("#seed input, #seed textarea").fill("7")
     page.locator("#question textarea").fill("x" * 5000)
     page.locator("#send").click()
-    expect(page.locator("#notice")).to_contain_text("4096", timeout=SOON)
+    expect(page.locator("#notice")).to_contain_text("4096")
 
 
 def test_a_narrow_window_needs_no_sideways_scrolling(page: Page, real_app: RealApp) -> None:
@@ -140,22 +140,22 @@ def test_trouble_is_mended_or_said_and_the_model_loads_again(page: Page, own_app
     until(lambda: len(answers(page)[0]) > len(before) + 20, PATIENCE, "the answer goes on")
     expect(page.locator("#notice")).to_be_empty()
     page.locator("#stop").click()
-    expect(page.locator("#cluster-header .pill")).to_have_text("READY", timeout=SOON)
+    expect(page.locator("#cluster-header .pill")).to_have_text("READY")
 
     own_app.post("/control/unload", {})
     own_app.post("/control/load", {"model": EVIL_NAME})
-    expect(page.locator("#cluster-header .pill")).to_have_text("FAILED", timeout=SOON)
+    expect(page.locator("#cluster-header .pill")).to_have_text("FAILED")
     expect(page.locator("#cluster-header .sentence")).to_contain_text("onerror=")
     ask(page, "Again", 5)
-    expect(page.locator("#notice")).to_contain_text("here is no model", timeout=SOON)
+    expect(page.locator("#notice")).to_contain_text("here is no model")
     page.locator("#load-again").click()
-    expect(page.locator("#cluster-header .pill")).to_have_text("READY", timeout=SOON)
+    expect(page.locator("#cluster-header .pill")).to_have_text("READY")
     ask(page, "Again", 5)
-    expect(page.locator("#chat .bot.message > .message.thought").last).to_contain_text("5 tokens", timeout=SOON)
+    expect(page.locator("#chat .bot.message > .message.thought").last).to_contain_text("5 tokens")
     assert page.title() == "together"
     family = own_app.tree()
     own_app.process.kill()  # the head goes while the page is open
-    expect(page.locator("#cluster-header .link")).to_have_text("disconnected", timeout=SOON)
+    expect(page.locator("#cluster-header .link")).to_have_text("disconnected")
     until(
         lambda: not any(process.is_running() for process in family[1:]), PATIENCE, "nodes and stages end with their app"
     )

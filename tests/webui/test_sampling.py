@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from tests.conftest import RealApp, serving_instead
 from tests.support.checksum import EOS, QUIET, make_checksum_model
-from tests.webui.conftest import SOON, open_page, set_number
+from tests.webui.conftest import open_page, set_number
 
 AUTHOR = {"do_sample": True, "temperature": 0.35, "top_k": 300, "top_p": 0.001}
 
@@ -24,7 +24,7 @@ def opinionated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shows(page: Page, control: str, value: str, info: str) -> None:
-    expect(page.locator(f"{control} input[type=number]")).to_have_value(value, timeout=SOON)
+    expect(page.locator(f"{control} input[type=number]")).to_have_value(value)
     expect(page.locator(control)).to_contain_text(info)
 
 
