@@ -14,7 +14,8 @@ from together.sentences import _ENGLISH, NOTHING, Sentence, say, verbatim
 from together.view import Serving, ServingState
 
 ROOT = Path(__file__).resolve().parent.parent
-TEMPLATES = ("together/engine", "together/ring")  # the rooms whose errors carry a template and values
+# The rooms whose errors carry a template and values.
+TEMPLATES = ("together/engine", "together/ring", "together/text")
 
 
 def said() -> dict[str, list[tuple[str, set[str]]]]:

@@ -148,7 +148,7 @@ def test_the_prompt_counts_the_tools_and_none_offers_none(client: openai.OpenAI)
     offered = [Tool("weather", "The weather.", WEATHER), Tool("now")]
     messages = [Message("user", ASKED[0]["content"])]
     free = chat(client, max_tokens=4)
-    assert free.usage.prompt_tokens == len(text.encode(text.template.render_now(messages, offered)))
+    assert free.usage.prompt_tokens == len(text.encode(text.template.render(messages, offered).result()))
     without = chat(client, max_tokens=4, tool_choice="none")
     assert without.usage.prompt_tokens == len(text.prompt_ids(messages))
     assert without.choices[0].message.tool_calls is None

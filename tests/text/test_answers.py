@@ -25,9 +25,8 @@ from together.errors import BadRequest, BrokenModel, ContextTooLong, QueueFull
 from together.requests import AnswerChunk, ChatRequest, CompletionRequest, GenerateRequest, Message
 from together.sampling import choice_seed
 from together.text.answers import answer_chat, answer_prompts, generate_text
-from together.text.detokenizer import StopFilter, TokenBytes
-from together.text.parser import AnswerParser, ReasoningParser
-from together.text.tokenizer import TextModel
+from together.text.parser import AnswerParser, ReasoningParser, StopFilter
+from together.text.tokenizer import TextModel, TokenBytes
 from together.types import Sampling
 
 QUESTION = (Message("user", "Where do hidden states go, and who takes them there?"),)
@@ -247,7 +246,7 @@ async def test_thoughts_are_parted_where_the_template_opens_them(tmp_path: Path,
         request = ChatRequest(QUESTION, settings, 60, ignore_eos=True)
         pieces = [piece async for piece in answer_chat(engine, model, request)]
         plain = [piece async for piece in answer_chat(engine, model, _without_thinking(request))]
-        prompt = model.encode(model.template.render_now(QUESTION))
+        prompt = model.encode(model.template.render(QUESTION).result())
     ids = expected_tokens(folder, prompt, 60, settings)
     text = "".join("</think>" if token == 262 else chr(token) for token in ids)
     # a special token that comes again is never shown, as all of them

@@ -25,8 +25,8 @@ from tests.support.tokenizers import byte_level, write_text_files
 from together.errors import BadRequest, BrokenModel, NotServing, QueueFull
 from together.requests import Message
 from together.text import rendering
-from together.text.chat_template import MOST_SOURCE, ChatTemplate
-from together.text.tokenizer import TextModel
+from together.text.chat_template import ChatTemplate
+from together.text.tokenizer import MOST_SOURCE, TextModel
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 HELLO = [Message("user", "hello")]
@@ -114,14 +114,14 @@ BOMBS = {
 def test_a_conversation_that_takes_too_much_is_refused_alone(name: str) -> None:
     body, reason = BOMBS[name]
     with opened(on("bomb", body)) as template, watched_memory() as sizes:
-        assert template.render_now(HELLO) == "<hello>"
+        assert template.render(HELLO).result() == "<hello>"
         began = time.monotonic()
         with pytest.raises(BadRequest, match=f"chat template of evil .*{reason}") as caught:
-            template.render_now(said("bomb"))
+            template.render(said("bomb")).result()
         assert time.monotonic() - began < PATIENCE
         assert caught.value.param == "messages"
         assert len(str(caught.value)) < 400
-        assert template.render_now(HELLO) == "<hello>"
+        assert template.render(HELLO).result() == "<hello>"
     print(f"{name}: {max(sizes) / 1e6:.0f} MB")
     assert max(sizes) < MOST_GROWTH
 
@@ -155,7 +155,9 @@ async def test_requests_behind_a_bomb_are_rendered_and_the_loop_runs_meanwhile()
     with opened(on("bomb", LOOP)) as template:
         beating = asyncio.create_task(beat())
         words = ["a", "bomb", "b", "c"]
-        found = await asyncio.gather(*(template.render(said(word)) for word in words), return_exceptions=True)
+        found = await asyncio.gather(
+            *(asyncio.wrap_future(template.render(said(word))) for word in words), return_exceptions=True
+        )
         beating.cancel()
     assert isinstance(found.pop(1), BadRequest)
     assert found == ["<a>", "<b>", "<c>"]
@@ -166,13 +168,13 @@ async def test_a_request_that_waited_too_long_is_told_so(monkeypatch: pytest.Mon
     monkeypatch.setattr(rendering, "LONGEST_WAIT", 0.5)
     with opened(on("bomb", LOOP)) as template:
         child_of(template)
-        bomb = asyncio.create_task(template.render(said("bomb")))
+        bomb = asyncio.wrap_future(template.render(said("bomb")))
         await asyncio.sleep(0)
         with pytest.raises(QueueFull):
-            await template.render(HELLO)
+            await asyncio.wrap_future(template.render(HELLO))
         with pytest.raises(BadRequest):
             await bomb
-        assert await template.render(HELLO) == "<hello>"
+        assert await asyncio.wrap_future(template.render(HELLO)) == "<hello>"
 
 
 def test_a_process_that_somebody_kills_is_replaced() -> None:
@@ -180,10 +182,10 @@ def test_a_process_that_somebody_kills_is_replaced() -> None:
         for _ in range(3):
             first = child_of(template)
             first.kill()
-            assert template.render_now(HELLO) == "<hello>"
+            assert template.render(HELLO).result() == "<hello>"
             assert child_of(template) != first
         child = child_of(template)
-        bomb = template._rendered(said("bomb"), (), None, {})
+        bomb = template.render(said("bomb"))
         spent = child.cpu_times().user
         until(lambda: child.cpu_times().user > spent + 0.1, PATIENCE, "it renders")
         child.kill()  # during a request, which is tried again
@@ -198,14 +200,14 @@ def test_closing_ends_what_is_rendered_and_the_next_request_starts_again() -> No
     assert not child.alive  # a model that is only looked at keeps no process
     template.warm()
     process = child_of(template)
-    bomb, behind = (template._rendered(said(word), (), None, {}) for word in ("bomb", "b"))
+    bomb, behind = (template.render(said(word)) for word in ("bomb", "b"))
     until(bomb.running, PATIENCE, "it is rendered")
     template.close()
     for request in (bomb, behind):
         with pytest.raises(NotServing, match="unloaded"):
             request.result(PATIENCE)
     assert not process.is_running()
-    assert template.render_now(HELLO) == "<hello>"
+    assert template.render(HELLO).result() == "<hello>"
     last = child_of(template)
     del template, request, bomb, behind, child
     gc.collect()
@@ -222,7 +224,7 @@ template = ChatTemplate("evil", {"default": "x" + sys.argv[1]}, {})
 template.warm()
 template._renderer.submit(lambda: None).result()
 print(template._renderer._child._process.pid, flush=True)
-template.render_now([Message("user", "hello")])
+template.render([Message("user", "hello")]).result()
 input()
 """
     parent = subprocess.Popen(
@@ -243,8 +245,8 @@ def test_a_process_that_is_frozen_is_replaced(monkeypatch: pytest.MonkeyPatch) -
     with opened(on("bomb", LOOP)) as template:
         child_of(template).send_signal(signal.SIGSTOP)
         with pytest.raises(BadRequest, match="too much time"):
-            template.render_now(said("x" * 500_000))  # more than a pipe holds
-        assert template.render_now(HELLO) == "<hello>"
+            template.render(said("x" * 500_000)).result()  # more than a pipe holds
+        assert template.render(HELLO).result() == "<hello>"
 
 
 def test_a_long_template_of_macros_is_compiled_once() -> None:
@@ -255,7 +257,7 @@ def test_a_long_template_of_macros_is_compiled_once() -> None:
         child = child_of(template)
         compiled = child.cpu_times().user
         for _ in range(10):
-            assert template.render_now(HELLO).endswith("a7b")
+            assert template.render(HELLO).result().endswith("a7b")
         assert child_of(template) == child
         spent = child.cpu_times().user - compiled
     print(f"compiled in {compiled:.1f} s of the processor, 10 renderings in {spent:.2f} s")
@@ -269,14 +271,14 @@ def test_variables_and_texts_arrive_as_they_are() -> None:
     with opened(source) as template:
         for word in words:
             wanted = f"{word}|{values['numbers']}|None|True|{json.dumps(values['numbers'])}"
-            assert template.render_now(said(word), **values) == wanted
+            assert template.render(said(word), **values).result() == wanted
         with pytest.raises(BadRequest, match="cannot be given to the chat template"):
-            template.render_now(HELLO, numbers=object())
+            template.render(HELLO, numbers=object()).result()
         deep: list[object] = []
         for _ in range(10_000):
             deep = [deep]
         with pytest.raises(BadRequest, match="recursion"):
-            template.render_now(HELLO, numbers=deep)
+            template.render(HELLO, numbers=deep).result()
 
 
 # --- what is found in a folder ----------------------------------------------------------------------------------------
@@ -297,7 +299,7 @@ def test_retiring_ends_the_process_once_what_was_asked_is_rendered() -> None:
     template = ChatTemplate("m", {"default": "{{ messages[0].content }}"}, {})
     template.warm()
     child = child_of(template)
-    asked = [template._rendered(said(word), (), None, {}) for word in ("a", "b", "c")]
+    asked = [template.render(said(word)) for word in ("a", "b", "c")]
     template.retire()
     assert [request.result() for request in asked] == ["a", "b", "c"]
     until(lambda: not child.is_running(), PATIENCE, "the child has left")

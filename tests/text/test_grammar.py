@@ -28,8 +28,9 @@ from together.engine.engine import Engine
 from together.errors import BadRequest
 from together.requests import AnswerChunk, ChatRequest, CompletionRequest, Grammar
 from together.text.answers import answer_chat, answer_prompts
-from together.text.grammar import MOST_LETTERS, STYLE, Compiled, GrammarConstraint, Grammars
+from together.text.grammar import MOST_LETTERS, Compiled, GrammarConstraint, Grammars
 from together.text.tokenizer import TextModel
+from together.text.tool_formats import STYLE
 from together.types import LayerRange, Sampling
 
 Schema = dict[str, Any]

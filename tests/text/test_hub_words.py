@@ -166,7 +166,7 @@ def asked(chat: Chat) -> ChatRequest:
 
 def our_ids(model: TextModel, chat: Chat) -> list[int]:
     request = asked(chat)
-    text = model.template.render_now(request.messages, request.tool_use.tools, **request.template)
+    text = model.template.render(request.messages, request.tool_use.tools, **request.template).result()
     return list(model.encode(text))
 
 
@@ -278,7 +278,7 @@ async def test_a_rendered_chat_as_a_plain_prompt_has_one_begin_token(
     read: Reads, family: str, dialect: HubDialect
 ) -> None:
     found = read(family, dialect)
-    rendered = found.ours.template.render_now(asked(CHATS[3]).messages, **DATED)
+    rendered = found.ours.template.render(asked(CHATS[3]).messages, **DATED).result()
     assert list(await found.ours.encode_prompt(rendered)) == their_ids(found.theirs, CHATS[3])
 
 

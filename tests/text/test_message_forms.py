@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from together.errors import BadRequest
 from together.requests import Message, ToolCall
-from together.text.chat_template import ChatTemplate
-from together.text.messages import culprit, forms
+from together.text.chat_template import ChatTemplate, culprit, forms
 
 LOOP = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
 FIRST_ONLY = (
@@ -53,7 +52,7 @@ def counted(owner: object, name: str) -> Iterator[list[str]]:
 
 def rendered(source: str, messages: Sequence[Message]) -> str:
     with closing(ChatTemplate("m", {"default": source}, {})) as template:
-        return template.render_now(messages)
+        return template.render(messages).result()
 
 
 @pytest.mark.parametrize(
@@ -140,7 +139,7 @@ def test_thousands_of_turns_cost_a_fixed_number_of_renders() -> None:
         closing(ChatTemplate("m", {"default": SILENT}, {})) as template,
         counted(template._renderer, "render") as renders,
     ):
-        text = template.render_now(messages)
+        text = template.render(messages).result()
     assert all(message.content in text for message in messages[::1000])
     assert len(renders) <= 8
 
@@ -151,10 +150,10 @@ def test_thousands_of_turns_cost_a_fixed_number_of_renders() -> None:
 def test_a_request_may_choose_one_of_the_models_templates_by_name() -> None:
     named = {"default": "D{{ messages[0].content }}", "rag": "R{{ messages[0].content }}"}
     with closing(ChatTemplate("m", named, {})) as template:
-        assert template.render_now(turns("u:x")) == "Dx"
-        assert template.render_now(turns("u:x"), (), "rag") == "Rx"
+        assert template.render(turns("u:x")).result() == "Dx"
+        assert template.render(turns("u:x"), (), "rag").result() == "Rx"
         for name in ("other", "{{ 7 * 7 }}" * 100):
             with pytest.raises(BadRequest, match=r"own templates \(default, rag\)") as caught:
-                template.render_now(turns("u:x"), (), name)
+                template.render(turns("u:x"), (), name).result()
             assert caught.value.param == "chat_template"
             assert len(str(caught.value)) < 400

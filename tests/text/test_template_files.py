@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.tokenizers import byte_level, write_text_files
 from together.errors import BrokenModel
-from together.text.chat_template import MOST_SOURCE, find_templates, read_text, words_json
+from together.text.tokenizer import MOST_SOURCE, find_templates, read_text, words_json
 
 
 def named(name: str, template: str) -> dict[str, str]:

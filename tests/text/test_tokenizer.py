@@ -18,8 +18,8 @@ from tests.support.patience import PATIENCE
 from tests.support.tokenizers import CHATML, byte_fallback, byte_level, write_text_files
 from together.errors import BadRequest, BrokenModel
 from together.requests import Message
-from together.text.detokenizer import Decoder, StopFilter
-from together.text.tokenizer import TextModel
+from together.text.parser import StopFilter
+from together.text.tokenizer import Decoder, TextModel
 
 BYTE_LEVEL, BYTE_FALLBACK = byte_level(), byte_fallback()
 KINDS = pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, BYTE_FALLBACK], ids=["byte_level", "byte_fallback"])

@@ -23,8 +23,7 @@ from together.errors import BadRequest
 from together.requests import AnswerChunk, ChatRequest, Grammar, Message, Tool, ToolUse
 from together.text.answers import answer_chat
 from together.text.tokenizer import TextModel
-from together.text.tool_formats import CODER, HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, NEMOTRON, ToolFormat
-from together.text.tool_grammar import call_grammar
+from together.text.tool_formats import CODER, HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, NEMOTRON, ToolFormat, call_grammar
 from together.types import Sampling
 
 QUESTION = (Message("user", "What is the weather?"),)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support.tokenizers import CHATML, byte_level, write_text_files
 from together.requests import CallDelta, Message, Tool, ToolCall
-from together.text.messages import one_by_one
+from together.text.chat_template import one_by_one
 from together.text.parser import ToolCallParser
 from together.text.tokenizer import TextModel
 from together.text.tool_formats import (
@@ -246,7 +246,7 @@ TALK = (ASKED, CALLED, Message("tool", "one", tool_call_id="call_1"), Message("t
 
 def rendered(folder: Path, template: str, messages: Sequence[Message], tools: Sequence[Tool] = TOOLS) -> str:
     model = TextModel.open(write_text_files(folder, byte_level(), template))
-    return model.template.render_now(messages, tools)
+    return model.template.render(messages, tools).result()
 
 
 def test_a_template_that_knows_tools_gets_them_as_dictionaries(tmp_path: Path) -> None:
@@ -309,8 +309,8 @@ def test_a_template_of_its_own_for_tools_is_used_for_them(tmp_path: Path) -> Non
     (more / "tool_use.jinja").write_text(named[1]["template"], encoding="utf-8")
     for folder in ("one", "two"):
         template = TextModel.open(tmp_path / folder).template
-        assert template.render_now([ASKED]) == "DDo it"
-        assert template.render_now([ASKED], TOOLS) == "T2<tool_call>"
+        assert template.render([ASKED]).result() == "DDo it"
+        assert template.render([ASKED], TOOLS).result() == "T2<tool_call>"
         assert template.tool_format == HERMES
 
 

@@ -39,7 +39,7 @@ def test_every_door_asks_the_same(page: Page, real_app: RealApp, tmp_path: Path,
     toy = make_checksum_model(tmp_path / "doors", quiet_ids=(*QUIET, EOS), seed=len(author))
     (toy / "generation_config.json").write_text(json.dumps(author))
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
-    prompt = TextModel.open(toy).template.render_now([Message(m["role"], m["content"]) for m in messages])
+    prompt = TextModel.open(toy).template.render([Message(m["role"], m["content"]) for m in messages]).result()
     limits = {"seed": SEED, "max_tokens": TOKENS}
     with serving_instead(real_app, toy):
         chat = real_app.post("/v1/chat/completions", {"messages": messages, **limits}).json()

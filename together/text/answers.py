@@ -24,11 +24,10 @@ from together.requests import (
     Usage,
 )
 from together.sampling import choice_seed
-from together.text.detokenizer import Decoder, StopFilter, TokenBytes
 from together.text.grammar import Compiled, GrammarConstraint
-from together.text.parser import OPEN, AnswerParser, ParsedAnswer, ReasoningParser, ToolCallParser
-from together.text.tokenizer import TextModel
-from together.text.tool_grammar import call_grammar
+from together.text.parser import OPEN, AnswerParser, ParsedAnswer, ReasoningParser, StopFilter, ToolCallParser
+from together.text.tokenizer import Decoder, TextModel, TokenBytes
+from together.text.tool_formats import call_grammar
 from together.types import Sampled
 
 Chunks = AsyncGenerator[AnswerChunk, None]
@@ -89,7 +88,8 @@ async def _chat_choices(engine: Engine, model: TextModel, request: ChatRequest, 
     engine.check_room(request.choices)
     use, tool_format = request.tool_use, model.template.tool_format
     grammar = await _compiled(engine, model, call_grammar(tool_format, use, model.tool_tags, request.grammar))
-    text = await model.template.render(request.messages, use.tools, request.chosen_template, **request.template)
+    rendered = model.template.render(request.messages, use.tools, request.chosen_template, **request.template)
+    text = await asyncio.wrap_future(rendered)
     prompt = await model.encode_aside(text, context=engine.context)
     streams = _submit_all(engine, _requests([prompt], request, grammar, text), ready)
     parser = partial(_chat_parser, model, text, use, request.stop)

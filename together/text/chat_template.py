@@ -1,123 +1,44 @@
-"""A model's chat templates: finding them in its folder, choosing one, rendering a conversation with it."""
+"""A model's chat templates: a conversation becomes the text that the model was trained on."""
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import json
-import logging
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from together.errors import BadRequest, BrokenModel
-from together.models.folder import read_bytes, read_json
-from together.models.manifest import template_names
-from together.requests import Message, Tool
-from together.text.messages import culprit, forms, offer, one_by_one, turns, without_tools
+from together.requests import Message, Tool, ToolCall
+from together.sentences import template
 from together.text.rendering import RENDER, Renderer, TemplateFault, TemplateLimit, TemplateRefusal
 from together.text.tool_formats import HERMES, ToolFormat, tool_format_of
 from together.wording import quoted
 
-logger = logging.getLogger(__name__)
+Turn = dict[str, object]  # a message, a tool or a call as OpenAI's API writes it, which is what templates expect
+Render = Callable[[Sequence[Message]], str]
 
 DEFAULT, TOOL_USE = "default", "tool_use"
-MOST_SOURCE = 2**19  # bytes of a template; published ones have up to 30 kB
-
-
-def find_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """A model's templates by name, from every place that publishers use; `config` is tokenizer_config.json.
-
-    Template files win over chat_template.json, and that wins over the configuration. Without a default, the first
-    template is the default. Raises BrokenModel for an unknown encoding, and a template that is too large or not text.
-    """
-    found: dict[str, str] = {}
-    for name, source in _all(folder, config):
-        _check_size(folder, len(source))
-        if source.strip():
-            found[name] = source
-        else:
-            logger.warning("%s has an empty chat template, which is ignored: %.60r", folder.name, name)
-    if not found and not isinstance(config.get("chat_template") or "", str):
-        raise BrokenModel(f"the chat template of {folder.name} is not text; correct it, or get this model again")
-    if not found:
-        logger.warning("%s has no chat template: roles are written as plain words", folder.name)
-    elif DEFAULT not in found:
-        first = next((name for name in found if name != TOOL_USE), TOOL_USE)
-        found[DEFAULT] = found[first]
-        logger.warning("%s has no default chat template: %.60r is used", folder.name, first)
-    return found
-
-
-def _all(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield every template with its name; later ones replace earlier ones."""
-    yield from _listed(config.get("chat_template"), folder.name)
-    yield from _listed(words_json(folder, "chat_template.json").get("chat_template"), folder.name)
-    if (folder / "chat_template.jinja").is_file():
-        yield DEFAULT, read_text(folder, "chat_template.jinja")
-    for name in template_names(folder):
-        yield Path(name).stem, read_text(folder, name)
-
-
-def words_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object that may hold the chat template; empty if the file is missing or blank.
-
-    Raises BrokenModel for a broken file: without its template a model answers nonsense.
-    """
-    file = folder / name
-    if file.is_file() and not read_bytes(folder, name).strip():
-        logger.warning("%s of %s is empty; it is ignored", name, folder.name)
-        return {}
-    return read_json(folder, name) if file.is_file() else {}
-
-
-def _listed(value: object, name: str) -> Iterator[tuple[str, str]]:
-    """Yield the one template, the list of named ones, or the mapping of names to templates that `value` is."""
-    if isinstance(value, str):
-        yield DEFAULT, value
-    elif isinstance(value, dict):
-        yield from ((str(key), text) for key, text in value.items() if isinstance(text, str))
-    elif isinstance(value, list):
-        for entry in value:
-            text = entry.get("template") if isinstance(entry, dict) else None
-            if isinstance(text, str):
-                yield str(entry.get("name") or DEFAULT), text
-            else:
-                logger.warning("%s lists a chat template that is not text; it is ignored", name)
-
-
-def read_text(folder: Path, name: str) -> str:
-    """Decode a file as UTF-8, or in the encoding of its byte order mark.
-
-    Raises BrokenModel for another encoding, and for a file that is too large or outside the folder.
-    """
-    file = folder / name
-    _check_size(folder, file.stat().st_size)  # a file that is too large is not read
-    data = read_bytes(folder, name)
-    try:
-        return data.decode(json.detect_encoding(data))
-    except UnicodeDecodeError as error:
-        raise BrokenModel(
-            f"{file.name} of {folder.name} is not in UTF-8 (byte {error.start}); save it in UTF-8"
-        ) from error
-
-
-def _check_size(folder: Path, size: int) -> None:
-    if size > MOST_SOURCE:
-        raise BrokenModel(
-            f"the chat template of {folder.name} has {size} bytes, more than {MOST_SOURCE}; get this model again"
-        )
-
-
+LOOKED_AT = 16  # system messages searched for in a rendered text: each search reads all of it
 # For a model without a template: roles as words, one blank line between turns.
 PLAIN = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n\n"
     "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-LOOKED_AT = 16  # system messages searched for in a rendered text: each search reads all of it
+_BETWEEN = "\n\n"  # separates the contents of messages that are merged
+_SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
+_HOW = f"""\
+You can call the functions below where that helps; otherwise answer as usual. For each call write nothing but
+{HERMES.openings[0]}
+{{"name": "the function's name", "arguments": {{"a parameter": "its value"}}}}
+{HERMES.closing}
+What a call returned comes back as <tool_response>…</tool_response>.
+
+The functions, with JSON schemas of their arguments:
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +48,14 @@ class _Template:
 
 
 class ChatTemplate:
-    """Turns a conversation into the text that the model was trained on."""
+    """A model's chat templates, with the process that renders them."""
 
     def __init__(self, name: str, sources: Mapping[str, str], special: Mapping[str, str]) -> None:
-        """Compile the default template and the one for tools of `sources`, which are by name; blocks meanwhile.
+        """Compile the templates for chats and for tools; blocks meanwhile.
 
-        `name` is the model's, for errors. `special` are words that templates may use, as `bos_token`.
-
-        Raises BrokenModel for a syntax error and for a template beyond a limit, NotServing without a process.
+        `name` is the model's; `sources` are its templates by name; `special` holds words that templates may use, such
+        as `bos_token`. Raises BrokenModel for a syntax error and for a template beyond a limit, NotServing without a
+        process.
         """
         self._name = name
         self._sources = dict(sources)
@@ -145,28 +66,22 @@ class ChatTemplate:
             self._renderer.submit(partial(self._compiled, source)).result()
             for source in (plain, sources.get(TOOL_USE, plain))
         )
-        self._renderer.close()  # many models are opened only to be planned for
+        self._renderer.close()  # many models are only opened for a plan
 
     @property
     def tool_format(self) -> ToolFormat:
         return self._tools.tool_format or HERMES
 
-    async def render(
+    def render(
         self, messages: Sequence[Message], tools: Sequence[Tool] = (), chosen: str | None = None, /, **variables: object
-    ) -> str:
+    ) -> Future[str]:
         """The conversation as text, up to where the assistant continues; `chosen` names one of the model's templates.
 
         If the template refuses the conversation, or leaves out a system message, an equivalent form is rendered
-        (`messages.forms`). Raises BadRequest if the template refuses all forms or takes too much time or memory,
+        (`forms`). The future raises BadRequest if the template refuses all forms or takes too much time or memory,
         QueueFull while others take long.
         """
-        return await asyncio.wrap_future(self._rendered(messages, tools, chosen, variables))
-
-    def render_now(
-        self, messages: Sequence[Message], tools: Sequence[Tool] = (), chosen: str | None = None, /, **variables: object
-    ) -> str:
-        """Like `render`, but blocks."""
-        return self._rendered(messages, tools, chosen, variables).result()
+        return self._renderer.submit(partial(self._choose, messages, tools, chosen, variables))
 
     def warm(self) -> None:
         """Start the renderer in the background, so that the first conversation does not wait for it."""
@@ -180,11 +95,6 @@ class ChatTemplate:
     def retire(self) -> None:
         """Like `close`, once all waiting conversations are rendered."""
         self._renderer.retire()
-
-    def _rendered(
-        self, messages: Sequence[Message], tools: Sequence[Tool], chosen: str | None, variables: Mapping[str, object]
-    ) -> Future[str]:
-        return self._renderer.submit(partial(self._choose, messages, tools, chosen, variables))
 
     # --- on the renderer's thread -------------------------------------------------------------------------------------
 
@@ -204,27 +114,31 @@ class ChatTemplate:
             raise self._refusal(fault, messages) from fault
         except (TypeError, ValueError, RecursionError) as error:
             reason = str(error) or type(error).__name__
-            raise BadRequest(f"the conversation cannot be given to the chat template: {reason}", "messages") from error
+            text = "the conversation cannot be given to the chat template: {reason}"
+            raise BadRequest(text, "messages", reason=reason) from error
 
     def _template_for(self, messages: Sequence[Message], tools: Sequence[Tool], chosen: str | None) -> _Template:
         if chosen is None:
             has_calls = any(message.tool_calls or message.role == "tool" for message in messages)
             return self._tools if tools or has_calls else self._plain
         if chosen not in self._sources:
-            names = ", ".join(self._sources) or "none"
             raise BadRequest(
-                f"chat_template names one of the model's own templates ({names}), not {quoted(chosen)}", "chat_template"
+                "chat_template names one of the model's own templates ({names}), not {chosen}",
+                "chat_template",
+                names=tuple(self._sources) or "none",
+                chosen=quoted(chosen),
             )
         return self._compiled(self._sources[chosen])
 
     def _compiled(self, source: str) -> _Template:
-        start = f"the chat template of {self._name}"
         try:
             takes_tools = self._renderer.compile(source)
         except TemplateLimit as limit:
-            raise BrokenModel(f"{start} cannot be used: it {limit}; get this model again") from limit
+            text = "the chat template of {model} cannot be used: it {limit}; get this model again"
+            raise BrokenModel(text, model=self._name, limit=str(limit)) from limit
         except TemplateRefusal as fault:
-            raise BrokenModel(f"{start} does not parse ({fault}); correct it, or get this model again") from fault
+            text = "the chat template of {model} does not parse ({fault}); correct it, or get this model again"
+            raise BrokenModel(text, model=self._name, fault=str(fault)) from fault
         return _Template(source, tool_format_of(source) if takes_tools else None)
 
     def _render(
@@ -237,18 +151,20 @@ class ChatTemplate:
         return self._renderer.render(template.source, {**self._special, **given, "messages": conversation})
 
     def _refusal(self, fault: TemplateFault, messages: Sequence[Message]) -> BadRequest:
-        start = f"the chat template of {self._name}"
+        values = {"model": self._name, "fault": str(fault)}
         if isinstance(fault, TemplateLimit):
-            text = f"{start} cannot render this conversation: it {fault}; shorten it, or load another model"
-            return BadRequest(text, "messages")
+            return BadRequest(
+                "the chat template of {model} cannot render this conversation: it {fault}; shorten it, or load another "
+                "model",
+                "messages",
+                **values,
+            )
+        refusal = template("the chat template of {model} refuses this conversation: {fault}", **values)
         index = culprit(messages)
         if index is None:
-            return BadRequest(f"{start} refuses this conversation: {fault}", "messages")
+            return BadRequest(refusal, "messages")
         where = f"messages.{index}"
-        return BadRequest(f"{where}: {start} refuses this conversation: {fault}", where)
-
-
-Render = Callable[[Sequence[Message]], str]
+        return BadRequest("{where}: {refusal}", where, where=where, refusal=refusal)
 
 
 def _first_whole(messages: Sequence[Message], render: Render) -> str:
@@ -285,3 +201,171 @@ def _leaves_out(form: Sequence[Message], text: str, render: Render) -> bool:
 def _holds(text: str, form: Sequence[Message], content: str) -> bool:
     """Whether `content` is in the text as often as in the messages: another message may quote it."""
     return text.count(content) >= sum(content in message.content for message in form)
+
+
+# --- for templates that refuse a conversation -------------------------------------------------------------------------
+
+
+def forms(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """The conversation as it is, then up to three equivalent forms that more templates accept.
+
+    First, messages of one role in a row become one; then also later system messages become the user's; then all do.
+    """
+    leading = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
+    late_as_user = [*messages[:leading], *map(_system_as_user, messages[leading:])]
+    seen: list[list[Message]] = []
+    for form in (list(messages), *map(_merged, (messages, late_as_user, map(_system_as_user, messages)))):
+        if form not in seen:
+            seen.append(form)
+            yield form
+
+
+def culprit(messages: Sequence[Message]) -> int | None:
+    """The message that a template most likely refuses: arguments are no JSON object, a late system, a repeated role."""
+    for index, message in enumerate(messages):
+        if any(_arguments(call) is None for call in message.tool_calls):
+            return index
+    for index in range(1, len(messages)):
+        before, role = messages[index - 1].role, messages[index].role
+        if role == "system" or before == role != "tool":
+            return index
+    return None
+
+
+def _system_as_user(message: Message) -> Message:
+    return replace(message, role="user") if message.role == "system" else message
+
+
+def _merged(messages: Iterable[Message]) -> list[Message]:
+    """Merge messages of one role in a row, except tool results and messages with calls."""
+    return _joined(messages, _same_speaker, _BETWEEN)
+
+
+def _same_speaker(before: Message, message: Message) -> bool:
+    return before.role == message.role != "tool" and not before.tool_calls and not message.tool_calls
+
+
+def _joined(messages: Iterable[Message], joins: Callable[[Message, Message], bool], between: str) -> list[Message]:
+    """Join each message to the one before it where `joins(before, message)`."""
+    runs: list[list[Message]] = []
+    for message in messages:
+        if runs and joins(runs[-1][-1], message):
+            runs[-1].append(message)
+        else:
+            runs.append([message])
+    return [
+        replace(
+            run[0],
+            content=between.join(filter(None, (message.content for message in run))),
+            reasoning=_BETWEEN.join(filter(None, (message.reasoning for message in run))),
+        )
+        for run in runs
+    ]
+
+
+# --- for templates with tools -----------------------------------------------------------------------------------------
+
+
+def offer(tools: Iterable[Tool]) -> list[Turn]:
+    return [{"type": "function", "function": _function(tool)} for tool in tools]
+
+
+def _function(tool: Tool) -> Turn:
+    parameters = {"type": "object", "properties": {}, **tool.parameters}
+    return {"name": tool.name, "description": tool.description, "parameters": parameters}
+
+
+def turns(messages: Sequence[Message], tool_format: ToolFormat) -> list[Turn]:
+    names = {call.id: call.name for message in messages for call in message.tool_calls}
+    return [_turn(message, names, tool_format) for message in messages]
+
+
+def _turn(message: Message, names: Mapping[str, str], tool_format: ToolFormat) -> Turn:
+    turn: Turn = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        turn["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        turn["tool_calls"] = [_call(call, tool_format) for call in message.tool_calls]
+    if message.role == "tool":
+        turn |= {"tool_call_id": _id(message.tool_call_id, tool_format), "name": names.get(message.tool_call_id, "")}
+    return turn
+
+
+def _call(call: ToolCall, tool_format: ToolFormat) -> Turn:
+    arguments = _arguments(call)  # a model may have written text that is no object: it stays text
+    function = {"name": call.name, "arguments": call.arguments if arguments is None else arguments}
+    return {"id": _id(call.id, tool_format), "type": "function", "function": function}
+
+
+def _arguments(call: ToolCall) -> dict[str, object] | None:
+    try:
+        found = json.loads(call.arguments or "{}")
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _id(call_id: str, tool_format: ToolFormat) -> str:
+    """The id, shortened by its hash where the template takes short ones only."""
+    if not tool_format.short_ids or _SHORT_ID.fullmatch(call_id):
+        return call_id
+    return hashlib.sha256(call_id.encode()).hexdigest()[:9]
+
+
+def one_by_one(messages: Sequence[Message]) -> Iterator[Message]:
+    """Split each message with several calls into one message per call, each followed by its results."""
+    at = 0
+    while at < len(messages):
+        message = messages[at]
+        at += 1
+        if len(message.tool_calls) < 2:
+            yield message
+            continue
+        end = next((i for i in range(at, len(messages)) if messages[i].role != "tool"), len(messages))
+        yield from _apart(message, messages[at:end])
+        at = end
+
+
+def _apart(message: Message, results: Sequence[Message]) -> Iterator[Message]:
+    for number, call in enumerate(message.tool_calls):
+        turn = replace(message, tool_calls=(call,))
+        yield turn if number == 0 else replace(turn, content="", reasoning="")
+        yield from (result for result in results if result.tool_call_id == call.id)
+    known = {call.id for call in message.tool_calls}
+    yield from (result for result in results if result.tool_call_id not in known)
+
+
+# --- for templates without tools --------------------------------------------------------------------------------------
+
+
+def without_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
+    """Write calls and results as text, and describe `tools` in the first system message.
+
+    Results and the user's message after them become one message of the user: many templates want roles to alternate.
+    """
+    texts = [
+        replace(message, content=_as_text(message), tool_calls=())
+        for message in (_with_description(messages, tools) if tools else messages)
+    ]
+    joined = _joined(texts, lambda before, message: before.role == "tool" and message.role in ("tool", "user"), "\n")
+    return [replace(message, role="user") if message.role == "tool" else message for message in joined]
+
+
+def _with_description(messages: Sequence[Message], tools: Iterable[Tool]) -> list[Message]:
+    how = _HOW + "\n".join(json.dumps(_function(tool), ensure_ascii=False) for tool in tools)
+    at = next((i for i, message in enumerate(messages) if message.role == "system"), None)
+    if at is None:
+        return [Message("system", how), *messages]
+    first = replace(messages[at], content=f"{messages[at].content}{_BETWEEN}{how}")
+    return [*messages[:at], first, *messages[at + 1 :]]
+
+
+def _as_text(message: Message) -> str:
+    if message.role == "tool":
+        return f"<tool_response>\n{message.content}\n</tool_response>"
+    return "\n".join([*filter(None, (message.content,)), *map(_call_as_text, message.tool_calls)])
+
+
+def _call_as_text(call: ToolCall) -> str:
+    body = f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments or "{}"}}}'
+    return f"{HERMES.openings[0]}\n{body}\n{HERMES.closing}"

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from together.errors import BadRequest
 from together.requests import Grammar
 from together.text.parser import CLOSE, OPEN, Phase
+from together.text.tool_formats import STYLE
 
 logger = logging.getLogger(__name__)
 
@@ -193,10 +194,6 @@ def _either(first: Bits, second: Bits) -> Bits:
 MOST_LETTERS = 2**17  # of a grammar; the worst ones of that size take a second to compile
 LONGEST_REASON = 300  # letters of the library's words in an error
 
-# At most one space after a comma or colon: where any white space is allowed, small models may write it without end.
-# Schemas inside a lark grammar have this as their "x-guidance".
-STYLE: dict[str, str | bool] = {"whitespace_flexible": False, "item_separator": ",[ ]?", "key_separator": ":[ ]?"}
-
 
 class Grammars:
     """Compiles grammars for one model's tokenizer; the first use prepares its vocabulary."""
@@ -298,4 +295,5 @@ def _complaint(matcher: LLMatcher) -> str:
 
 
 def _refusal(grammar: Grammar, reason: str) -> BadRequest:
-    return BadRequest(f"{grammar.param}: answers cannot be held to this grammar ({reason}); change it", grammar.param)
+    text = "{field}: answers cannot be held to this grammar ({reason}); change it"
+    return BadRequest(text, grammar.param, field=grammar.param, reason=reason)

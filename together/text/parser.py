@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from together.requests import CallDelta, Tool
-from together.text.detokenizer import StopFilter, possible_beginning
 from together.text.tool_formats import ToolFormat
 from together.text.tool_reader import ToolCallReader
 
@@ -161,6 +160,55 @@ class ToolCallParser:
         if letters:
             self._text += letters.lstrip() if self.calls.begun and not self._has_text else letters
             self._has_text = True
+
+
+class StopFilter:
+    """Ends a text before the first stop string, and holds back whatever may become one.
+
+    The match that ends first counts, and of several the longest, so the result does not depend on how the text was cut.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self._held = ""
+        self.matched = False
+        self.withheld = 0  # letters pushed and not given out: held back, or cut off by a match
+
+    def push(self, text: str) -> str:
+        """The text that is safe to show now; empty after a match."""
+        self.withheld += len(text)
+        if self.matched:
+            return ""
+        self._held += text
+        start = self._match()
+        if start is not None:
+            self.matched = True
+            return self._show(start, rest="")
+        shown = len(self._held) - possible_beginning(self._held, self._stops)
+        return self._show(shown, rest=self._held[shown:])
+
+    def flush(self) -> str:
+        """What was held back, at the end of the answer."""
+        return self._show(len(self._held), rest="")
+
+    def _show(self, length: int, rest: str) -> str:
+        shown, self._held = self._held[:length], rest
+        self.withheld -= length
+        return shown
+
+    def _match(self) -> int | None:
+        """Where the match that ends first begins."""
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        return min(found)[1] if found else None
+
+
+def possible_beginning(text: str, words: Sequence[str]) -> int:
+    """Length of the longest end of `text` that begins one of `words` and is not all of it."""
+    longest = min(max(map(len, words), default=1) - 1, len(text))
+    for length in range(longest, 0, -1):
+        if any(word.startswith(text[-length:]) for word in words):
+            return length
+    return 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,7 +216,8 @@ class _Child:
 
 
 def _not_started(cause: str) -> TogetherError:
-    return NotServing(f"the process that renders chat templates cannot be started ({cause}); try again in a moment")
+    text = "the process that renders chat templates cannot be started ({reason}); try again in a moment"
+    return NotServing(text, reason=cause)
 
 
 def _talk(process: subprocess.Popen[bytes], request: bytes) -> dict[str, Any]:

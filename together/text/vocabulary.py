@@ -11,12 +11,11 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from together.errors import BrokenModel
 from together.models.folder import broken, inside, read_bytes, side_json
 from together.models.headers import as_utf8
-from together.text.detokenizer import parts_of
 from together.wording import MOST, cut
 
 logger = logging.getLogger(__name__)
@@ -107,16 +106,16 @@ def _ends(folder: Path, tokenizer: Tokenizer, special: Mapping[str, str]) -> fro
 def _open_tokenizer(folder: Path) -> Tokenizer:
     if not (folder / FILE).is_file():
         raise BrokenModel(
-            f"{folder.name} has no tokenizer.json; download the model again, or save it once with a fast tokenizer "
-            "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
+            "{model} has no tokenizer.json; download the model again, or save it once with a fast tokenizer "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(...))",
+            model=folder.name,
         )
     data = _read_tokenizer(folder)
     try:
         tokenizer = Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises nothing narrower
-        raise BrokenModel(
-            f"tokenizer.json of {folder.name} cannot be read ({cut(str(error), MOST)}); get this model again"
-        ) from error
+        text = "tokenizer.json of {model} cannot be read ({reason}); get this model again"
+        raise BrokenModel(text, model=folder.name, reason=cut(str(error), MOST)) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -215,8 +214,13 @@ def _add_words(tokenizer: Tokenizer, words: Mapping[int, AddedToken], name: str)
     last = max(words, default=0)
     if len(words) > MOST_ADDED or last > size + MOST_ADDED:
         raise BrokenModel(
-            f"the settings of {name} add {len(words)} words, up to token {last}, to the {size} of its tokenizer.json, "
-            f"more than {MOST_ADDED}; get this model again"
+            "the settings of {model} add {count} words, up to token {last}, to the {size} of its tokenizer.json, more "
+            "than {most}; get this model again",
+            model=name,
+            count=len(words),
+            last=last,
+            size=size,
+            most=MOST_ADDED,
         )
     new: list[AddedToken] = []
     for index, token in words.items():
@@ -277,6 +281,22 @@ class TokenBound:
             return 0
         spaces = sum(map(text.count, SPACES)) if self.skips_spaces else 0
         return -(-(len(text) - spaces) // self.most)
+
+
+def parts_of(
+    component: decoders.Decoder | normalizers.Normalizer | pre_tokenizers.PreTokenizer | None,
+) -> Iterator[dict[str, Any]]:
+    """The single parts of a tokenizer's component, as its file describes them."""
+    if component is not None:
+        yield from _flat(json.loads(component.__getstate__()))
+
+
+def _flat(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if part["type"] != "Sequence":
+        yield part
+    for inner in ("normalizers", "pretokenizers", "decoders"):
+        for each in part.get(inner, ()):
+            yield from _flat(each)
 
 
 def _shrinks(normalizers: Iterable[dict[str, Any]]) -> int:
