@@ -28,7 +28,7 @@ _EXPONENT: dict[Dtype, int] = {"fp32": 0x7F800000, "bf16": 0x7F80, "fp16": 0x7C0
 BACKENDS = {  # name: module
     "torch": "backends.on_torch.backend",
     "mlx": "backends.on_mlx.backend",
-    "checksum": "backends.on_checksum.backend",
+    "checksum": "backends.checksum",
 }
 
 

@@ -1,18 +1,27 @@
-"""How backends time themselves: actions in turns, warm, the fastest; how much memory may be used.
+"""How a backend times itself at one model's shape: random weights, steps of real shards, each action's fastest turn.
 
-Knows no framework, and not who else uses the machine: that is counted around it (together/cluster/measure.py).
+Imports no framework, and does not count who else uses the machine: together/cluster/measure.py does that around it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
 from time import perf_counter
+from typing import Any, Generic, TypeVar
 
 import psutil
 
+from backends.base import Shard
+from together.cluster_types import DeviceProfile
 from together.errors import NotEnoughMemory
+from together.models.spec import ModelSpec
+from together.types import DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
 from together.wording import sizes_text
+
+Model = TypeVar("Model")
 
 LEAST_TURNS = 3
 AGREED = 1.05  # an action's two fastest turns so near each other were disturbed by nobody
@@ -20,6 +29,10 @@ PATIENCE = 3  # times as long is gone on where they are not
 SPAN_BYTES = 512 * 2**20  # layers are timed in a circle of this size: a pass over it finds nothing in a cache
 HEAD_BYTES = 2**30  # a larger LM head is timed by a part of it
 SHARE = 4  # no more than this part of the free memory is taken, where that is enough for one layer
+TILE = 2**20  # random numbers that are made once and repeated: making all of them would take the most time
+_PROMPT = 8  # tokens that are cached before a timed one
+_VARIETY = 16  # hidden states that are gone through: experts go by what they are
+_STEPS_SECONDS, _SPEEDS_SECONDS = 2.0, 0.6
 SPARE_EXPERTS = 4  # times those that a token uses: enough to go round, and not all of a large model's
 
 
@@ -29,6 +42,97 @@ class Extent:
 
     layers: int
     vocabulary: int
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A matrix product to be timed, and the bytes that it reads or the operations that it makes."""
+
+    run: Callable[[], object]
+    amount: int
+
+
+class Timed(ABC, Generic[Model]):
+    """A framework's part of measuring: made-up models of one shape on one device, and two matrix products."""
+
+    @abstractmethod
+    def layer_params(self) -> int:
+        """Weights of the last layer, with no more experts than `experts_to_time` says."""
+
+    @abstractmethod
+    def models(self, size: Extent) -> Sequence[Model]:
+        """Three that share the last layers of the model, its norm and its head, with random weights.
+
+        No layers; all of them; no layers, but norm and head. The weights keep states of order 1, and layers differ from
+        one another in memory, so that no cache holds them.
+        """
+
+    @abstractmethod
+    def shard(self, model: Model, spec: ModelSpec, layers: LayerRange) -> Shard:
+        """A shard that runs one of the models, with room for two blocks."""
+
+    @abstractmethod
+    def states(self, tokens: int) -> Activation:
+        """Random hidden states."""
+
+    @abstractmethod
+    def products(self) -> tuple[Product, Product]:
+        """One bound by reading its matrix, and one by multiplying."""
+
+    def free_bytes(self) -> int:
+        return int(psutil.virtual_memory().available)
+
+    def overhead_bytes(self, resident: int, free: int) -> int:
+        """What a stage takes beside its tensors; `resident` and `free` are from before the models were made."""
+        return resident
+
+
+def measure_shape(timed: Timed[Any], spec: ModelSpec, dtype: Dtype) -> DeviceProfile:
+    """Time steps of three shards; what differs is the layers' and the head's share.
+
+    Raises NotEnoughMemory where not even one layer fits.
+    """
+    resident, free = resident_bytes(), timed.free_bytes()
+    width = DTYPE_BYTES[dtype]
+    row_bytes = spec.hidden_size * width
+    size = extent(spec.name, spec.layers, timed.layer_params() * width, spec.vocab_size, row_bytes, free)
+    shards = _shards(timed, spec, size)
+    steps = [_decoding(timed, shard, last=shard is shards[-1]) for shard in shards]
+    none, some, end = fastest(*steps, seconds=_STEPS_SECONDS)
+    del steps
+    overhead = timed.overhead_bytes(resident, free)
+    while shards:
+        shards.pop().close()
+    reading, multiplying = timed.products()
+    read, multiply = fastest(reading.run, multiplying.run, seconds=_SPEEDS_SECONDS)
+    return DeviceProfile(
+        ms_per_layer=max(1e3 * (some - none) / size.layers, 1e-6),  # noise must not make a layer free
+        ms_per_stage=1e3 * none,
+        ms_per_head=max(1e3 * (end - none) * spec.vocab_size / size.vocabulary, 0.0),
+        memory_bytes_per_s=reading.amount / read,
+        matrix_flops_per_s=multiplying.amount / multiply,
+        overhead_bytes=overhead,
+    )
+
+
+def _shards(timed: Timed[Any], spec: ModelSpec, size: Extent) -> list[Shard]:
+    """One for each model, in the middle of a larger one or at its end. Each holds a prompt already."""
+    shards = []
+    counts = (0, size.layers, 0)  # no windows: a shard has a cache for each, and the prompt is shorter than any
+    for model, count, after in zip(timed.models(size), counts, (1, 1, 0), strict=True):
+        shape = replace(spec, layers=size.layers + 1 + after, windows=(None,) * (1 + count))
+        shard = timed.shard(model, shape, LayerRange(1, size.layers + 1))
+        shard.step(Batch((Row(1, 0, (0,) * _PROMPT),)), timed.states(_PROMPT))
+        shards.append(shard)
+    return shards
+
+
+def _decoding(timed: Timed[Any], shard: Shard, *, last: bool) -> Callable[[], object]:
+    """One step of one token, which the last stage draws: it ends when the device is done."""
+    states = cycle([timed.states(1) for _ in range(_VARIETY)])
+    ask = SampleRequest((0,), Sampling(temperature=0.0), 1) if last else None
+    batch = Batch((Row(1, _PROMPT, (0,), ask),))
+    return lambda: shard.step(batch, next(states))
 
 
 def extent(name: str, layers: int, layer_bytes: int, vocabulary: int, row_bytes: int, free_bytes: int) -> Extent:

@@ -217,7 +217,7 @@ BAD = {
     "together/sampling.py": "import torch",
     "backends/on_mlx/shard.py": "import torch",
     "backends/on_torch/shard.py": "import mlx.core as mx",
-    "backends/on_checksum/backend.py": "from together.ring import wire",
+    "backends/checksum.py": "from together.ring import wire",
     "webui/page.py": "from together.ring import together_pb2_grpc",
     "webui/chat.py": "import tests.support",
     "webui/models.py": "from together.api import routes",

@@ -62,7 +62,7 @@ class ModelRef:
 
     name: str
     path: str
-    fingerprint: str  # sha256 over config.json, headers and samples of weights, by models/fingerprint.py
+    fingerprint: str  # sha256 over config.json, headers and samples of weights, by models/units.py
     layers: int
     revision: str = ""  # the hub's commit, where `name` is an id there
 

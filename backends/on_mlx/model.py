@@ -19,13 +19,13 @@ from mlx.nn.layers.base import Module
 from numpy.typing import NDArray
 
 from backends.base import LoadRequest
-from backends.on_mlx.cache import PackedCache
 from backends.on_mlx.config import Rope, dialect, refuse_dtype, ropes
 from together.errors import BadSetting, BrokenModel, UnsupportedModel
-from together.models.families import FAMILIES
-from together.models.files import HEAD, read_into, shifted
+from together.models.config import FAMILIES
 from together.models.headers import TensorInfo
 from together.models.layout import PLAIN
+from together.models.names import HEAD, shifted
+from together.models.reading import read_into
 from together.models.spec import ModelSpec, needed_tensors, read_config
 from together.types import DTYPE_BYTES, Activation, Dtype, LayerRange
 
@@ -86,7 +86,7 @@ _FILES = {"mistral": "llama"}  # families whose classes stand in another family'
 class Layer(Protocol):
     """A decoder layer of mlx-lm: `[1, tokens, hidden]` to the same."""
 
-    def __call__(self, x: mx.array, mask: None, cache: PackedCache) -> mx.array: ...
+    def __call__(self, x: mx.array, mask: None, cache: AttentionCache) -> mx.array: ...
 
 
 class Project(Protocol):

@@ -18,36 +18,14 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from backends.base import LoadRequest
-from backends.on_torch import cache
 from backends.on_torch.linear import EXPERTS, Bytes, linear_weights, packs, register_experts, speed_up
+from backends.on_torch.shard import ATTENTION, TORCH, register_attention
 from together.errors import BrokenModel
-from together.models.files import EMBED, HEAD, NORM, read_into, shifted
 from together.models.headers import TensorInfo
+from together.models.names import EMBED, HEAD, NORM, shifted
+from together.models.reading import read_into
 from together.models.spec import ModelSpec, needed_tensors, read_config
-from together.types import Activation, Dtype, LayerRange
-
-TORCH: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_BITS = {4: torch.int32, 2: torch.int16}  # numpy has no bf16: bits travel as whole numbers
-
-
-def read_activation(hidden: Activation, device: torch.device) -> Tensor:
-    """Hidden states as `[tokens, width]`, on a CPU without a copy: never write to them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable")
-        states = torch.frombuffer(hidden.data, dtype=TORCH[hidden.dtype])
-    return states.reshape(hidden.tokens, hidden.width).to(device)
-
-
-def write_activation(states: Tensor, dtype: Dtype) -> Activation:
-    """`[tokens, width]` in `dtype` as what travels; on a CPU without a copy. Waits for the device."""
-    tokens, width = states.shape
-    bits = states.contiguous().cpu().view(_BITS[states.element_size()]).numpy()
-    return Activation(dtype, tokens, width, bits.data.cast("B"))
-
-
-def to_numpy(logits: Tensor) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    return logits.float().cpu().numpy()
-
+from together.types import Dtype, LayerRange
 
 _CLASSES = {
     "llama": ("llama", "LlamaForCausalLM"),
@@ -136,7 +114,7 @@ def _absent(spec: ModelSpec, config: Any) -> dict[str, tuple[int, ...]]:
 
 def build(spec: ModelSpec, config: Any, state: Mapping[str, Any], dtype: Dtype, device: torch.device) -> Any:
     """transformers' own loading of `state` into the family's class, on the CPU, with what runs best on `device`."""
-    cache.register()
+    register_attention()
     register_experts()
     with _quiet_and_in_order():
         model, info = model_class(spec.family).from_pretrained(
@@ -144,7 +122,7 @@ def build(spec: ModelSpec, config: Any, state: Mapping[str, Any], dtype: Dtype, 
             config=config,
             state_dict=dict(state),
             dtype=TORCH[dtype],
-            attn_implementation=cache.NAME,
+            attn_implementation=ATTENTION,
             experts_implementation=EXPERTS if device.type == "cpu" else None,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # checked below, in words of ours

@@ -21,8 +21,9 @@ from backends.ledger import Ledger, LedgerShard, Logits, SequenceCaches, positio
 from backends.measuring import fastest, resident_bytes
 from together.cluster_types import Device, DeviceProfile
 from together.errors import UnsupportedModel
-from together.models.files import EMBED, HEAD, NORM, read_into
 from together.models.layout import needs
+from together.models.names import EMBED, HEAD, NORM
+from together.models.reading import read_into
 from together.models.spec import ModelSpec, needed_tensors, read_config, read_runnable, read_shape
 from together.types import BLOCK, Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
 

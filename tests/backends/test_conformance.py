@@ -14,7 +14,7 @@ from tests.backends.conftest import Chains, Checkpoints
 from tests.support.chain import GREEDY, Chain, assert_close, load_shard, new_sequence, row
 from tests.support.families import BY_NAME, CASES, LAYERS, prompt_ids, reference_greedy, reference_logits
 from together.errors import UnsupportedModel
-from together.models.families import FAMILIES
+from together.models.config import FAMILIES
 from together.types import Batch, Fork, LayerRange, Orders, Row, SampleRequest
 
 BACKENDS = ("torch", "mlx") if find_spec("mlx") else ("torch",)

@@ -38,9 +38,8 @@ def measured(backend: str, config: Path, folder: Path, dtype: str = "fp32") -> D
 def test_every_family_is_measured_by_its_config_alone(
     backend: str, case: object, checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("torch", "mlx"):  # the values are not looked at here: be quick
-        monkeypatch.setattr(f"backends.on_{module}.measure._STEPS_SECONDS", 0.0)
-        monkeypatch.setattr(f"backends.on_{module}.measure._SPEEDS_SECONDS", 0.0)
+    monkeypatch.setattr("backends.measuring._STEPS_SECONDS", 0.0)  # the values are not looked at here: be quick
+    monkeypatch.setattr("backends.measuring._SPEEDS_SECONDS", 0.0)
     found = measured(backend, checkpoint(str(case)), tmp_path / "shape")
     assert min(found.ms_per_layer, found.ms_per_stage) > 0
     assert found.ms_per_head >= 0
@@ -59,8 +58,7 @@ def test_the_toy_draws_on_its_last_stage(tmp_path: Path) -> None:
 @pytest.mark.parametrize("backend", ["torch", "mlx"])
 def test_the_parts_add_up_to_a_real_step(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threefold slack for a busy machine; layers, stage and head are of the same order, so each of them counts."""
-    for module in ("torch", "mlx"):
-        monkeypatch.setattr(f"backends.on_{module}.measure._STEPS_SECONDS", 0.5)
+    monkeypatch.setattr("backends.measuring._STEPS_SECONDS", 0.5)
     monkeypatch.setitem(SHAPES, "small", replace(SHAPES["tiny"], hidden=512, intermediate=2048, heads=8, vocab=16384))
     folder = random_checkpoint("small", "fp32", tmp_path)
     found = measured(backend, folder, tmp_path / "shape")
@@ -135,7 +133,7 @@ def operations_of(monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
         counted.append(counter.get_total_flops())
         return fastest(*actions, seconds=0.0)
 
-    monkeypatch.setattr("backends.on_torch.measure.fastest", count)
+    monkeypatch.setattr("backends.measuring.fastest", count)
     open_backend("torch").measure(folder, "cpu", "fp32")
     return counted[0]  # the steps; what follows are the machine's speeds
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from backends import checksum as backend_module
 from backends.base import Backend, LoadRequest, Shard, open_backend
-from backends.on_checksum import backend as backend_module
-from backends.on_checksum.backend import KV_BYTES
+from backends.checksum import KV_BYTES
 from tests.support.checksum import EOS, QUIET, VOCABULARY, expected_text, expected_tokens, make_checksum_model
 from together.errors import BrokenModel, FrameRefused, NotEnoughMemory, UnsupportedModel
 from together.types import Activation, Batch, Fork, LayerRange, Orders, Row, RowResult, SampleRequest, Sampling

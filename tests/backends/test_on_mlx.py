@@ -22,8 +22,7 @@ mx = pytest.importorskip("mlx.core")
 from backends.base import LoadRequest
 from backends.ledger import REWIND
 from backends.on_mlx import backend
-from backends.on_mlx.cache import MlxLayerCache
-from backends.on_mlx.shard import MlxShard
+from backends.on_mlx.shard import MlxLayerCache, MlxShard
 from tests.backends.conftest import Checkpoints
 from tests.support.chain import GREEDY, assert_close, new_sequence, row
 from tests.support.families import (

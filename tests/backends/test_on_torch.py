@@ -29,7 +29,7 @@ from tests.support.families import (
     reference_model,
 )
 from together.errors import BadPlan, BadSetting, BrokenModel, FrameRefused, NotEnoughMemory, UnsupportedModel
-from together.models.files import all_tensors, tensors_for
+from together.models.reading import all_tensors, tensors_for
 from together.models.spec import read_spec
 from together.planning.memory import workspace_bytes
 from together.types import BLOCK, Activation, Batch, Dtype, Fork, LayerRange, Orders, Row, SampleRequest, Sampling

@@ -24,7 +24,7 @@ from backends.on_torch.linear import Held, PackedLinear, Packer, can_pack, fits,
 from tests.support.chain import MEMORY, Chain, assert_close, load_shard, new_sequence, row
 from tests.support.families import LAYERS, make_checkpoint, prompt_ids, reference_logits
 from together.errors import BrokenModel
-from together.models.files import all_tensors
+from together.models.reading import all_tensors
 from together.types import LayerRange
 
 WHOLE = LayerRange(0, LAYERS)

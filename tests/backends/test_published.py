@@ -19,8 +19,8 @@ from tests.support.chain import Chain, assert_close, load_shard, new_sequence, r
 from tests.support.families import CASES, LAYERS, VOCAB, make_checkpoint, model_class, prompt_ids, reference_logits
 from together.errors import UnsupportedModel
 from together.models.config import effective
-from together.models.files import HEAD
 from together.models.layout import needs
+from together.models.names import HEAD
 from together.models.spec import read_config, read_runnable
 from together.types import LayerRange
 

@@ -13,7 +13,7 @@ from tests.support.folders import SHAPES, without, write_model
 from tests.support.hub_home import own_home, own_hub
 from tests.support.pieces import carry, random_model
 from together.desktop.cli import main
-from together.models.files import HEAD
+from together.models.names import HEAD
 from together.weights.find import BUNDLED
 from together.weights.store import Store
 

@@ -8,9 +8,9 @@ import pytest
 
 from tests.support.folders import SHAPES, write_model
 from tests.support.pieces import exported
-from together.models.files import EMBED, HEAD, NORM, all_tensors, tensors_for
 from together.models.manifest import describe
-from together.models.names import canonical_names
+from together.models.names import EMBED, HEAD, NORM, canonical_names
+from together.models.reading import all_tensors, tensors_for
 from together.models.spec import read_spec
 from together.types import LayerRange
 

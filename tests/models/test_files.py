@@ -10,7 +10,9 @@ import pytest
 
 from tests.support.folders import SHAPES, without, write_model, write_tensors
 from together.errors import BrokenModel, UnsupportedModel
-from together.models.files import EMBED, HEAD, NORM, inside, layer_of, read_into, shifted, tensors_for
+from together.models.folder import inside
+from together.models.names import EMBED, HEAD, NORM, layer_of, shifted
+from together.models.reading import read_into, tensors_for
 from together.models.spec import read_spec
 from together.types import LayerRange
 

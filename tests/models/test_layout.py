@@ -11,8 +11,8 @@ import pytest
 from tests.support.folders import CONFIG, Shapes, write_model, write_raw, write_tensors
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.config import effective
-from together.models.files import HEAD
 from together.models.layout import needs
+from together.models.names import HEAD
 from together.models.spec import needed_tensors, read_runnable, read_spec
 from together.types import LayerRange
 

@@ -20,11 +20,11 @@ from tests.support.folders import CONFIG as MODEL_CONFIG
 from tests.support.folders import SHAPES, write_raw
 from tests.support.pieces import random_model, with_template
 from together.errors import BrokenModel
-from together.models.fingerprint import PublishedFile
 from together.models.headers import MAX_HEADER
 from together.models.manifest import CONFIG, MAX_TEMPLATES, Manifest, compose, describe, parse, small_files
 from together.models.names import TEMPLATES
 from together.models.spec import fingerprint
+from together.models.units import PublishedFile
 
 Change = Callable[[dict[str, Any]], object]
 

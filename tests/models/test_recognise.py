@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.folders import write_model
 from together.errors import BadSetting, BrokenModel, TogetherError, UnsupportedModel
-from together.models.recognise import require_whole
+from together.models.folder import require_whole
 from together.models.spec import read_runnable, read_shape
 from together.weights.find import resolve_model
 

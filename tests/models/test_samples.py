@@ -20,13 +20,12 @@ from tests.support.work import calls_of
 from together.errors import BrokenModel
 from together.models import checkpoint
 from together.models.checkpoint import checkpoint_files, checkpoint_headers
-from together.models.files import tensors_for
-from together.models.fingerprint import SAMPLE_BYTES, SAMPLES, sample_places
 from together.models.headers import FileHeader, TensorInfo, check_header
-from together.models.manifest import MANIFEST, describe, read_manifest, small_files
-from together.models.names import layer_of
-from together.models.reading import require_samples, unit_digest
+from together.models.manifest import describe, read_manifest, small_files
+from together.models.names import MANIFEST, layer_of
+from together.models.reading import require_samples, tensors_for, unit_digest
 from together.models.spec import fingerprint, read_spec
+from together.models.units import SAMPLE_BYTES, SAMPLES, sample_places
 from together.types import LayerRange
 from together.weights.store import Store
 

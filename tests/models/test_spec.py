@@ -12,8 +12,8 @@ import pytest
 
 from tests.support.folders import CONFIG, SHAPES, without, write_model
 from together.errors import BrokenModel, UnsupportedModel
-from together.models.families import FAMILIES
-from together.models.files import HEAD, NORM
+from together.models.config import FAMILIES
+from together.models.names import HEAD, NORM
 from together.models.spec import read_shape, read_spec
 from together.types import LayerRange
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.support.folders import write_model, write_raw
 from together.errors import BrokenModel
 from together.models import headers
-from together.models.checkpoint import INDEX, checkpoint_headers
-from together.models.folder import MAX_VALUES, json_object, most_bytes, read_bytes, read_json
+from together.models.checkpoint import checkpoint_headers
+from together.models.folder import INDEX, MAX_VALUES, json_object, most_bytes, read_bytes, read_json
 from together.models.headers import MAX_HEADER, MAX_TENSORS, Headers, TableReader, check_header, sorted_in_turns
 from together.models.manifest import describe, parse
 from together.wording import MOST, quoted

@@ -6,7 +6,7 @@ import pytest
 
 from together.errors import BrokenModel
 from together.models.checkpoint import choose_files
-from together.models.files import EMBED, HEAD, NORM
+from together.models.names import EMBED, HEAD, NORM
 
 SINGLE = "model.safetensors"
 

@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 
 from tests.support.families import BY_NAME, LAYERS, make_checkpoint, prompt_ids, reference_greedy, reference_logits
 from together.head.loopback import LocalRing, Place, local_ring
-from together.models.families import FAMILIES
+from together.models.config import FAMILIES
 from together.types import Batch, Frame, LayerRange, Row, Sampled, SampleRequest, Sampling
 
 PAIRS = [("torch", "torch"), ("mlx", "mlx"), ("torch", "mlx"), ("mlx", "torch")]

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from backends.base import LoadRequest, Shard, open_backend
-from backends.on_checksum.backend import KV_BYTES, ChecksumShard
+from backends.checksum import KV_BYTES, ChecksumShard
 from tests.support.checksum import expected_tokens
 from tests.support.loopback import LoopbackRing
 from tests.support.patience import PATIENCE
 from together.engine.engine import Engine, TokenStream
 from together.errors import RingBroken
-from together.models.files import tensors_for
+from together.models.reading import tensors_for
 from together.requests import GenerateRequest
 from together.types import LayerRange
 

@@ -20,7 +20,7 @@ from tests.support.chain import Chain, assert_close, load_shard, new_sequence, r
 from tests.support.families import reference_greedy, reference_logits
 from tests.support.hub_words import DIALECTS, FAMILIES, LAYERS, HubDialect, make_folder
 from together.api.requests import ChatCompletionRequest
-from together.models.families import FAMILIES as SUPPORTED
+from together.models.config import FAMILIES as SUPPORTED
 from together.models.generation import SAMPLING_FIELDS, read_sampling_defaults
 from together.models.spec import read_spec
 from together.requests import ChatRequest

@@ -17,11 +17,10 @@ from tests.support.hub import HubServer
 from tests.support.patience import PATIENCE
 from tests.support.pieces import flip, random_model, unit_bytes, with_template
 from together.errors import BadSetting, BrokenModel, TogetherError, Unreachable, UnsupportedModel
-from together.models.fingerprint import SAMPLE_BYTES
 from together.models.manifest import Manifest, describe
 from together.models.names import TEMPLATES
 from together.models.spec import read_spec
-from together.models.units import Unit, units_for
+from together.models.units import SAMPLE_BYTES, Unit, units_for
 from together.types import LayerRange, ModelRef
 from together.weights.hub import describe_hub, fetch_units
 from together.weights.hub_listing import NEAR

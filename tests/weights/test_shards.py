@@ -12,11 +12,10 @@ from tests.models.test_files import sharded
 from tests.support.folders import SHAPES, without, write_raw
 from tests.support.pieces import carry, exported, flip, random_model, unit_bytes, with_template
 from together.errors import BadInput, BrokenModel
-from together.models.files import HEAD, all_tensors, read_into, tensors_for
 from together.models.headers import MAX_HEADER, TensorInfo
-from together.models.manifest import MANIFEST, describe, parse, read_manifest, small_files
-from together.models.names import TEMPLATES
-from together.models.reading import read_unit, unit_digest, units_here
+from together.models.manifest import describe, parse, read_manifest, small_files
+from together.models.names import HEAD, MANIFEST, TEMPLATES
+from together.models.reading import all_tensors, read_into, read_unit, tensors_for, unit_digest, units_here
 from together.models.spec import fingerprint, read_shape, read_spec
 from together.types import LayerRange
 from together.weights.store import Store

@@ -12,15 +12,15 @@ from typing import Any
 from backends.base import BACKENDS
 from together.desktop.show import print_table
 from together.errors import BrokenModel, UnsupportedModel
-from together.models.families import TOY
-from together.models.files import Published, read_published
-from together.models.fingerprint import fingerprint_of
+from together.models.config import TOY
 from together.models.folder import json_object, read_json
 from together.models.generation import SamplingDefaults, read_sampling_defaults
 from together.models.headers import Headers
 from together.models.manifest import CONFIG
+from together.models.reading import Published, read_published
 from together.models.spec import ModelSpec, described, require_runnable
 from together.models.summary import Summary, summarize
+from together.models.units import fingerprint_of
 from together.weights.find import resolve_model
 from together.weights.hub_listing import read_remote
 from together.weights.store import local_name

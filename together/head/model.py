@@ -10,10 +10,10 @@ from pathlib import Path
 
 from backends.on_mlx.config import refuse_dtype, refuse_ignored
 from together.errors import BadPlan, BadSetting, BrokenModel
-from together.models.families import TOY
+from together.models.config import TOY
+from together.models.folder import require_whole
 from together.models.generation import SamplingDefaults, read_sampling_defaults, sampling_mode
 from together.models.manifest import SMALL_FILES, describe
-from together.models.recognise import require_whole
 from together.models.spec import ModelSpec, read_config, read_runnable
 from together.planning.problem import Sizing
 from together.planning.request import PlanRequest

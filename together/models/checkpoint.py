@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from together.errors import BrokenModel, UnsupportedModel
-from together.models.fingerprint import PublishedFile, sample_places
 from together.models.folder import INDEX as INDEX
-from together.models.folder import broken, inside, read_bytes, title, unreadable
+from together.models.folder import broken, inside, is_pointer, pointer, read_bytes, title, unreadable, without_weights
 from together.models.headers import MAX_TENSORS, FileHeader, Headers, TableReader, as_utf8, check_distinct
 from together.models.names import HEAD, canonical_names
-from together.models.recognise import is_pointer, pointer, without_weights
-from together.models.units import ByteRange
+from together.models.units import ByteRange, PublishedFile, sample_places
 
 SINGLE = "model.safetensors"
 MAX_FILES = 10_000  # with weights

@@ -1,8 +1,8 @@
-"""The configuration that holds: a published config.json in one normal form. Pure: reads no file, knows no framework.
+"""The families that run here, and a published config.json in one normal form.
 
 Publishers leave keys out, write null, wrap the text model in `text_config`, and spell rope in three ways. `effective`
-settles all of that once, with transformers' own defaults, so that every reader (spec, layout, both back ends,
-measuring) sees the same plain values. The normal form is transformers 5's dialect with nothing left out.
+settles all of that once, with transformers' own defaults, so that every reader sees the same plain values. The normal
+form is transformers 5's dialect with nothing left out.
 """
 
 from __future__ import annotations
@@ -13,9 +13,22 @@ from math import isfinite
 from typing import Any
 
 from together.errors import BrokenModel, UnsupportedModel
-from together.models.families import FAMILIES, TOY, WRAPPERS, require_family
 from together.models.rope import rope_parameters
 from together.wording import cut, quoted
+
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "qwen3_moe")  # each is proven by the conformance test
+WRAPPERS = {"gemma3": "gemma3_text", "mistral3": "mistral"}  # of text and pictures: the text model's usual family
+TOY = "checksum"  # a model for tests of the whole product; runs on its own backend only
+
+
+def require_family(model: str, family: object) -> None:
+    """Raises UnsupportedModel, with the list of what runs, unless `family` is one that real backends run."""
+    if not isinstance(family, str) or family not in FAMILIES:
+        known = ", ".join((*FAMILIES, *WRAPPERS))
+        raise UnsupportedModel(
+            f"{model} is of the family {quoted(family)}, which does not run here; choose one of {known}"
+        )
+
 
 MAX_LAYERS = 10_000
 _LARGEST = 10**9

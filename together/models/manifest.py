@@ -23,12 +23,20 @@ from together.errors import BrokenModel
 from together.jsonfile import first_fault
 from together.models.checkpoint import MAX_FILES, checkpoint_files, is_checkpoint
 from together.models.config import MAX_LAYERS, layer_count
-from together.models.fingerprint import PublishedFile, fingerprint_of, sample_places
 from together.models.folder import folder_name, folder_revision, json_object, most_bytes, read_bytes
 from together.models.headers import MAX_HEADER, FileHeader, Headers, check_distinct
 from together.models.names import MANIFEST as MANIFEST
 from together.models.names import MAX_NAME, TEMPLATES, is_model_name, is_plain, is_sha256, is_template
-from together.models.units import ByteRange, Sample, Unit, samples_in, units_of
+from together.models.units import (
+    ByteRange,
+    PublishedFile,
+    Sample,
+    Unit,
+    fingerprint_of,
+    sample_places,
+    samples_in,
+    units_of,
+)
 from together.wording import MOST, cut, quoted
 
 CONFIG = "config.json"

@@ -9,23 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from together.errors import BrokenModel
-from together.models.config import effective, quantization_of
-from together.models.families import TOY, require_family
-from together.models.files import (
-    EMBED,
-    HEAD,
-    NORM,
-    Published,
-    layer_of,
-    read_json,
-    read_published,
-    tensors_for,
-    tensors_of,
-)
-from together.models.folder import folder_name, folder_revision
+from together.models.config import TOY, effective, quantization_of, require_family
+from together.models.folder import folder_name, folder_revision, read_json
 from together.models.headers import TensorInfo
 from together.models.layout import PLAIN, check_tensors, misshapen, missing, needs, quantized, stored_as
 from together.models.manifest import CONFIG, is_shard, read_manifest
+from together.models.names import EMBED, HEAD, NORM, layer_of
+from together.models.reading import Published, read_published, tensors_for, tensors_of
 from together.types import DTYPE_BYTES, Dtype, LayerRange, ModelRef
 
 _CONFIG_DTYPES: dict[str, Dtype] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}

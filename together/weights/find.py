@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from together.errors import BadSetting, BrokenModel, TogetherError
-from together.models.manifest import CONFIG, MANIFEST, Manifest, describe
-from together.models.names import is_model_name
+from together.models.folder import snapshot, what_it_is
+from together.models.manifest import CONFIG, Manifest, describe
+from together.models.names import MANIFEST, is_model_name
 from together.models.reading import units_here
-from together.models.recognise import snapshot, what_it_is
 from together.models.spec import fingerprint, read_shape
 from together.processes import CHECKOUT
 from together.types import ModelRef

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from together.errors import BrokenModel, Unreachable
-from together.models.fingerprint import PublishedFile
 from together.models.folder import inside
 from together.models.manifest import CONFIG, Manifest, compose, read_manifest
 from together.models.reading import CHUNK, Digests, Stamp, stamp_of, units_here
-from together.models.units import Unit, words
+from together.models.units import PublishedFile, Unit, words
 from together.types import ModelRef
 from together.weights.hub_listing import STREAMS, Listing, list_hub, reached, read_remote
 from together.weights.hub_ranges import PATIENCE, Ask, RemoteFile, Stopped, Waiting, pause, read_range

@@ -18,14 +18,12 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils.tqdm import silent_tqdm
 
 from together.errors import BadSetting, BrokenModel, Unreachable, UnsupportedModel
-from together.models.checkpoint import INDEX, SINGLE, choose_files, weight_map
-from together.models.fingerprint import PublishedFile, sample_places
-from together.models.folder import most_bytes
+from together.models.checkpoint import SINGLE, choose_files, weight_map
+from together.models.folder import INDEX, most_bytes, without_weights
 from together.models.headers import MAX_HEADER, FileHeader, Headers, header_length
 from together.models.manifest import CONFIG, small_names
 from together.models.names import is_model_name, is_plain, is_template
-from together.models.recognise import without_weights
-from together.models.units import ByteRange
+from together.models.units import ByteRange, PublishedFile, sample_places
 from together.weights.hub_ranges import RemoteFile, endpoint, explained, read_range, unreachable
 from together.weights.store import Store
 from together.wording import quoted

@@ -14,7 +14,6 @@ from filelock import AcquireReturnProxy, BaseFileLock, FileLock, Timeout
 
 from together.errors import BadInput, BrokenModel, TogetherError
 from together.jsonfile import write_whole
-from together.models.fingerprint import PublishedFile
 from together.models.folder import folder_name, read_bytes
 from together.models.manifest import Manifest, check_small, describe, is_shard, read_manifest, small_files
 from together.models.names import MANIFEST, is_sha256, model_name
@@ -26,7 +25,7 @@ from together.models.reading import (
     require_samples,
     units_here,
 )
-from together.models.units import Unit, units_for, words
+from together.models.units import PublishedFile, Unit, units_for, words
 from together.types import LayerRange
 from together.weights.part import UnitWriter, require_space, size_of, writing
 from together.wording import quoted

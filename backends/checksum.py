@@ -37,9 +37,10 @@ from backends.ledger import Ledger, LedgerShard, Logits, starts, token_ids
 from backends.measuring import resident_bytes
 from together.cluster_types import Device, DeviceProfile
 from together.errors import BrokenModel, FrameRefused, NotEnoughMemory, UnsupportedModel
-from together.models.files import EMBED, HEAD, NORM, layer_of, read_into, read_json, tensors_for
-from together.models.folder import title
+from together.models.folder import read_json, title
 from together.models.headers import TensorInfo
+from together.models.names import EMBED, HEAD, NORM, layer_of
+from together.models.reading import read_into, tensors_for
 from together.sampling import mix64
 from together.types import Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
 from together.wording import quoted
