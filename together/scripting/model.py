@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
-from types import TracebackType
 from typing import Any, TypedDict, Unpack
 
 from together.engine.engine import Engine
@@ -35,7 +34,7 @@ _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_pen
 
 
 class Options(TypedDict, total=False):
-    """What is left out is as the model's author set it; `max_tokens` is up to the context then.
+    """An option that is left out is as the model's author set it; `max_tokens` is then as many as the context holds.
 
     `temperature` 0 is greedy; the same `seed` gives the same answer.
     """
@@ -79,19 +78,12 @@ class PartitionedModel:
     def pieces(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[AnswerChunk]:
         """As `stream`, with token ids, and in the last piece why it ended, token counts and times."""
         answer = generate_text(self._engine, self.text, self._request(prompt, options))
-
-        async def following() -> AnswerChunk | None:
-            return await anext(answer, None)
-
-        async def leave() -> None:
-            await answer.aclose()
-
         try:
-            while (piece := self._thread.run(following())) is not None:
+            while (piece := self._thread.run(lambda: anext(answer, None))) is not None:
                 yield piece
         finally:
             with suppress(NotServing):
-                self._thread.submit(leave())
+                self._thread.submit(answer.aclose)
 
     def stats(self) -> EngineStats:
         """What runs and waits, tokens so far, and milliseconds per step, stage and link."""
@@ -99,7 +91,7 @@ class PartitionedModel:
         async def stats() -> EngineStats:
             return self._engine.stats()
 
-        return self._thread.run(stats())
+        return self._thread.run(stats)
 
     def close(self) -> None:
         """End the processes; their memory is free when this returns. Open answers end with NotServing."""
@@ -110,9 +102,7 @@ class PartitionedModel:
     def __enter__(self) -> PartitionedModel:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __str__(self) -> str:
@@ -124,20 +114,13 @@ class PartitionedModel:
             _check(name, value)
         given: dict[str, Any] = {name: value for name, value in options.items() if name in (*_NUMBERS, "top_k")}
         seed, stop = options.get("seed"), options.get("stop", ())
-        sampling = replace(
-            self.defaults.sampling,
-            **given,
-            logit_bias=tuple(options.get("logit_bias", {}).items()),
-            seed=secrets.randbits(63) if seed is None else seed,
-        )
+        bias = tuple(options.get("logit_bias", {}).items())
+        given |= {"logit_bias": bias, "seed": secrets.randbits(63) if seed is None else seed}
+        sampling = replace(self.defaults.sampling, **given)
         validate(sampling)
-        return GenerateRequest(
-            self.text.prompt_ids(_messages(prompt)),
-            sampling,
-            options.get("max_tokens"),
-            (stop,) if isinstance(stop, str) else tuple(stop),
-            options.get("ignore_eos", False),
-        )
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        ids = self.text.prompt_ids(_messages(prompt))
+        return GenerateRequest(ids, sampling, options.get("max_tokens"), stops, options.get("ignore_eos", False))
 
 
 def partition(model: str | PathLike[str], strategy: PartitionStrategy | None = None) -> PartitionedModel:
@@ -146,16 +129,15 @@ def partition(model: str | PathLike[str], strategy: PartitionStrategy | None = N
     `model` is a folder, a name that this machine knows, or org/name on the hub: what is missing is downloaded. Raises
     as `PartitionStrategy.plan` does, before anything is loaded, and LoadFailed.
     """
-    strategy = strategy or PartitionStrategy()
-    settings, thread = settings_of(strategy), LoopThread()
+    how = strategy or PartitionStrategy()
+    settings, thread = settings_of(how), LoopThread()
     try:
-        opened, plan = thread.run(open_and_place(model, strategy, settings))
+        opened, plan = thread.run(lambda: open_and_place(model, how, settings))
         _bring(opened, settings)
         places = tuple(Place(item.backend, item.device, item.layers) for item in plan.partitions)
-        folder, eos = opened.folder.resolve(), opened.text.eos
-        engine, _ = thread.enter(
-            local_engine(folder, settings.home_path, places, plan.dtype, plan.context, plan.users, eos)
-        )
+        sizes = plan.dtype, plan.context, plan.users
+        ring = local_engine(opened.folder.resolve(), settings.home_path, places, *sizes, opened.text.eos)
+        engine, _ = thread.enter(ring)
     except BaseException:
         thread.close()
         raise
@@ -170,28 +152,33 @@ def _bring(opened: ModelHandle, settings: Settings) -> None:
     if not missing:
         return
     if opened.folder.resolve() != store.folder(opened.spec.fingerprint).resolve():
-        held = words(here)
-        raise BrokenModel(f"{opened.folder} has only {held} of {opened.ref.name}; copy the rest, or name the model")
+        raise BrokenModel(
+            "{folder} has only {held} of {model}; copy the rest, or name the model",
+            folder=str(opened.folder),
+            held=words(here),
+            model=opened.ref.name,
+        )
     fetch_units(opened.ref, missing, store)
 
 
 def _check(name: str, value: object) -> None:
     """Raises BadRequest for an option that does not exist, or a value of another type."""
     if name not in Options.__annotations__:
-        raise BadRequest(f"there is no option {name!r}; choose among {', '.join(Options.__annotations__)}", name)
+        known = tuple(Options.__annotations__)
+        raise BadRequest("there is no option {name!r}; choose among {known}", name, name=name, known=known)
+    wrong = ""
     if name in _WHOLE and value is not None and type(value) is not int:
-        raise BadRequest(f"{name} must be a whole number, not {value!r}", name)
-    if name in _NUMBERS and type(value) not in (int, float):
-        raise BadRequest(f"{name} must be a number, not {value!r}", name)
-    if name == "logit_bias" and not isinstance(value, Mapping):
-        raise BadRequest(f"logit_bias maps token ids to numbers, as {{42: -5.0}}, not {value!r}", name)
-    if name == "stop" and not _is_stop(value):
-        raise BadRequest("stop must be a text or several, none of them empty", name)
-
-
-def _is_stop(value: object) -> bool:
-    texts = [value] if isinstance(value, str) else value
-    return isinstance(texts, Sequence) and all(isinstance(text, str) and text for text in texts)
+        wrong = "{name} must be a whole number, not {value}"
+    elif name in _NUMBERS and type(value) not in (int, float):
+        wrong = "{name} must be a number, not {value}"
+    elif name == "logit_bias" and not isinstance(value, Mapping):
+        wrong = "{name} maps token ids to numbers, as {{42: -5.0}}, not {value}"
+    elif name == "stop":
+        texts = [value] if isinstance(value, str) else value
+        if not (isinstance(texts, Sequence) and all(isinstance(text, str) and text for text in texts)):
+            wrong = "{name} must be a text or several, none of them empty"
+    if wrong:
+        raise BadRequest(wrong, name, name=name, value=repr(value))
 
 
 def _messages(prompt: Prompt) -> list[Message]:
@@ -206,4 +193,9 @@ def _message(index: int, turn: Message | Mapping[str, str]) -> Message:
             return turn
         case {"role": str(role), "content": str(content)}:
             return Message(role, content)
-    raise BadRequest(f"messages.{index} must have a role and a content, both texts, not {turn!r}", "messages")
+    raise BadRequest(
+        "messages.{index} must have a role and a content, both texts, not {turn}",
+        "messages",
+        index=index,
+        turn=repr(turn),
+    )

@@ -25,7 +25,7 @@ from together.planning.problem import Assignment, NodeProfile, Problem, Sizing
 from together.planning.request import PlanRequest
 from together.planning.strategies import STRATEGIES
 from together.scripting.thread import LoopThread
-from together.sentences import NOTHING, Sentence, say
+from together.sentences import NOTHING, Sentence, say, template
 from together.settings import Settings, load_settings, parse_bytes
 from together.types import Dtype, LayerRange
 from together.wording import layers_text, size_text
@@ -104,19 +104,21 @@ class PartitionStrategy:
     def __post_init__(self) -> None:
         kind = self.strategy_type
         if kind not in STRATEGIES:
-            raise BadSetting(f"there is no strategy_type {kind!r}; choose one of {', '.join(STRATEGIES)}")
+            raise BadSetting("there is no strategy_type {kind!r}; choose one of {known}", kind=kind, known=STRATEGIES)
         for name in ("num_partitions", "context", "users"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
-                raise BadSetting(f"{name} must be a whole number, at least 1, not {value!r}")
+                raise BadSetting("{name} must be a whole number, at least 1, not {value}", name=name, value=repr(value))
         if isinstance(self.target_devices, str):
-            raise BadSetting(f"target_devices is a list of names, as [{self.target_devices!r}]")
-        for strategy, name, what in _NEEDED:
+            raise BadSetting("target_devices is a list of names, as [{name!r}]", name=self.target_devices)
+        for only, name, what in _NEEDED:
             given = getattr(self, name) is not None
-            if kind == strategy and not given:
-                raise BadSetting(f"strategy_type {kind!r} needs {name}: {what}")
-            if kind != strategy and given:
-                raise BadSetting(f"{name} is for strategy_type {strategy!r}, not {kind!r}; leave one out")
+            if kind == only and not given:
+                raise BadSetting("strategy_type {kind!r} needs {name}: {what}", kind=kind, name=name, what=what)
+            if kind != only and given:
+                raise BadSetting(
+                    "{name} is for strategy_type {only!r}, not {kind!r}; leave one out", name=name, only=only, kind=kind
+                )
         _ = self.request, self.partitions
 
     @property
@@ -135,12 +137,18 @@ class PartitionStrategy:
     @property
     def partitions(self) -> int:
         """How many are asked for; 0 where nothing says it. Raises BadPlan where two values disagree."""
-        sizes = {name: len(getattr(self, name) or ()) for name in ("custom_boundaries", "target_devices")}
-        counts = {"num_partitions": self.num_partitions or 0, **sizes, "ratio": len(_parts(self.ratio))}
+        counts = {
+            "num_partitions": self.num_partitions or 0,
+            "custom_boundaries": len(self.custom_boundaries or ()),
+            "target_devices": len(self.target_devices or ()),
+            "ratio": len(_parts(self.ratio)),
+        }
         given = {name: count for name, count in counts.items() if count}
         if len(set(given.values())) > 1:
-            said = ", ".join(f"{name} for {count}" for name, count in given.items())
-            raise BadPlan(f"the strategy asks for different numbers of partitions: {said}; give one per partition")
+            said = tuple(template("{name} for {count}", name=name, count=count) for name, count in given.items())
+            raise BadPlan(
+                "the strategy asks for different numbers of partitions: {said}; give one per partition", said=said
+            )
         return next(iter(given.values()), 0)
 
     def plan(self, model: str | PathLike[str]) -> PartitionPlan:
@@ -150,7 +158,7 @@ class PartitionStrategy:
         BadPlan (gap, overlap, unknown device, too many partitions), NotEnoughMemory, or what opening a model raises.
         """
         with closing(LoopThread()) as thread:
-            return thread.run(open_and_place(model, self, settings_of(self)))[1]
+            return thread.run(lambda: open_and_place(model, self, settings_of(self)))[1]
 
     def ranges(self, model: str | PathLike[str]) -> tuple[LayerRange, ...]:
         """The layers of each partition, half-open. Raises as `plan` does."""
@@ -169,16 +177,24 @@ async def open_and_place(
 
     Raises BadInput, Unreachable or NotEnoughMemory.
     """
-    opened = await open_model(Path(model) if isinstance(model, PathLike) else model, settings)
+    opened, home = await open_model(Path(model) if isinstance(model, PathLike) else model, settings), settings.home_path
     request, count, layers = strategy.request, strategy.partitions, opened.spec.layers
     if count > layers:
-        raise BadPlan(f"{opened.ref.name} has {layers} layers, too few for {count} partitions; ask for fewer")
-    settings.home_path.mkdir(parents=True, exist_ok=True)
+        raise BadPlan(
+            "{model} has {layers} layers, too few for {count} partitions; ask for fewer",
+            model=opened.ref.name,
+            layers=layers,
+            count=count,
+        )
+    home.mkdir(parents=True, exist_ok=True)
     backend = settings.backend or await asyncio.to_thread(default_backend)
-    places = choose_places(strategy.target_devices or (), count, await find_devices(backend, settings.home_path))
+    places = choose_places(strategy.target_devices or (), count, await find_devices(backend, home))
     profiles = dict.fromkeys((place.device for place in places), UNKNOWN_PROFILE)
     if request.strategy in NEED_SPEEDS and len(places) > 1:
-        profiles = await _measured(tuple(profiles), opened, settings)
+        profiler = Profiler(node_name(settings), machine_id(home), home, tuple(profiles))
+        for device in profiles:
+            order = MeasureOrder(device.backend, device.name, opened.dtype, opened.config)
+            profiles[device] = await profiler.measure(order)
 
     async def plan_at(sizing: Sizing) -> PlannedModel | Infeasible:
         return await asyncio.to_thread(plan_here, opened, request, sizing, places, profiles, settings)
@@ -186,13 +202,9 @@ async def open_and_place(
     found = await first_that_fits(sizings(opened, request, settings), plan_at)
     if isinstance(found, Infeasible):
         raise NotEnoughMemory(found.sentence)
-    return opened, _partition_plan(found)
-
-
-def _partition_plan(found: PlannedModel) -> PartitionPlan:
     plan, why = plan_of(found), tuple(map(str, found.answer.why))
     stages = tuple(Partition(item.backend, item.device, item.layers, item.memory_bytes) for item in plan.stages)
-    return PartitionPlan(plan.model.name, stages, plan.context, plan.users, plan.dtype, why)
+    return opened, PartitionPlan(plan.model.name, stages, plan.context, plan.users, plan.dtype, why)
 
 
 # --- this machine's devices -------------------------------------------------------------------------------------------
@@ -216,8 +228,12 @@ def _named(name: str, found: Sequence[Device]) -> Device:
         for device in found:
             if device.name == word:
                 return device
-    names = ", ".join(device.name for device in found)
-    raise BadPlan(f"target_devices: there is no device {name!r} here for {found[0].backend}; choose among {names}")
+    raise BadPlan(
+        "target_devices: there is no device {name!r} here for {backend}; choose among {known}",
+        name=name,
+        backend=found[0].backend,
+        known=tuple(device.name for device in found),
+    )
 
 
 def _own_choice(found: Sequence[Device], partitions: int) -> list[Device]:
@@ -225,16 +241,6 @@ def _own_choice(found: Sequence[Device], partitions: int) -> list[Device]:
     unified = any(device.name in UNIFIED for device in found)
     useful = [device for device in found if not (unified and device.name == "cpu")]
     return [useful[index % len(useful)] for index in range(partitions or len(useful))]
-
-
-async def _measured(
-    devices: tuple[Device, ...], opened: ModelHandle, settings: Settings
-) -> dict[Device, DeviceProfile]:
-    """What each device does at the model's shape; takes seconds where it is not known yet."""
-    machine = await asyncio.to_thread(machine_id, settings.home_path)
-    profiler = Profiler(node_name(settings), machine, settings.home_path, devices)
-    orders = {device: MeasureOrder(device.backend, device.name, opened.dtype, opened.config) for device in devices}
-    return {device: await profiler.measure(order) for device, order in orders.items()}
 
 
 def plan_here(
@@ -261,7 +267,10 @@ def plan_here(
     found = plan_on(Survey(problem, {place.name: place for place in places}), opened, request, sizing)
     if isinstance(found, Infeasible):
         return found
-    wrong = _overfull(found, pools) or (_incomplete(found) if request.strategy == "uniform" else NOTHING)
+    wrong = _overfull(found, pools)
+    empty = tuple(place.name for place in places if place.name not in found.answer.split.nodes)
+    if not wrong and empty and request.strategy == "uniform":  # equal parts are asked for by number: none is left out
+        wrong = say("hold_nothing", places=empty)
     return Infeasible(wrong) if wrong else found
 
 
@@ -289,12 +298,6 @@ def _overfull(found: PlannedModel, pools: Mapping[str, int]) -> Sentence:
     return NOTHING
 
 
-def _incomplete(found: PlannedModel) -> Sentence:
-    """Equal parts are asked for by number: name the placements that hold nothing, instead of leaving them out."""
-    empty = tuple(name for name in found.survey.placements if name not in found.answer.split.nodes)
-    return say("hold_nothing", places=empty) if empty else NOTHING
-
-
 # --- values of a strategy ---------------------------------------------------------------------------------------------
 
 
@@ -310,7 +313,9 @@ def _range(pair: object) -> LayerRange:
             return pair
         case (int(first), int(last)) if 0 <= first <= last:
             return LayerRange(first, last + 1)
-    raise BadPlan(f"custom_boundaries: {pair!r} is neither a first and a last layer, as (0, 15), nor a LayerRange")
+    raise BadPlan(
+        "custom_boundaries: {pair} is neither a first and a last layer, as (0, 15), nor a LayerRange", pair=repr(pair)
+    )
 
 
 def _parts(ratio: Sequence[float] | str | None) -> tuple[float, ...]:
@@ -320,4 +325,4 @@ def _parts(ratio: Sequence[float] | str | None) -> tuple[float, ...]:
         parts = tuple(float(part) for part in (ratio.split(":") if isinstance(ratio, str) else ratio))
         if parts and all(isfinite(part) and part > 0 for part in parts):
             return parts
-    raise BadPlan(f"ratio {ratio!r} is not numbers above 0, one per partition, as [3, 1] or '3:1'")
+    raise BadPlan("ratio {ratio} is not numbers above 0, one per partition, as [3, 1] or '3:1'", ratio=repr(ratio))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, wait
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ LOOK_EVERY = 0.2  # seconds: on Windows a wait without an end does not see Ctrl-
 
 
 class LoopThread:
-    """Runs coroutines for any thread until `close`."""
+    """Awaits for any thread what it is given, until `close`."""
 
     def __init__(self) -> None:
         begun: Future[asyncio.AbstractEventLoop] = Future()
@@ -29,14 +29,13 @@ class LoopThread:
         self._thread.start()
         self._loop = begun.result()
 
-    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+    def submit(self, work: Callable[[], Awaitable[T]]) -> Future[T]:
         """Start `work`; cancelling the future cancels it. Raises NotServing after `close`."""
         if self._closed:
-            work.close()
             raise NotServing("the model was closed; call partition again")
         return asyncio.run_coroutine_threadsafe(self._tracked(work), self._loop)
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
+    def run(self, work: Callable[[], Awaitable[T]]) -> T:
         """The outcome of `work`, which is cancelled if the waiting is interrupted. Raises NotServing after `close`."""
         future = self.submit(work)
         return _outcome(future, future)
@@ -44,7 +43,18 @@ class LoopThread:
     def enter(self, manager: AbstractAsyncContextManager[T]) -> T:
         """Enter `manager`, which is left by `close`, or when its block is cancelled."""
         entered: Future[T] = Future()
-        return _outcome(entered, self.submit(_hold(manager, entered)))
+
+        async def hold() -> None:
+            try:
+                async with manager as value:
+                    entered.set_result(value)
+                    await asyncio.Event().wait()
+            except BaseException as error:
+                if not entered.done():
+                    entered.set_exception(error)
+                raise
+
+        return _outcome(entered, self.submit(hold))
 
     def close(self) -> None:
         """Cancel what runs, and return when all of it has cleaned up. Harmless the second time."""
@@ -63,25 +73,14 @@ class LoopThread:
         if self._works:
             await asyncio.wait(self._works)
 
-    async def _tracked(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _tracked(self, work: Callable[[], Awaitable[T]]) -> T:
         task = asyncio.current_task()
         assert task is not None
         self._works.add(task)
         try:
-            return await work
+            return await work()
         finally:
             self._works.discard(task)
-
-
-async def _hold(manager: AbstractAsyncContextManager[T], entered: Future[T]) -> None:
-    try:
-        async with manager as value:
-            entered.set_result(value)
-            await asyncio.Event().wait()
-    except BaseException as error:
-        if not entered.done():
-            entered.set_exception(error)
-        raise
 
 
 def _outcome(future: Future[T], work: Future[Any]) -> T:
