@@ -177,7 +177,8 @@ async def open_and_place(
 
     Raises BadInput, Unreachable or NotEnoughMemory.
     """
-    opened, home = await open_model(Path(model) if isinstance(model, PathLike) else model, settings), settings.home_path
+    opened = await open_model(Path(model) if isinstance(model, PathLike) else model, settings)
+    home = settings.home_path
     request, count, layers = strategy.request, strategy.partitions, opened.spec.layers
     if count > layers:
         raise BadPlan(
