@@ -194,8 +194,8 @@ def _message(index: int, turn: Message | Mapping[str, str]) -> Message:
         case {"role": str(role), "content": str(content)}:
             return Message(role, content)
     raise BadRequest(
-        "messages.{index} must have a role and a content, both texts, not {turn}",
+        "messages.{number} must have a role and a content, both texts, not {turn}",
         "messages",
-        index=index,
+        number=index,
         turn=repr(turn),
     )
