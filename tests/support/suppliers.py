@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.support.checksum import make_checksum_model
@@ -21,9 +21,9 @@ from together.models.spec import read_spec
 from together.models.units import units_for
 from together.ring import rpc
 from together.types import LayerRange, ModelRef
-from together.weights.fetch import Fetcher
-from together.weights.part import Progress
-from together.weights.peers import StoreService
+from together.weights.fetch import Fetch
+from together.weights.find import StoreService
+from together.weights.part import Progress, Waiting
 from together.weights.transfer import Suppliers
 
 HOST = "127.0.0.1"
@@ -74,15 +74,26 @@ async def served(home: Path, replaced: dict[str, rpc.Handler] | None = None) -> 
         await server.stop(0)
 
 
-class OneFetcher(Fetcher):
-    """Fetches from sources that stay where they are, and waits in silence."""
+@dataclass(frozen=True, slots=True)
+class Fetcher:
+    """A node that fetches: its home, and where it listens."""
+
+    home: Path
+    own: Endpoint
 
     async def fetch(self, model: ModelRef, layers: LayerRange, sources: tuple[Source, ...], progress: Progress) -> Path:
-        return await self.fetch_from(Suppliers(sources), model, layers, progress, lambda whom: None)
+        """From sources that stay where they are, waiting in silence."""
+        suppliers = Suppliers(sources, lambda: self.own)
+        return await self.fetch_from(suppliers, model, layers, progress, lambda whom: None)
+
+    async def fetch_from(
+        self, suppliers: Suppliers, model: ModelRef, layers: LayerRange, progress: Progress, waiting: Waiting
+    ) -> Path:
+        return await Fetch(self.home, self.home.name, suppliers, model, layers, progress, waiting).run()
 
 
-def fetcher(home: Path, own: Endpoint = NOWHERE) -> OneFetcher:
-    return OneFetcher(home, home.name, lambda: own)
+def fetcher(home: Path, own: Endpoint = NOWHERE) -> Fetcher:
+    return Fetcher(home, own)
 
 
 def quiet(done: int, total: int) -> None:

@@ -169,7 +169,7 @@ async def test_another_machine_goes_on_for_one_that_dies(tmp_path: Path, toy: Pa
 async def test_a_machine_that_freezes_is_left_for_another(
     tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("together.weights.peers.SILENT", 0.5)
+    monkeypatch.setattr("together.weights.transfer.SILENT", 0.5)
     async with studio(tmp_path, bytes_per_s=20e6) as first, studio(tmp_path) as second:
         both = (source(at(first.port), toy), Source(at(second.port), ("embed.safetensors",)))
         fetch = asyncio.create_task(fetcher(tmp_path / "laptop").fetch(lab_ref(toy), LayerRange(0, 1), both, quiet))

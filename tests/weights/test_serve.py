@@ -27,7 +27,7 @@ from together.models.names import layer_unit
 from together.models.reading import read_unit
 from together.ring import rpc, wire
 from together.types import LayerRange, ModelRef
-from together.weights.peers import StoreService
+from together.weights.find import StoreService
 from together.weights.store import Store
 
 MEBIBYTE = 2**20

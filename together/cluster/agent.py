@@ -36,10 +36,9 @@ from together.ring.stage import Launch
 from together.sentences import say
 from together.settings import Settings
 from together.types import ModelRef
-from together.weights.fetch import Fetcher
-from together.weights.find import find_units
+from together.weights.fetch import Fetch
+from together.weights.find import StoreService, find_units
 from together.weights.part import Progress, Waiting
-from together.weights.peers import StoreService
 from together.weights.transfer import Suppliers
 from together.wording import layers_text, sizes_text
 
@@ -108,13 +107,11 @@ class Agent:
     _peers: dict[Endpoint, float] = field(default_factory=dict)
     _heads: dict[Endpoint, float] = field(default_factory=dict)  # where heads listen → when they were last heard
     _store: StoreService = field(init=False)
-    _fetcher: Fetcher = field(init=False)
     _profiler: Profiler = field(init=False)
 
     def __post_init__(self) -> None:
         home = self.settings.home_path
         self._store = StoreService(home)
-        self._fetcher = Fetcher(home, self.identity.name, lambda: self.identity.endpoint)
         self._profiler = Profiler(self.identity.name, self.identity.machine, home, self.grants.devices)
 
     def handlers(self) -> dict[str, rpc.Handler]:
@@ -184,14 +181,15 @@ class Agent:
             order, "", str(self.settings.home_path), self.identity.name, self.settings.host, (first + 1, last)
         )
         stage = StageProcess(launch, self.identity.endpoint.addresses, self.changed.notify)
-        suppliers = Suppliers(order.sources)
+        suppliers = Suppliers(order.sources, lambda: self.identity.endpoint)
         self._stages[order.ring, order.slot] = stage, suppliers
         stage.begin(partial(self._prepare, order, suppliers))
         self.changed.notify()
         return stage
 
     async def _prepare(self, order: StageOrder, suppliers: Suppliers, progress: Progress, waiting: Waiting) -> Path:
-        folder = await self._fetcher.fetch_from(suppliers, order.model, order.stage.layers, progress, waiting)
+        home, name = self.settings.home_path, self.identity.name
+        folder = await Fetch(home, name, suppliers, order.model, order.stage.layers, progress, waiting).run()
         self._store.offer(order.model, folder)
         return folder
 

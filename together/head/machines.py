@@ -17,8 +17,7 @@ from together.ring import rpc
 from together.ring.links import Inlets
 from together.settings import Settings
 from together.types import ModelRef
-from together.weights.find import find_units
-from together.weights.peers import StoreService
+from together.weights.find import StoreService, find_units
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,4 @@
-"""Brings what a stage needs of a model to a folder of this machine: from disk, from other machines, from the hub.
-
-Copies nothing that is here, and fetches nothing that the layers do not need.
-"""
+"""Brings what a stage needs of a model to a folder of this machine: from disk, from other machines, from the hub."""
 
 from __future__ import annotations
 
@@ -10,26 +7,19 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from together.cluster_types import Endpoint
 from together.errors import BrokenModel, LoadFailed, RingBroken, TogetherError, Unreachable
 from together.models.manifest import read_manifest, small_files
 from together.models.reading import unit_digest
 from together.models.units import Unit, units_for, words
+from together.sentences import Sentence, say, template
 from together.types import LayerRange, ModelRef
 from together.weights.find import Found, find_units, not_here
 from together.weights.part import DiskFull, Progress, Waiting
-from together.weights.peers import PeerLink, connected
 from together.weights.store import Store
-from together.weights.transfer import (
-    FIRST_PATIENCE,
-    PATIENCE,
-    Supplier,
-    Suppliers,
-    Transfer,
-)
+from together.weights.transfer import FIRST_PATIENCE, PATIENCE, PeerLink, Supplier, Suppliers, Transfer, connected
 
 log = logging.getLogger(__name__)
 
@@ -37,167 +27,160 @@ DESCRIBE_EVERY = 1.0  # seconds between two rounds of asking the sources what th
 STOPS_WITHIN = 5.0  # seconds that a cancelled download is waited for
 
 
-class Fetcher:
-    """One node's; `own` is where the node itself listens: it is never its own source."""
+@dataclass(slots=True)
+class Fetch:
+    """One stage's fetch. A lost connection is retried, and `waiting` gets its name; `suppliers` may become more."""
 
-    def __init__(self, home: Path, node_name: str, own: Callable[[], Endpoint]) -> None:
-        self._home = home
-        self._node = node_name
-        self._own = own
-        self._store = Store(home)
+    home: Path
+    node_name: str
+    suppliers: Suppliers
+    model: ModelRef
+    layers: LayerRange
+    progress: Progress
+    waiting: Waiting
+    _store: Store = field(init=False)
+    _folder: Path = field(init=False)
 
-    async def fetch_from(
-        self, suppliers: Suppliers, model: ModelRef, layers: LayerRange, progress: Progress, waiting: Waiting
-    ) -> Path:
+    async def run(self) -> Path:
         """The folder that has everything a stage of `layers` needs.
 
-        A lost connection is retried, and `waiting` gets its name; meanwhile `suppliers` may become more. Raises
-        BrokenModel, LoadFailed or DiskFull. Cancelling leaves what can be resumed.
+        Copies nothing that is here and fetches nothing that the layers do not need. Raises BrokenModel, LoadFailed or
+        DiskFull. Cancelling leaves what can be resumed.
         """
-        folder = self._store.folder(model.fingerprint)
-        found = await asyncio.to_thread(find_units, model, self._home)
-        if found.folder is not None and found.folder != folder and _has(found, layers):
-            return found.folder
-        await self._begin(model, found, suppliers, waiting)
-        missing, broken = await asyncio.to_thread(self._lacking, model, layers)
+        self._store = Store(self.home)
+        self._folder = self._store.folder(self.model.fingerprint)
+        found = await asyncio.to_thread(find_units, self.model, self.home)
+        elsewhere = found.folder if found.folder != self._folder else None
+        if elsewhere is not None and self._is_enough(found):
+            return elsewhere
+        await self._begin(found)
+        missing, broken = await asyncio.to_thread(self._lacking)
         if missing:
-            await asyncio.to_thread(self._store.require_space, model.fingerprint, missing)
-            transfer = Transfer(self._store, model, suppliers, self._is_other, missing, progress, waiting)
-            if found.folder is not None and found.folder != folder:
-                await transfer.copy(found.folder, found.units)
-            await self._bring(model, missing, transfer, broken, progress, waiting)
-        return folder
+            await asyncio.to_thread(self._store.require_space, self.model.fingerprint, missing)
+            transfer = Transfer(self._store, self.model, self.suppliers, missing, self.progress, self.waiting)
+            if elsewhere is not None:
+                await transfer.copy(elsewhere, found.units)
+            await self._bring(missing, transfer, broken)
+        return self._folder
 
-    async def _bring(
-        self,
-        model: ModelRef,
-        missing: tuple[Unit, ...],
-        transfer: Transfer,
-        broken: list[str],
-        progress: Progress,
-        waiting: Waiting,
-    ) -> None:
+    def _is_enough(self, found: Found) -> bool:
+        assert found.manifest is not None
+        return all(unit.name in found.units for unit in units_for(found.manifest, self.layers))
+
+    async def _bring(self, missing: tuple[Unit, ...], transfer: Transfer, broken: list[Sentence]) -> None:
         """From other machines, else from the hub; where the hub does not answer either, machines get more time."""
-        left = await transfer.run(FIRST_PATIENCE if model.revision else PATIENCE)
+        left = await transfer.run(FIRST_PATIENCE if self.model.revision else PATIENCE)
         if not left:
             return
-        if not model.revision:
-            why = "; ".join([*broken, *transfer.causes]) or "no other machine has them"
-            lacks = words(unit.name for unit in left)
+        if not self.model.revision:
+            causes = (*broken, *transfer.causes) or (template("no other machine has them"),)
             raise LoadFailed(
-                f"node {self._node} lacks {lacks} of {model.name} and cannot get them: {why}; "
-                "start a machine that has them, or put the model's folder under models/ in the app's home folder there"
+                "node {node} lacks {units} of {model} and cannot get them: {why}; start a machine that has them, or "
+                "put the model's folder under models/ in the app's home folder there",
+                units=words(unit.name for unit in left),
+                why=say("all", sentences=causes),
+                **self._names,
             )
         try:
-            await self._download(model, missing, progress, waiting)
+            await self._download(missing)
         except Unreachable as error:
-            log.warning("fetching %s: %s", model.name, error)
+            log.warning("fetching %s: %s", self.model.name, error)
             if await transfer.run(PATIENCE):
-                await self._download(model, missing, progress, waiting)
+                await self._download(missing)
 
-    def _is_other(self, supplier: Supplier) -> bool:
-        """Whether it is not this node itself."""
-        endpoint, own = supplier.source.endpoint, self._own()
-        return endpoint.port != own.port or not set(endpoint.addresses) & set(own.addresses)
+    @property
+    def _names(self) -> dict[str, str]:
+        return {"node": self.node_name, "model": self.model.name}
 
-    def _lacking(self, model: ModelRef, layers: LayerRange) -> tuple[tuple[Unit, ...], list[str]]:
+    def _lacking(self) -> tuple[tuple[Unit, ...], list[Sentence]]:
         """What has to be fetched, and why units that were here are broken; those are deleted."""
-        folder = self._store.folder(model.fingerprint)
-        manifest = read_manifest(folder)
+        manifest = read_manifest(self._folder)
         broken = []
-        for unit in units_for(manifest, layers):
-            if unit.name not in manifest.digests or not (folder / unit.name).is_file():
+        for unit in units_for(manifest, self.layers):
+            if unit.name not in manifest.digests or not (self._folder / unit.name).is_file():
                 continue
             try:
-                unit_digest(folder, unit, self._home)
+                unit_digest(self._folder, unit, self.home)
             except BrokenModel as error:
                 log.warning("%s", error)
-                broken.append(str(error))
+                broken.append(error.sentence)
                 with suppress(OSError):
-                    (folder / unit.name).unlink()
-        return self._store.missing(model.fingerprint, layers), broken
+                    (self._folder / unit.name).unlink()
+        return self._store.missing(self.model.fingerprint, self.layers), broken
 
     # --- what the model is --------------------------------------------------------------------------------------------
 
-    async def _begin(self, model: ModelRef, found: Found, suppliers: Suppliers, waiting: Waiting) -> None:
+    async def _begin(self, found: Found) -> None:
         """Make the model's folder in the store, without units, unless it exists."""
         if found.folder is not None and found.manifest is not None:
-            if found.folder != self._store.folder(model.fingerprint):
+            if found.folder != self._folder:
                 small = await asyncio.to_thread(small_files, found.folder)
                 await asyncio.to_thread(self._store.begin, found.manifest, small)
             return
-        causes: dict[str, None] = {}
-        if await self._described(model, suppliers, causes, waiting):
+        causes: dict[Sentence, None] = {}
+        if await self._described(causes):
             return
-        if model.revision:
-            await asyncio.to_thread(self._describe_hub, model)
+        if self.model.revision:
+            from together.weights.hub import require_manifest  # most nodes never need it, and it is heavy
+
+            await asyncio.to_thread(require_manifest, self.model, self._store)
             return
-        if not any(map(self._is_other, suppliers.all)):
-            raise await asyncio.to_thread(not_here, model, self._home, self._node)
+        if not self.suppliers.others():
+            raise await asyncio.to_thread(not_here, self.model, self.home, self.node_name)
         raise LoadFailed(
-            f"node {self._node} has nothing of {model.name}, and no other machine describes it: {'; '.join(causes)}; "
-            "load it again, or put its folder under models/ in the app's home folder there"
+            "node {node} has nothing of {model}, and no other machine describes it: {why}; load it again, or put its "
+            "folder under models/ in the app's home folder there",
+            why=say("all", sentences=tuple(causes)),
+            **self._names,
         )
 
-    async def _described(
-        self, model: ModelRef, suppliers: Suppliers, causes: dict[str, None], waiting: Waiting
-    ) -> bool:
+    async def _described(self, causes: dict[Sentence, None]) -> bool:
         """Whether a source described the model. It may be out of reach for a moment, or moving."""
         clock = asyncio.get_running_loop().time
         until = clock() + FIRST_PATIENCE
         while True:
-            seen = suppliers.changed.version
-            able = [supplier for supplier in suppliers.all if self._is_other(supplier) and not supplier.wrong]
-            for supplier in able:
-                if await self._describe(model, supplier, causes):
-                    waiting("")
+            seen = self.suppliers.changed.version
+            for supplier in self.suppliers.others():
+                if not supplier.wrong and await self._describe(supplier, causes):
+                    self.waiting("")
                     return True
-            able = [supplier for supplier in able if not supplier.wrong]
+            able = [supplier.peer for supplier in self.suppliers.others() if not supplier.wrong]
             if not able or clock() > until:
                 return False
-            waiting(" and ".join(supplier.peer for supplier in able))
-            await suppliers.changed.wait(seen, DESCRIBE_EVERY)
+            self.waiting(" and ".join(able))
+            await self.suppliers.changed.wait(seen, DESCRIBE_EVERY)
 
-    async def _describe(self, model: ModelRef, supplier: Supplier, causes: dict[str, None]) -> bool:
+    async def _describe(self, supplier: Supplier, causes: dict[Sentence, None]) -> bool:
         """Ask one source."""
         try:
             async with connected(supplier.source.endpoint) as link:
-                await self._take_skeleton(model, link)
+                await self._take_skeleton(link)
         except DiskFull:
             raise
         except TogetherError as error:
-            log.warning("asking %s what %s is: %s", supplier.peer, model.name, error)
-            causes[str(error)] = None
+            log.warning("asking %s what %s is: %s", supplier.peer, self.model.name, error)
+            causes[error.sentence] = None
             supplier.wrong = not isinstance(error, (Unreachable, RingBroken))
             return False
         supplier.answered = True
         return True
 
-    async def _take_skeleton(self, model: ModelRef, link: PeerLink) -> None:
+    async def _take_skeleton(self, link: PeerLink) -> None:
         """The manifest and the small files; the fingerprint is computed from these very bytes.
 
         Hashes of units that the source may name are left out: each source answers for the units that it gives.
         """
-        manifest = await link.describe(model)
-        small = {file.name: await link.small(model, file.name, file.size) for file in manifest.small}
+        manifest = await link.describe(self.model)
+        small = {file.name: await link.small(self.model, file.name, file.size) for file in manifest.small}
         try:
             await asyncio.to_thread(self._store.begin, replace(manifest, digests={}), small)
         except BrokenModel as error:
-            raise BrokenModel(f"{link.peer} gives something else for {model.name}: {error}") from error
+            message = "{peer} gives something else for {model}: {error}"
+            raise BrokenModel(message, peer=link.peer, model=self.model.name, error=error.sentence) from error
 
     # --- the hub ------------------------------------------------------------------------------------------------------
 
-    def _describe_hub(self, model: ModelRef) -> None:
-        from together.weights.hub import describe_hub  # most nodes never need it, and it is heavy
-
-        manifest = describe_hub(model.name, self._store, model.revision)
-        if manifest.fingerprint != model.fingerprint:
-            raise BrokenModel(
-                f"the hub has another version of {model.name}: {manifest.fingerprint[:12]} there, "
-                f"{model.fingerprint[:12]} at the head; load it again"
-            )
-
-    async def _download(self, model: ModelRef, units: tuple[Unit, ...], progress: Progress, waiting: Waiting) -> None:
+    async def _download(self, units: tuple[Unit, ...]) -> None:
         """Run blocking code on a thread, and stop it when this task is cancelled."""
         from together.weights.hub import fetch_units
 
@@ -210,19 +193,13 @@ class Fetcher:
 
             return tell
 
+        progress, waiting = on_loop(self.progress), on_loop(self.waiting)
         work = asyncio.create_task(
-            asyncio.to_thread(
-                fetch_units, model, units, self._store, on_loop(progress), stop.is_set, waiting=on_loop(waiting)
-            )
+            asyncio.to_thread(fetch_units, self.model, units, self._store, progress, stop.is_set, waiting=waiting)
         )
         try:
             await asyncio.shield(work)
         finally:
             stop.set()
             await asyncio.wait([work], timeout=STOPS_WITHIN)
-            waiting("")
-
-
-def _has(found: Found, layers: LayerRange) -> bool:
-    assert found.manifest is not None
-    return all(unit.name in found.units for unit in units_for(found.manifest, layers))
+            self.waiting("")

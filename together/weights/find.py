@@ -1,19 +1,27 @@
-"""Where this machine has a model or pieces of it, and which model a typed name means."""
+"""Where this machine has a model or pieces of it, which model a typed name means, and what others may read of it."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+import grpc.aio
+
+from together.cluster_types import Blob, UnitDigest, UnitRequest
 from together.errors import BadSetting, BrokenModel, TogetherError
-from together.models.folder import snapshot, what_it_is
+from together.models.folder import read_bytes, snapshot, what_it_is
 from together.models.manifest import CONFIG, Manifest, describe
 from together.models.names import MANIFEST, is_model_name
-from together.models.reading import units_here
+from together.models.reading import CHUNK, read_unit, unit_digest, units_here
 from together.models.spec import fingerprint, read_shape
+from together.models.units import Unit, words
 from together.processes import CHECKOUT
+from together.ring import rpc, wire
+from together.sentences import Sentence, template
 from together.types import ModelRef
 from together.weights.store import KnownModel, Store, known_model, local_name
 from together.wording import MOST, cut, quoted
@@ -35,12 +43,19 @@ def not_here(model: ModelRef, home: Path, node_name: str) -> BrokenModel:
     other = _other_version(model, home)
     if other:
         return BrokenModel(
-            f"node {node_name} has another version of {model.name}: {other[:12]} there, {model.fingerprint[:12]} at "
-            "the head; copy the same files to both machines"
+            "node {node} has another version of {model}: {there} there, {here} at the head; copy the same files to "
+            "both machines",
+            node=node_name,
+            model=model.name,
+            there=other[:12],
+            here=model.fingerprint[:12],
         )
     return BrokenModel(
-        f"node {node_name} does not have {model.name}; put its folder at {model.path}, or under models/ in the app's "
-        "home folder there, or on a drive that both machines see"
+        "node {node} does not have {model}; put its folder at {path}, or under models/ in the app's home folder there, "
+        "or on a drive that both machines see",
+        node=node_name,
+        model=model.name,
+        path=model.path,
     )
 
 
@@ -180,12 +195,123 @@ def _known(name: str, home: Path) -> Path | None:
     return best.folder if best else None
 
 
-def _advice(text: str, folder: Path | None, home: Path) -> str:
+def _advice(text: str, folder: Path | None, home: Path) -> str | Sentence:
     if folder is not None:
-        neither = f"{cut(text, MOST)} has neither {CONFIG} nor {MANIFEST}; choose a folder that holds a model"
-        return what_it_is(folder) or neither
-    names = sorted({model.name for model in known_models(home) if not model.fault})
-    return (
-        f"there is no model {quoted(text)} on this machine ({', '.join(names) or 'none is here'}); "
-        "name a folder, or a model of the hub as org/name"
+        return what_it_is(folder) or template(
+            "{folder} has neither {config} nor {manifest}; choose a folder that holds a model",
+            folder=cut(text, MOST),
+            config=CONFIG,
+            manifest=MANIFEST,
+        )
+    names = tuple(sorted({model.name for model in known_models(home) if not model.fault}))
+    return template(
+        "there is no model {text} on this machine ({known}); name a folder, or a model of the hub as org/name",
+        text=quoted(text),
+        known=names or template("none is here"),
     )
+
+
+# --- what others may read ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """A folder that has a model, and what the model is."""
+
+    folder: Path
+    manifest: Manifest
+
+
+class StoreService:
+    """Serves Describe, Digest and Read for the models that are known on this machine and those that were offered.
+
+    Threads read the disk, at most one chunk ahead of each reader.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._folders: dict[str, Path] = {}  # by fingerprint, where it was offered or found
+        self._served: dict[str, _Served] = {}
+        self._hashing: dict[tuple[str, str], asyncio.Lock] = {}  # one task hashes a unit
+
+    def handlers(self) -> dict[str, rpc.Handler]:
+        return {
+            rpc.READ: grpc.unary_stream_rpc_method_handler(self._read),
+            **rpc.unary({rpc.DESCRIBE: self.describe, rpc.DIGEST: self.digest}),
+        }
+
+    def offer(self, model: ModelRef, folder: Path) -> None:
+        """Serve `model` from `folder`, which need not be one that models are looked for in."""
+        self._folders[model.fingerprint] = folder
+
+    async def describe(self, model: ModelRef) -> Blob:
+        """The model's manifest. Raises BrokenModel for a model that is not here."""
+        served = await asyncio.to_thread(self._find, model.fingerprint)
+        return Blob((await asyncio.to_thread(self._described, served.folder)).to_json())
+
+    async def digest(self, request: UnitRequest) -> UnitDigest:
+        """Size and sha256 of a unit or small file. Raises BrokenModel for any other name, and for a broken unit."""
+        served = await asyncio.to_thread(self._find, request.fingerprint)
+        small = next((file for file in served.manifest.small if file.name == request.unit), None)
+        if small is not None:
+            return UnitDigest(small.size, small.sha256)
+        unit = await asyncio.to_thread(_unit, served, request)
+        async with self._hashing.setdefault((request.fingerprint, unit.name), asyncio.Lock()):
+            return UnitDigest(unit.size, await asyncio.to_thread(unit_digest, served.folder, unit, self._home))
+
+    async def _read(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> AsyncIterator[bytes]:
+        try:
+            request = wire.UNIT_REQUEST.decode(data)
+            chunks = await asyncio.to_thread(self._chunks, request)
+            while chunk := await asyncio.to_thread(next, chunks, b""):
+                yield wire.BLOB.encode(Blob(chunk))
+        except TogetherError as error:
+            await context.abort(rpc.status_of(error), str(error))
+
+    def _chunks(self, request: UnitRequest) -> Iterator[bytes]:
+        served = self._find(request.fingerprint)
+        if any(file.name == request.unit for file in served.manifest.small):
+            data = read_bytes(served.folder, request.unit)[request.offset :]
+            return (data[at : at + CHUNK] for at in range(0, len(data), CHUNK))
+        return read_unit(served.folder, _unit(served, request), request.offset)
+
+    def _find(self, wanted: str) -> _Served:
+        """The folder that holds this model now: its files may have been replaced since the last call."""
+        folder = self._folders.get(wanted)
+        if folder is None or _fingerprint(folder) != wanted:
+            folder = self._search(wanted)
+            self._folders[wanted] = folder
+        served = self._served.get(wanted)
+        if served is None or served.folder != folder:
+            served = _Served(folder, self._described(folder))
+            self._served[wanted] = served
+        return served
+
+    def _described(self, folder: Path) -> Manifest:
+        return describe(folder, local_name(folder, self._home))
+
+    def _search(self, wanted: str) -> Path:
+        here = [known for known in known_models(self._home) if wanted and known.fingerprint == wanted]
+        if not here:
+            message = "this machine does not have the model {model}; look for it again"
+            raise BrokenModel(message, model=quoted(wanted[:12]))
+        return max(here, key=lambda known: len(known.units)).folder
+
+
+def _fingerprint(folder: Path) -> str:
+    """The model in `folder` now; empty where there is none."""
+    try:
+        return fingerprint(folder)
+    except TogetherError:
+        return ""
+
+
+def _unit(served: _Served, request: UnitRequest) -> Unit:
+    """Raises BrokenModel for a name that is no unit of the model, and for a unit that is not here."""
+    manifest = served.manifest
+    if request.unit not in manifest.units:
+        raise BrokenModel("{model} has no file {unit}; plan again", model=manifest.name, unit=quoted(request.unit))
+    if request.unit not in units_here(served.folder, manifest):
+        message = "this machine does not have {unit} of {model}; ask another"
+        raise BrokenModel(message, unit=words([request.unit]), model=manifest.name)
+    return manifest.units[request.unit]

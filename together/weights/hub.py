@@ -146,7 +146,7 @@ def fetch_units(
     Once all of a published file is here, its sha256 is checked: where it is wrong, BrokenModel, and its units are gone.
     Raises besides as `describe_hub` does, and DiskFull; what was fetched stays, as parts.
     """
-    manifest = _manifest(model, store)
+    manifest = require_manifest(model, store)
     units = tuple(units)
     folder = store.folder(manifest.fingerprint)
     here = units_here(folder, manifest)
@@ -252,7 +252,7 @@ class _Tally:
             self._progress(self._done, self._total)
 
 
-def _manifest(model: ModelRef, store: Store) -> Manifest:
+def require_manifest(model: ModelRef, store: Store) -> Manifest:
     """The model's manifest in the store, written there first if it is new. Raises BrokenModel for another version."""
     folder = store.folder(model.fingerprint)
     if (folder / CONFIG).is_file():

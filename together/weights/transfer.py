@@ -1,6 +1,6 @@
 """Brings units of one model from other machines to this one's store: several at once, resumed and checked.
 
-A source that is lost is retried for two minutes with back-off; one that sends wrong bytes is not asked again.
+A lost source is retried for two minutes with back-off; a unit that it sends wrong is not asked of it again.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from together.cluster_types import Source, UnitRequest
+import grpc.aio
+
+from together.cluster_types import Endpoint, Source, UnitDigest, UnitRequest
 from together.errors import BrokenModel, RingBroken, TogetherError, Unreachable
+from together.models.manifest import Manifest, parse
 from together.models.reading import read_unit
 from together.models.units import Unit
+from together.ring import rpc, wire
 from together.ring.rpc import Broadcast
+from together.sentences import Sentence
 from together.types import ModelRef
 from together.weights.part import DiskFull, Progress, UnitWriter, Waiting, size_of
-from together.weights.peers import connected
 from together.weights.store import Store, UnitBusy
 
 log = logging.getLogger(__name__)
@@ -34,8 +38,84 @@ FIRST_PATIENCE = 15.0  # the same for one that never answered, and where there i
 RETRY = (0.5, 5.0)  # seconds between attempts to reach it: at first, and at most
 QUIET = 3.0  # seconds without a byte before it is reported
 LOOK_EVERY = 0.2  # seconds between looks at a unit that another task writes
+ANSWER_WITHIN = 60.0  # seconds; a slow disk lists a large model
+HASHED_WITHIN = 1800.0  # a source may have to hash a large unit first; keepalive notices one that is gone
+SILENT = 30.0  # seconds without a byte: the connection is lost
 
 Run = Callable[..., Awaitable[Any]]  # calls a function with arguments on a thread
+Take = Callable[[bytes], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLink:
+    """An open connection to a source; `peer` is its address, for sentences."""
+
+    channel: grpc.aio.Channel
+    peer: str
+
+    async def describe(self, model: ModelRef) -> Manifest:
+        """The source's manifest of the model. Raises Unreachable, or BrokenModel for another model."""
+        answer = await rpc.call(self.channel, rpc.DESCRIBE, model, self.peer, ANSWER_WITHIN)
+        manifest = await asyncio.to_thread(parse, answer.data)
+        if manifest.fingerprint != model.fingerprint:
+            raise BrokenModel(
+                "{peer} gives the version {there} of {model}, not {wanted}; start it again",
+                peer=self.peer,
+                there=manifest.fingerprint[:12],
+                model=model.name,
+                wanted=model.fingerprint[:12],
+            )
+        return manifest
+
+    async def digest(self, request: UnitRequest) -> UnitDigest:
+        """Size and sha256 of a file. Raises Unreachable, or BrokenModel where the source does not have it."""
+        digest: UnitDigest = await rpc.call(self.channel, rpc.DIGEST, request, self.peer, HASHED_WITHIN)
+        return digest
+
+    async def read(self, request: UnitRequest, take: Take) -> None:
+        """Pass every chunk to `take`, in order; the source waits while `take` does. Raises as `digest` does."""
+        stub: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self.channel.unary_stream(rpc.READ)
+        stream = stub(wire.UNIT_REQUEST.encode(request))
+        try:
+            while (chunk := await self._next(stream)) is not None:
+                await take(chunk)
+        finally:
+            stream.cancel()
+
+    async def small(self, model: ModelRef, name: str, size: int) -> bytes:
+        """A small file of at most `size` bytes. Raises as `digest` does."""
+        found = bytearray()
+
+        async def take(chunk: bytes) -> None:
+            found.extend(chunk)
+            if len(found) > size:
+                message = "{peer} sends more of {file} than its {size} bytes; start it again"
+                raise BrokenModel(message, peer=self.peer, file=name, size=size)
+
+        await self.read(UnitRequest(model.fingerprint, name), take)
+        return bytes(found)
+
+    async def _next(self, stream: grpc.aio.UnaryStreamCall[bytes, bytes]) -> bytes | None:
+        try:
+            async with asyncio.timeout(SILENT):
+                data = await stream.read()
+        except grpc.aio.AioRpcError as error:
+            raise rpc.error_of(error, self.peer) from error
+        except TimeoutError:
+            raise Unreachable("{peer} sent nothing for {seconds:.0f} s", peer=self.peer, seconds=SILENT) from None
+        except (grpc.aio.UsageError, asyncio.CancelledError) as error:
+            if rpc.is_cancelled():
+                raise
+            raise Unreachable("the connection to {peer} is gone", peer=self.peer) from error
+        return wire.BLOB.decode(data).data if isinstance(data, bytes) else None  # else it is the stream's end
+
+
+@asynccontextmanager
+async def connected(source: Endpoint) -> AsyncIterator[PeerLink]:
+    """A connection to the address that answers first. Raises Unreachable."""
+    address = await rpc.fastest(source)
+    async with rpc.open_channel(address, source.port) as channel:
+        yield PeerLink(channel, f"{address}:{source.port}")
 
 
 @dataclass(slots=True)
@@ -74,9 +154,16 @@ class Suppliers:
     A machine whose address changed is added: it may come back at the old one.
     """
 
-    def __init__(self, sources: Iterable[Source]) -> None:
+    def __init__(self, sources: Iterable[Source], own: Callable[[], Endpoint] = lambda: Endpoint((), 0)) -> None:
+        """`own` is where this node itself listens."""
         self.all = [Supplier(source) for source in sources]
         self.changed = Broadcast()
+        self._own = own
+
+    def others(self) -> list[Supplier]:
+        """All but this node itself."""
+        own = self._own()
+        return [item for item in self.all if not _same(item.source.endpoint, own)]
 
     def renew(self, sources: Iterable[Source]) -> None:
         known = {supplier.source for supplier in self.all}
@@ -86,34 +173,29 @@ class Suppliers:
             self.changed.notify()
 
 
+@dataclass(slots=True)
 class Transfer:
     """One fetch of units: `run` returns those that no source gave, and `causes` says why."""
 
-    def __init__(
-        self,
-        store: Store,
-        model: ModelRef,
-        suppliers: Suppliers,
-        usable: Callable[[Supplier], bool],
-        units: tuple[Unit, ...],
-        progress: Progress,
-        waiting: Waiting,
-    ) -> None:
-        self.causes: dict[str, None] = {}  # sentences, each once, in order
-        self._store = store
-        self._model = model
-        self._folder = store.folder(model.fingerprint)
-        self._suppliers = suppliers
-        self._usable = usable
-        self._progress = progress
-        self._waits = waiting
-        self._patience = PATIENCE
-        self._heard = 0.0  # event loop time of the last byte
-        self._sizes = {unit.name: 0 for unit in units}  # bytes that are here
-        self._total = sum(unit.size for unit in units)
-        self._origins: dict[str, set[str]] = {}  # the peers whose bytes a part is made of
-        self._queue = deque(sorted(units, key=lambda unit: -unit.size))  # so that no large one is left for the end
-        self._left: list[Unit] = []
+    store: Store
+    model: ModelRef
+    suppliers: Suppliers
+    units: tuple[Unit, ...]
+    progress: Progress
+    waiting: Waiting
+    causes: dict[Sentence, None] = field(default_factory=dict)  # each once, in order
+    _patience: float = PATIENCE
+    _heard: float = 0.0  # event loop time of the last byte
+    _origins: dict[str, set[str]] = field(default_factory=dict)  # the peers whose bytes a part is made of
+    _left: list[Unit] = field(default_factory=list)
+    _folder: Path = field(init=False)
+    _sizes: dict[str, int] = field(init=False)  # bytes that are here
+    _queue: deque[Unit] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._folder = self.store.folder(self.model.fingerprint)
+        self._sizes = {unit.name: 0 for unit in self.units}
+        self._queue = deque(sorted(self.units, key=lambda unit: -unit.size))  # no large one is left for the end
 
     async def run(self, patience: float) -> tuple[Unit, ...]:
         """Fetch, giving up a source that is lost for `patience` seconds; may run again for what was left.
@@ -131,7 +213,7 @@ class Transfer:
             for task in (reporter, *workers):
                 task.cancel()
             await asyncio.gather(reporter, *workers, return_exceptions=True)
-            self._waits("")
+            self.waiting("")
         return tuple(self._left)
 
     async def _report_silence(self) -> None:
@@ -141,13 +223,13 @@ class Transfer:
             now = asyncio.get_running_loop().time()
             quiet = now - self._heard
             whom = " and ".join(dict.fromkeys(supplier.peer for supplier in self._able(None, now)))
-            self._waits(f"{whom or 'its sources'}: nothing came for {quiet:.0f} s" if quiet > QUIET else "")
+            self.waiting(f"{whom or 'its sources'}: nothing came for {quiet:.0f} s" if quiet > QUIET else "")
 
     def _able(self, unit: Unit | None, now: float) -> list[Supplier]:
         """The sources that may give a unit, or any that is not here."""
         names = [unit.name] if unit else [name for name in self._sizes if not (self._folder / name).is_file()]
-        usable = filter(self._usable, self._suppliers.all)
-        return [item for item in usable if any(item.can_give(name, now, self._patience) for name in names)]
+        others = self.suppliers.others()
+        return [item for item in others if any(item.can_give(name, now, self._patience) for name in names)]
 
     async def copy(self, folder: Path, units: frozenset[str]) -> None:
         """Take what a folder of this machine has: an exported part of the model."""
@@ -157,7 +239,7 @@ class Transfer:
             except DiskFull:
                 raise
             except TogetherError as error:
-                self.causes[str(error)] = None
+                self.causes[error.sentence] = None
             else:
                 self._queue.remove(unit)
 
@@ -176,7 +258,7 @@ class Transfer:
         Raises UnitBusy, DiskFull or BrokenModel.
         """
         thread = ThreadPoolExecutor(1, "unit")
-        opening = thread.submit(self._store.part, self._model.fingerprint, unit.name)
+        opening = thread.submit(self.store.part, self.model.fingerprint, unit.name)
         try:
             part = await asyncio.wrap_future(opening)
             yield part, partial(asyncio.get_running_loop().run_in_executor, thread)
@@ -197,13 +279,13 @@ class Transfer:
         """Try one source after the other until the unit is here; False when none is left."""
         clock = asyncio.get_running_loop().time
         while not (self._folder / unit.name).is_file():
-            seen = self._suppliers.changed.version
+            seen = self.suppliers.changed.version
             able = self._able(unit, clock())
             if not able:
                 return False
             supplier = min(able, key=lambda item: (item.lost_since is not None, item.streams, item.given))
             if supplier.lost_since is not None:
-                news = await self._suppliers.changed.wait(seen, supplier.pause(clock()))
+                news = await self.suppliers.changed.wait(seen, supplier.pause(clock()))
                 if news != seen:
                     continue
             await self._try(unit, supplier)
@@ -234,19 +316,20 @@ class Transfer:
 
     async def _unless_moved(self, receiving: asyncio.Task[None], supplier: Supplier) -> None:
         """Leave a silent source when new ones are known: its machine may have another address now."""
-        clock, seen = asyncio.get_running_loop().time, self._suppliers.changed.version
+        clock, seen = asyncio.get_running_loop().time, self.suppliers.changed.version
         supplier.heard = clock()
         try:
             while not (await asyncio.wait({receiving}, timeout=QUIET / 4))[0]:
-                if self._suppliers.changed.version != seen and clock() - supplier.heard > QUIET:
-                    raise Unreachable(f"{supplier.peer} sent nothing for {QUIET:.0f} s, and there are other sources")
+                if self.suppliers.changed.version != seen and clock() - supplier.heard > QUIET:
+                    message = "{peer} sent nothing for {seconds:.0f} s, and there are other sources"
+                    raise Unreachable(message, peer=supplier.peer, seconds=QUIET)
             receiving.result()
         finally:
             receiving.cancel()
             await asyncio.gather(receiving, return_exceptions=True)
 
     async def _receive(self, unit: Unit, supplier: Supplier) -> None:
-        request = UnitRequest(self._model.fingerprint, unit.name)
+        request = UnitRequest(self.model.fingerprint, unit.name)
         async with self._opened(unit) as (part, run):
             origins = self._origins.setdefault(unit.name, {"an earlier start"} if part.size else set())
             async with connected(supplier.source.endpoint) as link:
@@ -269,19 +352,25 @@ class Transfer:
         try:
             await finishing
         except BrokenModel as error:
-            mixed = self._origins.pop(unit.name) != {peer}
-            sentence = f"{peer} gave bytes that do not match its own hash: {error}"
-            if not mixed:
-                raise BrokenModel(sentence) from error
-            self._note(BrokenModel(f"{sentence}; it continued a part from elsewhere, so the unit is fetched again"))
+            wrong = BrokenModel(
+                "{peer} gave bytes that do not match its own hash: {error}", peer=peer, error=error.sentence
+            )
+            if self._origins.pop(unit.name) == {peer}:
+                raise wrong from error
+            again = "{error}; it continued a part from elsewhere, so the unit is fetched again"
+            self._note(BrokenModel(again, error=wrong.sentence))
 
     def _note(self, error: TogetherError) -> None:
-        log.warning("fetching %s: %s", self._model.name, error)
-        self.causes[str(error)] = None
+        log.warning("fetching %s: %s", self.model.name, error)
+        self.causes[error.sentence] = None
 
     def _show(self, unit: Unit, size: int) -> None:
         self._sizes[unit.name] = size
-        self._progress(sum(self._sizes.values()), self._total)
+        self.progress(sum(self._sizes.values()), sum(unit.size for unit in self.units))
+
+
+def _same(one: Endpoint, other: Endpoint) -> bool:
+    return one.port == other.port and not set(one.addresses).isdisjoint(other.addresses)
 
 
 def _close(opening: Future[UnitWriter]) -> None:
