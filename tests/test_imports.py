@@ -23,7 +23,6 @@ WORDS = tuple(
     for name in (
         "types",
         "cluster_types",
-        "view",
         "requests",
         "errors",
         "sentences",

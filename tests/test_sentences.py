@@ -9,9 +9,9 @@ import pytest
 
 from tests.support.sizes import sources
 from together import errors
+from together.cluster_types import Serving, ServingState
 from together.errors import BadPlan, BadRequest, NotServing, StageLost
 from together.sentences import _ENGLISH, NOTHING, Sentence, say, verbatim
-from together.view import Serving, ServingState
 
 ROOT = Path(__file__).resolve().parent.parent
 # The rooms whose errors carry a template and values.

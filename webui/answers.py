@@ -17,8 +17,8 @@ from typing import Any
 from together.errors import TogetherError
 from together.head.head import Head
 from together.requests import AnswerChunk
+from webui import gr
 from webui.conversation import Knobs, Turns, is_thought, measured, text_of, thought, turn, up_to_question
-from webui.framework import gr
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from together.api.guard import is_local
 from together.errors import BadRequest
+from webui import gr
 from webui.conversation import Turn, Turns, thought, turn
-from webui.framework import gr
 
 HERE_ONLY = "only a browser on the machine that runs together may do this; chatting works from every machine"
 

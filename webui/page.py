@@ -18,9 +18,9 @@ from starlette.routing import Mount
 from together.head.head import Head
 from together.models.generation import USUAL
 from together.sentences import EXAMPLES
+from webui import get_upload_folder, gr
 from webui.answers import Answers, notice, tried
 from webui.events import Events, example
-from webui.framework import get_upload_folder, gr
 from webui.split import split_panel
 from webui.surface import Surface
 

@@ -16,15 +16,14 @@ from together.errors import BadSetting, TogetherError
 from together.head.head import Head
 from together.models.names import is_model_name
 from together.planning.explain import Infeasible
-from together.planning.parse import parse_ratio
-from together.planning.request import PlanRequest
+from together.planning.request import PlanRequest, parse_ratio
 from together.weights.find import known_models
 from together.weights.store import KnownModel
 from together.wording import exact_size_text
+from webui import gr
 from webui.answers import INSIDE
 from webui.draft import Draft, Edited, Shown, edit_of, shown_error, shown_missing, shown_plan
 from webui.events import Events, edit
-from webui.framework import gr
 
 logger = logging.getLogger(__name__)
 

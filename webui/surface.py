@@ -19,8 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from together.api.guard import read_body
 from together.errors import BadRequest
+from webui import gr
 from webui.events import Accepted
-from webui.framework import gr
 
 API = "/gradio_api"
 JOIN, DATA, CANCEL = ("POST", f"{API}/queue/join"), ("GET", f"{API}/queue/data"), ("POST", f"{API}/cancel")

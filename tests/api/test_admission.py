@@ -16,8 +16,8 @@ from tests.conftest import RealApp
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import by_hand, running_cluster, until
 from tests.support.patience import PATIENCE
+from together.cluster_types import ServingState
 from together.head.head import Head
-from together.view import ServingState
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2, "temperature": 0}

@@ -16,7 +16,7 @@ from rich.console import Console
 from tests.support.checksum import make_checksum_model
 from tests.support.cluster import cluster_settings
 from tests.support.patience import PATIENCE
-from together.cluster_types import Device, DeviceProfile, Endpoint, NodeState, NodeStatus
+from together.cluster_types import Device, DeviceProfile, Endpoint, NodeState, NodeStatus, ServingState
 from together.desktop.client import AppServing, AppStatus
 from together.desktop.doctor.checks import doctor_json, problems, show
 from together.desktop.doctor.facts import (
@@ -39,7 +39,6 @@ from together.errors import BadSetting, BrokenModel
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem
 from together.settings import Settings
 from together.types import LayerRange, ModelRef, Plan, StagePlan
-from together.view import ServingState
 from together.weights.find import BUNDLED
 
 CPU = Device("torch", "cpu", "AMD EPYC", 16 * 10**9, 12 * 10**9)

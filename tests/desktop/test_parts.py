@@ -20,7 +20,7 @@ from together.desktop.cli_models import saved_plan
 from together.desktop.client import AppLock, find_running, read_announced
 from together.desktop.options import endpoint_of, model_of, request_of
 from together.errors import AppError, BadInput, BadSetting
-from together.planning.parse import parse_layers
+from together.planning.request import parse_layers
 from together.settings import Settings
 
 # --- lock -------------------------------------------------------------------------------------------------------------

@@ -9,11 +9,10 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from together.cluster_types import Device, Endpoint, NodeState, NodeStatus, StageState, StageStatus
+from together.cluster_types import Device, Endpoint, NodeState, NodeStatus, ServingState, StageState, StageStatus
 from together.desktop.client import AppLimit, AppServing, AppStatus
 from together.desktop.show import Formatter, draw_stages, one_line, print_table, printable, show_status
 from together.types import LayerRange
-from together.view import ServingState
 
 EVIL = "a\x1b]0;title\x07\x1b[2Jb\r\nc\u202ed"
 ESCAPED = r"a\x1b]0;title\x07\x1b[2Jb\r\nc\u202ed"

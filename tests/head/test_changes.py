@@ -14,6 +14,7 @@ from tests.support.checksum import EOS as END
 from tests.support.checksum import QUIET, make_checksum_model
 from tests.support.cluster import Node, ask, by_hand, right_answer, running_cluster, until
 from together.cluster.survey import Speeds, Surveyor
+from together.cluster_types import ServingState
 from together.errors import BadPlan, NotEnoughMemory
 from together.head.head import Head
 from together.models.spec import read_shape
@@ -21,7 +22,6 @@ from together.planning.problem import Sizing
 from together.planning.report import PlanReport
 from together.planning.request import PlanRequest
 from together.types import LayerRange
-from together.view import ServingState
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -15,10 +15,10 @@ from tests.head.test_recovery import TOKENS, disturbed, layout, stage_of
 from tests.reliability.watching import holds_each_layer_once
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import ask, by_hand, right_answer, running_cluster, until
+from together.cluster_types import ServingState
 from together.errors import StageLost
 from together.head.head import Head
 from together.types import LayerRange
-from together.view import ServingState
 
 BEFORE, AFTER = by_hand("anna=0:3,berta=3:6"), by_hand("anna=0:3,carla=3:6")
 

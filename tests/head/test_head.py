@@ -23,11 +23,10 @@ from tests.support.cluster import (
 )
 from tests.support.folders import write_model
 from tests.support.patience import PATIENCE
-from together.cluster_types import NodeState
+from together.cluster_types import NodeState, ServingState
 from together.errors import BadPlan, BadSetting, LoadFailed, NotEnoughMemory, NotServing, UnsupportedModel
 from together.head.head import Head
 from together.types import LayerRange, Sampling
-from together.view import ServingState
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

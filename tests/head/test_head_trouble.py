@@ -24,10 +24,10 @@ from tests.support.cluster import (
     until,
 )
 from tests.support.patience import PATIENCE
+from together.cluster_types import ServingState
 from together.errors import NotServing, RingBroken
 from together.head.head import Head
 from together.requests import AnswerChunk, ChatRequest, Message
-from together.view import ServingState
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -23,15 +23,12 @@ from tests.support.cluster import (
     running_head,
     running_nodes,
 )
-from together.cluster_types import Device, Endpoint, NodeState, NodeStatus
+from together.cluster_types import Device, Endpoint, NodeState, NodeStatus, Serving, ServingState
 from together.errors import NotServing, TogetherError
 from together.head.head import Head
-from together.head.last_plan import FILE, VERSION, KeptRequest, LastPlan, LastPlans, LastStage
-from together.head.load import ModelLoad
-from together.planning.parse import parse_layers
-from together.planning.request import PlanRequest
+from together.head.load import FILE, VERSION, KeptRequest, LastPlan, LastPlans, LastStage, ModelLoad
+from together.planning.request import PlanRequest, parse_layers
 from together.types import LayerRange, ModelRef, Plan
-from together.view import Serving, ServingState
 
 REF = ModelRef("toy", "/models/toy", "f1", 4)
 STAGES = tuple(

@@ -18,12 +18,11 @@ from tests.support.checksum import EOS as END
 from tests.support.checksum import QUIET, make_checksum_model
 from tests.support.cluster import GREEDY, Node, ask, by_hand, right_answer, running_cluster, start_node, until
 from tests.support.patience import PATIENCE
-from together.cluster_types import NodeState, StageStatus
+from together.cluster_types import NodeState, ServingState, StageStatus
 from together.errors import NotServing, RingBroken
 from together.head.head import Head
 from together.requests import ChatRequest, Message
 from together.types import LayerRange, Sampling
-from together.view import ServingState
 
 ENDLESS = (*QUIET, END)
 TOKENS = 120

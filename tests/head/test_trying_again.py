@@ -24,11 +24,11 @@ from tests.support.cluster import (
     running_nodes,
     until,
 )
+from together.cluster_types import ServingState
 from together.errors import BadInput, LoadFailed, NotEnoughMemory, NotServing, StageLost, Unreachable
 from together.head import load as load_module
 from together.head.head import Head
 from together.types import LayerRange
-from together.view import ServingState
 from together.weights.find import BUNDLED
 
 ENDLESS = (*QUIET, EOS)

@@ -81,23 +81,6 @@ def test_equals_brute_force_on_many_more() -> None:
         assert best_score(problem) == pytest.approx(expected(found, 0.0)[0].score if found else float("inf"), rel=1e-9)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_one_byte_less_in_a_layer_changes_no_score(seed: int) -> None:
-    """Seven nodes, more than brute force can do; only layers of one size are shared alike afterwards."""
-    chance = random.Random(seed)
-    nodes = tuple(
-        NodeProfile(
-            f"n{i}", chance.uniform(0.5, 5), chance.uniform(0, 3), free_bytes=chance.randint(3, 14) * 10**6 + 5000
-        )
-        for i in range(7)
-    )
-    nodes = tuple(replace(node, ms_per_head=chance.uniform(0, 20)) for node in nodes) if seed % 2 else nodes
-    links = tuple(Link(f"n{i}", f"n{j}", chance.uniform(0, 9)) for i in range(7) for j in range(i))
-    equal = Problem(ModelSize((10**6,) * 24, 10**6, 2 * 10**6), nodes, links, head=chance.choice((None, "n3")), users=4)
-    almost = replace(equal, model=replace(equal.model, layer_bytes=(10**6 - 1, *(10**6,) * 23)))
-    assert best_score(almost) == pytest.approx(best_score(equal), rel=1e-9)
-
-
 # --- invariants -------------------------------------------------------------------------------------------------------
 
 EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -11,11 +11,18 @@ from tests.support.work import calls_of
 from together.desktop.bench.small import Case, made_up
 from together.errors import BadInput, BadPlan, BadSetting
 from together.planning.explain import Infeasible
-from together.planning.parse import parse_dtype, parse_layers, parse_ratio, parse_request
 from together.planning.problem import Assignment, Link, ModelSize, NodeProfile, Problem, Split
 from together.planning.recommend import recommend
 from together.planning.report import PlanReport, answer_json
-from together.planning.request import PlanRequest, plan_for, rescore
+from together.planning.request import (
+    PlanRequest,
+    parse_dtype,
+    parse_layers,
+    parse_ratio,
+    parse_request,
+    plan_for,
+    rescore,
+)
 from together.types import LayerRange
 
 GB = 10**9

@@ -9,10 +9,10 @@ import pytest
 
 from together.errors import BadPlan
 from together.planning.explain import explain, explain_left_out, explain_missing, explain_rule, explain_tolerance
-from together.planning.parse import parse_layers
 from together.planning.problem import Assignment, Link, ModelSize, NodeProfile, Problem, Split
 from together.planning.recommend import recommend
 from together.planning.report import NetworkTarget, network_of
+from together.planning.request import parse_layers
 from together.planning.score import violations
 from together.planning.strategies import (
     by_compute,

@@ -18,10 +18,9 @@ from tests.support.cluster import Node, ask, by_hand, cluster_settings, right_an
 from tests.support.namespaces import OWN, Machine, Switch, switch
 from tests.support.patience import PATIENCE
 from tests.support.suppliers import LAYERS, MEGABYTE, heavy_toy
-from together.cluster_types import Endpoint, NodeState
+from together.cluster_types import Endpoint, NodeState, ServingState
 from together.head.head import Head
 from together.settings import Settings
-from together.view import ServingState
 
 DEFAULTS = Settings()
 SPLIT = by_hand("anna=0:3,berta=3:6")

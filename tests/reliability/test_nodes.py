@@ -30,7 +30,7 @@ from tests.support.cluster import (
 )
 from together.cluster_types import Caller, StageOrder, StageState
 from together.errors import BrokenModel, TogetherError
-from together.head.model import open_model
+from together.head.plan import open_model
 from together.models.spec import read_spec
 from together.ring import rpc, wire
 from together.types import LayerRange, StagePlan

@@ -16,7 +16,7 @@ import pytest
 from tests.support.checksum import make_checksum_model
 from together.cluster_types import UNKNOWN_PROFILE, Device
 from together.errors import BadPlan, BadSetting, NotEnoughMemory, TogetherError
-from together.head.model import open_model
+from together.head.plan import open_model
 from together.planning.explain import Infeasible
 from together.planning.problem import Sizing
 from together.planning.request import PlanRequest

@@ -28,8 +28,7 @@ from tests.support.checksum import expected_text
 from tests.support.patience import PATIENCE
 from together.cluster_types import Caller, Endpoint, NodeStatus
 from together.head.head import Head
-from together.planning.parse import parse_layers
-from together.planning.request import PlanRequest
+from together.planning.request import PlanRequest, parse_layers
 from together.requests import ChatRequest, Message
 from together.ring import rpc, wire
 from together.settings import Settings, load_settings

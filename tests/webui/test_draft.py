@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from together.planning.explain import Infeasible
-from together.planning.parse import parse_layers
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem
 from together.planning.report import PlanReport
-from together.planning.request import PlanRequest, plan_for
+from together.planning.request import PlanRequest, parse_layers, plan_for
 from webui.draft import Draft, Edited, edit_of, shown_error, shown_missing, shown_plan
 
 LAYERS = 12

@@ -38,11 +38,11 @@ from together.api.stream import (
     while_connected,
     whole,
 )
+from together.cluster_types import ClusterView, ServingState
 from together.errors import TogetherError
 from together.head.head import Head
 from together.sentences import Sentence
 from together.types import Sampling
-from together.view import ClusterView, ServingState
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 

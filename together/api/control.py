@@ -14,9 +14,8 @@ from together.api.guard import FROM_JSON, BodyRoute, RouteHandler, is_local
 from together.head.head import Head
 from together.planning.cluster_file import problem_json
 from together.planning.explain import Infeasible
-from together.planning.parse import parse_request
 from together.planning.report import answer_json, answer_text, missing_json
-from together.planning.request import PlanRequest
+from together.planning.request import PlanRequest, parse_request
 
 
 class _Order(BaseModel):

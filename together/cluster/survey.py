@@ -24,6 +24,7 @@ from together.cluster_types import (
     LinkOrder,
     LinkSpeed,
     MeasureOrder,
+    MemoryLimit,
     NodeState,
     NodeStatus,
     Placement,
@@ -35,7 +36,6 @@ from together.planning.problem import Link, NodeProfile, Problem, Sizing
 from together.ring import rpc
 from together.sentences import Sentence, say
 from together.types import DTYPE_BYTES, Dtype, StagePlan
-from together.view import MemoryLimit
 
 log = logging.getLogger(__name__)
 

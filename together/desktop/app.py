@@ -16,7 +16,7 @@ from pathlib import Path
 from together import __version__
 from together.api.app import build_app
 from together.api.server import bind, serving, url_of
-from together.cluster_types import Endpoint
+from together.cluster_types import Endpoint, ServingState
 from together.desktop.client import AppLock, RunningApp, find_running
 from together.desktop.show import print_line
 from together.errors import AppError, TogetherError
@@ -25,7 +25,6 @@ from together.planning.request import PlanRequest
 from together.processes import ExitGuard, stop_on_signals, stop_with_parent
 from together.sentences import NOTHING
 from together.settings import Settings
-from together.view import ServingState
 from together.wording import count_text
 
 logger = logging.getLogger(__name__)

@@ -75,8 +75,8 @@ def plan(
     elif model is not None:
         raise BadSetting("--cluster FILE describes the model; leave --model out")
     else:
-        from together.planning.parse import parse_dtype, parse_request
         from together.planning.report import NetworkTarget
+        from together.planning.request import parse_dtype, parse_request
 
         request = parse_request(
             "recommend", strategy, users=users, context=context, ratio=ratio, layers=layers, max_memory=max_memory

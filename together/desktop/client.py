@@ -18,13 +18,12 @@ import psutil
 from filelock import FileLock, Timeout
 
 from together import __version__
-from together.cluster_types import NodeStatus
+from together.cluster_types import NodeStatus, ServingState
 from together.desktop.show import print_aside
 from together.errors import AppError, TogetherError, Unreachable
 from together.jsonfile import decode_json, recall_json, write_json
 from together.processes import command, surroundings
 from together.types import Plan
-from together.view import ServingState
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ def request_of(
     Raises BadPlan or BadSetting.
     """
     from together.models.spec import read_spec
-    from together.planning.parse import parse_request
+    from together.planning.request import parse_request
     from together.planning.score import range_violations
     from together.weights.find import BUNDLED
 

@@ -12,17 +12,14 @@ from functools import partial
 from pathlib import Path
 
 from together.cluster.survey import Speeds
-from together.cluster_types import Endpoint
+from together.cluster_types import ClusterView, Endpoint, Serving, ServingState
 from together.engine.stats import EngineStats
 from together.errors import BadInput, BadPlan, NotServing, TogetherError
-from together.head.balance import LOOK_EVERY, Balance
-from together.head.last_plan import LastPlan, LastPlans
-from together.head.load import LoadRetries, ModelLoad
+from together.head.load import LastPlan, LastPlans, LoadRetries, ModelLoad
 from together.head.machines import Machines
-from together.head.model import ModelHandle, open_model, refuse, sizings
-from together.head.plan import plan_model, plan_of
+from together.head.plan import ModelHandle, open_model, plan_model, plan_of, refuse, sizings
 from together.head.recovery import Recovery
-from together.head.service import Service
+from together.head.service import BALANCE_EVERY, Balance, Service
 from together.models.generation import SamplingDefaults
 from together.planning.explain import Infeasible
 from together.planning.problem import Problem
@@ -33,7 +30,6 @@ from together.sentences import NOTHING, Sentence, say
 from together.settings import Settings
 from together.text.answers import answer_chat, answer_prompts
 from together.types import Plan
-from together.view import ClusterView, Serving, ServingState
 from together.weights.find import BUNDLED
 from together.wording import MOST, cut
 
@@ -104,19 +100,19 @@ class Head:
     async def _keep_balance(self) -> None:
         """Compare plans with what stages take; move layers only if the settings say so, and between requests."""
         while True:
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(BALANCE_EVERY)
             for service in tuple(self._services.values()):
                 idle = service.look_at_balance()
-                if self.settings.balance and idle and service.balance and service.balance.better:
+                if self.settings.balance and idle and service.balance and service.balance.advice:
                     with suppress(TogetherError):
                         await self.rebalance()
 
     async def rebalance(self) -> None:
         """Move to the plan that the view advises. Raises NotServing where it advises none."""
         balance = self.service.balance if self.service else None
-        if balance is None or balance.better is None:
+        if balance is None or balance.advice is None:
             raise NotServing(say("no_better_split"))
-        request = replace(self._opened.request, strategy="custom", assignments=balance.better.shares)
+        request = replace(self._opened.request, strategy="custom", assignments=balance.advice.split.shares)
         await self._order(self._opened.otherwise(request))
 
     # --- what is seen -------------------------------------------------------------------------------------------------
@@ -127,7 +123,7 @@ class Head:
         if service is not None:
             engine = service.engine
             serving = replace(service.serving, running=engine.running, waiting=engine.waiting)
-            advice = service.balance.advice if service.balance else NOTHING
+            advice = service.balance.advice.sentence if service.balance and service.balance.advice else NOTHING
         elif self._starting is not None:
             serving = self._starting.serving
         offer = NOTHING if self._load_task else self._kept.offer(serving, self._membership.living())

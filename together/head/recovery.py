@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from together.cluster.membership import Membership
 from together.cluster.survey import THIS_MACHINE, Speeds, Surveyor
-from together.cluster_types import StageState
+from together.cluster_types import ServingState, StageState
 from together.errors import NotServing, RingBroken, StageLost, TogetherError
 from together.head.machines import cut_pairs
 from together.head.plan import plan_model, plan_of, repair
@@ -20,7 +20,6 @@ from together.planning.request import PlanRequest
 from together.ring.client import RingClient
 from together.sentences import NOTHING, say
 from together.types import Fault, Plan, StagePlan
-from together.view import ServingState
 
 log = logging.getLogger(__name__)
 

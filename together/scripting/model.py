@@ -14,7 +14,7 @@ from together.engine.engine import Engine
 from together.engine.stats import EngineStats
 from together.errors import BadRequest, BrokenModel, NotServing
 from together.head.loopback import Place, local_engine
-from together.head.model import ModelHandle
+from together.head.plan import ModelHandle
 from together.models.manifest import describe
 from together.models.reading import units_here
 from together.models.units import words

@@ -17,8 +17,16 @@ from together.cluster.profiling import Profiler, default_backend, find_devices
 from together.cluster.survey import Survey
 from together.cluster_types import UNKNOWN_PROFILE, Device, DeviceProfile, MeasureOrder, Placement
 from together.errors import BadPlan, BadSetting, NotEnoughMemory
-from together.head.model import ModelHandle, open_model, sizings
-from together.head.plan import NEED_SPEEDS, PlannedModel, first_that_fits, plan_of, plan_on
+from together.head.plan import (
+    NEED_SPEEDS,
+    ModelHandle,
+    PlannedModel,
+    first_that_fits,
+    open_model,
+    plan_of,
+    plan_on,
+    sizings,
+)
 from together.planning.explain import Infeasible
 from together.planning.memory import cache_tokens, model_size, workspace_bytes
 from together.planning.problem import Assignment, NodeProfile, Problem, Sizing

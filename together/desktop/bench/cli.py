@@ -17,7 +17,7 @@ from together.desktop.bench.serve import ServeRequest, bench_overhead, bench_ser
 from together.desktop.bench.small import Hop, PlanTime, SamplerLine, bench_hop, bench_plan, bench_sampler
 from together.desktop.client import RunningApp, app_for_a_while
 from together.desktop.show import GB, print_table
-from together.planning.parse import parse_dtype
+from together.planning.request import parse_dtype
 from together.settings import load_settings
 
 app = typer.Typer(help="Measure this machine; --json for programs.", no_args_is_help=True)

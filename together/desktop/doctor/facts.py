@@ -32,8 +32,8 @@ from together.models.folder import read_bytes
 from together.models.manifest import CONFIG
 from together.models.spec import read_shape
 from together.planning.cluster_file import parse_cluster
-from together.planning.parse import parse_dtype
 from together.planning.problem import Link, Problem
+from together.planning.request import parse_dtype
 from together.ring import wire
 from together.settings import Settings, parse_bytes
 from together.types import Dtype, LayerRange
