@@ -212,7 +212,7 @@ BAD = {
     "together/engine/engine.py": "from transformers import AutoTokenizer",
     "together/head.py": "from webui import page",
     "together/api/routes.py": "import gradio as gr",
-    "together/api/errors.py": "from google.protobuf import message",
+    "together/api/responses.py": "from google.protobuf import message",
     "together/sampling.py": "import torch",
     "backends/on_mlx/shard.py": "import torch",
     "backends/on_torch/shard.py": "import mlx.core as mx",

@@ -15,7 +15,7 @@ from together.sentences import _ENGLISH, NOTHING, Sentence, say, verbatim
 
 ROOT = Path(__file__).resolve().parent.parent
 # The rooms whose errors carry a template and values.
-TEMPLATES = ("together/engine", "together/ring", "together/scripting", "together/text")
+TEMPLATES = ("together/api", "together/engine", "together/ring", "together/scripting", "together/text")
 
 
 def said() -> dict[str, list[tuple[str, set[str]]]]:

@@ -15,9 +15,9 @@ from fastapi import FastAPI
 
 from tests.support.cluster import cluster_settings
 from together.api.answers import ChatFormatter
-from together.api.errors import NotImplementedHere, error_response
 from together.api.guard import is_local
 from together.api.metrics import Metrics
+from together.api.responses import NotImplementedHere, error_response
 from together.api.server import bind, serving, url_of
 from together.api.stream import COMMENT, EventStream, RequestLog, stream
 from together.errors import LoadFailed, NotServing, QueueFull, RingBroken, Unreachable

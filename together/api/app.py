@@ -17,15 +17,24 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from together import __version__
-from together.api import errors
+from together.api import responses
 from together.api.answers import AnswerFormatter, ChatFormatter, CompletionFormatter
 from together.api.control import control_routes
-from together.api.errors import NotImplementedHere, UnknownModel, error_response
-from together.api.fields import AnswerFields
 from together.api.guard import FROM_JSON, BodyRoute, Guard
 from together.api.metrics import Metrics
-from together.api.requests import ChatCompletionRequest, TextCompletionRequest
-from together.api.responses import ChatCompletion, ErrorAnswer, Health, ModelEntry, ModelList, TextCompletion, Version
+from together.api.requests import AnswerFields, ChatCompletionRequest, TextCompletionRequest
+from together.api.responses import (
+    ChatCompletion,
+    ErrorAnswer,
+    Health,
+    ModelEntry,
+    ModelList,
+    NotImplementedHere,
+    TextCompletion,
+    UnknownModel,
+    Version,
+    error_response,
+)
 from together.api.stream import (
     COUNTED,
     Chunks,
@@ -60,7 +69,7 @@ def build_app(head: Head, shutdown: Callable[[], None]) -> FastAPI:
     """The app with every route of ours; the page is mounted after, on all others. `shutdown` asks the app to end."""
     app = FastAPI(title="together", version=__version__, docs_url=None, redoc_url=None)
     metrics = Metrics(head)
-    errors.install(app, partial(note_refusal, metrics))
+    responses.install(app, partial(note_refusal, metrics))
     openai = openai_routes(head, metrics)
     mounted = (
         Mounted(openai, "/v1"),

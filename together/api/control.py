@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from together.api.errors import Forbidden
 from together.api.guard import FROM_JSON, BodyRoute, RouteHandler, is_local
+from together.api.responses import Forbidden
 from together.head.head import Head
 from together.planning.cluster_file import problem_json
 from together.planning.explain import Infeasible

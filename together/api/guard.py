@@ -8,27 +8,29 @@ import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, GetCoreSchemaHandler
+from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_before_validator_function
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from together.api.errors import BodyTooLarge, Forbidden, error_body
-from together.api.fields import parse
+from together.api.requests import WORDS
+from together.api.responses import BodyTooLarge, Forbidden, error_body, wrong
+from together.errors import BadRequest
 from together.processes import trim_memory
-from together.wording import quoted
+from together.wording import MOST, cut, quoted
 
 MAX_BODY = 4 * 2**20  # bytes: a million tokens of text; reading a larger one would hold everybody else up
 LARGE = 2**18  # bytes of a body; read as lists and tables it takes ten times as much
 
+_BRANCHES = {"str", "list", "int"}  # what pydantic adds to the path of a field for a type that it tried
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 # Answers of a model may contain pictures and links: nothing is ever fetched from elsewhere.
@@ -56,8 +58,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
         refusal = self._refusal(scope)
-        if refusal:
-            await JSONResponse(error_body(Forbidden(refusal)), 403)(scope, receive, send)
+        if refusal is not None:
+            await JSONResponse(error_body(refusal), 403)(scope, receive, send)
             return
 
         size = 0
@@ -80,19 +82,19 @@ class Guard:
             if size > LARGE:
                 await asyncio.to_thread(trim_memory)
 
-    def _refusal(self, scope: Scope) -> str:
+    def _refusal(self, scope: Scope) -> Forbidden | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not self._is_ours(host):
-            return f"the Host {quoted(host)} is not this app's; open it by its address"
+            return Forbidden("the Host {host} is not this app's; open it by its address", host=quoted(host))
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return f"requests from the page {quoted(origin)} are refused"
+            return Forbidden("requests from the page {origin} are refused", origin=quoted(origin))
         # Pictures and scripts of other pages come without an Origin; a clicked link is a navigation and may come.
         foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
         if foreign and (scope.get("method") != "GET" or headers.get("sec-fetch-mode") != "navigate"):
-            return "requests from pages of another site are refused"
-        return ""
+            return Forbidden("requests from pages of another site are refused")
+        return None
 
     def _is_ours(self, host: str) -> bool:
         try:
@@ -111,7 +113,7 @@ async def read_body(request: Request) -> bytes:
     async for chunk in request.stream():
         size += len(chunk)
         if size > MAX_BODY:
-            raise BodyTooLarge(f"a request body may have at most {MAX_BODY} bytes")
+            raise BodyTooLarge("a request body may have at most {most} bytes", most=MAX_BODY)
         chunks.append(chunk)
     return b"".join(chunks)
 
@@ -128,6 +130,7 @@ class _BytesRequest(Request):
         return await self.body()
 
 
+ModelT = TypeVar("ModelT", bound=BaseModel)
 RouteHandler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -144,6 +147,27 @@ class BodyRoute(APIRoute):
             return await handle(request)
 
         return read
+
+
+def parse(model: type[ModelT], body: bytes) -> ModelT:
+    """A JSON body as its model. Raises BadRequest with the path of the first wrong field."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise _first_wrong(first["loc"], first["msg"]) from None
+
+
+def _first_wrong(location: tuple[int | str, ...], message: str) -> BadRequest:
+    names = [str(part) for place, part in enumerate(location) if place == 0 or not _is_branch(part)]
+    if len(names) < len(location) and (several := next((name for name in names if name in WORDS), None)) is not None:
+        names, message = names[: names.index(several) + 1], f"must be {WORDS[several]}"
+    path = ".".join(cut(name, MOST) for name in names)
+    return wrong(path, "{reason}", reason=message) if path else BadRequest(cut(message))
+
+
+def _is_branch(part: int | str) -> bool:
+    return isinstance(part, str) and (part in _BRANCHES or not part.isidentifier())
 
 
 class FromJson:

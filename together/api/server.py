@@ -155,7 +155,13 @@ def bind(host: str, port: int) -> socket.socket:
             listener.close()
             continue
         return listener
-    raise Unreachable(f"no port of {port} to {last} is free on {host}: {cause}; choose another with --port")
+    raise Unreachable(
+        "no port of {first} to {last} is free on {host}: {reason}; choose another with --port",
+        first=port,
+        last=last,
+        host=host,
+        reason=str(cause),
+    )
 
 
 def url_of(listener: socket.socket) -> str:

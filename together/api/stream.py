@@ -17,8 +17,8 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from together.api.answers import AnswerFormatter, ChoiceBuffer
-from together.api.errors import answer_for, error_body
 from together.api.metrics import Metrics
+from together.api.responses import answer_for, error_body
 from together.errors import TogetherError
 from together.requests import AnswerChunk, Usage
 
