@@ -15,7 +15,14 @@ from together.sentences import _ENGLISH, NOTHING, Sentence, say, verbatim
 
 ROOT = Path(__file__).resolve().parent.parent
 # The rooms whose errors carry a template and values.
-TEMPLATES = ("together/api", "together/engine", "together/ring", "together/scripting", "together/text")
+TEMPLATES = (
+    "together/api",
+    "together/engine",
+    "together/ring",
+    "together/scripting",
+    "together/text",
+    "together/weights",
+)
 
 
 def said() -> dict[str, list[tuple[str, set[str]]]]:

@@ -43,7 +43,7 @@ def not_here(model: ModelRef, home: Path, node_name: str) -> BrokenModel:
     other = _other_version(model, home)
     if other:
         return BrokenModel(
-            "node {node} has another version of {model}: {there} there, {here} at the head; copy the same files to "
+            "node {machine} has another version of {model}: {there} there, {here} at the head; copy the same files to "
             "both machines",
             node=node_name,
             model=model.name,
@@ -51,9 +51,9 @@ def not_here(model: ModelRef, home: Path, node_name: str) -> BrokenModel:
             here=model.fingerprint[:12],
         )
     return BrokenModel(
-        "node {node} does not have {model}; put its folder at {path}, or under models/ in the app's home folder there, "
+        "node {machine} does not have {model}; put its folder at {path}, or under models/ in the app's home folder there, "
         "or on a drive that both machines see",
-        node=node_name,
+        machine=node_name,
         model=model.name,
         path=model.path,
     )

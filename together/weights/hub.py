@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from together.errors import BrokenModel, Unreachable
@@ -15,12 +15,14 @@ from together.models.folder import inside
 from together.models.manifest import CONFIG, Manifest, compose, read_manifest
 from together.models.reading import CHUNK, Digests, Stamp, stamp_of, units_here
 from together.models.units import PublishedFile, Unit, words
+from together.sentences import template
 from together.types import ModelRef
 from together.weights.hub_listing import STREAMS, Listing, list_hub, reached, read_remote
-from together.weights.hub_ranges import PATIENCE, Ask, RemoteFile, Stopped, Waiting, pause, read_range
-from together.weights.part import UnitWriter
+from together.weights.hub_ranges import PATIENCE, Ask, RemoteFile, Stopped, pause, read_range
+from together.weights.part import Progress, UnitWriter, Waiting
 from together.weights.store import Store, UnitBusy
 
+ASK_AGAIN = 0.3  # seconds between looks at a unit that another process writes
 MAX_GAPS = 16 * 2**20  # bytes of a file that are in no unit and are fetched to check it; with more it stays unchecked
 
 
@@ -48,7 +50,7 @@ def unchecked_files(folder: Path, manifest: Manifest, home: Path) -> tuple[Publi
 def check_files(manifest: Manifest, remote: Mapping[str, RemoteFile], store: Store) -> None:
     """Compare every whole file that was not compared yet with the sha256 that the hub published.
 
-    Raises BrokenModel naming the file where one differs; its units are deleted, so the next fetch brings them anew.
+    Raises BrokenModel naming the file where one differs; its units are deleted, so that they are fetched again.
     """
     folder, by_file = store.folder(manifest.fingerprint), _places(manifest)
     for file in unchecked_files(folder, manifest, store.home):
@@ -62,8 +64,13 @@ def check_files(manifest: Manifest, remote: Mapping[str, RemoteFile], store: Sto
         if found != wanted:
             store.discard(manifest.fingerprint, units)
             raise BrokenModel(
-                f"{file.name} of {manifest.name} is broken: its sha256 is {found}, the hub published {wanted}; "
-                f"{words(units)} were deleted, fetch them again"
+                "{file} of {model} is broken: its sha256 is {found}, the hub published {wanted}; {units} were deleted, "
+                "fetch them again",
+                file=file.name,
+                model=manifest.name,
+                found=found,
+                wanted=wanted,
+                units=words(units),
             )
         Digests(store.home).put(_key(folder, file), stamp, found)
 
@@ -114,11 +121,6 @@ def _key(folder: Path, file: PublishedFile) -> str:
     return f"hub {folder.resolve() / file.name}"
 
 
-_ASK_AGAIN = 0.3  # seconds between looks at a unit that another process writes
-
-Progress = Callable[[int, int], None]
-
-
 def describe_hub(repo_id: str, store: Store, revision: str | None = None) -> Manifest:
     """The manifest of a model on the hub; its skeleton is in the store after. Costs its headers and small files.
 
@@ -141,10 +143,9 @@ def fetch_units(
 ) -> bool:
     """Bring units of `model` into the store, going on where an earlier try ended; False if `should_stop` said so.
 
-    `progress` gets (bytes here, bytes in all) of these units, one call at a time; what it raises ends the fetch.
-    `waiting` gets who is waited for while a lost connection is tried again, and "" when it goes on.
-    Once all of a published file is here, its sha256 is checked: where it is wrong, BrokenModel, and its units are gone.
-    Raises besides as `describe_hub` does, and DiskFull; what was fetched stays, as parts.
+    `progress` gets the bytes of these units, one call at a time; what it raises ends the fetch. A published file that
+    is whole is compared with its sha256 (see `check_files`). Raises also what `describe_hub` raises, and DiskFull; what
+    was fetched stays, as parts.
     """
     manifest = require_manifest(model, store)
     units = tuple(units)
@@ -168,30 +169,21 @@ def fetch_units(
     return True
 
 
+@dataclass(slots=True)
 class _Fetch:
     """Units of one model on their way; the first failure stops all of them."""
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        listing: Listing,
-        store: Store,
-        tally: _Tally,
-        should_stop: Ask,
-        patience: float,
-        waiting: Waiting,
-    ) -> None:
-        self._manifest = manifest
-        self._listing = listing
-        self._store = store
-        self._tally = tally
-        self._asked = should_stop
-        self._patience = patience
-        self._waiting = waiting
-        self._failed = threading.Event()
+    manifest: Manifest
+    listing: Listing
+    store: Store
+    tally: _Tally
+    should_stop: Ask
+    patience: float
+    waiting: Waiting
+    _failed: threading.Event = field(default_factory=threading.Event)
 
     def all(self, units: Sequence[Unit]) -> bool:
-        with ThreadPoolExecutor(STREAMS, "hub") as pool, reached(self._listing.repo):
+        with ThreadPoolExecutor(STREAMS, "hub") as pool, reached(self.listing.repo):
             try:
                 running = [pool.submit(self._one, unit) for unit in units]
                 failures = [error for future in running if (error := future.exception()) is not None]
@@ -208,10 +200,10 @@ class _Fetch:
             if self._stop():
                 raise Stopped
             with self._open(unit) as part:
-                self._tally.add(part.size)
+                self.tally.add(part.size)
                 for data in self._rest(part):
                     part.write(data)
-                    self._tally.add(len(data))
+                    self.tally.add(len(data))
                 part.finish()
         except BaseException:
             self._failed.set()
@@ -221,20 +213,20 @@ class _Fetch:
         """The unit's part, once nobody else of this machine writes it: then it may be whole already."""
         while True:
             try:
-                return self._store.part(self._manifest.fingerprint, unit.name)
+                return self.store.part(self.manifest.fingerprint, unit.name)
             except UnitBusy:
-                pause(_ASK_AGAIN, self._stop)
+                pause(ASK_AGAIN, self._stop)
 
     def _rest(self, part: UnitWriter) -> Iterator[bytes]:
         for span in part.spans():
             if isinstance(span, bytes):
                 yield span
             else:
-                file = self._listing.files[span.file]
-                yield from read_range(file, span.start, span.stop, self._stop, self._patience, self._waiting)
+                file = self.listing.files[span.file]
+                yield from read_range(file, span.start, span.stop, self._stop, self.patience, self.waiting)
 
     def _stop(self) -> bool:
-        return self._failed.is_set() or self._asked()
+        return self._failed.is_set() or self.should_stop()
 
 
 class _Tally:
@@ -260,8 +252,11 @@ def require_manifest(model: ModelRef, store: Store) -> Manifest:
     manifest = describe_hub(model.name, store, model.revision or None)
     if manifest.fingerprint != model.fingerprint:
         raise BrokenModel(
-            f"the hub has another version of {model.name}: {manifest.fingerprint[:12]} there, {model.fingerprint[:12]} "
-            "at the head; name the revision, or load it again"
+            "the hub has another version of {model}: {there} there, {here} at the head; name the revision, or load it "
+            "again",
+            model=model.name,
+            there=manifest.fingerprint[:12],
+            here=model.fingerprint[:12],
         )
     return manifest
 
@@ -272,9 +267,12 @@ def _listing(model: ModelRef, manifest: Manifest) -> Listing:
     for file in manifest.files:
         found = listing.files.get(file.name)
         if found is None or found.size != file.size:
-            what = f"{found.size} bytes" if found else "no such file"
             raise BrokenModel(
-                f"the hub has another version of {model.name}: {file.name} has {file.size} bytes here, {what} there; "
-                "name the revision, or load it again"
+                "the hub has another version of {model}: {file} has {size} bytes here, {there} there; name the "
+                "revision, or load it again",
+                model=model.name,
+                file=file.name,
+                size=file.size,
+                there=template("{size} bytes", size=found.size) if found else template("no such file"),
             )
     return listing

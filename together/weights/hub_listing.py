@@ -24,6 +24,7 @@ from together.models.headers import MAX_HEADER, FileHeader, Headers, header_leng
 from together.models.manifest import CONFIG, small_names
 from together.models.names import is_model_name, is_plain, is_template
 from together.models.units import ByteRange, PublishedFile, sample_places
+from together.sentences import template
 from together.weights.hub_ranges import RemoteFile, endpoint, explained, read_range, unreachable
 from together.weights.store import Store
 from together.wording import quoted
@@ -63,10 +64,8 @@ def read_remote(repo_id: str, home: Path, revision: str | None = None, small: Se
     """
     listing = list_hub(repo_id, revision)
     if CONFIG not in listing.files:
-        sentence = without_weights(repo_id, listing.files)
-        raise UnsupportedModel(
-            sentence or f"{repo_id} has no {CONFIG} on the hub, so it is no model that runs here; choose another"
-        )
+        message = "{repo} has no {file} on the hub, so it is no model that runs here; choose another"
+        raise UnsupportedModel(without_weights(repo_id, listing.files) or template(message, repo=repo_id, file=CONFIG))
     if not any(name.endswith(".safetensors") for name in listing.files):
         _weights(listing, None)  # says what is there instead
     names = small_names(listing.files) if small is None else small
@@ -115,20 +114,21 @@ def reached(repo: str) -> Iterator[None]:
 
 
 def _no_name(repo_id: str) -> BadSetting:
-    return BadSetting(f"{quoted(repo_id)} is not the name of a model on the hub, as org/name; check the spelling")
+    message = "{repo} is not the name of a model on the hub, as org/name; check the spelling"
+    return BadSetting(message, repo=quoted(repo_id))
 
 
 def _no_hub() -> Unreachable:
-    return Unreachable(f"{endpoint()} does not answer as a hub does; check HF_ENDPOINT")
+    return Unreachable("{hub} does not answer as a hub does; check HF_ENDPOINT", hub=endpoint())
 
 
 def _weights(listing: Listing, index: bytes | None) -> list[RemoteFile]:
     """The model's safetensors files. Raises BrokenModel where one is missing, UnsupportedModel where there are none."""
     names = choose_files(listing.repo, listing.files, _places(listing, index))
     if not names:
-        sentence = without_weights(listing.repo, listing.files)
+        message = "{repo} has no {file} on the hub; choose a version of it with safetensors"
         raise UnsupportedModel(
-            sentence or f"{listing.repo} has no {SINGLE} on the hub; choose a version of it with safetensors"
+            without_weights(listing.repo, listing.files) or template(message, repo=listing.repo, file=SINGLE)
         )
     return [listing.files[name] for name in names]
 
@@ -140,9 +140,8 @@ def _places(listing: Listing, index: bytes | None) -> dict[str, str] | None:
     places = weight_map(Path(listing.repo, INDEX), index)
     strange = min((name for name in set(places.values()) if not is_plain(name)), default=None)
     if strange is not None:
-        raise BrokenModel(
-            f"{INDEX} of {listing.repo} names {quoted(strange)}, no plain file name; choose another model"
-        )
+        message = "{source} of {repo} names {name}, no plain file name; choose another model"
+        raise BrokenModel(message, source=INDEX, repo=listing.repo, name=quoted(strange))
     return places
 
 
@@ -150,7 +149,8 @@ def _headers(files: Sequence[RemoteFile], pool: ThreadPoolExecutor) -> tuple[Fil
     """The files' checked headers by two ranges of each, however large the files are. Raises BrokenModel."""
     lengths = list(pool.map(_header_length, files))
     if sum(lengths) > MAX_HEADER:
-        raise BrokenModel(f"the headers of {files[0].repo} have more than {MAX_HEADER} bytes; choose another model")
+        message = "the headers of {repo} have more than {most} bytes; choose another model"
+        raise BrokenModel(message, repo=files[0].repo, most=MAX_HEADER)
     raw = pool.map(lambda file, length: b"".join(read_range(file, 8, 8 + length)), files, lengths)
     model = Headers()
     return tuple(
@@ -207,7 +207,8 @@ def _small(file: RemoteFile, home: Path) -> bytes:
     """A small file through the library and its cache format, in the app's own home."""
     most = most_bytes(file.name)
     if file.size > most:
-        raise BrokenModel(f"{file} has {file.size} bytes, more than {most}; choose another model")
+        message = "{file} has {size} bytes, more than {most}; choose another model"
+        raise BrokenModel(message, file=str(file), size=file.size, most=most)
     path = hf_hub_download(
         file.repo,
         file.name,
@@ -220,5 +221,5 @@ def _small(file: RemoteFile, home: Path) -> bytes:
     with open(path, "rb") as stream:
         data = stream.read(most + 1)
     if len(data) > most:
-        raise BrokenModel(f"{file} has more than {most} bytes; choose another model")
+        raise BrokenModel("{file} has more than {most} bytes; choose another model", file=str(file), most=most)
     return data

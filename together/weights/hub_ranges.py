@@ -26,6 +26,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, exported without __all__
 
 from together.errors import BadSetting, BrokenModel, TogetherError, Unreachable
+from together.sentences import NOTHING, Sentence, template
+from together.weights.part import Waiting
 from together.wording import MOST, cut, quoted
 
 SCHEMES = ("http", "https", "socks5", "socks5h")  # what the hub's HTTP library speaks to a proxy
@@ -62,19 +64,28 @@ def require_usable_proxy(url: str) -> None:
     if proxy is None:
         return
     if proxy.scheme not in SCHEMES:
-        kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-        raise Unreachable(f"the proxy {proxy} is of no known kind ({kinds}); correct it or unset {proxy.source}")
+        raise Unreachable(
+            "the proxy {proxy} is of no known kind ({kinds}); correct it or unset {source}",
+            proxy=str(proxy),
+            kinds=tuple(f"{scheme}://" for scheme in SCHEMES),
+            source=proxy.source,
+        )
     if proxy.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
         raise Unreachable(
-            f"the SOCKS proxy {proxy} needs the package socksio; install it in .venv (pip install socksio) or unset "
-            f"{proxy.source}"
+            "the SOCKS proxy {proxy} needs the package socksio; install it in .venv (pip install socksio) or unset "
+            "{source}",
+            proxy=str(proxy),
+            source=proxy.source,
         )
 
 
-def proxy_hint(url: str) -> str:
-    """What to add to an error about `url`: empty, or which proxy is in between and how to do without it."""
+def proxy_hint(url: str) -> Sentence:
+    """What to add to an error about `url`: nothing, or which proxy is in between and how to do without it."""
     proxy = proxy_of(url)
-    return f", through the proxy {proxy}: check that it runs, or unset {proxy.source}" if proxy else ""
+    if proxy is None:
+        return NOTHING
+    message = ", through the proxy {proxy}: check that it runs, or unset {source}"
+    return template(message, proxy=str(proxy), source=proxy.source)
 
 
 def _shown(url: str) -> str:
@@ -94,14 +105,12 @@ PATIENCE = 120.0  # seconds without a byte before a fetch is given up; what is h
 _WAITS = (0.2, 8.0)  # seconds before the first retry, and at most
 _LOOK_EVERY = 0.1  # seconds between looks at whether to stop
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # status codes that another try may not get
-_NO_RANGE = "does not serve byte ranges, which fetching layers needs; check HF_ENDPOINT"
 
 Ask = Callable[[], bool]
-Waiting = Callable[[str], None]  # gets who is waited for, as a phrase; "" when it goes on
 
 
 class Stopped(Exception):
-    """The caller asked to stop; never leaves models/hub*."""
+    """The caller asked to stop; never leaves the hub modules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +159,7 @@ def read_range(
                 continue  # the server may end a body early and call it whole
             except (httpx2.TransportError, _Passing) as error:
                 if time.monotonic() + wait > deadline:
-                    raise Unreachable(_lost(file, error)) from error
+                    raise _lost(file, error) from error
         waiting(f"the hub at {endpoint()}: nothing came for {time.monotonic() - deadline + patience:.0f} s")
         pause(wait, should_stop)
         wait = min(2 * wait, _WAITS[1])
@@ -179,19 +188,23 @@ class _Passing(Exception):
 
 def _check_range(file: RemoteFile, answer: httpx2.Response, start: int) -> None:
     if answer.status_code != 206:
-        raise BadSetting(f"{endpoint()} {_NO_RANGE}")
+        message = "{hub} does not serve byte ranges, which fetching layers needs; check HF_ENDPOINT"
+        raise BadSetting(message, hub=endpoint())
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
     if found is None or int(found[1]) != start or found[2] not in ("*", str(file.size)):
-        said = answer.headers.get("Content-Range", "")
-        raise BrokenModel(f"{file} is not what was published: the hub answers {quoted(said)}; try again later")
+        said = quoted(answer.headers.get("Content-Range", ""))
+        message = "{file} is not what was published: the hub answers {said}; try again later"
+        raise BrokenModel(message, file=str(file), said=said)
 
 
-def _lost(file: RemoteFile, error: Exception) -> str:
-    reason = cut(str(error), MOST) or type(error).__name__
-    return (
-        f"the hub at {endpoint()} stopped answering while {file} was fetched ({reason})"
-        f"{proxy_hint(endpoint())}; what is here is kept, "
-        "run the same command again to go on"
+def _lost(file: RemoteFile, error: Exception) -> Unreachable:
+    return Unreachable(
+        "the hub at {hub} stopped answering while {file} was fetched ({reason}){hint}; what is here is kept, run the "
+        "same command again to go on",
+        hub=endpoint(),
+        file=str(file),
+        reason=cut(str(error), MOST) or type(error).__name__,
+        hint=proxy_hint(endpoint()),
     )
 
 
@@ -213,46 +226,49 @@ def explained(repo: str) -> Iterator[None]:
     except TogetherError:
         raise
     except GatedRepoError as error:
-        raise BadSetting(
-            f"{repo} is gated: accept its licence at {endpoint()}/{repo}, then set HF_TOKEN to a token of that account"
-        ) from error
+        message = "{repo} is gated: accept its licence at {hub}/{repo}, then set HF_TOKEN to a token of that account"
+        raise BadSetting(message, repo=repo, hub=endpoint()) from error
     except RepositoryNotFoundError as error:
-        raise BadSetting(
-            f"the hub has no model {repo}, or it is private; check the name, or set HF_TOKEN for a private one"
-        ) from error
+        message = "the hub has no model {repo}, or it is private; check the name, or set HF_TOKEN for a private one"
+        raise BadSetting(message, repo=repo) from error
     except RevisionNotFoundError as error:
-        raise BadSetting(f"{repo} has no such revision on the hub; choose another or leave it out") from error
+        message = "{repo} has no such revision on the hub; choose another or leave it out"
+        raise BadSetting(message, repo=repo) from error
     except OfflineModeIsEnabled as error:
         raise Unreachable(
-            f"{repo} is not on this machine, and HF_HUB_OFFLINE forbids the hub; unset it, or choose a model from "
-            "together models"
+            "{repo} is not on this machine, and HF_HUB_OFFLINE forbids the hub; unset it, or choose a model from "
+            "together models",
+            repo=repo,
         ) from error
     except LocalEntryNotFoundError as error:  # what the library makes of a connection lost in between
-        raise Unreachable(_away(repo, error.__cause__ or error)) from error
+        raise unreachable(repo, error.__cause__ or error) from error
     except EntryNotFoundError as error:
-        raise BrokenModel(f"{repo} lost a file on the hub while it was read; try again") from error
+        raise BrokenModel("{repo} lost a file on the hub while it was read; try again", repo=repo) from error
     except HfHubHTTPError as error:
         raise _refused(repo, error) from error
 
 
-def unreachable(repo: str, error: Exception) -> Unreachable:
+def unreachable(repo: str, error: BaseException) -> Unreachable:
     """The error for a hub that does not answer at all."""
-    return Unreachable(_away(repo, error))
-
-
-def _away(repo: str, error: BaseException) -> str:
-    reason = cut(str(error).partition("\n")[0], MOST) or type(error).__name__
-    return (
-        f"{repo} is not on this machine, and the hub at {endpoint()} does not answer ({reason})"
-        f"{proxy_hint(endpoint()) or '; check the network'}, or choose a model from together models"
+    return Unreachable(
+        "{repo} is not on this machine, and the hub at {hub} does not answer ({reason}){hint}, or choose a model from "
+        "together models",
+        repo=repo,
+        hub=endpoint(),
+        reason=cut(str(error).partition("\n")[0], MOST) or type(error).__name__,
+        hint=proxy_hint(endpoint()) or template("; check the network"),
     )
 
 
 def _refused(repo: str, error: HfHubHTTPError) -> TogetherError:
-    code = error.response.status_code
+    code, hub = error.response.status_code, endpoint()
     if code in (401, 403):
         return BadSetting(
-            f"the hub refuses {repo} ({code}); set HF_TOKEN to a token that may read it, and accept its licence at "
-            f"{endpoint()}/{repo}"
+            "the hub refuses {repo} ({code}); set HF_TOKEN to a token that may read it, and accept its licence at "
+            "{hub}/{repo}",
+            repo=repo,
+            code=code,
+            hub=hub,
         )
-    return Unreachable(f"the hub at {endpoint()} answers {code} to what was asked of {repo}; try again later")
+    message = "the hub at {hub} answers {code} to what was asked of {repo}; try again later"
+    return Unreachable(message, hub=hub, code=code, repo=repo)

@@ -17,13 +17,14 @@ from together.errors import BrokenModel, TogetherError
 from together.models.manifest import Manifest
 from together.models.reading import CHUNK, require_samples
 from together.models.units import ByteRange, Unit
-from together.wording import exact_size_text, sizes_text
+from together.sentences import Value, template
+from together.wording import exact_size_text
 
 Progress = Callable[[int, int], None]  # gets (bytes here, bytes in all)
 Waiting = Callable[[str], None]  # gets the sources that a fetch waits for, as a phrase; "" while bytes come
 
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG} | ({errno.EDQUOT} if hasattr(errno, "EDQUOT") else set())
-_ADVICE = "free some space there, or set TOGETHER_HOME to a folder on a larger disk"
+_ADVICE = template("free some space there, or set TOGETHER_HOME to a folder on a larger disk")
 
 
 class DiskFull(TogetherError):
@@ -43,8 +44,13 @@ def require_space(folder: Path, size: int, what: str) -> None:
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if free < size:
-        need, have = sizes_text(size, free)
-        raise DiskFull(f"{what} needs {need} in {folder}, has {have} free; {_ADVICE}")
+        raise DiskFull(
+            "{what} needs {sizes:sizes 0} in {folder}, has {sizes:sizes 1} free; {advice}",
+            what=what,
+            sizes=(size, free),
+            folder=str(folder),
+            advice=_ADVICE,
+        )
 
 
 @contextmanager
@@ -53,15 +59,19 @@ def writing(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        values: dict[str, Value] = {"what": what, "folder": str(folder), "reason": error.strerror or str(error)}
         if error.errno in _NO_ROOM:
-            free = exact_size_text(shutil.disk_usage(folder).free) if folder.exists() else "no room"
             raise DiskFull(
-                f"{what}: the disk of {folder} takes no more bytes ({error.strerror}, {free} free); {_ADVICE}; what "
-                "is there is kept"
+                "{what}: the disk of {folder} takes no more bytes ({reason}, {free} free); {advice}; what is there is "
+                "kept",
+                free=exact_size_text(shutil.disk_usage(folder).free) if folder.exists() else template("no room"),
+                advice=_ADVICE,
+                **values,
             ) from error
         raise DiskFull(
-            f"{what}: {folder} cannot be written ({error.strerror or error}); give this user the right to write "
-            "there, or set TOGETHER_HOME to another folder"
+            "{what}: {folder} cannot be written ({reason}); give this user the right to write there, or set "
+            "TOGETHER_HOME to another folder",
+            **values,
         ) from error
 
 
@@ -98,7 +108,7 @@ class UnitWriter:
     def write(self, data: bytes | memoryview) -> None:
         """Append. Raises DiskFull, after which what fitted is kept, or BrokenModel for more bytes than the unit has."""
         if self.size + len(data) > self.unit.size:
-            raise self._wrong(f"has {self.unit.size} bytes and more were sent")
+            raise self._wrong("has {size} bytes and more were sent", size=self.unit.size)
         assert self._stream is not None, "this part is finished or closed"
         view = memoryview(data)
         with writing(self._part.parent, self._what):
@@ -114,11 +124,12 @@ class UnitWriter:
         Raises BrokenModel: with the part kept where bytes are missing; with the part deleted where they are wrong.
         """
         if self.size != self.unit.size:
-            raise BrokenModel(f"{self._what} has {self.size} of {self.unit.size} bytes; go on fetching it")
+            message = "{what} has {done} of {size} bytes; go on fetching it"
+            raise BrokenModel(message, what=self._what, done=self.size, size=self.unit.size)
         found = self._hash.hexdigest()
         for wanted in (sha256, self._manifest.digests.get(self.unit.name)):
             if wanted is not None and wanted != found:
-                raise self._wrong(f"is broken: its sha256 is {found}, it should be {wanted}")
+                raise self._wrong("is broken: its sha256 is {found}, it should be {wanted}", found=found, wanted=wanted)
         self._check_content()
         if self._stream is not None:
             with writing(self._part.parent, self._what):
@@ -130,7 +141,7 @@ class UnitWriter:
         return found
 
     def close(self) -> None:
-        """Let go; the next writer of this unit resumes. Closing twice is harmless."""
+        """Let go; the next writer of this unit resumes. May be called twice."""
         self._end_stream()
         self._lock.release()
 
@@ -178,10 +189,13 @@ class UnitWriter:
             self._drop()
             raise
 
-    def _wrong(self, fault: str) -> BrokenModel:
+    def _wrong(self, english: str, **values: Value) -> BrokenModel:
         """Delete what is wrong, and let go."""
         self._drop()
-        return BrokenModel(f"{self._what} {fault}; get it again, or from another machine")
+        what_is_wrong = template(english, **values)
+        return BrokenModel(
+            "{what} {wrong}; get it again, or from another machine", what=self._what, wrong=what_is_wrong
+        )
 
     def _drop(self) -> None:
         place = self._place

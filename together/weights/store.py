@@ -26,6 +26,7 @@ from together.models.reading import (
     units_here,
 )
 from together.models.units import PublishedFile, Unit, units_for, words
+from together.sentences import Sentence, template
 from together.types import LayerRange
 from together.weights.part import UnitWriter, require_space, size_of, writing
 from together.wording import quoted
@@ -73,7 +74,8 @@ def known_model(folder: Path, home: Path) -> KnownModel:
     try:
         manifest = describe(folder, name)
         here = units_here(folder, manifest)
-        size = sum(map(size_of, folder.iterdir())) if is_shard(folder) else _published_size(manifest)
+        sizes = [file.size for file in manifest.files] + [file.size for file in manifest.small]
+        size = sum(map(size_of, folder.iterdir()) if is_shard(folder) else sizes)
     except (TogetherError, OSError) as error:
         return KnownModel(name, folder, fault=str(error))
     return KnownModel(
@@ -101,7 +103,8 @@ class Store:
     def folder(self, fingerprint: str) -> Path:
         """Where this model's units are, or would be."""
         if not is_sha256(fingerprint):
-            raise BrokenModel(f"{quoted(fingerprint)} is not a model's fingerprint; load the model again")
+            message = "{fingerprint} is not a model's fingerprint; load the model again"
+            raise BrokenModel(message, fingerprint=quoted(fingerprint))
         return self._root / fingerprint
 
     def begin(self, manifest: Manifest, small: Mapping[str, bytes]) -> None:
@@ -140,10 +143,11 @@ class Store:
         folder = self.folder(fingerprint)
         manifest = read_manifest(folder)
         if name not in manifest.units:
-            raise BrokenModel(f"{manifest.name} has no unit {quoted(name)}; plan again")
+            raise BrokenModel("{model} has no unit {unit}; plan again", model=manifest.name, unit=quoted(name))
         unit, what = manifest.units[name], f"{name} of {manifest.name}"
+        busy = template("{what} is being written by another task; wait for it", what=what)
         with writing(self._root, what):
-            lock = self._locked(f"{fingerprint}-{name}", f"{what} is being written by another task; wait for it").lock
+            lock = self._locked(f"{fingerprint}-{name}", busy).lock
         return UnitWriter(folder, manifest, unit, lock, lambda digest: self._finished(folder, unit, digest))
 
     def discard(self, fingerprint: str, units: Iterable[str]) -> None:
@@ -177,7 +181,7 @@ class Store:
         if not folder.is_dir():
             return
         for file in folder.glob("*.part"):
-            busy = f"{file.name} in {folder} is being written; stop that first"
+            busy = template("{file} in {folder} is being written; stop that first", file=file.name, folder=str(folder))
             self._locked(f"{fingerprint}-{file.name.removesuffix('.part')}", busy).lock.release()
         gone = self._root / f".gone-{fingerprint}"
         with writing(self._root, fingerprint), self._changing(fingerprint):
@@ -199,16 +203,16 @@ class Store:
 
     def _changing(self, fingerprint: str) -> AcquireReturnProxy[BaseFileLock]:
         """Only one process at a time changes a manifest. Raises UnitBusy."""
-        busy = f"{self._root / fingerprint} is being changed by another process; try again"
+        folder = str(self._root / fingerprint)
+        busy = template("{folder} is being changed by another process; try again", folder=folder)
         return self._locked(f"{fingerprint}-manifest", busy, _LOCK_WITHIN)
 
-    def _locked(self, name: str, busy: str, within: float = 0.0) -> AcquireReturnProxy[BaseFileLock]:
+    def _locked(self, name: str, busy: Sentence, within: float = 0.0) -> AcquireReturnProxy[BaseFileLock]:
         """A lock of ours until it is released. Raises UnitBusy with the sentence `busy` after `within` seconds."""
         locks = self._root / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
-        lock: BaseFileLock = FileLock(
-            locks / f"{name}.lock", thread_local=False
-        )  # a transfer's calls come from a pool of threads
+        # a transfer's calls come from a pool of threads
+        lock: BaseFileLock = FileLock(locks / f"{name}.lock", thread_local=False)
         try:
             return lock.acquire(timeout=within)
         except Timeout:
@@ -263,10 +267,6 @@ def _drafted(folder: Path, draft: Path) -> Iterator[Path]:
         raise
 
 
-def _published_size(manifest: Manifest) -> int:
-    return sum(file.size for file in manifest.files) + sum(file.size for file in manifest.small)
-
-
 # --- export -----------------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +278,8 @@ def export(folder: Path, manifest: Manifest, layers: LayerRange, target: Path) -
     """
     units, target = units_for(manifest, layers), target.absolute()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise BadInput(f"{target} exists already; choose a new folder for {words(u.name for u in units)}")
+        message = "{folder} exists already; choose a new folder for {units}"
+        raise BadInput(message, folder=str(target), units=words(unit.name for unit in units))
     if is_shard(folder):
         require_here(folder, manifest, units)
     what = f"{manifest.name} layers {layers}"
