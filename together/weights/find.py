@@ -45,14 +45,14 @@ def not_here(model: ModelRef, home: Path, node_name: str) -> BrokenModel:
         return BrokenModel(
             "node {machine} has another version of {model}: {there} there, {here} at the head; copy the same files to "
             "both machines",
-            node=node_name,
+            machine=node_name,
             model=model.name,
             there=other[:12],
             here=model.fingerprint[:12],
         )
     return BrokenModel(
-        "node {machine} does not have {model}; put its folder at {path}, or under models/ in the app's home folder there, "
-        "or on a drive that both machines see",
+        "node {machine} does not have {model}; put its folder at {path}, or under models/ in the app's home folder "
+        "there, or on a drive that both machines see",
         machine=node_name,
         model=model.name,
         path=model.path,
