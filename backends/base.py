@@ -19,8 +19,8 @@ from together.cluster_types import Device, DeviceProfile
 from together.errors import BadPlan, BadSetting, FrameRefused, NotEnoughMemory, UnsupportedModel
 from together.models.spec import ModelSpec, require_plain
 from together.planning.memory import workspace_bytes
+from together.sentences import NOTHING, Sentence, template
 from together.types import BLOCK, DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, RowResult
-from together.wording import sizes_text
 
 log = logging.getLogger(__name__)
 _EXPONENT: dict[Dtype, int] = {"fp32": 0x7F800000, "bf16": 0x7F80, "fp16": 0x7C00}  # all ones: infinite or no number
@@ -126,11 +126,13 @@ class Backend(Protocol):
 def open_backend(name: str) -> Backend:
     """Import a backend by name. Raises BadSetting for an unknown one or one whose framework is not installed."""
     if name not in BACKENDS:
-        raise BadSetting(f"there is no backend {name!r}; choose one of {', '.join(BACKENDS)}")
+        raise BadSetting("there is no backend {name!r}; choose one of {backends}", name=name, backends=tuple(BACKENDS))
     try:
         return cast(Backend, import_module(BACKENDS[name]))
     except ImportError as error:
-        raise BadSetting(f"backend {name} cannot start here: {error}; run launch.py again to install it") from error
+        raise BadSetting(
+            "backend {name} cannot start here: {error}; run launch.py again to install it", name=name, error=str(error)
+        ) from error
 
 
 # --- checks of a request ----------------------------------------------------------------------------------------------
@@ -140,7 +142,12 @@ def check_model(spec: ModelSpec, request: LoadRequest) -> None:
     """Raises UnsupportedModel or BadPlan where these layers of this model cannot be a shard."""
     require_plain(spec)
     if request.layers.stop > spec.layers:
-        raise BadPlan(f"{spec.name} has {spec.layers} layers, the plan asks for {request.layers}; plan again")
+        raise BadPlan(
+            "{model} has {layers} layers, the plan asks for {asked}; plan again",
+            model=spec.name,
+            layers=spec.layers,
+            asked=str(request.layers),
+        )
 
 
 def cache_capacity(spec: ModelSpec, request: LoadRequest) -> int:
@@ -152,10 +159,13 @@ def cache_capacity(spec: ModelSpec, request: LoadRequest) -> int:
     fixed = spec.stage_bytes(request.layers, request.dtype) + workspace_bytes(spec)
     blocks = (request.memory_bytes - fixed) // block_bytes
     if blocks < 1:
-        least, granted = sizes_text(fixed + block_bytes, request.memory_bytes)
         raise NotEnoughMemory(
-            f"{spec.name}: layers {request.layers} need {least} with room for {BLOCK} tokens, "
-            f"{granted} were granted; grant more, or move layers to another node"
+            "{model}: layers {asked} need {sizes:sizes 0} with room for {tokens} tokens, {sizes:sizes 1} were granted; "
+            "grant more, or move layers to another node",
+            model=spec.name,
+            asked=str(request.layers),
+            sizes=(fixed + block_bytes, request.memory_bytes),
+            tokens=BLOCK,
         )
     return blocks * BLOCK
 
@@ -169,7 +179,10 @@ def in_words(model: str, library: str) -> Iterator[None]:
         log.exception("%s does not take %s", library, model)
         said = " ".join(str(error).split())[:300]
         raise UnsupportedModel(
-            f"{model}: {library} does not take this model ({said}); choose another version of it"
+            "{model}: {library} does not take this model ({said}); choose another version of it",
+            model=model,
+            library=library,
+            said=said,
         ) from error
 
 
@@ -183,7 +196,7 @@ def check_frame(shape: ShardShape, batch: Batch, hidden: Activation | None) -> N
     for row in batch.rows:
         fault = _row_fault(row, shape.vocabulary)
         if fault:
-            raise FrameRefused(f"the row of sequence {row.sequence} has {fault}")
+            raise FrameRefused("the row of sequence {sequence} has {fault}", sequence=row.sequence, fault=fault)
     if shape.layers.start == 0:
         if hidden is not None:
             raise FrameRefused("the first stage takes token ids, and the frame has hidden states as well")
@@ -193,22 +206,25 @@ def check_frame(shape: ShardShape, batch: Batch, hidden: Activation | None) -> N
         raise FrameRefused("an inner stage takes hidden states, and the frame has none")
 
 
-def _row_fault(row: Row, vocabulary: int) -> str | None:
+def _row_fault(row: Row, vocabulary: int) -> Sentence:
+    """What is wrong with a row; empty where nothing is."""
     if not row.token_ids:
-        return "no tokens"
+        return template("no tokens")
     if row.position < 0:
-        return f"the position {row.position}"
+        return template("the position {position}", position=row.position)
     if not 0 <= min(row.token_ids) <= max(row.token_ids) < vocabulary:
-        return f"a token outside the vocabulary of {vocabulary}"
+        return template("a token outside the vocabulary of {vocabulary}", vocabulary=vocabulary)
     if row.sample and not all(0 <= offset < len(row.token_ids) for offset in row.sample.offsets):
-        return f"sampling offsets outside its {len(row.token_ids)} tokens"
-    return None
+        return template("sampling offsets outside its {count} tokens", count=len(row.token_ids))
+    return NOTHING
 
 
 def _check_states(shape: ShardShape, tokens: int, hidden: Activation) -> None:
     found, wanted = (hidden.dtype, hidden.tokens, hidden.width), (shape.dtype, tokens, shape.width)
     if found != wanted:
-        raise FrameRefused(f"hidden states are {found}, this stage takes {wanted} (dtype, tokens, width)")
+        raise FrameRefused(
+            "hidden states are ({found}), this stage takes ({wanted}): dtype, tokens, width", found=found, wanted=wanted
+        )
     bits, exponent = np.frombuffer(hidden.data, f"<u{DTYPE_BYTES[hidden.dtype]}"), _EXPONENT[hidden.dtype]
     if ((bits & exponent) == exponent).any():
         raise FrameRefused("hidden states hold infinite values or values that are no numbers")

@@ -120,7 +120,12 @@ def load(request: LoadRequest) -> ChecksumShard:
     config = _read_config(request.folder, request.device, request.dtype)
     name, layers = title(request.folder), request.layers
     if layers.stop > config.layers:
-        raise BrokenModel(f"{name} has {config.layers} layers, the plan asks for {layers}; plan again")
+        raise BrokenModel(
+            "{model} has {layers} layers, the plan asks for {asked}; plan again",
+            model=name,
+            layers=config.layers,
+            asked=str(layers),
+        )
     tensors = tensors_for(request.folder, layers, config.layers, request.home)
     capacity = _capacity(request, sum(tensor.nbytes for tensor in tensors), config.behaviour.block)
     for tenth in range(10):
@@ -142,8 +147,13 @@ def _capacity(request: LoadRequest, weights: int, block: int) -> int:
     blocks = (request.memory_bytes - weights) // block_bytes
     if blocks < 1:
         raise NotEnoughMemory(
-            f"layers {request.layers} of {title(request.folder)} need {weights + block_bytes} bytes for weights and "
-            f"{block} tokens of KV cache, {request.memory_bytes} were granted; grant more or choose fewer layers"
+            "layers {asked} of {model} need {needed} bytes for weights and {block} tokens of KV cache, {granted} were "
+            "granted; grant more or choose fewer layers",
+            asked=str(request.layers),
+            model=title(request.folder),
+            needed=weights + block_bytes,
+            block=block,
+            granted=request.memory_bytes,
         )
     return blocks * block
 
@@ -195,8 +205,12 @@ class ChecksumShard(LedgerShard[Words]):
             count = len(row.token_ids)
             if row.position + count > context:
                 raise FrameRefused(
-                    f"the row of sequence {row.sequence} has {count} tokens at position {row.position}, "
-                    f"outside the context of {context}"
+                    "the row of sequence {sequence} has {count} tokens at position {position}, outside the context of "
+                    "{context}",
+                    sequence=row.sequence,
+                    count=count,
+                    position=row.position,
+                    context=context,
                 )
 
     def _read(self, hidden: Activation) -> Words:
@@ -279,9 +293,15 @@ def _read_config(folder: Path, device: str, dtype: Dtype) -> ToyConfig:
     config = read_json(folder, "config.json")
     if config.get("model_type") != "checksum":
         kind = config.get("model_type")
-        raise UnsupportedModel(f"the checksum backend runs only its toy, {title(folder)} is {quoted(kind)}")
+        raise UnsupportedModel(
+            "the checksum backend runs only its toy, {model} is {kind}", model=title(folder), kind=quoted(kind)
+        )
     if (device, dtype) != (DEVICE, "fp32"):
-        raise UnsupportedModel(f"the checksum toy runs on cpu in fp32, not on {device} in {dtype}; change the plan")
+        raise UnsupportedModel(
+            "the checksum toy runs on cpu in fp32, not on {device} in {dtype}; change the plan",
+            device=device,
+            dtype=dtype,
+        )
     behaviour = Behaviour(
         width=_whole(folder, config, "hidden_size"),
         vocabulary=_whole(folder, config, "vocab_size"),
@@ -301,7 +321,12 @@ def _read_config(folder: Path, device: str, dtype: Dtype) -> ToyConfig:
 def _whole(folder: Path, config: dict[str, Any], key: str, default: int | None = None) -> int:
     value = config.get(key, default)
     if type(value) is not int or value < 1:
-        raise BrokenModel(f"config.json of {title(folder)} has {key} = {quoted(value)}; make this toy again")
+        raise BrokenModel(
+            "config.json of {model} has {key} = {value}; make this toy again",
+            model=title(folder),
+            key=key,
+            value=quoted(value),
+        )
     return value
 
 
@@ -311,12 +336,16 @@ def _weights(name: str, tensors: tuple[TensorInfo, ...], layers: LayerRange, con
     shapes = {EMBED: (vocabulary, width), HEAD: (vocabulary, width)}
     for key, value in values.items():
         if value.shape != shapes.get(key, (width,)):
-            raise BrokenModel(f"{name}: {key} has the shape {value.shape}; make this toy again")
+            raise BrokenModel(
+                "{model}: {key} has the shape {shape}; make this toy again", model=name, key=key, shape=str(value.shape)
+            )
     by_layer = {layer_of(key): value for key, value in values.items()}
     wanted = [*range(layers.start, layers.stop), *([NORM, HEAD] if layers.stop == config.layers else [])]
     missing = [key for key in wanted if key not in by_layer and key not in values]
     if missing or (layers.start == 0 and EMBED not in values):
-        raise BrokenModel(f"{name} has no tensors for {missing or EMBED}; make this toy again")
+        raise BrokenModel(
+            "{model} has no tensors for {tensors}; make this toy again", model=name, tensors=str(missing or EMBED)
+        )
     return Weights(
         keys=np.array([fold(by_layer[layer]) for layer in range(layers.start, layers.stop)]),
         embed=values.get(EMBED) if layers.start == 0 else None,
@@ -327,7 +356,9 @@ def _weights(name: str, tensors: tuple[TensorInfo, ...], layers: LayerRange, con
 def _read(tensor: TensorInfo) -> NDArray[np.uint64]:
     """A tensor of whole numbers in F32. Raises BrokenModel for another dtype."""
     if tensor.dtype != "F32":
-        raise BrokenModel(f"{tensor.name} is {tensor.dtype}, the checksum toy is F32; make this toy again")
+        raise BrokenModel(
+            "{tensor} is {dtype}, the checksum toy is F32; make this toy again", tensor=tensor.name, dtype=tensor.dtype
+        )
     values = np.empty(tensor.shape, np.dtype("<f4"))
     read_into(tensor, values.data.cast("B"))
     return values.astype(np.uint64)

@@ -19,7 +19,6 @@ from together.cluster_types import DeviceProfile
 from together.errors import NotEnoughMemory
 from together.models.spec import ModelSpec
 from together.types import DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
-from together.wording import sizes_text
 
 Model = TypeVar("Model")
 
@@ -140,10 +139,11 @@ def extent(name: str, layers: int, layer_bytes: int, vocabulary: int, row_bytes:
     rows = min(vocabulary, max(HEAD_BYTES // row_bytes, 1))
     needed = layer_bytes + rows * row_bytes
     if needed > free_bytes:
-        need, free = sizes_text(needed, free_bytes)
         raise NotEnoughMemory(
-            f"{name} cannot be measured here: one layer and the LM head need {need} and {free} are free; "
-            "close other programs or unload what is loaded"
+            "{model} cannot be measured here: one layer and the LM head need {sizes:sizes 0} and {sizes:sizes 1} are "
+            "free; close other programs or unload what is loaded",
+            model=name,
+            sizes=(needed, free_bytes),
         )
     wanted = -(-SPAN_BYTES // layer_bytes)
     room = (free_bytes // SHARE - rows * row_bytes) // layer_bytes

@@ -71,7 +71,7 @@ def use_device(name: str, memory_bytes: int) -> None:
     """Make `name` this thread's device, and set MLX's own limits. Raises BadSetting where there is no such device."""
     kinds = {"cpu": mx.cpu, "gpu": mx.gpu}
     if name not in kinds or not mx.is_available(kinds[name]):
-        raise BadSetting(f"MLX has no device {name!r} here; choose {probe()[0].name}")
+        raise BadSetting("MLX has no device {name!r} here; choose {device}", name=name, device=probe()[0].name)
     mx.set_default_device(kinds[name])
     mx.set_cache_limit(_KEPT_FOR_REUSE)
     if name == "cpu":

@@ -70,7 +70,7 @@ def refuse_dtype(spec: ModelSpec, dtype: Dtype, device: str) -> None:
     """Raises UnsupportedModel for what MLX cannot compute on `device`, `cpu` or `gpu`."""
     if spec.family == "qwen3_moe" and dtype != "fp32" and device == "cpu":
         raise UnsupportedModel(
-            f"{spec.name}: MLX runs experts on a CPU only in fp32; load it in fp32 or on another device"
+            "{model}: MLX runs experts on a CPU only in fp32; load it in fp32 or on another device", model=spec.name
         )
 
 
@@ -78,7 +78,9 @@ def refuse_ignored(config: dict[str, Any], spec: ModelSpec) -> None:
     """Raises UnsupportedModel for a configuration that mlx-lm would compute otherwise than transformers."""
     for parts in (config["rope_parameters"], *config["rope_parameters"].values()):
         if isinstance(parts, dict) and ("attention_factor" in parts or parts.get("truncate") is False):
-            raise UnsupportedModel(f"{spec.name} sets YaRN's attention_factor or truncate, which MLX does not run here")
+            raise UnsupportedModel(
+                "{model} sets YaRN's attention_factor or truncate, which MLX does not run here", model=spec.name
+            )
     ignored = [key for key in ("attn_logit_softcapping", "final_logit_softcapping") if config.get(key)]
     gemma = spec.family == "gemma3_text"
     key, known = ("hidden_activation", ["gelu_pytorch_tanh"]) if gemma else ("hidden_act", ["silu", "swish"])
@@ -88,5 +90,7 @@ def refuse_ignored(config: dict[str, Any], spec: ModelSpec) -> None:
         ignored.append(f"{spec.quantization} weights")
     if ignored:
         raise UnsupportedModel(
-            f"{spec.name} has {', '.join(ignored)}: MLX does not run that here; choose a plain version"
+            "{model} has {ignored}: MLX does not run that here; choose a plain version",
+            model=spec.name,
+            ignored=tuple(ignored),
         )

@@ -27,6 +27,7 @@ from together.models.layout import PLAIN
 from together.models.names import HEAD, shifted
 from together.models.reading import read_into
 from together.models.spec import ModelSpec, needed_tensors, read_config
+from together.sentences import template
 from together.types import DTYPE_BYTES, Activation, Dtype, LayerRange
 
 Bits = NDArray[np.uint16] | NDArray[np.uint32]
@@ -141,7 +142,9 @@ def read_slice(request: LoadRequest, spec: ModelSpec) -> Slice:
             mx.eval(part)
             request.progress(done / (len(layers) + 1))
     except RuntimeError as error:
-        raise BrokenModel(f"{spec.name} cannot be read: {error}; get this model again") from error
+        raise BrokenModel(
+            "{model} cannot be read: {error}; get this model again", model=spec.name, error=str(error)
+        ) from error
     return slice_of(model, spec)
 
 
@@ -156,7 +159,7 @@ def empty_model(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> 
     try:
         args = module.ModelArgs.from_dict(dialect(config, spec, layers))
     except (TypeError, ValueError) as error:
-        raise UnsupportedModel(_refusal(spec, f"does not take its config.json ({error})")) from error
+        raise _refusal(spec, "does not take its config.json", error) from error
     model: Module = module.Model(args)
     for layer, rope in zip(model.model.layers, ropes(config, spec, layers), strict=True):
         layer.self_attn.rope = PackedRope(_rope(spec, rope))
@@ -176,7 +179,7 @@ def fill(model: Module, weights: dict[str, mx.array], spec: ModelSpec) -> None:
             model.pop("lm_head", None)
         model.load_weights(list(named.items()), strict=True)
     except (ValueError, KeyError) as error:
-        raise UnsupportedModel(_refusal(spec, f"has other tensors ({' '.join(str(error).split())})")) from error
+        raise _refusal(spec, "has other tensors", error) from error
 
 
 def slice_of(model: Module, spec: ModelSpec) -> Slice:
@@ -231,5 +234,12 @@ def _read(tensor: TensorInfo) -> mx.array:
     return mx.array(raw).view(MX[PLAIN[tensor.dtype]]).reshape(tensor.shape)
 
 
-def _refusal(spec: ModelSpec, reason: str) -> str:
-    return f"{spec.name}: mlx-lm's {spec.family} {reason}; families that run here: {', '.join(FAMILIES)}"
+def _refusal(spec: ModelSpec, reason: str, error: Exception) -> UnsupportedModel:
+    return UnsupportedModel(
+        "{model}: mlx-lm's {family} {reason} ({error}); families that run here: {families}",
+        model=spec.name,
+        family=spec.family,
+        reason=template(reason),
+        error=" ".join(str(error).split()),
+        families=FAMILIES,
+    )

@@ -66,7 +66,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _device(name: str) -> torch.device:
     names = [device.name for device in probe()]
     if name not in names:
-        raise BadSetting(f"torch has no device {name!r} here; choose {' or '.join(names)}")
+        raise BadSetting("torch has no device {name!r} here; choose one of {devices}", name=name, devices=tuple(names))
     return torch.device(name)
 
 

@@ -133,10 +133,14 @@ def build(spec: ModelSpec, config: Any, state: Mapping[str, Any], dtype: Dtype, 
 
 def _check_loaded(name: str, info: Mapping[str, Any]) -> None:
     """transformers fills what is missing with random numbers: that is not the model."""
-    for what, text in (("missing_keys", "lacks"), ("mismatched_keys", "has the wrong shape for")):
+    texts = {
+        "missing_keys": "{model} lacks {key}; get this model again",
+        "mismatched_keys": "{model} has the wrong shape for {key}; get this model again",
+    }
+    for what, text in texts.items():
         if info[what]:
             key = sorted(info[what], key=str)[0]
-            raise BrokenModel(f"{name} {text} {key if isinstance(key, str) else key[0]}; get this model again")
+            raise BrokenModel(text, model=name, key=key if isinstance(key, str) else key[0])
 
 
 def drop_absent(model: Any, *, first: bool, last: bool) -> None:
@@ -185,7 +189,12 @@ def _mapped(info: TensorInfo) -> Tensor:
 def _typed(raw: Tensor, info: TensorInfo) -> Tensor:
     kind = _STORED.get(info.dtype)
     if kind is None:
-        raise BrokenModel(f"{info.file.name} stores {info.name} as {info.dtype}; get this model again")
+        raise BrokenModel(
+            "{file} stores {tensor} as {dtype}; get this model again",
+            file=info.file.name,
+            tensor=info.name,
+            dtype=info.dtype,
+        )
     return raw.view(kind).reshape(info.shape)
 
 

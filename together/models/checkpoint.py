@@ -15,6 +15,7 @@ from together.models.folder import broken, inside, is_pointer, pointer, read_byt
 from together.models.headers import MAX_TENSORS, FileHeader, Headers, TableReader, as_utf8, check_distinct
 from together.models.names import HEAD, canonical_names
 from together.models.units import ByteRange, PublishedFile, sample_places
+from together.sentences import Sentence
 
 SINGLE = "model.safetensors"
 MAX_FILES = 10_000  # with weights
@@ -31,7 +32,12 @@ def choose_files(model: str, there: Collection[str], index: Mapping[str, str] | 
     there = [name for name in there if not name.startswith(".")]  # a Mac leaves ._files beside what it copies
     files = _chosen(model, there, index)
     if len(files) > MAX_FILES:
-        raise BrokenModel(f"{model} has {len(files)} files with weights, more than {MAX_FILES}; choose another model")
+        raise BrokenModel(
+            "{model} has {count} files with weights, more than {most}; choose another model",
+            model=model,
+            count=len(files),
+            most=MAX_FILES,
+        )
     return files
 
 
@@ -82,19 +88,31 @@ def _require(model: str, index: Mapping[str, str], absent: list[str]) -> None:
 
 def _absent(model: str, absent: list[str]) -> BrokenModel:
     return BrokenModel(
-        f"{model} lacks {_listed(absent)}, named by {INDEX}; put it beside the others: run its download again"
+        "{model} lacks {files}, named by {index}; put it beside the others: run its download again",
+        model=model,
+        files=_listed(absent),
+        index=INDEX,
     )
 
 
 def _gap(model: str, sets: Mapping[tuple[str, int], Mapping[int, str]], whole: int) -> BrokenModel:
     if whole:
-        shown = ", ".join(f"{stem}-…-of-{count}" for stem, count in sets)
-        return BrokenModel(f"{model} has several sets of weights ({shown}) and no {INDEX} that names one; keep one set")
+        return BrokenModel(
+            "{model} has several sets of weights ({shown}) and no {index} that names one; keep one set",
+            model=model,
+            shown=tuple(f"{stem}-…-of-{count}" for stem, count in sets),
+            index=INDEX,
+        )
     (stem, count), files = max(sets.items(), key=lambda item: (len(item[1]) / item[0][1], item[0]))
     width = len(_digits(next(iter(files.values()))))
     numbers = (f"{stem}-{i:0{width}}-of-{count:0{width}}.safetensors" for i in range(1, count + 1) if i not in files)
     lacking = _listed(list(islice(numbers, 100)))
-    return BrokenModel(f"{model} lacks {lacking} of its {count} files; run its download again")
+    return BrokenModel(
+        "{model} lacks {lacking} of its {count} files; run its download again",
+        model=model,
+        lacking=lacking,
+        count=count,
+    )
 
 
 def _digits(name: str) -> str:
@@ -103,8 +121,9 @@ def _digits(name: str) -> str:
     return match[2]
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more files" if len(names) > 3 else "")
+def _listed(names: list[str]) -> Sentence:
+    shown = "{names} and {more} more files" if len(names) > 3 else "{names}"
+    return Sentence(shown, (("names", tuple(names[:3])), ("more", len(names) - 3)))
 
 
 log = logging.getLogger(__name__)
@@ -190,10 +209,18 @@ def _no_weights(folder: Path, there: Collection[str]) -> NoReturn:
     several = sorted(name for name in there if name.endswith(".safetensors"))
     if len(several) > 1:
         raise BrokenModel(
-            f"{title(folder)} has several safetensors files ({', '.join(several[:3])}, …) and no {INDEX} that says "
-            "which are the model; put the index beside them"
+            "{model} has several safetensors files ({files}, …) and no {index} that says which are the model; put the "
+            "index beside them",
+            model=title(folder),
+            files=tuple(several[:3]),
+            index=INDEX,
         )
-    raise BrokenModel(f"{folder} has neither {SINGLE} nor {INDEX}; choose a folder that holds a model's weights")
+    raise BrokenModel(
+        "{folder} has neither {single} nor {index}; choose a folder that holds a model's weights",
+        folder=str(folder),
+        single=SINGLE,
+        index=INDEX,
+    )
 
 
 def _index(folder: Path) -> dict[str, str] | BrokenModel:
@@ -224,9 +251,9 @@ def weight_map(file: Path, index: bytes) -> dict[str, str]:
                 reader.value(_MOST_ELSE)
         reader.end()
     except ValueError as error:
-        raise broken(file, f"it is not an index in JSON ({error})") from error
+        raise broken(file, "it is not an index in JSON ({error})", error=str(error)) from error
     if not places:
-        raise broken(file, f"it has no {_MAP} of file names")
+        raise broken(file, "it has no {table} of file names", table=_MAP)
     return places
 
 

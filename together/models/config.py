@@ -14,6 +14,7 @@ from typing import Any
 
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.rope import rope_parameters
+from together.sentences import NOTHING, Sentence, template
 from together.wording import cut, quoted
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "qwen3_moe")  # each is proven by the conformance test
@@ -24,9 +25,11 @@ TOY = "checksum"  # a model for tests of the whole product; runs on its own back
 def require_family(model: str, family: object) -> None:
     """Raises UnsupportedModel, with the list of what runs, unless `family` is one that real backends run."""
     if not isinstance(family, str) or family not in FAMILIES:
-        known = ", ".join((*FAMILIES, *WRAPPERS))
         raise UnsupportedModel(
-            f"{model} is of the family {quoted(family)}, which does not run here; choose one of {known}"
+            "{model} is of the family {family}, which does not run here; choose one of {known}",
+            model=model,
+            family=quoted(family),
+            known=(*FAMILIES, *WRAPPERS),
         )
 
 
@@ -125,8 +128,8 @@ def quantization_of(published: Mapping[str, Any]) -> str | None:
     return None
 
 
-def purpose(config: Mapping[str, Any], *, head: bool) -> str | None:
-    """What a checkpoint is for that is no language model, with its class; None for one that is, or that is silent.
+def purpose(config: Mapping[str, Any], *, head: bool) -> Sentence:
+    """What a checkpoint is for that is no language model, with its class; empty for one that is, or that is silent.
 
     `head`: it has an LM head, of its own or tied.
     """
@@ -134,13 +137,12 @@ def purpose(config: Mapping[str, Any], *, head: bool) -> str | None:
     for kind in classes:
         for end, words in _NO_LANGUAGE.items():
             if kind.endswith(end):
-                return f"{words} ({cut(kind, _MOST_WORD)})"
+                return template("{words} ({kind})", words=template(words), kind=cut(kind, _MOST_WORD))
     inner = next((kind for kind in classes if kind.endswith("Model")), None)
-    return (
-        f"a model without an LM head, for embeddings or as a base ({cut(inner, _MOST_WORD)})"
-        if inner and not head
-        else None
-    )
+    if head or inner is None:
+        return NOTHING
+    said = "a model without an LM head, for embeddings or as a base ({kind})"
+    return template(said, kind=cut(inner, _MOST_WORD))
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -179,8 +181,10 @@ class _Values:
 
     def bad(self, key: str, value: object) -> BrokenModel:
         return BrokenModel(
-            f"config.json of {self.name} has {key} = {_short(value)}; take config.json from where the model was "
-            "published"
+            "config.json of {model} has {key} = {value}; take config.json from where the model was published",
+            model=self.name,
+            key=key,
+            value=_short(value),
         )
 
 
@@ -193,8 +197,11 @@ def _inner(name: str, published: Mapping[str, Any]) -> tuple[str, Mapping[str, A
         found = published.get("text_config")
         if not isinstance(found, dict):
             raise UnsupportedModel(
-                f"config.json of {name} is a {family} without text_config, so its text model is unknown; families that "
-                f"run here: {', '.join((*FAMILIES, *WRAPPERS))}"
+                "config.json of {model} is a {family} without text_config, so its text model is unknown; families that "
+                "run here: {families}",
+                model=name,
+                family=family,
+                families=(*FAMILIES, *WRAPPERS),
             )
         family = found.get("model_type") or WRAPPERS[family]
     else:
@@ -202,7 +209,9 @@ def _inner(name: str, published: Mapping[str, Any]) -> tuple[str, Mapping[str, A
     require_family(name, family)
     if found.get("use_bidirectional_attention"):
         raise UnsupportedModel(
-            f"{name} attends in both directions, as embedding models do, which does not run here; choose a causal model"
+            "{model} attends in both directions, as embedding models do, which does not run here; choose a causal "
+            "model",
+            model=name,
         )
     return str(family), found
 
@@ -224,15 +233,18 @@ def _counts(values: _Values, family: str) -> dict[str, Any]:
 def _check_heads(name: str, config: Mapping[str, Any]) -> None:
     """What transformers and rope demand of the shape."""
     heads, groups, dim = (config[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim"))
-    fault = ""
+    hidden, fault = config["hidden_size"], NOTHING
     if heads % groups:
-        fault = f"{heads} attention heads and {groups} for keys, which do not divide them"
+        said = "{heads} attention heads and {groups} for keys, which do not divide them"
+        fault = template(said, heads=heads, groups=groups)
     elif dim % 2:
-        fault = f"an odd head_dim of {dim}, which rope cannot turn"
-    elif config["model_type"] in ("llama", "gemma3_text") and config["hidden_size"] % heads:
-        fault = f"a hidden_size of {config['hidden_size']}, which is no multiple of its {heads} heads"
+        fault = template("an odd head_dim of {dim}, which rope cannot turn", dim=dim)
+    elif config["model_type"] in ("llama", "gemma3_text") and hidden % heads:
+        fault = template(
+            "a hidden_size of {hidden}, which is no multiple of its {heads} heads", hidden=hidden, heads=heads
+        )
     if fault:
-        raise UnsupportedModel(f"config.json of {name} has {fault}; that does not run here")
+        raise UnsupportedModel("config.json of {model} has {fault}; that does not run here", model=name, fault=fault)
 
 
 def _tied(values: _Values, published: Mapping[str, Any], family: str) -> bool:
@@ -269,13 +281,18 @@ def _layer_kinds(values: _Values, family: str, layers: int) -> list[str]:
     if kinds is not None:
         if not isinstance(kinds, list) or len(kinds) != layers:
             raise BrokenModel(
-                f"config.json of {values.name} lists layer_types for other layers than its {layers}; take config.json "
-                "from where the model was published"
+                "config.json of {model} lists layer_types for other layers than its {layers}; take config.json from "
+                "where the model was published",
+                model=values.name,
+                layers=layers,
             )
         odd = next((kind for kind in kinds if kind not in _LAYER_KINDS), None)
         if odd is not None:
             raise UnsupportedModel(
-                f"{values.name} has layers of the kind {_short(odd)}; {' and '.join(_LAYER_KINDS)} run here"
+                "{model} has layers of the kind {odd}; {kinds:and} run here",
+                model=values.name,
+                odd=_short(odd),
+                kinds=_LAYER_KINDS,
             )
         return list(kinds)
     if family == "gemma3_text":
@@ -294,7 +311,13 @@ def _activation(values: _Values, family: str) -> dict[str, str]:
     key, usual = ("hidden_activation", "gelu_pytorch_tanh") if family == "gemma3_text" else ("hidden_act", "silu")
     found = values.found.get(key) or usual
     if found not in _ACTIVATIONS:
-        raise UnsupportedModel(f"{values.name} has {key} {_short(found)}; {', '.join(_ACTIVATIONS)} run here")
+        raise UnsupportedModel(
+            "{model} has {key} {found}; {known} run here",
+            model=values.name,
+            key=key,
+            found=_short(found),
+            known=_ACTIVATIONS,
+        )
     return {key: found}
 
 

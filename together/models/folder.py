@@ -12,6 +12,7 @@ from typing import Any
 
 from together.errors import BadSetting, BrokenModel, UnsupportedModel
 from together.models.names import MANIFEST, is_model_name, is_plain, is_sha256, is_template, model_name
+from together.sentences import NOTHING, Sentence, Value, template
 from together.wording import quoted
 
 INDEX = "model.safetensors.index.json"
@@ -66,15 +67,17 @@ def read_bytes(folder: Path, name: str) -> bytes:
         if not stat.S_ISREG(facts.st_mode):
             raise broken(file, "it is not a file")
         if facts.st_size > most:
-            raise broken(file, f"it has {facts.st_size} bytes, more than {most}")
+            raise broken(file, "it has {size} bytes, more than {most}", size=facts.st_size, most=most)
         with file.open("rb") as stream:
             data = stream.read(most + 1)
     except FileNotFoundError:
-        raise BrokenModel(f"{folder} has no {name}; choose a folder that holds a model") from None
+        raise BrokenModel(
+            "{folder} has no {file}; choose a folder that holds a model", folder=str(folder), file=name
+        ) from None
     except OSError as error:
         raise unreadable(file, error) from error
     if len(data) > most:
-        raise broken(file, f"it has more than {most} bytes")
+        raise broken(file, "it has more than {most} bytes", most=most)
     return data
 
 
@@ -83,11 +86,11 @@ def json_object(file: Path, data: bytes) -> dict[str, Any]:
     if data.startswith(POINTER):
         raise pointer(file)
     if sum(data.count(sign) for sign in b",[{") > MAX_VALUES:
-        raise broken(file, f"it has more than {MAX_VALUES} values")
+        raise broken(file, "it has more than {most} values", most=MAX_VALUES)
     try:
         value = json.loads(data, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise broken(file, f"it is not JSON ({error})") from error
+        raise broken(file, "it is not JSON ({error})", error=str(error)) from error
     if not isinstance(value, dict):
         raise broken(file, "it is not a JSON object")
     return value
@@ -100,12 +103,18 @@ def inside(folder: Path, name: str) -> Path:
     to its own `blobs`: that one neighbour is part of the model.
     """
     if not is_plain(name) and not is_template(name):
-        raise BrokenModel(f"{title(folder)} names the file {quoted(name)}, not a plain file name; choose another model")
+        raise BrokenModel(
+            "{model} names the file {file}, not a plain file name; choose another model",
+            model=title(folder),
+            file=quoted(name),
+        )
     root = folder.resolve()
     path = (root / name).resolve()
     homes = [(root / name).parent] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
     if path.parent not in homes:
-        raise BrokenModel(f"{title(folder)}/{name} leads outside the model's folder; copy the file into it")
+        raise BrokenModel(
+            "{model}/{file} leads outside the model's folder; copy the file into it", model=title(folder), file=name
+        )
     return root / name
 
 
@@ -152,15 +161,25 @@ def _name_in(manifest: Path) -> str:
     return name if is_model_name(name) else ""
 
 
-def broken(file: Path, reason: str) -> BrokenModel:
-    """The error for a file that is not what it claims to be."""
-    return BrokenModel(f"{title(file.parent)}/{file.name} is broken: {reason}; get this model again")
+def broken(file: Path, reason: str | Sentence, **values: Value) -> BrokenModel:
+    """The error for a file that is not what it claims to be; `reason` is a template with these values."""
+    return BrokenModel(
+        "{folder}/{file} is broken: {reason}; get this model again",
+        folder=title(file.parent),
+        file=file.name,
+        reason=reason if isinstance(reason, Sentence) else template(reason, **values),
+    )
 
 
 def unreadable(file: Path, error: OSError) -> BrokenModel:
     """The error for a file that is there and cannot be read: another copy of it would not help."""
-    reason = error.strerror or error
-    return BrokenModel(f"{title(file.parent)}/{file.name} cannot be read ({reason}); check the rights and the disk")
+    reason = error.strerror or str(error)
+    return BrokenModel(
+        "{folder}/{file} cannot be read ({reason}); check the rights and the disk",
+        folder=title(file.parent),
+        file=file.name,
+        reason=reason,
+    )
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -200,47 +219,53 @@ def snapshot(folder: Path) -> Path:
     if len(there) == 1:
         return top / "snapshots" / there[0]
     if not there:
-        raise BadSetting(f"{folder} holds no snapshot of the model yet; run its download again")
+        raise BadSetting("{folder} holds no snapshot of the model yet; run its download again", folder=str(folder))
     raise BadSetting(
-        f"{folder} holds several snapshots and no refs/main; choose one of them: {', '.join(there[:_LISTED])}"
+        "{folder} holds several snapshots and no refs/main; choose one of them: {snapshots}",
+        folder=str(folder),
+        snapshots=tuple(there[:_LISTED]),
     )
 
 
-def what_it_is(path: Path) -> str | None:
-    """A sentence for a file or folder that holds no config.json of a model; None where nothing is recognised."""
+def what_it_is(path: Path) -> Sentence:
+    """A sentence for a file or folder that holds no config.json of a model; empty where nothing is recognised."""
     if path.is_file():
+        said = "{file} is a file; choose a folder that holds a model"
         if path.suffix.lower() == ".gguf":
-            return f"{path.name} is a GGUF file, which does not run here; choose the model's folder with safetensors"
-        if path.suffix == ".safetensors" or path.name == "config.json":
-            return f"{path.name} is one file of a model; choose its folder, {path.parent}"
-        return f"{path.name} is a file; choose a folder that holds a model"
+            said = "{file} is a GGUF file, which does not run here; choose the model's folder with safetensors"
+        elif path.suffix == ".safetensors" or path.name == "config.json":
+            said = "{file} is one file of a model; choose its folder, {folder}"
+        return template(said, file=path.name, folder=str(path.parent))
     try:
         names = {item.name for item in path.iterdir()}
     except OSError:
-        return None
+        return NOTHING
     if any(name.startswith("models--") for name in names):
-        some = sorted(name for name in names if name.startswith("models--"))[:_LISTED]
-        return f"{path} is the hub's cache of several models; choose one of its folders: {', '.join(some)}"
+        some = tuple(sorted(name for name in names if name.startswith("models--"))[:_LISTED])
+        said = "{folder} is the hub's cache of several models; choose one of its folders: {some}"
+        return template(said, folder=str(path), some=some)
     return without_weights(str(path), names, path)
 
 
-def without_weights(model: str, names: Collection[str], folder: Path | None = None) -> str | None:
-    """A sentence for a folder or repository without weights that run here, by the names of its files."""
+def without_weights(model: str, names: Collection[str], folder: Path | None = None) -> Sentence:
+    """A sentence for a folder or repository without weights that run here, by the names of its files; else empty."""
+    said, shown = "", ""
+    rest = sorted(name for name in names if name.endswith(_UNFINISHED))
     if _ADAPTER in names:
         base = _base_of(folder / _ADAPTER) if folder is not None else ""
-        return (
-            f"{model} holds an adapter (LoRA) and no whole model; merge it into its base model"
-            f"{f' {base}' if base else ''} and choose the merged folder"
+        shown = f" {base}" if base else ""
+        said = (
+            "{model} holds an adapter (LoRA) and no whole model; merge it into its base model{shown} and choose the "
+            "merged folder"
         )
-    if any(name.lower().endswith(".gguf") for name in names):
-        return f"{model} holds GGUF weights, which do not run here; choose a version of it with safetensors"
-    rest = sorted(name for name in names if name.endswith(_UNFINISHED))
-    if rest or (folder is not None and _downloading(folder)):
+    elif any(name.lower().endswith(".gguf") for name in names):
+        said = "{model} holds GGUF weights, which do not run here; choose a version of it with safetensors"
+    elif rest or (folder is not None and _downloading(folder)):
         shown = f" ({rest[0]})" if rest else ""
-        return f"{model} is a download that did not end{shown}: its safetensors are not whole; run it again to go on"
-    if any(name.endswith(_PICKLES) for name in names):
-        return f"{model} has only pickle weights (*.bin), which can run code; choose a safetensors version of it"
-    return None
+        said = "{model} is a download that did not end{shown}: its safetensors are not whole; run it again to go on"
+    elif any(name.endswith(_PICKLES) for name in names):
+        said = "{model} has only pickle weights (*.bin), which can run code; choose a safetensors version of it"
+    return template(said, model=model, shown=shown) if said else NOTHING
 
 
 def require_whole(folder: Path, names: Iterable[str]) -> None:
@@ -254,14 +279,17 @@ def require_whole(folder: Path, names: Iterable[str]) -> None:
             raise pointer(folder / name)
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
         raise UnsupportedModel(
-            f"{folder.name} has only tokenizer.model and no tokenizer.json; take that file from another version of the "
-            "model, or make it once: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            "{model} has only tokenizer.model and no tokenizer.json; take that file from another version of the model, "
+            "or make it once: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+            model=folder.name,
         )
     if not (folder / MANIFEST).is_file():
         found = next((name for name in _EMBEDDING if (folder / name).is_file()), None)
         if found:
             raise UnsupportedModel(
-                f"{folder.name} is an embedding model (it has {found}): it writes no text; choose a causal model"
+                "{model} is an embedding model (it has {found}): it writes no text; choose a causal model",
+                model=folder.name,
+                found=found,
             )
 
 
@@ -273,8 +301,10 @@ def is_pointer(file: Path) -> bool:
 def pointer(file: Path) -> BrokenModel:
     """The error for a file that Git LFS has not fetched."""
     return BrokenModel(
-        f"{file.parent.name}/{file.name} is a pointer of Git LFS and not the file itself; run git lfs pull in "
-        "that folder, or download the model without git"
+        "{folder}/{file} is a pointer of Git LFS and not the file itself; run git lfs pull in that folder, or download "
+        "the model without git",
+        folder=file.parent.name,
+        file=file.name,
     )
 
 

@@ -52,7 +52,7 @@ def sampling_mode(text: str) -> SamplingMode:
     for mode in MODES:
         if mode == text:
             return mode
-    raise BadSetting(f"--sampling is {' or '.join(MODES)}, not {text[:200]!r}")
+    raise BadSetting("--sampling is default or plain, not {mode!r}", mode=text[:200])
 
 
 def read_sampling_defaults(folder: Path, mode: SamplingMode = "default") -> SamplingDefaults:

@@ -198,15 +198,15 @@ class Headers:
         """Check a header against the `size` of its file, in bytes. `file` is what errors and tensors name."""
         self._bytes -= len(raw)
         if self._bytes < 0:
-            raise broken(file, f"with it the model's headers have more than {MAX_HEADER} bytes")
+            raise broken(file, "with it the model's headers have more than {most} bytes", most=MAX_HEADER)
         if raw.count(_OFFSETS) > MAX_TENSORS:  # far more of them are seen at once, and not after seconds
-            raise broken(file, f"with it the model has more than {MAX_TENSORS} tensors")
+            raise broken(file, "with it the model has more than {most} tensors", most=MAX_TENSORS)
         data = 8 + len(raw)
         tensors = []
         for name, entry in _entries(file, raw):
             self._tensors -= 1
             if self._tensors < 0:
-                raise broken(file, f"with it the model has more than {MAX_TENSORS} tensors")
+                raise broken(file, "with it the model has more than {most} tensors", most=MAX_TENSORS)
             tensors.append(_tensor(file, name, entry, data))
         tensors = sorted_in_turns(sorted_in_turns(tensors, attrgetter("stop")), attrgetter("start"))
         _check_layout(file, tensors, data, size)
@@ -231,19 +231,24 @@ def check_distinct(headers: Iterable[FileHeader]) -> None:
     found: dict[str, str] = {}
     for tensor in (tensor for header in headers for tensor in header.tensors):
         if tensor.name in found:
-            raise broken(tensor.file, f"tensor {quoted(tensor.name)} is in {quoted(found[tensor.name])} as well")
+            raise broken(
+                tensor.file,
+                "tensor {tensor} is in {other} as well",
+                tensor=quoted(tensor.name),
+                other=quoted(found[tensor.name]),
+            )
         found[tensor.name] = tensor.file.name
 
 
 def header_length(file: Path, prefix: bytes, size: int) -> int:
     """Bytes of the header, from the file's first 8 bytes and its size. Raises BrokenModel for a length that lies."""
     if len(prefix) < 8:
-        raise broken(file, f"it has {size} bytes, too few for a safetensors file")
+        raise broken(file, "it has {size} bytes, too few for a safetensors file", size=size)
     length: int = struct.unpack("<Q", prefix)[0]
     if length > MAX_HEADER:
-        raise broken(file, f"its header claims {length} bytes, more than {MAX_HEADER}")
+        raise broken(file, "its header claims {length} bytes, more than {most}", length=length, most=MAX_HEADER)
     if 8 + length > size:
-        raise broken(file, f"its header claims {length} bytes and the file has {size}")
+        raise broken(file, "its header claims {length} bytes and the file has {size}", length=length, size=size)
     return length
 
 
@@ -258,7 +263,7 @@ def _entries(file: Path, raw: bytes) -> Iterator[tuple[str, object]]:
                 yield name, reader.value(MAX_ENTRY)
         reader.end()
     except ValueError as error:
-        raise broken(file, f"its header is not JSON, or not a table of tensors ({error})") from error
+        raise broken(file, "its header is not JSON, or not a table of tensors ({error})", error=str(error)) from error
 
 
 def _skip_metadata(reader: TableReader) -> None:
@@ -272,16 +277,16 @@ def _skip_metadata(reader: TableReader) -> None:
 def _tensor(file: Path, name: str, entry: object, data: int) -> TensorInfo:
     """One checked entry; `data` is where the data begin in the file."""
     if not isinstance(entry, dict):
-        raise broken(file, f"tensor {quoted(name)} is not described")
+        raise broken(file, "tensor {tensor} is not described", tensor=quoted(name))
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _BITS:
-        raise broken(file, f"tensor {quoted(name)} has the unknown dtype {quoted(dtype)}")
+        raise broken(file, "tensor {tensor} has the unknown dtype {dtype}", tensor=quoted(name), dtype=quoted(dtype))
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
-        raise broken(file, f"tensor {quoted(name)} has a bad shape or bad offsets")
+        raise broken(file, "tensor {tensor} has a bad shape or bad offsets", tensor=quoted(name))
     start, stop = offsets
     if 8 * (stop - start) != prod(shape) * _BITS[dtype]:
-        reason = f"has {stop - start} bytes, which is not {dtype} {quoted(shape)}"
-        raise broken(file, f"tensor {quoted(name)} {reason}")
+        fault = "tensor {tensor} has {size} bytes, which is not {dtype} {shape}"
+        raise broken(file, fault, tensor=quoted(name), size=stop - start, dtype=dtype, shape=quoted(shape))
     return TensorInfo(name, file, _DTYPES[dtype], tuple(shape), data + start, data + stop)
 
 
@@ -300,7 +305,7 @@ def _check_layout(file: Path, tensors: list[TensorInfo], data: int, size: int) -
     position = data
     for tensor in tensors:
         if tensor.start != position:
-            raise broken(file, f"tensor {quoted(tensor.name)} overlaps another or leaves a gap")
+            raise broken(file, "tensor {tensor} overlaps another or leaves a gap", tensor=quoted(tensor.name))
         position = tensor.stop
     if position != size:
-        raise broken(file, f"its tensors end at byte {position} and the file at {size}")
+        raise broken(file, "its tensors end at byte {position} and the file at {size}", position=position, size=size)

@@ -72,10 +72,12 @@ def check_tensors(name: str, config: Mapping[str, Any], tensors: Mapping[str, Te
     """Raises UnsupportedModel or BrokenModel unless `tensors`, by canonical name, are a whole model of this shape."""
     head = HEAD in tensors
     what = purpose(config, head=head or config["tie_word_embeddings"])
-    if what is not None:
-        raise UnsupportedModel(f"{name} is {what}: it writes no text; choose a causal language model")
+    if what:
+        raise UnsupportedModel(
+            "{model} is {what}: it writes no text; choose a causal language model", model=name, what=what
+        )
     if not head and not config["tie_word_embeddings"]:
-        raise UnsupportedModel(_headless(name, tensors))
+        raise _headless(name, tensors)
     for key, shape in needs(config, head=head).items():
         found = tensors.get(key)
         if found is None:
@@ -95,12 +97,15 @@ def missing(name: str, key: str, tensors: Mapping[str, TensorInfo]) -> BrokenMod
     layer = key.partition(".experts.")[0]
     if layer != key and any(item.startswith((f"{layer}.experts.gate_up", f"{layer}.switch_mlp.")) for item in tensors):
         return UnsupportedModel(
-            f"{name} stores all experts of a layer as one tensor, which does not run here; choose a version with one "
-            "tensor per expert"
+            "{model} stores all experts of a layer as one tensor, which does not run here; choose a version with one "
+            "tensor per expert",
+            model=name,
         )
     return BrokenModel(
-        f"{name} has no tensor {key}, which its config.json asks for: a file is not whole, or config.json is another "
-        "model's; get this model again"
+        "{model} has no tensor {key}, which its config.json asks for: a file is not whole, or config.json is another "
+        "model's; get this model again",
+        model=name,
+        key=key,
     )
 
 
@@ -108,14 +113,18 @@ def misshapen(name: str, found: TensorInfo, shape: Shape) -> BrokenModel:
     """The error for a tensor of another shape than config.json says."""
     key, there = cut(found.key, MOST), _shape(found.shape)
     return BrokenModel(
-        f"{name}: {key} is {there} in {found.file.name} and {_shape(shape)} by config.json; take both from the same "
-        "version of the model"
+        "{model}: {key} is {there} in {file} and {asked} by config.json; take both from the same version of the model",
+        model=name,
+        key=key,
+        there=there,
+        file=found.file.name,
+        asked=_shape(shape),
     )
 
 
 def quantized(name: str, how: str) -> UnsupportedModel:
     """The error for weights that are packed."""
-    return UnsupportedModel(f"{name} is quantized ({how}); choose it in bf16, fp16 or fp32")
+    return UnsupportedModel("{model} is quantized ({how}); choose it in bf16, fp16 or fp32", model=name, how=how)
 
 
 def stored_as(tensor: TensorInfo, tensors: Mapping[str, TensorInfo]) -> str:
@@ -151,14 +160,15 @@ def _experts(config: Mapping[str, Any], start: str) -> Iterator[tuple[str, Shape
         yield f"{start}experts.{expert}.down_proj.weight", (hidden, inner)
 
 
-def _headless(name: str, tensors: Mapping[str, TensorInfo]) -> str:
+def _headless(name: str, tensors: Mapping[str, TensorInfo]) -> UnsupportedModel:
     score = next((key for key in _SCORES if key in tensors), None)
-    if score:
-        return f"{name} has {score} in the place of an LM head: it is a classifier or reward model; choose a causal one"
-    return (
-        f"{name} has no {HEAD}, and its config.json does not tie it to the embedding (tie_word_embeddings): it is an "
-        "embedding or base model, or a part of one; choose a causal language model"
+    said = (
+        "{model} has {tensor} in the place of an LM head: it is a classifier or reward model; choose a causal one"
+        if score
+        else "{model} has no {tensor}, and its config.json does not tie it to the embedding (tie_word_embeddings): it "
+        "is an embedding or base model, or a part of one; choose a causal language model"
     )
+    return UnsupportedModel(said, model=name, tensor=score or HEAD)
 
 
 def _beside(key: str, end: str) -> str:
@@ -174,8 +184,10 @@ def _check_biases(name: str, config: Mapping[str, Any], tensors: Mapping[str, Te
         found = tensors.get(bias) if key.endswith("_proj.weight") and bias not in asked else None
         if found is not None and found.dtype in PLAIN and found.shape == asked[key][:1]:
             raise UnsupportedModel(
-                f"{name} stores {bias}, and its config.json asks for no bias there; if it needs it, set attention_bias "
-                "or mlp_bias in config.json, else choose another version"
+                "{model} stores {bias}, and its config.json asks for no bias there; if it needs it, set attention_bias "
+                "or mlp_bias in config.json, else choose another version",
+                model=name,
+                bias=bias,
             )
 
 

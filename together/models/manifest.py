@@ -37,6 +37,7 @@ from together.models.units import (
     samples_in,
     units_of,
 )
+from together.sentences import Value, template
 from together.wording import MOST, cut, quoted
 
 CONFIG = "config.json"
@@ -122,15 +123,25 @@ class Manifest:
         """Raises BrokenModel unless `config`, the bytes of config.json, headers and samples give this fingerprint."""
         found = fingerprint_of(config, self.files)
         if found != self.fingerprint:
-            raise _bad(self.name, f"its files give the fingerprint {found[:12]}, it says {self.fingerprint[:12]}")
+            raise _bad(
+                self.name,
+                "its files give the fingerprint {found}, it says {fingerprint}",
+                found=found[:12],
+                fingerprint=self.fingerprint[:12],
+            )
         if _layers(self.name, config) != self.layers:
-            raise _bad(self.name, f"it counts {self.layers} layers and config.json {_layers(self.name, config)}")
+            raise _bad(
+                self.name,
+                "it counts {layers} layers and config.json {counted}",
+                layers=self.layers,
+                counted=_layers(self.name, config),
+            )
 
 
 def compose(name: str, files: Sequence[PublishedFile], small: Mapping[str, bytes], revision: str = "") -> Manifest:
     """The manifest of a model whose original and small files are known. Raises BrokenModel for what is not a model."""
     if CONFIG not in small:
-        raise _bad(name, f"it has no {CONFIG}")
+        raise _bad(name, "it has no {config}", config=CONFIG)
     ordered = tuple(sorted(files, key=lambda file: file.name))
     kept = tuple(SmallFile(key, len(small[key]), _sha256(small[key])) for key in small_names(small))
     print_ = fingerprint_of(small[CONFIG], ordered)
@@ -171,13 +182,16 @@ def small_names(there: Collection[str]) -> list[str]:
 def check_small(manifest: Manifest, small: Mapping[str, bytes]) -> None:
     """Raises BrokenModel unless these are exactly the manifest's small files."""
     if small.keys() != {file.name for file in manifest.small}:
-        raise _bad(manifest.name, f"it lists other small files than {quoted(sorted(small))}")
+        raise _bad(manifest.name, "it lists other small files than {files}", files=quoted(sorted(small)))
     for file in manifest.small:
         found = _sha256(small[file.name])
         if found != file.sha256:
             raise BrokenModel(
-                f"{file.name} of {manifest.name} is broken: its sha256 is {found}, it should be {file.sha256}; get it "
-                "again"
+                "{file} of {model} is broken: its sha256 is {found}, it should be {sha256}; get it again",
+                file=file.name,
+                model=manifest.name,
+                found=found,
+                sha256=file.sha256,
             )
 
 
@@ -202,7 +216,7 @@ def parse(data: bytes) -> Manifest:
     The fingerprint is checked by `Manifest.verify`, when config.json is there.
     """
     if len(data) > most_bytes(MANIFEST):
-        raise _bad("a model", f"it has {len(data)} bytes, more than {most_bytes(MANIFEST)}")
+        raise _bad("a model", "it has {count} bytes, more than {most}", count=len(data), most=most_bytes(MANIFEST))
     try:
         found = _Document.model_validate(json_object(Path("model", MANIFEST), data))
     except ValidationError as error:
@@ -269,7 +283,13 @@ def _files(name: str, entries: Sequence[_WeightsEntry]) -> tuple[PublishedFile, 
 
 def _small(name: str, entry: _SmallEntry) -> SmallFile:
     if entry.size > most_bytes(entry.name):
-        raise _bad(name, f"{entry.name} has {entry.size} bytes, more than {most_bytes(entry.name)}")
+        raise _bad(
+            name,
+            "{file} has {size} bytes, more than {most}",
+            file=entry.name,
+            size=entry.size,
+            most=most_bytes(entry.name),
+        )
     return SmallFile(entry.name, entry.size, entry.sha256)
 
 
@@ -277,18 +297,26 @@ def _checked(made: Manifest) -> Manifest:
     """What its parts say of one another. Raises BrokenModel."""
     names = [file.name for file in made.files]
     if not names or names != sorted(set(names)) or not all(map(_is_weights, names)):
-        raise _bad(made.name, f"its files {quoted(names)} are not distinct safetensors files in order")
+        raise _bad(made.name, "its files {files} are not distinct safetensors files in order", files=quoted(names))
     small = [file.name for file in made.small]
     if CONFIG not in small or len({file.casefold() for file in small}) != len(small):  # some disks know no capitals
-        raise _bad(made.name, f"its small files {quoted(small)} lack {CONFIG} or name one twice")
+        raise _bad(
+            made.name, "its small files {files} lack {config} or name one twice", files=quoted(small), config=CONFIG
+        )
     check_distinct(made.headers)
     for file in made.files:
         wanted = sum(place.size for place in made.places[file.name])
         if len(file.samples) != wanted:
-            raise _bad(made.name, f"it has {len(file.samples)} bytes of samples of {file.name}, not {wanted}")
+            raise _bad(
+                made.name,
+                "it has {count} bytes of samples of {file}, not {wanted}",
+                count=len(file.samples),
+                file=file.name,
+                wanted=wanted,
+            )
     unknown = made.digests.keys() - made.units.keys()
     if unknown:
-        raise _bad(made.name, f"it gives the hash of {quoted(min(unknown))}, which is none of its units")
+        raise _bad(made.name, "it gives the hash of {unit}, which is none of its units", unit=quoted(min(unknown)))
     return made
 
 
@@ -296,7 +324,11 @@ def _layers(name: str, config: bytes) -> int:
     layers = layer_count(json_object(Path(name, CONFIG), config))
     if type(layers) is not int or not 1 <= layers <= MAX_LAYERS:
         raise _bad(
-            name, f"num_hidden_layers of {CONFIG} is {quoted(layers)}, not a whole number from 1 to {MAX_LAYERS}"
+            name,
+            "num_hidden_layers of {config} is {layers}, not a whole number from 1 to {most}",
+            config=CONFIG,
+            layers=quoted(layers),
+            most=MAX_LAYERS,
         )
     return layers
 
@@ -317,9 +349,9 @@ def _unpack(name: str, value: str, limit: int) -> bytes:
         unpacker = zlib.decompressobj()
         header = unpacker.decompress(packed, limit + 1)
     except (binascii.Error, ValueError, zlib.error) as error:
-        raise _bad(name, f"a header is not packed ({error})") from error
+        raise _bad(name, "a header is not packed ({error})", error=str(error)) from error
     if len(header) > limit or not unpacker.eof or unpacker.unused_data:
-        raise _bad(name, f"its headers are cut off, or have more than {MAX_HEADER} bytes")
+        raise _bad(name, "its headers are cut off, or have more than {most} bytes", most=MAX_HEADER)
     return header
 
 
@@ -327,7 +359,7 @@ def _samples(name: str, value: str) -> bytes:
     try:
         return base64.b64decode(value, validate=True)
     except ValueError as error:
-        raise _bad(name, f"samples of its weights are not packed ({error})") from error
+        raise _bad(name, "samples of its weights are not packed ({error})", error=str(error)) from error
 
 
 def _cut(samples: bytes, places: Sequence[ByteRange]) -> list[tuple[int, bytes]]:
@@ -339,5 +371,6 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _bad(name: str, reason: str) -> BrokenModel:
-    return BrokenModel(f"the manifest of {name} is broken: {reason}; get this model again")
+def _bad(name: str, reason: str, **values: Value) -> BrokenModel:
+    why = template(reason, **values)
+    return BrokenModel("the manifest of {model} is broken: {reason}; get this model again", model=name, reason=why)

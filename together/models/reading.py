@@ -33,6 +33,7 @@ from together.models.names import (
     unit_of,
 )
 from together.models.units import ByteRange, Unit, fingerprint_of, units_for, words
+from together.sentences import NOTHING, Sentence, template
 from together.types import LayerRange
 from together.wording import quoted
 
@@ -125,7 +126,7 @@ def read_into(tensor: TensorInfo, target: memoryview) -> None:
             while done < tensor.nbytes:
                 count = stream.readinto(target[done:])
                 if not count:
-                    raise broken(tensor.file, f"it ends within tensor {quoted(tensor.name)}")
+                    raise broken(tensor.file, "it ends within tensor {tensor}", tensor=quoted(tensor.name))
                 done += count
     except OSError as error:
         raise unreadable(tensor.file, error) from error
@@ -188,7 +189,13 @@ def read_unit(folder: Path, unit: Unit, offset: int = 0) -> Iterator[bytes]:
     file changes meanwhile.
     """
     if not 0 <= offset <= unit.size:
-        raise BrokenModel(f"{unit.name} of {title(folder)} has {unit.size} bytes, none at {offset}; start it anew")
+        raise BrokenModel(
+            "{unit} of {model} has {size} bytes, none at {offset}; start again",
+            unit=unit.name,
+            model=title(folder),
+            size=unit.size,
+            offset=offset,
+        )
     if not is_shard(folder):
         return _chunks(folder, unit.spans(offset))
     fault = _size_fault(folder, unit)
@@ -231,7 +238,12 @@ def require_here(folder: Path, manifest: Manifest, units: Iterable[Unit]) -> Non
     """Raises BrokenModel with all units that a shard folder lacks."""
     missing = [unit.name for unit in units if _size(folder / unit.name) is None]
     if missing:
-        raise BrokenModel(f"{folder} lacks {words(missing)} of {manifest.name}; get these layers, or choose others")
+        raise BrokenModel(
+            "{folder} lacks {units} of {model}; get these layers, or choose others",
+            folder=str(folder),
+            units=words(missing),
+            model=manifest.name,
+        )
 
 
 def require_samples(manifest: Manifest, unit: Unit, file: Path) -> None:
@@ -242,8 +254,11 @@ def require_samples(manifest: Manifest, unit: Unit, file: Path) -> None:
                 stream.seek(sample.at)
                 if stream.read(len(sample.data)) != sample.data:
                     raise BrokenModel(
-                        f"{unit.name} of {manifest.name} has other weights than the version "
-                        f"{manifest.fingerprint[:12]} of this model; get it again, or from another machine"
+                        "{unit} of {model} has other weights than the version {version} of this model; get it again, "
+                        "or from another machine",
+                        unit=unit.name,
+                        model=manifest.name,
+                        version=manifest.fingerprint[:12],
                     )
     except OSError as error:
         raise unreadable(file, error) from error
@@ -257,24 +272,32 @@ def remember(folder: Path, unit: Unit, digest: str, home: Path) -> None:
 def _tensors(folder: Path, manifest: Manifest, unit: Unit, home: Path) -> tuple[TensorInfo, ...]:
     fault = _size_fault(folder, unit) or _header_fault(folder, unit)
     if fault:
-        raise BrokenModel(f"{unit.name} of {manifest.name} in {folder} is broken: {fault}; get it again")
+        raise BrokenModel(
+            "{unit} of {model} in {folder} is broken: {fault}; get it again",
+            unit=unit.name,
+            model=manifest.name,
+            folder=str(folder),
+            fault=fault,
+        )
     if unit.name in manifest.digests:
         require_digest(manifest, unit, _digest(folder, unit, home))
     require_samples(manifest, unit, inside(folder, unit.name))
     return check_header(inside(folder, unit.name), unit.header[8:], unit.size).tensors
 
 
-def _size_fault(folder: Path, unit: Unit) -> str:
+def _size_fault(folder: Path, unit: Unit) -> Sentence:
     """What is wrong with the size of the unit's file; empty where nothing is."""
     size = _size(inside(folder, unit.name))
     if size is None:
-        return "it is missing"
-    return f"it has {size} bytes and should have {unit.size}" if size != unit.size else ""
+        return template("it is missing")
+    if size != unit.size:
+        return template("it has {size} bytes and should have {asked}", size=size, asked=unit.size)
+    return NOTHING
 
 
-def _header_fault(folder: Path, unit: Unit) -> str:
+def _header_fault(folder: Path, unit: Unit) -> Sentence:
     begin = b"".join(_chunks(folder, [ByteRange(unit.name, 0, len(unit.header))]))
-    return "its header is not the one of this model" if begin != unit.header else ""
+    return template("its header is not the one of this model") if begin != unit.header else NOTHING
 
 
 def require_digest(manifest: Manifest, unit: Unit, digest: str) -> None:
@@ -282,7 +305,11 @@ def require_digest(manifest: Manifest, unit: Unit, digest: str) -> None:
     known = manifest.digests.get(unit.name, digest)
     if digest != known:
         raise BrokenModel(
-            f"{unit.name} of {manifest.name} is broken: its sha256 is {digest}, it should be {known}; get it again"
+            "{unit} of {model} is broken: its sha256 is {digest}, it should be {known}; get it again",
+            unit=unit.name,
+            model=manifest.name,
+            digest=digest,
+            known=known,
         )
 
 
@@ -321,7 +348,7 @@ def _piece(file: Path, piece: ByteRange) -> Iterator[bytes]:
             while left:
                 chunk = stream.read(min(CHUNK, left))
                 if not chunk:
-                    raise broken(file, f"it ends {left} bytes before a unit does")
+                    raise broken(file, "it ends {left} bytes before a unit does", left=left)
                 left -= len(chunk)
                 yield chunk
     except OSError as error:

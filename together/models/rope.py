@@ -47,7 +47,9 @@ def rope_parameters(name: str, config: Mapping[str, Any], family: str, context: 
     if _nested(given):
         each = [_table(name, given, kind) for kind in (FULL, SLIDING) if given.get(kind)]
         if any(one != each[0] for one in each):
-            raise UnsupportedModel(f"{name} has other rope for some layers, which does not run here in this family")
+            raise UnsupportedModel(
+                "{model} has other rope for some layers, which does not run here in this family", model=name
+            )
         given = each[0] if each else {}
     return reader.read({**new, **old} if not _nested(new) else given, "rope_theta", _THETA)
 
@@ -63,11 +65,16 @@ class _Reader:
         kind = given.get("rope_type") or given.get("type") or "default"
         if not isinstance(kind, str) or kind not in KINDS:
             raise UnsupportedModel(
-                f"{self.name} scales its rope by {quoted(kind, _MOST)}, which does not run here; {', '.join(KINDS)} do"
+                "{model} scales its rope by {kind}, which does not run here; {kinds} do",
+                model=self.name,
+                kind=quoted(kind, _MOST),
+                kinds=tuple(KINDS),
             )
         part = given.get("partial_rotary_factor", self.config.get("partial_rotary_factor"))
         if part not in (None, 1):
-            raise UnsupportedModel(f"{self.name} turns a part of each head by rope, which does not run here")
+            raise UnsupportedModel(
+                "{model} turns a part of each head by rope, which does not run here", model=self.name
+            )
         needed, more = KINDS[kind]
         known = {key: given[key] for key in (*needed, *more) if given.get(key) is not None}
         for key in ("mscale", "mscale_all_dim"):
@@ -90,8 +97,11 @@ class _Reader:
             return value
         if type(value) not in (int, float) or not isfinite(value) or value <= 0:
             raise BrokenModel(
-                f"config.json of {self.name} has {key} = {quoted(value, _MOST)} in its rope; take config.json from "
-                "where the model was published"
+                "config.json of {model} has {key} = {value} in its rope; take config.json from where the model was "
+                "published",
+                model=self.name,
+                key=key,
+                value=quoted(value, _MOST),
             )
         return value if key == _LENGTH else float(value)
 
@@ -106,7 +116,10 @@ def _table(name: str, values: Mapping[str, Any], key: str) -> dict[str, Any]:
         return {}
     if not isinstance(found, dict):
         raise BrokenModel(
-            f"config.json of {name} has {key} = {quoted(found, _MOST)}, not a table; take config.json from where the "
-            "model was published"
+            "config.json of {model} has {key} = {found}, not a table; take config.json from where the model was "
+            "published",
+            model=name,
+            key=key,
+            found=quoted(found, _MOST),
         )
     return dict(found)

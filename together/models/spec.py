@@ -241,8 +241,11 @@ def _layer_params(spec: ModelSpec, tensors: dict[str, TensorInfo]) -> tuple[int,
     if 0 in counts:
         layer = counts.index(0)
         raise BrokenModel(
-            f"{spec.name} has no tensors for layer {layer} of the {spec.layers} in config.json; get this model again, "
-            "or choose one whose layers are as published"
+            "{model} has no tensors for layer {layer} of the {layers} in config.json; get this model again, or choose "
+            "one whose layers are as published",
+            model=spec.name,
+            layer=layer,
+            layers=spec.layers,
         )
     return tuple(counts)
 

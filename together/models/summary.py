@@ -100,7 +100,11 @@ def summarize(config: dict[str, Any], tensors: Iterable[TensorInfo], spec: Model
     last = max((key for key in parts if isinstance(key, int)), default=-1)
     layers = max(last + 1, numbers["layers"] or 0)
     if layers > MAX_LAYERS:
-        raise BrokenModel(f"its files count {layers} layers, and no model has more than {MAX_LAYERS}; get it again")
+        raise BrokenModel(
+            "its files count {layers} layers, and no model has more than {most}; get it again",
+            layers=layers,
+            most=MAX_LAYERS,
+        )
     dtype = _dtype(kept)
     return Summary(
         layers=tuple(parts.get(layer, Sizes()) for layer in range(layers)),

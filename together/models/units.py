@@ -125,7 +125,12 @@ def unit_order(name: str) -> tuple[int, int]:
 def units_for(model: Cut, layers: LayerRange) -> tuple[Unit, ...]:
     """What a stage of `layers` needs, in the model's order. Raises BrokenModel for a unit that the model lacks."""
     if layers.stop > model.layers:
-        raise BrokenModel(f"{model.name} has {model.layers} layers, not {layers}; choose layers of 0:{model.layers}")
+        raise BrokenModel(
+            "{model} has {layers} layers, not {asked}; choose layers of 0:{layers}",
+            model=model.name,
+            asked=str(layers),
+            layers=model.layers,
+        )
     names = {layer_unit(layer) for layer in range(layers.start, layers.stop)}
     if layers.start == 0:
         names.add(EMBED_UNIT)
@@ -133,7 +138,9 @@ def units_for(model: Cut, layers: LayerRange) -> tuple[Unit, ...]:
         names |= {NORM_UNIT, HEAD_UNIT if HEAD_UNIT in model.units else EMBED_UNIT}
     absent = names - model.units.keys()
     if absent:
-        raise BrokenModel(f"{model.name} has no tensors for {words(absent)}; get this model again")
+        raise BrokenModel(
+            "{model} has no tensors for {units}; get this model again", model=model.name, units=words(absent)
+        )
     return tuple(model.units[name] for name in sorted(names, key=unit_order))
 
 
