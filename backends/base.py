@@ -196,7 +196,7 @@ def check_frame(shape: ShardShape, batch: Batch, hidden: Activation | None) -> N
     for row in batch.rows:
         fault = _row_fault(row, shape.vocabulary)
         if fault:
-            raise FrameRefused("the row of sequence {sequence} has {fault}", sequence=row.sequence, fault=fault)
+            raise FrameRefused("the row of sequence {sequence} has {found}", sequence=row.sequence, found=fault)
     if shape.layers.start == 0:
         if hidden is not None:
             raise FrameRefused("the first stage takes token ids, and the frame has hidden states as well")

@@ -16,8 +16,10 @@ from together.sentences import _ENGLISH, NOTHING, Sentence, say, verbatim
 ROOT = Path(__file__).resolve().parent.parent
 # The rooms whose errors carry a template and values.
 TEMPLATES = (
+    "backends",
     "together/api",
     "together/engine",
+    "together/models",
     "together/ring",
     "together/scripting",
     "together/text",

@@ -173,7 +173,7 @@ def activation(tokens: int = 1, width: int = WIDTH, value: float = 7.0) -> Activ
     ("bad", "reason"),
     [
         (frame(row(65)), "takes hidden states, and the frame has none"),
-        (frame(row(65), activation=activation(2)), "hidden states are ('fp32', 2, 8), this stage takes ('fp32', 1, 8)"),
+        (frame(row(65), activation=activation(2)), "hidden states are (fp32, 2, 8), this stage takes (fp32, 1, 8)"),
         (frame(row(65), activation=activation(width=WIDTH + 1)), "refused the frame"),
         (frame(row(65), activation=Activation("bf16", 1, WIDTH, bytes(16))), "refused the frame"),
         (frame(row(65), activation=activation(value=float("nan"))), "refused the frame"),

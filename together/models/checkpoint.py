@@ -88,20 +88,20 @@ def _require(model: str, index: Mapping[str, str], absent: list[str]) -> None:
 
 def _absent(model: str, absent: list[str]) -> BrokenModel:
     return BrokenModel(
-        "{model} lacks {files}, named by {index}; put it beside the others: run its download again",
+        "{model} lacks {files}, named by {table}; put it beside the others: run its download again",
         model=model,
         files=_listed(absent),
-        index=INDEX,
+        table=INDEX,
     )
 
 
 def _gap(model: str, sets: Mapping[tuple[str, int], Mapping[int, str]], whole: int) -> BrokenModel:
     if whole:
         return BrokenModel(
-            "{model} has several sets of weights ({shown}) and no {index} that names one; keep one set",
+            "{model} has several sets of weights ({shown}) and no {table} that names one; keep one set",
             model=model,
             shown=tuple(f"{stem}-…-of-{count}" for stem, count in sets),
-            index=INDEX,
+            table=INDEX,
         )
     (stem, count), files = max(sets.items(), key=lambda item: (len(item[1]) / item[0][1], item[0]))
     width = len(_digits(next(iter(files.values()))))
@@ -209,17 +209,17 @@ def _no_weights(folder: Path, there: Collection[str]) -> NoReturn:
     several = sorted(name for name in there if name.endswith(".safetensors"))
     if len(several) > 1:
         raise BrokenModel(
-            "{model} has several safetensors files ({files}, …) and no {index} that says which are the model; put the "
+            "{model} has several safetensors files ({files}, …) and no {table} that says which are the model; put the "
             "index beside them",
             model=title(folder),
             files=tuple(several[:3]),
-            index=INDEX,
+            table=INDEX,
         )
     raise BrokenModel(
-        "{folder} has neither {single} nor {index}; choose a folder that holds a model's weights",
+        "{folder} has neither {single} nor {table}; choose a folder that holds a model's weights",
         folder=str(folder),
         single=SINGLE,
-        index=INDEX,
+        table=INDEX,
     )
 
 

@@ -244,7 +244,7 @@ def _check_heads(name: str, config: Mapping[str, Any]) -> None:
             "a hidden_size of {hidden}, which is no multiple of its {heads} heads", hidden=hidden, heads=heads
         )
     if fault:
-        raise UnsupportedModel("config.json of {model} has {fault}; that does not run here", model=name, fault=fault)
+        raise UnsupportedModel("config.json of {model} has {found}; that does not run here", model=name, found=fault)
 
 
 def _tied(values: _Values, published: Mapping[str, Any], family: str) -> bool:

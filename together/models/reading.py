@@ -273,11 +273,11 @@ def _tensors(folder: Path, manifest: Manifest, unit: Unit, home: Path) -> tuple[
     fault = _size_fault(folder, unit) or _header_fault(folder, unit)
     if fault:
         raise BrokenModel(
-            "{unit} of {model} in {folder} is broken: {fault}; get it again",
+            "{unit} of {model} in {folder} is broken: {found}; get it again",
             unit=unit.name,
             model=manifest.name,
             folder=str(folder),
-            fault=fault,
+            found=fault,
         )
     if unit.name in manifest.digests:
         require_digest(manifest, unit, _digest(folder, unit, home))
