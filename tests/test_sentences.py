@@ -19,11 +19,14 @@ TEMPLATES = (
     "backends",
     "together/api",
     "together/engine",
+    "together/head",
     "together/models",
+    "together/planning",
     "together/ring",
     "together/scripting",
     "together/text",
     "together/weights",
+    "webui",
 )
 
 

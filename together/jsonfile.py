@@ -59,7 +59,7 @@ def read_json(file: Path, kind: type[T], most: int = MOST) -> T | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise BrokenFile(f"{file} cannot be read: {error}") from None
+        raise BrokenFile("{file} cannot be read: {error}", file=str(file), error=str(error)) from None
 
 
 def recall_json(file: Path, kind: type[T]) -> T | None:

@@ -95,8 +95,9 @@ def validate(settings: Sampling, vocabulary: int | None = None) -> None:
 
 def _within(param: str, value: float, low: int, high: int, *, above: bool = False, what: str = "") -> None:
     if not low <= value <= high or (above and value == low):
-        start = f"above {low} and at most" if above else f"from {low} to"
-        raise BadRequest(f"{what or param} must be {start} {high}, not {value}", param=param)
+        wrong = "{what} must be above {low} and at most {high}, not {value}"
+        wrong = wrong if above else "{what} must be from {low} to {high}, not {value}"
+        raise BadRequest(wrong, param, what=what or param, low=low, high=high, value=value)
 
 
 # --- one row ----------------------------------------------------------------------------------------------------------
@@ -150,14 +151,16 @@ def _penalise(values: NDArray[np.float32], draw: Draw) -> None:
 def _bias(values: NDArray[np.float32], bias: tuple[tuple[int, float], ...]) -> None:
     for token, value in bias:
         if not 0 <= token < len(values):
-            raise FrameRefused(f"logit_bias names token {token}, the model has {len(values)} tokens")
+            wrong = "logit_bias names token {token}, the model has {count} tokens"
+            raise FrameRefused(wrong, token=token, count=len(values))
         values[token] += value
 
 
 def _mask(allowed: bytes, vocabulary: int) -> NDArray[np.bool_]:
     """Unpack a mask, whose bit i is token i. It may end early: a padded matrix has more rows than there are tokens."""
     if len(allowed) > (vocabulary + 7) // 8:
-        raise FrameRefused(f"the mask has {len(allowed)} bytes, too many for {vocabulary} tokens")
+        wrong = "the mask has {size} bytes, too many for {count} tokens"
+        raise FrameRefused(wrong, size=len(allowed), count=vocabulary)
     known = np.unpackbits(np.frombuffer(allowed, np.uint8), bitorder="little")[:vocabulary]
     bits = np.zeros(vocabulary, np.bool_)  # not unpackbits' count: it leaves an empty mask's bits undefined
     bits[: len(known)] = known

@@ -1,7 +1,4 @@
-"""Every setting and its default in one frozen dataclass, overridden by TOGETHER_* variables, then by the command line.
-
-Knows nothing of who uses a setting.
-"""
+"""Every setting and its default in one frozen dataclass, overridden by TOGETHER_* variables, then the command line."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from together.errors import BadSetting
+from together.sentences import template
 
 PREFIX = "TOGETHER_"
 
@@ -67,12 +65,12 @@ def load_settings(environment: Mapping[str, str] | None = None, **overrides: obj
         if key.startswith(PREFIX):
             name = key.removeprefix(PREFIX).lower()
             if name not in known:
-                names = ", ".join(sorted(PREFIX + item.upper() for item in known))
-                raise BadSetting(f"{key} is not a setting; known are {names}")
+                names = tuple(sorted(PREFIX + item.upper() for item in known))
+                raise BadSetting("{key} is not a setting; known are {names}", key=key, names=names)
             values[name] = _convert(key, text, type(known[name].default))
     for name, value in overrides.items():
         if name not in known:
-            raise BadSetting(f"{name} is not a setting")
+            raise BadSetting("{key} is not a setting", key=name)
         if value is not None:
             values[name] = value
     return Settings(**values)  # type: ignore[arg-type]  # each value was converted to its field's type
@@ -84,12 +82,13 @@ _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "fals
 def _convert(key: str, text: str, kind: type) -> object:
     if kind is bool:
         if text.strip().lower() not in _BOOLEANS:
-            raise BadSetting(f"{key}={text!r} is not yes or no")
+            raise BadSetting("{key}={text!r} is not yes or no", key=key, text=text)
         return _BOOLEANS[text.strip().lower()]
     try:
         return kind(text)
     except ValueError:
-        raise BadSetting(f"{key}={text!r} is not a {'whole number' if kind is int else 'number'}") from None
+        number = template("whole number" if kind is int else "number")
+        raise BadSetting("{key}={text!r} is not a {number}", key=key, text=text, number=number) from None
 
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -104,5 +103,5 @@ def parse_bytes(text: str) -> int:
     except ValueError:
         size = -1.0
     if not 0 <= size < 2**63:  # nor is "nan" a size
-        raise BadSetting(f"{text!r} is not a size; write it as 4GB or 512MiB")
+        raise BadSetting("{text!r} is not a size; write it as 4GB or 512MiB", text=text)
     return int(size)

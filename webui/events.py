@@ -176,7 +176,7 @@ def number_within(low: float, high: float) -> Reader:
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise BadRequest("a number field was sent something that is no number")
         if not low <= value <= high:  # NaN lies nowhere
-            raise BadRequest(f"a number lies outside {low:g} to {high:g}")
+            raise BadRequest("a number lies outside {low:g} to {high:g}", low=low, high=high)
         return value
 
     return number
@@ -185,7 +185,7 @@ def number_within(low: float, high: float) -> Reader:
 def one_of(choices: tuple[Any, ...]) -> Reader:
     def choice(value: Any) -> Any:
         if not isinstance(value, str) or value not in choices:
-            raise BadRequest(f"a choice is none of {', '.join(map(str, choices))}")
+            raise BadRequest("a choice is none of {choices}", choices=choices)
         return value
 
     return choice

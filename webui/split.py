@@ -109,7 +109,9 @@ class Splits:
 def _number(value: float | None, what: str) -> int | None:
     """What a field says; None for 0, which is as usual. Raises BadSetting."""
     if value is not None and value < 0:
-        raise BadSetting(f"{what}: {value:g} is less than nothing; write a number, or 0 for the usual")
+        raise BadSetting(
+            "{field}: {value:g} is less than 0; write a number, or 0 for the default", field=what, value=value
+        )
     return int(value or 0) or None
 
 

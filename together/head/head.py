@@ -287,8 +287,8 @@ class Head:
         """
         node = next((node for node in self._membership.living() if name in (node.name, node.id)), None)
         if node is None:
-            names = ", ".join(node.name for node in self._membership.living()) or "none"
-            raise BadPlan(f"there is no node {cut(name, MOST)}; there are: {names}")
+            names = tuple(node.name for node in self._membership.living()) or "none"
+            raise BadPlan("there is no node {name}; there are: {names}", name=cut(name, MOST), names=names)
         if back:
             self._surveyor.drained.discard(node.id)
             return

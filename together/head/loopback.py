@@ -130,7 +130,7 @@ async def _until_ready(stages: list[StageProcess], changed: asyncio.Event) -> No
         while any(stage.status.state is not StageState.READY for stage in stages):
             for stage in stages:
                 if stage.status.state is StageState.FAILED:
-                    raise LoadFailed(f"stage {stage.status.slot}: {stage.status.cause}")
+                    raise LoadFailed("stage {number}: {why}", number=stage.status.slot, why=stage.status.cause)
             changed.clear()
             await changed.wait()
 
@@ -141,5 +141,6 @@ async def _watch(stages: list[StageProcess], changed: asyncio.Event, client: Rin
         changed.clear()
         for index, stage in enumerate(stages):
             if stage.status.state is StageState.FAILED:
-                client.fail(RingBroken(f"stage {index} on {stage.status.device}: {stage.status.cause}"))
+                device, why = stage.status.device, stage.status.cause
+                client.fail(RingBroken("stage {number} on {device}: {why}", number=index, device=device, why=why))
         await changed.wait()

@@ -11,7 +11,7 @@ from pathlib import Path
 from backends.on_mlx.config import refuse_dtype, refuse_ignored
 from together.cluster.survey import Speeds, Survey, Surveyor, best_of_each
 from together.cluster_types import Placement
-from together.errors import BadPlan, BadSetting, BrokenModel
+from together.errors import BadPlan, BrokenModel
 from together.models.config import TOY
 from together.models.folder import require_whole
 from together.models.generation import SamplingDefaults, read_sampling_defaults, sampling_mode
@@ -22,12 +22,12 @@ from together.planning.memory import stage_memory
 from together.planning.problem import Problem, Sizing
 from together.planning.recommend import recommend
 from together.planning.report import PlanReport
-from together.planning.request import PlanRequest, plan_for
+from together.planning.request import PlanRequest, parse_dtype, plan_for
 from together.processes import trim_memory
 from together.sentences import Sentence, say
 from together.settings import Settings
 from together.text.tokenizer import TextModel
-from together.types import DTYPES, Dtype, LayerRange, ModelRef, Plan, StagePlan, missing_ranges
+from together.types import Dtype, LayerRange, ModelRef, Plan, StagePlan, missing_ranges
 from together.weights.find import BUNDLED, resolve_model
 from together.weights.hub import describe_hub
 from together.weights.store import Store, local_name
@@ -82,8 +82,11 @@ def _check_words(name: str, spec: ModelSpec, text: TextModel) -> None:
     words = text.tokenizer.get_vocab_size(with_added_tokens=False)
     if words > spec.vocab_size:
         raise BrokenModel(
-            f"{name} has a tokenizer of {words} tokens and weights for {spec.vocab_size}: the tokenizer is another "
-            "model's; take both from the same version of the model"
+            "{model} has a tokenizer of {words} tokens and weights for {rows}: the tokenizer is another model's; "
+            "take both from the same version of the model",
+            model=name,
+            words=words,
+            rows=spec.vocab_size,
         )
 
 
@@ -96,17 +99,15 @@ def _from_hub(hub_id: str, settings: Settings) -> Path:
 def _dtype(settings: Settings, folder: Path, spec: ModelSpec) -> Dtype:
     if not settings.dtype:
         return "fp32" if folder.resolve() == BUNDLED else spec.dtype
-    for dtype in DTYPES:
-        if dtype == settings.dtype:
-            return dtype
-    raise BadSetting(f"there is no dtype {settings.dtype!r}; choose one of {', '.join(DTYPES)}")
+    return parse_dtype(settings.dtype)
 
 
 def sizings(opened: ModelHandle, request: PlanRequest, settings: Settings) -> Iterator[Sizing]:
     """What to plan for: what was asked; where nothing was, the usual, then less, so that a large model fits at all."""
     most = opened.spec.context
     if request.context is not None and request.context > most:
-        raise BadPlan(f"{opened.ref.name} has a context of {most} tokens, not {request.context}; choose at most {most}")
+        wrong = "{model} has a context of {most} tokens, not {context}; choose at most {most}"
+        raise BadPlan(wrong, model=opened.ref.name, most=most, context=request.context)
     context, users = request.context or min(settings.context, most), request.users or settings.users
     yield Sizing(context, users, opened.dtype)
     if request.users is None and users > 1:

@@ -79,7 +79,8 @@ def _by_strategy(request: PlanRequest, problem: Problem) -> Split | None:
         return by_ratio(problem, request.ratio)
     if request.strategy == "custom":
         return custom(problem, request.assignments)
-    raise BadSetting(f"there is no strategy {quoted(request.strategy)}; choose one of {', '.join(STRATEGIES)}")
+    name = quoted(request.strategy)
+    raise BadSetting("there is no strategy {name}; choose one of {names}", name=name, names=STRATEGIES)
 
 
 def _refused(problem: Problem, split: Split, wrong: tuple[Sentence, ...]) -> Infeasible:
@@ -121,9 +122,9 @@ def _check_numbers(request: PlanRequest) -> None:
     """Raises BadSetting."""
     for name, value in (("users", request.users), ("context", request.context)):
         if value is not None and value < 1:
-            raise BadSetting(f"{name} must be at least 1, not {value}")
+            raise BadSetting("{name} must be at least 1, not {value}", name=name, value=value)
     if request.tolerance is not None and not 0 <= request.tolerance < inf:
-        raise BadSetting(f"tolerance must be a number, at least 0, not {request.tolerance}")
+        raise BadSetting("tolerance must be a number, at least 0, not {value}", value=request.tolerance)
 
 
 def parse_request(
@@ -157,7 +158,7 @@ def parse_dtype(text: str) -> Dtype:
     for dtype in DTYPES:
         if dtype == text:
             return dtype
-    raise BadSetting(f"there is no dtype {quoted(text)}; choose one of {', '.join(DTYPES)}")
+    raise BadSetting("there is no dtype {name}; choose one of {names}", name=quoted(text), names=DTYPES)
 
 
 def parse_ratio(text: str) -> tuple[float, ...]:
@@ -165,7 +166,7 @@ def parse_ratio(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(":"))
     except ValueError:
-        raise BadSetting(f"--ratio {quoted(text)} is not numbers with colons between, as 3:1") from None
+        raise BadSetting("--ratio {ratio} is not numbers with colons between, as 3:1", ratio=quoted(text)) from None
 
 
 # The number ends a part, not the comma: node names may contain commas.
@@ -181,7 +182,7 @@ def parse_layers(text: str) -> tuple[Assignment, ...]:
     while (place := parts[-1].end() if parts else 0) < len(text) and (part := _RANGE.match(text, place)):
         parts.append(part)
     if place < len(text) or text.endswith(",") or len({part["kind"] for part in parts}) != 1:
-        raise BadSetting(f"--layers {quoted(text)} is not {NEEDS_LAYERS}")
+        raise BadSetting("--layers {layers} is not {needed}", layers=quoted(text), needed=NEEDS_LAYERS)
     if len({part["node"] is None for part in parts}) != 1:
         raise BadSetting("--layers must name the node of every range, or of none")
     return tuple(Assignment(part["node"] or "", _layers(part)) for part in parts)
@@ -192,4 +193,4 @@ def _layers(part: re.Match[str]) -> LayerRange:
     try:
         return LayerRange(start, end + 1 if part["kind"] == "-" else end)
     except ValueError as error:
-        raise BadPlan(f"--layers: {error}") from None
+        raise BadPlan("--layers: {error}", error=str(error)) from None

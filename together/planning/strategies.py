@@ -84,10 +84,12 @@ def by_ratio(problem: Problem, ratio: Sequence[float]) -> Split:
     if min(ratio) < 0 or not any(ratio):
         raise BadPlan("the ratio must be numbers that are not negative, as 3:1")
     if len(ratio) > len(problem.nodes):
-        raise BadPlan(f"the ratio has {len(ratio)} parts and there are {len(problem.nodes)} nodes")
+        parts, nodes = len(ratio), len(problem.nodes)
+        raise BadPlan("the ratio has {parts} parts and there are {nodes} nodes", parts=parts, nodes=nodes)
     pairs = [(node, part) for node, part in zip(problem.nodes, ratio, strict=False) if part > 0]
     if len(pairs) > problem.model.layers:
-        raise BadPlan(f"the ratio has {len(pairs)} parts and the model {problem.model.layers} layers; give fewer")
+        wrong = "the ratio has {parts} parts and the model {layers} layers; give fewer"
+        raise BadPlan(wrong, parts=len(pairs), layers=problem.model.layers)
     cuts = _cuts_by_weight(problem, [part for _, part in pairs])
     ranges = [LayerRange(start, stop) for start, stop in pairwise(cuts)]
     return Split(tuple(Assignment(node.name, layers) for (node, _), layers in zip(pairs, ranges, strict=True)))
@@ -96,11 +98,12 @@ def by_ratio(problem: Problem, ratio: Sequence[float]) -> Split:
 def custom(problem: Problem, assignments: Sequence[Assignment]) -> Split:
     """Given layers on the nodes named, or on the nodes in their order where none is named. Raises BadPlan."""
     if not assignments:
-        raise BadSetting(f"the strategy custom needs --layers, as {NEEDS_LAYERS}")
+        raise BadSetting("the strategy custom needs --layers, as {needed}", needed=NEEDS_LAYERS)
     if any(item.node for item in assignments):
         return Split(tuple(assignments))
     if (count := len(assignments)) > (there := len(problem.nodes)):
-        raise BadPlan(f"the plan has {count} ranges and there are {there} nodes; start more, or give fewer")
+        wrong = "the plan has {ranges} ranges and there are {nodes} nodes; start more, or give fewer"
+        raise BadPlan(wrong, ranges=count, nodes=there)
     named = zip(problem.nodes, assignments, strict=False)
     return Split(tuple(Assignment(node.name, item.layers) for node, item in named))
 
