@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = (
     "backends",
     "together/api",
+    "together/cluster",
     "together/engine",
     "together/head",
     "together/models",

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.cluster import cluster_settings
 from tests.support.patience import PATIENCE
-from together.cluster.local import LocalNodes, endpoint_said, say_endpoint
+from together.cluster.node import LocalNodes, endpoint_said, say_endpoint
 from together.cluster_types import Endpoint, Holding
 from together.errors import AppError
 from together.ring import rpc

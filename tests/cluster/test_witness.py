@@ -14,9 +14,8 @@ import pytest
 
 from tests.support.cgroups import DEVOUR, memory_cgroup, memory_root, run_out_of_memory, within
 from tests.support.cluster import until
-from together.cluster import witness
-from together.cluster.supervisor import ending, signal_name
-from together.cluster.witness import CgroupTally, KernelLog, Witness
+from together.cluster import supervisor
+from together.cluster.supervisor import CgroupTally, KernelLog, Witness, ending, signal_name
 from together.types import Fault
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say why they killed a process")
@@ -37,7 +36,7 @@ def cgroup() -> Iterator[Path]:
 def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What the system lets read: the kernel's log, or only what a cgroup counts."""
     if request.param == "cgroup":
-        monkeypatch.setattr(witness, "KERNEL_LOG", "/nowhere")
+        monkeypatch.setattr(supervisor, "KERNEL_LOG", "/nowhere")
     elif (log := KernelLog.open()) is None:
         pytest.skip("the kernel's log may not be read here")
     else:
@@ -127,10 +126,10 @@ def test_a_count_proves_nothing_where_more_are_missing_than_were_killed(cgroup: 
 
 def test_what_a_program_writes_into_the_log_is_no_word_of_the_kernels() -> None:
     log = KernelLog.open()
-    if log is None or not os.access(witness.KERNEL_LOG, os.W_OK):
+    if log is None or not os.access(supervisor.KERNEL_LOG, os.W_OK):
         pytest.skip("the kernel's log may not be read and written here")
     try:
-        Path(witness.KERNEL_LOG).write_text("Out of memory: Killed process 4000001 (stage) total-vm:1kB\n")
+        Path(supervisor.KERNEL_LOG).write_text("Out of memory: Killed process 4000001 (stage) total-vm:1kB\n")
         assert not asyncio.run(log.names(4000001))
     finally:
         log.close()

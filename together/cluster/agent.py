@@ -40,7 +40,7 @@ from together.weights.fetch import Fetch
 from together.weights.find import StoreService, find_units
 from together.weights.part import Progress, Waiting
 from together.weights.transfer import Suppliers
-from together.wording import layers_text, sizes_text
+from together.wording import layers_text
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +74,15 @@ class MemoryGrants:
         stage = order.stage
         key = f"{stage.backend}/{stage.device}"
         if key not in self.limits:
-            raise BadPlan(f"node {self.node_name} has no device {key}; it has {', '.join(self.limits)}")
+            message = "node {name} has no device {device}; it has {known}"
+            raise BadPlan(message, name=self.node_name, device=key, known=tuple(self.limits))
         if stage.memory_bytes > self.free(key):
-            need, have = sizes_text(stage.memory_bytes, self.free(key))
             raise NotEnoughMemory(
-                f"node {self.node_name}: needs {need} for layers {layers_text(stage.layers)}, has {have} free; "
-                "lower the context, give it fewer layers, or unload what it holds"
+                "node {name}: needs {sizes:sizes 0} for layers {layers}, has {sizes:sizes 1} free; lower the context, "
+                "give it fewer layers, or unload what it holds",
+                name=self.node_name,
+                sizes=(stage.memory_bytes, self.free(key)),
+                layers=layers_text(stage.layers),
             )
         self._given[order.ring, order.slot] = (key, stage.memory_bytes)
 
@@ -173,7 +176,7 @@ class Agent:
 
     def _start(self, order: StageOrder) -> StageProcess:
         if self.draining:
-            raise LoadFailed(f"node {self.identity.name} is draining and takes no new layers")
+            raise LoadFailed("node {name} is draining and takes no new layers", name=self.identity.name)
         self.grants.take(order)
         self._touch(order.head)
         first, last = self.identity.ports
@@ -197,7 +200,8 @@ class Agent:
         """End a ring's stages, or those slots, and their processes. Raises BadSetting for another head's ring."""
         names = [name for name in self._stages if name[0] == ring.ring and (not ring.slots or name[1] in ring.slots)]
         if any(self._stages[name][0].status.head != ring.head for name in names):
-            raise BadSetting(f"ring {ring.ring} on node {self.identity.name} belongs to another head")
+            message = "ring {ring} on node {name} belongs to another head"
+            raise BadSetting(message, ring=ring.ring, name=self.identity.name)
         await self._end(names)
 
     async def renew(self, caller: Caller) -> None:
@@ -215,7 +219,7 @@ class Agent:
     async def meet(self, peer: Endpoint) -> None:
         """Another node introduces itself: heads that watch this one will look for it at that address."""
         if peer not in self._peers and len(self._peers) >= MOST_PEERS:
-            raise BadSetting(f"node {self.identity.name} knows {MOST_PEERS} peers already")
+            raise BadSetting("node {name} knows {most} peers already", name=self.identity.name, most=MOST_PEERS)
         known = peer in self._peers
         self._peers[peer] = asyncio.get_running_loop().time()
         if not known:
@@ -275,11 +279,14 @@ class Agent:
     def _check(self, caller: Caller) -> None:
         if caller.protocol != wire.PROTOCOL:
             raise BadSetting(
-                f"node {self.identity.name} speaks protocol {wire.PROTOCOL} and the head {caller.protocol}; "
-                "update both to the same version"
+                "node {name} speaks protocol {own} and the head {other}; update both to the same version",
+                name=self.identity.name,
+                own=wire.PROTOCOL,
+                other=caller.protocol,
             )
         if caller.cluster != self.settings.cluster:
-            raise BadSetting(f"node {self.identity.name} is in cluster {self.settings.cluster}, not {caller.cluster}")
+            message = "node {name} is in cluster {own}, not {other}"
+            raise BadSetting(message, name=self.identity.name, own=self.settings.cluster, other=caller.cluster)
 
     async def _watch(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> AsyncIterator[bytes]:
         try:

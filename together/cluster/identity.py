@@ -1,4 +1,4 @@
-"""What this machine and this node are called, and where they are reached: stable ids, blocks of ports, addresses."""
+"""What a node is called, what memory it may give, and where it is reached: stable ids, ports, addresses."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from filelock import FileLock, Timeout
 from together.cluster_types import Endpoint
 from together.errors import AppError, BadSetting
 from together.jsonfile import recall_json, write_json
-from together.settings import Settings
+from together.settings import Settings, parse_bytes
 
 log = logging.getLogger(__name__)
 
+LEAST_RESERVE = 2**30  # bytes left to the system and the user's other programs
 SLOTS = 64  # nodes of one user on one machine
 EVERYWHERE = ("0.0.0.0", "::")  # hosts that mean every address of this machine, also later ones
 LOOK_EVERY = 1.0  # seconds between looks at this machine's addresses
@@ -70,7 +71,7 @@ def claim_node_id(home: Path) -> tuple[str, FileLock]:
         except Timeout:
             continue
         return _stored(folder / f"{slot}.json"), lock
-    raise AppError(f"{SLOTS} nodes run here already; stop one first")
+    raise AppError("{slots} nodes run here already; stop one first", slots=SLOTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,18 @@ def _stored(path: Path) -> str:
 
 def node_name(settings: Settings) -> str:
     return settings.name or socket.gethostname() or "node"
+
+
+def shared_memory(parts: int) -> int:
+    """Bytes for each of `parts` nodes here: free memory, less a tenth of all (at least 1 GiB), in equal parts."""
+    memory = psutil.virtual_memory()
+    usable = max(memory.available - max(LEAST_RESERVE, memory.total // 10), 2**28)
+    return usable // parts
+
+
+def node_memory(settings: Settings) -> int:
+    """Bytes that the only node of this machine gives."""
+    return parse_bytes(settings.memory) if settings.memory else shared_memory(1)
 
 
 def own_addresses(host: str) -> tuple[str, ...]:
@@ -110,9 +123,8 @@ def _address_of(host: str) -> str:
     try:
         return socket.gethostbyname(host)
     except OSError:
-        raise BadSetting(
-            f"this machine has no address for {host!r}; give --host 127.0.0.1, 0.0.0.0 or one of its own"
-        ) from None
+        message = "this machine has no address for {host!r}; give --host 127.0.0.1, 0.0.0.0 or one of its own"
+        raise BadSetting(message, host=host) from None
 
 
 class Whereabouts:

@@ -153,7 +153,8 @@ class Membership:
             member = self._members.get(node)
             left = deadline - asyncio.get_running_loop().time()
             if member is None or member.lost_at is not None or left <= 0:
-                raise Unreachable(f"node {member.status.name if member else node} is not there any more")
+                name = member.status.name if member else node
+                raise Unreachable("node {name} is not there any more", name=name)
             if member.channel is not None:
                 return member.channel, member.status.name
             await self.changed.wait(self.changed.version, timeout=left)
@@ -161,7 +162,8 @@ class Membership:
     async def meet(self, node: Endpoint) -> None:
         """A node that this head watched before has moved, and says where it is."""
         if node not in self._met and len(self._met) >= MOST_MET:
-            raise BadSetting(f"this head was told of {MOST_MET} nodes in {MET_LIFE:.0f} s; let it look at these first")
+            message = "this head was told of {most} nodes in {seconds:.0f} s; let it look at these first"
+            raise BadSetting(message, most=MOST_MET, seconds=MET_LIFE)
         known = node in self._met
         self._met[node] = asyncio.get_running_loop().time()
         if not known:

@@ -25,13 +25,13 @@ from filelock import AsyncFileLock
 
 from together import __version__
 from together.cluster.measure import REFUSED, Finding
-from together.cluster.supervisor import SHORT_WAITS, ending
-from together.cluster.witness import Witness
+from together.cluster.supervisor import SHORT_WAITS, Witness, ending
 from together.cluster_types import Blob, Device, DeviceProfile, Endpoint, LinkOrder, LinkSpeed, MeasureOrder
 from together.errors import AppError, BadSetting, LoadFailed
 from together.jsonfile import decode_json, recall_json, write_json
 from together.processes import spawn
 from together.ring import rpc, wire
+from together.sentences import template, verbatim
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ async def _probe(backend: str) -> tuple[Device, ...]:
     try:
         found = decode_json(output, tuple[Device, ...])
     except ValueError:
-        raise BadSetting(said or f"backend {backend} found no device") from None
+        raise BadSetting(verbatim(said) or template("backend {backend} found no device", backend=backend)) from None
     return tuple(sorted(found, key=lambda device: device.name == "cpu"))
 
 
@@ -141,7 +141,7 @@ class Profiler:
         return (await self.find(order)).profile
 
     async def find(self, order: MeasureOrder, *, anew: bool = False) -> Finding:
-        """As `measure`, and how disturbed it was; with `anew` it is measured again, and the better answer kept."""
+        """As `measure`, with how disturbed it was; `anew` measures again and keeps the better answer."""
         self._check(order)
         key = profile_key(order, self.devices)
         known = None if anew else await asyncio.to_thread(_recall, self.home, key)
@@ -156,12 +156,13 @@ class Profiler:
             return found
 
     def _check(self, order: MeasureOrder) -> None:
-        keys = [device.key for device in self.devices]
-        if f"{order.backend}/{order.device}" not in keys:
-            known = ", ".join(keys)
-            raise BadSetting(f"node {self.node} has no device {order.backend}/{order.device}; it has {known}")
+        keys, device = tuple(device.key for device in self.devices), f"{order.backend}/{order.device}"
+        if device not in keys:
+            message = "node {name} has no device {device}; it has {known}"
+            raise BadSetting(message, name=self.node, device=device, known=keys)
         if len(order.config) > LARGEST_CONFIG:
-            raise BadSetting(f"a config.json of {len(order.config)} bytes is none; choose another model")
+            message = "a config.json of {size} bytes is none; choose another model"
+            raise BadSetting(message, size=len(order.config))
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -189,13 +190,17 @@ class Profiler:
                 try:
                     return decode_json(output, Finding)
                 except ValueError:
-                    cause = said if said and code >= 0 else (await ending(process, witness, ""))[0]
+                    why = verbatim(said) if said and code >= 0 else (await ending(process, witness, ""))[0]
                     kind = BadSetting if code == REFUSED else LoadFailed
-                    raise kind(f"node {self.node} cannot measure {device}: {cause}") from None
+                    message = "node {name} cannot measure {device}: {why}"
+                    raise kind(message, name=self.node, device=device, why=why) from None
         except TimeoutError:
             raise LoadFailed(
-                f"node {self.node}: measuring {device} took more than {self.patience:.0f} s; "
-                "close other programs there and try again"
+                "node {name}: measuring {device} took more than {seconds:.0f} s; close other programs there and try "
+                "again",
+                name=self.node,
+                device=device,
+                seconds=self.patience,
             ) from None
 
 

@@ -132,8 +132,10 @@ class MemoryShortages:
         self._expire()
         gone = [place for place, found in self._held.items() if name in (found.node, place[0])]
         if not gone:
-            known = ", ".join(sorted({found.node for found in self._held.values()})) or "none"
-            raise BadPlan(f"no node {name} is given less for lack of memory; those that are: {known}")
+            known = tuple(sorted({found.node for found in self._held.values()})) or ("none",)
+            raise BadPlan(
+                "no node {name} is given less for lack of memory; those that are: {known}", name=name, known=known
+            )
         for place in gone:
             del self._held[place]
         self.membership.changed.notify()
@@ -186,7 +188,9 @@ class Surveyor:
             slowest = max(profiles.values(), key=lambda profile: profile.ms_per_layer, default=UNKNOWN_PROFILE)
             profiles = {place: profiles.get(place, slowest) for place in placements}
         skipped = tuple(
-            say("left_out", node=place.name, why=str(why)) for place, why in answers.items() if place not in profiles
+            say("left_out", node=place.name, why=answer.sentence)
+            for place, answer in answers.items()
+            if isinstance(answer, TogetherError) and place not in profiles
         )
         if not profiles:
             raise NotServing(say("all", sentences=skipped))
@@ -299,7 +303,7 @@ class Surveyor:
     async def _measured_link(self, node: str, other: str, size: int) -> LinkSpeed:
         target = self.membership.status(other)
         if target is None:
-            raise Unreachable(f"node {other} is not there any more")
+            raise Unreachable("node {name} is not there any more", name=other)
         if node == THIS_MACHINE:
             address = self.membership.address(other)
             return await measure_link(LinkOrder(Endpoint((address,), target.endpoint.port), size))

@@ -261,8 +261,7 @@ def _endpoints(peers: list[str] | None) -> tuple[Endpoint, ...]:
 
 
 async def _run_node(settings: Settings, peers: tuple[Endpoint, ...], with_parent: bool) -> None:
-    from together.cluster.local import say_endpoint
-    from together.cluster.node import run_node
+    from together.cluster.node import run_node, say_endpoint
     from together.processes import stop_on_signals
 
     def started(status: NodeStatus) -> None:

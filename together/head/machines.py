@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from together.cluster.identity import Whereabouts, machine_id
-from together.cluster.local import LocalNodes
 from together.cluster.membership import Membership
+from together.cluster.node import LocalNodes
 from together.cluster.survey import THIS_MACHINE, Surveyor
 from together.cluster_types import Endpoint, Holding, LinkOrder, Source
 from together.errors import TogetherError

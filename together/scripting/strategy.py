@@ -11,8 +11,7 @@ from math import isfinite
 from os import PathLike
 from pathlib import Path
 
-from together.cluster.identity import machine_id, node_name
-from together.cluster.local import shared_memory
+from together.cluster.identity import machine_id, node_memory, node_name
 from together.cluster.profiling import Profiler, default_backend, find_devices
 from together.cluster.survey import Survey
 from together.cluster_types import UNKNOWN_PROFILE, Device, DeviceProfile, MeasureOrder, Placement
@@ -291,7 +290,7 @@ def _pool(place: Placement) -> str:
 def _pool_bytes(place: Placement, settings: Settings) -> int:
     if _pool(place) != MEMORY:
         return place.device.free_bytes
-    return parse_bytes(settings.memory) if settings.memory else shared_memory(1)
+    return node_memory(settings)
 
 
 def _overfull(found: PlannedModel, pools: Mapping[str, int]) -> Sentence:

@@ -21,8 +21,7 @@ import psutil
 
 from together import __version__
 from together.cluster.discovery import Discovery, Hint
-from together.cluster.identity import PORTS, machine_id, node_name, own_addresses, port_blocks
-from together.cluster.local import shared_memory
+from together.cluster.identity import PORTS, machine_id, node_memory, node_name, own_addresses, port_blocks
 from together.cluster.profiling import Profiler, default_backend, find_devices
 from together.cluster_types import Device, DeviceProfile, Endpoint, MeasureOrder, NodeStatus
 from together.desktop.bench.shapes import SHAPES
@@ -35,7 +34,7 @@ from together.planning.cluster_file import parse_cluster
 from together.planning.problem import Link, Problem
 from together.planning.request import parse_dtype
 from together.ring import wire
-from together.settings import Settings, parse_bytes
+from together.settings import Settings
 from together.types import Dtype, LayerRange
 from together.weights.find import BUNDLED
 from together.weights.store import local_name
@@ -195,7 +194,7 @@ async def gather(settings: Settings, shape: MeasuredShape) -> Facts:
         devices=devices,
         memory_total=memory.total,
         memory_free=memory.available,
-        memory_usable=parse_bytes(settings.memory) if settings.memory else shared_memory(1),
+        memory_usable=node_memory(settings),
         busy_percent=busy,
         shape=shape,
         measured=await _measure(settings, shape, devices, anew=running is None),
