@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from backends.base import LoadRequest, ShardShape
 from backends.ledger import Ledger, LedgerShard, Logits, starts, token_ids
-from backends.measuring import resident_bytes
+from backends.measuring import fastest, resident_bytes
 from together.cluster_types import Device, DeviceProfile
 from together.errors import BrokenModel, FrameRefused, NotEnoughMemory, UnsupportedModel
 from together.models.folder import read_json, title
@@ -55,9 +55,10 @@ LIMIT = 2**24  # whole numbers below it are exact in fp32
 
 
 @dataclass(frozen=True, slots=True)
-class Behaviour:
-    """The toy's shape, and how it misbehaves."""
+class Toy:
+    """What config.json says: the toy's shape, and how it misbehaves."""
 
+    layers: int
     width: int
     vocabulary: int
     context: int
@@ -69,14 +70,6 @@ class Behaviour:
     most_layers: int | None = None  # a stage of more has no memory for that position
     devour_at: int | None = None  # such a stage fills memory at this position, until the system kills it
     quiet_ids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ToyConfig:
-    """What config.json says, and how long loading takes."""
-
-    layers: int
-    behaviour: Behaviour
     load_ms: float = 0.0
 
 
@@ -101,39 +94,41 @@ def probe() -> tuple[Device, ...]:
 
 def measure(folder: Path, device: str, dtype: Dtype) -> DeviceProfile:
     """Time made-up weights of the folder's shape; `step_ms` counts. Raises UnsupportedModel or BrokenModel."""
-    config = _read_config(folder, device, dtype)
+    toy = _read_toy(folder, device, dtype)
     overhead = resident_bytes()
-    one, five, end = _step_ms(config, 1), _step_ms(config, 5), _step_ms(config, 1, last=True)
-    per_layer = max((five - one) / 4, 1e-3)
+    steps = (_step(toy, 1), _step(toy, 5), _step(toy, 1, last=True))
+    vector, matrix = np.ones(2**22), np.ones((256, 256), np.float32)
+    one, five, end, read, multiply = fastest(*steps, lambda: vector.sum(), lambda: matrix @ matrix, seconds=0.0)
+    per_layer = max(1e3 * (five - one) / 4, 1e-3)
     return DeviceProfile(
         ms_per_layer=per_layer,
-        ms_per_stage=max(one - per_layer, 1e-3),
-        ms_per_head=max(end - one, 1e-3),
-        memory_bytes_per_s=_copy_speed(),
-        matrix_flops_per_s=_matrix_speed(),
+        ms_per_stage=max(1e3 * one - per_layer, 1e-3),
+        ms_per_head=max(1e3 * (end - one), 1e-3),
+        memory_bytes_per_s=vector.nbytes / read,
+        matrix_flops_per_s=2 * 256**3 / multiply,
         overhead_bytes=overhead,
     )
 
 
 def load(request: LoadRequest) -> ChecksumShard:
     """Read the tensors of the range. Raises UnsupportedModel, BrokenModel or NotEnoughMemory."""
-    config = _read_config(request.folder, request.device, request.dtype)
+    toy = _read_toy(request.folder, request.device, request.dtype)
     name, layers = title(request.folder), request.layers
-    if layers.stop > config.layers:
+    if layers.stop > toy.layers:
         raise BrokenModel(
             "{model} has {layers} layers, the plan asks for {asked}; plan again",
             model=name,
-            layers=config.layers,
+            layers=toy.layers,
             asked=str(layers),
         )
-    tensors = tensors_for(request.folder, layers, config.layers, request.home)
-    capacity = _capacity(request, sum(tensor.nbytes for tensor in tensors), config.behaviour.block)
+    tensors = tensors_for(request.folder, layers, toy.layers, request.home)
+    capacity = _capacity(request, sum(tensor.nbytes for tensor in tensors), toy.block)
     for tenth in range(10):
         request.progress(tenth / 10)
-        time.sleep(config.load_ms / 10_000)
-    weights = _weights(name, tensors, layers, config)
+        time.sleep(toy.load_ms / 10_000)
+    weights = _weights(name, tensors, layers, toy)
     request.progress(1.0)
-    return ChecksumShard(layers, weights, config.behaviour, capacity)
+    return ChecksumShard(layers, weights, toy, capacity)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -187,12 +182,12 @@ class Entries:
 class ChecksumShard(LedgerShard[Words]):
     """The contract's Shard; strict, so that a test of the whole product notices what a real model would forgive."""
 
-    def __init__(self, layers: LayerRange, weights: Weights, behaviour: Behaviour, capacity: int) -> None:
-        self._weights, self._behaviour = weights, behaviour
+    def __init__(self, layers: LayerRange, weights: Weights, toy: Toy, capacity: int) -> None:
+        self._weights, self._toy = weights, toy
         self._entries = Entries(len(weights.keys))
         last = weights.head is not None
-        shape = ShardShape("the checksum toy", layers, last, behaviour.width, behaviour.vocabulary, "fp32")
-        super().__init__(shape, Ledger(self._entries, capacity, behaviour.block, behaviour.rewind))
+        shape = ShardShape("the checksum toy", layers, last, toy.width, toy.vocabulary, "fp32")
+        super().__init__(shape, Ledger(self._entries, capacity, toy.block, toy.rewind))
 
     def close(self) -> None:
         self._entries.held.clear()
@@ -200,7 +195,7 @@ class ChecksumShard(LedgerShard[Words]):
 
     def _check(self, batch: Batch, hidden: Activation | None) -> None:
         super()._check(batch, hidden)
-        context = self._behaviour.context
+        context = self._toy.context
         for row in batch.rows:
             count = len(row.token_ids)
             if row.position + count > context:
@@ -231,7 +226,7 @@ class ChecksumShard(LedgerShard[Words]):
 
     def _run(self, row: Row, states: Words) -> Words:
         """One row's states after the last layer, `[tokens, width]`."""
-        cached, width = self._entries.of(row.sequence), self._behaviour.width
+        cached, width = self._entries.of(row.sequence), self._toy.width
         assert cached.shape[1] == row.position, "the ledger and its store agree"
         places = np.arange(row.position + len(states), dtype=np.uint64)
         fresh = np.empty((len(self._weights.keys), len(states)), np.uint64)
@@ -245,7 +240,7 @@ class ChecksumShard(LedgerShard[Words]):
         return states
 
     def _write(self, rows: tuple[Row, ...], states: Words) -> Activation:
-        return Activation("fp32", len(states), self._behaviour.width, states.astype("<f4").tobytes())
+        return Activation("fp32", len(states), self._toy.width, states.astype("<f4").tobytes())
 
     def _logits(self, states: Words, places: list[int]) -> Words:
         """In units of 2**-18."""
@@ -254,25 +249,23 @@ class ChecksumShard(LedgerShard[Words]):
 
     def _to_numpy(self, rows: tuple[Row, ...], logits: Words) -> Logits:
         values = (logits / 2**18).astype(np.float32)
-        values[:, list(self._behaviour.quiet_ids)] -= 16
+        values[:, list(self._toy.quiet_ids)] -= 16
         return values
 
     def _misbehave(self, rows: tuple[Row, ...]) -> None:
         """As config.json orders: be slow, or fail after the ledger let the rows in."""
-        behaviour, layers = self._behaviour, self._shape.layers
-        time.sleep(behaviour.step_ms * len(self._weights.keys) / 1000)
-        large = len(layers) > (behaviour.most_layers or 0)
-        if large and _covered(rows, behaviour.devour_at):
+        toy, layers = self._toy, self._shape.layers
+        time.sleep(toy.step_ms * len(self._weights.keys) / 1000)
+        large = len(layers) > (toy.most_layers or 0)
+        if large and _covered(rows, toy.devour_at):
             np.ones(DEVOURED, np.uint8)
-        if not _covered(rows, behaviour.fail_at):
+        if not _covered(rows, toy.fail_at):
             return
-        if behaviour.most_layers is not None:
+        if toy.most_layers is not None:
             if large:
-                raise MemoryError(
-                    f"the checksum toy has no memory for position {behaviour.fail_at} of {len(layers)} layers"
-                )
-        elif layers.start <= behaviour.fail_layer < layers.stop:
-            raise RuntimeError(f"the checksum toy was told to fail at position {behaviour.fail_at}")
+                raise MemoryError(f"the checksum toy has no memory for position {toy.fail_at} of {len(layers)} layers")
+        elif layers.start <= toy.fail_layer < layers.stop:
+            raise RuntimeError(f"the checksum toy was told to fail at position {toy.fail_at}")
 
 
 def _covered(rows: tuple[Row, ...], position: int | None) -> bool:
@@ -289,7 +282,7 @@ def fold(values: Words) -> Words:
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-def _read_config(folder: Path, device: str, dtype: Dtype) -> ToyConfig:
+def _read_toy(folder: Path, device: str, dtype: Dtype) -> Toy:
     config = read_json(folder, "config.json")
     if config.get("model_type") != "checksum":
         kind = config.get("model_type")
@@ -302,7 +295,8 @@ def _read_config(folder: Path, device: str, dtype: Dtype) -> ToyConfig:
             device=device,
             dtype=dtype,
         )
-    behaviour = Behaviour(
+    return Toy(
+        layers=_whole(folder, config, "num_hidden_layers"),
         width=_whole(folder, config, "hidden_size"),
         vocabulary=_whole(folder, config, "vocab_size"),
         context=_whole(folder, config, "max_position_embeddings"),
@@ -314,8 +308,8 @@ def _read_config(folder: Path, device: str, dtype: Dtype) -> ToyConfig:
         most_layers=config.get("most_layers"),
         devour_at=config.get("devour_at_position"),
         quiet_ids=tuple(config.get("quiet_ids", ())),
+        load_ms=float(config.get("load_ms", 0)),
     )
-    return ToyConfig(_whole(folder, config, "num_hidden_layers"), behaviour, float(config.get("load_ms", 0)))
 
 
 def _whole(folder: Path, config: dict[str, Any], key: str, default: int | None = None) -> int:
@@ -330,8 +324,8 @@ def _whole(folder: Path, config: dict[str, Any], key: str, default: int | None =
     return value
 
 
-def _weights(name: str, tensors: tuple[TensorInfo, ...], layers: LayerRange, config: ToyConfig) -> Weights:
-    width, vocabulary = config.behaviour.width, config.behaviour.vocabulary
+def _weights(name: str, tensors: tuple[TensorInfo, ...], layers: LayerRange, toy: Toy) -> Weights:
+    width, vocabulary = toy.width, toy.vocabulary
     values = {tensor.name: _read(tensor) for tensor in tensors}
     shapes = {EMBED: (vocabulary, width), HEAD: (vocabulary, width)}
     for key, value in values.items():
@@ -340,7 +334,7 @@ def _weights(name: str, tensors: tuple[TensorInfo, ...], layers: LayerRange, con
                 "{model}: {key} has the shape {shape}; make this toy again", model=name, key=key, shape=str(value.shape)
             )
     by_layer = {layer_of(key): value for key, value in values.items()}
-    wanted = [*range(layers.start, layers.stop), *([NORM, HEAD] if layers.stop == config.layers else [])]
+    wanted = [*range(layers.start, layers.stop), *([NORM, HEAD] if layers.stop == toy.layers else [])]
     missing = [key for key in wanted if key not in by_layer and key not in values]
     if missing or (layers.start == 0 and EMBED not in values):
         raise BrokenModel(
@@ -349,7 +343,7 @@ def _weights(name: str, tensors: tuple[TensorInfo, ...], layers: LayerRange, con
     return Weights(
         keys=np.array([fold(by_layer[layer]) for layer in range(layers.start, layers.stop)]),
         embed=values.get(EMBED) if layers.start == 0 else None,
-        head=fold(values[HEAD]) + fold(values[NORM]) if layers.stop == config.layers else None,
+        head=fold(values[HEAD]) + fold(values[NORM]) if layers.stop == toy.layers else None,
     )
 
 
@@ -367,33 +361,12 @@ def _read(tensor: TensorInfo) -> NDArray[np.uint64]:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def _step_ms(config: ToyConfig, layers: int, *, last: bool = False) -> float:
-    """The fastest step of one token through `layers` layers of made-up weights, in ms; `last` draws as well."""
-    behaviour = replace(config.behaviour, fail_at=None, devour_at=None, rewind=None, context=64)
-    embed = np.ones((behaviour.vocabulary, behaviour.width), np.uint64)
-    head = np.arange(behaviour.vocabulary, dtype=np.uint64) if last else None
+def _step(toy: Toy, layers: int, *, last: bool = False) -> Callable[[], object]:
+    """A step of one token through `layers` layers of made-up weights; `last` draws as well."""
+    toy = replace(toy, fail_at=None, devour_at=None, rewind=None, context=64)
+    embed = np.ones((toy.vocabulary, toy.width), np.uint64)
+    head = np.arange(toy.vocabulary, dtype=np.uint64) if last else None
     weights = Weights(np.arange(layers, dtype=np.uint64), embed, head)
     sample = SampleRequest((0,), Sampling(temperature=0.0), 1) if last else None
-    shard = ChecksumShard(LayerRange(0, layers), weights, behaviour, capacity=64 * behaviour.block)
-    times = []
-    for position in range(6):
-        start = time.perf_counter()
-        shard.step(Batch((Row(0, position, (0,), sample),)), None)
-        times.append((time.perf_counter() - start) * 1000)
-    return min(times[1:])
-
-
-def _copy_speed() -> float:
-    """Bytes read per second."""
-    source = np.ones(2**22)
-    start = time.perf_counter()
-    source.sum()
-    return source.nbytes / (time.perf_counter() - start)
-
-
-def _matrix_speed() -> float:
-    """FLOP/s of a float32 matrix product."""
-    matrix = np.ones((256, 256), np.float32)
-    start = time.perf_counter()
-    matrix @ matrix
-    return 2 * 256**3 / (time.perf_counter() - start)
+    shard = ChecksumShard(LayerRange(0, layers), weights, toy, capacity=64 * toy.block)
+    return lambda: shard.step(Batch((Row(0, 0, (0,), sample),)), None)

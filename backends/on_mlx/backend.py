@@ -1,4 +1,4 @@
-"""The MLX backend: Apple's GPUs, and CPUs elsewhere, through mlx-lm's model classes. Knows no ring and no plan."""
+"""The MLX backend: Apple's GPUs, and CPUs elsewhere, through mlx-lm's model classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from mlx.utils import tree_map, tree_reduce
 
 from backends.base import LoadRequest, cache_capacity, check_model, in_words
 from backends.measuring import TILE, Extent, Product, Timed, experts_to_time, measure_shape
-from backends.on_mlx.model import MX, Slice, check_dtype, empty_model, read_slice, slice_of, write_activation
+from backends.on_mlx.config import refuse_dtype
+from backends.on_mlx.model import MX, Slice, empty_model, read_slice, slice_of, write_activation
 from backends.on_mlx.shard import MlxShard
 from together.cluster_types import Device, DeviceProfile
 from together.errors import BadSetting
@@ -55,7 +56,7 @@ def load(request: LoadRequest) -> MlxShard:
     check_model(spec, request)
     capacity = cache_capacity(spec, request)
     use_device(request.device, request.memory_bytes)
-    check_dtype(spec, request.dtype)
+    refuse_dtype(spec, request.dtype, request.device)
     with in_words(spec.name, "mlx-lm"):
         parts = read_slice(request, spec)
     return MlxShard(spec, request.layers, request.dtype, capacity, parts)
@@ -88,7 +89,7 @@ _MANY = {"cpu": (64, 1024), "gpu": (1024, 4096)}  # the rows, and the side of th
 def measure_model(folder: Path, dtype: Dtype) -> DeviceProfile:
     """On this thread's default device. Raises what reading the model's description raises, and NotEnoughMemory."""
     config, spec = read_config(folder), replace(read_shape(folder), tied=False)
-    check_dtype(spec, dtype)
+    refuse_dtype(spec, dtype, mx.default_device().type.name)
     if config.get("num_experts"):
         config["num_experts"] = experts_to_time(config["num_experts"], config["num_experts_per_tok"])
     return measure_shape(_MlxTimed(config, spec, dtype), spec, dtype)

@@ -1,4 +1,4 @@
-"""A model's effective configuration in mlx-lm's dialect, for one layer range. Knows no array: a pure translation.
+"""A model's effective configuration in mlx-lm's dialect, for one layer range.
 
 What depends on a layer's number is settled here, because a slice counts its layers from 0. What mlx-lm would ignore or
 compute otherwise is refused: the head asks too, before it unloads anything.

@@ -19,7 +19,7 @@ from mlx.nn.layers.base import Module
 from numpy.typing import NDArray
 
 from backends.base import LoadRequest
-from backends.on_mlx.config import Rope, dialect, refuse_dtype, ropes
+from backends.on_mlx.config import Rope, dialect, ropes
 from together.errors import BadSetting, BrokenModel, UnsupportedModel
 from together.models.config import FAMILIES
 from together.models.headers import TensorInfo
@@ -146,11 +146,6 @@ def read_slice(request: LoadRequest, spec: ModelSpec) -> Slice:
             "{model} cannot be read: {error}; get this model again", model=spec.name, error=str(error)
         ) from error
     return slice_of(model, spec)
-
-
-def check_dtype(spec: ModelSpec, dtype: Dtype) -> None:
-    """Raises UnsupportedModel for what MLX cannot compute on this thread's device."""
-    refuse_dtype(spec, dtype, mx.default_device().type.name)
 
 
 def empty_model(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> Module:

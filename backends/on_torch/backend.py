@@ -1,4 +1,4 @@
-"""The torch backend: CPUs, NVIDIA's and Apple's GPUs, by transformers' model classes. Knows no ring and no plan."""
+"""The torch backend: CPUs, NVIDIA's and Apple's GPUs, by transformers' model classes."""
 
 from __future__ import annotations
 

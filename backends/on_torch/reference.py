@@ -1,4 +1,4 @@
-"""transformers' own `generate` on a whole model, as the yardstick of `bench decode`. Knows nothing of shards.
+"""transformers' own `generate` on a whole model, as the yardstick of `bench decode`.
 
 A process: `python -m backends.on_torch.reference FOLDER DEVICE DTYPE`; every line of input, `PROMPT NEW` in
 tokens, is a round, answered by one line of JSON.

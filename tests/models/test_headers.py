@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support.folders import write_raw, write_tensors
 from together.errors import BrokenModel
-from together.models.headers import MAX_HEADER, read_header
+from together.models.headers import MAX_HEADER, Headers
 
 
 def entry(start: int, stop: int, shape: object = None, dtype: object = "F32") -> dict[str, object]:
@@ -22,7 +22,7 @@ TWICE = b'{"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}, "a": {}}'
 
 
 def test_a_good_header(tmp_path: Path) -> None:
-    header = read_header(write_tensors(tmp_path / "a.safetensors", {"b": (2, 3), "a": (), "empty": (0, 4)}, "F32"))
+    header = Headers().read(write_tensors(tmp_path / "a.safetensors", {"b": (2, 3), "a": (), "empty": (0, 4)}, "F32"))
     by_name = {tensor.name: tensor for tensor in header.tensors}
     assert by_name["b"].shape == (2, 3)
     assert (by_name["b"].elements, by_name["b"].nbytes) == (6, 24)
@@ -53,7 +53,7 @@ def test_a_good_header(tmp_path: Path) -> None:
 def test_bad_entries(tmp_path: Path, entries: object, data: int, reason: str) -> None:
     file = write_raw(tmp_path / "bad.safetensors", json.dumps(entries).encode(), bytes(data))
     with pytest.raises(BrokenModel, match=reason) as caught:
-        read_header(file)
+        Headers().read(file)
     assert "bad.safetensors" in str(caught.value)
 
 
@@ -72,14 +72,14 @@ def test_bad_entries(tmp_path: Path, entries: object, data: int, reason: str) ->
 )
 def test_bad_headers(tmp_path: Path, header: bytes, length: int | None, reason: str) -> None:
     with pytest.raises(BrokenModel, match=reason):
-        read_header(write_raw(tmp_path / "bad.safetensors", header, length=length))
+        Headers().read(write_raw(tmp_path / "bad.safetensors", header, length=length))
 
 
 def test_files_that_are_no_files(tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(b"1234567")
     for name in ("short", "missing"):
         with pytest.raises(BrokenModel, match=name):
-            read_header(tmp_path / name)
+            Headers().read(tmp_path / name)
 
 
 @given(noise=st.binary(max_size=200))
@@ -89,6 +89,6 @@ def test_random_bytes_are_never_a_crash(tmp_path: Path, noise: bytes) -> None:
         if file.name == "raw":
             file.write_bytes(noise)
         try:
-            read_header(file)
+            Headers().read(file)
         except BrokenModel:
             continue

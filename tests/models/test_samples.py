@@ -20,7 +20,7 @@ from tests.support.work import calls_of
 from together.errors import BrokenModel
 from together.models import checkpoint
 from together.models.checkpoint import checkpoint_files, checkpoint_headers
-from together.models.headers import FileHeader, TensorInfo, check_header
+from together.models.headers import FileHeader, Headers, TensorInfo
 from together.models.manifest import describe, read_manifest, small_files
 from together.models.names import MANIFEST, layer_of
 from together.models.reading import require_samples, tensors_for, unit_digest
@@ -65,7 +65,7 @@ def header_of(shapes: Shapes, file: str = "model.safetensors", element: int = 2)
         entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [position, position + size]}
         position += size
     raw = json.dumps(entries).encode()
-    return check_header(Path("m", file), raw, 8 + len(raw) + position)
+    return Headers().check(Path("m", file), raw, 8 + len(raw) + position)
 
 
 def sampled(*headers: FileHeader) -> list[TensorInfo]:

@@ -15,7 +15,7 @@ from together.errors import BrokenModel
 from together.models import headers
 from together.models.checkpoint import checkpoint_headers
 from together.models.folder import INDEX, MAX_VALUES, json_object, most_bytes, read_bytes, read_json
-from together.models.headers import MAX_HEADER, MAX_TENSORS, Headers, TableReader, check_header, sorted_in_turns
+from together.models.headers import MAX_HEADER, MAX_TENSORS, Headers, TableReader, sorted_in_turns
 from together.models.manifest import describe, parse
 from together.wording import MOST, quoted
 
@@ -111,10 +111,10 @@ def test_a_large_published_model_fits() -> None:
 def test_a_shape_has_bounds(shape: list[int]) -> None:
     raw = json.dumps({"a": {"dtype": "U8", "shape": shape, "data_offsets": [0, 0]}}).encode()
     with pytest.raises(BrokenModel, match="bad shape") as caught:
-        check_header(Path("m/a"), raw, 8 + len(raw))
+        Headers().check(Path("m/a"), raw, 8 + len(raw))
     assert len(str(caught.value)) < 2 * MOST
     most = json.dumps({"a": {"dtype": "U8", "shape": [0, 2**63 - 1, *[1] * 6], "data_offsets": [0, 0]}}).encode()
-    check_header(Path("m/a"), most, 8 + len(most))
+    Headers().check(Path("m/a"), most, 8 + len(most))
 
 
 LONG = "n" * 3000

@@ -18,7 +18,7 @@ from safetensors import deserialize
 from tests.support.folders import SHAPES, without
 from tests.support.pieces import random_model
 from together.errors import BrokenModel
-from together.models.headers import ELEMENT_BYTES, FileHeader, check_header
+from together.models.headers import ELEMENT_BYTES, FileHeader, Headers
 from together.models.manifest import describe
 from together.models.names import EMBED, HEAD, NORM, unit_of
 from together.models.units import ByteRange, Unit, layer_ranges, units_for, units_of, words
@@ -57,7 +57,7 @@ def checkpoints(draw: st.DrawFn) -> Files:
 
 def headers_of(files: Files) -> list[FileHeader]:
     return [
-        check_header(Path(name), content[8 : 8 + int.from_bytes(content[:8], "little")], len(content))
+        Headers().check(Path(name), content[8 : 8 + int.from_bytes(content[:8], "little")], len(content))
         for name, content in sorted(files.items())
     ]
 
@@ -105,8 +105,8 @@ def test_tensors_stay_aligned_where_dtypes_mix() -> None:
             "model.layers.0.b": {"dtype": "F32", "shape": [2], "data_offsets": [3, 11]},
         }
     ).encode()
-    unit = units_of([check_header(Path("x.safetensors"), raw, 8 + len(raw) + 11)])["layer-00000.safetensors"]
-    tensors = check_header(Path(unit.name), unit.header[8:], unit.size).tensors
+    unit = units_of([Headers().check(Path("x.safetensors"), raw, 8 + len(raw) + 11)])["layer-00000.safetensors"]
+    tensors = Headers().check(Path(unit.name), unit.header[8:], unit.size).tensors
     assert [(tensor.name[-1], tensor.start % 4) for tensor in tensors] == [("b", 0), ("a", 0)]
 
 

@@ -1,4 +1,4 @@
-"""Model folders: what a checkpoint says of itself, which of its bytes a layer range needs. Knows no framework."""
+"""Model folders: what a checkpoint says of itself, which of its bytes a layer range needs."""
 
 import os
 

@@ -13,7 +13,7 @@ from math import isfinite
 from typing import Any
 
 from together.errors import BrokenModel, UnsupportedModel
-from together.models.rope import rope_parameters
+from together.models.rope import MOST_SHOWN, bad_value, rope_parameters
 from together.sentences import NOTHING, Sentence, template
 from together.wording import cut, quoted
 
@@ -35,7 +35,6 @@ def require_family(model: str, family: object) -> None:
 
 MAX_LAYERS = 10_000
 _LARGEST = 10**9
-_MOST_WORD = 60  # characters of a name that a config gives
 _COUNTS: dict[str, dict[str, int | None]] = {  # what transformers' classes assume where the file is silent
     "llama": {"vocab_size": 32000, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": None,
               "head_dim": None, "max_position_embeddings": 2048},
@@ -107,24 +106,27 @@ def effective(name: str, published: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def text_config(published: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a config.json says of its text model apart; empty where it does not wrap one."""
+    inner = published.get("text_config")
+    return inner if isinstance(inner, dict) else {}
+
+
 def layer_count(published: Mapping[str, Any]) -> object:
     """What config.json gives as the number of layers, of whatever family; unchecked."""
-    inner = published.get("text_config")
-    if published.get("num_hidden_layers") is None and isinstance(inner, dict):
-        return inner.get("num_hidden_layers")
-    return published.get("num_hidden_layers")
+    given = published.get("num_hidden_layers")
+    return text_config(published).get("num_hidden_layers") if given is None else given
 
 
 def quantization_of(published: Mapping[str, Any]) -> str | None:
     """The name of the quantization that config.json declares, such as gptq or 4-bit; None where it declares none."""
-    inner = published.get("text_config")
-    for part in (published, inner if isinstance(inner, dict) else {}):
+    for part in (published, text_config(published)):
         for key in ("quantization_config", "quantization"):
             settings = part.get(key)
             if settings:
                 known = settings if isinstance(settings, dict) else {}
-                bits = f"{cut(str(known['bits']), _MOST_WORD)}-bit" if "bits" in known else key
-                return cut(str(known.get("quant_method") or bits), _MOST_WORD)
+                bits = f"{cut(str(known['bits']), MOST_SHOWN)}-bit" if "bits" in known else key
+                return cut(str(known.get("quant_method") or bits), MOST_SHOWN)
     return None
 
 
@@ -137,12 +139,12 @@ def purpose(config: Mapping[str, Any], *, head: bool) -> Sentence:
     for kind in classes:
         for end, words in _NO_LANGUAGE.items():
             if kind.endswith(end):
-                return template("{words} ({kind})", words=template(words), kind=cut(kind, _MOST_WORD))
+                return template("{words} ({kind})", words=template(words), kind=cut(kind, MOST_SHOWN))
     inner = next((kind for kind in classes if kind.endswith("Model")), None)
     if head or inner is None:
         return NOTHING
     said = "a model without an LM head, for embeddings or as a base ({kind})"
-    return template(said, kind=cut(inner, _MOST_WORD))
+    return template(said, kind=cut(inner, MOST_SHOWN))
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -162,7 +164,7 @@ class _Values:
         if value is None:
             value = default
         if type(value) is not int or not 0 < value <= most:
-            raise self.bad(key, value)
+            raise bad_value(self.name, key, value)
         return value
 
     def number(self, key: str, default: float | None) -> float | None:
@@ -170,22 +172,14 @@ class _Values:
         if value is None:
             return default
         if type(value) not in (int, float) or not isfinite(value) or value <= 0:
-            raise self.bad(key, value)
+            raise bad_value(self.name, key, value)
         return float(value)
 
     def switch(self, key: str) -> bool:
         value = self.found.get(key)
         if value not in (None, True, False):
-            raise self.bad(key, value)
+            raise bad_value(self.name, key, value)
         return bool(value)
-
-    def bad(self, key: str, value: object) -> BrokenModel:
-        return BrokenModel(
-            "config.json of {model} has {key} = {value}; take config.json from where the model was published",
-            model=self.name,
-            key=key,
-            value=_short(value),
-        )
 
 
 def _inner(name: str, published: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -265,7 +259,7 @@ def _windows(values: _Values, family: str, layers: int) -> dict[str, Any]:
     used = values.switch("use_sliding_window") if qwen else True
     given = values.found.get("sliding_window", _WINDOW)
     if given is None and family == "gemma3_text":
-        raise values.bad("sliding_window", None)
+        raise bad_value(values.name, "sliding_window", None)
     window = values.count("sliding_window", _WINDOW) if used and given is not None else None
     found: dict[str, Any] = {"sliding_window": window}
     if qwen:
@@ -302,7 +296,7 @@ def _layer_kinds(values: _Values, family: str, layers: int) -> list[str]:
     else:
         first = values.found.get("max_window_layers")
         if first is not None and (type(first) is not int or first < 0):
-            raise values.bad("max_window_layers", first)
+            raise bad_value(values.name, "max_window_layers", first)
         sliding = [layer >= (28 if first is None else first) for layer in range(layers)]
     return ["sliding_attention" if item else "full_attention" for item in sliding]
 
@@ -330,9 +324,9 @@ def _experts(values: _Values, config: Mapping[str, Any]) -> dict[str, Any]:
     experts = 0 if values.found.get(key) == 0 else values.count(key, _EXPERTS)
     listed = values.found.get("mlp_only_layers") or []
     if not isinstance(listed, list) or not all(type(item) is int for item in listed):
-        raise values.bad("mlp_only_layers", listed)
+        raise bad_value(values.name, "mlp_only_layers", listed)
     if 0 < experts < config["num_experts_per_tok"]:
-        raise values.bad("num_experts_per_tok", config["num_experts_per_tok"])
+        raise bad_value(values.name, "num_experts_per_tok", config["num_experts_per_tok"])
     dense = [i for i in range(layers) if i in listed or experts == 0 or (i + 1) % step != 0]
     return {"num_experts": experts, "mlp_only_layers": dense, "decoder_sparse_step": 1}
 
@@ -346,4 +340,4 @@ def _words(value: object) -> list[str]:
 
 
 def _short(value: object) -> str:
-    return quoted(value, _MOST_WORD)
+    return quoted(value, MOST_SHOWN)

@@ -195,7 +195,7 @@ class Headers:
         return self.check(file, raw, size)
 
     def check(self, file: Path, raw: bytes, size: int) -> FileHeader:
-        """Check a header against the `size` of its file, in bytes. `file` is what errors and tensors name."""
+        """Check a header against the `size` of its file, in bytes. Reads nothing: `file` is what errors name."""
         self._bytes -= len(raw)
         if self._bytes < 0:
             raise broken(file, "with it the model's headers have more than {most} bytes", most=MAX_HEADER)
@@ -211,19 +211,6 @@ class Headers:
         tensors = sorted_in_turns(sorted_in_turns(tensors, attrgetter("stop")), attrgetter("start"))
         _check_layout(file, tensors, data, size)
         return FileHeader(file, raw, tuple(tensors))
-
-
-def read_header(file: Path) -> FileHeader:
-    """Read and check one file's header. Raises BrokenModel naming the file and the reason."""
-    return Headers().read(file)
-
-
-def check_header(file: Path, raw: bytes, size: int) -> FileHeader:
-    """Check a header against the `size` of its file, in bytes. Reads nothing: `file` is what errors and tensors name.
-
-    Raises BrokenModel naming the file and the reason.
-    """
-    return Headers().check(file, raw, size)
 
 
 def check_distinct(headers: Iterable[FileHeader]) -> None:

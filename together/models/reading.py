@@ -20,7 +20,7 @@ from together.models.folder import (
     title,
     unreadable,
 )
-from together.models.headers import FileHeader, TensorInfo, check_header
+from together.models.headers import FileHeader, Headers, TensorInfo
 from together.models.manifest import CONFIG, Manifest, is_shard, read_manifest
 from together.models.names import (
     EMBED_UNIT,
@@ -282,7 +282,7 @@ def _tensors(folder: Path, manifest: Manifest, unit: Unit, home: Path) -> tuple[
     if unit.name in manifest.digests:
         require_digest(manifest, unit, _digest(folder, unit, home))
     require_samples(manifest, unit, inside(folder, unit.name))
-    return check_header(inside(folder, unit.name), unit.header[8:], unit.size).tensors
+    return Headers().check(inside(folder, unit.name), unit.header[8:], unit.size).tensors
 
 
 def _size_fault(folder: Path, unit: Unit) -> Sentence:

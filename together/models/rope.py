@@ -26,7 +26,7 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # what each needs
     ),
 }
 _THETA = 10_000.0
-_MOST = 60  # characters of a value in an error
+MOST_SHOWN = 60  # characters of a value in an error
 _GEMMA_THETA = 1_000_000.0  # of the layers that see everything
 
 
@@ -67,7 +67,7 @@ class _Reader:
             raise UnsupportedModel(
                 "{model} scales its rope by {kind}, which does not run here; {kinds} do",
                 model=self.name,
-                kind=quoted(kind, _MOST),
+                kind=quoted(kind, MOST_SHOWN),
                 kinds=tuple(KINDS),
             )
         part = given.get("partial_rotary_factor", self.config.get("partial_rotary_factor"))
@@ -96,14 +96,18 @@ class _Reader:
         if key == "truncate" and isinstance(value, bool):
             return value
         if type(value) not in (int, float) or not isfinite(value) or value <= 0:
-            raise BrokenModel(
-                "config.json of {model} has {key} = {value} in its rope; take config.json from where the model was "
-                "published",
-                model=self.name,
-                key=key,
-                value=quoted(value, _MOST),
-            )
+            raise bad_value(self.name, key, value)
         return value if key == _LENGTH else float(value)
+
+
+def bad_value(model: str, key: str, value: object) -> BrokenModel:
+    """The error for a value of config.json that is none."""
+    return BrokenModel(
+        "config.json of {model} has {key} = {value}; take config.json from where the model was published",
+        model=model,
+        key=key,
+        value=quoted(value, MOST_SHOWN),
+    )
 
 
 def _nested(given: Mapping[str, Any]) -> bool:
@@ -115,11 +119,5 @@ def _table(name: str, values: Mapping[str, Any], key: str) -> dict[str, Any]:
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise BrokenModel(
-            "config.json of {model} has {key} = {found}, not a table; take config.json from where the model was "
-            "published",
-            model=name,
-            key=key,
-            found=quoted(found, _MOST),
-        )
+        raise bad_value(name, key, found)
     return dict(found)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from together.errors import BrokenModel
-from together.models.config import TOY, effective, quantization_of, require_family
+from together.models.config import TOY, effective, quantization_of, require_family, text_config
 from together.models.folder import folder_name, folder_revision, read_json
 from together.models.headers import TensorInfo
 from together.models.layout import PLAIN, check_tensors, misshapen, missing, needs, quantized, stored_as
@@ -206,9 +206,7 @@ _INNER = ("hidden_size", "intermediate_size", "moe_intermediate_size")
 
 def _config_dtype(published: dict[str, Any]) -> Dtype:
     """What config.json calls the dtype, where it is one of ours; publishers also write `auto`, null or nothing."""
-    inner = published.get("text_config")
-    parts = (published, inner if isinstance(inner, dict) else {})
-    words = (part.get(key) for part in parts for key in ("dtype", "torch_dtype"))
+    words = (part.get(key) for part in (published, text_config(published)) for key in ("dtype", "torch_dtype"))
     return next((_CONFIG_DTYPES[word] for word in words if isinstance(word, str) and word in _CONFIG_DTYPES), "bf16")
 
 

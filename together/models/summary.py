@@ -1,6 +1,6 @@
 """What a model weighs and how it is built, for any checkpoint, also of a family that does not run here.
 
-From config.json and safetensors headers alone. Knows no backend.
+From config.json and safetensors headers alone.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from together.errors import BrokenModel
-from together.models.config import MAX_LAYERS, quantization_of
+from together.models.config import MAX_LAYERS, quantization_of, text_config
 from together.models.headers import TensorInfo
+from together.models.layout import PLAIN
 from together.models.names import is_computed
+from together.models.rope import MOST_SHOWN
 from together.models.spec import ModelSpec
-from together.types import DTYPE_BYTES, Dtype
+from together.types import DTYPE_BYTES
 from together.wording import cut
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d{1,6})\.")
@@ -28,9 +30,7 @@ _ENDS = {
     "norm": re.compile(r"(?:^|\.)(?:norm|ln_f|final_layer_?norm)\."),
     "head": re.compile(r"(?:^|\.)(?:lm_head|embed_out|output)\."),
 }
-_DTYPES: dict[str, Dtype] = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 _EXPERT = ".experts."
-_MOST_WORD = 60  # characters of a name that a config gives
 _QUANTIZED_EXTRAS = re.compile(r"(?:scales?|biases|qzeros|zeros|g_idx|scale_inv|absmax|quant_map)$")
 _KEYS = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
@@ -112,26 +112,18 @@ def summarize(config: dict[str, Any], tensors: Iterable[TensorInfo], spec: Model
         norm=parts.get("norm", Sizes()),
         head=head,
         other=parts.get("other", Sizes()),
-        family=cut(str(config.get("model_type")), _MOST_WORD),
-        hidden_size=numbers["hidden_size"],
-        vocab_size=numbers["vocab_size"],
-        heads=numbers["heads"],
-        kv_heads=numbers["kv_heads"],
-        head_dim=numbers["head_dim"],
-        context=numbers["context"],
+        family=cut(str(config.get("model_type")), MOST_SHOWN),
         dtype=dtype,
         tied=head.bytes == 0,
         quantization=quantization,
-        experts=numbers["experts"],
-        experts_per_token=numbers["experts_per_token"],
         kv_bytes_per_token_per_layer=_kv_bytes(config, numbers, dtype),
+        **{key: number for key, number in numbers.items() if key != "layers"},
     )
 
 
 def _numbers(config: dict[str, Any]) -> dict[str, int | None]:
     """What the config counts, under whatever name; a model of several kinds has its words in `text_config`."""
-    inner = config.get("text_config")
-    known = {**config, **inner} if isinstance(inner, dict) else config
+    known = {**config, **text_config(config)}
     found = {key: next((known[n] for n in names if _is_count(known.get(n))), None) for key, names in _KEYS.items()}
     heads, hidden = found["heads"], found["hidden_size"]
     if heads and found["kv_heads"] is None:
@@ -192,7 +184,7 @@ def _dtype(tensors: list[TensorInfo]) -> str:
     for tensor in tensors:
         elements[tensor.dtype] += tensor.elements
     most = elements.most_common(1)[0][0] if elements else "BF16"
-    return _DTYPES.get(most, most)
+    return PLAIN.get(most, most)
 
 
 def _kv_bytes(config: dict[str, Any], numbers: dict[str, int | None], dtype: str) -> int | None:
@@ -203,5 +195,5 @@ def _kv_bytes(config: dict[str, Any], numbers: dict[str, int | None], dtype: str
     heads, size = numbers["kv_heads"], numbers["head_dim"]
     if not heads or not size or "kv_lora_rank" in config:
         return None
-    element = next((DTYPE_BYTES[known] for known in _DTYPES.values() if known == dtype), 2)
+    element = next((DTYPE_BYTES[known] for known in PLAIN.values() if known == dtype), 2)
     return 2 * heads * size * element
