@@ -18,8 +18,8 @@ from tests.support.cluster import cluster_settings
 from tests.support.patience import PATIENCE
 from together.cluster_types import Device, DeviceProfile, Endpoint, NodeState, NodeStatus, ServingState
 from together.desktop.client import AppServing, AppStatus
-from together.desktop.doctor.checks import doctor_json, problems, show
-from together.desktop.doctor.facts import (
+from together.desktop.doctor import doctor_json, problems, show
+from together.desktop.doctor_facts import (
     App,
     Disk,
     Facts,

@@ -229,7 +229,7 @@ def doctor(
     log_level: LogLevel = None,
 ) -> None:
     """What this machine can do, what is wrong, and how to fix it; exit code 1 if something is."""
-    from together.desktop.doctor.checks import run_doctor
+    from together.desktop.doctor import run_doctor
 
     raise typer.Exit(run_doctor(settings_with(host=host, backend=backend, log_level=log_level), model, as_json))
 

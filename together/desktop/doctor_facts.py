@@ -35,7 +35,7 @@ from together.planning.problem import Link, Problem
 from together.planning.request import parse_dtype
 from together.ring import wire
 from together.settings import Settings
-from together.types import Dtype, LayerRange
+from together.types import Dtype, LayerRange, StagePlan
 from together.weights.find import BUNDLED
 from together.weights.store import local_name
 
@@ -124,7 +124,7 @@ class App:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything that was looked at."""
+    """Everything that the checks look at."""
 
     version: str
     system: str  # "Linux", "Darwin", "Windows"
@@ -176,8 +176,11 @@ async def gather(settings: Settings, shape: MeasuredShape) -> Facts:
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        why = error.strerror or error
-        raise AppError(f"the app cannot use its folder {home} ({why}); set TOGETHER_HOME to another one") from None
+        raise AppError(
+            "the app cannot use its folder {home} ({why}); set TOGETHER_HOME to another one",
+            home=str(home),
+            why=error.strerror or str(error),
+        ) from None
     running = await asyncio.to_thread(find_running, home)
     busy = await asyncio.to_thread(psutil.cpu_percent, 0.5)
     backend, devices, trouble = await _devices(settings)
@@ -210,11 +213,9 @@ async def gather(settings: Settings, shape: MeasuredShape) -> Facts:
 
 async def _devices(settings: Settings) -> tuple[str, tuple[Device, ...], str]:
     """The backend, its devices, and what is wrong with it."""
+    backend = settings.backend
     try:
-        backend = settings.backend or default_backend()
-    except TogetherError as error:
-        return "", (), str(error)
-    try:
+        backend = backend or default_backend()
         return backend, await find_devices(backend, settings.home_path), ""
     except (TogetherError, TimeoutError) as error:
         return backend, (), str(error) or f"{backend} does not answer"
@@ -223,10 +224,9 @@ async def _devices(settings: Settings) -> tuple[str, tuple[Device, ...], str]:
 async def _measure(
     settings: Settings, shape: MeasuredShape, devices: tuple[Device, ...], *, anew: bool
 ) -> tuple[Measured, ...]:
-    """Each device; beside a running app the figures it uses, as measuring would disturb both."""
-    home = settings.home_path
+    """Each device; while an app runs, the figures it uses, as measuring would disturb both."""
+    home, found = settings.home_path, []
     profiler = Profiler(node_name(settings), machine_id(home), home, devices)
-    found = []
     for device in devices:
         order = MeasureOrder(device.backend, device.name, shape.dtype, shape.config)
         try:
@@ -248,7 +248,6 @@ def is_emulated() -> bool:
 
 
 def find_nvidia() -> Nvidia | None:
-    """None where no driver answers."""
     kernel = ""
     with suppress(OSError):
         kernel = Path("/proc/driver/nvidia/version").read_text(errors="replace")
@@ -256,7 +255,10 @@ def find_nvidia() -> Nvidia | None:
 
 
 def nvidia_of(listed: str, kernel: str) -> Nvidia | None:
-    """From nvidia-smi's lines, as `580.95.05, NVIDIA H200`, else from the kernel driver's version file."""
+    """From nvidia-smi's lines, as `580.95.05, NVIDIA H200`, else from the kernel driver's version file.
+
+    None where no driver answers.
+    """
     gpus = re.findall(r"^(\d+\.[\d.]+), *(.+?) *$", listed, re.MULTILINE)
     if gpus:
         return Nvidia(tuple(name for _, name in gpus), gpus[0][0])
@@ -285,11 +287,9 @@ def _libraries() -> dict[str, str]:
 
 
 def find_ports(settings: Settings) -> Ports:
-    first = settings.node_port
-    free = next((port for port in port_blocks(first) if _is_free(settings.host, port)), None)
-    nodes = (free, free + PORTS - 1) if free is not None else None
-    page_is_free = settings.port == 0 or _is_free(settings.host, settings.port)
-    return Ports(settings.host, settings.port, page_is_free, nodes)
+    host, page = settings.host, settings.port
+    blocks = ((port, port + PORTS - 1) for port in port_blocks(settings.node_port) if _is_free(host, port))
+    return Ports(host, page, page == 0 or _is_free(host, page), next(blocks, None))
 
 
 def _is_free(host: str, port: int) -> bool:
@@ -306,9 +306,8 @@ def _is_free(host: str, port: int) -> bool:
 async def hear_ourselves(settings: Settings, seconds: float = HEAR_WITHIN) -> Multicast:
     """Advertise as nodes do, in a cluster of its own, and listen for it."""
     own = replace(settings, cluster=f"doctor-{secrets.token_hex(8)}")
-    heard = asyncio.Event()
+    heard, trouble = asyncio.Event(), ""
     speaker, listener = Discovery(own, lambda: None), Discovery(own, heard.set)
-    trouble = ""
     try:
         addresses = own_addresses(settings.host)
         await listener.start()
@@ -330,26 +329,28 @@ async def hear_ourselves(settings: Settings, seconds: float = HEAR_WITHIN) -> Mu
 
 def look_at(running: RunningApp) -> App:
     """The nodes and links that the app sees; it measures what it does not know."""
-    app = App(running.url)
+    nodes: tuple[NodeStatus, ...] = ()
     try:
         status = running.status()
-        if not status.nodes:
-            return app
-        app = replace(app, nodes=status.nodes)
+        nodes = status.nodes
+        if not nodes:
+            return App(running.url)
         problem = parse_cluster(json.dumps(running.ask("cluster", {})))
     except TogetherError as error:
-        return replace(app, trouble=str(error))
-    return replace(app, links=problem.links, ring=ring_of(status, problem), place=problem.head or "")
+        return App(running.url, nodes, trouble=str(error))
+    return App(running.url, nodes, problem.links, ring_of(status, problem), problem.head or "")
 
 
 def ring_of(status: AppStatus, problem: Problem) -> tuple[RingStage, ...]:
     """The stages of the app's plan, by the names that links have, with what a token takes in each."""
-    plan, names = status.serving.plan, {node.id: node.name for node in status.nodes}
-    known, stages = {node.name: node for node in problem.nodes}, []
-    for stage in plan.stages if plan else ():
+    names, known = {node.id: node.name for node in status.nodes}, {node.name: node for node in problem.nodes}
+
+    def ring_stage(stage: StagePlan) -> RingStage:
         name = names.get(stage.node, stage.node)
-        titles = (name, f"{name} ({stage.node[:4]})")
-        place = next((each for title in titles for each in (title, f"{title}/{stage.device}") if each in known), None)
-        ms = 0.0 if place is None else problem.stage_ms(known[place], stage.layers)
-        stages.append(RingStage(place or name, stage.layers, ms))
-    return tuple(stages)
+        for title in (name, f"{name} ({stage.node[:4]})"):
+            for place in (title, f"{title}/{stage.device}"):
+                if place in known:
+                    return RingStage(place, stage.layers, problem.stage_ms(known[place], stage.layers))
+        return RingStage(name, stage.layers, 0.0)
+
+    return tuple(map(ring_stage, status.serving.plan.stages if status.serving.plan else ()))

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from together.cluster.measure import LIFE
 from together.cluster_types import DeviceProfile, NodeState
-from together.desktop.doctor.facts import App, Facts, Measured, facts_json, gather, shape_of
+from together.desktop.doctor_facts import App, Facts, Measured, facts_json, gather, shape_of
 from together.desktop.show import GB, print_lines, print_table
 from together.errors import BadSetting
 from together.settings import Settings
@@ -28,7 +28,9 @@ def run_doctor(settings: Settings, model: str | None, as_json: bool) -> int:
     """Look, judge, print; the exit code: 1 if something needs fixing. Raises BadInput for a model that is not here."""
     folder = None if model is None else resolve_model(model, settings.home_path)
     if folder is not None and not isinstance(folder, Path):
-        raise BadSetting(f"{model} is not on this machine; give a folder or a name that together models shows")
+        raise BadSetting(
+            "{model} is not on this machine; give a folder or a name that together models shows", model=folder
+        )
     facts = asyncio.run(gather(settings, shape_of(folder, settings)))
     found = problems(facts)
     if as_json:
@@ -51,28 +53,21 @@ class Diagnosis:
 
 def problems(facts: Facts) -> tuple[Diagnosis, ...]:
     """Everything that needs fixing, the most fundamental first."""
-    checks = (_emulation, _apple, _backend, _nvidia, _memory, _disk, _measuring, _ports, _multicast, _cluster, _links)
+    checks = (_python, _nvidia, _room, _measuring, _ports, _multicast, _cluster, _links)
     return tuple(problem for check in checks for problem in check(facts))
 
 
-def _emulation(facts: Facts) -> Iterator[Diagnosis]:
+def _python(facts: Facts) -> Iterator[Diagnosis]:
+    again = "run python3 launch.py again"
     if facts.emulated:
         yield Diagnosis(
             f"this Python is built for {facts.processor} and runs under emulation, at a fraction of the speed",
             "install Python for ARM (arm64), delete the folder .venv and run python3 launch.py with it",
         )
-
-
-def _apple(facts: Facts) -> Iterator[Diagnosis]:
     if facts.system == "Darwin" and facts.processor == "arm64" and "mlx" not in facts.libraries:
-        yield Diagnosis(
-            "this is Apple Silicon and MLX, which uses its GPU best, is not installed", "run python3 launch.py again"
-        )
-
-
-def _backend(facts: Facts) -> Iterator[Diagnosis]:
+        yield Diagnosis("this is Apple Silicon and MLX, which uses its GPU best, is not installed", again)
     if facts.backend_trouble:
-        yield Diagnosis(f"no device can be used ({facts.backend_trouble})", "run python3 launch.py again")
+        yield Diagnosis(f"no device can be used ({facts.backend_trouble})", again)
 
 
 def _nvidia(facts: Facts) -> Iterator[Diagnosis]:
@@ -80,26 +75,23 @@ def _nvidia(facts: Facts) -> Iterator[Diagnosis]:
     if facts.nvidia is None or facts.backend != "torch" or any(d.name.startswith("cuda") for d in facts.devices):
         return
     gpus, torch = ", ".join(facts.nvidia.gpus) or "an NVIDIA GPU", facts.libraries.get("torch", "")
-    major = facts.nvidia.driver.partition(".")[0]
+    major, update = facts.nvidia.driver.partition(".")[0], f"update the NVIDIA driver, which is {facts.nvidia.driver}"
     if major.isdecimal() and int(major) < OLDEST_DRIVER:
-        fix = f"update the NVIDIA driver, which is {facts.nvidia.driver}, and run python3 launch.py again"
-        yield Diagnosis(f"{gpus} is not used, as the driver is too old for torch {torch}", fix)
+        what = f"{gpus} is not used, as the driver is too old for torch {torch}"
+        yield Diagnosis(what, f"{update}, and run python3 launch.py again")
     elif "+cpu" in torch or (facts.system == "Windows" and "+cu" not in torch):
-        fix = "run python3 launch.py again, which installs the build for this GPU"
-        yield Diagnosis(f"{gpus} is not used, as torch {torch} is a build for CPUs alone", fix)
+        what = f"{gpus} is not used, as torch {torch} is a build for CPUs alone"
+        yield Diagnosis(what, "run python3 launch.py again, which installs the build for this GPU")
     else:
-        fix = f"update the NVIDIA driver, which is {facts.nvidia.driver}, restart the machine and run this again"
-        yield Diagnosis(f"{gpus} is there and torch {torch} cannot use it", fix)
+        what = f"{gpus} is there and torch {torch} cannot use it"
+        yield Diagnosis(what, f"{update}, restart the machine and run this again")
 
 
-def _memory(facts: Facts) -> Iterator[Diagnosis]:
+def _room(facts: Facts) -> Iterator[Diagnosis]:
     loaded = facts.app is not None and bool(facts.app.ring)  # then our own stages hold it
     if facts.memory_usable < LEAST_MEMORY and not loaded:
         usable, total = sizes_text(facts.memory_usable, facts.memory_total)
         yield Diagnosis(f"only {usable} of {total} memory can be used for layers", "close other programs")
-
-
-def _disk(facts: Facts) -> Iterator[Diagnosis]:
     if facts.disk.free_bytes < LEAST_DISK:
         yield Diagnosis(
             f"only {size_text(facts.disk.free_bytes)} are free on the disk of {facts.disk.folder}",
@@ -174,11 +166,12 @@ def doctor_json(facts: Facts, found: tuple[Diagnosis, ...]) -> str:
 
 
 def show(facts: Facts, found: tuple[Diagnosis, ...], console: Console) -> None:
-    """For a person."""
     print_table(("", ""), _machine(facts), console)
     names = {device.key: device.description for device in facts.devices}
     devices = [f"{item.device} {names.get(item.device, '')}" for item in facts.measured]
-    print_table((_shape(facts), *devices), _speeds([item.profile for item in facts.measured]), console)
+    shape = f"one token of {facts.shape.model} ({facts.shape.layers} layers, {facts.shape.dtype})"
+    columns = (f"{shape}, processor {facts.busy_percent:.0f} % busy", *devices)
+    print_table(columns, _speeds([item.profile for item in facts.measured]), console)
     print_lines((_disturbed(item) for item in facts.measured if item.busy), console)
     if facts.app:
         _show_app(facts.app, console)
@@ -199,13 +192,6 @@ def _machine(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "ports", f"{nodes} (UDP 5353 as well), page {ports.page} {page}, on {ports.host}"
     scope = "on all networks" if facts.multicast.network else "on loopback alone, as the app listens there"
     yield "multicast", f"{'heard its own record' if facts.multicast.heard else 'silent'}, {scope}"
-
-
-def _shape(facts: Facts) -> str:
-    shape = facts.shape
-    return (
-        f"one token of {shape.model} ({shape.layers} layers, {shape.dtype}), processor {facts.busy_percent:.0f} % busy"
-    )
 
 
 def _speeds(profiles: list[DeviceProfile | None]) -> Iterator[tuple[object, ...]]:

@@ -1,1 +1,0 @@
-"""`doctor`: facts about this machine and its cluster, checks over them, and their display."""
