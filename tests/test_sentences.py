@@ -19,6 +19,7 @@ TEMPLATES = (
     "backends",
     "together/api",
     "together/cluster",
+    "together/desktop",
     "together/engine",
     "together/head",
     "together/models",

@@ -16,9 +16,8 @@ from tests.support.patience import PATIENCE
 from together.cluster_types import Endpoint
 from together.desktop.chat import Item, run_menu
 from together.desktop.cli import main
-from together.desktop.cli_models import saved_plan
+from together.desktop.cli_models import endpoint_of, model_of, request_of, saved_plan
 from together.desktop.client import AppLock, find_running, read_announced
-from together.desktop.options import endpoint_of, model_of, request_of
 from together.errors import AppError, BadInput, BadSetting
 from together.planning.request import parse_layers
 from together.settings import Settings

@@ -37,23 +37,21 @@ FIRST_APP_WITHIN = 30.0  # seconds another app may take from its lock to its pag
 class AppOptions:
     """The options of `up` that are no settings. `model` None is the bundled one."""
 
-    model: str | None = None
-    request: PlanRequest | None = None
-    local_nodes: int = 2
-    peers: tuple[Endpoint, ...] = ()
-    browser: bool = True
-    with_parent: bool = False
+    model: str | None
+    request: PlanRequest
+    local_nodes: int
+    peers: tuple[Endpoint, ...]
+    browser: bool
+    with_parent: bool
 
 
 def run_app(settings: Settings, options: AppOptions) -> None:
     """Run until a signal or the API stops it; where this user's app runs already, open its page and return."""
     lock = AppLock(settings.home_path)
-    if not lock.acquire():
-        first = _wait_for_first(settings.home_path, lock)
-        if first is not None:
-            print_line(f"together is already running: {first.url}")
-            _open_browser(first.url, options)
-            return
+    if first := _wait_for_first(settings.home_path, lock):
+        print_line(f"together is already running: {first.url}")
+        _open_browser(first.url, options)
+        return
     guard = ExitGuard(STOP_WITHIN)
     try:
         asyncio.run(_run(settings, options, lock, guard))
@@ -66,12 +64,14 @@ def _wait_for_first(home: Path, lock: AppLock) -> RunningApp | None:
     """The app that holds the lock, or None once the lock is ours. Raises AppError when it never shows its page."""
     deadline = time.monotonic() + FIRST_APP_WITHIN
     while time.monotonic() < deadline:
-        if (app := find_running(home)) is not None:
-            return app
         if lock.acquire():
             return None
+        if (app := find_running(home)) is not None:
+            return app
         time.sleep(0.1)
-    raise AppError(f"another together holds {home / 'app.lock'} and does not answer; stop it with: together stop")
+    raise AppError(
+        "another together holds {lock} and does not answer; stop it with: together stop", lock=str(home / "app.lock")
+    )
 
 
 async def _run(settings: Settings, options: AppOptions, lock: AppLock, guard: ExitGuard) -> None:
@@ -95,7 +95,8 @@ async def _run(settings: Settings, options: AppOptions, lock: AppLock, guard: Ex
 async def _live(settings: Settings, options: AppOptions, lock: AppLock, stop: asyncio.Event) -> None:
     head = Head(settings, options.peers, options.local_nodes)
     try:
-        print_line(f"together {__version__}: starting {_nodes(options.local_nodes)} on this machine")
+        nodes = count_text(options.local_nodes, "node") if options.local_nodes else "no node"
+        print_line(f"together {__version__}: starting {nodes} on this machine")
         await head.start()
         page = await asyncio.to_thread(importlib.import_module, "webui.page")  # seconds, while the nodes start
         app = page.mount(build_app(head, stop.set), head)
@@ -131,10 +132,6 @@ async def _tell(head: Head) -> None:
         if view.offer and not offered and serving.state in (ServingState.READY, ServingState.FAILED):
             offered = view.offer  # once: from then on the page and the menu have it
             print_line(f"{offered} Load it with: python3 launch.py load")
-
-
-def _nodes(count: int) -> str:
-    return count_text(count, "node") if count else "no node"
 
 
 def _open_browser(url: str, options: AppOptions) -> None:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from together.desktop.cli_models import app as model_commands
-from together.desktop.options import (
+from together.desktop.cli_models import (
     DEFAULTS,
     AsJson,
     Backend,
@@ -35,6 +34,7 @@ from together.desktop.options import (
     running_app,
     settings_with,
 )
+from together.desktop.cli_models import app as model_commands
 from together.desktop.show import print_line, printable
 from together.errors import BadInput, BadSetting, TogetherError
 from together.settings import Settings
@@ -206,7 +206,9 @@ def _save_cluster(running: RunningApp, model: str | None, file: Path) -> None:
     try:
         file.write_text(json.dumps(cluster, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise BadSetting(f"--save {file} cannot be written: {error.strerror or error}") from None
+        raise BadSetting(
+            "--save {file} cannot be written: {why}", file=str(file), why=error.strerror or str(error)
+        ) from None
     print(f"saved {file}; see: together plan --cluster {file}")
 
 

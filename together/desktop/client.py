@@ -61,17 +61,6 @@ class AppLock:
         self._lock.release()
 
 
-def is_held(home: Path) -> bool:
-    """Whether an app with this home runs. Then the port file, if there is one, is that app's own."""
-    lock = FileLock(home / "app.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return True
-    lock.release()
-    return False
-
-
 def read_announced(home: Path) -> Announced | None:
     """None where there is no port file, or a broken one."""
     return recall_json(_port_file(home), Announced)
@@ -83,6 +72,7 @@ def _port_file(home: Path) -> Path:
 
 TIMEOUT = httpx.Timeout(5.0, read=30.0)
 STOP_WITHIN = 10.0  # seconds
+NOT_RUNNING = "together is not running; start it with: python3 launch.py"
 ANSWERS_WITHIN = 5.0  # seconds after which an app that does not answer counts as hung
 
 
@@ -148,7 +138,12 @@ class RunningApp:
         try:
             return decode_json(self.status_json(), AppStatus)
         except ValueError as error:
-            raise AppError(f"the app at {self.url} shows another status than {__version__} reads: {error}") from None
+            raise AppError(
+                "the app at {url} shows another status than {version} reads: {error}",
+                url=self.url,
+                version=__version__,
+                error=str(error),
+            ) from None
 
     def status_json(self) -> bytes:
         return self._request("GET", "/status")
@@ -160,10 +155,9 @@ class RunningApp:
 
     def chat(self, body: dict[str, object]) -> Generator[ChatDelta]:
         """The answer in pieces; `close` ends it on every stage."""
-        timeout = httpx.Timeout(5.0, read=None)
+        path, timeout = "/v1/chat/completions", httpx.Timeout(5.0, read=None)
         try:
-            body = {**body, "stream": True}
-            with self._http.stream("POST", "/v1/chat/completions", json=body, timeout=timeout) as reply:
+            with self._http.stream("POST", path, json=body | {"stream": True}, timeout=timeout) as reply:
                 if reply.status_code != 200:
                     reply.read()
                     raise AppError(_sentence(reply))
@@ -171,7 +165,9 @@ class RunningApp:
                     if line.startswith("data: ") and line != "data: [DONE]":
                         yield _said(json.loads(line.removeprefix("data: ")))
         except httpx.HTTPError as error:
-            raise Unreachable(f"the app at {self.url} went away during the answer: {error}") from None
+            raise Unreachable(
+                "the app at {url} went away during the answer: {error}", url=self.url, error=str(error)
+            ) from None
 
     def stop(self) -> None:
         """Ask the app to end, and wait until it is gone; one that does not answer or stays is killed.
@@ -185,14 +181,16 @@ class RunningApp:
         with suppress(psutil.NoSuchProcess):  # its children end by themselves
             psutil.Process(self.pid).kill()
         if not self._gone(STOP_WITHIN):
-            raise AppError(f"the app at {self.url} cannot be stopped; end process {self.pid}")
+            raise AppError("the app at {url} cannot be stopped; end process {pid}", url=self.url, pid=self.pid)
 
     def _gone(self, seconds: float) -> bool:
+        """Whether its process ends in time; a zombie only waits for its parent."""
         deadline = time.monotonic() + seconds
-        while _runs(self.pid):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
+        with suppress(psutil.NoSuchProcess):
+            while psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.05)
         return True
 
     def _request(
@@ -201,7 +199,7 @@ class RunningApp:
         try:
             reply = self._http.request(method, path, json=body, timeout=httpx.Timeout(5.0, read=read_timeout))
         except httpx.HTTPError as error:
-            raise Unreachable(f"the app at {self.url} does not answer: {error}") from None
+            raise Unreachable("the app at {url} does not answer: {error}", url=self.url, error=str(error)) from None
         if not reply.is_success:
             raise AppError(_sentence(reply))
         return reply.content
@@ -224,33 +222,27 @@ def require_running(home: Path) -> RunningApp:
     """This user's app. Raises AppError where none runs."""
     app = find_running(home)
     if app is None:
-        raise AppError("together is not running; start it with: python3 launch.py")
+        raise AppError(NOT_RUNNING)
     return app
 
 
 def stop_running(home: Path) -> RunningApp:
     """End this user's app, even one that hangs. Raises AppError where none runs."""
-    app = find_running(home, ANSWERS_WITHIN)
-    if app is None and is_held(home) and (announced := read_announced(home)) is not None:
-        app = RunningApp(announced.url, announced.pid)
+    app, lock = find_running(home, ANSWERS_WITHIN), AppLock(home)
+    if app is None and lock.acquire():
+        lock.release()
+    elif app is None and (announced := read_announced(home)) is not None:
+        app = RunningApp(announced.url, announced.pid)  # it hangs: while it holds the lock, the port file is its own
     if app is None:
-        return require_running(home)
+        raise AppError(NOT_RUNNING)
     app.stop()
     return app
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # a zombie only waits for its parent
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _said(chunk: dict[str, Any]) -> ChatDelta:
     if "error" in chunk:
         raise AppError(str(chunk["error"]["message"]))
-    choices = chunk.get("choices") or [{}]
-    delta = choices[0].get("delta", {})
+    delta = (chunk.get("choices") or [{}])[0].get("delta", {})
     return ChatDelta(str(delta.get("content") or ""), str(delta.get("reasoning_content") or ""))
 
 
@@ -272,8 +264,7 @@ LEAVE_WITHIN = 8.0
 @contextmanager
 def app_for_a_while(home: Path) -> Iterator[RunningApp]:
     """This user's running app, or one that lives as long as this block; it serves when the block begins."""
-    app = find_running(home)
-    if app is not None:
+    if (app := find_running(home)) is not None:
         wait_until_ready(app)
         yield app
         return
@@ -323,6 +314,8 @@ def _wait_for_page(home: Path, child: subprocess.Popen[bytes], errors: IO[bytes]
         if child.poll():
             errors.seek(0)
             last = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
-            raise AppError(last.removeprefix("together: ") or f"the app ended with code {child.returncode}")
+            if last:
+                raise AppError(last.removeprefix("together: "))
+            raise AppError("the app ended with code {code}", code=child.returncode)
         time.sleep(0.1)
-    raise AppError(f"the app did not show its page within {START_WITHIN:.0f} s")
+    raise AppError("the app did not show its page within {seconds:.0f} s", seconds=START_WITHIN)

@@ -1,12 +1,15 @@
-"""`models`: list the models of this machine, pull, delete, export. Only `pull` needs a network."""
+"""Models of this machine: list, inspect, pull, delete, export. Only what is on the hub needs a network."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,16 +17,25 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from backends.base import BACKENDS
 from together.desktop.client import AppStatus, find_running
 from together.desktop.show import print_line, print_lines, print_table
-from together.errors import BadPlan, BadSetting
-from together.models.manifest import Manifest, describe
+from together.errors import BadPlan, BadSetting, BrokenModel, UnsupportedModel
+from together.models.config import TOY
+from together.models.folder import json_object, read_json
+from together.models.generation import SamplingDefaults, read_sampling_defaults
+from together.models.headers import Headers
+from together.models.manifest import CONFIG, Manifest, describe
 from together.models.names import is_model_name
-from together.models.units import Unit, layer_ranges, units_for, words
+from together.models.reading import Published, read_published
+from together.models.spec import ModelSpec, described, require_runnable
+from together.models.summary import Summary, summarize
+from together.models.units import Unit, fingerprint_of, layer_ranges, units_for, words
 from together.settings import load_settings
 from together.types import LayerRange, ModelRef
 from together.weights.find import known_models, resolve_model
 from together.weights.hub import describe_hub, fetch_units
+from together.weights.hub_listing import read_remote
 from together.weights.store import KnownModel, Store, export, local_name
 from together.wording import exact_size_text, quoted
 
@@ -78,7 +90,10 @@ def export_command(
 def list_models(home: Path, status: AppStatus | None, as_json: bool) -> None:
     """Models of this machine; with the `status` of a running app also which nodes hold which layers."""
     models = known_models(home)
-    nodes = nodes_holding(status) if status is not None else {}
+    nodes: dict[str, dict[str, list[str]]] = {}  # model → node → layers of its stages, as `0:8`
+    for node in status.nodes if status is not None else ():
+        for stage in node.stages:
+            nodes.setdefault(stage.model, {}).setdefault(node.name, []).append(str(stage.layers))
     if as_json:
         print(json.dumps({"models": [model_json(model) for model in models], "nodes": nodes}, indent=2))
         return
@@ -103,19 +118,9 @@ def model_json(model: KnownModel) -> dict[str, Any]:
     }
 
 
-def nodes_holding(status: AppStatus) -> dict[str, dict[str, list[str]]]:
-    """Model → node → layer ranges of its stages, as `0:8`."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for node in status.nodes:
-        for stage in node.stages:
-            found.setdefault(stage.model, {}).setdefault(node.name, []).append(str(stage.layers))
-    return found
-
-
 def _row(model: KnownModel) -> tuple[str, ...]:
-    held = f"broken: {model.fault}" if model.fault else model.held
-    if not model.whole and not model.fault:
-        held += f" of {model.layers}"
+    part = "" if model.whole else f" of {model.layers}"
+    held = f"broken: {model.fault}" if model.fault else f"{model.held}{part}"
     return model.name, exact_size_text(model.bytes), held, str(model.folder)
 
 
@@ -128,7 +133,7 @@ def pull(name: str, layers: LayerRange | None, home: Path) -> None:
     Raises BadInput, Unreachable or DiskFull.
     """
     if not is_model_name(name) or name.count("/") != 1:
-        raise BadSetting(f"{quoted(name)} is not the name of a model on the hub; write it as org/name")
+        raise BadSetting("{name} is not the name of a model on the hub; write it as org/name", name=quoted(name))
     store = Store(home)
     manifest = describe_hub(name, store)
     units = units_for(manifest, layers or LayerRange(0, manifest.layers))
@@ -165,14 +170,17 @@ def _fetch(manifest: Manifest, units: Sequence[Unit], store: Store) -> None:
 
 
 def remove(name: str, home: Path, confirm: Callable[[str], bool]) -> bool:
-    """Delete a model from the app's own folders, never elsewhere; False where `confirm` refused.
-
-    Raises BadSetting for a model that is not here, or only in folders that are not the app's.
-    """
+    """Delete a model from the app's own folders alone; False where `confirm` refused. Raises BadSetting elsewhere."""
     found = [model for model in known_models(home) if name in (model.name, model.fingerprint)]
     own = [model for model in found if is_own(model.folder, home)]
+    if not found:
+        raise BadSetting("there is no model {name} in this app's folders; see: together models", name=quoted(name))
     if not own:
-        raise BadSetting(_not_own(name, found))
+        raise BadSetting(
+            "{name} is in {places}, which is not this app's own folder; delete it there yourself",
+            name=name,
+            places=tuple(str(model.folder) for model in found),
+        )
     size = exact_size_text(sum(model.bytes for model in own))
     if not confirm(f"Delete {name}, {size}, from {', '.join(str(model.folder) for model in own)}?"):
         return False
@@ -198,13 +206,6 @@ def _delete(model: KnownModel, home: Path) -> None:
     shutil.rmtree(home / "hub" / f"models--{model.name.replace('/', '--')}", ignore_errors=True)  # its small files
 
 
-def _not_own(name: str, found: Iterable[KnownModel]) -> str:
-    places = ", ".join(str(model.folder) for model in found)
-    if places:
-        return f"{name} is in {places}, which is not this app's own folder; delete it there yourself"
-    return f"there is no model {quoted(name)} in this app's folders; see: together models"
-
-
 # --- export -----------------------------------------------------------------------------------------------------------
 
 
@@ -212,7 +213,7 @@ def export_layers(model: str, layers: LayerRange | None, target: Path, home: Pat
     """Write layers of a model that is on this machine as a folder of its own. Raises BadInput or DiskFull."""
     folder = resolve_model(model, home)
     if isinstance(folder, str):
-        raise BadSetting(f"{folder} is not on this machine; get it first: together models pull {folder}")
+        raise BadSetting("{model} is not on this machine; get it first: together models pull {model}", model=folder)
     manifest = describe(folder, local_name(folder, home))
     made = export(folder, manifest, layers or LayerRange(0, manifest.layers), target)
     size = sum(file.stat().st_size for file in target.iterdir())
@@ -226,4 +227,163 @@ def layers_of(text: str | None) -> LayerRange | None:
     try:
         return LayerRange.parse(text)
     except ValueError as error:
-        raise BadPlan(f"--layers: {error}") from None
+        raise BadPlan("--layers: {error}", error=str(error)) from None
+
+
+# --- inspect ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """A model, its sizes, and whether it runs here; `reason` is the sentence why not."""
+
+    path: str | None  # None: it is on the hub
+    published: Published
+    summary: Summary
+    spec: ModelSpec | None  # None: its family is unknown
+    reason: str | None
+    sampling: SamplingDefaults
+
+    @property
+    def backends(self) -> dict[str, bool]:
+        """Which of ours run it."""
+        runs = {TOY} if self.spec is not None and self.spec.family == TOY else set(BACKENDS) - {TOY}
+        return {backend: self.reason is None and backend in runs for backend in BACKENDS}
+
+
+def run_inspect(model: str, home: Path, as_json: bool) -> None:
+    """Print what `model`, a folder, a known name or a hub id, is. Raises BadInput or Unreachable."""
+    found = resolve_model(model, home)
+    inspected = inspect_folder(found, home) if isinstance(found, Path) else inspect_hub(found, home)
+    if as_json:
+        print(json.dumps(inspected_json(inspected), indent=2))
+    else:
+        print_table(("", ""), _lines(inspected))
+
+
+def inspect_folder(folder: Path, home: Path) -> Inspected:
+    """A whole checkpoint, or a shard folder: all layers are described, even those that are not here."""
+    config, published = read_json(folder, CONFIG), read_published(folder, local_name(folder, home))
+    return _inspected(str(folder.resolve()), folder, config, published)
+
+
+def inspect_hub(repo_id: str, home: Path) -> Inspected:
+    """A model on the hub, by its headers; only small files stay, in a cache."""
+    remote = read_remote(repo_id, home, small=(CONFIG, "generation_config.json"))
+    config = json_object(Path(repo_id, CONFIG), remote.small[CONFIG])
+    model = Headers()
+    headers = tuple(model.check(Path(repo_id, file.name), file.header, file.size) for file in remote.files)
+    digest = fingerprint_of(remote.small[CONFIG], remote.files)
+    published = Published(repo_id, remote.revision, digest, headers)
+    with tempfile.TemporaryDirectory(prefix="together-") as draft:
+        small = Path(draft, repo_id.rpartition("/")[2])
+        small.mkdir()
+        for name, data in remote.small.items():
+            (small / name).write_bytes(data)
+        return _inspected(None, small, config, published)
+
+
+def _inspected(path: str | None, folder: Path, config: dict[str, Any], published: Published) -> Inspected:
+    """`folder` has the small files."""
+    spec, reason = None, None
+    try:
+        found = described(folder, published)
+        spec = found.spec
+        require_runnable(found)
+    except (UnsupportedModel, BrokenModel) as error:
+        if spec is None and isinstance(error, BrokenModel):
+            raise
+        reason = str(error)
+    tensors = [tensor for header in published.headers for tensor in header.tensors]
+    summary = summarize(config, tensors, spec)
+    return Inspected(path, published, summary, spec, reason, read_sampling_defaults(folder))
+
+
+def inspected_json(found: Inspected) -> dict[str, Any]:
+    """Sizes are bytes as stored, None is unknown; layers have an entry each. Programs rely on the keys."""
+    summary, published = found.summary, found.published
+    plain = ("hidden_size", "vocab_size", "heads", "kv_heads", "head_dim", "context", "dtype", "quantization", "tied")
+    return {
+        "name": published.name,
+        "path": found.path,
+        "revision": published.revision,
+        "fingerprint": published.fingerprint,
+        "family": summary.family,
+        "supported": found.reason is None,
+        "reason": found.reason,
+        "backends": found.backends,
+        "layers": len(summary.layers),
+        **{key: getattr(summary, key) for key in plain},
+        "layer_bytes": [layer.bytes for layer in summary.layers],
+        "layer_active_bytes": [layer.active_bytes for layer in summary.layers],
+        "embed_bytes": summary.embed.bytes,
+        "norm_bytes": summary.norm.bytes,
+        "head_bytes": summary.head.bytes,
+        "other_bytes": summary.other.bytes,
+        "total_bytes": sum(part.bytes for part in summary.parts),
+        "kv_bytes_per_token_per_layer": summary.kv_bytes_per_token_per_layer,
+        "windows": None if found.spec is None else list(found.spec.windows),
+        "experts": summary.experts,
+        "experts_per_token": summary.experts_per_token,
+        "params": sum(part.params for part in summary.parts),
+        "active_params": sum(part.active_params for part in summary.parts),
+        "sampling_defaults": found.sampling.json(),
+        "sampling_by_author": list(found.sampling.by_author),
+    }
+
+
+def _lines(found: Inspected) -> list[tuple[str, str]]:
+    summary, known = found.summary, inspected_json(found)
+    runs = ", ".join(backend for backend, able in found.backends.items() if able)
+    lines = [
+        ("model", found.published.name),
+        ("where", found.path or f"on the hub, revision {found.published.revision[:12]}"),
+        ("family", f"{summary.family}, runs on {runs}" if runs else f"{summary.family}, does not run here"),
+        ("parameters", _parameters(known["params"], known["active_params"])),
+        ("weights", f"{exact_size_text(known['total_bytes'])} in {summary.dtype}"),
+        ("layers", _grouped([layer.bytes for layer in summary.layers])),
+        ("embedding", exact_size_text(summary.embed.bytes)),
+        ("norm", exact_size_text(summary.norm.bytes)),
+        ("head", "tied to the embedding" if summary.tied else exact_size_text(summary.head.bytes)),
+        ("KV cache", _kv(summary)),
+        ("context", f"{summary.context:,} tokens" if summary.context else "unknown"),
+        ("quantization", summary.quantization or "none"),
+        ("sampling", _sampling(found.sampling)),
+    ]
+    if summary.experts:
+        active = _grouped([layer.active_bytes for layer in summary.layers])
+        lines.insert(6, ("experts", f"{summary.experts}, a token uses {summary.experts_per_token}: {active}"))
+    if summary.other.bytes:
+        lines.append(("other", f"{exact_size_text(summary.other.bytes)} that belong to no layer"))
+    return lines + ([("why not", found.reason)] if found.reason else [])
+
+
+def _sampling(defaults: SamplingDefaults) -> str:
+    names = defaults.by_author or ("temperature", "top_p")
+    values = ", ".join(f"{name} {getattr(defaults.sampling, name):g}" for name in names)
+    return f"{values} ({'set by its author' if defaults.by_author else 'its author sets none'})"
+
+
+def _parameters(total: int, active: int) -> str:
+    return _count(total) if active == total else f"{_count(total)}, of which a token uses {_count(active)}"
+
+
+def _count(number: int) -> str:
+    for unit, scale in (("billion", 10**9), ("million", 10**6), ("thousand", 10**3)):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return str(number)
+
+
+def _grouped(sizes: list[int]) -> str:
+    """`16 of 121 MB`, or `1 of 30 MB, 26 of 585 MB`: runs of equal layers."""
+    runs = [(size, len(list(run))) for size, run in groupby(sizes)]
+    shown = ", ".join(f"{count} of {exact_size_text(size)}" for size, count in runs[:8])
+    return shown + (f", and {len(runs) - 8} more runs" if len(runs) > 8 else "")
+
+
+def _kv(summary: Summary) -> str:
+    each = summary.kv_bytes_per_token_per_layer
+    if each is None:
+        return "unknown"
+    return f"{each:,} bytes per token and layer, {exact_size_text(each * len(summary.layers))} per token"
