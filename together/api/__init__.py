@@ -1,1 +1,1 @@
-"""The HTTP side of a head: OpenAI-compatible routes, status, control. Knows no gRPC and no page."""
+"""The HTTP side of a head: OpenAI-compatible routes, status, control."""

@@ -25,43 +25,7 @@ from together.api.responses import (
     TopLogprob,
     UsageCount,
 )
-from together.requests import AnswerChunk, CallDelta, FinishReason, Scored, TokenLogprob, ToolCall, Usage
-
-
-@dataclass(slots=True)
-class ChoiceBuffer:
-    """One choice so far."""
-
-    texts: list[str] = field(default_factory=list)
-    reasoning_parts: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    call_parts: list[CallDelta] = field(default_factory=list)
-    finish: FinishReason | None = None
-
-    @property
-    def text(self) -> str:
-        return "".join(self.texts)
-
-    @property
-    def reasoning(self) -> str:
-        return "".join(self.reasoning_parts)
-
-    @property
-    def tool_calls(self) -> list[ToolCall]:
-        """The tool calls, each put together from its parts."""
-        arguments: dict[int, list[str]] = {}
-        for part in self.call_parts:
-            arguments.setdefault(part.index, []).append(part.arguments)
-        heads = [part for part in self.call_parts if part.id]
-        return [ToolCall(head.id, head.name, "".join(arguments[head.index])) for head in heads]
-
-    def add(self, piece: AnswerChunk) -> None:
-        self.texts.append(piece.text)
-        self.reasoning_parts.append(piece.reasoning)
-        self.logprobs += piece.logprobs
-        self.call_parts += piece.tool_calls
-        self.finish = piece.finish
-
+from together.requests import AnswerChunk, CallDelta, FinishReason, Scored, TokenLogprob, Usage
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's servers say this as well
 
@@ -70,20 +34,20 @@ Chunk: TypeAlias = ChatChunk | TextCompletion
 
 
 class AnswerFormatter(Protocol):
-    """How one request's answer looks."""
+    """How one request's answer looks, whole or as a stream."""
 
     @property
     def id(self) -> str: ...
 
     def opening(self, index: int) -> Iterable[Chunk]:
-        """What a stream says of a choice before its first piece."""
+        """What a stream says of a choice before its first chunk."""
 
     def chunks(self, piece: AnswerChunk) -> Iterable[Chunk]:
-        """What a stream says of a piece; of the last one of a choice also why it ended."""
+        """What a stream says of a chunk; of the last one of a choice also why it ended."""
 
     def usage_chunk(self, usage: Usage) -> Chunk: ...
 
-    def whole(self, choices: Sequence[ChoiceBuffer], usage: Usage) -> Answer: ...
+    def whole(self, choices: Sequence[Sequence[AnswerChunk]], usage: Usage) -> Answer: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +80,7 @@ class ChatFormatter:
     def usage_chunk(self, usage: Usage) -> Chunk:
         return {**self._chunk(0, {}), "choices": [], "usage": usage_count(usage)}
 
-    def whole(self, choices: Sequence[ChoiceBuffer], usage: Usage) -> Answer:
+    def whole(self, choices: Sequence[Sequence[AnswerChunk]], usage: Usage) -> Answer:
         return {
             "id": self.id,
             "object": "chat.completion",
@@ -126,17 +90,17 @@ class ChatFormatter:
             "usage": usage_count(usage),
         }
 
-    def _choice(self, index: int, choice: ChoiceBuffer) -> ChatChoice:
-        calls = [called(call) for call in choice.tool_calls]
-        text = choice.text if choice.text or not calls else None
+    def _choice(self, index: int, pieces: Sequence[AnswerChunk]) -> ChatChoice:
+        calls = called([part for piece in pieces for part in piece.tool_calls])
+        text, reasoning = _text(pieces), "".join(piece.reasoning for piece in pieces)
         found: ChatChoice = {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": self._logprobs(choice.logprobs),
-            "finish_reason": finish_reason(choice.finish),
+            "message": {"role": "assistant", "content": text if text or not calls else None, "refusal": None},
+            "logprobs": self._logprobs(_logprobs(pieces)),
+            "finish_reason": finish_reason(pieces[-1].finish),
         }
-        if choice.reasoning:
-            found["message"]["reasoning_content"] = choice.reasoning
+        if reasoning:
+            found["message"]["reasoning_content"] = reasoning
         if calls:
             found["message"]["tool_calls"] = calls
         return found
@@ -183,10 +147,10 @@ class CompletionFormatter:
     def usage_chunk(self, usage: Usage) -> Chunk:
         return {**self._answer([]), "usage": usage_count(usage)}
 
-    def whole(self, choices: Sequence[ChoiceBuffer], usage: Usage) -> Answer:
+    def whole(self, choices: Sequence[Sequence[AnswerChunk]], usage: Usage) -> Answer:
         found = [
-            self._choice(index, choice.text, choice.logprobs, finish_reason(choice.finish))
-            for index, choice in enumerate(choices)
+            self._choice(index, _text(pieces), _logprobs(pieces), finish_reason(pieces[-1].finish))
+            for index, pieces in enumerate(choices)
         ]
         return {**self._answer(found), "usage": usage_count(usage)}
 
@@ -204,12 +168,29 @@ class CompletionFormatter:
         }
 
 
+def _text(pieces: Iterable[AnswerChunk]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+def _logprobs(pieces: Iterable[AnswerChunk]) -> list[TokenLogprob]:
+    return [token for piece in pieces for token in piece.logprobs]
+
+
 def finish_reason(finish: FinishReason | None) -> str:
     return finish if finish in ("length", "tool_calls") else "stop"
 
 
-def called(call: ToolCall) -> ChatToolCall:
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+def called(parts: Sequence[CallDelta]) -> list[ChatToolCall]:
+    """The tool calls of a choice, each put together from its parts."""
+    arguments: dict[int, list[str]] = {}
+    for part in parts:
+        arguments.setdefault(part.index, []).append(part.arguments)
+    calls: list[ChatToolCall] = []
+    for head in parts:
+        if head.id:
+            written = "".join(arguments[head.index])
+            calls.append({"id": head.id, "type": "function", "function": {"name": head.name, "arguments": written}})
+    return calls
 
 
 def call_delta(part: CallDelta) -> ToolCallDelta:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -56,29 +56,20 @@ from together.types import Sampling
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
-@dataclass(frozen=True, slots=True)
-class Mounted:
-    """Routes and where they stand in the app."""
-
-    router: APIRouter
-    prefix: str = ""
-    documented: bool = True
-
-
 def build_app(head: Head, shutdown: Callable[[], None]) -> FastAPI:
-    """The app with every route of ours; the page is mounted after, on all others. `shutdown` asks the app to end."""
+    """The app with all routes but the page's, which is mounted on the rest. `shutdown` asks the app to end."""
     app = FastAPI(title="together", version=__version__, docs_url=None, redoc_url=None)
     metrics = Metrics(head)
     responses.install(app, partial(note_refusal, metrics))
     openai = openai_routes(head, metrics)
-    mounted = (
-        Mounted(openai, "/v1"),
-        Mounted(openai, documented=False),
-        Mounted(status_routes(head, metrics)),
-        Mounted(control_routes(head, shutdown), documented=False),  # for this machine's own programs
+    mounted = (  # where, what, and whether it is documented
+        ("/v1", openai, True),
+        ("", openai, False),
+        ("", status_routes(head, metrics), True),
+        ("", control_routes(head, shutdown), False),  # for this machine's own programs
     )
-    for each in mounted:
-        app.include_router(each.router, prefix=each.prefix, include_in_schema=each.documented)
+    for prefix, router, documented in mounted:
+        app.include_router(router, prefix=prefix, include_in_schema=documented)
     app.include_router(_refuse_the_rest(mounted))
     # No origin is allowed. It also stops the page's framework from adding CORS headers of its own.
     app.add_middleware(CORSMiddleware, allow_origins=())
@@ -116,7 +107,7 @@ def status_routes(head: Head, metrics: Metrics) -> APIRouter:
     @router.get("/events", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}})
     async def events() -> Response:
         """The status again and again, as server-sent events."""
-        return EventStream(_events(head))
+        return EventStream(event(view_json(view)) async for view in head.changes())
 
     @router.get("/version")
     async def version() -> Version:
@@ -146,21 +137,16 @@ def _plain(value: Any) -> object:
     return _plain_fields(value) if is_dataclass(value) else value
 
 
-async def _events(head: Head) -> AsyncGenerator[bytes, None]:
-    async for view in head.changes():
-        yield event(view_json(view))
-
-
 # --- everything else --------------------------------------------------------------------------------------------------
 
 
-def _refuse_the_rest(mounted: Iterable[Mounted]) -> APIRouter:
+def _refuse_the_rest(mounted: Iterable[tuple[str, APIRouter, bool]]) -> APIRouter:
     """404 and 405 in our shape for our paths; without this they would reach the page, which is mounted at the root."""
     methods: dict[str, set[str]] = {}
-    for each in mounted:
-        for route in each.router.routes:
+    for prefix, router, _ in mounted:
+        for route in router.routes:
             assert isinstance(route, APIRoute)
-            methods.setdefault(each.prefix + route.path, set()).update(route.methods or ())
+            methods.setdefault(prefix + route.path, set()).update(route.methods or ())
 
     async def not_allowed(request: Request) -> Response:
         raise HTTPException(405, f"{request.method} is not allowed for {request.url.path}")

@@ -1,4 +1,4 @@
-"""What the command line, the menu and scripts may order: plan, load, nodes, shutdown. Answers this machine only."""
+"""What the command line, the menu and scripts may order: plan, load, nodes, shutdown. Only for this machine."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class NodesOrder(_Order):
 
 
 class _LocalRoute(BodyRoute):
-    """A route that answers this machine only; it reads nothing from others."""
+    """A route that answers this machine only, and reads nothing from others."""
 
     def get_route_handler(self) -> RouteHandler:
         handle = super().get_route_handler()

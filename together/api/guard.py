@@ -1,4 +1,4 @@
-"""Who may talk to this server, how large a body may be, and the memory that large bodies give back."""
+"""Who may talk to this server, and how bodies are read: limited in size, checked strictly."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from together.errors import BadRequest
 from together.processes import trim_memory
 from together.wording import MOST, cut, quoted
 
-MAX_BODY = 4 * 2**20  # bytes: a million tokens of text; reading a larger one would hold everybody else up
-LARGE = 2**18  # bytes of a body; read as lists and tables it takes ten times as much
+MAX_BODY = 4 * 2**20  # bytes: a million tokens of text; reading a larger one would delay all other requests
+LARGE = 2**18  # bytes of a body, whose memory is given back; parsed it takes ten times as much
 
 _BRANCHES = {"str", "list", "int"}  # what pydantic adds to the path of a field for a type that it tried
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -76,7 +76,7 @@ class Guard:
             await send(message)
 
         try:
-            with suppress(ClientDisconnect):  # it left within its body: nobody is there to be answered
+            with suppress(ClientDisconnect):  # it left before its body was complete: there is nobody to answer
                 await self.app(scope, counted, send_with_policy)
         finally:
             if size > LARGE:
@@ -180,7 +180,7 @@ class FromJson:
 FROM_JSON = FromJson()
 
 
-# --- who --------------------------------------------------------------------------------------------------------------
+# --- clients ----------------------------------------------------------------------------------------------------------
 
 
 def is_local(scope: Scope) -> bool:

@@ -1,6 +1,6 @@
-"""What a monitor reads at `/metrics`: requests, and the head's and engine's state at that moment. Knows no route.
+"""What a monitor reads at `/metrics`: requests, and the state of head and engine at that moment.
 
-Every app has its own registry. Times are in seconds; the engine's counters begin anew with every loaded model.
+Every app has its own registry. Times are in seconds; the engine's counters restart with every loaded model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WHOLE = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
 
 
 class Metrics:
-    """Counters of requests that came over HTTP, beside what the head itself says."""
+    """Counters of requests over HTTP, and what the head itself reports."""
 
     def __init__(self, head: Head) -> None:
         registry = self._registry = CollectorRegistry()
@@ -47,12 +47,12 @@ class Metrics:
         registry.register(_HeadCollector(head))
 
     def text(self) -> bytes:
-        """All of them in Prometheus's text format."""
+        """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
 class _HeadCollector(Collector):
-    """Asks the head when somebody asks; nothing is counted meanwhile."""
+    """Reads the head whenever the metrics are read."""
 
     def __init__(self, head: Head) -> None:
         self._head = head

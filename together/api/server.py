@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a request may take to arrive, in seconds; what is answered may take any time."""
+    """How long a request may take to arrive, in seconds; its answer may take any time."""
 
     idle: float = 30.0  # a new connection without a byte: browsers open some in advance
     headers: float = 15.0  # from the first byte to the end of the headers
@@ -37,7 +37,7 @@ USUAL = Patience()
 
 @dataclass(slots=True)
 class Awaited:
-    """What is still to come, and what came of it; times are of the loop's clock."""
+    """The part of a request that is still to come; times are of the loop's clock."""
 
     part: Literal["request", "headers", "body"]
     cycle: RequestResponseCycle | None  # tells the bodies of two requests apart
@@ -85,7 +85,7 @@ class Connection(H11Protocol):
         self._stop()
 
     def _watch(self) -> None:
-        """Start the clock when something else is awaited than before."""
+        """Restart the clock when another part is awaited than before."""
         part, now = self._part(), self.loop.time()
         before = self._awaited
         if part is None:
@@ -225,7 +225,7 @@ class _NoCancellations(logging.Filter):
 
 @contextlib.contextmanager
 def _without_cancellations() -> Iterator[None]:
-    """Requests cut off by a stop are no news; anything else still is."""
+    """Keep requests that were cut off by a stop out of the log, and nothing else."""
     logger, quiet = logging.getLogger("uvicorn.error"), _NoCancellations()
     logger.addFilter(quiet)
     try:

@@ -1,4 +1,4 @@
-"""An answer as server-sent events or one body: logged, kept alive, cancelled when the client leaves."""
+"""Sends an answer as server-sent events or one body: logged, kept alive, cancelled when the client leaves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -16,7 +16,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from together.api.answers import AnswerFormatter, ChoiceBuffer
+from together.api.answers import AnswerFormatter
 from together.api.metrics import Metrics
 from together.api.responses import answer_for, error_body
 from together.errors import TogetherError
@@ -49,7 +49,7 @@ def event(body: object) -> bytes:
 
 @dataclass(slots=True)
 class RequestLog:
-    """Follows one request until its answer ends: its usage, how long it took, and how it ended.
+    """Follows one request to its end, for metrics and log: its usage, how long it took, and how it ended.
 
     A prompt counts once, however many `choices` it has.
     """
@@ -134,13 +134,13 @@ def result_of(error: BaseException) -> str:
 # --- its answer -------------------------------------------------------------------------------------------------------
 
 
-async def whole(chunks: Chunks, log: RequestLog, count: int) -> Sequence[ChoiceBuffer]:
-    """All `count` choices by index. Cancelling it cancels the answer."""
-    choices = [ChoiceBuffer() for _ in range(count)]
+async def whole(chunks: Chunks, log: RequestLog, count: int) -> list[list[AnswerChunk]]:
+    """The chunks of each of `count` choices. Cancelling it cancels the answer."""
+    choices: list[list[AnswerChunk]] = [[] for _ in range(count)]
     with log:
         async with aclosing(chunks):
             async for chunk in chunks:
-                choices[chunk.index].add(chunk)
+                choices[chunk.index].append(chunk)
                 log.add(chunk)
     return choices
 

@@ -1,11 +1,11 @@
-"""Answers as text: token streams become chunks that may be shown, for one choice or several. Knows no HTTP."""
+"""Answers as text: token streams become chunks that may be shown, for one choice or several."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from together.engine.engine import Engine, Tokens, TokenStream
@@ -31,7 +31,7 @@ from together.text.tool_formats import call_grammar
 from together.types import Sampled
 
 Chunks = AsyncGenerator[AnswerChunk, None]
-TAIL = 8  # tokens of a prompt that its continuation is decoded after
+TAIL = 8  # last tokens of a prompt that the decoder of its continuation sees
 
 
 # --- what a head answers ----------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ def answer_prompts(engine: Engine, model: TextModel, request: CompletionRequest)
 
 
 def generate_text(engine: Engine, model: TextModel, request: GenerateRequest) -> Chunks:
-    """One answer, reasoning and all as text. Raises as `answer_chat` does; a later step raises RingBroken."""
+    """One answer, with its reasoning as text. Raises as `answer_chat` does; a later step raises RingBroken."""
 
     async def choices(ready: asyncio.Event) -> list[_Choice]:
         return [_Choice(engine.submit(request, ready), model, AnswerParser(stops=StopFilter(request.stop)))]
@@ -170,7 +170,7 @@ def _chat_parser(model: TextModel, prompt: str, use: ToolUse, stops: Sequence[st
 
 
 class _Choice:
-    """One answer between its tokens and what may be shown of it."""
+    """One answer: its tokens, and what may be shown of them."""
 
     def __init__(
         self, stream: TokenStream, model: TextModel, parser: AnswerParser, index: int = 0, before: Sequence[int] = ()
@@ -182,7 +182,7 @@ class _Choice:
         self._tags = {token_id: tag for tags in shown for tag, token_id in tags.items()}
         self._parser = parser
         self._index = index
-        self._logprobs = _Logprobs(model.token_bytes)
+        self._logprobs = _Logprobs(model.token_bytes) if stream.request.top_logprobs >= 0 else None
         self._tokens: list[int] = []  # since the last chunk
         self._count = 0
         self._reasoned = 0  # tokens of the reasoning
@@ -191,7 +191,7 @@ class _Choice:
         self._calls: list[CallDelta] = []
 
     def poll(self) -> AnswerChunk | None:
-        """What new tokens let be shown, with `finish` at the end; None for nothing. Raises what ended the request."""
+        """What can be shown since the last call, with `finish` at the end; None for nothing. Raises what ended it."""
         tokens = self.stream.poll()
         if tokens is None:
             return None
@@ -204,7 +204,7 @@ class _Choice:
         return replace(self._chunk(), finish=reason, usage=usage, timings=self.stream.clock.timings)
 
     def _push(self, tokens: Tokens) -> None:
-        """Take tokens up to a stop string or the only call; those after it were never asked for."""
+        """Take tokens up to a stop string or the only call; later ones are not part of the answer."""
         for place, token_id in enumerate(tokens.ids):
             if self._parser.stopped or self._parser.done:
                 return
@@ -215,13 +215,11 @@ class _Choice:
             self._take(text, tokens.sampled[place] if tokens.sampled else None)
 
     def _take(self, text: str, sampled: Sampled | None) -> None:
-        if sampled is not None:
-            self._logprobs.drawn(sampled)
-        self._logprobs.decoded(len(text))
         was_thinking = self._parser.thinking
         parts = self._parser.push(text)
         self._add(parts)
-        self._logprobs.shown_but(self._parser.withheld)
+        if self._logprobs is not None:
+            self._logprobs.push(sampled, len(text), self._parser.withheld)
         if was_thinking or self._parser.thinking or parts.reasoning:
             self._reasoned = self._count
 
@@ -231,20 +229,20 @@ class _Choice:
         self._calls += parts.tool_calls
 
     def _finish(self, reason: FinishReason | None) -> FinishReason | None:
-        """Why the answer ends now, if it does; lets go of the text held back until here."""
+        """Why the answer ends now, if it does; releases the text held back until here."""
         parser = self._parser
         if reason is not None and not parser.stopped:
             self._take(self._decoder.flush(), None)
         if reason is None and not parser.stopped and not parser.done:
             return None
         self._add(parser.flush())
-        if reason is not None and not parser.stopped:
-            self._logprobs.all_shown()
+        if self._logprobs is not None and reason is not None and not parser.stopped:
+            self._logprobs.show_all()
         ended = "stop" if parser.stopped or parser.done else reason
         return "tool_calls" if ended == "stop" and parser.called else ended
 
     def _true_reason(self, reason: FinishReason | None) -> FinishReason | None:
-        """An answer whose grammar was given up is not whole: it ended early, as one that is too long does."""
+        """`reason`, or "length" if the grammar was given up: such an answer ended early."""
         constraint = self.stream.request.constraint
         failed = isinstance(constraint, GrammarConstraint) and bool(constraint.failure)
         return "length" if reason in ("stop", "tool_calls") and failed else reason
@@ -254,7 +252,7 @@ class _Choice:
             self._text,
             tuple(self._tokens),
             reasoning=self._reasoning,
-            logprobs=self._logprobs.take(),
+            logprobs=self._logprobs.take() if self._logprobs is not None else (),
             index=self._index,
             tool_calls=tuple(self._calls),
         )
@@ -264,56 +262,46 @@ class _Choice:
         return chunk
 
 
-@dataclass(slots=True)
-class _Pending:
-    """A token's log-probability, and the letters of the answer that must be shown first; -1: not known yet."""
-
-    logprob: TokenLogprob
-    end: int = -1
-
-
 class _Logprobs:
-    """Holds tokens' log-probabilities back until their text is shown: those of a stop string would tell of it."""
+    """Holds tokens' log-probabilities back until their text is shown: those of a stop string would give it away."""
 
     def __init__(self, token_bytes: TokenBytes) -> None:
         self._bytes = token_bytes
-        self._waiting: deque[_Pending] = deque()
-        self._free: list[TokenLogprob] = []
+        self._undecoded: list[TokenLogprob] = []  # no text has come out of them yet
+        self._waiting: deque[tuple[TokenLogprob, int]] = deque()  # and the letters of the answer up to its end
         self._decoded = self._shown = self._given = 0  # letters
 
-    def drawn(self, sampled: Sampled) -> None:
-        assert sampled.logprob is not None, "asked for, so every stage gives it"
-        top = tuple(self._scored(*each) for each in sampled.top)
-        self._waiting.append(_Pending(TokenLogprob(self._scored(sampled.token_id, sampled.logprob), top)))
+    def push(self, sampled: Sampled | None, letters: int, withheld: int) -> None:
+        """Take a token, if there is a new one; of all letters so far, the last `withheld` are not shown.
 
-    def decoded(self, letters: int) -> None:
-        """`letters` came out of the tokens that were drawn since the last ones did."""
-        if letters:
-            self._decoded += letters
-            for pending in reversed(self._waiting):
-                if pending.end >= 0:
-                    break
-                pending.end = self._decoded
-
-    def shown_but(self, withheld: int) -> None:
-        """Of all letters so far the last `withheld` are not shown."""
+        `letters` came out of the token and those before it without text.
+        """
+        if sampled is not None:
+            assert sampled.logprob is not None, "requested, so every stage gives it"
+            top = tuple(self._scored(*each) for each in sampled.top)
+            self._undecoded.append(TokenLogprob(self._scored(sampled.token_id, sampled.logprob), top))
+        self._decoded += letters
         self._shown = self._decoded - withheld
-        while self._waiting and 0 <= self._waiting[0].end <= self._shown:
-            self._give()
+        if letters:
+            self._decode()
 
-    def all_shown(self) -> None:
-        while self._waiting:
-            self._give()
-
-    def _give(self) -> None:
-        pending = self._waiting.popleft()
-        self._free.append(replace(pending.logprob, offset=self._given))
-        self._given = max(self._given, pending.end)
+    def show_all(self) -> None:
+        """The answer is over, and all of its text is shown."""
+        self._shown = self._decoded
+        self._decode()
 
     def take(self) -> tuple[TokenLogprob, ...]:
-        taken = tuple(self._free)
-        self._free.clear()
-        return taken
+        """The tokens whose text was shown since the last call."""
+        taken = []
+        while self._waiting and self._waiting[0][1] <= self._shown:
+            token, end = self._waiting.popleft()
+            taken.append(replace(token, offset=self._given))
+            self._given = end
+        return tuple(taken)
+
+    def _decode(self) -> None:
+        self._waiting.extend((token, self._decoded) for token in self._undecoded)
+        self._undecoded.clear()
 
     def _scored(self, token_id: int, logprob: float) -> Scored:
         return Scored(token_id, self._bytes.of(token_id), logprob)

@@ -29,7 +29,7 @@ _OPEN, _CLOSE = OPEN.encode(), CLOSE.encode()
 
 
 class Words:
-    """The masks of reasoning: which tokens may begin it, continue it and follow it."""
+    """The masks of reasoning: tokens that may begin it, continue it and follow it."""
 
     def __init__(self, data: Sequence[bytes]) -> None:
         """`data` are the tokens' bytes, empty for tokens that reasoning never has."""
@@ -169,7 +169,7 @@ def _begins(written: bytes) -> bool:
 
 
 def _bad_enders(words: Iterable[tuple[int, bytes]], written: bytes) -> list[int]:
-    """Tokens that, after `written`, end the reasoning and begin an answer that no grammar has seen."""
+    """Tokens that, after `written`, end the reasoning and already begin an answer, which no grammar could check."""
     parted = ((i, (written + word).partition(_CLOSE)) for i, word in words)
     return [i for i, (_, tag, rest) in parted if tag and rest.strip()]
 

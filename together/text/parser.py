@@ -1,4 +1,4 @@
-"""Splits an answer into reasoning, text and tool calls while it streams."""
+"""Splits an answer, while it streams, into reasoning, text up to a stop string, and tool calls."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Phase(Enum):
 class ReasoningParser:
     """Splits text in any pieces into (reasoning, text), without the tags and the spaces around them.
 
-    Only reasoning at the very beginning counts: later the tag may be what the answer is about. It holds back whatever
-    may belong to a tag, and spaces that may be the last of the reasoning.
+    Only reasoning at the very beginning counts: later, the tag may be what the answer is about. Holds back whatever may
+    belong to a tag, and spaces that may end the reasoning.
     """
 
     def __init__(self, opened: bool = False) -> None:
@@ -39,7 +39,7 @@ class ReasoningParser:
 
     @property
     def thinking(self) -> bool:
-        """Whether the next letter belongs to the reasoning, as far as is known."""
+        """Whether the next letter belongs to the reasoning, as far as known."""
         return self._phase is Phase.REASONING or (self._opened and self._phase is Phase.START)
 
     @property
@@ -165,14 +165,14 @@ class ToolCallParser:
 class StopFilter:
     """Ends a text before the first stop string, and holds back whatever may become one.
 
-    The match that ends first counts, and of several the longest, so the result does not depend on how the text was cut.
+    The match that ends first counts, of several the longest, so the result does not depend on how the text arrives.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
         self.matched = False
-        self.withheld = 0  # letters pushed and not given out: held back, or cut off by a match
+        self.withheld = 0  # letters pushed but not given out: held back, or cut off by a match
 
     def push(self, text: str) -> str:
         """The text that is safe to show now; empty after a match."""

@@ -1,7 +1,7 @@
-"""One kept and watched child process that compiles and renders a model's chat templates.
+"""A watched child process that compiles and renders a model's chat templates, one request at a time.
 
-It works with threads alone: a script asks from any thread, a head awaits the future. The child takes requests one by
-one. A request that takes too much time or memory ends the child and fails alone; the next request starts another child.
+Uses threads alone: scripts ask from any thread, a head awaits the future. A request that takes too much time or memory
+ends the child and fails alone; the next request starts another child.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def _encode(
 
 
 def _added_ids(tokenizer: Tokenizer, words: Sequence[str], special: bool = False) -> dict[str, int]:
-    """The ids of those `words` that are added tokens, or special ones only."""
+    """The ids of the `words` that are added tokens, or special ones only."""
     added = tokenizer.get_added_tokens_decoder().items()
     return {token.content: i for i, token in added if token.content in words and (token.special or not special)}
 

@@ -1,7 +1,7 @@
-"""Reads tool calls out of text that arrives in any pieces, and passes their arguments on as they arrive.
+"""Reads tool calls from text that arrives in any pieces, and passes their arguments on as they arrive.
 
-The readers are generators: they yield while the text so far does not decide how it continues, so the outcome never
-depends on how the text was cut. They take nothing until a call is certain; then it stays one, however it ends.
+The readers are generators that yield until the text so far decides how to read it, so the outcome does not depend on
+how the text was cut. They take nothing until a call is certain; then it stays one, however it ends.
 """
 
 from __future__ import annotations
