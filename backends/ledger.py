@@ -25,7 +25,7 @@ Array = TypeVar("Array")
 Logits = NDArray[np.float32]
 
 
-# --- who holds how many tokens ----------------------------------------------------------------------------------------
+# --- how many tokens a sequence holds ---------------------------------------------------------------------------------
 
 
 class CacheStore(Protocol):

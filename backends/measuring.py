@@ -1,6 +1,6 @@
 """How a backend times itself at one model's shape: random weights, steps of real shards, each action's fastest turn.
 
-Imports no framework, and does not count who else uses the machine: together/cluster/measure.py does that around it.
+Imports no framework. together/cluster/measure.py counts what other programs use of the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Timed(ABC, Generic[Model]):
         return int(psutil.virtual_memory().available)
 
     def overhead_bytes(self, resident: int, free: int) -> int:
-        """What a stage takes beside its tensors; `resident` and `free` are from before the models were made."""
+        """What a stage takes besides its tensors; `resident` and `free` are from before the models were made."""
         return resident
 
 

@@ -56,7 +56,7 @@ class Held:
         return self.weight[start:stop]
 
     def packed(self, start: int, stop: int) -> None:
-        """Nobody is told."""
+        """Nothing to do: the model owns these weights."""
 
 
 class PackedLinear(nn.Module):
@@ -90,7 +90,7 @@ def can_pack() -> bool:
 
 
 def fits(inputs: int) -> bool:
-    """Whether a matrix of so many inputs is hardly larger when packed."""
+    """Whether packing a matrix with this many inputs hardly makes it larger."""
     return -(-inputs // _BLOCK) * _BLOCK <= _GROWTH * inputs
 
 

@@ -77,7 +77,7 @@ class _TorchTimed(Timed[Any]):
         return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else Timed.free_bytes(self)
 
     def overhead_bytes(self, resident: int, free: int) -> int:
-        """Of an NVIDIA device: what its libraries took, beside torch's tensors. A probe sees the rest."""
+        """Of an NVIDIA device: what its libraries took besides torch's tensors. A probe sees the rest."""
         if self.device.type != "cuda":
             return resident
         return max(free - self.free_bytes() - torch.cuda.memory_reserved(self.device), 0)

@@ -29,7 +29,7 @@ def choose_files(model: str, there: Collection[str], index: Mapping[str, str] | 
     `index` maps tensors to files. Raises BrokenModel, naming the file, where one is missing that a layer needs; and
     for more than MAX_FILES.
     """
-    there = [name for name in there if not name.startswith(".")]  # a Mac leaves ._files beside what it copies
+    there = [name for name in there if not name.startswith(".")]  # a Mac leaves ._files next to what it copies
     files = _chosen(model, there, index)
     if len(files) > MAX_FILES:
         raise BrokenModel(
@@ -88,7 +88,7 @@ def _require(model: str, index: Mapping[str, str], absent: list[str]) -> None:
 
 def _absent(model: str, absent: list[str]) -> BrokenModel:
     return BrokenModel(
-        "{model} lacks {files}, named by {table}; put it beside the others: run its download again",
+        "{model} lacks {files}, named by {table}; run its download again",
         model=model,
         files=_listed(absent),
         table=INDEX,

@@ -218,12 +218,8 @@ def check_distinct(headers: Iterable[FileHeader]) -> None:
     found: dict[str, str] = {}
     for tensor in (tensor for header in headers for tensor in header.tensors):
         if tensor.name in found:
-            raise broken(
-                tensor.file,
-                "tensor {tensor} is in {other} as well",
-                tensor=quoted(tensor.name),
-                other=quoted(found[tensor.name]),
-            )
+            said = "tensor {tensor} is in {other} as well"
+            raise broken(tensor.file, said, tensor=quoted(tensor.name), other=quoted(found[tensor.name]))
         found[tensor.name] = tensor.file.name
 
 

@@ -24,7 +24,7 @@ _BIASED = {  # family: projections that have a bias, besides those that attentio
     "qwen2": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
 }
 _SCORES = ("score.weight", "model.score.weight", "classifier.weight", "v_head.summary.weight", "value_head.weight")
-_PACKED = {  # how tensors of a packed matrix are called, and who packs so
+_PACKED = {  # what tensors of a packed matrix are called, and the quantization that packs so
     "qweight": "gptq or awq",
     "weight_packed": "compressed-tensors",
     "scales": "packed",
@@ -91,9 +91,9 @@ def check_tensors(name: str, config: Mapping[str, Any], tensors: Mapping[str, Te
 
 def missing(name: str, key: str, tensors: Mapping[str, TensorInfo]) -> BrokenModel | UnsupportedModel:
     """The error for a tensor that is not there, by what is there in its place."""
-    for end, who in _PACKED.items():
+    for end, method in _PACKED.items():
         if key.endswith(".weight") and _beside(key, end) in tensors:
-            return quantized(name, who)
+            return quantized(name, method)
     layer = key.partition(".experts.")[0]
     if layer != key and any(item.startswith((f"{layer}.experts.gate_up", f"{layer}.switch_mlp.")) for item in tensors):
         return UnsupportedModel(
@@ -172,7 +172,7 @@ def _headless(name: str, tensors: Mapping[str, TensorInfo]) -> UnsupportedModel:
 
 
 def _beside(key: str, end: str) -> str:
-    """The tensor of packing beside a matrix: `x.qweight` beside `x.weight`."""
+    """The tensor of packing that belongs to a matrix: `x.qweight` for `x.weight`."""
     return f"{key.removesuffix('.weight')}.{end}"
 
 

@@ -42,7 +42,7 @@ from together.wording import MOST, cut, quoted
 
 CONFIG = "config.json"
 FORMAT = "together-model-2"
-# The files beside the weights that are kept: data for tokenizers and templates, nothing that could be run.
+# The files kept with the weights: data for tokenizers and templates, nothing that could be run.
 SMALL_FILES = (
     CONFIG,
     "generation_config.json",
@@ -55,13 +55,13 @@ SMALL_FILES = (
     "vocab.json",
     "merges.txt",
 )
-MAX_TEMPLATES = 32  # beside the usual one
+MAX_TEMPLATES = 32  # besides the usual one
 MAX_FILE = 2**44  # bytes of an original file
 
 
 @dataclass(frozen=True, slots=True)
 class SmallFile:
-    """A file beside the weights, one of SMALL_FILES or a further template."""
+    """A file that is not weights: one of SMALL_FILES or a further template."""
 
     name: str
     size: int
@@ -123,19 +123,11 @@ class Manifest:
         """Raises BrokenModel unless `config`, the bytes of config.json, headers and samples give this fingerprint."""
         found = fingerprint_of(config, self.files)
         if found != self.fingerprint:
-            raise _bad(
-                self.name,
-                "its files give the fingerprint {found}, it says {fingerprint}",
-                found=found[:12],
-                fingerprint=self.fingerprint[:12],
-            )
+            said = "its files give the fingerprint {found}, it says {fingerprint}"
+            raise _bad(self.name, said, found=found[:12], fingerprint=self.fingerprint[:12])
         if _layers(self.name, config) != self.layers:
-            raise _bad(
-                self.name,
-                "it counts {layers} layers and config.json {counted}",
-                layers=self.layers,
-                counted=_layers(self.name, config),
-            )
+            said = "it counts {layers} layers and config.json {counted}"
+            raise _bad(self.name, said, layers=self.layers, counted=_layers(self.name, config))
 
 
 def compose(name: str, files: Sequence[PublishedFile], small: Mapping[str, bytes], revision: str = "") -> Manifest:
@@ -162,7 +154,7 @@ def describe(folder: Path, name: str = "") -> Manifest:
 
 
 def small_files(folder: Path) -> dict[str, bytes]:
-    """The files beside the weights that belong to a model, by name. Raises BrokenModel without config.json."""
+    """The model's files that are not weights, by name. Raises BrokenModel without config.json."""
     there = [name for name in SMALL_FILES if name == CONFIG or (folder / name).is_file()]
     return {name: read_bytes(folder, name) for name in (*there, *template_names(folder))}
 
@@ -174,7 +166,7 @@ def template_names(folder: Path) -> list[str]:
 
 
 def small_names(there: Collection[str]) -> list[str]:
-    """Which of these files belong to a model beside its weights, in order."""
+    """Those of these files that belong to a model and are not weights, in order."""
     known = [name for name in SMALL_FILES if name in there]
     return known + sorted(name for name in there if is_template(name))[:MAX_TEMPLATES]
 
@@ -283,13 +275,8 @@ def _files(name: str, entries: Sequence[_WeightsEntry]) -> tuple[PublishedFile, 
 
 def _small(name: str, entry: _SmallEntry) -> SmallFile:
     if entry.size > most_bytes(entry.name):
-        raise _bad(
-            name,
-            "{file} has {size} bytes, more than {most}",
-            file=entry.name,
-            size=entry.size,
-            most=most_bytes(entry.name),
-        )
+        said = "{file} has {size} bytes, more than {most}"
+        raise _bad(name, said, file=entry.name, size=entry.size, most=most_bytes(entry.name))
     return SmallFile(entry.name, entry.size, entry.sha256)
 
 
@@ -307,13 +294,8 @@ def _checked(made: Manifest) -> Manifest:
     for file in made.files:
         wanted = sum(place.size for place in made.places[file.name])
         if len(file.samples) != wanted:
-            raise _bad(
-                made.name,
-                "it has {count} bytes of samples of {file}, not {wanted}",
-                count=len(file.samples),
-                file=file.name,
-                wanted=wanted,
-            )
+            said = "it has {count} bytes of samples of {file}, not {wanted}"
+            raise _bad(made.name, said, count=len(file.samples), file=file.name, wanted=wanted)
     unknown = made.digests.keys() - made.units.keys()
     if unknown:
         raise _bad(made.name, "it gives the hash of {unit}, which is none of its units", unit=quoted(min(unknown)))
@@ -323,13 +305,8 @@ def _checked(made: Manifest) -> Manifest:
 def _layers(name: str, config: bytes) -> int:
     layers = layer_count(json_object(Path(name, CONFIG), config))
     if type(layers) is not int or not 1 <= layers <= MAX_LAYERS:
-        raise _bad(
-            name,
-            "num_hidden_layers of {config} is {layers}, not a whole number from 1 to {most}",
-            config=CONFIG,
-            layers=quoted(layers),
-            most=MAX_LAYERS,
-        )
+        said = "num_hidden_layers of {config} is {layers}, not a whole number from 1 to {most}"
+        raise _bad(name, said, config=CONFIG, layers=quoted(layers), most=MAX_LAYERS)
     return layers
 
 

@@ -13,8 +13,8 @@ HEAD = "lm_head.weight"
 EMBED_UNIT = "embed.safetensors"
 NORM_UNIT = "norm.safetensors"
 HEAD_UNIT = "head.safetensors"
-MANIFEST = "manifest.json"  # beside units
-TEMPLATES = "additional_chat_templates"  # the one folder that a model's folder has: templates beside the usual one
+MANIFEST = "manifest.json"  # next to units
+TEMPLATES = "additional_chat_templates"  # the one folder that a model's folder has: templates besides the usual one
 
 _LAYER = re.compile(r"model\.layers\.(\d{1,6})\.(.+)")
 _LAYER_UNIT = re.compile(r"layer-(\d{5,6})\.safetensors")

@@ -49,9 +49,9 @@ class Published:
 
 
 def read_published(folder: Path, name: str = "") -> Published:
-    """Of a whole checkpoint, or of a shard folder's manifest; each header is read once. Raises as `read_headers`.
+    """Of a whole checkpoint, or of a shard folder's manifest; each header is read once. `name` is as in `describe`.
 
-    `name` is as in `describe`.
+    Raises BrokenModel or UnsupportedModel.
     """
     if is_shard(folder):
         manifest = read_manifest(folder)
@@ -61,20 +61,12 @@ def read_published(folder: Path, name: str = "") -> Published:
     return Published(name or folder_name(folder), folder_revision(folder), digest, headers)
 
 
-def read_headers(folder: Path) -> tuple[FileHeader, ...]:
-    """The checked headers of the model's safetensors files as they were published, by name.
-
-    A shard folder's manifest has them; their files are not there. Raises BrokenModel or UnsupportedModel.
-    """
-    return read_manifest(folder).headers if is_shard(folder) else checkpoint_headers(folder)
-
-
 def all_tensors(folder: Path) -> tuple[TensorInfo, ...]:
     """Every tensor of the model by its canonical name, without those that implementations compute themselves.
 
     Of a shard folder too, which has only some of them: `tensors_for` knows where those lie.
     """
-    return tensors_of(read_headers(folder))
+    return tensors_of(read_manifest(folder).headers if is_shard(folder) else checkpoint_headers(folder))
 
 
 def tensors_of(headers: Iterable[FileHeader]) -> tuple[TensorInfo, ...]:

@@ -24,7 +24,7 @@ from together.wording import cut
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d{1,6})\.")
 _OTHER = re.compile(
     r"(?:^|[._])(?:vision|visual|audio|encoder|mtp)"
-)  # towers beside the decoder count their own layers
+)  # towers next to the decoder count their own layers
 _ENDS = {
     "embed": re.compile(r"(?:^|\.)(?:embed_tokens|wte|tok_embeddings|embed_in|word_embeddings)\."),
     "norm": re.compile(r"(?:^|\.)(?:norm|ln_f|final_layer_?norm)\."),
