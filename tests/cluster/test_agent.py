@@ -208,7 +208,7 @@ async def test_a_stage_listens_within_its_nodes_block(node: Node, settings: Sett
 async def test_introductions_are_shown_to_heads_and_bounded(node: Node, settings: Settings) -> None:
     for port in range(1, 65):
         await call(node, rpc.MEET, Endpoint(("127.0.0.1",), port))
-    with pytest.raises(BadSetting, match="knows 64 peers already"):
+    with pytest.raises(BadSetting, match="told of 64 nodes"):
         await call(node, rpc.MEET, Endpoint(("127.0.0.1",), 65))
     assert len((await status_of(node, settings)).peers) == 64
 

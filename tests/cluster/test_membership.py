@@ -166,9 +166,9 @@ async def test_a_node_that_introduces_itself_to_a_head_is_followed(deaf: None, t
         async with following(settings) as members:
             await members.meet(node.endpoint)
             await until(members.living)
-            for port in range(1, membership.MOST_MET):
+            for port in range(1, discovery.MOST_MET):
                 await members.meet(Endpoint(("127.0.0.1",), port))
-            with pytest.raises(BadSetting, match=f"told of {membership.MOST_MET} nodes"):
+            with pytest.raises(BadSetting, match=f"told of {discovery.MOST_MET} nodes"):
                 await members.meet(Endpoint(("127.0.0.1",), 9999))
             await members.meet(node.endpoint)  # who is known may say so again
 

@@ -1,1 +1,1 @@
-"""The cluster: node agents, how they are found, a head's view of them. Knows no model arithmetic and no requests."""
+"""The cluster: node agents, how they are found, a head's view of them."""

@@ -14,6 +14,7 @@ from typing import Any
 import grpc.aio
 
 from together import __version__
+from together.cluster.discovery import Introductions
 from together.cluster.identity import Identity
 from together.cluster.profiling import Profiler, measure_link
 from together.cluster.supervisor import StageProcess
@@ -44,8 +45,6 @@ from together.wording import layers_text
 
 log = logging.getLogger(__name__)
 
-PEER_LIFE = 30.0  # seconds an introduction counts
-MOST_PEERS = 64
 MOST_HEADS = 16  # that are told where this node is
 HEAD_LIFE = 600.0  # seconds that a head which does not answer is still told
 
@@ -107,13 +106,14 @@ class Agent:
     run: str = field(default_factory=lambda: secrets.token_hex(8))
     _stages: dict[StageName, tuple[StageProcess, Suppliers]] = field(default_factory=dict)
     _renewed: dict[str, float] = field(default_factory=dict)  # head → event loop time
-    _peers: dict[Endpoint, float] = field(default_factory=dict)
     _heads: dict[Endpoint, float] = field(default_factory=dict)  # where heads listen → when they were last heard
+    _peers: Introductions = field(init=False)
     _store: StoreService = field(init=False)
     _profiler: Profiler = field(init=False)
 
     def __post_init__(self) -> None:
         home = self.settings.home_path
+        self._peers = Introductions(self.changed)
         self._store = StoreService(home)
         self._profiler = Profiler(self.identity.name, self.identity.machine, home, self.grants.devices)
 
@@ -150,7 +150,7 @@ class Agent:
             memory_bytes=self.grants.total,
             free_bytes=self.grants.free(self.grants.devices[0].key),
             version=__version__,
-            peers=tuple(self._peers),
+            peers=self._peers.current(),
             run=self.run,
         )
 
@@ -218,12 +218,7 @@ class Agent:
 
     async def meet(self, peer: Endpoint) -> None:
         """Another node introduces itself: heads that watch this one will look for it at that address."""
-        if peer not in self._peers and len(self._peers) >= MOST_PEERS:
-            raise BadSetting("node {name} knows {most} peers already", name=self.identity.name, most=MOST_PEERS)
-        known = peer in self._peers
-        self._peers[peer] = asyncio.get_running_loop().time()
-        if not known:
-            self.changed.notify()
+        self._peers.add(peer, f"node {self.identity.name}")
 
     def move(self, addresses: tuple[str, ...]) -> None:
         """This machine has other addresses now, and so have its stages."""
@@ -244,7 +239,7 @@ class Agent:
         self._heads = {head: self._heads[head] for head in latest if self._heads[head] > now - HEAD_LIFE}
 
     async def keep_leases(self) -> None:
-        """End the stages of heads that went silent, and forget silent peers; runs until cancelled."""
+        """End the stages of heads that went silent; runs until cancelled."""
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(self.settings.heartbeat)
@@ -257,7 +252,6 @@ class Agent:
                 )
                 await self._end(lapsed)
             self._renewed = {head: at for head, at in self._renewed.items() if at >= oldest}
-            self._peers = {peer: at for peer, at in self._peers.items() if at > clock() - PEER_LIFE}
 
     async def close(self) -> None:
         """End all stages, then every Watch, so that heads see a node that left and not a broken stream."""

@@ -1,6 +1,6 @@
-"""zeroconf: nodes advertise themselves, nodes and heads hear of each other. Knows nothing that may be trusted.
+"""How nodes and heads find each other: zeroconf records, and introductions where multicast does not reach.
 
-Records are hints from strangers: bounded in number and length, never rendered, and replaced by what a node itself says
+Both are hints from strangers: bounded in number and length, never rendered, and replaced by what a node itself says
 over Watch.
 """
 
@@ -16,6 +16,8 @@ from zeroconf import InterfaceChoice, IPVersion, NonUniqueNameException, Service
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from together.cluster_types import Endpoint
+from together.errors import BadSetting
+from together.ring.rpc import Broadcast
 from together.settings import Settings
 from together.types import LayerRange
 
@@ -24,6 +26,31 @@ log = logging.getLogger(__name__)
 SERVICE = "_together._tcp.local."
 MOST_RECORDS = 256  # a flood of fake nodes ends here
 MOST_TEXT = 200
+MET_LIFE = 30.0  # seconds that an introduction counts
+MOST_MET = 64
+
+
+class Introductions:
+    """Where nodes say they are; `changed` is notified of each new one."""
+
+    def __init__(self, changed: Broadcast) -> None:
+        self._changed = changed
+        self._heard: dict[Endpoint, float] = {}  # event loop times
+
+    def add(self, node: Endpoint, to: str) -> None:
+        """Count for MET_LIFE seconds from now. Raises BadSetting, naming `to`, for one too many."""
+        known = node in self.current()
+        if not known and len(self._heard) >= MOST_MET:
+            message = "{name} was told of {most} nodes within {seconds:.0f} s; try again in a moment"
+            raise BadSetting(message, name=to, most=MOST_MET, seconds=MET_LIFE)
+        self._heard[node] = asyncio.get_running_loop().time()
+        if not known:
+            self._changed.notify()
+
+    def current(self) -> tuple[Endpoint, ...]:
+        oldest = asyncio.get_running_loop().time() - MET_LIFE
+        self._heard = {node: at for node, at in self._heard.items() if at > oldest}
+        return tuple(self._heard)
 
 
 @dataclass(frozen=True, slots=True)

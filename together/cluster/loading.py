@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from together.cluster.membership import Membership
+from together.cluster.membership import Membership, tell
 from together.cluster_types import Blob, Endpoint, RingName, Source, StageOrder, StageState, StageStatus
 from together.errors import RingBroken, StageLost, TogetherError
 from together.ring import rpc
@@ -168,9 +168,7 @@ class RingLoader:
             for node, gone in by_node.items()
             if self.membership.alive(node)
         ]
-        for answer in await asyncio.gather(*calls, return_exceptions=True):
-            if isinstance(answer, BaseException):
-                log.warning("unloading: %s", answer)
+        await tell(calls, "unloading")
 
     # --- what is seen of it -------------------------------------------------------------------------------------------
 
@@ -260,7 +258,7 @@ class RingLoader:
     # --- sentences ----------------------------------------------------------------------------------------------------
 
     def describe(self, index: int, placed: Placed | None = None) -> Sentence:
-        """A stage for a person: node, place, layers."""
+        """A stage in words: node, place, layers."""
         stage = (placed or self._serving()).plan.stages[index]
         node = self.membership.status(stage.node)
         return say("stage", node=node.name if node else stage.node, index=index, layers=layers_text(stage.layers))

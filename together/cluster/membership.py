@@ -16,9 +16,9 @@ from typing import Any
 
 import grpc.aio
 
-from together.cluster.discovery import Discovery
+from together.cluster.discovery import Discovery, Introductions
 from together.cluster_types import Caller, Endpoint, NodeState, NodeStatus, RingName
-from together.errors import BadSetting, TogetherError, Unreachable
+from together.errors import TogetherError, Unreachable
 from together.ring import rpc, wire
 from together.ring.rpc import Broadcast
 from together.sentences import say
@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 RETRY = 1.0  # seconds between attempts to reach a node
 SOON = 0.3  # the same, while this machine's own network changes
 REMEMBER_LOST = 150.0  # seconds a lost node stays in the table: longer than a load waits for it
-MET_LIFE = 30.0  # seconds an introduction counts
-MOST_MET = 64
 PIECES = 4  # of a node's silence
 
 
@@ -67,8 +65,11 @@ class Membership:
     changed: Broadcast = field(default_factory=Broadcast)
     _members: dict[str, Member] = field(default_factory=dict)
     _followers: dict[Endpoint, asyncio.Task[None]] = field(default_factory=dict)
-    _met: dict[Endpoint, float] = field(default_factory=dict)  # introduced to this head → event loop time
     _rebind: bool = False
+    _met: Introductions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._met = Introductions(self.changed)
 
     async def run(self) -> None:
         """Follow nodes until cancelled."""
@@ -82,7 +83,7 @@ class Membership:
                         *self.peers,
                         *self.own(),
                         *self._introduced(),
-                        *self._recently_met(),
+                        *self._met.current(),
                         *(hint.endpoint for hint in discovery.hints.values()),
                     }
                 )
@@ -161,13 +162,7 @@ class Membership:
 
     async def meet(self, node: Endpoint) -> None:
         """A node that this head watched before has moved, and says where it is."""
-        if node not in self._met and len(self._met) >= MOST_MET:
-            message = "this head was told of {most} nodes in {seconds:.0f} s; let it look at these first"
-            raise BadSetting(message, most=MOST_MET, seconds=MET_LIFE)
-        known = node in self._met
-        self._met[node] = asyncio.get_running_loop().time()
-        if not known:
-            self.changed.notify()
+        self._met.add(node, "this head")
 
     def reach_again(self) -> None:
         """This machine has other addresses, so connections from the old ones are dead: open them again.
@@ -190,7 +185,7 @@ class Membership:
         """Renew the leases of this head's stages everywhere; a node that does not answer is lost by its Watch."""
         caller = self._caller()
         mine = [node.id for node in self.living() if any(stage.head == self.head for stage in node.stages)]
-        await self._tell((self.call(node, rpc.RENEW, caller) for node in mine), "a lease was not renewed")
+        await tell((self.call(node, rpc.RENEW, caller) for node in mine), "a lease was not renewed")
 
     async def end_strays(self, ring: str, slots: Collection[int] = ()) -> None:
         """Unload stages of this head that are not those slots of `ring`: their node was out of reach when they ended.
@@ -200,23 +195,13 @@ class Membership:
         mine = [(n.id, stage) for n in self.living() for stage in n.stages if stage.head == self.head]
         strays = [(node, stage) for node, stage in mine if stage.ring != ring or stage.slot not in slots]
         names = [(node, RingName(stage.ring, self.head, (stage.slot,))) for node, stage in strays]
-        await self._tell((self.call(node, rpc.UNLOAD, name) for node, name in names), "a stray was not ended")
-
-    async def _tell(self, calls: Iterable[Awaitable[Any]], trouble: str) -> None:
-        for answer in await asyncio.gather(*calls, return_exceptions=True):
-            if isinstance(answer, BaseException):
-                log.warning("%s: %s", trouble, answer)
+        await tell((self.call(node, rpc.UNLOAD, name) for node, name in names), "a stray was not ended")
 
     def _caller(self) -> Caller:
         return Caller(self.head, self.settings.cluster, wire.PROTOCOL, self.where())
 
     def _introduced(self) -> set[Endpoint]:
         return {peer for node in self.living() for peer in node.peers}
-
-    def _recently_met(self) -> set[Endpoint]:
-        oldest = asyncio.get_running_loop().time() - MET_LIFE
-        self._met = {node: at for node, at in self._met.items() if at > oldest}
-        return set(self._met)
 
     def _follow_all(self, wanted: set[Endpoint]) -> None:
         for endpoint in [known for known in self._followers if known not in wanted]:
@@ -325,6 +310,13 @@ class Membership:
             if member.lost_at is not None and now - member.lost_at > REMEMBER_LOST:
                 del self._members[node]
                 self.changed.notify()
+
+
+async def tell(calls: Iterable[Awaitable[Any]], trouble: str) -> None:
+    """Make all calls; those that fail are logged as `trouble`."""
+    for answer in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(answer, BaseException):
+            log.warning("%s: %s", trouble, answer)
 
 
 def _left(old: str, new: str, status: NodeStatus) -> bool:

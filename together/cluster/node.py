@@ -232,7 +232,7 @@ class LocalNodes:
         self._running.clear()
 
     async def _start_one(self, memory: str, numbered: bool) -> None:
-        """Nodes of one machine are numbered, so that a person can tell them apart."""
+        """Nodes of one machine are numbered, so that a user can tell them apart."""
         settings = self._settings
         self._started += 1
         name = f"{identity.node_name(settings)}-{self._started}" if numbered else identity.node_name(settings)

@@ -39,7 +39,7 @@ PATIENCE = 120.0  # seconds for a child: a framework is imported, and measures
 FORMAT = 2  # raise it when what is measured changes: older answers are forgotten
 LARGEST_CONFIG = 2**20  # bytes
 _LIBRARIES = {"torch": ("torch", "transformers"), "mlx": ("mlx", "mlx-lm"), "checksum": ("numpy",)}
-_SHAPELESS = (  # what config.json says beside its shape; fine-tunes of one model differ in these
+_SHAPELESS = (  # what config.json says besides its shape; fine-tunes of one model differ in these
     "_name_or_path",
     "architectures",
     "attention_dropout",

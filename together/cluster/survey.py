@@ -39,7 +39,7 @@ from together.types import DTYPE_BYTES, Dtype, StagePlan
 
 log = logging.getLogger(__name__)
 
-THIS_MACHINE = "this machine"  # the head in plans, where no node runs beside it
+THIS_MACHINE = "this machine"  # the head in plans, where no node runs on its machine
 MEASURE_WITHIN = 300.0  # seconds; nodes of one machine measure one after another
 HURRY = 1.5  # seconds; what was measured before is answered at once
 REACH_WITHIN = 30.0

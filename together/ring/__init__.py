@@ -1,1 +1,1 @@
-"""The ring: what travels between stages, how links behave, and the stage process. Knows no scheduler and no planner."""
+"""The ring: what travels between stages, how links behave, and the stage process."""

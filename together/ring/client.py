@@ -106,7 +106,7 @@ async def join_ring(
 ) -> RingClient:
     """Link READY `stages` from the last to the first, so that each one's next is listening. Raises StageLost.
 
-    `own` is where the head's `inlets` listen; `describe` names a stage for a person.
+    `own` is where the head's `inlets` listen; `describe` names a stage.
     """
     ring = stages[0].ring
     endpoints = [stage.endpoint for stage in stages if stage.endpoint is not None]

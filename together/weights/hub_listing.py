@@ -58,8 +58,8 @@ class Remote:
 def read_remote(repo_id: str, home: Path, revision: str | None = None, small: Sequence[str] | None = None) -> Remote:
     """The files named in `small`, the safetensors headers and samples of a repository; writes only to `home/hub`.
 
-    Without `small` all that a model has beside its weights. Samples that the store in `home` has of this commit are not
-    fetched again. Raises BadSetting (name, licence, token), Unreachable, UnsupportedModel (no safetensors) or
+    Without `small`, all that a model has besides its weights. Samples that the store in `home` has of this commit are
+    not fetched again. Raises BadSetting (name, licence, token), Unreachable, UnsupportedModel (no safetensors) or
     BrokenModel.
     """
     listing = list_hub(repo_id, revision)
