@@ -1,4 +1,4 @@
-"""`python -m together`. Knows only where the command line is, and how to leave at once."""
+"""`python -m together`: runs the command line and leaves at once."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""Every error of ours, as one tree on one screen. Knows neither gRPC nor HTTP: the edges translate.
+"""Every error of ours, as one tree on one screen. The edges translate them to gRPC and HTTP.
 
 TogetherError                what happened, to which node or model, and the next step, in one sentence
 ├── BadInput                 the caller must change something

@@ -1,4 +1,4 @@
-"""What people and programs ask for and get: chats, prompts, pieces of an answer. Knows no ring and no tokenizer."""
+"""What users and programs ask for and get: chats, prompts, chunks of an answer."""
 
 from __future__ import annotations
 

@@ -36,10 +36,10 @@ class Settings:
     dtype: str = ""  # fp32, bf16, fp16; "" is fp32 for the bundled model, else the checkpoint's own
     memory: str = ""  # what a node may grant, as "8GB"; "" is all that is free, less a reserve
     sampling: str = "default"  # what holds where a request is silent: the model author's values; "plain": nothing cut
-    strategy: str = "recommend"  # who takes which layers, where nobody says: see `together plan`
+    strategy: str = "recommend"  # how layers are split by default: see `together plan`
     balance: bool = False  # move layers by itself when machines became faster or slower than planned
     context: int = 8192  # tokens a plan is sized for, at most the model's own context
-    users: int = 4  # people at once a plan is sized for
+    users: int = 4  # concurrent users a plan is sized for
     max_waiting: int = 256  # requests in the queue before 429
     heartbeat: float = 1.0
     node_timeout: float = 5.0  # no bytes from a node for so long: it is lost

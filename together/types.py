@@ -190,7 +190,7 @@ class StageTiming:
 
 
 class Fault(StrEnum):
-    """What kind of trouble a stage has. Decisions read this; the cause beside it is for people."""
+    """What kind of trouble a stage has. Decisions read this; the cause is text for users."""
 
     OTHER = ""
     OUT_OF_MEMORY = "out_of_memory"  # the stage caught it, or the kernel says it killed this very process for it

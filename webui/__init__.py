@@ -1,7 +1,7 @@
 """The page of a head, made with Gradio, which is imported in the one way that is safe here: modules take `gr` from it.
 
 The import makes an HTTP client from the environment's proxies, which fails on one of an unknown kind. The page only
-serves this machine and needs no proxy. The import also reports usage, unless told not to.
+serves this machine and needs no proxy. The import also reports usage unless that is switched off.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the chat's buttons do: ask, retry, stop, clear. Knows controls only by the values they take.
+"""What the chat's buttons do: ask, retry, stop, clear.
 
 Closing a generator here closes the head's answer: that is how Stop, and a closed tab, really stop.
 """
@@ -78,12 +78,8 @@ class Answers:
                     if time.monotonic() - drawn >= REDRAW:
                         yield _update(chat=[*asked, *said.turns()], busy=True)
                         drawn = time.monotonic()
-        except TogetherError as error:
-            yield _failed(asked, said, str(error))
-            return
-        except Exception:  # the edge of the page: the person gets a sentence, the log the traceback
-            logger.exception("an answer for the page failed")
-            yield _failed(asked, said, INSIDE)
+        except Exception as error:
+            yield _failed(asked, said, sentence_of(error))
             return
         yield _update(chat=[*asked, *said.turns(ended=True)])
 
@@ -143,14 +139,19 @@ def tried(order: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[str]]:
     async def handler() -> str:
         try:
             await order()
-        except TogetherError as error:
-            return notice(str(error))
-        except Exception:  # the edge of the page, as above
-            logger.exception("an order from the page failed")
-            return notice(INSIDE)
+        except Exception as error:
+            return notice(sentence_of(error))
         return ""
 
     return handler
+
+
+def sentence_of(error: Exception) -> str:
+    """At the edge of the page: the user gets a sentence; of an error that is not ours the log gets the traceback."""
+    if isinstance(error, TogetherError):
+        return str(error)
+    logger.error("an event of the page failed", exc_info=error)
+    return INSIDE
 
 
 def notice(sentence: str) -> str:

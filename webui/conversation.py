@@ -1,4 +1,4 @@
-"""What the chat shows as plain data, and what of it the model is told. Knows neither Gradio nor the head.
+"""The chat as plain data: what the page shows, and what of it goes to the model.
 
 An answer on the page has one text part, and a second with its measurements: only the first is part of the conversation.
 What was thought before it is a turn of its own, which the page folds away.
@@ -21,7 +21,7 @@ Turns = list[Turn]
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
-    """The settings beside the chat, as their controls give them: None is an emptied field, where the default holds."""
+    """The chat's settings as their controls give them; None is an emptied field and means the default."""
 
     system: str | None = ""
     temperature: float | None = None

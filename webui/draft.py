@@ -1,4 +1,4 @@
-"""A split that a person looks at and edits, and what the page shows of it. Pure: knows neither Gradio nor the head."""
+"""A split that a user looks at and edits, and what the page shows of it. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_DIGITS = 6  # of a layer count
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """The last recommendation with its problem: every edit is scored against that, so no node is asked again."""
+    """The last recommendation. Edits are scored against its problem, so no node is asked again."""
 
     model: str  # as it was chosen; empty: the one in service then
     name: str  # of the model, for a person

@@ -6,13 +6,12 @@ Plan, editor and progress are one element that `split.js` fills: it gets plain d
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from together.errors import BadSetting, TogetherError
+from together.errors import BadSetting
 from together.head.head import Head
 from together.models.names import is_model_name
 from together.planning.explain import Infeasible
@@ -21,11 +20,9 @@ from together.weights.find import known_models
 from together.weights.store import KnownModel
 from together.wording import exact_size_text
 from webui import gr
-from webui.answers import INSIDE
+from webui.answers import sentence_of
 from webui.draft import Draft, Edited, Shown, edit_of, shown_error, shown_missing, shown_plan
 from webui.events import Events, edit
-
-logger = logging.getLogger(__name__)
 
 Choice = tuple[str, str]  # what a person reads, and what the head is given
 Updates = AsyncGenerator[tuple[Any, ...], None]
@@ -50,17 +47,14 @@ class Splits:
     async def recommend(
         self, model: str | None, context: float | None, users: float | None, strategy: str, ratio: str | None
     ) -> Updates:
-        """New values of the draft and the panel. Machines are measured first, which may take a while."""
+        """New values of the draft and the panel. Measures the machines first, which may take a while."""
         yield None, {"kind": "busy", "text": "Measuring the machines and their links …"}
         try:
             parts = parse_ratio(ratio) if ratio and strategy == "ratio" else ()
             request = PlanRequest(strategy, _number(users, "people"), _number(context, "context"), parts)
             yield await self._recommended((model or "").strip(), request)
-        except TogetherError as error:
-            yield None, shown_error(str(error))
-        except Exception:  # the edge of the page: the person gets a sentence, the log the traceback
-            logger.exception("a recommendation for the page failed")
-            yield None, shown_error(INSIDE)
+        except Exception as error:
+            yield None, shown_error(sentence_of(error))
 
     async def _recommended(self, model: str, request: PlanRequest) -> tuple[Draft | None, Shown]:
         outcome = await self._head.plan(model or None, request)
@@ -98,11 +92,8 @@ class Splits:
             return gr.skip(), plan | {"failed": f"{draft.name} is not in service any more; recommend again"}
         try:
             await self._head.load(draft.model or None, edited.request)
-        except TogetherError as error:
-            return gr.skip(), plan | {"failed": str(error)}
-        except Exception:  # the edge of the page, as above
-            logger.exception("a split from the page failed to load")
-            return gr.skip(), plan | {"failed": INSIDE}
+        except Exception as error:
+            return gr.skip(), plan | {"failed": sentence_of(error)}
         return await self.models(), plan | {"done": f"{draft.name} runs by this split; the chat goes on with it."}
 
 

@@ -63,7 +63,7 @@ def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(json.dumps(data))
     last = LastPlans.read(tmp_path).last
     assert last is not None
-    assert last.anew("uniform") == PlanRequest(users=3, max_bytes=4 * 10**9)
+    assert last.request.request("uniform") == PlanRequest(users=3, max_bytes=4 * 10**9)
 
 
 @pytest.mark.parametrize("broken", ["", "{", "[]", "{}", "null", "\x00", "[" * 5000, '{"version": 2}', "wrong layers"])
@@ -151,7 +151,7 @@ def test_the_same_machines_get_the_same_layers_whatever_they_are_called_now() ->
     ],
 )
 def test_for_other_machines_a_split_by_hand_becomes_the_usual_one(asked: PlanRequest, anew: PlanRequest) -> None:
-    assert replace(LAST, request=KeptRequest.of(asked)).anew("uniform") == anew
+    assert KeptRequest.of(asked).request("uniform") == anew
 
 
 def test_the_very_files_are_loaded_while_they_are_there_else_the_hubs(tmp_path: Path) -> None:

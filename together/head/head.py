@@ -338,7 +338,7 @@ class Head:
     async def _serve(self, service: Service) -> None:
         try:
             await Recovery(service).run()
-        except Exception:  # a bug of ours: whoever waits was told, the model can be loaded again
+        except Exception:  # a bug of ours: open requests have ended, the model can be loaded again
             log.exception("the engine failed")
             self._services.clear()
             self._show(replace(service.serving, state=ServingState.FAILED, cause=say("engine_failed"), progress=0.0))

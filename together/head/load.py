@@ -28,12 +28,12 @@ log = logging.getLogger(__name__)
 
 VERSION: Literal[1] = 1
 FILE = "last-plan.json"
-BY_HAND = ("custom", "ratio")  # strategies whose layers are meant for the machines of then
+BY_HAND = ("custom", "ratio")  # splits tied to specific machines, so not reusable elsewhere
 
 
 @dataclass(frozen=True, slots=True)
 class LastStage:
-    """One stage of then. The node's id stays the same over restarts, its name need not."""
+    """One stage of the last plan. A node keeps its id over restarts, but not always its name."""
 
     node: str
     name: str
@@ -87,7 +87,7 @@ class LastPlan:
 
     @property
     def place(self) -> str:
-        """Where to load it from: the very files of then while they are there, else the hub."""
+        """Where to load it from: the same files while they exist, else the hub."""
         path, on_the_hub = self.model.path, bool(self.model.revision)
         return self.model.name if on_the_hub and not (Path(path) / CONFIG).is_file() else path
 
@@ -109,12 +109,8 @@ class LastPlan:
         same = self.request.request("custom")
         return replace(same, strategy="custom", assignments=split, context=self.context, users=self.users)
 
-    def anew(self, usual: str) -> PlanRequest:
-        """What was asked for, for other machines; `usual` is the strategy where the split was made by hand."""
-        return self.request.request(usual)
-
     def gone(self, nodes: Iterable[NodeStatus]) -> list[str]:
-        """The machines of then that are not there, by name."""
+        """The plan's machines that are missing now, by name."""
         there = {(node.id, device.backend, device.name) for node in nodes for device in node.devices}
         return list(dict.fromkeys(stage.name for stage in self.stages if stage.key not in there))
 
@@ -182,7 +178,7 @@ class ModelLoad:
     @classmethod
     def again(cls, last: LastPlan, usual: str) -> ModelLoad:
         """`usual` is the strategy for other machines, where the split was made by hand."""
-        return cls(last.place, last.anew(usual), last.dtype, last)
+        return cls(last.place, last.request.request(usual), last.dtype, last)
 
     @property
     def name(self) -> str:
@@ -213,7 +209,7 @@ class ModelLoad:
         show: Callable[[Sentence], None],
         speeds: Speeds,
     ) -> PlannedModel:
-        """Who takes what; `show` is told why it is not as last time. Raises BadInput, NotEnoughMemory, NotServing."""
+        """The plan; `show` gets the reason if it is not the last one. Raises BadInput, NotEnoughMemory, NotServing."""
         same = self._same(opened, surveyor)
         if same is not None:
             found = await plan_model(opened, same, settings, surveyor, speeds)

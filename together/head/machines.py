@@ -58,7 +58,7 @@ OTHERS_WITHIN = 1.0  # seconds to hear of other machines
 
 
 async def wait_for_nodes(membership: Membership, local: LocalNodes, least: int) -> None:
-    """For `least` nodes where so many were started here and still run, else for any one."""
+    """Wait for `least` nodes if this head started that many and they still run, else for any node."""
     clock, changed = asyncio.get_running_loop().time, membership.changed
     began = clock()
     while len(membership.living()) < max(1, min(least, local.count)):
@@ -102,7 +102,7 @@ class Machines:
         await self._server.stop(0.2)
 
     def _moved(self) -> None:
-        """This machine has other addresses: every link is opened anew, the ring's by its service."""
+        """This machine has other addresses: every link is opened again, the ring's by its service."""
         self.surveyor.moved(THIS_MACHINE)
         self.membership.reach_again()
 

@@ -164,9 +164,9 @@ class Recovery:
         found, loader = [], self.service.loader
         for index, (stage, status) in enumerate(zip(loader.plan.stages, loader.stages(), strict=True)):
             failed = status is not None and status.state is StageState.FAILED
-            told = status if status and failed else error if error.stage == index else None
-            if told is not None and told.fault is Fault.OUT_OF_MEMORY:
-                if self._surveyor.shortages.learn(stage, told.cause):
+            report = status if status and failed else error if error.stage == index else None
+            if report is not None and report.fault is Fault.OUT_OF_MEMORY:
+                if self._surveyor.shortages.learn(stage, report.cause):
                     self._failures = 0  # the next plan is another one
                 found.append(index)
         return found

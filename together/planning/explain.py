@@ -142,7 +142,7 @@ def _more_memory(problem: Problem, size: float) -> Sentence:
     return say("add_nodes", size=problem.stage_bytes(problem.all_layers))
 
 
-# --- who got layers ---------------------------------------------------------------------------------------------------
+# --- nodes with layers ------------------------------------------------------------------------------------------------
 
 
 def explain(problem: Problem, split: Split) -> tuple[Sentence, ...]:
@@ -178,7 +178,7 @@ def _unused(problem: Problem, split: Split) -> list[NodeProfile]:
 
 
 def _taken(problem: Problem, share: Assignment) -> dict[str, str | int | Sentence]:
-    """Who takes which layers, and what the last stage does besides, where that takes time."""
+    """The values of a node's layers, and of the LM head where that takes time."""
     ms = problem.node(share.node).ms_per_head if share.layers.stop == problem.model.layers else 0
     head = say("lm_head", ms=ms) if ms else NOTHING
     return {"node": share.node, "count": len(share.layers), "layers": layers_text(share.layers), "head": head}
@@ -224,7 +224,7 @@ def _cost(problem: Problem, split: Split, score: Score) -> Sentence:
     return say("cost", token=score.token_ms, computing=computing, hops=hops, slowest=slowest, turns=busiest)
 
 
-# --- who did not ------------------------------------------------------------------------------------------------------
+# --- nodes without ----------------------------------------------------------------------------------------------------
 
 
 def explain_left_out(problem: Problem, split: Split) -> dict[str, Sentence]:

@@ -82,7 +82,7 @@ class Windows:
         speed = self.instance.speeds[node]
         lowest = _window_minimum(arriving - self.stops * speed, span)
         costs: Floats = lowest + (self.instance.fixed[node] + self.stops * speed)
-        costs[..., -1] = inf  # who takes the last layer is the last stage
+        costs[..., -1] = inf  # a stage with the last layer is the last one
         return costs
 
     def last(self, node: int, span: Span, arriving: Floats) -> Floats:
@@ -159,7 +159,7 @@ class Ordered:
         return best
 
     def exactly(self, size: int) -> Candidate | None:
-        """The best plan of so many machines."""
+        """The best plan of `size` machines."""
         return self._search(range(size, size + 1)) if size <= self.largest else None
 
     def _search(self, sizes: range) -> Candidate | None:
@@ -187,7 +187,7 @@ End = tuple[float, int, int, int]  # token ms, set, last node, first node
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """Letting `node` come last: in which sets without it, and who is in these, so that sets become of this size."""
+    """Appending `node` to `sets` without it, whose `members` are listed; the new sets have `size` nodes."""
 
     node: int
     size: int

@@ -1,4 +1,4 @@
-"""What a planner is asked: a model's sizes, what each node can do, the links, and for whom. Knows no way to answer it.
+"""What a planner is asked: a model's sizes, what each node can do, the links, and for whom.
 
 Times are milliseconds, sizes bytes. Values may be measured or made up: one can also ask for machines not bought yet.
 """
@@ -13,8 +13,8 @@ from together.types import Dtype, LayerRange
 
 HOP_MS = 25.0  # of a pair that nobody measured: slow, never free
 CONTEXT = 4096
-TOLERANCE = 0.1  # a plan so much worse than the best is taken if it needs fewer machines
-EXACT_NODES = 8  # up to so many nodes every subset is looked at
+TOLERANCE = 0.1  # accept a plan this much slower than the best if it uses fewer machines
+EXACT_NODES = 8  # up to here every subset of the nodes is tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class NodeProfile:
     """What one node can do. Exactly one of `max_layers` and `free_bytes` says how much it holds.
 
     `ms_per_head` is for norm, LM head and drawing a token: the last stage takes so much longer. Nodes that name one
-    `processor` share it: their stages take turns, however many people there are.
+    `processor` share it: their stages take turns.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Sizing:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An instance. Names of nodes are unique, links and `head` name nodes: who makes one from a file checks that."""
+    """An instance. Names of nodes are unique; links and `head` name nodes (`parse_cluster` checks a file)."""
 
     model: ModelSize
     nodes: tuple[NodeProfile, ...]
@@ -149,7 +149,7 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Who takes which layers, in ring order."""
+    """The assignments of all layers, in ring order."""
 
     shares: tuple[Assignment, ...]
 

@@ -1,7 +1,7 @@
-"""The recommendation: the best split of a model over nodes, by the search that fits the problem. Knows no sentence.
+"""The recommendation: the best split of a model over nodes, by the search that fits the problem.
 
-The score of a split is max(D/m, B): D the time of a token through the ring, B the slowest stage, m the people at once.
-Where nodes share a processor, B is what their stages take together; the searches know nothing of that.
+The score of a split is max(D/m, B): D a token's time through the ring, B the slowest stage, m the concurrent users.
+Where nodes share a processor, B is what their stages take together; the searches ignore that.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _relieved(problem: Problem, names: list[str], split: Split) -> tuple[list[st
 
 
 def _crowded(problem: Problem, split: Split) -> list[str]:
-    """Nodes of the split whose processor has another one's stage too; for one person that costs nothing."""
+    """Nodes of the split whose processor runs another stage too; for one user that costs nothing."""
     used = {name: problem.node(name).processor for name in split.nodes}
     times = Counter(used.values())
     return [name for name, processor in used.items() if processor and times[processor] > 1 and problem.users > 1]

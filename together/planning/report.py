@@ -1,4 +1,4 @@
-"""A plan for programs and people: the documented JSON, the text, and what it asks of the network."""
+"""A plan for programs and users: the documented JSON, the text, and what it asks of the network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMMUNICATION_SHARE = 0.2  # of a token's time may pass on the links: communicat
 
 @dataclass(frozen=True, slots=True)
 class NetworkTarget:
-    """What is wanted: tokens per second in the answer, and the first token so many seconds after the prompt."""
+    """The target: tokens per second in the answer, and seconds from the prompt to the first token."""
 
     tokens_per_second: float = 20.0
     prompt_tokens: int = 1000

@@ -138,7 +138,7 @@ def parse_request(
     max_memory: str | None = None,
     tolerance: float | None = None,
 ) -> PlanRequest:
-    """A request as people and programs write it; without a strategy, layers are a custom split, else it is the usual.
+    """A request from text. Without a strategy, layers mean a custom split; else the strategy is `usual`.
 
     Raises BadSetting or BadPlan for text that cannot be read.
     """

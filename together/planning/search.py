@@ -91,7 +91,7 @@ class SearchProblem:
         return self.limits[high] if high < len(self.limits) else inf
 
     def ends_bytes(self, first: bool, last: bool) -> float:
-        """Bytes beside the layers of a stage that is first, last, or both."""
+        """Bytes on top of the layers of a stage that is first, last, or both."""
         if first and last:
             return self.embed + self.tail - self.tied
         return self.embed if first else self.tail if last else 0

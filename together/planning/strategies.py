@@ -20,7 +20,7 @@ NEEDS_LAYERS = "studio=0:12,mini=12:16 (half-open) or 0-11,12-15"
 
 
 def limit_partitions(problem: Problem, max_memory: float) -> Problem:
-    """The same problem with no stage above so many bytes."""
+    """The same problem with no stage above `max_memory` bytes."""
     layer = max(problem.model.layer_bytes) + problem.kv_bytes_per_layer
 
     def limited(node: NodeProfile) -> NodeProfile:
@@ -152,7 +152,7 @@ def _speeds(problem: Problem, nodes: list[NodeProfile]) -> list[float]:
 
 
 def _ended(problem: Problem, weights: Callable[[list[NodeProfile]], list[float]]) -> Split:
-    """Layers in proportion to weights that depend on who is last: who gets none by them is not."""
+    """Layers in proportion to weights that depend on the last node, which must get layers by them."""
     nodes = _ring(problem)
     while True:
         split = _shared(problem, nodes, weights(nodes))
@@ -166,9 +166,9 @@ def _shares(weights: list[float]) -> list[float]:
 
 
 def _shared(problem: Problem, nodes: list[NodeProfile], weights: list[float]) -> Split:
-    """Layers in proportion to `weights`, one by one to who lacks most, within what each place in the ring can hold.
+    """Layers in proportion to `weights`, within what each place in the ring can hold.
 
-    Where that is not enough the rest goes on as if it were, and the check of the split says so.
+    Layers beyond that are placed all the same, and the check of the split reports them.
     """
     counts = _counts(problem, nodes, weights)
     stops = list(accumulate(counts))

@@ -134,7 +134,7 @@ class _Walk:
         return float(self.ends[:, row].min())
 
     def trace(self, row: int) -> Candidate | None:
-        """The cheapest plan of a row (of so many machines, where they are counted)."""
+        """The cheapest plan of a row, which is a number of machines where those are counted."""
         if self.token_ms(row) == inf:
             return None
         place, stop = int(self.ends[:, row].argmin()), self.instance.layers
@@ -203,7 +203,7 @@ def _any_end(instance: SearchProblem) -> list[Route]:
         order = tuple(i for i in _tour(hops, [head, *(i for i in nodes if i != head)]) if i in nodes)
         orders = [order, order[::-1], (*order[1:], *order[:1])] if instance.by_bytes else [order]
         return [_from_head(instance, order) for order in dict.fromkeys(orders)]
-    if len(others) <= 1:  # all hops alike: it does not matter who is first
+    if len(others) <= 1:  # all hops alike: any node may be first
         back = next(iter(others), 0.0)
         orders = [tuple(nodes), tuple(reversed(nodes))] if instance.by_bytes else [tuple(nodes)]
         return [Route(order, (0.0,) * len(nodes), (back,) * len(nodes)) for order in orders]
