@@ -80,10 +80,10 @@ def test_of_experts_all_count_for_memory_and_the_chosen_ones_for_time(
         tmp_path / "moe", shapes, model_type="qwen3_moe", num_experts=4, num_experts_per_tok=1, mlp_only_layers=[0]
     )
     found = inspect(capsys, folder)
-    experts, beside = 8 * 32, 160 + 32 + 32
+    experts, others = 8 * 32, 160 + 32 + 32
     assert (found["experts"], found["experts_per_token"]) == (4, 1)
-    assert found["layer_bytes"] == [192, 2 * (experts + beside)]
-    assert found["layer_active_bytes"] == [192, 2 * (experts // 4 + beside)]
+    assert found["layer_bytes"] == [192, 2 * (experts + others)]
+    assert found["layer_active_bytes"] == [192, 2 * (experts // 4 + others)]
     assert found["params"] - found["active_params"] == experts * 3 // 4
     assert main(["inspect", str(folder)]) == 0
     assert "4, a token uses 1" in capsys.readouterr().out

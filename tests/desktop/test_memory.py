@@ -1,4 +1,4 @@
-"""What the processes weigh: a stage beside its weights, a head, a node."""
+"""The memory of the processes: a stage without its weights, a head, a node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands beside a really started app, and how it ends."""
+"""The commands against a running app, and how it ends."""
 
 from __future__ import annotations
 

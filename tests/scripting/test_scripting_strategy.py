@@ -1,6 +1,6 @@
 """Strategies as scripts write them: the split of a model without loading it, and every sentence that refuses one.
 
-The toy's one device is the CPU, which may stand several times. Knows no stage.
+The toy's one device is the CPU, which may be named several times. No stage is started.
 """
 
 from __future__ import annotations

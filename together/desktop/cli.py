@@ -160,7 +160,7 @@ def chat(
     examples: Annotated[bool, typer.Option("--examples", help="Ask four preset questions")] = False,
     log_level: LogLevel = None,
 ) -> None:
-    """Chat in this terminal, with the running app or one for the time."""
+    """Chat in this terminal, with the running app or with one that ends with the chat."""
     settings = settings_with(log_level=log_level)
     from together.desktop.chat import Talk, talk_on, talk_once
     from together.desktop.client import app_for_a_while
@@ -214,7 +214,7 @@ def _save_cluster(running: RunningApp, model: str | None, file: Path) -> None:
 
 @app.command()
 def stop(log_level: LogLevel = None) -> None:
-    """Stop the app and the nodes that it started, also where it hangs."""
+    """Stop the app and the nodes that it started, even if it hangs."""
     from together.desktop.client import stop_running
 
     print(f"stopped {stop_running(settings_with(log_level=log_level).home_path).url}")

@@ -184,7 +184,7 @@ def plan(
 
 
 def _plan_file(file: Path, request: PlanRequest) -> tuple[dict[str, Any], str]:
-    """The plan for a cluster file, or what is missing, for programs and for people. Raises BadInput."""
+    """The plan for a cluster file, or what is missing, for programs and for a person. Raises BadInput."""
     from together.planning.cluster_file import parse_cluster
     from together.planning.explain import Infeasible
     from together.planning.report import answer_json, answer_text, missing_json

@@ -84,7 +84,7 @@ class PartitionPlan:
 class PartitionStrategy:
     """Who takes which layers. Raises BadPlan or BadSetting for values that contradict one another.
 
-    `num_partitions`: stage processes; "uniform", "ratio" and "custom" take exactly so many, the others at most. Left
+    `num_partitions`: stage processes; "uniform", "ratio" and "custom" take exactly this many, the others at most. Left
     out, it follows from the values below, or is the number of this machine's devices.
     `strategy_type`: "recommend" (best by measured speed and free memory), "uniform", "memory", "compute", "mixed",
     "ratio", or "custom". Speeds are those of a device that one partition has to itself.
@@ -245,7 +245,7 @@ def _named(name: str, found: Sequence[Device]) -> Device:
 
 
 def _own_choice(found: Sequence[Device], partitions: int) -> list[Device]:
-    """The best ones, several times where there are not enough; the CPU not beside a GPU with the same memory."""
+    """The best devices, repeated if there are too few; no CPU next to a GPU that shares its memory."""
     unified = any(device.name in UNIFIED for device in found)
     useful = [device for device in found if not (unified and device.name == "cpu")]
     return [useful[index % len(useful)] for index in range(partitions or len(useful))]
