@@ -14,6 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from tests.support.cluster import cluster_settings
+from tests.support.patience import PATIENCE
 from together.api.answers import ChatFormatter
 from together.api.guard import is_local
 from together.api.metrics import Metrics
@@ -28,7 +29,7 @@ from together.requests import AnswerChunk, Usage
 class Answer:
     """A slow answer that knows whether it was closed."""
 
-    def __init__(self, *steps: float | Exception) -> None:
+    def __init__(self, *steps: float | Exception | asyncio.Event) -> None:
         self.steps = steps
         self.closed = False
 
@@ -37,7 +38,7 @@ class Answer:
             for step in self.steps:
                 if isinstance(step, Exception):
                     raise step
-                await asyncio.sleep(step)
+                await (step.wait() if isinstance(step, asyncio.Event) else asyncio.sleep(step))
                 yield AnswerChunk("é🗼")
             yield AnswerChunk("", finish="stop", usage=Usage(3, len(self.steps)))
         finally:
@@ -53,20 +54,24 @@ def streamed(answer: Answer, log: RequestLog) -> AsyncGenerator[bytes, None]:
     return stream(answer.pieces(), log, ChatFormatter("toy"), 1, include_usage=True)
 
 
-async def sent_by(response: EventStream) -> list[bytes]:
-    """What a client that stays gets."""
+async def sent_by(response: EventStream, paused: asyncio.Event) -> list[bytes]:
+    """What a client that stays gets; `paused` is set after two comments."""
     sent: list[bytes] = []
 
     async def send(message: Any) -> None:
         sent.append(message.get("body", b""))
+        if sent.count(COMMENT) == 2:
+            paused.set()
 
     await response({"type": "http"}, asyncio.Event().wait, send)  # type: ignore[arg-type]  # no message ever comes
     return [part for part in sent if part]
 
 
 async def test_a_pause_becomes_a_comment(log: RequestLog) -> None:
-    events = await sent_by(EventStream(streamed(Answer(0.0, 0.25, 0.0), log), pause=0.1))
-    assert events.count(COMMENT) == 2
+    paused = asyncio.Event()
+    answer = streamed(Answer(0.0, paused, 0.0), log)
+    events = await asyncio.wait_for(sent_by(EventStream(answer, pause=0.1), paused), PATIENCE)
+    assert events.count(COMMENT) >= 2
     assert events[-1] == b"data: [DONE]\n\n"
     assert all(event.isascii() for event in events)  # nothing to split
 
