@@ -53,6 +53,7 @@ def _is_foreign(url: str) -> bool:
 def open_page(page: Page, app: RealApp) -> None:
     page.goto(app.url)
     expect(page.locator("#cluster-nodes tbody tr")).to_have_count(2)
+    expect(page.locator("#top-p")).to_contain_text(re.compile("Default|Set by"))  # else these would come after ours
 
 
 def ask(page: Page, text: str, max_tokens: int) -> None:

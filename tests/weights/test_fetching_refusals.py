@@ -182,7 +182,10 @@ async def test_too_little_room_is_said_before_anything_travels(
         monkeypatch.setattr("together.weights.part.shutil.disk_usage", lambda _: _Full())
         with pytest.raises(DiskFull, match=r"needs 8.\d+ MB in .*, has 1.0 MB free"):
             await fetcher(tmp_path / "laptop").fetch(lab_ref(toy), FIRST, (source(at(link.port), toy),), quiet)
-        assert link.back.sent == before
+        assert link.back.sent < before + CONTROL
+
+
+CONTROL = 1000  # bytes: what HTTP/2 may still say of itself; a unit has many times as many
 
 
 class _Full:
