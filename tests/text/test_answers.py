@@ -18,10 +18,11 @@ from tokenizers.pre_tokenizers import Sequence as Steps
 from tests.support.checksum import VOCABULARY, expected_text, expected_tokens, make_checksum_model
 from tests.support.engines import LAYERS, at_rest, loads, serving, until
 from tests.support.loopback import LoopbackRing
+from tests.support.patience import PATIENCE
 from tests.support.tokenizers import byte_fallback, byte_level, write_text_files
 from tests.text.test_thinking import parted
 from together.engine.engine import Engine
-from together.errors import BadRequest, BrokenModel, ContextTooLong, QueueFull
+from together.errors import BadRequest, BrokenModel, ContextTooLong, QueueFull, RingBroken
 from together.requests import AnswerChunk, ChatRequest, CompletionRequest, GenerateRequest, Message
 from together.sampling import choice_seed
 from together.text.answers import answer_chat, answer_prompts, generate_text
@@ -284,6 +285,19 @@ async def test_a_slow_reader_of_choices_gets_everything(toy: Path) -> None:
     for index in range(2):
         own = [piece for piece in pieces if piece.index == index]
         assert sum(len(piece.token_ids) for piece in own) == sum(len(piece.logprobs) for piece in own) == 40
+
+
+@pytest.mark.parametrize("choices", [1, 2])
+async def test_a_slow_reader_sees_the_error_that_ended_its_answer(choices: int, toy: Path) -> None:
+    async with chatting(toy) as (engine, _, model), asyncio.timeout(PATIENCE):
+        request = ChatRequest(QUESTION, Sampling(0.0), 3000, ignore_eos=True, choices=choices)
+        async with aclosing(answer_chat(engine, model, request)) as answers:
+            await anext(answers)
+            known = engine.stats().generated_tokens
+            await until(lambda: engine.stats().generated_tokens > known + 4 * choices)
+            engine.drop(RingBroken("stage 1 is gone"))
+            with pytest.raises(RingBroken, match="stage 1 is gone"):
+                [piece async for piece in answers]
 
 
 # --- stop texts -------------------------------------------------------------------------------------------------------

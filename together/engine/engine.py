@@ -302,6 +302,8 @@ class TokenStream(AsyncIterator[Tokens]):
         tokens = Tokens(tuple(self._tokens), tuple(self._sampled), self._finish)
         self._tokens.clear()
         self._sampled.clear()
+        if self._error is not None:
+            self._ready.set()  # it comes next, and nobody else will say so
         return tokens
 
     async def __anext__(self) -> Tokens:
