@@ -204,6 +204,15 @@ def test_the_block_ends_its_processes_and_open_answers(toy: Path) -> None:
     model.close()
 
 
+def test_closing_while_a_thread_waits_for_its_answer_says_so_there(toy: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with partition(toy, BY_HAND) as model:
+            asked = pool.submit(model.generate, "hello", **ENDLESS)
+            until(lambda: model.stats().generated_tokens > 0, PATIENCE, "it answers")
+        with pytest.raises(NotServing, match="was closed; call partition again"):
+            asked.result(PATIENCE)
+
+
 def test_an_exception_in_the_block_ends_its_processes(toy: Path) -> None:
     before = {process.pid for process in stages()}
     with pytest.raises(ZeroDivisionError, match=f"^{len(before) + 2}$"), partition(toy, BY_HAND):

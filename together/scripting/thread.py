@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
@@ -32,13 +32,19 @@ class LoopThread:
     def submit(self, work: Callable[[], Awaitable[T]]) -> Future[T]:
         """Start `work`; cancelling the future cancels it. Raises NotServing after `close`."""
         if self._closed:
-            raise NotServing("the model was closed; call partition again")
+            raise _closed()
         return asyncio.run_coroutine_threadsafe(self._tracked(work), self._loop)
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
-        """The outcome of `work`, which is cancelled if the waiting is interrupted. Raises NotServing after `close`."""
+        """The outcome of `work`, which is cancelled if the waiting is interrupted. Raises NotServing after `close`.
+
+        And when `close` ends it.
+        """
         future = self.submit(work)
-        return _outcome(future, future)
+        try:
+            return _outcome(future, future)
+        except CancelledError:
+            raise _closed() from None
 
     def enter(self, manager: AbstractAsyncContextManager[T]) -> T:
         """Enter `manager`, which is left by `close`, or when its block is cancelled."""
@@ -81,6 +87,10 @@ class LoopThread:
             return await work()
         finally:
             self._works.discard(task)
+
+
+def _closed() -> NotServing:
+    return NotServing("the model was closed; call partition again")
 
 
 def _outcome(future: Future[T], work: Future[Any]) -> T:
