@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tests.models.test_files import sharded
 from tests.support.folders import CONFIG as MODEL_CONFIG
 from tests.support.folders import SHAPES, write_raw
 from tests.support.pieces import random_model, with_template
 from together.errors import BrokenModel
+from together.jsonfile import first_fault
+from together.models import manifest
 from together.models.headers import MAX_HEADER
 from together.models.manifest import CONFIG, MAX_TEMPLATES, Manifest, compose, describe, parse, small_files
 from together.models.names import TEMPLATES
@@ -166,6 +169,34 @@ def test_hostile_manifests(tmp_path: Path, case: str) -> None:
     with pytest.raises(BrokenModel, match=reason) as caught:
         parse(json.dumps(value).encode())
     assert len(str(caught.value)) < 500
+
+
+CROWDS: dict[str, Change] = {
+    "fields": lambda m: m.update({str(number): 1 for number in range(5000)}),
+    "digests of no text": lambda m: m.update(digests={str(number): 1 for number in range(5000)}),
+    "digests of another length": lambda m: m.update(digests={str(number): "x" for number in range(5000)}),
+    "files": lambda m: m.update(files=[3] * 5000),
+    "fields of a file": lambda m: m["files"][0].update({str(number): 1 for number in range(5000)}),
+}
+
+
+@pytest.mark.parametrize("case", CROWDS)
+def test_of_a_crowd_of_faults_only_the_first_is_looked_at(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    def counted(error: ValidationError) -> str:
+        counts.append(error.error_count())
+        return first_fault(error)
+
+    monkeypatch.setattr(manifest, "first_fault", counted)
+    value = json.loads(describe(random_model(tmp_path / "m")).to_json())
+    CROWDS[case](value)
+    with pytest.raises(BrokenModel, match="the manifest of a model is broken"):
+        parse(json.dumps(value).encode())
+    assert len(counts) == 1
+    assert counts[0] < 20
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"[" * 100_000, b"\xff", b'{"layers": ' + b"9" * 5000 + b"}"])

@@ -17,7 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from together.errors import BrokenModel
 from together.jsonfile import first_fault
@@ -57,6 +57,7 @@ SMALL_FILES = (
 )
 MAX_TEMPLATES = 32  # besides the usual one
 MAX_FILE = 2**44  # bytes of an original file
+_CROWD = 100  # fields of one object
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +238,16 @@ _Sha256 = Annotated[str, _which(is_sha256, "a sha256 in hex")]
 
 
 class _Entry(BaseModel):
+    """A few wrong fields are named by pydantic; of a crowd it would collect every one first."""
+
     model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_crowd(cls, value: object) -> object:
+        if isinstance(value, dict) and len(value) > _CROWD:
+            raise ValueError(f"it has {len(value)} fields")
+        return value
 
 
 class _WeightsEntry(_Entry):
@@ -253,15 +263,22 @@ class _SmallEntry(_Entry):
     sha256: _Sha256
 
 
+def _digests(found: dict[str, Any]) -> dict[str, str]:
+    for unit, digest in found.items():
+        if not (isinstance(digest, str) and is_sha256(digest)):
+            raise ValueError(f"the hash of {quoted(unit)} is not a sha256 in hex")
+    return found
+
+
 class _Document(_Entry):
     format: Annotated[str, _which(lambda text: text == FORMAT, f"{FORMAT}, which this version reads")]
     name: Annotated[str, _which(is_model_name, "a model's name")]
     fingerprint: _Sha256
     layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
     revision: _Revision
-    files: Annotated[list[_WeightsEntry], Field(max_length=MAX_FILES)]
-    small: Annotated[list[_SmallEntry], Field(max_length=len(SMALL_FILES) + MAX_TEMPLATES)]
-    digests: dict[str, _Sha256]
+    files: Annotated[list[_WeightsEntry], Field(max_length=MAX_FILES), FailFast()]
+    small: Annotated[list[_SmallEntry], Field(max_length=len(SMALL_FILES) + MAX_TEMPLATES), FailFast()]
+    digests: Annotated[dict[str, Any], AfterValidator(_digests)]
 
 
 def _files(name: str, entries: Sequence[_WeightsEntry]) -> tuple[PublishedFile, ...]:
