@@ -57,8 +57,9 @@ class Answers:
                 yield update
 
     def stop(self, turns: Turns) -> tuple[Any, Any, Any]:
-        """Buttons back to rest; the event it cancels closes the answer."""
-        return (stopped(turns), *_buttons(busy=False))
+        """Buttons back to rest; the event it cancels closes the answer. A chat that was cleared meanwhile stays so."""
+        rest = stopped(turns)
+        return (gr.skip() if rest is turns else rest, *_buttons(busy=False))
 
     def clear(self) -> Update:
         return _update(question="", chat=[], notice="")

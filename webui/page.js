@@ -28,6 +28,11 @@
   const shared = { element, meter, percent, view: () => view, onDraw: [] }; // for split.js
   window.together = shared;
 
+  // What comes after a cancelled answer must not bring back a chat that the same click cleared.
+  const CLEAR = "#clear, #chat button[aria-label='Clear']";
+  document.addEventListener("click", (event) => (shared.cleared = event.target.closest(CLEAR) !== null), true);
+  document.addEventListener("keydown", () => (shared.cleared = false), true);
+
   // --- header --------------------------------------------------------------------------------------------------------
   const segment = (stage, index, { nodes, serving }) => {
     const owner = nodes.find((node) => node.id === stage.node);

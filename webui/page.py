@@ -25,6 +25,7 @@ from webui.split import split_panel
 from webui.surface import Surface
 
 HERE = Path(__file__).parent
+UNLESS_CLEARED = "turns => [window.together.cleared ? [] : turns]"
 SAMPLING = ("temperature", "top_k", "top_p")  # the controls, in the order of `Knobs`; other defaults hold unseen
 SYSTEM_FONTS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
 SCRIPTS = ("page.js", "split.js")  # in this order: the second uses the first
@@ -188,7 +189,7 @@ def _connect(events: Events, answers: Answers, chat: ChatControls, settings: lis
         events.cancel(stop, running)
     events.chat(chat.stop.click, answers.stop, chat.turns, [chat.turns, chat.send, chat.stop])
     for event in running:  # a part of the answer may overtake the click; its end by a cancel is a failure to Gradio
-        events.chat(event.failure, answers.stop, chat.turns, [chat.turns, chat.send, chat.stop])
+        events.chat(event.failure, answers.stop, chat.turns, [chat.turns, chat.send, chat.stop], js=UNLESS_CLEARED)
     for clear in (chat.clear.click, chat.turns.clear):
         events.chat(clear, answers.clear, None, outputs)
 

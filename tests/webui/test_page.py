@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 
@@ -11,6 +12,9 @@ from playwright.sync_api import Page, Route, expect
 from tests.conftest import EVIL_NAME, NODE_NAMES, RealApp, until
 from tests.support.patience import PATIENCE
 from tests.webui.conftest import answers, ask, measurements, open_page, set_number
+from webui import gr
+from webui.answers import Answers
+from webui.conversation import thought, turn
 
 
 def test_a_preset_question_is_answered(page: Page, real_app: RealApp) -> None:
@@ -39,12 +43,32 @@ def test_a_conversation_goes_on_retries_and_clears(page: Page, real_app: RealApp
     assert len(before[1].strip()) <= len(said)  # markdown may take a character; the settings arrived
     set_number(page, "#max-tokens", 6)
     page.locator("#retry").click()
-    expect(page.locator("#chat .bot.message > .message.thought").last).to_contain_text("6 tokens")
+    expect(page.locator("#chat .bot.message > .message.thought").last).to_contain_text(re.compile(r"^6 tokens · "))
     again = answers(page)
     assert len(again) == 2
     assert before[1].startswith(again[1])  # greedy
     page.locator("#clear").click()
     expect(page.get_by_text("What is the capital of France?")).to_be_visible()
+
+
+def test_a_chat_that_is_cleared_during_an_answer_stays_clear(page: Page, real_app: RealApp) -> None:
+    open_page(page, real_app)
+    for _ in range(5):
+        ask(page, "Hello", 4000)
+        until(lambda: real_app.serving()["running"] == 1, PATIENCE, "the answer is being made")
+        page.locator("#clear").click()
+        until(lambda: real_app.serving()["running"] == 0, PATIENCE, "the sequence is gone")
+        expect(page.locator("#send")).to_be_visible()
+        expect(page.locator("#chat .message")).to_have_count(0)
+    assert page.evaluate("window.together.cleared")
+
+
+def test_stop_leaves_a_chat_alone_that_it_does_not_change() -> None:
+    """What it sent back could come after the click that cleared the chat."""
+    answers = Answers(None)  # type: ignore[arg-type]  # no head is asked
+    assert answers.stop([turn("user", "Hello"), turn("assistant", "Hi")])[0] == gr.skip()
+    thinking = [turn("user", "Hello"), thought("Hm", "Thinking… 2 s")]
+    assert answers.stop(thinking)[0][-1]["metadata"]["title"] == "Thought for 2 s, stopped"
 
 
 def test_stop_really_stops(page: Page, real_app: RealApp) -> None:
