@@ -249,6 +249,15 @@ def test_room_that_no_equal_part_fits() -> None:
     assert taken == {"a": 2, "b": 3, "c": 5}
 
 
+@pytest.mark.parametrize("layers", range(2, 30))
+def test_room_for_fractions_of_bytes_is_room(layers: int) -> None:
+    model = ModelSize((100.1,) * layers)
+    room = sum(model.layer_bytes)
+    split = recommend(Problem(model, (NodeProfile("n0", 1.0, free_bytes=room),)))
+    assert split is not None
+    assert len(split.shares[0].layers) == layers
+
+
 def test_the_fast_node_is_filled_first() -> None:
     nodes = (NodeProfile("small", 1.0, free_bytes=32e9), NodeProfile("large", 4.0, free_bytes=64e9))
     assert counts(Problem(ModelSize((10**9,) * 80), nodes)) == {"small": 32, "large": 48}

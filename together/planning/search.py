@@ -193,7 +193,8 @@ def evened(instance: SearchProblem, plan: Candidate) -> Candidate:
     if instance.weight is None:
         return plan
     order, counts = plan.order, dict(zip(plan.order, plan.counts, strict=True))
-    caps = {node: instance.cap(order, place, plan.slowest_ms) for place, node in enumerate(order)}
+    # What a node has fits: sums of fractions may say otherwise.
+    caps = {node: max(counts[node], instance.cap(order, place, plan.slowest_ms)) for place, node in enumerate(order)}
     for speed in {instance.speeds[node] for node in order}:
         alike = sorted(node for node in order if instance.speeds[node] == speed)
         total = sum(counts[node] for node in alike)
