@@ -44,7 +44,9 @@ class LoopThread:
         try:
             return _outcome(future, future)
         except CancelledError:
-            raise _closed() from None
+            if self._closed:
+                raise _closed() from None
+            raise
 
     def enter(self, manager: AbstractAsyncContextManager[T]) -> T:
         """Enter `manager`, which is left by `close`, or when its block is cancelled."""
