@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,14 +14,16 @@ from tests.head.test_recovery import disturbed, layout, stage_of
 from tests.support.checksum import EOS as END
 from tests.support.checksum import QUIET, make_checksum_model
 from tests.support.cluster import Node, ask, by_hand, right_answer, running_cluster, until
+from tests.support.patience import PATIENCE
 from together.cluster.survey import Speeds, Surveyor
 from together.cluster_types import ServingState
 from together.errors import BadPlan, NotEnoughMemory
 from together.head.head import Head
 from together.models.spec import read_shape
-from together.planning.problem import Sizing
+from together.planning.explain import Infeasible
+from together.planning.problem import Problem, Sizing
 from together.planning.report import PlanReport
-from together.planning.request import PlanRequest
+from together.planning.request import PlanRequest, plan_for
 from together.types import LayerRange
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -101,6 +104,25 @@ async def test_the_recommendation_is_measured_on_the_machines_that_are_there(hea
     await head.load(toy, PlanRequest(users=2, context=256))
     assert len(layout(head)) == len(answer.split.shares)
     assert await ask(head) == right_answer(toy)
+
+
+async def test_the_head_goes_on_while_a_plan_is_searched(
+    head: Head, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With eight machines the search takes longer than anybody should wait for `/health`."""
+    searching, searched = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def search(request: PlanRequest, problem: Problem) -> PlanReport | Infeasible:
+        loop.call_soon_threadsafe(searching.set)
+        assert searched.wait(PATIENCE), "the loop went on only after the search"
+        return plan_for(request, problem)
+
+    monkeypatch.setattr("together.head.plan.plan_for", search)
+    planning = asyncio.create_task(head.plan(str(toy), PlanRequest(users=2, context=256)))
+    await asyncio.wait_for(searching.wait(), PATIENCE)
+    searched.set()
+    assert isinstance(await planning, PlanReport)
 
 
 async def test_in_a_hurry_a_machine_is_as_fast_as_it_said_last(
