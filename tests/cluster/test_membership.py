@@ -139,7 +139,7 @@ async def test_a_call_whose_node_dies_meanwhile_is_an_error_of_ours(tmp_path: Pa
 
 
 async def test_a_lease_that_is_not_renewed_frees_its_stages_alone(tmp_path: Path, toy: Path) -> None:
-    settings = cluster_settings(tmp_path, lease=6.0)
+    settings = cluster_settings(tmp_path, lease=4.0)
     with running_node(settings) as node:
         ours, theirs = make_order(toy, head="head"), make_order(toy, head="gone")
         async with following(settings, node) as members:

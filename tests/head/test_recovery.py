@@ -82,7 +82,9 @@ def layout(head: Head) -> dict[str, list[LayerRange]]:
 # --- R1, R2, R3, R4 ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize(
+    "sampling", [pytest.param(GREEDY, id="greedy", marks=pytest.mark.full), pytest.param(DRAWN, id="drawn")]
+)
 async def test_a_killed_stage_costs_a_pause_and_no_text(
     cluster: tuple[Head, list[Node]], toy: Path, sampling: Sampling
 ) -> None:

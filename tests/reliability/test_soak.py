@@ -10,7 +10,7 @@ import pytest
 from tests.soak import Load, Weight, grown, soak
 
 FORMS = [
-    pytest.param(Load(10, 3), id="ten seconds"),
+    pytest.param(Load(7, 3), id="seven seconds"),
     pytest.param(Load(600, 60), id="ten minutes", marks=pytest.mark.full),
 ]
 
