@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ import pytest
 
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.patience import PATIENCE
+from together.ring.rpc import is_free
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so do its children
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,20 +92,9 @@ def free_ports(count: int) -> int:
     """The first of `count` ports that nobody uses now, far below those that connections out are given."""
     for _ in range(500):
         first = random.randrange(10_000, 20_000 - count)
-        if all(map(_is_free, range(first, first + count))):
+        if all(is_free("127.0.0.1", port) for port in range(first, first + count)):
             return first
     raise AssertionError("no free ports")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        if os.name == "posix":  # a port whose last connection ended a moment ago is free
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def environment_for(home: Path) -> dict[str, str]:

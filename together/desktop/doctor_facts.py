@@ -9,7 +9,6 @@ import platform
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +32,7 @@ from together.models.spec import read_shape
 from together.planning.cluster_file import parse_cluster
 from together.planning.problem import Link, Problem
 from together.planning.request import parse_dtype
-from together.ring import wire
+from together.ring import rpc, wire
 from together.settings import Settings
 from together.types import Dtype, LayerRange, StagePlan
 from together.weights.find import BUNDLED
@@ -288,19 +287,8 @@ def _libraries() -> dict[str, str]:
 
 def find_ports(settings: Settings) -> Ports:
     host, page = settings.host, settings.port
-    blocks = ((port, port + PORTS - 1) for port in port_blocks(settings.node_port) if _is_free(host, port))
-    return Ports(host, page, page == 0 or _is_free(host, page), next(blocks, None))
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        if os.name == "posix":  # a port in TIME_WAIT is free
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+    blocks = ((port, port + PORTS - 1) for port in port_blocks(settings.node_port) if rpc.is_free(host, port))
+    return Ports(host, page, page == 0 or rpc.is_free(host, page), next(blocks, None))
 
 
 async def hear_ourselves(settings: Settings, seconds: float = HEAR_WITHIN) -> Multicast:

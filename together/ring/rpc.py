@@ -187,7 +187,7 @@ def make_server(handlers: dict[str, Handler]) -> grpc.aio.Server:
 def bind(server: grpc.aio.Server, host: str, ports: range) -> int:
     """Bind the first free port of `ports`. Raises BadSetting when all are taken or `host` is not ours."""
     for port in ports:
-        if not _is_free(host, port):
+        if not is_free(host, port):
             continue
         try:
             return server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
@@ -201,7 +201,7 @@ def bind(server: grpc.aio.Server, host: str, ports: range) -> int:
     )
 
 
-def _is_free(host: str, port: int) -> bool:
+def is_free(host: str, port: int) -> bool:
     """Checked before gRPC binds, which prints an error line for a taken port."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         if os.name == "posix":  # a port in TIME_WAIT is free; on Windows this option would share a port in use
