@@ -1,12 +1,15 @@
-"""Plain data of a cluster: devices, addresses, stages, measurements, and the view that a head shows of it."""
+"""Plain data of a cluster: devices, addresses, stages, measurements."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass
 from enum import StrEnum
+from math import isfinite
 
-from together.sentences import NOTHING, Sentence, say
-from together.types import Dtype, Fault, LayerRange, ModelRef, Plan, StagePlan
+from together.sentences import Sentence, say
+from together.types import PLAIN, Dtype, Fault, LayerRange, ModelRef, PackedAs, StagePlan, Threads
 
 
 class NodeState(StrEnum):
@@ -39,21 +42,20 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """A device that layers can be placed on, under the name that plans call it by."""
-
-    name: str
-    device: Device
-    node: str = ""  # node id; empty in a program that runs its partitions without nodes
-    machine: str = ""  # the node's
-
-
-@dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where a service listens: the addresses of one machine and a port; peers use the address that answers fastest."""
 
     addresses: tuple[str, ...]
     port: int
+
+    def __str__(self) -> str:
+        """As `--peer` takes it, by its first address."""
+        return address_text(next(iter(self.addresses), "nowhere"), self.port)
+
+
+def address_text(address: str, port: int) -> str:
+    """`"192.168.1.20:47600"` or `"[::1]:47600"`."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Caller:
     cluster: str
     protocol: int
     endpoint: Endpoint | None = None  # where the head listens, for a node that moves; None: it does not say
+    name: str = ""  # of the head's machine
+    page: int = 0  # the port of its page; 0: it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +101,22 @@ class StageOrder:
     stage: StagePlan
     dtype: Dtype
     sources: tuple[Source, ...] = ()  # where to fetch what this machine lacks
+    exact: bool = False  # products of quantized matrices keep activations in `dtype`
 
 
 @dataclass(frozen=True, slots=True)
 class StageLink:
-    """What a loaded stage must know to take its place in one epoch of its ring."""
+    """What a loaded stage must know to take its place in one epoch of its ring, which runs `model`.
+
+    `sharing` stages of the ring compute on its processor, itself included.
+    """
 
     ring: str
     epoch: int
     index: int
     next: Endpoint
+    model: ModelRef
+    sharing: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +135,7 @@ class StageStatus:
     progress: float = 0.0  # 0 to 1 while LOADING
     fetched_bytes: int = 0  # of the model's bytes that came from elsewhere
     fetch_bytes: int = 0  # of those that have to
+    converting: bool = False  # those bytes are made here, from the published weights
     cause: str = ""  # while FAILED
     waiting: str = ""  # whom its fetch waits for, as a phrase; empty while bytes come
     endpoint: Endpoint | None = None
@@ -132,8 +143,45 @@ class StageStatus:
     capacity: int = 0  # KV tokens the shard can hold, in whole blocks
     block: int = 1  # tokens per KV block
     rewind: int | None = None  # None: unbounded
+    shares: bool = False  # whether its forks share whole blocks with their sources
     broken_epoch: int = -1  # the epoch in which its link to the next stage broke, while READY
     fault: Fault = Fault.OTHER  # while FAILED
+    threads: Threads | None = None  # that its steps get, once it has a place in its ring; None: it does not choose
+
+
+def require_figures(what: str, figures: Iterable[float]) -> None:
+    """Raises ValueError unless all that another machine measured are finite and at least 0."""
+    if not all(isfinite(figure) and figure >= 0 for figure in figures):
+        raise ValueError(f"not a {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Strain:
+    """How hard a node's machine worked in the last seconds. Shares are of all its processors, 0 to 1.
+
+    Raises ValueError for a figure that is negative or not finite.
+    """
+
+    processors: float = 0.0  # in use by anybody
+    own: float = 0.0  # of that, by this node and its stages
+    paged: float = 0.0  # bytes per second that its stages read back from the disk: more than none is lack of memory
+
+    def __post_init__(self) -> None:
+        require_figures("strain", astuple(self))
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """A form of a model that a full cache let go by itself."""
+
+    model: str
+    form: str  # for a person, as in Serving
+    bytes: int
+    at: float  # Unix time of its machine
+
+    @property
+    def sentence(self) -> Sentence:
+        return say("let_go", model=self.model, form=self.form, size=self.bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +203,9 @@ class NodeStatus:
     version: str = ""
     peers: tuple[Endpoint, ...] = ()  # nodes that introduced themselves here: hints for heads that hear no multicast
     run: str = ""  # names this run of its process: another one after a restart
+    owner: str = ""  # the head that started it; other heads use it only if a person gave them its address
+    strain: Strain | None = None  # None: it does not say
+    let_go: tuple[LetGo, ...] = ()  # by its cache in the last minutes, the newest last
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +225,9 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class UnitRequest:
-    """A unit of a model, from byte `offset` on."""
+    """A unit of the model of this key (`ModelRef.key`), from byte `offset` on."""
 
-    fingerprint: str
+    key: str
     unit: str
     offset: int = 0
 
@@ -191,17 +242,29 @@ class UnitDigest:
 
 @dataclass(frozen=True, slots=True)
 class MeasureOrder:
-    """Measure a device at a model's shape. `config` is its config.json."""
+    """Measure a device at a model's shape."""
 
     backend: str
     device: str
     dtype: Dtype
-    config: bytes
+    config: bytes  # its config.json
+    packed: PackedAs = PLAIN
+
+
+@dataclass(frozen=True, slots=True)
+class KeptChoices:
+    """What trials of a machine's kernels chose, by what was to be chosen; of one build: processor and libraries."""
+
+    build: str
+    chosen: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceProfile:
-    """What a device does at one model's shape and dtype, warm, with one token of one sequence."""
+    """What a device does at one model's shape and dtype, warm, with one token of one sequence.
+
+    Raises ValueError for a figure that is negative or not finite: a plan with one would be nonsense.
+    """
 
     ms_per_layer: float
     ms_per_stage: float  # fixed cost of a step beside its layers
@@ -210,6 +273,21 @@ class DeviceProfile:
     matrix_flops_per_s: float
     disk_bytes_per_s: float = 0.0  # 0: unknown
     overhead_bytes: int = 0  # of the device's memory: a stage process of this backend before it has weights
+    ms_per_step: float = 0.0  # what its process does for a message: takes it, reads it, writes the next
+    shared: float = 0.0  # the part of a step's time that several rows share, 0 to 1
+
+    def __post_init__(self) -> None:
+        require_figures("profile", astuple(self))
+        if self.shared > 1:
+            raise ValueError("not a profile: rows cannot share more than all of a step")
+
+
+@dataclass(frozen=True, slots=True)
+class HeadCost:
+    """Milliseconds of a head's own between an answer and the next frame: for a frame, and for each row in it."""
+
+    step_ms: float = 0.0
+    row_ms: float = 0.0
 
 
 UNKNOWN_PROFILE = DeviceProfile(0.0, 0.0, 0.0, 0.0, 0.0)  # for splits that do not depend on speed
@@ -225,77 +303,28 @@ class LinkOrder:
 
 @dataclass(frozen=True, slots=True)
 class LinkSpeed:
-    """A link, measured: the round trip of an empty message, one way of a message of the asked size, bulk bytes/s."""
+    """A link, measured: the round trip of an empty message, one way of a message of the asked size, bulk bytes/s.
+
+    Raises ValueError for a figure that is negative or not finite.
+    """
 
     rtt_ms: float
     hop_ms: float
     bytes_per_s: float
 
-
-class ServingState(StrEnum):
-    EMPTY = "EMPTY"  # no model was asked for
-    WAITING = "WAITING"  # a model was asked for, nodes that could run it are not there yet
-    LOADING = "LOADING"
-    READY = "READY"
-    RECOVERING = "RECOVERING"  # a part of the ring was lost; open answers wait, and go on
-    FAILED = "FAILED"  # with a cause; load again
+    def __post_init__(self) -> None:
+        require_figures("link", astuple(self))
 
 
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """The model a head serves, or why it serves none."""
-
-    state: ServingState = ServingState.EMPTY
-    model: str = ""
-    plan: Plan | None = None
-    ring: str = ""
-    step: Sentence = NOTHING  # what goes on while LOADING, RECOVERING, or READY and changing its plan
-    progress: float = 0.0
-    cause: Sentence = NOTHING  # why it is WAITING, RECOVERING or FAILED
-    running: int = 0
-    waiting: int = 0
-
-    @property
-    def sentence(self) -> Sentence:
-        """The state for a person; wherever none is READY, also why."""
-        match self.state:
-            case ServingState.EMPTY:
-                return say("no_model")
-            case ServingState.LOADING:
-                step = self.step or say("step_loading")
-                return say("loading", model=self.model, step=step, progress=self.progress)
-            case ServingState.READY:
-                stages = len(self.plan.stages) if self.plan else 0
-                ready = say("ready", model=self.model, stages=stages, running=self.running, waiting=self.waiting)
-                return say("changing", ready=ready, step=self.step) if self.step else ready
-            case ServingState.RECOVERING:
-                step, progress = self.step, self.progress
-                return say("recovering", model=self.model, step=step, progress=progress, cause=self.cause)
-            case ServingState.WAITING:
-                return say("waiting", model=self.model, cause=self.cause)
-            case ServingState.FAILED:
-                return self.cause or say("not_loaded", model=self.model)
+TELLING = 4  # letters of an id that usually tell two nodes of one name apart
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryLimit:
-    """A device that plans use less of, because a stage there ran out of memory."""
-
-    node: str  # node id
-    name: str  # of the node
-    device: str  # "torch/cpu"
-    memory_bytes: int  # what plans may use of it
-    seconds: float  # until it counts no more
-    text: Sentence  # reason, end and remedy
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterView:
-    """Everything a page or `status` shows, at one moment."""
-
-    head: str
-    nodes: tuple[NodeStatus, ...] = ()
-    serving: Serving = Serving()
-    advice: Sentence = NOTHING  # a better plan than the one that serves
-    offer: Sentence = NOTHING  # what was loaded last and is not now
-    limits: tuple[MemoryLimit, ...] = ()
+def unique_names(names: Mapping[str, str]) -> dict[str, str]:
+    """Of nodes, by id: a name that several have gets as much of the id as tells all of them apart."""
+    times = Counter(names.values())
+    longest = max(map(len, names), default=0)
+    for length in range(min(TELLING, longest), longest + 1):
+        shown = {node: name if times[name] == 1 else f"{name}-{node[:length]}" for node, name in names.items()}
+        if len(set(shown.values())) == len(names):
+            return shown
+    return {node: node for node in names}  # only where somebody calls a node so as to be taken for another one

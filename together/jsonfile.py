@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from together.errors import TogetherError
+from together.wording import reason_of
 
 MOST = 2**20  # bytes of a file that holds no model
 
@@ -59,7 +60,7 @@ def read_json(file: Path, kind: type[T], most: int = MOST) -> T | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise BrokenFile("{file} cannot be read: {error}", file=str(file), error=str(error)) from None
+        raise BrokenFile("{file} cannot be read: {error}", file=str(file), error=reason_of(error)) from None
 
 
 def recall_json(file: Path, kind: type[T]) -> T | None:

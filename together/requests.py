@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import exp, fsum, inf
 from typing import Literal, Protocol
 
+from together.sentences import NOTHING, Sentence, say
 from together.types import Sampling
 
 
@@ -48,6 +50,20 @@ class Usage:
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 
+def cut_short(finish: FinishReason | None, usage: Usage, limit: int | None, longer: Sentence) -> Sentence:
+    """That an answer did not end by itself, and what gives more; NOTHING for one that did.
+
+    `limit` is what was asked for, in tokens; None: up to the context. `longer` says how to get past it.
+    """
+    if finish != "length":
+        return NOTHING
+    tokens = usage.completion_tokens
+    if limit is not None and tokens >= limit:
+        return say("cut_at_limit", tokens=tokens, longer=longer)
+    context = usage.prompt_tokens + tokens
+    return say("cut_by_context", tokens=tokens, context=context, more=2 * context)
+
+
 class Constraint(Protocol):
     """Which tokens one answer may go on with, a grammar for example. It belongs to one sequence and may remember it."""
 
@@ -82,11 +98,15 @@ class GenerateRequest:
     ignore_eos: bool = False
     top_logprobs: int = -1  # as in SampleRequest: -1 none, 0 of the drawn token, k of the k best as well
     constraint: Constraint | None = None
+    score_from: int = 0  # tokens of the prompt from this place on get log-probabilities; 0: none; then 0 max_tokens do
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A token, its own bytes (perhaps only a part of a character) and its log-probability."""
+    """A token, its own bytes (perhaps only a part of a character) and its log-probability.
+
+    That of a prompt's first token, which nothing comes before, is NaN.
+    """
 
     token_id: int
     data: bytes
@@ -202,3 +222,42 @@ class CompletionRequest:
     top_logprobs: int = -1
     choices: int = 1
     grammar: Grammar | None = None
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """A text, or token ids, to score: how likely the model finds each token after those before it.
+
+    A text longer than `window` tokens is scored in windows that start every `stride` tokens; each token is scored once,
+    by the first window that reaches it.
+    """
+
+    text: str | tuple[int, ...]
+    window: int | None = None  # tokens, a begin token included; None: as many as the context holds
+    stride: int | None = None  # tokens; None: half a window, so that half a window at least comes before a token
+
+
+@dataclass(frozen=True, slots=True)
+class TextScore:
+    """The tokens of a text with their log-probabilities (natural logarithms), and how it was cut."""
+
+    first: bytes  # a first token that nothing comes before, so that it has no score; empty where a begin token does
+    tokens: tuple[Scored, ...]  # all others, at least one
+    window: int  # tokens
+    stride: int  # tokens
+    windows: int
+
+    @property
+    def mean_logprob(self) -> float:
+        return fsum(token.logprob for token in self.tokens) / len(self.tokens)
+
+    @property
+    def perplexity(self) -> float:
+        """e to the power of the mean's opposite: 1 for a text that is certain; infinite for one that is impossible."""
+        try:
+            return exp(-self.mean_logprob)
+        except OverflowError:
+            return inf

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any, Union
 
+from together.commands import as_typed
 from together.wording import ms_text, names_text, size_text, sizes_text
 
-# to begin with: on the page, and for `together chat --examples`
+# to begin with: on the page, and for `launch.py chat --examples`
 EXAMPLES = (
     "What is the capital of France?",
     "What is 7 plus 5?",
@@ -33,7 +34,7 @@ class Sentence:
 
     def text(self, language: str = ENGLISH) -> str:
         """In `language`, or in English where there is no table for that."""
-        text = _LANGUAGES.get(language, _ENGLISH).get(self.code) or _ENGLISH.get(self.code, self.code)
+        text = as_typed(_LANGUAGES.get(language, _ENGLISH).get(self.code) or _ENGLISH.get(self.code, self.code))
         return _Writer(language).vformat(text, (), dict(self.values)) if self.values else text
 
     def __str__(self) -> str:
@@ -62,7 +63,9 @@ def verbatim(text: str) -> Sentence:
 
 
 class _Writer(Formatter):
-    """Fills a text's fields. After the colon stands one of the words below, or a format of Python's.
+    """Fills a text's fields, each in one line: a name that goes on in another one could look like a sentence of ours.
+
+    After the colon stands one of the words below, or a format of Python's.
 
     Of a tuple, `and` is a list with "and" before its last part, `all` joins sentences to one, and `lines` gives each a
     line; `size`, `ms`: bytes and milliseconds; `sizes 0`: a part of a tuple of sizes, with enough digits to tell them
@@ -92,7 +95,9 @@ class _Writer(Formatter):
                 return one if (len(value) if isinstance(value, tuple) else value) == 1 else many
         if isinstance(value, tuple):
             return ", ".join(self.format_field(part, format_spec) for part in value)
-        return value.text(self._language) if isinstance(value, Sentence) else format(value, format_spec)
+        if isinstance(value, Sentence):
+            return value.text(self._language)
+        return format(value, format_spec).replace("\r", "\\r").replace("\n", "\\n")
 
 
 _ENGLISH = {
@@ -101,18 +106,34 @@ _ENGLISH = {
     "all": "{sentences:all}",
     # The state of what a head serves.
     "no_model": "no model is loaded; load one on the page or start with: python3 launch.py up --model FOLDER",
-    "loading": "{model} is being loaded ({step}, {progress:.0%}); try again in a moment",
-    "ready": "{model} is ready on {stages} {stages:plural stage|stages}, {running} answering, {waiting} waiting",
+    "loading": "{model} is being loaded: {step}{done}",
+    "ready": "{model} is ready on {stages} {stages:plural stage|stages}{busy}",
+    "busy": ", {running} answering, {waiting} waiting",
+    "done": ", {progress:.0%}",
+    "try_again": "{state}; try again in a moment",
     "changing": "{ready}; {step}",
-    "recovering": "{model} lost a part of its ring and is being mended ({step}, {progress:.0%}): {cause}",
+    "recovering": "{model} lost a part of its ring: {cause}. It is being mended: {step}{done}",
     "waiting": "{model} waits for nodes that can run it: {cause}",
     "not_loaded": "{model} could not be loaded",
+    # Why an answer is not whole.
+    "cut_at_limit": "the answer was cut off at its limit of {tokens} {tokens:plural token|tokens}; {longer}",
+    "cut_by_context": "the answer was cut off after {tokens} {tokens:plural token|tokens}: the context of {context} "
+    "tokens is full; begin a new conversation, or make room with: python3 launch.py load MODEL --context {more}",
+    "longer_in_command": "for a longer one add: --max-tokens {more}",
+    "longer_in_terminal": "to go on, write: continue; for longer ones: python3 launch.py chat --max-tokens {more}",
+    "longer_on_page": "to go on, write: continue; for longer ones raise Max tokens in the settings",
+    # The same, for the person who started the app and needs no advice to try again.
+    "terminal_loading": "loading {model}: {step}",
+    "terminal_ready": "{model} is ready on {stages} {stages:plural stage|stages}",
+    "terminal_changing": "{model}: {step}",
+    "terminal_lost": "{model} lost a part of its ring: {cause}",
+    "terminal_mending": "mending {model}: {step}",
     # What a head does at the moment.
     "step_reading": "reading the model",
     "step_machines": "waiting for machines",
     "step_measuring": "measuring the machines",
     "step_ending": "ending {model}",
-    "step_loading": "loading",
+    "step_loading": "loading the layers",
     "step_waiting": "{step}; {waiting}",
     "step_retry": "trying again ({count} of {most}): {error}",
     "step_other_split": "planning again: the last split does not fit any more",
@@ -124,16 +145,18 @@ _ENGLISH = {
     "load_given_up": "loading {model} was given up because the model was unloaded",
     "unloaded": "the model was unloaded; load it again",
     "engine_failed": "the engine stopped because of a bug in it; see the log, then load the model again",
-    "no_room": "{error}; no other machine has room for its layers. It comes back by itself when one has",
+    "no_room": "{error}; no other machine has room for its layers, and it comes back by itself when one has",
     "not_changed": "the plan was not changed: {error}",
     "silent_stage": "it has not answered for {seconds:.0f} s",
     "cut_link": "it no longer reaches the next stage",
     # Stages that are loaded, joined or lost.
     "this_machine": "this machine",
     "stage": "node {node}: stage {index} (layers {layers})",
-    "stage_lost": "{stage} is lost: {cause}",
     "stage_failed": "{stage}: {cause}",
     "stage_waits": "{stage} waits for {source}",
+    "let_go": "the cache was full: {model} in {form} was let go, {size:size}; a load makes it again",
+    "let_go_by": "{node}: {let_go}",
+    "stage_converts": "{stage} converts its weights, {progress:.0%}",
     "stage_away": "{stage}: its machine has been out of reach for {seconds:.0f} s",
     "waits": "{waits}",
     "stage_unknown": "its node no longer knows it",
@@ -155,7 +178,46 @@ _ENGLISH = {
     "layers_failed": "layers {layers} of {model}: {cause}",
     "node_lost": "lost: {cause}",
     "node_silent": "no sign of life for {seconds:.0f} s",
+    "node_cut": "its connection broke: it was ended, or its machine cannot be reached",
     "node_replaced": "another node answers at its address",
+    # What stopping a node would mean.
+    "stop_idle": "{node} runs no layers now, so nothing else changes.",
+    "stop_loading": "{model} is being loaded, layers {layers} of it on {node}; without it the load begins again.",
+    "stop_moves": "{model} runs layers {layers} on {node}; they move to {nodes:and}, and answers go on.",
+    "stop_ends": "{model} runs layers {layers} on {node}, and no other machine has room for them, so {model} stops "
+    "until one has.",
+    # Machines that come and go, as the terminals of an app and of a node say it.
+    "node_joined": "{node} joined: {memory:size}, {device}",
+    "node_left": "{node} left: it was stopped",
+    "node_is_lost": "{node} is {cause}",
+    "app_joined": "the app on {name} joined{page}",
+    "app_page": ": {url}",
+    "app_left": "the app on {name} left",
+    "now_at": "this machine is at {addresses:and} now",
+    "runs_layers": "runs layers {layers} of {model}",
+    "layers_wait": "layers {layers} of {model} wait for {source}",
+    "runs_none": "runs no layers any more",
+    "peer_silent": "{peer} does not answer yet; trying every {seconds:.0f} s",
+    "peer_answers": "{peer} answers now",
+    "peer_refused": "{peer}: {why}",
+    "no_multicast": "machines are not found by themselves here, as multicast fails ({error}); name one with --peer",
+    "local_node_failed": "{node} ended: {error}",
+    "local_node_ended": "{node} ended with code {exit}",
+    "local_node_killed": "{node} was ended by {signal}; the menu starts another one: python3 launch.py",
+    # What a token takes, against the plan.
+    "pace_alone": "measured: {measured:ms} per token, {rate:.1f} tokens/s for one person alone",
+    "pace": "{alone}; expected: {expected:ms}",
+    "pace_faster": "{pace}, {factor:.1f} times as long: the machines were slower when they were measured",
+    "pace_slower": "{pace}. It is {factor:.1f} times slower: {why}",
+    "busy_machine": "other programs use {share:.0%} of the processors of {node}; close them, or give it fewer layers",
+    "paging_machine": "{node} lacks memory and reads {size:size} per second back from its disk; close programs there, "
+    "or give it fewer layers",
+    "local_links": "the messages between the app and its stages take {measured:ms} instead of {expected:ms}; with a "
+    "larger model that counts for less",
+    "slow_links": "the messages between the app and {nodes:and} take {measured:ms} instead of {expected:ms}; use a "
+    "cable instead of Wi-Fi, or move nearer to the router",
+    "unknown_cause": "most of the time is lost on {node}, which reports no reason; on that machine run: python3 "
+    "launch.py doctor",
     # Advice, offers and limits.
     "better_split": "{node} is {speed} than planned, compared with the other nodes; with {layers} the model would be "
     "{gain:.0%} faster",
@@ -184,8 +246,12 @@ _ENGLISH = {
     "none_faster": "none of the others is faster",
     "not_worth": "{machines} {machines:plural machine|machines} would be {gain:.1%} faster, which is not worth {more} "
     "{more:plural machine|machines} more that can fail",
-    "cost": "a token takes {token:ms}: {computing:ms} of computing{hops}{slowest}{turns}",
-    "cost_hops": " and {ms:ms} on {hops} {hops:plural hop|hops}",
+    "cost": "a token takes {token:ms}: {computing:ms} of computing{around} and {ring:ms} on {hops} "
+    "{hops:plural hop|hops}{slowest}{turns}",
+    "cost_around": ", {ms:ms} for the app and its messages",
+    "cost_here": "a token takes {token:ms}: {computing:ms} of computing and {around:ms} for the app and its messages"
+    "{slowest}{turns}",
+    "cost_shared": "; {users} users at once share steps: one of them gets a token every {ms:ms}",
     "cost_slowest": "; with {users} users at once the slowest stage, on {node}, takes {ms:ms}",
     "cost_turns": ", and stages of one machine take turns, {ms:ms} in all",
     "network": "for {tokens_per_second:g} tokens/s each of the {hops} hops needs {mbit_per_s:.0f} Mbit/s and at most "
@@ -202,6 +268,14 @@ _ENGLISH = {
     "out_not_faster": "it would make no token faster",
     "out_slower": "it would make each token {ms:ms} slower",
     "out_not_worth": "it would make each token only {ms:ms} faster, not worth one more machine that can fail",
+    # What a plan for a file of machines stands on.
+    "plan_model": "{model}: {size:size} of weights, and a context of {context} for {users} {users:plural user|users}",
+    "plan_bits": "{bits}-bit weights are an estimate: {bits} bits each and half a bit of scales, embedding and LM head "
+    "as published",
+    "plan_published": "{machines:and}: by published figures, of whose memory bandwidth {share:.0%} is assumed to be "
+    "reached; real times may differ by a third",
+    "plan_measured": "{machines:and}: as measured",
+    "plan_prompt": "a prompt of {tokens} tokens takes about {seconds:.1f} s of computing before the first token",
     # Why there is no plan, and what to do.
     "infeasible": "{error}{suggestions:lines}",
     "too_large": "the model does not fit: the nodes hold {placed} of its {layers} layers{missing}",
@@ -210,8 +284,8 @@ _ENGLISH = {
     "add_layers": "add a node that holds {layers} {layers:plural layer|layers}, or let the nodes hold that many more",
     "less_context": "lower the context from {context} to {less}",
     "fewer_users": "plan for {fewer} instead of {users} users at once",
-    "four_bit": "use 4-bit weights: they take {size:size} less than 16-bit ones",
-    "least_model": "use 4-bit weights with a context of {context} for one user",
+    "quantized": "quantize it to {bits} bits, which takes {size:size} less: {option} {bits}",
+    "quantized_alone": "quantize it to {bits} bits with a context of {context} for one user: {option} {bits}",
     "mend_links": "make the unusable links work: between {links:and}",
     "link": "{a} and {b}",
     "add_memory": "add a node with {size:size} free, or free as much on the others",
@@ -219,14 +293,24 @@ _ENGLISH = {
     "other_split": "the recommended split fits: {shares}",
     "assigned": "{node}={layers}",
     # What is wrong with a split.
-    "gap": "layers {layers} are in no range; the ranges must follow one another",
-    "overlap": "the range {layers} starts before layer {reached}, where the one before it ends",
-    "wrong_end": "the ranges end at layer {reached}, and the model has {layers} layers",
+    "gap": "layers {layers} are in no range",
+    "overlap": "layers {layers} are in two ranges",
+    "beyond": "there are no layers {layers}: the model has {most}",
+    "wrong_order": "the ranges are not in the order of the layers",
+    "right_ranges": "right would be {shares}",
+    "too_many": "the layers add up to {total}, the model has {layers}; take {takes:and}",
+    "take": "{count} from {node}",
+    "too_few": "the layers add up to {total}, the model has {layers}; give {gives:and}",
+    "more": "{count} more to {node}",
     "node_twice": "node {node} is named twice; give it one run of layers",
     "no_node": "there is no node {node}; there are: {nodes}",
-    "too_many_layers": "node {node}: has {layers} layers, can hold {most}; move some",
-    "needs_memory": "node {node}: needs {sizes:sizes 0} for layers {layers}{sizing}, may use {sizes:sizes 1}; lower "
-    "the context, give it fewer layers, or add a node",
+    "too_many_layers": "{node} can hold {most} of its {count} layers; {remedy}",
+    "needs_memory": "{node} can hold {most} of its {count} layers: {layers} need {sizes:sizes 0}{sizing}, it may use "
+    "{sizes:sizes 1}; {remedy}",
+    "give": "give {gifts:and}",
+    "gift": "{count} of them to {node}",
+    "no_taker": "no other node can hold them; add a node",
+    "no_memory_elsewhere": "no other node has room for them; lower the context, or add a node",
     "unusable_link": "the link between {a} and {b} cannot be used; put another node between them",
     "memory_together": "the partitions in {pool} need {sizes:sizes 0} together with a context of {context}, they may "
     "use {sizes:sizes 1}; lower context or users, or give them fewer layers",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from together.errors import BadSetting
-from together.sentences import template
+from together.sentences import NOTHING, template
 
 PREFIX = "TOGETHER_"
 
@@ -31,12 +32,16 @@ class Settings:
     port: int = 8765  # page and API; the next free one if taken
     node_port: int = 47600  # first block of 16 ports tried for a node
     cluster: str = "default"  # nodes and heads of another cluster name ignore each other
+    owner: str = ""  # the head that started this node and alone takes it by itself; "": any head may
     name: str = ""  # this machine's name in the table; "" is the host name
     backend: str = ""  # torch, mlx or checksum; "" picks what fits this machine
     dtype: str = ""  # fp32, bf16, fp16; "" is fp32 for the bundled model, else the checkpoint's own
+    exact: bool = False  # quantized weights are multiplied without int8 activations: slower, and as exact as plain ones
+    claims: str = ""  # folder where nodes say what memory they use; "" is one for all apps and users of a machine
     memory: str = ""  # what a node may grant, as "8GB"; "" is all that is free, less a reserve
+    cache: str = ""  # what models may take of the disk in the home folder, as "200GB"; "" is half of what is free
     sampling: str = "default"  # what holds where a request is silent: the model author's values; "plain": nothing cut
-    strategy: str = "recommend"  # how layers are split by default: see `together plan`
+    strategy: str = "recommend"  # how layers are split by default: see `plan --help`
     balance: bool = False  # move layers by itself when machines became faster or slower than planned
     context: int = 8192  # tokens a plan is sized for, at most the model's own context
     users: int = 4  # concurrent users a plan is sized for
@@ -50,7 +55,7 @@ class Settings:
 
     @property
     def home_path(self) -> Path:
-        return Path(self.home).expanduser() if self.home else default_home()
+        return Path(self.home).expanduser().absolute() if self.home else default_home()
 
     @property
     def open_to_network(self) -> bool:
@@ -67,13 +72,34 @@ def load_settings(environment: Mapping[str, str] | None = None, **overrides: obj
             if name not in known:
                 names = tuple(sorted(PREFIX + item.upper() for item in known))
                 raise BadSetting("{key} is not a setting; known are {names}", key=key, names=names)
-            values[name] = _convert(key, text, type(known[name].default))
+            kind = type(known[name].default)
+            values[name] = parse_port(f"{key}={text}", text, name) if name in PORTS else _convert(key, text, kind)
     for name, value in overrides.items():
         if name not in known:
             raise BadSetting("{key} is not a setting", key=name)
         if value is not None:
             values[name] = value
     return Settings(**values)  # type: ignore[arg-type]  # each value was converted to its field's type
+
+
+# What a port may be. A node takes 16 from its own, and a head one of the 64 below a node's.
+PORTS = {"port": range(2**16), "node_port": range(1100, 2**16 - 15)}
+
+
+def parse_port(given: str, text: str, name: str) -> int:
+    """`text` as the setting `name`; `given` is how a person wrote it, as `--port 80801`. Raises BadSetting."""
+    allowed, digits = PORTS[name], text.strip()
+    port = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 6 else -1
+    if port in allowed:
+        return port
+    free = template("; 0 takes any that is free") if 0 in allowed else NOTHING
+    raise BadSetting(
+        "{given} cannot be a port; give a number from {first} to {last}{free}",
+        given=given,
+        first=allowed.start or 1,
+        last=allowed.stop - 1,
+        free=free,
+    )
 
 
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -91,15 +117,15 @@ def _convert(key: str, text: str, kind: type) -> object:
         raise BadSetting("{key}={text!r} is not a {number}", key=key, text=text, number=number) from None
 
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def parse_bytes(text: str) -> int:
-    """`"4GB"` → 4_000_000_000, `"512MiB"` → 536_870_912. Raises BadSetting."""
+    """`"4GB"` → 4_000_000_000, `"512MiB"` → 536_870_912. Raises BadSetting, also without a unit: `8` is never bytes."""
     digits = text.strip().rstrip("BbKkMmGgTtIi ")
     unit = text.strip()[len(digits) :].strip().lower()
     try:
-        size = float(digits) * _UNITS.get(unit, -1)
+        size = float(digits) * _UNITS.get(unit, math.nan)
     except ValueError:
         size = -1.0
     if not 0 <= size < 2**63:  # nor is "nan" a size

@@ -10,7 +10,7 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 DTYPE_BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
-BLOCK = 256  # KV tokens of a sequence are allocated in blocks of this size: growing copies, larger blocks waste memory
+BLOCK = 256  # KV tokens are planned and granted in blocks of this size; a backend may allocate them in smaller ones
 STEP_TOKENS = 256  # limit of one frame: larger products gain little, and a step's own tensors grow with it
 
 
@@ -56,6 +56,63 @@ def missing_ranges(layers: int, held: list[LayerRange]) -> tuple[LayerRange, ...
     return tuple(gaps)
 
 
+# --- quantized matrices -----------------------------------------------------------------------------------------------
+
+Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+WORD = 32  # bits of the words that hold codes
+AFFINE_BITS = (2, 3, 4, 5, 6, 8)
+AFFINE_GROUPS = (16, 32, 64, 128)
+_FP_SHAPES: dict[Mode, tuple[int, int]] = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Packing:
+    """`bits` per code, and `group` codes of a row under one scale. Raises ValueError for one that there is not."""
+
+    mode: Mode
+    bits: int
+    group: int
+
+    def __post_init__(self) -> None:
+        affine = self.mode == "affine" and self.bits in AFFINE_BITS and self.group in AFFINE_GROUPS
+        if not affine and _FP_SHAPES.get(self.mode) != (self.bits, self.group):
+            raise ValueError(f"{self.mode} with {self.bits} bits in groups of {self.group} is no packing")
+
+    def __str__(self) -> str:
+        return f"affine {self.bits} bit, groups of {self.group}" if self.mode == "affine" else self.mode
+
+    def words(self, inputs: int) -> int:
+        """Words of a row of so many weights."""
+        return inputs * self.bits // WORD
+
+    def groups(self, inputs: int) -> int:
+        """Scales of a row of so many weights."""
+        return inputs // self.group
+
+    @property
+    def name(self) -> str:
+        """As a form's name has it: `affine-4-g64`, `mxfp4`."""
+        return f"affine-{self.bits}-g{self.group}" if self.mode == "affine" else self.mode
+
+
+@dataclass(frozen=True, slots=True)
+class PackedAs:
+    """How most matrices of a model's layers and its LM head are packed (None: plain), and how they are multiplied."""
+
+    layers: Packing | None = None
+    head: Packing | None = None
+    exact: bool = False  # without int8 activations
+
+    @property
+    def plain(self) -> bool:
+        """Nothing is packed, so `exact` changes nothing."""
+        return self.layers is None and self.head is None
+
+
+PLAIN = PackedAs()
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRef:
     """Names one exact model on every machine; `path` is only a hint (where the head found it)."""
@@ -65,6 +122,17 @@ class ModelRef:
     fingerprint: str  # sha256 over config.json, headers and samples of weights, by models/units.py
     layers: int
     revision: str = ""  # the hub's commit, where `name` is an id there
+    form: str = ""  # what the machines make of the published weights; "": nothing
+
+    @property
+    def key(self) -> str:
+        """Names the very bytes that a stage reads, and the folder that a cache keeps them in."""
+        return model_key(self.fingerprint, self.form)
+
+
+def model_key(fingerprint: str, form: str) -> str:
+    """Names a published checkpoint, or what machines make of it."""
+    return f"{fingerprint}.{form}" if form else fingerprint
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -90,14 +158,23 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Continuation:
+    """A token that may come right after the row's token at `offset`."""
+
+    offset: int
+    token_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """Where in a row the last stage samples, and how. `offsets` count from the row's first token."""
+    """Where in a row the last stage samples or scores, and how. Offsets count from the row's first token."""
 
     offsets: tuple[int, ...]
     settings: Sampling
     prompt_length: int  # tokens of the sequence that are prompt: penalties over the answer start after them
     top_logprobs: int = -1  # -1: no log-probabilities at all; 0: of the drawn token; k: of the k best as well
     allowed: bytes | None = None  # bit i (low bit first) set: token i may be drawn; for all offsets
+    score: tuple[Continuation, ...] = ()  # whose log-probabilities are asked for, by the raw logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +197,8 @@ class Row:
     position: int  # tokens of the sequence that must be cached already
     token_ids: tuple[int, ...]
     sample: SampleRequest | None = None
+    positions: tuple[tuple[int, ...], ...] = ()  # for each axis, one per token; (): `position` and those after it
+    adapter: str = ""  # the name of the adapter that its tokens go through; "": none
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,33 +230,68 @@ class Batch:
         return sum(len(row.token_ids) for row in self.rows)
 
 
+HIDDEN = "hidden"  # the name of an activation's first tensor; it never travels
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTensor:
+    """What a stage needs beside hidden states: `[tokens, width]` of the tokens of its activation, in the same form."""
+
+    name: str
+    dtype: Dtype
+    width: int
+    data: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """How many threads compute a step of few tokens, as when they are made, and one of many, as in a prompt."""
+
+    few: int
+    many: int
+
+
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """Hidden states, packed: `[tokens, width]` row-major little-endian elements of `dtype` in `data`."""
+    """Hidden states, packed: `[tokens, width]` row-major little-endian elements of `dtype` in `data`; and `others`.
+
+    Raises ValueError for a tensor whose bytes are not its shape's, and for a name that is empty or taken.
+    """
 
     dtype: Dtype
     tokens: int
     width: int
     data: bytes | memoryview
+    others: tuple[NamedTensor, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.tokens < 0 or self.width <= 0 or len(self.data) != self.nbytes:
-            shape = f"[{self.tokens}, {self.width}]"
-            raise ValueError(f"an activation {shape} of {self.dtype} does not have {len(self.data)} bytes")
+        _check_size("an activation", self.tokens, self.width, self.dtype, len(self.data))
+        names = {HIDDEN, ""}
+        for other in self.others:
+            if other.name in names:
+                raise ValueError(f"an activation cannot have a tensor with the name {other.name[:40]!r} here")
+            _check_size(f"the tensor {other.name[:40]!r}", self.tokens, other.width, other.dtype, len(other.data))
+            names.add(other.name)
 
     @property
     def nbytes(self) -> int:
         return self.tokens * self.width * DTYPE_BYTES[self.dtype]
 
 
+def _check_size(what: str, tokens: int, width: int, dtype: Dtype, size: int) -> None:
+    if tokens < 0 or width <= 0 or size != tokens * width * DTYPE_BYTES[dtype]:
+        raise ValueError(f"{what} [{tokens}, {width}] of {dtype} does not have {size} bytes")
+
+
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """A row's end: what was sampled at its offsets, or why one stage left it out."""
+    """A row's end: what was sampled and scored at its offsets, or why one stage left it out."""
 
     sequence: int
     position: int
     sampled: tuple[Sampled, ...] = ()
     refusal: str | None = None
+    scores: tuple[float, ...] = ()  # natural logarithms in fp32, one for each `Continuation` that was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +357,7 @@ class Limits:
     context: int  # prompt and answer of one sequence
     chunk: int  # most tokens in one frame
     rewind: int | None = None  # last tokens of a sequence that every stage can undo; None: all of them
+    shares: bool = False  # whether every stage's forks share their whole blocks with their sources
 
     @property
     def longest(self) -> int:
@@ -281,3 +396,4 @@ class Plan:
     context: int
     users: int
     dtype: Dtype
+    exact: bool = False  # as in StageOrder

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import unicodedata
 from reprlib import Repr
-
-from together.types import LayerRange
 
 _UNITS = (("GB", 1e9), ("MB", 1e6))
 
 
+def titled(model: str, form: str) -> str:
+    """A model and its form for a person: `mine`, `mine (4 bit)`."""
+    return f"{model} ({form})" if form else model
+
+
 def size_text(size: float) -> str:
-    """Bytes in the unit that fits: from 50 MB on in GB, with one decimal."""
+    """Bytes in the unit that fits: from 50 MB on in GB, with one decimal. Of nothing there is no number."""
+    if size <= 0:
+        return "nothing"
     if size >= 5e7:
         return f"{size / 1e9:.1f} GB"
     if size >= 5e4:
@@ -40,6 +46,13 @@ def sizes_text(*sizes: float) -> tuple[str, ...]:
     return tuple(f"{size:,.15g} bytes" for size in sizes)
 
 
+def part_text(part: float, whole: float) -> str:
+    """Bytes of a whole, in its unit: `8.7 of 8.8 GB`."""
+    first, last = size_text(part), size_text(whole)
+    unit = last.rpartition(" ")[2]
+    return f"{first.removesuffix(f' {unit}')} of {last}"
+
+
 def ms_text(ms: float) -> str:
     """Milliseconds with at least two digits that mean something."""
     return f"{ms:.1f} ms" if ms >= 1 else f"{ms:.2g} ms"
@@ -54,17 +67,28 @@ def times_text(*times: float) -> tuple[str, ...]:
     return shown
 
 
-def layers_text(layers: LayerRange) -> str:
-    """First and last layer, both included: how a person counts them."""
-    return f"{layers.start}–{layers.stop - 1}"
-
-
 def count_text(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def names_text(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def cells(text: str) -> int:
+    """Columns of a terminal that `text` takes: two for CJK letters and emoji, none for accents and joiners."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(unicodedata.category(letter) in ("Mn", "Me", "Cf") for letter in text)
+
+
+def padded(text: str, width: int) -> str:
+    """`text` and spaces, in that many columns of a terminal."""
+    return text + " " * (width - cells(text))
+
+
+def reason_of(error: Exception) -> str:
+    """Why, without the number and the file that an OSError's own text has besides: the sentence names the file."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 # --- text of others ---------------------------------------------------------------------------------------------------
