@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Collection, Mapping
 from itertools import islice
@@ -12,8 +11,10 @@ from typing import NoReturn
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.folder import INDEX as INDEX
 from together.models.folder import broken, inside, is_pointer, pointer, read_bytes, title, unreadable, without_weights
+from together.models.gguf.sources import is_imported, read_sources, weights_file
 from together.models.headers import MAX_TENSORS, FileHeader, Headers, TableReader, as_utf8, check_distinct
 from together.models.names import HEAD, canonical_names
+from together.models.remarks import remark
 from together.models.units import ByteRange, PublishedFile, sample_places
 from together.sentences import Sentence
 
@@ -126,8 +127,6 @@ def _listed(names: list[str]) -> Sentence:
     return Sentence(shown, (("names", tuple(names[:3])), ("more", len(names) - 3)))
 
 
-log = logging.getLogger(__name__)
-
 _MAP = "weight_map"
 _MOST_ELSE = 2**16  # bytes of whatever else the index says
 _MOST_NAME = 2048  # bytes of a file's name in it
@@ -135,12 +134,15 @@ _MOST_NAME = 2048  # bytes of a file's name in it
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether the folder has weights as they are published."""
-    return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
+    return (folder / SINGLE).is_file() or (folder / INDEX).is_file() or is_imported(folder)
 
 
 def checkpoint_headers(folder: Path) -> tuple[FileHeader, ...]:
-    """The checked headers of the model's safetensors files, by name. Raises BrokenModel or UnsupportedModel."""
+    """The checked headers of the model's files, by name. Raises BrokenModel or UnsupportedModel."""
     model = Headers()
+    if is_imported(folder):
+        found = (model.check(folder / s.name, s.table.encode(), s.size) for s in read_sources(folder))
+        return tuple(sorted(found, key=lambda header: header.file.name))
     headers = tuple(_header(model, inside(folder, name)) for name in weight_files(folder))
     check_distinct(headers)
     return headers
@@ -162,7 +164,7 @@ def weight_files(folder: Path) -> tuple[str, ...]:
     chosen = choose_files(title(folder), there, None)
     if not chosen:
         raise index
-    log.warning("%s; it is passed over", index)
+    remark("%s; it is passed over", index)
     return chosen
 
 
@@ -183,7 +185,7 @@ def with_samples(headers: tuple[FileHeader, ...]) -> tuple[PublishedFile, ...]:
 def _read(file: Path, places: tuple[ByteRange, ...]) -> bytes:
     found = bytearray()
     try:
-        with file.open("rb", buffering=0) as stream:
+        with weights_file(file.parent, file.name).open("rb", buffering=0) as stream:
             for place in places:
                 stream.seek(place.start)
                 found += stream.read(place.size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import stat
 from collections.abc import Collection, Iterable
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from together.errors import BadSetting, BrokenModel, UnsupportedModel
-from together.models.names import MANIFEST, is_model_name, is_plain, is_sha256, is_template, model_name
+from together.models.names import MANIFEST, is_model_key, is_model_name, is_plain, is_template, model_name
+from together.models.remarks import remark
 from together.sentences import NOTHING, Sentence, Value, template
-from together.wording import quoted
+from together.wording import quoted, reason_of
 
 INDEX = "model.safetensors.index.json"
 MAX_SIDE_FILE = 2**20  # bytes of any other small file: a chat template; the longest published have 0.1 MB
@@ -40,8 +40,6 @@ def most_bytes(name: str) -> int:
 
 MAX_VALUES = 500_000  # of a JSON file that is read at once: 0.1 s, in which no other thread has a turn, and 100 MB
 
-log = logging.getLogger(__name__)
-
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object from the folder. Raises BrokenModel naming the file and the reason."""
@@ -55,7 +53,7 @@ def side_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         return read_json(folder, name)
     except BrokenModel as error:
-        log.warning("%s; it is passed over", error)
+        remark("%s; it is passed over", error)
         return {}
 
 
@@ -140,7 +138,7 @@ def folder_revision(folder: Path) -> str:
 def title(folder: Path) -> str:
     """What to call a folder's model in a sentence: the app's cache names folders by fingerprint. Never fails."""
     name = folder.absolute().name
-    if is_sha256(name):
+    if is_model_key(name):
         return _name_in(folder / MANIFEST) or name
     return hub_name(folder) or name
 
@@ -173,12 +171,11 @@ def broken(file: Path, reason: str | Sentence, **values: Value) -> BrokenModel:
 
 def unreadable(file: Path, error: OSError) -> BrokenModel:
     """The error for a file that is there and cannot be read: another copy of it would not help."""
-    reason = error.strerror or str(error)
     return BrokenModel(
         "{folder}/{file} cannot be read ({reason}); check the rights and the disk",
         folder=title(file.parent),
         file=file.name,
-        reason=reason,
+        reason=reason_of(error),
     )
 
 
@@ -231,9 +228,7 @@ def what_it_is(path: Path) -> Sentence:
     """A sentence for a file or folder that holds no config.json of a model; empty where nothing is recognised."""
     if path.is_file():
         said = "{file} is a file; choose a folder that holds a model"
-        if path.suffix.lower() == ".gguf":
-            said = "{file} is a GGUF file, which does not run here; choose the model's folder with safetensors"
-        elif path.suffix == ".safetensors" or path.name == "config.json":
+        if path.suffix == ".safetensors" or path.name == "config.json":
             said = "{file} is one file of a model; choose its folder, {folder}"
         return template(said, file=path.name, folder=str(path.parent))
     try:
@@ -259,7 +254,7 @@ def without_weights(model: str, names: Collection[str], folder: Path | None = No
             "merged folder"
         )
     elif any(name.lower().endswith(".gguf") for name in names):
-        said = "{model} holds GGUF weights, which do not run here; choose a version of it with safetensors"
+        said = "{model} has GGUF files of which none is a language model; choose another version of it"
     elif rest or (folder is not None and _downloading(folder)):
         shown = f" ({rest[0]})" if rest else ""
         said = "{model} is a download that did not end{shown}: its safetensors are not whole; run it again to go on"
@@ -295,7 +290,7 @@ def require_whole(folder: Path, names: Iterable[str]) -> None:
 
 def is_pointer(file: Path) -> bool:
     """Whether the file is a pointer of Git LFS; also where it cannot be read it is none."""
-    return _begin(file, len(POINTER)) == POINTER
+    return read_begin(file, len(POINTER)) == POINTER
 
 
 def pointer(file: Path) -> BrokenModel:
@@ -314,18 +309,18 @@ def _downloading(folder: Path) -> bool:
 
 def _base_of(file: Path) -> str:
     try:
-        base = json.loads(_begin(file, _MOST)).get("base_model_name_or_path")
+        base = json.loads(read_begin(file, _MOST)).get("base_model_name_or_path")
     except (ValueError, AttributeError, RecursionError):
         return ""
     return base if isinstance(base, str) and len(base) < 200 and base.isprintable() else ""
 
 
 def _first_line(file: Path) -> str:
-    line = _begin(file, _MOST).decode(errors="replace").strip()
+    line = read_begin(file, _MOST).decode(errors="replace").strip()
     return line if is_plain(line) else ""
 
 
-def _begin(file: Path, most: int) -> bytes:
+def read_begin(file: Path, most: int) -> bytes:
     """The first bytes of a regular file; none of anything else, which might never end or never begin."""
     try:
         if not stat.S_ISREG(file.stat().st_mode):

@@ -1,11 +1,10 @@
-"""A model's sampling defaults: its author's generation_config.json, and ours for what that leaves open.
+"""What holds where nobody says how to answer: the author's generation_config.json, and ours for what that leaves open.
 
 A request's own fields always win. Field names and meanings are those of transformers' GenerationConfig.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,8 @@ from typing import Any, Literal, get_args
 
 from together.errors import BadSetting
 from together.models.folder import side_json
+from together.models.remarks import remark
 from together.types import Sampling
-
-logger = logging.getLogger(__name__)
 
 GENERATION_CONFIG = "generation_config.json"
 SamplingMode = Literal["default", "plain"]
@@ -23,6 +21,7 @@ MODES: tuple[SamplingMode, ...] = get_args(SamplingMode)
 
 PLAIN = Sampling()  # temperature 1 and nothing cut off, as in OpenAI's API
 USUAL = Sampling(temperature=0.7, top_p=0.95)  # for a model without values of its author
+ANSWER_LIMIT = 2048  # tokens of an answer in terminal and page; a program's has none but the context
 
 # The fields that an author may set, with their valid values. The names are also those of `Sampling`.
 _VALID: dict[str, Callable[[float], bool]] = {
@@ -87,5 +86,5 @@ def _is_usable(value: object, field: str, name: str) -> bool:
         return False
     usable = type(value) in (int, float) and _VALID[field](value)  # type: ignore[arg-type]
     if not usable:
-        logger.warning("%s of %s has %s = %.50r, which is ignored", GENERATION_CONFIG, name, field, value)
+        remark("%s of %s has %s = %.50r, which is ignored", GENERATION_CONFIG, name, field, value)
     return usable

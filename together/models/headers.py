@@ -7,13 +7,16 @@ import json
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from math import prod
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from together.models.folder import broken, unique, unreadable
+from together.models.gguf.kinds import BLOCKS, MARK
+from together.models.names import is_gguf
 from together.wording import quoted
 
 T = TypeVar("T")
@@ -148,11 +151,19 @@ class TensorInfo:
     start: int
     stop: int
     stored: str = ""  # its name in the file, where that is another one
+    gguf: bool = False  # its bytes are as GGUF files have them; `dtype` is ggml's name of their type
+    heads: int = 0  # that its rows are of, each with its halves interleaved as GGUF's llamas have them; 0: as they are
+    larger: bool = False  # it holds one more than what was published, as GGUF's Gemma norms do
 
     @property
     def key(self) -> str:
         """Its name in the file."""
         return self.stored or self.name
+
+    @property
+    def written(self) -> str:
+        """Its dtype as a header names it."""
+        return MARK + self.dtype if self.gguf else self.dtype
 
     @property
     def elements(self) -> int:
@@ -162,19 +173,25 @@ class TensorInfo:
     def nbytes(self) -> int:
         return self.stop - self.start
 
+    def rows(self, start: int, stop: int | None) -> TensorInfo:
+        """From `start` to `stop` of the first axis, as a tensor."""
+        assert not self.heads, "its rows lie in another order"
+        count, size = len(range(self.shape[0])[start:stop]), self.nbytes // self.shape[0]
+        first = self.start + start * size
+        return replace(self, shape=(count, *self.shape[1:]), start=first, stop=first + count * size)
+
 
 @dataclass(frozen=True, slots=True)
 class FileHeader:
-    """A checked header: its raw bytes (for the fingerprint) and its tensors in the order of their offsets."""
+    """A checked header: its raw bytes (for the fingerprint) and its tensors in the order of their offsets.
+
+    Of a GGUF file, `raw` is the table of its tensors that `models/gguf/table.py` writes.
+    """
 
     file: Path
     raw: bytes
     tensors: tuple[TensorInfo, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of the whole file."""
-        return self.tensors[-1].stop if self.tensors else 8 + len(self.raw)
+    size: int  # bytes of the whole file
 
 
 class Headers:
@@ -201,7 +218,8 @@ class Headers:
             raise broken(file, "with it the model's headers have more than {most} bytes", most=MAX_HEADER)
         if raw.count(_OFFSETS) > MAX_TENSORS:  # far more of them are seen at once, and not after seconds
             raise broken(file, "with it the model has more than {most} tensors", most=MAX_TENSORS)
-        data = 8 + len(raw)
+        table = is_gguf(file.name)  # its offsets count from the file's first byte
+        data = 0 if table else 8 + len(raw)
         tensors = []
         for name, entry in _entries(file, raw):
             self._tensors -= 1
@@ -209,8 +227,11 @@ class Headers:
                 raise broken(file, "with it the model has more than {most} tensors", most=MAX_TENSORS)
             tensors.append(_tensor(file, name, entry, data))
         tensors = sorted_in_turns(sorted_in_turns(tensors, attrgetter("stop")), attrgetter("start"))
-        _check_layout(file, tensors, data, size)
-        return FileHeader(file, raw, tuple(tensors))
+        if table:
+            _check_places(file, tensors, size)
+        else:
+            _check_layout(file, tensors, data, size)
+        return FileHeader(file, raw, tuple(tensors), size)
 
 
 def check_distinct(headers: Iterable[FileHeader]) -> None:
@@ -267,20 +288,36 @@ def _tensor(file: Path, name: str, entry: object, data: int) -> TensorInfo:
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
         raise broken(file, "tensor {tensor} has a bad shape or bad offsets", tensor=quoted(name))
     start, stop = offsets
-    if 8 * (stop - start) != prod(shape) * _BITS[dtype]:
+    if 8 * (stop - start) != prod(shape) * _BITS[dtype] or (shape and shape[-1] % _BLOCK.get(dtype, 1)):
         fault = "tensor {tensor} has {size} bytes, which is not {dtype} {shape}"
         raise broken(file, fault, tensor=quoted(name), size=stop - start, dtype=dtype, shape=quoted(shape))
-    return TensorInfo(name, file, _DTYPES[dtype], tuple(shape), data + start, data + stop)
+    place, gguf = (data + start, data + stop), dtype.startswith(MARK)
+    return TensorInfo(name, file, _DTYPES[dtype], tuple(shape), *place, gguf=gguf)
 
 
-_BITS = {dtype: 8 * size for dtype, size in ELEMENT_BYTES.items()} | PACKED_BITS  # of an element
-_DTYPES = {dtype: dtype for dtype in _BITS}  # one text for all tensors of a dtype
+_BLOCK = {MARK + name: kind.weights for name, kind in BLOCKS.items()}
+_BITS: dict[str, int | Fraction] = {  # of an element
+    **{dtype: 8 * size for dtype, size in ELEMENT_BYTES.items()},
+    **PACKED_BITS,
+    **{MARK + name: Fraction(8 * kind.nbytes, kind.weights) for name, kind in BLOCKS.items()},
+}
+_DTYPES = {dtype: dtype.removeprefix(MARK) for dtype in _BITS}  # one text for all tensors of a dtype
 
 
 def _sizes(value: object) -> TypeGuard[list[int]]:
     if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
         return False
     return all(type(item) is int and 0 <= item <= MAX_SIZE for item in value)
+
+
+def _check_places(file: Path, tensors: list[TensorInfo], size: int) -> None:
+    """The tensors of a GGUF file lie apart from one another; between them there may be gaps."""
+    position = 0
+    for tensor in tensors:
+        if tensor.start < position or tensor.stop > size:
+            said = "tensor {tensor} overlaps another or ends behind the file's {size} bytes"
+            raise broken(file, said, tensor=quoted(tensor.name), size=size)
+        position = tensor.stop
 
 
 def _check_layout(file: Path, tensors: list[TensorInfo], data: int, size: int) -> None:

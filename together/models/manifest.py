@@ -11,7 +11,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -19,14 +19,16 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
-from together.errors import BrokenModel
+from together.errors import BrokenModel, UnsupportedModel
 from together.jsonfile import first_fault
 from together.models.checkpoint import MAX_FILES, checkpoint_files, is_checkpoint
-from together.models.config import MAX_LAYERS, layer_count
+from together.models.config import layer_count
+from together.models.family import MAX_LAYERS
 from together.models.folder import folder_name, folder_revision, json_object, most_bytes, read_bytes
+from together.models.form import PUBLISHED, converted_units, form_of, is_form
 from together.models.headers import MAX_HEADER, FileHeader, Headers, check_distinct
 from together.models.names import MANIFEST as MANIFEST
-from together.models.names import MAX_NAME, TEMPLATES, is_model_name, is_plain, is_sha256, is_template
+from together.models.names import MAX_NAME, TEMPLATES, is_gguf, is_model_name, is_plain, is_sha256, is_template
 from together.models.units import (
     ByteRange,
     PublishedFile,
@@ -38,12 +40,13 @@ from together.models.units import (
     units_of,
 )
 from together.sentences import Value, template
+from together.types import ModelRef, model_key
 from together.wording import MOST, cut, quoted
 
 CONFIG = "config.json"
-FORMAT = "together-model-2"
-# The files kept with the weights: data for tokenizers and templates, nothing that could be run.
-SMALL_FILES = (
+FORMAT = "together-model-3"
+FORMATS = ("together-model-2", FORMAT)  # 2: before there were forms
+SMALL_FILES = (  # kept with the weights: data for tokenizers and templates, nothing that could be run
     CONFIG,
     "generation_config.json",
     "tokenizer.json",
@@ -71,7 +74,10 @@ class SmallFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One exact model. `files` are sorted by name; `digests` are the sha256 of units, as far as they are known."""
+    """One exact model, in one form. `files` are the published ones, sorted by name.
+
+    `digests` are the sha256 of units, as far as they are known.
+    """
 
     name: str
     fingerprint: str
@@ -80,17 +86,43 @@ class Manifest:
     small: tuple[SmallFile, ...]
     revision: str = ""
     digests: Mapping[str, str] = field(default_factory=dict)
+    form: str = PUBLISHED  # see models/form.py
+
+    @property
+    def key(self) -> str:
+        """Names the very bytes of its units."""
+        return model_key(self.fingerprint, self.form)
+
+    def ref(self, path: str = "") -> ModelRef:
+        """Names this model on every machine; `path` is where it is here."""
+        return ModelRef(self.name, path, self.fingerprint, self.layers, self.revision, self.form)
+
+    def in_form(self, form: str) -> Manifest:
+        """The same model in another form, whose units nobody has hashed yet. Raises BrokenModel or UnsupportedModel."""
+        if form != PUBLISHED and any(is_gguf(file.name) for file in self.files):
+            raise UnsupportedModel("{model} is GGUF and not quantized again; load it as it is", model=self.name)
+        return _checked(replace(self, form=form, digests={}))
 
     @cached_property
     def headers(self) -> tuple[FileHeader, ...]:
-        """The original headers, checked. Raises BrokenModel."""
+        """The headers of the published files, checked. Raises BrokenModel."""
         model = Headers()
         return tuple(model.check(Path(self.name) / file.name, file.header, file.size) for file in self.files)
 
     @cached_property
     def units(self) -> dict[str, Unit]:
         """All units by name, in the model's order."""
-        return units_of(self.headers)
+        if self.form == PUBLISHED:
+            return units_of(self.headers)
+        return converted_units(self.headers, self.fingerprint, form_of(self.form))
+
+    @cached_property
+    def stored(self) -> tuple[FileHeader, ...]:
+        """The headers of the files that hold the weights in this form: the published ones, or the units'."""
+        if self.form == PUBLISHED:
+            return self.headers
+        model = Headers()
+        return tuple(model.check(Path(self.name) / u.name, u.header[8:], u.size) for u in self.units.values())
 
     @cached_property
     def places(self) -> Mapping[str, tuple[ByteRange, ...]]:
@@ -98,8 +130,8 @@ class Manifest:
         return sample_places(self.headers)
 
     def samples(self, unit: Unit) -> tuple[Sample, ...]:
-        """What must lie where in this unit's file, if it is one of this very model."""
-        return samples_in(unit, self._taken)
+        """What must lie where in this unit's file; of a converted unit nothing, whose header names the fingerprint."""
+        return samples_in(unit, self._taken) if self.form == PUBLISHED else ()
 
     @cached_property
     def _taken(self) -> Mapping[str, list[tuple[int, bytes]]]:
@@ -108,12 +140,10 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The manifest's file. Headers are packed: those of a large model have megabytes."""
+        plain = ("name", "fingerprint", "form", "layers", "revision")
         value = {
             "format": FORMAT,
-            "name": self.name,
-            "fingerprint": self.fingerprint,
-            "layers": self.layers,
-            "revision": self.revision,
+            **{key: getattr(self, key) for key in plain},
             "files": [_file_json(file) for file in self.files],
             "small": [{"name": f.name, "size": f.size, "sha256": f.sha256} for f in self.small],
             "digests": dict(self.digests),
@@ -138,8 +168,7 @@ def compose(name: str, files: Sequence[PublishedFile], small: Mapping[str, bytes
     ordered = tuple(sorted(files, key=lambda file: file.name))
     kept = tuple(SmallFile(key, len(small[key]), _sha256(small[key])) for key in small_names(small))
     print_ = fingerprint_of(small[CONFIG], ordered)
-    made = Manifest(name, print_, _layers(name, small[CONFIG]), ordered, kept, revision)
-    return _checked(made)
+    return _checked(Manifest(name, print_, _layers(name, small[CONFIG]), ordered, kept, revision))
 
 
 def describe(folder: Path, name: str = "") -> Manifest:
@@ -216,12 +245,12 @@ def parse(data: bytes) -> Manifest:
         raise _bad("a model", cut(first_fault(error), 2 * MOST)) from None
     small = tuple(_small(found.name, file) for file in found.small)
     files = _files(found.name, found.files)
-    made = Manifest(found.name, found.fingerprint, found.layers, files, small, found.revision, found.digests)
-    return _checked(made)
+    head = found.name, found.fingerprint, found.layers
+    return _checked(Manifest(*head, files, small, found.revision, found.digests, found.form))
 
 
 def _is_weights(name: str) -> bool:
-    return is_plain(name) and name.endswith(".safetensors")
+    return is_plain(name) and (name.endswith(".safetensors") or is_gguf(name))
 
 
 def _which(test: Callable[[str], bool], words: str) -> AfterValidator:
@@ -251,7 +280,7 @@ class _Entry(BaseModel):
 
 
 class _WeightsEntry(_Entry):
-    name: Annotated[str, _which(_is_weights, "the plain name of a safetensors file")]
+    name: Annotated[str, _which(_is_weights, "the plain name of a safetensors or GGUF file")]
     size: Annotated[int, Field(ge=1, le=MAX_FILE)]
     header: str  # packed
     samples: str  # base64
@@ -271,9 +300,10 @@ def _digests(found: dict[str, Any]) -> dict[str, str]:
 
 
 class _Document(_Entry):
-    format: Annotated[str, _which(lambda text: text == FORMAT, f"{FORMAT}, which this version reads")]
+    format: Annotated[str, _which(lambda text: text in FORMATS, f"{FORMAT}, which this version reads")]
     name: Annotated[str, _which(is_model_name, "a model's name")]
     fingerprint: _Sha256
+    form: Annotated[str, _which(is_form, "a form that this version knows")] = PUBLISHED
     layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
     revision: _Revision
     files: Annotated[list[_WeightsEntry], Field(max_length=MAX_FILES), FailFast()]
@@ -301,7 +331,7 @@ def _checked(made: Manifest) -> Manifest:
     """What its parts say of one another. Raises BrokenModel."""
     names = [file.name for file in made.files]
     if not names or names != sorted(set(names)) or not all(map(_is_weights, names)):
-        raise _bad(made.name, "its files {files} are not distinct safetensors files in order", files=quoted(names))
+        raise _bad(made.name, "its files {files} are not distinct files of weights in order", files=quoted(names))
     small = [file.name for file in made.small]
     if CONFIG not in small or len({file.casefold() for file in small}) != len(small):  # some disks know no capitals
         raise _bad(

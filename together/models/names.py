@@ -20,8 +20,13 @@ _LAYER = re.compile(r"model\.layers\.(\d{1,6})\.(.+)")
 _LAYER_UNIT = re.compile(r"layer-(\d{5,6})\.safetensors")
 _COMPUTED = "rotary_emb.inv_freq"  # old checkpoints store what every implementation computes
 _ENDS = {"model.embed_tokens.": EMBED_UNIT, "model.norm.": NORM_UNIT, "lm_head.": HEAD_UNIT}
-_MODEL = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_MODEL = re.compile(r"[\w.-]+(?:/[\w.-]+(?:/[\w.-]+\.(?i:gguf))?)?")
+_HUB_PAGE = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)"
+    r"(?:/tree/main|/(?:blob|resolve)/main/(?:[^/?#]+/)*([\w.-]+\.(?i:gguf)))?/?(?:[?#].*)?"
+)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_KEY = re.compile(r"[0-9a-f]{64}(?:\.[a-z0-9@-]{1,60})?")
 MAX_NAME = 200  # characters of a model's or file's name
 
 
@@ -68,6 +73,11 @@ def is_plain(name: str) -> bool:
     return not bad and len(name) <= MAX_NAME
 
 
+def is_gguf(name: str) -> bool:
+    """Whether a file of this name is one in the format GGUF."""
+    return name.lower().endswith(".gguf")
+
+
 def is_template(name: str) -> bool:
     """Whether `name` can only be a template in the folder for them, as `additional_chat_templates/tool_use.jinja`."""
     folder, _, file = name.partition("/")
@@ -75,13 +85,44 @@ def is_template(name: str) -> bool:
 
 
 def is_model_name(name: str) -> bool:
-    """Whether `name` is a model's name, as `tiny` or `org/name`: nothing that could lead out of a folder."""
+    """Whether `name` is a model's name, as `tiny`, `org/name` or `org/name/file.gguf`.
+
+    Nothing in it could lead out of a folder.
+    """
     known = len(name) <= MAX_NAME and _MODEL.fullmatch(name) is not None
     return known and not {".", ".."} & set(name.split("/"))
 
 
+def hub_id(text: str) -> str:
+    """`text`, or the model's name in it where it is the address of a page on the hub, as a browser shows it.
+
+    Of a repository it is `org/name`, of a GGUF file in it `org/name/file.gguf`.
+    """
+    page = _HUB_PAGE.fullmatch(text.strip())
+    if page is None:
+        return text
+    return f"{page[1]}/{page[2]}" if page[2] else page[1]
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether the hub can have a model of this name: `org/name`, or `org/name/file.gguf`."""
+    return is_model_name(name) and "/" in name
+
+
+def repository(name: str) -> tuple[str, str]:
+    """Of a model's name on the hub its repository, and its file there: empty where the repository is the model."""
+    org, _, rest = name.partition("/")
+    own, _, file = rest.partition("/")
+    return (f"{org}/{own}" if own else org), file
+
+
 def is_sha256(text: str) -> bool:
     return _SHA256.fullmatch(text) is not None
+
+
+def is_model_key(text: str) -> bool:
+    """Whether it can be the key of a model, as `types.model_key` writes it: a name of a folder on every system."""
+    return _KEY.fullmatch(text) is not None
 
 
 def model_name(text: str) -> str:
@@ -94,14 +135,20 @@ _WRAPS = r"((?:(?:model|language_model|text_model|module|_orig_mod|base_model)\.
 _PART = re.compile(_WRAPS + r"(embed_tokens\.|layers\.\d{1,6}\.|norm\.).+")
 _HEAD = re.compile(_WRAPS + r"(lm_head\..+)")
 _USUAL = "model."
+_EXPERTS = re.compile(r"\.mlp\.experts\.((?:gate|up|down)_proj\.)")
 
 
 def canonical_names(names: Iterable[str]) -> Mapping[str, str]:
     """Stored name → canonical name, for the tensors of the decoder; the others are not in it."""
     known = list(names)
     prefix = _prefix(known)
-    found = {name: _USUAL + name[len(prefix) :] for name in known if _is_part(name, prefix)}
+    found = {name: _USUAL + _stacked(name[len(prefix) :]) for name in known if _is_part(name, prefix)}
     return found | _heads(known)
+
+
+def _stacked(name: str) -> str:
+    """All experts of a projection in one, which MLX calls otherwise in some families."""
+    return _EXPERTS.sub(r".mlp.switch_mlp.\1", name)
 
 
 def _prefix(names: list[str]) -> str:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 from together.errors import BrokenModel
@@ -20,8 +21,11 @@ from together.models.folder import (
     title,
     unreadable,
 )
+from together.models.form import PUBLISHED
+from together.models.gguf.sources import is_imported, weights_file
 from together.models.headers import FileHeader, Headers, TensorInfo
 from together.models.manifest import CONFIG, Manifest, is_shard, read_manifest
+from together.models.matrices import is_stored
 from together.models.names import (
     EMBED_UNIT,
     HEAD,
@@ -45,7 +49,8 @@ class Published:
     name: str
     revision: str
     fingerprint: str  # sha256, in hex
-    headers: tuple[FileHeader, ...]
+    headers: tuple[FileHeader, ...]  # of the files that hold the weights in this form
+    form: str = PUBLISHED
 
 
 def read_published(folder: Path, name: str = "") -> Published:
@@ -55,7 +60,7 @@ def read_published(folder: Path, name: str = "") -> Published:
     """
     if is_shard(folder):
         manifest = read_manifest(folder)
-        return Published(manifest.name, manifest.revision, manifest.fingerprint, manifest.headers)
+        return Published(manifest.name, manifest.revision, manifest.fingerprint, manifest.stored, manifest.form)
     config, headers = read_bytes(folder, CONFIG), checkpoint_headers(folder)
     digest = fingerprint_of(config, with_samples(headers))
     return Published(name or folder_name(folder), folder_revision(folder), digest, headers)
@@ -66,7 +71,13 @@ def all_tensors(folder: Path) -> tuple[TensorInfo, ...]:
 
     Of a shard folder too, which has only some of them: `tensors_for` knows where those lie.
     """
-    return tensors_of(read_manifest(folder).headers if is_shard(folder) else checkpoint_headers(folder))
+    if is_shard(folder):
+        return tensors_of(read_manifest(folder).stored)
+    tensors = tensors_of(checkpoint_headers(folder))
+    if not is_imported(folder):
+        return tensors
+    files = {name: weights_file(folder, name) for name in {tensor.file.name for tensor in tensors}}
+    return tuple(replace(tensor, file=files[tensor.file.name]) for tensor in tensors)
 
 
 def tensors_of(headers: Iterable[FileHeader]) -> tuple[TensorInfo, ...]:
@@ -96,7 +107,7 @@ def tensors_for(folder: Path, layers: LayerRange, total: int, home: Path) -> tup
         manifest = read_manifest(folder)
         return shard_tensors(folder, manifest, units_for(manifest, layers), home)
     tensors = all_tensors(folder)
-    tied = HEAD not in {tensor.name for tensor in tensors}
+    tied = not is_stored(HEAD, {tensor.name for tensor in tensors})
     units = _units(layers, total, tied=tied)
     return tuple(tensor for tensor in tensors if unit_of(tensor.name) in units)
 
@@ -109,17 +120,46 @@ def _units(layers: LayerRange, total: int, *, tied: bool) -> set[str]:
 
 
 def read_into(tensor: TensorInfo, target: memoryview) -> None:
-    """Read a tensor's bytes into `target` (`tensor.nbytes` writable bytes). Raises BrokenModel if the file changed."""
+    """Read a plain tensor, as it was published, into `target` (`tensor.nbytes` writable bytes).
+
+    Raises BrokenModel if the file changed, or for a norm of a GGUF file in another dtype than theirs.
+    """
+    read_stored(tensor, target)
+    if tensor.heads or tensor.larger:
+        from together.models.gguf.rows import publish  # numpy: who only reads headers has no use for it
+
+        publish(tensor, target)
+
+
+def read_stored(tensor: TensorInfo, target: memoryview) -> None:
+    """Read a tensor's bytes as they lie. Raises BrokenModel if the file changed."""
     assert target.nbytes == tensor.nbytes
+    _read_runs(tensor, (tensor.start,), tensor.nbytes, target)
+
+
+def read_columns(tensor: TensorInfo, start: int, stop: int, target: memoryview) -> None:
+    """Read from `start` to `stop` of a matrix's second axis, row after row. Raises BrokenModel if the file changed."""
+    rows, columns = tensor.shape
+    width, size = tensor.nbytes // rows, tensor.nbytes // rows // columns
+    if stop - start == columns:
+        return read_stored(tensor, target)
+    first = tensor.start + start * size
+    return _read_runs(tensor, range(first, first + rows * width, width), (stop - start) * size, target)
+
+
+def _read_runs(tensor: TensorInfo, starts: Iterable[int], size: int, target: memoryview) -> None:
+    """Runs of `size` bytes of the tensor's file, one after the other."""
     try:
         with tensor.file.open("rb", buffering=0) as stream:
-            stream.seek(tensor.start)
-            done = 0
-            while done < tensor.nbytes:
-                count = stream.readinto(target[done:])
-                if not count:
-                    raise broken(tensor.file, "it ends within tensor {tensor}", tensor=quoted(tensor.name))
-                done += count
+            done = end = 0
+            for start in starts:
+                stream.seek(start)
+                end += size
+                while done < end:
+                    count = stream.readinto(target[done:end])
+                    if not count:
+                        raise broken(tensor.file, "it ends within tensor {tensor}", tensor=quoted(tensor.name))
+                    done += count
     except OSError as error:
         raise unreadable(tensor.file, error) from error
 
@@ -309,7 +349,7 @@ def _digest(folder: Path, unit: Unit, home: Path) -> str:
     kept, key = Digests(home), _key(folder, unit)
     names = [unit.name] if is_shard(folder) else sorted({piece.file for piece in unit.pieces})
     try:
-        stamp = stamp_of([inside(folder, name) for name in names])
+        stamp = stamp_of([weights_file(folder, name) for name in names])
     except OSError as error:
         raise unreadable(folder / names[0], error) from error
     digest = kept.get(key, stamp)
@@ -325,11 +365,12 @@ def _key(folder: Path, unit: Unit) -> str:
 
 
 def _chunks(folder: Path, spans: Iterable[bytes | ByteRange]) -> Iterator[bytes]:
+    places = cache(partial(weights_file, folder))  # a unit has hundreds of ranges of a file
     for span in spans:
         if isinstance(span, bytes):
             yield from (span[i : i + CHUNK] for i in range(0, len(span), CHUNK))
         else:
-            yield from _piece(inside(folder, span.file), span)
+            yield from _piece(places(span.file), span)
 
 
 def _piece(file: Path, piece: ByteRange) -> Iterator[bytes]:

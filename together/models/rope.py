@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
+from math import isclose, isfinite, log
 from typing import Any
 
-from together.errors import BrokenModel, UnsupportedModel
+from together.errors import UnsupportedModel
+from together.models.family import FULL, SLIDING, Family
+from together.models.values import MOST_SHOWN, bad_value
 from together.wording import quoted
 
-FULL, SLIDING = "full_attention", "sliding_attention"
 _LENGTH = "original_max_position_embeddings"
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # what each needs, and what it may have
     "default": ((), ()),
@@ -25,25 +26,20 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # what each needs
         ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
     ),
 }
-_THETA = 10_000.0
-MOST_SHOWN = 60  # characters of a value in an error
-_GEMMA_THETA = 1_000_000.0  # of the layers that see everything
 
 
-def rope_parameters(name: str, config: Mapping[str, Any], family: str, context: int) -> dict[str, Any]:
-    """Checked parameters: one set, or for Gemma one per kind of layer. Raises UnsupportedModel or BrokenModel."""
+def rope_parameters(name: str, config: Mapping[str, Any], family: Family, context: int) -> dict[str, Any]:
+    """Checked parameters: one set, or one for each kind of layer. Raises UnsupportedModel or BrokenModel."""
     new, old = (_table(name, config, key) for key in ("rope_parameters", "rope_scaling"))
     given = old or new
-    reader = _Reader(name, config, context)
-    if family == "gemma3_text":
+    reader = _Reader(name, config, context, family)
+    if family.ropes:
         sets = given if _nested(given) else {FULL: given, SLIDING: {}}
         full, local = (_table(name, sets, kind) for kind in (FULL, SLIDING))
         if old and _nested(new):  # one scaling beside the sets of a newer file
             full, local = {**_table(name, new, FULL), **full}, _table(name, new, SLIDING) or local
-        return {
-            SLIDING: reader.read(local, "rope_local_base_freq", _THETA),
-            FULL: reader.read(full, "rope_theta", _GEMMA_THETA),
-        }
+        given_sets = {SLIDING: local, FULL: full}
+        return {kind: reader.read(given_sets[kind], base, theta) for kind, (base, theta) in family.ropes.items()}
     if _nested(given):
         each = [_table(name, given, kind) for kind in (FULL, SLIDING) if given.get(kind)]
         if any(one != each[0] for one in each):
@@ -51,7 +47,7 @@ def rope_parameters(name: str, config: Mapping[str, Any], family: str, context: 
                 "{model} has other rope for some layers, which does not run here in this family", model=name
             )
         given = each[0] if each else {}
-    return reader.read({**new, **old} if not _nested(new) else given, "rope_theta", _THETA)
+    return reader.read({**new, **old} if not _nested(new) else given, "rope_theta", family.theta)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +55,19 @@ class _Reader:
     name: str
     config: Mapping[str, Any]
     context: int
+    family: Family
 
     def read(self, given: Mapping[str, Any], base: str, theta: float) -> dict[str, Any]:
         """One set; `base` is where older files have its theta."""
         kind = given.get("rope_type") or given.get("type") or "default"
-        if not isinstance(kind, str) or kind not in KINDS:
+        if not isinstance(kind, str) or kind not in self.family.rope_kinds:
             raise UnsupportedModel(
                 "{model} scales its rope by {kind}, which does not run here; {kinds} do",
                 model=self.name,
                 kind=quoted(kind, MOST_SHOWN),
-                kinds=tuple(KINDS),
+                kinds=self.family.rope_kinds,
             )
-        part = given.get("partial_rotary_factor", self.config.get("partial_rotary_factor"))
-        if part not in (None, 1):
-            raise UnsupportedModel(
-                "{model} turns a part of each head by rope, which does not run here", model=self.name
-            )
+        part = self._part(given)
         needed, more = KINDS[kind]
         known = {key: given[key] for key in (*needed, *more) if given.get(key) is not None}
         for key in ("mscale", "mscale_all_dim"):
@@ -85,7 +78,27 @@ class _Reader:
         if kind == "yarn" and "factor" not in known:
             known["factor"] = self.context / self._number(known, _LENGTH)
         found = {key: self._number(known, key) for key in (*needed, *more) if key in known or key in needed}
-        return {"rope_type": kind, "rope_theta": self._theta(given, base, theta), **found}
+        if kind == "yarn" and _is_usual(found):
+            del found["attention_factor"]
+        return {"rope_type": kind, "rope_theta": self._theta(given, base, theta), **part, **found}
+
+    def _part(self, given: Mapping[str, Any]) -> dict[str, float]:
+        """The part of each head that is turned, where that is not all of it."""
+        asked = given.get("partial_rotary_factor", self.config.get("partial_rotary_factor"))
+        if asked is None and self.config.get(self.family.rotary_width) is not None:
+            asked = self._number(self.config, self.family.rotary_width) / self._number(
+                {"head_dim": self.config.get("head_dim") or self.family.counts["head_dim"]}, "head_dim"
+            )
+        part = self.family.rotary if asked is None else asked
+        if part == 1:
+            return {}
+        if not self.family.rotaries:
+            raise UnsupportedModel(
+                "{model} turns a part of each head by rope, which does not run here", model=self.name
+            )
+        if type(part) not in (int, float) or not 0 < part <= 1:
+            raise bad_value(self.name, "partial_rotary_factor", part)
+        return {"partial_rotary_factor": float(part)}
 
     def _theta(self, given: Mapping[str, Any], base: str, usual: float) -> float:
         values = (given.get("rope_theta"), self.config.get(base), usual)
@@ -100,14 +113,12 @@ class _Reader:
         return value if key == _LENGTH else float(value)
 
 
-def bad_value(model: str, key: str, value: object) -> BrokenModel:
-    """The error for a value of config.json that is none."""
-    return BrokenModel(
-        "config.json of {model} has {key} = {value}; take config.json from where the model was published",
-        model=model,
-        key=key,
-        value=quoted(value, MOST_SHOWN),
-    )
+def _is_usual(yarn: Mapping[str, Any]) -> bool:
+    """Whether YaRN's attention_factor, which MLX does not take, is what follows from its factor anyway."""
+    given = yarn.get("attention_factor")
+    if given is None or {"mscale", "mscale_all_dim"} <= yarn.keys():
+        return False
+    return isclose(given, 0.1 * log(max(yarn["factor"], 1.0)) + 1.0, rel_tol=1e-9)
 
 
 def _nested(given: Mapping[str, Any]) -> bool:

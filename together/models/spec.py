@@ -9,21 +9,50 @@ from pathlib import Path
 from typing import Any
 
 from together.errors import BrokenModel
-from together.models.config import TOY, effective, quantization_of, require_family, text_config
+from together.models.config import TOY, effective, require_family, text_config
+from together.models.families import BY_NAME
+from together.models.family import usual_state
 from together.models.folder import folder_name, folder_revision, read_json
+from together.models.form import PUBLISHED
+from together.models.gguf.families import as_stored
+from together.models.gguf.kinds import PACKINGS
 from together.models.headers import TensorInfo
-from together.models.layout import PLAIN, check_tensors, misshapen, missing, needs, quantized, stored_as
+from together.models.layout import (
+    check_tensors,
+    has_scales,
+    is_stacked,
+    misshapen,
+    missing,
+    needs,
+    quantized,
+    stored_as,
+)
 from together.models.manifest import CONFIG, is_shard, read_manifest
+from together.models.matrices import (
+    PLAIN,
+    Matrices,
+    PackedMatrix,
+    PartWeights,
+    ScaledMatrix,
+    Shape,
+    is_stored,
+    weights_of,
+)
 from together.models.names import EMBED, HEAD, NORM, layer_of
+from together.models.orders import check_orders
+from together.models.packing import Packing
+from together.models.quantization import Zeros, declared_groups, foreign_quantization, zeros_of
 from together.models.reading import Published, read_published, tensors_for, tensors_of
-from together.types import DTYPE_BYTES, Dtype, LayerRange, ModelRef
+from together.models.recognise import check_groups, find_matrices
+from together.models.state import LayerState, endless
+from together.types import DTYPE_BYTES, Dtype, LayerRange, ModelRef, PackedAs, model_key
 
 _CONFIG_DTYPES: dict[str, Dtype] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Shapes and sizes of one checkpoint. Counts are elements; `windows` has one entry per layer."""
+    """Shapes and sizes of one checkpoint; `layer_weights` and `windows` have one entry per layer."""
 
     name: str
     family: str
@@ -35,39 +64,74 @@ class ModelSpec:
     kv_heads: int
     head_dim: int
     context: int
-    dtype: Dtype  # of the checkpoint: what most of its elements are stored in
+    dtype: Dtype  # of the checkpoint: what most of its plain elements are stored in
     tied: bool  # the LM head is the embedding: there is no head tensor
-    layer_params: tuple[int, ...]
-    embed_params: int
-    norm_params: int
-    head_params: int  # 0 where tied
-    windows: tuple[int | None, ...]  # tokens a sliding layer sees; None: full attention
-    quantization: str | None  # its name, such as gptq or fp8; None where weights are plain
+    layer_weights: tuple[PartWeights, ...]
+    embed_weights: PartWeights
+    norm_weights: PartWeights
+    head_weights: PartWeights  # none where tied
+    states: tuple[LayerState, ...]  # what each layer keeps of a sequence
+    quantization: str | None  # the name of one that does not run here, such as gptq or fp8
     fingerprint: str  # sha256, in hex
     revision: str = ""  # the hub's commit, where that is known
+    form: str = PUBLISHED  # see models/form.py
+
+    @property
+    def packings(self) -> tuple[Packing, ...]:
+        """How its quantized matrices are packed, the most weights first; none where all are plain."""
+        counts = dict(self.stage_weights(LayerRange(0, self.layers)).packed)
+        return tuple(sorted(counts, key=lambda packing: -counts[packing]))
+
+    @property
+    def scaled(self) -> bool:
+        """Whether some of its matrices are stored in 8-bit floats, and held plain."""
+        return any(weights.scaled for weights in (*self.layer_weights, self.embed_weights, self.head_weights))
+
+    def packed_as(self, *, exact: bool = False) -> PackedAs:
+        """How most weights of its layers are packed, and its LM head, which may be the embedding."""
+        head = self.embed_weights if self.tied else self.head_weights
+        return PackedAs(sum(self.layer_weights, PartWeights()).most, head.most, exact)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Tokens that each layer sees, where it slides; None: full attention."""
+        return tuple(state.window for state in self.states)
 
     @property
     def kv_elements_per_token_per_layer(self) -> int:
-        return 2 * self.kv_heads * self.head_dim
+        """Of the layer that keeps most."""
+        return max(state.per_token for state in self.states)
 
     def stage_bytes(self, layers: LayerRange, dtype: Dtype) -> int:
-        """Bytes of the weights of one stage in `dtype`: its layers, embedding if first, norm and head if last."""
+        """Bytes of the weights of one stage, its plain ones in `dtype`, the packed ones as they are stored."""
+        return self.stage_weights(layers).nbytes(dtype)
+
+    def stage_weights(self, layers: LayerRange) -> PartWeights:
+        """What a stage holds: its layers, embedding if first, norm and head if last."""
         self._check(layers)
         first, last = layers.start == 0, layers.stop == self.layers
-        params = sum(self.layer_params[layers.start : layers.stop])
-        if first or (last and self.tied):
-            params += self.embed_params
-        if last:
-            params += self.norm_params + self.head_params
-        return params * DTYPE_BYTES[dtype]
+        found = sum(self.layer_weights[layers.start : layers.stop], PartWeights())
+        if last and self.tied:  # the head is multiplied; a first stage looks rows up in the same matrix
+            found += replace(self.embed_weights, picked=())
+        elif first:
+            found += self.embed_weights
+        return found + self.norm_weights + self.head_weights if last else found
 
     def kv_bytes_per_token(self, layers: LayerRange, dtype: Dtype) -> int:
         """KV cache bytes that one token takes in these layers; sliding layers count like full ones."""
         self._check(layers)
-        return len(layers) * self.kv_elements_per_token_per_layer * DTYPE_BYTES[dtype]
+        return sum(state.per_token for state in self.states[layers.start : layers.stop]) * DTYPE_BYTES[dtype]
+
+    def excerpt(self, first: int, count: int, layers: int) -> ModelSpec:
+        """A model of `layers`, whose layers from 1 on keep what `count` of these do from `first` on, but no windows.
+
+        For trials with a part of a model, on prompts that are shorter than any window.
+        """
+        kept = tuple(map(endless, self.states[first : first + count]))
+        return replace(self, layers=layers, states=(self.states[0], *kept))
 
     def ref(self, folder: Path) -> ModelRef:
-        return ModelRef(self.name, str(folder), self.fingerprint, self.layers, self.revision)
+        return ModelRef(self.name, str(folder), self.fingerprint, self.layers, self.revision, self.form)
 
     def _check(self, layers: LayerRange) -> None:
         assert layers.stop <= self.layers, f"layers {layers} of {self.layers}"
@@ -75,11 +139,14 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A spec with what it was made from: the effective configuration, and all tensors by canonical name."""
+    """A spec with the effective configuration that it was made from; tensors and matrices have canonical names."""
 
     spec: ModelSpec
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
+    matrices: Matrices
+    zeros: Zeros
+    groups: frozenset[int]  # that config.json declares, as `declared_groups` has them
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -98,6 +165,8 @@ def read_runnable(folder: Path, name: str = "") -> ModelSpec:
     """
     found = described(folder, read_published(folder, name))
     require_runnable(found)
+    if not is_shard(folder):
+        check_orders(found.spec.name, found.matrices)
     return found.spec
 
 
@@ -105,11 +174,12 @@ def require_runnable(found: Described) -> None:
     """Raises as `read_runnable` does."""
     if found.spec.family != TOY:
         require_plain(found.spec)
-        check_tensors(found.spec.name, found.config, found.tensors)
+        check_tensors(found.spec.name, found.config, found.tensors, found.zeros)
+        check_groups(found.spec.name, found.matrices.packed.values(), found.groups)
 
 
 def require_plain(spec: ModelSpec) -> None:
-    """Raises UnsupportedModel for a family or for weights that no back end runs."""
+    """Raises UnsupportedModel for a family or a quantization that no back end runs."""
     require_family(spec.name, spec.family)
     if spec.quantization is not None:
         raise quantized(spec.name, spec.quantization)
@@ -117,25 +187,35 @@ def require_plain(spec: ModelSpec) -> None:
 
 def described(folder: Path, published: Published) -> Described:
     """What the model in `folder` is, whose files were read already. Raises UnsupportedModel or BrokenModel."""
-    shape, config = _shape(folder, read_json(folder, CONFIG), published.name, published.revision)
-    tensors = {tensor.name: tensor for tensor in tensors_of(published.headers)}
-    _check_ends(shape, tensors)
-    needed = tensors
+    words = read_json(folder, CONFIG)
+    shape, config = shape_of(published.name, words, published.revision)
+    tensors, zeros = {tensor.name: tensor for tensor in tensors_of(published.headers)}, zeros_of(words)
+    shapes: Mapping[str, Shape] = {}
+    needed, found = tensors, Matrices({})
     if shape.family != TOY:
-        wanted = needs(config, head=True)
-        needed = {name: tensor for name, tensor in tensors.items() if name in wanted}
+        shapes = needs(config, head=True, stacked=is_stacked(tensors))
+        found = find_matrices(shapes, tensors, zeros)
+        needed = _needed(shapes, tensors, found)
+    weights = weights_of(needed.values(), found)
+    _check_ends(shape, tensors, weights)
     spec = replace(
         shape,
-        dtype=_dtype(needed),
-        tied=HEAD not in tensors,
-        layer_params=_layer_params(shape, needed),
-        embed_params=tensors[EMBED].elements,
-        norm_params=tensors[NORM].elements,
-        head_params=tensors[HEAD].elements if HEAD in tensors else 0,
-        quantization=shape.quantization or _stored_quantized(needed, tensors),
+        dtype=_dtype(needed) or shape.dtype,
+        tied=not is_stored(HEAD, tensors),
+        layer_weights=_layer_weights(shape, weights),
+        embed_weights=weights[EMBED],
+        norm_weights=weights[NORM],
+        head_weights=weights.get(HEAD, PartWeights()),
+        quantization=shape.quantization or _stored_quantized(needed, tensors, found),
         fingerprint=published.fingerprint,
+        form=published.form,
     )
-    return Described(spec, config, tensors)
+    return Described(spec, config, tensors, found, zeros, declared_groups(words))
+
+
+def _needed(shapes: Mapping[str, Shape], tensors: Mapping[str, TensorInfo], found: Matrices) -> dict[str, TensorInfo]:
+    parts = found.parts
+    return {name: tensor for name, tensor in tensors.items() if name in shapes or name in parts}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -144,21 +224,48 @@ def read_config(folder: Path) -> dict[str, Any]:
     return effective(_name(folder)[0], published)
 
 
-def needed_tensors(folder: Path, layers: LayerRange, home: Path) -> tuple[TensorInfo, ...]:
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What a stage reads: plain tensors, and quantized matrices by their names."""
+
+    plain: tuple[TensorInfo, ...]
+    packed: dict[str, PackedMatrix]
+    scaled: dict[str, ScaledMatrix]
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """All of them, with the parts of matrices."""
+        packed = (tensor for matrix in self.packed.values() for tensor in matrix.tensors)
+        scaled = (tensor for matrix in self.scaled.values() for tensor in matrix.tensors)
+        return (*self.plain, *packed, *scaled)
+
+
+def needed_tensors(folder: Path, layers: LayerRange, home: Path) -> Needed:
     """What a stage of `layers` reads: `tensors_for` without what no layer needs. Raises as that and `read_config`."""
-    config = read_config(folder)
-    wanted = needs(config, head=True)
-    found = tensors_for(folder, layers, config["num_hidden_layers"], home)
-    return tuple(tensor for tensor in found if tensor.name in wanted)
+    words = read_json(folder, CONFIG)
+    config = effective(_name(folder)[0], words)
+    stored = tensors_for(folder, layers, config["num_hidden_layers"], home)
+    return needed_of(config, {tensor.name: as_stored(config, tensor) for tensor in stored}, zeros_of(words))
+
+
+def needed_of(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], zeros: Zeros) -> Needed:
+    """What layers need of these tensors; `config` is the effective one."""
+    shapes = needs(config, head=True, stacked=is_stacked(tensors))
+    found = find_matrices(shapes, tensors, zeros)
+    parts = found.parts
+    plain = tuple(tensor for name, tensor in tensors.items() if name in shapes and name not in parts)
+    return Needed(plain, found.packed, found.scaled)
 
 
 def read_shape(folder: Path) -> ModelSpec:
     """What config.json alone says; parameter counts are 0 and the fingerprint is empty. Raises as `read_spec` does."""
-    published = read_json(folder, CONFIG)
-    return _shape(folder, published, *_name(folder))[0]
+    published = read_json(folder, CONFIG)  # first: a manifest checks this file, in other words
+    name, revision = _name(folder)
+    return shape_of(name, published, revision)[0]
 
 
-def _shape(folder: Path, published: dict[str, Any], name: str, revision: str) -> tuple[ModelSpec, dict[str, Any]]:
+def shape_of(name: str, published: dict[str, Any], revision: str = "") -> tuple[ModelSpec, dict[str, Any]]:
+    """What a config.json alone says, as `read_shape`, and the effective configuration."""
     config = effective(name, published)
     layers = config["num_hidden_layers"]
     spec = ModelSpec(
@@ -174,12 +281,12 @@ def _shape(folder: Path, published: dict[str, Any], name: str, revision: str) ->
         context=config["max_position_embeddings"],
         dtype=_config_dtype(published),
         tied=config["tie_word_embeddings"],
-        layer_params=(0,) * layers,
-        embed_params=0,
-        norm_params=0,
-        head_params=0,
-        windows=_windows(config),
-        quantization=quantization_of(published),
+        layer_weights=(PartWeights(),) * layers,
+        embed_weights=PartWeights(),
+        norm_weights=PartWeights(),
+        head_weights=PartWeights(),
+        states=_states(config),
+        quantization=foreign_quantization(published),
         fingerprint="",
         revision=revision,
     )
@@ -199,9 +306,15 @@ def fingerprint(folder: Path) -> str:
     return read_published(folder).fingerprint
 
 
+def key_in(folder: Path) -> str:
+    """Names the very bytes of the model in `folder`: its fingerprint, with its form."""
+    found = read_published(folder)
+    return model_key(found.fingerprint, found.form)
+
+
 # --- config.json ------------------------------------------------------------------------------------------------------
 
-_INNER = ("hidden_size", "intermediate_size", "moe_intermediate_size")
+_INNER = ("hidden_size", "intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
 
 
 def _config_dtype(published: dict[str, Any]) -> Dtype:
@@ -210,34 +323,34 @@ def _config_dtype(published: dict[str, Any]) -> Dtype:
     return next((_CONFIG_DTYPES[word] for word in words if isinstance(word, str) and word in _CONFIG_DTYPES), "bf16")
 
 
-def _windows(config: dict[str, Any]) -> tuple[int | None, ...]:
-    """Each layer's sliding window."""
-    window, layers = config.get("sliding_window"), config["num_hidden_layers"]
-    kinds = config.get("layer_types", ["sliding_attention"] * layers)
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+def _states(config: dict[str, Any]) -> tuple[LayerState, ...]:
+    """The toy keeps what attention would."""
+    state = usual_state if config["model_type"] == TOY else BY_NAME[config["model_type"]].state
+    return tuple(state(config, layer) for layer in range(config["num_hidden_layers"]))
 
 
 # --- headers ----------------------------------------------------------------------------------------------------------
 
 
-def _check_ends(spec: ModelSpec, tensors: dict[str, TensorInfo]) -> None:
+def _check_ends(spec: ModelSpec, tensors: Mapping[str, TensorInfo], weights: Mapping[str, PartWeights]) -> None:
     wanted = {EMBED: (spec.vocab_size, spec.hidden_size), NORM: (spec.hidden_size,)}
     for key, shape in wanted.items():
-        if key not in tensors:
-            raise missing(spec.name, key, tensors)
-        found = tensors[key]
-        if found.dtype in PLAIN and found.shape != shape:
+        if key not in weights:
+            raise missing(spec.name, key, tensors, shape)
+        found = tensors.get(key)
+        if found is not None and found.dtype in PLAIN and found.shape != shape:
             raise misshapen(spec.name, found, shape)
 
 
-def _layer_params(spec: ModelSpec, tensors: dict[str, TensorInfo]) -> tuple[int, ...]:
-    counts = [0] * spec.layers
-    for tensor in tensors.values():
-        layer = layer_of(tensor.name)
-        if layer is not None and layer < spec.layers:
-            counts[layer] += tensor.elements
-    if 0 in counts:
-        layer = counts.index(0)
+def _layer_weights(spec: ModelSpec, weights: dict[str, PartWeights]) -> tuple[PartWeights, ...]:
+    found: dict[int, list[PartWeights]] = {}
+    for name, each in weights.items():
+        layer = layer_of(name)
+        if layer is not None:
+            found.setdefault(layer, []).append(each)
+    sums = [sum(found.get(layer, ()), PartWeights()) for layer in range(spec.layers)]
+    if PartWeights() in sums:
+        layer = sums.index(PartWeights())
         raise BrokenModel(
             "{model} has no tensors for layer {layer} of the {layers} in config.json; get this model again, or choose "
             "one whose layers are as published",
@@ -245,18 +358,31 @@ def _layer_params(spec: ModelSpec, tensors: dict[str, TensorInfo]) -> tuple[int,
             layer=layer,
             layers=spec.layers,
         )
-    return tuple(counts)
+    return tuple(sums)
 
 
-def _dtype(tensors: dict[str, TensorInfo]) -> Dtype:
+def _dtype(tensors: dict[str, TensorInfo]) -> Dtype | None:
+    """What most plain elements are stored in.
+
+    Norms of GGUF files do not count, nor routers beside blocks: they are in fp32 whatever the model is.
+    """
     elements: Counter[Dtype] = Counter()
+    blocks = any(tensor.gguf and tensor.dtype not in PLAIN for tensor in tensors.values())
     for tensor in tensors.values():
-        if tensor.dtype in PLAIN:
+        always = tensor.gguf and (len(tensor.shape) < 2 or (blocks and tensor.dtype == "F32"))
+        if tensor.dtype in PLAIN and not always:
             elements[PLAIN[tensor.dtype]] += tensor.elements
-    return elements.most_common(1)[0][0] if elements else "bf16"
+    return elements.most_common(1)[0][0] if elements else None
 
 
-def _stored_quantized(needed: Mapping[str, TensorInfo], tensors: Mapping[str, TensorInfo]) -> str | None:
-    """Needed matrices in a dtype that is none of ours were quantized, whatever config.json says."""
-    odd = next((t for t in needed.values() if t.dtype not in PLAIN and len(t.shape) > 1), None)
-    return stored_as(odd, tensors) if odd else None
+def _stored_quantized(
+    needed: Mapping[str, TensorInfo], tensors: Mapping[str, TensorInfo], found: Matrices
+) -> str | None:
+    """Needed matrices in a dtype that is none of ours were quantized, whatever config.json says.
+
+    Blocks of a known type that are in no matrix of ours have a wrong shape, which is for `check_tensors` to say.
+    """
+    parts, known = found.parts, PLAIN.keys() | PACKINGS.keys()
+    odd = (t for t in needed.values() if t.dtype not in known and len(t.shape) > 1 and t.name not in parts)
+    first = next((tensor for tensor in odd if not has_scales(tensor.name, tensors)), None)
+    return stored_as(first, tensors) if first else None

@@ -8,16 +8,19 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from together.errors import BrokenModel
-from together.models.config import MAX_LAYERS, quantization_of, text_config
+from together.errors import BrokenModel, UnsupportedModel
+from together.models.config import TOY, text_config
+from together.models.family import MAX_LAYERS
 from together.models.headers import TensorInfo
-from together.models.layout import PLAIN
+from together.models.layout import layer_params
+from together.models.matrices import PLAIN, Matrices
 from together.models.names import is_computed
-from together.models.rope import MOST_SHOWN
-from together.models.spec import ModelSpec
+from together.models.quantization import quantization_of
+from together.models.spec import ModelSpec, shape_of
+from together.models.values import MOST_SHOWN
 from together.types import DTYPE_BYTES
 from together.wording import cut
 
@@ -30,8 +33,9 @@ _ENDS = {
     "norm": re.compile(r"(?:^|\.)(?:norm|ln_f|final_layer_?norm)\."),
     "head": re.compile(r"(?:^|\.)(?:lm_head|embed_out|output)\."),
 }
-_EXPERT = ".experts."
+_EXPERTS = (".experts.", ".switch_mlp.")
 _QUANTIZED_EXTRAS = re.compile(r"(?:scales?|biases|qzeros|zeros|g_idx|scale_inv|absmax|quant_map)$")
+_NONE = Matrices({})
 _KEYS = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
@@ -40,6 +44,7 @@ _KEYS = {
     "kv_heads": ("num_key_value_heads",),
     "head_dim": ("head_dim",),
     "context": ("max_position_embeddings", "n_positions", "max_sequence_length"),
+    "inner_size": ("intermediate_size", "moe_intermediate_size", "n_inner"),
     "experts": ("num_experts", "num_local_experts", "n_routed_experts"),
     "experts_per_token": ("num_experts_per_tok", "num_experts_per_token", "moe_top_k"),
 }
@@ -69,6 +74,7 @@ class Summary:
     other: Sizes  # what no decoder layer has: vision towers, draft layers
     family: str
     hidden_size: int | None
+    inner_size: int | None
     vocab_size: int | None
     heads: int | None
     kv_heads: int | None
@@ -80,20 +86,26 @@ class Summary:
     experts: int | None
     experts_per_token: int | None
     kv_bytes_per_token_per_layer: int | None
+    scaled: bool = False  # matrices in 8-bit floats, which are held in 16 bits
 
     @property
     def parts(self) -> tuple[Sizes, ...]:
         return (self.embed, *self.layers, self.norm, self.head, self.other)
 
 
-def summarize(config: dict[str, Any], tensors: Iterable[TensorInfo], spec: ModelSpec | None) -> Summary:
-    """Add up a model. `spec`, where the family runs here, knows better what a config leaves out."""
+def summarize(
+    config: dict[str, Any],
+    tensors: Iterable[TensorInfo],
+    spec: ModelSpec | None,
+    matrices: Matrices = _NONE,
+) -> Summary:
+    """Add up a model. `spec` and `matrices`, where the family runs here, know better what a config leaves out."""
     kept = [tensor for tensor in tensors if not is_computed(tensor.name)]
     numbers = _numbers(config)
     if spec is not None:
-        numbers |= {key: getattr(spec, key) for key in ("layers", "kv_heads", "head_dim", "context")}
-    quantization = spec.quantization if spec is not None else quantization_of(config)
-    parts = _parts(kept, numbers, _bits(config) if quantization else None)
+        numbers |= {key: getattr(spec, key) for key in ("layers", "kv_heads", "head_dim", "context", "inner_size")}
+    quantization = _quantization(config, spec, kept)
+    parts = _parts(kept, numbers, _elements(matrices), _bits(config) if quantization else None)
     for layer in [key for key in parts if spec is not None and isinstance(key, int) and key >= spec.layers]:
         parts["other"] = parts.get("other", Sizes()) + parts.pop(layer)  # draft layers that no text runs through
     head = parts.get("head", Sizes())
@@ -117,8 +129,43 @@ def summarize(config: dict[str, Any], tensors: Iterable[TensorInfo], spec: Model
         tied=head.bytes == 0,
         quantization=quantization,
         kv_bytes_per_token_per_layer=_kv_bytes(config, numbers, dtype),
+        scaled=spec is not None and spec.scaled,
         **{key: number for key, number in numbers.items() if key != "layers"},
     )
+
+
+def summarize_config(name: str, config: dict[str, Any]) -> Summary:
+    """A model of which nothing is there but its config.json, by the tensors that its family asks for.
+
+    Bytes are those of its dtype, or of the bits that a quantization names. Raises UnsupportedModel or BrokenModel.
+    """
+    spec, effective = shape_of(name, config)
+    if spec.family == TOY:
+        raise UnsupportedModel("{model} is a toy whose config.json says no sizes; give its whole folder", model=name)
+    width: float = DTYPE_BYTES[spec.dtype]
+    if bits := _bits(config):
+        width = bits / 8
+    layers = [layer_params(effective, layer) for layer in range(spec.layers)]
+    ends = spec.vocab_size * spec.hidden_size
+    end = Sizes(ends * DTYPE_BYTES[spec.dtype], ends * DTYPE_BYTES[spec.dtype], ends, ends)
+    empty = summarize(config, (), spec)
+    return replace(
+        empty,
+        layers=tuple(Sizes(round(all_ * width), round(used * width), all_, used) for all_, used in layers),
+        embed=end,
+        head=Sizes() if spec.tied else end,
+        tied=spec.tied,
+        dtype=spec.dtype,
+        kv_bytes_per_token_per_layer=spec.kv_elements_per_token_per_layer * DTYPE_BYTES[spec.dtype],
+    )
+
+
+def _quantization(config: dict[str, Any], spec: ModelSpec | None, tensors: list[TensorInfo]) -> str | None:
+    """What it is called: by the tensors where they are known, else by the configuration."""
+    if spec is None or not tensors:
+        return quantization_of(config)
+    packed = [*map(str, spec.packings), *([f"fp8, held in {spec.dtype}"] if spec.scaled else [])]
+    return "; ".join(packed) or spec.quantization
 
 
 def _numbers(config: dict[str, Any]) -> dict[str, int | None]:
@@ -137,18 +184,28 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 < value < 10**9
 
 
-def _parts(tensors: list[TensorInfo], numbers: dict[str, int | None], bits: int | None) -> dict[int | str, Sizes]:
+def _parts(
+    tensors: list[TensorInfo], numbers: dict[str, int | None], packed: dict[str, int], bits: int | None
+) -> dict[int | str, Sizes]:
     """Sizes by layer number, or by `embed`, `norm`, `head`, `other`."""
     experts, chosen = numbers["experts"], numbers["experts_per_token"]
     share = min(1.0, chosen / experts) if experts and chosen else 1.0
     sums: dict[int | str, list[float]] = {}
     for tensor in tensors:
-        params = _params(tensor, bits)
-        used = share if _EXPERT in tensor.name else 1.0
+        params = packed[tensor.key] if tensor.key in packed else _params(tensor, bits)
+        used = share if any(sign in tensor.name for sign in _EXPERTS) else 1.0
         total = sums.setdefault(_part(tensor.name), [0, 0, 0, 0])
         for i, amount in enumerate((tensor.nbytes, tensor.nbytes * used, params, params * used)):
             total[i] += amount
     return {key: Sizes(*map(round, total)) for key, total in sums.items()}
+
+
+def _elements(matrices: Matrices) -> dict[str, int]:
+    """Weights of every part of a quantized matrix, by its name in the file: its scales and the like are none."""
+    found = {each.scale.key: 0 for each in matrices.scaled.values()}
+    for matrix in (stored for each in matrices.packed.values() for stored in each.stored):
+        found |= {tensor.key: 0 for tensor in matrix.tensors[1:]} | {matrix.tensors[0].key: matrix.elements}
+    return found
 
 
 def _part(name: str) -> int | str:
@@ -166,8 +223,8 @@ def _params(tensor: TensorInfo, bits: int | None) -> int:
         return tensor.elements
     if _QUANTIZED_EXTRAS.search(tensor.name):
         return 0
-    packed = tensor.dtype in ("U32", "I32", "U8", "I8")
-    return tensor.nbytes * 8 // bits if packed else tensor.elements
+    holds_codes = tensor.dtype in ("U32", "I32", "U8", "I8")
+    return tensor.nbytes * 8 // bits if holds_codes else tensor.elements
 
 
 def _bits(config: dict[str, Any]) -> int | None:

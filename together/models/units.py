@@ -92,6 +92,11 @@ def units_of(headers: Sequence[FileHeader]) -> dict[str, Unit]:
 
     Tensors that no stage reads are in no unit; a tied model has no head. Tensors have their canonical names in units.
     """
+    return {name: _unit(name, tensors) for name, tensors in tensors_by_unit(headers).items()}
+
+
+def tensors_by_unit(headers: Sequence[FileHeader]) -> dict[str, list[tuple[int, TensorInfo]]]:
+    """Every unit's tensors under their canonical names, each with the place of its file among the headers."""
     tensors: dict[str, list[tuple[int, TensorInfo]]] = {}
     names = canonical_names(tensor.name for header in headers for tensor in header.tensors)
     for index, header in enumerate(headers):
@@ -101,7 +106,7 @@ def units_of(headers: Sequence[FileHeader]) -> dict[str, Unit]:
             if known is not None and name is not None:
                 renamed = tensor if known == tensor.name else replace(tensor, name=known)
                 tensors.setdefault(name, []).append((index, renamed))
-    return {name: _unit(name, tensors[name]) for name in sorted(tensors, key=unit_order)}
+    return {name: tensors[name] for name in sorted(tensors, key=unit_order)}
 
 
 def samples_in(unit: Unit, taken: Mapping[str, Sequence[tuple[int, bytes]]]) -> tuple[Sample, ...]:
@@ -168,7 +173,8 @@ def _unit(name: str, tensors: list[tuple[int, TensorInfo]]) -> Unit:
     """Wide elements first, so that each tensor stays aligned; else in the order of files and bytes."""
     by_place = sorted_in_turns(tensors, _place)
     ordered = [tensor for _, tensor in by_place]
-    return Unit(name, _header(ordered), _pieces(ordered))
+    stored = [(tensor.name, tensor.written, tensor.shape, tensor.nbytes) for tensor in ordered]
+    return Unit(name, header_of(stored, {"format": "pt"}), _pieces(ordered))
 
 
 def _place(item: tuple[int, TensorInfo]) -> tuple[int, int, int, str]:
@@ -176,12 +182,13 @@ def _place(item: tuple[int, TensorInfo]) -> tuple[int, int, int, str]:
     return (-ELEMENT_BYTES.get(tensor.dtype, 1), index, tensor.start, tensor.name)
 
 
-def _header(tensors: Sequence[TensorInfo]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def header_of(tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:
+    """The header of a safetensors file of these tensors (name, dtype, shape, bytes), with its 8 length bytes."""
+    entries: dict[str, object] = {"__metadata__": metadata}
     position = 0
-    for tensor in tensors:
-        stop = position + tensor.nbytes
-        entries[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [position, stop]}
+    for name, dtype, shape, size in tensors:
+        stop = position + size
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, stop]}
         position = stop
     text = _compact(entries)
     text += b" " * (-len(text) % _ALIGNED)

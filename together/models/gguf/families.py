@@ -1,0 +1,64 @@
+"""Which families' GGUF files run here: their tensors under the names that all readers use. Pure.
+
+The tables are the families' own (`GgufNames`).
+
+Names are those of llama.cpp's `gguf-py/gguf/constants.py`; what its converter changes in the weights is undone: rows of
+queries and keys that it interleaves for its own rope, and norms that it stores one larger than they are published.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from together.models.families import BY_NAME
+from together.models.family import Family, GgufNames
+from together.models.headers import TensorInfo
+from together.models.names import EMBED, HEAD, NORM
+
+_BLOCK = re.compile(r"blk\.(\d{1,6})\.(\w+?)(?:\.(\d{1,6}))?\.(weight|bias)")
+_ENDS = {"token_embd.weight": EMBED, "output_norm.weight": NORM, "output.weight": HEAD}
+_ONE_BY_ONE = {"ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj"}
+FAMILIES: dict[str, Family] = {
+    family.gguf.architecture: family for family in BY_NAME.values() if family.gguf.architecture
+}
+
+
+def canonical_name(family: Family, stored: str) -> str:
+    """Of a tensor; one that no layer needs keeps its own."""
+    tensors = family.gguf.tensors
+    if stored in _ENDS:
+        return _ENDS[stored]
+    match = _BLOCK.fullmatch(stored)
+    if match is None:
+        return stored
+    layer, part, expert, end = match.groups()
+    if expert is not None and part in _ONE_BY_ONE and "ffn_gate_inp" in tensors:
+        return f"model.layers.{layer}.mlp.experts.{expert}.{_ONE_BY_ONE[part]}.{end}"
+    known = tensors.get(part) if expert is None else None
+    return stored if known is None else f"model.layers.{layer}.{known}.{end}"
+
+
+def as_stored(config: Mapping[str, object], tensor: TensorInfo) -> TensorInfo:
+    """A tensor with what its file did to it; `config` is the effective configuration."""
+    if not tensor.gguf:
+        return tensor
+    return replace(tensor, heads=_heads(config, tensor.name), larger=_is_larger(config, tensor.name))
+
+
+def _heads(config: Mapping[str, object], name: str) -> int:
+    path = name.rpartition(".")[0]
+    if not _names(config).interleaved or not path.endswith((".q_proj", ".k_proj")):
+        return 0
+    heads = config["num_attention_heads" if path.endswith("q_proj") else "num_key_value_heads"]
+    assert isinstance(heads, int)
+    return heads
+
+
+def _is_larger(config: Mapping[str, object], name: str) -> bool:
+    return _names(config).larger and name.endswith("norm.weight")
+
+
+def _names(config: Mapping[str, object]) -> GgufNames:
+    return BY_NAME[str(config["model_type"])].gguf
