@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from together.planning.ordered import Ordered
-from together.planning.problem import EXACT_NODES, Assignment, NodeProfile, Problem, Split
+from together.planning.problem import EXACT_NODES, Assignment, ModelSize, NodeProfile, Problem, Split
 from together.planning.recommend import recommend
 from together.planning.score import Score, score_of
 from together.planning.search import (
@@ -20,11 +20,9 @@ from together.planning.search import (
     speed_order,
     split_of,
 )
-from together.sentences import NOTHING, Sentence, say
+from together.sentences import NOTHING, Sentence, Value, say
 from together.types import LayerRange
-from together.wording import layers_text
 
-FOUR_BIT = 4.5 / 16  # of bf16's bytes: 4 bits a weight, and scales
 SHORTEST = 512  # tokens: no shorter context is suggested
 
 
@@ -64,9 +62,21 @@ def _placeable(problem: Problem) -> int:
     low, high = 0, problem.model.layers
     while high - low > 1:
         middle = (low + high) // 2
-        part = replace(problem.model, layer_bytes=problem.model.layer_bytes[:middle])
-        low, high = (middle, high) if _fits(replace(problem, model=part)) else (low, middle)
+        low, high = (middle, high) if _fits(_beginning(problem, middle)) else (low, middle)
     return low
+
+
+def _beginning(problem: Problem, layers: int) -> Problem:
+    """As if the model had only its first layers, with its head behind them."""
+    nodes = tuple(
+        replace(node, size=node.size and _shorter(node.size, layers), layer_ms=node.layer_ms[:layers])
+        for node in problem.nodes
+    )
+    return replace(problem, model=_shorter(problem.model, layers), nodes=nodes)
+
+
+def _shorter(size: ModelSize, layers: int) -> ModelSize:
+    return replace(size, layer_bytes=size.layer_bytes[:layers])
 
 
 def _suggestions(problem: Problem, missing: int, size: float) -> Iterator[Sentence]:
@@ -79,20 +89,23 @@ def _suggestions(problem: Problem, missing: int, size: float) -> Iterator[Senten
 
 
 def _smaller(problem: Problem) -> Iterator[Sentence]:
-    """A shorter context, fewer users, 4-bit weights; all three together where none is enough alone."""
+    """A shorter context, fewer users, quantized weights; all three together where none is enough alone."""
     context, users = problem.context, problem.users
-    less, fewer, packed = _context(problem), _users(problem), _four_bit(problem)
-    enough = packed is not None and _fits(packed)
+    less, fewer = _context(problem), _users(problem)
+    enough = next((option for option in problem.smaller if _fits(_in_size(problem, option.size))), None)
     if less is not None:
         yield say("less_context", context=context, less=less)
     if fewer is not None:
         yield say("fewer_users", users=users, fewer=fewer)
-    if packed is not None and enough:
-        yield say("four_bit", size=sum(problem.model.layer_bytes) - sum(packed.model.layer_bytes))
-    if less is None and fewer is None and packed is not None and not enough:
-        least = replace(packed, users=1, context=min(context, 4096))
-        if _fits(least):
-            yield say("least_model", context=least.context)
+    if enough is not None:
+        less_bytes = problem.model.weight_bytes - enough.size.weight_bytes
+        yield say("quantized", bits=enough.bits, size=less_bytes, option=enough.option)
+    if less is None and fewer is None and enough is None:
+        alone = replace(problem, users=1, context=min(context, 4096))
+        for option in problem.smaller:
+            if _fits(_in_size(alone, option.size)):
+                yield say("quantized_alone", bits=option.bits, context=alone.context, option=option.option)
+                return
 
 
 def _context(problem: Problem) -> int | None:
@@ -114,11 +127,9 @@ def _users(problem: Problem) -> int | None:
     return users or None
 
 
-def _four_bit(problem: Problem) -> Problem | None:
-    if not any(problem.model.layer_bytes):
-        return None
-    sizes = tuple(float(round(size * FOUR_BIT)) for size in problem.model.layer_bytes)
-    return replace(problem, model=replace(problem.model, layer_bytes=sizes))
+def _in_size(problem: Problem, size: ModelSize) -> Problem:
+    """With the model in other sizes, on every node."""
+    return replace(problem, model=size, nodes=tuple(replace(node, size=None) for node in problem.nodes))
 
 
 def _links(problem: Problem) -> Iterator[Sentence]:
@@ -148,7 +159,7 @@ def _more_memory(problem: Problem, size: float) -> Sentence:
 def explain(problem: Problem, split: Split) -> tuple[Sentence, ...]:
     """Why each node of the split has its layers, and what that costs."""
     score = score_of(problem, split)
-    return (*(_why(problem, split, score, share) for share in split.shares), _cost(problem, split, score))
+    return (*(_why(problem, split, score, share) for share in split.shares), *_cost(problem, split, score))
 
 
 def explain_tolerance(problem: Problem, split: Split) -> tuple[Sentence, ...]:
@@ -170,7 +181,7 @@ def explain_rule(problem: Problem, split: Split, rule: str) -> tuple[tuple[Sente
     ]
     reason = say("out_by", rule=rule)
     left_out = {node.name: say("left_out", node=node.name, why=reason) for node in _unused(problem, split)}
-    return (*taken, _cost(problem, split, score)), left_out
+    return (*taken, *_cost(problem, split, score)), left_out
 
 
 def _unused(problem: Problem, split: Split) -> list[NodeProfile]:
@@ -181,7 +192,7 @@ def _taken(problem: Problem, share: Assignment) -> dict[str, str | int | Sentenc
     """The values of a node's layers, and of the LM head where that takes time."""
     ms = problem.node(share.node).ms_per_head if share.layers.stop == problem.model.layers else 0
     head = say("lm_head", ms=ms) if ms else NOTHING
-    return {"node": share.node, "count": len(share.layers), "layers": layers_text(share.layers), "head": head}
+    return {"node": share.node, "count": len(share.layers), "layers": str(share.layers), "head": head}
 
 
 def _why(problem: Problem, split: Split, score: Score, share: Assignment) -> Sentence:
@@ -210,18 +221,27 @@ def _full(problem: Problem, node: NodeProfile, layers: LayerRange) -> bool:
     """Whether not one layer more would fit, on either side where there is one."""
     wider = [LayerRange(layers.start - 1, layers.stop)] if layers.start else []
     wider += [LayerRange(layers.start, layers.stop + 1)] if layers.stop < problem.model.layers else []
-    return all(problem.stage_bytes(layers) > node.room_bytes for layers in wider)
+    return all(problem.stage_bytes(layers, node) > node.room_bytes for layers in wider)
 
 
-def _cost(problem: Problem, split: Split, score: Score) -> Sentence:
-    hops = say("cost_hops", ms=score.ring_ms, hops=score.hops) if score.hops else NOTHING
+def _cost(problem: Problem, split: Split, score: Score) -> Iterator[Sentence]:
+    """What a token's time is made of; nothing where it is all computing, and without times."""
+    computing, around = score.computing_ms, score.around_ms
+    if not (score.hops or around) or computing <= 0:
+        return
     slowest = busiest = NOTHING
-    if problem.users > 1:
+    if score.shares_frames:
+        slowest = say("cost_shared", users=problem.users, ms=score.score_ms)
+    elif problem.users > 1 and len(split.shares) > 1:
         node = split.shares[[stage.ms for stage in score.stages].index(score.slowest_stage_ms)].node
         slowest = say("cost_slowest", users=problem.users, node=node, ms=score.slowest_stage_ms)
         busiest = say("cost_turns", ms=score.busiest_ms) if score.busiest_ms > score.slowest_stage_ms else NOTHING
-    computing = score.token_ms - score.ring_ms
-    return say("cost", token=score.token_ms, computing=computing, hops=hops, slowest=slowest, turns=busiest)
+    times: dict[str, Value] = {"token": score.token_ms, "computing": computing, "slowest": slowest, "turns": busiest}
+    if not score.hops:
+        yield say("cost_here", **times, around=around)
+        return
+    beside = say("cost_around", ms=around) if around else NOTHING
+    yield say("cost", **times, around=beside, ring=score.ring_ms, hops=score.hops)
 
 
 # --- nodes without ----------------------------------------------------------------------------------------------------
@@ -235,7 +255,7 @@ def explain_left_out(problem: Problem, split: Split) -> dict[str, Sentence]:
 
 
 def _why_not(problem: Problem, split: Split, score: Score, node: NodeProfile) -> Sentence:
-    smallest = min(problem.model.layer_bytes) + problem.kv_bytes_per_layer
+    smallest = min(problem.size_on(node).layer_bytes) + problem.kv_bytes_per_layer
     if node.max_layers == 0:
         return say("out_no_layer")
     if node.room_bytes < smallest:
@@ -253,11 +273,15 @@ def _why_not(problem: Problem, split: Split, score: Score, node: NodeProfile) ->
 
 def _score_with(problem: Problem, split: Split, name: str) -> float:
     """The best score of a plan that uses this node and all of the split's; infinite if there is none."""
-    pool = compile_problem(problem, [*split.nodes, name])
+    return min(_pool_score(problem, split, name, frames) for frames in problem.frames)
+
+
+def _pool_score(problem: Problem, split: Split, name: str, frames: int) -> float:
+    pool = compile_problem(problem, [*split.nodes, name], frames)
     if len(pool.able) <= len(split.shares):
         return inf
     if len(problem.nodes) > EXACT_NODES:
-        return _inserted(pool, split, name)
+        return _inserted(pool, split, name) * pool.share
     plan = Ordered(pool).exactly(len(pool.able))
     return inf if plan is None else score_of(problem, split_of(pool, plan)).score_ms
 
@@ -266,7 +290,7 @@ def _inserted(pool: SearchProblem, split: Split, name: str) -> float:
     """With the ring kept and the node put where it costs least; layers as if all were of mean size."""
     order, new = [pool.names.index(node) for node in split.nodes], pool.names.index(name)
     orders = [(*order[:place], new, *order[place:]) for place in range(len(order) + 1)]
-    sizes, ring = replace(pool, weight=pool.prefix[-1] / pool.layers), min(orders, key=pool.ring_ms)
+    sizes, ring = pool.of_mean_layers, min(orders, key=pool.ring_ms)
     free = _filled(sizes, ring, inf) if pool.ring_ms(ring) < inf else None
     return best_plan(sizes, free, lambda limit: _filled(sizes, ring, limit)).score if free else inf
 

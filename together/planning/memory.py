@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+
+from together.models.config import TOY
+from together.models.matrices import PartWeights
 from together.models.spec import ModelSpec
-from together.planning.problem import ModelSize
-from together.types import BLOCK, DTYPE_BYTES, STEP_TOKENS, Dtype, LayerRange
+from together.planning.held import held_bits, held_bytes
+from together.planning.problem import ModelSize, Smaller
+from together.types import BLOCK, DTYPE_BYTES, STEP_TOKENS, Dtype, LayerRange, Packing
 
 PACKING_BYTES = 68 * 2**20  # most that a backend may take while it brings weights into another form
 _LIBRARIES = 12 * 2**20  # what a framework loads only when it first computes
@@ -17,10 +23,12 @@ def cache_tokens(context: int, users: int) -> int:
     return users * (-(-context // BLOCK) * BLOCK)
 
 
-def stage_memory(spec: ModelSpec, layers: LayerRange, dtype: Dtype, context: int, users: int) -> int:
-    """Bytes that a stage is granted: its weights, the KV cache of `users` full contexts, and workspace."""
+def stage_memory(spec: ModelSpec, layers: LayerRange, dtype: Dtype, context: int, users: int, backend: str) -> int:
+    """Bytes that a stage is granted: its weights as `backend` holds them, the KV cache of `users` full contexts, and
+    workspace.
+    """
     cache = cache_tokens(context, users) * spec.kv_bytes_per_token(layers, dtype)
-    return spec.stage_bytes(layers, dtype) + cache + workspace_bytes(spec)
+    return held_bytes(spec.stage_weights(layers), dtype, backend) + cache + workspace_bytes(spec)
 
 
 def workspace_bytes(spec: ModelSpec) -> int:
@@ -28,20 +36,47 @@ def workspace_bytes(spec: ModelSpec) -> int:
 
     Fitted to the peaks of `bench estimate`; a backend's own code is not in it: it takes no memory from the model.
     """
-    step = STEP_TOKENS * _STEP_BYTES * (spec.hidden_size + spec.inner_size)
-    drawing = _DRAWN * _DRAWN_BYTES * spec.vocab_size
-    packing = min(PACKING_BYTES, 2 * 4 * spec.hidden_size * spec.inner_size)
+    return workspace_of(spec.hidden_size, spec.inner_size, spec.vocab_size)
+
+
+def workspace_of(hidden: int, inner: int, vocabulary: int) -> int:
+    """The same by a model's numbers; `inner` as in ModelSpec."""
+    step = STEP_TOKENS * _STEP_BYTES * (hidden + inner)
+    drawing = _DRAWN * _DRAWN_BYTES * vocabulary
+    packing = min(PACKING_BYTES, 2 * 4 * hidden * inner)
     return _LIBRARIES + max(step + drawing, packing)
 
 
-def model_size(spec: ModelSpec, dtype: Dtype) -> ModelSize:
-    """A model's sizes in `dtype`, as the planner takes them."""
-    width = DTYPE_BYTES[dtype]
-    tied = spec.embed_params * width if spec.tied else 0
+def quantized_sizes(spec: ModelSpec, dtype: Dtype, backends: Collection[str]) -> tuple[Smaller, ...]:
+    """What the model would take in the quantizations that `--quantize` makes, on the backend that holds most.
+
+    None where its weights are quantized, or in a GGUF file: that is never quantized again.
+    """
+    if spec.packings or spec.scaled or spec.quantization is not None or spec.norm_weights.gguf or spec.family == TOY:
+        return ()
+    whole, plain = model_size(spec, dtype), 8 * DTYPE_BYTES[dtype]
+    packings = {bits: Packing("affine", bits, 64) for bits in (8, 4)}
+    held = {bits: max(held_bits(packing, backend) for backend in backends) for bits, packing in packings.items()}
+    return tuple(_shrunk(whole, bits, most / plain) for bits, most in held.items())
+
+
+def _shrunk(size: ModelSize, bits: int, share: float) -> Smaller:
+    parts = {key: round(getattr(size, key) * share) for key in ("embed_bytes", "head_bytes", "tied_bytes")}
+    layers = tuple(round(layer * share) for layer in size.layer_bytes)
+    return Smaller(bits, replace(size, layer_bytes=layers, **parts))
+
+
+def model_size(spec: ModelSpec, dtype: Dtype, backend: str = "") -> ModelSize:
+    """A model's sizes in `dtype`, as the planner takes them: as stored, or as `backend` holds the weights."""
+
+    def size(weights: PartWeights) -> int:
+        return held_bytes(weights, dtype, backend)
+
+    head = replace(spec.embed_weights, picked=()) if spec.tied else spec.head_weights
     return ModelSize(
-        layer_bytes=tuple(count * width for count in spec.layer_params),
-        embed_bytes=spec.embed_params * width,
-        head_bytes=(spec.norm_params + spec.head_params) * width + tied,
-        kv_bytes_per_token_per_layer=spec.kv_elements_per_token_per_layer * width,
-        tied_bytes=tied,
+        layer_bytes=tuple(map(size, spec.layer_weights)),
+        embed_bytes=size(spec.embed_weights),
+        head_bytes=size(spec.norm_weights + head),
+        kv_bytes_per_token_per_layer=spec.kv_elements_per_token_per_layer * DTYPE_BYTES[dtype],
+        tied_bytes=size(spec.embed_weights) if spec.tied else 0,
     )

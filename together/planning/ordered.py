@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
+from together.planning.bounds import Bounds
 from together.planning.search import EPSILON, Candidate, SearchProblem, best_plan, candidate, differ
 
 Floats = NDArray[np.float64]
@@ -20,11 +23,14 @@ Places = NDArray[np.intp]
 class Span:
     """One node under one limit: the window of starts for each stop, in the middle and as the last stage (`last_start`).
 
+    `first` is how many first layers it takes as the first stage, `closing` how many last ones as the last.
+
     Two stretches of 2**level, from `left` and from `right`, cover the window; where it is empty, `empty` is true.
     """
 
     most: int
-    closing: int  # most layers as the last stage
+    first: int
+    closing: int
     start: Places  # [layers + 1]
     level: Places
     right: Places
@@ -38,35 +44,49 @@ class Windows:
     def __init__(self, instance: SearchProblem) -> None:
         self.instance = instance
         self.stops = np.arange(instance.layers + 1)
-        self.prefix = np.array(instance.prefix)
+        self.prefixes = [np.array(held.prefix) for held in instance.held]
+        self.times = [speed.prefix for speed in instance.speeds]
         self._levels = np.frexp(np.maximum(self.stops, 1))[1] - 1  # the largest power of two within a width
         count = len(instance.names)
-        self._starts = [self._earliest(instance.room[i], self.prefix) for i in range(count)]
-        whole = self.prefix[-1:] + instance.tail
-        self._last_starts = [int(self._earliest(instance.room[i], whole)[0]) for i in range(count)]
+        self._starts = [self._earliest(i, self.prefixes[i]) for i in range(count)]
+        wholes = [self.prefixes[i][-1:] + instance.held[i].tail for i in range(count)]
+        self._last_starts = [int(self._earliest(i, wholes[i])[0]) for i in range(count)]
 
-    def _earliest(self, room: float, stops: Floats) -> Places:
-        """For each stop, in bytes, the first layer from which on everything up to it fits in `room`."""
-        found: Places = np.searchsorted(self.prefix, stops - room, side="left")
-        return np.minimum(found, len(self.prefix) - 1)
+    def _earliest(self, node: int, stops: Floats) -> Places:
+        """For each stop, in bytes, the first layer from which on everything up to it fits on the node."""
+        prefix = self.prefixes[node]
+        found: Places = np.searchsorted(prefix, stops - self.instance.room[node], side="left")
+        return np.minimum(found, len(prefix) - 1)
+
+    def most(self, node: int) -> tuple[int, int, int]:
+        """How many layers its memory holds as the first stage, as an inner one and as the last one."""
+        fits = self.prefixes[node] + self.instance.held[node].embed <= self.instance.room[node]
+        inner = int((self.stops - self._starts[node]).max())
+        return int(self.stops[fits].max(initial=0)), inner, self.instance.layers - self._last_starts[node]
 
     def spans(self, limit: float) -> list[Span]:
         found = []
         for node in range(len(self.instance.names)):
             most = self.instance.count_under(node, limit)
+            speed, fixed = self.instance.speeds[node], self.instance.fixed[node]
             start = np.minimum(np.maximum(self._starts[node], self.stops - most), self.stops)
+            first = most
+            if speed.each:
+                start = np.maximum(start, speed.starts_under(fixed, limit))
+                first = speed.first_under(fixed, most, limit)
             width = self.stops - start
             level = self._levels[width]
             right = np.maximum(self.stops - (1 << level), 0)
             closing = self.instance.count_closing(node, limit)
             last = min(max(self._last_starts[node], self.instance.layers - closing), self.instance.layers)
-            found.append(Span(most, closing, start, level, right, width == 0, last))
+            found.append(Span(most, first, closing, start, level, right, width == 0, last))
         return found
 
     def first(self, node: int, span: Span) -> Floats:
         """`[layers + 1]` ms of [0, l) on the first stage; infinite for none, for all, and where they do not fit."""
-        fits = (self.stops <= span.most) & (self.prefix + self.instance.embed <= self.instance.room[node])
-        costs: Floats = np.where(fits, self.instance.fixed[node] + self.stops * self.instance.speeds[node], inf)
+        needed = self.prefixes[node] + self.instance.held[node].embed
+        fits = (self.stops <= span.first) & (needed <= self.instance.room[node])
+        costs: Floats = np.where(fits, self.instance.fixed[node] + self.times[node], inf)
         costs[0] = costs[-1] = inf
         return costs
 
@@ -75,13 +95,13 @@ class Windows:
         instance = self.instance
         if instance.layers > span.closing or not instance.holds_all(node):
             return inf
-        return instance.closing[node] + instance.layers * instance.speeds[node]
+        return instance.closing[node] + instance.speeds[node].between(0, instance.layers)
 
     def middle(self, node: int, span: Span, arriving: Floats) -> Floats:
         """`[..., layers + 1]` costs of having taken l layers, from the costs before this node's stage."""
-        speed = self.instance.speeds[node]
-        lowest = _window_minimum(arriving - self.stops * speed, span)
-        costs: Floats = lowest + (self.instance.fixed[node] + self.stops * speed)
+        times = self.times[node]
+        lowest = _window_minimum(arriving - times, span)
+        costs: Floats = lowest + (self.instance.fixed[node] + times)
         costs[..., -1] = inf  # a stage with the last layer is the last one
         return costs
 
@@ -102,7 +122,8 @@ class Windows:
         """`[..., stop - start]` costs up to `stop` for each layer with which the node's stage may begin."""
         instance = self.instance
         fixed = (instance.closing if stop == instance.layers else instance.fixed)[node]
-        costs: Floats = arriving[..., start:stop] + (fixed + (stop - self.stops[start:stop]) * instance.speeds[node])
+        times = self.times[node]
+        costs: Floats = arriving[..., start:stop] + (fixed + (times[stop] - times[start:stop]))
         return costs
 
 
@@ -132,6 +153,7 @@ class Ordered:
         self.count = len(instance.names)
         self.hops = np.array(instance.hops, dtype=np.float64).reshape(self.count, self.count)
         self.windows = Windows(instance)
+        self.bounds = Bounds(instance, {node: self.windows.most(node) for node in instance.able})
         self.largest = min(len(instance.able), instance.layers)
         # Of equal plans of the same nodes the first found is taken: the head's machine begins, a late one ends.
         last = instance.able[::-1]
@@ -147,16 +169,28 @@ class Ordered:
         ascending = np.argsort(sets)
         return _Step(node, size, sets[ascending], members[ascending])
 
+    @cached_property
     def best(self) -> Candidate | None:
-        """The best plan; of those within the tolerance, the best of the fewest machines."""
-        best = self._search(range(1, self.largest + 1))
-        if best is None or self.instance.tolerance == 0:
-            return best
-        bound = best.score * (1 + self.instance.tolerance + EPSILON)
-        for size, token in sorted(self._lowest(bound, len(best.order) - 1).items()):
-            if token / self.instance.users <= bound:
+        """The best plan of any number of machines."""
+        return self._search(range(1, self.largest + 1))
+
+    def fewest(self, best: float) -> Candidate | None:
+        """Of the plans within the tolerance of a score the best of the fewest machines; None where there is none."""
+        bound = best * (1 + self.instance.tolerance + EPSILON)
+        if self.best is None or self.best.score > bound:
+            return None
+        if self.instance.tolerance == 0:
+            return self.best
+        for size, token in sorted(self._lowest(bound, len(self.best.order) - 1).items()):
+            if token / self.instance.frames <= bound:
                 return self.exactly(size)
-        return best
+        return self.best
+
+    @cached_property
+    def _free(self) -> dict[int, tuple[End, Candidate]]:
+        """By number of machines, the lowest token time without a limit, and its plan."""
+        sweep = _Sweep(self, inf, range(1, self.largest + 1))
+        return {size: (end, candidate(self.instance, *sweep.trace(end))) for size, end in sweep.best.items()}
 
     def exactly(self, size: int) -> Candidate | None:
         """The best plan of `size` machines."""
@@ -164,25 +198,33 @@ class Ordered:
 
     def _search(self, sizes: range) -> Candidate | None:
         """The best plan of these sizes."""
-        free = self._under(inf, sizes)
-        if free is None:
+        found = {size: end for size, (end, _) in self._free.items() if size in sizes}
+        if not found:
             return None
-        return best_plan(self.instance, free, lambda limit: self._under(limit, sizes), self.instance.least_limit)
+        _, free = self._free[_cheapest(found)]
+        least = self.bounds.least_limit(sizes[-1])
+        return best_plan(self.instance, free, lambda limit: self._under(limit, sizes), least)
 
     def _under(self, limit: float, sizes: range) -> Candidate | None:
         """The plan of these sizes with the lowest token time under a limit."""
-        sweep = _Sweep(self, limit, sizes[-1])
-        found: End | None = None
-        for end in (sweep.best[size] for size in sizes if size in sweep.best):
-            found = end if found is None or end[0] < found[0] * (1 - EPSILON) else found
-        return None if found is None else candidate(self.instance, *sweep.trace(found))
+        sweep = _Sweep(self, limit, sizes)
+        found = {size: end for size, end in sweep.best.items() if size in sizes}
+        return candidate(self.instance, *sweep.trace(found[_cheapest(found)])) if found else None
 
     def _lowest(self, limit: float, largest: int) -> dict[int, float]:
         """By number of machines, the lowest token time."""
-        return {size: found[0] for size, found in _Sweep(self, limit, largest).best.items()}
+        return {size: found[0] for size, found in _Sweep(self, limit, range(1, max(largest, 1) + 1)).best.items()}
 
 
 End = tuple[float, int, int, int]  # token ms, set, last node, first node
+
+
+def _cheapest(ends: Mapping[int, End]) -> int:
+    """The size whose end takes the least time; of equal ones the smallest."""
+    best, *others = sorted(ends)
+    for size in others:
+        best = size if ends[size][0] < ends[best][0] * (1 - EPSILON) else best
+    return best
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +236,15 @@ class _Step:
     sets: Sets
     members: Members
 
+    @property
+    def wholes(self) -> Sets:
+        return self.sets | 1 << self.node
+
+    def within(self, hopeful: NDArray[np.bool_]) -> _Step:
+        """Only what leads to these sets."""
+        kept = hopeful[self.wholes]
+        return self if kept.all() else _Step(self.node, self.size, self.sets[kept], self.members[kept])
+
 
 class _Sweep:
     """All states under one limit. `value[set, last, first, layers]`, `best[size]` the cheapest end.
@@ -201,15 +252,16 @@ class _Sweep:
     The values lie in the search's one array: the next sweep writes over them.
     """
 
-    def __init__(self, search: Ordered, limit: float, largest: int) -> None:
+    def __init__(self, search: Ordered, limit: float, sizes: range) -> None:
         self.search, self.instance, self.windows = search, search.instance, search.windows
-        self.spans = self.windows.spans(limit)
+        self.sizes, self.spans = sizes, self.windows.spans(limit)
+        self.hopeful = search.bounds.hopeful(sizes[-1], limit)
         self.value = search.value
         self.best: dict[int, End] = {}
         self._begin()
         for step in search.steps:
-            if step.size <= largest:
-                self._extend(step)
+            if step.size <= sizes[-1]:
+                self._extend(step.within(self.hopeful))
 
     def _begin(self) -> None:
         for node in self.instance.able:
@@ -220,11 +272,12 @@ class _Sweep:
     def _backs(self, step: _Step) -> Floats:
         """`[sets, firsts]` ms from the last stage to the first, by way of the head where that is in no stage."""
         hops, head, last = self.search.hops, self.instance.head, step.node
-        direct: Floats = hops[last, step.members]
+        direct: Floats = hops[last, step.members] + self.instance.head_ms
         if head is None or head == last:
             return direct
         inside = (step.sets >> head & 1 == 1)[:, None]
-        found: Floats = np.where(inside, direct, hops[last, head] + hops[head, step.members])
+        around: Floats = hops[last, head] + hops[head, step.members] + self.instance.head_ms
+        found: Floats = np.where(inside, direct, around)
         return found
 
     def _end(self, size: int, end: End) -> None:
@@ -236,14 +289,22 @@ class _Sweep:
 
     def _extend(self, step: _Step) -> None:
         node, sets, members = step.node, step.sets, step.members
+        if not len(sets):
+            return
         before = self.value[sets[:, None, None], members[:, :, None], members[:, None, :]]
         before += self.search.hops[members, node][:, :, None, None]
         arriving: Floats = before.min(axis=1)  # [sets, firsts, layers + 1]
+        if step.size in self.sizes:
+            self._finish(step, arriving)
+        if step.size < self.sizes[-1]:
+            self.value[step.wholes[:, None], node, members] = self.windows.middle(node, self.spans[node], arriving)
+
+    def _finish(self, step: _Step, arriving: Floats) -> None:
+        """With the step's node as the last one."""
+        node = step.node
         totals = self.windows.last(node, self.spans[node], arriving) + self._backs(step)  # [sets, firsts]
         row, column = np.unravel_index(int(totals.round(ROUNDED).argmin()), totals.shape)
-        whole = sets | 1 << node
-        self._end(step.size, (float(totals[row, column]), int(whole[row]), node, int(members[row, column])))
-        self.value[whole[:, None], node, members] = self.windows.middle(node, self.spans[node], arriving)
+        self._end(step.size, (float(totals[row, column]), int(step.wholes[row]), node, int(step.members[row, column])))
 
     def trace(self, end: End) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Order and counts of the plan behind an end."""

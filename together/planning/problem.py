@@ -5,7 +5,7 @@ Times are milliseconds, sizes bytes. Values may be measured or made up: one can 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from together.cluster_types import DeviceProfile
@@ -34,13 +34,40 @@ class ModelSize:
     def layers(self) -> int:
         return len(self.layer_bytes)
 
+    @property
+    def weight_bytes(self) -> float:
+        return sum(self.layer_bytes) + self.embed_bytes + self.head_bytes - self.tied_bytes
+
+    def part(self, layers: LayerRange) -> ModelSize:
+        """A range of the model as a model of its own; only the ends have an embedding and a head."""
+        first, last = layers.start == 0, layers.stop == self.layers
+        return replace(
+            self,
+            layer_bytes=self.layer_bytes[layers.start : layers.stop],
+            embed_bytes=self.embed_bytes if first else 0,
+            head_bytes=self.head_bytes if last else 0,
+            tied_bytes=self.tied_bytes if first and last else 0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Smaller:
+    """A model's sizes once its weights are quantized to `bits`; `option` is what asks for it."""
+
+    bits: int
+    size: ModelSize
+    option: str = "--quantize"
+
 
 @dataclass(frozen=True, slots=True)
 class NodeProfile:
     """What one node can do. Exactly one of `max_layers` and `free_bytes` says how much it holds.
 
     `ms_per_head` is for norm, LM head and drawing a token: the last stage takes so much longer. Nodes that name one
-    `processor` share it: their stages take turns.
+    `processor` share it: their stages take turns. `layer_ms` is of each layer, where kinds of layers differ, and
+    `ms_per_layer` their mean then. `size` is the model as this node's backend holds it, if that is not the problem's.
+    `ms_per_step` is what a stage's process does for a message: takes it, reads it, writes the next. `shared` is the
+    part of all these times, 0 to 1, that the rows of one step share; 0: each takes as long as a step of its own.
     """
 
     name: str
@@ -51,6 +78,10 @@ class NodeProfile:
     reserve_bytes: float = 0
     ms_per_head: float = 0.0
     processor: str = ""  # empty: one of its own
+    layer_ms: tuple[float, ...] = ()
+    size: ModelSize | None = None
+    ms_per_step: float = 0.0
+    shared: float = 0.0
 
     @classmethod
     def of(cls, name: str, device: DeviceProfile, free_bytes: float, workspace_bytes: int) -> NodeProfile:
@@ -62,12 +93,38 @@ class NodeProfile:
             ms_per_head=device.ms_per_head,
             free_bytes=free_bytes,
             reserve_bytes=workspace_bytes + device.overhead_bytes,
+            ms_per_step=device.ms_per_step,
+            shared=device.shared,
         )
 
     @property
     def room_bytes(self) -> float:
         """Bytes a stage may take; unbounded where only layers are counted."""
         return inf if self.free_bytes is None else max(self.free_bytes - self.reserve_bytes, 0)
+
+    def slowed(self, factor: float) -> NodeProfile:
+        """The same node where computing takes `factor` times as long; what it does for a message stays the same."""
+        return replace(
+            self,
+            ms_per_layer=self.ms_per_layer * factor,
+            ms_per_stage=self.ms_per_stage * factor,
+            ms_per_head=self.ms_per_head * factor,
+            layer_ms=tuple(ms * factor for ms in self.layer_ms),
+        )
+
+    def with_rows(self, rows: int) -> NodeProfile:
+        """The same node with the times of steps of so many rows."""
+        factor = rows - (rows - 1) * self.shared
+        return self if rows == 1 else replace(self.slowed(factor), ms_per_step=self.ms_per_step * factor)
+
+    def part(self, layers: LayerRange, *, last: bool) -> NodeProfile:
+        """The same node for a range of the model as a model of its own; only that which is the last has a head."""
+        return replace(
+            self,
+            ms_per_head=self.ms_per_head if last else 0.0,
+            layer_ms=self.layer_ms[layers.start : layers.stop],
+            size=None if self.size is None else self.size.part(layers),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +138,21 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """What a plan is sized for: tokens of context, users at once, and the dtype of compute and cache."""
+    """What a plan is sized for: tokens of context, users at once, the dtype of compute and cache, how exact it is."""
 
     context: int
     users: int
     dtype: Dtype
+    exact: bool = False  # as in StageOrder
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An instance. Names of nodes are unique; links and `head` name nodes (`parse_cluster` checks a file)."""
+    """An instance. Names of nodes are unique; links and `head` name nodes (`parse_cluster` checks a file).
+
+    `smaller` are the quantizations that the model could have instead, the largest first. `head_step_ms` and
+    `head_row_ms` are the head's own time between two frames: for a frame, and for each row in it.
+    """
 
     model: ModelSize
     nodes: tuple[NodeProfile, ...]
@@ -100,6 +162,9 @@ class Problem:
     users: int = 1
     context: int = CONTEXT
     tolerance: float = TOLERANCE
+    smaller: tuple[Smaller, ...] = ()
+    head_step_ms: float = 0.0
+    head_row_ms: float = 0.0
 
     @property
     def all_layers(self) -> LayerRange:
@@ -108,6 +173,27 @@ class Problem:
     @property
     def kv_bytes_per_layer(self) -> float:
         return self.users * self.context * self.model.kv_bytes_per_token_per_layer
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """Into how many frames the rows of all users may be divided; each user in one of its own comes first.
+
+        Fewer gain something only where rows of a step share time, and no more than there are nodes travel at once.
+        """
+        most = min(self.users - 1, len(self.nodes)) if any(node.shared for node in self.nodes) else 0
+        return (self.users, *(2**power for power in range(most.bit_length())))
+
+    def in_frames(self, frames: int) -> Problem:
+        """The same problem with the times of frames that carry the rows of all users, as many in each."""
+        rows = -(-self.users // frames)
+        head = self.head_ms(rows)
+        return replace(
+            self, nodes=tuple(node.with_rows(rows) for node in self.nodes), head_step_ms=head, head_row_ms=0.0
+        )
+
+    def head_ms(self, rows: int = 1) -> float:
+        """Milliseconds of the head's own for a frame of so many rows."""
+        return self.head_step_ms + rows * self.head_row_ms
 
     def node(self, name: str) -> NodeProfile:
         return next(node for node in self.nodes if node.name == name)
@@ -121,22 +207,35 @@ class Problem:
                 return inf if link.ms is None else link.ms
         return self.hop_ms
 
-    def stage_bytes(self, layers: LayerRange) -> float:
+    def size_on(self, node: NodeProfile | None) -> ModelSize:
+        """The model as a node holds it; None: as most do."""
+        return self.model if node is None or node.size is None else node.size
+
+    def stage_bytes(self, layers: LayerRange, node: NodeProfile | None = None) -> float:
         """Bytes of a stage: its layers with the KV cache of all users, embedding if first, norm and head if last.
 
-        Where it is both, a matrix that embedding and head share counts once.
+        Where it is both, a matrix that embedding and head share counts once. `node` is as in `size_on`.
         """
-        size = sum(self.model.layer_bytes[layers.start : layers.stop]) + len(layers) * self.kv_bytes_per_layer
+        model = self.size_on(node)
+        size = sum(model.layer_bytes[layers.start : layers.stop]) + len(layers) * self.kv_bytes_per_layer
         if layers.start == 0:
-            size += self.model.embed_bytes
-        if layers.stop == self.model.layers:
-            size += self.model.head_bytes - (self.model.tied_bytes if layers.start == 0 else 0)
+            size += model.embed_bytes
+        if layers.stop == model.layers:
+            size += model.head_bytes - (model.tied_bytes if layers.start == 0 else 0)
         return size
 
     def stage_ms(self, node: NodeProfile, layers: LayerRange) -> float:
-        """Milliseconds of a stage for one token, with norm, LM head and drawing if it is the last."""
-        fixed = node.ms_per_stage + (node.ms_per_head if layers.stop == self.model.layers else 0)
+        """Milliseconds of a stage for one token, with its message, and norm, LM head and drawing if it is the last."""
+        fixed = node.ms_per_step + node.ms_per_stage + (node.ms_per_head if layers.stop == self.model.layers else 0)
+        if node.layer_ms:
+            return fixed + sum(node.layer_ms[layers.start : layers.stop])
         return fixed + len(layers) * node.ms_per_layer
+
+    def part(self, layers: LayerRange) -> Problem:
+        """The same question for a range of the model as a model of its own."""
+        last = layers.stop == self.model.layers
+        nodes = tuple(node.part(layers, last=last) for node in self.nodes)
+        return replace(self, model=self.model.part(layers), nodes=nodes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from together.planning.problem import Assignment, NodeProfile, Problem, Split
 from together.planning.score import Score, StageCost, score_of
 from together.sentences import Sentence, say
 from together.types import DTYPE_BYTES, Dtype
-from together.wording import layers_text, ms_text, size_text
+from together.wording import cells, ms_text, padded, size_text
 
 COMMUNICATION_SHARE = 0.2  # of a token's time may pass on the links: communication to computation is 1 : 4
 
@@ -111,11 +111,13 @@ def answer_text(answer: PlanReport) -> str:
     score, users = answer.score, answer.problem.users
     rows = [("node", "layers", "ms", "memory", "hop ms")]
     for share, cost in zip(answer.split.shares, score.stages, strict=True):
-        layers = f"{layers_text(share.layers)} ({len(share.layers)})"
-        rows.append((share.node, layers, f"{cost.ms:.1f}", size_text(cost.bytes), f"{cost.hop_ms:.1f}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        layers = f"{share.layers} ({len(share.layers)})"
+        ms, hop = (f"{value:.1f}" if value else "-" for value in (cost.ms, cost.hop_ms))
+        rows.append((share.node, layers, ms, size_text(cost.bytes) if cost.bytes else "-", hop))
+    widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     each = f", {score.tokens_per_second_each:.1f} for each of {users} users" if users > 1 else ""
-    lines += ["", f"{score.tokens_per_second:.1f} tokens/s{each}; {ms_text(score.token_ms)} per token"]
+    if score.token_ms > 0:  # else nobody has measured anything
+        lines += ["", f"{score.tokens_per_second:.1f} tokens/s{each}; {ms_text(score.token_ms)} per token"]
     network = [say("network", **asdict(answer.network))] if answer.network and answer.network.hops else []
     return "\n".join([*lines, *map(str, answer.why), *map(str, network)])

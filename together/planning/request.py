@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 
 from together.errors import BadPlan, BadSetting
+from together.models.form import asked_form
 from together.planning.explain import (
     Infeasible,
     explain,
@@ -41,6 +42,7 @@ class PlanRequest:
     dtype: Dtype = "bf16"  # of what travels
     wish: NetworkTarget = field(default_factory=NetworkTarget)
     tolerance: float | None = None
+    form: str | None = None  # of the model, by models/form.py; None: as it serves, else as published
 
     @property
     def names_nodes(self) -> bool:
@@ -88,7 +90,8 @@ def _refused(problem: Problem, split: Split, wrong: tuple[Sentence, ...]) -> Inf
     error, better = say("all", sentences=wrong), recommend(problem)
     if better is None:
         return replace(explain_missing(problem), error=error)
-    over = (problem.stage_bytes(share.layers) - problem.node(share.node).room_bytes for share in split.shares)
+    nodes = [problem.node(share.node) for share in split.shares]
+    over = (problem.stage_bytes(s.layers, n) - n.room_bytes for s, n in zip(split.shares, nodes, strict=True))
     layers = sum(_layers_over(problem, share) for share in split.shares)
     shares = tuple(say("assigned", node=share.node, layers=str(share.layers)) for share in better.shares)
     return Infeasible(error, layers, sum(max(short, 0) for short in over), (say("other_split", shares=shares),))
@@ -99,10 +102,10 @@ def _layers_over(problem: Problem, share: Assignment) -> int:
     node = problem.node(share.node)
     if node.max_layers is not None:
         return max(len(share.layers) - node.max_layers, 0)
-    short, over = problem.stage_bytes(share.layers) - node.room_bytes, 0
+    short, over, size = problem.stage_bytes(share.layers, node) - node.room_bytes, 0, problem.size_on(node)
     while short > 0 and over < len(share.layers):
         over += 1
-        short -= problem.model.layer_bytes[share.layers.stop - over] + problem.kv_bytes_per_layer
+        short -= size.layer_bytes[share.layers.stop - over] + problem.kv_bytes_per_layer
     return over
 
 
@@ -137,6 +140,8 @@ def parse_request(
     layers: str | None = None,
     max_memory: str | None = None,
     tolerance: float | None = None,
+    quantize: str | None = None,
+    quantize_head: str | None = None,
 ) -> PlanRequest:
     """A request from text. Without a strategy, layers mean a custom split; else the strategy is `usual`.
 
@@ -150,6 +155,7 @@ def parse_request(
         assignments=() if layers is None else parse_layers(layers),
         max_bytes=None if max_memory is None else parse_bytes(max_memory),
         tolerance=tolerance,
+        form=asked_form(quantize, quantize_head),
     )
 
 

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import inf
 
+from together.planning.mend import Moves, fits, most_of, moves, option_of, right_ranges
 from together.planning.problem import Assignment, Problem, Split
-from together.sentences import NOTHING, Sentence, say
-from together.types import LayerRange
-from together.wording import MOST, cut, layers_text
+from together.sentences import NOTHING, Sentence, Value, say
+from together.wording import MOST, cut
 
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """One stage: ms for one token, in the last with the LM head, its bytes, and ms of the hop to what comes next."""
+    """One stage: ms for one token, in the last with the LM head, its bytes, and ms of the hop to what comes next.
+
+    Of the ms, `message_ms` are what its process does for the message.
+    """
 
     ms: float
     bytes: float
     hop_ms: float
+    message_ms: float = 0.0
+
+    @property
+    def computing_ms(self) -> float:
+        return self.ms - self.message_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +35,8 @@ class Score:
     """A split in figures. `hops` counts the messages between different machines per token.
 
     `busiest_ms` is what the busiest processor computes for one token: the slowest stage, or stages that share it.
+    `head_ms` is the head's own part of a token, and `batched_ms` the least time between two tokens of the ring where
+    rows of several users share a frame; infinite where that was not asked.
     """
 
     stages: tuple[StageCost, ...]
@@ -33,11 +44,23 @@ class Score:
     hops: int
     users: int
     busiest_ms: float
+    head_ms: float = 0.0
+    batched_ms: float = inf
 
     @property
     def token_ms(self) -> float:
         """D: one token through the whole ring."""
-        return sum(stage.ms for stage in self.stages) + self.ring_ms
+        return sum(stage.ms for stage in self.stages) + self.ring_ms + self.head_ms
+
+    @property
+    def computing_ms(self) -> float:
+        """Of a token, in all stages."""
+        return sum(stage.computing_ms for stage in self.stages)
+
+    @property
+    def around_ms(self) -> float:
+        """Of a token, neither computed nor on a network: messages within machines, and the head."""
+        return sum(stage.message_ms for stage in self.stages) + self.head_ms
 
     @property
     def slowest_stage_ms(self) -> float:
@@ -45,8 +68,13 @@ class Score:
 
     @property
     def score_ms(self) -> float:
-        """max(D/m, B): ms between two tokens of the ring, whoever they are for."""
-        return max(self.token_ms / self.users, self.busiest_ms)
+        """max(D/m, B), or less in shared frames: ms between two tokens of the ring, whoever they are for."""
+        return min(max(self.token_ms / self.users, self.busiest_ms), self.batched_ms)
+
+    @property
+    def shares_frames(self) -> bool:
+        """Whether that is reached where rows of several users share a frame."""
+        return self.batched_ms < max(self.token_ms / self.users, self.busiest_ms)
 
     @property
     def tokens_per_second(self) -> float:
@@ -74,59 +102,94 @@ def hops_of(problem: Problem, names: tuple[str, ...]) -> list[float]:
 
 def score_of(problem: Problem, split: Split) -> Score:
     """The figures of a split of known nodes; ms are infinite over an unusable link."""
+    alone, *together = problem.frames
+    assert alone == problem.users
+    batched = min((_between_ms(problem, split, frames) for frames in together), default=inf)
+    return replace(_with_one_row(problem, split), batched_ms=batched)
+
+
+def _between_ms(problem: Problem, split: Split, frames: int) -> float:
+    """ms between two tokens where the rows of all users travel in so many frames."""
+    found = _with_one_row(problem.in_frames(frames), split)
+    return max(found.token_ms, frames * found.busiest_ms) / problem.users
+
+
+def _with_one_row(problem: Problem, split: Split) -> Score:
     hops = hops_of(problem, split.nodes)
     costs: list[StageCost] = []
     busy: dict[tuple[str, str], float] = {}
     for share, hop in zip(split.shares, hops, strict=False):
         node = problem.node(share.node)
         ms = problem.stage_ms(node, share.layers)
-        costs.append(StageCost(ms, problem.stage_bytes(share.layers), hop))
+        costs.append(StageCost(ms, problem.stage_bytes(share.layers, node), hop, node.ms_per_step))
         processor = (node.processor, "" if node.processor else node.name)
         busy[processor] = busy.get(processor, 0) + ms
     between = len(hops) if len(hops) > 1 else 0
-    return Score(tuple(costs), sum(hops), between, problem.users, max(busy.values(), default=0))
+    busiest = max(busy.values(), default=0)
+    return Score(tuple(costs), sum(hops), between, problem.users, busiest, problem.head_ms())
 
 
 SIZES = ("too_many_layers", "needs_memory", "unusable_link")  # violations that other sizes may not have
 
 
 def violations(problem: Problem, split: Split) -> tuple[Sentence, ...]:
-    """Everything that is wrong with a split: first gaps and overlaps, then nodes, memory and links."""
-    found = range_violations([share.layers for share in split.shares], problem.model.layers)
-    names, seen, strange = [node.name for node in problem.nodes], set[str](), False
+    """What is wrong with a split, and what would be right: first gaps and overlaps, then nodes, memory and links."""
+    found = range_violations(split.shares, problem.model.layers)
+    strange = list(_strange(problem, split))
+    if found or strange:
+        return (*found, *strange)
+    return (*_memory(problem, split), *_links(problem, split))
+
+
+def _strange(problem: Problem, split: Split) -> Iterator[Sentence]:
+    """Names that no node has, or that two ranges have."""
+    names, seen = tuple(node.name for node in problem.nodes), set[str]()
     for share in split.shares:
         if share.node in seen:
-            found.append(say("node_twice", node=share.node))
+            yield say("node_twice", node=share.node)
         elif share.node not in names:
-            found.append(say("no_node", node=cut(share.node, MOST), nodes=tuple(names)))
-        else:
-            found += _memory(problem, share)
-        strange |= share.node in seen or share.node not in names
+            yield say("no_node", node=cut(share.node, MOST), nodes=names)
         seen.add(share.node)
-    return tuple(found if strange else [*found, *_links(problem, split)])
 
 
-def range_violations(ranges: Sequence[LayerRange], layers: int) -> list[Sentence]:
-    """What keeps the ranges, in this order, from being exactly layers 0 to `layers`."""
+def range_violations(shares: Sequence[Assignment], layers: int) -> list[Sentence]:
+    """What keeps the ranges, in this order, from being exactly layers 0 to `layers`; at the end those that would be."""
     found, reached = [], 0
-    for item in ranges:
-        if item.start > reached:
-            found.append(say("gap", layers=f"{reached}:{item.start}"))
+    for item in sorted(share.layers for share in shares):
+        start, stop = max(item.start, reached), min(item.stop, reached)
+        if item.start > reached and reached < layers:
+            found.append(say("gap", layers=f"{reached}:{min(item.start, layers)}"))
         if item.start < reached:
-            found.append(say("overlap", layers=str(item), reached=reached))
-        reached = item.stop
-    return found if reached == layers else [*found, say("wrong_end", reached=reached, layers=layers)]
+            found.append(say("overlap", layers=f"{item.start}:{stop}"))
+        if item.stop > layers:
+            found.append(say("beyond", layers=f"{max(start, layers)}:{item.stop}", most=layers))
+        reached = max(reached, item.stop)
+    if reached < layers:
+        found.append(say("gap", layers=f"{reached}:{layers}"))
+    if not found and any(a.layers > b.layers for a, b in pairwise(shares)):
+        found.append(say("wrong_order"))
+    return [*found, say("right_ranges", shares=option_of(right_ranges(shares, layers)))] if found and shares else found
 
 
-def _memory(problem: Problem, share: Assignment) -> list[Sentence]:
+def _memory(problem: Problem, split: Split) -> list[Sentence]:
+    over = [share for share in split.shares if not fits(problem, problem.node(share.node), share.layers)]
+    moved = moves(problem, split.shares) if over else {}
+    return [_too_much(problem, share, moved) for share in over]
+
+
+def _too_much(problem: Problem, share: Assignment, moved: Moves) -> Sentence:
     node, layers = problem.node(share.node), share.layers
-    if node.max_layers is not None and len(layers) > node.max_layers:
-        return [say("too_many_layers", node=node.name, layers=len(layers), most=node.max_layers)]
-    if layers.stop > problem.model.layers or problem.stage_bytes(layers) <= node.room_bytes:
-        return []
-    sizes = (problem.stage_bytes(layers), node.room_bytes)
+    gifts = tuple(say("gift", count=count, node=to) for (giver, to), count in moved.items() if giver == share.node)
+    most = len(layers) - sum(moved[pair] for pair in moved if pair[0] == share.node)
+    most = most if gifts else most_of(problem, node, layers)
+    if node.max_layers is not None:
+        remedy = say("give", gifts=gifts) if gifts else say("no_taker")
+        return say("too_many_layers", node=node.name, count=len(layers), most=most, remedy=remedy)
+    remedy = say("give", gifts=gifts) if gifts else say("no_memory_elsewhere")
+    sizes = (problem.stage_bytes(layers, node), node.room_bytes)
     sizing = say("sized", context=problem.context, users=problem.users) if problem.users > 1 else NOTHING
-    return [say("needs_memory", node=node.name, sizes=sizes, layers=layers_text(layers), sizing=sizing)]
+    values: dict[str, Value] = {"node": node.name, "count": len(layers), "most": most, "layers": str(layers)}
+    return say("needs_memory", **values, sizes=sizes, sizing=sizing, remedy=remedy)
 
 
 def _links(problem: Problem, split: Split) -> list[Sentence]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from math import inf, isclose
 
-from together.planning.problem import Assignment, Problem, Split
+from together.planning.problem import Assignment, ModelSize, Problem, Split
+from together.planning.speed import Speed, count_under
 from together.types import LayerRange
 
 EPSILON = 1e-9  # relative: times closer than this are the same time
@@ -19,44 +20,60 @@ def differ(a: float, b: float) -> bool:
     return not isclose(a, b, rel_tol=EPSILON)
 
 
-def count_under(speed: float, fixed: float, most: int, limit: float) -> int:
-    """How many layers a stage runs within `limit` ms, at most `most`, by the rounding of fixed + count × speed."""
-    if fixed + most * speed <= limit:
-        return most
-    if fixed > limit:
-        return 0
-    count = int((limit - fixed) / speed)
-    while fixed + count * speed > limit:
-        count -= 1
-    while fixed + (count + 1) * speed <= limit:
-        count += 1
-    return count
+@dataclass(frozen=True, slots=True)
+class HeldModel:
+    """The model as one node holds it: `prefix[l]` bytes of the first l layers with KV, and of the ends."""
+
+    prefix: tuple[float, ...]
+    embed: float
+    tail: float  # norm and LM head
+    tied: float  # of these, what is the embedding again
+    weight: float | None  # bytes of every layer with KV, None where they differ
+
+    @classmethod
+    def of(cls, size: ModelSize, kv: float) -> HeldModel:
+        weights = [layer + kv for layer in size.layer_bytes]
+        equal = weights[0] if len(set(weights)) == 1 else None
+        prefix = tuple(accumulate(weights, initial=0.0))
+        return cls(prefix, size.embed_bytes, size.head_bytes, size.tied_bytes, equal)
+
+    @property
+    def lightest(self) -> float:
+        return min(b - a for a, b in pairwise(self.prefix))
+
+    @property
+    def mean(self) -> float:
+        return self.prefix[-1] / (len(self.prefix) - 1)
+
+    def ends(self, first: bool, last: bool) -> float:
+        """Bytes on top of the layers of a stage that is first, last, or both."""
+        if first and last:
+            return self.embed + self.tail - self.tied
+        return self.embed if first else self.tail if last else 0
 
 
 @dataclass(frozen=True)
 class SearchProblem:
     """The head and the nodes that can hold a layer, sorted by name, so that the order of the input cannot matter.
 
-    `hops[i][j]` in ms (infinite: unusable); `prefix[l]` bytes of the first l layers with KV; `most[i]` layers by count,
-    `room[i]` by bytes, of which one is never the limit; `head` is an index.
+    `hops[i][j]` in ms (infinite: unusable); `most[i]` layers by count, `room[i]` by bytes, of which one is never the
+    limit; `head` is an index.
     """
 
     names: tuple[str, ...]
-    speeds: tuple[float, ...]  # ms per layer
-    fixed: tuple[float, ...]  # ms per stage
+    speeds: tuple[Speed, ...]
+    fixed: tuple[float, ...]  # ms per stage, with its message
     closing: tuple[float, ...]  # the same of a last stage, which also has norm, LM head and drawing
     most: tuple[int, ...]
     room: tuple[float, ...]
     hops: tuple[tuple[float, ...], ...]
     head: int | None
     layers: int
-    users: int
-    prefix: tuple[float, ...]
-    embed: float
-    tail: float  # norm and LM head
-    tied: float  # of these, what is the embedding again
+    frames: int  # that travel at once
+    held: tuple[HeldModel, ...]
     tolerance: float
-    weight: float | None  # bytes of every layer with KV, None where they differ
+    share: float = 1.0  # of a frame's time that a token of it takes
+    head_ms: float = 0.0  # the head's own part of a frame
 
     @cached_property
     def by_bytes(self) -> bool:
@@ -70,15 +87,26 @@ class SearchProblem:
     @cached_property
     def able(self) -> tuple[int, ...]:
         """Nodes that could hold at least one layer somewhere."""
-        lightest = min(b - a for a, b in zip(self.prefix, self.prefix[1:], strict=False))
-        return tuple(i for i in range(len(self.names)) if self.most[i] > 0 and self.room[i] >= lightest)
+        nodes = range(len(self.names))
+        return tuple(i for i in nodes if self.most[i] > 0 and self.room[i] >= self.held[i].lightest)
+
+    @cached_property
+    def even(self) -> bool:
+        """Whether layers are alike on every node, so that only their number counts."""
+        return all(held.weight is not None for held in self.held) and all(speed.even for speed in self.speeds)
+
+    @cached_property
+    def of_mean_layers(self) -> SearchProblem:
+        """As if all layers had the mean size and took the mean time."""
+        held = tuple(replace(each, weight=each.mean) for each in self.held)
+        return replace(self, held=held, speeds=tuple(speed.flat for speed in self.speeds))
 
     @cached_property
     def limits(self) -> list[float]:
         """Every time that a stage can take, sorted: the only values the slowest stage can have."""
-        times = {*zip(self.speeds, self.fixed, self.most, strict=True)}
-        times |= {*zip(self.speeds, self.closing, self.most, strict=True)}
-        return sorted({fixed + count * speed for speed, fixed, most in times for count in range(1, most + 1)})
+        kinds = {*zip(self.speeds, self.fixed, self.most, strict=True)}
+        kinds |= {*zip(self.speeds, self.closing, self.most, strict=True)}
+        return sorted({fixed + ms for speed, fixed, most in kinds for ms in speed.runs(most)})
 
     @cached_property
     def least_limit(self) -> float:
@@ -90,39 +118,42 @@ class SearchProblem:
             low, high = (low, middle) if held >= self.layers else (middle, high)
         return self.limits[high] if high < len(self.limits) else inf
 
-    def ends_bytes(self, first: bool, last: bool) -> float:
-        """Bytes on top of the layers of a stage that is first, last, or both."""
-        if first and last:
-            return self.embed + self.tail - self.tied
-        return self.embed if first else self.tail if last else 0
-
     def holds_all(self, node: int) -> bool:
-        return self.prefix[-1] + self.ends_bytes(True, True) <= self.room[node]
+        held = self.held[node]
+        return held.prefix[-1] + held.ends(True, True) <= self.room[node]
 
     def ms_at(self, order: tuple[int, ...], node: int) -> float:
         """ms of a node's stage in a ring without its layers."""
         return (self.closing if node == order[-1] else self.fixed)[node]
 
+    def stage_ms(self, order: tuple[int, ...], node: int, start: int, stop: int) -> float:
+        return self.ms_at(order, node) + self.speeds[node].between(start, stop)
+
     def cap(self, order: tuple[int, ...], place: int, limit: float) -> int:
         """Layers of equal size that the node at a place of a ring holds, and runs within `limit` ms."""
         node, last = order[place], place == len(order) - 1
-        left, most = self.room[node] - self.ends_bytes(place == 0, last), self.most[node]
+        held = self.held[node]
+        left, most = self.room[node] - held.ends(place == 0, last), self.most[node]
         if left < 0:
             return 0
-        if self.weight and left < inf:
-            most = min(most, int(left // self.weight))
-        return count_under(self.speeds[node], self.ms_at(order, node), most, limit)
+        if held.weight and left < inf:
+            most = min(most, int(left // held.weight))
+        return self.speeds[node].most_under(self.ms_at(order, node), most, limit)
 
     def count_under(self, node: int, limit: float) -> int:
-        return count_under(self.speeds[node], self.fixed[node], self.most[node], limit)
+        """Layers that the node runs within `limit` ms, at most."""
+        speed = self.speeds[node]
+        if not speed.each:
+            return count_under(speed.mean, self.fixed[node], self.most[node], limit)
+        return speed.most_under(self.fixed[node], self.most[node], limit)
 
     def count_closing(self, node: int, limit: float) -> int:
-        """The same as the last stage."""
-        return count_under(self.speeds[node], self.closing[node], self.most[node], limit)
+        """The last layers that it runs within `limit` ms as the last stage."""
+        return self.speeds[node].last_under(self.closing[node], self.most[node], limit)
 
     def ring_ms(self, order: tuple[int, ...]) -> float:
-        """ms from stage to stage and back to the first, by way of the head where that has no stage."""
-        between = sum(self.hops[a][b] for a, b in pairwise(order))
+        """ms from stage to stage and back to the first, by way of the head where that has no stage; with the head's."""
+        between = self.head_ms + sum(self.hops[a][b] for a, b in pairwise(order))
         if self.head is None or self.head in order:
             return between + self.hops[order[-1]][order[0]]
         return between + self.hops[order[-1]][self.head] + self.hops[self.head][order[0]]
@@ -151,12 +182,12 @@ class Candidate:
 def best_plan(
     instance: SearchProblem, free: Candidate, under: Callable[[float], Candidate | None], least_ms: float = 0.0
 ) -> Candidate:
-    """The plan of the lowest score, max(D/m, B): token time D for m users, slowest stage B.
+    """The plan of the lowest score, max(D/m, B): token time D with m frames at once, slowest stage B.
 
     `under(limit)` is the plan of lowest D with no stage over the limit; None where there is none, as below `least_ms`.
     `free` is that without a limit. The best is under the lowest limit with D/m within it, or under the one before.
     """
-    limits, users = instance.limits, instance.users
+    limits, users = instance.limits, instance.frames
     if free.slowest_ms <= free.token_ms / users:
         return free
     low = bisect_left(limits, max(free.token_ms / users, least_ms)) - 1  # these are below D/m
@@ -183,14 +214,16 @@ def best_plan(
 
 
 def candidate(instance: SearchProblem, order: tuple[int, ...], counts: tuple[int, ...]) -> Candidate:
-    times = [instance.ms_at(order, i) + count * instance.speeds[i] for i, count in zip(order, counts, strict=True)]
+    stops = list(accumulate(counts))
+    ends = zip(order, counts, stops, strict=True)
+    times = [instance.stage_ms(order, node, stop - count, stop) for node, count, stop in ends]
     token = sum(times) + instance.ring_ms(order)
-    return Candidate(order, counts, token, max(times), max(token / instance.users, max(times)))
+    return Candidate(order, counts, token, max(times), max(token / instance.frames, max(times)))
 
 
 def evened(instance: SearchProblem, plan: Candidate) -> Candidate:
-    """Nodes of one speed share their layers alike, which costs no time, where all layers have one size."""
-    if instance.weight is None:
+    """Nodes of one speed share their layers alike, which costs no time, where all layers are alike."""
+    if not instance.even:
         return plan
     order, counts = plan.order, dict(zip(plan.order, plan.counts, strict=True))
     # What a node has fits: sums of fractions may say otherwise.
@@ -201,24 +234,30 @@ def evened(instance: SearchProblem, plan: Candidate) -> Candidate:
         counts |= dict.fromkeys(alike, 1)
         for _ in range(total - len(alike)):
             free = [node for node in alike if counts[node] < caps[node]]
-            counts[min(free, key=lambda node: instance.ms_at(order, node) + counts[node] * speed)] += 1
+            counts[min(free, key=lambda node: instance.ms_at(order, node) + counts[node] * speed.mean)] += 1
     return candidate(instance, order, tuple(counts[node] for node in order))
 
 
 def speed_order(instance: SearchProblem, nodes: Iterable[int]) -> list[int]:
     """Fastest per layer first; among equals by their place."""
-    return sorted(nodes, key=lambda i: (instance.speeds[i], i))
+    return sorted(nodes, key=lambda i: (instance.speeds[i].mean, i))
 
 
-def compile_problem(problem: Problem, only: Iterable[str] | None = None) -> SearchProblem:
-    """The instance of a problem; with `only` these nodes alone may take layers."""
+def compile_problem(problem: Problem, only: Iterable[str] | None = None, frames: int | None = None) -> SearchProblem:
+    """The instance of a problem; with `only` these nodes alone may take layers.
+
+    `frames` is one of the problem's, by default one for each user. Scores are of a frame then.
+    """
+    frames = frames or problem.users
+    problem = problem.in_frames(frames)
     allowed = {node.name for node in problem.nodes} if only is None else set(only)
     layers, kv = problem.model.layers, problem.kv_bytes_per_layer
-    weights = [size + kv for size in problem.model.layer_bytes]
-    equal = weights[0] if len(set(weights)) == 1 else None
-    lightest = min(weights)
+    as_held = {
+        size: HeldModel.of(size, kv) for size in {problem.size_on(node) for node in problem.nodes} | {problem.model}
+    }
     kept = []
     for node in sorted(problem.nodes, key=lambda item: (item.name != problem.head, item.name)):
+        lightest = as_held[problem.size_on(node)].lightest
         able = node.name in allowed and node.max_layers != 0 and node.room_bytes >= lightest
         if able or node.name == problem.head:
             kept.append((node, (layers if node.max_layers is None else min(node.max_layers, layers)) if able else 0))
@@ -227,21 +266,19 @@ def compile_problem(problem: Problem, only: Iterable[str] | None = None) -> Sear
     hops = tuple(tuple(0.0 if a == b else known.get(frozenset((a, b)), problem.hop_ms) for b in names) for a in names)
     return SearchProblem(
         names=names,
-        speeds=tuple(node.ms_per_layer for node, _ in kept),
-        fixed=tuple(node.ms_per_stage for node, _ in kept),
-        closing=tuple(node.ms_per_stage + node.ms_per_head for node, _ in kept),
+        speeds=tuple(Speed.of(node, layers) for node, _ in kept),
+        fixed=tuple(node.ms_per_step + node.ms_per_stage for node, _ in kept),
+        closing=tuple(node.ms_per_step + node.ms_per_stage + node.ms_per_head for node, _ in kept),
         most=tuple(most for _, most in kept),
         room=tuple(node.room_bytes for node, _ in kept),
         hops=hops,
         head=None if problem.head is None else names.index(problem.head),
         layers=layers,
-        users=problem.users,
-        prefix=tuple(accumulate(weights, initial=0.0)),
-        embed=problem.model.embed_bytes,
-        tail=problem.model.head_bytes,
-        tied=problem.model.tied_bytes,
+        frames=frames,
+        held=tuple(as_held[problem.size_on(node)] for node, _ in kept),
         tolerance=problem.tolerance,
-        weight=equal,
+        share=frames / problem.users,
+        head_ms=problem.head_ms(),
     )
 
 

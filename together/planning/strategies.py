@@ -12,8 +12,9 @@ from itertools import accumulate, pairwise
 from together.errors import BadPlan, BadSetting
 from together.planning.problem import Assignment, ModelSize, NodeProfile, Problem, Split
 from together.planning.recommend import recommend
-from together.planning.score import hops_of
+from together.planning.score import hops_of, range_violations
 from together.planning.search import EPSILON, compile_problem
+from together.sentences import say
 from together.types import LayerRange
 
 NEEDS_LAYERS = "studio=0:12,mini=12:16 (half-open) or 0-11,12-15"
@@ -21,10 +22,10 @@ NEEDS_LAYERS = "studio=0:12,mini=12:16 (half-open) or 0-11,12-15"
 
 def limit_partitions(problem: Problem, max_memory: float) -> Problem:
     """The same problem with no stage above `max_memory` bytes."""
-    layer = max(problem.model.layer_bytes) + problem.kv_bytes_per_layer
 
     def limited(node: NodeProfile) -> NodeProfile:
         if node.max_layers is not None:
+            layer = max(problem.size_on(node).layer_bytes) + problem.kv_bytes_per_layer
             return replace(node, max_layers=min(node.max_layers, int(max_memory // layer))) if layer else node
         return replace(node, free_bytes=min(node.room_bytes, max_memory), reserve_bytes=0)
 
@@ -104,6 +105,8 @@ def custom(problem: Problem, assignments: Sequence[Assignment]) -> Split:
     if (count := len(assignments)) > (there := len(problem.nodes)):
         wrong = "the plan has {ranges} ranges and there are {nodes} nodes; start more, or give fewer"
         raise BadPlan(wrong, ranges=count, nodes=there)
+    if found := range_violations(assignments, problem.model.layers):  # said as they were written: without names
+        raise BadPlan(say("all", sentences=tuple(found)))
     named = zip(problem.nodes, assignments, strict=False)
     return Split(tuple(Assignment(node.name, item.layers) for node, item in named))
 
@@ -135,7 +138,7 @@ def _short_ring(problem: Problem, nodes: list[NodeProfile]) -> list[NodeProfile]
 def _capacity(problem: Problem, node: NodeProfile) -> float:
     """Layers of mean size that a node holds without embedding or head."""
     layers = problem.model.layers
-    mean = sum(problem.model.layer_bytes) / layers + problem.kv_bytes_per_layer
+    mean = sum(problem.size_on(node).layer_bytes) / layers + problem.kv_bytes_per_layer
     if node.max_layers is not None:
         return float(node.max_layers)
     return node.room_bytes / mean if mean else float(layers)
@@ -193,7 +196,7 @@ def _counts(problem: Problem, nodes: list[NodeProfile], weights: list[float]) ->
 
 def _cap_at(problem: Problem, node: NodeProfile, place: int, count: int) -> int:
     """Layers of the largest size that fit a node at this place of the ring."""
-    model = problem.model
+    model = problem.size_on(node)
     if node.max_layers is not None:
         return node.max_layers
     extra = (model.embed_bytes if place == 0 else 0) + (model.head_bytes if place == count - 1 else 0)

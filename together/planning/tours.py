@@ -63,14 +63,14 @@ class Tours:
         aim = best.score * (1 - EPSILON)
         if way.last is not None and not self._can_close(way.last, aim):
             return False
-        return _Walk(self, way, aim, 1).token_ms(0) / self.instance.users < aim
+        return _Walk(self, way, aim, 1).token_ms(0) / self.instance.frames < aim
 
     def _can_close(self, node: int, aim: float) -> bool:
         """Whether any plan with this last stage may be better, by two sums that cost little."""
         instance = self.instance
         token = self._early_ms + instance.closing[node] - instance.fixed[node]
         held = sum(instance.count_under(i, aim) for i in instance.able if i != node)
-        return token / instance.users < aim and held + instance.count_closing(node, aim) >= instance.layers
+        return token / instance.frames < aim and held + instance.count_closing(node, aim) >= instance.layers
 
     @cached_property
     def _early_ms(self) -> float:
@@ -94,7 +94,7 @@ class Tours:
             return None
         walk = _Walk(self, way, bound, most + 1)
         for size in range(1, most + 1):
-            if walk.token_ms(size) / self.instance.users <= bound:
+            if walk.token_ms(size) / self.instance.frames <= bound:
                 return walk.trace(size)
         return None
 
@@ -119,7 +119,7 @@ class _Walk:
             arriving = self._arriving(place, node)
             self.value[place, step:] = windows.middle(node, span, arriving)[: self.rows - step]
             last = windows.last(node, span, arriving)[: self.rows - step]
-            self.ends[place, step:] = last + self.way.back[place]
+            self.ends[place, step:] = last + self.way.back[place] + self.instance.head_ms
         first = windows.first(node, span) + self.way.start[place]
         np.minimum(self.value[place, step], first, out=self.value[place, step])
         ring = self.instance.ring_ms((node,))
@@ -180,7 +180,7 @@ def ways(instance: SearchProblem) -> list[Route]:
 def _closing(instance: SearchProblem, order: tuple[int, ...]) -> list[Route]:
     """The order with one node at its end, which must be the last: all nodes where hops are alike, else the quickest."""
     head, hops = instance.head, instance.hops
-    last = sorted(order, key=lambda i: (instance.closing[i] + instance.speeds[i], i))
+    last = sorted(order, key=lambda i: (instance.closing[i] + instance.speeds[i].mean, i))
     involved = {*order, *([] if head is None else [head])}
     found = []
     for node in last if len({hops[a][b] for a in involved for b in involved if a != b}) <= 1 else last[:ANCHORS]:
@@ -229,9 +229,10 @@ def promising(instance: SearchProblem) -> list[int]:
 
     def per_layer(node: int) -> float:
         count = instance.most[node]
-        if instance.room[node] < inf and instance.prefix[-1] > 0:
-            count = min(count, int(instance.room[node] * instance.layers / instance.prefix[-1]))
-        return instance.speeds[node] + (instance.fixed[node] + instance.speeds[node]) / max(count, 1)
+        mean, ms = instance.held[node].mean, instance.speeds[node].mean
+        if instance.room[node] < inf and mean > 0:
+            count = min(count, int(instance.room[node] / mean))
+        return ms + (instance.fixed[node] + ms) / max(count, 1)
 
     return sorted(instance.able, key=lambda i: (per_layer(i), i))
 
