@@ -6,7 +6,8 @@ A backend is a module with the four functions of `Backend`. A shard is loaded, s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,9 +19,24 @@ import numpy as np
 from together.cluster_types import Device, DeviceProfile
 from together.errors import BadPlan, BadSetting, FrameRefused, NotEnoughMemory, UnsupportedModel
 from together.models.spec import ModelSpec, require_plain
+from together.planning.held import held_bytes
 from together.planning.memory import workspace_bytes
 from together.sentences import NOTHING, Sentence, template
-from together.types import BLOCK, DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, RowResult
+from together.types import (
+    BLOCK,
+    DTYPE_BYTES,
+    PLAIN,
+    Activation,
+    Batch,
+    Dtype,
+    LayerRange,
+    PackedAs,
+    Row,
+    RowResult,
+    SampleRequest,
+    Threads,
+)
+from together.wording import cut
 
 log = logging.getLogger(__name__)
 _EXPONENT: dict[Dtype, int] = {"fp32": 0x7F800000, "bf16": 0x7F80, "fp16": 0x7C00}  # all ones: infinite or no number
@@ -30,6 +46,8 @@ BACKENDS = {  # name: module
     "mlx": "backends.on_mlx.backend",
     "checksum": "backends.checksum",
 }
+WARMERS = {"torch": "backends.on_torch.early"}  # modules whose `warm` imports more than the backend's own does
+SIGHTS = {"torch": "backends.on_torch.devices"}  # modules whose `at_sight` knows devices without the framework
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +61,7 @@ class LoadRequest:
     memory_bytes: int  # weights + KV cache; what the weights leave is the KV cache's
     home: Path  # where the sha256 of files is remembered
     progress: Callable[[float], None] = lambda fraction: None  # 0 to 1
+    exact: bool = False  # products of quantized matrices keep activations in `dtype`, also where int8 were faster
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +69,8 @@ class StepOutput:
     """A step's outcome: the next stage's activation (of the accepted rows, in order), and results.
 
     Inner stage: `activation` is set (0 tokens when every row was refused), `results` holds refusals only.
-    Last stage: `activation` is None, `results` has one entry per row: refused, or sampled (`sampled` is empty where
-    nothing was asked).
+    Last stage: `activation` is None, `results` has one entry per row: refused, or sampled and scored (both are empty
+    where nothing was asked).
     """
 
     activation: Activation | None
@@ -74,6 +93,23 @@ class ShardShape:
         return cls(spec.name, layers, layers.stop == spec.layers, spec.hidden_size, spec.vocab_size, dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """How a stage computes, for a person who compares times."""
+
+    threads: int = 0  # that multiply; 0: the device does it in its own way
+    kernels: tuple[str, ...] = ()  # each with how many matrices it multiplies: `linear (113)`
+
+    @classmethod
+    def of(cls, kernels: Iterable[str], threads: int = 0) -> Computing:
+        """Of the kernels of all matrices, the commonest first; an empty name is of what multiplies nothing."""
+        found = Counter(filter(None, kernels))
+        return cls(threads, tuple(f"{name} ({count})" for name, count in found.most_common()))
+
+
+NOTHING_SAID = Computing()
+
+
 class Shard(Protocol):
     """The loaded weights of one layer range and the KV cache of those layers."""
 
@@ -86,15 +122,29 @@ class Shard(Protocol):
 
     @property
     def block(self) -> int:
-        """Tokens per KV block: a sequence of n tokens counts as ceil(n / block) blocks."""
+        """Tokens per KV block: a sequence of n tokens counts as ceil(n / block) blocks, less where forks share some."""
 
     @property
     def rewind(self) -> int | None:
         """How many last tokens of a sequence it can always undo; None is unbounded (full attention)."""
 
     @property
+    def shares(self) -> bool:
+        """Whether a fork holds its source's whole blocks, so that they count once."""
+
+    @property
     def sequences(self) -> int:
         """How many sequences it holds tokens of now."""
+
+    @property
+    def computing(self) -> Computing:
+        """Its threads and kernels, as far as it knows them."""
+
+    def share(self, stages: int) -> Threads | None:
+        """`stages` of the ring compute on its processor, itself included: told when it takes its place, before a step.
+
+        Returns what its steps get from now on; None where that is not for it to choose. May take a second.
+        """
 
     def step(self, batch: Batch, hidden: Activation | None) -> StepOutput:
         """Apply the orders, run the rows, commit lengths.
@@ -113,7 +163,7 @@ class Backend(Protocol):
     def probe(self) -> tuple[Device, ...]:
         """The devices here and the memory a stage could use on each, instantly."""
 
-    def measure(self, folder: Path, device: str, dtype: Dtype) -> DeviceProfile:
+    def measure(self, folder: Path, device: str, dtype: Dtype, packed: PackedAs = PLAIN) -> DeviceProfile:
         """Time random weights of the shape in `folder`/config.json on `device`, all but the disk; takes seconds."""
 
     def load(self, request: LoadRequest) -> Shard:
@@ -131,8 +181,25 @@ def open_backend(name: str) -> Backend:
         return cast(Backend, import_module(BACKENDS[name]))
     except ImportError as error:
         raise BadSetting(
-            "backend {name} cannot start here: {error}; run launch.py again to install it", name=name, error=str(error)
+            "backend {name} cannot start here: {error}; run python3 launch.py again to install it",
+            name=name,
+            error=str(error),
         ) from error
+
+
+def devices_at_sight(name: str) -> tuple[Device, ...]:
+    """A backend's devices, where no framework has to be imported to know them; else nothing: `probe` knows them."""
+    if name not in SIGHTS:
+        return ()
+    found: tuple[Device, ...] = import_module(SIGHTS[name]).at_sight()
+    return found
+
+
+def warm(name: str) -> None:
+    """Import what loads of a backend need, whatever the model. Raises BadSetting as `open_backend`."""
+    open_backend(name)
+    if name in WARMERS:
+        import_module(WARMERS[name]).warm()
 
 
 # --- checks of a request ----------------------------------------------------------------------------------------------
@@ -150,20 +217,20 @@ def check_model(spec: ModelSpec, request: LoadRequest) -> None:
         )
 
 
-def cache_capacity(spec: ModelSpec, request: LoadRequest) -> int:
-    """KV tokens in whole blocks that the granted memory leaves after weights and workspace.
+def cache_capacity(spec: ModelSpec, request: LoadRequest, backend: str) -> int:
+    """KV tokens in whole blocks that the granted memory leaves after weights, as `backend` holds them, and workspace.
 
     Raises NotEnoughMemory if not even one block is left.
     """
     block_bytes = spec.kv_bytes_per_token(request.layers, request.dtype) * BLOCK
-    fixed = spec.stage_bytes(request.layers, request.dtype) + workspace_bytes(spec)
+    weights = held_bytes(spec.stage_weights(request.layers), request.dtype, backend)
+    fixed = weights + workspace_bytes(spec)
     blocks = (request.memory_bytes - fixed) // block_bytes
     if blocks < 1:
         raise NotEnoughMemory(
-            "{model}: layers {asked} need {sizes:sizes 0} with room for {tokens} tokens, {sizes:sizes 1} were granted; "
-            "grant more, or move layers to another node",
+            "{model} needs {sizes:sizes 0} here with room for {tokens} tokens, {sizes:sizes 1} were granted; grant "
+            "more, or move layers to another node",
             model=spec.name,
-            asked=str(request.layers),
             sizes=(fixed + block_bytes, request.memory_bytes),
             tokens=BLOCK,
         )
@@ -214,8 +281,20 @@ def _row_fault(row: Row, vocabulary: int) -> Sentence:
         return template("the position {position}", position=row.position)
     if not 0 <= min(row.token_ids) <= max(row.token_ids) < vocabulary:
         return template("a token outside the vocabulary of {vocabulary}", vocabulary=vocabulary)
-    if row.sample and not all(0 <= offset < len(row.token_ids) for offset in row.sample.offsets):
-        return template("sampling offsets outside its {count} tokens", count=len(row.token_ids))
+    if row.positions:
+        return template("positions on {axes} axes, and this model takes none", axes=len(row.positions))
+    if row.adapter:
+        return template("the adapter {adapter!r}, and this stage has none", adapter=cut(row.adapter))
+    return _sample_fault(row.sample, len(row.token_ids), vocabulary) if row.sample else NOTHING
+
+
+def _sample_fault(ask: SampleRequest, count: int, vocabulary: int) -> Sentence:
+    if not all(0 <= offset < count for offset in ask.offsets):
+        return template("sampling offsets outside its {count} tokens", count=count)
+    if not all(0 <= score.offset < count for score in ask.score):
+        return template("scoring offsets outside its {count} tokens", count=count)
+    if not all(0 <= score.token_id < vocabulary for score in ask.score):
+        return template("a token to score outside the vocabulary of {vocabulary}", vocabulary=vocabulary)
     return NOTHING
 
 
@@ -225,6 +304,9 @@ def _check_states(shape: ShardShape, tokens: int, hidden: Activation) -> None:
         raise FrameRefused(
             "hidden states are ({found}), this stage takes ({wanted}): dtype, tokens, width", found=found, wanted=wanted
         )
+    if hidden.others:
+        name = cut(hidden.others[0].name)
+        raise FrameRefused("the frame has the tensor {name!r}, and this stage takes hidden states alone", name=name)
     bits, exponent = np.frombuffer(hidden.data, f"<u{DTYPE_BYTES[hidden.dtype]}"), _EXPONENT[hidden.dtype]
     if ((bits & exponent) == exponent).any():
         raise FrameRefused("hidden states hold infinite values or values that are no numbers")

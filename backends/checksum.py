@@ -42,7 +42,7 @@ from together.models.headers import TensorInfo
 from together.models.names import EMBED, HEAD, NORM, layer_of
 from together.models.reading import read_into, tensors_for
 from together.sampling import mix64
-from together.types import Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
+from together.types import PLAIN, Activation, Batch, Dtype, LayerRange, PackedAs, Row, SampleRequest, Sampling
 from together.wording import quoted
 
 Words = NDArray[np.uint64]
@@ -92,7 +92,7 @@ def probe() -> tuple[Device, ...]:
     return (Device("checksum", DEVICE, name, memory.total, memory.available),)
 
 
-def measure(folder: Path, device: str, dtype: Dtype) -> DeviceProfile:
+def measure(folder: Path, device: str, dtype: Dtype, packed: PackedAs = PLAIN) -> DeviceProfile:
     """Time made-up weights of the folder's shape; `step_ms` counts. Raises UnsupportedModel or BrokenModel."""
     toy = _read_toy(folder, device, dtype)
     overhead = resident_bytes()
@@ -142,9 +142,8 @@ def _capacity(request: LoadRequest, weights: int, block: int) -> int:
     blocks = (request.memory_bytes - weights) // block_bytes
     if blocks < 1:
         raise NotEnoughMemory(
-            "layers {asked} of {model} need {needed} bytes for weights and {block} tokens of KV cache, {granted} were "
-            "granted; grant more or choose fewer layers",
-            asked=str(request.layers),
+            "{model} needs {needed} bytes here for weights and {block} tokens of KV cache, {granted} were granted; "
+            "grant more, or move layers to another node",
             model=title(request.folder),
             needed=weights + block_bytes,
             block=block,

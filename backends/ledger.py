@@ -8,19 +8,20 @@ and the blocks it took. Only its truncations stay; the next row at that position
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.base import ShardShape, StepOutput, check_frame
+from backends.base import NOTHING_SAID, ShardShape, StepOutput, check_frame
+from backends.blocks import TokenBlocks
 from together.sampling import argmax_answers, draws_for, sample
-from together.types import BLOCK, Activation, Batch, LayerRange, Orders, Row, RowResult, Sampled
+from together.types import BLOCK, Activation, Batch, Continuation, LayerRange, Orders, Row, RowResult, Sampled, Threads
 
-REWIND = 256  # tokens that a sliding layer keeps beyond its window, so that they can be undone
+SCORED = 2**22  # logits that exist at once while tokens are scored: 32 rows of 128k, which fit a step's workspace
 Array = TypeVar("Array")
 Logits = NDArray[np.float32]
 
@@ -44,17 +45,29 @@ class CacheStore(Protocol):
 
 @dataclass(slots=True)
 class Ledger:
-    """Admits rows and applies orders; also keeps each sequence's token ids, which the last stage's sampler needs."""
+    """Admits rows and applies orders; also keeps each sequence's token ids, which the last stage's sampler needs.
+
+    It is the one place that counts. A block that forks share counts once where the store really `shares` it; the block
+    that a write needs for itself is counted when its row is admitted, or the row is refused.
+    """
 
     store: CacheStore
     capacity: int
     block: int = BLOCK
     rewind: int | None = None
+    shares: bool = False  # whether the store's forks hold their source's whole blocks, and copies them before it writes
     tokens: dict[int, list[int]] = field(default_factory=dict)  # sequence → committed token ids
-    allocated: dict[int, int] = field(default_factory=dict)  # sequence → tokens its blocks can hold
     floors: dict[int, int] = field(default_factory=dict)  # sequence → lowest position it can go back to, apart from 0
-    used: int = field(default=0, init=False)  # tokens that all allocated blocks can hold
+    held: TokenBlocks = field(init=False)
     _begun: dict[int, Row] = field(default_factory=dict, init=False)  # accepted, not committed
+
+    def __post_init__(self) -> None:
+        self.held = TokenBlocks(self.block)
+
+    @property
+    def used(self) -> int:
+        """Tokens that all allocated blocks can hold."""
+        return self.held.used * self.block
 
     def begin(self, batch: Batch) -> tuple[tuple[Row, ...], tuple[RowResult, ...]]:
         """Undo a failed step, apply the orders, truncate and admit: (rows to run, refusals), both in batch order.
@@ -87,7 +100,7 @@ class Ledger:
             length = self.length(sequence)
             if length:
                 self.store.truncate(sequence, length)
-                self._allocate(sequence, length)
+                self.held.truncate(sequence, length)
             else:
                 self._drop(sequence)
         self._begun.clear()
@@ -95,18 +108,13 @@ class Ledger:
     def length(self, sequence: int) -> int:
         return len(self.tokens.get(sequence, ()))
 
-    def blocks(self, length: int) -> int:
-        """Tokens allocated for a sequence of `length` tokens."""
-        return whole_blocks(length, self.block)
-
     def _refusal(self, row: Row) -> str | None:
         held, floor = self.length(row.sequence), self.floors.get(row.sequence, 0)
         if row.position > held:
             return f"holds {held} tokens of the sequence, was asked to go on at {row.position}"
         if 0 < row.position < floor:  # back to 0 is always possible: nothing of it is needed
             return f"can go back to token {floor} of the sequence, was asked to go back to {row.position}"
-        need = self.blocks(row.position + len(row.token_ids))
-        if self.used - self.allocated.get(row.sequence, 0) + need > self.capacity:
+        if not self._fits(self.held.growth(row.sequence, row.position, row.position + len(row.token_ids))):
             return f"the KV cache is full ({self.used} of {self.capacity} tokens allocated)"
         return None
 
@@ -116,12 +124,12 @@ class Ledger:
         elif row.position < self.length(row.sequence):
             self.store.truncate(row.sequence, row.position)
             del self.tokens[row.sequence][row.position :]
-        self._allocate(row.sequence, row.position + len(row.token_ids))
+        self.held.write(row.sequence, row.position, row.position + len(row.token_ids))
         self._begun[row.sequence] = row
 
-    def _allocate(self, sequence: int, length: int) -> None:
-        self.used += self.blocks(length) - self.allocated.get(sequence, 0)
-        self.allocated[sequence] = self.blocks(length)
+    def _fits(self, blocks: int) -> bool:
+        """Whether there is room for so many more."""
+        return self.used + blocks * self.block <= self.capacity
 
     def _obey(self, orders: Orders) -> None:
         for fork in orders.forks:
@@ -130,70 +138,28 @@ class Ledger:
             self._drop(sequence)
 
     def _drop(self, sequence: int) -> None:
-        if sequence in self.allocated:
-            self.used -= self.allocated.pop(sequence)
+        if sequence in self.held.tables:
+            self.held.drop(sequence)
             self.tokens.pop(sequence, None)
             self.floors.pop(sequence, None)
             self.store.drop(sequence)
 
     def _fork(self, source: int, target: int, length: int) -> None:
         """Does nothing if the target exists, the source is too short or there is no room: the next row says so."""
-        known, floor = target in self.allocated, self.floors.get(source, 0)
+        known, floor = target in self.held.tables, self.floors.get(source, 0)
         if known or not max(1, floor) <= length <= self.length(source):
             return
-        if self.used + self.blocks(length) > self.capacity:
+        shared = length // self.block if self.shares else 0
+        if not self._fits(-(-length // self.block) - shared):
             return
         self.store.fork(source, target, length)
         self.tokens[target] = self.tokens[source][:length]
-        self._allocate(target, length)
+        if self.shares:
+            self.held.fork(source, target, length)
+        else:
+            self.held.write(target, 0, length)
         if floor:
             self.floors[target] = floor  # the copy has no more of the past than its source
-
-
-def whole_blocks(tokens: int, block: int = BLOCK) -> int:
-    return -(-tokens // block) * block
-
-
-class LayerCache(Protocol):
-    """One sequence's keys and values in one layer."""
-
-    def truncate(self, length: int) -> None:
-        """Give back the blocks beyond `length`."""
-
-    def copy(self, length: int) -> Self:
-        """A cache of its own with the first `length` tokens, as far as they are still here."""
-
-
-Cache = TypeVar("Cache", bound=LayerCache)
-
-
-class SequenceCaches(Generic[Cache]):
-    """The CacheStore of real models: for every sequence a list of caches, one per layer of the shard."""
-
-    def __init__(self, windows: Sequence[int | None], empty: Callable[[int | None], Cache]) -> None:
-        """`windows` has each layer's sliding window; `empty` makes a cache for one of them."""
-        self.sequences: dict[int, list[Cache]] = {}
-        self._windows, self._empty = windows, empty
-
-    @property
-    def rewind(self) -> int | None:
-        return None if all(window is None for window in self._windows) else REWIND
-
-    def of(self, sequence: int) -> list[Cache]:
-        """The caches of a sequence, made if it is new."""
-        if sequence not in self.sequences:
-            self.sequences[sequence] = [self._empty(window) for window in self._windows]
-        return self.sequences[sequence]
-
-    def truncate(self, sequence: int, length: int) -> None:
-        for cache in self.of(sequence):
-            cache.truncate(length)
-
-    def fork(self, source: int, target: int, length: int) -> None:
-        self.sequences[target] = [cache.copy(length) for cache in self.sequences[source]]
-
-    def drop(self, sequence: int) -> None:
-        self.sequences.pop(sequence, None)
 
 
 # --- the frame of a step ----------------------------------------------------------------------------------------------
@@ -207,6 +173,7 @@ class LedgerShard(ABC, Generic[Array]):
 
     def __init__(self, shape: ShardShape, ledger: Ledger) -> None:
         self._shape, self._ledger = shape, ledger
+        self.computing = NOTHING_SAID  # for a framework that knows more to fill in
 
     @property
     def layers(self) -> LayerRange:
@@ -225,8 +192,16 @@ class LedgerShard(ABC, Generic[Array]):
         return self._ledger.rewind
 
     @property
+    def shares(self) -> bool:
+        return self._ledger.shares
+
+    @property
     def sequences(self) -> int:
-        return len(self._ledger.allocated)
+        return len(self._ledger.held.tables)
+
+    def share(self, stages: int) -> Threads | None:
+        """Nothing to choose, unless a framework overrides it."""
+        return None
 
     def step(self, batch: Batch, hidden: Activation | None) -> StepOutput:
         rows, refusals, given = self._begin(batch, hidden)
@@ -235,7 +210,8 @@ class LedgerShard(ABC, Generic[Array]):
             return StepOutput(None if self._shape.last else nothing, refusals)
         states = self._forward(rows, given)
         if self._shape.last:
-            output = StepOutput(None, _in_order(batch, rows, refusals, self._draw(rows, states)))
+            drawn, scores = self._draw(rows, states), self._score(rows, states)
+            output = StepOutput(None, _in_order(batch, rows, refusals, drawn, scores))
         else:
             output = StepOutput(self._write(rows, states), refusals)
         self._ledger.commit()
@@ -287,6 +263,16 @@ class LedgerShard(ABC, Generic[Array]):
         best = values.argmax(axis=-1)
         return best.tolist(), bool(np.isfinite(values.max(axis=-1)).all()), values[rest]
 
+    def _chosen(self, rows: tuple[Row, ...], logits: Array, ids: list[int]) -> tuple[Logits, Logits]:
+        """In each row of the logits that of one id, and the logarithm of the sum of all exponentials: `[rows]` each.
+
+        Frameworks that can do it on their device override this.
+        """
+        values = self._to_numpy(rows, logits)
+        peaks = values.max(axis=-1)
+        sums = np.exp(values - peaks[:, None]).sum(axis=-1)
+        return values[np.arange(len(ids)), ids], peaks + np.log(sums)
+
     def _settle(self, rows: tuple[Row, ...]) -> None:
         """Finish what the rows wrote to their caches, where no result asked for it."""
 
@@ -315,13 +301,28 @@ class LedgerShard(ABC, Generic[Array]):
             return []
         rest = [i for i, answered in enumerate(plain) if not answered]
         best, finite, logits = self._greedy(rows, self._logits(states, _places(rows)), rest)
+        self._require_finite(finite)
+        draws = [draw for row in rows for draw in draws_for(row, self._ledger.tokens.get(row.sequence, ()))]
+        others = iter(sample(logits, [draws[i] for i in rest]) if rest else ())
+        return [Sampled(token) if answered else next(others) for token, answered in zip(best, plain, strict=True)]
+
+    def _score(self, rows: tuple[Row, ...], states: Array) -> list[float]:
+        """The log-probabilities that rows ask for, in order; the head makes at most SCORED logits at a time."""
+        scores: list[float] = []
+        count = max(1, SCORED // self._shape.vocabulary)
+        wanted = [(at + score.offset, score.token_id) for row, at in starts(rows) for score in _asked(row)]
+        for begin in range(0, len(wanted), count):
+            places, ids = zip(*wanted[begin : begin + count], strict=True)
+            chosen, total = self._chosen(rows, self._logits(states, list(places)), list(ids))
+            self._require_finite(bool(np.isfinite(total).all()))
+            scores.extend((chosen - total).tolist())
+        return scores
+
+    def _require_finite(self, finite: bool) -> None:
         if not finite:
             raise ValueError(
                 f"{self._shape.model} computes no finite logits in {self._shape.dtype}; load it in bf16 or fp32"
             )
-        draws = [draw for row in rows for draw in draws_for(row, self._ledger.tokens.get(row.sequence, ()))]
-        others = iter(sample(logits, [draws[i] for i in rest]) if rest else ())
-        return [Sampled(token) if answered else next(others) for token, answered in zip(best, plain, strict=True)]
 
 
 def starts(rows: Sequence[Row]) -> Iterator[tuple[Row, int]]:
@@ -349,12 +350,18 @@ def _places(rows: Sequence[Row]) -> list[int]:
     return [start + offset for row, start in starts(rows) if row.sample for offset in row.sample.offsets]
 
 
+def _asked(row: Row) -> tuple[Continuation, ...]:
+    return row.sample.score if row.sample else ()
+
+
 def _in_order(
-    batch: Batch, rows: tuple[Row, ...], refusals: tuple[RowResult, ...], drawn: list[Sampled]
+    batch: Batch, rows: tuple[Row, ...], refusals: tuple[RowResult, ...], drawn: list[Sampled], scores: list[float]
 ) -> tuple[RowResult, ...]:
     """One result per row of the batch, in its order."""
-    results, tokens = {refusal.sequence: refusal for refusal in refusals}, iter(drawn)
+    results, tokens, values = {refusal.sequence: refusal for refusal in refusals}, iter(drawn), iter(scores)
     for row in rows:
         offsets = row.sample.offsets if row.sample else ()
-        results[row.sequence] = RowResult(row.sequence, row.position, tuple(next(tokens) for _ in offsets))
+        sampled = tuple(next(tokens) for _ in offsets)
+        found = tuple(next(values) for _ in _asked(row))
+        results[row.sequence] = RowResult(row.sequence, row.position, sampled, scores=found)
     return tuple(results[row.sequence] for row in batch.rows)

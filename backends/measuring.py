@@ -1,15 +1,15 @@
 """How a backend times itself at one model's shape: random weights, steps of real shards, each action's fastest turn.
 
-Imports no framework. together/cluster/measure.py counts what other programs use of the machine meanwhile.
+Imports no framework.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle
-from time import perf_counter
+from time import perf_counter, sleep, time
 from typing import Any, Generic, TypeVar
 
 import psutil
@@ -30,8 +30,12 @@ HEAD_BYTES = 2**30  # a larger LM head is timed by a part of it
 SHARE = 4  # no more than this part of the free memory is taken, where that is enough for one layer
 TILE = 2**20  # random numbers that are made once and repeated: making all of them would take the most time
 _PROMPT = 8  # tokens that are cached before a timed one
+ROWS = 4  # of the steps that show what several users share
+PAUSE = 2e-3  # seconds: between two steps a stage waits for its next message, and the processor forgets and sleeps
 _VARIETY = 16  # hidden states that are gone through: experts go by what they are
-_STEPS_SECONDS, _SPEEDS_SECONDS = 2.0, 0.6
+QUIET = 0.1  # of all processors' time: what others may use without being felt
+LIFE = 600.0  # seconds that figures of a disturbed device are believed
+_STEPS_SECONDS, _SPEEDS_SECONDS = 3.0, 0.6
 SPARE_EXPERTS = 4  # times those that a token uses: enough to go round, and not all of a large model's
 
 
@@ -55,8 +59,8 @@ class Timed(ABC, Generic[Model]):
     """A framework's part of measuring: made-up models of one shape on one device, and two matrix products."""
 
     @abstractmethod
-    def layer_params(self) -> int:
-        """Weights of the last layer, with no more experts than `experts_to_time` says."""
+    def layer_bytes(self) -> int:
+        """Of the last layer as it is timed, with no more experts than `experts_to_time` says."""
 
     @abstractmethod
     def models(self, size: Extent) -> Sequence[Model]:
@@ -92,45 +96,75 @@ def measure_shape(timed: Timed[Any], spec: ModelSpec, dtype: Dtype) -> DevicePro
     Raises NotEnoughMemory where not even one layer fits.
     """
     resident, free = resident_bytes(), timed.free_bytes()
-    width = DTYPE_BYTES[dtype]
-    row_bytes = spec.hidden_size * width
-    size = extent(spec.name, spec.layers, timed.layer_params() * width, spec.vocab_size, row_bytes, free)
+    row_bytes = spec.hidden_size * DTYPE_BYTES[dtype]  # of a packed head less, and it is timed by a part all the same
+    size = extent(spec.name, spec.layers, timed.layer_bytes(), spec.vocab_size, row_bytes, free)
     shards = _shards(timed, spec, size)
-    steps = [_decoding(timed, shard, last=shard is shards[-1]) for shard in shards]
-    none, some, end = fastest(*steps, seconds=_STEPS_SECONDS)
+    steps = [_decoding(timed, shard, rows, last=shard is shards[-1]) for rows in (1, ROWS) for shard in shards]
+    one, many = batched(fastest(*steps, seconds=_STEPS_SECONDS, pause=PAUSE))
     del steps
     overhead = timed.overhead_bytes(resident, free)
     while shards:
         shards.pop().close()
     reading, multiplying = timed.products()
     read, multiply = fastest(reading.run, multiplying.run, seconds=_SPEEDS_SECONDS)
+    layers, head = size.layers, spec.vocab_size / size.vocabulary
     return DeviceProfile(
-        ms_per_layer=max(1e3 * (some - none) / size.layers, 1e-6),  # noise must not make a layer free
-        ms_per_stage=1e3 * none,
-        ms_per_head=max(1e3 * (end - none) * spec.vocab_size / size.vocabulary, 0.0),
+        ms_per_layer=1e3 * one.layers / layers,
+        ms_per_stage=1e3 * one.stage,
+        ms_per_head=1e3 * one.end * head,
         memory_bytes_per_s=reading.amount / read,
         matrix_flops_per_s=multiplying.amount / multiply,
         overhead_bytes=overhead,
+        shared=shared_part(one.of_all(spec.layers / layers, head), many.of_all(spec.layers / layers, head), ROWS),
     )
 
 
+@dataclass(frozen=True, slots=True)
+class StepParts:
+    """Seconds of a step: without layers, of the timed layers, of the timed part of the head."""
+
+    stage: float
+    layers: float
+    end: float
+
+    @classmethod
+    def of(cls, none: float, some: float, end: float) -> StepParts:
+        """Of the steps of three shards. Noise must not make a layer free."""
+        return cls(none, max(some - none, 1e-9), max(end - none, 0.0))
+
+    def of_all(self, layers: float, head: float) -> float:
+        """Of a whole model that has so many times the layers and the head."""
+        return self.stage + self.layers * layers + self.end * head
+
+
+def batched(times: Sequence[float]) -> tuple[StepParts, StepParts]:
+    """From the seconds of three shards with one row and of the same with several."""
+    return StepParts.of(*times[:3]), StepParts.of(*times[3:])
+
+
+def shared_part(one: float, many: float, rows: int) -> float:
+    """The part of a step that its rows share, 0 to 1, where it takes `one` with one row and `many` with `rows`."""
+    return min(max(1 - (many / one - 1) / (rows - 1), 0.0), 1.0)
+
+
 def _shards(timed: Timed[Any], spec: ModelSpec, size: Extent) -> list[Shard]:
-    """One for each model, in the middle of a larger one or at its end. Each holds a prompt already."""
+    """One for each model, in the middle of a larger one or at its end. Each holds prompts already."""
     shards = []
-    counts = (0, size.layers, 0)  # no windows: a shard has a cache for each, and the prompt is shorter than any
+    counts = (0, size.layers, 0)  # a shard has a cache for each
     for model, count, after in zip(timed.models(size), counts, (1, 1, 0), strict=True):
-        shape = replace(spec, layers=size.layers + 1 + after, windows=(None,) * (1 + count))
+        shape = spec.excerpt(spec.layers - size.layers, count, size.layers + 1 + after)
         shard = timed.shard(model, shape, LayerRange(1, size.layers + 1))
-        shard.step(Batch((Row(1, 0, (0,) * _PROMPT),)), timed.states(_PROMPT))
+        prompts = tuple(Row(sequence, 0, (0,) * _PROMPT) for sequence in range(1, ROWS + 1))
+        shard.step(Batch(prompts), timed.states(ROWS * _PROMPT))
         shards.append(shard)
     return shards
 
 
-def _decoding(timed: Timed[Any], shard: Shard, *, last: bool) -> Callable[[], object]:
-    """One step of one token, which the last stage draws: it ends when the device is done."""
-    states = cycle([timed.states(1) for _ in range(_VARIETY)])
+def _decoding(timed: Timed[Any], shard: Shard, rows: int, *, last: bool) -> Callable[[], object]:
+    """One step of a token of each row, which the last stage draws: it ends when the device is done."""
+    states = cycle([timed.states(rows) for _ in range(_VARIETY)])
     ask = SampleRequest((0,), Sampling(temperature=0.0), 1) if last else None
-    batch = Batch((Row(1, _PROMPT, (0,), ask),))
+    batch = Batch(tuple(Row(sequence, _PROMPT, (0,), ask) for sequence in range(1, rows + 1)))
     return lambda: shard.step(batch, next(states))
 
 
@@ -155,17 +189,20 @@ def experts_to_time(experts: int, used: int) -> int:
     return min(experts, SPARE_EXPERTS * used)
 
 
-def fastest(*actions: Callable[[], object], seconds: float) -> tuple[float, ...]:
+def fastest(
+    *actions: Callable[[], object], seconds: float, clock: Callable[[], float] = perf_counter, pause: float = 0.0
+) -> tuple[float, ...]:
     """Seconds that each action takes, warm: its fastest turn, as what others do on the machine only ever adds.
 
-    In turns, so that a slow moment hits all; `seconds` for all together, and longer where no two turns agree.
+    In turns, so that a slow moment hits all; `seconds` for all together, and longer where no two turns agree. `clock`
+    tells the time of each. Before each there is a `pause` in seconds.
     """
     for action in actions:
         action()
     turns: list[tuple[float, ...]] = []
     began = perf_counter()
     while len(turns) < LEAST_TURNS or perf_counter() - began < seconds * (1 if _agree(turns) else PATIENCE):
-        turns.append(tuple(_timed(action) for action in actions))
+        turns.append(tuple(_timed(action, clock, pause) for action in actions))
     return tuple(min(times) for times in zip(*turns, strict=True))
 
 
@@ -174,12 +211,26 @@ def _agree(turns: list[tuple[float, ...]]) -> bool:
     return all(second <= AGREED * first for first, second in pairs)
 
 
-def _timed(action: Callable[[], object]) -> float:
-    began = perf_counter()
+def _timed(action: Callable[[], object], clock: Callable[[], float], pause: float) -> float:
+    sleep(pause)
+    began = clock()
     action()
-    return perf_counter() - began
+    return clock() - began
 
 
 def resident_bytes() -> int:
     """What this process takes of the machine's memory now."""
     return int(psutil.Process().memory_info().rss)
+
+
+def watch_others() -> Callable[[], float]:
+    """Start to count; the returned call gives the share of all processors that other programs have used since."""
+    own = psutil.Process()
+    psutil.cpu_percent()  # both are of the time since the last call
+    own.cpu_percent()
+    return lambda: max(psutil.cpu_percent() - own.cpu_percent() / (psutil.cpu_count() or 1), 0.0) / 100
+
+
+def lasts(busy: float, at: float) -> bool:
+    """Whether figures need not be measured again now: `busy` is what others used then, `at` seconds since 1970."""
+    return busy <= QUIET or 0 <= time() - at < LIFE

@@ -10,9 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from together.errors import UnsupportedModel
+from together.models.families import BY_NAME
 from together.models.spec import ModelSpec
-from together.types import Dtype, LayerRange
+from together.types import Dtype, LayerRange, Packing
 from together.wording import quoted
+
+GROUPS = (32, 64, 128)  # of affine packings, that MLX has products for
+
+
+def runs_packed(packing: Packing) -> bool:
+    """Whether MLX multiplies with it; weights that are packed otherwise are held plain."""
+    return packing.mode != "affine" or packing.group in GROUPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,44 +29,48 @@ class Rope:
 
     theta: float
     kind: str
+    width: int  # values of a head that it turns, the first ones
     settings: dict[str, Any]
 
 
 def dialect(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> dict[str, Any]:
     """The config of a model that consists of `layers` only. Raises UnsupportedModel for what mlx-lm would ignore."""
     refuse_ignored(config, spec)
-    held = range(layers.start, layers.stop)
-    given = {key: value for key, value in config.items() if value is not None}
+    family = BY_NAME[spec.family]
+    ranged = {"mlp_only_layers": []} | config | family.ranged(config, layers)
     return {
-        **given,
+        **{key: value for key, value in ranged.items() if value is not None},
         "num_hidden_layers": len(layers),
         "tie_word_embeddings": spec.tied,
-        "mlp_only_layers": [i - layers.start for i in config.get("mlp_only_layers", ()) if i in held],
         # Every layer gets its RoPE and its window from us, by its global number: mlx-lm would count from 0.
         "rope_theta": 10_000.0,
         "rope_scaling": None,
         "rope_parameters": None,
         "layer_types": None,
         "sliding_window": None,
-        "sliding_window_pattern": 1,
+        **family.mlx_settings,
     }
 
 
-def ropes(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> tuple[Rope, ...]:
-    """Each layer's rotary embedding."""
-    return tuple(_rope(config, spec, sliding=window is not None) for window in spec.windows[layers.start : layers.stop])
+def ropes(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> tuple[Rope | None, ...]:
+    """Each layer's rotary embedding, where it has one."""
+    roped, held = BY_NAME[spec.family].roped, range(layers.start, layers.stop)
+    return tuple(
+        _rope(config, spec, sliding=spec.windows[layer] is not None) if roped(config, layer) else None for layer in held
+    )
 
 
 def _rope(config: dict[str, Any], spec: ModelSpec, *, sliding: bool) -> Rope:
     values = dict(config["rope_parameters"])
-    if spec.family == "gemma3_text":
+    if BY_NAME[spec.family].ropes:
         values = dict(values["sliding_attention" if sliding else "full_attention"])
     theta, kind = values.pop("rope_theta"), values["rope_type"]
-    return Rope(theta, kind, _yarn(values) if kind == "yarn" else {} if kind == "default" else values)
+    width = int(spec.head_dim * values.pop("partial_rotary_factor", 1.0))
+    return Rope(theta, kind, width, yarn(values) if kind == "yarn" else {} if kind == "default" else values)
 
 
-def _yarn(values: dict[str, Any]) -> dict[str, Any]:
-    """transformers' rules for what may be left out, where mlx-lm has others."""
+def yarn(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of YaRN by transformers' rules for what may be left out, where mlx-lm has others."""
     known = dict(values)
     if not (known.get("mscale") and known.get("mscale_all_dim")):
         known.pop("mscale", None)
@@ -68,7 +80,7 @@ def _yarn(values: dict[str, Any]) -> dict[str, Any]:
 
 def refuse_dtype(spec: ModelSpec, dtype: Dtype, device: str) -> None:
     """Raises UnsupportedModel for what MLX cannot compute on `device`, `cpu` or `gpu`."""
-    if spec.family == "qwen3_moe" and dtype != "fp32" and device == "cpu":
+    if BY_NAME[spec.family].experts and dtype != "fp32" and device == "cpu":
         raise UnsupportedModel(
             "{model}: MLX runs experts on a CPU only in fp32; load it in fp32 or on another device", model=spec.name
         )
@@ -76,16 +88,23 @@ def refuse_dtype(spec: ModelSpec, dtype: Dtype, device: str) -> None:
 
 def refuse_ignored(config: dict[str, Any], spec: ModelSpec) -> None:
     """Raises UnsupportedModel for a configuration that mlx-lm would compute otherwise than transformers."""
+    family = BY_NAME[spec.family]
+    if family.not_on_mlx:
+        raise UnsupportedModel(
+            "{model} has {part}, which neither MLX nor its formats run here; load its plain version with torch",
+            model=spec.name,
+            part=family.not_on_mlx,
+        )
     for parts in (config["rope_parameters"], *config["rope_parameters"].values()):
-        if isinstance(parts, dict) and ("attention_factor" in parts or parts.get("truncate") is False):
-            raise UnsupportedModel(
-                "{model} sets YaRN's attention_factor or truncate, which MLX does not run here", model=spec.name
-            )
+        if isinstance(parts, dict) and "attention_factor" in parts:
+            raise UnsupportedModel("{model} sets YaRN's attention_factor, which MLX does not run here", model=spec.name)
     ignored = [key for key in ("attn_logit_softcapping", "final_logit_softcapping") if config.get(key)]
-    gemma = spec.family == "gemma3_text"
-    key, known = ("hidden_activation", ["gelu_pytorch_tanh"]) if gemma else ("hidden_act", ["silu", "swish"])
-    if (config.get(key) or known[0]) not in known:
+    ignored += [f"{key} {quoted(config[key])}" for key, fixed in family.mlx_fixed.items() if config[key] != fixed]
+    key, usual = family.activation
+    known = ("silu", "swish") if usual == "silu" else (usual,)
+    if config[key] not in known:
         ignored.append(f"{key} {quoted(config[key])}")
+    ignored += family.ignored_by_mlx(config)
     if spec.quantization is not None:
         ignored.append(f"{spec.quantization} weights")
     if ignored:

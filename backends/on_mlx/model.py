@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
+from math import log, pi
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, cast
@@ -16,22 +17,22 @@ from typing import Any, Protocol, cast
 import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
-from backends.base import LoadRequest
-from backends.on_mlx.config import Rope, dialect, ropes
+from backends.base import Computing, LoadRequest
+from backends.on_mlx.config import Rope, dialect, ropes, runs_packed
+from backends.on_mlx.packed import kernel_of, pack_modules
+from backends.on_mlx.tensors import MX, held_arrays, unfused, unfused_names
 from together.errors import BadSetting, BrokenModel, UnsupportedModel
 from together.models.config import FAMILIES
-from together.models.headers import TensorInfo
-from together.models.layout import PLAIN
+from together.models.families import BY_NAME
 from together.models.names import HEAD, shifted
-from together.models.reading import read_into
 from together.models.spec import ModelSpec, needed_tensors, read_config
 from together.sentences import template
 from together.types import DTYPE_BYTES, Activation, Dtype, LayerRange
 
 Bits = NDArray[np.uint16] | NDArray[np.uint32]
-MX: dict[Dtype, mx.Dtype] = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
 _BITS: dict[Dtype, mx.Dtype] = {"fp32": mx.uint32, "bf16": mx.uint16, "fp16": mx.uint16}
 
 
@@ -41,19 +42,27 @@ def read_activation(hidden: Activation) -> mx.array:
     return mx.array(bits).view(MX[hidden.dtype])  # numpy has no bf16, so the bits travel as whole numbers
 
 
-def write_activation(states: mx.array, dtype: Dtype) -> Activation:
-    """`[1, tokens, width]` in `dtype` as what travels; a copy, because MLX's memory belongs to this thread."""
-    _, tokens, width = states.shape
-    return Activation(dtype, tokens, width, np.array(states.view(_BITS[dtype])).tobytes())
+def bits_of(states: mx.array, dtype: Dtype) -> mx.array:
+    """States in `dtype` as whole numbers, not computed yet."""
+    return states.view(_BITS[dtype])
 
 
+def write_activation(bits: mx.array, dtype: Dtype) -> Activation:
+    """`[1, tokens, width]` as what travels; a copy, because MLX's memory belongs to this thread."""
+    _, tokens, width = bits.shape
+    return Activation(dtype, tokens, width, np.array(bits).data.cast("B"))
+
+
+_STACKED = ".mlp.switch_mlp."  # canonical
 _PACKAGE = "backends.mlx_lm_models"  # a name only: there is no such folder
 
 
 class AttentionCache(Protocol):
     """What the layers here get as their `cache`: it attends itself, because only it knows the sequences."""
 
-    def attend(self, queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array: ...
+    def attend(
+        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, sinks: mx.array | None = None
+    ) -> mx.array: ...
 
 
 def model_module(name: str) -> ModuleType:
@@ -68,20 +77,23 @@ def model_module(name: str) -> ModuleType:
 def _package() -> ModuleType:
     library = find_spec("mlx_lm")  # finds a top-level package without running it
     if library is None or not library.submodule_search_locations:
-        raise BadSetting("mlx-lm is not installed here; run launch.py again to install it")
+        raise BadSetting("mlx-lm is not installed here; run python3 launch.py again to install it")
     spec = ModuleSpec(_PACKAGE, None, is_package=True)
     spec.submodule_search_locations = [str(Path(library.submodule_search_locations[0]) / "models")]
     return module_from_spec(spec)
 
 
 def _attention(
-    queries: mx.array, keys: mx.array, values: mx.array, cache: AttentionCache, scale: float, mask: None = None
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    cache: AttentionCache,
+    scale: float,
+    mask: None = None,
+    sinks: mx.array | None = None,
 ) -> mx.array:
     """In the place of mlx-lm's `scaled_dot_product_attention`; the layers are called without a mask."""
-    return cache.attend(queries, keys, values, scale)
-
-
-_FILES = {"mistral": "llama"}  # families whose classes stand in another family's file
+    return cache.attend(queries, keys, values, scale, sinks)
 
 
 class Layer(Protocol):
@@ -112,8 +124,17 @@ class Slice:
     layers: tuple[Layer, ...]
     embed: Project | None
     embed_scale: float
+    logits_scale: float
     norm: Project | None
     head: Project | None
+
+    @property
+    def computing(self) -> Computing:
+        """MLX's functions by the number of matrices that they multiply; how many threads it takes it does not say."""
+        trees = [cast(Module, layer).leaf_modules() for layer in self.layers]
+        leaves = cast(list[tuple[str, Module]], tree_flatten(trees, is_leaf=Module.is_module))
+        head = getattr(self.head, "__self__", self.head)  # a tied one is its embedding's method
+        return Computing.of(map(kernel_of, (*(leaf for _, leaf in leaves), head)))
 
     def embedding(self, ids: list[int]) -> mx.array:
         """`[1, tokens, hidden]`. Gemma's scale is rounded to the weights' dtype, as transformers does it."""
@@ -126,16 +147,23 @@ class Slice:
         """`[rows, hidden]` to float32 `[rows, vocab]`."""
         assert self.norm is not None
         assert self.head is not None
-        return self.head(self.norm(states)).astype(mx.float32)
+        found = self.head(self.norm(states)).astype(mx.float32)
+        return found if self.logits_scale == 1.0 else found * self.logits_scale
 
 
 def read_slice(request: LoadRequest, spec: ModelSpec) -> Slice:
     """Build the range and read its tensors, layer by layer. Raises UnsupportedModel or BrokenModel."""
     layers = request.layers
-    model = empty_model(read_config(request.folder), spec, layers)
-    tensors = needed_tensors(request.folder, layers, request.home)
-    weights = {shifted(tensor.name, layers.start): array for tensor, array in _open(tensors)}
-    fill(model, {name: array.astype(MX[request.dtype]) for name, array in weights.items()}, spec)
+    config = read_config(request.folder)
+    model = empty_model(config, spec, layers)
+    needed, dtype = needed_tensors(request.folder, layers, request.home), MX[request.dtype]
+    path = partial(_path, spec, layers.start)
+    weights = {path(name): array for name, array in unfused(held_arrays(needed, dtype))}
+    stored = {name: matrix.packing for name, matrix in needed.packed.items() if runs_packed(matrix.packing)}
+    kept = {part: packing for name, packing in stored.items() for part in unfused_names(name)}
+    packings = {path(name).removesuffix(".weight"): packing for name, packing in kept.items()}
+    pack_modules(model, packings, dtype)
+    fill(model, weights, spec)
     del weights  # from here on every array is held by the model alone, so a source is freed once it is converted
     try:
         for done, part in enumerate(_parts(model), 1):
@@ -145,19 +173,20 @@ def read_slice(request: LoadRequest, spec: ModelSpec) -> Slice:
         raise BrokenModel(
             "{model} cannot be read: {error}; get this model again", model=spec.name, error=str(error)
         ) from error
-    return slice_of(model, spec)
+    return slice_of(model, config, spec)
 
 
 def empty_model(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> Module:
     """mlx-lm's model with only this range's modules, its weights not computed. Raises UnsupportedModel."""
-    module = model_module(_FILES.get(spec.family, spec.family))
+    module = model_module(BY_NAME[spec.family].file)
     try:
         args = module.ModelArgs.from_dict(dialect(config, spec, layers))
     except (TypeError, ValueError) as error:
         raise _refusal(spec, "does not take its config.json", error) from error
     model: Module = module.Model(args)
     for layer, rope in zip(model.model.layers, ropes(config, spec, layers), strict=True):
-        layer.self_attn.rope = PackedRope(_rope(spec, rope))
+        if rope is not None:
+            layer.self_attn.rope = PackedRope(_rope(spec, rope))
     first, last = layers.start == 0, layers.stop == spec.layers
     if not (first or (last and spec.tied)):
         model.model.pop("embed_tokens")
@@ -169,7 +198,7 @@ def empty_model(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> 
 def fill(model: Module, weights: dict[str, mx.array], spec: ModelSpec) -> None:
     """Put the weights, lazy still, in their places, by mlx-lm's rules. Raises UnsupportedModel for any that differ."""
     try:
-        named = model.sanitize(weights)
+        named = model.sanitize(weights) if hasattr(model, "sanitize") else weights
         if HEAD not in named:
             model.pop("lm_head", None)
         model.load_weights(list(named.items()), strict=True)
@@ -177,15 +206,17 @@ def fill(model: Module, weights: dict[str, mx.array], spec: ModelSpec) -> None:
         raise _refusal(spec, "has other tensors", error) from error
 
 
-def slice_of(model: Module, spec: ModelSpec) -> Slice:
-    inner = model.model
+def slice_of(model: Module, config: Mapping[str, Any], spec: ModelSpec) -> Slice:
+    """`config` is the effective one of the whole model."""
+    inner, family = model.model, BY_NAME[spec.family]
     embed = inner.get("embed_tokens")
     norm = inner.get("norm")
     head = embed.as_linear if spec.tied and norm is not None else model.get("lm_head")
     return Slice(
         layers=tuple(cast(Layer, layer) for layer in inner.layers),
         embed=embed,
-        embed_scale=spec.hidden_size**0.5 if spec.family == "gemma3_text" else 1.0,
+        embed_scale=family.embedding_scale(config),
+        logits_scale=family.logits_scale(config),
         norm=norm,
         head=head,
     )
@@ -193,15 +224,39 @@ def slice_of(model: Module, spec: ModelSpec) -> Slice:
 
 def _rope(spec: ModelSpec, rope: Rope) -> Callable[..., mx.array]:
     """With its periods spelled out: `mx.fast.rope` is off by 2e-4 at position 4,000 given the base, and by 3e-7 so."""
-    dims = spec.head_dim
+    dims, neighbours = rope.width, BY_NAME[spec.family].interleaved
     with mx.stream(mx.cpu):  # exact powers, whatever the device's own are
         if rope.kind in ("default", "linear"):
             periods = rope.theta ** (mx.arange(0, dims, 2) / dims) * rope.settings.get("factor", 1.0)
-            return partial(mx.fast.rope, dims=dims, traditional=False, base=None, scale=1.0, freqs=periods)
-        made: Callable[..., mx.array] = model_module("rope_utils").initialize_rope(
-            dims, rope.theta, False, rope.settings, spec.context
+            return partial(mx.fast.rope, dims=dims, traditional=neighbours, base=None, scale=1.0, freqs=periods)
+        made: Any = model_module("rope_utils").initialize_rope(
+            dims, rope.theta, neighbours, rope.settings, spec.context
         )
-        return made
+        if rope.kind == "yarn" and rope.settings.get("truncate") is False:
+            made._freqs = _yarn(rope, dims)
+        turned: Callable[..., mx.array] = made
+        return turned
+
+
+def _yarn(rope: Rope, dims: int) -> mx.array:
+    """YaRN's periods with bounds that are not rounded (`truncate`), where mlx-lm always rounds them."""
+    given = rope.settings
+
+    def bound(turns: float) -> float:
+        """The place of the period that turns so often in the length of the training."""
+        length = given["original_max_position_embeddings"] / (turns * 2 * pi)
+        return dims * log(length) / (2 * log(rope.theta))
+
+    low, high = max(bound(given.get("beta_fast", 32.0)), 0.0), min(bound(given.get("beta_slow", 1.0)), dims - 1.0)
+    slope = max(high - low, 0.0) or 0.001
+    stretched = mx.clip((mx.arange(dims // 2) - low) / slope, 0.0, 1.0)
+    found: mx.array = rope.theta ** (mx.arange(0, dims, 2) / dims) / (stretched / given["factor"] + 1.0 - stretched)
+    return found
+
+
+def _path(spec: ModelSpec, first: int, name: str) -> str:
+    """mlx-lm's name of a tensor, in a model that begins with layer `first`."""
+    return shifted(name, first).replace(_STACKED, f".mlp.{BY_NAME[spec.family].mlx_experts}.")
 
 
 def _parts(model: Module) -> Iterable[object]:
@@ -209,24 +264,6 @@ def _parts(model: Module) -> Iterable[object]:
     for layer in model.model.layers:
         yield layer.parameters()
     yield model.parameters()
-
-
-def _open(tensors: tuple[TensorInfo, ...]) -> Iterable[tuple[TensorInfo, mx.array]]:
-    """Lazy arrays: MLX reads a tensor's bytes when it is evaluated."""
-    for file in sorted({tensor.file for tensor in tensors}):
-        own = [tensor for tensor in tensors if tensor.file == file]
-        try:
-            arrays = cast(dict[str, mx.array], mx.load(str(file)))
-        except RuntimeError:  # MLX has no name for the dtype of a tensor that nobody needs
-            yield from ((tensor, _read(tensor)) for tensor in own)
-            continue
-        yield from ((tensor, arrays[tensor.key]) for tensor in own)
-
-
-def _read(tensor: TensorInfo) -> mx.array:
-    raw = np.empty(tensor.nbytes, np.uint8)
-    read_into(tensor, raw.data)
-    return mx.array(raw).view(MX[PLAIN[tensor.dtype]]).reshape(tensor.shape)
 
 
 def _refusal(spec: ModelSpec, reason: str, error: Exception) -> UnsupportedModel:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 import mlx.core as mx
 import numpy as np
 
 from backends.base import ShardShape
-from backends.ledger import REWIND, Ledger, LedgerShard, Logits, SequenceCaches, positions, token_ids, whole_blocks
-from backends.on_mlx.model import MX, Slice, read_activation, write_activation
+from backends.layer_caches import REWIND, SequenceCaches, whole_blocks
+from backends.ledger import Ledger, LedgerShard, Logits, positions, token_ids
+from backends.on_mlx.model import Slice, bits_of, read_activation, write_activation
+from backends.on_mlx.tensors import MX
 from together.models.spec import ModelSpec
+from together.models.state import KeysValues, LayerState
 from together.types import BLOCK, Activation, Batch, Dtype, LayerRange, Orders, Row
 
 
@@ -25,12 +30,29 @@ class MlxLayerCache:
     values: mx.array
     start: int = 0
 
+    @classmethod
+    def empty(cls, dtype: mx.Dtype, state: LayerState) -> MlxLayerCache:
+        assert isinstance(state, KeysValues)
+        keys, values = ((1, state.heads, 0, width) for width in (state.key_dim, state.value_dim))
+        return cls(state.window, mx.zeros(keys, dtype), mx.zeros(values, dtype))
+
     @property
     def room(self) -> int:
         return self.keys.shape[2]
 
-    def attend(self, queries: mx.array, keys: mx.array, values: mx.array, position: int, scale: float) -> mx.array:
-        """Write a row's new tokens at `position` and let its queries see what they may: `[1, heads, count, dim]`."""
+    def attend(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        position: int,
+        scale: float,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        """Write a row's new tokens at `position` and let its queries see what they may: `[1, heads, count, dim]`.
+
+        `sinks` `[heads]` are scores of each query without a value.
+        """
         count = keys.shape[2]
         self._make_room(position, count)
         begin, end = position - self.start, position - self.start + count
@@ -39,7 +61,9 @@ class MlxLayerCache:
         first = 0 if self.window is None else max(0, begin - self.window + 1)
         seen_keys, seen_values = self.keys[:, :, first:end], self.values[:, :, first:end]
         mask = _mask(count, end - first, self.window)
-        return mx.fast.scaled_dot_product_attention(queries, seen_keys, seen_values, scale=scale, mask=mask)
+        return mx.fast.scaled_dot_product_attention(
+            queries, seen_keys, seen_values, scale=scale, mask=mask, sinks=sinks
+        )
 
     def truncate(self, length: int) -> None:
         """Give back the blocks beyond `length`; the tokens there are overwritten by the next row."""
@@ -101,23 +125,22 @@ class PackedCache:
         """mlx-lm's layers call this on the way to `attend`, which does the writing."""
         return keys, values
 
-    def attend(self, queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
+    def attend(
+        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, sinks: mx.array | None = None
+    ) -> mx.array:
         """`[1, heads, tokens, head_dim]` each, all rows packed: every row with its own cache."""
         parts = [
-            cache.attend(queries[:, :, a:b], keys[:, :, a:b], values[:, :, a:b], position, scale)
+            cache.attend(queries[:, :, a:b], keys[:, :, a:b], values[:, :, a:b], position, scale, sinks)
             for cache, position, (a, b) in zip(self.caches, self.positions, self.bounds, strict=True)
         ]
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
 
 
 class MlxSequenceCaches(SequenceCaches[MlxLayerCache]):
-    """All sequences of a shard; `windows` has one entry per layer of it."""
+    """All sequences of a shard; `states` has one entry per layer of it."""
 
-    def __init__(self, windows: Sequence[int | None], kv_heads: int, head_dim: int, dtype: mx.Dtype) -> None:
-        nothing = (1, kv_heads, 0, head_dim)
-        super().__init__(
-            windows, lambda window: MlxLayerCache(window, mx.zeros(nothing, dtype), mx.zeros(nothing, dtype))
-        )
+    def __init__(self, states: Sequence[LayerState], dtype: mx.Dtype) -> None:
+        super().__init__(states, partial(MlxLayerCache.empty, dtype))
 
     def packed(self, rows: tuple[Row, ...]) -> tuple[PackedCache, ...]:
         """One PackedCache per layer for a step of these rows."""
@@ -139,6 +162,20 @@ class MlxSequenceCaches(SequenceCaches[MlxLayerCache]):
         mx.eval([(twin.keys, twin.values) for twin in twins])  # or the source could not be written in place
 
 
+_FIRST = 4  # layers before anything is computed: a device that waits for its work waits for these alone
+_PIECE = 256  # logits that are summed by themselves
+
+
+def log_sums(logits: mx.array) -> mx.array:
+    """The logarithm of the sum of all exponentials of each row, in pieces.
+
+    On a CPU MLX adds one by one: over 49,000 logits of a real model the small ones lose 1.6e-4 in all.
+    """
+    rows, width = logits.shape
+    filled = mx.pad(logits, [(0, 0), (0, -width % _PIECE)], constant_values=-mx.inf)
+    return mx.logsumexp(mx.logsumexp(filled.reshape(rows, -1, _PIECE), axis=-1), axis=-1)
+
+
 class MlxShard(LedgerShard[mx.array]):
     """The thread that loads it must step and close it: MLX's lazy arrays belong to a thread.
 
@@ -147,10 +184,10 @@ class MlxShard(LedgerShard[mx.array]):
 
     def __init__(self, spec: ModelSpec, layers: LayerRange, dtype: Dtype, capacity: int, parts: Slice) -> None:
         self._parts = parts
-        windows = spec.windows[layers.start : layers.stop]
-        self._caches = MlxSequenceCaches(windows, spec.kv_heads, spec.head_dim, MX[dtype])
+        self._caches = MlxSequenceCaches(spec.states[layers.start : layers.stop], MX[dtype])
         ledger = Ledger(self._caches, capacity, rewind=self._caches.rewind)
         super().__init__(ShardShape.of(spec, layers, dtype), ledger)
+        self.computing = parts.computing
 
     def close(self) -> None:
         self._caches.sequences.clear()
@@ -164,15 +201,22 @@ class MlxShard(LedgerShard[mx.array]):
         return mx.concatenate([states[:, part] for part in parts], axis=1)
 
     def _forward(self, rows: tuple[Row, ...], states: mx.array | None) -> mx.array:
-        """Not computed yet."""
+        """Of 4, 8, 16, … layers it is computed while the next ones are put together; the rest not yet."""
         found = self._parts.embedding(token_ids(rows)) if states is None else states
-        for layer, cache in zip(self._parts.layers, self._caches.packed(rows), strict=True):
-            found = layer(found, None, cache=cache)
+        pairs = zip(self._parts.layers, self._caches.packed(rows), strict=True)
+        begun = _FIRST
+        with self._trusted(rows):
+            for number, (layer, cache) in enumerate(pairs):
+                if number == begun:
+                    mx.async_eval(found)
+                    begun *= 2
+                found = layer(found, None, cache=cache)
         return found
 
     def _write(self, rows: tuple[Row, ...], states: mx.array) -> Activation:
-        self._evaluate(rows, states)
-        return write_activation(states, self._shape.dtype)
+        bits = bits_of(states, self._shape.dtype)
+        self._evaluate(rows, bits)
+        return write_activation(bits, self._shape.dtype)
 
     def _logits(self, states: mx.array, places: list[int]) -> mx.array:
         return self._parts.logits(states[0, mx.array(places, mx.int32)])
@@ -187,16 +231,25 @@ class MlxShard(LedgerShard[mx.array]):
         self._evaluate(rows, best, others, finite)
         return np.array(best).tolist(), bool(finite.item()), np.array(others)
 
+    def _chosen(self, rows: tuple[Row, ...], logits: mx.array, ids: list[int]) -> tuple[Logits, Logits]:
+        chosen = mx.take_along_axis(logits, mx.array(ids, mx.int32)[:, None], axis=-1)[:, 0]
+        total = log_sums(logits)
+        self._evaluate(rows, chosen, total)
+        return np.array(chosen), np.array(total)
+
     def _settle(self, rows: tuple[Row, ...]) -> None:
         self._evaluate(rows)
 
     def _evaluate(self, rows: tuple[Row, ...], *results: mx.array) -> None:
-        """Compute the results and what the rows wrote to their caches: not every result depends on all of it.
-
-        After a failure the content of those caches is unknown, so their sequences are dropped.
-        """
-        try:
+        """Compute the results and what the rows wrote to their caches: not every result depends on all of it."""
+        with self._trusted(rows):
             mx.eval(*results, *self._caches.arrays(rows))
+
+    @contextmanager
+    def _trusted(self, rows: tuple[Row, ...]) -> Iterator[None]:
+        """After a failure the content of the rows' caches is unknown, so their sequences are dropped."""
+        try:
+            yield
         except BaseException:
             self._ledger.begin(Batch(orders=Orders(drops=tuple(row.sequence for row in rows))))
             raise

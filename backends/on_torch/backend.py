@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 
 import psutil
 import torch
 
 from backends.base import LoadRequest, Shard, cache_capacity, check_model, in_words
+from backends.on_torch.devices import cpu
+from backends.on_torch.processor import processor
 from together.cluster_types import Device, DeviceProfile
 from together.errors import BadSetting
 from together.models.spec import read_runnable
-from together.types import Dtype
+from together.types import PLAIN, Dtype, PackedAs
 
 __all__ = ["is_out_of_memory", "load", "measure", "probe"]
 
@@ -26,13 +27,13 @@ _ALLOCATION_FAILED = (
 def probe() -> tuple[Device, ...]:
     """The CPU, then every GPU that torch can use."""
     memory = psutil.virtual_memory()
-    found = [Device("torch", "cpu", _processor(), memory.total, memory.available)]
+    found = [cpu()]
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(index)
         found.append(Device("torch", f"cuda:{index}", torch.cuda.get_device_name(index), total, free))
     if torch.backends.mps.is_available():
         usable = torch.mps.recommended_max_memory()
-        found.append(Device("torch", "mps", f"{_processor()} GPU", usable, min(usable, memory.available)))
+        found.append(Device("torch", "mps", f"{processor()} GPU", usable, min(usable, memory.available)))
     return tuple(found)
 
 
@@ -40,21 +41,24 @@ def load(request: LoadRequest) -> Shard:
     """Read the tensors of the range; the memory they leave is the KV cache's, in whole blocks."""
     spec = read_runnable(request.folder)
     check_model(spec, request)
-    capacity, device = cache_capacity(spec, request), _device(request.device)
+    capacity, device = cache_capacity(spec, request, "torch"), _device(request.device)
     # transformers takes seconds to import, and a probe does not need it
     from backends.on_torch.model import read_model
     from backends.on_torch.shard import TorchShard
+    from backends.on_torch.trial import threads_for
 
     with in_words(spec.name, "transformers"):
         model = read_model(request, spec, device)
-    return TorchShard(spec, request.layers, request.dtype, device, capacity, model)
+    shape = spec, request.layers, request.dtype
+    threads = threads_for(*shape, model, request.home, exact=request.exact) if device.type == "cpu" else None
+    return TorchShard(*shape, device, capacity, model, threads)
 
 
-def measure(folder: Path, device: str, dtype: Dtype) -> DeviceProfile:
+def measure(folder: Path, device: str, dtype: Dtype, packed: PackedAs = PLAIN) -> DeviceProfile:
     """Time random weights of the shape in config.json: needs nothing else of the model."""
     from backends.on_torch.measure import measure_model
 
-    return measure_model(folder, _device(device), dtype)
+    return measure_model(folder, _device(device), dtype, packed)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -68,12 +72,3 @@ def _device(name: str) -> torch.device:
     if name not in names:
         raise BadSetting("torch has no device {name!r} here; choose one of {devices}", name=name, devices=tuple(names))
     return torch.device(name)
-
-
-def _processor() -> str:
-    """The processor's name as its maker gives it, where the system tells."""
-    if platform.system() == "Linux":
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        return next(names, platform.machine())
-    return platform.processor() or platform.machine()

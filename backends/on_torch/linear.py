@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from threading import local
 from typing import Any, Protocol, Self
 
@@ -15,7 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from backends.measuring import fastest
+from backends.on_torch.choices import confirmed, costs, one_thread, recalled
+from backends.on_torch.few import most_few
+from backends.on_torch.half import multiplied, use_loops
+from backends.on_torch.library import library
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -61,6 +65,8 @@ class Held:
 
 class PackedLinear(nn.Module):
     """Takes the place of nn.Linear; its parts follow one another along the outputs."""
+
+    kernel = "packed in fp16"
 
     def __init__(self, parts: list[Any], outputs: int, bias: Tensor | None) -> None:
         super().__init__()
@@ -163,40 +169,46 @@ def _widen(weight: Tensor, wide: Floats) -> None:
 
 
 EXPERTS = "together_experts"
-_FEW = 4  # rows from which widening wins (measured on AVX2)
-_WIDENED = 2**19  # weights widened at a time: 2 MiB of fp32
-_TRIAL_ROWS, _TRIAL_SIDE, _TRIAL_SECONDS = 8, 1024, 0.02
-_CLEARLY = 0.75  # of the time that it takes today: then packing pays
+_TRIAL_SIDE, _TRIAL_SECONDS = 1024, 0.02
+_CLEARLY = 0.75  # of the cost of weights as they are: then packing pays
+_PLAIN, _PACKED = "plain", "packed"
 
 
-def speed_up(model: Any, stored: Mapping[str, Matrix] | None = None) -> Any:
-    """Give the model's linear layers the faster product where this CPU needs it.
+def speed_up(model: Any, stored: Mapping[str, Matrix] | None = None, home: Path | None = None) -> Any:
+    """Give the model's linear layers the faster products where this CPU has them; `home` keeps which ones do.
 
     `stored`, by parameter name, has the weights that are not in the model yet: those of layers that are to be packed.
     """
     first = next(model.parameters())
-    if packs(first.dtype, first.device):
+    if packs(first.dtype, first.device, home):
         _pack_all(model, stored or {}, first.dtype)
-    if first.device.type == "cpu" and not _native(first.dtype):
-        for module in model.modules():
-            if type(module) is nn.Linear:
-                module.__class__ = _WideningLinear
+    if first.device.type == "cpu" and first.dtype.itemsize == 2:
+        use_loops(model, most_few(first.dtype, home))
     return model
 
 
-def packs(dtype: torch.dtype, device: torch.device) -> bool:
+def packs(dtype: torch.dtype, device: torch.device, home: Path | None) -> bool:
     """Whether linear layers are packed here."""
-    return device.type == "cpu" and dtype.itemsize == 2 and can_pack() and _packing_pays(dtype)
+    return device.type == "cpu" and dtype.itemsize == 2 and can_pack() and _packing_pays(dtype, home)
 
 
 @cache
-def _packing_pays(dtype: torch.dtype) -> bool:
-    """Try it, for some milliseconds: no list of chips would be complete."""
-    weight, rows = torch.randn(_TRIAL_SIDE, _TRIAL_SIDE), torch.randn(_TRIAL_ROWS, _TRIAL_SIDE).to(dtype)
+def _packing_pays(dtype: torch.dtype, home: Path | None) -> bool:
+    """By a trial of some milliseconds: no list of chips would be complete."""
+    trial = partial(confirmed, partial(_faster_form, dtype, most_few(dtype, home)), _PLAIN)
+    return recalled(home, f"linear layers in {dtype}", (_PLAIN, _PACKED), trial) == _PACKED
+
+
+def _faster_form(dtype: torch.dtype, few: int) -> str:
+    weight = torch.randn(_TRIAL_SIDE, _TRIAL_SIDE)
     half, tight = weight.to(dtype), pack(weight)
-    tried = (lambda: _product(rows, half), lambda: product(rows.float(), tight).to(dtype))
-    today, then = fastest(*tried, seconds=_TRIAL_SECONDS)
-    return then < _CLEARLY * today
+    tried: tuple[Callable[[Tensor], Tensor], ...] = (
+        lambda rows: multiplied(rows, half, few),
+        lambda rows: product(rows.float(), tight).to(dtype),
+    )
+    with one_thread():
+        plain, packed = costs(tried, _TRIAL_SIDE, dtype, seconds=_TRIAL_SECONDS)
+    return _PACKED if packed < _CLEARLY * plain else _PLAIN
 
 
 def linear_weights(model: nn.Module) -> set[str]:
@@ -216,43 +228,9 @@ def _pack_all(model: nn.Module, stored: Mapping[str, Matrix], dtype: torch.dtype
             model.set_submodule(path, packer.layer(matrix, layer.bias))  # type: ignore[arg-type]
 
 
-def _native(dtype: torch.dtype) -> bool:
-    """Whether this CPU multiplies `dtype` by instructions of its own."""
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-
-
-class _WideningLinear(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        rows = input.reshape(-1, input.shape[-1])
-        if rows.shape[0] < _FEW:
-            return linear(input, self.weight, self.bias)
-        out = widened(rows, self.weight)
-        if self.bias is not None:
-            out += self.bias
-        return out.reshape(*input.shape[:-1], -1)
-
-
-def widened(rows: Tensor, weight: Tensor) -> Tensor:
-    """rows `[n, in]` times weight `[out, in]`, both in half precision, summed in fp32 → `[n, out]`."""
-    height, width = weight.shape
-    step = max(1, _WIDENED // width)
-    wide_rows = rows.float()
-    wide_weight = torch.empty(min(step, height), width)
-    out = torch.empty(rows.shape[0], height, dtype=rows.dtype)
-    for start in range(0, height, step):
-        part = weight[start : start + step]
-        wide_part = wide_weight[: part.shape[0]].copy_(part)
-        out[:, start : start + step] = wide_rows @ wide_part.T
-    return out
-
-
 def register_experts() -> None:
     """Let mixture-of-experts models be loaded with `experts_implementation=EXPERTS`."""
-    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-
-    ALL_EXPERTS_FUNCTIONS.register(EXPERTS, run_experts)
+    library("transformers.integrations.moe").ALL_EXPERTS_FUNCTIONS.register(EXPERTS, run_experts)
 
 
 def run_experts(module: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
@@ -260,16 +238,17 @@ def run_experts(module: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) ->
 
     transformers' own ways either copy the weights of every chosen expert or multiply all rows slowly in half precision.
     """
-    out = torch.zeros_like(hidden)
+    out, few = torch.zeros_like(hidden), getattr(module, "few", 0)
     for expert in torch.unique(chosen).tolist():
         tokens, place = torch.where(chosen == expert)
-        gate, up = _product(hidden[tokens], module.gate_up_proj[expert]).chunk(2, dim=-1)
-        states = _product(module.act_fn(gate) * up, module.down_proj[expert])
+        inner = module._apply_gate(_expert_product(module, "gate_up_proj", expert, hidden[tokens], few))
+        states = _expert_product(module, "down_proj", expert, inner, few)
         out.index_add_(0, tokens, states * weights[tokens, place, None])
     return out
 
 
-def _product(rows: Tensor, weight: Tensor) -> Tensor:
-    if rows.shape[0] < _FEW or _native(rows.dtype):
-        return linear(rows, weight)
-    return widened(rows, weight)
+def _expert_product(module: Any, name: str, expert: int, rows: Tensor, few: int) -> Tensor:
+    """With one expert's weights, which some families store as `[inputs, outputs]`, and with its bias if it has one."""
+    weight = getattr(module, name)[expert]
+    found = multiplied(rows, weight.T if module.is_transposed else weight, few)
+    return found + getattr(module, f"{name}_bias")[expert] if module.has_bias else found

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import copy
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,33 @@ import torch
 from torch import Tensor, nn
 
 from backends.measuring import TILE, Extent, Product, Timed, experts_to_time, measure_shape
+from backends.on_torch.experts import QuantizedExperts, gate_of
+from backends.on_torch.fused import fuse
+from backends.on_torch.kernels import Precision, quantized_experts
+from backends.on_torch.library import uninitialised
 from backends.on_torch.linear import register_experts, speed_up
 from backends.on_torch.model import build, drop_absent, model_class, range_config
+from backends.on_torch.packed import Packed, made_up, repeated
+from backends.on_torch.replaced import is_router, replace_linears
 from backends.on_torch.shard import TORCH, TorchShard, write_activation
+from backends.on_torch.trial import fewest_threads, with_parts
 from together.cluster_types import DeviceProfile
-from together.models.names import EMBED
+from together.models.families import BY_NAME
+from together.models.names import EMBED, HEAD
 from together.models.spec import ModelSpec, read_shape
-from together.types import BLOCK, Activation, Dtype, LayerRange
+from together.planning.held import stored_bits
+from together.types import BLOCK, DTYPE_BYTES, Activation, Dtype, LayerRange, PackedAs, Packing
 
 _MEMORY_SIDE = 8192  # a matrix of 256 MiB: more than most caches hold
 
 
 @torch.inference_mode()
-def measure_model(folder: Path, device: torch.device, dtype: Dtype) -> DeviceProfile:
+def measure_model(folder: Path, device: torch.device, dtype: Dtype, packed: PackedAs) -> DeviceProfile:
     """Raises what reading the model's description raises, and NotEnoughMemory."""
     spec = read_shape(folder)
     model_class(spec.family)  # what is imported from here on would not count as overhead
     register_experts()
-    return measure_shape(_TorchTimed(folder, spec, device, dtype), spec, dtype)
+    return measure_shape(_TorchTimed(folder, spec, device, dtype, packed, torch.get_num_threads()), spec, dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +46,30 @@ class _TorchTimed(Timed[Any]):
     spec: ModelSpec
     device: torch.device
     dtype: Dtype
+    packed: PackedAs
+    threads: int  # that torch has
 
-    def layer_params(self) -> int:
-        shapes = _shapes(self.spec, self._config(1))
-        return sum(shape.numel() for name, shape in shapes.items() if ".layers." in name)
+    def layer_bytes(self) -> int:
+        shapes = {name: shape for name, shape in _shapes(self.spec, self._config(1)).items() if ".layers." in name}
+        packings = self._packings(shapes)
+        plain = sum(shape.numel() for name, shape in shapes.items() if name not in packings)
+        packed = sum(stored_bits(packing) * shapes[name].numel() for name, packing in packings.items())
+        return plain * DTYPE_BYTES[self.dtype] + round(packed / 8)
 
     def models(self, size: Extent) -> list[Any]:
         config = self._config(size.layers)
         config.vocab_size = size.vocabulary
-        state = _made_up_state(_shapes(self.spec, config), TORCH[self.dtype])
+        shapes = _shapes(self.spec, config)
+        packings = self._packings(shapes)
+        state = _made_up_state(shapes, TORCH[self.dtype], {EMBED, *packings})
         model = build(self.spec, config, state, self.dtype, self.device)
         drop_absent(model, first=False, last=True)
-        model = speed_up(model.to(self.device))
+        self._pack(model, packings)
+        model = fuse(speed_up(model.to(self.device)))
+        if self.device.type == "cpu":
+            torch.set_num_threads(fewest_threads(self.spec, size.layers, self.layer_bytes(), self.dtype, model))
         layers, norm, none = model.model.layers, model.model.norm, nn.ModuleList()
-        return [_with(model, *parts) for parts in ((none, nn.Identity()), (layers, nn.Identity()), (none, norm))]
+        return [with_parts(model, *parts) for parts in ((none, nn.Identity()), (layers, nn.Identity()), (none, norm))]
 
     def shard(self, model: Any, spec: ModelSpec, layers: LayerRange) -> TorchShard:
         return TorchShard(spec, layers, self.dtype, self.device, 2 * BLOCK, model)
@@ -60,7 +78,8 @@ class _TorchTimed(Timed[Any]):
         return write_activation(torch.randn(tokens, self.spec.hidden_size).to(TORCH[self.dtype]), self.dtype)
 
     def products(self) -> tuple[Product, Product]:
-        """A matrix times a vector, and a linear layer with many rows, as in a prefill."""
+        """A matrix times a vector, and a linear layer with many rows, as in a prefill; with all threads."""
+        torch.set_num_threads(self.threads)
         matrix = torch.ones(_MEMORY_SIDE, _MEMORY_SIDE, device=self.device)
         vector, side = matrix[0].clone(), 1024 if self.device.type == "cpu" else 4096
         options: dict[str, Any] = {"device": self.device, "dtype": TORCH[self.dtype]}
@@ -87,9 +106,35 @@ class _TorchTimed(Timed[Any]):
         total = self.spec.layers
         config = range_config(self.folder, self.spec.family, LayerRange(total - layers, total), tied=False)
         config.pad_token_id = None  # it may lie behind a shorter vocabulary
-        if getattr(config, "num_experts", 0):
-            config.num_experts = experts_to_time(config.num_experts, config.num_experts_per_tok)
+        experts = BY_NAME[self.spec.family].experts
+        if experts and getattr(config, experts):
+            setattr(config, experts, experts_to_time(getattr(config, experts), config.num_experts_per_tok))
         return config
+
+    def _packings(self, shapes: Mapping[str, torch.Size]) -> dict[str, Packing]:
+        """By parameter: all matrices of layers but the routers, and the head, whose rows are whole groups."""
+        matrices = {name: shape[-1] for name, shape in shapes.items() if len(shape) > 1 and name != EMBED}
+        packed = {name: self.packed.head if name == HEAD else self.packed.layers for name in matrices}
+        wanted = {name: each for name, each in packed.items() if not is_router(name)}
+        return {name: each for name, each in wanted.items() if each is not None and matrices[name] % each.group == 0}
+
+    def _pack(self, model: Any, packings: Mapping[str, Packing]) -> None:
+        precision = Precision(TORCH[self.dtype], self.device, exact=self.packed.exact)
+        linears = {
+            name: _MadeUp(packing, tuple(model.get_parameter(name).shape), precision)
+            for name, packing in packings.items()
+            if name.endswith(".weight")
+        }
+        replace_linears(model, linears, precision)
+        for name, packing in packings.items():
+            path, _, kind = name.rpartition(".")
+            if kind == "down_proj":  # of experts, whose gate and up come with it
+                module = model.get_submodule(path)
+                count, *sides = module.down_proj.shape
+                hidden, inner = reversed(sides) if module.is_transposed else sides
+                shapes = (count, 2 * inner, hidden), (count, hidden, inner)
+                both, down = (quantized_experts(_MadeUp(packing, shape, precision), precision) for shape in shapes)
+                model.set_submodule(path, QuantizedExperts(gate_of(module), [both], down))
 
     def _finished(self, run: Callable[[], object]) -> Callable[[], None]:
         def action() -> None:
@@ -100,29 +145,32 @@ class _TorchTimed(Timed[Any]):
         return action
 
 
-def _with(model: Any, layers: nn.ModuleList, norm: nn.Module) -> Any:
-    """The same model with other layers and another norm; all else is shared."""
-    outer, inner = copy(model), copy(model.model)
-    inner._modules = inner._modules | {"layers": layers, "norm": norm}
-    outer._modules = outer._modules | {"model": inner}
-    return outer
+@dataclass(frozen=True, slots=True)
+class _MadeUp:
+    """A quantized matrix that is there when it is read."""
+
+    packing: Packing
+    shape: tuple[int, ...]
+    precision: Precision
+
+    def read(self, start: int, stop: int) -> Packed:
+        shape = (stop - start, *self.shape[1:])
+        return made_up(self.packing, shape, self.precision.dtype, self.precision.device)
 
 
 def _shapes(spec: ModelSpec, config: Any) -> dict[str, torch.Size]:
-    with torch.device("meta"):
+    with torch.device("meta"), uninitialised():
         return {name: tensor.shape for name, tensor in model_class(spec.family)(config).state_dict().items()}
 
 
-def _made_up_state(shapes: dict[str, torch.Size], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Random weights; routers of experts send each token elsewhere, as real ones do."""
+def _made_up_state(shapes: dict[str, torch.Size], dtype: torch.dtype, without: Set[str]) -> dict[str, Tensor]:
+    """Random weights; routers of experts send each token elsewhere, as real ones do. Those `without` take no memory."""
     tile = torch.randn(TILE, generator=torch.Generator().manual_seed(0))
     nothing = torch.zeros((), dtype=dtype)
     return {
-        name: nothing.expand(shape) if name == EMBED else _tiled(tile, shape, dtype) for name, shape in shapes.items()
+        name: nothing.expand(shape) if name in without else _tiled(tile, shape, dtype) for name, shape in shapes.items()
     }
 
 
 def _tiled(tile: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    scaled: Tensor = (tile * shape[-1] ** -0.5).to(dtype)
-    count = shape.numel()
-    return scaled.repeat(-(-count // TILE))[:count].reshape(shape)
+    return repeated((tile * shape[-1] ** -0.5).to(dtype), shape)

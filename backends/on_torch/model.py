@@ -4,58 +4,43 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor, nn
+from torch import nn
 
 from backends.base import LoadRequest
-from backends.on_torch.linear import EXPERTS, Bytes, linear_weights, packs, register_experts, speed_up
-from backends.on_torch.shard import ATTENTION, TORCH, register_attention
+from backends.on_torch.attention import ATTENTION, register_attention
+from backends.on_torch.fused import fuse
+from backends.on_torch.kernels import Precision
+from backends.on_torch.library import library, uninitialised
+from backends.on_torch.linear import EXPERTS, linear_weights, packs, register_experts, speed_up
+from backends.on_torch.replaced import Source, replace_modules, sort_sources
+from backends.on_torch.shard import TORCH
+from backends.on_torch.tensors import STORED, Lazy, Quantized, Reader, Rows, Scaled, mapped, typed
 from together.errors import BrokenModel
-from together.models.headers import TensorInfo
+from together.models.families import BY_NAME
 from together.models.names import EMBED, HEAD, NORM, shifted
-from together.models.reading import read_into
 from together.models.spec import ModelSpec, needed_tensors, read_config
 from together.types import Dtype, LayerRange
-
-_CLASSES = {
-    "llama": ("llama", "LlamaForCausalLM"),
-    "qwen2": ("qwen2", "Qwen2ForCausalLM"),
-    "qwen3": ("qwen3", "Qwen3ForCausalLM"),
-    "mistral": ("mistral", "MistralForCausalLM"),
-    "gemma3_text": ("gemma3", "Gemma3ForCausalLM"),
-    "qwen3_moe": ("qwen3_moe", "Qwen3MoeForCausalLM"),
-}  # family: module of transformers, class in it
-_STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def model_class(family: str) -> Any:
     """The family's causal LM class; imports its module alone, not all of transformers."""
-    module, name = _CLASSES[family]
-    return getattr(import_module(f"transformers.models.{module}.modeling_{module}"), name)
+    found = BY_NAME[family]
+    return getattr(library(f"transformers.models.{found.torch[0]}.modeling_{found.torch[0]}"), found.class_name)
 
 
 def range_config(folder: Path, family: str, layers: LayerRange, *, tied: bool) -> Any:
     """The configuration of a model that has these layers only."""
     raw = read_config(folder)
-    kind = model_class(family).config_class
-    whole = _config(kind, raw)
-    changes: dict[str, Any] = {"num_hidden_layers": len(layers), "tie_word_embeddings": tied, "use_cache": False}
-    if getattr(whole, "layer_types", None):
-        changes["layer_types"] = whole.layer_types[layers.start : layers.stop]
-    if hasattr(whole, "mlp_only_layers"):  # which layers have experts goes by their number in the whole model
-        dense = [i for i in range(layers.start, layers.stop) if _is_dense(whole, i)]
-        changes |= {"mlp_only_layers": [i - layers.start for i in dense], "decoder_sparse_step": 1}
-    return _config(kind, raw | changes)
+    changes = {"num_hidden_layers": len(layers), "tie_word_embeddings": tied, "use_cache": False}
+    return _config(model_class(family).config_class, raw | BY_NAME[family].ranged(raw, layers) | changes)
 
 
 def _config(kind: Any, values: dict[str, Any]) -> Any:
@@ -65,42 +50,74 @@ def _config(kind: Any, values: dict[str, Any]) -> Any:
         raise ValueError(str(error)) from error
 
 
-def _is_dense(config: Any, layer: int) -> bool:
-    return layer in config.mlp_only_layers or config.num_experts == 0 or (layer + 1) % config.decoder_sparse_step != 0
-
-
 def read_model(request: LoadRequest, spec: ModelSpec, device: torch.device) -> Any:
     """The request's layers on `device`, ready to run. Raises BrokenModel for missing or misshapen tensors."""
     layers, dtype = request.layers, request.dtype
     first, last = layers.start == 0, layers.stop == spec.layers
-    kind, reader = TORCH[dtype], _Reader(TORCH[dtype], device, request.progress)
+    kind, reader = TORCH[dtype], Reader(TORCH[dtype], device, request.progress)
     needed = needed_tensors(request.folder, layers, request.home)
-    infos = {shifted(info.name, layers.start): info for info in needed}
+    stored: dict[str, Source] = {info.name: Lazy(info, reader) for info in needed.plain}
+    stored |= {name: Quantized(matrix, reader) for name, matrix in needed.packed.items()}
+    stored |= {name: Scaled(matrix, reader) for name, matrix in needed.scaled.items()}
+    block = f".{BY_NAME[spec.family].block}."
+    sources = {shifted(name, layers.start).replace(block, ".mlp."): source for name, source in stored.items()}
     tied = spec.tied and first and last
-    apart = tied and packs(kind, device) and _STORED.get(infos[EMBED].dtype) == kind
     if spec.tied and last and not first:
-        infos[HEAD] = infos.pop(EMBED)
-    state: dict[str, Any] = {}
-    if apart:  # the head is packed; rows of the embedding are looked up in the file, so that neither is there twice
-        state[EMBED], infos[HEAD] = _typed(_mapped(infos[EMBED]), infos[EMBED]), infos.pop(EMBED)
-    config = range_config(request.folder, spec.family, layers, tied=tied and not apart)
-    rows = {name: _Rows(infos[name], reader) for name in _packed_names(spec, config, kind, device) if name in infos}
-    reader.total = sum(info.nbytes for info in infos.values())
-    shapes = _absent(spec, config) | {name: matrix.shape for name, matrix in rows.items()}
-    state |= {name: _Lazy(info, reader) for name, info in infos.items() if name not in rows}
-    for name, shape in shapes.items():
-        state.setdefault(name, torch.zeros((), dtype=kind).expand(shape))  # takes no memory, and goes again
+        sources[HEAD] = sources.pop(EMBED)
+    pack = packs(kind, device, request.home)
+    looked_up = _apart(sources, kind, pack=pack) if tied else None
+    reader.total = sum(source.nbytes for source in sources.values())
+    config = range_config(request.folder, spec.family, layers, tied=tied and looked_up is None)
+    found = sort_sources(sources)
+    state: dict[str, Any] = {**found.state, **(looked_up or {})}
+    packed = {name: state[name] for name in _linear_names(spec, config) if name in state} if pack else {}
+    found_rows = {name: _rows(source, reader) for name, source in packed.items()}
+    rows = {name: matrix for name, matrix in found_rows.items() if matrix is not None}
+    shapes = _absent(spec, config) | {name: matrix.shape for name, matrix in (rows | found.matrices).items()}
+    shapes |= _expert_shapes(spec, config, found.experts) if found.experts else {}
+    missing = {name: shape for name, shape in shapes.items() if name in rows or name not in state}
+    for name, shape in missing.items():
+        state[name] = torch.zeros((), dtype=kind).expand(shape)  # takes no memory, and goes again
     model = build(spec, config, state, dtype, device)
     drop_absent(model, first=first, last=last)
-    return speed_up(model.to(device), rows)
+    replace_modules(model, found, Precision(kind, device, request.exact, request.home))
+    return fuse(speed_up(model.to(device), rows, request.home))
 
 
-def _packed_names(spec: ModelSpec, config: Any, kind: torch.dtype, device: torch.device) -> set[str]:
-    """The parameters that are not read into the model, but packed part by part."""
-    if not packs(kind, device):
-        return set()
-    with torch.device("meta"):
+def _rows(source: Any, reader: Reader) -> Rows | Scaled | None:
+    """What can be read part by part, in the order of its rows; None for what cannot."""
+    if isinstance(source, Lazy) and not source.info.heads:
+        return Rows(source.info, reader)
+    return source if isinstance(source, Scaled) else None
+
+
+def _apart(sources: dict[str, Source], kind: torch.dtype, *, pack: bool) -> dict[str, Any] | None:
+    """Give a tied head the embedding's source where the head is packed; None where it is not.
+
+    Rows are looked up in the file then, so that the matrix is not there twice: the state has the embedding, where
+    transformers looks them up.
+    """
+    embedding = sources[EMBED]
+    if isinstance(embedding, Quantized):
+        sources[HEAD] = embedding
+        return {}
+    if isinstance(embedding, Scaled) or not pack or STORED.get(embedding.info.dtype) != kind:
+        return None
+    sources[HEAD] = sources.pop(EMBED)
+    return {EMBED: typed(mapped(embedding.info), embedding.info)}
+
+
+def _linear_names(spec: ModelSpec, config: Any) -> set[str]:
+    """The parameters that are not read into the model where weights are packed, but packed part by part."""
+    with torch.device("meta"), uninitialised():
         return linear_weights(model_class(spec.family)(config))
+
+
+def _expert_shapes(spec: ModelSpec, config: Any, paths: Container[str]) -> dict[str, tuple[int, ...]]:
+    """Of the parameters of these modules, as transformers has them."""
+    with torch.device("meta"), uninitialised():
+        parameters = model_class(spec.family)(config).named_parameters()
+    return {name: tuple(each.shape) for name, each in parameters if name.rpartition(".")[0] in paths}
 
 
 def _absent(spec: ModelSpec, config: Any) -> dict[str, tuple[int, ...]]:
@@ -116,7 +133,7 @@ def build(spec: ModelSpec, config: Any, state: Mapping[str, Any], dtype: Dtype, 
     """transformers' own loading of `state` into the family's class, on the CPU, with what runs best on `device`."""
     register_attention()
     register_experts()
-    with _quiet_and_in_order():
+    with _quiet_and_in_order(), uninitialised():
         model, info = model_class(spec.family).from_pretrained(
             None,
             config=config,
@@ -149,91 +166,6 @@ def drop_absent(model: Any, *, first: bool, last: bool) -> None:
     if not last:
         model.model.norm = nn.Identity()
         model.lm_head = None
-
-
-@dataclass(slots=True)
-class _Reader:
-    """Reads tensors in the compute dtype, and tells how far it is."""
-
-    dtype: torch.dtype
-    device: torch.device
-    progress: Callable[[float], None]
-    total: int = 0
-    done: int = 0
-
-    def read(self, info: TensorInfo) -> Tensor:
-        tensor = _typed(self._bytes(info), info).to(self.dtype)
-        self.count(info.nbytes)
-        return tensor
-
-    def count(self, nbytes: int) -> None:
-        self.done += nbytes
-        self.progress(self.done / self.total)
-
-    def _bytes(self, info: TensorInfo) -> Tensor:
-        """Read where the weights stay in this memory; only mapped where they go on to an accelerator's."""
-        if self.device.type != "cpu":
-            return _mapped(info)
-        raw = torch.empty(info.nbytes, dtype=torch.uint8)
-        read_into(info, raw.numpy().data)
-        return raw
-
-
-def _mapped(info: TensorInfo) -> Tensor:
-    """A tensor's bytes; they take no memory but what is looked at, which the system may take back."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable.*")  # nobody writes
-        return torch.from_numpy(np.memmap(info.file, np.uint8, "r", info.start, (info.nbytes,)))
-
-
-def _typed(raw: Tensor, info: TensorInfo) -> Tensor:
-    kind = _STORED.get(info.dtype)
-    if kind is None:
-        raise BrokenModel(
-            "{file} stores {tensor} as {dtype}; get this model again",
-            file=info.file.name,
-            tensor=info.name,
-            dtype=info.dtype,
-        )
-    return raw.view(kind).reshape(info.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """A matrix of the checkpoint, read by rows where it is packed."""
-
-    info: TensorInfo
-    reader: _Reader
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.info.shape
-
-    def read(self, start: int, stop: int, room: Bytes) -> Tensor:
-        first, size = self.info.start, self._row_bytes
-        shape = (stop - start, self.shape[1])
-        part = replace(self.info, shape=shape, start=first + start * size, stop=first + stop * size)
-        raw = room[: part.nbytes]
-        read_into(part, raw.data)
-        return _typed(torch.from_numpy(raw), part)
-
-    def packed(self, start: int, stop: int) -> None:
-        self.reader.count((stop - start) * self._row_bytes)
-
-    @property
-    def _row_bytes(self) -> int:
-        return self.info.nbytes // self.shape[0]
-
-
-@dataclass(frozen=True, slots=True)
-class _Lazy:
-    """Stands for a tensor in a state dict: transformers asks for `[...]` when it comes to it."""
-
-    info: TensorInfo
-    reader: _Reader
-
-    def __getitem__(self, _: object) -> Tensor:
-        return self.reader.read(self.info)
 
 
 @contextmanager

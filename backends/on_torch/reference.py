@@ -39,7 +39,7 @@ def main() -> None:
     for line in sys.stdin:
         prompt, new = line.split()
         ids = (torch.arange(int(prompt), device=device) * 31 % model.config.vocab_size)[None]
-        print(json.dumps(_round(model, ids, int(new))), flush=True)
+        print(json.dumps(_round(model, ids, int(new)) | {"threads": torch.get_num_threads()}), flush=True)
 
 
 def _round(model: Any, ids: Any, count: int) -> dict[str, float]:

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from backends.base import ShardShape, StepOutput
-from backends.ledger import (
-    REWIND,
-    Ledger,
-    LedgerShard,
-    Logits,
-    SequenceCaches,
-    positions,
-    starts,
-    token_ids,
-    whole_blocks,
-)
+from backends.ledger import Ledger, LedgerShard, Logits, positions, token_ids
+from backends.on_torch.attention import Step
+from backends.on_torch.cache import BLOCK_TOKENS, BlockCaches
+from backends.on_torch.computing import computing_of
+from backends.on_torch.threads import StepThreads
+from together.models.families import BY_NAME
 from together.models.spec import ModelSpec
-from together.types import BLOCK, Activation, Batch, Dtype, LayerRange, Row
+from together.types import Activation, Batch, Dtype, LayerRange, Row, Threads
 
 TORCH: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BITS = {4: torch.int32, 2: torch.int16}  # numpy has no bf16: bits travel as whole numbers
@@ -48,164 +39,34 @@ def write_activation(states: Tensor, dtype: Dtype) -> Activation:
     return Activation(dtype, tokens, width, bits.data.cast("B"))
 
 
-def to_numpy(logits: Tensor) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def to_numpy(logits: Tensor) -> Logits:
     return logits.float().cpu().numpy()
-
-
-@dataclass(frozen=True, slots=True)
-class CacheShape:
-    """What one token takes in one layer, and where."""
-
-    kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-    device: torch.device
-
-    def empty(self, tokens: int) -> Tensor:
-        """Room for keys and values, `[2, kv_heads, tokens, head_dim]`."""
-        return torch.empty(2, self.kv_heads, tokens, self.head_dim, dtype=self.dtype, device=self.device)
-
-
-@dataclass(slots=True)
-class TorchLayerCache:
-    """One sequence's keys and values in one layer: those of the tokens from `base` on."""
-
-    shape: CacheShape
-    window: int | None
-    base: int = 0
-    data: Tensor = field(init=False)  # [2, kv_heads, room, head_dim]
-
-    def __post_init__(self) -> None:
-        self.data = self.shape.empty(0)
-
-    def append(self, position: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put `[kv_heads, n, head_dim]` at `position`; returns all keys and values that the new tokens may look at.
-
-        Those start at `first(position)`. Nothing is lost that going back `REWIND` tokens from `position` needs.
-        """
-        stop = position + keys.shape[1]
-        if stop - self.base > self.data.shape[2]:
-            self._grow(position, stop)
-        self.data[0, :, position - self.base : stop - self.base] = keys
-        self.data[1, :, position - self.base : stop - self.base] = values
-        seen = self.data[:, :, self.first(position) - self.base : stop - self.base]
-        return seen[0], seen[1]
-
-    def first(self, position: int) -> int:
-        """The first token that a token at `position` sees."""
-        return 0 if self.window is None else max(0, position - self.window + 1)
-
-    def truncate(self, length: int) -> None:
-        """Give back the blocks behind `length`."""
-        room = whole_blocks(length - self.base)
-        if room < self.data.shape[2]:
-            self.data = self.data[:, :, :room].clone()
-
-    def copy(self, length: int) -> TorchLayerCache:
-        """A cache of its own with the first `length` tokens, as far as they are still here."""
-        twin = TorchLayerCache(self.shape, self.window, self.base)
-        kept = length - self.base
-        twin.data = self.shape.empty(whole_blocks(kept))
-        twin.data[:, :, :kept] = self.data[:, :, :kept]
-        return twin
-
-    def _grow(self, position: int, stop: int) -> None:
-        """Move what must stay, `[keep, position)`, to a tensor of whole blocks with room up to `stop`."""
-        keep = self.base if self.window is None else max(self.base, position - self.window - REWIND)
-        spare = BLOCK if keep else 0  # a sliding layer moves its tokens once per block, not with each one
-        grown = self.shape.empty(min(whole_blocks(stop - keep + spare), whole_blocks(stop)))
-        grown[:, :, : position - keep] = self.data[:, :, keep - self.base : position - self.base]
-        self.data, self.base = grown, keep
-
-
-ATTENTION = "together_packed"
-
-
-@dataclass(slots=True)
-class PackedRow:
-    """One row's place in the packing, and its sequence's caches."""
-
-    start: int  # of its tokens among all tokens of the step
-    count: int
-    position: int
-    caches: Sequence[TorchLayerCache]  # one per layer
-    masks: dict[int | None, Tensor] = field(default_factory=dict)  # by window: the same for all layers of a kind
-
-
-def register_attention() -> None:
-    """Let models be loaded with `attn_implementation=ATTENTION`."""
-    AttentionInterface.register(ATTENTION, attend)
-
-
-def attend(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    packed: Sequence[PackedRow],
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Cache keys and values, and attend: query `[1, heads, tokens, head_dim]` → `[1, tokens, heads, head_dim]`."""
-    layer: int = module.layer_idx  # type: ignore[assignment]
-    results = [_attend_row(row, row.caches[layer], query, key, value, scaling) for row in packed]
-    return (results[0] if len(results) == 1 else torch.cat(results, dim=1)), None
-
-
-def _attend_row(
-    row: PackedRow, cache: TorchLayerCache, query: Tensor, key: Tensor, value: Tensor, scaling: float
-) -> Tensor:
-    here = slice(row.start, row.start + row.count)
-    keys, values = cache.append(row.position, key[0, :, here], value[0, :, here])
-    asked = query[:, :, here]
-    if row.count == 1:
-        return _attend_one(asked, keys, values, scaling)
-    mask = None if _plainly_causal(row, cache) else _mask(row, cache, asked)
-    out = scaled_dot_product_attention(
-        asked, keys[None], values[None], attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
-    )
-    return out.transpose(1, 2)  # [1, count, heads, head_dim]
-
-
-def _attend_one(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-    """One token sees all keys: heads that share a key head become that head's queries, so nothing is repeated."""
-    _, heads, _, width = query.shape
-    grouped = query.reshape(1, keys.shape[0], -1, width)  # [1, kv_heads, heads per kv head, head_dim]
-    out = scaled_dot_product_attention(grouped, keys[None], values[None], scale=scaling)
-    return out.reshape(1, 1, heads, width)
-
-
-def _plainly_causal(row: PackedRow, cache: TorchLayerCache) -> bool:
-    return row.position == 0 and (cache.window is None or row.count <= cache.window)
-
-
-def _mask(row: PackedRow, cache: TorchLayerCache, query: Tensor) -> Tensor:
-    """What is added to the scores, `[count, keys]`: 0 where a token sees a key, -inf elsewhere."""
-    mask = row.masks.get(cache.window)
-    if mask is None:
-        tokens = torch.arange(row.position, row.position + row.count, device=query.device)[:, None]
-        keys = torch.arange(cache.first(row.position), row.position + row.count, device=query.device)
-        seen = keys <= tokens
-        if cache.window is not None:
-            seen &= keys > tokens - cache.window
-        mask = torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, float("-inf"))
-        row.masks[cache.window] = mask
-    return mask
 
 
 class TorchShard(LedgerShard[Tensor]):
     """`model` is a transformers causal LM; states are `[tokens, hidden]`."""
 
     def __init__(
-        self, spec: ModelSpec, layers: LayerRange, dtype: Dtype, device: torch.device, capacity: int, model: Any
+        self,
+        spec: ModelSpec,
+        layers: LayerRange,
+        dtype: Dtype,
+        device: torch.device,
+        capacity: int,
+        model: Any,
+        threads: StepThreads | None = None,
     ) -> None:
-        self._device, self._model = device, model
-        shape = CacheShape(spec.kv_heads, spec.head_dim, TORCH[dtype], device)
-        self._caches = SequenceCaches(spec.windows[layers.start : layers.stop], partial(TorchLayerCache, shape))
-        ledger = Ledger(self._caches, capacity, rewind=self._caches.rewind)
+        """Without `threads`, steps are computed with as many as torch has at the time."""
+        self._device, self._model, self._threads = device, model, threads
+        self._caches = BlockCaches(spec.states[layers.start : layers.stop], TORCH[dtype], device, capacity)
+        ledger = Ledger(self._caches, capacity, BLOCK_TOKENS, self._caches.rewind, shares=True)
         super().__init__(ShardShape.of(spec, layers, dtype), ledger)
+        self._logits_scale = BY_NAME[spec.family].logits_scale(model.config.to_dict())
+        self.computing = computing_of(model, device)
+
+    @torch.inference_mode()
+    def share(self, stages: int) -> Threads | None:
+        return self._threads.choose(stages) if self._threads is not None else None
 
     @torch.inference_mode()
     def step(self, batch: Batch, hidden: Activation | None) -> StepOutput:
@@ -216,7 +77,7 @@ class TorchShard(LedgerShard[Tensor]):
         return super().logits(batch, hidden)
 
     def close(self) -> None:
-        self._caches.sequences.clear()
+        self._caches.close()
         self._model = None
         if self._device.type != "cpu":
             torch.accelerator.empty_cache()
@@ -229,8 +90,9 @@ class TorchShard(LedgerShard[Tensor]):
 
     def _forward(self, rows: tuple[Row, ...], states: Tensor | None) -> Tensor:
         """Norm included, on the last stage."""
-        caches = self._caches
-        packed = [PackedRow(at, len(row.token_ids), row.position, caches.of(row.sequence)) for row, at in starts(rows)]
+        if self._threads is not None:
+            self._threads.use(sum(len(row.token_ids) for row in rows))
+        packed = Step.of(self._caches, rows, self._device)
         inputs: dict[str, Tensor] = (
             {"input_ids": self._ids(token_ids(rows))} if states is None else {"inputs_embeds": states[None]}
         )
@@ -246,6 +108,8 @@ class TorchShard(LedgerShard[Tensor]):
 
     def _logits(self, states: Tensor, places: list[int]) -> Tensor:
         logits: Tensor = self._model.lm_head(states[places])
+        if self._logits_scale != 1.0:
+            logits = logits * self._logits_scale
         cap = getattr(self._model.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -257,3 +121,8 @@ class TorchShard(LedgerShard[Tensor]):
         finite = torch.isfinite(logits.gather(-1, best)).all()
         others = to_numpy(logits[rest]) if rest else np.empty((0, logits.shape[1]), np.float32)
         return best[:, 0].tolist(), bool(finite), others
+
+    def _chosen(self, rows: tuple[Row, ...], logits: Tensor, ids: list[int]) -> tuple[Logits, Logits]:
+        values = logits.float()
+        chosen = values.gather(-1, self._ids(ids).T)
+        return to_numpy(chosen[:, 0]), to_numpy(values.logsumexp(dim=-1))

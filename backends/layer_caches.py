@@ -1,0 +1,57 @@
+"""Caches that each hold one sequence in one layer: the simple CacheStore, whose forks are copies. No framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, Self, TypeVar
+
+from together.models.state import LayerState
+from together.types import BLOCK
+
+REWIND = 256  # tokens that a sliding layer keeps beyond its window, so that they can be undone
+
+
+def whole_blocks(tokens: int, block: int = BLOCK) -> int:
+    return -(-tokens // block) * block
+
+
+class LayerCache(Protocol):
+    """One sequence's keys and values in one layer."""
+
+    def truncate(self, length: int) -> None:
+        """Give back the blocks beyond `length`."""
+
+    def copy(self, length: int) -> Self:
+        """A cache of its own with the first `length` tokens, as far as they are still here."""
+
+
+Cache = TypeVar("Cache", bound=LayerCache)
+
+
+class SequenceCaches(Generic[Cache]):
+    """The CacheStore of real models: for every sequence a list of caches, one per layer of the shard."""
+
+    def __init__(self, states: Sequence[LayerState], empty: Callable[[LayerState], Cache]) -> None:
+        """`states` is what each layer keeps; `empty` makes a cache for one of them."""
+        self.sequences: dict[int, list[Cache]] = {}
+        self._states, self._empty = states, empty
+
+    @property
+    def rewind(self) -> int | None:
+        return None if all(state.window is None for state in self._states) else REWIND
+
+    def of(self, sequence: int) -> list[Cache]:
+        """The caches of a sequence, made if it is new."""
+        if sequence not in self.sequences:
+            self.sequences[sequence] = [self._empty(state) for state in self._states]
+        return self.sequences[sequence]
+
+    def truncate(self, sequence: int, length: int) -> None:
+        for cache in self.of(sequence):
+            cache.truncate(length)
+
+    def fork(self, source: int, target: int, length: int) -> None:
+        self.sequences[target] = [cache.copy(length) for cache in self.sequences[source]]
+
+    def drop(self, sequence: int) -> None:
+        self.sequences.pop(sequence, None)

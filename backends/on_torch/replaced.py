@@ -1,0 +1,123 @@
+"""Which modules of a transformers model are made anew from quantized matrices, and what is left to transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from backends.on_torch.experts import BiasedExperts, EachExpert, Experts, Gate, QuantizedExperts, gate_of
+from backends.on_torch.kernels import Precision, quantized_experts, quantized_linears
+from backends.on_torch.quantized import PackedRows, QuantizedEmbedding
+from backends.on_torch.stacked import Readable, StackedExperts, with_same_input
+from backends.on_torch.tensors import GroupRows, Joined, Lazy, Quantized, Scaled, UnchangedRows
+from together.models.family import PROJECTIONS
+from together.models.form import STACK
+from together.models.names import EMBED, HEAD
+from together.processes import keep_freed_memory
+
+Source = Lazy | Scaled | Quantized
+_FUSED = ".experts.gate_up_proj"  # as transformers stores all of a layer, outputs of gate and up in turns
+_WEIGHT = ".weight"
+_KEPT = 32 * 2**20  # bytes that steps use again and again
+_ROUTERS = ".mlp.gate.weight", ".mlp.router.weight"  # so small that they are used plain
+
+
+@dataclass(frozen=True, slots=True)
+class Sorted:
+    """`state` is for transformers, by the names of its parameters; modules are made from the rest."""
+
+    state: dict[str, Lazy | Scaled | Joined | Quantized]
+    matrices: dict[str, Quantized] = field(default_factory=dict)  # by parameter
+    experts: dict[str, tuple[Source, ...]] = field(
+        default_factory=dict
+    )  # by module: gate, up and down, or gate_up and down
+    biases: dict[str, tuple[Source, ...]] = field(default_factory=dict)  # alike, of experts that have some
+
+
+def sort_sources(sources: dict[str, Source]) -> Sorted:
+    """By canonical names. Plain experts that are stacked get the names that transformers has for them."""
+    found = Sorted({name: source for name, source in sources.items() if STACK not in name})
+    for name in [name for name in found.state if name.endswith(_FUSED) and isinstance(sources[name], Quantized)]:
+        path = name.rpartition(".")[0]
+        found.experts[path] = tuple(sources[f"{path}.{part}"] for part in ("gate_up_proj", "down_proj"))
+        found.biases[path] = tuple(sources[f"{path}.{part}_bias"] for part in ("gate_up_proj", "down_proj"))
+        for part in ("gate_up_proj", "down_proj"):
+            del found.state[f"{path}.{part}"], found.state[f"{path}.{part}_bias"]
+    for name in [name for name, source in found.state.items() if isinstance(source, Quantized)]:
+        if not is_router(name):
+            found.matrices[name] = found.state.pop(name)  # type: ignore[assignment]
+    for start in {name.partition(STACK)[0] for name in sources if STACK in name}:
+        parts = tuple(sources[f"{start}{STACK}{projection}.weight"] for projection in PROJECTIONS)
+        biases = tuple(sources[name] for part in PROJECTIONS if (name := f"{start}{STACK}{part}.bias") in sources)
+        plain = [part for part in parts if isinstance(part, Lazy)]
+        if len(plain) < len(parts) or biases:
+            found.experts[f"{start}.experts"] = parts
+            found.biases[f"{start}.experts"] = biases
+        else:
+            found.state[f"{start}.experts.gate_up_proj"] = Joined(tuple(plain[:2]))
+            found.state[f"{start}.experts.down_proj"] = plain[2]
+    return found
+
+
+def is_router(name: str) -> bool:
+    return name.endswith(_ROUTERS)
+
+
+def replace_modules(model: Any, found: Sorted, precision: Precision) -> None:
+    """One after the other, so that no more than one matrix is there in two forms. Raises what reading raises."""
+    for path, parts in found.experts.items():
+        gate = gate_of(model.get_submodule(path))
+        model.set_submodule(path, _experts(gate, parts, found.biases[path], precision))
+    linears: dict[str, Readable] = {name: matrix for name, matrix in found.matrices.items() if name != EMBED}
+    replace_linears(model, linears, precision)
+    if EMBED in found.matrices:
+        path = EMBED.removesuffix(_WEIGHT)
+        scale = getattr(model.get_submodule(path), "embed_scale", None)
+        packed = _embedding(found.matrices[EMBED], found)
+        model.set_submodule(path, QuantizedEmbedding(packed, precision.dtype, scale))
+    keep_freed_memory(_KEPT)
+
+
+def replace_linears(model: Any, matrices: Mapping[str, Readable], precision: Precision) -> None:
+    """By parameter. On a CPU a call costs so much that those with the same input are one product."""
+    alone = [(name,) for name in matrices]
+    for names in with_same_input(matrices) if precision.device.type == "cpu" else alone:
+        paths = [name.removesuffix(_WEIGHT) for name in names]
+        biases = [model.get_submodule(path).bias for path in paths]
+        layers = quantized_linears([matrices[name] for name in names], biases, precision)
+        for path, layer in zip(paths, layers, strict=True):
+            model.set_submodule(path, layer)
+
+
+def _experts(gated: Gate, parts: Sequence[Source], biases: Sequence[Source], precision: Precision) -> QuantizedExperts:
+    """Of gate, up and down: the first two as one where they are packed alike."""
+    *first, down = parts
+    added = [bias[...].to(precision.device) for bias in biases]
+    alike = [
+        part for part in first if isinstance(part, Quantized) and part.packing == getattr(first[0], "packing", None)
+    ]
+    if len(alike) == len(first) == 2:
+        inner = [quantized_experts(StackedExperts(alike), precision)]
+        added = [torch.cat(added[:2], dim=1), added[2]] if added else []
+    else:
+        inner = [_held(part, precision) for part in first]
+    projections = [*inner, _held(down, precision)]
+    if added:
+        projections = [BiasedExperts(*pair) for pair in zip(projections, added, strict=True)]
+    return QuantizedExperts(gated, projections[:-1], projections[-1], in_turns=len(first) == 1)
+
+
+def _held(source: Source, precision: Precision) -> Experts:
+    return quantized_experts(source, precision) if isinstance(source, Quantized) else EachExpert(source[...])
+
+
+def _embedding(matrix: Quantized, found: Sorted) -> PackedRows:
+    """A tied one is looked up in its file on a CPU, as the head holds the matrix in the form that multiplies fast."""
+    tied = found.matrices.get(HEAD) is matrix
+    if not tied or matrix.reader.device.type != "cpu":
+        return matrix.read()
+    rows, files = matrix.mapped(), {tensor.file for tensor in matrix.matrix.tensors}
+    return UnchangedRows(rows, files, by_path=isinstance(rows, GroupRows))
