@@ -1,4 +1,7 @@
-"""Brings what a stage needs of a model to a folder of this machine: from disk, from other machines, from the hub."""
+"""Brings what a stage needs of a model to a folder of this machine: from disk, from other machines, from the hub.
+
+Of a form that machines make, it converts what is here as published, and fetches the converted units of the rest.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from together.errors import BrokenModel, LoadFailed, RingBroken, TogetherError, Unreachable
+from together.models.form import PUBLISHED, form_title
 from together.models.manifest import read_manifest, small_files
 from together.models.reading import unit_digest
 from together.models.units import Unit, units_for, words
 from together.sentences import Sentence, say, template
 from together.types import LayerRange, ModelRef
-from together.weights.find import Found, find_units, not_here
-from together.weights.part import DiskFull, Progress, Waiting
-from together.weights.store import Store
+from together.weights.find import Found, find_units, not_here, plain_units
+from together.weights.part import Converting, DiskFull, Progress, Waiting
+from together.weights.room import CacheRoom
+from together.weights.store import Store, begin_form
 from together.weights.transfer import FIRST_PATIENCE, PATIENCE, PeerLink, Supplier, Suppliers, Transfer, connected
 
 log = logging.getLogger(__name__)
@@ -38,6 +43,8 @@ class Fetch:
     layers: LayerRange
     progress: Progress
     waiting: Waiting
+    converting: Converting
+    room: CacheRoom
     _store: Store = field(init=False)
     _folder: Path = field(init=False)
 
@@ -48,7 +55,7 @@ class Fetch:
         DiskFull. Cancelling leaves what can be resumed.
         """
         self._store = Store(self.home)
-        self._folder = self._store.folder(self.model.fingerprint)
+        self._folder = self._store.folder(self.model.key)
         found = await asyncio.to_thread(find_units, self.model, self.home)
         elsewhere = found.folder if found.folder != self._folder else None
         if elsewhere is not None and self._is_enough(found):
@@ -56,12 +63,53 @@ class Fetch:
         await self._begin(found)
         missing, broken = await asyncio.to_thread(self._lacking)
         if missing:
-            await asyncio.to_thread(self._store.require_space, self.model.fingerprint, missing)
+            await self.room.fit(self.model.key, missing)
             transfer = Transfer(self._store, self.model, self.suppliers, missing, self.progress, self.waiting)
             if elsewhere is not None:
                 await transfer.copy(elsewhere, found.units)
+            await self._convert(transfer)
             await self._bring(missing, transfer, broken)
         return self._folder
+
+    async def _convert(self, transfer: Transfer) -> None:
+        """Make those units whose published ones are here."""
+        plain = await asyncio.to_thread(plain_units, self.model, self.home)
+        units = transfer.take(plain.units)
+        if plain.folder is None or not units:
+            return
+        await self._make(plain.folder, units)
+
+    async def _make(self, folder: Path, units: tuple[Unit, ...]) -> None:
+        """Convert units whose published ones are in `folder`, and compare them with those of other machines."""
+        self.converting(True)
+        try:
+            await self.room.convert(folder, self.model.key, units, self.progress)
+        finally:
+            self.converting(False)
+        for supplier in self.suppliers.others():
+            if not supplier.wrong and any(unit.name in supplier.source.units for unit in units):
+                await self._compare(supplier, units)
+
+    async def _compare(self, supplier: Supplier, units: tuple[Unit, ...]) -> None:
+        """Every machine makes the same bytes. Raises BrokenModel, and deletes ours, where a source has others."""
+        try:
+            async with connected(supplier.source.endpoint) as link:
+                theirs = (await link.describe(self.model)).digests
+        except TogetherError as error:
+            log.info("comparing with %s: %s", supplier.peer, error)
+            return
+        for unit in units:
+            ours = await asyncio.to_thread(unit_digest, self._folder, unit, self.home)
+            if theirs.get(unit.name, ours) != ours:
+                await asyncio.to_thread(self._store.discard, self.model.key, [unit.name])
+                raise BrokenModel(
+                    "{unit} of {model} in {form} has other bytes on {peer} than here, so one of the two is wrong: "
+                    "delete that form on both machines with python3 launch.py rm, and load it again",
+                    unit=unit.name,
+                    model=self.model.name,
+                    form=form_title(self.model.form),
+                    peer=supplier.peer,
+                )
 
     def _is_enough(self, found: Found) -> bool:
         assert found.manifest is not None
@@ -69,6 +117,8 @@ class Fetch:
 
     async def _bring(self, missing: tuple[Unit, ...], transfer: Transfer, broken: list[Sentence]) -> None:
         """From other machines, else from the hub; where the hub does not answer either, machines get more time."""
+        if not transfer.wanted:
+            return
         left = await transfer.run(FIRST_PATIENCE if self.model.revision else PATIENCE)
         if not left:
             return
@@ -82,11 +132,11 @@ class Fetch:
                 **self._names,
             )
         try:
-            await self._download(missing)
+            await self._download(left if self.model.form else missing)
         except Unreachable as error:
-            log.warning("fetching %s: %s", self.model.name, error)
-            if await transfer.run(PATIENCE):
-                await self._download(missing)
+            log.info("fetching %s: %s", self.model.name, error)
+            if left := await transfer.run(PATIENCE):
+                await self._download(left if self.model.form else missing)
 
     @property
     def _names(self) -> dict[str, str]:
@@ -106,7 +156,7 @@ class Fetch:
                 broken.append(error.sentence)
                 with suppress(OSError):
                     (self._folder / unit.name).unlink()
-        return self._store.missing(self.model.fingerprint, self.layers), broken
+        return self._store.missing(self.model.key, self.layers), broken
 
     # --- what the model is --------------------------------------------------------------------------------------------
 
@@ -117,13 +167,15 @@ class Fetch:
                 small = await asyncio.to_thread(small_files, found.folder)
                 await asyncio.to_thread(self._store.begin, found.manifest, small)
             return
+        plain = await asyncio.to_thread(plain_units, self.model, self.home)
+        if plain.folder is not None and plain.manifest is not None:
+            await asyncio.to_thread(begin_form, plain.folder, plain.manifest, self.model.form, self._store)
+            return
         causes: dict[Sentence, None] = {}
         if await self._described(causes):
             return
         if self.model.revision:
-            from together.weights.hub import require_manifest  # most nodes never need it, and it is heavy
-
-            await asyncio.to_thread(require_manifest, self.model, self._store)
+            await asyncio.to_thread(self._begin_from_hub)
             return
         if not self.suppliers.others():
             raise await asyncio.to_thread(not_here, self.model, self.home, self.node_name)
@@ -158,7 +210,7 @@ class Fetch:
         except DiskFull:
             raise
         except TogetherError as error:
-            log.warning("asking %s what %s is: %s", supplier.peer, self.model.name, error)
+            log.info("asking %s what %s is: %s", supplier.peer, self.model.name, error)
             causes[error.sentence] = None
             supplier.wrong = not isinstance(error, (Unreachable, RingBroken))
             return False
@@ -180,7 +232,36 @@ class Fetch:
 
     # --- the hub ------------------------------------------------------------------------------------------------------
 
+    def _begin_from_hub(self) -> None:
+        from together.weights.hub import require_manifest  # most nodes never need it, and it is heavy
+
+        plain = self.published
+        require_manifest(plain, self._store)
+        if self.model.form:
+            folder = self._store.folder(plain.key)
+            begin_form(folder, read_manifest(folder), self.model.form, self._store)
+
+    @property
+    def published(self) -> ModelRef:
+        """The model that the hub has."""
+        return replace(self.model, form=PUBLISHED)
+
     async def _download(self, units: tuple[Unit, ...]) -> None:
+        """From the hub; of a form the published units, which are converted then."""
+        if not self.model.form:
+            await self._download_published(units)
+            return
+        await asyncio.to_thread(self._begin_from_hub)
+        names = {unit.name for unit in units}
+        folder = self._store.folder(self.published.key)
+        plain = (await asyncio.to_thread(read_manifest, folder)).units
+        wanted = tuple(unit for name, unit in plain.items() if name in names)
+        need, _ = await asyncio.to_thread(self._store.lacking, self.model.key, units)
+        await self.room.fit(self.published.key, wanted, beside=need)
+        await self._download_published(wanted)
+        await self._make(folder, units)
+
+    async def _download_published(self, units: tuple[Unit, ...]) -> None:
         """Run blocking code on a thread, and stop it when this task is cancelled."""
         from together.weights.hub import fetch_units
 
@@ -195,7 +276,7 @@ class Fetch:
 
         progress, waiting = on_loop(self.progress), on_loop(self.waiting)
         work = asyncio.create_task(
-            asyncio.to_thread(fetch_units, self.model, units, self._store, progress, stop.is_set, waiting=waiting)
+            asyncio.to_thread(fetch_units, self.published, units, self._store, progress, stop.is_set, waiting=waiting)
         )
         try:
             await asyncio.shield(work)

@@ -1,28 +1,29 @@
-"""Where this machine has a model or pieces of it, which model a typed name means, and what others may read of it."""
+"""Where this machine has a model or pieces of it, and which model a typed name means."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import grpc
-import grpc.aio
-
-from together.cluster_types import Blob, UnitDigest, UnitRequest
 from together.errors import BadSetting, BrokenModel, TogetherError
-from together.models.folder import read_bytes, snapshot, what_it_is
+from together.models.folder import snapshot, what_it_is
+from together.models.form import PUBLISHED
+from together.models.gguf.parts import title_of
+from together.models.gguf.sources import imported_file
 from together.models.manifest import CONFIG, Manifest, describe
-from together.models.names import MANIFEST, is_model_name
-from together.models.reading import CHUNK, read_unit, unit_digest, units_here
+from together.models.names import MANIFEST, hub_id, is_gguf, is_hub_name, is_model_name
+from together.models.reading import units_here
+from together.models.remarks import remarks
 from together.models.spec import fingerprint, read_shape
-from together.models.units import Unit, words
 from together.processes import CHECKOUT
-from together.ring import rpc, wire
 from together.sentences import Sentence, template
 from together.types import ModelRef
+from together.weights.imports import gguf_in, imported, imports
+from together.weights.offers import Offer, chosen, offer_at, offers, offers_named
+from together.weights.places import hub_cache, hub_snapshots
+from together.weights.short_names import only_file
 from together.weights.store import KnownModel, Store, known_model, local_name
 from together.wording import MOST, cut, quoted
 
@@ -67,7 +68,7 @@ def find_units(model: ModelRef, home: Path) -> Found:
             manifest = describe(folder, local_name(folder, home))
         except TogetherError:
             continue  # another candidate may be whole; a broken one is nothing to run from
-        if manifest.fingerprint != model.fingerprint:
+        if manifest.key != model.key:
             continue
         units = units_here(folder, manifest)
         if best.folder is None or len(units) > len(best.units):
@@ -77,31 +78,43 @@ def find_units(model: ModelRef, home: Path) -> Found:
     return best
 
 
+def plain_units(model: ModelRef, home: Path) -> Found:
+    """What is here of the published model that a form of it is made from; nothing where `model` is that one itself."""
+    return find_units(replace(model, form=PUBLISHED), home) if model.form else Found(None, frozenset())
+
+
 def known_models(home: Path) -> tuple[KnownModel, ...]:
-    """All models of this machine, by name: bundled, in the models folder, in the app's cache, in the hub's cache."""
-    own = [known_model(folder, home) for folder in (BUNDLED, *_own_folders(home / "models"))]
-    hub = [known_model(folder, home) for folder in _hub_folders(hub_cache()) if _runs(folder)]
-    whole = [model for model in hub if not model.fault]
-    return tuple(sorted([*own, *Store(home).holdings(), *whole], key=lambda model: (model.name, str(model.folder))))
+    """All models of this machine, by name: those of `read_models`, and those that are only offered so far."""
+    offered = offers(home)
+    programs = {(str(offer.weights), offer.title): offer.program for offer in offered}
+    read = [replace(model, program=programs.pop((model.file, model.name), "")) for model in read_models(home)]
+    rest = [_unread(offer) for offer in offered if (str(offer.weights), offer.title) in programs]
+    return tuple(sorted([*read, *rest], key=lambda model: (model.name, str(model.folder))))
 
 
-def hub_cache(environment: Mapping[str, str] | None = None) -> Path:
-    """The folder where the hub's own tools keep what they download; see huggingface_hub's environment variables."""
-    known = os.environ if environment is None else environment
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if known.get(name):
-            return Path(known[name]).expanduser()
-    cache = Path(known.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
-    return Path(known.get("HF_HOME") or cache / "huggingface").expanduser() / "hub"
+def read_models(home: Path) -> list[KnownModel]:
+    """Those that are described here: bundled, in the models folder, GGUF files, in the app's and in the hub's cache."""
+    with remarks():  # they are only listed
+        own = [known_model(folder, home) for folder in (BUNDLED, *_own_folders(home / "models"), *imports(home))]
+        hub = [known_model(folder, home) for folder in _hub_folders(hub_cache()) if _runs(folder)]
+    return [*own, *Store(home).holdings(), *(model for model in hub if not model.fault)]
+
+
+def _unread(offer: Offer) -> KnownModel:
+    file = str(offer.weights) if offer.title else ""
+    return KnownModel(offer.name, offer.path, whole=True, bytes=offer.bytes, file=file, program=offer.program)
 
 
 def _candidates(model: ModelRef, home: Path) -> Iterator[Path]:
     """Folders that may have the model, whole ones first."""
     folders = [Path(model.path), BUNDLED]
     if is_model_name(model.name):
-        folders += [home / "models" / model.name, *_snapshots(hub_cache(), model.name, model.revision)]
-    folders.append(Store(home).folder(model.fingerprint))
+        folders += [home / "models" / model.name, *hub_snapshots(hub_cache(), model.name, model.revision)]
+    folders += [Store(home).folder(model.key), *imports(home)]
     yield from (folder for folder in folders if (folder / CONFIG).is_file())
+    for offer in offers_named(model.name, offers(home)):
+        with suppress(TogetherError):
+            yield chosen(offer, home)
 
 
 def _other_version(model: ModelRef, home: Path) -> str:
@@ -114,18 +127,6 @@ def _other_version(model: ModelRef, home: Path) -> str:
         except TogetherError:
             continue
     return ""
-
-
-def _snapshots(cache: Path, name: str, revision: str) -> list[Path]:
-    """The model's snapshots in the hub's cache: the asked revision first, then what `main` was."""
-    root = cache / f"models--{name.replace('/', '--')}"
-    main = root / "refs" / "main"
-    try:
-        current = main.read_text(errors="replace").strip() if main.is_file() else ""
-        snapshots = list((root / "snapshots").iterdir())
-    except OSError:
-        return []
-    return sorted(snapshots, key=lambda folder: (folder.name != revision, folder.name != current, folder.name))
 
 
 def _hub_folders(cache: Path) -> Iterator[Path]:
@@ -149,19 +150,35 @@ def _runs(folder: Path) -> bool:
 
 
 def resolve_model(text: str, home: Path) -> Path | str:
-    """A folder that holds a model, a name that this machine knows, or an id of the hub, `org/name`, in this order.
+    """A folder that holds a model, a name that this machine knows, or a model's name on the hub, in this order.
 
-    Only an id is a string. Of several models with one name the most complete one is taken. Raises BadSetting.
+    For a GGUF file, or a folder with one, it is the folder that stands for it here; see weights/imports.py. Names are
+    also those that other programs give their models; see weights/offers.py.
+
+    Only a name on the hub is a string; the address of the model's page there stands for it. Of several models with one
+    name the most complete one is taken. Raises BadSetting, and what `imported` raises.
     """
+    text = hub_id(text)
     folder = _existing(text)
-    if folder is not None and _is_model(folder):
-        return folder
-    known = _known(text, home)
-    if known is not None:
-        return known
-    if folder is None and is_model_name(text) and text.count("/") == 1:
+    found = None if folder is None else _at(folder, home)
+    found = found or _known(text, home) or _offered(text, home)
+    if found is not None:
+        return found
+    if folder is None and is_hub_name(text):
         return text
     raise BadSetting(_advice(text, folder, home))
+
+
+def _at(path: Path, home: Path) -> Path | None:
+    """The folder of the model that lies at a path. Raises BadSetting, and what `imported` raises."""
+    file = gguf_in(path)
+    if path.is_file() and not is_gguf(path.name):
+        offer = offer_at(path, offers(home))  # programs that keep files by their hashes know what they are called
+        if offer is not None:
+            return chosen(offer, home)
+    if file is not None:
+        return imported(file, home)
+    return path if _is_model(path) else None
 
 
 def _existing(text: str) -> Path | None:
@@ -190,9 +207,34 @@ def _known(name: str, home: Path) -> Path | None:
     own = home / "models" / name
     if _is_model(own):
         return own
-    found = [model for model in known_models(home) if model.name == name and not model.fault]
-    best = max(found, key=lambda model: (model.whole, len(model.units)), default=None)
+    here = [model for model in read_models(home) if not model.fault and not model.file]
+    found = [model for model in here if model.name == name]
+    if not found and is_hub_name(name) and (file := only_file(name, home)):
+        found = [model for model in here if model.name == f"{name}/{file}"]
+    best = max(found, key=lambda model: (model.form == PUBLISHED, model.whole, len(model.units)), default=None)
     return best.folder if best else None
+
+
+def _offered(text: str, home: Path) -> Path | None:
+    """The model that a program here calls so, or a file that was loaded before. Raises BadSetting for several."""
+    found = offers(home)
+    files = {str(offer.weights) for offer in found}
+    loaded = [Path(file) for file in map(imported_file, imports(home)) if file not in files and Path(file).is_file()]
+    more = [Offer("", file.name, file, file, 0, title_of(file.name)) for file in loaded]
+    named = {offer.weights: offer for offer in offers_named(text, [*found, *more]) if _is_whole(offer, home)}
+    if len(named) > 1:
+        raise BadSetting(
+            "{text} is the name of {count} models here; choose one of these: {places}",
+            text=quoted(text),
+            count=len(named),
+            places=tuple(str(offer.path) for offer in named.values()),
+        )
+    return next((chosen(offer, home) for offer in named.values()), None)
+
+
+def _is_whole(offer: Offer, home: Path) -> bool:
+    """Whether it can be chosen by its name; a folder may be a download that goes on."""
+    return bool(offer.title) or known_model(offer.weights, home).whole
 
 
 def _advice(text: str, folder: Path | None, home: Path) -> str | Sentence:
@@ -205,113 +247,8 @@ def _advice(text: str, folder: Path | None, home: Path) -> str | Sentence:
         )
     names = tuple(sorted({model.name for model in known_models(home) if not model.fault}))
     return template(
-        "there is no model {text} on this machine ({known}); name a folder, or a model of the hub as org/name",
+        "there is no model {text} on this machine ({known}); name a folder, a GGUF file, or a model of the hub "
+        "as org/name or org/name/file.gguf",
         text=quoted(text),
         known=names or template("none is here"),
     )
-
-
-# --- what others may read ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """A folder that has a model, and what the model is."""
-
-    folder: Path
-    manifest: Manifest
-
-
-class StoreService:
-    """Serves Describe, Digest and Read for the models that are known on this machine and those that were offered.
-
-    Threads read the disk, at most one chunk ahead of each reader.
-    """
-
-    def __init__(self, home: Path) -> None:
-        self._home = home
-        self._folders: dict[str, Path] = {}  # by fingerprint, where it was offered or found
-        self._served: dict[str, _Served] = {}
-        self._hashing: dict[tuple[str, str], asyncio.Lock] = {}  # one task hashes a unit
-
-    def handlers(self) -> dict[str, rpc.Handler]:
-        return {
-            rpc.READ: grpc.unary_stream_rpc_method_handler(self._read),
-            **rpc.unary({rpc.DESCRIBE: self.describe, rpc.DIGEST: self.digest}),
-        }
-
-    def offer(self, model: ModelRef, folder: Path) -> None:
-        """Serve `model` from `folder`, which need not be one that models are looked for in."""
-        self._folders[model.fingerprint] = folder
-
-    async def describe(self, model: ModelRef) -> Blob:
-        """The model's manifest. Raises BrokenModel for a model that is not here."""
-        served = await asyncio.to_thread(self._find, model.fingerprint)
-        return Blob((await asyncio.to_thread(self._described, served.folder)).to_json())
-
-    async def digest(self, request: UnitRequest) -> UnitDigest:
-        """Size and sha256 of a unit or small file. Raises BrokenModel for any other name, and for a broken unit."""
-        served = await asyncio.to_thread(self._find, request.fingerprint)
-        small = next((file for file in served.manifest.small if file.name == request.unit), None)
-        if small is not None:
-            return UnitDigest(small.size, small.sha256)
-        unit = await asyncio.to_thread(_unit, served, request)
-        async with self._hashing.setdefault((request.fingerprint, unit.name), asyncio.Lock()):
-            return UnitDigest(unit.size, await asyncio.to_thread(unit_digest, served.folder, unit, self._home))
-
-    async def _read(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> AsyncIterator[bytes]:
-        try:
-            request = wire.UNIT_REQUEST.decode(data)
-            chunks = await asyncio.to_thread(self._chunks, request)
-            while chunk := await asyncio.to_thread(next, chunks, b""):
-                yield wire.BLOB.encode(Blob(chunk))
-        except TogetherError as error:
-            await context.abort(rpc.status_of(error), str(error))
-
-    def _chunks(self, request: UnitRequest) -> Iterator[bytes]:
-        served = self._find(request.fingerprint)
-        if any(file.name == request.unit for file in served.manifest.small):
-            data = read_bytes(served.folder, request.unit)[request.offset :]
-            return (data[at : at + CHUNK] for at in range(0, len(data), CHUNK))
-        return read_unit(served.folder, _unit(served, request), request.offset)
-
-    def _find(self, wanted: str) -> _Served:
-        """The folder that holds this model now: its files may have been replaced since the last call."""
-        folder = self._folders.get(wanted)
-        if folder is None or _fingerprint(folder) != wanted:
-            folder = self._search(wanted)
-            self._folders[wanted] = folder
-        served = self._served.get(wanted)
-        if served is None or served.folder != folder:
-            served = _Served(folder, self._described(folder))
-            self._served[wanted] = served
-        return served
-
-    def _described(self, folder: Path) -> Manifest:
-        return describe(folder, local_name(folder, self._home))
-
-    def _search(self, wanted: str) -> Path:
-        here = [known for known in known_models(self._home) if wanted and known.fingerprint == wanted]
-        if not here:
-            message = "this machine does not have the model {model}; look for it again"
-            raise BrokenModel(message, model=quoted(wanted[:12]))
-        return max(here, key=lambda known: len(known.units)).folder
-
-
-def _fingerprint(folder: Path) -> str:
-    """The model in `folder` now; empty where there is none."""
-    try:
-        return fingerprint(folder)
-    except TogetherError:
-        return ""
-
-
-def _unit(served: _Served, request: UnitRequest) -> Unit:
-    """Raises BrokenModel for a name that is no unit of the model, and for a unit that is not here."""
-    manifest = served.manifest
-    if request.unit not in manifest.units:
-        raise BrokenModel("{model} has no file {unit}; plan again", model=manifest.name, unit=quoted(request.unit))
-    if request.unit not in units_here(served.folder, manifest):
-        message = "this machine does not have {unit} of {model}; ask another"
-        raise BrokenModel(message, unit=words([request.unit]), model=manifest.name)
-    return manifest.units[request.unit]

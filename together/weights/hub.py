@@ -13,12 +13,14 @@ from pathlib import Path
 from together.errors import BrokenModel, Unreachable
 from together.models.folder import inside
 from together.models.manifest import CONFIG, Manifest, compose, read_manifest
+from together.models.names import is_gguf
 from together.models.reading import CHUNK, Digests, Stamp, stamp_of, units_here
 from together.models.units import PublishedFile, Unit, words
 from together.sentences import template
 from together.types import ModelRef
-from together.weights.hub_listing import STREAMS, Listing, list_hub, reached, read_remote
+from together.weights.hub_listing import STREAMS, Listing, reached
 from together.weights.hub_ranges import PATIENCE, Ask, RemoteFile, Stopped, pause, read_range
+from together.weights.hub_remote import list_model, read_remote
 from together.weights.part import Progress, UnitWriter, Waiting
 from together.weights.store import Store, UnitBusy
 
@@ -87,12 +89,17 @@ def _places(manifest: Manifest) -> dict[str, list[_Place]]:
 
 
 def _gaps(file: PublishedFile, places: list[_Place]) -> int:
-    return file.size - 8 - len(file.header) - sum(place.stop - place.start for place in places)
+    return file.size - len(_begin(file)) - sum(place.stop - place.start for place in places)
+
+
+def _begin(file: PublishedFile) -> bytes:
+    """The file's first bytes, as far as a manifest has them: not of a GGUF file, where a table stands for them."""
+    return b"" if is_gguf(file.name) else struct.pack("<Q", len(file.header)) + file.header
 
 
 def _sha256(folder: Path, file: PublishedFile, places: list[_Place], remote: RemoteFile) -> str:
-    digest = hashlib.sha256(struct.pack("<Q", len(file.header)) + file.header)
-    position = 8 + len(file.header)
+    digest = hashlib.sha256(_begin(file))
+    position = len(_begin(file))
     for place in places:
         for data in read_range(remote, position, place.start):
             digest.update(data)
@@ -121,12 +128,12 @@ def _key(folder: Path, file: PublishedFile) -> str:
     return f"hub {folder.resolve() / file.name}"
 
 
-def describe_hub(repo_id: str, store: Store, revision: str | None = None) -> Manifest:
+def describe_hub(name: str, store: Store, revision: str | None = None) -> Manifest:
     """The manifest of a model on the hub; its skeleton is in the store after. Costs its headers and small files.
 
-    Raises BadSetting (name, licence, token), Unreachable, UnsupportedModel (no safetensors) or BrokenModel.
+    Raises as `read_remote` does.
     """
-    remote = read_remote(repo_id, store.home, revision)
+    remote = read_remote(name, store.home, revision)
     manifest = compose(remote.name, remote.files, remote.small, remote.revision)
     store.begin(manifest, remote.small)
     return manifest
@@ -164,7 +171,7 @@ def fetch_units(
     fetch = _Fetch(manifest, listing, store, _Tally(units, here, progress), should_stop, patience, waiting)
     if not fetch.all(missing):
         return False
-    with reached(model.name):
+    with reached(listing.repo):
         check_files(manifest, listing.files, store)
     return True
 
@@ -263,7 +270,7 @@ def require_manifest(model: ModelRef, store: Store) -> Manifest:
 
 def _listing(model: ModelRef, manifest: Manifest) -> Listing:
     """What the hub has at the manifest's commit. Raises BrokenModel where its files are not the manifest's."""
-    listing = list_hub(model.name, model.revision or manifest.revision or None)
+    listing = list_model(model.name, model.revision or manifest.revision or None)
     for file in manifest.files:
         found = listing.files.get(file.name)
         if found is None or found.size != file.size:

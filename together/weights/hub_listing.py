@@ -22,7 +22,7 @@ from together.models.checkpoint import SINGLE, choose_files, weight_map
 from together.models.folder import INDEX, most_bytes, without_weights
 from together.models.headers import MAX_HEADER, FileHeader, Headers, header_length
 from together.models.manifest import CONFIG, small_names
-from together.models.names import is_model_name, is_plain, is_template
+from together.models.names import MAX_NAME, is_gguf, is_model_name, is_plain, is_template
 from together.models.units import ByteRange, PublishedFile, sample_places
 from together.sentences import template
 from together.weights.hub_ranges import RemoteFile, endpoint, explained, read_range, unreachable
@@ -55,14 +55,13 @@ class Remote:
     small: dict[str, bytes]
 
 
-def read_remote(repo_id: str, home: Path, revision: str | None = None, small: Sequence[str] | None = None) -> Remote:
+def read_published(listing: Listing, home: Path, small: Sequence[str] | None = None) -> Remote:
     """The files named in `small`, the safetensors headers and samples of a repository; writes only to `home/hub`.
 
     Without `small`, all that a model has besides its weights. Samples that the store in `home` has of this commit are
-    not fetched again. Raises BadSetting (name, licence, token), Unreachable, UnsupportedModel (no safetensors) or
-    BrokenModel.
+    not fetched again. Raises Unreachable, UnsupportedModel (no safetensors) or BrokenModel.
     """
-    listing = list_hub(repo_id, revision)
+    repo_id = listing.repo
     if CONFIG not in listing.files:
         message = "{repo} has no {file} on the hub, so it is no model that runs here; choose another"
         raise UnsupportedModel(without_weights(repo_id, listing.files) or template(message, repo=repo_id, file=CONFIG))
@@ -73,13 +72,13 @@ def read_remote(repo_id: str, home: Path, revision: str | None = None, small: Se
     with ThreadPoolExecutor(STREAMS, "hub") as pool, reached(repo_id):
         found = dict(zip(wanted, pool.map(lambda name: _small(listing.files[name], home), wanted), strict=True))
         headers = _headers(_weights(listing, found.pop(INDEX, None)), pool)
-        files = _known(listing, headers, home) or _sampled(listing, headers)
+        files = _known(listing, headers, home) or sampled(listing, headers)
     return Remote(repo_id, listing.commit, files, found)
 
 
 def list_hub(repo_id: str, revision: str | None = None) -> Listing:
     """What is in a repository, at its newest commit or a given one. Raises BadSetting or Unreachable."""
-    if not is_model_name(repo_id) or not (revision is None or is_plain(revision)):
+    if not is_model_name(repo_id) or repo_id.count("/") > 1 or not (revision is None or is_plain(revision)):
         raise _no_name(repo_id)
     with reached(repo_id):
         try:
@@ -96,8 +95,13 @@ def list_hub(repo_id: str, revision: str | None = None) -> Listing:
         RemoteFile(repo_id, info.sha, item.rfilename, item.size or 0, item.lfs.sha256 if item.lfs else "")
         for item in info.siblings or ()
     )
-    safe = (file for file in found if is_plain(file.name) or is_template(file.name))
+    safe = (file for file in found if is_plain(file.name) or is_template(file.name) or _is_nested_gguf(file.name))
     return Listing(repo_id, info.sha, {file.name: file for file in safe})
+
+
+def _is_nested_gguf(name: str) -> bool:
+    """Those that are split have folders of their own."""
+    return is_gguf(name) and all(map(is_plain, name.split("/"))) and len(name) <= MAX_NAME
 
 
 @contextmanager
@@ -169,7 +173,7 @@ def _known(listing: Listing, headers: Sequence[FileHeader], home: Path) -> tuple
     return known if same else ()
 
 
-def _sampled(listing: Listing, headers: Sequence[FileHeader]) -> tuple[PublishedFile, ...]:
+def sampled(listing: Listing, headers: Sequence[FileHeader]) -> tuple[PublishedFile, ...]:
     """The files with samples of their weights, by a few small ranges of each. Raises as `read_range` does."""
     places = sample_places(headers)
     spans = [span for header in headers for span in _joined(places[header.file.name])]

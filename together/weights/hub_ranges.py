@@ -237,7 +237,7 @@ def explained(repo: str) -> Iterator[None]:
     except OfflineModeIsEnabled as error:
         raise Unreachable(
             "{repo} is not on this machine, and HF_HUB_OFFLINE forbids the hub; unset it, or choose a model from "
-            "together models",
+            "python3 launch.py list",
             repo=repo,
         ) from error
     except LocalEntryNotFoundError as error:  # what the library makes of a connection lost in between
@@ -252,7 +252,7 @@ def unreachable(repo: str, error: BaseException) -> Unreachable:
     """The error for a hub that does not answer at all."""
     return Unreachable(
         "{repo} is not on this machine, and the hub at {hub} does not answer ({reason}){hint}, or choose a model from "
-        "together models",
+        "python3 launch.py list",
         repo=repo,
         hub=endpoint(),
         reason=cut(str(error).partition("\n")[0], MOST) or type(error).__name__,

@@ -17,13 +17,14 @@ from together.errors import BrokenModel, TogetherError
 from together.models.manifest import Manifest
 from together.models.reading import CHUNK, require_samples
 from together.models.units import ByteRange, Unit
-from together.sentences import Value, template
-from together.wording import exact_size_text
+from together.sentences import Sentence, Value, template
+from together.wording import exact_size_text, reason_of
 
 Progress = Callable[[int, int], None]  # gets (bytes here, bytes in all)
+Converting = Callable[[bool], None]  # gets whether those bytes are made here from now on
 Waiting = Callable[[str], None]  # gets the sources that a fetch waits for, as a phrase; "" while bytes come
 
-_NO_ROOM = {errno.ENOSPC, errno.EFBIG} | ({errno.EDQUOT} if hasattr(errno, "EDQUOT") else set())
+NO_ROOM = {errno.ENOSPC, errno.EFBIG} | ({errno.EDQUOT} if hasattr(errno, "EDQUOT") else set())
 _ADVICE = template("free some space there, or set TOGETHER_HOME to a folder on a larger disk")
 
 
@@ -39,7 +40,7 @@ def size_of(file: Path) -> int:
         return 0
 
 
-def require_space(folder: Path, size: int, what: str) -> None:
+def require_space(folder: Path, size: int, what: str, advice: Sentence = _ADVICE) -> None:
     """Raises DiskFull unless `size` bytes more fit on the disk of `folder`, which need not exist yet."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
@@ -49,7 +50,7 @@ def require_space(folder: Path, size: int, what: str) -> None:
             what=what,
             sizes=(size, free),
             folder=str(folder),
-            advice=_ADVICE,
+            advice=advice,
         )
 
 
@@ -59,8 +60,8 @@ def writing(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        values: dict[str, Value] = {"what": what, "folder": str(folder), "reason": error.strerror or str(error)}
-        if error.errno in _NO_ROOM:
+        values: dict[str, Value] = {"what": what, "folder": str(folder), "reason": reason_of(error)}
+        if error.errno in NO_ROOM:
             raise DiskFull(
                 "{what}: the disk of {folder} takes no more bytes ({reason}, {free} free); {advice}; what is there is "
                 "kept",
@@ -82,9 +83,19 @@ class UnitWriter:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, unit: Unit, lock: BaseFileLock, done: Callable[[str], None]
+        self,
+        folder: Path,
+        manifest: Manifest,
+        unit: Unit,
+        lock: BaseFileLock,
+        done: Callable[[str], None],
+        *,
+        anew: bool = False,
     ) -> None:
-        """`lock` is held, and released on close; `done` gets the sha256 once the unit is in place."""
+        """`lock` is held, and released on close; `done` gets the sha256 once the unit is in place.
+
+        `anew`: what an earlier writer left is no part of it.
+        """
         self.unit = unit
         self.size = 0  # bytes that are here: the offset to go on at
         self._manifest = manifest
@@ -96,6 +107,8 @@ class UnitWriter:
         self._hash = hashlib.sha256()
         self._stream: FileIO | None = None
         try:
+            if anew:
+                self._part.unlink(missing_ok=True)
             self._open()
         except BaseException:
             self.close()

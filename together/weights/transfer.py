@@ -20,6 +20,7 @@ import grpc.aio
 
 from together.cluster_types import Endpoint, Source, UnitDigest, UnitRequest
 from together.errors import BrokenModel, RingBroken, TogetherError, Unreachable
+from together.models.form import version_text
 from together.models.manifest import Manifest, parse
 from together.models.reading import read_unit
 from together.models.units import Unit
@@ -57,13 +58,13 @@ class PeerLink:
         """The source's manifest of the model. Raises Unreachable, or BrokenModel for another model."""
         answer = await rpc.call(self.channel, rpc.DESCRIBE, model, self.peer, ANSWER_WITHIN)
         manifest = await asyncio.to_thread(parse, answer.data)
-        if manifest.fingerprint != model.fingerprint:
+        if manifest.key != model.key:
             raise BrokenModel(
                 "{peer} gives the version {there} of {model}, not {wanted}; start it again",
                 peer=self.peer,
-                there=manifest.fingerprint[:12],
+                there=version_text(manifest.fingerprint, manifest.form),
                 model=model.name,
-                wanted=model.fingerprint[:12],
+                wanted=version_text(model.fingerprint, model.form),
             )
         return manifest
 
@@ -92,7 +93,7 @@ class PeerLink:
                 message = "{peer} sends more of {file} than its {size} bytes; start it again"
                 raise BrokenModel(message, peer=self.peer, file=name, size=size)
 
-        await self.read(UnitRequest(model.fingerprint, name), take)
+        await self.read(UnitRequest(model.key, name), take)
         return bytes(found)
 
     async def _next(self, stream: grpc.aio.UnaryStreamCall[bytes, bytes]) -> bytes | None:
@@ -193,7 +194,7 @@ class Transfer:
     _queue: deque[Unit] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._folder = self.store.folder(self.model.fingerprint)
+        self._folder = self.store.folder(self.model.key)
         self._sizes = {unit.name: 0 for unit in self.units}
         self._queue = deque(sorted(self.units, key=lambda unit: -unit.size))  # no large one is left for the end
 
@@ -223,7 +224,9 @@ class Transfer:
             now = asyncio.get_running_loop().time()
             quiet = now - self._heard
             whom = " and ".join(dict.fromkeys(supplier.peer for supplier in self._able(None, now)))
-            self.waiting(f"{whom or 'its sources'}: nothing came for {quiet:.0f} s" if quiet > QUIET else "")
+            makes = " (it may have to convert the weights first)" if self.model.form else ""
+            said = f"{whom or 'its sources'}: nothing came for {quiet:.0f} s{makes}"
+            self.waiting(said if quiet > QUIET else "")
 
     def _able(self, unit: Unit | None, now: float) -> list[Supplier]:
         """The sources that may give a unit, or any that is not here."""
@@ -243,6 +246,19 @@ class Transfer:
             else:
                 self._queue.remove(unit)
 
+    @property
+    def wanted(self) -> bool:
+        """Whether units are still to come."""
+        return bool(self._queue or self._left)
+
+    def take(self, names: frozenset[str]) -> tuple[Unit, ...]:
+        """Leave those of the units to the caller, who gets them in another way."""
+        taken = tuple(unit for unit in self._queue if unit.name in names)
+        self._queue = deque(unit for unit in self._queue if unit.name not in names)
+        for unit in taken:
+            self._sizes[unit.name] = unit.size
+        return taken
+
     async def _copy(self, folder: Path, unit: Unit) -> None:
         async with self._opened(unit) as (part, run):
             chunks = read_unit(folder, unit, part.size)
@@ -258,7 +274,7 @@ class Transfer:
         Raises UnitBusy, DiskFull or BrokenModel.
         """
         thread = ThreadPoolExecutor(1, "unit")
-        opening = thread.submit(self.store.part, self.model.fingerprint, unit.name)
+        opening = thread.submit(self.store.part, self.model.key, unit.name)
         try:
             part = await asyncio.wrap_future(opening)
             yield part, partial(asyncio.get_running_loop().run_in_executor, thread)
@@ -329,7 +345,7 @@ class Transfer:
             await asyncio.gather(receiving, return_exceptions=True)
 
     async def _receive(self, unit: Unit, supplier: Supplier) -> None:
-        request = UnitRequest(self.model.fingerprint, unit.name)
+        request = UnitRequest(self.model.key, unit.name)
         async with self._opened(unit) as (part, run):
             origins = self._origins.setdefault(unit.name, {"an earlier start"} if part.size else set())
             async with connected(supplier.source.endpoint) as link:
@@ -344,7 +360,7 @@ class Transfer:
                     await run(part.write, chunk)
                     self._show(unit, part.size)
 
-                await link.read(UnitRequest(request.fingerprint, unit.name, part.size), take)
+                await link.read(UnitRequest(request.key, unit.name, part.size), take)
                 await self._checked(unit, run(part.finish, digest.sha256), link.peer)
 
     async def _checked(self, unit: Unit, finishing: Awaitable[Any], peer: str) -> None:
@@ -361,7 +377,7 @@ class Transfer:
             self._note(BrokenModel(again, error=wrong.sentence))
 
     def _note(self, error: TogetherError) -> None:
-        log.warning("fetching %s: %s", self.model.name, error)
+        log.info("fetching %s: %s", self.model.name, error)
         self.causes[error.sentence] = None
 
     def _show(self, unit: Unit, size: int) -> None:

@@ -1,0 +1,1 @@
+"""Writes models as folders in MLX's format, which mlx-lm opens."""
