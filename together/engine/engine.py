@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from together.engine.scheduler import Scheduler
 from together.engine.sequence import RingPort, Sequence, TokenEvent
-from together.engine.stats import EngineStats, Pushed, RequestClock, StepTimes
+from together.engine.stats import SHORT, EngineStats, Pushed, RequestClock, StepTimes
 from together.errors import BadRequest, NotServing, RingBroken, TogetherError
 from together.requests import FinishReason, GenerateRequest
 from together.sampling import validate
@@ -81,9 +81,9 @@ class Engine:
             cached=len(scheduler.prefixes.held),
             capacity=scheduler.limits.capacity,
             steps=times.steps,
-            step_ms=times.step_ms,
-            stage_ms=times.stage_ms,
-            link_ms=times.link_ms,
+            step_ms=times.decodes.step_ms,
+            stage_ms=times.decodes.stage_ms,
+            link_ms=times.decodes.link_ms,
             link_bytes=times.link_bytes,
             stage_sequences=tuple(timing.sequences for timing in times.stages),
         )
@@ -122,7 +122,7 @@ class Engine:
     @property
     def usual_step(self) -> float:
         """Seconds that a decode step takes; 0 before the first ones."""
-        return self.times.step_ms / 1e3
+        return self.times.decodes.step_ms / 1e3
 
     async def serve(self, ring: RingPort | None = None) -> None:
         """Serve over `ring`, by default the current one, until `close` or `pause`. Raises RingBroken.
@@ -200,9 +200,10 @@ class Engine:
     async def _receive(self) -> None:
         while True:
             answer = await self._ring.receive()
-            for event in self._scheduler.commit(answer, self._note_answer(answer)):
+            events = self._scheduler.commit(answer, self._note_answer(answer))
+            self._changed.set()  # first, so that the next frame leaves before anybody makes text of this answer
+            for event in events:
                 self._deliver(event)
-            self._changed.set()
             self._rest()
 
     async def _watch(self) -> None:
@@ -225,7 +226,8 @@ class Engine:
             stream.clock.pushed(now)
             loads.append((stream.clock, len(row.token_ids) * hop_bytes))
         decodes = bool(rows) and all(len(row.token_ids) == 1 for row in rows)
-        self._pushed.append(Pushed(now, decodes, tuple(loads)))
+        alone = decodes and len(rows) == 1 and rows[0].position < SHORT and not self._pushed
+        self._pushed.append(Pushed(now, decodes, alone, tuple(loads)))
 
     def _note_answer(self, answer: Frame) -> float:
         """Milliseconds since its frame was pushed; 0 for an answer to nothing, which the scheduler refuses."""
@@ -233,7 +235,7 @@ class Engine:
             return 0.0
         now = self._progress = time.perf_counter()
         pushed = self._pushed.popleft()
-        self.times.answered(pushed, answer.timings, now)
+        self.times.answered(pushed, answer.timings, now, last=not self._pushed)
         for clock, link_bytes in pushed.clocks:
             clock.answered(pushed, answer.timings, now)
             clock.link_bytes += link_bytes
@@ -262,6 +264,7 @@ class Tokens:
     ids: tuple[int, ...]
     sampled: tuple[Sampled, ...] = ()  # one for each id if log-probabilities were requested, else empty
     finish: FinishReason | None = None  # why the answer ended
+    scores: tuple[float, ...] = ()  # of the next tokens of the prompt, from the request's `score_from` on
 
 
 class TokenStream(AsyncIterator[Tokens]):
@@ -278,6 +281,7 @@ class TokenStream(AsyncIterator[Tokens]):
         self._engine = engine
         self._tokens: list[int] = []
         self._sampled: list[Sampled] = []
+        self._scores: list[float] = []
         self._finish: FinishReason | None = None
         self._error: TogetherError | None = None
         self._over = False  # the reader has seen the end
@@ -293,15 +297,15 @@ class TokenStream(AsyncIterator[Tokens]):
 
     def poll(self) -> Tokens | None:
         """The tokens since the last call; None for nothing new. After all tokens, raises the error that ended them."""
-        if self._over or not (self._tokens or self._finish or self._error):
+        if self._over or not (self._tokens or self._scores or self._finish or self._error):
             return None
-        if self._error is not None and not self._tokens:
+        if self._error is not None and not self._tokens and not self._scores:
             self._over = True
             raise self._error.with_traceback(None)
         self._over = self._finish is not None
-        tokens = Tokens(tuple(self._tokens), tuple(self._sampled), self._finish)
-        self._tokens.clear()
-        self._sampled.clear()
+        tokens = Tokens(tuple(self._tokens), tuple(self._sampled), self._finish, tuple(self._scores))
+        for taken in (self._tokens, self._sampled, self._scores):
+            taken.clear()
         if self._error is not None:
             self._ready.set()  # it comes next, and nobody else will say so
         return tokens
@@ -326,6 +330,7 @@ class TokenStream(AsyncIterator[Tokens]):
         self.clock.grown(len(event.token_ids))
         self._tokens.extend(event.token_ids)
         self._sampled.extend(event.sampled)
+        self._scores.extend(event.scores)
         self._finish, self._error = event.finish, event.error
         if event.finish is not None or event.error is not None:
             self.clock.end()
@@ -339,7 +344,8 @@ def _check(request: GenerateRequest, vocabulary: int | None) -> None:
     if vocabulary is not None and max(request.prompt) >= vocabulary:
         text = "the prompt has token {token}, the model knows 0 to {last}"
         raise BadRequest(text, "messages", token=max(request.prompt), last=vocabulary - 1)
-    if request.max_tokens is not None and request.max_tokens < 1:
+    least = 0 if request.score_from else 1
+    if request.max_tokens is not None and request.max_tokens < least:
         raise BadRequest("max_tokens is {count}; ask for at least 1", "max_tokens", count=request.max_tokens)
     validate(request.sampling, vocabulary)
 

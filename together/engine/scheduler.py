@@ -11,22 +11,13 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from together.engine.books import Books
 from together.engine.cost import StepCost
-from together.engine.sequence import (
-    WORTH,
-    Counters,
-    InFlightStep,
-    Match,
-    Prefix,
-    Prefixes,
-    ScheduledRow,
-    Sequence,
-    TokenEvent,
-    best_match,
-)
+from together.engine.prefixes import WORTH, Match, Prefix, Prefixes, best_match
+from together.engine.sequence import Counters, InFlightStep, ScheduledRow, Sequence, TokenEvent
 from together.errors import ContextTooLong, QueueFull, RingBroken
 from together.requests import GenerateRequest
-from together.types import Batch, Failure, Frame, Limits, Row, RowResult, Sampled, SampleRequest
+from together.types import Batch, Failure, Frame, Limits, Row, RowResult, Sampled
 
 HEADROOM = 256  # tokens of its answer that must fit before a sequence enters
 ATTEMPTS = 3  # restarts of a refused sequence without a new token in between
@@ -42,6 +33,7 @@ class Scheduler:
     waiting: list[Sequence] = field(default_factory=list)
     running: dict[int, Sequence] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
+    books: Books = field(init=False)
     prefixes: Prefixes = field(init=False)
     cost: StepCost = field(init=False)
     _flights: deque[InFlightStep] = field(default_factory=deque)
@@ -49,7 +41,8 @@ class Scheduler:
     _steps: int = 0
 
     def __post_init__(self) -> None:
-        self.prefixes, self.cost = Prefixes(self.limits), StepCost(self.limits.stages)
+        self.books, self.cost = Books(self.limits), StepCost(self.limits.stages)
+        self.prefixes = Prefixes(self.books)
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -91,7 +84,8 @@ class Scheduler:
     def move(self, limits: Limits) -> tuple[TokenEvent, ...]:
         """Replay everything on another ring. Returns the end of sequences that are too long for it."""
         self.replay()
-        self.limits = self.prefixes.limits = limits
+        self.limits, self.books = limits, Books(limits)
+        self.prefixes.books = self.books
         self.cost = StepCost(limits.stages)
         ended = [sequence for sequence in self.waiting if len(sequence.tokens) >= limits.longest]
         for sequence in self.waiting:
@@ -173,23 +167,18 @@ class Scheduler:
         return sum(self.running.get(part.row.sequence) is part.sequence for part in flight.parts[: flight.decodes])
 
     def _part(self, sequence: Sequence, length: int) -> ScheduledRow:
-        """The next `length` tokens; the last stage samples only where they reach the end of what is known."""
+        """The next `length` tokens; the last stage samples only where they reach the end of what is known.
+
+        A text that is only scored samples nothing.
+        """
         start, stop = sequence.sent, sequence.sent + length
         sequence.sent, sequence.last_step, sequence.reserved = stop, self._steps, 0
+        self.books.write(sequence.id, start, stop)
         sequence.rewind_floor = max(sequence.rewind_floor, self.limits.rewind_floor(stop))
-        sample = _sample_request(sequence, length - 1) if stop == len(sequence.tokens) else None
+        sample = sequence.asks(start, stop)
         return ScheduledRow(Row(sequence.id, start, tuple(sequence.tokens[start:stop]), sample), sequence)
 
     # --- room -------------------------------------------------------------------------------------------------------
-
-    def _used(self) -> int:
-        """Tokens that running sequences' blocks take once all their known tokens are cached."""
-        return sum(self.limits.blocks(max(each.reserved, len(each.tokens))) for each in self.running.values())
-
-    def _used_now(self) -> int:
-        """Tokens that the stages hold when the next frame's forks are made."""
-        held = sum(self.limits.blocks(max(each.reserved, each.sent)) for each in self.running.values())
-        return held + self.prefixes.used + sum(self.prefixes.drops.values())
 
     def _make_room(self) -> None:
         """Every known token needs room: first prefixes go, then the newest sequence is preempted."""
@@ -198,7 +187,7 @@ class Scheduler:
 
     def _evict_for(self, tokens: int, keep: int = -1) -> bool:
         """Evict prefixes, except `keep`, until `tokens` more fit; False if they still do not."""
-        while self._used() + self.prefixes.used + tokens > self.limits.capacity:
+        while self.books.held(self.running.values()) + tokens > self.limits.capacity:
             if not self.prefixes.evict(keep):
                 return False
         return True
@@ -208,9 +197,12 @@ class Scheduler:
         while self.waiting:
             sequence = self.waiting[0]
             wanted = min(len(sequence.tokens) + HEADROOM, sequence.end)
-            if self._used() + self.limits.blocks(wanted) > self.limits.capacity:
-                return
-            if not self._start(sequence, self._match(sequence)):
+            room = self.limits.capacity - self.books.held_by(self.running.values())
+            if self.limits.blocks(wanted) - self.books.shared(wanted) > room:
+                return  # whatever it shared: no need to look for that
+            match = self._match(sequence)
+            shared = self._shared(match) if match and isinstance(match.source, Sequence) else 0
+            if self.limits.blocks(wanted) - shared > room or not self._start(sequence, match):
                 return
             self.waiting.pop(0)
 
@@ -221,7 +213,7 @@ class Scheduler:
         keep = match.source.id if match else -1
         if match and match.whole:
             self._adopt(sequence, match)
-        elif not self._evict_for(self.limits.blocks(len(sequence.tokens)), keep):
+        elif not self._evict_for(self.limits.blocks(len(sequence.tokens)) - self._shared(match), keep):
             assert match, "without prefixes there is room for whoever is admitted"
             self._adopt(sequence, match)
         elif match and match.ready and not self._room_to_fork(match.length):
@@ -267,7 +259,12 @@ class Scheduler:
         return source is not None and self.running.get(source.id) is source and source.sent < sequence.waits_for
 
     def _room_to_fork(self, length: int) -> bool:
-        return self._used_now() + self.limits.blocks(length) <= self.limits.capacity
+        wanted = self.limits.blocks(length) - self.books.shared(length)
+        return self.books.held_now + wanted <= self.limits.capacity
+
+    def _shared(self, match: Match | None) -> int:
+        """Tokens that who starts with a copy of the match takes no room for."""
+        return self.books.shared(match.length) if match and match.ready else 0
 
     def _count_reuse(self, sequence: Sequence) -> None:
         self.counters.reused_tokens += sequence.sent
@@ -284,13 +281,13 @@ class Scheduler:
         if sequence.sent >= max(WORTH, sequence.reserved):
             self.prefixes.keep(Prefix(sequence.id, sequence.tokens[: sequence.sent], sequence.rewind_floor))
         elif sequence.sent:
-            self.prefixes.drop(sequence.id, max(sequence.sent, sequence.reserved))
+            self.prefixes.drop(sequence.id)
 
     def _preempt(self, sequence: Sequence) -> None:
         """It keeps its text and its place in the queue; its caches go."""
         del self.running[sequence.id]
         if sequence.sent:
-            self.prefixes.drop(sequence.id, max(sequence.sent, sequence.reserved))
+            self.prefixes.drop(sequence.id)
         sequence.sent = sequence.reserved = sequence.waits_for = 0
         sequence.source, sequence.origin = None, -1
         self.counters.preempted += 1
@@ -321,27 +318,33 @@ class Scheduler:
         row, sequence = part.row, part.sequence
         if self.running.get(row.sequence) is not sequence:  # cancelled, preempted or refused since
             return None
-        if result is None or (result.refusal is None and row.sample is not None and not result.sampled):
+        if result is None or (result.refusal is None and not _is_whole(row, result)):
             raise RingBroken("the ring gave no result for sequence {id}; load the model again", id=row.sequence)
         if result.refusal is not None:
             return self._refused(sequence, result.refusal)
-        if row.sample is None:
-            return None
-        return self._grown(sequence, result.sampled[0])
+        scores = result.scores
+        sequence.attempts = 0 if result.sampled or scores else sequence.attempts
+        sequence.scores += len(scores)
+        self.counters.scored_tokens += len(scores)
+        if result.sampled:
+            return self._grown(sequence, result.sampled[0], scores)
+        if row.position + len(row.token_ids) == sequence.end:
+            self._retire(sequence)
+            return TokenEvent(sequence, finish="length", scores=scores)
+        return TokenEvent(sequence, scores=scores) if scores else None
 
-    def _grown(self, sequence: Sequence, sampled: Sampled) -> TokenEvent:
+    def _grown(self, sequence: Sequence, sampled: Sampled, scores: tuple[float, ...]) -> TokenEvent:
         token_id = sampled.token_id
         scored = (sampled,) if sequence.request.top_logprobs >= 0 else ()
-        sequence.attempts = 0
         self.counters.generated_tokens += 1
         if token_id in self.eos and not sequence.request.ignore_eos:
             self._retire(sequence)
-            return TokenEvent(sequence, finish="stop")
+            return TokenEvent(sequence, finish="stop", scores=scores)
         sequence.tokens.append(token_id)
         if len(sequence.tokens) < sequence.end:
-            return TokenEvent(sequence, (token_id,), sampled=scored)
+            return TokenEvent(sequence, (token_id,), sampled=scored, scores=scores)
         self._retire(sequence)
-        return TokenEvent(sequence, (token_id,), "length", sampled=scored)
+        return TokenEvent(sequence, (token_id,), "length", sampled=scored, scores=scores)
 
     def _refused(self, sequence: Sequence, reason: str) -> TokenEvent | None:
         """A stage holds other tokens than the head believes: start again from the first token, up to ATTEMPTS times."""
@@ -360,11 +363,9 @@ class Scheduler:
         return TokenEvent(sequence, error=error)
 
 
-def _sample_request(sequence: Sequence, offset: int) -> SampleRequest:
-    request, allowed = sequence.request, None
-    if request.constraint is not None:
-        allowed = request.constraint.allowed(sequence.tokens[len(request.prompt) :])
-    return SampleRequest((offset,), request.sampling, len(request.prompt), request.top_logprobs, allowed)
+def _is_whole(row: Row, result: RowResult) -> bool:
+    ask = row.sample
+    return ask is None or (len(result.sampled), len(result.scores)) == (len(ask.offsets), len(ask.score))
 
 
 def _broken(failure: Failure) -> RingBroken:

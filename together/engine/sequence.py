@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from together.errors import TogetherError
 from together.requests import FinishReason, GenerateRequest
-from together.types import Fork, Frame, Limits, Orders, Row, Sampled
-
-WORTH = 16  # tokens from which starting with another sequence's caches pays for the orders
-
-
-@dataclass(frozen=True, slots=True)
-class Prefix:
-    """A finished sequence's cached tokens."""
-
-    id: int  # its name in the caches
-    tokens: list[int]
-    rewind_floor: int  # lowest position, besides 0, that its caches can go back to
-
-    @property
-    def sent(self) -> int:
-        return len(self.tokens)
+from together.types import Continuation, Frame, Limits, Orders, Row, Sampled, SampleRequest
 
 
 @dataclass(eq=False, slots=True)
@@ -47,7 +31,8 @@ class Sequence:
     origin: int = -1  # the caches that it started with a copy of
     reused: int | None = None  # tokens it did not have to compute at its first start; None before that
     last_step: int = 0  # the step that carried its last row
-    attempts: int = 0  # refusals since its last new token
+    attempts: int = 0  # refusals since its last new token or score
+    scores: int = 0  # log-probabilities of its prompt that have come
 
     @property
     def unsent(self) -> int:
@@ -57,6 +42,29 @@ class Sequence:
     def decoding(self) -> bool:
         """All but the newest token are in the caches, and that one was not in the prompt."""
         return self.unsent == 1 and len(self.tokens) > len(self.request.prompt)
+
+    @property
+    def reusable(self) -> int:
+        """Leading tokens that other caches may give it: at least the last one, and what is scored, is computed."""
+        most, request = len(self.tokens) - 1, self.request
+        unscored = request.score_from + self.scores
+        return min(most, unscored - 1) if request.score_from > 0 and unscored < len(request.prompt) else most
+
+    def asks(self, start: int, stop: int) -> SampleRequest | None:
+        """What the last stage has to do for a row of its tokens from `start` to `stop`; None: nothing."""
+        request, allowed, score = self.request, None, self._unscored(start, stop)
+        offsets = (stop - start - 1,) if stop == len(self.tokens) < self.end else ()
+        if not offsets and not score:
+            return None
+        if offsets and request.constraint is not None:
+            allowed = request.constraint.allowed(self.tokens[len(request.prompt) :])
+        return SampleRequest(offsets, request.sampling, len(request.prompt), request.top_logprobs, allowed, score)
+
+    def _unscored(self, start: int, stop: int) -> tuple[Continuation, ...]:
+        """The tokens of the prompt right after these, as far as they are to be scored and were not."""
+        prompt, score_from = self.request.prompt, self.request.score_from
+        places = range(max(start + 1, score_from + self.scores), min(stop + 1, len(prompt))) if score_from else ()
+        return tuple(Continuation(place - 1 - start, prompt[place]) for place in places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,7 @@ class TokenEvent:
     finish: FinishReason | None = None
     error: TogetherError | None = None
     sampled: tuple[Sampled, ...] = ()  # the tokens with their log-probabilities, if the request asks for those
+    scores: tuple[float, ...] = ()  # log-probabilities of the next tokens of its prompt, if it asks for those
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +112,7 @@ class Counters:
     prefilled_tokens: int = 0  # computed for prompts and replays, without those that were reused
     reused_tokens: int = 0
     generated_tokens: int = 0
+    scored_tokens: int = 0
 
 
 class RingPort(Protocol):
@@ -116,120 +126,3 @@ class RingPort(Protocol):
 
     async def receive(self) -> Frame:
         """The next answer, in step order: results or a failure, and timings. Raises RingBroken."""
-
-
-# --- prefixes ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Prefixes:
-    """The cached prefixes, least recently used first, and the orders that the next frame has to carry."""
-
-    limits: Limits
-    held: dict[int, Prefix] = field(default_factory=dict)
-    drops: dict[int, int] = field(default_factory=dict)  # id → tokens that its blocks take until the drop is obeyed
-    _forks: list[Fork] = field(default_factory=list)
-    _ids: int = 0
-
-    def new_id(self) -> int:
-        """A name that no cache ever had."""
-        self._ids += 1
-        return self._ids
-
-    @property
-    def used(self) -> int:
-        """Tokens that the prefixes' blocks take."""
-        return sum(self.limits.blocks(prefix.sent) for prefix in self.held.values())
-
-    def keep(self, prefix: Prefix) -> None:
-        """Make it the most recently used."""
-        self.held.pop(prefix.id, None)
-        self.held[prefix.id] = prefix
-
-    def fork(self, source: int, target: int, length: int) -> None:
-        if source in self.held:
-            self.keep(self.held[source])
-        self._forks.append(Fork(source, target, length))
-
-    def drop(self, cache: int, tokens: int) -> None:
-        """Free a cache, which holds `tokens` by the head's books."""
-        self.drops[cache] = self.limits.blocks(tokens)
-
-    def evict(self, keep: int = -1) -> bool:
-        """Give up the least recently used prefix except `keep`; False if there is none."""
-        oldest = next((cache for cache in self.held if cache != keep), None)
-        if oldest is not None:
-            self.discard(oldest)
-        return oldest is not None
-
-    def discard(self, cache: int) -> None:
-        """Give up one prefix, if it is there."""
-        if (prefix := self.held.pop(cache, None)) is not None:
-            self.drop(cache, prefix.sent)
-
-    def clear(self) -> None:
-        while self.evict():
-            pass
-
-    def forget_orders(self, lost: Iterable[Orders]) -> None:
-        """A new epoch: frames were lost, perhaps with their drops; what was to be forked is dropped by its owner."""
-        self._forks.clear()
-        self.drops = {cache: 0 for orders in lost for cache in orders.drops} | self.drops
-
-    def take_orders(self) -> Orders:
-        orders = Orders(tuple(self.drops), tuple(self._forks))
-        self.drops, self._forks = {}, []
-        return orders
-
-
-def common(first: list[int], second: list[int]) -> int:
-    """The number of leading tokens that two sequences share. Slices compare at the speed of C."""
-    low, high = 0, min(len(first), len(second))
-    if first[:high] == second[:high]:
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """Caches to start with: the first `length` tokens of a prefix, or of a sequence that has them or will have."""
-
-    source: Prefix | Sequence
-    length: int
-
-    @property
-    def ready(self) -> bool:
-        return self.source.sent >= self.length
-
-    @property
-    def whole(self) -> bool:
-        """Nearly all that is cached is used: the new owner takes the caches over, nothing needs to be copied."""
-        return isinstance(self.source, Prefix) and self.source.sent - self.length <= WORTH
-
-
-def best_match(sequence: Sequence, prefixes: Prefixes, running: Iterable[Sequence]) -> Match | None:
-    """The longest common prefix that is cached, or a clearly longer one that soon will be.
-
-    At least the last token is left to compute. No sequence waits for one that waits, so there are no circles.
-    """
-    ready = later = Match(sequence, 0)
-    most = len(sequence.tokens) - 1
-    others = (other for other in running if other is not sequence and not other.waits_for)
-    sources: tuple[Prefix | Sequence, ...] = (*reversed(prefixes.held.values()), *others)
-    for source in sources:
-        place = ready.length  # a better one has the same token here, which spares most comparisons
-        if place >= min(len(source.tokens), most) or source.tokens[place] != sequence.tokens[place]:
-            continue
-        length = min(common(source.tokens, sequence.tokens), most)
-        if place < min(length, source.sent) >= source.rewind_floor:
-            ready = Match(source, min(length, source.sent))
-        if later.length < length > source.sent:
-            later = Match(source, length)
-    best = later if later.length >= ready.length + WORTH else ready
-    return best if best.length >= WORTH else None

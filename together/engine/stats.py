@@ -12,6 +12,8 @@ from together.requests import Timings
 from together.types import StageTiming
 
 KEPT_STEPS = 256  # decode steps whose times are kept
+KEPT_ALONE = 64  # of those of one short text alone: how it is now
+SHORT = 2048  # tokens; attention to more takes longer than plans say
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,7 @@ class Pushed:
 
     at: float
     decodes: bool  # decode rows only
+    alone: bool  # and only one, of a short text, with no other frame before it
     clocks: tuple[tuple[RequestClock, int], ...]  # each with the bytes of its hidden states, over all links
 
 
@@ -108,26 +111,21 @@ class RequestClock:
         )
 
 
-@dataclass(slots=True)
-class StepTimes:
-    """How long the last decode steps took. Steps with prompts do not count: their time depends on the prompt."""
+class DecodeTimes:
+    """How long the last decode steps took, in ms."""
 
-    stages: tuple[StageTiming, ...] = ()  # of the last answer of any kind
-    steps: int = 0  # answers of any kind
-    link_bytes: int = 0  # of all of them
-    _steps: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_STEPS))
-    _stages: deque[tuple[StageTiming, ...]] = field(default_factory=lambda: deque(maxlen=KEPT_STEPS))
+    def __init__(self, kept: int) -> None:
+        self.count = 0  # since the last `clear`, also those that are not kept
+        self._steps: deque[float] = deque(maxlen=kept)
+        self._stages: deque[tuple[StageTiming, ...]] = deque(maxlen=kept)
 
-    def answered(self, frame: Pushed, timings: tuple[StageTiming, ...], now: float) -> None:
-        self.stages = timings
-        self.steps += 1
-        self.link_bytes += sum(size for _, size in frame.clocks)
-        if frame.decodes:
-            self._steps.append((now - frame.at) * 1e3)
-            self._stages.append(timings)
+    def add(self, ms: float, timings: tuple[StageTiming, ...]) -> None:
+        self.count += 1
+        self._steps.append(ms)
+        self._stages.append(timings)
 
     def clear(self) -> None:
-        """Start over with another ring, or before a measurement."""
+        self.count = 0
         self._steps.clear()
         self._stages.clear()
 
@@ -146,6 +144,32 @@ class StepTimes:
         """Median time of a decode step between the stages' queues, over all links."""
         spent = [sum(timing.compute_ms + timing.wait_ms for timing in timings) for timings in self._stages]
         return median(step - own for step, own in zip(self._steps, spent, strict=True)) if spent else 0.0
+
+
+@dataclass(slots=True)
+class StepTimes:
+    """What steps took. Steps with prompts do not count as decode steps: their time depends on the prompt."""
+
+    stages: tuple[StageTiming, ...] = ()  # of the last answer of any kind
+    steps: int = 0  # answers of any kind
+    link_bytes: int = 0  # of all of them
+    decodes: DecodeTimes = field(default_factory=lambda: DecodeTimes(KEPT_STEPS))
+    alone: DecodeTimes = field(default_factory=lambda: DecodeTimes(KEPT_ALONE))  # of one person's short text
+
+    def answered(self, frame: Pushed, timings: tuple[StageTiming, ...], now: float, *, last: bool) -> None:
+        """`last`: no newer frame is in flight, which would have shared the machines with this one."""
+        self.stages = timings
+        self.steps += 1
+        self.link_bytes += sum(size for _, size in frame.clocks)
+        if frame.decodes:
+            self.decodes.add((now - frame.at) * 1e3, timings)
+        if frame.alone and last:
+            self.alone.add((now - frame.at) * 1e3, timings)
+
+    def clear(self) -> None:
+        """Start over with another ring, or before a measurement."""
+        self.decodes.clear()
+        self.alone.clear()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from together.cluster_types import Endpoint, StageLink, StageStatus
 from together.errors import FrameRefused, RingBroken, StageLost, TogetherError, Unreachable
 from together.ring import rpc, wire
 from together.ring.links import Inlet, Inlets, Outlet
 from together.sentences import Sentence, template
-from together.types import DTYPE_BYTES, HEAD, STEP_TOKENS, Dtype, Fault, Frame, Limits, StreamKey
+from together.types import DTYPE_BYTES, HEAD, STEP_TOKENS, Dtype, Fault, Frame, Limits, ModelRef, StreamKey
 
 T = TypeVar("T")
 
@@ -32,14 +32,15 @@ class RingClient:
         self._inlet = inlet
         self._outlet = outlet
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._working: set[asyncio.Timeout] = set()  # of those who push or receive now
 
     async def push(self, frame: Frame) -> None:
         """Send a frame to the first stage; waits while the link is full. Raises RingBroken."""
-        await self._unless_failed(self._outlet.send(wire.FRAME.encode(frame)))
+        await self._unless_failed(lambda: self._outlet.send(wire.FRAME.encode(frame)))
 
     async def receive(self) -> Frame:
         """The next answer of the last stage. Raises RingBroken."""
-        arrival = await self._unless_failed(self._inlet.next())
+        arrival = await self._unless_failed(self._inlet.next)
         if arrival.data is None:
             await asyncio.wait([self._failed], timeout=CAUSE_WITHIN)  # its node usually reports the cause
             self._check()
@@ -52,9 +53,12 @@ class RingClient:
 
     def fail(self, error: RingBroken) -> None:
         """Break the ring; only the first cause counts."""
-        if not self._failed.done():
-            self._failed.set_exception(error)
-            self._failed.exception()  # retrieved: it is raised to those who push or receive, who may be none
+        if self._failed.done():
+            return
+        self._failed.set_exception(error)
+        self._failed.exception()  # retrieved: it is raised to those who push or receive, who may be none
+        for work in self._working:
+            work.reschedule(0)
 
     async def close(self) -> None:
         self.fail(RingBroken("the ring was unloaded"))
@@ -64,36 +68,28 @@ class RingClient:
         if self._failed.done():
             self._failed.result()
 
-    async def _unless_failed(self, work: Coroutine[Any, Any, T]) -> T:
-        task: asyncio.Future[Any] = asyncio.create_task(work)
-        task.add_done_callback(_heard)
+    async def _unless_failed(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Begins at once and not in a task of its own: a frame is on its way before anything else gets its turn."""
+        self._check()
         try:
-            await asyncio.wait({task, self._failed}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done() and not self._failed.done():
-                return await self._result(task)
+            async with asyncio.timeout(None) as limit:  # `fail` sets it
+                self._working.add(limit)
+                try:
+                    return await work()
+                finally:
+                    self._working.discard(limit)
+        except TimeoutError:
             self._check()
-            raise AssertionError("neither done nor failed")
-        finally:
-            task.cancel()
-
-    async def _result(self, task: asyncio.Future[T]) -> T:
-        """Of a broken link, the node that lost its stage knows the cause: wait a moment for it."""
-        try:
-            return task.result()
-        except RingBroken:
+            raise
+        except RingBroken:  # of a broken link, the node that lost its stage knows the cause: wait a moment for it
             await asyncio.wait([self._failed], timeout=CAUSE_WITHIN)
             self._check()
             raise
 
 
-def _heard(task: asyncio.Future[Any]) -> None:
-    """Retrieve the error: the ring's own failure may have come first and is raised instead."""
-    if not task.cancelled():
-        task.exception()
-
-
 async def join_ring(
     stages: Sequence[StageStatus],
+    model: ModelRef,
     *,
     epoch: int,
     own: Endpoint,
@@ -114,8 +110,10 @@ async def join_ring(
     inlet = Inlet(ring)
     inlet.expect(epoch, len(stages) - 1)
     inlets.add(inlet)
+    shared = sharing(stages)
     for index in reversed(range(len(stages))):
-        link = StageLink(ring, epoch, index, endpoints[index + 1] if index + 1 < len(stages) else own)
+        following = endpoints[index + 1] if index + 1 < len(stages) else own
+        link = StageLink(ring, epoch, index, following, model, shared[index])
         await _connect(endpoints[index], link, describe(index), timeout)
     try:
         outlet = await Outlet.open(endpoints[0], StreamKey(ring, epoch, HEAD))
@@ -130,8 +128,15 @@ async def join_ring(
         context=context,
         chunk=chunk_tokens(hidden_size, dtype),
         rewind=min(rewinds, default=None),
+        shares=all(stage.shares for stage in stages) and len({stage.block for stage in stages}) == 1,
     )
     return RingClient(inlet, outlet, limits)
+
+
+def sharing(stages: Sequence[StageStatus]) -> list[int]:
+    """By stage, how many of them compute on its processor: stages of one machine listen on the same addresses."""
+    places = [(frozenset(stage.endpoint.addresses) if stage.endpoint else None, stage.device) for stage in stages]
+    return [places.count(place) for place in places]
 
 
 async def _connect(endpoint: Endpoint, link: StageLink, stage: Sentence, timeout: float) -> None:

@@ -27,7 +27,7 @@ from together.errors import (
     UnsupportedModel,
 )
 from together.ring import wire
-from together.sentences import template, verbatim
+from together.sentences import Sentence, template, verbatim
 from together.wording import cut
 
 
@@ -116,12 +116,20 @@ def status_of(error: TogetherError) -> grpc.StatusCode:
     return next((code for kind, code in _STATUS if isinstance(error, kind)), grpc.StatusCode.UNKNOWN)
 
 
+_REASONS = (("refused", "nothing listens there"), ("closed", "the connection ended"), ("reset", "the connection ended"))
+
+
+def _reason(details: str) -> Sentence:
+    """What gRPC says of a failed call, in words for a person; only its text tells these apart."""
+    first = details.strip().partition("\n")[0]
+    known = (template(reason) for sign, reason in _REASONS if sign in first)
+    return next(known, verbatim(cut(first)) or template("no reason given"))
+
+
 def error_of(error: grpc.aio.AioRpcError, peer: str) -> TogetherError:
     """A failed call to `peer` as one of our errors."""
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        first = (error.details() or "").strip().partition("\n")[0]
-        reason = verbatim(cut(first)) or template("no reason given")
-        return Unreachable("{peer} does not answer ({reason})", peer=peer, reason=reason)
+        return Unreachable("{peer} does not answer ({reason})", peer=peer, reason=_reason(error.details() or ""))
     kind = next((kind for kind, code in _STATUS if code == error.code()), TogetherError)
     return kind(verbatim(cut(error.details() or "") or f"{peer}: {error.code().name}"))
 

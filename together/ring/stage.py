@@ -22,19 +22,30 @@ from typing import NoReturn, TextIO, TypeVar
 
 from pydantic_core import to_json
 
-from backends.base import LoadRequest, Shard, StepOutput, open_backend
+from backends.base import NOTHING_SAID, Computing, LoadRequest, Shard, StepOutput, open_backend
 from together.cluster_types import StageLink, StageOrder
 from together.errors import FrameRefused, RingBroken, TogetherError, Unreachable
 from together.jsonfile import decode_json
+from together.models.form import form_title
 from together.processes import claim_stdout, leave_with_parent
 from together.ring import rpc, wire
 from together.ring.links import Arrival, Inlet, Inlets, Outlet
-from together.types import Batch, Failure, Fault, Frame, StageTiming, StreamKey
+from together.ring.warm import orders
+from together.sentences import Sentence, template
+from together.types import Batch, Failure, Fault, Frame, ModelRef, StageTiming, StreamKey, Threads
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+CHOOSE_WITHIN = 3.0  # seconds that a new epoch waits for the choice of threads; its first step waits longer
 OUTBOUND = 2  # computed frames that wait for the link: the next step starts while the last is sent
+
+
+def _said(model: ModelRef) -> Sentence:
+    """A model with its form, for a person."""
+    return template(
+        "{name} ({form}, {start})", name=model.name, form=form_title(model.form), start=model.fingerprint[:8]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +70,18 @@ class Launch:
 class StageEvent:
     """A stage's report to its node, a line of JSON. Which fields count depends on `kind`."""
 
-    kind: str  # "progress", "ready", "broken" (a link; the stage lives), "failed" (it cannot start)
+    kind: str  # "progress", "ready", "placed", "broken" (a link; the stage lives), "failed" (it cannot start)
     progress: float = 0.0
     cause: str = ""
     port: int = 0
     capacity: int = 0
     block: int = 1
     rewind: int | None = None
+    shares: bool = False
     epoch: int = -1
     fault: Fault = Fault.OTHER
+    computing: Computing = NOTHING_SAID
+    threads: Threads | None = None
 
     @classmethod
     def parse(cls, line: bytes) -> StageEvent | None:
@@ -140,6 +154,18 @@ class StepRunner:
         return Frame(frame.step, Batch(), failure=Failure(self._node_name, self._index, cause, fault))
 
 
+def _ready(port: int, shard: Shard) -> StageEvent:
+    return StageEvent(
+        "ready",
+        port=port,
+        capacity=shard.capacity,
+        block=shard.block,
+        rewind=shard.rewind,
+        shares=shard.shares,
+        computing=shard.computing,
+    )
+
+
 def fault_of(backend: str, error: BaseException) -> Fault:
     """The fault behind an exception of a stage on `backend`."""
     if isinstance(error, MemoryError):
@@ -164,6 +190,8 @@ class Stage:
         self._order = launch.order
         self._emit = emit
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._shard: Shard | None = None
+        self._choosing: asyncio.Task[None] | None = None
         self._inlet = Inlet(self._order.ring)
         self._outlet: Outlet | None = None
         self._linked = asyncio.Event()
@@ -177,11 +205,11 @@ class Stage:
         server = rpc.make_server({rpc.PUSH: inlets.handler(), **calls})
         first, last = self._launch.ports
         port = rpc.bind(server, self._launch.host, range(first, last + 1))
-        shard = await self._on_thread(self._load)
+        shard = self._shard = await self._on_thread(self._load)
         kind = partial(fault_of, self._order.stage.backend)
         runner = StepRunner(shard, self._order.model.layers, self._launch.node_name, kind)
         await server.start()
-        self._emit(StageEvent("ready", port=port, capacity=shard.capacity, block=shard.block, rewind=shard.rewind))
+        self._emit(_ready(port, shard))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._compute(runner))
             tasks.create_task(self._send())
@@ -199,6 +227,7 @@ class Stage:
             memory_bytes=plan.memory_bytes,
             home=Path(self._launch.home),
             progress=lambda fraction: self._emit(StageEvent("progress", progress=fraction)),
+            exact=self._order.exact,
         )
         return open_backend(plan.backend).load(request)
 
@@ -207,7 +236,13 @@ class Stage:
         if link.ring != self._order.ring:
             own = self._order.ring
             raise FrameRefused("this stage belongs to ring {own}, not {ring}", own=own, ring=link.ring)
+        if link.model.key != self._order.model.key:  # two checkpoints or two forms in one ring would answer nonsense
+            held, wanted = _said(self._order.model), _said(link.model)
+            raise FrameRefused(
+                "this stage has {held}, and the ring is of {wanted}; load it again", held=held, wanted=wanted
+            )
         self._inlet.expect(link.epoch, link.index - 1)
+        await self._share(link.sharing)
         old, self._outlet = self._outlet, None
         self._linked.clear()
         if old is not None:
@@ -217,6 +252,17 @@ class Stage:
         except Unreachable as error:  # would read as if this stage were out of reach
             raise RingBroken("it cannot reach the next stage: {error}", error=error.sentence) from error
         self._linked.set()
+
+    async def _share(self, stages: int) -> None:
+        """Before any step of the new epoch, and after the one that may run now. Raises what a step raises."""
+        self._choosing = asyncio.create_task(self._choose(stages))
+        done, _ = await asyncio.wait([self._choosing], timeout=CHOOSE_WITHIN)
+        for task in done:
+            task.result()
+
+    async def _choose(self, stages: int) -> None:
+        assert self._shard is not None, "it listens once it has loaded"
+        self._emit(StageEvent("placed", threads=await self._on_thread(self._shard.share, stages)))
 
     async def _compute(self, runner: StepRunner) -> None:
         clock = asyncio.get_running_loop().time
@@ -248,8 +294,9 @@ def main() -> NoReturn:
     """Entry point of the process that a node starts: `python -m together.ring.stage`."""
     events = claim_stdout()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the node, which ends its stages
-    logging.basicConfig(level=os.environ.get("TOGETHER_LOG_LEVEL", "WARNING"), stream=sys.stderr)
-    launch = decode_json(sys.stdin.buffer.readline(), Launch)
+    named = logging.getLevelNamesMapping().get(os.environ.get("TOGETHER_LOG_LEVEL", "").upper(), logging.WARNING)
+    logging.basicConfig(level=min(logging.WARNING, named), stream=sys.stderr)  # its node notes it, and shows nothing
+    launch = decode_json(orders(), Launch)
     leave_with_parent()
     try:
         asyncio.run(Stage(launch, lambda event: _write(events, event)).run())

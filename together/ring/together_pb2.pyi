@@ -11,16 +11,20 @@ class Empty(_message.Message):
     def __init__(self) -> None: ...
 
 class Caller(_message.Message):
-    __slots__ = ("head", "cluster", "protocol", "endpoint")
+    __slots__ = ("head", "cluster", "protocol", "endpoint", "name", "page")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PAGE_FIELD_NUMBER: _ClassVar[int]
     head: str
     cluster: str
     protocol: int
     endpoint: Endpoint
-    def __init__(self, head: _Optional[str] = ..., cluster: _Optional[str] = ..., protocol: _Optional[int] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ...) -> None: ...
+    name: str
+    page: int
+    def __init__(self, head: _Optional[str] = ..., cluster: _Optional[str] = ..., protocol: _Optional[int] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., name: _Optional[str] = ..., page: _Optional[int] = ...) -> None: ...
 
 class RingName(_message.Message):
     __slots__ = ("ring", "head", "slots")
@@ -65,30 +69,50 @@ class Orders(_message.Message):
     def __init__(self, drops: _Optional[_Iterable[int]] = ..., forks: _Optional[_Iterable[_Union[Fork, _Mapping]]] = ...) -> None: ...
 
 class Row(_message.Message):
-    __slots__ = ("sequence", "position", "token_ids", "sample")
+    __slots__ = ("sequence", "position", "token_ids", "sample", "positions", "adapter")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     position: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     sample: SampleRequest
-    def __init__(self, sequence: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., sample: _Optional[_Union[SampleRequest, _Mapping]] = ...) -> None: ...
+    positions: _containers.RepeatedCompositeFieldContainer[Axis]
+    adapter: str
+    def __init__(self, sequence: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., sample: _Optional[_Union[SampleRequest, _Mapping]] = ..., positions: _Optional[_Iterable[_Union[Axis, _Mapping]]] = ..., adapter: _Optional[str] = ...) -> None: ...
+
+class Axis(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, values: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
-    __slots__ = ("offsets", "settings", "prompt_length", "top_logprobs", "allowed")
+    __slots__ = ("offsets", "settings", "prompt_length", "top_logprobs", "allowed", "score")
     OFFSETS_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
     offsets: _containers.RepeatedScalarFieldContainer[int]
     settings: Sampling
     prompt_length: int
     top_logprobs: int
     allowed: bytes
-    def __init__(self, offsets: _Optional[_Iterable[int]] = ..., settings: _Optional[_Union[Sampling, _Mapping]] = ..., prompt_length: _Optional[int] = ..., top_logprobs: _Optional[int] = ..., allowed: _Optional[bytes] = ...) -> None: ...
+    score: _containers.RepeatedCompositeFieldContainer[Continuation]
+    def __init__(self, offsets: _Optional[_Iterable[int]] = ..., settings: _Optional[_Union[Sampling, _Mapping]] = ..., prompt_length: _Optional[int] = ..., top_logprobs: _Optional[int] = ..., allowed: _Optional[bytes] = ..., score: _Optional[_Iterable[_Union[Continuation, _Mapping]]] = ...) -> None: ...
+
+class Continuation(_message.Message):
+    __slots__ = ("offset", "token_id")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    token_id: int
+    def __init__(self, offset: _Optional[int] = ..., token_id: _Optional[int] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "seed")
@@ -131,28 +155,44 @@ class Fork(_message.Message):
     def __init__(self, source: _Optional[int] = ..., target: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
 
 class Activation(_message.Message):
-    __slots__ = ("dtype", "tokens", "width", "data")
+    __slots__ = ("dtype", "tokens", "width", "data", "others")
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
     dtype: str
     tokens: int
     width: int
     data: bytes
-    def __init__(self, dtype: _Optional[str] = ..., tokens: _Optional[int] = ..., width: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    others: _containers.RepeatedCompositeFieldContainer[NamedTensor]
+    def __init__(self, dtype: _Optional[str] = ..., tokens: _Optional[int] = ..., width: _Optional[int] = ..., data: _Optional[bytes] = ..., others: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...) -> None: ...
+
+class NamedTensor(_message.Message):
+    __slots__ = ("name", "dtype", "width", "data")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    width: int
+    data: bytes
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., width: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class RowResult(_message.Message):
-    __slots__ = ("sequence", "position", "sampled", "refusal")
+    __slots__ = ("sequence", "position", "sampled", "refusal", "scores")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     position: int
     sampled: _containers.RepeatedCompositeFieldContainer[Sampled]
     refusal: str
-    def __init__(self, sequence: _Optional[int] = ..., position: _Optional[int] = ..., sampled: _Optional[_Iterable[_Union[Sampled, _Mapping]]] = ..., refusal: _Optional[str] = ...) -> None: ...
+    scores: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, sequence: _Optional[int] = ..., position: _Optional[int] = ..., sampled: _Optional[_Iterable[_Union[Sampled, _Mapping]]] = ..., refusal: _Optional[str] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Sampled(_message.Message):
     __slots__ = ("token_id", "logprob", "top")
@@ -195,18 +235,20 @@ class LayerRange(_message.Message):
     def __init__(self, start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
 
 class ModelRef(_message.Message):
-    __slots__ = ("name", "path", "fingerprint", "layers", "revision")
+    __slots__ = ("name", "path", "fingerprint", "layers", "revision", "form")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     fingerprint: str
     layers: int
     revision: str
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layers: _Optional[int] = ..., revision: _Optional[str] = ...) -> None: ...
+    form: str
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layers: _Optional[int] = ..., revision: _Optional[str] = ..., form: _Optional[str] = ...) -> None: ...
 
 class Endpoint(_message.Message):
     __slots__ = ("addresses", "port")
@@ -217,16 +259,28 @@ class Endpoint(_message.Message):
     def __init__(self, addresses: _Optional[_Iterable[str]] = ..., port: _Optional[int] = ...) -> None: ...
 
 class StageLink(_message.Message):
-    __slots__ = ("ring", "epoch", "index", "next")
+    __slots__ = ("ring", "epoch", "index", "next", "model", "sharing")
     RING_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SHARING_FIELD_NUMBER: _ClassVar[int]
     ring: str
     epoch: int
     index: int
     next: Endpoint
-    def __init__(self, ring: _Optional[str] = ..., epoch: _Optional[int] = ..., index: _Optional[int] = ..., next: _Optional[_Union[Endpoint, _Mapping]] = ...) -> None: ...
+    model: ModelRef
+    sharing: int
+    def __init__(self, ring: _Optional[str] = ..., epoch: _Optional[int] = ..., index: _Optional[int] = ..., next: _Optional[_Union[Endpoint, _Mapping]] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., sharing: _Optional[int] = ...) -> None: ...
+
+class Threads(_message.Message):
+    __slots__ = ("few", "many")
+    FEW_FIELD_NUMBER: _ClassVar[int]
+    MANY_FIELD_NUMBER: _ClassVar[int]
+    few: int
+    many: int
+    def __init__(self, few: _Optional[int] = ..., many: _Optional[int] = ...) -> None: ...
 
 class StagePlan(_message.Message):
     __slots__ = ("node", "backend", "device", "layers", "memory_bytes")
@@ -251,7 +305,7 @@ class Source(_message.Message):
     def __init__(self, endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., units: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StageOrder(_message.Message):
-    __slots__ = ("ring", "head", "slot", "model", "stage", "dtype", "sources")
+    __slots__ = ("ring", "head", "slot", "model", "stage", "dtype", "sources", "exact")
     RING_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
@@ -259,6 +313,7 @@ class StageOrder(_message.Message):
     STAGE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
     ring: str
     head: str
     slot: int
@@ -266,7 +321,8 @@ class StageOrder(_message.Message):
     stage: StagePlan
     dtype: str
     sources: _containers.RepeatedCompositeFieldContainer[Source]
-    def __init__(self, ring: _Optional[str] = ..., head: _Optional[str] = ..., slot: _Optional[int] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., stage: _Optional[_Union[StagePlan, _Mapping]] = ..., dtype: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
+    exact: bool
+    def __init__(self, ring: _Optional[str] = ..., head: _Optional[str] = ..., slot: _Optional[int] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., stage: _Optional[_Union[StagePlan, _Mapping]] = ..., dtype: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., exact: _Optional[bool] = ...) -> None: ...
 
 class Device(_message.Message):
     __slots__ = ("backend", "name", "description", "total_bytes", "free_bytes")
@@ -283,7 +339,7 @@ class Device(_message.Message):
     def __init__(self, backend: _Optional[str] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ...) -> None: ...
 
 class StageStatus(_message.Message):
-    __slots__ = ("ring", "slot", "head", "model", "total_layers", "layers", "device", "state", "memory_bytes", "progress", "cause", "endpoint", "pid", "capacity", "block", "rewind", "fetched_bytes", "fetch_bytes", "broken_epoch", "fault", "waiting")
+    __slots__ = ("ring", "slot", "head", "model", "total_layers", "layers", "device", "state", "memory_bytes", "progress", "cause", "endpoint", "pid", "capacity", "block", "rewind", "fetched_bytes", "fetch_bytes", "converting", "broken_epoch", "fault", "waiting", "threads", "shares")
     RING_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
@@ -302,9 +358,12 @@ class StageStatus(_message.Message):
     REWIND_FIELD_NUMBER: _ClassVar[int]
     FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
     FETCH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CONVERTING_FIELD_NUMBER: _ClassVar[int]
     BROKEN_EPOCH_FIELD_NUMBER: _ClassVar[int]
     FAULT_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
     ring: str
     slot: int
     head: str
@@ -323,13 +382,16 @@ class StageStatus(_message.Message):
     rewind: int
     fetched_bytes: int
     fetch_bytes: int
+    converting: bool
     broken_epoch: int
     fault: str
     waiting: str
-    def __init__(self, ring: _Optional[str] = ..., slot: _Optional[int] = ..., head: _Optional[str] = ..., model: _Optional[str] = ..., total_layers: _Optional[int] = ..., layers: _Optional[_Union[LayerRange, _Mapping]] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., cause: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., pid: _Optional[int] = ..., capacity: _Optional[int] = ..., block: _Optional[int] = ..., rewind: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ..., broken_epoch: _Optional[int] = ..., fault: _Optional[str] = ..., waiting: _Optional[str] = ...) -> None: ...
+    threads: Threads
+    shares: bool
+    def __init__(self, ring: _Optional[str] = ..., slot: _Optional[int] = ..., head: _Optional[str] = ..., model: _Optional[str] = ..., total_layers: _Optional[int] = ..., layers: _Optional[_Union[LayerRange, _Mapping]] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., cause: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., pid: _Optional[int] = ..., capacity: _Optional[int] = ..., block: _Optional[int] = ..., rewind: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ..., converting: _Optional[bool] = ..., broken_epoch: _Optional[int] = ..., fault: _Optional[str] = ..., waiting: _Optional[str] = ..., threads: _Optional[_Union[Threads, _Mapping]] = ..., shares: _Optional[bool] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("id", "name", "machine", "endpoint", "protocol", "state", "cause", "devices", "stages", "ports", "memory_bytes", "free_bytes", "version", "peers", "run")
+    __slots__ = ("id", "name", "machine", "endpoint", "protocol", "state", "cause", "devices", "stages", "ports", "memory_bytes", "free_bytes", "version", "peers", "run", "owner", "strain", "let_go")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MACHINE_FIELD_NUMBER: _ClassVar[int]
@@ -345,6 +407,9 @@ class NodeStatus(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    STRAIN_FIELD_NUMBER: _ClassVar[int]
+    LET_GO_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     machine: str
@@ -360,7 +425,32 @@ class NodeStatus(_message.Message):
     version: str
     peers: _containers.RepeatedCompositeFieldContainer[Endpoint]
     run: str
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., machine: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., protocol: _Optional[int] = ..., state: _Optional[str] = ..., cause: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., ports: _Optional[_Iterable[int]] = ..., memory_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., version: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., run: _Optional[str] = ...) -> None: ...
+    owner: str
+    strain: Strain
+    let_go: _containers.RepeatedCompositeFieldContainer[LetGo]
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., machine: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., protocol: _Optional[int] = ..., state: _Optional[str] = ..., cause: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., ports: _Optional[_Iterable[int]] = ..., memory_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., version: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., run: _Optional[str] = ..., owner: _Optional[str] = ..., strain: _Optional[_Union[Strain, _Mapping]] = ..., let_go: _Optional[_Iterable[_Union[LetGo, _Mapping]]] = ...) -> None: ...
+
+class LetGo(_message.Message):
+    __slots__ = ("model", "form", "bytes", "at")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    form: str
+    bytes: int
+    at: float
+    def __init__(self, model: _Optional[str] = ..., form: _Optional[str] = ..., bytes: _Optional[int] = ..., at: _Optional[float] = ...) -> None: ...
+
+class Strain(_message.Message):
+    __slots__ = ("processors", "own", "paged")
+    PROCESSORS_FIELD_NUMBER: _ClassVar[int]
+    OWN_FIELD_NUMBER: _ClassVar[int]
+    PAGED_FIELD_NUMBER: _ClassVar[int]
+    processors: float
+    own: float
+    paged: float
+    def __init__(self, processors: _Optional[float] = ..., own: _Optional[float] = ..., paged: _Optional[float] = ...) -> None: ...
 
 class Blob(_message.Message):
     __slots__ = ("data",)
@@ -377,14 +467,14 @@ class Holding(_message.Message):
     def __init__(self, path: _Optional[str] = ..., units: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class UnitRequest(_message.Message):
-    __slots__ = ("fingerprint", "unit", "offset")
-    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("key", "unit", "offset")
+    KEY_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
-    fingerprint: str
+    key: str
     unit: str
     offset: int
-    def __init__(self, fingerprint: _Optional[str] = ..., unit: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+    def __init__(self, key: _Optional[str] = ..., unit: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class UnitDigest(_message.Message):
     __slots__ = ("size", "sha256")
@@ -394,20 +484,42 @@ class UnitDigest(_message.Message):
     sha256: str
     def __init__(self, size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
+class Packing(_message.Message):
+    __slots__ = ("mode", "bits", "group")
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    BITS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    mode: str
+    bits: int
+    group: int
+    def __init__(self, mode: _Optional[str] = ..., bits: _Optional[int] = ..., group: _Optional[int] = ...) -> None: ...
+
+class PackedAs(_message.Message):
+    __slots__ = ("layers", "head", "exact")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
+    layers: Packing
+    head: Packing
+    exact: bool
+    def __init__(self, layers: _Optional[_Union[Packing, _Mapping]] = ..., head: _Optional[_Union[Packing, _Mapping]] = ..., exact: _Optional[bool] = ...) -> None: ...
+
 class MeasureOrder(_message.Message):
-    __slots__ = ("backend", "device", "dtype", "config")
+    __slots__ = ("backend", "device", "dtype", "config", "packed")
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
     backend: str
     device: str
     dtype: str
     config: bytes
-    def __init__(self, backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., config: _Optional[bytes] = ...) -> None: ...
+    packed: PackedAs
+    def __init__(self, backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., config: _Optional[bytes] = ..., packed: _Optional[_Union[PackedAs, _Mapping]] = ...) -> None: ...
 
 class DeviceProfile(_message.Message):
-    __slots__ = ("ms_per_layer", "ms_per_stage", "ms_per_head", "memory_bytes_per_s", "matrix_flops_per_s", "disk_bytes_per_s", "overhead_bytes")
+    __slots__ = ("ms_per_layer", "ms_per_stage", "ms_per_head", "memory_bytes_per_s", "matrix_flops_per_s", "disk_bytes_per_s", "overhead_bytes", "ms_per_step", "shared")
     MS_PER_LAYER_FIELD_NUMBER: _ClassVar[int]
     MS_PER_STAGE_FIELD_NUMBER: _ClassVar[int]
     MS_PER_HEAD_FIELD_NUMBER: _ClassVar[int]
@@ -415,6 +527,8 @@ class DeviceProfile(_message.Message):
     MATRIX_FLOPS_PER_S_FIELD_NUMBER: _ClassVar[int]
     DISK_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     OVERHEAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     ms_per_layer: float
     ms_per_stage: float
     ms_per_head: float
@@ -422,7 +536,9 @@ class DeviceProfile(_message.Message):
     matrix_flops_per_s: float
     disk_bytes_per_s: float
     overhead_bytes: int
-    def __init__(self, ms_per_layer: _Optional[float] = ..., ms_per_stage: _Optional[float] = ..., ms_per_head: _Optional[float] = ..., memory_bytes_per_s: _Optional[float] = ..., matrix_flops_per_s: _Optional[float] = ..., disk_bytes_per_s: _Optional[float] = ..., overhead_bytes: _Optional[int] = ...) -> None: ...
+    ms_per_step: float
+    shared: float
+    def __init__(self, ms_per_layer: _Optional[float] = ..., ms_per_stage: _Optional[float] = ..., ms_per_head: _Optional[float] = ..., memory_bytes_per_s: _Optional[float] = ..., matrix_flops_per_s: _Optional[float] = ..., disk_bytes_per_s: _Optional[float] = ..., overhead_bytes: _Optional[int] = ..., ms_per_step: _Optional[float] = ..., shared: _Optional[float] = ...) -> None: ...
 
 class LinkOrder(_message.Message):
     __slots__ = ("target", "size")

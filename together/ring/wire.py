@@ -19,7 +19,7 @@ from together.errors import FrameRefused
 from together.ring import together_pb2 as pb
 from together.wording import cut, quoted
 
-PROTOCOL = 2
+PROTOCOL = 4
 
 T = TypeVar("T")
 Encode = Callable[[Any], Any]  # a Python value → what the message's constructor takes
@@ -57,7 +57,7 @@ class Codec(Generic[T]):
         filled: dict[str, Any] = {}
         for name, encode, _, _ in self._fields:
             item = getattr(value, name)
-            if item is not None:
+            if item is not None and item != ():  # what is absent costs nothing
                 filled[name] = encode(item)
         return self._message(**filled)
 
@@ -95,8 +95,10 @@ def _converters(kind: Any) -> tuple[Encode, Decode]:
 
 
 def _tuple_converters(item: Any) -> tuple[Encode, Decode]:
-    if item in (int, str):
+    if item in (int, float, str):
         return _same, tuple
+    if item == tuple[int, ...]:
+        return _axes_to_messages, _axes_from_messages
     if get_origin(item) is tuple:  # (token id, value) pairs
         return _pairs_to_messages, _pairs_from_messages
     codec = _codec(item)
@@ -110,6 +112,14 @@ def _pairs_to_messages(pairs: Iterable[tuple[int, float]]) -> list[Message]:
 
 def _pairs_from_messages(items: Iterable[Any]) -> tuple[tuple[int, float], ...]:
     return tuple((item.token_id, item.value) for item in items)
+
+
+def _axes_to_messages(axes: Iterable[tuple[int, ...]]) -> list[Message]:
+    return [pb.Axis(values=values) for values in axes]
+
+
+def _axes_from_messages(items: Iterable[Any]) -> tuple[tuple[int, ...], ...]:
+    return tuple([tuple(item.values) for item in items])
 
 
 def _one_of(allowed: tuple[str, ...]) -> Decode:
