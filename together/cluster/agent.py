@@ -10,17 +10,21 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import grpc.aio
+from filelock import FileLock
 
 from together import __version__
 from together.cluster.discovery import Introductions
+from together.cluster.grants import MemoryGrants, StageName
 from together.cluster.identity import Identity
 from together.cluster.profiling import Profiler, measure_link
+from together.cluster.spare import Spares
+from together.cluster.strain import StrainGauge
 from together.cluster.supervisor import StageProcess
 from together.cluster_types import (
     Caller,
-    Device,
     Endpoint,
     Holding,
     NodeState,
@@ -29,8 +33,10 @@ from together.cluster_types import (
     StageOrder,
     StageState,
     StageStatus,
+    Strain,
+    address_text,
 )
-from together.errors import BadPlan, BadSetting, LoadFailed, NotEnoughMemory, TogetherError
+from together.errors import BadSetting, LoadFailed, TogetherError
 from together.ring import rpc, wire
 from together.ring.rpc import Broadcast
 from together.ring.stage import Launch
@@ -38,59 +44,26 @@ from together.sentences import say
 from together.settings import Settings
 from together.types import ModelRef
 from together.weights.fetch import Fetch
-from together.weights.find import StoreService, find_units
-from together.weights.part import Progress, Waiting
+from together.weights.part import Converting, Progress, Waiting
+from together.weights.room import CacheRoom, LatelyGone, cache_limit
+from together.weights.serve import StoreService
 from together.weights.transfer import Suppliers
-from together.wording import layers_text
+from together.wording import MOST, cut
 
 log = logging.getLogger(__name__)
 
 MOST_HEADS = 16  # that are told where this node is
+SPARE_AFTER = 3  # heartbeats that all stages serve: what is loaded and freed at once needs no spare
+SPARE_LIFE = 5  # heartbeats that one stays without stages: a stage that is lost comes back soon
 HEAD_LIFE = 600.0  # seconds that a head which does not answer is still told
 
-StageName = tuple[str, int]  # ring, slot
 
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """A head that watches this node, as a person knows it: its machine's name, and where its page is, if anywhere."""
 
-@dataclass(slots=True)
-class MemoryGrants:
-    """What each stage was given of each device; `limits` are bytes per device key, fixed when the node starts."""
-
-    node_name: str
-    devices: tuple[Device, ...]
-    limits: dict[str, int]
-    _given: dict[StageName, tuple[str, int]] = field(default_factory=dict)
-
-    @property
-    def total(self) -> int:
-        """Bytes of the first device, which plans use."""
-        return self.limits[self.devices[0].key]
-
-    def free(self, key: str) -> int:
-        return self.limits[key] - sum(size for device, size in self._given.values() if device == key)
-
-    def take(self, order: StageOrder) -> None:
-        """Reserve what the order asks for. Raises BadPlan for an unknown device, NotEnoughMemory with both numbers."""
-        stage = order.stage
-        key = f"{stage.backend}/{stage.device}"
-        if key not in self.limits:
-            message = "node {name} has no device {device}; it has {known}"
-            raise BadPlan(message, name=self.node_name, device=key, known=tuple(self.limits))
-        if stage.memory_bytes > self.free(key):
-            raise NotEnoughMemory(
-                "node {name}: needs {sizes:sizes 0} for layers {layers}, has {sizes:sizes 1} free; lower the context, "
-                "give it fewer layers, or unload what it holds",
-                name=self.node_name,
-                sizes=(stage.memory_bytes, self.free(key)),
-                layers=layers_text(stage.layers),
-            )
-        self._given[order.ring, order.slot] = (key, stage.memory_bytes)
-
-    def give_back(self, name: StageName) -> None:
-        self._given.pop(name, None)
-
-    def shown(self) -> tuple[Device, ...]:
-        """The devices with the bytes that are free of each now."""
-        return tuple(replace(device, free_bytes=self.free(device.key)) for device in self.devices)
+    name: str
+    page: str = ""
 
 
 @dataclass(slots=True)
@@ -107,14 +80,26 @@ class Agent:
     _stages: dict[StageName, tuple[StageProcess, Suppliers]] = field(default_factory=dict)
     _renewed: dict[str, float] = field(default_factory=dict)  # head → event loop time
     _heads: dict[Endpoint, float] = field(default_factory=dict)  # where heads listen → when they were last heard
+    _watchers: list[Watcher] = field(default_factory=list)  # one for each open Watch
+    _gauge: StrainGauge = field(default_factory=StrainGauge)
+    _strain: Strain = field(default_factory=Strain)
     _peers: Introductions = field(init=False)
     _store: StoreService = field(init=False)
+    _room: CacheRoom = field(init=False)
+    _gone: LatelyGone = field(default_factory=LatelyGone)
+    _held: dict[StageName, FileLock] = field(default_factory=dict)  # models of the cache that stages use
     _profiler: Profiler = field(init=False)
+    _spares: Spares = field(init=False)
+    _settled: float = 0.0  # since when no stage is loaded, in event loop time
+    _ran: float = 0.0  # when there was a stage last
 
     def __post_init__(self) -> None:
         home = self.settings.home_path
+        self.grants.pids = lambda: {name: stage.status.pid for name, (stage, _) in self._stages.items()}
+        self._spares = Spares(self.grants.free_memory)
         self._peers = Introductions(self.changed)
-        self._store = StoreService(home)
+        self._room = CacheRoom(home, cache_limit(self.settings), self._gone.note)
+        self._store = StoreService(home, self._room.convert)
         self._profiler = Profiler(self.identity.name, self.identity.machine, home, self.grants.devices)
 
     def handlers(self) -> dict[str, rpc.Handler]:
@@ -152,6 +137,9 @@ class Agent:
             version=__version__,
             peers=self._peers.current(),
             run=self.run,
+            owner=self.settings.owner,
+            strain=self._strain,
+            let_go=self._gone.shown(),
         )
 
     def _state(self, stages: tuple[StageStatus, ...]) -> NodeState:
@@ -167,7 +155,10 @@ class Agent:
 
         The same order again only says where the model can be fetched from now.
         """
-        known = self._stages.get((order.ring, order.slot))
+        name = (order.ring, order.slot)
+        if name not in self._stages and self._spares.any and not self.grants.has_room(order):
+            await self._spares.close()
+        known = self._stages.get(name)
         if known is None:
             return self._start(order).status
         stage, suppliers = known
@@ -183,16 +174,21 @@ class Agent:
         launch = Launch(
             order, "", str(self.settings.home_path), self.identity.name, self.settings.host, (first + 1, last)
         )
-        stage = StageProcess(launch, self.identity.endpoint.addresses, self.changed.notify)
+        stage = StageProcess(launch, self.identity.endpoint.addresses, self.changed.notify, self._spares.take)
         suppliers = Suppliers(order.sources, lambda: self.identity.endpoint)
         self._stages[order.ring, order.slot] = stage, suppliers
         stage.begin(partial(self._prepare, order, suppliers))
         self.changed.notify()
         return stage
 
-    async def _prepare(self, order: StageOrder, suppliers: Suppliers, progress: Progress, waiting: Waiting) -> Path:
+    async def _prepare(
+        self, order: StageOrder, suppliers: Suppliers, progress: Progress, waiting: Waiting, converting: Converting
+    ) -> Path:
         home, name = self.settings.home_path, self.identity.name
-        folder = await Fetch(home, name, suppliers, order.model, order.stage.layers, progress, waiting).run()
+        if (order.ring, order.slot) not in self._held:  # the same order may come again
+            self._held[order.ring, order.slot] = await asyncio.to_thread(self._room.hold, order.model.key)
+        tell = progress, waiting, converting
+        folder = await Fetch(home, name, suppliers, order.model, order.stage.layers, *tell, self._room).run()
         self._store.offer(order.model, folder)
         return folder
 
@@ -210,11 +206,7 @@ class Agent:
 
     async def find(self, model: ModelRef) -> Holding:
         """What is here of the model; from now on it can be fetched from here."""
-        found = await asyncio.to_thread(find_units, model, self.settings.home_path)
-        if found.folder is None:
-            return Holding()
-        self._store.offer(model, found.folder)
-        return Holding(str(found.folder), tuple(sorted(found.units)))
+        return await asyncio.to_thread(self._store.holds, model)
 
     async def meet(self, peer: Endpoint) -> None:
         """Another node introduces itself: heads that watch this one will look for it at that address."""
@@ -231,6 +223,10 @@ class Agent:
         """Where the heads that watched this node listen."""
         return tuple(self._heads)
 
+    def watchers(self) -> frozenset[Watcher]:
+        """The heads that watch this node now."""
+        return frozenset(self._watchers)
+
     def heard(self, heads: Iterable[Endpoint]) -> None:
         """Remember heads that answer; the others are forgotten in time."""
         now = asyncio.get_running_loop().time()
@@ -239,24 +235,38 @@ class Agent:
         self._heads = {head: self._heads[head] for head in latest if self._heads[head] > now - HEAD_LIFE}
 
     async def keep_leases(self) -> None:
-        """End the stages of heads that went silent; runs until cancelled."""
+        """End the stages of heads that went silent, and look how hard the machine works; runs until cancelled."""
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(self.settings.heartbeat)
+            loaded = (stage.status for stage, _ in self._stages.values())
+            self._strain = self._gauge.read(stage.pid for stage in loaded if stage.state is StageState.READY)
             oldest = clock() - self.settings.lease
             stages = self._stages.items()
             lapsed = [name for name, (s, _) in stages if self._renewed.get(s.status.head, 0.0) < oldest]
             if lapsed:
-                log.warning(
-                    "the head of %s no longer renews: its layers are freed", sorted({ring for ring, _ in lapsed})
-                )
+                log.info("the head of %s no longer renews: its layers are freed", sorted({ring for ring, _ in lapsed}))
                 await self._end(lapsed)
+            await self._keep_spares(clock())
             self._renewed = {head: at for head, at in self._renewed.items() if at >= oldest}
+
+    async def _keep_spares(self, now: float) -> None:
+        """A spare process for each backend in use, once all stages serve; those that are there outlive a mending."""
+        states = [stage.status.state for stage, _ in self._stages.values()]
+        self._ran = now if states else self._ran
+        self._settled = now if not states or set(states) != {StageState.READY} else self._settled
+        beat = self.settings.heartbeat
+        if now - self._ran > SPARE_LIFE * beat:
+            await self._spares.close()
+        elif now - self._settled > SPARE_AFTER * beat:
+            await self._spares.keep({stage.launch.order.stage.backend for stage, _ in self._stages.values()})
+        else:
+            await self._spares.make_room()
 
     async def close(self) -> None:
         """End all stages, then every Watch, so that heads see a node that left and not a broken stream."""
         self.draining = True
-        await self._end(list(self._stages))
+        await asyncio.gather(self._end(list(self._stages)), self._spares.close())
         self.closed = True
         self.changed.notify()
 
@@ -265,6 +275,8 @@ class Agent:
         for name in names:
             self._stages.pop(name, None)
             self.grants.give_back(name)
+            if held := self._held.pop(name, None):
+                held.release()
         self.changed.notify()
 
     def _touch(self, head: str) -> None:
@@ -290,7 +302,19 @@ class Agent:
             await context.abort(rpc.status_of(error), str(error))
         if caller.endpoint is not None:
             self.heard([caller.endpoint])
-        while not self.closed:
-            seen = self.changed.version
-            yield wire.NODE_STATUS.encode(self.status())
-            await self.changed.wait(seen, self.settings.heartbeat)
+        watcher = _watcher_of(caller, context.peer())
+        self._watchers.append(watcher)
+        try:
+            while not self.closed:
+                seen = self.changed.version
+                yield wire.NODE_STATUS.encode(self.status())
+                await self.changed.wait(seen, self.settings.heartbeat)
+        finally:
+            self._watchers.remove(watcher)
+
+
+def _watcher_of(caller: Caller, peer: str) -> Watcher:
+    """`peer` is gRPC's name of where the call came from, as `ipv4:192.168.1.20:54321`."""
+    address = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+    page = f"http://{address_text(address, caller.page)}" if caller.page else ""
+    return Watcher(cut(caller.name, MOST), page)

@@ -18,8 +18,10 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 from together.cluster_types import Endpoint
 from together.errors import BadSetting
 from together.ring.rpc import Broadcast
+from together.sentences import NOTHING, Sentence, say
 from together.settings import Settings
 from together.types import LayerRange
+from together.wording import reason_of
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,44 @@ class Introductions:
         return tuple(self._heard)
 
 
+Tell = Callable[[Sentence], None]  # says a sentence to the person at this process's terminal
+
+
+def log_it(sentence: Sentence) -> None:
+    """The `Tell` of a process that no person looks at."""
+    log.info("%s", sentence)
+
+
+class Addressed:
+    """What a person hears of addresses: once that one they named does not answer yet, or that one refuses, and why."""
+
+    def __init__(self, named: Iterable[Endpoint], every: float, tell: Tell) -> None:
+        """`every` seconds each is tried again."""
+        self._named = frozenset(named)
+        self._every = every
+        self._tell = tell
+        self._said: dict[Endpoint, Sentence] = {}  # NOTHING once it has answered
+
+    def silent(self, peer: Endpoint) -> None:
+        """One that answered before is somebody who left, which others say."""
+        if peer in self._named and peer not in self._said:
+            self._say(peer, say("peer_silent", peer=str(peer), seconds=self._every))
+
+    def refused(self, peer: Endpoint, why: Sentence) -> None:
+        self._say(peer, say("peer_refused", peer=str(peer), why=why))
+
+    def answered(self, peer: Endpoint) -> None:
+        if self._said.get(peer):
+            self._tell(say("peer_answers", peer=str(peer)))
+        if peer in self._named or peer in self._said:
+            self._said[peer] = NOTHING
+
+    def _say(self, peer: Endpoint, sentence: Sentence) -> None:
+        if self._said.get(peer) != sentence:
+            self._said[peer] = sentence
+            self._tell(sentence)
+
+
 @dataclass(frozen=True, slots=True)
 class Hint:
     """What a record says about a node. `held` and `free` are ranges of `model`'s `layers` layers."""
@@ -67,6 +107,7 @@ class Hint:
     layers: int = 0
     held: tuple[LayerRange, ...] = ()
     free: tuple[LayerRange, ...] = ()
+    owner: str = ""  # as in NodeStatus
 
     def properties(self) -> dict[str, str]:
         """The TXT record."""
@@ -78,6 +119,8 @@ class Hint:
             "memory": str(self.free_memory),
             "at": _whole(self.endpoint.addresses),
         }
+        if self.owner:
+            values["owner"] = self.owner
         if self.model:
             values |= {"model": self.model, "layers": str(self.layers)}
             values |= {"held": _ranges_text(self.held), "free": _ranges_text(self.free)}
@@ -98,6 +141,7 @@ class Hint:
                 layers=int(properties.get("layers", "0")),
                 held=_parse_ranges(properties.get("held", "")),
                 free=_parse_ranges(properties.get("free", "")),
+                owner=properties.get("owner", ""),
             )
         except (KeyError, ValueError):
             return None
@@ -131,9 +175,10 @@ def _parse_ranges(text: str) -> tuple[LayerRange, ...]:
 class Discovery:
     """One zeroconf instance: browses, and advertises once it is given a hint."""
 
-    def __init__(self, settings: Settings, changed: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, changed: Callable[[], None], tell: Tell = log_it) -> None:
         self._settings = settings
         self._changed = changed
+        self._tell = tell
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
         self._service: AsyncServiceInfo | None = None
@@ -147,7 +192,7 @@ class Discovery:
         try:
             self._zeroconf = AsyncZeroconf(interfaces=interfaces, ip_version=IPVersion.V4Only)
         except OSError as error:
-            log.warning("cannot look for machines by multicast (%s); name them with --peer host:port", error)
+            self._tell(say("no_multicast", error=reason_of(error)))
             return
         self._browse()
 
@@ -163,7 +208,7 @@ class Discovery:
         try:
             await self._zeroconf.async_update_interfaces()
         except OSError as error:
-            log.warning("multicast does not follow this machine to its new addresses: %s", error)
+            self._tell(say("no_multicast", error=reason_of(error)))
         await self._browser.async_cancel()
         self._browse()  # only a new one asks at once
 

@@ -18,11 +18,10 @@ from filelock import FileLock, Timeout
 from together.cluster_types import Endpoint
 from together.errors import AppError, BadSetting
 from together.jsonfile import recall_json, write_json
-from together.settings import Settings, parse_bytes
+from together.settings import Settings
 
 log = logging.getLogger(__name__)
 
-LEAST_RESERVE = 2**30  # bytes left to the system and the user's other programs
 SLOTS = 64  # nodes of one user on one machine
 EVERYWHERE = ("0.0.0.0", "::")  # hosts that mean every address of this machine, also later ones
 LOOK_EVERY = 1.0  # seconds between looks at this machine's addresses
@@ -60,6 +59,17 @@ def machine_id(home: Path) -> str:
     return hashlib.sha256(seed.encode()).hexdigest()[:16]
 
 
+def nodes_run(home: Path) -> bool:
+    """Whether a node of this home runs."""
+    for file in (home / "nodes").glob("*.lock"):
+        try:
+            with FileLock(file).acquire(timeout=0):
+                pass
+        except Timeout:
+            return True
+    return False
+
+
 def claim_node_id(home: Path) -> tuple[str, FileLock]:
     """A node id that stays the same over restarts: the first free slot's. Hold the lock while the node lives."""
     folder = home / "nodes"
@@ -92,18 +102,6 @@ def node_name(settings: Settings) -> str:
     return settings.name or socket.gethostname() or "node"
 
 
-def shared_memory(parts: int) -> int:
-    """Bytes for each of `parts` nodes here: free memory, less a tenth of all (at least 1 GiB), in equal parts."""
-    memory = psutil.virtual_memory()
-    usable = max(memory.available - max(LEAST_RESERVE, memory.total // 10), 2**28)
-    return usable // parts
-
-
-def node_memory(settings: Settings) -> int:
-    """Bytes that the only node of this machine gives."""
-    return parse_bytes(settings.memory) if settings.memory else shared_memory(1)
-
-
 def own_addresses(host: str) -> tuple[str, ...]:
     """The addresses under which others reach a server bound to `host`. Raises BadSetting for a name that has none."""
     if host not in EVERYWHERE:
@@ -117,14 +115,21 @@ def own_addresses(host: str) -> tuple[str, ...]:
 
 def _address_of(host: str) -> str:
     try:
-        return str(ipaddress.ip_address(host))
-    except ValueError:
-        pass
-    try:
-        return socket.gethostbyname(host)
+        address = host if is_address(host) else socket.gethostbyname(host)
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+            probe.bind((address, 0))  # fails for another machine's
     except OSError:
         message = "this machine has no address for {host!r}; give --host 127.0.0.1, 0.0.0.0 or one of its own"
         raise BadSetting(message, host=host) from None
+    return address
+
+
+def is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Whereabouts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from together.cluster.membership import Membership, tell
@@ -16,7 +16,6 @@ from together.ring.client import RingClient, join_ring
 from together.ring.links import Inlets
 from together.sentences import NOTHING, Sentence, say
 from together.types import Fault, Plan, StagePlan
-from together.wording import layers_text
 
 log = logging.getLogger(__name__)
 
@@ -89,15 +88,14 @@ class RingLoader:
     async def connect(self, hidden_size: int, timeout: float = 15.0) -> RingClient:
         """Join the stages of `placed` to a ring in a new epoch. Raises StageLost."""
         self.epoch += 1
-        own, stages = self.membership.here(), list[StageStatus]()
-        for index, stage in enumerate(self.stages()):
-            if stage is None:
-                raise self.lost(index, say("stage_unknown"), Fault.NODE_LOST, joining=True)
-            stages.append(stage)
-        self._joined = (*(stage.endpoint for stage in stages if stage.endpoint is not None), own)
+        own, known = self.membership.here(), self.stages()
+        if None in known:
+            raise self.lost(known.index(None), say("stage_unknown"), Fault.NODE_LOST, joining=True)
+        self._joined = (*(stage.endpoint for stage in known if stage and stage.endpoint), own)
         try:
             return await join_ring(
-                stages,
+                [stage for stage in known if stage],
+                self.plan.model,
                 epoch=self.epoch,
                 own=own,
                 inlets=self._inlets,
@@ -137,7 +135,7 @@ class RingLoader:
     def _kept(self, plan: Plan) -> tuple[int | None, ...]:
         """For each stage of `plan`, a living slot that can be it."""
         before = self.placed.plan if self.placed else plan
-        same = (plan.model.fingerprint, plan.dtype) == (before.model.fingerprint, before.dtype)
+        same = (plan.model.key, plan.dtype) == (before.model.key, before.dtype)
         free = [slot for slot in self._slots if same and self._is_ready(slot)]
         found: list[int | None] = []
         for stage in plan.stages:
@@ -197,12 +195,15 @@ class RingLoader:
     def _moved(self) -> RingBroken | None:
         """A machine of the ring left an address that links of this epoch may use: nothing is lost, but all links are
         opened again. A further address breaks no link."""
-        now = [*(stage.endpoint if stage else None for stage in self.stages()), self.membership.here()]
-        for index, (joined, endpoint) in enumerate(zip(self._joined, now, strict=False)):
+        for index, (joined, endpoint) in enumerate(zip(self._joined, self._places(), strict=False)):
             if endpoint is not None and set(joined.addresses) - set(endpoint.addresses):
                 machine = say("this_machine") if index == len(self.plan.stages) else self.describe(index)
                 return RingBroken(say("moved", machine=machine, addresses=endpoint.addresses))
         return None
+
+    def _places(self) -> list[Endpoint | None]:
+        """Where the stages of the plan and this head listen now, as far as the head knows."""
+        return [*(stage.endpoint if stage else None for stage in self.stages()), self.membership.here()]
 
     def broken_link(self) -> RingBroken | None:
         """A stage that cannot reach the next one says so; the next one's own end, if that is why, may be seen later."""
@@ -217,19 +218,17 @@ class RingLoader:
         return tuple(index for index, answered in enumerate(answers) if not answered)
 
     async def frozen(self) -> tuple[int, ...]:
-        """Which stages do not answer although their node does, or is lost.
-
-        A node that does not answer either is waited for: it will be lost in a moment, or its machine moved and the
-        stage is well.
-        """
+        """Which stages do not answer although their node does, or is lost. A node that does not answer either will be
+        lost in a moment, or its machine moved: then its stages are asked again at their new address."""
         changed, clock = self.membership.changed, asyncio.get_running_loop().time
         until = clock() + self.membership.settings.node_timeout + ECHO_WITHIN
         while True:
-            seen = changed.version
+            seen, places = changed.version, self._places()
             silent = await self.silent()
             nodes = {self.plan.stages[index].node for index in silent}
             known = await asyncio.gather(*(self._is_certain(node) for node in nodes))
-            if all(known) or clock() > until:
+            await self.membership.look()
+            if places == self._places() and (all(known) or clock() > until):
                 return silent
             await changed.wait(seen, timeout=0.5)
 
@@ -260,14 +259,13 @@ class RingLoader:
     def describe(self, index: int, placed: Placed | None = None) -> Sentence:
         """A stage in words: node, place, layers."""
         stage = (placed or self._serving()).plan.stages[index]
-        node = self.membership.status(stage.node)
-        return say("stage", node=node.name if node else stage.node, index=index, layers=layers_text(stage.layers))
+        return say("stage", node=self.membership.name_of(stage.node), index=index, layers=str(stage.layers))
 
     def broken(self, index: int, cause: str | Sentence, fault: Fault = Fault.OTHER) -> RingBroken:
         """The error for a stage of a ring that was ready."""
-        node = self.membership.status(self.plan.stages[index].node)
-        message = say("stage_lost", stage=self.describe(index), cause=cause)
-        return RingBroken(message, node=node.name if node else "", cause=cause, stage=index, fault=fault)
+        node = self.membership.name_of(self.plan.stages[index].node)
+        message = say("stage_failed", stage=self.describe(index), cause=cause)
+        return RingBroken(message, node=node, cause=cause, stage=index, fault=fault)
 
     def lost(
         self, index: int, cause: str | Sentence, fault: Fault, placed: Placed | None = None, *, joining: bool = False
@@ -304,8 +302,8 @@ class _Load:
         while True:
             stages = self.loader.stages(self.placed)
             waits = [wait for index, stage in enumerate(stages) if (wait := self._look_at(index, stage))]
-            done = sum(map(_done, stages)) / len(stages)
-            self.progress(done, say("waits", waits=tuple(dict.fromkeys(waits))) if waits else NOTHING)
+            done, shown = sum(map(_done, stages)) / len(stages), dict.fromkeys([*waits, *self._conversions(stages)])
+            self.progress(done, say("waits", waits=tuple(shown)) if shown else NOTHING)
             unready = [index for index, stage in enumerate(stages) if not stage or stage.state is not StageState.READY]
             if not unready and not waits:
                 return
@@ -331,7 +329,7 @@ class _Load:
         moved, self._sources = bool(now - self._sources), now
         for answer in await self._give([index for index in self.started if self._needs(index, stages[index], moved)]):
             if isinstance(answer, TogetherError):
-                log.warning("an order was not given again: %s", answer)
+                log.info("an order was not given again: %s", answer)
             elif isinstance(answer, BaseException):
                 raise answer
 
@@ -342,15 +340,13 @@ class _Load:
     async def _order(self, index: int, sources: tuple[Source, ...]) -> None:
         plan, members = self.placed.plan, self.loader.membership
         stage, slot = plan.stages[index], self.placed.slots[index]
-        order = StageOrder(self.loader.ring, members.head, slot, plan.model, stage, plan.dtype, sources)
+        order = StageOrder(self.loader.ring, members.head, slot, plan.model, stage, plan.dtype, sources, plan.exact)
         await members.call(stage.node, rpc.LOAD, order, timeout=ORDER_WITHIN)
 
     def _needs(self, index: int, stage: StageStatus | None, moved: bool) -> bool:
         node = self.placed.plan.stages[index].node
         due = node in self._returned if stage is None else moved and stage.state is StageState.LOADING
         return due and self.loader.membership.alive(node)
-
-    # --- what is seen -------------------------------------------------------------------------------------------------
 
     def _look_at(self, index: int, stage: StageStatus | None) -> Sentence:
         """What this stage waits for. Raises StageLost."""
@@ -369,6 +365,13 @@ class _Load:
         self._known.add(index)
         where = self.loader.describe(index, self.placed)
         return say("stage_waits", stage=where, source=stage.waiting) if stage.waiting else NOTHING
+
+    def _conversions(self, stages: list[StageStatus | None]) -> Iterator[Sentence]:
+        """The stages whose nodes convert weights."""
+        for index, stage in enumerate(stages):
+            if stage is not None and stage.converting and stage.state is StageState.LOADING:
+                where, done = self.loader.describe(index, self.placed), stage.fetched_bytes / max(stage.fetch_bytes, 1)
+                yield say("stage_converts", stage=where, progress=done)
 
     def _away_for(self, index: int, node: str) -> Sentence:
         now = asyncio.get_running_loop().time()

@@ -7,30 +7,30 @@ child leaves when its input closes.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from math import isfinite
 from pathlib import Path
 
-import psutil
 from pydantic_core import to_json
 
 from backends.base import open_backend
+from backends.measuring import QUIET, lasts, watch_others
 from together.cluster_types import DeviceProfile, MeasureOrder
 from together.errors import BadInput, TogetherError
+from together.models.spec import read_shape
 from together.processes import claim_stdout, leave_with_parent
 from together.ring import wire
+from together.ring.message import message_ms
 
 REFUSED = 2  # the exit code where the order is wrong, and not the machine
 SPOOL_BYTES = 64 * 2**20
-QUIET = 0.1  # of all processors' time: what others may use without being felt
-LIFE = 600.0  # seconds that figures of a disturbed device are believed
 _CHUNK = 2**20
 
 
@@ -49,11 +49,11 @@ class Finding:
     @property
     def lasts(self) -> bool:
         """Whether it need not be measured again now."""
-        return not self.disturbed or 0 <= time.time() - self.at < LIFE
+        return lasts(self.busy, self.at)
 
     def __post_init__(self) -> None:
         """Raises ValueError for a figure that is negative or not finite."""
-        if not all(isfinite(number) and number >= 0 for number in (*astuple(self.profile), self.busy, self.at)):
+        if not all(isfinite(number) and number >= 0 for number in (self.busy, self.at)):
             raise ValueError("not a finding")
 
 
@@ -66,17 +66,11 @@ def measure(order: MeasureOrder, spool: Path) -> Finding:
         folder.mkdir()
         (folder / "config.json").write_bytes(order.config)
         others = watch_others()
-        found = backend.measure(folder, order.device, order.dtype)
+        found = backend.measure(folder, order.device, order.dtype, order.packed)
+        width = read_shape(folder).hidden_size
+        found = replace(found, ms_per_step=asyncio.run(message_ms(width, order.dtype)))
         busy = others()
     return Finding(replace(found, disk_bytes_per_s=disk_speed(spool)), busy, time.time())
-
-
-def watch_others() -> Callable[[], float]:
-    """Start to count; the returned call gives the share of all processors that other programs have used since."""
-    own = psutil.Process()
-    psutil.cpu_percent()  # both are of the time since the last call
-    own.cpu_percent()
-    return lambda: max(psutil.cpu_percent() - own.cpu_percent() / (psutil.cpu_count() or 1), 0.0) / 100
 
 
 def disk_speed(folder: Path, size: int = SPOOL_BYTES) -> float:

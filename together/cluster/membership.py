@@ -3,6 +3,8 @@
 zeroconf records, addresses given by hand and introductions are only places to look; what counts is what a node says
 over Watch. Any message from a node counts as life; silence for `node_timeout` means it is lost. A node that says
 itself that it is at another address now, and answers there, was never lost.
+
+A node that another app started for itself is not in this view, unless a person gave its address.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from typing import Any
 
 import grpc.aio
 
-from together.cluster.discovery import Discovery, Introductions
-from together.cluster_types import Caller, Endpoint, NodeState, NodeStatus, RingName
+from together.cluster.discovery import Addressed, Discovery, Hint, Introductions, Tell, log_it
+from together.cluster.identity import node_name
+from together.cluster_types import Caller, Endpoint, NodeState, NodeStatus, RingName, unique_names
 from together.errors import TogetherError, Unreachable
 from together.ring import rpc, wire
 from together.ring.rpc import Broadcast
@@ -28,13 +31,14 @@ log = logging.getLogger(__name__)
 
 RETRY = 1.0  # seconds between attempts to reach a node
 SOON = 0.3  # the same, while this machine's own network changes
+MOST_LEFT = 1000  # nodes whose names are remembered after they left
 REMEMBER_LOST = 150.0  # seconds a lost node stays in the table: longer than a load waits for it
 PIECES = 4  # of a node's silence
 
 
 @dataclass(slots=True)
 class Member:
-    """One node and the open channel to it; `lost_at` is None while it lives.
+    """One node as it calls itself, and the open channel to it; `lost_at` is None while it lives.
 
     `channel` is None while the node is being reached again from this machine's new address.
     """
@@ -62,18 +66,25 @@ class Membership:
     where: Callable[[], Endpoint | None] = lambda: None  # where this head listens
     look: Callable[[], Awaitable[None]] = _nothing  # at this machine's addresses; calls `reach_again` for others
     moved: Callable[[str], None] = lambda node: None  # called with a node that has other addresses
+    page: int = 0  # the port of this head's page
+    tell: Tell = log_it
     changed: Broadcast = field(default_factory=Broadcast)
     _members: dict[str, Member] = field(default_factory=dict)
+    _names: dict[str, str] = field(default_factory=dict)  # of the members, by id
+    _left: dict[str, str] = field(default_factory=dict)  # what those that left were called
+    _given: set[str] = field(default_factory=set)  # ids of nodes that answered at an address given by hand
     _followers: dict[Endpoint, asyncio.Task[None]] = field(default_factory=dict)
     _rebind: bool = False
     _met: Introductions = field(init=False)
+    _addressed: Addressed = field(init=False)
 
     def __post_init__(self) -> None:
         self._met = Introductions(self.changed)
+        self._addressed = Addressed(self.peers, RETRY, self.tell)
 
     async def run(self) -> None:
         """Follow nodes until cancelled."""
-        discovery = Discovery(self.settings, self.changed.notify)
+        discovery = Discovery(self.settings, self.changed.notify, self.tell)
         await discovery.start()
         try:
             while True:
@@ -84,7 +95,7 @@ class Membership:
                         *self.own(),
                         *self._introduced(),
                         *self._met.current(),
-                        *(hint.endpoint for hint in discovery.hints.values()),
+                        *(hint.endpoint for hint in discovery.hints.values() if self._may_use(hint)),
                     }
                 )
                 self._forget_lost()
@@ -99,10 +110,8 @@ class Membership:
             await discovery.close()
 
     def nodes(self) -> tuple[NodeStatus, ...]:
-        """All nodes, lost ones as FAILED, in a stable order."""
-        return tuple(
-            sorted((member.status for member in self._members.values()), key=lambda node: (node.name, node.id))
-        )
+        """All nodes, lost ones as FAILED, in a stable order; no two have one name."""
+        return tuple(sorted(map(self._shown, self._members.values()), key=lambda node: (node.name, node.id)))
 
     def living(self) -> tuple[NodeStatus, ...]:
         return tuple(node for node in self.nodes() if self.alive(node.id))
@@ -111,7 +120,11 @@ class Membership:
         return node in self._members and self._members[node].lost_at is None
 
     def status(self, node: str) -> NodeStatus | None:
-        return self._members[node].status if node in self._members else None
+        return self._shown(self._members[node]) if node in self._members else None
+
+    def name_of(self, node: str) -> str:
+        """What a node is called, also one that has left; its id where it was never here."""
+        return self._names.get(node) or self._left.get(node, node)
 
     def here(self) -> Endpoint:
         """Where this head listens."""
@@ -154,10 +167,9 @@ class Membership:
             member = self._members.get(node)
             left = deadline - asyncio.get_running_loop().time()
             if member is None or member.lost_at is not None or left <= 0:
-                name = member.status.name if member else node
-                raise Unreachable("node {name} is not there any more", name=name)
+                raise Unreachable("node {name} is not there any more", name=self.name_of(node))
             if member.channel is not None:
-                return member.channel, member.status.name
+                return member.channel, self._names[node]
             await self.changed.wait(self.changed.version, timeout=left)
 
     async def meet(self, node: Endpoint) -> None:
@@ -198,7 +210,8 @@ class Membership:
         await tell((self.call(node, rpc.UNLOAD, name) for node, name in names), "a stray was not ended")
 
     def _caller(self) -> Caller:
-        return Caller(self.head, self.settings.cluster, wire.PROTOCOL, self.where())
+        name = node_name(self.settings)
+        return Caller(self.head, self.settings.cluster, wire.PROTOCOL, self.where(), name, self.page)
 
     def _introduced(self) -> set[Endpoint]:
         return {peer for node in self.living() for peer in node.peers}
@@ -230,24 +243,33 @@ class Membership:
                 await self._failed(endpoint, error, hurt=clock() > until)
             await asyncio.sleep(RETRY if clock() > until else SOON)
 
-    async def _failed(self, endpoint: Endpoint, error: Exception, *, hurt: bool) -> None:
+    async def _failed(self, endpoint: Endpoint, error: grpc.aio.AioRpcError | TogetherError, *, hurt: bool) -> None:
         """The node was unreachable, or refused. If this machine moved, this task is cancelled here."""
         await self.look()
         await asyncio.sleep(0)
         said = rpc.error_of(error, f"port {endpoint.port}") if isinstance(error, grpc.aio.AioRpcError) else error
-        if not isinstance(said, Unreachable) and said is not error:
-            log.warning("%s", said)
+        log.debug("%s", said)
+        cause = said.sentence
+        if isinstance(said, Unreachable):
+            self._addressed.silent(endpoint)
+            cause = say("node_cut")  # what gRPC says of it helps nobody
+        elif said is not error:
+            self._addressed.refused(endpoint, said.sentence)
         if hurt:
-            self._lose(self._watched(endpoint), str(said))
+            self._lose(self._watched(endpoint), str(cause))
 
     async def _watch_until_it_leaves(self, endpoint: Endpoint) -> None:
         """Returns when the node ends the stream, or when another of its addresses is followed."""
         address = await rpc.fastest(endpoint)
         async with rpc.open_channel(address, endpoint.port) as channel, aclosing(self._watch(channel)) as stream:
             while (status := await self._next(stream)) is not None:
-                others = [node for node in self._watched(endpoint) if node != status.id]
+                if endpoint in self.peers:
+                    self._given.add(status.id)
+                ours = self._may_use(status)
+                others = [node for node in self._watched(endpoint) if node != status.id or not ours]
                 self._lose(others, str(say("node_replaced")))
-                if not self._update(status, channel, address, endpoint):
+                self._addressed.answered(endpoint)
+                if ours and not self._update(status, channel, address, endpoint):
                     return
 
     async def _next(self, stream: AsyncGenerator[NodeStatus, None]) -> NodeStatus | None:
@@ -281,6 +303,7 @@ class Membership:
         if known is not None and other and not _left(known.address, address, status):
             return False
         self._members[status.id] = Member(status, channel, address, follower)
+        self._name_all()
         if known is not None and other and known.follower in self._followers:
             self._restart(known.follower)  # so that calls on their way there take the new one
         if known is not None and known.status.endpoint != status.endpoint:
@@ -301,22 +324,38 @@ class Membership:
     def _forget(self, nodes: list[str]) -> None:
         """Nodes that said goodbye leave the table at once."""
         for node in nodes:
-            del self._members[node]
-            self.changed.notify()
+            self._drop(node)
 
     def _forget_lost(self) -> None:
         now = asyncio.get_running_loop().time()
         for node, member in list(self._members.items()):
             if member.lost_at is not None and now - member.lost_at > REMEMBER_LOST:
-                del self._members[node]
-                self.changed.notify()
+                self._drop(node)
+
+    def _drop(self, node: str) -> None:
+        self._left.pop(node, None)
+        self._left[node] = self._names[node]
+        if len(self._left) > MOST_LEFT:
+            del self._left[next(iter(self._left))]  # the one that left first
+        del self._members[node]
+        self._name_all()
+        self.changed.notify()
+
+    def _name_all(self) -> None:
+        self._names = unique_names({node: member.status.name for node, member in self._members.items()})
+
+    def _shown(self, member: Member) -> NodeStatus:
+        return replace(member.status, name=self._names[member.status.id])
+
+    def _may_use(self, node: NodeStatus | Hint) -> bool:
+        return node.owner in ("", self.head) or node.id in self._given
 
 
 async def tell(calls: Iterable[Awaitable[Any]], trouble: str) -> None:
     """Make all calls; those that fail are logged as `trouble`."""
     for answer in await asyncio.gather(*calls, return_exceptions=True):
         if isinstance(answer, BaseException):
-            log.warning("%s: %s", trouble, answer)
+            log.info("%s: %s", trouble, answer)
 
 
 def _left(old: str, new: str, status: NodeStatus) -> bool:

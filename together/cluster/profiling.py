@@ -23,9 +23,10 @@ import grpc.aio
 import psutil
 from filelock import AsyncFileLock
 
+from backends.base import devices_at_sight
 from together import __version__
 from together.cluster.measure import REFUSED, Finding
-from together.cluster.supervisor import SHORT_WAITS, Witness, ending
+from together.cluster.supervisor import COMPUTING, Witness, ending
 from together.cluster_types import Blob, Device, DeviceProfile, Endpoint, LinkOrder, LinkSpeed, MeasureOrder
 from together.errors import AppError, BadSetting, LoadFailed
 from together.jsonfile import decode_json, recall_json, write_json
@@ -36,7 +37,7 @@ from together.sentences import template, verbatim
 log = logging.getLogger(__name__)
 
 PATIENCE = 120.0  # seconds for a child: a framework is imported, and measures
-FORMAT = 2  # raise it when what is measured changes: older answers are forgotten
+FORMAT = 4  # raise it when what is measured changes: older answers are forgotten
 LARGEST_CONFIG = 2**20  # bytes
 _LIBRARIES = {"torch": ("torch", "transformers"), "mlx": ("mlx", "mlx-lm"), "checksum": ("numpy",)}
 _SHAPELESS = (  # what config.json says besides its shape; fine-tunes of one model differ in these
@@ -83,9 +84,12 @@ def default_backend() -> str:
 async def find_devices(backend: str, home: Path) -> tuple[Device, ...]:
     """The devices of `backend`, best first. Raises BadSetting with the child's last words.
 
-    Nodes that start together ask once. A machine whose only device is its CPU is asked again only after an update,
-    since psutil knows its memory; an accelerator's free memory is asked for every time. `home` exists.
+    A framework that is built for CPUs alone is not asked. Of others, nodes that start together ask once. A machine
+    whose only device is its CPU is asked again only after an update, since psutil knows its memory; an accelerator's
+    free memory is asked for every time. `home` exists.
     """
+    if seen := await asyncio.to_thread(devices_at_sight, backend):
+        return seen
     file = home / f"devices-{backend}.json"
     async with AsyncFileLock(home / "devices.lock"):
         known = await asyncio.to_thread(_still_known, file, backend)
@@ -224,6 +228,8 @@ def profile_key(order: MeasureOrder, devices: tuple[Device, ...]) -> str:
             "libraries": {name: _version(name) for name in _LIBRARIES.get(order.backend, ())},
             "driver": _driver(),
             "dtype": order.dtype,
+            "packed": [str(order.packed.layers), str(order.packed.head)],
+            "exact": order.packed.exact and not order.packed.plain,  # plain weights know no other
             "shape": hashlib.sha256(_shape(order.config)).hexdigest(),
         },
         sort_keys=True,
@@ -282,7 +288,7 @@ def _keep(home: Path, key: str, found: Finding) -> None:
 async def _child(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, Witness]]:
     """A measuring process that ends with the block."""
     with closing(Witness()) as witness:
-        process = await spawn("together.cluster.measure", *arguments, environment=SHORT_WAITS)
+        process = await spawn("together.cluster.measure", *arguments, environment=COMPUTING)
         watching = asyncio.create_task(witness.watch(process.pid))
         try:
             yield process, witness

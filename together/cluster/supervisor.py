@@ -20,19 +20,21 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from backends.base import NOTHING_SAID
 from together.cluster_types import Endpoint, StageState, StageStatus
 from together.errors import TogetherError
 from together.processes import end, lines, spawn
 from together.ring.stage import Launch, StageEvent
 from together.sentences import NOTHING, Sentence, say
 from together.types import Fault
+from together.weights.part import Converting, Progress, Waiting
 
 log = logging.getLogger(__name__)
 
-# OpenMP's threads (GNU's, LLVM's) spin for milliseconds after each piece of work, and another stage or program that
-# needs the core stalls the next piece: a small model on a busy machine of 2 cores took 76 ms a token instead of 8.
-# A third of a millisecond is enough to bridge the gaps between a step's matrix products.
-SHORT_WAITS = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "0"}
+# OpenMP's threads (GNU's, LLVM's) spin for milliseconds after each piece of work, which stalls whoever needs the core:
+# a small model on a busy machine of 2 cores took 76 ms a token instead of 8. A third of a millisecond bridges a step's
+# gaps. Linux gives torch large pages only where it asks for them: weights in small ones take a sixth longer to read.
+COMPUTING = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "0", "THP_MEM_ALLOC_ENABLE": "1"}
 FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # other signals are a process's own crash
 LEAVE_WITHIN = 0.5  # seconds until a stage that stays is killed: it keeps nothing, and answers may wait for its end
 SHOWN_EVERY = 0.2  # seconds: bytes come by the thousand pieces
@@ -43,8 +45,8 @@ _FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO; the log's proces
 _KILLED = re.compile(rb"(?:^|: )Killed process (\d+) \(")
 _COUNT = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 
-# Gets calls for (bytes here, bytes to fetch) and for what it waits for; returns a folder.
-Prepare = Callable[[Callable[[int, int], None], Callable[[str], None]], Awaitable[Path]]
+# Gets calls for (bytes here, bytes to fetch), for what it waits for and whether it converts; returns a folder.
+Prepare = Callable[[Progress, Waiting, Converting], Awaitable[Path]]
 
 
 async def ending(process: asyncio.subprocess.Process, witness: Witness, said: str) -> tuple[Sentence, Fault]:
@@ -68,14 +70,39 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A stage process that has no orders yet, and who watches it."""
+
+    process: asyncio.subprocess.Process
+    witness: Witness
+
+
+async def start_process(backend: str) -> Started:
+    """A new one; any backend may be ordered. Raises OSError where the system gives no process."""
+    witness = Witness()
+    try:
+        return Started(await spawn("together.ring.stage", environment=COMPUTING), witness)
+    except BaseException:
+        witness.close()
+        raise
+
+
 class StageProcess:
     """The life of one stage process; `changed` is called whenever `status` changes."""
 
-    def __init__(self, launch: Launch, addresses: tuple[str, ...], changed: Callable[[], None]) -> None:
-        order = launch.order
-        self._launch = launch
+    def __init__(
+        self,
+        launch: Launch,
+        addresses: tuple[str, ...],
+        changed: Callable[[], None],
+        start: Callable[[str], Awaitable[Started]] = start_process,
+    ) -> None:
+        """`start` gives a process for a backend."""
+        self.launch, order = launch, launch.order
         self._addresses = addresses
         self._changed = changed
+        self._start_process = start
         self._process: asyncio.subprocess.Process | None = None
         self._followers: asyncio.Task[None] | None = None
         self._preparing: asyncio.Task[None] | None = None
@@ -83,6 +110,7 @@ class StageProcess:
         self._last_words: deque[str] = deque(maxlen=20)
         self._starting = asyncio.Lock()  # a process that is just being made is waited for, then ended
         self._stopping = False
+        self.computing = NOTHING_SAID  # known once READY; its threads are a token's, once it has a place in its ring
         self.status = StageStatus(
             ring=order.ring,
             slot=order.slot,
@@ -104,15 +132,11 @@ class StageProcess:
         async with self._starting:
             if self._stopping:
                 return
-            witness = Witness()
-            try:
-                self._process = await spawn("together.ring.stage", environment=SHORT_WAITS)
-            except BaseException:
-                witness.close()
-                raise
+            started = await self._start_process(self.launch.order.stage.backend)
+            self._process = started.process
             assert self._process.stdin is not None
-            self._process.stdin.write(self._launch.line())
-            self._followers = asyncio.create_task(self._follow(self._process, witness))
+            self._process.stdin.write(self.launch.line())
+            self._followers = asyncio.create_task(self._follow(self._process, started.witness))
         self._update(pid=self._process.pid)
 
     async def stop(self) -> None:
@@ -136,8 +160,8 @@ class StageProcess:
 
     async def _prepare_and_start(self, prepare: Prepare) -> None:
         try:
-            folder = await prepare(self._show_fetched, self._show_waiting)
-            self._launch = replace(self._launch, folder=str(folder))
+            folder = await prepare(self._show_fetched, self._show_waiting, self._show_converting)
+            self.launch = replace(self.launch, folder=str(folder))
             self._show_waiting("")
             await self.start()
         except TogetherError as error:
@@ -155,12 +179,19 @@ class StageProcess:
         self._shown_at = now
         self._update(fetched_bytes=done, fetch_bytes=total)
 
+    def _show_converting(self, converting: bool) -> None:
+        self._update(converting=converting)
+
     def _show_waiting(self, whom: str) -> None:
         if whom != self.status.waiting:
             self._update(waiting=whom)
 
     def _update(self, **values: object) -> None:
-        self.status = replace(self.status, **values)  # type: ignore[arg-type]
+        before, now = self.status, replace(self.status, **values)  # type: ignore[arg-type]
+        self.status = now
+        if now.state is not before.state:
+            said = f": {now.cause}" if now.cause else ""
+            log.info("stage %d, layers %s of %s: %s%s", now.slot, now.layers, now.model, now.state, said)
         self._changed()
 
     async def _follow(self, process: asyncio.subprocess.Process, witness: Witness) -> None:
@@ -197,6 +228,7 @@ class StageProcess:
         if event.kind == "progress":
             self._update(progress=event.progress)
         elif event.kind == "ready":
+            self.computing = event.computing
             self._update(
                 state=StageState.READY,
                 progress=1.0,
@@ -204,7 +236,12 @@ class StageProcess:
                 capacity=event.capacity,
                 block=event.block,
                 rewind=event.rewind,
+                shares=event.shares,
             )
+        elif event.kind == "placed":
+            if event.threads is not None:
+                self.computing = replace(self.computing, threads=event.threads.few)
+            self._update(threads=event.threads)
         elif event.kind == "failed":
             self._update(state=StageState.FAILED, cause=event.cause, fault=event.fault)
         elif event.kind == "broken":  # the stage lives; its head decides

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import combinations
@@ -21,21 +21,22 @@ from together.cluster_types import (
     Device,
     DeviceProfile,
     Endpoint,
+    HeadCost,
     LinkOrder,
     LinkSpeed,
     MeasureOrder,
-    MemoryLimit,
     NodeState,
     NodeStatus,
-    Placement,
 )
 from together.errors import BadPlan, NotServing, TogetherError, Unreachable
 from together.models.spec import ModelSpec
-from together.planning.memory import cache_tokens, model_size, workspace_bytes
+from together.planning.memory import cache_tokens, model_size, quantized_sizes, workspace_bytes
 from together.planning.problem import Link, NodeProfile, Problem, Sizing
 from together.ring import rpc
 from together.sentences import Sentence, say
 from together.types import DTYPE_BYTES, Dtype, StagePlan
+from together.view import MemoryLimit
+from together.wording import MOST, cut
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +54,23 @@ class Speeds(Enum):
     """Where a survey takes the speeds of devices and links from."""
 
     MEASURE = "measure"  # wait for nodes that have to measure first
-    KNOWN = "known"  # what a node says at once, else what it said last, else the slowest of the others
+    KNOWN = "known"  # what a node said last, else what it says at once, else the slowest of the others
     NONE = "none"  # measure nothing: all speeds are 0 and all hops free
 
     @property
     def at_once(self) -> Speeds:
         """The same for a ring that waits for its new plan."""
         return Speeds.KNOWN if self is Speeds.MEASURE else self
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A device that layers can be placed on, under the name that plans call it by."""
+
+    name: str
+    device: Device
+    node: str = ""  # node id; empty in a program that runs its partitions without nodes
+    machine: str = ""  # the node's
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +143,13 @@ class MemoryShortages:
         self._expire()
         gone = [place for place, found in self._held.items() if name in (found.node, place[0])]
         if not gone:
-            known = tuple(sorted({found.node for found in self._held.values()})) or ("none",)
-            raise BadPlan(
-                "no node {name} is given less for lack of memory; those that are: {known}", name=name, known=known
-            )
+            known = tuple(sorted({found.node for found in self._held.values()}))
+            if name not in {given for node in self.membership.living() for given in (node.name, node.id)}:
+                names = tuple(sorted({*known, *(node.name for node in self.membership.living())}))
+                raise BadPlan("there is no node {name}; there are: {names}", name=cut(name, MOST), names=names)
+            if not known:
+                raise BadPlan("plans use all memory of every node already; there is nothing to forget")
+            raise BadPlan("plans use all memory of {name} already; they use less of {known}", name=name, known=known)
         for place in gone:
             del self._held[place]
         self.membership.changed.notify()
@@ -149,6 +163,8 @@ class MemoryShortages:
             status = self.membership.status(place[0])
             if (status is not None and status.run != found.run) or found.seconds == 0:
                 del self._held[place]
+            elif status is not None:
+                self._held[place] = replace(found, node=status.name)  # as it is called now
 
 
 def _now() -> float:
@@ -157,10 +173,11 @@ def _now() -> float:
 
 @dataclass(slots=True)
 class Surveyor:
-    """Asks the nodes; one per head. `machine` is the head's own."""
+    """Asks the nodes; one per head. `machine` is the head's own, and `own_cost` says, or measures, what it adds."""
 
     membership: Membership
     machine: str
+    own_cost: Callable[[bool], Awaitable[HeadCost]] | None = None
     shortages: MemoryShortages = field(init=False)
     drained: set[str] = field(default_factory=set)  # ids of nodes that get no layers
     _links: dict[tuple[str, str, int], tuple[float, float | None]] = field(default_factory=dict)  # at, ms
@@ -182,7 +199,8 @@ class Surveyor:
         if speeds is Speeds.NONE:
             problem = self._problem(spec, sizing, dict.fromkeys(placements, UNKNOWN_PROFILE))
             return Survey(replace(problem, hop_ms=0.0), _by_name(placements))
-        answers = await self._profiles(config, sizing.dtype, placements, speeds)
+        order = MeasureOrder("", "", sizing.dtype, config, spec.packed_as(exact=sizing.exact))
+        answers = await self._profiles(order, placements, speeds)
         profiles = {place: answer for place, answer in answers.items() if isinstance(answer, DeviceProfile)}
         if speeds is Speeds.KNOWN:
             slowest = max(profiles.values(), key=lambda profile: profile.ms_per_layer, default=UNKNOWN_PROFILE)
@@ -194,24 +212,24 @@ class Surveyor:
         )
         if not profiles:
             raise NotServing(say("all", sentences=skipped))
-        problem = self._problem(spec, sizing, profiles)
-        links = await self._all_links(list(profiles), spec.hidden_size * DTYPE_BYTES[sizing.dtype])
+        problem = await self._with_own_cost(self._problem(spec, sizing, profiles), speeds)
+        size, life = spec.hidden_size * DTYPE_BYTES[sizing.dtype], math.inf if speeds is Speeds.KNOWN else LINK_LIFE
+        links = await self._all_links(list(profiles), size, life)
         return Survey(replace(problem, links=links), _by_name(profiles), skipped)
 
-    def placements(self) -> list[Placement]:
+    def placements(self, without: Collection[str] = ()) -> list[Placement]:
         """Every device of every node that takes layers, this machine's first, then by name; names are unique.
 
-        A node's best device comes first.
+        A node's best device comes first. `without`: ids of nodes that are left out as if they were drained.
         """
-        nodes = [node for node in self.membership.living() if node.devices and not self._leaves(node)]
+        living = (node for node in self.membership.living() if node.id not in without)
+        nodes = [node for node in living if node.devices and not self._leaves(node)]
         nodes.sort(key=lambda node: (node.machine != self.machine, node.name, node.id))
-        names = [node.name for node in nodes]
         found = []
         for node in nodes:
-            title = node.name if names.count(node.name) == 1 else f"{node.name} ({node.id[:4]})"
             devices = _separate(node.devices)
             for device in devices:
-                name = title if len(devices) == 1 else f"{title}/{device.name}"
+                name = node.name if len(devices) == 1 else f"{node.name}/{device.name}"
                 found.append(Placement(name, device, node.id, node.machine))
         return found
 
@@ -237,7 +255,11 @@ class Surveyor:
         own = next((place.name for place in profiles if place.machine == self.machine), None)
         workspace = workspace_bytes(spec)
         nodes = [
-            replace(NodeProfile.of(place.name, profile, self._usable(place), workspace), processor=processor)
+            replace(
+                NodeProfile.of(place.name, profile, self._usable(place), workspace),
+                processor=processor,
+                size=model_size(spec, sizing.dtype, place.device.backend) if spec.packings else None,
+            )
             for (place, profile), processor in zip(profiles.items(), _processors(list(profiles)), strict=True)
         ]
         if own is None:
@@ -248,50 +270,71 @@ class Surveyor:
             head=own or THIS_MACHINE,
             users=sizing.users,
             context=cache_tokens(sizing.context, 1),
+            smaller=quantized_sizes(spec, sizing.dtype, {place.device.backend for place in profiles}),
         )
 
     def _usable(self, place: Placement) -> float:
         return min(place.device.free_bytes, self.shortages.usable(place.node, place.device.key))
 
+    async def measured(
+        self, config: bytes, dtype: Dtype, size: int
+    ) -> tuple[dict[Placement, DeviceProfile], tuple[Link, ...]]:
+        """Every device of the living nodes, measured at the shape of that config.json; without those that cannot be.
+
+        Links between these by messages of `size` bytes.
+        """
+        placements = self.reclaimed(self.placements())
+        answers = await self._profiles(MeasureOrder("", "", dtype, config), placements, Speeds.MEASURE)
+        found = {place: answer for place, answer in answers.items() if isinstance(answer, DeviceProfile)}
+        return found, await self._all_links(list(found), size, LINK_LIFE)
+
+    async def _with_own_cost(self, problem: Problem, speeds: Speeds) -> Problem:
+        own = await self.own_cost(speeds is Speeds.MEASURE) if self.own_cost else HeadCost()
+        return replace(problem, head_step_ms=own.step_ms, head_row_ms=own.row_ms)
+
     # --- what is measured ---------------------------------------------------------------------------------------------
 
     async def _profiles(
-        self, config: bytes, dtype: Dtype, placements: Sequence[Placement], speeds: Speeds
+        self, shape: MeasureOrder, placements: Sequence[Placement], speeds: Speeds
     ) -> dict[Placement, DeviceProfile | TogetherError]:
+        """By the device of each placement, whatever device `shape` names."""
+
         async def one(place: Placement) -> DeviceProfile | TogetherError:
-            order = MeasureOrder(place.device.backend, place.device.name, dtype, config)
+            order = replace(shape, backend=place.device.backend, device=place.device.name)
+            if speeds is Speeds.KNOWN and (last := self._known.get((place.node, order))):
+                return last
             within = HURRY if speeds is Speeds.KNOWN else MEASURE_WITHIN
             try:
                 found: DeviceProfile = await self.membership.call(place.node, rpc.MEASURE, order, timeout=within)
             except TogetherError as error:
                 log.warning("%s was not measured: %s", place.name, error)
-                return (self._known.get((place.node, order)) if speeds is Speeds.KNOWN else None) or error
+                return error
             self._known[place.node, order] = found
             return found
 
         answers = await asyncio.gather(*(one(place) for place in placements))
         return dict(zip(placements, answers, strict=True))
 
-    async def _all_links(self, placements: list[Placement], size: int) -> tuple[Link, ...]:
+    async def _all_links(self, placements: list[Placement], size: int, life: float) -> tuple[Link, ...]:
         """Every pair; a pair of two devices of one node is that node's way to itself."""
         pairs = list(combinations(placements, 2))
-        hops = await asyncio.gather(*(self._hop(a.node, b.node, size) for a, b in pairs))
+        hops = await asyncio.gather(*(self._hop(a.node, b.node, size, life) for a, b in pairs))
         links = [Link(a.name, b.name, hop) for (a, b), hop in zip(pairs, hops, strict=True)]
         if not any(place.machine == self.machine for place in placements):
-            hops = await asyncio.gather(*(self._hop(THIS_MACHINE, place.node, size) for place in placements))
+            hops = await asyncio.gather(*(self._hop(THIS_MACHINE, place.node, size, life) for place in placements))
             links += [Link(THIS_MACHINE, place.name, hop) for place, hop in zip(placements, hops, strict=True)]
         return tuple(links)
 
-    async def _hop(self, node: str, other: str, size: int) -> float | None:
+    async def _hop(self, node: str, other: str, size: int, life: float) -> float | None:
         """Milliseconds for `size` bytes from one node (or THIS_MACHINE) to another; None: they do not reach each other.
 
-        A known speed is believed for a while.
+        A known speed is believed for `life` seconds, but not for longer than usual that there is none.
         """
         if self.is_cut(node, other):
             return None
         now, key = _now(), (node, other, size)
         known = self._links.get(key)
-        if known is None or now - known[0] > LINK_LIFE:
+        if known is None or now - known[0] > (LINK_LIFE if known[1] is None else life):
             try:
                 known = (now, (await self._measured_link(node, other, size)).hop_ms)
             except TogetherError as error:
