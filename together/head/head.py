@@ -11,25 +11,27 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from together.cluster.survey import Speeds
-from together.cluster_types import ClusterView, Endpoint, Serving, ServingState
+from together.cluster.discovery import Tell, log_it
+from together.cluster.survey import Placement, Speeds
+from together.cluster_types import DeviceProfile, Endpoint
 from together.engine.stats import EngineStats
 from together.errors import BadInput, BadPlan, NotServing, TogetherError
 from together.head.load import LastPlan, LastPlans, LoadRetries, ModelLoad
 from together.head.machines import Machines
-from together.head.plan import ModelHandle, open_model, plan_model, plan_of, refuse, sizings
+from together.head.plan import ModelHandle, PlannedModel, open_model, plan_model, plan_of, refuse, sizings
 from together.head.recovery import Recovery
 from together.head.service import BALANCE_EVERY, Balance, Service
 from together.models.generation import SamplingDefaults
 from together.planning.explain import Infeasible
-from together.planning.problem import Problem
+from together.planning.problem import Link, Problem
 from together.planning.report import PlanReport
 from together.planning.request import PlanRequest
 from together.requests import AnswerChunk, ChatRequest, CompletionRequest
 from together.sentences import NOTHING, Sentence, say
 from together.settings import Settings
 from together.text.answers import answer_chat, answer_prompts
-from together.types import Plan
+from together.types import Dtype, Plan
+from together.view import ClusterView, Serving, ServingState
 from together.weights.find import BUNDLED
 from together.wording import MOST, cut
 
@@ -42,10 +44,18 @@ EMPTY = Serving()
 class Head:
     """One head. `start` before anything else, `stop` at the end; all methods belong to one event loop."""
 
-    def __init__(self, settings: Settings, peers: tuple[Endpoint, ...] = (), local_nodes: int = 0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        peers: tuple[Endpoint, ...] = (),
+        local_nodes: int = 0,
+        page: int = 0,
+        tell: Tell = log_it,
+    ) -> None:
+        """`page` is the port of its page; `tell` gets what happens to its machines."""
         self.settings = settings
         self.id = secrets.token_hex(8)
-        self.machines = Machines(settings, self.id, peers)
+        self.machines = Machines(settings, self.id, peers, page, tell)
         self.local = self.machines.local
         self._wanted_local = local_nodes
         self._membership, self._surveyor = self.machines.membership, self.machines.surveyor
@@ -82,9 +92,8 @@ class Head:
             if task is not None:
                 task.cancel()
         with suppress(TogetherError, TimeoutError):
-            async with asyncio.timeout(2.0):
-                async with self._loading:  # a load that was cancelled gives back what it has
-                    await self._end_service()
+            async with asyncio.timeout(2.0), self._loading:  # a load that was cancelled gives back what it has
+                await self._end_service()
         self._tasks[0].cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.machines.close()
@@ -102,6 +111,7 @@ class Head:
         while True:
             await asyncio.sleep(BALANCE_EVERY)
             for service in tuple(self._services.values()):
+                service.look_at_pace()
                 idle = service.look_at_balance()
                 if self.settings.balance and idle and service.balance and service.balance.advice:
                     with suppress(TogetherError):
@@ -127,7 +137,9 @@ class Head:
         elif self._starting is not None:
             serving = self._starting.serving
         offer = NOTHING if self._load_task else self._kept.offer(serving, self._membership.living())
-        return ClusterView(self.id, self._membership.nodes(), serving, advice, offer, self._surveyor.shortages.shown())
+        nodes, limits, here = self._membership.nodes(), self._surveyor.shortages.shown(), self._membership.where()
+        pace, gone = service.pace if service else None, self.machines.gone.shown()
+        return ClusterView(self.id, nodes, serving, advice, offer, limits, here, pace, gone)
 
     async def changes(self) -> AsyncIterator[ClusterView]:
         """The view at once, on every change, and at least every second."""
@@ -146,23 +158,40 @@ class Head:
 
     async def problem(self, model: str | Path | None, request: PlanRequest) -> Problem:
         """The living cluster, measured, and a model (None: the one that serves), as the planner takes them."""
-        opened = await self._open(model)
+        opened, surveyor = await self._open(model, request), self._surveyor
         sizing = next(sizings(opened, request, self.settings))
-        surveyor = self._surveyor
         placements = surveyor.reclaimed(surveyor.placements())
         survey = await surveyor.survey(opened.spec, opened.config, sizing, Speeds.MEASURE, placements)
         return survey.problem
 
+    async def measured(
+        self, config: bytes, dtype: Dtype, size: int
+    ) -> tuple[dict[Placement, DeviceProfile], tuple[Link, ...]]:
+        """The devices and links of the living cluster, at the shape of that config.json and with `size` bytes."""
+        await self.machines.settle(1)
+        return await self._surveyor.measured(config, dtype, size)
+
     async def plan(self, model: str | Path | None, request: PlanRequest) -> PlanReport | Infeasible:
         """Who would take which layers of a model (None: the one that serves), with times measured. Raises BadInput."""
         await self.machines.settle(1)
-        outcome = await plan_model(await self._open(model), request, self.settings, self._surveyor, Speeds.MEASURE)
-        return outcome if isinstance(outcome, Infeasible) else outcome.answer
+        request = self.sized(request) if model is None else request
+        opened = await self._open(model, request)
+        outcome = await plan_model(opened, request, self.settings, self._surveyor, Speeds.MEASURE)
+        if isinstance(outcome, Infeasible):
+            return outcome
+        if self.service is not None:
+            self.service.expect(outcome)
+        return outcome.answer
 
-    async def _open(self, model: str | Path | None) -> ModelHandle:
-        if model is None and self.service is not None:
-            return self.service.opened
-        return await open_model(model or self._opened.model, self.settings)
+    def sized(self, request: PlanRequest) -> PlanRequest:
+        """The request for the model that serves: what it leaves open is as it was asked for when that was loaded."""
+        return self._opened.otherwise(request).request
+
+    async def _open(self, model: str | Path | None, request: PlanRequest) -> ModelHandle:
+        service = self.service if model is None else None
+        if service is not None and request.form in (None, service.opened.ref.form):
+            return service.opened
+        return await open_model(model or self._opened.model, self.settings, request.form)
 
     # --- loading ------------------------------------------------------------------------------------------------------
 
@@ -241,6 +270,8 @@ class Head:
         self._step(wanted.name, say("step_reading"))
         opened = await wanted.open(self.settings)
         self._opened = wanted
+        for odd in opened.remarks:
+            log.warning("%s", odd)
         self.machines.store.offer(opened.ref, opened.folder)
         tries = LoadRetries(self._membership, self._surveyor, partial(self._step, opened.ref.name))
         await tries.run(partial(self._place, wanted, opened), lambda: self.service is not None)
@@ -248,19 +279,19 @@ class Head:
     async def _place(self, wanted: ModelLoad, opened: ModelHandle) -> None:
         self._step(opened.ref.name, say("step_machines"))
         await self.machines.settle(self._wanted_local)
-        self._step(opened.ref.name, say("step_measuring"))
         watched = self.service is not None and self.service.balance is not None
         looks = len(self._surveyor.placements()) > 1 and (wanted.needs_speeds or watched)
         speeds = Speeds.MEASURE if looks else Speeds.NONE
+        self._step(opened.ref.name, say("step_measuring") if looks else say("step_loading"))
         show = partial(self._step, opened.ref.name)
         decision = await wanted.plan_model(opened, self.settings, self._surveyor, show, speeds)
         plan = plan_of(decision)
         refuse(opened, plan)
         service = await self._put_in_service(opened, plan, speeds)
         service.balance = Balance(decision) if looks else None
+        service.expect(decision) if looks else None
         if not wanted.by_itself:
-            last = LastPlan.of(wanted.request, plan, self._membership.nodes())
-            await asyncio.to_thread(self._kept.keep, last)
+            await asyncio.to_thread(self._kept.keep, LastPlan.of(wanted.request, plan, self._membership.nodes()))
 
     async def _put_in_service(self, opened: ModelHandle, plan: Plan, speeds: Speeds) -> Service:
         """If the same model serves, change its plan: open answers go on."""
@@ -300,6 +331,14 @@ class Head:
             self._surveyor.drained.discard(node.id)
             raise
 
+    async def plan_without(self, node: str) -> PlannedModel | Infeasible:
+        """What draining that node (its id) would make of what serves; nothing is measured, nothing changes.
+
+        Raises NotServing where nothing serves, or no other node is there.
+        """
+        request = self._opened.elsewhere(self.settings.strategy).request
+        return await plan_model(self.ready().opened, request, self.settings, self._surveyor, Speeds.NONE, {node})
+
     def forget(self, name: str) -> None:
         """Plans may use all of a node's memory again, though it ran out. Raises BadPlan where nothing is to forget."""
         self._surveyor.shortages.forget(name)
@@ -313,12 +352,12 @@ class Head:
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[AnswerChunk, None]:
         """The answer in chunks; closing it cancels. Raises NotServing; its first step QueueFull or BadRequest."""
-        service = self._ready()
+        service = self.ready()
         return answer_chat(service.engine, service.opened.text, request)
 
     def complete(self, request: CompletionRequest) -> AsyncGenerator[AnswerChunk, None]:
         """As `chat`, for prompts as they are."""
-        service = self._ready()
+        service = self.ready()
         return answer_prompts(service.engine, service.opened.text, request)
 
     def sampling_defaults(self) -> SamplingDefaults:
@@ -329,10 +368,13 @@ class Head:
         """The engine's counters and times; None while there is none."""
         return self.service.engine.stats() if self.service else None
 
-    def _ready(self) -> Service:
+    def ready(self) -> Service:
+        """The service that answers now. Raises NotServing where there is none."""
         service = self.service
         if service is None or service.serving.state is not ServingState.READY:
-            raise NotServing(self.view().serving.sentence)
+            serving = self.view().serving
+            comes = serving.state in (ServingState.LOADING, ServingState.RECOVERING)
+            raise NotServing(say("try_again", state=serving.sentence) if comes else serving.sentence)
         return service
 
     async def _serve(self, service: Service) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from together.cluster.membership import Membership
 from together.cluster.survey import Speeds, Surveyor
-from together.cluster_types import NodeStatus, Serving, ServingState
+from together.cluster_types import NodeStatus
 from together.errors import NotEnoughMemory, NotServing, StageLost, TogetherError, Unreachable
 from together.head.plan import NEED_SPEEDS, ModelHandle, PlannedModel, open_model, plan_model
 from together.jsonfile import BrokenFile, read_json, write_json
@@ -22,7 +22,7 @@ from together.planning.request import PlanRequest, parse_request
 from together.sentences import NOTHING, Sentence, say
 from together.settings import Settings
 from together.types import Dtype, Fault, LayerRange, ModelRef, Plan
-from together.wording import layers_text
+from together.view import Serving, ServingState
 
 log = logging.getLogger(__name__)
 
@@ -58,17 +58,19 @@ class KeptRequest:
 
     @classmethod
     def of(cls, request: PlanRequest) -> KeptRequest:
-        size = None if request.max_bytes is None else str(request.max_bytes)
+        size = None if request.max_bytes is None else f"{request.max_bytes}B"
         return cls(request.strategy, request.users, request.context, size, request.tolerance)
 
     def request(self, usual: str) -> PlanRequest:
         """`usual` is the strategy where the split was made by hand."""
+        most = self.max_memory
+        size = f"{most}B" if most and most.isdecimal() else most  # older files have bytes without a unit
         return parse_request(
             usual,
             None if self.strategy in BY_HAND else self.strategy,
             users=self.users,
             context=self.context,
-            max_memory=self.max_memory,
+            max_memory=size,
             tolerance=self.tolerance,
         )
 
@@ -87,9 +89,9 @@ class LastPlan:
 
     @property
     def place(self) -> str:
-        """Where to load it from: the same files while they exist, else the hub."""
-        path, on_the_hub = self.model.path, bool(self.model.revision)
-        return self.model.name if on_the_hub and not (Path(path) / CONFIG).is_file() else path
+        """Where to load it from: the same files while they exist, else the hub, or what was made of them."""
+        path, elsewhere = self.model.path, bool(self.model.revision or self.model.form)
+        return self.model.name if elsewhere and not (Path(path) / CONFIG).is_file() else path
 
     @classmethod
     def of(cls, request: PlanRequest, plan: Plan, nodes: Iterable[NodeStatus]) -> LastPlan:
@@ -106,7 +108,7 @@ class LastPlan:
         if any(stage.key not in places for stage in self.stages):
             return None
         split = tuple(Assignment(places[stage.key], stage.layers) for stage in self.stages)
-        same = self.request.request("custom")
+        same = replace(self.request.request("custom"), form=self.model.form or None)
         return replace(same, strategy="custom", assignments=split, context=self.context, users=self.users)
 
     def gone(self, nodes: Iterable[NodeStatus]) -> list[str]:
@@ -141,9 +143,9 @@ class LastPlans:
 
     def offer(self, serving: Serving, nodes: Iterable[NodeStatus]) -> Sentence:
         """What to load again; empty if there is no last plan, if it serves, or while something is being loaded."""
-        served = serving.plan.model.fingerprint if serving.plan else None
+        served = serving.plan.model.key if serving.plan else None
         settled = serving.state in (ServingState.EMPTY, ServingState.READY, ServingState.FAILED)
-        if self.last is None or not settled or served == self.last.model.fingerprint:
+        if self.last is None or not settled or served == self.last.model.key:
             return NOTHING
         return _offer(self.last, tuple(nodes))
 
@@ -152,7 +154,7 @@ def _offer(last: LastPlan, nodes: tuple[NodeStatus, ...]) -> Sentence:
     """Nodes have the names that they have now."""
     names = {node.id: node.name for node in nodes}
     shares = tuple(
-        say("share", node=names.get(stage.node, stage.name), layers=layers_text(stage.layers)) for stage in last.stages
+        say("share", node=names.get(stage.node, stage.name), layers=str(stage.layers)) for stage in last.stages
     )
     if gone := tuple(last.gone(nodes)):
         return say("last_plan_gone", model=last.model.name, shares=shares, gone=gone)
@@ -178,7 +180,8 @@ class ModelLoad:
     @classmethod
     def again(cls, last: LastPlan, usual: str) -> ModelLoad:
         """`usual` is the strategy for other machines, where the split was made by hand."""
-        return cls(last.place, last.request.request(usual), last.dtype, last)
+        request = replace(last.request.request(usual), form=last.model.form or None)
+        return cls(last.place, request, last.dtype, last)
 
     @property
     def name(self) -> str:
@@ -189,8 +192,11 @@ class ModelLoad:
         return self.request.strategy in NEED_SPEEDS
 
     def otherwise(self, request: PlanRequest) -> ModelLoad:
-        """The same model by another request."""
-        return replace(self, request=request, last=None)
+        """The same model by another request; form, context and users that it leaves open stay as they were asked."""
+        before, form = self.request, self.request.form if request.form is None else request.form
+        users = request.users or before.users
+        sized = replace(request, context=request.context or before.context, users=users, form=form)
+        return replace(self, request=sized, last=None)
 
     def elsewhere(self, usual: str) -> ModelLoad:
         """The same model on other nodes; a split by hand names its nodes, so `usual` replaces that strategy."""
@@ -199,7 +205,8 @@ class ModelLoad:
 
     async def open(self, settings: Settings) -> ModelHandle:
         """Raises BadInput or Unreachable with a sentence."""
-        return await open_model(self.model, replace(settings, dtype=settings.dtype or self.dtype))
+        settings = replace(settings, dtype=settings.dtype or self.dtype)
+        return await open_model(self.model, settings, self.request.form)
 
     async def plan_model(
         self,
@@ -223,7 +230,7 @@ class ModelLoad:
 
     def _same(self, opened: ModelHandle, surveyor: Surveyor) -> PlanRequest | None:
         """Layers of another version of the model are other layers."""
-        if self.last is None or self.last.model.fingerprint != opened.ref.fingerprint:
+        if self.last is None or self.last.model.key != opened.ref.key:
             return None
         places = surveyor.placements()
         return self.last.again({(place.node, place.device.backend, place.device.name): place.name for place in places})

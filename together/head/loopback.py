@@ -56,12 +56,14 @@ async def local_engine(
     context: int,
     users: int = 2,
     eos: frozenset[int] = frozenset(),
+    *,
+    exact: bool = False,
 ) -> AsyncIterator[tuple[Engine, LocalRing]]:
     """An engine that serves over a local ring. A stage that fails ends open requests and the block with RingBroken.
 
     Raises LoadFailed.
     """
-    async with local_ring(folder, home, places, dtype, context, users) as ring:
+    async with local_ring(folder, home, places, dtype, context, users, exact=exact) as ring:
         token_bytes = ring.spec.hidden_size * DTYPE_BYTES[dtype]
         engine = Engine(ring.client, eos, vocabulary=ring.spec.vocab_size, token_bytes=token_bytes)
         try:
@@ -85,7 +87,14 @@ async def _serve(engine: Engine) -> None:
 
 @asynccontextmanager
 async def local_ring(
-    folder: Path, home: Path, places: tuple[Place, ...], dtype: Dtype, context: int, users: int = 2
+    folder: Path,
+    home: Path,
+    places: tuple[Place, ...],
+    dtype: Dtype,
+    context: int,
+    users: int = 2,
+    *,
+    exact: bool = False,
 ) -> AsyncIterator[LocalRing]:
     """Start, load and join the stages; memory is granted for `users` times `context` tokens. Raises LoadFailed."""
     spec = await asyncio.to_thread(read_spec, folder)
@@ -97,15 +106,16 @@ async def local_ring(
     ring = secrets.token_hex(8)
     stages = []
     for index, place in enumerate(places):
-        memory = stage_memory(spec, place.layers, dtype, context, users)
+        memory = stage_memory(spec, place.layers, dtype, context, users, place.backend)
         stage = StagePlan("local", place.backend, place.device, place.layers, memory)
-        order = StageOrder(ring, "local", index, spec.ref(folder), stage, dtype)
+        order = StageOrder(ring, "local", index, spec.ref(folder), stage, dtype, exact=exact)
         stages.append(StageProcess(Launch(order, str(folder), str(home), "local", HOST, PORTS), (HOST,), changed.set))
     try:
         await asyncio.gather(*(stage.start() for stage in stages))
         await _until_ready(stages, changed)
         client = await join_ring(
             [stage.status for stage in stages],
+            spec.ref(folder),
             epoch=0,
             own=own,
             inlets=inlets,

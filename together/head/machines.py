@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 
-from together.cluster.identity import Whereabouts, machine_id
+import grpc
+import grpc.aio
+
+from together.cluster.discovery import Tell, log_it
+from together.cluster.identity import Whereabouts, machine_id, node_name
 from together.cluster.membership import Membership
 from together.cluster.node import LocalNodes
 from together.cluster.survey import THIS_MACHINE, Surveyor
 from together.cluster_types import Endpoint, Holding, LinkOrder, Source
-from together.errors import TogetherError
+from together.engine.own import OwnCost
+from together.errors import BadSetting, TogetherError
 from together.ring import rpc
 from together.ring.links import Inlets
 from together.settings import Settings
 from together.types import ModelRef
-from together.weights.find import StoreService, find_units
+from together.weights.room import CacheRoom, LatelyGone, cache_limit
+from together.weights.serve import StoreService
 
 log = logging.getLogger(__name__)
 
@@ -70,21 +76,27 @@ async def wait_for_nodes(membership: Membership, local: LocalNodes, least: int) 
 class Machines:
     """Those of one head. `listen` before anything else, `close` at the end; `where` is set between the two."""
 
-    def __init__(self, settings: Settings, head: str, peers: tuple[Endpoint, ...] = ()) -> None:
-        """`head` is the head's id, `peers` are nodes that need not be found."""
+    def __init__(
+        self, settings: Settings, head: str, peers: tuple[Endpoint, ...] = (), page: int = 0, tell: Tell = log_it
+    ) -> None:
+        """`head` is the head's id, `peers` are nodes that need not be found, `page` is its page's port."""
         self.settings = settings
-        self.membership = Membership(settings, head, peers)
-        self.local = LocalNodes(settings, self.membership.changed.notify)
+        self.membership = Membership(settings, head, peers, page=page, tell=tell)
+        self.local = LocalNodes(settings, head, self.membership.changed.notify, tell)
         self.membership.own = self.local.endpoints
         self.inlets = Inlets()
-        self.surveyor = Surveyor(self.membership, machine_id(settings.home_path))
+        self.surveyor = Surveyor(self.membership, machine_id(settings.home_path), OwnCost())
         self.membership.moved = self.surveyor.moved
         self.where: Whereabouts
-        self.store = StoreService(settings.home_path)
+        home = settings.home_path
+        self.gone = LatelyGone()
+        self.store = StoreService(home, CacheRoom(home, cache_limit(settings), self.gone.note).convert)
         calls = rpc.unary({rpc.ECHO: rpc.echo, rpc.MEET: self.membership.meet})  # nodes time their way by Echo
-        handlers = {rpc.PUSH: self.inlets.handler(), **calls, **self.store.handlers()}
+        no_node: rpc.Handler = grpc.unary_stream_rpc_method_handler(self._refuse_watch)
+        handlers = {rpc.PUSH: self.inlets.handler(), rpc.WATCH: no_node, **calls, **self.store.handlers()}
         self._server = rpc.make_server(handlers)
         self._settled = False
+        self._listening = 0.0  # since when, in event loop time
 
     async def listen(self) -> None:
         """Take calls and answers of nodes. Raises BadSetting for a host without an address, or if no port is free."""
@@ -92,6 +104,7 @@ class Machines:
         first = self.settings.node_port - HEAD_PORTS
         port = rpc.bind(self._server, self.settings.host, range(first, first + HEAD_PORTS))
         await self._server.start()
+        self._listening = asyncio.get_running_loop().time()
         where.bound(port)
         self.where = where
         self.membership.where, self.membership.look = lambda: where.endpoint, where.look
@@ -106,20 +119,33 @@ class Machines:
         self.surveyor.moved(THIS_MACHINE)
         self.membership.reach_again()
 
+    async def _refuse_watch(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> AsyncIterator[bytes]:
+        """Another head was given our address for a node's."""
+        error = BadSetting(
+            "the app on {name} listens there, which is no node; give the address that its node prints",
+            name=node_name(self.settings),
+        )
+        await context.abort(rpc.status_of(error), str(error))
+        yield b""
+
     async def settle(self, least: int) -> None:
-        """Wait for the nodes that are surely coming, `least` at most; the first time also a moment for others."""
+        """Wait for the nodes that are surely coming, `least` at most; the first time also a moment for others.
+
+        That passes while this app's own nodes start.
+        """
+        clock = asyncio.get_running_loop().time
         await wait_for_nodes(self.membership, self.local, least)
         if not self._settled:
             self._settled = True
-            await asyncio.sleep(SETTLE)
+            await asyncio.sleep(SETTLE - (clock() - self._listening if least else 0.0))
 
     async def sources(self, model: ModelRef) -> tuple[Source, ...]:
         """Who has which units of the model: this machine, and every node that says so."""
         nodes = self.membership.living()
-        own = await asyncio.to_thread(find_units, model, self.settings.home_path)
+        own = await asyncio.to_thread(self.store.holds, model)
         calls = [self.membership.call(node.id, rpc.FIND, model) for node in nodes]
         answers = await asyncio.gather(*calls, return_exceptions=True)
-        found = [Source(self.where.endpoint, tuple(sorted(own.units)))] if own.units else []
+        found = [Source(self.where.endpoint, own.units)] if own.units else []
         for node, answer in zip(nodes, answers, strict=True):
             if isinstance(answer, Holding) and answer.units:
                 found.append(Source(node.endpoint, answer.units))

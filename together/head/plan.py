@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backends.on_mlx.config import refuse_dtype, refuse_ignored
-from together.cluster.survey import Speeds, Survey, Surveyor, best_of_each
-from together.cluster_types import Placement
-from together.errors import BadPlan, BrokenModel
+from together.cluster.survey import Placement, Speeds, Survey, Surveyor, best_of_each
+from together.errors import BadPlan, BadSetting, BrokenModel, UnsupportedModel
 from together.models.config import TOY
 from together.models.folder import require_whole
+from together.models.form import PUBLISHED, form_title
 from together.models.generation import SamplingDefaults, read_sampling_defaults, sampling_mode
 from together.models.manifest import SMALL_FILES, describe
-from together.models.spec import ModelSpec, read_config, read_runnable
+from together.models.remarks import remark, remarks
+from together.models.spec import ModelSpec, read_config, read_runnable, read_spec
 from together.planning.explain import Infeasible
 from together.planning.memory import stage_memory
 from together.planning.problem import Problem, Sizing
@@ -30,7 +31,8 @@ from together.text.tokenizer import TextModel
 from together.types import Dtype, LayerRange, ModelRef, Plan, StagePlan, missing_ranges
 from together.weights.find import BUNDLED, resolve_model
 from together.weights.hub import describe_hub
-from together.weights.store import Store, local_name
+from together.weights.hub_orders import check_hub_orders
+from together.weights.store import Store, begin_form, local_name
 
 LESS_CONTEXT = (4096, 2048)  # tried where nobody asked for a context and the usual one does not fit
 
@@ -46,27 +48,64 @@ class ModelHandle:
     config: bytes  # the effective configuration, as JSON
     dtype: Dtype
     defaults: SamplingDefaults
+    remarks: tuple[str, ...] = ()  # what is odd about its files
+    exact: bool = False  # as in Settings
 
 
-async def open_model(model: str | Path, settings: Settings) -> ModelHandle:
-    """Resolve a folder, a known name or a hub id, and read it. Raises BadInput or Unreachable with a sentence."""
+async def open_model(model: str | Path, settings: Settings, form: str | None = None) -> ModelHandle:
+    """Resolve a folder, a known name or a hub id, and read it: as it lies, or as it will be once it is in `form`.
+
+    Raises BadInput or Unreachable with a sentence.
+    """
     try:
-        return await asyncio.to_thread(_open, model, settings)
+        return await asyncio.to_thread(_open, model, settings, form)
     finally:
         await asyncio.to_thread(trim_memory)  # a large model's headers and words took hundreds of megabytes
 
 
-def _open(model: str | Path, settings: Settings) -> ModelHandle:
+def _open(model: str | Path, settings: Settings, form: str | None) -> ModelHandle:
+    with remarks() as odd:
+        opened = _read(model, settings, form)
+    return replace(opened, remarks=tuple(odd))
+
+
+def _read(model: str | Path, settings: Settings, form: str | None) -> ModelHandle:
     found = resolve_model(str(model), settings.home_path)
-    folder = found if isinstance(found, Path) else _from_hub(found, settings)
-    require_whole(folder, SMALL_FILES)
-    name = local_name(folder, settings.home_path)
+    plain = found if isinstance(found, Path) else _from_hub(found, settings)
+    require_whole(plain, SMALL_FILES)
+    name = local_name(plain, settings.home_path)
+    folder = in_form(plain, name, form, Store(settings.home_path)) if form else plain
     spec, manifest, text = read_runnable(folder, name), describe(folder, name), TextModel.open(folder)
     _check_words(manifest.name, spec, text)
-    ref = ModelRef(manifest.name, str(folder.resolve()), spec.fingerprint, spec.layers, manifest.revision)
+    if manifest.form != (form or PUBLISHED):
+        if form == PUBLISHED:
+            message = "{model} is here in {form} only; load it without --quantize no, or bring its published files back"
+            raise BadSetting(message, model=manifest.name, form=form_title(manifest.form))
+        remark("%s is here in %s only", manifest.name, form_title(manifest.form))
+    ref = manifest.ref(str(plain.resolve()))
     config = json.dumps(read_config(folder), sort_keys=True).encode()
     defaults = read_sampling_defaults(folder, sampling_mode(settings.sampling))
-    return ModelHandle(folder, spec, text, ref, config, _dtype(settings, folder, spec), defaults)
+    return ModelHandle(folder, spec, text, ref, config, _dtype(settings, plain, spec), defaults, exact=settings.exact)
+
+
+def in_form(folder: Path, name: str, form: str, store: Store) -> Path:
+    """The cache's folder for a form of the model in `folder`, begun where it is new: nothing is converted yet.
+
+    Raises UnsupportedModel for a model that is quantized already, or that has nothing to quantize.
+    """
+    manifest = describe(folder, name)
+    if manifest.form == form:
+        return folder
+    spec = read_runnable(folder, name)
+    if spec.packings or spec.scaled:
+        how = "; ".join([*map(str, spec.packings), *(["fp8"] if spec.scaled else [])])
+        message = "{model} is quantized already ({how}); load it without --quantize, or name its published version"
+        raise UnsupportedModel(message, model=manifest.name, how=how)
+    made = None if spec.family == TOY else begin_form(folder, manifest, form, store)
+    if made is None or not read_spec(made).packings:
+        message = "{model} has no matrix that fits {form}; load it as published, or choose another quantization"
+        raise UnsupportedModel(message, model=manifest.name, form=form_title(form))
+    return made
 
 
 def refuse(opened: ModelHandle, plan: Plan) -> None:
@@ -93,7 +132,10 @@ def _check_words(name: str, spec: ModelSpec, text: TextModel) -> None:
 def _from_hub(hub_id: str, settings: Settings) -> Path:
     """Its config, words and headers, without weights: those are for the nodes to fetch, each its own layers."""
     store = Store(settings.home_path)
-    return store.folder(describe_hub(hub_id, store).fingerprint)
+    manifest = describe_hub(hub_id, store)
+    folder = store.folder(manifest.fingerprint)
+    check_hub_orders(manifest, folder)
+    return folder
 
 
 def _dtype(settings: Settings, folder: Path, spec: ModelSpec) -> Dtype:
@@ -109,13 +151,13 @@ def sizings(opened: ModelHandle, request: PlanRequest, settings: Settings) -> It
         wrong = "{model} has a context of {most} tokens, not {context}; choose at most {most}"
         raise BadPlan(wrong, model=opened.ref.name, most=most, context=request.context)
     context, users = request.context or min(settings.context, most), request.users or settings.users
-    yield Sizing(context, users, opened.dtype)
+    yield Sizing(context, users, opened.dtype, opened.exact)
     if request.users is None and users > 1:
-        yield Sizing(context, 1, opened.dtype)
+        yield Sizing(context, 1, opened.dtype, opened.exact)
     if request.context is None:
         for less in LESS_CONTEXT:
             if less < context:
-                yield Sizing(less, 1 if request.users is None else users, opened.dtype)
+                yield Sizing(less, 1 if request.users is None else users, opened.dtype, opened.exact)
 
 
 NEED_SPEEDS = ("recommend", "compute", "mixed")  # strategies that look at measured times
@@ -137,11 +179,15 @@ async def plan_model(
     settings: Settings,
     surveyor: Surveyor,
     speeds: Speeds,
+    without: Collection[str] = (),
 ) -> PlannedModel | Infeasible:
-    """A plan for the first sizing that fits. Raises BadInput for a wrong request, NotServing without a node."""
+    """A plan for the first sizing that fits, on all nodes but those whose ids are in `without`.
+
+    Raises BadInput for a wrong request, NotServing without a node.
+    """
 
     async def plan_at(sizing: Sizing) -> PlannedModel | Infeasible:
-        placements = surveyor.reclaimed(surveyor.placements())
+        placements = surveyor.reclaimed(surveyor.placements(without))
         if not request.names_nodes and request.strategy not in NEED_SPEEDS:
             placements = best_of_each(placements)
         survey = await surveyor.survey(opened.spec, opened.config, sizing, speeds, placements)
@@ -180,7 +226,7 @@ def plan_of(decision: PlannedModel) -> Plan:
     spec, sizing, placements = decision.opened.spec, decision.sizing, decision.survey.placements
     shares = decision.answer.split.shares
     stages = tuple(_stage(spec, placements[share.node], share.layers, sizing) for share in shares)
-    return Plan(decision.opened.ref, stages, sizing.context, sizing.users, sizing.dtype)
+    return Plan(decision.opened.ref, stages, sizing.context, sizing.users, sizing.dtype, decision.opened.exact)
 
 
 async def repair(
@@ -190,14 +236,14 @@ async def repair(
 
     A node may get a further stage: what lives is not loaded again.
     """
-    sizing = Sizing(plan.context, plan.users, plan.dtype)
+    sizing = Sizing(plan.context, plan.users, plan.dtype, plan.exact)
     placements = surveyor.placements()
     if speeds is Speeds.NONE:
         placements = best_of_each(placements)
     survey = await surveyor.survey(opened.spec, opened.config, sizing, speeds, placements)
     problem, stages = survey.problem, list(kept)
     for gap in missing_ranges(plan.model.layers, [stage.layers for stage in kept]):
-        split = recommend(_part(problem, gap))
+        split = recommend(problem.part(gap))
         if split is None:
             return None
         for share in split.shares:
@@ -205,21 +251,6 @@ async def repair(
             stages.append(_stage(opened.spec, survey.placements[share.node], layers, sizing))
             problem = _less(problem, share.node, stages[-1].memory_bytes)
     return replace(plan, stages=tuple(sorted(stages, key=lambda stage: stage.layers)))
-
-
-def _part(problem: Problem, layers: LayerRange) -> Problem:
-    """A range of the model as a model of its own; only its end has an LM head."""
-    model = problem.model
-    first, last = layers.start == 0, layers.stop == model.layers
-    nodes = problem.nodes if last else tuple(replace(node, ms_per_head=0.0) for node in problem.nodes)
-    part = replace(
-        model,
-        layer_bytes=model.layer_bytes[layers.start : layers.stop],
-        embed_bytes=model.embed_bytes if first else 0,
-        head_bytes=model.head_bytes if last else 0,
-        tied_bytes=model.tied_bytes if first and last else 0,
-    )
-    return replace(problem, model=part, nodes=nodes)
 
 
 def _less(problem: Problem, name: str, size: int) -> Problem:
@@ -230,7 +261,7 @@ def _less(problem: Problem, name: str, size: int) -> Problem:
 
 
 def _stage(spec: ModelSpec, place: Placement, layers: LayerRange, sizing: Sizing) -> StagePlan:
-    memory = stage_memory(spec, layers, sizing.dtype, sizing.context, sizing.users)
+    memory = stage_memory(spec, layers, sizing.dtype, sizing.context, sizing.users, place.device.backend)
     return StagePlan(place.node, place.device.backend, place.device.name, layers, memory)
 
 

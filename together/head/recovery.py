@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from together.cluster.membership import Membership
 from together.cluster.survey import THIS_MACHINE, Speeds, Surveyor
-from together.cluster_types import ServingState, StageState
+from together.cluster_types import StageState
 from together.errors import NotServing, RingBroken, StageLost, TogetherError
 from together.head.machines import cut_pairs
 from together.head.plan import plan_model, plan_of, repair
@@ -20,6 +20,7 @@ from together.planning.request import PlanRequest
 from together.ring.client import RingClient
 from together.sentences import NOTHING, say
 from together.types import Fault, Plan, StagePlan
+from together.view import ServingState
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Recovery:
     service: Service
     _unjoined: StagePlan | None = None  # answered and could not be joined
     _failures: int = 0  # in a row, without a new token
-    _tokens: int = 0  # generated before the last failure
+    _tokens: int = 0  # generated or scored before the last failure
 
     @property
     def _membership(self) -> Membership:
@@ -59,7 +60,7 @@ class Recovery:
                     await service.switch(service.change)
             except RingBroken as error:
                 if not service.closed:
-                    log.warning("%s", error)
+                    log.info("%s", error)  # the view says it
                     await self._mend(error)
 
     async def _serve(self, ring: RingClient) -> None:
@@ -85,7 +86,7 @@ class Recovery:
     async def _broken_link(self) -> RingBroken | None:
         link = self.service.loader.broken_link()
         if link is not None:
-            await asyncio.sleep(CAUSE_WITHIN)  # the next stage's end may be the cause, which its node reports soon
+            await self._news(CAUSE_WITHIN)  # the next stage's end may be the cause, which its node reports soon
             return self.service.loader.trouble() or link
         return None
 
@@ -139,7 +140,8 @@ class Recovery:
 
     def _is_hopeless(self) -> bool:
         """The ring has broken MEND_TRIES times in a row without a new token in between."""
-        tokens = self.service.engine.stats().generated_tokens
+        stats = self.service.engine.stats()
+        tokens = stats.generated_tokens + stats.scored_tokens
         self._failures = self._failures + 1 if tokens == self._tokens else 1
         self._tokens = tokens
         return self._failures >= MEND_TRIES
@@ -149,13 +151,14 @@ class Recovery:
         loader = self.service.loader
         await self.service.ring.close()
         await self.service.machines.where.look()  # what looks like a cut may be this machine's own move
-        _, frozen = await asyncio.gather(self._news(), loader.frozen())
+        _, frozen = await asyncio.gather(self._news(CAUSE_WITHIN / 2), loader.frozen())
         await loader.give_up({*self._out_of_memory(error), *frozen})
 
-    async def _news(self) -> None:
+    async def _news(self, within: float) -> None:
+        """Return once a node reports what it lost, or after so many seconds."""
         changed = self._membership.changed
         with suppress(TimeoutError):
-            async with asyncio.timeout(CAUSE_WITHIN / 2):
+            async with asyncio.timeout(within):
                 while self.service.loader.trouble() is None:
                     await changed.wait(changed.version, timeout=LOOK_EVERY)
 

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
 
+import psutil
+
 from together.cluster.loading import Placed, RingLoader
 from together.cluster.survey import Speeds
-from together.cluster_types import Serving, ServingState
 from together.engine.engine import Engine
 from together.errors import NotServing, RingBroken, TogetherError
 from together.head.machines import Machines
+from together.head.pace import PlannedPace, estimate_of, pace_of, surroundings_of
 from together.head.plan import ModelHandle, PlannedModel, plan_of
-from together.planning.problem import NodeProfile, Problem, Split
+from together.models.form import form_title
+from together.planning.problem import Problem, Split
 from together.planning.recommend import recommend
 from together.planning.score import score_of
+from together.requests import AnswerChunk, CompletionRequest, ScoreRequest, TextScore
 from together.ring.client import RingClient
 from together.sentences import NOTHING, Sentence, say
+from together.text.scoring import score_prompts, score_text
 from together.types import DTYPE_BYTES, Plan
+from together.view import Serving, ServingState, TokenPace
 
 LOOK_EVERY = 0.5  # seconds
 NODE_PATIENCE = 120.0  # seconds that a first load waits for a node which went silent
@@ -37,7 +44,7 @@ def drift_of(problem: Problem, split: Split, measured_ms: Sequence[float]) -> tu
 
     `measured_ms` are in ring order. Also empty where they are of another plan, or nothing was planned.
     """
-    planned = [stage.ms for stage in score_of(problem, split).stages]
+    planned = [stage.computing_ms for stage in score_of(problem, split).stages]
     if len(measured_ms) != len(planned) or min((*planned, *measured_ms), default=0) <= 0:
         return ()
     ratios = [measured / expected for measured, expected in zip(measured_ms, planned, strict=True)]
@@ -71,11 +78,7 @@ def advise(problem: Problem, split: Split, measured_ms: Sequence[float]) -> Advi
 
 
 def _slowed(problem: Problem, factors: dict[str, float]) -> Problem:
-    def slowed(node: NodeProfile, factor: float) -> NodeProfile:
-        layer, stage, head = node.ms_per_layer, node.ms_per_stage, node.ms_per_head
-        return replace(node, ms_per_layer=layer * factor, ms_per_stage=stage * factor, ms_per_head=head * factor)
-
-    return replace(problem, nodes=tuple(slowed(node, factors.get(node.name, 1.0)) for node in problem.nodes))
+    return replace(problem, nodes=tuple(node.slowed(factors.get(node.name, 1.0)) for node in problem.nodes))
 
 
 @dataclass(slots=True)
@@ -121,6 +124,10 @@ class Service:
     engine: Engine = field(init=False)
     change: Change | None = None
     balance: Balance | None = None  # of a plan that looked at speeds
+    estimate: PlannedPace | None = None  # of this plan, or of an earlier one
+    pace: TokenPace | None = None  # of this plan; None: until the first answers
+    _alone: int = 0  # decode steps that `pace` has seen
+    _process: psutil.Process = field(default_factory=psutil.Process)
     task: asyncio.Task[None] | None = None  # that runs it
 
     async def start(self, plan: Plan) -> None:
@@ -128,7 +135,8 @@ class Service:
         machines, spec, name = self.machines, self.opened.spec, self.opened.ref.name
         settings = machines.settings
         self.loader = RingLoader(machines.membership, machines.inlets, settings.load_timeout)
-        self.show(ServingState.LOADING, model=name, plan=plan, ring=self.loader.ring, step=say("step_loading"))
+        form, step = form_title(plan.model.form) if plan.model.form else "", say("step_loading")
+        self.show(ServingState.LOADING, model=name, form=form, plan=plan, ring=self.loader.ring, step=step)
         try:
             await self.join(await self._prepare(plan, patience=NODE_PATIENCE))
         except BaseException:
@@ -138,7 +146,7 @@ class Service:
         eos = self.opened.text.eos
         self.engine = Engine(self.ring, eos, settings.max_waiting, settings.step_timeout, spec.vocab_size, token_bytes)
         self.opened.text.template.warm()
-        self.show(ServingState.READY, step=NOTHING, progress=1.0)
+        self.show(ServingState.READY, step=NOTHING, progress=1.0, since=time.time())
 
     async def close(self) -> None:
         """End all requests and all stages."""
@@ -148,6 +156,14 @@ class Service:
         self.opened.text.template.close()
         await self.ring.close()
         await self.loader.unload()
+
+    async def score(self, request: ScoreRequest) -> TextScore:
+        """How likely the model finds a text. Raises as `score_text` does."""
+        return await score_text(self.engine, self.opened.text, request)
+
+    def score_prompts(self, request: CompletionRequest) -> AsyncGenerator[AnswerChunk, None]:
+        """The prompts of a request with their tokens' log-probabilities. Raises as `score_prompts` of text/ does."""
+        return score_prompts(self.engine, self.opened.text, request)
 
     def show(self, state: ServingState, **values: object) -> None:
         """Change `serving` and notify those who watch the view."""
@@ -165,6 +181,28 @@ class Service:
         balance.look(engine)
         return not engine.running and not engine.waiting
 
+    def expect(self, decision: PlannedModel) -> None:
+        """What was measured for any plan of this model says what the plan that serves should do."""
+        plan, ref = self.serving.plan, decision.opened.ref
+        if plan and (plan.model.key, plan.dtype) == (ref.key, decision.sizing.dtype):
+            self.estimate = estimate_of(plan, decision.survey) or self.estimate
+
+    def look_at_pace(self) -> None:
+        """Compare what a token takes with the estimate, once STEPS more were made for one person alone."""
+        own = self._process.cpu_percent() / 100 / (psutil.cpu_count() or 1)  # since the last call
+        plan, times = self.serving.plan, self.engine.times.alone
+        if plan is None or self.serving.state is not ServingState.READY:
+            return
+        if times.count < self._alone:
+            self._alone = 0  # another ring began
+        if times.count - self._alone < STEPS:
+            return
+        self._alone = times.count
+        score = self.estimate.score if self.estimate is not None and self.estimate.plan == plan else None
+        machine, nodes = self.machines.surveyor.machine, self.machines.membership.nodes()
+        self.pace = pace_of(times, score, surroundings_of(nodes, plan, machine, own), machine)
+        self.machines.membership.changed.notify()
+
     # --- placing ------------------------------------------------------------------------------------------------------
 
     async def place(self, plan: Plan) -> Placed:
@@ -175,7 +213,7 @@ class Service:
 
     async def join(self, placed: Placed, within: float = JOIN_WITHIN) -> None:
         """Join stages to the ring's next epoch and end the others. Raises StageLost."""
-        self.loader.placed = placed
+        self.loader.placed, self.pace = placed, None
         self.ring = await self.loader.connect(self.opened.spec.hidden_size, within)
         await self.loader.prune()
 
@@ -215,7 +253,7 @@ class Service:
         Waits for a ring that is being mended: its open answers wait too, and would end with it.
         """
         mine, changed = self.loader.plan, self.machines.membership.changed
-        if (mine.model.fingerprint, mine.dtype) != (plan.model.fingerprint, plan.dtype):
+        if (mine.model.key, mine.dtype) != (plan.model.key, plan.dtype):
             return False
         while self.serving.state is ServingState.RECOVERING and not self.closed:
             await changed.wait(changed.version, timeout=LOOK_EVERY)

@@ -1,0 +1,69 @@
+"""A node that its app stops: what that means for what serves, and how its layers move first, while answers go on."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from together.cluster_types import NodeStatus
+from together.errors import BadPlan, NotServing, TogetherError
+from together.head.head import Head
+from together.head.plan import PlannedModel
+from together.planning.explain import Infeasible
+from together.sentences import Sentence, say
+from together.types import LayerRange
+from together.wording import MOST, cut
+
+
+def _overlap(one: LayerRange, other: LayerRange) -> bool:
+    return one.start < other.stop and other.start < one.stop
+
+
+def own_node(head: Head, name: str) -> NodeStatus:
+    """The node of that name or id, which `head` started. Raises BadPlan where there is none."""
+    own = [node for node in head.machines.membership.living() if node.owner == head.id]
+    found = next((node for node in own if name in (node.id, node.name)), None)
+    if found is None:
+        names = tuple(node.name for node in own) or "none"
+        message = "this app started no node {name}; those that it started: {names}"
+        raise BadPlan(message, name=cut(name, MOST), names=names)
+    return found
+
+
+async def if_stopped(head: Head, name: str) -> Sentence:
+    """What stopping that node would mean. Raises BadPlan for a node that `head` did not start."""
+    node = own_node(head, name)
+    stages = [stage for stage in node.stages if stage.head == head.id]
+    if not stages:
+        return say("stop_idle", node=node.name)
+    model, layers = stages[0].model, tuple(str(stage.layers) for stage in stages)
+    if head.service is None:
+        return say("stop_loading", node=node.name, model=model, layers=layers)
+    outcome = await _plan_without(head, node.id)
+    if not isinstance(outcome, PlannedModel):
+        return say("stop_ends", node=node.name, model=model, layers=layers)
+    shares = outcome.answer.split.shares
+    to = tuple(share.node for share in shares if any(_overlap(share.layers, stage.layers) for stage in stages))
+    return say("stop_moves", node=node.name, model=model, layers=layers, nodes=to)
+
+
+async def _plan_without(head: Head, node: str) -> PlannedModel | Infeasible | None:
+    """None where no other node is there."""
+    try:
+        return await head.plan_without(node)
+    except NotServing:
+        return None
+
+
+async def stop_node(head: Head, name: str) -> None:
+    """End a node that `head` started; where others have room for its layers, these move first.
+
+    Raises BadPlan for a node that `head` did not start.
+    """
+    node = own_node(head, name)
+    try:
+        if head.service is not None:
+            with suppress(TogetherError):  # no room: the person who stops it was told
+                await head.drain(node.id)
+        await head.local.stop_one(node.endpoint)
+    finally:
+        head.machines.surveyor.drained.discard(node.id)  # the next one that starts here gets its id
