@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from typing import Protocol, TypeAlias
 
 from together.api.responses import (
@@ -213,18 +214,18 @@ def usage_count(usage: Usage) -> UsageCount:
 def text_logprobs(tokens: Sequence[TokenLogprob]) -> TextLogprobs:
     """OpenAI's older shape: parallel lists."""
     return {
-        "tokens": [_word(token.drawn.data) for token in tokens],
-        "token_logprobs": [_finite(token.drawn.logprob) for token in tokens],
-        "top_logprobs": [{_word(each.data): _finite(each.logprob) for each in token.top} for token in tokens],
+        "tokens": [word(token.drawn.data) for token in tokens],
+        "token_logprobs": [_known(token.drawn.logprob) for token in tokens],
+        "top_logprobs": [{word(each.data): finite(each.logprob) for each in token.top} for token in tokens],
         "text_offset": [token.offset for token in tokens],
     }
 
 
 def _top(scored: Scored) -> TopLogprob:
-    return {"token": _word(scored.data), "logprob": _finite(scored.logprob), "bytes": list(scored.data)}
+    return {"token": word(scored.data), "logprob": finite(scored.logprob), "bytes": list(scored.data)}
 
 
-def _word(data: bytes) -> str:
+def word(data: bytes) -> str:
     """A token as text; a part of a character as its bytes, in OpenAI's notation."""
     try:
         return data.decode()
@@ -232,5 +233,10 @@ def _word(data: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def _finite(logprob: float) -> float:
+def _known(logprob: float) -> float | None:
+    return None if isnan(logprob) else finite(logprob)
+
+
+def finite(logprob: float) -> float:
+    """As JSON can hold it."""
     return max(logprob, LEAST_LOGPROB)

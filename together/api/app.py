@@ -37,6 +37,7 @@ from together.api.responses import (
 )
 from together.api.stream import (
     COUNTED,
+    GONE,
     Chunks,
     ClientGone,
     EventStream,
@@ -47,11 +48,11 @@ from together.api.stream import (
     while_connected,
     whole,
 )
-from together.cluster_types import ClusterView, ServingState
 from together.errors import TogetherError
 from together.head.head import Head
 from together.sentences import Sentence
 from together.types import Sampling
+from together.view import ClusterView, ServingState
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -119,14 +120,14 @@ def status_routes(head: Head, metrics: Metrics) -> APIRouter:
 def view_json(view: ClusterView) -> dict[str, object]:
     """The view as plain JSON, field for field, with the text of its sentences, and why it serves nothing."""
     serving = view.serving
-    sentence = str(serving.sentence)
-    shown = {**_plain_fields(serving), "sentence": sentence}
-    reason = "" if serving.state is ServingState.READY else sentence
-    return {**_plain_fields(view), "serving": shown, "reason": reason}
+    reason = "" if serving.state is ServingState.READY else str(serving.sentence)
+    return {**_plain_fields(view), "reason": reason}
 
 
 def _plain_fields(value: Any) -> dict[str, object]:
-    return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    """And what it is in words, where it has a sentence of its own."""
+    found = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return {**found, "sentence": str(value.sentence)} if hasattr(value, "sentence") else found
 
 
 def _plain(value: Any) -> object:
@@ -161,8 +162,6 @@ def _refuse_the_rest(mounted: Iterable[tuple[str, APIRouter, bool]]) -> APIRoute
         rest.add_route(prefix + "/{rest:path}", not_found, methods=list(METHODS))
     return rest
 
-
-GONE = 499  # nobody reads it; the log of a proxy may
 
 _WORDS: dict[int | str, str] = {
     400: "A field is wrong or cannot be honoured: `param` names it. Or the prompt is longer than the context.",
@@ -222,7 +221,8 @@ class _Api:
         """Go on with prompts as they are."""
         self._check_model(asked)
         wanted = asked.to_completion(self._defaults)
-        chunks = self._head.complete(wanted)
+        scored = wanted.max_tokens == 0
+        chunks = self._head.ready().score_prompts(wanted) if scored else self._head.complete(wanted)
         formatter = CompletionFormatter(self._served, logprobs=asked.logprobs is not None)
         return await self._answer(request, asked, formatter, chunks, asked.choices * len(wanted.prompts))
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import Annotated, Literal
+from dataclasses import asdict
+from math import isfinite
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from together.api.answers import finite, word
 from together.api.guard import FROM_JSON, BodyRoute, RouteHandler, is_local
 from together.api.responses import Forbidden
+from together.api.stream import GONE, ClientGone, while_connected
 from together.head.head import Head
+from together.head.leaving import if_stopped, stop_node
 from together.planning.cluster_file import problem_json
 from together.planning.explain import Infeasible
 from together.planning.report import answer_json, answer_text, missing_json
-from together.planning.request import PlanRequest, parse_request
+from together.planning.request import PlanRequest, parse_dtype, parse_request
+from together.requests import ScoreRequest, TextScore
 
 
 class _Order(BaseModel):
@@ -23,7 +30,7 @@ class _Order(BaseModel):
 
 
 class PlanOrder(_Order):
-    """A model (none: the one that serves) and how it is to be split; the words of `together plan`."""
+    """A model (none: the one that serves) and how it is to be split; the words of `launch.py plan`."""
 
     model: str | None = None
     strategy: str | None = None
@@ -33,6 +40,8 @@ class PlanOrder(_Order):
     layers: str | None = None
     max_memory_per_partition: str | None = None
     tolerance: float | None = Field(None, ge=0)
+    quantize: str | None = None
+    quantize_head: str | None = None
 
     def request(self, usual: str) -> PlanRequest:
         """`usual` is the strategy where neither one nor layers are given. Raises BadSetting or BadPlan."""
@@ -45,7 +54,17 @@ class PlanOrder(_Order):
             layers=self.layers,
             max_memory=self.max_memory_per_partition,
             tolerance=self.tolerance,
+            quantize=self.quantize,
+            quantize_head=self.quantize_head,
         )
+
+
+class MeasureShape(_Order):
+    """The config.json of the model at whose shape the machines are to be measured, the dtype, and bytes of a hop."""
+
+    config: dict[str, Any]
+    dtype: str = "bf16"
+    size: int = Field(ge=0, le=2**24)
 
 
 class DrainOrder(_Order):
@@ -58,7 +77,18 @@ class ForgetOrder(_Order):
 
 
 class NodesOrder(_Order):
-    action: Literal["start", "stop"]
+    """`node` is the name or id of one that this app started; `stop` without it takes the newest."""
+
+    action: Literal["start", "stop", "foresee"]
+    node: str | None = None
+
+
+class ScoreOrder(_Order):
+    """A text to score, and how it is cut where it is long, in tokens; `text` as a whole where both are left out."""
+
+    text: str
+    window: int | None = None
+    stride: int | None = None
 
 
 class _LocalRoute(BodyRoute):
@@ -76,7 +106,7 @@ class _LocalRoute(BodyRoute):
 
 
 def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
-    """`/control/load`, `last`, `unload`, `plan`, `cluster`, `balance`, `drain`, `forget`, `nodes` and `shutdown`."""
+    """All of `/control/…`: `load`, `last`, `unload`, `plan`, `cluster`, `machines`, `balance`, `drain`, and so on."""
     router = APIRouter(prefix="/control", route_class=_LocalRoute)
 
     @router.post("/load")
@@ -95,7 +125,7 @@ def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
 
     @router.post("/plan")
     async def plan(order: Annotated[PlanOrder, FROM_JSON]) -> Response:
-        """As `together plan --json`: the plan, or `error`, `missing_layers` and so on; `text` is both for a person."""
+        """As `launch.py plan --json`: the plan, or `error`, `missing_layers` and so on; `text` is both for a person."""
         outcome = await head.plan(order.model, order.request("recommend"))
         if isinstance(outcome, Infeasible):
             return JSONResponse({**missing_json(outcome), "text": str(outcome.sentence)})
@@ -103,8 +133,30 @@ def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
 
     @router.post("/cluster")
     async def cluster(order: Annotated[PlanOrder, FROM_JSON]) -> Response:
-        """The living cluster in the format of `together plan --cluster`."""
+        """The living cluster in the format of `launch.py plan --cluster`."""
         return JSONResponse(problem_json(await head.problem(order.model, order.request("recommend"))))
+
+    @router.post("/machines")
+    async def machines(shape: Annotated[MeasureShape, FROM_JSON]) -> Response:
+        """The living nodes' devices and links, measured: `here` are this machine's, a node's best comes first."""
+        config = json.dumps(shape.config).encode()
+        found, links = await head.measured(config, parse_dtype(shape.dtype), shape.size)
+        own = head.machines.surveyor.machine
+        measured = [
+            {"name": place.name, "here": place.machine == own, "device": place.device.key}
+            | {"free_bytes": place.device.free_bytes, "profile": asdict(profile)}
+            for place, profile in found.items()
+        ]
+        return JSONResponse({"machines": measured, "links": [asdict(link) for link in links]})
+
+    @router.post("/score")
+    async def score(request: Request, order: Annotated[ScoreOrder, FROM_JSON]) -> Response:
+        """Each token of a text with its log-probability, by the model that serves; null for a first one without."""
+        work = head.ready().score(ScoreRequest(order.text, order.window, order.stride))
+        try:
+            return JSONResponse(score_json(await while_connected(request, work)))
+        except ClientGone:
+            return Response(status_code=GONE)
 
     @router.post("/balance")
     async def balance() -> Response:
@@ -130,7 +182,15 @@ def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
 
     @router.post("/nodes")
     async def nodes(order: Annotated[NodesOrder, FROM_JSON]) -> Response:
-        await (head.local.start_one() if order.action == "start" else head.local.stop_one())
+        """Start one more, or stop one; `foresee` has as `text` what stopping `node` would mean."""
+        if order.action == "foresee":
+            return JSONResponse({"text": str(await if_stopped(head, order.node or ""))})
+        if order.action == "start":
+            await head.local.start_one()
+        elif order.node is None:
+            await head.local.stop_one()
+        else:
+            await stop_node(head, order.node)
         return _done()
 
     @router.post("/shutdown")
@@ -139,6 +199,20 @@ def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
         return _done(202)
 
     return router
+
+
+def score_json(score: TextScore) -> dict[str, Any]:
+    """Infinite figures are null."""
+    first = [{"text": word(score.first), "logprob": None}] if score.first else []
+    figures = {"mean_logprob": score.mean_logprob, "perplexity": score.perplexity}
+    return {
+        "tokens": [*first, *({"text": word(token.data), "logprob": finite(token.logprob)} for token in score.tokens)],
+        "scored": len(score.tokens),
+        **{name: value if isfinite(value) else None for name, value in figures.items()},
+        "window": score.window,
+        "stride": score.stride,
+        "windows": score.windows,
+    }
 
 
 def _done(status: int = 200) -> Response:

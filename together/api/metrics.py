@@ -11,10 +11,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from together.cluster_types import NodeState, NodeStatus, Serving, ServingState
+from together.cluster_types import NodeState, NodeStatus
 from together.engine.stats import EngineStats
 from together.head.head import Head
 from together.types import Plan
+from together.view import Serving, ServingState
 
 _FIRST = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
 _EACH = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)

@@ -127,7 +127,7 @@ class AnswerFields(Strict):
         """Raises BadRequest for a field that cannot be honoured: of this class, or one that is `asked`."""
         if self.stream_options is not None and not self.stream:
             raise BadRequest("stream_options needs stream: true", param="stream_options")
-        more = {"suffix": bool(self.suffix), "echo": bool(self.echo), "best_of": (self.best_of or 0) > self.choices}
+        more = {"suffix": bool(self.suffix), "best_of": (self.best_of or 0) > self.choices}
         for name, is_asked in (asked | more).items():
             if is_asked:
                 text = "{field} is not supported by this version of together; leave it out"
@@ -288,6 +288,7 @@ class ChatCompletionRequest(AnswerFields):
             raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
         plain = ("audio", "moderation", "prediction", "functions", "function_call", "web_search_options")
         self.refuse(
+            echo=bool(self.echo),
             modalities=self.modalities not in (None, [], ["text"]),
             **{name: getattr(self, name) is not None for name in plain},
         )
@@ -296,15 +297,20 @@ class ChatCompletionRequest(AnswerFields):
 class TextCompletionRequest(AnswerFields):
     """`POST /v1/completions`.
 
+    With `echo`, and 0 for max_tokens and logprobs, the prompt comes back with the log-probabilities of its tokens.
     Accepted without effect: user, store, metadata, service_tier. Names that are not listed are ignored.
     """
 
+    max_tokens: Annotated[int, Field(ge=-1, lt=SMALL)] | None = None
     prompt: str | Annotated[list[str], Several] | TokenIds | Annotated[list[TokenIds], Several]
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
     def to_completion(self, defaults: Sampling) -> CompletionRequest:
         """Our request; `defaults` hold where it is silent. Raises BadRequest naming a field that cannot be honoured."""
         self.refuse()
+        if (self.echo or self.max_tokens == 0) and (self.echo, self.max_tokens, self.logprobs) != (True, 0, 0):
+            text = "echo: true and max_tokens: 0 go together, with logprobs: 0, and ask for the scores of a prompt"
+            raise BadRequest(text, "echo" if self.echo else "max_tokens")
         prompts = self._prompts()
         if len(prompts) * self.choices > MOST_SEQUENCES:
             raise wrong("prompt", "with n choices each, at most {most} at once", most=MOST_SEQUENCES)

@@ -141,7 +141,7 @@ class ChatChunk(TypedDict):
 
 class TextLogprobs(TypedDict):
     tokens: list[str]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]  # null: nothing comes before it
     top_logprobs: list[dict[str, float]]
     text_offset: list[int]
 

@@ -33,6 +33,7 @@ DONE = b"data: [DONE]\n\n"
 COMMENT = b": still working\n\n"
 COUNTED = {"chat": "chat", "complete": "completions"}  # in metrics and log, by the name of the route's handler
 CANCELLED, FAILED = "cancelled", "failed"
+GONE = 499  # nobody reads it; the log of a proxy may
 
 
 class ClientGone(Exception):

@@ -102,7 +102,7 @@ async def _prompt_choices(
     engine.check_room(request.choices * len(request.prompts))
     grammar = await _compiled(engine, model, request.grammar)
     try:
-        prompts = [await _ids(engine, model, prompt) for prompt in request.prompts]
+        prompts = [await prompt_ids(engine, model, prompt) for prompt in request.prompts]
         streams = _submit_all(engine, _requests(prompts, request, grammar), ready)
     except BadRequest as error:
         error.param = "prompt" if error.param == "messages" else error.param
@@ -113,7 +113,7 @@ async def _prompt_choices(
     ]
 
 
-async def _ids(engine: Engine, model: TextModel, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
+async def prompt_ids(engine: Engine, model: TextModel, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
     """Raises ContextTooLong before anything else looks at the prompt."""
     if isinstance(prompt, str):
         return await model.encode_prompt(prompt, context=engine.context)

@@ -25,7 +25,7 @@ from together.text.template_process import MEMORY, MOST_TEXT, digest, packed, un
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-LONGEST_WAIT = 6.0  # seconds in line; a request that waited longer is refused
+LONGEST_WAIT = 12.0  # seconds in line; a request that waited longer is refused
 LOOK_EVERY = 0.01  # seconds: a template fills about 100 MB in that time
 LONGEST_REPLY = 4 * MOST_TEXT + 2**16  # bytes
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from tokenizers.decoders import DecodeStream
 from together.errors import BrokenModel, ContextTooLong
 from together.models.folder import read_bytes, read_json
 from together.models.manifest import template_names
+from together.models.remarks import remark
 from together.processes import trim_memory
 from together.requests import Message
 from together.text.chat_template import DEFAULT, TOOL_USE, ChatTemplate
@@ -28,8 +28,6 @@ from together.text.grammar import Grammars
 from together.text.parser import CLOSE, OPEN
 from together.text.vocabulary import TokenBound, Vocabulary, parts_of
 from together.wording import MOST, cut
-
-logger = logging.getLogger(__name__)
 
 HEAVY = 200_000  # letters from which texts are encoded one by one: each takes about 0.3 s and 40 MB
 THREADS = 4  # texts of one model that are encoded at once
@@ -70,6 +68,11 @@ class TextModel:
         template = ChatTemplate(folder.name, sources, vocabulary.special)
         thinks = OPEN in sources.get(DEFAULT, "") or vocabulary.tokenizer.token_to_id(OPEN) is not None
         return cls(folder.name, vocabulary, template, thinks)
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """The token that comes before any text, if the model wants one."""
+        return self._vocabulary.with_begin("", ())
 
     def prompt_ids(self, messages: Sequence[Message], /, **template_kwargs: object) -> tuple[int, ...]:
         """The conversation in token ids, by the model's template. Blocks; raises as `ChatTemplate.render` does."""
@@ -142,16 +145,16 @@ def find_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
         if source.strip():
             found[name] = source
         else:
-            logger.warning("%s has an empty chat template, which is ignored: %.60r", folder.name, name)
+            remark("%s has an empty chat template, which is ignored: %.60r", folder.name, name)
     if not found and not isinstance(config.get("chat_template") or "", str):
         text = "the chat template of {model} is not text; correct it, or get this model again"
         raise BrokenModel(text, model=folder.name)
     if not found:
-        logger.warning("%s has no chat template: roles are written as plain words", folder.name)
+        remark("%s has no chat template: roles are written as plain words", folder.name)
     elif DEFAULT not in found:
         first = next((name for name in found if name != TOOL_USE), TOOL_USE)
         found[DEFAULT] = found[first]
-        logger.warning("%s has no default chat template: %.60r is used", folder.name, first)
+        remark("%s has no default chat template: %.60r is used", folder.name, first)
     return found
 
 
@@ -172,7 +175,7 @@ def words_json(folder: Path, name: str) -> dict[str, Any]:
     """
     file = folder / name
     if file.is_file() and not read_bytes(folder, name).strip():
-        logger.warning("%s of %s is empty; it is ignored", name, folder.name)
+        remark("%s of %s is empty; it is ignored", name, folder.name)
         return {}
     return read_json(folder, name) if file.is_file() else {}
 
@@ -189,7 +192,7 @@ def _listed_templates(value: object, name: str) -> Iterator[tuple[str, str]]:
             if isinstance(text, str):
                 yield str(entry.get("name") or DEFAULT), text
             else:
-                logger.warning("%s lists a chat template that is not text; it is ignored", name)
+                remark("%s lists a chat template that is not text; it is ignored", name)
 
 
 def read_text(folder: Path, name: str) -> str:

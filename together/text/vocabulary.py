@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from together.errors import BrokenModel
 from together.models.folder import broken, inside, read_bytes, side_json
 from together.models.headers import as_utf8
+from together.models.remarks import remark
 from together.wording import MOST, cut
-
-logger = logging.getLogger(__name__)
 
 FILE = "tokenizer.json"
 MOST_LETTERS = 200_000  # of added words; Gemma's 6,400 have 100,000
@@ -235,7 +233,7 @@ def _add_words(tokenizer: Tokenizer, words: Mapping[int, AddedToken], name: str)
     for index, token in words.items():
         found = tokenizer.token_to_id(token.content)
         if found != index:
-            logger.warning("%.60r of %s is token %s, not %d as its settings say", token.content, name, found, index)
+            remark("%.60r of %s is token %s, not %d as its settings say", token.content, name, found, index)
 
 
 # --- a lower bound ----------------------------------------------------------------------------------------------------
