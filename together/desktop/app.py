@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import os
 import sys
@@ -16,16 +15,23 @@ from pathlib import Path
 from together import __version__
 from together.api.app import build_app
 from together.api.server import bind, serving, url_of
-from together.cluster_types import Endpoint, ServingState
+from together.cluster.identity import own_addresses
+from together.cluster_types import Endpoint
+from together.commands import as_typed
 from together.desktop.client import AppLock, RunningApp, find_running
-from together.desktop.show import print_line
+from together.desktop.joining import app_lines, tell_of_nodes
+from together.desktop.logs import keep_log
+from together.desktop.page import LatePage
+from together.desktop.ports import moved_line
+from together.desktop.show import Screen, print_line
 from together.errors import AppError, TogetherError
 from together.head.head import Head
 from together.planning.request import PlanRequest
 from together.processes import ExitGuard, stop_on_signals, stop_with_parent
-from together.sentences import NOTHING
+from together.sentences import NOTHING, Sentence, say
 from together.settings import Settings
-from together.wording import count_text
+from together.view import Serving, ServingState
+from together.wording import count_text, titled
 
 logger = logging.getLogger(__name__)
 
@@ -45,19 +51,19 @@ class AppOptions:
     with_parent: bool
 
 
-def run_app(settings: Settings, options: AppOptions) -> None:
-    """Run until a signal or the API stops it; where this user's app runs already, open its page and return."""
+def run_app(settings: Settings, options: AppOptions) -> RunningApp | None:
+    """Run until a signal or the API stops it; or return the app of this user that runs already, and start nothing."""
     lock = AppLock(settings.home_path)
     if first := _wait_for_first(settings.home_path, lock):
-        print_line(f"together is already running: {first.url}")
-        _open_browser(first.url, options)
-        return
+        return first
+    keep_log(settings.home_path, "app")
     guard = ExitGuard(STOP_WITHIN)
     try:
         asyncio.run(_run(settings, options, lock, guard))
     finally:
         guard.cancel()  # not before: the loop's end waits for threads that may hang
         lock.release()
+    return None
 
 
 def _wait_for_first(home: Path, lock: AppLock) -> RunningApp | None:
@@ -70,7 +76,8 @@ def _wait_for_first(home: Path, lock: AppLock) -> RunningApp | None:
             return app
         time.sleep(0.1)
     raise AppError(
-        "another together holds {lock} and does not answer; stop it with: together stop", lock=str(home / "app.lock")
+        "another together holds {lock} and does not answer; stop it with: python3 launch.py stop",
+        lock=str(home / "app.lock"),
     )
 
 
@@ -93,24 +100,35 @@ async def _run(settings: Settings, options: AppOptions, lock: AppLock, guard: Ex
 
 
 async def _live(settings: Settings, options: AppOptions, lock: AppLock, stop: asyncio.Event) -> None:
-    head = Head(settings, options.peers, options.local_nodes)
+    own_addresses(settings.host)  # refuses a host without an address before ports are tried
+    screen, listener = Screen(), bind(settings.host, settings.port)  # first: a node is told where the page is
+    port = listener.getsockname()[1]
+    head = Head(settings, options.peers, options.local_nodes, port, screen.tell)
+    page = LatePage(head)
     try:
         nodes = count_text(options.local_nodes, "node") if options.local_nodes else "no node"
-        print_line(f"together {__version__}: starting {nodes} on this machine")
+        screen.line(f"together {__version__}: starting {nodes} on this machine")
         await head.start()
-        page = await asyncio.to_thread(importlib.import_module, "webui.page")  # seconds, while the nodes start
-        app = page.mount(build_app(head, stop.set), head)
-        listener = bind(settings.host, settings.port)
+        app = build_app(head, stop.set)
+        app.mount("/", page)
         url = url_of(listener)
         async with serving(app, listener):
             lock.announce(url)
-            print_line(f"page and API: {url}   (Ctrl-C stops everything)")
-            _open_browser(url, options)
+            if moved := moved_line("the page", settings.port, port):
+                screen.line(moved)
+            screen.line(f"page and API: {url}   (Ctrl-C stops everything)")
+            for line in app_lines(settings, head.machines.where.endpoint, port):
+                screen.line(line)
+            open_browser(url, options.browser)
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(_tell(head))
+                tasks.create_task(_tell(head, screen))
+                tasks.create_task(tell_of_nodes(head, port, screen))
                 tasks.create_task(_load(head, options))
     finally:
+        screen.idle()
+        await page.close()
         await head.stop()
+        listener.close()
 
 
 async def _load(head: Head, options: AppOptions) -> None:
@@ -120,22 +138,48 @@ async def _load(head: Head, options: AppOptions) -> None:
         logger.debug("the first load failed", exc_info=True)  # the view has the cause: page and terminal show it
 
 
-async def _tell(head: Head) -> None:
-    """One line for every new state of the model; runs until cancelled."""
-    said, offered = (ServingState.EMPTY, NOTHING, NOTHING), NOTHING
+async def _tell(head: Head, screen: Screen) -> None:
+    """What becomes of the model, each step once; runs until cancelled."""
+    said, offered = NOTHING, NOTHING
     async for view in head.changes():
         serving = view.serving
-        state = (serving.state, serving.step, serving.cause)
-        if state != said:
-            print_line(str(serving.sentence))
+        if (state := terminal_state(serving)) != said:
+            screen.tell(state)
             said = state
+        screen.busy(str(terminal_step(serving)), serving.progress)
         if view.offer and not offered and serving.state in (ServingState.READY, ServingState.FAILED):
             offered = view.offer  # once: from then on the page and the menu have it
-            print_line(f"{offered} Load it with: python3 launch.py load")
+            screen.line(as_typed(f"{offered} Load it with: python3 launch.py load"))
 
 
-def _open_browser(url: str, options: AppOptions) -> None:
+def terminal_state(serving: Serving) -> Sentence:
+    """What the person who started the app is to know and keep; nothing while it is loaded for the first time."""
+    match serving.state:
+        case ServingState.EMPTY | ServingState.LOADING:
+            return NOTHING
+        case ServingState.RECOVERING:
+            return say("terminal_lost", model=serving.model, cause=serving.cause)
+        case ServingState.READY:
+            stages = len(serving.plan.stages) if serving.plan else 0
+            return say("terminal_ready", model=titled(serving.model, serving.form), stages=stages)
+        case ServingState.WAITING | ServingState.FAILED:
+            return serving.sentence
+
+
+def terminal_step(serving: Serving) -> Sentence:
+    """What goes on at the moment, which nobody needs to know later."""
+    match serving.state:
+        case ServingState.LOADING:
+            return say("terminal_loading", model=serving.model, step=serving.step or say("step_loading"))
+        case ServingState.RECOVERING:
+            return say("terminal_mending", model=serving.model, step=serving.step)
+        case _:
+            return say("terminal_changing", model=serving.model, step=serving.step) if serving.step else NOTHING
+
+
+def open_browser(url: str, wanted: bool) -> None:
+    """Show the page, if that is `wanted` and there are windows here."""
     display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     windowed = sys.platform in ("win32", "darwin") or display
-    if options.browser and windowed:  # without a window system a text browser would take this terminal
+    if wanted and windowed:  # without a window system a text browser would take this terminal
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()

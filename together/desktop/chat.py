@@ -1,11 +1,10 @@
-"""One answer, a conversation, or the menu in a terminal, through the running app's API."""
+"""One answer or a conversation in a terminal, through the running app's API."""
 
 from __future__ import annotations
 
 import sys
 import time
-import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -13,40 +12,50 @@ from rich.console import Console
 from rich.text import Text
 
 from together.desktop.client import ChatDelta, RunningApp
-from together.desktop.show import load_last_and_show, print_aside, print_line, printable, show_status
+from together.desktop.show import print_aside, printable
 from together.errors import TogetherError
+from together.models.generation import ANSWER_LIMIT
+from together.requests import FinishReason, Usage, cut_short
+from together.sentences import Sentence, say
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells expect it
 
 
 @dataclass(slots=True)
 class Talk:
-    """A conversation so far. `options` are fields of the request body."""
+    """A conversation so far. `options` are fields of the request body; `limit` is in tokens, -1 for none."""
 
     app: RunningApp
     options: dict[str, object]
     system: str | None = None
+    limit: int = ANSWER_LIMIT
     turns: list[dict[str, str]] = field(default_factory=list)
 
-    def ask(self, question: str) -> bool:
-        """Print the answer as it comes, and remember both. False: Ctrl-C stopped it."""
+    def ask(self, question: str, longer: Sentence) -> bool:
+        """Print the answer as it comes, and remember both. False: Ctrl-C stopped it.
+
+        One that was cut off is followed by a line about that; `longer` says how to get past the limit.
+        """
         self.turns.append({"role": "user", "content": question})
         system = [{"role": "system", "content": self.system}] if self.system else []
         shown = Shown()
         try:
-            with closing(self.app.chat({**self.options, "messages": system + self.turns})) as pieces:
+            with closing(self.app.chat(self._body(system + self.turns))) as pieces:
                 for piece in pieces:
                     shown.add(piece)
         except KeyboardInterrupt:
-            shown.write("\n(stopped)")
+            shown.end("stopped")
             return False
         except TogetherError:
             self.turns.pop()  # as if it was not asked: it can be asked again
-            raise
-        finally:
             shown.end()
+            raise
         self.turns.append({"role": "assistant", "content": shown.text})
+        shown.end(str(cut_short(shown.finish, shown.usage, self.limit if self.limit > 0 else None, longer)))
         return True
+
+    def _body(self, messages: list[dict[str, str]]) -> dict[str, object]:
+        return {**self.options, "max_tokens": self.limit, "messages": messages}
 
 
 @dataclass(slots=True)
@@ -54,6 +63,8 @@ class Shown:
     """One answer on its way to the terminal, reasoning dimmed. A pipe gets the text alone, unchanged."""
 
     text: str = ""
+    finish: FinishReason | None = None
+    usage: Usage = field(default_factory=Usage)
     terminal: bool = field(default_factory=lambda: sys.stdout.isatty())
     _thinking_since: float | None = None
     _begun: bool = False
@@ -64,16 +75,21 @@ class Shown:
         if piece.text:
             self.text += piece.text
             self.write(piece.text)
+        self.finish = piece.finish or self.finish
+        self.usage = piece.usage or self.usage
 
     def write(self, text: str) -> None:
         self._end_reasoning()
         self._begun = True
         _write(printable(text) if self.terminal else text)
 
-    def end(self) -> None:
+    def end(self, remark: str = "") -> None:
+        """`remark` is a line about the answer, which is no part of it."""
         self._end_reasoning()
         if self._begun:
             _write("\n")
+        if remark:
+            print_aside(f"({remark})")
 
     def _think(self, reasoning: str) -> None:
         if self._thinking_since is None:
@@ -98,7 +114,7 @@ def talk_once(talk: Talk, questions: tuple[str, ...]) -> int:
         if len(questions) > 1:
             _write(f"> {question}\n")
         talk.turns.clear()
-        if not talk.ask(question):
+        if not talk.ask(question, say("longer_in_command", more=2 * talk.limit)):
             return INTERRUPTED
     return 0
 
@@ -107,7 +123,7 @@ def talk_on(talk: Talk) -> None:
     """A conversation until the input ends; Ctrl-C stops an answer, or at the prompt the conversation."""
     for question in _questions():
         try:
-            if not talk.ask(question):
+            if not talk.ask(question, say("longer_in_terminal", more=2 * talk.limit)):
                 talk.turns.pop()
         except TogetherError as error:
             print_aside(f"together: {error}")
@@ -130,69 +146,3 @@ def _questions() -> Iterator[str]:
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-# --- the menu ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One line of the menu. `last`: the menu ends after it."""
-
-    label: str
-    act: Callable[[], object]
-    last: bool = False
-
-
-def menu_items(app: RunningApp) -> tuple[Item, ...]:
-    """What the menu offers while the app runs."""
-
-    def open_page() -> None:
-        print_line(app.url)
-        webbrowser.open(app.url)
-
-    def nodes(action: str, done: str) -> None:
-        app.ask("nodes", {"action": action})
-        print_line(done)
-
-    return (
-        Item("Open the page", open_page),
-        Item("Chat here", lambda: talk_on(Talk(app, {}))),
-        Item("Status", lambda: show_status(app.status(), app.url, Console())),
-        Item("Load the last model again", lambda: load_last_and_show(app)),
-        Item("Start a node on this machine", lambda: nodes("start", "a node is starting")),
-        Item("Stop a node on this machine", lambda: nodes("stop", "a node was stopped")),
-        Item("Stop the app", app.stop, last=True),
-        Item("Quit this menu; the app goes on", lambda: None, last=True),
-    )
-
-
-def run_menu(title: str, entries: tuple[Item, ...], ask: Callable[[str], str]) -> None:
-    """Act until an item that is the last, the end of the input, or Ctrl-C. `ask` raises EOFError at the end."""
-    print_line(title)
-    while True:
-        for number, item in enumerate(entries, 1):
-            print_line(f"  {number}  {item.label}")
-        try:
-            chosen = choose(entries, ask(f"1-{len(entries)}> "))
-            if chosen is None:
-                print_line(f"type a number from 1 to {len(entries)}, or q to quit")
-                continue
-            chosen.act()
-            if chosen.last:
-                return
-        except TogetherError as error:
-            print_line(f"together: {error}")
-        except (EOFError, KeyboardInterrupt):
-            print_line("")
-            return
-
-
-def choose(entries: tuple[Item, ...], line: str) -> Item | None:
-    """The item of that number, or the last for `q`."""
-    text = line.strip().lower()
-    if text in ("q", "quit", "exit"):
-        return entries[-1]
-    if text.isascii() and text.isdecimal() and 1 <= int(text) <= len(entries):
-        return entries[int(text) - 1]
-    return None

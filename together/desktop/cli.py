@@ -5,7 +5,6 @@ Errors of ours become one sentence on stderr and an exit code: 2 for wrong input
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from pathlib import Path
@@ -13,46 +12,52 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from together import commands
+from together.desktop.cli_cluster import app as cluster_commands
 from together.desktop.cli_models import (
     DEFAULTS,
+    PASSED_ON,
     AsJson,
     Backend,
+    Cache,
     Context,
     Host,
     Layers,
     LogLevel,
     Memory,
     Peers,
+    Quantize,
+    QuantizeHead,
     SamplingDefault,
     Strategy,
     Users,
     WithParent,
-    endpoint_of,
+    command,
     given,
+    hand_over,
     model_of,
     request_of,
     running_app,
     settings_with,
 )
 from together.desktop.cli_models import app as model_commands
-from together.desktop.show import print_line, printable
+from together.desktop.cli_run import app as run_commands
+from together.desktop.cli_run import use_running
+from together.desktop.ports import node_port, page_port
+from together.desktop.show import print_aside, print_line, working
 from together.errors import BadInput, BadSetting, TogetherError
-from together.settings import Settings
+from together.models.generation import ANSWER_LIMIT
+from together.wording import reason_of
 
 if TYPE_CHECKING:
-    from together.cluster_types import Endpoint, NodeStatus
     from together.desktop.client import RunningApp
 
-COMMANDS = "up node chat plan load unload balance forget inspect models pull status stop doctor bench".split()
-
 app = typer.Typer(
-    help="Several ordinary machines run one language model. Without a command: up.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
+app.add_typer(cluster_commands)
 app.add_typer(model_commands)
+app.add_typer(run_commands)
 
 
 def main(arguments: list[str]) -> int:
@@ -63,26 +68,47 @@ def main(arguments: list[str]) -> int:
     try:
         if not arguments and sys.stdin.isatty() and sys.stdout.isatty() and _show_menu():
             return 0
-        if not arguments or arguments[0] not in (*COMMANDS, "-h", "--help"):
-            arguments = ["up", *arguments]
-        app(arguments, prog_name="together")
-    except SystemExit as end:  # how typer says that it is done, or that an option is wrong
+        if (reply := commands.reply(arguments)) is not None:
+            print(reply.text, file=sys.stderr if reply.code else sys.stdout)
+            return reply.code
+        return app(commands.command_of(arguments), prog_name=commands.launch(), standalone_mode=False) or 0
+    except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     except TogetherError as error:
-        print(f"together: {printable(str(error))}", file=sys.stderr)
+        print_aside(f"together: {error}")
         return 2 if isinstance(error, BadInput) else 1
     except KeyboardInterrupt:
         return 130
-    return 0
+    except BrokenPipeError:  # whoever read the output has read enough
+        return 1
+    except typer.Abort:  # a question that got no answer
+        print("together: nothing was done", file=sys.stderr)
+        return 1
+    except typer.TyperException as error:  # a command line that cannot be read
+        print_aside(f"together: {_misread(error, commands.command_of(arguments)[0])}")
+        return 2
 
 
-@app.command()
+def _misread(error: typer.TyperException, command: str) -> str:
+    """One sentence for what typer shows as a box."""
+    context, option = getattr(error, "ctx", None), getattr(error, "option_name", "")
+    path = context.command_path if context is not None else commands.launch(command)
+    said = error.format_message().rstrip(".")
+    if option in ("--port", "--host") and context is not None and context.info_name not in ("up", "node"):
+        said = f"{option} is for up and node; every other command finds the running app by itself"
+    return f"{said[:1].lower()}{said[1:]}; see: {path} --help"
+
+
+@command(app, "up")
 def up(
     model: Annotated[
-        str | None, typer.Option(help="Folder, name or hub id, as org/name  [default: the bundled demo model]")
+        str | None, typer.Option(help="Folder, GGUF file, name or hub id, as org/name  [default: the bundled demo]")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help=f"Page and API, the next free one if taken  [default: {DEFAULTS.port}]")
+        int | None,
+        typer.Option(
+            parser=page_port, metavar="PORT", help=f"Page and API, the next free if taken  [default: {DEFAULTS.port}]"
+        ),
     ] = None,
     host: Host = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page")] = True,
@@ -93,66 +119,91 @@ def up(
     strategy: Strategy = None,
     users: Users = None,
     context: Context = None,
+    quantize: Quantize = None,
+    quantize_head: QuantizeHead = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16  [default: the model's own]")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Quantized weights: no int8 activations; slower")] = False,
     sampling: SamplingDefault = None,
     backend: Backend = None,
     memory: Memory = None,
+    cache: Cache = None,
     peer: Peers = None,
     with_parent: WithParent = False,
     log_level: LogLevel = None,
 ) -> None:
-    """Start the app: page, API, and nodes on this machine."""
     settings = settings_with(
         port=port,
         host=host,
         dtype=dtype,
+        exact=exact or None,
         backend=backend,
         memory=memory,
+        cache=cache,
         strategy=strategy,
         sampling=sampling,
         log_level=log_level,
     )
-    from together.desktop.app import AppOptions, run_app
+    from together.desktop.app import AppOptions, open_browser, run_app
+    from together.desktop.joining import peers_of
     from together.models.generation import sampling_mode
+    from together.weights.room import cache_limit
 
     sampling_mode(settings.sampling)
-    _warn_if_open(settings)
+    cache_limit(settings)
     found = model_of(model, settings)
     nodes = local_nodes if local_nodes is not None else 2 if model is None else 1
     # The demo shows a ring; by its size one node would do.
     usual = "uniform" if model is None and settings.strategy == DEFAULTS.strategy else settings.strategy
-    request = request_of(found, usual, strategy, layers, users, context)
-    run_app(settings, AppOptions(found, request, nodes, _endpoints(peer), browser, with_parent))
+    request = request_of(found, usual, strategy, layers, users, context, quantize, quantize_head)
+    peers = peers_of(peer, settings, of_app=True)
+    running = run_app(settings, AppOptions(found, request, nodes, peers, browser, with_parent))
+    if running is not None:
+        split = given(strategy=strategy, layers=layers, users=users, context=context)
+        split |= given(quantize=quantize, quantize_head=quantize_head)
+        start = given(port=port, host=host, local_nodes=local_nodes, dtype=dtype, sampling=sampling)
+        start |= given(exact=exact or None, backend=backend, memory=memory, cache=cache, peer=peer or None)
+        use_running(running, found, split, start)
+        open_browser(running.url, browser)
 
 
-@app.command()
+@command(app, "node")
 def node(
     host: Host = None,
     port: Annotated[
         int | None,
-        typer.Option(help=f"First of its 16 ports, the next free block if taken  [default: {DEFAULTS.node_port}]"),
+        typer.Option(
+            parser=node_port,
+            metavar="PORT",
+            help=f"First of its 16 ports, the next free block if taken  [default: {DEFAULTS.node_port}]",
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Its name in the table  [default: the host name]")] = None,
     peer: Peers = None,
     backend: Backend = None,
     memory: Memory = None,
+    cache: Cache = None,
     with_parent: WithParent = False,
     log_level: LogLevel = None,
 ) -> None:
-    """Lend this machine: a node without a page."""
-    settings = settings_with(host=host, node_port=port, name=name, backend=backend, memory=memory, log_level=log_level)
-    _warn_if_open(settings)
-    asyncio.run(_run_node(settings, _endpoints(peer), with_parent))
+    takes = given(memory=memory, cache=cache)
+    settings = settings_with(host=host, node_port=port, name=name, backend=backend, log_level=log_level, **takes)
+    from together.desktop.joining import peers_of, run_node_here
+    from together.weights.room import cache_limit
+
+    cache_limit(settings)
+    raise typer.Exit(run_node_here(settings, peers_of(peer, settings, of_app=False), with_parent))
 
 
-@app.command()
+@command(app, "chat")
 def chat(
     prompt: Annotated[str | None, typer.Argument(help="One question  [default: a conversation]")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy")] = None,
     top_k: Annotated[int | None, typer.Option(help="0 is off")] = None,
     top_p: Annotated[float | None, typer.Option(help="1 is off")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer")] = None,
+    max_tokens: Annotated[
+        int, typer.Option(help="Longest answer, in tokens; -1: until the context is full")
+    ] = ANSWER_LIMIT,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer")] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends the answer; may be given several times")
@@ -160,15 +211,14 @@ def chat(
     examples: Annotated[bool, typer.Option("--examples", help="Ask four preset questions")] = False,
     log_level: LogLevel = None,
 ) -> None:
-    """Chat in this terminal, with the running app or with one that ends with the chat."""
     settings = settings_with(log_level=log_level)
     from together.desktop.chat import Talk, talk_on, talk_once
     from together.desktop.client import app_for_a_while
     from together.sentences import EXAMPLES
 
-    options = given(temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens, seed=seed, stop=stop)
+    options = given(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop)
     with app_for_a_while(settings.home_path) as running:
-        talk = Talk(running, options, system)
+        talk = Talk(running, options, system, max_tokens)
         questions = EXAMPLES if examples else (prompt,) if prompt is not None else ()
         if not questions:
             talk_on(talk)
@@ -176,7 +226,7 @@ def chat(
             raise typer.Exit(code)
 
 
-@app.command()
+@command(app, "status")
 def status(
     save: Annotated[
         Path | None, typer.Option(help="Write the living cluster, measured, as a file for plan --cluster")
@@ -185,7 +235,6 @@ def status(
     as_json: AsJson = False,
     log_level: LogLevel = None,
 ) -> None:
-    """What runs: model, stages, nodes."""
     settings = settings_with(log_level=log_level)
     running = running_app()
     if save is not None:
@@ -202,25 +251,23 @@ def status(
 
 def _save_cluster(running: RunningApp, model: str | None, file: Path) -> None:
     """Write the living cluster in the format of `plan --cluster`. Raises BadSetting where the file cannot be."""
-    cluster = running.ask("cluster", given(model=model))
+    with working("measuring the machines and their links"):
+        cluster = running.ask("cluster", given(model=model))
     try:
         file.write_text(json.dumps(cluster, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise BadSetting(
-            "--save {file} cannot be written: {why}", file=str(file), why=error.strerror or str(error)
-        ) from None
-    print(f"saved {file}; see: together plan --cluster {file}")
+        raise BadSetting("--save {file} cannot be written: {why}", file=str(file), why=reason_of(error)) from None
+    print_line(commands.as_typed(f"saved {file}; see: python3 launch.py plan --cluster {file}"))
 
 
-@app.command()
+@command(app, "stop")
 def stop(log_level: LogLevel = None) -> None:
-    """Stop the app and the nodes that it started, even if it hangs."""
     from together.desktop.client import stop_running
 
     print(f"stopped {stop_running(settings_with(log_level=log_level).home_path).url}")
 
 
-@app.command()
+@command(app, "doctor")
 def doctor(
     model: Annotated[
         str | None, typer.Option(help="Folder or name of a model on this machine, for its shape  [default: a 1B model]")
@@ -230,64 +277,30 @@ def doctor(
     as_json: AsJson = False,
     log_level: LogLevel = None,
 ) -> None:
-    """What this machine can do, what is wrong, and how to fix it; exit code 1 if something is."""
     from together.desktop.doctor import run_doctor
 
     raise typer.Exit(run_doctor(settings_with(host=host, backend=backend, log_level=log_level), model, as_json))
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-    add_help_option=False,
-)
+@command(app, "bench", **PASSED_ON)
 def bench(context: typer.Context) -> None:
-    """Measure this machine: see bench --help."""
     from together.desktop.bench.cli import app as bench_app
 
-    bench_app(context.args, prog_name="together bench")
+    hand_over(bench_app, context.args, "bench")
 
 
 # --- what commands share ----------------------------------------------------------------------------------------------
-
-
-def _warn_if_open(settings: Settings) -> None:
-    if settings.open_to_network:
-        print(
-            f"together: warning: listening on {settings.host}: anyone on this network can use it and send it work",
-            file=sys.stderr,
-        )
-
-
-def _endpoints(peers: list[str] | None) -> tuple[Endpoint, ...]:
-    return tuple(endpoint_of(peer) for peer in peers or ())
-
-
-async def _run_node(settings: Settings, peers: tuple[Endpoint, ...], with_parent: bool) -> None:
-    from together.cluster.node import run_node, say_endpoint
-    from together.processes import stop_on_signals
-
-    def started(status: NodeStatus) -> None:
-        first, last = status.ports
-        print_line(f"node {status.name} listens on {settings.host}, ports {first} to {last}   (Ctrl-C stops it)")
-        moved(status)
-
-    def moved(status: NodeStatus) -> None:
-        if with_parent:
-            print(say_endpoint(status.endpoint), flush=True)
-
-    stopping = asyncio.Event()
-    with stop_on_signals(stopping):
-        await run_node(settings, peers, with_parent, started, stopping, moved)
 
 
 def _show_menu() -> bool:
     """The menu, where an app runs; False where none does."""
     from together.desktop.client import find_running
 
-    running = find_running(settings_with().home_path)
+    settings = settings_with()
+    running = find_running(settings.home_path)
     if running is None:
         return False
-    from together.desktop.chat import menu_items, run_menu
+    from together.desktop.menu import Menu, run_menu
 
-    run_menu(f"together is running: {running.url}", menu_items(running), input)
+    run_menu(f"together is running: {running.url}", Menu(running, settings, input).items, input)
     return True

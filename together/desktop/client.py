@@ -7,23 +7,27 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import httpx
 import psutil
 from filelock import FileLock, Timeout
 
 from together import __version__
-from together.cluster_types import NodeStatus, ServingState
-from together.desktop.show import print_aside
+from together.cluster_types import LetGo, NodeStatus
+from together.desktop.show import load_with_progress, print_aside, working
 from together.errors import AppError, TogetherError, Unreachable
 from together.jsonfile import decode_json, recall_json, write_json
 from together.processes import command, surroundings
+from together.requests import FinishReason, Usage
+from together.sentences import say
 from together.types import Plan
+from together.view import ServingState
+from together.wording import titled
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +77,18 @@ def _port_file(home: Path) -> Path:
 TIMEOUT = httpx.Timeout(5.0, read=30.0)
 STOP_WITHIN = 10.0  # seconds
 NOT_RUNNING = "together is not running; start it with: python3 launch.py"
+ONLY_A_NODE = "a node runs here, and no app: Ctrl-C in its terminal ends it, and python3 launch.py starts the app"
 ANSWERS_WITHIN = 5.0  # seconds after which an app that does not answer counts as hung
 
 
 @dataclass(frozen=True, slots=True)
 class ChatDelta:
-    """A piece of an answer; the model's reasoning comes before its text."""
+    """A piece of an answer; the model's reasoning comes before its text, why it ended and its counts at the end."""
 
     text: str = ""
     reasoning: str = ""
+    finish: FinishReason | None = None
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +108,34 @@ class AppServing:
     plan: Plan | None
     ring: str
     sentence: str
+    step: str = ""  # what goes on while it is loaded, mended or changed
+    since: float = 0.0
+    form: str = ""  # as in Serving
+
+    @property
+    def title(self) -> str:
+        return titled(self.model, self.form)
+
+    @property
+    def up(self) -> bool:
+        """Whether it answers, perhaps after a pause in which its ring is mended."""
+        return self.state in (ServingState.READY, ServingState.RECOVERING)
+
+    def is_of(self, model: str) -> bool:
+        """Whether it serves this very model: a name, or the path of its folder."""
+        return self.up and self.plan is not None and model in (self.plan.model.name, self.plan.model.path)
 
 
 @dataclass(frozen=True, slots=True)
 class AppLimit:
     """Why plans use less of a device, in sentences."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AppPace:
+    """What a token takes, and what was expected, in a sentence."""
 
     text: str
 
@@ -120,6 +150,9 @@ class AppStatus:
     offer: str
     limits: tuple[AppLimit, ...]
     reason: str
+    head: str = ""  # its id, which the nodes that it started name as their owner
+    pace: AppPace | None = None
+    let_go: tuple[LetGo, ...] = ()  # by the app itself
 
 
 class RunningApp:
@@ -156,8 +189,9 @@ class RunningApp:
     def chat(self, body: dict[str, object]) -> Generator[ChatDelta]:
         """The answer in pieces; `close` ends it on every stage."""
         path, timeout = "/v1/chat/completions", httpx.Timeout(5.0, read=None)
+        streamed = body | {"stream": True, "stream_options": {"include_usage": True}}
         try:
-            with self._http.stream("POST", path, json=body | {"stream": True}, timeout=timeout) as reply:
+            with self._http.stream("POST", path, json=streamed, timeout=timeout) as reply:
                 if reply.status_code != 200:
                     reply.read()
                     raise AppError(_sentence(reply))
@@ -222,8 +256,14 @@ def require_running(home: Path) -> RunningApp:
     """This user's app. Raises AppError where none runs."""
     app = find_running(home)
     if app is None:
-        raise AppError(NOT_RUNNING)
+        raise _not_running(home)
     return app
+
+
+def _not_running(home: Path) -> AppError:
+    from together.cluster.identity import nodes_run  # loads gRPC, which a command that finds its app does not need
+
+    return AppError(ONLY_A_NODE if nodes_run(home) else NOT_RUNNING)
 
 
 def stop_running(home: Path) -> RunningApp:
@@ -234,7 +274,7 @@ def stop_running(home: Path) -> RunningApp:
     elif app is None and (announced := read_announced(home)) is not None:
         app = RunningApp(announced.url, announced.pid)  # it hangs: while it holds the lock, the port file is its own
     if app is None:
-        raise AppError(NOT_RUNNING)
+        raise _not_running(home)
     app.stop()
     return app
 
@@ -242,8 +282,14 @@ def stop_running(home: Path) -> RunningApp:
 def _said(chunk: dict[str, Any]) -> ChatDelta:
     if "error" in chunk:
         raise AppError(str(chunk["error"]["message"]))
-    delta = (chunk.get("choices") or [{}])[0].get("delta", {})
-    return ChatDelta(str(delta.get("content") or ""), str(delta.get("reasoning_content") or ""))
+    choice = (chunk.get("choices") or [{}])[0]
+    delta, counts = choice.get("delta", {}), chunk.get("usage")
+    return ChatDelta(
+        str(delta.get("content") or ""),
+        str(delta.get("reasoning_content") or ""),
+        next((reason for reason in get_args(FinishReason) if reason == choice.get("finish_reason")), None),
+        Usage(int(counts["prompt_tokens"]), int(counts["completion_tokens"])) if counts else None,
+    )
 
 
 def _sentence(reply: httpx.Response) -> str:
@@ -262,14 +308,25 @@ LEAVE_WITHIN = 8.0
 
 
 @contextmanager
-def app_for_a_while(home: Path) -> Iterator[RunningApp]:
-    """This user's running app, or one that lives as long as this block; it serves when the block begins."""
+def app_for_a_while(
+    home: Path, model: str | None = None, form: Mapping[str, object] | None = None
+) -> Iterator[RunningApp]:
+    """This user's running app, or one that lives as long as this block.
+
+    It serves when the block begins: `model`, a name or the path of its folder, where one is given, quantized as `form`
+    says, which are options of `load`; without them in whatever form it serves already.
+    """
+    options = dict(form or {})
     if (app := find_running(home)) is not None:
-        wait_until_ready(app)
+        if model is None:
+            wait_until_ready(app)
+        elif options or not app.status().serving.is_of(model):
+            print_aside(f"loading {model}")
+            load_with_progress(app, {"model": model, **options})
         yield app
         return
     print_aside("starting together for this chat")
-    with tempfile.TemporaryFile() as errors, _child(errors) as child:
+    with tempfile.TemporaryFile() as errors, _child(errors, model, options) as child:
         app = _wait_for_page(home, child, errors)
         wait_until_ready(app)
         yield app
@@ -277,22 +334,32 @@ def app_for_a_while(home: Path) -> Iterator[RunningApp]:
 
 def wait_until_ready(app: RunningApp) -> None:
     """Return when a request would be served. Raises AppError with the reason when none will be."""
-    said, started = "", time.monotonic()
-    while (state := (status := app.status()).serving.state) is not ServingState.READY:
-        waited = time.monotonic() - started
-        just_started = waited < LOADS_WITHIN and state is ServingState.EMPTY
-        if (state in (ServingState.FAILED, ServingState.EMPTY) and not just_started) or waited > READY_WITHIN:
-            raise AppError(status.reason)
-        if status.reason != said and not just_started:
-            print_aside(status.reason)
-            said = status.reason
-        time.sleep(0.1)
+    if app.status().serving.state is ServingState.READY:
+        return  # without a word: an answer comes
+    said, started = ServingState.READY, time.monotonic()
+    with working("waiting for a model") as note:
+        while (state := (status := app.status()).serving.state) is not ServingState.READY:
+            waited = time.monotonic() - started
+            just_started = waited < LOADS_WITHIN and state is ServingState.EMPTY
+            if (state in (ServingState.FAILED, ServingState.EMPTY) and not just_started) or waited > READY_WITHIN:
+                raise AppError(status.reason)
+            if state is ServingState.LOADING:
+                step = status.serving.step or say("step_loading")
+                note(str(say("terminal_loading", model=status.serving.model, step=step)))
+            elif not just_started:
+                note(status.reason)  # how far it is changes all the time
+                if state is not said:
+                    print_aside(status.reason)
+                said = state
+            time.sleep(0.1)
 
 
 @contextmanager
-def _child(errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def _child(errors: IO[bytes], model: str | None, options: Mapping[str, object]) -> Iterator[subprocess.Popen[bytes]]:
     """`up` as a child: out of reach of our Ctrl-C, and ended by the end of its input, however we end."""
     line = command("together", "up", "--no-browser", "--port", "0", "--with-parent")
+    given = {"model": model, **options} if model is not None else {}
+    line += [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     child = subprocess.Popen(line, **(surroundings() | {"stdout": subprocess.DEVNULL, "stderr": errors}))
     try:
         yield child

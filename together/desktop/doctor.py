@@ -10,10 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from together.cluster.measure import LIFE
+from backends.measuring import LIFE
+from together.cluster.claims import NodeHere, SharedOut
 from together.cluster_types import DeviceProfile, NodeState
+from together.commands import as_typed
 from together.desktop.doctor_facts import App, Facts, Measured, facts_json, gather, shape_of
-from together.desktop.show import GB, print_lines, print_table
+from together.desktop.show import GB, print_lines, print_table, threads_text, working
 from together.errors import BadSetting
 from together.settings import Settings
 from together.weights.find import resolve_model
@@ -29,9 +31,11 @@ def run_doctor(settings: Settings, model: str | None, as_json: bool) -> int:
     folder = None if model is None else resolve_model(model, settings.home_path)
     if folder is not None and not isinstance(folder, Path):
         raise BadSetting(
-            "{model} is not on this machine; give a folder or a name that together models shows", model=folder
+            "{model} is not on this machine; give a folder or a name that python3 launch.py list shows", model=folder
         )
-    facts = asyncio.run(gather(settings, shape_of(folder, settings)))
+    shape = shape_of(folder, settings)
+    with working("looking at this machine") as note:
+        facts = asyncio.run(gather(settings, shape, note))
     found = problems(facts)
     if as_json:
         print(doctor_json(facts, found))
@@ -48,7 +52,7 @@ class Diagnosis:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.fix}"
+        return as_typed(f"{self.what}: {self.fix}")
 
 
 def problems(facts: Facts) -> tuple[Diagnosis, ...]:
@@ -88,14 +92,14 @@ def _nvidia(facts: Facts) -> Iterator[Diagnosis]:
 
 
 def _room(facts: Facts) -> Iterator[Diagnosis]:
-    loaded = facts.app is not None and bool(facts.app.ring)  # then our own stages hold it
-    if facts.memory_usable < LEAST_MEMORY and not loaded:
-        usable, total = sizes_text(facts.memory_usable, facts.memory_total)
+    memory = facts.memory
+    if memory.granted + memory.left < LEAST_MEMORY:
+        usable, total = sizes_text(memory.granted + memory.left, memory.total)
         yield Diagnosis(f"only {usable} of {total} memory can be used for layers", "close other programs")
     if facts.disk.free_bytes < LEAST_DISK:
         yield Diagnosis(
             f"only {size_text(facts.disk.free_bytes)} are free on the disk of {facts.disk.folder}",
-            "delete what you do not need, models with together models rm, or set TOGETHER_HOME to another disk",
+            "delete what you do not need, models with python3 launch.py rm, or set TOGETHER_HOME to another disk",
         )
 
 
@@ -141,7 +145,7 @@ def _links(facts: Facts) -> Iterator[Diagnosis]:
         return
     for way in facts.app.links:
         if way.ms is None:
-            fix = "open the ports that together status shows in both firewalls, and put both on one network"
+            fix = "open the ports that python3 launch.py status shows in both firewalls, and put both on one network"
             yield Diagnosis(f"{way.a} and {way.b} do not reach each other", fix)
     times = {frozenset((way.a, way.b)): way.ms for way in facts.app.links}
     before = facts.app.place
@@ -183,15 +187,35 @@ def _machine(facts: Facts) -> Iterator[tuple[str, str]]:
     yield f"together {facts.version}", f"{facts.system} {facts.processor}, {libraries}"
     if facts.nvidia:
         yield "NVIDIA driver", f"{facts.nvidia.driver}, {', '.join(facts.nvidia.gpus)}"
-    free, total, usable = (size / GB for size in (facts.memory_free, facts.memory_total, facts.memory_usable))
-    yield "memory", f"{free:.1f} of {total:.1f} GB free, {usable:.1f} GB of it for layers, the rest is a reserve"
+    yield "memory", _memory(facts.memory)
+    if facts.memory.nodes:
+        yield "nodes here", ", ".join(map(_node_here, facts.memory.nodes))
     disk, ports = facts.disk, facts.ports
     yield "disk", f"{disk.free_bytes / GB:.1f} of {disk.total_bytes / GB:.1f} GB free for {disk.folder}"
     nodes = f"nodes from {ports.nodes[0]} to {ports.nodes[1]}" if ports.nodes else "none for nodes"
     page = "free" if ports.page_is_free else "the running app's" if facts.app else "taken, so the next free one"
     yield "ports", f"{nodes} (UDP 5353 as well), page {ports.page} {page}, on {ports.host}"
     scope = "on all networks" if facts.multicast.network else "on loopback alone, as the app listens there"
+    if facts.kernels:
+        yield "kernels by trial", ", ".join(f"{what}: {chosen}" for what, chosen in facts.kernels[0].chosen.items())
     yield "multicast", f"{'heard its own record' if facts.multicast.heard else 'silent'}, {scope}"
+
+
+def _memory(memory: SharedOut) -> str:
+    """What is written adds up, too: other programs' part takes what rounding makes or loses."""
+    total, kept, granted, left = (
+        round(10 * size / GB) for size in (memory.total, memory.kept, memory.granted, memory.left)
+    )
+    others = total - kept - granted - left
+    given = f"{granted / 10} given to layers, " if granted else ""
+    return (
+        f"{total / 10} GB: {others / 10} used by other programs, {kept / 10} kept free for them, "
+        f"{given}{left / 10} left for layers"
+    )
+
+
+def _node_here(node: NodeHere) -> str:
+    return f"{node.name} {size_text(node.granted)}" if node.granted else f"{node.name} (no layers)"
 
 
 def _speeds(profiles: list[DeviceProfile | None]) -> Iterator[tuple[object, ...]]:
@@ -202,6 +226,8 @@ def _speeds(profiles: list[DeviceProfile | None]) -> Iterator[tuple[object, ...]
         "ms a layer": lambda found: found.ms_per_layer,
         "ms a stage": lambda found: found.ms_per_stage,
         "ms for the LM head and drawing": lambda found: found.ms_per_head,
+        "ms for a message": lambda found: found.ms_per_step,
+        "shared by the rows of a step": lambda found: f"{found.shared:.0%}",
         "memory GB/s": lambda found: found.memory_bytes_per_s / GB,
         "matrices TFLOP/s": lambda found: found.matrix_flops_per_s / 1e12,
         "disk GB/s": lambda found: found.disk_bytes_per_s / GB or "unknown",
@@ -223,5 +249,7 @@ def _show_app(app: App, console: Console) -> None:
     print_table(("node", "state", "cause"), ((node.name, node.state, node.cause) for node in app.nodes), console)
     links = ((f"{link.a} – {link.b}", "no way" if link.ms is None else link.ms) for link in app.links)
     print_table(("link", "ms for a token"), links, console)
-    stages = ((str(stage.layers), stage.place, stage.ms or "unknown") for stage in app.ring)
-    print_table(("layers", "on", "ms for a token"), stages, console)
+    stages = (
+        (str(stage.layers), stage.place, stage.ms or "unknown", threads_text(stage.threads)) for stage in app.ring
+    )
+    print_table(("layers", "on", "ms for a token", "threads"), stages, console)

@@ -10,6 +10,7 @@ import re
 import secrets
 import shutil
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -19,13 +20,15 @@ from typing import Any
 import psutil
 
 from together import __version__
+from together.cluster.claims import SharedOut, shared_out
 from together.cluster.discovery import Discovery, Hint
-from together.cluster.identity import PORTS, machine_id, node_memory, node_name, own_addresses, port_blocks
+from together.cluster.identity import PORTS, machine_id, node_name, own_addresses, port_blocks
 from together.cluster.profiling import Profiler, default_backend, find_devices
-from together.cluster_types import Device, DeviceProfile, Endpoint, MeasureOrder, NodeStatus
+from together.cluster_types import Device, DeviceProfile, Endpoint, KeptChoices, MeasureOrder, NodeStatus
 from together.desktop.bench.shapes import SHAPES
 from together.desktop.client import AppStatus, RunningApp, find_running
 from together.errors import AppError, TogetherError
+from together.jsonfile import recall_json
 from together.models.folder import read_bytes
 from together.models.manifest import CONFIG
 from together.models.spec import read_shape
@@ -34,9 +37,10 @@ from together.planning.problem import Link, Problem
 from together.planning.request import parse_dtype
 from together.ring import rpc, wire
 from together.settings import Settings
-from together.types import Dtype, LayerRange, StagePlan
+from together.types import Dtype, LayerRange, StagePlan, Threads
 from together.weights.find import BUNDLED
 from together.weights.store import local_name
+from together.wording import reason_of
 
 USUAL_SHAPE = "llama-3.2-1b"
 HEAR_WITHIN = 5.0  # seconds for a record of our own to come back
@@ -107,6 +111,7 @@ class RingStage:
     place: str  # as in links: a node, or one of its devices
     layers: LayerRange
     ms: float
+    threads: Threads | None = None  # that its steps get; None: it does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +139,7 @@ class Facts:
     backend_trouble: str
     nvidia: Nvidia | None
     devices: tuple[Device, ...]
-    memory_total: int
-    memory_free: int
-    memory_usable: int  # free less the reserve: what nodes may grant
+    memory: SharedOut
     busy_percent: float  # of the processors, before anything was measured
     shape: MeasuredShape
     measured: tuple[Measured, ...]
@@ -144,6 +147,7 @@ class Facts:
     ports: Ports
     multicast: Multicast
     app: App | None
+    kernels: tuple[KeptChoices, ...] = ()  # of this machine's builds, the newest first
 
 
 def facts_json(facts: Facts) -> dict[str, Any]:
@@ -169,7 +173,10 @@ def shape_of(folder: Path | None, settings: Settings) -> MeasuredShape:
     return MeasuredShape(name, spec.layers, parse_dtype(settings.dtype or usual), read_bytes(folder, CONFIG))
 
 
-async def gather(settings: Settings, shape: MeasuredShape) -> Facts:
+Note = Callable[[str], None]  # gets what goes on
+
+
+async def gather(settings: Settings, shape: MeasuredShape, note: Note) -> Facts:
     """Takes seconds. What cannot be found out is a fact as well. Raises AppError where the app's folder cannot be."""
     home = settings.home_path
     try:
@@ -178,12 +185,17 @@ async def gather(settings: Settings, shape: MeasuredShape) -> Facts:
         raise AppError(
             "the app cannot use its folder {home} ({why}); set TOGETHER_HOME to another one",
             home=str(home),
-            why=error.strerror or str(error),
+            why=reason_of(error),
         ) from None
     running = await asyncio.to_thread(find_running, home)
     busy = await asyncio.to_thread(psutil.cpu_percent, 0.5)
     backend, devices, trouble = await _devices(settings)
-    memory, disk = psutil.virtual_memory(), shutil.disk_usage(home)
+    disk = shutil.disk_usage(home)
+    measured = await _measure(settings, shape, devices, note, anew=running is None)
+    note("listening to the network")
+    multicast = await hear_ourselves(settings)
+    note("asking the app that runs here, which measures its links")
+    app = await asyncio.to_thread(look_at, running) if running else None
     return Facts(
         version=__version__,
         system=platform.system(),
@@ -194,16 +206,15 @@ async def gather(settings: Settings, shape: MeasuredShape) -> Facts:
         backend_trouble=trouble,
         nvidia=await asyncio.to_thread(find_nvidia),
         devices=devices,
-        memory_total=memory.total,
-        memory_free=memory.available,
-        memory_usable=node_memory(settings),
+        memory=await asyncio.to_thread(shared_out, settings),
         busy_percent=busy,
         shape=shape,
-        measured=await _measure(settings, shape, devices, anew=running is None),
+        measured=measured,
         disk=Disk(str(home), disk.total, disk.free),
         ports=find_ports(settings),
-        multicast=await hear_ourselves(settings),
-        app=await asyncio.to_thread(look_at, running) if running else None,
+        multicast=multicast,
+        app=app,
+        kernels=kept_choices(home),
     )
 
 
@@ -221,12 +232,13 @@ async def _devices(settings: Settings) -> tuple[str, tuple[Device, ...], str]:
 
 
 async def _measure(
-    settings: Settings, shape: MeasuredShape, devices: tuple[Device, ...], *, anew: bool
+    settings: Settings, shape: MeasuredShape, devices: tuple[Device, ...], note: Note, *, anew: bool
 ) -> tuple[Measured, ...]:
     """Each device; while an app runs, the figures it uses, as measuring would disturb both."""
     home, found = settings.home_path, []
     profiler = Profiler(node_name(settings), machine_id(home), home, devices)
     for device in devices:
+        note(f"measuring {device.key} with layers of {shape.model}")
         order = MeasureOrder(device.backend, device.name, shape.dtype, shape.config)
         try:
             finding = await profiler.find(order, anew=anew)
@@ -234,6 +246,13 @@ async def _measure(
         except TogetherError as error:
             found.append(Measured(device.key, trouble=str(error)))
     return tuple(found)
+
+
+def kept_choices(home: Path) -> tuple[KeptChoices, ...]:
+    """Which kernels loaded models compute with; nothing before the first load that tried any."""
+    files = sorted((home / "kernels").glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    found = (recall_json(file, KeptChoices) for file in files)
+    return tuple(choices for choices in found if choices is not None)
 
 
 def is_emulated() -> bool:
@@ -332,13 +351,15 @@ def look_at(running: RunningApp) -> App:
 def ring_of(status: AppStatus, problem: Problem) -> tuple[RingStage, ...]:
     """The stages of the app's plan, by the names that links have, with what a token takes in each."""
     names, known = {node.id: node.name for node in status.nodes}, {node.name: node for node in problem.nodes}
+    loaded = ((node.id, stage) for node in status.nodes for stage in node.stages if stage.ring == status.serving.ring)
+    threads = {(node, stage.layers): stage.threads for node, stage in loaded}
 
     def ring_stage(stage: StagePlan) -> RingStage:
         name = names.get(stage.node, stage.node)
-        for title in (name, f"{name} ({stage.node[:4]})"):
-            for place in (title, f"{title}/{stage.device}"):
-                if place in known:
-                    return RingStage(place, stage.layers, problem.stage_ms(known[place], stage.layers))
+        for place in (name, f"{name}/{stage.device}"):
+            if place in known:
+                ms = problem.stage_ms(known[place], stage.layers)
+                return RingStage(place, stage.layers, ms, threads.get((stage.node, stage.layers)))
         return RingStage(name, stage.layers, 0.0)
 
     return tuple(map(ring_stage, status.serving.plan.stages if status.serving.plan else ()))

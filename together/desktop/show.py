@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import threading
+import time
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from together.cluster_types import NodeStatus, StageStatus
+from together.cluster_types import LetGo, NodeState, NodeStatus, StageStatus
+from together.commands import as_typed
 from together.errors import TogetherError
+from together.processes import FILED
+from together.sentences import Sentence, say
+from together.types import Threads
+from together.wording import part_text
 
 if TYPE_CHECKING:
     from together.desktop.client import AppStatus, RunningApp
@@ -41,10 +49,10 @@ def one_line(text: str) -> str:
 
 
 class Formatter(logging.Formatter):
-    """Escapes log lines, which quote names, too."""
+    """Escapes log lines, which quote names, too. Further lines of a record are indented: none looks like another."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return printable(super().format(record)).replace("\n", "\n  ")
 
 
 def _steers(letter: str) -> bool:
@@ -56,12 +64,89 @@ def _escape(letter: str) -> str:
 
 
 def print_line(line: str) -> None:
+    """Also into the log's file, where this process keeps one."""
     print(printable(line), flush=True)
+    logging.getLogger(FILED).info("%s", line)
 
 
 def print_aside(line: str) -> None:
     """For what is not the answer: a pipe behind stdout gets the answer only."""
     print(printable(line), file=sys.stderr, flush=True)
+
+
+LONG = 3.0  # seconds after which a person wonders
+
+
+class Screen:
+    """Standard output of a program that runs on: lines that stay, and on a terminal one that is written over.
+
+    Elsewhere what would be written over is a line as well, without how far it is.
+    """
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._busy = ""
+        self._since = 0.0  # of the same `busy`
+        self._width = 0  # of what is to be written over
+
+    def line(self, line: str) -> None:
+        self._erase()
+        print_line(line)
+
+    def tell(self, sentence: Sentence) -> None:
+        if sentence:
+            self.line(str(sentence))
+
+    def busy(self, doing: str, progress: float = 0.0) -> None:
+        """What goes on now, nothing if `doing` is empty; `progress` is 0 to 1."""
+        new = doing != self._busy
+        if new:
+            self._busy, self._since = doing, time.monotonic()
+        if self._terminal:
+            self._erase()
+            self._draw(doing, progress) if doing else None
+        elif doing and new:
+            print_line(doing)
+
+    def idle(self) -> None:
+        self.busy("")
+
+    def _draw(self, doing: str, progress: float) -> None:
+        """With how far it is, and the seconds once it takes long: a line that stands still looks dead."""
+        seconds = time.monotonic() - self._since
+        done, long = f" {progress:.0%}" if progress else "", f" ({seconds:.0f} s)" if seconds >= LONG else ""
+        shown = one_line(doing + done + long)[: shutil.get_terminal_size().columns - 1]
+        print(shown, end="", flush=True)
+        self._width = len(shown)
+
+    def _erase(self) -> None:
+        if self._width:
+            print("\r" + " " * self._width + "\r", end="", flush=True)
+            self._width = 0
+
+
+@contextmanager
+def working(doing: str) -> Iterator[Callable[[str], None]]:
+    """A line on stderr, where that is a terminal, as long as this block works; the function gives it other words."""
+    console = Console(stderr=True)
+    if not console.is_interactive:  # where rich would print an empty line
+        yield lambda now: None
+        return
+    with console.status(Text(one_line(doing)), refresh_per_second=4) as status:  # a spinner that disturbs no measuring
+        yield lambda now: status.update(Text(one_line(now)))
+
+
+def progress_bars(*columns: ProgressColumn) -> Progress:
+    """Bars on stderr as long as a `with` block works, where that is a terminal; elsewhere nothing."""
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
+
+
+def wait_until(true: Callable[[], bool], seconds: float) -> None:
+    """Returns once it is true, or after that time."""
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(LOOK_EVERY)
 
 
 # --- lines and tables -------------------------------------------------------------------------------------------------
@@ -74,14 +159,23 @@ def print_lines(lines: Iterable[str], console: Console | None = None) -> None:
         console.print(Text(one_line(line)), soft_wrap=True)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], console: Console | None = None) -> None:
-    """A table of one row or more; without a head where no column has a name.
+def threads_text(threads: Threads | None) -> str:
+    """What a stage's steps get: `1`, or `1 (2 for prompts)`."""
+    if threads is None:
+        return ""
+    return str(threads.few) if threads.few == threads.many else f"{threads.few} ({threads.many} for prompts)"
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], console: Console | None = None, whole: str = ""
+) -> None:
+    """A table of one row or more; without a head where no column has a name. The column `whole` is not broken.
 
     Text is never markup; numbers align right, with four significant digits.
     """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False) if any(columns) else Table.grid(padding=(0, 2))
     for name in columns:
-        table.add_column(Text(one_line(name)), overflow="fold")
+        table.add_column(Text(one_line(name)), overflow="fold", no_wrap=bool(whole) and name == whole)
     for row in rows:
         table.add_row(*(Text(cell_text(value), "", justify=_justify(value)) for value in row))
     if table.row_count:
@@ -105,31 +199,60 @@ def cell_text(value: object) -> str:
 
 def show_status(status: AppStatus, url: str, console: Console) -> None:
     """Model, stages and nodes, for a person."""
-    print_lines([f"together at {url}", status.serving.sentence, *hints(status)], console)
+    pace = [status.pace.text] if status.pace else []
+    gone = let_go_in(status.nodes, status.let_go).values()
+    print_lines([f"together at {url}", status.serving.sentence, *pace, *map(str, gone), *hints(status)], console)
     if not status.nodes:
-        console.print("no node is there; start one with: python3 launch.py node")
+        print_lines([as_typed("no node is there; start one with: python3 launch.py node")], console)
         return
     columns = ("node", "state", "device", "memory free", "layers held", "address")
-    print_table(columns, map(_row, status.nodes), console)
+    print_table(columns, map(_row, status.nodes), console, whole="address")
 
 
 def hints(status: AppStatus) -> list[str]:
     """What a person may want to do, as a sentence each with the command for it."""
     found = []
     if status.advice:
-        found.append(f"better: {status.advice}; move to it with: python3 launch.py balance")
+        found.append(as_typed(f"better: {status.advice}; move to it with: python3 launch.py balance"))
     if status.offer:
-        found.append(f"{status.offer} Load it with: python3 launch.py load")
+        found.append(as_typed(f"{status.offer} Load it with: python3 launch.py load"))
     return found + [limit.text for limit in status.limits]
 
 
+LetGoBy = tuple[str, LetGo]  # the node's id, empty for the app or the node that looks, and what it let go
+
+
+def let_go_in(nodes: Iterable[NodeStatus], own: Iterable[LetGo]) -> dict[LetGoBy, Sentence]:
+    """What full caches let go, in words."""
+    found = {("", gone): gone.sentence for gone in own}
+    for node in nodes:
+        found |= {(node.id, gone): say("let_go_by", node=node.name, let_go=gone.sentence) for gone in node.let_go}
+    return found
+
+
+def _free(node: NodeStatus) -> str:
+    if node.state is NodeState.FAILED:
+        return "-"
+    return part_text(node.free_bytes, node.memory_bytes) if node.memory_bytes > 0 else "not known yet"
+
+
+def _held(node: NodeStatus) -> str:
+    """Layers, then the name of their model once: a node may have several stages of one."""
+    models = dict.fromkeys(stage.model for stage in node.stages)
+    stages = sorted(node.stages, key=lambda stage: stage.layers)
+    layers = {model: [str(stage.layers) for stage in stages if stage.model == model] for model in models}
+    return ", ".join(f"{', '.join(layers[model])} {model}" for model in models)
+
+
 def _row(node: NodeStatus) -> tuple[str, ...]:
+    """Of a node that is gone, memory and layers are those it had."""
+    gone = node.state is NodeState.FAILED
     return (
         node.name,
         f"{node.state}: {node.cause}" if node.cause else str(node.state),
         ", ".join(device.description or device.name for device in node.devices),
-        f"{node.free_bytes / GB:.1f} of {node.memory_bytes / GB:.1f} GB",
-        ", ".join(f"{stage.layers} {stage.model}" for stage in node.stages) or "none",
+        _free(node),
+        "-" if gone else _held(node) or "none",
         f"{(node.endpoint.addresses or ('?',))[0]}:{node.endpoint.port}",
     )
 
@@ -137,6 +260,7 @@ def _row(node: NodeStatus) -> tuple[str, ...]:
 # --- a load -----------------------------------------------------------------------------------------------------------
 
 LOOK_EVERY = 0.3  # seconds
+BEGINNING = "reading the model and planning"
 
 
 def load_last_and_show(running: RunningApp) -> None:
@@ -147,7 +271,22 @@ def load_last_and_show(running: RunningApp) -> None:
 
 
 def load_and_show(running: RunningApp, order: dict[str, object], action: str = "load") -> None:
-    """Returns when the model serves. Raises the app's own sentence where it does not."""
+    """Returns when the model serves, and says who has which layers. Raises the app's own sentence where it does not."""
+    before = running.status()
+    load_with_progress(running, order, action)
+    status = running.status()
+    known = let_go_in(before.nodes, before.let_go)
+    for which, sentence in let_go_in(status.nodes, status.let_go).items():
+        if which not in known:
+            print(one_line(str(sentence)))
+    names = {node.id: node.name for node in status.nodes}
+    for stage in status.serving.plan.stages if status.serving.plan else ():
+        print(f"{one_line(names.get(stage.node, stage.node))}: layers {stage.layers}")
+    print(f"{one_line(status.serving.title)} is ready at {running.url}")
+
+
+def load_with_progress(running: RunningApp, order: dict[str, object], action: str = "load") -> None:
+    """Returns when the model serves; until then a bar for each stage is on stderr. Raises as `load_and_show`."""
     failure: list[TogetherError] = []
 
     def work() -> None:
@@ -158,19 +297,17 @@ def load_and_show(running: RunningApp, order: dict[str, object], action: str = "
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[said]}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    name, said = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[said]}", markup=False)
+    with progress_bars(SpinnerColumn(), name, BarColumn(), said) as progress:
         bars: dict[int, TaskID] = {}
+        step = progress.add_task(BEGINNING, total=None, said="")
         while worker.is_alive():
             worker.join(LOOK_EVERY)
-            draw_stages(progress, bars, running.status())
+            status = running.status()
+            draw_stages(progress, bars, status)
+            progress.update(step, description=one_line(status.serving.step) or BEGINNING, visible=not bars)
     if failure:
         raise failure[0]
-    status = running.status()
-    names = {node.id: node.name for node in status.nodes}
-    for stage in status.serving.plan.stages if status.serving.plan else ():
-        print(f"{one_line(names.get(stage.node, stage.node))}: layers {stage.layers}")
-    print(f"{one_line(status.serving.model)} is ready at {running.url}")
 
 
 def draw_stages(progress: Progress, bars: dict[int, TaskID], status: AppStatus) -> None:
@@ -190,6 +327,7 @@ def _progress(stage: StageStatus) -> tuple[float, str]:
     layers = len(stage.layers)
     if stage.fetched_bytes < stage.fetch_bytes:
         waits = f", waits for {one_line(stage.waiting)}" if stage.waiting else ""
-        fetched = f"{stage.fetched_bytes / 1e6:.0f} of {stage.fetch_bytes / 1e6:.0f} MB"
-        return stage.fetched_bytes / stage.fetch_bytes, f"fetching, {fetched}{waits}"
+        fetched = f"{part_text(stage.fetched_bytes, stage.fetch_bytes)}{'' if stage.fetched_bytes else ' yet'}"
+        doing = "converting" if stage.converting else "fetching"
+        return stage.fetched_bytes / stage.fetch_bytes, f"{doing}, {fetched}{waits}"
     return stage.progress, f"{round(stage.progress * layers)} of {layers} layers"

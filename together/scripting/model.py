@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from together.cluster.claims import Claim, claiming, pool_of_name
 from together.engine.engine import Engine
 from together.engine.stats import EngineStats
 from together.errors import BadRequest, BrokenModel, NotServing
 from together.head.loopback import Place, local_engine
 from together.head.plan import ModelHandle
+from together.models.form import PUBLISHED
 from together.models.manifest import describe
 from together.models.reading import units_here
-from together.models.units import words
-from together.requests import AnswerChunk, GenerateRequest, Message
+from together.models.units import Unit, words
+from together.requests import AnswerChunk, GenerateRequest, Message, ScoreRequest, TextScore
 from together.sampling import validate
 from together.scripting.strategy import PartitionPlan, PartitionStrategy, open_and_place, settings_of
 from together.scripting.thread import LoopThread
 from together.settings import Settings
 from together.text.answers import generate_text
+from together.text.scoring import score_text
+from together.types import ModelRef
 from together.weights.hub import fetch_units
+from together.weights.room import CacheRoom, cache_limit
 from together.weights.store import Store
 
 Prompt = str | Sequence[Message | Mapping[str, str]]
@@ -85,6 +93,14 @@ class PartitionedModel:
             with suppress(NotServing):
                 self._thread.submit(answer.aclose)
 
+    def score(self, text: str, window: int | None = None, stride: int | None = None) -> TextScore:
+        """The log-probability of every token of a text, and its perplexity.
+
+        A text longer than `window` tokens (None: the context) is scored in windows, `stride` tokens apart (None: half a
+        window). Raises BadRequest, QueueFull, RingBroken when a process died, NotServing after `close`.
+        """
+        return self._thread.run(lambda: score_text(self._engine, self.text, ScoreRequest(text, window, stride)))
+
     def stats(self) -> EngineStats:
         """What runs and waits, tokens so far, and milliseconds per step, stage and link."""
 
@@ -133,32 +149,75 @@ def partition(model: str | PathLike[str], strategy: PartitionStrategy | None = N
     settings, thread = settings_of(how), LoopThread()
     try:
         opened, plan = thread.run(lambda: open_and_place(model, how, settings))
-        _bring(opened, settings)
-        places = tuple(Place(item.backend, item.device, item.layers) for item in plan.partitions)
-        sizes = plan.dtype, plan.context, plan.users
-        ring = local_engine(opened.folder.resolve(), settings.home_path, places, *sizes, opened.text.eos)
-        engine, _ = thread.enter(ring)
+        room = CacheRoom(settings.home_path, cache_limit(settings))
+        thread.enter(_held(room, opened.ref.key))
+        _bring(opened, room, thread)
+        engine = thread.enter(_engine(opened, plan, settings))
     except BaseException:
         thread.close()
         raise
     return PartitionedModel(plan, opened, engine, thread)
 
 
-def _bring(opened: ModelHandle, settings: Settings) -> None:
-    """Fetch what a model of the hub lacks here. Raises BrokenModel for a folder of somebody's that lacks a part."""
-    store, manifest = Store(settings.home_path), describe(opened.folder)
-    here = units_here(opened.folder, manifest)
-    missing = [unit for name, unit in manifest.units.items() if name not in here]
+@asynccontextmanager
+async def _engine(opened: ModelHandle, plan: PartitionPlan, settings: Settings) -> AsyncIterator[Engine]:
+    """Other programs of ours on this machine know meanwhile what the partitions were granted."""
+    places = tuple(Place(item.backend, item.device, item.layers) for item in plan.partitions)
+    claims = [Claim(pool_of_name(item.device), item.memory_bytes) for item in plan.partitions]
+    sizes = plan.dtype, plan.context, plan.users
+    with claiming(settings, Path(sys.argv[0]).name or "python", claims) as say_pids:
+        ring = local_engine(
+            opened.folder.resolve(), settings.home_path, places, *sizes, opened.text.eos, exact=opened.exact
+        )
+        async with ring as (engine, local):
+            say_pids([stage.status.pid for stage in local.stages])
+            yield engine
+
+
+@asynccontextmanager
+async def _held(room: CacheRoom, key: str) -> AsyncIterator[None]:
+    """No node of this machine lets go of the model meanwhile."""
+    lock = await asyncio.to_thread(room.hold, key)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _bring(opened: ModelHandle, room: CacheRoom, thread: LoopThread) -> None:
+    """Fetch what a model of the hub lacks here, and convert what a form of it lacks.
+
+    Raises BrokenModel for a folder of somebody's that lacks a part, DiskFull or LoadFailed.
+    """
+    ref, plain = opened.ref, Path(opened.ref.path)
+    if not ref.form:
+        _fetch(ref, opened.folder, room, thread)
+    elif missing := _missing(opened.folder):
+        need = sum(unit.size for unit in missing)
+        _fetch(replace(ref, form=PUBLISHED), plain, room, thread, beside=need)
+        thread.run(lambda: room.convert(plain, ref.key, missing))
+
+
+def _fetch(model: ModelRef, folder: Path, room: CacheRoom, thread: LoopThread, *, beside: int = 0) -> None:
+    """Where the cache has room for it, and for `beside` bytes of what is made of it."""
+    store, missing = Store(room.home), _missing(folder)
     if not missing:
         return
-    if opened.folder.resolve() != store.folder(opened.spec.fingerprint).resolve():
+    if folder.resolve() != store.folder(model.key).resolve():
         raise BrokenModel(
             "{folder} has only {held} of {model}; copy the rest, or name the model",
-            folder=str(opened.folder),
-            held=words(here),
-            model=opened.ref.name,
+            folder=str(folder),
+            held=words(units_here(folder, describe(folder))),
+            model=model.name,
         )
-    fetch_units(opened.ref, missing, store)
+    thread.run(lambda: room.fit(model.key, missing, beside=beside))
+    fetch_units(model, missing, store)
+
+
+def _missing(folder: Path) -> list[Unit]:
+    manifest = describe(folder)
+    here = units_here(folder, manifest)
+    return [unit for name, unit in manifest.units.items() if name not in here]
 
 
 def _check(name: str, value: object) -> None:

@@ -11,10 +11,11 @@ from math import isfinite
 from os import PathLike
 from pathlib import Path
 
-from together.cluster.identity import machine_id, node_memory, node_name
+from together.cluster.claims import MEMORY, UNIFIED, left_over, pool_of
+from together.cluster.identity import machine_id, node_name
 from together.cluster.profiling import Profiler, default_backend, find_devices
-from together.cluster.survey import Survey
-from together.cluster_types import UNKNOWN_PROFILE, Device, DeviceProfile, MeasureOrder, Placement
+from together.cluster.survey import Placement, Survey
+from together.cluster_types import UNKNOWN_PROFILE, Device, DeviceProfile, MeasureOrder
 from together.errors import BadPlan, BadSetting, NotEnoughMemory
 from together.head.plan import (
     NEED_SPEEDS,
@@ -26,6 +27,7 @@ from together.head.plan import (
     plan_on,
     sizings,
 )
+from together.models.form import asked_form
 from together.planning.explain import Infeasible
 from together.planning.memory import cache_tokens, model_size, workspace_bytes
 from together.planning.problem import Assignment, NodeProfile, Problem, Sizing
@@ -35,10 +37,8 @@ from together.scripting.thread import LoopThread
 from together.sentences import NOTHING, Sentence, say, template
 from together.settings import Settings, load_settings, parse_bytes
 from together.types import Dtype, LayerRange
-from together.wording import layers_text, size_text
+from together.wording import size_text
 
-MEMORY = "this machine's memory"  # the pool of everything that lives in this machine's main memory
-UNIFIED = ("mps", "gpu")  # Apple's GPU, in torch's and MLX's words: it shares the CPU's memory
 ALSO = {"cuda": "cuda:0", "mps": "gpu", "gpu": "mps"}  # other words for a device, where its own is not there
 _NEEDED = (
     ("custom", "custom_boundaries", "a pair of layers per partition, as [(0, 15), (16, 31)]"),
@@ -57,7 +57,7 @@ class Partition:
     memory_bytes: int
 
     def __str__(self) -> str:
-        return f"layers {layers_text(self.layers)} on {self.device} ({self.backend}), {size_text(self.memory_bytes)}"
+        return f"layers {self.layers} on {self.device} ({self.backend}), {size_text(self.memory_bytes)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ class PartitionPlan:
     users: int
     dtype: Dtype
     why: tuple[str, ...]
+    bits_per_weight: float  # as the model stores them, scales included
 
     @property
     def ranges(self) -> tuple[LayerRange, ...]:
@@ -94,7 +95,8 @@ class PartitionStrategy:
     `max_memory_per_partition`: as "4GB". `ratio`: for "ratio", as [3, 1] or "3:1".
     `context`: tokens of a prompt and its answer. `users`: how many such contexts memory is granted for.
     `dtype`: "fp32", "bf16" or "fp16"; left out, the checkpoint's own. `backend`: "torch" or "mlx"; left out, what fits
-    this machine.
+    this machine. `quantize`: "4", "8" or "mxfp4" for a plain model, which is converted once; `quantize_head`: "no"
+    leaves embedding and LM head plain. `exact`: quantized weights are multiplied without int8 activations.
     """
 
     num_partitions: int | None = None
@@ -107,6 +109,9 @@ class PartitionStrategy:
     users: int | None = None
     dtype: str | None = None
     backend: str | None = None
+    quantize: str | None = None
+    quantize_head: str | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         kind = self.strategy_type
@@ -139,6 +144,7 @@ class PartitionStrategy:
             ratio=_parts(self.ratio),
             assignments=tuple(Assignment("", layers) for layers in _ranges(self.custom_boundaries)),
             max_bytes=None if size is None else parse_bytes(size),
+            form=asked_form(self.quantize, self.quantize_head),
         )
 
     @property
@@ -173,8 +179,8 @@ class PartitionStrategy:
 
 
 def settings_of(strategy: PartitionStrategy) -> Settings:
-    """The app's settings (TOGETHER_* variables count) with what the strategy says of dtype and backend."""
-    return load_settings(dtype=strategy.dtype, backend=strategy.backend)
+    """The app's settings (TOGETHER_* variables count) with what the strategy says of dtype, backend and exactness."""
+    return load_settings(dtype=strategy.dtype, backend=strategy.backend, exact=strategy.exact or None)
 
 
 async def open_and_place(
@@ -184,7 +190,7 @@ async def open_and_place(
 
     Raises BadInput, Unreachable or NotEnoughMemory.
     """
-    opened = await open_model(Path(model) if isinstance(model, PathLike) else model, settings)
+    opened = await open_model(Path(model) if isinstance(model, PathLike) else model, settings, strategy.request.form)
     home = settings.home_path
     request, count, layers = strategy.request, strategy.partitions, opened.spec.layers
     if count > layers:
@@ -201,7 +207,8 @@ async def open_and_place(
     if request.strategy in NEED_SPEEDS and len(places) > 1:
         profiler = Profiler(node_name(settings), machine_id(home), home, tuple(profiles))
         for device in profiles:
-            order = MeasureOrder(device.backend, device.name, opened.dtype, opened.config)
+            packed = opened.spec.packed_as(exact=opened.exact)
+            order = MeasureOrder(device.backend, device.name, opened.dtype, opened.config, packed)
             profiles[device] = await profiler.measure(order)
 
     async def plan_at(sizing: Sizing) -> PlannedModel | Infeasible:
@@ -212,7 +219,9 @@ async def open_and_place(
         raise NotEnoughMemory(found.sentence)
     plan, why = plan_of(found), tuple(map(str, found.answer.why))
     stages = tuple(Partition(item.backend, item.device, item.layers, item.memory_bytes) for item in plan.stages)
-    return opened, PartitionPlan(plan.model.name, stages, plan.context, plan.users, plan.dtype, why)
+    weights = opened.spec.stage_weights(LayerRange(0, layers))
+    bits = 8 * weights.nbytes(opened.spec.dtype) / weights.elements
+    return opened, PartitionPlan(plan.model.name, stages, plan.context, plan.users, plan.dtype, why, bits)
 
 
 # --- this machine's devices -------------------------------------------------------------------------------------------
@@ -263,12 +272,13 @@ def plan_here(
 
     Rules that weigh memory see equal parts of a shared memory; for others its sum is looked at afterwards.
     """
-    pools = {_pool(place): _pool_bytes(place, settings) for place in places}
-    shared = Counter(map(_pool, places)) if request.strategy in ("memory", *NEED_SPEEDS) else Counter(set(pools))
+    pools = {pool_of(place.device): _pool_bytes(place, settings) for place in places}
+    where = [pool_of(place.device) for place in places]
+    shared = Counter(where) if request.strategy in ("memory", *NEED_SPEEDS) else Counter(set(pools))
     workspace = workspace_bytes(opened.spec)
     nodes = tuple(
-        NodeProfile.of(place.name, profiles[place.device], pools[_pool(place)] / shared[_pool(place)], workspace)
-        for place in places
+        NodeProfile.of(place.name, profiles[place.device], pools[pool] / shared[pool], workspace)
+        for place, pool in zip(places, where, strict=True)
     )
     size, context = model_size(opened.spec, sizing.dtype), cache_tokens(sizing.context, 1)
     problem = Problem(size, nodes, hop_ms=LOOPBACK_MS, users=sizing.users, context=context)
@@ -282,15 +292,8 @@ def plan_here(
     return Infeasible(wrong) if wrong else found
 
 
-def _pool(place: Placement) -> str:
-    """Placements of one pool share its memory."""
-    return MEMORY if place.device.name in ("cpu", *UNIFIED) else place.device.name
-
-
 def _pool_bytes(place: Placement, settings: Settings) -> int:
-    if _pool(place) != MEMORY:
-        return place.device.free_bytes
-    return node_memory(settings)
+    return left_over(settings) if pool_of(place.device) == MEMORY else place.device.free_bytes
 
 
 def _overfull(found: PlannedModel, pools: Mapping[str, int]) -> Sentence:
@@ -298,8 +301,9 @@ def _overfull(found: PlannedModel, pools: Mapping[str, int]) -> Sentence:
     problem, places = found.survey.problem, found.survey.placements
     needs: Counter[str] = Counter()
     for share in found.answer.split.shares:
-        need = problem.stage_bytes(share.layers) + problem.node(share.node).reserve_bytes
-        needs[_pool(places[share.node])] += int(need)
+        node = problem.node(share.node)
+        need = problem.stage_bytes(share.layers, node) + node.reserve_bytes
+        needs[pool_of(places[share.node].device)] += int(need)
     for pool, need in needs.items():
         if need > pools[pool]:
             return say("memory_together", pool=pool, sizes=(need, pools[pool]), context=problem.context)

@@ -7,16 +7,26 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from together.desktop.bench.decode import bench_decode, bench_estimate, decode_json
-from together.desktop.bench.engine import BenchRequest, bench_engine
+from backends.base import Computing
+from together.desktop.bench.curves import Places, bench_curves, read_curves
+from together.desktop.bench.decode import Comparison, DecodeReport, bench_decode, decode_json
+from together.desktop.bench.device import LONG, PEOPLE, SHORT, DeviceLine, DeviceRequest, bench_device
+from together.desktop.bench.engine import bench_engine
+from together.desktop.bench.estimate import bench_estimate
+from together.desktop.bench.llama_cpp import yardstick
+from together.desktop.bench.plot import drawing
+from together.desktop.bench.rings import BenchRequest
 from together.desktop.bench.serve import ServeRequest, bench_overhead, bench_serve, comparable
 from together.desktop.bench.small import Hop, PlanTime, SamplerLine, bench_hop, bench_plan, bench_sampler
 from together.desktop.client import RunningApp, app_for_a_while
-from together.desktop.show import GB, print_table
+from together.desktop.show import GB, cell_text, print_lines, print_table
+from together.jsonfile import write_whole
+from together.models.form import PUBLISHED, asked_form, form_title
 from together.planning.request import parse_dtype
 from together.settings import load_settings
 
@@ -29,6 +39,7 @@ Device = Annotated[str, typer.Option(help="The backend's device.")]
 Stages = Annotated[int, typer.Option(min=1, help="Stage processes.")]
 Prompt = Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")]
 New = Annotated[int, typer.Option(min=2, help="Tokens generated.")]
+Quantized = Annotated[str | None, typer.Option("--quantize", help="4, 8 or mxfp4  [default: plain weights]")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds; the medians count.")]
 
 Rows = Iterable[Sequence[object]]
@@ -56,20 +67,76 @@ def decode(
     new: New = 32,
     rounds: Rounds = 5,
     compare: Annotated[
-        list[str] | None, typer.Option(help="Also measure, in turn: another number of stages, or transformers.")
+        list[str] | None,
+        typer.Option(
+            help="Also measure, in turn: another number of stages, transformers, or llama.cpp=FOLDER with the folder "
+            "of its programs, which run over RPC where there are several stages."
+        ),
+    ] = None,
+    quantize: Quantized = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prefill and decode speed over real stage processes on this machine; transformers computes with plain weights."""
+    form = asked_form(quantize) or PUBLISHED
+    request = BenchRequest(shape, parse_dtype(dtype), backend, device, stages, prompt, new, rounds, form)
+    found = asyncio.run(bench_decode(request, [str(stages), *(compare or [])], load_settings().home_path))
+    columns = ("", "prefill tok/s", "ratio", "decode tok/s", "ratio", "of reads", "peak GB")
+    _print(as_json, decode_json(found), columns, map(_decode_row, found.reports), _title(request))
+    if not as_json:
+        print_lines(_circumstances(found))
+
+
+def _decode_row(item: DecodeReport) -> Sequence[object]:
+    prefill, decode = (item.prefill_tok_s, item.prefill_ratio), (item.decode_tok_s, item.decode_ratio)
+    return item.name, *prefill, *decode, f"{item.of_reads:.0%}", [size / GB for size in item.rss_bytes]
+
+
+def _circumstances(found: Comparison) -> Iterator[str]:
+    """Where each one's time went, what it ran on, and how fast memory is."""
+    for item in found.reports:
+        times = f", stages {cell_text(item.stage_ms)} ms, hops {item.hop_ms:.2f} ms" if item.stage_ms else ""
+        ran = dict.fromkeys(map(_ran_on, item.computing))
+        yield f"{item.name}: first token {item.ttft_s:.2f} s{times}; {'; '.join(ran)}"
+    yield f"plain memory reads: {found.read_bytes_per_s / GB:.1f} GB/s; `of reads`: the share of what they allow"
+
+
+@app.command()
+def device(
+    backend: Annotated[
+        str | None, typer.Option(help="torch or mlx  [default: the one that suits this machine]")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--device", help="The backend's device  [default: the best one]")] = None,
+    shape: Annotated[str | None, typer.Option(help="Whose shape the weights have  [default: by the device]")] = None,
+    dtype: DtypeName = "bf16",
+    context: Annotated[
+        int | None, typer.Option(min=LONG, help="Tokens of the long context  [default: by the device]")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prefill and decode speed over real stage processes on this machine."""
-    request = BenchRequest(shape, parse_dtype(dtype), backend, device, stages, prompt, new, rounds)
-    reports = asyncio.run(bench_decode(request, [str(stages), *(compare or [])], load_settings().home_path))
-    columns = ("", "prefill tok/s", "decode tok/s", "ratio", "first token s", "stages ms", "hop ms", "peak GB")
-    rows = []
-    for item in reports:
-        speeds = item.prefill_tok_s, item.decode_tok_s, reports[0].decode_tok_s / item.decode_tok_s, item.ttft_s
-        sizes = [size / GB for size in item.rss_bytes]
-        rows.append((item.name, *speeds, item.stage_ms, item.hop_ms if item.stage_ms else "", sizes))
-    _print(as_json, decode_json(reports), columns, rows, _title(request))
+    """What one device does, in under four minutes: prompts, tokens, 8 users at once, 4 and 8 bit, two stages."""
+    asked = DeviceRequest(backend, name, shape, parse_dtype(dtype), context)
+    home = load_settings().home_path
+    home.mkdir(parents=True, exist_ok=True)
+    found = asyncio.run(bench_device(asked, home))
+    speeds = (f"prefill {SHORT}", f"prefill {LONG}", "decode", f"{PEOPLE} at once", f"at {found.far:,}")
+    columns = ("weights", "stages", *speeds, "peak GB", "device GB", "ran on")
+    reads = f", plain memory reads {found.read_bytes_per_s / GB:.1f} GB/s" if found.read_bytes_per_s else ""
+    title = f"{found.shape} {dtype}, {found.device.key} ({found.device.description}){reads}; tokens/s"
+    _print(as_json, asdict(found), columns, map(_device_row, found.lines), title)
+
+
+def _device_row(line: DeviceLine) -> Sequence[object]:
+    """With a dash for what was not measured, and why not in the last column."""
+    speeds = (line.prefill_tok_s, line.long_prefill_tok_s, line.decode_tok_s, line.together_tok_s, line.far_tok_s)
+    peaks = [size / GB for size in line.peak_bytes] or None
+    taken = line.device_bytes / GB if line.device_bytes is not None else None
+    figures = ("–" if each is None else each for each in (*speeds, peaks, taken))
+    return line.weights, line.stages, *figures, "; ".join([*map(_ran_on, line.computing), *filter(None, [line.why])])
+
+
+def _ran_on(item: Computing) -> str:
+    threads = [f"{item.threads} threads"] if item.threads else []
+    return ", ".join([*threads, *item.kernels])
 
 
 @app.command()
@@ -104,14 +171,23 @@ def engine(
         int, typer.Option(min=0, help="Also: another one's tokens while a prompt this long is computed.")
     ] = 0,
     flat: Annotated[bool, typer.Option(help="Also: tokens 1,900 to 2,000 against tokens 10 to 110.")] = False,
+    quantize: Quantized = None,
+    compare: Annotated[
+        str | None, typer.Option(help="Also the same by llama-batched-bench: llama.cpp=FOLDER of its programs.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Many users at once: speed together, gaps during a long prompt, late tokens against early ones."""
-    request = BenchRequest(shape, parse_dtype(dtype), backend, device, stages, new=new, rounds=rounds)
-    found = asyncio.run(bench_engine(request, concurrent, long_prompt, flat, load_settings().home_path))
+    form = asked_form(quantize) or PUBLISHED
+    request = BenchRequest(shape, parse_dtype(dtype), backend, device, stages, new=new, rounds=rounds, form=form)
+    llama = yardstick(compare) if compare is not None else None
+    found = asyncio.run(bench_engine(request, concurrent, long_prompt, flat, load_settings().home_path, llama))
     rows: list[Sequence[object]] = []
     if both := found.together:
         rows.append((f"tokens/s of {both.people} users, of one", both.all_tok_s, both.one_tok_s, both.ratio))
+        if them := both.beside:
+            rows.append((f"the same by {them.name}", them.all_tok_s, them.one_tok_s, them.all_tok_s / them.one_tok_s))
+            rows.append((f"{both.people} users, here and there", both.all_tok_s, them.all_tok_s, them.ratio))
     if gaps := found.long_prompt:
         during = f"{gaps.gaps} gaps during a prompt of {gaps.tokens} ({gaps.first_token_s:.1f} s)"
         rows.append((f"p95 ms of {during}, median before", gaps.p95_ms, gaps.gap_ms, gaps.ratio))
@@ -119,7 +195,7 @@ def engine(
         rows.append(("ms per token, 1,900 to 2,000, 10 to 110", late.far_ms, late.near_ms, late.ratio))
         without = late.far_ms - late.attention_ms
         rows.append(("the same without attention", without, late.near_ms, late.ratio_without_attention))
-    title = f"{shape} {dtype}, {backend} on {device}, {stages} stages"
+    title = f"{shape} {dtype}, {form_title(form)}, {backend} on {device}, {stages} stages"
     _print(as_json, asdict(found), ("", "measured", "compared with", "ratio"), rows, title)
 
 
@@ -133,15 +209,54 @@ def estimate(
     prompt: Prompt = 128,
     new: New = 32,
     rounds: Rounds = 5,
+    quantize: Quantized = None,
+    users: Annotated[int, typer.Option(min=2, help="How many at once, besides one alone.")] = 4,
     as_json: AsJson = False,
 ) -> None:
-    """How right the planner is about this machine: expected and measured ms per token and memory per stage."""
-    request = BenchRequest(shape, parse_dtype(dtype), backend, device, stages, prompt, new, rounds)
-    found = asyncio.run(bench_estimate(request, load_settings().home_path))
+    """How right the planner is about this machine: expected and measured speed, for one and several, and memory."""
+    form = asked_form(quantize) or PUBLISHED
+    request = BenchRequest(shape, parse_dtype(dtype), backend, device, stages, prompt, new, rounds, form)
+    found = asyncio.run(bench_estimate(request, load_settings().home_path, users))
     sizes = zip(found.expected_bytes, found.measured_bytes, found.bytes_ratios, strict=True)
-    rows = [("ms per token", found.expected_ms, found.measured_ms, found.ms_ratio)]
+    rows = [
+        ("ms per token", found.expected_ms, found.measured_ms, found.ms_ratio),
+        (f"tokens/s of {users} users", found.expected_tok_s, found.measured_tok_s, found.tok_s_ratio),
+    ]
     rows += [(f"stage {index}, GB", size[0] / GB, size[1] / GB, size[2]) for index, size in enumerate(sizes)]
     _print(as_json, asdict(found), ("", "expected", "measured", "ratio"), rows, f"{_title(request)}, {found.name}")
+
+
+@app.command()
+def curves(
+    file: Annotated[Path, typer.Argument(help="Where the figures go, as JSON; `bench plot` draws them.")],
+    shape: Shape = "llama-3.2-1b",
+    dtype: DtypeName = "bf16",
+    backend: Backend = "torch",
+    device: Device = "cpu",
+    quantize: Quantized = None,
+    context: Annotated[str, typer.Option(help="Tokens before the answer.")] = "128,512,2048",
+    users: Annotated[str, typer.Option(help="How many at once.")] = "1,2,4,8",
+    stages: Annotated[str, typer.Option(help="Stages; the least number is that of all else.")] = "1,2,4",
+    prompt: Prompt = 128,
+    new: New = 16,
+    rounds: Rounds = 3,
+) -> None:
+    """Decode and prefill speed over context, users at once and stages, for a figure."""
+    form = asked_form(quantize) or PUBLISHED
+    places = Places.parse(context, users, stages)
+    request = BenchRequest(shape, parse_dtype(dtype), backend, device, places.stages[0], prompt, new, rounds, form)
+    found = asyncio.run(bench_curves(request, places, load_settings().home_path))
+    write_whole(file, json.dumps(asdict(found), indent=1).encode() + b"\n")
+    print_lines(found.caption)
+
+
+@app.command()
+def plot(
+    file: Annotated[Path, typer.Argument(help="What `bench curves` wrote.")],
+    image: Annotated[Path, typer.Argument(help="The SVG to write.")],
+) -> None:
+    """Draw the figures of `bench curves`."""
+    write_whole(image, drawing(read_curves(file)).encode())
 
 
 @app.command()
@@ -199,7 +314,8 @@ def _server(url: str | None) -> Iterator[str]:
 
 def _title(request: BenchRequest) -> str:
     measured = f"{request.prompt} + {request.new} tokens, median of {request.rounds} alternated rounds"
-    return f"{request.shape} {request.dtype}, {request.backend} on {request.device}, {measured}"
+    weights = f", {form_title(request.form)}" if request.form else ""
+    return f"{request.shape} {request.dtype}{weights}, {request.backend} on {request.device}, {measured}"
 
 
 def _print(as_json: bool, data: object, columns: Sequence[str], rows: Rows, title: str = "") -> None:

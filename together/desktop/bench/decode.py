@@ -1,54 +1,32 @@
-"""`bench decode`: prefill and decode speed of real stage processes; `bench estimate`: what the planner expects of them.
+"""`bench decode`: prefill and decode speed of real stage processes, beside other programs.
 
-Compared set-ups run in turn, so a slow moment of the machine hits all of them; figures are medians over the rounds.
+Compared set-ups run in turn, so a slow moment of the machine hits all of them; figures are medians over the rounds, and
+ratios are medians of those within a round.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
-import psutil
-
-from together.cluster.identity import machine_id
-from together.cluster.profiling import Profiler, find_devices, measure_link
-from together.cluster_types import DeviceProfile, Endpoint, LinkOrder, MeasureOrder
-from together.desktop.bench.engine import BenchRequest, bench_ring
-from together.desktop.bench.shapes import random_checkpoint
-from together.desktop.bench.small import HOST, listening
-from together.errors import BadSetting, LoadFailed
-from together.models.spec import ModelSpec, read_spec
-from together.planning.memory import cache_tokens, model_size, workspace_bytes
-from together.planning.problem import Assignment, NodeProfile, Problem, Split
-from together.planning.score import score_of
-from together.planning.strategies import uniform_ranges
-from together.processes import end, spawn
-from together.ring import rpc
-from together.types import DTYPE_BYTES
-
-WARM_PROMPT, WARM_TOKENS = 8, 3  # touches all weights: while the others ran, they may have left caches, even memory
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One request alone: its first token ends the prefill, the others are decode."""
-
-    prefill_tok_s: float
-    decode_tok_s: float
-    ttft_s: float
-    step_ms: float = 0.0
-    stage_ms: tuple[float, ...] = ()
+from backends.base import Computing
+from together.desktop.bench.llama_cpp import llama_folder
+from together.desktop.bench.reads import MemoryReader
+from together.desktop.bench.rings import BenchRequest
+from together.desktop.bench.setups import Run, SetUp, llama_cpp, our_stages, peak_memory, transformers
+from together.errors import BadSetting
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeReport:
-    """Medians over the rounds. `stage_ms` and `hop_ms` are of a decode step; `rss_bytes` is each process's peak."""
+    """Medians over the rounds. `stage_ms` and `hop_ms` are of a decode step; `rss_bytes` is each process's peak.
+
+    Ratios are the first set-up's speed over this one's. `of_reads` is the share of the tokens that plain memory reads
+    would allow.
+    """
 
     name: str
     prefill_tok_s: float
@@ -58,151 +36,85 @@ class DecodeReport:
     hop_ms: float
     rss_bytes: tuple[int, ...]
     weight_bytes: tuple[int, ...]
+    prefill_ratio: float
+    decode_ratio: float
+    of_reads: float
+    computing: tuple[Computing, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class SetUp:
-    """What is measured: `run` takes the tokens of a prompt and of its answer."""
+class Comparison:
+    """One report each, the first one's stages first; what was read of memory meanwhile."""
 
-    name: str
-    run: Callable[[int, int], Awaitable[Run]]
-    pids: tuple[int, ...]
-    weight_bytes: tuple[int, ...] = ()
+    reports: tuple[DecodeReport, ...]
+    read_bytes_per_s: float
 
-    def report(self, runs: list[Run]) -> DecodeReport:
+
+@dataclass(slots=True)
+class Rounds:
+    """Speeds of plain memory reads, and the runs of every set-up, by round."""
+
+    setups: list[SetUp]
+    reads: list[float]
+    runs: list[list[Run]]
+
+    async def measure(self, reader: MemoryReader, prompt: int, new: int) -> None:
+        """One more; every other one begins with the last set-up, so that a drift of the machine evens out."""
+        self.reads.append(await asyncio.to_thread(reader.bytes_per_s))
+        order = list(zip(self.setups, self.runs, strict=True))
+        for setup, done in order if len(self.reads) % 2 else reversed(order):
+            await setup.warm_up()
+            done.append(await setup.run(prompt, new))
+
+    def report(self, place: int) -> DecodeReport:
+        setup, runs, first = self.setups[place], self.runs[place], self.runs[0]
         stage_ms = tuple(median(times) for times in zip(*(run.stage_ms for run in runs), strict=True))
+        pairs = list(zip(first, runs, strict=True))
         return DecodeReport(
-            self.name,
+            setup.name,
             median(run.prefill_tok_s for run in runs),
             median(run.decode_tok_s for run in runs),
             median(run.ttft_s for run in runs),
             stage_ms,
             (median(run.step_ms for run in runs) - sum(stage_ms)) / (len(stage_ms) + 1),
-            tuple(map(peak_memory, self.pids)),
-            self.weight_bytes,
+            tuple(map(peak_memory, setup.pids)),
+            setup.weight_bytes,
+            median(ours.prefill_tok_s / run.prefill_tok_s for ours, run in pairs),
+            median(ours.decode_tok_s / run.decode_tok_s for ours, run in pairs),
+            median(run.decode_tok_s * setup.step_bytes / read for run, read in zip(runs, self.reads, strict=True)),
+            runs[-1].computing,
         )
 
 
-async def bench_decode(request: BenchRequest, names: list[str], home: Path) -> list[DecodeReport]:
-    """`names` are numbers of stages, or "transformers"; one report each, measured in alternation.
+async def bench_decode(request: BenchRequest, names: list[str], home: Path) -> Comparison:
+    """`names` are numbers of stages, "transformers", or "llama.cpp=FOLDER"; measured in alternation.
 
-    Raises BadSetting for other words, before anything starts.
+    Raises BadSetting for other words, before anything starts, and TogetherError where a program of llama.cpp fails.
     """
-    for name in names:
-        if name != "transformers" and (not name.isdecimal() or int(name) < 1):
-            raise BadSetting("cannot compare with {name!r}; give a number of stages, or transformers", name=name)
+    wanted = [_setup(request, name, home) for name in names]
     async with AsyncExitStack() as stack:
-        runs: list[tuple[SetUp, list[Run]]] = []
-        for name in names:
-            reference = name == "transformers"
-            setup = _reference(request, home) if reference else _stages(replace(request, stages=int(name)), home)
-            runs.append((await stack.enter_async_context(setup), []))
+        setups = [await stack.enter_async_context(each) for each in wanted]
+        rounds = Rounds(setups, [], [[] for _ in setups])
+        reader = MemoryReader()
         for _ in range(request.rounds):
-            for subject, done in runs:
-                await subject.run(WARM_PROMPT, WARM_TOKENS)
-                done.append(await subject.run(request.prompt, request.new))
-        return [subject.report(done) for subject, done in runs]
+            await rounds.measure(reader, request.prompt, request.new)
+        return Comparison(tuple(map(rounds.report, range(len(setups)))), median(rounds.reads))
 
 
-@asynccontextmanager
-async def _stages(request: BenchRequest, home: Path) -> AsyncIterator[SetUp]:
-    async with bench_ring(request, home, request.prompt + request.new) as ring:
-
-        async def run(prompt: int, new: int) -> Run:
-            measured = ring.engine.times
-            measured.clear()
-            began = time.perf_counter()
-            times = await ring.generate(prompt, new)
-            first, last = times[0] - began, times[-1] - began
-            return Run(prompt / first, (new - 1) / (last - first), first, measured.step_ms, measured.stage_ms)
-
-        stages = [stage.status for stage in ring.stages]
-        weights = tuple(ring.spec.stage_bytes(stage.layers, request.dtype) for stage in stages)
-        yield SetUp(f"{request.stages} stages", run, tuple(stage.pid for stage in stages), weights)
+def _setup(request: BenchRequest, name: str, home: Path) -> AbstractAsyncContextManager[SetUp]:
+    if name == "transformers":
+        return transformers(request, home)
+    if folder := llama_folder(name):
+        return llama_cpp(request, folder, home)
+    if not name.isdecimal() or int(name) < 1:
+        raise BadSetting(
+            "cannot compare with {name!r}; give a number of stages, transformers, or llama.cpp=FOLDER", name=name
+        )
+    return our_stages(replace(request, stages=int(name)), home)
 
 
-@asynccontextmanager
-async def _reference(request: BenchRequest, home: Path) -> AsyncIterator[SetUp]:
-    """transformers' own `generate` in a child process."""
-    folder = await asyncio.to_thread(random_checkpoint, request.shape, request.dtype, home)
-    process = await spawn("backends.on_torch.reference", str(folder), request.device, request.dtype)
-
-    async def run(prompt: int, new: int) -> Run:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(f"{prompt} {new}\n".encode())
-        line = await process.stdout.readline()
-        if not line:
-            raise LoadFailed("the transformers process ended; run it alone to see why")
-        return Run(**json.loads(line))
-
-    try:
-        yield SetUp("transformers", run, (process.pid,))
-    finally:
-        await end(process)
-
-
-def peak_memory(pid: int) -> int:
-    """Peak resident bytes where the system tells (Linux, Windows), else the present ones."""
-    status = Path(f"/proc/{pid}/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    info = psutil.Process(pid).memory_info()
-    return int(getattr(info, "peak_wset", info.rss))
-
-
-def decode_json(reports: list[DecodeReport]) -> dict[str, object]:
-    """The first report's keys at the top, the others under `compare` with the first's decode speed over theirs."""
-    first, *others = reports
-    compare = [asdict(other) | {"decode_ratio": first.decode_tok_s / other.decode_tok_s} for other in others]
-    return asdict(first) | ({"compare": compare} if compare else {})
-
-
-# --- estimate ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """Expected and measured: ms per token, and bytes of each stage's process at its peak."""
-
-    name: str
-    expected_ms: float
-    measured_ms: float
-    expected_bytes: tuple[int, ...]
-    measured_bytes: tuple[int, ...]
-    ms_ratio: float
-    bytes_ratios: tuple[float, ...]
-
-
-async def bench_estimate(request: BenchRequest, home: Path) -> Estimate:
-    """Profile this machine, plan equal stages of the shape, then run them."""
-    folder = await asyncio.to_thread(random_checkpoint, request.shape, request.dtype, home)
-    spec = await asyncio.to_thread(read_spec, folder)
-    profiler = Profiler("bench", machine_id(home), home, await find_devices(request.backend, home))
-    config = (folder / "config.json").read_bytes()
-    profile = await profiler.measure(MeasureOrder(request.backend, request.device, request.dtype, config))
-    async with listening(rpc.unary({rpc.ECHO: rpc.echo})) as port:
-        link = await measure_link(LinkOrder(Endpoint((HOST,), port), spec.hidden_size * DTYPE_BYTES[request.dtype]))
-    score = score_of(*_plan(spec, request, profile, link.hop_ms))
-    (measured,) = await bench_decode(request, [str(request.stages)], home)
-    fixed = workspace_bytes(spec) + profile.overhead_bytes
-    sizes, ms = tuple(int(stage.bytes) + fixed for stage in score.stages), 1000 / measured.decode_tok_s
-    ratios = tuple(size / peak for size, peak in zip(sizes, measured.rss_bytes, strict=True))
-    return Estimate(measured.name, score.token_ms, ms, sizes, measured.rss_bytes, score.token_ms / ms, ratios)
-
-
-def _plan(spec: ModelSpec, request: BenchRequest, profile: DeviceProfile, hop_ms: float) -> tuple[Problem, Split]:
-    """Equal stages on machines that are all like this one; the head is one more process on it."""
-    names = [f"stage {index}" for index in range(request.stages)]
-    costs = profile.ms_per_layer, profile.ms_per_stage
-    nodes = [NodeProfile(name, *costs, ms_per_head=profile.ms_per_head, max_layers=spec.layers) for name in names]
-    problem = Problem(
-        model_size(spec, request.dtype),
-        (*nodes, NodeProfile("head", 0.0, max_layers=0)),
-        hop_ms=hop_ms,
-        head="head",
-        context=cache_tokens(request.prompt + request.new, 1),
-    )
-    shares = zip(names, uniform_ranges(spec.layers, request.stages), strict=True)
-    return problem, Split(tuple(Assignment(name, layers) for name, layers in shares))
+def decode_json(found: Comparison) -> dict[str, object]:
+    """The first report's keys at the top, the others under `compare`."""
+    first, *others = found.reports
+    compare = {"compare": [asdict(other) for other in others]} if others else {}
+    return asdict(first) | {"read_bytes_per_s": found.read_bytes_per_s} | compare

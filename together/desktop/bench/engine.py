@@ -1,4 +1,4 @@
-"""A made-up model in equal stages on one device, and `bench engine`: concurrent users on it.
+"""`bench engine`: concurrent users of a made-up model.
 
 Three questions: what several users get together, what a long prompt does to another user's tokens, and whether the
 thousandth token costs more than the tenth.
@@ -8,83 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
 from pathlib import Path
 from statistics import median, quantiles
 
-from together.cluster.supervisor import StageProcess
-from together.desktop.bench.shapes import random_checkpoint
-from together.engine.engine import Engine
-from together.head.loopback import Place, local_engine
-from together.models.spec import ModelSpec, read_spec
-from together.planning.strategies import uniform_ranges
-from together.requests import GenerateRequest
-from together.types import DTYPE_BYTES, Dtype, LayerRange, Sampling
+from together.desktop.bench.llama_cpp import BatchedLine, LlamaRuns
+from together.desktop.bench.rings import PROMPT, BenchRequest, BenchRing, bench_ring
+from together.desktop.bench.setups import llama_of
+from together.types import DTYPE_BYTES, Dtype, LayerRange
 
-PROMPT = 32  # tokens of every prompt but the long one
 NEAR, FAR, SPAN = 10, 1900, 100  # flatness compares the tokens from NEAR with those from FAR
-
-
-@dataclass(frozen=True, slots=True)
-class BenchRequest:
-    """Random weights of a shape, the stages that run them, and how long each request is, in tokens."""
-
-    shape: str
-    dtype: Dtype
-    backend: str
-    device: str
-    stages: int = 2
-    prompt: int = PROMPT
-    new: int = 32
-    rounds: int = 1
-
-
-@dataclass(slots=True)
-class BenchRing:
-    """An engine over stage processes. Every prompt begins with another token, so that no prefix is reused."""
-
-    engine: Engine
-    spec: ModelSpec
-    stages: tuple[StageProcess, ...]
-    _turn: int = 0
-
-    async def generate(self, prompt: int, new: int, enough: asyncio.Event | None = None) -> list[float]:
-        self._turn += 1
-        ids = tuple((self._turn * 7919 + index * 31) % self.spec.vocab_size for index in range(prompt))
-        return await token_times(self.engine, ids, new, enough)
-
-
-async def token_times(
-    engine: Engine, prompt: tuple[int, ...], new: int, enough: asyncio.Event | None = None
-) -> list[float]:
-    """When each token came, on the clock of `time.perf_counter`; until `enough` is set, if given."""
-    stream = engine.submit(GenerateRequest(prompt, Sampling(temperature=0.0), new, ignore_eos=True))
-    times: list[float] = []
-    try:
-        async for tokens in stream:
-            times += [time.perf_counter()] * len(tokens.ids)
-            if enough is not None and enough.is_set():
-                break
-    finally:
-        stream.cancel()
-    return times
-
-
-@asynccontextmanager
-async def bench_ring(request: BenchRequest, home: Path, context: int, users: int = 2) -> AsyncIterator[BenchRing]:
-    """Memory is granted for `users` times `context` tokens. Raises BadSetting or LoadFailed."""
-    folder = await asyncio.to_thread(random_checkpoint, request.shape, request.dtype, home)
-    ranges = uniform_ranges(read_spec(folder).layers, request.stages)
-    places = tuple(Place(request.backend, request.device, layers) for layers in ranges)
-    async with local_engine(folder, home, places, request.dtype, context, users) as (engine, ring):
-        yield BenchRing(engine, ring.spec, ring.stages)
-
-
-# --- what it measures -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +37,18 @@ class Together:
     """Tokens per second of one user and of all `people` at once, medians over alternated rounds."""
 
     people: int
+    one_tok_s: float
+    all_tok_s: float
+    ratio: float
+    beside: Batched | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batched:
+    """The same by llama.cpp's batched bench in the same rounds; `ratio` is the median of ours over its, for all."""
+
+    name: str
+    threads: int
     one_tok_s: float
     all_tok_s: float
     ratio: float
@@ -142,28 +90,46 @@ class EngineReport:
 
 
 async def bench_engine(
-    request: BenchRequest, concurrent: int, long_prompt: int, flat: bool, home: Path
+    request: BenchRequest, concurrent: int, long_prompt: int, flat: bool, home: Path, llama: Path | None = None
 ) -> EngineReport:
-    """Start the stages once and measure the parts in turn; 0 leaves a part out. `long_prompt` is in tokens."""
+    """Start the stages once and measure the parts in turn; 0 leaves a part out. `long_prompt` is in tokens.
+
+    `llama` is the folder of llama.cpp's programs, which make the tokens of several users, too.
+    Raises BadSetting, LoadFailed, and TogetherError where a program of llama.cpp fails.
+    """
     context = max(PROMPT + request.new, 2 * long_prompt, FAR + SPAN if flat else 0)
-    async with bench_ring(request, home, context, max(3, concurrent)) as ring:
+    async with AsyncExitStack() as stack:
+        programs = None
+        if llama is not None:
+            made = await asyncio.to_thread(llama_of, request, llama, home)
+            programs = await stack.enter_async_context(made.ready())
+        ring = await stack.enter_async_context(bench_ring(request, home, context, max(3, concurrent)))
         await ring.generate(PROMPT, 4)  # touches all weights
         return EngineReport(
-            await _together(ring, request, concurrent) if concurrent else None,
+            await _together(ring, request, concurrent, programs) if concurrent else None,
             await _long_prompt(ring, request, long_prompt) if long_prompt else None,
             await _flatness(ring, request.dtype) if flat else None,
         )
 
 
-async def _together(ring: BenchRing, request: BenchRequest, users: int) -> Together:
-    one, everybody = [], []
+async def _together(ring: BenchRing, request: BenchRequest, users: int, programs: LlamaRuns | None) -> Together:
+    one, everybody, theirs = [], [], []
     for _ in range(request.rounds):
-        one.append(_speed([await ring.generate(PROMPT, request.new)]))
-        everybody.append(_speed(await asyncio.gather(*(ring.generate(PROMPT, request.new) for _ in range(users)))))
-    return Together(users, median(one), median(everybody), median(everybody) / median(one))
+        one.append(joint_speed([await ring.generate(PROMPT, request.new)]))
+        everybody.append(joint_speed(await asyncio.gather(*(ring.generate(PROMPT, request.new) for _ in range(users)))))
+        if programs is not None:
+            theirs.append(await programs.batched((1, users), PROMPT, request.new))
+    beside = _batched(programs, everybody, theirs) if programs is not None else None
+    return Together(users, median(one), median(everybody), median(everybody) / median(one), beside)
 
 
-def _speed(users: list[list[float]]) -> float:
+def _batched(programs: LlamaRuns, ours: list[float], theirs: list[list[BatchedLine]]) -> Batched:
+    alone, everybody = ([line.speed_tg for line in lines] for lines in zip(*theirs, strict=True))
+    ratio = median(our / their for our, their in zip(ours, everybody, strict=True))
+    return Batched(programs.owner.name, theirs[0][0].n_threads, median(alone), median(everybody), ratio)
+
+
+def joint_speed(users: list[list[float]]) -> float:
     """Tokens per second of all together while all of them are answered."""
     began, ended = max(times[0] for times in users), min(times[-1] for times in users)
     return sum(began < at <= ended for times in users for at in times) / (ended - began)

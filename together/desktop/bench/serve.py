@@ -13,7 +13,8 @@ from statistics import median
 
 import httpx
 
-from together.desktop.bench.engine import Percentiles, percentiles, token_times
+from together.desktop.bench.engine import Percentiles, percentiles
+from together.desktop.bench.rings import token_times
 from together.errors import NotServing, TogetherError, Unreachable
 from together.head.loopback import Place, local_engine
 from together.requests import Message

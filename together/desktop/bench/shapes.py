@@ -81,14 +81,25 @@ SHAPES = {
     "llama-3.1-8b": ModelShape(32, 4096, 14336, 32, 8, 128, 128256, tied=False),
     "qwen2.5-0.5b": ModelShape(24, 896, 4864, 14, 2, 64, 151936, tied=True),
     "smollm2-135m": ModelShape(30, 576, 1536, 9, 3, 64, 49152, tied=True),
+    "bundled": ModelShape(8, 128, 384, 4, 2, 32, 4096, tied=True),  # of examples/demo_model
     "tiny": ModelShape(4, 64, 128, 4, 2, 16, 512, tied=True),
 }
 
 
-def random_checkpoint(name: str, dtype: Dtype, home: Path) -> Path:
-    """The folder with random weights of that shape; written on first use. Raises BadSetting for an unknown shape."""
+def require_shape(name: str) -> None:
+    """Raises BadSetting for one that is not known."""
     if name not in SHAPES:
         raise BadSetting("there is no shape {name!r}; choose one of {shapes}", name=name, shapes=tuple(SHAPES))
+
+
+def noise_tile() -> npt.NDArray[np.float32]:
+    """Random weights, to be repeated."""
+    return np.random.default_rng(0).normal(0.0, SPREAD, TILE).astype(np.float32)
+
+
+def random_checkpoint(name: str, dtype: Dtype, home: Path) -> Path:
+    """The folder with random weights of that shape; written on first use. Raises BadSetting for an unknown shape."""
+    require_shape(name)
     folder = home / "bench" / f"{name}-{dtype}"
     if not (folder / "model.safetensors").is_file():
         part = folder.with_name(folder.name + ".part")
@@ -111,7 +122,7 @@ def _write_weights(file: Path, tensors: dict[str, tuple[int, ...]], dtype: Dtype
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    noise = encode(np.random.default_rng(0).normal(0.0, SPREAD, TILE).astype(np.float32), dtype)
+    noise = encode(noise_tile(), dtype)
     ones = encode(np.ones(TILE, np.float32), dtype)
     with file.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)

@@ -1,0 +1,144 @@
+"""The commands about what is served: run, score and ps; and `up` where an app runs already."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from together.cluster_types import NodeState
+from together.commands import as_typed
+from together.desktop.cli_models import (
+    AsJson,
+    LogLevel,
+    Quantize,
+    QuantizeHead,
+    command,
+    given,
+    model_of,
+    running_app,
+    settings_with,
+)
+from together.desktop.show import load_and_show, print_line, print_table, working
+from together.wording import size_text
+
+if TYPE_CHECKING:
+    from together.desktop.client import AppStatus, RunningApp
+
+app = typer.Typer()
+
+
+@command(app, "run")
+def run(
+    model: Annotated[str, typer.Argument(help="Folder, GGUF file, name or hub id, as org/name")],
+    prompt: Annotated[str | None, typer.Argument(help="One question  [default: a conversation]")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt")] = None,
+    quantize: Quantize = None,
+    quantize_head: QuantizeHead = None,
+    log_level: LogLevel = None,
+) -> None:
+    settings = settings_with(log_level=log_level)
+    from together.desktop.chat import Talk, talk_on, talk_once
+    from together.desktop.client import app_for_a_while
+
+    form = given(quantize=quantize, quantize_head=quantize_head)
+    with app_for_a_while(settings.home_path, model_of(model, settings), form) as running:
+        talk = Talk(running, {}, system)
+        if prompt is None:
+            talk_on(talk)
+        elif code := talk_once(talk, (prompt,)):
+            raise typer.Exit(code)
+
+
+@command(app, "score")
+def score(
+    text: Annotated[str, typer.Argument(metavar="TEXT|FILE", help="A text, a file, or - for standard input")],
+    window: Annotated[
+        int | None, typer.Option(min=2, help="Tokens that the model sees at once  [default: the whole context]")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Tokens from one window to the next  [default: half a window]")
+    ] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Show every token with its log-probability")] = False,
+    as_json: AsJson = False,
+    log_level: LogLevel = None,
+) -> None:
+    from together.desktop.scoring import score_lines, text_of
+
+    running = running_app(log_level)
+    body = {"text": text_of(text), **given(window=window, stride=stride)}
+    with working("scoring"):
+        found = running.ask("score", body)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for line in score_lines(found, tokens):
+        print_line(line)
+
+
+@command(app, "ps")
+def ps(as_json: AsJson = False, log_level: LogLevel = None) -> None:
+    status = running_app(log_level).status()
+    served = served_now(status)
+    if as_json:
+        print(json.dumps({"models": [served] if served else []}, indent=2))
+    elif served is None:
+        print_line(status.serving.sentence)
+    else:
+        layers = ", ".join(f"{node} {layers}" for node, layers in served["layers"].items())
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(served["since"])) if served["since"] else ""
+        row = (status.serving.title, layers, size_text(served["bytes"]), since)
+        print_table(("model", "nodes and layers", "memory", "since"), [row])
+
+
+@command(app, "logs")
+def logs(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last")] = 50,
+) -> None:
+    settings = settings_with()
+    from together.desktop.logs import show_logs
+
+    show_logs(settings.home_path, lines, follow)
+
+
+def served_now(status: AppStatus) -> dict[str, Any] | None:
+    """What `ps` shows of the model: layers by node, bytes that its stages take, and the Unix time it came; or None."""
+    serving = status.serving
+    if not serving.up:
+        return None
+    living = [node for node in status.nodes if node.state is not NodeState.FAILED]  # others had what they name
+    stages = [(node.name, stage) for node in living for stage in node.stages if stage.ring == serving.ring]
+    layers: dict[str, list[str]] = {}
+    for name, stage in sorted(stages, key=lambda held: held[1].layers):
+        layers.setdefault(name, []).append(str(stage.layers))
+    return {
+        "model": serving.model,
+        "form": serving.plan.model.form if serving.plan else "",
+        "layers": {name: ", ".join(held) for name, held in layers.items()},
+        "bytes": sum(stage.memory_bytes for _, stage in stages),
+        "since": serving.since,
+    }
+
+
+def use_running(running: RunningApp, model: str | None, split: dict[str, object], start: Mapping[str, object]) -> None:
+    """What `up` does where an app runs: load `model` there, and say which options were in vain.
+
+    `split` are options of a load, `start` those of a start. Raises TogetherError where the model is not loaded; what
+    serves goes on.
+    """
+    print_line(f"together is already running: {running.url}")
+    if unused := [*start, *(split if model is None else ())]:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        print_line(as_typed(f"not used: {names}; for a new start: python3 launch.py stop, then this command again"))
+    if model is None:
+        return
+    serving = running.status().serving
+    if not split and serving.is_of(model):
+        print_line(f"{serving.title} is served there already")
+    else:
+        print_line(f"loading {model} there")
+        load_and_show(running, {"model": model, **split})
