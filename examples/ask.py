@@ -16,7 +16,7 @@ URL = "http://127.0.0.1:8765/v1/chat/completions"
 
 def ask(question: str, url: str = URL) -> Iterator[str]:
     """The answer, piece by piece. Raises httpx.HTTPError where no app runs or no model is loaded."""
-    body = {"messages": [{"role": "user", "content": question}], "stream": True, "temperature": 0}
+    body = {"messages": [{"role": "user", "content": question}], "stream": True}
     client = httpx.Client(trust_env=False, timeout=60)  # the app is on this machine: no proxy
     with client, client.stream("POST", url, json=body) as answer:
         answer.raise_for_status()

@@ -26,7 +26,7 @@ STRATEGY = PartitionStrategy(
 def main() -> None:
     with partition(MODEL, STRATEGY) as model:  # one process per partition, ended with this block
         print(model)
-        print(model.generate("What is the capital of France?", max_tokens=32, temperature=0))
+        print(model.generate("What is the capital of France?", max_tokens=32))
         conversation = [
             {"role": "user", "content": "Hello"},
             {"role": "assistant", "content": "Hello! What would you like to know?"},

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
-from together.errors import TogetherError
+from together.errors import NotServing, TogetherError
 from together.head.head import Head
 from together.requests import AnswerChunk
 from webui import gr
@@ -57,9 +57,12 @@ class Answers:
                 yield update
 
     def stop(self, turns: Turns) -> tuple[Any, Any, Any]:
-        """Buttons back to rest; the event it cancels closes the answer. A chat that was cleared meanwhile stays so."""
+        """Buttons back to rest; the event it cancels closes the answer. A chat that was cleared meanwhile stays so:
+
+        it comes as none at all, and a last part of the answer may have brought it back since.
+        """
         rest = stopped(turns)
-        return (gr.skip() if rest is turns else rest, *_buttons(busy=False))
+        return (gr.skip() if rest is turns and turns else rest, *_buttons(busy=False))
 
     def clear(self) -> Update:
         return _update(question="", chat=[], notice="")
@@ -73,6 +76,7 @@ class Answers:
         said, drawn = AnswerDelta(), 0.0
         try:
             request = knobs.request(asked, self._head.sampling_defaults().sampling)
+            said.limit = request.max_tokens
             async with aclosing(self._head.chat(request)) as chunks:
                 async for chunk in chunks:
                     said.add(chunk)
@@ -80,7 +84,7 @@ class Answers:
                         yield _update(chat=[*asked, *said.turns()], busy=True)
                         drawn = time.monotonic()
         except Exception as error:
-            yield _failed(asked, said, sentence_of(error))
+            yield _failed(asked, said, notice(sentence_of(error)) if said.text else notice_of(error))
             return
         yield _update(chat=[*asked, *said.turns(ended=True)])
 
@@ -89,6 +93,7 @@ class Answers:
 class AnswerDelta:
     """An answer so far: what was thought, and for how long, then what is said."""
 
+    limit: int | None = None  # tokens; None: up to the context
     text: str = ""
     reasoning: str = ""
     last: AnswerChunk = field(default_factory=lambda: AnswerChunk(""))
@@ -107,7 +112,7 @@ class AnswerDelta:
 
     def turns(self, ended: bool = False) -> Turns:
         """As the chat shows it; the measurements when it has ended."""
-        line = measured(self.last) if ended else ""
+        line = measured(self.last, self.limit) if ended else ""
         answer = turn("assistant", self.text or ("" if ended else "…"), *([line] if line else []))
         if not self.reasoning:
             return [answer]
@@ -116,11 +121,11 @@ class AnswerDelta:
         return [thought(self.reasoning, title), *([answer] if self.text or ended else [])]
 
 
-def _failed(asked: Turns, said: AnswerDelta, sentence: str) -> Update:
+def _failed(asked: Turns, said: AnswerDelta, notice: str) -> Update:
     """Half an answer stays; without any, the question goes back into its box, to be sent again."""
     if said.text:
-        return _update(chat=[*asked, *stopped(said.turns())], notice=notice(sentence))
-    return _update(question=text_of(asked[-1]), chat=asked[:-1], notice=notice(sentence))
+        return _update(chat=[*asked, *stopped(said.turns())], notice=notice)
+    return _update(question=text_of(asked[-1]), chat=asked[:-1], notice=notice)
 
 
 def stopped(turns: Turns) -> Turns:
@@ -133,18 +138,33 @@ def stopped(turns: Turns) -> Turns:
     return [*turns[:-1], thought(text_of(turns[-1]), f"{title.replace(THINKING, THOUGHT)}, stopped")]
 
 
-def tried(order: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[str]]:
-    """A handler that gives `order` to the head and answers with the notice: why it failed, or nothing."""
+def tried(head: Head, order: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[str]]:
+    """A handler that gives `order` to the head and answers with the notice: why it failed, or nothing.
+
+    Nor is anything said twice: while no model answers, the header has the reason.
+    """
 
     @wraps(order)
     async def handler() -> str:
         try:
             await order()
         except Exception as error:
-            return notice(sentence_of(error))
+            return "" if in_header(head, error) else notice(sentence_of(error))
         return ""
 
     return handler
+
+
+def in_header(head: Head, error: Exception) -> bool:
+    """Whether the page says this error already, at its top, because nothing serves now."""
+    return isinstance(error, TogetherError) and error.sentence == head.view().serving.sentence
+
+
+def notice_of(error: Exception) -> str:
+    """Why there is no answer. Where no model serves the header says why, and the notice goes when one does."""
+    if isinstance(error, NotServing):
+        return notice("the question was not answered: no model answers now, for the reason at the top", "until-ready")
+    return notice(sentence_of(error))
 
 
 def sentence_of(error: Exception) -> str:
@@ -155,9 +175,9 @@ def sentence_of(error: Exception) -> str:
     return INSIDE
 
 
-def notice(sentence: str) -> str:
-    """A sentence as HTML: it may hold names from other machines, so nothing in it is markup."""
-    return f'<div class="notice" role="alert">{html.escape(sentence[:1].upper() + sentence[1:])}</div>'
+def notice(sentence: str, until: str = "") -> str:
+    """A sentence as HTML: it may hold names from other machines, so nothing in it is markup. `until`: a class."""
+    return f'<div class="notice {until}" role="alert">{html.escape(sentence)}</div>'
 
 
 def _update(question: Any = None, chat: Any = None, notice: Any = None, busy: bool = False) -> Update:

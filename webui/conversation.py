@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from together.errors import BadRequest
-from together.requests import AnswerChunk, ChatRequest, Message
+from together.models.generation import ANSWER_LIMIT
+from together.requests import AnswerChunk, ChatRequest, Message, cut_short
+from together.sentences import say
 from together.types import Sampling
 
 Turn = dict[str, Any]  # a message as gr.Chatbot gives and takes it
@@ -27,7 +29,7 @@ class Knobs:
     temperature: float | None = None
     top_k: float | None = None
     top_p: float | None = None
-    max_tokens: float | None = 512
+    max_tokens: float | None = ANSWER_LIMIT
     seed: str | None = ""
 
     def request(self, turns: Turns, defaults: Sampling) -> ChatRequest:
@@ -41,7 +43,7 @@ class Knobs:
             seed=_seed(self.seed),
         )
         messages = system + tuple(_messages(turns))
-        return ChatRequest(messages, sampling, int(self.max_tokens) if self.max_tokens else None)
+        return ChatRequest(messages, sampling, _limit(self.max_tokens))
 
 
 def _messages(turns: Turns) -> Iterator[Message]:
@@ -56,6 +58,13 @@ def _messages(turns: Turns) -> Iterator[Message]:
             thoughts = ""
         yield Message(turn["role"], text_of(turn), thoughts)
         thoughts = ""
+
+
+def _limit(tokens: float | None) -> int:
+    if tokens is not None and tokens < 1:
+        text = "Max tokens is at least 1, or empty for {usual}"
+        raise BadRequest(text, param="max_tokens", usual=ANSWER_LIMIT)
+    return ANSWER_LIMIT if tokens is None else int(tokens)
 
 
 def _seed(text: str | None) -> int:
@@ -94,8 +103,8 @@ def up_to_question(turns: Turns) -> Turns:
     return []
 
 
-def measured(last: AnswerChunk) -> str:
-    """The small line below an answer: tokens, tokens per second after the first, time to the first."""
+def measured(last: AnswerChunk, limit: int | None) -> str:
+    """The small line below an answer: tokens, tokens per second after the first, time to the first, what cut it off."""
     if last.usage is None or last.timings is None:
         return ""
     tokens, timings = last.usage.completion_tokens, last.timings
@@ -104,6 +113,5 @@ def measured(last: AnswerChunk) -> str:
     if tokens > 1 and decoding > 0:
         parts.append(f"{(tokens - 1) / decoding:.1f} tokens/s")
     parts.append(f"first token after {timings.first_token:.2f} s")
-    if last.finish == "length":
-        parts.append("ended by the token limit")
-    return " · ".join(parts)
+    short = cut_short(last.finish, last.usage, limit, say("longer_on_page"))
+    return " · ".join([*parts, str(short)] if short else parts)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
 from together.planning.explain import Infeasible
+from together.planning.mend import fits, most_of
 from together.planning.problem import Assignment, NodeProfile, Problem, Split
 from together.planning.report import PlanReport
 from together.planning.request import PlanRequest, rescore
+from together.sentences import Sentence, say
 from together.types import LayerRange
 from together.wording import count_text
 
@@ -56,12 +59,16 @@ class Edited:
         return self.ranges != Edited(self.draft, self.draft.counts).ranges
 
     @property
+    def numbers(self) -> tuple[int, ...]:
+        """The counts; 0 for what is no number."""
+        return tuple(_count(text) or 0 for text in self.counts)
+
+    @property
     def ranges(self) -> tuple[LayerRange | None, ...]:
         """Each machine's layers, one run after the other; None for none, and for what is no number."""
         found: list[LayerRange | None] = []
         reached = 0
-        for text in self.counts:
-            count = _count(text) or 0
+        for count in self.numbers:
             found.append(LayerRange(reached, reached + count) if count else None)
             reached += count
         return tuple(found)
@@ -75,11 +82,36 @@ class Edited:
         """The split's figures, or every sentence of what is wrong with it."""
         pairs = zip(self.draft.machines, self.counts, strict=True)
         wrong = [f"{machine.name}: {_no_count(text)}" for machine, text in pairs if _count(text) is None]
-        total, layers = sum(_count(text) or 0 for text in self.counts), self.draft.problem.model.layers
-        if not wrong and total != layers:
-            wrong = [f"the layers add up to {total}, the model has {layers}"]
+        if wrong:
+            return wrong
+        if sum(self.numbers) != self.draft.problem.model.layers:
+            return [str(self._unbalanced())]
         scored = rescore(self.draft.problem, self.split)
-        return wrong or (scored if isinstance(scored, PlanReport) else list(map(str, scored)))
+        return scored if isinstance(scored, PlanReport) else list(map(str, scored))
+
+    def _unbalanced(self) -> Sentence:
+        """Who gets what no machine has, or gives back what the model does not have."""
+        total, layers = sum(self.numbers), self.draft.problem.model.layers
+        if total > layers:
+            return say("too_many", total=total, layers=layers, takes=tuple(self._takes(total - layers)))
+        return say("too_few", total=total, layers=layers, gives=tuple(self._gives(layers - total)))
+
+    def _gives(self, count: int) -> Iterator[Sentence]:
+        """Who can have so many layers more: machines with room, in their order; all for the first one if none has."""
+        problem, machines = self.draft.problem, self.draft.machines
+        rooms = [most_of(problem, machine, problem.all_layers) for machine in machines]
+        free = [max(room - number, 0) for room, number in zip(rooms, self.numbers, strict=True)]
+        for machine, most in zip(machines, free if any(free) else [count], strict=False):
+            if given := min(most, count):
+                yield say("more", count=given, node=machine.name)
+            count -= given
+
+    def _takes(self, count: int) -> Iterator[Sentence]:
+        """From whom to take so many layers: those with the most of them first."""
+        for number, machine in sorted(zip(self.numbers, self.draft.machines, strict=True), key=lambda pair: -pair[0]):
+            if taken := min(number, count):
+                yield say("take", count=taken, node=machine.name)
+            count -= taken
 
     @property
     def request(self) -> PlanRequest:
@@ -104,7 +136,7 @@ def _count(text: str) -> int | None:
 
 def _no_count(text: str) -> str:
     shown = f"{text[:20]!r} is no number of layers" if text.strip() else "its number of layers is missing"
-    return f"{shown}; write a whole number, 0 for none"
+    return f"{shown}; write a whole number, or 0 for none"
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
@@ -125,21 +157,20 @@ def shown_plan(edited: Edited, serial: int | None = None) -> Shown:
         "recommended": list(draft.counts),
         "changed": edited.is_changed,
         "wrong": [] if isinstance(outcome, PlanReport) else outcome,
-        "speed": _speed(outcome) if isinstance(outcome, PlanReport) else None,
+        "speed": _speed(outcome) if isinstance(outcome, PlanReport) and outcome.score.token_ms > 0 else None,
         "why": list(map(str, draft.answer.why)) if valid and not edited.is_changed else [],
     }
 
 
 def _sizing(problem: Problem) -> str:
-    people = "one person" if problem.users == 1 else f"{problem.users} people at once"
-    return f"{count_text(problem.model.layers, 'layer')}, a context of {problem.context} tokens, {people}"
+    users = "one user" if problem.users == 1 else f"{problem.users} users at once"
+    return f"{count_text(problem.model.layers, 'layer')}, a context of {problem.context} tokens, {users}"
 
 
 def _row(problem: Problem, machine: NodeProfile, count: str, layers: LayerRange | None) -> Shown:
     """`room` is null where only layers are counted; ms and bytes are those of no layer, 0, where it has none."""
     room = machine.room_bytes if isfinite(machine.room_bytes) else None
-    size = problem.stage_bytes(layers) if layers else 0
-    over = len(layers or ()) > machine.max_layers if machine.max_layers is not None else size > machine.room_bytes
+    size = problem.stage_bytes(layers, machine) if layers else 0
     return {
         "node": machine.name,
         "count": count,
@@ -148,16 +179,15 @@ def _row(problem: Problem, machine: NodeProfile, count: str, layers: LayerRange 
         "ms": problem.stage_ms(machine, layers) if layers else 0,
         "bytes": size,
         "room": room,
-        "over": over,
+        "over": layers is not None and not fits(problem, machine, layers),
     }
 
 
 def _speed(answer: PlanReport) -> Shown:
-    """Tokens per second: for one person alone, for each and for all together where everybody asks at once."""
+    """Tokens per second: for one user alone, for each and for all together where all ask at once."""
     score = answer.score
-    alone = 1000 / score.token_ms if score.token_ms > 0 else 0.0
     return {
-        "alone": alone,
+        "alone": 1000 / score.token_ms,
         "each": score.tokens_per_second_each,
         "all": score.tokens_per_second,
         "users": score.users,

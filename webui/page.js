@@ -14,7 +14,23 @@
     for (const child of children) if (child !== null) node.append(child); // a string becomes a text node
     return node;
   };
-  const gigabytes = (bytes) => (bytes / 1e9).toFixed(bytes < 1e10 ? 1 : 0);
+  // Sizes as in together/wording.py; of nothing there is no number.
+  const size = (bytes) => {
+    if (!(bytes > 0)) return "nothing";
+    const [unit, scale, digits] = bytes >= 5e7 ? ["GB", 1e9, bytes < 1e10 ? 1 : 0] : bytes >= 5e4 ? ["MB", 1e6, 1] : ["kB", 1e3, 1];
+    return `${(bytes / scale).toFixed(digits)} ${unit}`;
+  };
+  // Two sizes that are compared: in one unit, and in as many digits as show which is larger.
+  const part = (bytes, whole) => {
+    const [unit, scale] = whole >= 5e7 ? ["GB", 1e9] : whole >= 5e4 ? ["MB", 1e6] : ["kB", 1e3];
+    const shown = [size(bytes), size(whole)];
+    if (shown[0] === shown[1] && bytes !== whole && bytes > 0) {
+      const digits = [2, 3, 4, 5, 6].find((count) => (bytes / scale).toFixed(count) !== (whole / scale).toFixed(count));
+      if (digits === undefined) return `${bytes} of ${whole} bytes`;
+      return `${(bytes / scale).toFixed(digits)} of ${(whole / scale).toFixed(digits)} ${unit}`;
+    }
+    return `${shown[0].replace(` ${unit}`, "")} of ${shown[1]}`;
+  };
   const percent = (part) => `${Math.round(100 * part)} %`;
   const range = (layers) => `${layers.start}:${layers.stop}`;
   const pill = (state) => element("span", `pill ${state.toLowerCase()}`, state);
@@ -25,7 +41,7 @@
     return element("div", "meter", fill);
   };
 
-  const shared = { element, meter, percent, view: () => view, onDraw: [] }; // for split.js
+  const shared = { element, meter, percent, size, part, view: () => view, onDraw: [] }; // for split.js
   window.together = shared;
 
   // What comes after a cancelled answer must not bring back a chat that the same click cleared.
@@ -36,7 +52,7 @@
   // --- header --------------------------------------------------------------------------------------------------------
   const segment = (stage, index, { nodes, serving }) => {
     const owner = nodes.find((node) => node.id === stage.node);
-    const held = owner && owner.stages.find((one) => one.ring === serving.ring && range(one.layers) === range(stage.layers));
+    const held = owner && owner.state !== "FAILED" && owner.stages.find((one) => one.ring === serving.ring && range(one.layers) === range(stage.layers));
     const name = owner ? owner.name : stage.node;
     const state = held ? held.state : "MISSING";
     const box = element("div", `segment tone-${index % 6} ${state.toLowerCase()}`,
@@ -68,10 +84,11 @@
   };
 
   // --- nodes ---------------------------------------------------------------------------------------------------------
-  const address = (node) => `${node.endpoint.addresses[0] || "?"}:${node.endpoint.port}`;
+  const address = (node) => // broken before its port where it must be
+    element("div", "faint", node.endpoint.addresses[0] || "?", element("wbr"), `:${node.endpoint.port}`);
 
   const holds = (stage) => {
-    const done = stage.state === "LOADING" ? ` · ${percent(stage.progress)}` : stage.state === "FAILED" ? " · failed" : "";
+    const done = stage.state === "LOADING" && stage.progress > 0 ? ` · ${percent(stage.progress)}` : stage.state === "FAILED" ? " · failed" : "";
     return element("div", null, element("span", "held", range(stage.layers)), ` of ${stage.total_layers}, ${stage.model}${done}`);
   };
 
@@ -82,16 +99,19 @@
   };
 
   const row = (limits) => (node) => {
-    const used = node.memory_bytes ? 1 - node.free_bytes / node.memory_bytes : 0;
+    const gone = node.state === "FAILED"; // what it had is not what there is
+    const memory = gone ? [element("span", "faint", "–")] : node.memory_bytes > 0
+      ? [element("div", null, `${part(node.free_bytes, node.memory_bytes)} free`), meter(1 - node.free_bytes / node.memory_bytes)]
+      : [element("span", "faint", "not known yet")];
     const devices = node.devices.map((device) =>
       element("div", null, device.description || device.name, element("span", "faint", ` ${device.backend}/${device.name}`)));
     return element("tr", null,
-      cell("Node", element("div", "node-name", node.name), element("div", "faint", address(node))),
+      cell("Node", element("div", "node-name", node.name), address(node)),
       cell("State", pill(node.state), node.cause ? element("div", "cause", node.cause) : null),
       cell("Device", ...(devices.length ? devices : [element("span", "faint", "being probed")])),
-      cell("Memory", element("div", null, `${gigabytes(node.free_bytes)} of ${gigabytes(node.memory_bytes)} GB free`), meter(used),
+      cell("Memory", ...memory,
         ...limits.filter((limit) => limit.node === node.id).map((limit) => element("div", "cause", limit.text))),
-      cell("Layers", ...(node.stages.length ? node.stages.map(holds) : [element("span", "faint", "none")])));
+      cell("Layers", ...(gone ? [element("span", "faint", "–")] : node.stages.length ? node.stages.map(holds) : [element("span", "faint", "none")])));
   };
 
   const nodes = (state) => {
@@ -138,6 +158,7 @@
     const places = { header: document.querySelector("[data-together=header]"), nodes: document.querySelector("[data-together=nodes]") };
     if (!places.header || !places.nodes) return; // the page is still being built
     const state = view || { nodes: [], serving: { state: "EMPTY", model: "", plan: null, sentence: "" }, reason: "" };
+    document.documentElement.dataset.serving = state.serving.state; // for page.css
     hints(state, connected);
     followModel(state);
     places.header.replaceChildren(...header(state, connected).filter(Boolean));

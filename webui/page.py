@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from starlette.routing import Mount
 
 from together.head.head import Head
-from together.models.generation import USUAL
+from together.models.generation import ANSWER_LIMIT, USUAL
 from together.sentences import EXAMPLES
 from webui import get_upload_folder, gr
 from webui.answers import Answers, notice, tried
@@ -92,7 +92,7 @@ def build(head: Head, events: Events) -> gr.Blocks:
         for trigger in (page.load, to_defaults.click):
             events.chat(trigger, reset, None, sliders)
         for button, order in ((load_again, head.load_again), (load_last, head.load_last), (rebalance, head.rebalance)):
-            events.order(button.click, tried(order), None, chat.notice, refused=notice)
+            events.order(button.click, tried(head, order), None, chat.notice, refused=notice)
     page.queue(default_concurrency_limit=None, max_size=None, api_open=False)
     return page
 
@@ -119,7 +119,7 @@ def _chat() -> ChatControls:
         height="var(--chat-height)",
         buttons=["copy"],
         allow_tags=False,
-        placeholder="### Ask something\nThe answer comes from all machines below, layer by layer.",
+        placeholder="### Ask something\nYour question passes through all layers, machine by machine.",
         examples=[{"text": question} for question in EXAMPLES],
     )
     notice = gr.HTML("", elem_id="notice", apply_default_css=False)
@@ -152,13 +152,13 @@ def _settings() -> tuple[list[gr.components.Component], gr.Button]:
             _slider("top_p", "Top-p (1: off)", 1, 0.01),
         ]
         reset = gr.Button("Reset to the model's defaults", size="sm", elem_id="reset-sampling")
-        limit = gr.Slider(1, 4096, 512, step=1, label="Max tokens", elem_id="max-tokens")
+        limit = gr.Number(ANSWER_LIMIT, label="Max tokens", precision=0, elem_id="max-tokens")
         seed = gr.Textbox(label="Seed", placeholder="random", max_lines=1, elem_id="seed")
     return [system, *sliders, limit, seed], reset
 
 
 def _slider(name: str, label: str, most: float, step: float) -> gr.components.Component:
-    return gr.Slider(0, most, getattr(USUAL, name), step=step, label=label, elem_id=name.replace("_", "-"))
+    return gr.Slider(0, most, getattr(USUAL, name), step=step, label=label, elem_id=name.replace("_", "-"), buttons=[])
 
 
 def _defaults(head: Head) -> tuple[Any, ...]:

@@ -1,27 +1,33 @@
 // Draws the Split panel: the recommendation, its layer counts to edit, and the progress of a load.
-// Figures and sentences come from the head, for every edit anew; nothing is computed here. Names are set as text, never as HTML.
+// An edit keeps the number of layers: what one machine takes, its neighbours give. What the split then costs, and what is
+// wrong with it, comes from the head. Names are set as text, never as HTML.
 (() => {
   "use strict";
-  const { element, meter, percent } = window.together;
+  const { element, meter, percent, size, part } = window.together;
   const AGAIN = 1500; // ms after which an edit without an answer is told again
 
-  // Two sizes that are compared: in one unit, and in as many digits as show which is larger.
-  const pair = (bytes, room) => {
-    const shown = [size(bytes), size(room)];
-    if (bytes === room || shown[0] !== shown[1]) return shown.join(" of ");
-    const scale = room >= 5e7 ? 1e9 : room >= 5e4 ? 1e6 : 1e3;
-    const digits = [2, 3, 4, 5, 6].find((count) => (bytes / scale).toFixed(count) !== (room / scale).toFixed(count));
-    if (digits === undefined) return `${bytes} of ${room} bytes`;
-    const unit = { 1e9: "GB", 1e6: "MB", 1e3: "kB" }[scale];
-    return `${(bytes / scale).toFixed(digits)} of ${(room / scale).toFixed(digits)} ${unit}`;
-  };
-  const size = (bytes) => {
-    const [unit, scale, digits] = bytes >= 5e7 ? ["GB", 1e9, bytes < 1e10 ? 1 : 0] : bytes >= 5e4 ? ["MB", 1e6, 1] : ["kB", 1e3, 1];
-    return `${(bytes / scale).toFixed(digits)} ${unit}`;
-  };
   const rate = (tokens) => (tokens >= 100 ? tokens.toFixed(0) : tokens.toFixed(1));
   const time = (ms) => (ms >= 100 ? ms.toFixed(0) : ms >= 1 ? ms.toFixed(1) : ms.toPrecision(2));
   const range = ({ start, stop }) => `${start}:${stop}`;
+
+  // The counts after machine `index` was given `count` layers: the next machines give what it takes, then those before it,
+  // and the nearest one of these that has layers takes what it gives. `before` are the counts when the edit began, so that
+  // the digits that a person types on the way to a number leave no trace.
+  const balanced = (before, index, count, layers) => {
+    const counts = [...before];
+    counts[index] = count;
+    const others = [...before.keys()];
+    const givers = [...others.slice(index + 1), ...others.slice(0, index).reverse()];
+    let rest = layers - counts.reduce((sum, one) => sum + one, 0);
+    const taker = givers.find((other) => before[other] > 0) ?? givers[0];
+    if (rest > 0 && taker !== undefined) counts[taker] += rest;
+    for (const other of givers) {
+      const given = Math.min(counts[other], Math.max(-rest, 0));
+      counts[other] -= given;
+      rest += given;
+    }
+    return counts;
+  };
   const paragraphs = (className, texts) => texts.map((text) => element("p", className, text));
 
   const button = (id, className, text, action) => {
@@ -42,14 +48,14 @@
   };
 
   const speed = ({ alone, each, all, users, ms }) => [
-    element("strong", null, `${rate(alone)} tokens/s`), users > 1 ? " for one person alone" : "",
-    ...(users > 1 ? [" · ", element("strong", null, `${rate(all)} tokens/s`), ` for ${users} people together, ${rate(each)} each`] : []),
+    element("strong", null, `${rate(alone)} tokens/s`), users > 1 ? " for one user" : "",
+    ...(users > 1 ? [" · ", element("strong", null, `${rate(all)} tokens/s`), ` for ${users} users at once, ${rate(each)} each`] : []),
     ` · ${time(ms)} ms per token`,
   ];
 
   const memory = (row) => {
     if (row.room === null) return [element("span", "faint", "not counted")];
-    const text = element("div", row.over ? "over" : null, pair(row.bytes, row.room));
+    const text = element("div", row.over ? "over" : row.bytes > 0 ? null : "faint", part(row.bytes, row.room));
     const bar = meter(row.room > 0 ? row.bytes / row.room : row.bytes > 0 ? 1 : 0);
     bar.classList.toggle("over", row.over);
     return [text, bar];
@@ -57,9 +63,10 @@
 
   // --- progress: what the nodes say of their stages ------------------------------------------------------------------
   const loadingRow = (node, stage) => {
-    const fetched = stage.fetch_bytes ? ` · ${size(stage.fetched_bytes)} of ${size(stage.fetch_bytes)} fetched` : "";
+    const loaded = stage.progress > 0 ? ` · ${percent(stage.progress)}` : "";
+    const fetched = stage.fetch_bytes ? ` · ${part(stage.fetched_bytes, stage.fetch_bytes)} ${stage.converting ? "converted" : "fetched"}${stage.fetched_bytes > 0 ? "" : " yet"}` : "";
     const waits = stage.waiting ? ` · waits for ${stage.waiting}` : "";
-    const text = `layers ${range(stage.layers)} of ${stage.total_layers} · ${percent(stage.progress)}${fetched}${waits}`;
+    const text = `layers ${range(stage.layers)} of ${stage.total_layers}${loaded}${fetched}${waits}`;
     return element("div", "loading-row", element("span", "node-name", node.name), element("span", "faint", text), meter(stage.progress));
   };
 
@@ -67,6 +74,13 @@
     if (!view) return [];
     const own = (stage) => stage.head === view.head && stage.state === "LOADING";
     return view.nodes.flatMap((node) => node.stages.filter(own).map((stage) => loadingRow(node, stage)));
+  };
+
+  // What full caches let go, of the nodes and of the app itself.
+  const letGo = (view) => {
+    if (!view) return [];
+    const named = view.nodes.flatMap((node) => node.let_go.map((gone) => `${node.name}: ${gone.sentence}`));
+    return paragraphs("faint", [...named, ...view.let_go.map((gone) => gone.sentence)]);
   };
 
   const living = () => {
@@ -84,7 +98,11 @@
     const main = element("div", "split-main");
     const loading = element("div", "split-loading");
     loading.id = "split-loading";
-    root.replaceChildren(main, loading);
+    const pace = element("div", "split-pace"); // what runs now, against its plan
+    pace.id = "split-pace";
+    const gone = element("div", "split-gone");
+    gone.id = "split-gone";
+    root.replaceChildren(pace, main, loading, gone);
 
     const counts = () => parts.fields.map((field) => field.value);
     const tell = () => { // an edit made while another one is on its way may be dropped underneath, so it is told until it is answered
@@ -94,15 +112,28 @@
     const send = () => {
       serial += 1;
       parts.apply.disabled = true; // until the head has said that it is valid
+      place(rowsOf(counts()));
       window.clearTimeout(again);
       tell();
     };
-    const step = (field, by) => {
-      field.value = Math.max(0, (parseInt(field.value, 10) || 0) + by);
+    const set = (numbers, except) => {
+      parts.numbers = numbers;
+      parts.fields.forEach((field, index) => { if (index !== except) field.value = numbers[index]; });
+    };
+    const edit = (index) => { // every key until the field is left counts from where the first one found the split
+      if (parts.editing !== index) Object.assign(parts, { editing: index, before: parts.numbers });
+      const text = parts.fields[index].value;
+      set(/^\d{1,6}$/.test(text) ? balanced(parts.before, index, Number(text), parts.layers) : parts.before, index);
+      send();
+    };
+    const step = (index, by) => {
+      parts.editing = null;
+      set(balanced(parts.numbers, index, Math.min(parts.layers, Math.max(0, parts.numbers[index] + by)), parts.layers));
       send();
     };
     const reset = () => {
-      parts.fields.forEach((field, index) => { field.value = parts.recommended[index]; });
+      parts.editing = null;
+      set(parts.recommended.map(Number));
       send();
     };
     const apply = () => {
@@ -114,11 +145,12 @@
 
     const editor = (row, index) => {
       const field = element("input", "split-count");
-      Object.assign(field, { type: "number", min: 0, step: 1, id: `split-layers-${index}`, value: row.count });
+      Object.assign(field, { type: "number", min: 0, max: parts.layers, step: 1, id: `split-layers-${index}`, value: row.count });
       field.setAttribute("aria-label", `layers of ${row.node}`);
-      field.addEventListener("input", send);
-      const less = button(`split-less-${index}`, "split-step", "−", () => step(field, -1));
-      const more = button(`split-more-${index}`, "split-step", "+", () => step(field, 1));
+      field.addEventListener("input", () => edit(index));
+      field.addEventListener("blur", () => { if (parts) parts.editing = null; });
+      const less = button(`split-less-${index}`, "split-step", "−", () => step(index, -1));
+      const more = button(`split-more-${index}`, "split-step", "+", () => step(index, 1));
       less.setAttribute("aria-label", `one layer less for ${row.node}`);
       more.setAttribute("aria-label", `one layer more for ${row.node}`);
       return { field, less, more, box: element("div", "split-editor", less, field, more) };
@@ -131,6 +163,7 @@
     };
 
     const build = (plan) => {
+      parts = { layers: plan.layers, numbers: plan.rows.map((row) => Number(row.count) || 0), editing: null };
       const editors = plan.rows.map(editor);
       const cells = plan.rows.map(() => ({ range: cell("Range"), ms: cell("ms"), memory: cell("Memory") }));
       const rows = plan.rows.map((row, index) => element("tr", null,
@@ -138,14 +171,14 @@
         cells[index].range, cells[index].ms, cells[index].memory));
       const names = ["Machine", "Layers", "Range", "ms", "Memory needed"].map((name) => element("th", null, name));
       const table = element("table", "nodes split-table", element("thead", null, element("tr", null, ...names)), element("tbody", null, ...rows));
-      const place = (id) => { const made = element("div", id); made.id = id; return made; };
-      parts = {
-        cells, recommended: plan.recommended, fields: editors.map((one) => one.field),
+      const slot = (id) => { const made = element("div", id); made.id = id; return made; };
+      Object.assign(parts, {
+        cells, names: plan.rows.map((row) => row.node), recommended: plan.recommended, fields: editors.map((one) => one.field),
         controls: editors.flatMap((one) => [one.field, one.less, one.more]),
-        bar: element("div", "layer-bar"), speed: place("split-speed"), wrong: place("split-wrong"), why: place("split-why"),
-        said: place("split-said"), stale: place("split-stale"),
+        bar: element("div", "layer-bar"), speed: slot("split-speed"), wrong: slot("split-wrong"), why: slot("split-why"),
+        said: slot("split-said"), stale: slot("split-stale"),
         apply: button("split-apply", "split-button primary", "Apply", apply), reset: button("split-reset", "split-button", "Reset", reset),
-      };
+      });
       parts.wrong.setAttribute("role", "alert");
       parts.said.setAttribute("aria-live", "polite");
       planned = living();
@@ -154,18 +187,27 @@
         parts.said, loading, parts.stale, parts.why);
     };
 
+    const rowsOf = (texts) => {
+      let reached = 0;
+      return texts.map((text, index) => ({ node: parts.names[index], start: reached, stop: (reached += Number(text) || 0) }));
+    };
+    const place = (rows) => { // who has which layers: no figure of the head is needed for that
+      rows.forEach((row, index) => parts.cells[index].range.replaceChildren(
+        row.stop > row.start ? element("span", "held", range(row)) : element("span", "faint", "none")));
+      parts.bar.replaceChildren(...rows.flatMap((row, index) => (row.stop > row.start ? [segment(row, index)] : [])));
+    };
+
     const fill = (plan) => {
+      place(plan.rows);
       plan.rows.forEach((row, index) => {
-        const { range: where, ms, memory: needed } = parts.cells[index];
-        where.replaceChildren(row.stop > row.start ? element("span", "held", range(row)) : element("span", "faint", "none"));
+        const { ms, memory: needed } = parts.cells[index];
         ms.replaceChildren(row.stop > row.start ? time(row.ms) : element("span", "faint", "–"));
         needed.replaceChildren(...memory(row));
       });
       const busy = Boolean(plan.applying);
-      parts.bar.replaceChildren(...plan.rows.flatMap((row, index) => (row.stop > row.start ? [segment(row, index)] : [])));
       parts.speed.replaceChildren(...(plan.speed ? speed(plan.speed) : []));
       parts.wrong.replaceChildren(...paragraphs("wrong", plan.failed ? [plan.failed] : plan.wrong));
-      parts.said.replaceChildren(...(busy ? paragraphs("faint", ["Loading …"]) : plan.done ? paragraphs("good", [plan.done]) : []));
+      parts.said.replaceChildren(...(plan.done ? paragraphs("good", [plan.done]) : []));
       parts.why.replaceChildren(...paragraphs(null, plan.why));
       for (const control of parts.controls) control.disabled = busy;
       parts.reset.disabled = busy || !plan.changed;
@@ -183,18 +225,21 @@
       }
       window.clearTimeout(again);
       parts = null;
-      root.append(loading);
+      root.append(loading, gone);
       if (!value) main.replaceChildren(element("p", "faint", "Recommend shows who would take which layers, how fast that is, and why."));
       else if (value.kind === "busy") main.replaceChildren(element("p", "faint busy", value.text));
       else main.replaceChildren(...paragraphs("wrong", value.wrong), element("ul", "advice", ...value.advice.map((text) => element("li", null, text))));
     };
 
     window.together.onDraw.push(() => {
-      loading.replaceChildren(...loadingRows(window.together.view()));
+      const view = window.together.view();
+      pace.replaceChildren(...(view && view.pace ? paragraphs(["", "faster"].includes(view.pace.cause) ? "faint" : "cause", [view.pace.text]) : []));
+      loading.replaceChildren(...loadingRows(view));
+      gone.replaceChildren(...letGo(view));
       if (!parts) return;
       const changed = planned !== living();
       if (changed !== parts.stale.hasChildNodes()) {
-        parts.stale.replaceChildren(...(changed ? paragraphs("wrong", ["The machines are others now; recommend again."]) : []));
+        parts.stale.replaceChildren(...(changed ? paragraphs("wrong", ["The machines have changed; recommend again."]) : []));
       }
     });
     watch("value", () => show(props.value));
