@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,6 +26,15 @@ from tests.support.patience import PATIENCE
 from together.ring.rpc import is_free
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so do its children
+os.environ["TOGETHER_CLAIMS"] = f"{tempfile.gettempdir()}/together-tests-{os.getpid()}"  # apart from running apps
+_OURS = tempfile.TemporaryDirectory(prefix="together-tests-", ignore_cleanup_errors=True)
+os.environ["TOGETHER_HOME"] = f"{_OURS.name}/home"  # what a test does not place itself; never a person's home
+os.environ["HF_HUB_CACHE"] = f"{_OURS.name}/hub"
+for name in ("OLLAMA_MODELS", "LMSTUDIO_HOME", "LLAMA_CACHE"):  # the models of whoever runs the tests are not theirs
+    os.environ[name] = f"{tempfile.gettempdir()}/together-tests-nowhere"
+os.environ.pop("LLAMA_ARG_MODELS_DIR", None)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of 1,500 processes would compile the program for itself
+sys.dont_write_bytecode = False  # and each worker all tests
 ROOT = Path(__file__).resolve().parents[1]
 EVIL_NAME = "<img src=x onerror=\"document.title='hacked'\">"  # what the nodes of these apps are called
 NODE_NAMES = [f"{EVIL_NAME}-1", f"{EVIL_NAME}-2"]
@@ -35,6 +45,13 @@ LONG = ("reliability", "ring", "webui", "api", "desktop", "backends")  # folders
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files begin first: one that begins last leaves every other worker idle."""
     items.sort(key=lambda item: LONG.index(folder) if (folder := item.path.parent.name) in LONG else len(LONG))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """For torch in this process: models are so tiny that its threads would only wait, also for other workers'."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
 
 
 @dataclass(slots=True)
@@ -104,6 +121,7 @@ def environment_for(home: Path) -> dict[str, str]:
     }
     return clean | {
         "TOGETHER_HOME": str(home),
+        "TOGETHER_CLAIMS": str(home / "claims"),
         "TOGETHER_CLUSTER": f"test-{uuid.uuid4().hex[:12]}",
         "TOGETHER_NODE_PORT": str(free_ports(128) + 64),  # the head listens below it
         "TOGETHER_NAME": EVIL_NAME,

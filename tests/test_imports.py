@@ -21,8 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 WORDS = tuple(
     f"together.{name}"
     for name in (
+        "commands",
         "types",
         "cluster_types",
+        "view",
         "requests",
         "errors",
         "sentences",
@@ -59,10 +61,12 @@ IMPURE = (*NETWORK, *CHANCE, *PROCESSES, "mlx", "mlx_lm", "torch")
 # What a library may be imported by: modules or packages, or a start of their names where that ends with "*".
 LIBRARIES = {
     "torch": ("backends.on_torch",),
+    "onnxruntime": ("backends.on_torch",),
     "transformers": ("backends.on_torch", "together.text.tokenizer"),
     "mlx": ("backends.on_mlx",),
     "mlx_lm": ("backends.on_mlx",),
     "gradio": ("webui",),
+    "gguf": ("together.desktop.bench.llama_gguf",),
     "jinja2": ("together.text.template_process",),
     "google.protobuf": ("together.ring.wire",),
 }

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-import launch
+from installer import environment as installed
 from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +28,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="signals and shell scripts
 
 APP = """
 import json, os, sys, time
-if sys.argv[1:] == ["wait"]:
+if sys.argv[1:] == ["node"]:
     try:
         print("waiting", flush=True)
         time.sleep(60)
@@ -77,7 +77,9 @@ def make_checkout(folder: Path) -> Path:
     for name, text in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    shutil.copy(ROOT / "launch.py", folder)
+    shutil.copytree(ROOT / "installer", folder / "installer", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("launch.py", "together/__init__.py", "together/commands.py"):
+        shutil.copy(ROOT / name, folder / name)
     return folder
 
 
@@ -139,6 +141,10 @@ def refusal(answer: "subprocess.CompletedProcess[str]") -> str:
     return last
 
 
+def install_log(checkout: Path) -> str:
+    return (checkout / ".venv" / "install.log").read_text()
+
+
 # --- the first start and the next ones
 
 
@@ -154,7 +160,7 @@ def test_the_first_start_installs_and_hands_over(first_start: tuple[Path, list[l
 
 
 def test_two_starts_at_once_install_once(first_start: tuple[Path, list[list[str]]]) -> None:
-    said = sorted(stderr.count("installing requirements.txt") for _, stderr in first_start[1])
+    said = sorted(stderr.count("installing 1 package ") for _, stderr in first_start[1])
     assert said == [0, 1]
     assert sum("waiting for another start" in stderr for _, stderr in first_start[1]) == 1
 
@@ -162,9 +168,20 @@ def test_two_starts_at_once_install_once(first_start: tuple[Path, list[list[str]
 def test_it_says_which_torch_and_why(first_start: tuple[Path, list[list[str]]]) -> None:
     said = "".join(stderr for _, stderr in first_start[1])
     if not shutil.which("nvidia-smi"):
-        assert "installing torch==2.13.0, CPU build: no NVIDIA driver answers" in said
+        assert "installing torch 2.13.0, CPU build (about 200 MB): no NVIDIA driver answers\n" in said
     assert "PyTorch's own index does not answer" in said
-    assert "Successfully installed torch-2.13.0+cpu" in said
+    assert "Successfully installed torch-2.13.0+cpu" in install_log(first_start[0])
+
+
+def test_each_step_is_a_line(first_start: tuple[Path, list[list[str]]]) -> None:
+    said = "".join(stderr for _, stderr in first_start[1])
+    lines = [line for line in said.splitlines() if "waiting for another start" not in line]
+    assert [line.split()[:2] for line in lines] == [
+        ["together:", "making"],
+        ["together:", "PyTorch's"],
+        ["together:", "installing"],
+        ["together:", "installing"],
+    ]
 
 
 def test_an_unchanged_checkout_starts_without_a_word(checkout: Path, start: Start) -> None:
@@ -175,23 +192,58 @@ def test_an_unchanged_checkout_starts_without_a_word(checkout: Path, start: Star
 
 def test_changed_requirements_are_installed_once(checkout: Path, start: Start) -> None:
     (checkout / "requirements.txt").write_text(FILES["requirements.txt"] + "mypy\n")
-    assert "Successfully installed mypy-1.0" in start(checkout).stderr
+    assert "installing 2 packages" in start(checkout).stderr
+    assert "Successfully installed mypy-1.0" in install_log(checkout)
     assert start(checkout).stderr == ""
 
 
 def test_what_makes_an_installation_stale(checkout: Path) -> None:
-    stamp = launch.read_stamp(checkout)
-    assert launch.is_ready(checkout, stamp)
-    assert not launch.is_ready(checkout, {**stamp, "requirements-test.txt": "not installed"})
+    stamp = installed.read_stamp(checkout)
+    assert installed.is_ready(checkout, stamp)
+    assert not installed.is_ready(checkout, {**stamp, "requirements-test.txt": "not installed"})
     assert {"torch", "python", "requirements.txt"} <= stamp.keys()
     for name in stamp:
-        launch.stamp_file(checkout).write_text(json.dumps({**stamp, name: "another"}))
+        installed.stamp_file(checkout).write_text(json.dumps({**stamp, name: "another"}))
         wanted = {key: value for key, value in stamp.items() if key != "python"}
-        assert not launch.is_ready(checkout, wanted), name
+        assert not installed.is_ready(checkout, wanted), name
+
+
+@posix
+def test_on_a_terminal_the_seconds_run(tmp_path: Path, environment: dict[str, str]) -> None:
+    import pty
+
+    fresh = make_checkout(tmp_path / "fresh")
+    (fresh / "requirements.txt").write_text("torch==2.13.0\nabsent\n")
+    here, there = pty.openpty()
+    command = [sys.executable, str(fresh / "launch.py")]
+    with subprocess.Popen(command, env=environment, stdin=there, stdout=there, stderr=there) as process:
+        os.close(there)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux ends a terminal with an error
+            while piece := os.read(here, 4096):
+                shown += piece
+    os.close(here)
+    assert process.returncode == 1
+    last, *_, sentence = shown.decode().replace("\r\n", "\n").strip().split("\n")[-2:]
+    assert re.search(r"\rtogether: installing 1 package and what it needs \(about 150 MB\) … \d+ s$", last)
+    assert sentence.startswith("together: pip finds no absent for Python 3.")
+
+
+def test_the_app_learns_how_it_was_typed(checkout: Path, environment: dict[str, str]) -> None:
+    (checkout / "together/__main__.py").write_text("from together import commands\nprint(commands.launch('stop'))\n")
+    for folder, script in ((checkout, "launch.py"), (checkout.parent, "checkout/launch.py")):
+        command = [sys.executable, script]
+        answer = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=True)
+        assert answer.stdout == f"{Path(sys.executable).name} {script} stop\n"
+
+
+def test_help_of_a_command_is_the_app_s_once_it_is_installed(checkout: Path, start: Start) -> None:
+    for line in (["help", "up"], ["up", "--help"]):
+        assert json.loads(start(checkout, *line).stdout)["arguments"] == ["up", "--help"]
 
 
 def test_a_broken_venv_is_made_anew(checkout: Path, start: Start) -> None:
-    launch.venv_python(checkout).unlink()
+    installed.venv_python(checkout).unlink()
     answer = start(checkout)
     assert answer.returncode == 7
     assert "replacing the broken .venv" in answer.stderr
@@ -203,8 +255,11 @@ def test_a_broken_venv_is_made_anew(checkout: Path, start: Start) -> None:
 def test_without_network_it_says_so_and_goes_on_later(checkout: Path, start: Start) -> None:
     (checkout / "requirements.txt").write_text("torch==2.13.0\ntiny~=1.0\nmypy\n")
     nowhere = {"PIP_INDEX_URL": f"http://127.0.0.1:{closed_port()}/simple", "PIP_NO_INDEX": "", "PIP_FIND_LINKS": ""}
-    assert "check the network connection" in refusal(start(checkout, **nowhere))
-    assert not launch.stamp_file(checkout).exists()
+    said = refusal(start(checkout, **nowhere))
+    assert "check the network connection" in said
+    assert "(pip: ERROR: No matching distribution found for mypy; all of it: " in said
+    assert said.endswith(f"{checkout / '.venv' / 'install.log'})")
+    assert not installed.stamp_file(checkout).exists()
     assert start(checkout).returncode == 7
 
 
@@ -267,7 +322,7 @@ def started(checkout: Path, environment: dict[str, str], *arguments: str) -> Ite
 
 @posix
 def test_ctrl_c_belongs_to_the_app(checkout: Path, environment: dict[str, str]) -> None:
-    with started(checkout, environment, "wait") as process:
+    with started(checkout, environment, "node") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "waiting\n"
         os.killpg(process.pid, signal.SIGINT)
@@ -291,7 +346,7 @@ def test_ctrl_c_while_installing(checkout: Path, environment: dict[str, str]) ->
     assert process.returncode == 130
     assert stderr.endswith("together: interrupted; the next start goes on from here\n")
     assert "launch.py" not in stderr
-    assert not launch.stamp_file(checkout).exists()
+    assert not installed.stamp_file(checkout).exists()
 
 
 # --- launch.py test
@@ -319,7 +374,7 @@ def test_the_tests_run_every_step(checkout: Path, start: Start) -> None:
     assert ran(failed)[2:] == [
         "mypy []",
         "support []",
-        "pytest ['-q', '-m', '', '-n', '2', '--dist', 'loadfile', '--no-loadscope-reorder']",
+        "pytest ['-q', '-m', '', '-n', '4', '--dist', 'loadfile', '--no-loadscope-reorder']",
     ]
     assert failed.stderr.endswith("together: failed: mypy\n")
     assert "installing" not in failed.stderr

@@ -1,4 +1,4 @@
-"""What launch.py decides, function by function: the machine, the build of torch, the index, pip's complaints.
+"""What launch.py and installer/ decide, function by function: the machine, torch, the index, pip's words.
 
 Knows nothing of installing and starting, which tests/test_launch.py does for real. Nothing leaves loopback.
 """
@@ -10,14 +10,17 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-import launch
-from launch import Driver, Machine
+from installer import environment, machine
+from installer.machine import Driver, Machine
+from installer.packages import count_packages, pip_sentence
+from installer.steps import last_words
 from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,9 +41,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("machine", "sentence"), REFUSED)
-def test_a_machine_that_cannot_run_it(machine: Machine, sentence: str) -> None:
-    said = launch.unsupported(machine)
+@pytest.mark.parametrize(("here", "sentence"), REFUSED)
+def test_a_machine_that_cannot_run_it(here: Machine, sentence: str) -> None:
+    said = machine.unsupported(here)
     assert said is not None
     assert re.search(sentence, said)
     assert "\n" not in said
@@ -50,14 +53,23 @@ def test_a_machine_that_cannot_run_it(machine: Machine, sentence: str) -> None:
     "system", [("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"), ("Windows", "AMD64")]
 )
 def test_a_machine_that_can(system: tuple[str, str]) -> None:
-    assert launch.unsupported(Machine((3, 11, 0), *system, 64)) is None
+    assert machine.unsupported(Machine((3, 11, 0), *system, 64)) is None
 
 
-def test_an_old_python_can_read_it() -> None:
-    source = (ROOT / "launch.py").read_text(encoding="utf-8")
+OLD_PYTHONS_READ = ["launch.py", "together/__init__.py", "together/commands.py"]
+OLD_PYTHONS_READ += [path.relative_to(ROOT).as_posix() for path in (ROOT / "installer").glob("*.py")]
+
+
+@pytest.mark.parametrize("name", OLD_PYTHONS_READ)
+def test_an_old_python_can_read_it(name: str) -> None:
+    source = (ROOT / name).read_text(encoding="utf-8")
     tree = ast.parse(source, feature_version=(3, 6))
     future = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
     assert future == []  # "annotations" is unknown to 3.6
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    assert {module.partition(".")[0] for module in modules} <= {*sys.stdlib_module_names, "installer", "together"}
+    assert {module for module in modules if module.startswith("together")} <= {"together"}  # which imports nothing
 
 
 def old_pythons() -> list[str]:
@@ -72,6 +84,9 @@ def test_a_real_old_python_gets_one_sentence(python: str) -> None:
     answer = subprocess.run([python, "-B", str(ROOT / "launch.py"), "chat"], capture_output=True, text=True)
     assert (answer.returncode, answer.stdout) == (1, "")
     assert re.fullmatch(r"together: needs Python 3\.11 or newer, this is 3\.\d+\.\d+; .*\n", answer.stderr)
+    helped = subprocess.run([python, "-B", str(ROOT / "launch.py"), "--help"], capture_output=True, text=True)
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert "\n  doctor       What this machine can do" in helped.stdout
 
 
 LINUX = Machine((3, 12, 1), "Linux", "x86_64", 64)
@@ -87,8 +102,8 @@ BUILDS = [
 
 @pytest.mark.parametrize(("driver", "name"), BUILDS)
 def test_the_build_of_torch(driver: Driver | None, name: str) -> None:
-    assert launch.choose_torch(LINUX, driver).name == name
-    assert launch.choose_torch(LINUX._replace(system="Darwin", processor="arm64"), driver).name == "none"
+    assert machine.choose_torch(LINUX, driver).name == name
+    assert machine.choose_torch(LINUX._replace(system="Darwin", processor="arm64"), driver).name == "none"
 
 
 ANSWERS = [
@@ -110,7 +125,7 @@ def test_the_driver_is_asked(
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert launch.nvidia_driver(seconds=1 if "sleep" in script else 10) == driver
+    assert machine.nvidia_driver(seconds=1 if "sleep" in script else 10) == driver
 
 
 class Quiet(http.server.BaseHTTPRequestHandler):
@@ -127,17 +142,17 @@ def test_an_index_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), Quiet) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        assert launch.index_answers(url + "/cpu/torch/")
-        assert not launch.index_answers(url + "/cu999/torch/")
+        assert machine.index_answers(url + "/cpu/torch/")
+        assert not machine.index_answers(url + "/cu999/torch/")
         server.shutdown()
 
 
 def test_an_index_that_does_not_answer_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    assert not launch.index_answers(f"http://127.0.0.1:{closed_port()}/")
+    assert not machine.index_answers(f"http://127.0.0.1:{closed_port()}/")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         begin = time.monotonic()
-        assert not launch.index_answers(f"http://127.0.0.1:{silent.getsockname()[1]}/", seconds=0.3)
+        assert not machine.index_answers(f"http://127.0.0.1:{silent.getsockname()[1]}/", seconds=0.3)
         assert time.monotonic() - begin < PATIENCE
 
 
@@ -150,14 +165,27 @@ SENTENCES = [
 
 @pytest.mark.parametrize(("complaint", "sentence"), SENTENCES)
 def test_what_pip_complains_about(complaint: str, sentence: str) -> None:
-    assert sentence in launch.pip_sentence(complaint, 2)
+    assert sentence in pip_sentence(complaint, 2)
+
+
+def test_the_last_words_are_the_last_complaint() -> None:
+    said = "Collecting tiny\nERROR: first\nERROR: No matching distribution found for tiny\n\n[notice] a new pip\n"
+    assert last_words(said) == "ERROR: No matching distribution found for tiny"
+    assert last_words("one\n two \n\n") == "two"
+    assert last_words("\n") == "it said nothing"
 
 
 # --- the real requirement files
 
 
+def test_the_packages_are_counted_once_and_torch_is_not_one(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("# of us\ntorch==2.13.0; x\ntiny~=1.0\n\nhttpx[socks]~=1\n")
+    (tmp_path / "b").write_text("-r a\ntiny~=1.0\npytest\n")
+    assert count_packages(tmp_path, ("a", "b")) == 3
+
+
 def requirements() -> dict[str, list[str]]:
-    lines = {name: (ROOT / name).read_text(encoding="utf-8").splitlines() for name in launch.TEST_FILES}
+    lines = {name: (ROOT / name).read_text(encoding="utf-8").splitlines() for name in environment.TEST_FILES}
     return {name: [line for line in text if line and line[0] not in "#-"] for name, text in lines.items()}
 
 

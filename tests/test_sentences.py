@@ -9,9 +9,9 @@ import pytest
 
 from tests.support.sizes import sources
 from together import errors
-from together.cluster_types import Serving, ServingState
 from together.errors import BadPlan, BadRequest, NotServing, StageLost
 from together.sentences import _ENGLISH, NOTHING, Sentence, say, verbatim
+from together.view import Serving, ServingState
 
 ROOT = Path(__file__).resolve().parent.parent
 # The rooms whose errors carry a template and values.
@@ -68,8 +68,8 @@ def test_values_are_written_by_their_formats() -> None:
     limit = say("memory_limit", node="a", sizes=(10**9, 9 * 10**8), device="cpu", cause="x", minutes=1, quoted="a")
     assert "with 1.0 GB on cpu" in str(limit)
     assert "at most 0.9 GB of it for another 1 minute or" in str(limit)
-    gone = say("last_plan_gone", model="toy", shares=(say("share", node="a", layers="0–2"), "b"), gone=("a", "b"))
-    assert str(gone).startswith("Last: toy on a 0–2, b. a and b are not here now")
+    gone = say("last_plan_gone", model="toy", shares=(say("share", node="a", layers="0:3"), "b"), gone=("a", "b"))
+    assert str(gone).startswith("Last: toy on a 0:3, b. a and b are not here now")
 
 
 def test_a_sentence_is_a_value() -> None:

@@ -21,10 +21,10 @@ def test_nothing_given_is_the_defaults() -> None:
 
 
 def test_every_setting_can_come_from_the_environment() -> None:
-    values = {str: "x", int: "7", float: "2.5", bool: "yes"}
+    values = {str: "x", int: "4711", float: "2.5", bool: "yes"}
     defaults = dataclasses.asdict(Settings())
     settings = load_settings({f"TOGETHER_{name.upper()}": values[type(value)] for name, value in defaults.items()})
-    expected = {str: "x", int: 7, float: 2.5, bool: True}
+    expected = {str: "x", int: 4711, float: 2.5, bool: True}
     assert dataclasses.asdict(settings) == {name: expected[type(value)] for name, value in defaults.items()}
 
 
@@ -44,9 +44,10 @@ def test_the_real_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) ->
     ("environment", "sentence"),
     [
         ({"TOGETHER_PROT": "1"}, "TOGETHER_PROT is not a setting; known are .*TOGETHER_PORT"),
-        ({"TOGETHER_PORT": "http"}, "TOGETHER_PORT='http' is not a whole number"),
-        ({"TOGETHER_PORT": "8.5"}, "TOGETHER_PORT='8.5' is not a whole number"),
-        ({"TOGETHER_PORT": ""}, "TOGETHER_PORT='' is not a whole number"),
+        ({"TOGETHER_USERS": "many"}, "TOGETHER_USERS='many' is not a whole number"),
+        ({"TOGETHER_PORT": "http"}, "TOGETHER_PORT=http cannot be a port"),
+        ({"TOGETHER_PORT": "8.5"}, "TOGETHER_PORT=8.5 cannot be a port"),
+        ({"TOGETHER_PORT": ""}, "TOGETHER_PORT= cannot be a port"),
         ({"TOGETHER_BALANCE": "perhaps"}, "TOGETHER_BALANCE='perhaps' is not yes or no"),
         ({"TOGETHER_LEASE": "soon"}, "TOGETHER_LEASE='soon' is not a number"),
     ],
@@ -80,8 +81,7 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        ("0", 0),
-        ("512", 512),
+        ("0B", 0),
         ("512B", 512),
         ("4GB", 4_000_000_000),
         ("4 gb", 4_000_000_000),
@@ -97,7 +97,25 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "GB", "-1GB", "four GB", "4XB", "4GBB", "4 G B", "nan", "inf", "1e999GB", "nanGB", "1e303TB", "4G"]
+    "text",
+    [
+        "",
+        "GB",
+        "-1GB",
+        "four GB",
+        "4XB",
+        "4GBB",
+        "4 G B",
+        "nan",
+        "inf",
+        "1e999GB",
+        "nanGB",
+        "1e303TB",
+        "4G",
+        "8",
+        "0",
+        "0XB",
+    ],
 )
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(BadSetting, match="is not a size; write it as 4GB or 512MiB"):
@@ -108,3 +126,8 @@ def test_what_is_no_size(text: str) -> None:
 def test_any_text_is_a_size_or_an_error_of_ours(text: str) -> None:
     with suppress(BadSetting):
         assert parse_bytes(text) >= 0
+
+
+def test_a_home_is_the_same_for_children_that_start_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Settings(home="lab").home_path == tmp_path / "lab"

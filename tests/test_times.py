@@ -38,7 +38,7 @@ ALLOWED: tuple[tuple[str, str], ...] = (
     ("ring/test_links.py", "Outlet.open(there, KEY, timeout=0.5)"),
     ("ring/test_stage_life.py", "asyncio.wait({flood}"),
     ("head/test_lack_of_memory.py", "limit.seconds <= survey.SHORTAGE_LIFE"),  # what is left of it, by the head itself
-    ("test_launch_decisions.py", "launch.index_answers("),
+    ("test_launch_decisions.py", "machine.index_answers("),
     ("webui/test_offers.py", "stop.wait("),  # a pause
 )
 

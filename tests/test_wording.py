@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.measuring import extent
-from together.cluster.agent import MemoryGrants
+from together.cluster.grants import MemoryGrants
 from together.cluster_types import Device, StageOrder
 from together.errors import NotEnoughMemory
 from together.planning.problem import ModelSize, NodeProfile, Problem
 from together.planning.request import PlanRequest, plan_for
+from together.settings import Settings
 from together.types import LayerRange, ModelRef, StagePlan
-from together.wording import sizes_text, times_text
+from together.wording import cells, padded, reason_of, sizes_text, times_text
 
 GB = 10**9
 
@@ -30,6 +32,7 @@ GB = 10**9
         ((8 * GB + 1, 8 * GB), ("8,000,000,001 bytes", "8,000,000,000 bytes")),
         ((300, 2), ("300 bytes", "2 bytes")),
         ((9 * GB, 200), ("9.0 GB", "200 bytes")),
+        ((0, 23 * GB), ("nothing", "23.0 GB")),
     ],
 )
 def test_sizes(sizes: tuple[float, ...], shown: tuple[str, ...]) -> None:
@@ -45,6 +48,8 @@ def test_other_sizes_read_otherwise_and_in_order(one: int, other: int) -> None:
 
 def value(text: str) -> float:
     """Bytes."""
+    if text == "nothing":
+        return 0.0
     number, unit = text.split()
     return float(number.replace(",", "")) * {"GB": 1e9, "MB": 1e6, "bytes": 1}[unit]
 
@@ -60,9 +65,10 @@ def differ(sentence: str) -> bool:
     return bool(first != second)
 
 
-def test_what_a_node_lacks_can_be_read() -> None:
+def test_what_a_node_lacks_can_be_read(tmp_path: Path) -> None:
     need = 204 * 10**6
-    book = MemoryGrants("studio", (Device("torch", "cpu", "", GB, GB),), {"torch/cpu": need - 10**5})
+    settings = Settings(claims=str(tmp_path), memory=f"{need - 10**5}B")
+    book = MemoryGrants.of(settings, "studio", (Device("torch", "cpu", "", GB, GB),))
     plan = StagePlan("", "torch", "cpu", LayerRange(0, 4), need)
     with pytest.raises(NotEnoughMemory) as caught:
         book.take(StageOrder("ring", "head", 0, ModelRef("toy", "", "", 4), plan, "fp32"))
@@ -73,7 +79,7 @@ def test_what_a_plan_lacks_can_be_read() -> None:
     nodes = tuple(NodeProfile(name, 1.0, free_bytes=204 * 10**6 - 1000) for name in ("anna", "berta"))
     problem = Problem(ModelSize((102e6,) * 4), nodes, users=1, context=1)
     found = plan_for(PlanRequest("uniform"), problem)
-    assert "needs 204,000,000 bytes" in str(getattr(found, "error", ""))
+    assert "need 204,000,000 bytes" in str(getattr(found, "error", ""))
     assert differ(str(getattr(found, "error", "")))
 
 
@@ -81,3 +87,17 @@ def test_what_measuring_lacks_can_be_read() -> None:
     with pytest.raises(NotEnoughMemory) as caught:
         extent("toy", 4, 204 * 10**6, 1000, 1, 204 * 10**6)
     assert differ(str(caught.value))
+
+
+@pytest.mark.parametrize(("text", "columns"), [("mini", 4), ("büro", 4), ("bu\u0308ro", 4), ("厨房", 4), ("😀 x", 4)])
+def test_a_table_knows_the_columns_that_a_name_takes(text: str, columns: int) -> None:
+    assert cells(text) == columns
+    assert padded(text, 6) == f"{text}  "
+
+
+def test_a_reason_of_the_system_names_no_number_and_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as missing:
+        (tmp_path / "none").read_text()
+    assert reason_of(missing.value) == missing.value.strerror
+    assert reason_of(OSError("no words of the system")) == "no words of the system"
+    assert reason_of(ValueError("wrong")) == "wrong"

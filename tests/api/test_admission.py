@@ -11,13 +11,14 @@ import httpx
 import psutil
 import pytest
 
+from tests.api.conftest import Heads
 from tests.api.web import client_of
 from tests.conftest import RealApp
 from tests.support.checksum import EOS, QUIET, make_checksum_model
-from tests.support.cluster import by_hand, running_cluster, until
+from tests.support.cluster import by_hand, until
 from tests.support.patience import PATIENCE
-from together.cluster_types import ServingState
 from together.head.head import Head
+from together.view import ServingState
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2, "temperature": 0}
@@ -42,15 +43,17 @@ async def refusals_until_served(client: httpx.AsyncClient) -> list[str]:
     return said
 
 
-async def test_the_state_is_said_while_nothing_serves(tmp_path: Path) -> None:
+async def test_the_state_is_said_while_nothing_serves(tmp_path: Path, head_with: Heads) -> None:
     toy = make_checksum_model(tmp_path / "toy", quiet_ids=(*QUIET, EOS), step_ms=2)
-    async with running_cluster(tmp_path / "home", "one", "two") as (head, _), client_of(head) as client:
+    async with head_with() as head, client_of(head) as client:
         for path, body in ((CHAT, HELLO), (TEXT, {"prompt": "x", "model": "gpt-4"})):
             assert "no model" in assert_come_back(await client.post(path, json=body), 503, "model_not_ready")
         loading = asyncio.create_task(head.load(toy, by_hand("0:2,2:4")))
         said = await refusals_until_served(client)
         await loading
-        assert any("is being loaded" in sentence and "%" in sentence for sentence in said)
+        assert any(
+            "is being loaded: " in sentence and sentence.endswith("; try again in a moment") for sentence in said
+        )
         psutil.Process(_stage_pid(head)).kill()
         await until(lambda: head.view().serving.state is not ServingState.READY)
         health = await client.get("/health")
@@ -62,9 +65,9 @@ def _stage_pid(head: Head) -> int:
     return next(stage.pid for node in head.view().nodes for stage in node.stages)
 
 
-async def test_a_full_queue_is_429_and_those_before_are_served(tmp_path: Path) -> None:
+async def test_a_full_queue_is_429_and_those_before_are_served(tmp_path: Path, head_with: Heads) -> None:
     toy = make_checksum_model(tmp_path / "toy", quiet_ids=(*QUIET, EOS), step_ms=1)
-    async with running_cluster(tmp_path / "home", "one", max_waiting=3, context=256, users=1) as (head, _):
+    async with head_with(max_waiting=3, context=256, users=1) as head:
         await head.load(toy, by_hand("0:4"))
         async with client_of(head) as client:
             body = HELLO | {"max_tokens": 200}
@@ -131,10 +134,12 @@ def test_metrics_count_choices_and_the_shared_prompt(real_app: RealApp) -> None:
     assert value(real_app, "together_running_sequences") == 0
 
 
-async def test_one_line_in_the_log_for_a_request_and_no_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_line_in_the_log_for_a_request_and_no_text(
+    tmp_path: Path, head_with: Heads, caplog: pytest.LogCaptureFixture
+) -> None:
     toy = make_checksum_model(tmp_path / "toy", quiet_ids=(*QUIET, EOS))
-    async with running_cluster(tmp_path / "home", "one") as (head, _):
-        await head.load(toy)
+    async with head_with() as head:
+        await head.load(toy, by_hand("0:4"))
         async with client_of(head) as client:
             with caplog.at_level(logging.INFO, "together.api"):
                 secret = HELLO | {"messages": [{"role": "user", "content": "my secret"}], "stream": True}

@@ -134,6 +134,41 @@ def test_older_completions(client: openai.OpenAI) -> None:
     assert "".join(part.choices[0].text for part in parts if part.choices[0].index == 1) == one.text
 
 
+def test_a_prompt_comes_back_with_its_scores(client: openai.OpenAI) -> None:
+    """As evaluation programs ask for it. A token's score is its log-probability as an answer has it."""
+    text = "The capital of France is Paris."
+    asked: dict[str, Any] = {"model": MODEL, "prompt": [text, text + " 🎈"], "echo": True, "max_tokens": 0}
+    reply = client.completions.create(**asked, logprobs=0)
+    plain, second = reply.choices
+    scores: Any = plain.logprobs
+    assert (plain.text, plain.finish_reason, second.text) == (text, "length", text + " 🎈")
+    assert "".join(scores.tokens) == text
+    assert [text[at:][: len(word)] for at, word in zip(scores.text_offset, scores.tokens, strict=True)] == scores.tokens
+    assert scores.token_logprobs[0] is None
+    assert reply.usage is not None
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (len(scores.tokens) + _count(second), 0)
+    drawn = client.completions.create(
+        model=MODEL, prompt="The capital of France is", max_tokens=1, temperature=0, logprobs=0
+    )
+    last: Any = drawn.choices[0].logprobs
+    place = scores.tokens.index(last.tokens[0])
+    assert scores.token_logprobs[place] == pytest.approx(last.token_logprobs[0], abs=1e-4)
+    parts = list(client.completions.create(**asked, logprobs=0, n=2, stream=True))
+    assert "".join(part.choices[0].text for part in parts if part.choices[0].index == 1) == text
+    for wrong in ({"logprobs": 1}, {"logprobs": 0, "max_tokens": 1}, {}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(**(asked | wrong))
+        assert caught.value.param == "echo"
+    for prompt in ("", [10**6]):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(**(asked | {"logprobs": 0, "prompt": prompt}))
+        assert caught.value.param == "prompt"
+
+
+def _count(choice: Any) -> int:
+    return len(choice.logprobs.tokens)
+
+
 def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         chat(client, model="gpt-4")

@@ -9,9 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.api.conftest import Heads
 from tests.api.web import client_of
 from tests.support.checksum import expected_tokens, make_checksum_model
-from tests.support.cluster import by_hand, running_cluster
+from tests.support.cluster import by_hand
 from together.requests import Message
 from together.text.tokenizer import TextModel
 from together.types import Sampling
@@ -46,10 +47,10 @@ def expected(toy: Path, sampling: Sampling) -> str:
     ("mode", "silent"),
     [("default", Sampling(1.3, 7, 0.9, 0.0, 1.2, seed=5)), ("plain", Sampling(seed=5))],
 )
-async def test_silent_requests_get_them(tmp_path: Path, mode: str, silent: Sampling) -> None:
+async def test_silent_requests_get_them(tmp_path: Path, head_with: Heads, mode: str, silent: Sampling) -> None:
     toy = toy_with(tmp_path / "toy", **AUTHOR)
     prompt = list(TextModel.open(toy).prompt_ids([Message("user", "Hello")]))
-    async with running_cluster(tmp_path / "home", "one", sampling=mode) as (head, _):
+    async with head_with(sampling=mode) as head:
         await head.load(toy, by_hand("0:4"))
         async with client_of(head) as client:
             entry = (await client.get("/v1/models/toy")).json()
@@ -60,9 +61,9 @@ async def test_silent_requests_get_them(tmp_path: Path, mode: str, silent: Sampl
             assert await said(client, **own) == expected(toy, Sampling(0.9, seed=5))
 
 
-async def test_do_sample_false_is_greedy_until_a_request_wants_otherwise(tmp_path: Path) -> None:
+async def test_do_sample_false_is_greedy_until_a_request_wants_otherwise(tmp_path: Path, head_with: Heads) -> None:
     toy = toy_with(tmp_path / "toy", do_sample=False, temperature=0.6)
-    async with running_cluster(tmp_path / "home", "one") as (head, _):
+    async with head_with() as head:
         await head.load(toy, by_hand("0:4"))
         async with client_of(head) as client:
             assert await said(client) == expected(toy, Sampling(0.0))

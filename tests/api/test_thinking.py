@@ -9,10 +9,11 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from tests.api.conftest import Heads
 from tests.api.test_chat import PATH, chunks_of
 from tests.api.web import client_of
 from tests.support.checksum import VOCABULARY, expected_tokens, make_checksum_model
-from tests.support.cluster import by_hand, running_cluster
+from tests.support.cluster import by_hand
 from tests.text.test_thinking import parted
 from together.requests import Message
 from together.text.tokenizer import TextModel
@@ -44,7 +45,7 @@ def thinking_toy(folder: Path, quiet_ids: Iterable[int] = range(256, VOCABULARY)
     return folder
 
 
-async def test_thoughts_and_any_bytes(tmp_path: Path) -> None:
+async def test_thoughts_and_any_bytes(tmp_path: Path, head_with: Heads) -> None:
     toy = thinking_toy(tmp_path / "toy")
     text = TextModel.open(toy)
     opened = text.prompt_ids([Message("user", "Hello")])
@@ -54,7 +55,7 @@ async def test_thoughts_and_any_bytes(tmp_path: Path) -> None:
     assert thought
     assert "\ufffd" in thought + answer  # bytes that are no character, too
     assert max(map(ord, answer)) > 127
-    async with running_cluster(tmp_path / "home", "one", "two") as (head, _):
+    async with head_with() as head:
         await head.load(toy, by_hand("0:2,2:4"))
         async with client_of(head) as client:
             whole = (await client.post(PATH, json=ASKED)).json()

@@ -7,15 +7,19 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 
 from backends.base import BACKENDS, Shard
+from backends.on_torch import blocks, compiled, few, gelu, mixing, norms, rotary
 from tests.support.chain import Chain, load_shard
 from tests.support.families import LAYERS, Dialect, make_checkpoint
+from tests.support.fixtures import short_trials
 from together.types import Dtype, LayerRange
+
+__all__ = ["chain", "checkpoint", "ring", "short_trials"]
 
 Checkpoints = Callable[..., Path]
 Chains = Callable[..., Chain]
+Rings = Callable[..., Chain]
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +28,33 @@ def _example(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKENDS, "numpy", "tests.backends.numpy_backend")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # the models are so tiny that waiting for each other would take longer
+@pytest.fixture(scope="module", params=["wide", "narrow"])
+def vectors(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiled loops, with vectors as long as this processor has them, and as it would have them without AVX-512."""
+    if compiled.lanes() == 0:
+        pytest.skip("llvmlite has no build for this system")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "narrow":
+            patch.setattr(compiled, "_WIDE", compiled._NARROW)
+        _forget_loops()
+        yield
+    _forget_loops()
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(compiled, "llvm", None)
+    compiled.lanes.cache_clear()
+    yield
+    monkeypatch.undo()
+    compiled.lanes.cache_clear()
+
+
+def _forget_loops() -> None:
+    """Each has the length of its vectors."""
+    loops = blocks._quantized, blocks._product, few._loop, gelu._loop, mixing._loop, norms._loop, rotary._loop
+    for known in (compiled.lanes, *loops, rotary.rotation_for):
+        known.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +73,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 
 
 @pytest.fixture(scope="session")
-def chain(checkpoint: Checkpoints) -> Iterator[Chains]:
-    """`chain(name, backends, cuts)` → a chain over the case's model; shards are shared, sequences must not be."""
+def ring() -> Iterator[Rings]:
+    """`ring(folder, backends, cuts, dtype)` → a chain over a model; shards are shared, sequences must not be."""
     shards: dict[tuple[Path, str, LayerRange, Dtype], Shard] = {}
 
     def load(folder: Path, backend: str, layers: LayerRange, dtype: Dtype) -> Shard:
@@ -55,6 +83,19 @@ def chain(checkpoint: Checkpoints) -> Iterator[Chains]:
             shards[key] = load_shard(folder, backend, layers, dtype)
         return shards[key]
 
+    def make(folder: Path, backends: tuple[str, ...], cuts: tuple[int, ...] = (), dtype: Dtype = "fp32") -> Chain:
+        ranges = [LayerRange(start, stop) for start, stop in pairwise((0, *cuts, LAYERS))]
+        return Chain([load(folder, backend, part, dtype) for backend, part in zip(backends, ranges, strict=True)])
+
+    yield make
+    for shard in shards.values():
+        shard.close()
+
+
+@pytest.fixture(scope="session")
+def chain(checkpoint: Checkpoints, ring: Rings) -> Chains:
+    """`chain(name, backends, cuts, dtype, dialect)` → a chain over the case's model, as `ring`."""
+
     def make(
         name: str,
         backends: tuple[str, ...],
@@ -62,10 +103,6 @@ def chain(checkpoint: Checkpoints) -> Iterator[Chains]:
         dtype: Dtype = "fp32",
         dialect: Dialect = "new",
     ) -> Chain:
-        folder = checkpoint(name, dtype, dialect)
-        ranges = [LayerRange(start, stop) for start, stop in pairwise((0, *cuts, LAYERS))]
-        return Chain([load(folder, backend, part, dtype) for backend, part in zip(backends, ranges, strict=True)])
+        return ring(checkpoint(name, dtype, dialect), backends, cuts, dtype)
 
-    yield make
-    for shard in shards.values():
-        shard.close()
+    return make

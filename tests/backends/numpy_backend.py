@@ -1,7 +1,6 @@
 """A third backend, as an example: the Llama family in fp32 on numpy. It is what a backend needs, and no more.
 
-Whatever does not depend on the framework stands in `backends.base` and `backends.ledger`: checks, admission, orders,
-sampling, the frame of a step. Here are the weights, the arithmetic and the cache.
+What depends on no framework stands in `backends.base` and `backends.ledger`; here are weights, arithmetic and cache.
 """
 
 from __future__ import annotations
@@ -17,16 +16,19 @@ import psutil
 from numpy.typing import NDArray
 
 from backends.base import LoadRequest, ShardShape, cache_capacity, check_model
-from backends.ledger import Ledger, LedgerShard, Logits, SequenceCaches, positions, starts, token_ids
+from backends.layer_caches import SequenceCaches
+from backends.ledger import Ledger, LedgerShard, Logits, positions, starts, token_ids
 from backends.measuring import fastest, resident_bytes
+from tests.support.widen import widened
 from together.cluster_types import Device, DeviceProfile
 from together.errors import UnsupportedModel
 from together.models.layout import needs
 from together.models.names import EMBED, HEAD, NORM
 from together.models.reading import read_into
 from together.models.spec import ModelSpec, needed_tensors, read_config, read_runnable, read_shape
-from together.types import BLOCK, Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
+from together.types import BLOCK, PLAIN, Activation, Batch, Dtype, LayerRange, PackedAs, Row, SampleRequest, Sampling
 
+STORED: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U32": np.dtype("<u4"), "U8": np.dtype("u1")}
 Array = NDArray[np.float32]
 Weights = Mapping[str, Array]  # by the names of the checkpoint
 
@@ -42,25 +44,25 @@ def load(request: LoadRequest) -> NumpyShard:
     check_model(spec, request)
     if (spec.family, request.dtype) != ("llama", "fp32"):
         raise UnsupportedModel(f"the numpy example runs llama in fp32, not {spec.family} in {request.dtype}")
-    capacity, weights = cache_capacity(spec, request), {}
-    for tensor in needed_tensors(request.folder, request.layers, request.home):
-        weights[tensor.name] = values = np.empty(tensor.shape, np.dtype("<f4"))
+    needed = needed_tensors(request.folder, request.layers, request.home)
+    capacity, weights = cache_capacity(spec, request, "numpy"), {}
+    for tensor in needed.tensors:
+        weights[tensor.name] = values = np.empty(tensor.shape, STORED[tensor.dtype])
         read_into(tensor, values.reshape(-1).data.cast("B"))
     request.progress(1.0)
-    return NumpyShard(spec, request.layers, capacity, read_config(request.folder), weights)
+    return NumpyShard(spec, request.layers, capacity, read_config(request.folder), widened(weights, needed.packed))
 
 
-def measure(folder: Path, device: str, dtype: Dtype) -> DeviceProfile:
+def measure(folder: Path, device: str, dtype: Dtype, packed: PackedAs = PLAIN) -> DeviceProfile:
     """By steps of shards with random weights: what differs is the layers' and the head's share."""
     config, spec, overhead = read_config(folder), replace(read_shape(folder), tied=False), resident_bytes()
-    made = np.random.default_rng(0)
-    shapes = needs(config | {"num_hidden_layers": 2}, head=True).items()
+    made, shapes = np.random.default_rng(0), needs(config | {"num_hidden_layers": 2}, head=True).items()
     weights = {name: made.standard_normal(shape, np.float32) * shape[-1] ** -0.5 for name, shape in shapes}
     ask = SampleRequest((0,), Sampling(temperature=0.0), 1)
     ranges = ((LayerRange(0, 1), 3, None), (LayerRange(0, 2), 3, None), (LayerRange(0, 1), 1, ask))
     steps = []
     for layers, total, sample in ranges:
-        shard = NumpyShard(replace(spec, layers=total, windows=(None,) * total), layers, BLOCK, config, weights)
+        shard = NumpyShard(spec.excerpt(0, total - 1, total), layers, BLOCK, config, weights)
         steps.append(lambda shard=shard, sample=sample: shard.step(Batch((Row(1, 0, (0,), sample),)), None))
     matrix = np.ones((512, 512), np.float32)
     one, two, end, read, multiply = fastest(*steps, lambda: matrix.sum(), lambda: matrix @ matrix, seconds=1.0)
@@ -106,7 +108,9 @@ class NumpyShard(LedgerShard[Array]):
         self._spec, self._weights, self._epsilon = spec, weights, np.float32(config["rms_norm_eps"])
         self._frequencies = rope_frequencies(config["rope_parameters"], spec.head_dim)
         nothing = np.empty((spec.kv_heads, 0, spec.head_dim), np.float32)
-        self._caches = SequenceCaches((None,) * len(layers), lambda _: KeysAndValues(nothing, nothing))
+        self._caches = SequenceCaches(
+            spec.states[layers.start : layers.stop], lambda _: KeysAndValues(nothing, nothing)
+        )
         super().__init__(ShardShape.of(spec, layers, "fp32"), Ledger(self._caches, capacity))
 
     def close(self) -> None:

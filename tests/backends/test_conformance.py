@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from backends.base import Backend, open_backend
 from tests.backends.conftest import Chains, Checkpoints
 from tests.support.chain import GREEDY, Chain, assert_close, load_shard, new_sequence, row
-from tests.support.families import BY_NAME, CASES, LAYERS, prompt_ids, reference_greedy, reference_logits
+from tests.support.families import BY_NAME, CASES, LAYERS, MORE, prompt_ids, reference_greedy, reference_logits
 from together.errors import UnsupportedModel
 from together.models.config import FAMILIES
 from together.types import Batch, Fork, LayerRange, Orders, Row, SampleRequest
@@ -26,12 +27,31 @@ LLAMAS = tuple(name for name in NAMES if BY_NAME[name].family == "llama")
 PROMPT = prompt_ids(24)
 LONGER, SHORTER = prompt_ids(31, seed=1), prompt_ids(5, seed=2)
 
-each_case = pytest.mark.parametrize(("name", "backend"), [*product(NAMES, BACKENDS), *product(LLAMAS, (EXAMPLE,))])
+LATER = [(case.name, backend) for case in MORE for backend in case.backends if backend in BACKENDS]
+
+
+def _long(*case: object) -> ParameterSet:
+    """Of families that came later the default suite has one cut."""
+    return pytest.param(*case, marks=pytest.mark.full)
+
+
+each_case = pytest.mark.parametrize(
+    ("name", "backend"),
+    [*product(NAMES, BACKENDS), *product(LLAMAS, (EXAMPLE,)), *(_long(*case) for case in LATER)],
+)
 each_case_of_two = pytest.mark.parametrize(
     ("name", "pair"),
     [
-        pytest.param(*case, id=f"{case[0]}-{'-'.join(case[1])}")
-        for case in [*product(NAMES, PAIRS), *product(LLAMAS, EXAMPLE_PAIRS)]
+        *(
+            pytest.param(*case, id=f"{case[0]}-{'-'.join(case[1])}")
+            for case in [*product(NAMES, PAIRS), *product(LLAMAS, EXAMPLE_PAIRS)]
+        ),
+        *(
+            pytest.param(case.name, pair, id=f"{case.name}-{'-'.join(pair)}", marks=pytest.mark.full)
+            for case in MORE
+            for pair in PAIRS
+            if set(pair) <= set(case.backends)
+        ),
     ],
 )
 each_backend = pytest.mark.parametrize("backend", [*BACKENDS, EXAMPLE])
@@ -39,7 +59,18 @@ each_pair = pytest.mark.parametrize("pair", [*PAIRS, *EXAMPLE_PAIRS], ids="-".jo
 
 
 def test_every_family_has_a_case() -> None:
-    assert {BY_NAME[name].family for name in NAMES} == set(FAMILIES)
+    assert {case.family for case in (*CASES, *MORE)} == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("name", "backend"), LATER)
+def test_an_inner_cut(chain: Chains, checkpoint: Checkpoints, name: str, backend: str) -> None:
+    """In chunks, with another sequence beside, and a token at the end."""
+    ring, first, other = chain(name, (backend, backend), (BY_NAME[name].cut,)), new_sequence(), new_sequence()
+    begun = ring.logits(row(first, 0, PROMPT[:13]), row(other, 0, SHORTER))
+    rest = ring.logits(row(first, 13, PROMPT[13:-1]))
+    last = ring.logits(row(first, len(PROMPT) - 1, PROMPT[-1:]))
+    whole, beside = (reference_logits(checkpoint(name), ids) for ids in (PROMPT, SHORTER))
+    assert_close(np.concatenate((begun, rest, last)), np.concatenate((whole[:13], beside, whole[13:])))
 
 
 @each_case

@@ -57,12 +57,17 @@ class Shard:
         for row in accepted[::2]:
             self.store.write(row)
 
+    def allocated(self) -> dict[int, int]:
+        """By sequence, how many tokens its blocks can hold."""
+        return {sequence: self.ledger.block * len(table) for sequence, table in self.ledger.held.tables.items()}
+
     def check(self) -> None:
         """What must hold between steps, whatever happened."""
         assert self.store.written == self.ledger.tokens
-        assert set(self.ledger.allocated) == set(self.ledger.tokens)
-        assert all(self.ledger.allocated[s] == self.ledger.blocks(len(t)) for s, t in self.ledger.tokens.items())
-        assert self.ledger.used == sum(self.ledger.allocated.values()) <= self.ledger.capacity
+        tables, tokens = self.ledger.held.tables, self.ledger.tokens
+        assert {s: len(table) for s, table in tables.items()} == {s: -(-len(t) // 4) for s, t in tokens.items()}
+        assert self.ledger.used == 4 * len({each for table in tables.values() for each in table})
+        assert self.ledger.used <= self.ledger.capacity
 
 
 def row(sequence: int, position: int, *tokens: int) -> Row:
@@ -178,9 +183,9 @@ def test_truncation_and_drops_give_room_back() -> None:
     shard = Shard(capacity=12, block=4)
     shard.step(row(1, 0, *tokens(12)))
     assert shard.step(row(1, 2, 99), row(2, 0, *tokens(5))) == []
-    assert shard.ledger.allocated == {1: 4, 2: 8}
+    assert shard.allocated() == {1: 4, 2: 8}
     assert shard.step(row(3, 0, *tokens(8)), drops=(2,)) == []  # orders come before rows
-    assert shard.ledger.allocated == {1: 4, 3: 8}
+    assert shard.allocated() == {1: 4, 3: 8}
     shard.check()
 
 
@@ -252,7 +257,7 @@ def test_a_failed_step_leaves_nothing_behind() -> None:
     shard.fail(row(1, 2, *tokens(5)), row(2, 1, 21), row(3, 0, 30))
     assert shard.ledger.tokens == {1: [10, 11], 2: [20]}
     shard.step()
-    assert shard.ledger.allocated == {1: 4, 2: 4}  # a new sequence is gone, an old one has its old blocks
+    assert shard.allocated() == {1: 4, 2: 4}  # a new sequence is gone, an old one has its old blocks
     shard.check()
 
 

@@ -13,15 +13,29 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from backends.base import LoadRequest, open_backend
-from backends.measuring import HEAD_BYTES, SPAN_BYTES, experts_to_time, extent, fastest
+from backends.measuring import (
+    HEAD_BYTES,
+    SPAN_BYTES,
+    Extent,
+    StepParts,
+    batched,
+    experts_to_time,
+    extent,
+    fastest,
+    shared_part,
+)
+from backends.on_torch.kernels import fastest_kernel
+from backends.on_torch.onnx_graph import nbits_model
 from tests.backends.conftest import Checkpoints
+from tests.support.case import Case
 from tests.support.checksum import make_checksum_model
-from tests.support.families import CASES
+from tests.support.families import CASES, MORE, make_checkpoint
 from together.cluster_types import DeviceProfile
 from together.desktop.bench.shapes import SHAPES, random_checkpoint
 from together.errors import BrokenModel, NotEnoughMemory, UnsupportedModel
+from together.models.packing import FP_PACKINGS
 from together.models.spec import read_spec
-from together.types import Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
+from together.types import Batch, Dtype, LayerRange, PackedAs, Packing, Row, SampleRequest, Sampling
 
 GIB = 2**30
 
@@ -43,8 +57,80 @@ def test_every_family_is_measured_by_its_config_alone(
     found = measured(backend, checkpoint(str(case)), tmp_path / "shape")
     assert min(found.ms_per_layer, found.ms_per_stage) > 0
     assert found.ms_per_head >= 0
+    assert 0 <= found.shared <= 1
     assert min(found.memory_bytes_per_s, found.matrix_flops_per_s) > 0
     assert 10e6 < found.overhead_bytes < 16e9
+
+
+PACKED = [Packing("affine", 4, 64), Packing("affine", 3, 32), Packing("affine", 6, 16), *FP_PACKINGS.values()]
+WIDE = {"hidden_size": 128, "intermediate_size": 128, "moe_intermediate_size": 128}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize("backend", ["torch", "mlx"])
+def test_layers_are_measured_as_they_will_be_packed(
+    backend: str, family: str, checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps refuse states that are no numbers, so the made-up codes and scales are some."""
+    monkeypatch.setattr("backends.measuring._STEPS_SECONDS", 0.0)
+    monkeypatch.setattr("backends.measuring._SPEEDS_SECONDS", 0.0)
+    sizes: list[int] = []
+
+    def noted(name: str, layers: int, layer_bytes: int, *rest: int) -> Extent:
+        sizes.append(layer_bytes)
+        return extent(name, layers, layer_bytes, *rest)
+
+    monkeypatch.setattr("backends.measuring.extent", noted)
+    config = json.loads((checkpoint(family) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: WIDE[key] for key in WIDE if key in config}))
+    measure = open_backend(backend).measure
+    for packing in (None, *PACKED):
+        found = measure(tmp_path, "cpu", "fp32", PackedAs(packing, packing))
+        assert min(found.ms_per_layer, found.ms_per_stage) > 0
+    plain, four, *_ = sizes
+    assert four < plain / 4
+    assert len(set(sizes)) >= 4
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case.name == "glm4_moe" else pytest.mark.full) for case in MORE], ids=str
+)
+@pytest.mark.parametrize("backend", ["torch", "mlx"])
+def test_later_families_are_measured_plain_and_packed(
+    backend: str, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend not in case.backends:
+        pytest.skip("does not run there")
+    monkeypatch.setattr("backends.measuring._STEPS_SECONDS", 0.0)
+    monkeypatch.setattr("backends.measuring._SPEEDS_SECONDS", 0.0)
+    folder = make_checkpoint(tmp_path / "tiny", case, **{**WIDE, **case.wide, "intermediate_size": 256})
+    for packing in (None, Packing("affine", 4, 32)):
+        assert open_backend(backend).measure(folder, "cpu", "fp32", PackedAs(packing, packing)).ms_per_layer > 0
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "default"])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_products_are_timed_in_the_mode_that_will_run(
+    family: str, exact: bool, checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the precision that ONNX Runtime is asked for in each session."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("backends.measuring._STEPS_SECONDS", 0.0)
+    monkeypatch.setattr("backends.measuring._SPEEDS_SECONDS", 0.0)
+    levels: set[int] = set()
+
+    def noted(count: int, outputs: int, inputs: int, bits: int, group: int, level: int, elsewhere: str) -> bytes:
+        levels.add(level)
+        return nbits_model(count, outputs, inputs, bits, group, level, elsewhere)
+
+    monkeypatch.setattr("backends.on_torch.nbits.nbits_model", noted)
+    monkeypatch.setattr("backends.on_torch.kernels.Int4.takes", lambda packing, inputs: False)
+    fastest_kernel.cache_clear()
+    config = json.loads((checkpoint(family) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: WIDE[key] for key in WIDE if key in config}))
+    open_backend("torch").measure(tmp_path, "cpu", "fp32", PackedAs(PACKED[0], PACKED[0], exact))
+    fastest_kernel.cache_clear()
+    assert levels == {1 if exact else 4}
 
 
 def test_the_toy_draws_on_its_last_stage(tmp_path: Path) -> None:
@@ -126,7 +212,7 @@ def operations_of(monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
     """Floating-point operations of one turn of each action that is timed to measure a folder."""
     counted: list[int] = []
 
-    def count(*actions: Callable[[], object], seconds: float) -> tuple[float, ...]:
+    def count(*actions: Callable[[], object], seconds: float, pause: float = 0.0) -> tuple[float, ...]:
         with FlopCounterMode(display=False) as counter:
             for action in actions:
                 action()
@@ -136,6 +222,21 @@ def operations_of(monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
     monkeypatch.setattr("backends.measuring.fastest", count)
     open_backend("torch").measure(folder, "cpu", "fp32")
     return counted[0]  # the steps; what follows are the machine's speeds
+
+
+@pytest.mark.parametrize(
+    ("one", "many", "shared"),
+    [(10.0, 10.0, 1.0), (10.0, 40.0, 0.0), (10.0, 17.5, 0.75), (10.0, 50.0, 0.0), (10.0, 9.0, 1.0)],
+)
+def test_what_rows_of_a_step_share(one: float, many: float, shared: float) -> None:
+    """Noise cannot make it more than all, or less than nothing."""
+    assert shared_part(one, many, 4) == pytest.approx(shared)
+
+
+def test_a_whole_model_has_more_layers_and_more_head_than_what_was_timed() -> None:
+    one, many = batched((1.0, 5.0, 3.0, 2.0, 6.0, 2.0))
+    assert (one, many) == (StepParts(1.0, 4.0, 2.0), StepParts(2.0, 4.0, 0.0))
+    assert one.of_all(3.0, 2.0) == 1 + 12 + 4
 
 
 def test_experts_to_time() -> None:
@@ -204,7 +305,7 @@ def test_turns_go_on_for_a_while_until_the_two_fastest_agree(
 ) -> None:
     watch = Watch(turns)
     monkeypatch.setattr("backends.measuring.perf_counter", watch)
-    assert fastest(watch.turn, seconds=40) == (fast,)
+    assert fastest(watch.turn, seconds=40, clock=watch) == (fast,)
     assert watch.now == passed
 
 

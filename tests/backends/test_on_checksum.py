@@ -197,7 +197,7 @@ def test_capacity_is_what_the_weights_leave_in_whole_blocks(model: Path) -> None
     block = 16 * 2 * KV_BYTES
     shard = load(model, "0:2", weights + 3 * block + block - 1)
     assert (shard.capacity, shard.block, shard.rewind, shard.layers) == (48, 16, None, LayerRange(0, 2))
-    with pytest.raises(NotEnoughMemory, match=r"layers 0:2 of toy need \d+ bytes"):
+    with pytest.raises(NotEnoughMemory, match=r"toy needs \d+ bytes here"):
         load(model, "0:2", weights + block - 1)
 
 

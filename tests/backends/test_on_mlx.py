@@ -5,14 +5,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ import pytest
 mx = pytest.importorskip("mlx.core")
 
 from backends.base import LoadRequest
-from backends.ledger import REWIND
+from backends.layer_caches import REWIND
 from backends.on_mlx import backend
 from backends.on_mlx.shard import MlxLayerCache, MlxShard
 from tests.backends.conftest import Checkpoints
@@ -148,7 +147,7 @@ def test_what_the_weights_leave_is_capacity_in_whole_blocks(load: Load, checkpoi
     assert (shard.capacity, shard.block, shard.rewind) == (2 * BLOCK, BLOCK, None)
     taken = shard.step(Batch((row(1, 0, [5] * BLOCK, "none"), row(2, 0, [5], "none"), row(3, 0, [5], "none"))), None)
     assert [(result.sequence, "full" in (result.refusal or "")) for result in taken.results] == [(3, True)]
-    with pytest.raises(NotEnoughMemory, match="layers 0:2 need"):
+    with pytest.raises(NotEnoughMemory, match=r"needs .* here"):
         load("llama", FIRST, memory=memory - 2 * block_bytes)
 
 
@@ -158,7 +157,7 @@ LLAMA_REFUSED = {
     "partial RoPE": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
     "attention_factor": {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.5}},
     "activation": {"hidden_act": "relu"},
-    "quantized": {"quantization_config": {"quant_method": "gptq"}},
+    "quantized": {"quantization_config": {"quant_method": "hqq"}},
     "biases that are not there": {"attention_bias": True},
     "a head_dim that does not fit": {"head_dim": 16},
     "a family": {"model_type": "gpt2"},
@@ -349,34 +348,6 @@ def test_a_draw_that_is_refused_leaves_nothing_behind(load: Load, checkpoint: Ch
     (result,) = shard.step(Batch((asked,)), None).results
     assert [item.token_id for item in result.sampled] == list(reference_greedy(checkpoint("llama"), PROMPT, 1))
     assert shard._ledger.used == used
-
-
-@pytest.mark.skipif(DEVICE != "cpu", reason="an error on a GPU's queue may end the process, which its node sees")
-def test_an_evaluation_that_fails_leaves_nothing_behind(load: Load, checkpoint: Checkpoints, tmp_path: Path) -> None:
-    """A weight that cannot be read when it is needed; the caches it touched are not trusted any more."""
-    shard = load("llama")
-    for begun in (row(1, 0, PROMPT[:10], "none"), row(3, 0, PROMPT[:8], "none")):
-        shard.step(Batch((begun,)), None)
-    norm = cast(Any, shard._parts.layers[2]).input_layernorm
-    weight, norm.weight = norm.weight, unreadable(tmp_path / "weight.safetensors", norm.weight)
-    for _ in range(2):
-        with pytest.raises(RuntimeError):
-            shard.step(Batch((row(1, 10, PROMPT[10:]), row(2, 0, PROMPT))), None)
-        norm.weight = unreadable(tmp_path / "weight.safetensors", weight)
-    norm.weight = weight
-    assert set(shard._caches.sequences) == {3}
-    (result,) = shard.step(Batch((row(1, 10, PROMPT[10:]),)), None).results
-    assert result.refusal is not None
-    assert_close(shard.logits(Batch((row(1, 0, PROMPT),)), None), reference_logits(checkpoint("llama"), PROMPT))
-    assert_close(shard.logits(Batch((row(3, 8, PROMPT[8:]),)), None), reference_logits(checkpoint("llama"), PROMPT)[8:])
-
-
-def unreadable(file: Path, weight: Any) -> Any:
-    """An array that is still to be read, of a file that has lost its end."""
-    mx.save_safetensors(str(file), {"weight": weight})
-    array = mx.load(str(file))["weight"]
-    os.truncate(file, file.stat().st_size - 16)
-    return array
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

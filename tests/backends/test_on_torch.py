@@ -7,16 +7,17 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from backends.base import LoadRequest
-from backends.ledger import REWIND
+from backends.base import LoadRequest, devices_at_sight
+from backends.layer_caches import REWIND
 from backends.on_torch import backend
-from backends.on_torch.linear import widened
+from backends.on_torch.half import widened
 from tests.backends.conftest import Chains, Checkpoints
 from tests.support.chain import GREEDY, MEMORY, Chain, activation_of, assert_close, load_shard, new_sequence, row
 from tests.support.families import (
@@ -32,7 +33,20 @@ from together.errors import BadPlan, BadSetting, BrokenModel, FrameRefused, NotE
 from together.models.reading import all_tensors, tensors_for
 from together.models.spec import read_spec
 from together.planning.memory import workspace_bytes
-from together.types import BLOCK, Activation, Batch, Dtype, Fork, LayerRange, Orders, Row, SampleRequest, Sampling
+from together.types import (
+    BLOCK,
+    Activation,
+    Batch,
+    Continuation,
+    Dtype,
+    Fork,
+    LayerRange,
+    NamedTensor,
+    Orders,
+    Row,
+    SampleRequest,
+    Sampling,
+)
 
 PROMPT = prompt_ids(24)
 WHOLE = LayerRange(0, LAYERS)
@@ -51,6 +65,10 @@ BOTH = ("torch", "torch")
         (Row(1, 0, ()),),
         (Row(1, -1, (5,)),),
         (Row(1, 0, (5,), SampleRequest((1,), GREEDY, 1)),),
+        (Row(1, 0, (5,), SampleRequest((), GREEDY, 1, score=(Continuation(1, 5),))),),
+        (Row(1, 0, (5,), SampleRequest((), GREEDY, 1, score=(Continuation(0, VOCAB),))),),
+        (Row(1, 0, (5,), positions=((0,), (0,), (0,))),),
+        (Row(1, 0, (5,), adapter="poet"),),
         (row(1, 0, (5,)), row(1, 1, (6,))),
     ],
 )
@@ -69,10 +87,11 @@ def _changed(good: Activation, what: str) -> Activation | None:
         "dtype": Activation("bf16", good.tokens, good.width, bytes(good.nbytes // 2)),
         "width": Activation("fp32", good.tokens, good.width * 2, bytes(good.nbytes * 2)),
         "tokens": Activation("fp32", good.tokens - 1, good.width, bytes(good.nbytes - 4 * good.width)),
+        "others": replace(good, others=(NamedTensor("deep", "fp32", 1, bytes(4 * good.tokens)),)),
     }[what]
 
 
-@pytest.mark.parametrize("what", ["missing", "nan", "infinite", "dtype", "width", "tokens"])
+@pytest.mark.parametrize("what", ["missing", "nan", "infinite", "dtype", "width", "tokens", "others"])
 def test_hidden_states_that_do_not_fit_are_refused_and_leave_nothing_behind(chain: Chains, what: str) -> None:
     first, last = chain("qwen3", BOTH, (2,)).shards
     asked = row(new_sequence(), 0, PROMPT)
@@ -118,7 +137,7 @@ def test_capacity_is_what_the_weights_leave(checkpoint: Checkpoints) -> None:
     fixed = spec.stage_bytes(layers, "fp32") + workspace_bytes(spec)
     block = BLOCK * spec.kv_bytes_per_token(layers, "fp32")
     assert load_shard(folder, "torch", layers, memory=fixed + 3 * block + 1).capacity == 3 * BLOCK
-    with pytest.raises(NotEnoughMemory, match=r"layers 1:3 need [\d,]+ bytes .* granted"):
+    with pytest.raises(NotEnoughMemory, match=r"needs [\d,]+ bytes here .* granted"):
         load_shard(folder, "torch", layers, memory=fixed + block - 1)
 
 
@@ -133,29 +152,12 @@ def test_a_full_cache_refuses_the_row_that_does_not_fit(checkpoint: Checkpoints)
     ring.sampled(row(2, 0, prompt_ids(BLOCK), "last"), orders=Orders(drops=(3,)))
 
 
-def test_caches_hold_what_sequences_need_and_no_more(checkpoint: Checkpoints) -> None:
-    """Blocks grow with a sequence, go with a truncation, and sliding layers stop growing."""
-    shard = backend.load(
-        LoadRequest(checkpoint("gemma3_text"), WHOLE, "cpu", "fp32", MEMORY, checkpoint("gemma3_text").parent)
-    )
-    ring, ids, rooms = Chain([shard]), prompt_ids(5 * BLOCK), []
-    for position in (0, *range(BLOCK, 5 * BLOCK, BLOCK)):
-        ring.results(Batch((row(1, position, ids[position : position + BLOCK], "last"),)))
-        rooms.append([cache.data.shape[2] for cache in shard._caches.sequences[1]])  # type: ignore[attr-defined]
-    assert [room[2] for room in rooms] == [BLOCK, 2 * BLOCK, 3 * BLOCK, 4 * BLOCK, 5 * BLOCK]  # full attention
-    assert max(room[0] for room in rooms) <= 4 * BLOCK  # window and rewind, a chunk, a spare block
-    ring.results(Batch((row(1, 4 * BLOCK + 1, ids[:1], "last"),)))
-    assert shard._caches.sequences[1][2].data.shape[2] == 5 * BLOCK  # type: ignore[attr-defined]
-    ring.results(Batch((), Orders(drops=(1,))))
-    assert not shard._caches.sequences  # type: ignore[attr-defined]
-
-
 _PEAK = """
 import resource, sys
 from pathlib import Path
 import transformers.models.llama.modeling_llama
 from backends.on_torch import backend, shard
-from backends.base import LoadRequest
+from backends.base import LoadRequest, devices_at_sight
 from together.types import LayerRange
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
@@ -284,10 +286,10 @@ def _with_config(folder: Path, target: Path, **changes: object) -> Path:
 
 def test_what_does_not_run_is_refused_by_name(checkpoint: Checkpoints, tmp_path: Path) -> None:
     folder = checkpoint("llama")
-    quantized = _with_config(folder, tmp_path / "q", quantization_config={"quant_method": "gptq", "bits": 4})
+    quantized = _with_config(folder, tmp_path / "q", quantization_config={"quant_method": "hqq", "bits": 4})
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     varying = _with_config(folder, tmp_path / "r", rope_parameters=rope)
-    with pytest.raises(UnsupportedModel, match="gptq"):
+    with pytest.raises(UnsupportedModel, match="hqq"):
         load_shard(quantized, "torch", WHOLE)
     with pytest.raises(UnsupportedModel, match="dynamic"):
         load_shard(varying, "torch", WHOLE)
@@ -325,5 +327,18 @@ def test_probe_names_the_cpu() -> None:
 def test_reference_is_the_unsplit_model(checkpoint: Checkpoints) -> None:
     """The yardstick itself: all parameters that the spec counts, and none else."""
     spec = read_spec(checkpoint("qwen3_moe"))
-    counted = sum(spec.layer_params) + spec.embed_params + spec.norm_params + spec.head_params
+    counted = spec.stage_weights(LayerRange(0, spec.layers)).elements
     assert counted == reference_model(checkpoint("qwen3_moe")).num_parameters()
+
+
+def test_a_build_for_cpus_tells_its_devices_without_torch() -> None:
+    """They are those of `probe`; nothing is told of a build that may have others."""
+    code = (
+        "import sys; from backends.base import devices_at_sight as seen; print(seen('torch'), 'torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    known = devices_at_sight("torch")
+    assert [device.key for device in known] == (["torch/cpu"] if version("torch").endswith("+cpu") else [])
+    assert all(device.description == backend.probe()[0].description for device in known)
+    assert run.stdout.startswith("(Device(" if known else "()")
+    assert run.stdout.endswith("False\n")

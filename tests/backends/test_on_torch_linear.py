@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,12 +36,9 @@ needs_packing = pytest.mark.skipif(not can_pack(), reason="this torch has no FBG
 
 
 @pytest.fixture
-def always(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Pack whatever the trial says: a CPU with bf16 instructions would not."""
-    monkeypatch.setattr(torch_linear, "_CLEARLY", 1e9)
-    torch_linear._packing_pays.cache_clear()
-    yield
-    torch_linear._packing_pays.cache_clear()
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pack whatever a trial would say, or said to another test: a CPU with bf16 instructions would not."""
+    monkeypatch.setattr(torch_linear, "_packing_pays", lambda dtype, home: True)
 
 
 @pytest.fixture(scope="module")
@@ -143,17 +139,20 @@ def test_several_rows_read_the_weights_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 @needs_packing
 def test_only_half_precision_on_a_cpu_is_packed(always: None) -> None:
-    assert packs(torch.bfloat16, CPU)
-    assert packs(torch.float16, CPU)
-    assert not packs(torch.float32, CPU)
-    assert not packs(torch.bfloat16, torch.device("cuda"))
+    assert packs(torch.bfloat16, CPU, None)
+    assert packs(torch.float16, CPU, None)
+    assert not packs(torch.float32, CPU, None)
+    assert not packs(torch.bfloat16, torch.device("cuda"), None)
 
 
 @needs_packing
-def test_packing_that_does_not_pay_is_not_done(monkeypatch: pytest.MonkeyPatch, always: None) -> None:
-    monkeypatch.setattr(torch_linear, "_CLEARLY", 0.0)
+@pytest.mark.parametrize(("clearly", "packed"), [(0.0, False), (1e9, True)])
+def test_only_packing_that_pays_is_done(monkeypatch: pytest.MonkeyPatch, clearly: float, packed: bool) -> None:
+    monkeypatch.setattr(torch_linear, "_CLEARLY", clearly)
+    torch_linear._packing_pays.cache_clear()
     layer = nn.Sequential(nn.Linear(512, 64, dtype=torch.bfloat16))
-    assert not isinstance(speed_up(layer)[0], PackedLinear)
+    assert isinstance(speed_up(layer)[0], PackedLinear) == packed
+    torch_linear._packing_pays.cache_clear()
 
 
 @needs_packing

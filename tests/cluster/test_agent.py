@@ -36,7 +36,7 @@ async def test_two_loads_at_once_cannot_both_take_the_memory(node: Node, setting
     answers = await asyncio.gather(*(call(node, rpc.LOAD, order) for order in orders), return_exceptions=True)
     refusals = [answer for answer in answers if isinstance(answer, BaseException)]
     assert [type(refusal) for refusal in refusals] == [NotEnoughMemory]
-    assert "node twin: needs 0.6 GB for layers 0–3, has 0.4 GB free" in str(refusals[0])
+    assert "node twin: needs 0.6 GB for layers 0:4, has 0.4 GB free" in str(refusals[0])
     for order in orders:
         await call(node, rpc.UNLOAD, RingName(order.ring, order.head))
     assert await free_bytes(node, settings) == 1000 * MEGABYTE
@@ -120,7 +120,10 @@ async def test_what_is_no_fingerprint_is_refused(node: Node, toy: Path, fingerpr
 
 @pytest.mark.parametrize(
     ("changed", "reason"),
-    [({"protocol": 7}, "speaks protocol 2 and the head 7"), ({"cluster": "other"}, "is in cluster test-.*, not other")],
+    [
+        ({"protocol": 7}, f"speaks protocol {wire.PROTOCOL} and the head 7"),
+        ({"cluster": "other"}, "is in cluster test-.*, not other"),
+    ],
 )
 async def test_other_protocols_and_clusters_are_refused_with_both_values(
     node: Node, settings: Settings, changed: dict[str, object], reason: str
@@ -141,7 +144,8 @@ async def test_watch_tells_at_once_on_change_and_each_heartbeat(node: Node, sett
     assert first.state is NodeState.IDLE
     began = asyncio.get_running_loop().time()
     for _ in range(4):
-        assert await asyncio.wait_for(anext(stream), PATIENCE) == first
+        again = await asyncio.wait_for(anext(stream), PATIENCE)
+        assert replace(again, strain=None) == replace(first, strain=None)  # how busy the machine is may change
     assert asyncio.get_running_loop().time() - began > 2 * settings.heartbeat  # the first may have been under way
     async with loaded(node, make_order(toy)):
         async with asyncio.timeout(PATIENCE):

@@ -1,27 +1,31 @@
-"""What a node gives away, and the agent's answers that need no process."""
+"""What a node gives away of what its machine has, and the agent's answers that need no process."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from tests.support.orders import make_order
-from together.cluster.agent import Agent, MemoryGrants
+from together.cluster.agent import Agent
+from together.cluster.grants import Holder, MemoryGrants, offer
 from together.cluster.identity import Identity, claim_node_id, machine_id, own_addresses
 from together.cluster_types import Device, Endpoint, NodeState, StageOrder
 from together.errors import LoadFailed, NotEnoughMemory
 from together.settings import Settings
 from together.types import LayerRange, ModelRef, StagePlan
 
-DEVICES = (Device("checksum", "cpu", "a CPU", 2000, 1000), Device("checksum", "big", "a card", 9000, 9000))
+DEVICES = (Device("checksum", "cpu", "a CPU", 2**50, 0), Device("checksum", "big", "a card", 9000, 9000))
 
 
-def grants() -> MemoryGrants:
-    return MemoryGrants("studio", DEVICES, {device.key: device.free_bytes for device in DEVICES})
+@pytest.fixture
+def book(tmp_path: Path) -> MemoryGrants:
+    """Of a node that may use 1000 bytes of main memory and all of its card."""
+    return MemoryGrants.of(Settings(claims=str(tmp_path / "claims"), memory="1000B"), "studio", DEVICES)
 
 
 def order(ring: str, slot: int, size: int, device: str = "cpu") -> StageOrder:
@@ -30,14 +34,15 @@ def order(ring: str, slot: int, size: int, device: str = "cpu") -> StageOrder:
 
 
 requests = st.lists(
-    st.tuples(st.sampled_from("abc"), st.integers(0, 2), st.integers(0, 900), st.booleans()), max_size=30
+    st.tuples(st.sampled_from("abc"), st.integers(0, 2), st.integers(0, 900), st.booleans()), max_size=20
 )
 
 
-@hypothesis(max_examples=60, deadline=None)
+@hypothesis(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(requests)
-def test_memory_is_never_promised_twice(steps: list[tuple[str, int, int, bool]]) -> None:
-    book, given_away = grants(), dict[tuple[str, int], int]()
+def test_a_node_promises_no_memory_twice(tmp_path: Path, steps: list[tuple[str, int, int, bool]]) -> None:
+    book = MemoryGrants.of(Settings(claims=str(tmp_path / "claims"), memory="1000B"), "studio", DEVICES)
+    given_away = dict[tuple[str, int], int]()
     for ring, index, size, returns in steps:
         if returns or (ring, index) in given_away:
             book.give_back((ring, index))
@@ -48,19 +53,68 @@ def test_memory_is_never_promised_twice(steps: list[tuple[str, int, int, bool]])
         else:
             with pytest.raises(NotEnoughMemory):
                 book.take(order(ring, index, size))
-        assert book.free("checksum/cpu") == 1000 - sum(given_away.values()) >= 0
+            book.close()
+            continue
+        if given_away:
+            assert book.free("checksum/cpu") == 1000 - sum(given_away.values()) >= 0
+    book.close()
 
 
-def test_devices_are_counted_apart() -> None:
-    book = grants()
+async def test_devices_are_counted_apart(book: MemoryGrants) -> None:
+    await book.open()
     book.take(order("r", 0, 1000))
     book.take(order("r", 1, 5000, device="big"))
     assert [device.free_bytes for device in book.shown()] == [0, 4000]
     assert book.total == 1000
+    with pytest.raises(NotEnoughMemory, match="needs 4001 bytes for layers 0:4, has 4000 bytes free"):
+        book.take(order("r", 2, 4001, device="big"))
 
 
-async def test_a_draining_node_takes_no_new_layers(tmp_path: Path, toy: Path) -> None:
-    agent = Agent(Settings(home=str(tmp_path)), Identity("id", "studio", "m", Endpoint((), 1)), grants(), draining=True)
+# --- shares -----------------------------------------------------------------------------------------------------------
+
+holders = st.builds(Holder, st.integers(0, 100), st.integers(0, 120))
+
+
+def offers(pool: int, nodes: list[Holder]) -> list[int]:
+    return [offer(pool, own, [*nodes[:index], *nodes[index + 1 :]]) for index, own in enumerate(nodes)]
+
+
+def test_nodes_share_equally_and_keep_what_they_hold() -> None:
+    assert offers(90, [Holder(0, 100)] * 3) == [30, 30, 30]
+    assert offers(90, [Holder(0, 10), Holder(0, 100), Holder(0, 100)]) == [10, 40, 40]
+    assert offers(90, [Holder(70, 100), Holder(0, 100), Holder(0, 100)]) == [0, 10, 10]
+    assert offers(90, [Holder(95, 100), Holder(0, 100)]) == [0, 0]
+    assert offers(90, [Holder(20, 100), Holder(0, 100), Holder(0, 100)]) == [10, 30, 30]
+    assert offers(-5, [Holder(0, 100)]) == [0]
+
+
+@given(st.integers(-50, 500), st.lists(holders, min_size=1, max_size=6))
+def test_offers_never_exceed_what_is_granted_to_nobody(pool: int, nodes: list[Holder]) -> None:
+    left = max(pool - sum(node.granted for node in nodes), 0)
+    found = offers(pool, nodes)
+    assert min(found) >= 0
+    assert sum(found) <= left
+    assert all(size <= max(node.most - node.granted, 0) for size, node in zip(found, nodes, strict=True))
+    wanting = [node for node, size in zip(nodes, found, strict=True) if node.granted + size < node.most]
+    assert left - sum(found) < len(nodes) or not wanting  # nothing is left over that somebody may have
+
+
+@given(st.integers(0, 500), st.lists(holders, min_size=2, max_size=6), st.integers(0, 5), st.floats(0, 1))
+def test_a_grant_within_an_offer_leaves_the_others_as_they_are(
+    pool: int, nodes: list[Holder], index: int, part: float
+) -> None:
+    index %= len(nodes)
+    before = offers(pool, nodes)
+    size = int(part * before[index])
+    nodes[index] = replace(nodes[index], granted=nodes[index].granted + size)
+    after = offers(pool, nodes)
+    assert after[index] == before[index] - size
+    assert after[:index] + after[index + 1 :] == before[:index] + before[index + 1 :]
+
+
+async def test_a_draining_node_takes_no_new_layers(tmp_path: Path, toy: Path, book: MemoryGrants) -> None:
+    await book.open()
+    agent = Agent(Settings(home=str(tmp_path)), Identity("id", "studio", "m", Endpoint((), 1)), book, draining=True)
     with pytest.raises(LoadFailed, match="node studio is draining"):
         await agent.load(make_order(toy, memory=100))
     assert agent.status().state is NodeState.DRAINING

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,14 +10,18 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.cluster import Node, call, cluster_settings, running_node, status_of, until
 from tests.support.orders import make_order, stage_when
 from tests.support.patience import PATIENCE
 from together.cluster import discovery, membership
 from together.cluster.membership import Membership
-from together.cluster_types import Blob, Endpoint, NodeState, RingName, StageState
+from together.cluster.node import said_to_parent
+from together.cluster_types import Blob, Endpoint, NodeState, RingName, StageState, unique_names
 from together.errors import BadSetting, Unreachable
+from together.head.machines import Machines
 from together.ring import rpc
 from together.settings import Settings
 
@@ -26,8 +29,10 @@ NOWHERE = RingName("no such ring", "head")
 
 
 @asynccontextmanager
-async def following(settings: Settings, *nodes: Node) -> AsyncIterator[Membership]:
-    members = Membership(settings, "head", tuple(node.endpoint for node in nodes))
+async def following(settings: Settings, *nodes: Node, said: list[str] | None = None) -> AsyncIterator[Membership]:
+    """`said` gets what a person at the head's terminal would be told."""
+    peers, told = tuple(node.endpoint for node in nodes), [] if said is None else said
+    members = Membership(settings, "head", peers, tell=lambda sentence: told.append(str(sentence)))
     task = asyncio.create_task(members.run())
     try:
         yield members
@@ -90,26 +95,64 @@ async def test_a_node_that_freezes_dies_and_moves_is_followed(
                 await until(lambda: members.nodes() == (), PATIENCE)
 
 
-async def test_an_introduced_node_reaches_a_head_without_multicast(
-    deaf: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings = cluster_settings(tmp_path)
+async def test_an_introduced_node_reaches_a_head_without_multicast(deaf: None, tmp_path: Path) -> None:
+    settings, said = cluster_settings(tmp_path), list[str]()
     with running_node(settings) as first, running_node(settings, first.endpoint) as second:
-        async with following(settings, first) as members:
+        async with following(settings, first, said=said) as members:
             await until(lambda: len(members.living()) == 2)
             assert {status.endpoint.port for status in members.living()} == {first.port, second.port}
-    assert "multicast is forbidden" in caplog.text
-    assert "--peer" in caplog.text
+    (told,) = said
+    assert "multicast fails (multicast is forbidden); name one with --peer" in told
 
 
 async def test_a_node_of_another_cluster_is_never_listed(
-    deaf: None, pair: list[Node], settings: Settings, caplog: pytest.LogCaptureFixture
+    deaf: None, pair: list[Node], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.WARNING)
-    async with following(replace(settings, cluster="elsewhere"), pair[0]) as members:
-        await until(lambda: "is in cluster" in caplog.text)
+    monkeypatch.setattr(membership, "RETRY", 0.05)
+    said = list[str]()
+    async with following(replace(settings, cluster="elsewhere"), pair[0], said=said) as members:
+        await until(lambda: len(said) == 2)
+        await asyncio.sleep(0.3)  # several tries
         assert members.nodes() == ()
-    assert f"node twin is in cluster {settings.cluster}, not elsewhere" in caplog.text
+    assert said[1:] == [f"{pair[0].endpoint}: node twin is in cluster {settings.cluster}, not elsewhere"]
+
+
+async def test_an_address_that_does_not_answer_yet_is_said_once_and_when_it_does(
+    deaf: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "RETRY", 0.05)
+    settings, said = cluster_settings(tmp_path), list[str]()
+    peer = Endpoint(("127.0.0.1",), settings.node_port)
+    members = Membership(settings, "head", (peer,), tell=lambda sentence: said.append(str(sentence)))
+    task = asyncio.create_task(members.run())
+    try:
+        await until(lambda: len(said) == 2)
+        assert said[1] == f"127.0.0.1:{peer.port} does not answer yet; trying every 0 s"
+        with running_node(settings):
+            await until(lambda: len(said) == 3)
+            assert said[2:] == [f"127.0.0.1:{peer.port} answers now"]
+        await until(lambda: not members.living())
+        await asyncio.sleep(0.3)  # several tries
+        assert len(said) == 3
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_another_head_s_address_is_no_node_s(deaf: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, said = cluster_settings(tmp_path, name="studio"), list[str]()
+    machines = Machines(settings, "other")
+    await machines.listen()
+    peer = machines.where.endpoint
+    members = Membership(settings, "head", (peer,), tell=lambda sentence: said.append(str(sentence)))
+    task = asyncio.create_task(members.run())
+    try:
+        await until(lambda: len(said) == 2)
+        assert said[1].startswith(f"{peer}: the app on studio listens there, which is no node; give the address")
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await machines.close()
 
 
 async def test_a_node_known_by_two_addresses_is_one_node(pair: list[Node], settings: Settings) -> None:
@@ -123,6 +166,34 @@ async def test_a_node_known_by_two_addresses_is_one_node(pair: list[Node], setti
             [(await status_of(node, settings)).id for node in pair]
         )
         assert all(members.address(status.id) == "127.0.0.1" for status in members.living())
+
+
+async def test_a_node_that_left_is_still_called_by_its_name(tmp_path: Path) -> None:
+    settings = replace(cluster_settings(tmp_path), name="studio")
+    with running_node(settings) as node:
+        async with following(settings, node) as members:
+            await until(members.living)
+            left = members.living()[0].id
+            node.stop()
+            await until(lambda: not members.nodes())
+            assert members.name_of(left) == "studio"
+            assert members.name_of("0" * 16) == "0" * 16
+
+
+async def test_names_of_those_who_left_are_not_kept_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "MOST_LEFT", 1)
+    studio, mini = (replace(cluster_settings(tmp_path / name), name=name, cluster="one") for name in ("studio", "mini"))
+    with running_node(studio) as first, running_node(mini) as second:
+        async with following(studio, first, second) as members:
+            await until(lambda: len(members.living()) == 2)
+            ids = {node.name: node.id for node in members.living()}
+            first.stop()
+            await until(lambda: not members.alive(ids["studio"]))
+            second.stop()
+            await until(lambda: not members.nodes())
+            assert [members.name_of(ids["studio"]), members.name_of(ids["mini"])] == [ids["studio"], "mini"]
 
 
 async def test_a_call_whose_node_dies_meanwhile_is_an_error_of_ours(tmp_path: Path, toy: Path) -> None:
@@ -155,9 +226,7 @@ async def test_a_lease_that_is_not_renewed_frees_its_stages_alone(tmp_path: Path
             await asyncio.to_thread(node.stop)
             assert node.stages() == []
             await until(lambda: not members.living(), PATIENCE)
-        assert [line for line in node.lines if "port" not in line] == [
-            f"WARNING together.cluster.agent: the head of ['{theirs.ring}'] no longer renews: its layers are freed\n"
-        ]
+        assert [line for line in node.lines if said_to_parent(line) is None] == []
 
 
 async def test_a_node_that_introduces_itself_to_a_head_is_followed(deaf: None, tmp_path: Path) -> None:
@@ -198,3 +267,36 @@ async def test_a_node_that_is_gone_when_the_head_moves_is_lost_in_time(tmp_path:
             await until(lambda: not members.alive(status.id))
             with pytest.raises(Unreachable, match="is not there any more"):
                 await members.call(status.id, rpc.ECHO, Blob())
+
+
+async def test_another_heads_node_is_used_only_where_its_address_was_given(tmp_path: Path) -> None:
+    settings = cluster_settings(tmp_path, owner="another head", name="theirs")
+    with running_node(settings) as theirs, running_node(replace(settings, owner="", name="free")) as free:
+        async with following(settings, free) as members:
+            await members.meet(theirs.endpoint)
+            reached = members._followers.__contains__
+            await until(lambda: members.living() and reached(theirs.endpoint))
+            await asyncio.sleep(2 * settings.heartbeat)  # it has told its state by now, and again
+            assert [node.name for node in members.nodes()] == ["free"]
+            members.peers = (*members.peers, theirs.endpoint)
+            await until(lambda: [node.name for node in members.living()] == ["free", "theirs"])
+        async with following(replace(settings, owner="")) as members:
+            members.head = "another head"
+            await members.meet(theirs.endpoint)
+            await until(lambda: "theirs" in [node.name for node in members.living()])
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_two_nodes_of_one_name_are_told_apart() -> None:
+    nodes = {"ab12ff": "studio", "ab12fe": "studio", "cd34": "mini"}
+    assert unique_names(nodes) == {"ab12ff": "studio-ab12ff", "ab12fe": "studio-ab12fe", "cd34": "mini"}
+    assert unique_names({"ab12ff": "studio", "cd34": "mini"}) == {"ab12ff": "studio", "cd34": "mini"}
+
+
+@given(st.dictionaries(st.text("ab-", max_size=6), st.sampled_from(["a", "b", "a-aaaa", "a-aaaaa", "b-ab"])))
+def test_no_two_nodes_have_one_name(nodes: dict[str, str]) -> None:
+    names = unique_names(nodes)
+    assert names.keys() == nodes.keys()
+    assert len(set(names.values())) == len(nodes)

@@ -20,6 +20,7 @@ from tests.support.cluster import (
 )
 from tests.support.orders import make_order, stage_when
 from tests.support.patience import PATIENCE
+from together.cluster.node import said_to_parent
 from together.cluster_types import StageState
 from together.ring import rpc
 from together.settings import Settings
@@ -61,7 +62,7 @@ async def test_a_node_leaves_with_its_stages_and_says_nothing(tmp_path: Path, to
         node.stop()
         assert node.process.returncode == 0
         assert not stage.is_running()
-        assert [line for line in node.lines if "port" not in line] == []
+        assert [line for line in node.lines if said_to_parent(line) is None] == []
 
 
 async def test_nodes_share_a_machine_and_not_a_port(tmp_path: Path) -> None:

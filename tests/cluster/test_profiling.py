@@ -20,17 +20,20 @@ import psutil
 import pytest
 from filelock import FileLock
 
+from backends.measuring import LIFE, QUIET, watch_others
 from tests.support.checksum import make_checksum_model
 from tests.support.cluster import call, cluster_settings, running_nodes
 from tests.support.patience import PATIENCE
-from together.cluster.measure import LIFE, QUIET, Finding, disk_speed, watch_others
+from together.cluster.measure import Finding, disk_speed
 from together.cluster.profiling import LARGEST_CONFIG, Profiler, better, profile_key
 from together.cluster_types import Device, DeviceProfile, MeasureOrder
 from together.errors import BadSetting, LoadFailed
 from together.processes import spawn
 from together.ring import rpc, wire
+from together.types import PackedAs, Packing
 
 CPU = Device("checksum", "cpu", "checksum toy", 10**9, 10**9)
+FOUR = Packing("affine", 4, 64)
 SLOW = 20_000.0  # ms for each layer: longer than any test
 
 
@@ -135,10 +138,14 @@ def test_what_speed_depends_on_is_in_the_key(order: MeasureOrder) -> None:
         profile_key(replace(order, dtype="bf16"), (CPU,)),
         profile_key(replace(order, device="cuda:0"), (CPU,)),
         profile_key(replace(order, backend="torch"), (CPU,)),
+        profile_key(replace(order, packed=PackedAs(FOUR)), (CPU,)),
+        profile_key(replace(order, packed=PackedAs(head=FOUR)), (CPU,)),
+        profile_key(replace(order, packed=PackedAs(FOUR, exact=True)), (CPU,)),
         profile_key(replace(order, config=b"not json"), (CPU,)),
         profile_key(order, (replace(CPU, description="another processor"),)),
     }
-    assert len(keys) == 8
+    assert len(keys) == 11
+    assert profile_key(replace(order, packed=PackedAs(exact=True)), (CPU,)) in keys  # plain weights have one mode
 
 
 # --- a busy machine ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 from dataclasses import replace
 from itertools import pairwise
@@ -16,7 +17,17 @@ from rich.console import Console
 from tests.support.checksum import make_checksum_model
 from tests.support.cluster import cluster_settings
 from tests.support.patience import PATIENCE
-from together.cluster_types import Device, DeviceProfile, Endpoint, NodeState, NodeStatus, ServingState
+from together.cluster.claims import NodeHere, SharedOut
+from together.cluster_types import (
+    Device,
+    DeviceProfile,
+    Endpoint,
+    KeptChoices,
+    NodeState,
+    NodeStatus,
+    StageState,
+    StageStatus,
+)
 from together.desktop.client import AppServing, AppStatus
 from together.desktop.doctor import doctor_json, problems, show
 from together.desktop.doctor_facts import (
@@ -31,16 +42,20 @@ from together.desktop.doctor_facts import (
     RingStage,
     find_ports,
     hear_ourselves,
+    kept_choices,
     nvidia_of,
     ring_of,
     shape_of,
 )
 from together.errors import BadSetting, BrokenModel
+from together.jsonfile import write_json
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem
 from together.settings import Settings
-from together.types import LayerRange, ModelRef, Plan, StagePlan
+from together.types import LayerRange, ModelRef, Plan, StagePlan, Threads
+from together.view import ServingState
 from together.weights.find import BUNDLED
 
+GB = 10**9
 CPU = Device("torch", "cpu", "AMD EPYC", 16 * 10**9, 12 * 10**9)
 CUDA = Device("torch", "cuda:0", "NVIDIA H200", 140 * 10**9, 139 * 10**9)
 PROFILE = DeviceProfile(7.1, 0.8, 27.5, 21e9, 0.16e12, 1.2e9, 380 * 10**6)
@@ -55,9 +70,7 @@ HEALTHY = Facts(
     backend_trouble="",
     nvidia=None,
     devices=(CPU,),
-    memory_total=16 * 10**9,
-    memory_free=12 * 10**9,
-    memory_usable=10 * 10**9,
+    memory=SharedOut(16 * GB, 4 * GB, 2 * GB, 3 * GB, 7 * GB, (NodeHere("studio", 3 * GB), NodeHere("mini", 0))),
     busy_percent=3.0,
     shape=MeasuredShape("llama-3.2-1b", 16, "bf16", b""),
     measured=(Measured("torch/cpu", PROFILE),),
@@ -76,7 +89,7 @@ RING = App(
     "http://127.0.0.1:8765",
     nodes=(neighbour("studio"), neighbour("mini")),
     links=(Link("studio", "mini", 2.0),),
-    ring=(RingStage("studio", LayerRange(0, 8), 30.0), RingStage("mini", LayerRange(8, 16), 8.0)),
+    ring=(RingStage("studio", LayerRange(0, 8), 30.0, Threads(1, 2)), RingStage("mini", LayerRange(8, 16), 8.0)),
     place="studio",
 )
 
@@ -137,9 +150,9 @@ def test_an_emulated_python_comes_first_and_alone() -> None:
 
 
 def test_little_memory_unless_it_is_ours() -> None:
-    (found,) = sentences(memory_usable=10**9)
+    (found,) = sentences(memory=SharedOut(16 * GB, 13 * GB, 2 * GB, 0, GB, ()))
     assert found == "only 1.0 GB of 16.0 GB memory can be used for layers: close other programs"
-    assert sentences(memory_usable=10**9, app=RING) == []
+    assert sentences(memory=SharedOut(16 * GB, 6 * GB, 2 * GB, 8 * GB, 0, (NodeHere("studio", 8 * GB),))) == []
 
 
 def test_a_full_disk() -> None:
@@ -254,23 +267,31 @@ async def test_nothing_is_heard_in_no_time(tmp_path: Path) -> None:
 
 def test_stages_are_named_as_links_name_them() -> None:
     cuts = (0, 8, 12, 16, 20)
-    ids, names = ["aaaa1", "bbbb2", "cccc3", "dddd4"], ["studio", "twin", "mini", "gone"]
+    ids, names = ["aaaa1", "bbbb2", "cccc3", "dddd4"], ["studio", "twin-bbbb", "mini", "gone"]
     ranges = [LayerRange(*pair) for pair in pairwise(cuts)]
     stages = tuple(StagePlan(i, "torch", "cpu", layers, 0) for i, layers in zip(ids, ranges, strict=True))
-    nodes = tuple(replace(neighbour(name), id=i) for i, name in zip(ids, names, strict=True))
+    loaded = [
+        StageStatus(ring, 0, "", "toy", 20, ranges[1], "torch/cpu", StageState.READY, threads=Threads(count, count))
+        for ring, count in (("ring", 1), ("another", 2))
+    ]
+    nodes = tuple(
+        replace(neighbour(name), id=i, stages=tuple(loaded) if i == ids[1] else ())
+        for i, name in zip(ids, names, strict=True)
+    )
     plan = Plan(ModelRef("toy", "", "", 20), stages, 10, 1, "fp32")
-    status = AppStatus(nodes, AppServing(ServingState.READY, "toy", plan, "", ""), "", "", (), "")
-    places = ("studio", "twin (bbbb)", "mini/cpu")
+    status = AppStatus(nodes, AppServing(ServingState.READY, "toy", plan, "ring", ""), "", "", (), "")
+    places = ("studio", "twin-bbbb", "mini/cpu")
     profiles = tuple(NodeProfile(place, 2.0, 1.0, ms_per_head=5.0, max_layers=20) for place in places)
     problem = Problem(ModelSize((1.0,) * 20), profiles)
     found = ring_of(status, problem)
     assert [stage.layers for stage in found] == ranges
     assert [(stage.place, stage.ms) for stage in found] == [
         ("studio", 17.0),
-        ("twin (bbbb)", 9.0),
+        ("twin-bbbb", 9.0),
         ("mini/cpu", 9.0),
         ("gone", 0.0),
     ]
+    assert [stage.threads for stage in found] == [None, Threads(1, 1), None, None]
     assert ring_of(replace(status, serving=replace(status.serving, plan=None)), problem) == ()
 
 
@@ -283,6 +304,16 @@ def shown(facts: Facts) -> str:
     return out.getvalue()
 
 
+def test_memory_as_it_is_written_adds_up() -> None:
+    text = shown(HEALTHY)
+    assert "16.0 GB: 4.0 used by other programs, 2.0 kept free for them, 3.0 given to layers, 7.0 left" in text
+    assert "studio 3.0 GB, mini (no layers)" in text
+    uneven = SharedOut(100 * GB, 12_340_000_000, 10_040_000_000, 33_340_000_000, 44_280_000_000, ())
+    text = shown(replace(HEALTHY, memory=uneven))
+    assert "100.0 GB: 12.4 used by other programs, 10.0 kept free for them, 33.3 given to layers, 44.3 left" in text
+    assert "nodes here" not in text
+
+
 def test_everything_is_shown() -> None:
     text = shown(
         replace(HEALTHY, app=RING, nvidia=GPU, devices=(CUDA, CPU), measured=(Measured("torch/cuda:0", PROFILE),))
@@ -290,7 +321,6 @@ def test_everything_is_shown() -> None:
     for words in (
         "torch 2.13.0+cpu",
         "580.95.05, NVIDIA H200",
-        "12.0 of 16.0 GB free, 10.0 GB of it for layers",
         "100.0 of 1000.0 GB free",
         "nodes from 47600 to 47615",
         "heard its own record",
@@ -302,9 +332,25 @@ def test_everything_is_shown() -> None:
         "1.2",
         "studio – mini",
         "8:16",
+        "1 (2 for prompts)",
         "nothing is wrong",
     ):
         assert words in text
+
+
+def test_kernels_that_were_tried_are_shown(tmp_path: Path) -> None:
+    """Of the build that was loaded last; files that are broken, or something else's, are passed over."""
+    assert "kernels by trial" not in shown(HEALTHY)
+    folder = tmp_path / "kernels"
+    for age, build in enumerate(("new", "old")):
+        file = folder / f"{build}.json"
+        write_json(file, KeptChoices(build, {f"few rows, {build}": str(age)}))
+        os.utime(file, (1000 - age, 1000 - age))
+    (folder / "broken.json").write_text("{")
+    found = kept_choices(tmp_path)
+    assert [choices.build for choices in found] == ["new", "old"]
+    assert "few rows, new: 0" in shown(replace(HEALTHY, kernels=found))
+    assert kept_choices(tmp_path / "none") == ()
 
 
 def test_strangers_names_are_text() -> None:
@@ -324,7 +370,7 @@ def test_a_measurement_that_others_disturbed_is_called_so_and_is_no_problem() ->
     facts = replace(HEALTHY, measured=(Measured("torch/cpu", PROFILE, busy=0.48),))
     assert "other programs used 48% of the processors" in shown(facts)
     assert problems(facts) == ()
-    assert "other programs" not in shown(HEALTHY)
+    assert "of the processors" not in shown(HEALTHY)
 
 
 def test_json_has_facts_and_problems() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RealApp
-from together.desktop.bench.decode import bench_estimate, peak_memory
-from together.desktop.bench.engine import BenchRequest, bench_ring
+from together.desktop.bench.estimate import bench_estimate
+from together.desktop.bench.rings import BenchRequest, bench_ring
+from together.desktop.bench.setups import peak_memory
 from together.settings import default_home
 from together.types import Dtype
 

@@ -1,4 +1,4 @@
-"""`together models`: list, pull, rm, export; all of it offline but pull."""
+"""`launch.py models`: list, pull, rm, export; all of it offline but pull."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ import pytest
 
 from tests.conftest import ROOT, RealApp, until
 from tests.support.folders import SHAPES
+from tests.support.gguf_models import make_gguf
 from tests.support.hub_home import own_home, own_hub
+from tests.support.mlx_folders import make_plain
 from tests.support.patience import PATIENCE
 from tests.support.pieces import carry, flip, random_model
 from together.desktop.cli import main
 from together.desktop.models import remove
 from together.errors import BadSetting
-from together.models.manifest import describe
-from together.weights.store import Store
+from together.models.form import asked_form
+from together.models.manifest import describe, read_manifest
+from together.weights.converting import make_units
+from together.weights.imports import imported, imports
+from together.weights.store import Store, begin_form
 
 REPO = "acme/tiny"
 LARGER = SHAPES | {"model.layers.0.mlp.up_proj.weight": (50_000, 8)}
@@ -111,7 +116,7 @@ def test_ctrl_c_leaves_a_part_that_goes_on(
         finally:
             pulling.kill()
         assert pulling.returncode == 130
-        assert f"stopped; together models pull {REPO} resumes it" in out
+        assert f"stopped; python3 launch.py pull {REPO} resumes it" in out
         assert "Traceback" not in error
         left = part.stat().st_size
         hub.bytes_per_s = 0
@@ -201,6 +206,43 @@ def test_rm_never_touches_other_folders(home: Path, tmp_path: Path) -> None:
     assert (tmp_path / "org" / "deep" / "model.safetensors").exists()
 
 
+def test_forms_are_listed_and_deleted_one_by_one(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, store = make_plain(home / "models" / "mine", "llama", "bf16", num_hidden_layers=1), Store(home)
+    units = {}
+    for quantize in ("4", "mxfp4"):
+        form = asked_form(quantize)
+        assert form is not None
+        begun = begin_form(folder, describe(folder), form, store)
+        units[form] = read_manifest(begun).units
+        make_units(store, folder, begun.name, ["norm.safetensors", "layer-00000.safetensors"], lambda done: None)
+    begin_form(folder, describe(folder), "mlx-affine-8-g64@1", store)  # only planned for
+
+    assert main(["models", "--json"]) == 0
+    found = [model for model in json.loads(capsys.readouterr().out)["models"] if model["name"] == "mine"]
+    assert {model["form"] for model in found} == {"", "mlx-affine-8-g64@1", *units}
+    for form, made in units.items():
+        (model,) = (model for model in found if model["form"] == form)
+        assert model["units"] == ["layer-00000.safetensors", "norm.safetensors"]
+        assert model["bytes"] > sum(made[name].size for name in model["units"])
+    assert main(["models"]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("mine")]
+    assert [words[1:3] for words in shown] == [["as", "published"], ["4", "bit"], [shown[2][1], shown[2][2]]]
+    assert shown[2][1] == "mxfp4"
+
+    assert main(["models", "rm", "mine", "--quantize", "mxfp4", "--yes"]) == 0
+    assert {path.name.partition(".")[2] for path in (home / "shards").glob("[0-9a-f]*")} == {
+        "mlx-affine-4-g64@1",
+        "mlx-affine-8-g64@1",
+    }
+    assert main(["models", "rm", "mine", "--quantize", "mxfp4", "--yes"]) == 2
+    assert "it is here: as published, 4 bit" in capsys.readouterr().err
+    assert main(["models", "rm", "mine", "--yes"]) == 0
+    assert list((home / "shards").glob("[0-9a-f]*")) == []
+    assert not folder.exists()
+
+
 # --- export -----------------------------------------------------------------------------------------------------------
 
 
@@ -231,5 +273,23 @@ def test_export_says_what_is_wrong(home: Path, tmp_path: Path, capsys: pytest.Ca
     random_model(home / "models" / "mine")
     assert "exists already" in error_of("mine", home / "models")
     assert "has 2 layers, not 0:3" in error_of("mine", "--layers", "0:3", tmp_path / "x")
-    assert "together models pull acme/tiny" in error_of(REPO, tmp_path / "x")
+    assert "python3 launch.py pull acme/tiny" in error_of(REPO, tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_gguf_file_is_listed_where_it_lies_and_never_deleted(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = make_gguf(tmp_path / "files")
+    folder = imported(file, home)
+    found = listed(capsys)["tiny"]
+    assert (found["path"], found["file"], found["whole"]) == (str(folder), str(file), True)
+    assert main(["models"]) == 0
+    assert str(file) in capsys.readouterr().out.replace("\n", "")
+    question = f"Forget tiny, which was read from {file}, in {folder}? The file stays."
+    assert not remove("tiny", home, lambda asked: asked != question)
+    assert main(["models", "rm", "tiny", "--yes"]) == 0
+    assert f"{file} stays" in capsys.readouterr().out.replace("\n", "")
+    assert file.is_file()
+    assert imports(home) == []
+    assert "tiny" not in listed(capsys)

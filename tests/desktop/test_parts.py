@@ -1,4 +1,4 @@
-"""The parts of the command line that need no running app: lock, arguments, menu."""
+"""The parts of the command line that need no running app: lock and arguments."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ import pytest
 from tests.conftest import ROOT
 from tests.support.checksum import make_checksum_model
 from tests.support.patience import PATIENCE
-from together.cluster_types import Endpoint
-from together.desktop.chat import Item, run_menu
 from together.desktop.cli import main
-from together.desktop.cli_models import endpoint_of, model_of, request_of, saved_plan
+from together.desktop.cli_models import model_of, request_of, saved_plan
 from together.desktop.client import AppLock, find_running, read_announced
-from together.errors import AppError, BadInput, BadSetting
+from together.errors import BadInput, BadSetting
 from together.planning.request import parse_layers
 from together.settings import Settings
 
@@ -63,14 +61,6 @@ def test_a_broken_port_file_is_none(tmp_path: Path, text: str) -> None:
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
-def test_peers() -> None:
-    assert endpoint_of("192.168.1.20:47600") == Endpoint(("192.168.1.20",), 47600)
-    assert endpoint_of("[::1]:80") == Endpoint(("::1",), 80)
-    for wrong in ("", "host", "host:", ":80", "host:x", "host:0", "host:70000"):
-        with pytest.raises(BadSetting, match="host:port"):
-            endpoint_of(wrong)
-
-
 def test_layers_are_checked_against_the_model(tmp_path: Path) -> None:
     folder = str(make_checksum_model(tmp_path / "toy", layers=4))
     assert request_of(folder, "uniform").strategy == "uniform"
@@ -95,7 +85,7 @@ def test_a_saved_plan_is_what_layers_takes(tmp_path: Path) -> None:
     assert (saved.layers, saved.context, saved.users) == ("anna=0:3,berta=3:4", 1024, 2)
     for wrong in ("", "[]", '{"error": "nothing fits"}', '{"stages": [{"node": "a"}]}'):
         file.write_text(wrong)
-        with pytest.raises(BadSetting, match="is not what together plan --json writes"):
+        with pytest.raises(BadSetting, match=r"is not what python3 launch\.py plan --json writes"):
             saved_plan(file)
     with pytest.raises(BadSetting, match=r"none\.json"):
         saved_plan(tmp_path / "none.json")
@@ -108,7 +98,9 @@ def test_a_saved_plan_is_what_layers_takes(tmp_path: Path) -> None:
         (["stop"], "not running"),
         (["up", "--model", "nowhere/at/all"], "nowhere/at/all"),
         (["--model", "nowhere/at/all"], "nowhere/at/all"),  # up is the default
-        (["node", "--peer", "x"], "host:port"),
+        (["node", "--peer", "x:"], "host:port"),
+        (["node", "--host", "203.0.113.1"], "no address for '203.0.113.1'"),
+        (["up", "--host", "203.0.113.1", "--no-browser"], "no address for '203.0.113.1'"),
         (["status", "--log-level", "LOUD"], "LOUD"),
     ],
 )
@@ -126,66 +118,3 @@ def test_errors_are_one_sentence(
 def test_an_unknown_option_is_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["up", "--nonsense"]) == 2
     assert "--nonsense" in capsys.readouterr().err
-
-
-# --- menu -------------------------------------------------------------------------------------------------------------
-
-
-class Person:
-    """Types lines, one after another, and keeps what was done."""
-
-    def __init__(self, *lines: str) -> None:
-        self.lines = list(lines)
-        self.done: list[str] = []
-
-    def ask(self, prompt: str) -> str:
-        if not self.lines:
-            raise EOFError
-        return self.lines.pop(0)
-
-    def item(self, name: str, error: Exception | None = None, last: bool = False) -> Item:
-        def act() -> None:
-            self.done.append(name)
-            if error is not None:
-                raise error
-
-        return Item(name, act, last)
-
-    def use_menu(self) -> None:
-        failing = self.item("fails", AppError("no node that this app started runs here"))
-        items = (
-            self.item("page"),
-            self.item("status"),
-            failing,
-            self.item("stop app", last=True),
-            self.item("quit", last=True),
-        )
-        run_menu("together is running", items, self.ask)
-
-
-def test_numbers_act_and_the_menu_comes_again(capsys: pytest.CaptureFixture[str]) -> None:
-    person = Person("1", " 2 ", "1", "q")
-    person.use_menu()
-    assert person.done == ["page", "status", "page", "quit"]
-    assert capsys.readouterr().out.count("1  page") == 4
-
-
-@pytest.mark.parametrize("line", ["0", "6", "-1", "abc", "", "1.5", "²"])
-def test_unknown_input_is_answered_with_a_sentence(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    person = Person(line)
-    person.use_menu()
-    assert "type a number from 1 to 5" in capsys.readouterr().out
-    assert person.done == []
-
-
-def test_an_error_is_said_and_the_menu_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
-    person = Person("3", "2")
-    person.use_menu()
-    assert "together: no node that this app started runs here" in capsys.readouterr().out
-    assert person.done == ["fails", "status"]
-
-
-def test_the_last_item_ends_the_menu() -> None:
-    person = Person("4", "2")
-    person.use_menu()
-    assert person.done == ["stop app"]

@@ -1,4 +1,4 @@
-"""`together plan` from outside: files, exit codes, the documented JSON, one sentence per mistake."""
+"""`launch.py plan` from outside: files, exit codes, the documented JSON, one sentence per mistake."""
 
 from __future__ import annotations
 
@@ -123,6 +123,9 @@ def test_what_does_not_fit_is_code_3(write: Callable[[object], str]) -> None:
         (changed("nodes.1.ms_per_layer", float("nan")), "nodes[1].ms_per_layer must be a number"),
         (changed("nodes.1.ms_per_layer", 10**400), "nodes[1].ms_per_layer must be a number"),
         (changed("nodes.1.ms_per_head", -1), "nodes[1].ms_per_head must be a number, at least 0"),
+        (changed("nodes.1.ms_per_step", -1), "nodes[1].ms_per_step must be a number, at least 0"),
+        (changed("nodes.1.shared", 1.5), "nodes[1].shared must be at most 1, not 1.5"),
+        (changed("head_row_ms", "x"), "head_row_ms must be a number, at least 0"),
         (changed("nodes.1.processor", 3), "nodes[1].processor must be a name, not 3"),
         (changed("model.tied_bytes", "yes"), "model.tied_bytes must be a number, at least 0"),
         (changed("model.tied_bytes", 500_000_000), "model.tied_bytes is in both ends: it must be at most model.head"),
@@ -162,8 +165,14 @@ def test_a_bad_file_is_code_2_and_one_sentence(
         (["--strategy", "custom"], "--layers"),
         (["--strategy", "custom", "--layers", "0:12-13"], "0:12-13"),
         (["--strategy", "custom", "--layers", "Studio=0:4,4:12"], "name the node of every range"),
-        (["--strategy", "custom", "--layers", "Studio=0:4,Mini=5:12"], "layers 4:5 are in no range"),
-        (["--strategy", "custom", "--layers", "Studio=0:4,Mini=3:12"], "starts before layer 4"),
+        (
+            ["--strategy", "custom", "--layers", "Studio=0:4,Mini=5:12"],
+            "layers 4:5 are in no range; right would be Studio=0:4,Mini=4:12",
+        ),
+        (
+            ["--strategy", "custom", "--layers", "Studio=0:4,Mini=3:12"],
+            "layers 3:4 are in two ranges; right would be Studio=0:4,Mini=4:12",
+        ),
         (["--strategy", "custom", "--layers", "Studio=0:4,Maxi=4:12"], "there is no node Maxi"),
         (["--max-memory-per-partition", "lots"], "lots"),
         (["--dtype", "int3"], "int3"),
@@ -185,7 +194,7 @@ def test_a_custom_split_over_memory_is_code_3(
 ) -> None:
     assert main(["plan", "--cluster", write(CLUSTER), "--strategy", "custom", "--layers", layers, "--json"]) == 3
     answer = json.loads(capsys.readouterr().out)
-    assert answer["error"].startswith("node Studio: needs 9.5 GB for layers 0–8, may use 9.0 GB")
+    assert answer["error"].startswith("Studio can hold 8 of its 9 layers: 0:9 need 9.5 GB, it may use 9.0 GB")
     assert answer["missing_layers"] == 1
     assert answer["missing_bytes"] == 9 * (10**9 + 4096 * 1000) + 500_000_000 - 9 * 10**9
     assert answer["suggestions"] == ["the recommended split fits: Studio=0:8, Mini=8:12"]
@@ -197,7 +206,7 @@ def test_a_person_reads_a_table_and_sentences(
     assert main(["plan", "--cluster", write(CLUSTER), "--hidden-size", "8192"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["node", "layers", "ms", "memory", "hop", "ms"]
-    assert lines[1].split() == ["Studio", "0–7", "(8)", "8.5", "8.5", "GB", "1.0"]
+    assert lines[1].split() == ["Studio", "0:8", "(8)", "8.5", "8.5", "GB", "1.0"]
     assert any(line.startswith("Laptop left out: ") for line in lines)
     assert "Mbit/s" in lines[-1]
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import logging
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from together.cluster_types import Device, Endpoint, NodeState, NodeStatus, ServingState, StageState, StageStatus
+from together.cluster_types import Device, Endpoint, NodeState, NodeStatus, StageState, StageStatus
 from together.desktop.client import AppLimit, AppServing, AppStatus
+from together.desktop.logs import BEGINS
 from together.desktop.show import Formatter, draw_stages, one_line, print_table, printable, show_status
+from together.sentences import say
 from together.types import LayerRange
+from together.view import ServingState
 
 EVIL = "a\x1b]0;title\x07\x1b[2Jb\r\nc\u202ed"
 ESCAPED = r"a\x1b]0;title\x07\x1b[2Jb\r\nc\u202ed"
@@ -45,6 +49,14 @@ def test_log_lines_are_escaped() -> None:
     assert Formatter("%(levelname)s: %(message)s").format(record).startswith("WARNING: node a\\x1b]0;")
 
 
+def test_no_name_looks_like_a_line_of_ours() -> None:
+    name = "a\r\n2026-01-01 10:00:00,000 ERROR together: all is lost"
+    record = logging.LogRecord("x", logging.WARNING, "", 0, "node %s is gone", (name,), None)
+    assert not any(map(BEGINS.match, Formatter("%(message)s").format(record).split("\n")))
+    assert str(say("node_left", node=name)).startswith("a\\r\\n2026")
+    assert str(say("infeasible", error="no", suggestions=("one", say("all", sentences=(name,))))).count("\n") == 2
+
+
 def status() -> AppStatus:
     """Everything that a stranger's node may say."""
     stage = StageStatus(
@@ -56,7 +68,7 @@ def status() -> AppStatus:
         "machine",
         Endpoint((EVIL,), 1),
         1,
-        NodeState.FAILED,
+        NodeState.DRAINING,
         EVIL,
         (Device(EVIL, EVIL, EVIL, 0, 0),),
         (stage,),
@@ -74,6 +86,20 @@ def test_status_shows_names_advice_and_offer_as_text() -> None:
     assert shown.count(ESCAPED) == 9
     assert f"better: {ESCAPED} is slow; move to it with: python3 launch.py balance" in shown
     assert f"Last: {ESCAPED}. Load it with: python3 launch.py load" in shown
+
+
+def test_a_narrow_status_breaks_no_address_and_names_a_model_once() -> None:
+    stages = tuple(
+        StageStatus("r", slot, "head", "SmolLM2-135M-Instruct", 30, layers, "cpu", StageState.READY)
+        for slot, layers in enumerate((LayerRange(10, 30), LayerRange(0, 10)))
+    )
+    devices = (Device("torch", "cpu", "AMD EPYC", 16 * 10**9, 14 * 10**9),)
+    address = Endpoint(("192.168.100.120",), 47600)
+    node = NodeStatus("id", "studio", "machine", address, 1, NodeState.READY, "", devices, stages)
+    stream = io.StringIO()
+    show_status(replace(status(), nodes=(node,)), "http://127.0.0.1:1", Console(file=stream, width=80))
+    assert "192.168.100.120:47600" in stream.getvalue()
+    assert stream.getvalue().count("0:10, 10:30") == stream.getvalue().count("SmolLM2") == 1
 
 
 def test_progress_of_a_load_shows_names_as_text() -> None:

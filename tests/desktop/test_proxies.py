@@ -18,17 +18,23 @@ NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", 
 
 
 @contextlib.contextmanager
-def counting_port() -> Iterator[tuple[str, list[object]]]:
-    """The address of a listener that closes what it accepts, and the callers so far."""
-    callers: list[object] = []
+def counting_port() -> Iterator[tuple[str, list[bytes]]]:
+    """The address of a listener that closes what it accepts, and what callers began with so far.
+
+    Who takes it for a proxy speaks first. A gRPC client of another test, whose server had this port before, does too.
+    """
+    callers: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def accept() -> None:
             with contextlib.suppress(OSError):
                 while True:
-                    connection, caller = listener.accept()
-                    callers.append(caller)
-                    connection.close()
+                    connection, _ = listener.accept()
+                    with connection, contextlib.suppress(OSError):
+                        connection.settimeout(PATIENCE)
+                        said = connection.recv(64)
+                        if said and not said.startswith(b"PRI * HTTP/2"):
+                            callers.append(said)
 
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -19,9 +18,8 @@ from tests.api.test_thinking import thinking_toy
 from tests.conftest import ROOT, RealApp, environment_for, serving_instead, start_app, until
 from tests.support.checksum import EOS, QUIET
 from tests.support.patience import PATIENCE
+from tests.support.terminal import NO_TERMINALS, Terminal
 from together.desktop.client import AppLock
-
-NO_TERMINALS = os.name == "nt"
 
 
 def test_a_second_up_shows_the_first_and_exits_0(real_app: RealApp) -> None:
@@ -60,7 +58,7 @@ def test_chat_prints_one_answer_and_nothing_else(real_app: RealApp) -> None:
     )
     said = real_app.command("chat", "Hello", *options)
     assert said.returncode == 0
-    assert said.stderr == ""
+    assert said.stderr == "(the answer was cut off at its limit of 12 tokens; for a longer one add: --max-tokens 24)\n"
     messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "Hello"}]
     body = {"messages": messages, "max_tokens": 12, "temperature": 0}
     answer = real_app.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"]
@@ -69,7 +67,10 @@ def test_chat_prints_one_answer_and_nothing_else(real_app: RealApp) -> None:
 
 def test_chat_is_a_conversation_on_its_input(real_app: RealApp) -> None:
     options = ("--max-tokens", "5", "--temperature", "0")
-    said = real_app.command("chat", *options, input="Hello\n\nAgain\n").stdout
+    done = real_app.command("chat", *options, input="Hello\n\nAgain\n")
+    said = done.stdout
+    short = "(the answer was cut off at its limit of 5 tokens; to go on, write: continue; for longer ones: "
+    assert done.stderr == f"{short}python3 launch.py chat --max-tokens 10)\n" * 2
     first, second = said[:5], said[6:11]
     turns = ["Hello", first, "Again"]
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
@@ -101,18 +102,18 @@ def test_thoughts_are_dimmed_and_a_pipe_gets_the_answer_only(real_app: RealApp, 
         piped = real_app.command("chat", "Hello", "--max-tokens", "150", "--temperature", "0")
         assert piped.stdout == message["content"] + "\n"
         colours = {"TERM": "xterm-256color"}
-        with Terminal(real_app, "chat", "Hello", "--max-tokens", "150", "--temperature", "0", **colours) as terminal:
+        with Terminal.of(real_app, "chat", "Hello", "--max-tokens", "150", "--temperature", "0", **colours) as terminal:
             terminal.wait_for(message["content"])
             assert terminal.process.wait(PATIENCE) == 0
     before, _, answer = terminal.shown.replace("\r\n", "\n").partition("(thought for ")
     assert "\x1b[2mThinking…" in before
     assert re.sub(r"\x1b\[\d+m", "", before) == f"Thinking…\n{message['reasoning_content']}\n"
-    assert answer.endswith(message["content"] + "\n")
+    assert f"{message['content']}\n(the answer was cut off at its limit of 150 tokens; " in answer
 
 
 @pytest.mark.skipif(NO_TERMINALS, reason="Windows has no pseudo-terminals to type Ctrl-C into")
 def test_ctrl_c_stops_the_answer_and_then_the_chat(real_app: RealApp) -> None:
-    with Terminal(real_app, "chat", "--max-tokens", "4000") as terminal:
+    with Terminal.of(real_app, "chat", "--max-tokens", "4000") as terminal:
         terminal.wait_for("you> ")
         terminal.type("Hello\n")
         before = real_app.generated_tokens()
@@ -128,30 +129,54 @@ def test_ctrl_c_stops_the_answer_and_then_the_chat(real_app: RealApp) -> None:
 
 
 @pytest.mark.skipif(NO_TERMINALS, reason="Windows has no pseudo-terminals")
-def test_the_menu_starts_and_stops_nodes_and_the_app(own_app: RealApp, tmp_path: Path) -> None:
-    with Terminal(own_app) as terminal:
-        terminal.wait_for("1-8> ")
-        terminal.type("what?\n")
-        terminal.wait_for("type a number from 1 to 8")
-        terminal.type("3\n")
-        terminal.wait_for("toy is ready on 2 stages")
+def test_the_menu_does_everything(own_app: RealApp, tmp_path: Path) -> None:
+    with Terminal.of(own_app) as terminal:
+        choose = terminal.choose
+        choose("what?", "type a number from 1 to 11")
+        choose("3", "toy is ready on 2 stages")
         own_app.post("/control/unload", {})
-        terminal.type("4\n")
-        terminal.wait_for("Last: toy on ")
-        terminal.wait_for("toy is ready at")
-        terminal.type("5\n")
-        terminal.wait_for("a node is starting")
-        until(lambda: living_nodes(own_app) == 3, PATIENCE, "a third node")
+        choose("4", "Last: toy on ", "demo_model, ", "Enter goes back> ")
+        choose("99", "type a number from 1 to ")
+        choose("nowhere/at/all/", "together: ")  # no folder, and no name of the hub
+        choose("4", "Enter goes back> ")
+        choose("1", "Last: toy on ", "toy is ready at")
+        choose("5", "toy, which is loaded", "Enter goes back> ")
+        choose("1", "Load it by this plan? [y/N] ")
+        choose("y", "toy is ready at")
+        choose("6", "demo_model")
+        choose("8", "is there, with ")
+        assert living_nodes(own_app) == 3
         family = own_app.tree()
-        terminal.type("6\n")
-        terminal.wait_for("a node was stopped")
-        until(lambda: living_nodes(own_app) == 2, PATIENCE, "two nodes again")
-        assert own_app.get("/health").status_code == 200
-        terminal.type("7\n")
+        stop_nodes_by_the_menu(own_app, terminal)
+        terminal.type("10\n")
         assert terminal.process.wait(PATIENCE) == 0
     assert own_app.process.wait(PATIENCE) == 0
     until(lambda: not any(process.is_running() for process in family), PATIENCE, "no orphan")
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def stop_nodes_by_the_menu(app: RealApp, terminal: Terminal) -> None:
+    """Of three nodes those that are chosen, while answers go on; the last one's end is foreseen, and refused."""
+    choose = terminal.choose
+    choose("9", "which one? Enter goes back> ")
+    choose("", "no node was stopped")
+    before = {node["name"] for node in app.status()["nodes"]}
+    for left in (2, 1):
+        choose("9", "which one? Enter goes back> ")
+        choose("1", "Stop ", "? [y/N] ")
+        choose("y", " was stopped")
+        until(lambda count=left: living_nodes(app) == count, PATIENCE, f"{left} nodes")  # type: ignore[misc]
+    assert "they move to " in terminal.shown
+    assert app.get("/health").status_code == 200
+    (kept,) = {node["name"] for node in app.status()["nodes"] if node["state"] != "FAILED"}
+    assert kept == max(before)  # the lower numbers were chosen
+    choose("9", "which one? Enter goes back> ")
+    choose("1", "no other machine has room", "? [y/N] ")
+    choose("n", "Stop a node on this machine")
+    assert app.get("/health").status_code == 200
+    refused = app.post("/control/nodes", {"action": "stop", "node": "dora"})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == f"this app started no node dora; those that it started: {kept}"
 
 
 @pytest.mark.full  # the short form is in tests/head/test_last_plan.py
@@ -160,7 +185,7 @@ def test_a_restarted_app_offers_the_last_plan_and_load_takes_it(tmp_path: Path) 
         before = {node["id"]: [stage["layers"] for stage in node["stages"]] for node in first.status()["nodes"]}
         assert first.command("load", "--users", "2").returncode == 2  # options are for a model
     with up_without_a_model(first, tmp_path) as app:  # the demo does not run on the toy's backend
-        assert re.search(r"Last: toy on .* 0–1, .* 2–3\. Load it with: python3 launch\.py load", said(app))
+        assert re.search(r"Last: toy on .* 0:2, .* 2:4\. Load it with: python3 launch\.py load", said(app))
         assert "Last: toy on" in app.command("status").stdout
         loaded = app.command("load")
         assert loaded.returncode == 0, loaded.stderr
@@ -194,51 +219,6 @@ def said(app: RealApp) -> str:
 
 def living_nodes(app: RealApp) -> int:
     return sum(node["state"] != "FAILED" for node in app.status()["nodes"])
-
-
-class Terminal:
-    """A command on a pseudo-terminal, typed into and read from."""
-
-    def __init__(self, app: RealApp, *arguments: str, **variables: str) -> None:
-        import pty
-
-        self._here, there = pty.openpty()
-        command = [sys.executable, "-m", "together", *arguments]
-        environment = app.environment | {"TERM": "dumb", "COLUMNS": "120", "BROWSER": "true"} | variables
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=there, stdout=there, stderr=there, preexec_fn=_own_terminal
-        )
-        os.close(there)
-        os.set_blocking(self._here, False)
-        self.shown = ""
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(PATIENCE)
-        os.close(self._here)
-
-    def type(self, text: str) -> None:
-        os.write(self._here, text.encode())
-
-    def wait_for(self, text: str, times: int = 1) -> None:
-        until(lambda: self._read().count(text) >= times, PATIENCE, f"{text!r} {times} times in {self.shown!r}")
-
-    def _read(self) -> str:
-        with contextlib.suppress(OSError):  # nothing new, or the command ended
-            self.shown += os.read(self._here, 65536).decode(errors="replace")
-        return self.shown
-
-
-def _own_terminal() -> None:
-    import fcntl
-    import termios
-
-    os.setsid()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------

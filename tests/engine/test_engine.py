@@ -194,8 +194,8 @@ async def test_timings_and_step_times_are_measured(toy: Path) -> None:
         await collect(stream)
         timings = stream.clock.timings
         assert 0 <= timings.queued <= timings.first_token <= timings.total
-        assert len(engine.times.stage_ms) == len(engine.times.stages) == 2
-        assert min(*engine.times.stage_ms, engine.times.step_ms) > 0
+        assert len(engine.times.decodes.stage_ms) == len(engine.times.stages) == 2
+        assert min(*engine.times.decodes.stage_ms, engine.times.decodes.step_ms) > 0
 
 
 # --- leaving ----------------------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ async def test_cancelling_frees_every_stage_and_wakes_the_reader(toy: Path) -> N
     async with LoopbackRing(loads(toy, (2, 4)), chunk=8) as ring, engine_over(ring) as engine:
         streams = [engine.submit(ask(*range(1, 60), max_tokens=1000)) for _ in range(5)]
         readers = [asyncio.create_task(last_finish(stream)) for stream in streams]
-        await until(lambda: engine.times.step_ms > 0)
+        await until(lambda: engine.times.decodes.step_ms > 0)
         for stream in streams:
             stream.cancel()
             stream.cancel()
@@ -275,3 +275,10 @@ async def test_close_ends_open_requests(toy: Path) -> None:
 
 async def last_finish(stream: TokenStream) -> str | None:
     return [tokens.finish async for tokens in stream][-1]
+
+
+async def test_the_next_frame_leaves_before_anybody_reads_the_last_answer(toy: Path) -> None:
+    """Text is made of a token while the ring computes the next one."""
+    async with LoopbackRing(loads(toy, (2, 4))) as ring, engine_over(ring) as engine:
+        pushed = [len(ring.pushed) async for _ in engine.submit(ask(1, 2, 3, max_tokens=6))]
+        assert pushed[:5] == [2, 3, 4, 5, 6]  # the last token needs no frame

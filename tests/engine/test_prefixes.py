@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.frames import answered, next_frame, request, rows, run, scheduler, start_decoding, step
+from together.engine.prefixes import WORTH, common
 from together.engine.scheduler import Scheduler
-from together.engine.sequence import WORTH, Sequence, common
+from together.engine.sequence import Sequence
 from together.requests import GenerateRequest
 from together.types import Fork, Orders, Sampling
 
@@ -231,3 +233,29 @@ def test_common_is_what_a_loop_finds(first: list[int], second: list[int]) -> Non
         count += 1
     assert common(first, second) == count
     assert common([*first, 5, *second], [*first, 6]) == len(first)
+
+
+@pytest.mark.parametrize(("shares", "at_once"), [(True, 8), (False, 2)])
+def test_choices_of_one_prompt_run_at_once_where_stages_share_blocks(shares: bool, at_once: int) -> None:
+    """Where forks are copies, as many as there is room for."""
+    found = scheduler(capacity=1024, context=512, chunk=512, shares=shares)
+    prompt = tuple(range(1, 401))
+    asked = [found.submit(GenerateRequest(prompt, Sampling(0.0, seed=seed), 20)) for seed in range(8)]
+    most = 0
+    while (frame := found.schedule()) is not None:
+        found.commit(answered(frame))
+        most = max(most, len(found.running))
+    assert most == at_once
+    assert all(len(sequence.tokens) == 420 for sequence in asked)
+    assert found.counters.preempted == 0
+    assert found.counters.prefilled_tokens < (450 if shares else 500)
+
+
+def test_what_runs_beside_a_shared_prefix_does_not_push_it_out() -> None:
+    """Three people with one long beginning: their prefixes stay in room for two."""
+    found = scheduler(capacity=640, context=512, chunk=512, shares=True)
+    for person in range(3):
+        found.submit(GenerateRequest((*range(1, 257), *range(1000 * person, 1000 * person + 40)), Sampling(0.0), 4))
+        run(found)
+    assert len(found.prefixes.held) == 3
+    assert found.books.held([]) == 3 * 48 + 256

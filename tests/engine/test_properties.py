@@ -6,7 +6,7 @@ repeated, cached under a wrong name or refused shows up as another text.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from zlib import crc32
 
@@ -15,14 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backends.ledger import Ledger
+from together.engine.books import Books
 from together.engine.scheduler import Scheduler
 from together.engine.sequence import Sequence
 from together.requests import GenerateRequest
-from together.types import Frame, Limits, RowResult, Sampled, Sampling, StageTiming
+from together.types import Frame, Limits, RowResult, Sampled, SampleRequest, Sampling, StageTiming
 
 EOS = 0
 VOCABULARY = 50
 BLOCK = 4
+NOTHING = SampleRequest((), Sampling(), 0)
 
 
 class NoTensors:
@@ -37,6 +39,10 @@ class NoTensors:
 
 def next_token(tokens: list[int]) -> int:
     return crc32(bytes(tokens)) % VOCABULARY
+
+
+def score_of(tokens: list[int], following: int) -> float:
+    return float(crc32(bytes([*tokens, following])))
 
 
 def alone(request: GenerateRequest, end: int) -> list[int]:
@@ -54,18 +60,21 @@ class Ring:
     stages: list[Ledger]
     answers: deque[Frame] = field(default_factory=deque)
 
-    def push(self, frame: Frame, ms: float) -> None:
+    def push(self, frame: Frame, ms: float, books: Books) -> None:
         for ledger in self.stages:
             _, refused = ledger.begin(frame.batch)
             assert refused == (), "the head's books and the stages' are equal"
             ledger.commit()
             assert ledger.used <= ledger.capacity
+            assert ledger.used == books.now.used * BLOCK
         first = self.stages[0]
         results = []
         for row in frame.batch.rows:
             assert first.tokens[row.sequence][row.position :] == list(row.token_ids)
-            drawn = (Sampled(next_token(first.tokens[row.sequence])),) if row.sample else ()
-            results.append(RowResult(row.sequence, row.position, drawn))
+            held, ask = first.tokens[row.sequence], row.sample or NOTHING
+            drawn = tuple(Sampled(next_token(held[: row.position + offset + 1])) for offset in ask.offsets)
+            scores = tuple(score_of(held[: row.position + each.offset + 1], each.token_id) for each in ask.score)
+            results.append(RowResult(row.sequence, row.position, drawn, scores=scores))
         timings = (StageTiming(ms if ms < 1 else ms * frame.batch.tokens, 0.0),) * len(self.stages)
         self.answers.append(Frame(frame.step, frame.batch, results=tuple(results), timings=timings))
 
@@ -79,18 +88,24 @@ class World:
     asked: list[Sequence] = field(default_factory=list)
     cancelled: set[int] = field(default_factory=set)  # arrivals
     ended: dict[int, str] = field(default_factory=dict)  # arrival → reason
+    scores: defaultdict[int, list[float]] = field(default_factory=lambda: defaultdict(list))  # by arrival
 
     @classmethod
-    def make(cls, capacity: int, chunk: int, rewind: int | None) -> World:
-        limits = Limits(2, capacity, BLOCK, 200, chunk, rewind)
-        ring = Ring([Ledger(NoTensors(), capacity + extra, BLOCK, rewind) for extra in (0, BLOCK)])
+    def make(cls, capacity: int, chunk: int, rewind: int | None, *, shares: bool = False) -> World:
+        limits = Limits(2, capacity, BLOCK, 200, chunk, rewind, shares)
+        ring = Ring([Ledger(NoTensors(), capacity + extra, BLOCK, rewind, shares=shares) for extra in (0, BLOCK)])
         return cls(Scheduler(limits, frozenset((EOS,)), 1000), ring)
 
     def ask(self, family: int, shared: int, own: int, more: int) -> None:
         """A prompt whose beginning many others have, and an end of its own."""
+        self.score(family, shared, own, more, 0)
+
+    def score(self, family: int, shared: int, own: int, more: int, score_from: int) -> None:
+        """The same, with scores of the prompt from there on; nothing else where `more` is 0."""
         prompt = [1 + family] * shared + [1 + (family + own + i) % (VOCABULARY - 1) for i in range(own)]
         length = min(len(prompt), self.scheduler.limits.longest - 1)
-        self.asked.append(self.scheduler.submit(GenerateRequest(tuple(prompt[:length]), Sampling(0.0), more)))
+        request = GenerateRequest(tuple(prompt[:length]), Sampling(0.0), more, score_from=score_from)
+        self.asked.append(self.scheduler.submit(request))
 
     def follow_up(self, index: int, own: int, more: int) -> None:
         """The next turn of a conversation that was had."""
@@ -111,7 +126,7 @@ class World:
         frame = self.scheduler.schedule()
         self.check()
         if frame is not None:
-            self.ring.push(frame, ms)
+            self.ring.push(frame, ms, self.scheduler.books)
             return True
         return self.answer()
 
@@ -122,6 +137,7 @@ class World:
             assert event.error is None
             assert event.sequence.arrival not in self.ended
             assert event.sequence.arrival not in self.cancelled
+            self.scores[event.sequence.arrival] += event.scores
             if event.finish is not None:
                 self.ended[event.sequence.arrival] = event.finish
         return True
@@ -130,7 +146,7 @@ class World:
         """What holds at every moment."""
         scheduler = self.scheduler
         assert scheduler.unanswered <= scheduler.limits.stages + 1
-        assert scheduler._used() + scheduler.prefixes.used <= scheduler.limits.capacity
+        assert scheduler.books.held(scheduler.running.values()) <= scheduler.limits.capacity
         running = [sequence.arrival for sequence in scheduler.running.values()]
         waiting = [sequence.arrival for sequence in scheduler.waiting]
         assert waiting == sorted(waiting)
@@ -148,11 +164,14 @@ class World:
                 assert sequence.tokens == text[: len(sequence.tokens)]
             else:
                 assert sequence.tokens == text
+                prompt, first = sequence.request.prompt, sequence.request.score_from or len(sequence.request.prompt)
+                wanted = [score_of(list(prompt[:place]), prompt[place]) for place in range(first, len(prompt))]
+                assert self.scores[sequence.arrival] == wanted
                 assert self.ended[sequence.arrival] == ("length" if len(text) == sequence.end else "stop")
         self.scheduler.prefixes.clear()
         while self.step(1.0):
             pass
-        assert not any(ledger.allocated or ledger.used for ledger in self.ring.stages)
+        assert not any(ledger.held.tables or ledger.used for ledger in self.ring.stages)
 
 
 def acts() -> st.SearchStrategy[list[tuple[object, ...]]]:
@@ -160,6 +179,7 @@ def acts() -> st.SearchStrategy[list[tuple[object, ...]]]:
     return st.lists(
         st.one_of(
             st.tuples(st.just("ask"), few, st.integers(0, 60), some, some),
+            st.tuples(st.just("score"), few, st.integers(0, 60), some, few, st.integers(1, 70)),
             st.tuples(st.just("follow_up"), st.integers(0, 50), st.integers(1, 20), some),
             st.tuples(st.just("cancel"), st.integers(0, 50)),
             st.tuples(st.just("step"), st.sampled_from((0.5, 1.0, 20.0))),
@@ -174,26 +194,29 @@ TRAFFIC = given(
     capacity=st.sampled_from((64, 128, 320, 1000)),
     chunk=st.sampled_from((3, 8, 32, 256)),
     rewind=st.sampled_from((None, None, 8, 40)),
+    shares=st.booleans(),
 )
 
 
 @TRAFFIC
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_traffic_gives_every_text_and_leaves_nothing(
-    acts: list[tuple[object, ...]], capacity: int, chunk: int, rewind: int | None
+    acts: list[tuple[object, ...]], capacity: int, chunk: int, rewind: int | None, shares: bool
 ) -> None:
-    play(acts, capacity, chunk, rewind)
+    play(acts, capacity, chunk, rewind, shares=shares)
 
 
 @pytest.mark.full
 @TRAFFIC
 @settings(max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_much_more_traffic(acts: list[tuple[object, ...]], capacity: int, chunk: int, rewind: int | None) -> None:
-    play(acts, capacity, chunk, rewind)
+def test_much_more_traffic(
+    acts: list[tuple[object, ...]], capacity: int, chunk: int, rewind: int | None, shares: bool
+) -> None:
+    play(acts, capacity, chunk, rewind, shares=shares)
 
 
-def play(acts: list[tuple[object, ...]], capacity: int, chunk: int, rewind: int | None) -> None:
-    world = World.make(capacity, chunk, rewind)
+def play(acts: list[tuple[object, ...]], capacity: int, chunk: int, rewind: int | None, *, shares: bool) -> None:
+    world = World.make(capacity, chunk, rewind, shares=shares)
     for name, *values in acts:
         getattr(world, str(name))(*values)
     world.finish()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -15,16 +17,19 @@ from tests.support.checksum import EOS as END
 from tests.support.checksum import QUIET, make_checksum_model
 from tests.support.cluster import Node, ask, by_hand, right_answer, running_cluster, until
 from tests.support.patience import PATIENCE
+from together.cluster.membership import Membership
 from together.cluster.survey import Speeds, Surveyor
-from together.cluster_types import ServingState
+from together.cluster_types import LinkOrder, MeasureOrder
 from together.errors import BadPlan, NotEnoughMemory
 from together.head.head import Head
+from together.head.plan import PlannedModel
 from together.models.spec import read_shape
 from together.planning.explain import Infeasible
 from together.planning.problem import Problem, Sizing
 from together.planning.report import PlanReport
 from together.planning.request import PlanRequest, plan_for
 from together.types import LayerRange
+from together.view import ServingState
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -82,6 +87,18 @@ async def test_a_drained_node_gives_its_layers_away_and_gets_none(head: Head, to
         await head.drain("dora")
 
 
+async def test_what_an_end_would_mean_is_foreseen_apart_from_other_plans(head: Head, toy: Path) -> None:
+    await head.load(toy, by_hand("anna=0:3,berta=3:6"))
+    berta = next(node.id for node in head.machines.membership.living() if node.name == "berta")
+    foreseeing = asyncio.create_task(head.plan_without(berta))
+    await asyncio.sleep(0)
+    assert not foreseeing.done()
+    assert berta in {place.node for place in head.machines.surveyor.placements()}  # for whoever loads meanwhile
+    foreseen = await foreseeing
+    assert isinstance(foreseen, PlannedModel)
+    assert "berta" not in foreseen.answer.split.nodes
+
+
 async def test_a_plan_that_does_not_fit_changes_nothing(head: Head, toy: Path) -> None:
     await head.load(toy, by_hand("anna=0:3,berta=3:6"))
     with pytest.raises(NotEnoughMemory):
@@ -125,6 +142,25 @@ async def test_the_head_goes_on_while_a_plan_is_searched(
     assert isinstance(await planning, PlanReport)
 
 
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "default"])
+async def test_speeds_are_asked_for_in_the_mode_that_will_run(
+    head: Head, toy: Path, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[bool] = []
+    given = Membership.call
+
+    async def noted(self: Membership, node: str, call: Any, request: Any, *more: Any, **others: Any) -> Any:
+        if isinstance(request, MeasureOrder):
+            modes.append(request.packed.exact)
+        return await given(self, node, call, request, *more, **others)
+
+    monkeypatch.setattr(Membership, "call", noted)
+    monkeypatch.setattr(head, "settings", replace(head.settings, exact=exact))
+    assert isinstance(await head.plan(str(toy), PlanRequest(users=2, context=256)), PlanReport)
+    assert modes
+    assert set(modes) == {exact}
+
+
 async def test_in_a_hurry_a_machine_is_as_fast_as_it_said_last(
     head: Head, toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,3 +176,63 @@ async def test_in_a_hurry_a_machine_is_as_fast_as_it_said_last(
     known = await ms_per_layer(Speeds.MEASURE)
     assert min(known) > 0
     assert await ms_per_layer(Speeds.KNOWN) == known
+
+
+async def test_what_the_head_adds_is_in_the_problem(head: Head, toy: Path) -> None:
+    """Measured where there is time for it, and known from then on."""
+    surveyor, config = head.machines.surveyor, (toy / "config.json").read_bytes()
+
+    async def own(speeds: Speeds) -> float:
+        sizing, placements = Sizing(256, 1, "fp32"), surveyor.placements()
+        problem = (await surveyor.survey(read_shape(toy), config, sizing, speeds, placements)).problem
+        assert problem.head_row_ms >= 0
+        assert all(node.ms_per_step > 0 for node in problem.nodes) is (speeds is Speeds.MEASURE)
+        return problem.head_step_ms
+
+    assert await own(Speeds.NONE) == 0
+    measured = await own(Speeds.MEASURE)
+    assert measured > 0
+    assert await own(Speeds.MEASURE) == measured
+
+
+async def test_in_a_hurry_nothing_is_measured_that_is_known(
+    head: Head, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a machine nor a link, however old what is known of it is."""
+    asked: list[object] = []
+    given = Membership.call
+
+    async def noted(self: Membership, node: str, call: Any, request: Any, *more: Any, **others: Any) -> Any:
+        if isinstance(request, MeasureOrder | LinkOrder):  # the head asks nodes for their state all the time
+            asked.append(request)
+        return await given(self, node, call, request, *more, **others)
+
+    monkeypatch.setattr(Membership, "call", noted)
+    monkeypatch.setattr("together.cluster.survey.LINK_LIFE", -1.0)
+    surveyor, config = Surveyor(head.machines.membership, ""), (toy / "config.json").read_bytes()
+    sizing, placements = Sizing(256, 1, "fp32"), surveyor.placements()
+    measured = await surveyor.survey(read_shape(toy), config, sizing, Speeds.MEASURE, placements)
+    kinds = {type(request) for request in asked}
+    assert kinds == {MeasureOrder, LinkOrder}
+    asked.clear()
+    known = await surveyor.survey(read_shape(toy), config, sizing, Speeds.KNOWN, placements)
+    assert asked == []
+    assert known.problem.links == measured.problem.links
+
+
+async def test_context_and_users_stay_as_asked_where_a_new_split_leaves_them_open(head: Head, toy: Path) -> None:
+    def sizing() -> tuple[int, int]:
+        plan = head.view().serving.plan
+        assert plan is not None
+        return plan.context, plan.users
+
+    await head.load(toy, replace(by_hand("anna=0:6"), context=256, users=3))
+    planned = await head.plan(None, PlanRequest())
+    assert isinstance(planned, PlanReport)
+    assert (planned.problem.context, planned.problem.users) == sizing() == (256, 3)
+    await head.load(None, by_hand("anna=0:3,berta=3:6"))
+    assert sizing() == (256, 3)
+    await head.load(None, replace(by_hand("anna=0:6"), context=768))
+    assert sizing() == (768, 3)
+    await head.load(toy, by_hand("anna=0:6"))  # named, so it is a new wish
+    assert sizing() == (head.settings.context, head.settings.users)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
-import pytest_asyncio
 
 from tests.head.test_recovery import TOKENS, disturbed, layout, stage_of
 from tests.reliability.watching import holds_each_layer_once
 from tests.support.checksum import EOS, QUIET, make_checksum_model
-from tests.support.cluster import ask, by_hand, right_answer, running_cluster, until
-from together.cluster_types import ServingState
+from tests.support.cluster import (
+    Node,
+    ask,
+    by_hand,
+    right_answer,
+    until,
+)
 from together.errors import StageLost
 from together.head.head import Head
 from together.types import LayerRange
+from together.view import ServingState
 
+NODES = ("anna", "berta", "carla")
 BEFORE, AFTER = by_hand("anna=0:3,berta=3:6"), by_hand("anna=0:3,carla=3:6")
 
 
@@ -28,10 +33,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checksum_model(tmp_path_factory.mktemp("toy") / "model", layers=6, quiet_ids=(*QUIET, EOS), step_ms=2)
 
 
-@pytest_asyncio.fixture
-async def head(tmp_path: Path) -> AsyncIterator[Head]:
-    async with running_cluster(tmp_path, "anna", "berta", "carla") as (head, _):
-        yield head
+@pytest.fixture
+def head(cluster: tuple[Head, list[Node]]) -> Head:
+    return cluster[0]
 
 
 async def test_whoever_ordered_a_change_may_leave_in_the_middle_of_it(head: Head, toy: Path) -> None:

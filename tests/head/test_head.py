@@ -23,10 +23,11 @@ from tests.support.cluster import (
 )
 from tests.support.folders import write_model
 from tests.support.patience import PATIENCE
-from together.cluster_types import NodeState, ServingState
+from together.cluster_types import NodeState
 from together.errors import BadPlan, BadSetting, LoadFailed, NotEnoughMemory, NotServing, UnsupportedModel
 from together.head.head import Head
 from together.types import LayerRange, Sampling
+from together.view import ServingState
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -94,9 +95,9 @@ async def test_given_boundaries_and_settings_that_reach_the_last_stage(head: Hea
 @pytest.mark.parametrize(
     ("layers", "sentence"),
     [
-        ("0:3", "the ranges end at layer 3"),
+        ("0:3", "layers 3:4 are in no range"),
         ("0:1,2:4", "layers 1:2 are in no range"),
-        ("0:3,2:4", "starts before layer 3"),
+        ("0:3,2:4", "layers 2:3 are in two ranges"),
         ("0:1,1:2,2:4", "3 ranges and there are 2 nodes"),
         ("anna=0:2,carla=2:4", "there is no node carla; there are: anna, berta"),
     ],
@@ -143,7 +144,7 @@ async def test_too_little_memory_is_refused_before_anything_is_loaded(
 
 async def test_a_stage_that_cannot_load_takes_the_others_with_it(head: Head, nodes: list[Node], tmp_path: Path) -> None:
     lying = make_checksum_model(tmp_path / "lying", block=2**30)  # the plan believes in blocks of 256 tokens
-    with pytest.raises(LoadFailed, match=r"node (anna|berta): stage \d \(layers \d–\d\): .* were granted"):
+    with pytest.raises(LoadFailed, match=r"node (anna|berta): stage \d \(layers \d:\d\): .* were granted"):
         await head.load(lying)
     assert [node.stages() for node in nodes] == [[], []]
     assert shown(head)[0] is ServingState.FAILED
@@ -159,7 +160,9 @@ async def test_the_view_follows_a_load_to_its_end_and_back(head: Head, tmp_path:
             if view.serving.state is ServingState.READY:
                 break
             if view.serving.state is ServingState.LOADING and view.serving.progress > 0.1:
-                with pytest.raises(NotServing, match=r"unhurried is being loaded \(loading, \d+%\)"):
+                with pytest.raises(
+                    NotServing, match=r"unhurried is being loaded: loading the layers(, \d+%)?; try again in a moment"
+                ):
                     await ask(head)
     await loading
     states = [state for state, _ in seen]

@@ -23,12 +23,13 @@ from tests.support.cluster import (
     running_head,
     running_nodes,
 )
-from together.cluster_types import Device, Endpoint, NodeState, NodeStatus, Serving, ServingState
+from together.cluster_types import Device, Endpoint, NodeState, NodeStatus
 from together.errors import NotServing, TogetherError
 from together.head.head import Head
 from together.head.load import FILE, VERSION, KeptRequest, LastPlan, LastPlans, LastStage, ModelLoad
 from together.planning.request import PlanRequest, parse_layers
 from together.types import LayerRange, ModelRef, Plan
+from together.view import Serving, ServingState
 
 REF = ModelRef("toy", "/models/toy", "f1", 4)
 STAGES = tuple(
@@ -54,12 +55,13 @@ def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
     assert [file.name for file in home.iterdir()] == [FILE]  # nothing half written beside it
 
 
-def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", ["4GB", "4000000000"])
+def test_a_file_of_an_earlier_version_is_read(most: str, tmp_path: Path) -> None:
     LastPlans(tmp_path).keep(LAST)
     data = json.loads((tmp_path / FILE).read_text())
     wish = {"tokens_per_second": 20.0, "prompt_tokens": 1000, "first_token_s": 1.0}
     data["request"] |= {"ratio": None, "layers": "anna=0:3,berta=3:4", "hidden_size": None, "dtype": "bf16"}
-    data["request"] |= {"max_memory": "4GB", "wish": wish}
+    data["request"] |= {"max_memory": most, "wish": wish}
     (tmp_path / FILE).write_text(json.dumps(data))
     last = LastPlans.read(tmp_path).last
     assert last is not None
@@ -93,12 +95,12 @@ def test_a_home_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pyt
 @pytest.mark.parametrize(
     ("nodes", "offer"),
     [
-        (("anna", "berta"), "Last: toy on anna 0–2, berta 3–3."),
+        (("anna", "berta"), "Last: toy on anna 0:3, berta 3:4."),
         (
             ("anna",),
-            "Last: toy on anna 0–2, berta 3–3. berta is not here now, so loading it makes a new plan.",
+            "Last: toy on anna 0:3, berta 3:4. berta is not here now, so loading it makes a new plan.",
         ),
-        ((), "Last: toy on anna 0–2, berta 3–3. anna and berta are not here now, so loading it makes a new plan."),
+        ((), "Last: toy on anna 0:3, berta 3:4. anna and berta are not here now, so loading it makes a new plan."),
     ],
 )
 def test_the_offer_says_what_differs(nodes: tuple[str, ...], offer: str) -> None:
@@ -108,7 +110,7 @@ def test_the_offer_says_what_differs(nodes: tuple[str, ...], offer: str) -> None
 def test_the_offer_uses_the_names_of_now() -> None:
     renamed = replace(node("anna"), name="studio")
     offer = LastPlans(Path(), LAST).offer(Serving(), [renamed, node("berta")])
-    assert str(offer) == "Last: toy on studio 0–2, berta 3–3."
+    assert str(offer) == "Last: toy on studio 0:3, berta 3:4."
 
 
 def test_another_device_is_another_machine() -> None:
@@ -165,7 +167,8 @@ def test_the_very_files_are_loaded_while_they_are_there_else_the_hubs(tmp_path: 
 def test_the_last_plan_keeps_its_dtype_and_its_name() -> None:
     wanted = ModelLoad.again(replace(LAST, dtype="bf16"), "uniform")
     assert (wanted.name, wanted.dtype, wanted.request) == ("toy", "bf16", PlanRequest(users=3))
-    assert wanted.otherwise(PlanRequest("memory")) == ModelLoad("/models/toy", PlanRequest("memory"), "bf16")
+    memory = PlanRequest("memory", users=3)
+    assert wanted.otherwise(PlanRequest("memory")) == ModelLoad("/models/toy", memory, "bf16")
 
 
 # --- real heads -------------------------------------------------------------------------------------------------------
@@ -188,7 +191,7 @@ async def test_a_restarted_head_offers_the_last_plan_and_loads_it(tmp_path: Path
             await head.load(toy, by_hand("berta=0:3,anna=3:4"))
             before = layout(head)
         async with restarted(head, *nodes) as again:
-            assert str(again.view().offer) == "Last: toy on berta 0–2, anna 3–3."
+            assert str(again.view().offer) == "Last: toy on berta 0:3, anna 3:4."
             with pytest.raises(TogetherError):
                 await again.load_demo()  # the toy's backend does not run it; nor is it what was applied last
             assert str(again.view().offer).startswith("Last: toy")

@@ -6,24 +6,34 @@ Real nodes and stages on loopback with the checksum toy, whose text shows any to
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
-import pytest_asyncio
 
 from tests.support.checksum import EOS as END
 from tests.support.checksum import QUIET, make_checksum_model
-from tests.support.cluster import GREEDY, Node, ask, by_hand, right_answer, running_cluster, start_node, until
+from tests.support.cluster import (
+    GREEDY,
+    Node,
+    ask,
+    by_hand,
+    right_answer,
+    running_cluster,
+    start_node,
+    until,
+)
 from tests.support.patience import PATIENCE
-from together.cluster_types import NodeState, ServingState, StageStatus
+from together.cluster_types import NodeState, StageStatus
 from together.errors import NotServing, RingBroken
 from together.head.head import Head
 from together.requests import ChatRequest, Message
 from together.types import LayerRange, Sampling
+from together.view import ServingState
 
+NODES = ("anna", "berta", "carla")
 ENDLESS = (*QUIET, END)
 TOKENS = 120
 DRAWN = Sampling(temperature=1.0, seed=11)
@@ -41,12 +51,6 @@ class Outcome:
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy") / "model"
     return make_checksum_model(folder, layers=6, quiet_ids=ENDLESS, step_ms=2)
-
-
-@pytest_asyncio.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[tuple[Head, list[Node]]]:
-    async with running_cluster(tmp_path, "anna", "berta", "carla") as cluster:
-        yield cluster
 
 
 async def disturbed(head: Head, harm: Callable[[], None], sampling: Sampling = GREEDY, at: int = 30) -> Outcome:
@@ -86,8 +90,9 @@ def layout(head: Head) -> dict[str, list[LayerRange]]:
     "sampling", [pytest.param(GREEDY, id="greedy", marks=pytest.mark.full), pytest.param(DRAWN, id="drawn")]
 )
 async def test_a_killed_stage_costs_a_pause_and_no_text(
-    cluster: tuple[Head, list[Node]], toy: Path, sampling: Sampling
+    cluster: tuple[Head, list[Node]], toy: Path, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("together.head.recovery.CAUSE_WITHIN", 10 * PATIENCE)  # its node's news end the wait for it
     head, _ = cluster
     await head.load(toy, by_hand("anna=0:3,berta=3:6"))
     others = [asyncio.create_task(ask(head, f"other {i}", 40, sampling)) for i in range(3)]
@@ -102,13 +107,13 @@ async def test_a_killed_stage_costs_a_pause_and_no_text(
     assert sum(len(stage.layers) for stage in stages) == 6  # nothing of older plans is left
 
 
-async def test_a_killed_node_is_replaced(cluster: tuple[Head, list[Node]], toy: Path) -> None:
-    head, nodes = cluster
-    await head.load(toy, by_hand("anna=0:2,berta=2:6"))
-    outcome = await disturbed(head, nodes[1].kill)
-    assert outcome.text == right_answer(toy, tokens=TOKENS)
-    assert "berta" not in layout(head)
-    assert layout(head)["anna"][0] == LayerRange(0, 2)  # it was not loaded again
+async def test_a_killed_node_is_replaced(tmp_path: Path, toy: Path) -> None:
+    async with running_cluster(tmp_path, "anna", "berta", "carla") as (head, nodes):
+        await head.load(toy, by_hand("anna=0:2,berta=2:6"))
+        outcome = await disturbed(head, nodes[1].kill)
+        assert outcome.text == right_answer(toy, tokens=TOKENS)
+        assert "berta" not in layout(head)
+        assert layout(head)["anna"][0] == LayerRange(0, 2)  # it was not loaded again
 
 
 async def test_a_frozen_stage_is_noticed_and_replaced(cluster: tuple[Head, list[Node]], toy: Path) -> None:

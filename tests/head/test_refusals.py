@@ -117,8 +117,7 @@ def refused(app: RealApp, folder: Path) -> str:
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ({"quantization": {"group_size": 64, "bits": 4}}, "4-bit"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "bits": 4}}, "bitsandbytes"),
         ({"rope_parameters": {"rope_type": "mrope", "rope_theta": 1e4}}, "mrope"),
         ({"rope_scaling": {"type": "longrope", "factor": 2}}, "longrope"),
         ({"rope_theta": "ten"}, "rope_theta"),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
-import pytest_asyncio
 
 from tests.head.test_recovery import layout
 from tests.support.checksum import EOS, QUIET, make_checksum_model
@@ -24,13 +22,15 @@ from tests.support.cluster import (
     running_nodes,
     until,
 )
-from together.cluster_types import ServingState
+from tests.support.patience import PATIENCE
 from together.errors import BadInput, LoadFailed, NotEnoughMemory, NotServing, StageLost, Unreachable
 from together.head import load as load_module
 from together.head.head import Head
 from together.types import LayerRange
+from together.view import ServingState
 from together.weights.find import BUNDLED
 
+NODES = ("anna", "berta")
 ENDLESS = (*QUIET, EOS)
 
 
@@ -41,10 +41,9 @@ def unhurried(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checksum_model(folder, layers=6, quiet_ids=ENDLESS, load_ms=1500)
 
 
-@pytest_asyncio.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[tuple[Head, list[Node]]]:
-    async with running_cluster(tmp_path, "anna", "berta") as cluster:
-        yield cluster
+@pytest.fixture(autouse=True)
+def _short_breath(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_module, "BREATH", 0.1)
 
 
 def step(head: Head) -> str:
@@ -62,7 +61,7 @@ async def test_a_node_that_is_frozen_while_it_loads_is_waited_for(
     await until(lambda: all(node.stages() for node in nodes))
     nodes[1].freeze()
     await until(lambda: loading.done() or "its machine has been out of reach" in step(head))
-    assert "node berta: stage 1 (layers 3–5): its machine has been out of reach" in step(head)
+    assert "node berta: stage 1 (layers 3:6): its machine has been out of reach" in step(head)
     assert head.view().serving.state is ServingState.LOADING
     nodes[1].thaw()
     await loading
@@ -113,7 +112,7 @@ async def test_a_local_node_that_ended_is_not_waited_for(tmp_path: Path, unhurri
     head = Head(cluster_settings(tmp_path), local_nodes=2)
     await head.start()
     try:
-        psutil.Process(head.local._running[0].pid).kill()
+        psutil.Process(head.local._nodes[0].process.pid).kill()
         async with asyncio.timeout(40):
             await head.load(unhurried)
         assert [len(layers) for layers in layout(head).values()] == [1]
@@ -122,21 +121,18 @@ async def test_a_local_node_that_ended_is_not_waited_for(tmp_path: Path, unhurri
 
 
 async def test_a_node_that_does_not_come_back_is_done_without(
-    cluster: tuple[Head, list[Node]], unhurried: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, unhurried: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(load_module, "BACK_WITHIN", 1.0)
-    head, nodes = cluster
-    loading = asyncio.create_task(head.load(unhurried))
-    await until(lambda: all(node.stages() for node in nodes))
-    nodes[1].kill()
-    await loading
-    assert layout(head) == {"anna": [LayerRange(0, 6)]}
+    async with running_cluster(tmp_path, "anna", "berta") as (head, nodes):
+        loading = asyncio.create_task(head.load(unhurried))
+        await until(lambda: all(node.stages() for node in nodes))
+        nodes[1].kill()
+        await loading
+        assert layout(head) == {"anna": [LayerRange(0, 6)]}
 
 
-async def test_it_is_not_tried_for_ever(
-    cluster: tuple[Head, list[Node]], unhurried: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(load_module, "BREATH", 0.1)
+async def test_it_is_not_tried_for_ever(cluster: tuple[Head, list[Node]], unhurried: Path) -> None:
     head, nodes = cluster
     seen: set[int] = set()
 
@@ -220,3 +216,18 @@ async def test_load_again_is_also_a_model_whose_hub_was_out_of_reach(
     assert await ask(head) == right_answer(toy)
     await head.drain("anna")
     assert layout(head) == {"berta": [LayerRange(0, 4)]}
+
+
+async def test_others_have_their_moment_while_own_nodes_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that has listened for longer than that waits for none but its own nodes."""
+    monkeypatch.setattr("together.head.machines.SETTLE", 10 * PATIENCE)
+    clock = asyncio.get_running_loop().time
+    head = Head(cluster_settings(tmp_path), local_nodes=1)
+    await head.start()
+    try:
+        monkeypatch.setattr(head.machines, "_listening", clock() - 10 * PATIENCE)
+        async with asyncio.timeout(PATIENCE):
+            await head.machines.settle(1)
+        assert len(head.view().nodes) == 1
+    finally:
+        await head.stop()

@@ -60,7 +60,7 @@ def test_units_have_canonical_names_and_the_fingerprint_is_of_the_published_file
     ours, theirs = describe(renamed), describe(plain)
     assert ours.fingerprint != theirs.fingerprint
     assert {n: u.header for n, u in ours.units.items()} == {n: u.header for n, u in theirs.units.items()}
-    assert read_spec(renamed).layer_params == read_spec(plain).layer_params
+    assert read_spec(renamed).layer_weights == read_spec(plain).layer_weights
     shard = tmp_path / "shard"
     exported(renamed, LayerRange(1, 2), shard)
     names = {tensor.name for tensor in tensors_for(plain, LayerRange(1, 2), 2, tmp_path / "home")}

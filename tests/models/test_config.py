@@ -10,8 +10,9 @@ import pytest
 
 from tests.support.folders import CONFIG, write_model
 from together.errors import BrokenModel, UnsupportedModel
-from together.models.config import effective, layer_count, purpose, quantization_of
+from together.models.config import effective, layer_count, purpose
 from together.models.folder import side_json
+from together.models.quantization import quantization_of
 from together.models.spec import read_config, read_shape
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
@@ -97,6 +98,7 @@ def test_unknown_rope_is_named(kind: object, key: str) -> None:
         ({"model_type": "gemma3_text", "sliding_window": None}, "sliding_window = None"),
         ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": -1}, "max_window_layers = -1"),
         ({"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 8}, "num_experts_per_tok = 8"),
+        ({"model_type": "qwen3_moe", "num_experts": 10**9}, "num_experts = 1000000000"),
         ({"model_type": "qwen3_moe", "mlp_only_layers": ["1"]}, "mlp_only_layers"),
     ],
 )

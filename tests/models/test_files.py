@@ -75,7 +75,7 @@ def sharded(folder: Path, places: dict[str, str] | None = None) -> Path:
 
 def test_sharded_checkpoints_are_one_model(tmp_path: Path) -> None:
     whole, parts = read_spec(write_model(tmp_path / "m")), read_spec(sharded(tmp_path / "s" / "m"))
-    assert parts.layer_params == whole.layer_params
+    assert parts.layer_weights == whole.layer_weights
     assert parts.fingerprint != whole.fingerprint  # other files: not what the other machine has
     assert {tensor.file.name for tensor in tensors_for(tmp_path / "s" / "m", LayerRange(1, 2), 2, tmp_path)} == {
         "a.safetensors",

@@ -56,12 +56,12 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(tmp_path: Path, name: str,
 
 @pytest.mark.parametrize(
     ("end", "word"),
-    [("qweight", "gptq or awq"), ("weight_packed", "compressed-tensors"), ("scales", "packed")],
+    [("qweight", "qweight BF16 4×4"), ("weight_packed", "weight_packed BF16 4×4"), ("W_q", "quantized (hqq)")],
 )
 def test_packed_matrices_are_named_without_a_word_in_the_config(tmp_path: Path, end: str, word: str) -> None:
     packed = {name: shape for name, shape in shapes().items() if "_proj" not in name}
     packed |= {f"model.layers.{i}.self_attn.q_proj.{end}": (4, 4) for i in range(2)}
-    assert f"quantized ({word})" in refusal(model(tmp_path / "m", packed))
+    assert word in refusal(model(tmp_path / "m", packed))
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "U32"])
@@ -108,9 +108,22 @@ def test_experts_as_one_tensor_are_named(tmp_path: Path) -> None:
     apart = shapes(**config)
     assert read_runnable(model(tmp_path / "m", apart, **config)).family == "qwen3_moe"
     merged = {name: shape for name, shape in apart.items() if ".experts." not in name}
-    for name in ("experts.gate_up_proj", "switch_mlp.gate_proj.weight"):
-        found = merged | {f"model.layers.0.mlp.{name}": (2, 4, 8)}
-        assert "as one tensor" in refusal(model(tmp_path / name, found, **config))
+    found = merged | {"model.layers.0.mlp.experts.gate_up_proj": (2, 4, 8)}
+    assert "as one tensor" in refusal(model(tmp_path / "joined", found, **config))
+
+
+def test_experts_of_a_projection_may_be_one_tensor(tmp_path: Path) -> None:
+    config: dict[str, Any] = {"model_type": "qwen3_moe", "num_experts": 2, "num_experts_per_tok": 1,
+                              "moe_intermediate_size": 4}  # fmt: skip
+    stacked = {name: shape for name, shape in shapes(**config).items() if ".experts." not in name}
+    for layer in range(2):
+        start = f"model.layers.{layer}.mlp.switch_mlp."
+        stacked |= {f"{start}gate_proj.weight": (2, 4, 8), f"{start}up_proj.weight": (2, 4, 8)}
+        stacked[f"{start}down_proj.weight"] = (2, 8, 4)
+    apart = read_spec(model(tmp_path / "apart", shapes(**config), **config))
+    assert read_runnable(model(tmp_path / "m", stacked, **config)).layer_weights == apart.layer_weights
+    del stacked["model.layers.1.mlp.switch_mlp.up_proj.weight"]
+    assert "layers.1.mlp.switch_mlp.up_proj" in refusal(model(tmp_path / "lacking", stacked, **config))
 
 
 def test_what_no_layer_needs_is_neither_counted_nor_read(tmp_path: Path) -> None:
@@ -122,8 +135,8 @@ def test_what_no_layer_needs_is_neither_counted_nor_read(tmp_path: Path) -> None
     header, data = _with_extras(folder / "model.safetensors", extra)
     write_raw(folder / "model.safetensors", header, data)
     found = read_runnable(folder)
-    assert (found.layer_params, found.quantization, found.dtype) == (plain.layer_params, None, "bf16")
-    read = {tensor.name for tensor in needed_tensors(folder, LayerRange(0, 2), folder.parent)}
+    assert (found.layer_weights, found.quantization, found.dtype) == (plain.layer_weights, None, "bf16")
+    read = {tensor.name for tensor in needed_tensors(folder, LayerRange(0, 2), folder.parent).tensors}
     assert read == set(shapes())
 
 

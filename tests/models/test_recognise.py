@@ -35,7 +35,6 @@ def refusal(path: Path, home: Path) -> str:
             "org/base",
         ),
         ({"adapter_config.json": "[]"}, "adapter"),
-        ({"model-Q4_K_M.gguf": "GGUF"}, "GGUF"),
         ({"pytorch_model.bin": "x"}, "safetensors version"),
         ({"model.pth": "x"}, "pickle"),
         ({"model.safetensors.incomplete": "x"}, "download that did not end"),

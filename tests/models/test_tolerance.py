@@ -11,9 +11,10 @@ import pytest
 from tests.support.folders import CONFIG, SHAPES, write_model, write_tensors
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.checkpoint import MAX_FILES, checkpoint_headers, choose_files, weight_files, weight_map
-from together.models.config import effective, quantization_of
+from together.models.config import effective
 from together.models.folder import INDEX, MAX_VALUES, is_pointer, most_bytes, read_json, require_whole, without_weights
 from together.models.names import EMBED
+from together.models.quantization import quantization_of
 from together.models.spec import read_spec
 from together.wording import MOST
 

@@ -46,7 +46,7 @@ def ring(problem: Problem, names: tuple[str, ...]) -> float:
 def holds(problem: Problem, node: NodeProfile, start: int, stop: int) -> bool:
     if node.max_layers is not None:
         return stop - start <= node.max_layers
-    model = problem.model
+    model = node.size or problem.model
     need = sum(model.layer_bytes[start:stop])
     need += (stop - start) * model.kv_bytes_per_token_per_layer * problem.users * problem.context
     need += model.embed_bytes if start == 0 else 0
@@ -54,6 +54,10 @@ def holds(problem: Problem, node: NodeProfile, start: int, stop: int) -> bool:
     need -= model.tied_bytes if stop - start == model.layers else 0
     assert node.free_bytes is not None
     return need <= node.free_bytes - node.reserve_bytes
+
+
+def layers_ms(node: NodeProfile, start: int, stop: int) -> float:
+    return sum(node.layer_ms[layer] if node.layer_ms else node.ms_per_layer for layer in range(start, stop))
 
 
 def cuts(layers: int, parts: int) -> Iterator[tuple[int, ...]]:
@@ -66,6 +70,27 @@ def busiest(order: tuple[NodeProfile, ...], times: list[float]) -> float:
     shared = {node.processor for node in order if node.processor}
     turns = (sum(ms for node, ms in zip(order, times, strict=True) if node.processor == name) for name in shared)
     return max((*times, *turns))
+
+
+def frames_of(problem: Problem) -> list[int]:
+    """How many frames may carry the users' rows: one each, or fewer by powers of two where rows share time."""
+    fewer = [2**power for power in range(20) if 2**power < problem.users and 2**power <= len(problem.nodes)]
+    return [problem.users, *(fewer if any(node.shared for node in problem.nodes) else [])]
+
+
+def rows_ms(node: NodeProfile, ms: float, rows: int) -> float:
+    """What takes `ms` with one row, with several: each further one adds what it does not share."""
+    return ms + (rows - 1) * (1 - node.shared) * ms
+
+
+def between_ms(
+    problem: Problem, order: tuple[NodeProfile, ...], computing: list[float], latency: float, frames: int
+) -> float:
+    """Between two tokens, where `frames` are on their way at once."""
+    rows = -(-problem.users // frames)
+    times = [rows_ms(node, node.ms_per_step + ms, rows) for node, ms in zip(order, computing, strict=True)]
+    frame = sum(times) + latency + problem.head_step_ms + rows * problem.head_row_ms
+    return max(frame, frames * busiest(order, times)) / problem.users
 
 
 def brute_force(problem: Problem) -> dict[int, Best]:
@@ -87,12 +112,13 @@ def brute_force(problem: Problem) -> dict[int, Best]:
             for cut in cuts(layers, size):
                 if all(fits[place, cut[place], cut[place + 1]] for place in range(size)):
                     times = [
-                        node.ms_per_stage + (stop - start) * node.ms_per_layer
+                        node.ms_per_stage + layers_ms(node, start, stop)
                         for node, start, stop in zip(order, cut, cut[1:], strict=False)
                     ]
                     times[-1] += order[-1].ms_per_head
-                    token = sum(times) + latency
-                    options.append((max(token / problem.users, busiest(order, times)), token))
+                    score = min(between_ms(problem, order, times, latency, each) for each in frames_of(problem))
+                    alone = sum(times) + sum(node.ms_per_step for node in order) + latency
+                    options.append((score, alone + problem.head_step_ms + problem.head_row_ms))
         if options:
             score = min(option[0] for option in options)
             token = min(token for option, token in options if option <= score * (1 + 1e-9))
@@ -140,3 +166,42 @@ def random_problem(seed: int, nodes: int = 5, layers: int = 10) -> Problem:
     if chance.random() < 0.5:
         model = replace(model, tied_bytes=min(model.embed_bytes, model.head_bytes))
     return Problem(model, profiles, tuple(links), hop_ms, head, users, context, 0.0)
+
+
+def with_rows(problem: Problem, seed: int) -> Problem:
+    """The same problem where messages and the head take time, and where most nodes' rows share some of a step."""
+    chance = random.Random(seed ^ 0xF00)
+    nodes = tuple(
+        replace(
+            node,
+            ms_per_step=chance.choice((0.0, chance.uniform(0, 3))),
+            shared=chance.choice((0.0, 0.5, chance.random())),
+        )
+        for node in problem.nodes
+    )
+    head_step_ms, head_row_ms = chance.uniform(0, 3), chance.uniform(0, 1)
+    return replace(problem, nodes=nodes, head_step_ms=head_step_ms, head_row_ms=head_row_ms)
+
+
+def of_kinds(problem: Problem, seed: int) -> Problem:
+    """The same nodes with a model of two kinds of layers, on two backends that hold and compute each kind otherwise."""
+    chance = random.Random(-seed)
+    kinds = [chance.randint(0, 1) for _ in range(problem.model.layers)]
+    backends = [(chance.uniform(0.5, 2), chance.uniform(0.5, 2)) for _ in range(2)]
+
+    def scaled(bytes_: tuple[float, float]) -> ModelSize:
+        model = problem.model
+        ends = {key: round(getattr(model, key) * bytes_[0]) for key in ("embed_bytes", "head_bytes", "tied_bytes")}
+        return replace(
+            model, layer_bytes=tuple(x * bytes_[k] for x, k in zip(model.layer_bytes, kinds, strict=True)), **ends
+        )
+
+    def node(plain: NodeProfile) -> NodeProfile:
+        own = chance.randint(0, 1)
+        ms = (plain.ms_per_layer, plain.ms_per_layer * chance.choice((0.3, 2.0, chance.uniform(0.2, 4))))
+        layer_ms = tuple(ms[kind] for kind in kinds)
+        mean = sum(layer_ms) / len(layer_ms)
+        return replace(plain, ms_per_layer=mean, layer_ms=layer_ms, size=scaled(backends[own]) if own else None)
+
+    model = scaled(backends[0])
+    return replace(problem, model=model, nodes=tuple(map(node, problem.nodes)))

@@ -30,9 +30,9 @@ def test_every_user_has_whole_blocks(context: int, users: int, tokens: int) -> N
 def test_what_stages_need_by_hand(spec: ModelSpec) -> None:
     """The toy: one vector per layer, two matrices of vocabulary × width, and 8 bytes of KV per token and layer."""
     matrix, vector, kv = VOCABULARY * WIDTH * 4, WIDTH * 4, 2 * 512 * 8
-    first = stage_memory(spec, LayerRange(0, 2), "fp32", 512, 2)
-    inner = stage_memory(spec, LayerRange(2, 5), "fp32", 512, 2)
-    last = stage_memory(spec, LayerRange(5, 6), "fp32", 512, 2)
+    first = stage_memory(spec, LayerRange(0, 2), "fp32", 512, 2, "torch")
+    inner = stage_memory(spec, LayerRange(2, 5), "fp32", 512, 2, "torch")
+    last = stage_memory(spec, LayerRange(5, 6), "fp32", 512, 2, "torch")
     assert first == matrix + 2 * vector + 2 * kv + workspace_bytes(spec)
     assert inner == 3 * vector + 3 * kv + workspace_bytes(spec)
     assert last == vector + vector + matrix + kv + workspace_bytes(spec)
@@ -40,7 +40,9 @@ def test_what_stages_need_by_hand(spec: ModelSpec) -> None:
 
 def test_half_the_bytes_in_half_the_precision(spec: ModelSpec) -> None:
     whole = LayerRange(0, LAYERS)
-    full, half = (stage_memory(spec, whole, dtype, 512, 2) - workspace_bytes(spec) for dtype in ("fp32", "bf16"))
+    full, half = (
+        stage_memory(spec, whole, dtype, 512, 2, "torch") - workspace_bytes(spec) for dtype in ("fp32", "bf16")
+    )
     assert full == 2 * half
 
 
@@ -57,6 +59,6 @@ def test_a_step_takes_more_of_a_wider_model(spec: ModelSpec) -> None:
 @given(st.integers(1, 4096), st.integers(1, 16))
 def test_more_context_or_users_never_need_less(spec: ModelSpec, context: int, users: int) -> None:
     layers = LayerRange(1, 3)
-    need = stage_memory(spec, layers, "fp32", context, users)
-    assert need <= stage_memory(spec, layers, "fp32", context + 1, users)
-    assert need < stage_memory(spec, layers, "fp32", context, users + 1)
+    need = stage_memory(spec, layers, "fp32", context, users, "torch")
+    assert need <= stage_memory(spec, layers, "fp32", context + 1, users, "torch")
+    assert need < stage_memory(spec, layers, "fp32", context, users + 1, "torch")

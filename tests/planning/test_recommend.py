@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.planning.brute import Best, brute_force, random_problem
+from tests.planning.brute import Best, brute_force, of_kinds, random_problem
 from tests.support.work import calls_of
 from together.desktop.bench.small import CASES, Case, made_up
 from together.planning.explain import explain
@@ -29,7 +29,7 @@ def check_plan(problem: Problem, split: Split) -> None:
     assert len(set(split.nodes)) == len(split.nodes)
     for share in split.shares:
         node = problem.node(share.node)
-        fits = problem.stage_bytes(share.layers) <= node.room_bytes
+        fits = problem.stage_bytes(share.layers, node) <= node.room_bytes
         assert fits if node.max_layers is None else len(share.layers) <= node.max_layers
     assert score_of(problem, split).token_ms < float("inf")
 
@@ -51,11 +51,12 @@ def expected(found: dict[int, Best], tolerance: float) -> tuple[Best, int | None
     return min(near.values(), key=lambda best: best.token_ms), None
 
 
+@pytest.mark.parametrize("kinds", [False, True], ids=["alike", "kinds"])
 @pytest.mark.parametrize("part", range(10))
-def test_equals_brute_force(part: int) -> None:
+def test_equals_brute_force(part: int, kinds: bool) -> None:
     solved = 0
     for seed in range(part * 50, part * 50 + 50):
-        problem = random_problem(seed)
+        problem = of_kinds(random_problem(seed), seed) if kinds else random_problem(seed)
         found = brute_force(problem)
         for tolerance in (0.0, 0.1):
             split = recommend(replace(problem, tolerance=tolerance))
@@ -74,9 +75,10 @@ def test_equals_brute_force(part: int) -> None:
 
 
 @pytest.mark.full
-def test_equals_brute_force_on_many_more() -> None:
+@pytest.mark.parametrize("kinds", [False, True], ids=["alike", "kinds"])
+def test_equals_brute_force_on_many_more(kinds: bool) -> None:
     for seed in range(1000, 6000):
-        problem = random_problem(seed)
+        problem = of_kinds(random_problem(seed), seed) if kinds else random_problem(seed)
         found = brute_force(problem)
         assert best_score(problem) == pytest.approx(expected(found, 0.0)[0].score if found else float("inf"), rel=1e-9)
 

@@ -86,7 +86,7 @@ def test_every_strategy_has_an_answer_or_says_what_is_wrong() -> None:
 def test_no_partition_is_larger_than_asked() -> None:
     outcome = plan_for(parse_request("custom", layers="Studio=0:8,Mini=8:12", max_memory="4GB"), CLUSTER)
     assert isinstance(outcome, Infeasible)
-    assert str(outcome.error).startswith("node Studio: needs 8.5 GB for layers 0–7, may use 4.")
+    assert str(outcome.error).startswith("Studio can hold 3 of its 8 layers: 0:8 need 8.5 GB, it may use 4.")
     assert outcome.layers == 5 + 1
 
 
@@ -152,11 +152,13 @@ def complaints(edited: Split) -> list[str]:
 
 def test_all_that_is_wrong_with_an_edited_split() -> None:
     assert complaints(split(("Studio", 0, 10), ("Mini", 10, 11))) == [
-        "the ranges end at layer 11, and the model has 12 layers",
-        "node Studio: needs 10.5 GB for layers 0–9, may use 9.0 GB; lower the context, give it fewer layers, "
-        "or add a node",
+        "layers 11:12 are in no range",
+        "right would be Studio=0:10,Mini=10:12",
     ]
-    assert complaints(Split(())) == ["the ranges end at layer 0, and the model has 12 layers"]
+    assert complaints(split(("Studio", 0, 10), ("Mini", 10, 12))) == [
+        "Studio can hold 8 of its 10 layers: 0:10 need 10.5 GB, it may use 9.0 GB; give 2 of them to Mini",
+    ]
+    assert complaints(Split(())) == ["layers 0:12 are in no range"]
     assert complaints(split(("Mini", 0, 4), ("Laptop", 4, 12))) == [
         "the link between Laptop and Mini cannot be used; put another node between them"
     ]

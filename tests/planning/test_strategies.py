@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 import pytest
 
 from together.errors import BadPlan
 from together.planning.explain import explain, explain_left_out, explain_missing, explain_rule, explain_tolerance
-from together.planning.problem import Assignment, Link, ModelSize, NodeProfile, Problem, Split
+from together.planning.problem import Assignment, Link, ModelSize, NodeProfile, Problem, Smaller, Split
 from together.planning.recommend import recommend
 from together.planning.report import NetworkTarget, network_of
 from together.planning.request import parse_layers
@@ -149,13 +150,18 @@ def shares(*parts: tuple[str, int, int]) -> Split:
     ("parts", "kind", "said"),
     [
         ([("a", 0, 2), ("b", 3, 4)], "gap", "layers 2:3 are in no range"),
-        ([("a", 0, 3), ("b", 2, 4)], "overlap", "starts before layer 3"),
-        ([("a", 0, 3)], "wrong_end", "end at layer 3, and the model has 4"),
-        ([("a", 0, 5)], "wrong_end", "end at layer 5, and the model has 4"),
+        ([("a", 0, 3), ("b", 2, 4)], "overlap", "layers 2:3 are in two ranges"),
+        ([("a", 0, 3)], "gap", "layers 3:4 are in no range"),
+        ([("a", 0, 5)], "beyond", "there are no layers 4:5: the model has 4"),
+        ([("b", 2, 4), ("a", 0, 2)], "wrong_order", "the ranges are not in the order of the layers"),
         ([("a", 0, 2), ("z", 2, 4)], "no_node", "there is no node z; there are: a, b, c"),
         ([("a", 0, 2), ("a", 2, 4)], "node_twice", "node a is named twice"),
-        ([("b", 0, 4)], "needs_memory", "node b: needs 4.0 GB for layers 0–3, may use 3.0 GB"),
-        ([("c", 0, 4)], "too_many_layers", "node c: has 4 layers, can hold 2"),
+        (
+            [("b", 0, 4)],
+            "needs_memory",
+            "b can hold 3 of its 4 layers: 0:4 need 4.0 GB, it may use 3.0 GB; give 1 of them to a",
+        ),
+        ([("c", 0, 4)], "too_many_layers", "c can hold 2 of its 4 layers; give 2 of them to b"),
         ([("a", 0, 2), ("c", 2, 4)], "unusable_link", "the link between a and c cannot be used"),
     ],
 )
@@ -163,18 +169,72 @@ def test_everything_wrong_is_a_sentence(parts: list[tuple[str, int, int]], kind:
     nodes = (node("a"), node("b", gb=3), NodeProfile("c", 1.0, max_layers=2))
     problem = replace(cluster(4, *nodes), links=(Link("a", "c", None),))
     found = wrong(problem, shares(*parts))
-    assert [item[0] for item in found] == [kind]
+    assert [code for code, _ in found if code != "right_ranges"] == [kind]
     assert said in found[0][1]
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
     problem = cluster(9, node("a", gb=1), node("b"))
-    assert [kind for kind, _ in wrong(problem, shares(("a", 1, 4), ("x", 3, 5)))] == [
-        "gap",
-        "overlap",
-        "wrong_end",
-        "needs_memory",
-        "no_node",
+    assert wrong(problem, shares(("a", 1, 4), ("x", 3, 5))) == [
+        ("gap", "layers 0:1 are in no range"),
+        ("overlap", "layers 3:4 are in two ranges"),
+        ("gap", "layers 5:9 are in no range"),
+        ("right_ranges", "right would be a=0:4,x=4:9"),
+        ("no_node", "there is no node x; there are: a, b"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("room", "parts", "said"),
+    [
+        (
+            (20, 9, 9),
+            (23, 5, 0),
+            ["a can hold 20 of its 23 layers: 0:23 need 23.0 GB, it may use 20.0 GB; give 3 of them to b"],
+        ),
+        (
+            (20, 6, 9),
+            (23, 5, 0),
+            [
+                "a can hold 20 of its 23 layers: 0:23 need 23.0 GB, it may use 20.0 GB; "
+                "give 1 of them to b and 2 of them to c"
+            ],
+        ),
+        (
+            (9, 20, 9),
+            (5, 5, 18),
+            ["c can hold 9 of its 18 layers: 10:28 need 18.0 GB, it may use 9.0 GB; give 9 of them to b"],
+        ),
+        (
+            (10, 10, 8),
+            (11, 11, 6),
+            [
+                "a can hold 10 of its 11 layers: 0:11 need 11.0 GB, it may use 10.0 GB; give 1 of them to c",
+                "b can hold 10 of its 11 layers: 11:22 need 11.0 GB, it may use 10.0 GB; give 1 of them to c",
+            ],
+        ),
+        (
+            (9, 9, 9),
+            (9, 9, 10),
+            [
+                "c can hold 9 of its 10 layers: 18:28 need 10.0 GB, it may use 9.0 GB; "
+                "no other node has room for them; lower the context, or add a node"
+            ],
+        ),
+    ],
+)
+def test_who_takes_what_is_too_much(room: tuple[int, ...], parts: tuple[int, ...], said: list[str]) -> None:
+    problem = cluster(28, *(node(name, gb=gb) for name, gb in zip("abc", room, strict=True)))
+    ends = [0, *accumulate(parts)]
+    split = shares(*((name, a, b) for name, (a, b) in zip("abc", pairwise(ends), strict=True) if a < b))
+    assert [text for _, text in wrong(problem, split)] == said
+
+
+def test_nobody_is_advised_to_use_a_broken_link() -> None:
+    problem = replace(cluster(4, node("a", gb=3), node("b")), links=(Link("a", "b", None),))
+    assert [text for _, text in wrong(problem, shares(("a", 0, 4)))] == [
+        "a can hold 3 of its 4 layers: 0:4 need 4.0 GB, it may use 3.0 GB; "
+        "no other node has room for them; lower the context, or add a node"
     ]
 
 
@@ -202,10 +262,10 @@ def test_why_each_node_has_its_layers_and_one_was_left_out() -> None:
     assert split is not None
     assert counts(split) == {"Studio": 24, "Mini": 16}
     assert [line for line in map(str, explain(problem, split)) if line.startswith("Studio")] == [
-        "Studio takes 24 layers (16–39): at 1.0 ms per layer, as many as its memory holds"
+        "Studio takes 24 layers (16:40): at 1.0 ms per layer, as many as its memory holds"
     ]
     assert any(
-        line.startswith("Mini takes 16 layers (0–15): at 2.0 ms per layer, what the")
+        line.startswith("Mini takes 16 layers (0:16): at 2.0 ms per layer, what the")
         for line in map(str, explain(problem, split))
     )
     left_out = {node: str(why) for node, why in explain_left_out(problem, split).items()}
@@ -224,7 +284,7 @@ def test_the_lm_head_is_named_where_it_takes_time() -> None:
     assert sentences[1].endswith("; as the last one it also has the LM head, 4.0 ms")
     assert sentences[-1] == "a token takes 10.5 ms: 8.5 ms of computing and 2.0 ms on 2 hops"
     ruled, _ = explain_rule(problem, split, "compute")
-    assert str(ruled[1]) == "a takes 3 layers (1–3) by compute: 7.0 ms; as the last one it also has the LM head, 4.0 ms"
+    assert str(ruled[1]) == "a takes 3 layers (1:4) by compute: 7.0 ms; as the last one it also has the LM head, 4.0 ms"
 
 
 def test_a_tied_embedding_is_not_missing_twice() -> None:
@@ -250,13 +310,14 @@ def test_why_a_faster_plan_was_passed_over() -> None:
 
 def test_what_is_missing_and_what_would_make_it_fit() -> None:
     model = ModelSize((GB,) * 10, kv_bytes_per_token_per_layer=100_000)
-    problem = Problem(model, (node("a", gb=4), node("b", gb=4)), context=16384)
+    four = Smaller(4, replace(model, layer_bytes=(GB * 0.28,) * 10))
+    problem = Problem(model, (node("a", gb=4), node("b", gb=4)), context=16384, smaller=(four,))
     assert recommend(problem) is None
     missing = explain_missing(problem)
     assert missing.layers == 10 - 2
     assert missing.bytes == 8 * (GB + 16384 * 100_000)
     assert "hold 2 of its 10 layers; 21.1 GB are missing with a context of 16384 for 1 user" in str(missing.error)
-    assert "use 4-bit weights with a context of 4096 for one user" in texts(missing.suggestions)
+    assert "quantize it to 4 bits with a context of 4096 for one user: --quantize 4" in texts(missing.suggestions)
     assert "add a node with 21.1 GB free, or free as much on the others" in texts(missing.suggestions)
     shorter = replace(problem, model=replace(model, layer_bytes=(GB // 10,) * 10))
     assert "lower the context from 16384 to 4096" in texts(explain_missing(shorter).suggestions)

@@ -18,9 +18,10 @@ from tests.support.cluster import Node, ask, by_hand, cluster_settings, right_an
 from tests.support.namespaces import OWN, Machine, Switch, switch
 from tests.support.patience import PATIENCE
 from tests.support.suppliers import LAYERS, MEGABYTE, heavy_toy
-from together.cluster_types import Endpoint, NodeState, ServingState
+from together.cluster_types import Endpoint, NodeState
 from together.head.head import Head
 from together.settings import Settings
+from together.view import ServingState
 
 DEFAULTS = Settings()
 SPLIT = by_hand("anna=0:3,berta=3:6")
@@ -65,13 +66,21 @@ async def heading(settings: Settings, *peers: Endpoint, nodes: int = 2) -> Async
 
 
 async def found_by_multicast(folder: Path) -> None:
-    toy, settings = toy_in(folder), settings_in(folder)
+    toy = toy_in(folder)
+    async with serving_pair(folder, toy) as (head, network):
+        await all_move_in_turn(head, network, toy, ("berta", "this"), ("berta",), ("anna",), ("this",))
+
+
+@asynccontextmanager
+async def serving_pair(folder: Path, toy: Path) -> AsyncIterator[tuple[Head, Switch]]:
+    """A head that serves the toy on two machines."""
+    settings = settings_in(folder)
     with switch("anna", "berta") as network, ExitStack() as stack:
         for name, machine in network.machines.items():
             stack.enter_context(node_on(machine, settings, name))
         async with heading(settings) as head:
             await head.load(toy, SPLIT)
-            await all_move_in_turn(head, network, toy, ("berta", "this"), ("berta",), ("anna",), ("this",))
+            yield head, network
 
 
 async def all_move_in_turn(head: Head, network: Switch, toy: Path, *moves: tuple[str, ...]) -> None:
@@ -146,6 +155,14 @@ async def without_multicast(folder: Path) -> None:
             async with heading(settings, anna.endpoint) as head:
                 await head.load(toy, SPLIT)
                 await all_move_in_turn(head, network, toy, ("berta",), ("anna",), ("this",))
+
+
+async def asked_while_it_moves(folder: Path) -> None:
+    """The question whether a stage is frozen goes to the address that its machine has just left: the stage is well."""
+    async with serving_pair(folder, toy_in(folder)) as (head, network):
+        assert head.service is not None
+        network.readdress("berta", 20)
+        assert await head.service.loader.frozen() == ()
 
 
 # --- loads that are cut -----------------------------------------------------------------------------------------------

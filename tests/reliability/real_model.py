@@ -23,6 +23,8 @@ from tests.support.namespaces import OWN, Switch, switch
 from tests.support.smollm2 import LAYERS, smollm2_folder
 from together.cluster_types import NodeState
 from together.head.head import Head
+from together.models.form import asked_form
+from together.planning.request import PlanRequest
 from together.requests import ChatRequest, Message
 from together.settings import Settings
 from together.types import Sampling
@@ -66,7 +68,7 @@ class Machines:
 
 
 @asynccontextmanager
-async def three_machines(folder: Path) -> AsyncIterator[tuple[Machines, Head]]:
+async def three_machines(folder: Path, *, exact: bool = False) -> AsyncIterator[tuple[Machines, Head]]:
     """The times of the cluster are those of a person's; only memory, context and people are less."""
     default = Settings()
     settings = cluster_settings(
@@ -74,6 +76,7 @@ async def three_machines(folder: Path) -> AsyncIterator[tuple[Machines, Head]]:
         host=OWN,
         backend="torch",
         dtype="fp32",
+        exact=exact,
         memory="2GB",
         context=2048,
         heartbeat=default.heartbeat,
@@ -204,6 +207,7 @@ class Trial:
 
     machines: Machines
     head: Head
+    plan: PlanRequest = PLAN
     right: dict[tuple[str, Sampling], Answer] = field(default_factory=dict)  # undisturbed
     disturbed: dict[Harm, list[Answer]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
@@ -211,7 +215,7 @@ class Trial:
 
     async def begin(self) -> None:
         began = time.monotonic()
-        await self.head.load(smollm2_folder(), PLAN)
+        await self.head.load(smollm2_folder(), self.plan)
         print(f"first load: {time.monotonic() - began:.1f} s", flush=True)
         for question in QUESTIONS:
             for sampling in (GREEDY, DRAWN):
@@ -233,7 +237,10 @@ class Trial:
             self.faults.append(f"{place}: {type(error).__name__}: {error}")
         answer.same = answer.text == self.right[question, harm.sampling].text and answer.pieces >= at
         if not answer.same:
-            self.faults.append(f"{place}: {answer.text!r} and not {self.right[question, harm.sampling].text!r}")
+            right = self.right[question, harm.sampling].text
+            pairs = enumerate(zip(answer.text, right, strict=False))
+            apart = next((at for at, (one, other) in pairs if one != other), min(len(answer.text), len(right)))
+            self.faults.append(f"{place}: from character {apart} on {answer.text!r} and not {right!r}")
         self.disturbed.setdefault(harm, []).append(answer)
         outcome = "same text" if answer.same else "WRONG"
         print(f"{place}: {outcome}, stall {answer.stall:.1f} s, of it loading {answer.loading:.1f} s", flush=True)
@@ -241,7 +248,7 @@ class Trial:
     async def _restore(self, harm: Harm, name: str) -> None:
         harm.undo(self.machines, name)
         await until(lambda: len(alive(self.head)) == len(NAMES))
-        await self.head.load(request=PLAN)
+        await self.head.load(request=self.plan)
         await until(lambda: holds_each_layer_once(self.head, LAYERS))
 
     def report(self) -> None:
@@ -265,3 +272,32 @@ async def harms(folder: Path) -> None:
                 await trial.once(harm, QUESTIONS[index % len(QUESTIONS)])
         trial.report()
     assert not trial.faults, "\n".join(trial.faults)
+
+
+QUANTIZED = replace(PLAN, form=asked_form("4"))
+KILLS = 20
+
+
+async def exact_kills(folder: Path) -> None:
+    """Answers of 4-bit weights that a kill breaks, with `--exact`: none differs."""
+    assert not await _kills(folder, exact=True)
+
+
+async def usual_kills(folder: Path) -> None:
+    """The same with int8 activations: prints how many differ, and where; each is whole."""
+    await _kills(folder, exact=False)
+
+
+async def _kills(folder: Path, *, exact: bool) -> list[str]:
+    async with three_machines(folder, exact=exact) as (machines, head):
+        trial = Trial(machines, head, QUANTIZED)
+        await trial.begin()
+        for index in range(KILLS):
+            await trial.once(HARMS[index % 2], QUESTIONS[index % len(QUESTIONS)])
+        trial.report()
+    print(f"{len(trial.faults)} of {KILLS} differ", flush=True)
+    for fault in trial.faults:
+        print(f"  {fault}", flush=True)
+    pieces = [answer.pieces for answers in trial.disturbed.values() for answer in answers]
+    assert min(pieces) > max(HARM_AT), "an answer ended with the kill"
+    return trial.faults

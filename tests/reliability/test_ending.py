@@ -18,9 +18,11 @@ import pytest
 from tests.conftest import RealApp
 from tests.conftest import until as until_now
 from tests.reliability.web import chat_body
-from tests.support.cluster import cluster_settings, running_head, until
+from tests.support.cluster import cluster_settings, until
 from tests.support.patience import PATIENCE
 from together.cluster.membership import REMEMBER_LOST
+from together.cluster_types import Endpoint
+from together.head.head import Head
 
 
 def read_for_ever(app: RealApp) -> threading.Thread:
@@ -43,8 +45,11 @@ async def test_sigterm_during_an_answer_ends_all_with_a_goodbye(own_app: RealApp
     family = own_app.tree()
     environment = own_app.environment
     settings = cluster_settings(tmp_path / "other", cluster=environment["TOGETHER_CLUSTER"])
-    async with running_head(settings) as neighbour:
-        await until(lambda: len(neighbour.view().nodes) == 2)  # by their records alone
+    ports = [node["endpoint"]["port"] for node in own_app.status()["nodes"]]
+    neighbour = Head(settings, tuple(Endpoint(("127.0.0.1",), port) for port in ports))  # a person gave it them
+    await neighbour.start()
+    try:
+        await until(lambda: len(neighbour.view().nodes) == 2)
         client = await asyncio.to_thread(read_for_ever, own_app)
         began = time.monotonic()
         os.kill(own_app.process.pid, signal.SIGTERM)
@@ -52,6 +57,8 @@ async def test_sigterm_during_an_answer_ends_all_with_a_goodbye(own_app: RealApp
         print(f"gone after {time.monotonic() - began:.1f} s")
         await until(lambda: not neighbour.view().nodes, REMEMBER_LOST / 2)  # not "lost": they said goodbye
         await asyncio.to_thread(client.join, PATIENCE)
+    finally:
+        await neighbour.stop()
     assert not any(process.is_running() for process in family)
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log

@@ -27,10 +27,11 @@ from tests.support.cluster import (
     until,
 )
 from tests.support.patience import PATIENCE
-from together.cluster_types import ServingState, StageState
+from together.cluster_types import StageState
 from together.errors import NotEnoughMemory
 from together.head.head import Head
 from together.settings import Settings
+from together.view import ServingState
 
 LEASE = 3.0  # seconds, here; 30 by default
 PLAN = by_hand("anna=0:2,berta=2:4")

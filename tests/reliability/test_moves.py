@@ -19,6 +19,10 @@ def test_machines_that_move_come_back_where_multicast_is_blocked(tmp_path: Path)
     print(run_scenario("tests.reliability.moves:without_multicast", tmp_path))
 
 
+def test_a_stage_that_moves_is_not_taken_for_frozen(tmp_path: Path) -> None:
+    run_scenario("tests.reliability.moves:asked_while_it_moves", tmp_path)
+
+
 slow = pytest.mark.skipif(not may_slow(), reason="needs tc with tbf, for a network slow enough to be cut in time")
 
 

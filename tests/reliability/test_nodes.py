@@ -44,9 +44,8 @@ async def test_two_nodes_of_one_name_are_told_apart(tmp_path: Path) -> None:
     with running_nodes(settings, "anna", "anna") as nodes:
         async with running_head(settings, *nodes) as head:
             first, second = head.view().nodes
-            assert (first.name, second.name) == ("anna", "anna")
-            assert first.id != second.id
-            await head.load(toy, by_hand(f"anna ({second.id[:4]})=0:1,anna ({first.id[:4]})=1:4"))
+            assert {first.name, second.name} == {f"anna-{first.id[:4]}", f"anna-{second.id[:4]}"}
+            await head.load(toy, by_hand(f"anna-{second.id[:4]}=0:1,anna-{first.id[:4]}=1:4"))
             plan = head.view().serving.plan
             assert plan is not None
             assert [(s.node, len(s.layers)) for s in plan.stages] == [(second.id, 1), (first.id, 3)]

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from tests.support.cluster import until
 from tests.support.patience import PATIENCE
-from together.cluster_types import ServingState, StageStatus
+from together.cluster_types import StageStatus
 from together.engine.engine import Engine
 from together.engine.stats import EngineStats
 from together.head.head import Head
+from together.view import ServingState
 
 
 def engine_of(head: Head) -> Engine:

@@ -16,7 +16,7 @@ from together.models.spec import read_spec
 from together.ring import rpc, wire
 from together.ring.links import Inlet, Inlets, Outlet
 from together.ring.stage import Launch
-from together.types import HEAD, Batch, Frame, LayerRange, Orders, Row, SampleRequest, StagePlan, StreamKey
+from together.types import HEAD, Batch, Frame, LayerRange, ModelRef, Orders, Row, SampleRequest, StagePlan, StreamKey
 
 HOST = "127.0.0.1"
 
@@ -81,11 +81,18 @@ class RawRing:
             await self.connect(index, [*endpoints, self._own][index + 1])
         self._outlet = await Outlet.open(endpoints[first], StreamKey("ring", self.epoch, first + HEAD))
 
-    async def connect(self, index: int, following: Endpoint, epoch: int | None = None, ring: str = "ring") -> None:
-        endpoint = self._stages[index].status.endpoint
+    async def connect(
+        self,
+        index: int,
+        following: Endpoint,
+        epoch: int | None = None,
+        ring: str = "ring",
+        model: ModelRef | None = None,
+    ) -> None:
+        endpoint, own = self._stages[index].status.endpoint, self._stages[index].launch.order.model
         assert endpoint is not None
         async with rpc.open_channel(endpoint.addresses[0], endpoint.port) as channel:
-            link = StageLink(ring, self.epoch if epoch is None else epoch, index, following)
+            link = StageLink(ring, self.epoch if epoch is None else epoch, index, following, model or own)
             await rpc.call(channel, rpc.CONNECT, link, f"stage {index}")
 
     async def send(self, data: bytes) -> None:

@@ -15,11 +15,11 @@ from tests.ring.stages import running_stages
 from tests.support.checksum import expected_tokens, make_checksum_model
 from tests.support.cluster import GREEDY
 from together.cluster.supervisor import StageProcess
-from together.cluster_types import Endpoint
+from together.cluster_types import Endpoint, StageState, StageStatus
 from together.errors import LoadFailed, RingBroken
 from together.ring import rpc
-from together.ring.client import CHUNK_BYTES, RingClient, chunk_tokens, join_ring
-from together.ring.links import Inlets
+from together.ring.client import CHUNK_BYTES, RingClient, chunk_tokens, join_ring, sharing
+from together.ring.links import Inlets, Outlet
 from together.sentences import template
 from together.types import STEP_TOKENS, Batch, Frame, LayerRange, Row, SampleRequest
 
@@ -41,6 +41,7 @@ async def joined(stages: list[StageProcess], own_port: int | None = None) -> Asy
     try:
         client = await join_ring(
             [stage.status for stage in stages],
+            stages[0].launch.order.model,
             epoch=0,
             own=Endpoint(("127.0.0.1",), own_port or port),
             inlets=inlets,
@@ -139,3 +140,30 @@ def test_chunks_keep_frames_small() -> None:
     assert chunk_tokens(64, "fp32") == STEP_TOKENS
     assert chunk_tokens(8192, "bf16") * 8192 * 2 <= CHUNK_BYTES
     assert chunk_tokens(10**6, "fp32") == 16
+
+
+def stage_at(device: str, *addresses: str) -> StageStatus:
+    endpoint = Endpoint(addresses, 47_000)
+    return StageStatus("ring", 0, "head", "toy", 4, HALVES[0], device, StageState.READY, endpoint=endpoint)
+
+
+def test_stages_of_one_device_of_one_machine_share_it() -> None:
+    lan, other = ("192.168.1.20", "10.0.0.1"), ("192.168.1.21", "10.0.0.1")
+    places = [("cpu", lan), ("cpu", other), ("cpu", tuple(reversed(lan))), ("cuda:0", lan), ("cpu", lan)]
+    assert sharing([stage_at(f"torch/{device}", *addresses) for device, addresses in places]) == [3, 1, 3, 1, 3]
+
+
+async def test_a_frame_is_sent_before_anything_else_gets_its_turn(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    send = Outlet.send
+
+    async def noted(outlet: Outlet, data: bytes) -> None:
+        order.append("sent")
+        await send(outlet, data)
+
+    monkeypatch.setattr(Outlet, "send", noted)
+    async with running_stages(toy, *HALVES) as stages, joined(stages) as client:
+        asyncio.get_running_loop().call_soon(order.append, "others")
+        await client.push(frame(1, 65))
+        assert order == ["sent", "others"]
+        await client.receive()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -12,10 +13,19 @@ import pytest
 from _pytest.mark import ParameterSet
 from scipy.stats import chisquare
 
-from tests.support.families import BY_NAME, LAYERS, make_checkpoint, prompt_ids, reference_greedy, reference_logits
+from tests.support.cluster import until
+from tests.support.families import (
+    BY_NAME,
+    LAYERS,
+    MORE,
+    make_checkpoint,
+    prompt_ids,
+    reference_greedy,
+    reference_logits,
+)
 from together.head.loopback import LocalRing, Place, local_ring
 from together.models.config import FAMILIES
-from together.types import Batch, Frame, LayerRange, Row, Sampled, SampleRequest, Sampling
+from together.types import Batch, Frame, LayerRange, Row, Sampled, SampleRequest, Sampling, Threads
 
 PAIRS = [("torch", "torch"), ("mlx", "mlx"), ("torch", "mlx"), ("mlx", "torch")]
 GREEDY = Sampling(temperature=0.0)
@@ -24,6 +34,7 @@ ANSWER = 6
 CUT = 1  # inside Gemma 3's layer pattern
 CONTEXT = 256
 VOCAB = 160
+LATER = {case.family for case in MORE}
 FIRST_OF = {BY_NAME[name].family: name for name in reversed(BY_NAME)}
 
 
@@ -72,7 +83,7 @@ def every_ring() -> list[ParameterSet]:
     rings = []
     for index, family in enumerate(FAMILIES):
         for pair in PAIRS:
-            is_short = family == "llama" or pair == PAIRS[index % len(PAIRS)]
+            is_short = family == "llama" or (family not in LATER and pair == PAIRS[index % len(PAIRS)])
             marks = () if is_short else pytest.mark.full
             rings.append(pytest.param(family, pair, id="-".join((family, *pair)), marks=marks))
     return rings
@@ -81,12 +92,61 @@ def every_ring() -> list[ParameterSet]:
 @pytest.mark.parametrize(("family", "pair"), every_ring())
 async def test_a_ring_of_processes_equals_the_unsplit_model(family: str, pair: tuple[str, str], tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, FIRST_OF[family])
+    await check_ring(folder, folder, pair)
+
+
+async def test_stages_choose_their_threads_by_how_many_share_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what a trial found before: two threads are worth it alone, and not where two stages would have two each."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    folder = make_checkpoint(tmp_path, "llama")
+    whole = (Place("torch", "cpu", LayerRange(0, LAYERS)),)
+    for ring in (whole, places("torch", "torch")):
+        assert None not in await chosen_threads(folder, tmp_path, ring)
+    (file,) = (tmp_path / "kernels").glob("threads-*.json")
+    kept = json.loads(file.read_text())
+    found = {"counts": (1, 2), "few": (1.0, 0.87), "many": (1.0, 0.6), "busy": 0.0, "at": 0.0}
+    file.write_text(json.dumps(kept | {"times": dict.fromkeys(kept["times"], found)}))
+    assert await chosen_threads(folder, tmp_path, whole) == [Threads(2, 2)]
+    assert await chosen_threads(folder, tmp_path, places("torch", "torch")) == [Threads(1, 2)] * 2
+
+
+async def chosen_threads(folder: Path, home: Path, stages: tuple[Place, ...]) -> list[Threads | None]:
+    async with local_ring(folder, home, stages, "fp32", CONTEXT) as ring:
+        await until(lambda: all(stage.status.threads for stage in ring.stages))
+        return [stage.status.threads for stage in ring.stages]
+
+
+QUANTIZED = [
+    ("mixed", "qwen3_moe", ("torch", "mlx")),
+    ("affine-4", "gemma3_text", ("mlx", "torch")),
+    ("nvfp4", "llama", ("torch", "torch")),
+    ("mxfp4", "qwen2", ("mlx", "mlx")),
+]
+
+
+@pytest.mark.full  # tests/backends/test_quantized.py has them without processes
+@pytest.mark.parametrize(("form", "name", "pair"), QUANTIZED)
+async def test_a_quantized_ring_is_exact_where_it_is_asked_to_be(
+    form: str, name: str, pair: tuple[str, str], tmp_path: Path
+) -> None:
+    pytest.importorskip("mlx.core")
+    from tests.support.mlx_folders import FORMS, make_plain, write_judge, write_mlx
+
+    plain = make_plain(tmp_path / "plain", name, "bf16")
+    folder = write_mlx(plain, tmp_path / "mlx", FORMS[form], files=2)
+    await check_ring(folder, write_judge(folder, plain, tmp_path / "judge"), pair)
+
+
+async def check_ring(folder: Path, judge: Path, pair: tuple[str, str]) -> None:
+    """The ring of `folder` answers as transformers does of `judge`."""
     prompt = prompt_ids(PROMPT)
-    async with local_ring(folder, folder.parent, places(*pair), "fp32", CONTEXT) as ring:
+    async with local_ring(folder, folder.parent, places(*pair), "fp32", CONTEXT, exact=True) as ring:
         drawn = await Driver(ring).generate(1, prompt, ANSWER, GREEDY)
     answer = tuple(token.token_id for token in drawn)
-    assert answer == reference_greedy(folder, prompt, ANSWER)
-    wanted = reference_logits(folder, (*prompt, *answer))[PROMPT - 1 : -1]
+    assert answer == reference_greedy(judge, prompt, ANSWER)
+    wanted = reference_logits(judge, (*prompt, *answer))[PROMPT - 1 : -1]
     for token, logits in zip(drawn, wanted, strict=True):
         assert_logprobs_close(token, logits)
 

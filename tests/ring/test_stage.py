@@ -22,7 +22,20 @@ from together.cluster_types import Endpoint
 from together.errors import FrameRefused
 from together.ring import rpc, wire
 from together.ring.links import Outlet
-from together.types import Activation, Batch, Fork, Frame, LayerRange, Orders, Row, SampleRequest, Sampling, StreamKey
+from together.types import (
+    Activation,
+    Batch,
+    Continuation,
+    Fork,
+    Frame,
+    LayerRange,
+    NamedTensor,
+    Orders,
+    Row,
+    SampleRequest,
+    Sampling,
+    StreamKey,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -30,6 +43,7 @@ WIDTH = 8
 PROMPT = (256, 72, 105, 33)
 RANGES = (LayerRange(0, 2), LayerRange(2, 4))
 STATES = struct.pack("<8f", *range(8))
+DEEP = NamedTensor("deep", "fp32", 1, bytes(4))
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +84,10 @@ def frame(*rows: Row, step: int = 1, activation: Activation | None = None, order
 
 def row(*tokens: int, position: int = 0, offsets: tuple[int, ...] = ()) -> Row:
     return Row(9, position, tokens, SampleRequest(offsets, GREEDY, 1) if offsets else None)
+
+
+def scoring(offset: int, token_id: int) -> Row:
+    return Row(9, 0, (65,), SampleRequest((), GREEDY, 1, score=(Continuation(offset, token_id),)))
 
 
 def cause(answer: Frame) -> str:
@@ -155,6 +173,10 @@ async def test_an_empty_message_is_a_frame_without_a_step(ring: RawRing) -> None
         (frame(row(2**32 - 1)), "a token outside the vocabulary"),
         (frame(row(65, position=2**32 - 1)), "outside the context"),
         (frame(row(*[65] * 257)), "outside the context"),
+        (frame(scoring(1, 65)), "scoring offsets outside its 1 tokens"),
+        (frame(scoring(0, 2**32 - 1)), "a token to score outside the vocabulary"),
+        (frame(replace(row(65), positions=((0,), (4,)))), "positions on 2 axes, and this model takes none"),
+        (frame(replace(row(65), adapter="poet")), "the adapter 'poet', and this stage has none"),
     ],
 )
 async def test_a_frame_that_does_not_fit_the_first_stage_is_refused(ring: RawRing, bad: Frame, reason: str) -> None:
@@ -179,6 +201,7 @@ def activation(tokens: int = 1, width: int = WIDTH, value: float = 7.0) -> Activ
         (frame(row(65), activation=activation(value=float("nan"))), "refused the frame"),
         (frame(row(65), activation=activation(value=float("inf"))), "refused the frame"),
         (frame(row(65), activation=activation(value=-1.0)), "refused the frame"),
+        (frame(row(65), activation=replace(activation(), others=(DEEP,))), "the tensor 'deep', and this stage takes"),
     ],
 )
 async def test_an_activation_that_does_not_fit_is_refused(ring: RawRing, bad: Frame, reason: str) -> None:
@@ -264,6 +287,17 @@ async def test_an_old_epoch_cannot_connect(ring: RawRing) -> None:
 async def test_another_ring_cannot_connect(ring: RawRing) -> None:
     with pytest.raises(FrameRefused, match="belongs to ring ring, not other"):
         await ring.connect(0, Endpoint(("127.0.0.1",), 1), ring="other")
+
+
+@pytest.mark.parametrize("other", [{"form": "mlx-affine-4-g64@1"}, {"fingerprint": "f" * 64}], ids=str)
+async def test_a_ring_of_other_weights_is_refused_by_name(
+    stages: list[StageProcess], ring: RawRing, other: dict[str, str]
+) -> None:
+    own = stages[0].launch.order.model
+    wanted = replace(own, **other)  # type: ignore[arg-type]  # no number is among them
+    with pytest.raises(FrameRefused, match=r"this stage has .* \(as published, .*, and the ring is of") as refused:
+        await ring.connect(0, Endpoint(("127.0.0.1",), 1), model=wanted)
+    assert ("4 bit" if "form" in other else "ffffffff") in str(refused.value)
 
 
 async def test_random_bytes_as_a_call_are_refused(stages: list[StageProcess], ring: RawRing) -> None:

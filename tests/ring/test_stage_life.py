@@ -57,7 +57,7 @@ async def test_a_failing_step_travels_to_the_head_with_node_stage_and_cause(tmp_
 async def test_too_little_memory_is_said_with_both_numbers(toy: Path) -> None:
     cause = await failed(toy, memory=10_000)
     assert "10000 were granted" in cause
-    assert "need " in cause
+    assert "needs " in cause
 
 
 async def test_a_truncated_file_is_said_by_name(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ FRAME = Frame(
     Activation("bf16", 2, 4, bytes(range(16))),
 )
 
+SETTINGS = together_pb2.Sampling(temperature=0.5, top_p=1, repetition_penalty=1)
+
 
 @pytest.mark.parametrize(("codec", "strategy"), WORDS, ids=lambda value: getattr(value, "_word", type(value)).__name__)
 @settings(max_examples=20, deadline=None)
@@ -59,6 +61,20 @@ def test_an_empty_mask_and_an_empty_refusal_are_not_none() -> None:
     sample = wire.FRAME.decode(wire.FRAME.encode(frame)).batch.rows[0].sample
     assert sample is not None
     assert sample.allowed == b""
+
+
+def test_what_is_absent_costs_nothing_on_the_wire() -> None:
+    """A frame of one tensor, without positions, adapter or scores, is byte for byte what it was before they came."""
+    sample = together_pb2.SampleRequest(offsets=[1], prompt_length=3, top_logprobs=-1, settings=SETTINGS)
+    plain = together_pb2.Frame(
+        step=7,
+        batch=together_pb2.Batch(
+            rows=[together_pb2.Row(sequence=1, position=5, token_ids=[10, 11], sample=sample)],
+            orders=together_pb2.Orders(),
+        ),
+        activation=together_pb2.Activation(dtype="bf16", tokens=2, width=4, data=bytes(range(16))),
+    )
+    assert wire.FRAME.encode(FRAME) == plain.SerializeToString()
 
 
 @settings(max_examples=100, deadline=None)
@@ -96,8 +112,16 @@ def test_every_cut_of_a_frame_is_refused_or_has_a_whole_activation() -> None:
     assert refused > len(sent) // 2
 
 
-def message(dtype: str = "fp32", tokens: int = 2, width: int = 4, data: bytes = bytes(32)) -> bytes:
+def message(
+    dtype: str = "fp32",
+    tokens: int = 2,
+    width: int = 4,
+    data: bytes = bytes(32),
+    others: tuple[tuple[str, int, bytes], ...] = (),
+) -> bytes:
     activation = together_pb2.Activation(dtype=dtype, tokens=tokens, width=width, data=data)
+    for name, wide, held in others:
+        activation.others.add(name=name, dtype="fp32", width=wide, data=held)
     return together_pb2.Frame(step=1, activation=activation).SerializeToString()
 
 
@@ -131,6 +155,11 @@ def inside(number: int, content: bytes) -> bytes:
         message(dtype="bf16"),
         inside(3, inside(1, b"fp32") + field(2, -1) + field(3, 4) + inside(4, bytes(32))),
         inside(3, inside(1, b"fp32") + field(2, 2) + field(3, -4) + inside(4, bytes(32))),
+        message(others=(("", 1, bytes(8)),)),
+        message(others=(("hidden", 1, bytes(8)),)),
+        message(others=(("deep", 1, bytes(8)), ("deep", 1, bytes(8)))),
+        message(others=(("deep", 1, bytes(4)),)),
+        message(others=(("deep", 0, b""),)),
         inside(3, inside(1, b"\xff\xfe")),
         inside(2, inside(1, inside(4, inside(2, b"\xff" * 9)))),
     ],
@@ -138,6 +167,23 @@ def inside(number: int, content: bytes) -> bytes:
 def test_frames_that_contradict_themselves_are_refused(data: bytes) -> None:
     with pytest.raises(FrameRefused, match="not a valid Frame"):
         wire.FRAME.decode(data)
+
+
+@pytest.mark.parametrize("figure", [float("nan"), float("inf"), -1.0])
+def test_what_no_machine_can_have_measured_is_refused(figure: float) -> None:
+    """A plan with one such figure failed, or gave everything to whom it spoke of."""
+    for codec, sent in (
+        (wire.DEVICE_PROFILE, together_pb2.DeviceProfile(ms_per_layer=figure)),
+        (wire.LINK_SPEED, together_pb2.LinkSpeed(hop_ms=figure)),
+    ):
+        with pytest.raises(FrameRefused, match="not a valid"):
+            codec.decode(sent.SerializeToString())
+
+
+def test_rows_that_share_more_than_a_step_are_refused() -> None:
+    """A step of many rows would take less than no time."""
+    with pytest.raises(FrameRefused, match="cannot share more than all of a step"):
+        wire.DEVICE_PROFILE.decode(together_pb2.DeviceProfile(shared=1.1).SerializeToString())
 
 
 def test_a_layer_range_that_is_empty_is_refused() -> None:

@@ -11,6 +11,7 @@ from together.cluster_types import (
     DeviceProfile,
     Endpoint,
     Holding,
+    LetGo,
     LinkOrder,
     LinkSpeed,
     MeasureOrder,
@@ -22,21 +23,28 @@ from together.cluster_types import (
     StageOrder,
     StageState,
     StageStatus,
+    Strain,
     UnitDigest,
     UnitRequest,
 )
 from together.types import (
     DTYPE_BYTES,
     DTYPES,
+    HIDDEN,
     Activation,
     Batch,
+    Continuation,
+    Dtype,
     Failure,
     Fault,
     Fork,
     Frame,
     LayerRange,
     ModelRef,
+    NamedTensor,
     Orders,
+    PackedAs,
+    Packing,
     Row,
     RowResult,
     Sampled,
@@ -44,6 +52,7 @@ from together.types import (
     Sampling,
     StagePlan,
     StageTiming,
+    Threads,
 )
 
 small = st.integers(0, 2**32 - 1)
@@ -75,9 +84,15 @@ samplings = st.builds(
     seed=large,
 )
 sample_requests = st.builds(
-    SampleRequest, small_tuple, samplings, small, signed, allowed=st.none() | st.binary(max_size=8)
+    SampleRequest,
+    small_tuple,
+    samplings,
+    small,
+    signed,
+    allowed=st.none() | st.binary(max_size=8),
+    score=tuples(st.builds(Continuation, small, small)),
 )
-rows = st.builds(Row, large, small, small_tuple, st.none() | sample_requests)
+rows = st.builds(Row, large, small, small_tuple, st.none() | sample_requests, tuples(small_tuple), text)
 orders = st.builds(Orders, st.lists(large, max_size=3).map(tuple), tuples(st.builds(Fork, large, large, small)))
 batches = st.builds(Batch, tuples(rows), orders)
 
@@ -85,12 +100,19 @@ batches = st.builds(Batch, tuples(rows), orders)
 @st.composite
 def activations(draw: st.DrawFn) -> Activation:
     dtype, tokens, width = draw(dtypes), draw(st.integers(0, 4)), draw(st.integers(1, 5))
+    names = draw(st.lists(text.filter(lambda name: name not in ("", HIDDEN)), max_size=2, unique=True))
+    others = tuple(NamedTensor(name, dtype, 2, draw(_elements(dtype, tokens, 2))) for name in names)
+    return Activation(dtype, tokens, width, draw(_elements(dtype, tokens, width)), others)
+
+
+def _elements(dtype: Dtype, tokens: int, width: int) -> st.SearchStrategy[bytes]:
     size = tokens * width * DTYPE_BYTES[dtype]
-    return Activation(dtype, tokens, width, draw(st.binary(min_size=size, max_size=size)))
+    return st.binary(min_size=size, max_size=size)
 
 
 sampled = st.builds(Sampled, small, st.none() | number, values)
-results = st.builds(RowResult, large, small, tuples(sampled), st.none() | text)
+fp32 = st.floats(allow_nan=False, width=32)
+results = st.builds(RowResult, large, small, tuples(sampled), st.none() | text, tuples(fp32))
 frames = st.builds(
     Frame,
     step=large,
@@ -101,7 +123,7 @@ frames = st.builds(
     timings=tuples(st.builds(StageTiming, number, number, small)),
 )
 
-models = st.builds(ModelRef, text, text, text, small, text)
+models = st.builds(ModelRef, text, text, text, small, text, text)
 plans = st.builds(StagePlan, text, text, text, layer_ranges, large)
 stage_orders = st.builds(
     StageOrder, text, text, small, models, plans, dtypes, tuples(st.builds(Source, endpoints, tuples(text)))
@@ -129,6 +151,7 @@ stage_statuses = st.builds(
     rewind=st.none() | small,
     broken_epoch=signed,
     fault=st.sampled_from(Fault),
+    threads=st.none() | st.builds(Threads, small, small),
 )
 node_statuses = st.builds(
     NodeStatus,
@@ -147,15 +170,21 @@ node_statuses = st.builds(
     version=text,
     peers=tuples(endpoints),
     run=text,
+    owner=text,
+    strain=st.none() | st.builds(Strain, *[st.floats(0, 1e12)] * 3),
+    let_go=tuples(st.builds(LetGo, text, text, large, st.floats(0, 1e12))),
 )
-stage_links = st.builds(StageLink, text, large, small, endpoints)
+stage_links = st.builds(StageLink, text, large, small, endpoints, models, small)
 callers = st.builds(Caller, text, text, small, st.none() | endpoints)
 ring_names = st.builds(RingName, text, text, small_tuple)
 blobs = st.builds(Blob, st.binary(max_size=50))
 holdings = st.builds(Holding, text, tuples(text))
 unit_requests = st.builds(UnitRequest, text, text, large)
 unit_digests = st.builds(UnitDigest, large, text)
-measure_orders = st.builds(MeasureOrder, text, text, dtypes, st.binary(max_size=50))
-device_profiles = st.builds(DeviceProfile, number, number, number, number, number, number, large)
+packings = st.sampled_from([Packing("affine", 4, 64), Packing("affine", 3, 16), Packing("nvfp4", 4, 16)])
+maybe_packed = st.none() | packings
+packed_as = st.builds(PackedAs, maybe_packed, maybe_packed, st.booleans())
+measure_orders = st.builds(MeasureOrder, text, text, dtypes, st.binary(max_size=50), packed_as)
+device_profiles = st.builds(DeviceProfile, *[st.floats(0, 1e18)] * 6, large)
 link_orders = st.builds(LinkOrder, endpoints, large)
-link_speeds = st.builds(LinkSpeed, number, number, number)
+link_speeds = st.builds(LinkSpeed, *[st.floats(0, 1e18)] * 3)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,19 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT, until
-from tests.support.checksum import EOS, QUIET, expected_text, make_checksum_model
+from tests.support.checksum import EOS, QUIET, expected_scores, expected_text, make_checksum_model
 from tests.support.hub_home import own_home, own_hub
 from tests.support.patience import PATIENCE
 from tests.support.pieces import exported
+from together.cluster.claims import all_nodes
+from together.cluster_types import LetGo
 from together.errors import BadRequest, BrokenModel, ContextTooLong, LoadFailed, NotServing, RingBroken
 from together.requests import Message
 from together.scripting import Options, PartitionedModel, PartitionStrategy, partition
+from together.settings import load_settings
 from together.types import LayerRange, Sampling
+from together.weights.part import DiskFull
+from together.weights.room import CacheRoom
 
 LAYERS = 4
 BY_HAND = PartitionStrategy(
@@ -78,8 +84,14 @@ def expected(model: PartitionedModel, toy: Path, question: str, tokens: int, sam
 
 def test_it_says_who_holds_what(model: PartitionedModel) -> None:
     assert [str(item) for item in model.plan.ranges] == ["0:1", "1:4"]
-    assert "partition 0: layers 0–0 on cpu (checksum)" in str(model)
-    assert "partition 1: layers 1–3 on cpu (checksum)" in str(model)
+    assert "partition 0: layers 0:1 on cpu (checksum)" in str(model)
+    assert "partition 1: layers 1:4 on cpu (checksum)" in str(model)
+
+
+def test_nodes_of_this_machine_know_what_a_script_uses(model: PartitionedModel) -> None:
+    (own,) = (node for node in all_nodes(load_settings()) if node.pid == os.getpid())
+    assert [claim.size for claim in own.claims] == [part.memory_bytes for part in model.plan.partitions]
+    assert {claim.pid for claim in own.claims} <= {stage.pid for stage in stages()}
 
 
 def test_an_answer_is_the_whole_models(model: PartitionedModel, toy: Path) -> None:
@@ -112,6 +124,21 @@ def test_a_conversation_streams(model: PartitionedModel, toy: Path) -> None:
     same = [Message("user", "one"), Message("assistant", "two"), Message("user", "three")]
     assert len(pieces) > 1
     assert "".join(pieces) == expected_text(toy, model.text.prompt_ids(same), 12, GREEDY)
+
+
+def test_a_text_is_scored_whole_and_in_windows(model: PartitionedModel, toy: Path) -> None:
+    text = "hidden states travel, and tokens come back"
+    wanted = expected_scores(toy, list(text.encode()))
+    score = model.score(text)
+    assert [token.logprob for token in score.tokens] == pytest.approx(wanted, abs=1e-5)
+    assert score.perplexity == pytest.approx(exp(-sum(wanted) / len(wanted)), rel=1e-5)
+    assert model.score(text, window=16, stride=4).windows == 8
+    with pytest.raises(BadRequest, match="the text is empty"):
+        model.score("")
+
+
+def test_bits_per_weight_are_those_that_are_stored(model: PartitionedModel) -> None:
+    assert model.plan.bits_per_weight == 32
 
 
 def test_the_last_piece_has_counts_and_times(model: PartitionedModel) -> None:
@@ -244,6 +271,11 @@ def test_a_model_of_the_hub_is_split_without_its_weights_and_fetched_to_run(
         hub.add("acme/toy", toy)
         assert [str(item) for item in BY_HAND.ranges("acme/toy")] == ["0:1", "1:4"]
         planned = hub.weights_served()
+        monkeypatch.setenv("TOGETHER_CACHE", "0.000001GB")
+        with pytest.raises(DiskFull, match="--cache 1GB"):
+            partition("acme/toy", BY_HAND)
+        monkeypatch.delenv("TOGETHER_CACHE")
+        assert hub.weights_served() == planned
         with partition("acme/toy", BY_HAND) as model:
             assert model.generate("hello", max_tokens=8, temperature=0) == expected(model, toy, "hello", 8)
         assert hub.weights_served() > planned
@@ -318,3 +350,14 @@ def test_a_script_that_is_interrupted_while_it_loads_leaves_nothing(home: Path) 
     _, errors = script.communicate(timeout=PATIENCE)
     assert "KeyboardInterrupt" in errors
     assert not any(child.is_running() for child in children)
+
+
+def test_nobody_lets_go_of_what_a_script_has_loaded(home: Path) -> None:
+    """Nodes of the same machine keep its cache within a limit."""
+    strategy = PartitionStrategy(num_partitions=1, quantize="4", context=256, backend="torch")
+    full = pytest.raises(DiskFull, match="nothing else in it can go")
+    with partition(ROOT / "examples" / "demo_model", strategy), full:
+        CacheRoom(home, 0).make("f" * 64, 1, "another model")
+    gone = list[LetGo]()
+    CacheRoom(home, 100, gone.append).make("f" * 64, 1, "another model")
+    assert [(each.model, each.form) for each in gone] == [("demo_model", "4 bit")]

@@ -84,7 +84,7 @@ def test_strategies_by_speed_measure_it_and_cover_every_layer(toy: Path, kind: s
 def test_a_plan_says_who_holds_what(toy: Path) -> None:
     plan = strategy(num_partitions=2, strategy_type="uniform", context=512, users=1).plan(str(toy))
     assert (plan.context, plan.users, plan.dtype) == (512, 1, "fp32")
-    assert "partition 1: layers 4–7 on cpu (checksum), " in str(plan)
+    assert "partition 1: layers 4:8 on cpu (checksum), " in str(plan)
     assert plan.partitions[0].memory_bytes > 4 * 512 * 8  # KV of its four layers
 
 
@@ -137,9 +137,13 @@ UNFIT: list[tuple[dict[str, Any], type[TogetherError], str]] = [
     ({"num_partitions": 9, "strategy_type": "uniform"}, BadPlan, "has 8 layers, too few for 9 partitions"),
     ({"target_devices": ["cuda:0"]}, BadPlan, "there is no device 'cuda:0' here for checksum; choose among cpu"),
     ({"strategy_type": "custom", "custom_boundaries": [(0, 2), (4, 7)]}, BadPlan, "layers 3:4 are in no range"),
-    ({"strategy_type": "custom", "custom_boundaries": [(0, 4), (4, 7)]}, BadPlan, "starts before layer 5"),
-    ({"strategy_type": "custom", "custom_boundaries": [(0, 3), (4, 6)]}, BadPlan, "end at layer 7, and the model has"),
-    ({"strategy_type": "custom", "custom_boundaries": [(0, 3), (4, 8)]}, BadPlan, "end at layer 9, and the model has"),
+    ({"strategy_type": "custom", "custom_boundaries": [(0, 4), (4, 7)]}, BadPlan, "layers 4:5 are in two ranges"),
+    (
+        {"strategy_type": "custom", "custom_boundaries": [(0, 3), (4, 6)]},
+        BadPlan,
+        "layers 7:8 are in no range; right would be 0:4,4:8",
+    ),
+    ({"strategy_type": "custom", "custom_boundaries": [(0, 3), (4, 8)]}, BadPlan, "no layers 8:9: the model has 8"),
     (
         {"strategy_type": "custom", "custom_boundaries": [(0, 7)], "max_memory_per_partition": "1KB"},
         NotEnoughMemory,

@@ -16,6 +16,7 @@ from together.ring import wire
 from together.types import (
     Activation,
     Batch,
+    Continuation,
     Dtype,
     Frame,
     LayerRange,
@@ -45,9 +46,18 @@ def row(sequence: int, position: int, ids: Sequence[int], at: str = "all", setti
     return Row(sequence, position, tuple(ids), SampleRequest(offsets, settings, len(ids)) if offsets else None)
 
 
-def load_shard(folder: Path, backend: str, layers: LayerRange, dtype: Dtype = "fp32", memory: int = MEMORY) -> Shard:
+def load_shard(
+    folder: Path,
+    backend: str,
+    layers: LayerRange,
+    dtype: Dtype = "fp32",
+    memory: int = MEMORY,
+    *,
+    exact: bool = True,
+) -> Shard:
     device = "gpu" if backend == "mlx" and _has_metal() else "cpu"
-    return open_backend(backend).load(LoadRequest(folder, layers, device, dtype, memory, folder.parent))
+    request = LoadRequest(folder, layers, device, dtype, memory, folder.parent, exact=exact)
+    return open_backend(backend).load(request)
 
 
 def _has_metal() -> bool:
@@ -81,6 +91,19 @@ class Chain:
         frame, results = self._to_last(Batch(rows, orders))
         assert not results, results
         return cast(Logits, cast(Any, self.shards[-1]).logits(frame.batch, frame.activation))
+
+    def scored(self, text: Sequence[int], chunk: int = 10**9) -> list[float]:
+        """The log-probability of every token but the first, in rows of `chunk` tokens."""
+        scores: list[float] = []
+        sequence = new_sequence()
+        for begin in range(0, len(text), chunk):
+            ids = tuple(text[begin : begin + chunk])
+            score = tuple(Continuation(offset, token) for offset, token in enumerate(text[begin + 1 :][: len(ids)]))
+            ask = SampleRequest((), GREEDY, len(text), score=score)
+            (result,) = self.results(Batch((Row(sequence, begin, ids, ask),)))
+            assert result.refusal is None
+            scores.extend(result.scores)
+        return scores
 
     def greedy(self, sequence: int, prompt: Sequence[int], tokens: int) -> tuple[int, ...]:
         """Prefill and decode, as the engine does."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import exp, log
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,15 @@ def expected_tokens(folder: Path, prompt: Sequence[int], count: int, sampling: S
         draw = Draw(sampling, len(tokens), tokens, len(prompt))
         tokens.append(sample(np.array([logits], np.float32), [draw])[0].token_id)
     return tokens[len(prompt) :]
+
+
+def expected_scores(folder: Path, tokens: Sequence[int]) -> list[float]:
+    """The log-probability of every token but the first, given those before it."""
+    model, scores = _Model.read(folder), []
+    for position, (token, following) in enumerate(pairwise(tokens)):
+        logits = model.logits(model.feed(token, position))
+        scores.append(logits[following] - log(sum(map(exp, logits))))
+    return scores
 
 
 def expected_text(folder: Path, prompt: Sequence[int], count: int, sampling: Sampling) -> str:

@@ -26,6 +26,7 @@ import psutil
 
 from tests.support.checksum import expected_text
 from tests.support.patience import PATIENCE
+from together.cluster.node import said_to_parent
 from together.cluster_types import Caller, Endpoint, NodeStatus
 from together.head.head import Head
 from together.planning.request import PlanRequest, parse_layers
@@ -51,6 +52,7 @@ def cluster_settings(home: Path, **overrides: object) -> Settings:
     """Settings of a cluster of its own; the memory is far more than the toy needs."""
     values: dict[str, object] = {
         "home": str(home),
+        "claims": str(home / "claims"),
         "cluster": f"test-{secrets.token_hex(4)}",
         "node_port": free_port_block(),
         "backend": "checksum",
@@ -107,10 +109,14 @@ class Node:
         return Endpoint((self.host,), self.port)
 
     def stages(self) -> list[psutil.Process]:
-        """Its stage processes, living."""
+        """Its stage processes, living. One that still is a copy of its node would stop the node with it."""
+        found = []
         with suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.process.pid).children(recursive=True)
-        return []
+            node = psutil.Process(self.process.pid)
+            for child in node.children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    found += [child] if child.cmdline() != node.cmdline() else []
+        return found
 
     def kill(self) -> None:
         self.process.kill()
@@ -133,13 +139,13 @@ class Node:
             raise
 
     def wait_ready(self) -> None:
-        """Until it says its ports. Fails with what it said instead."""
+        """Until it says where it listens. Fails with what it said instead."""
         deadline = time.monotonic() + PATIENCE
-        while not (said := [line for line in self.lines if " ports " in line]):
+        while not (said := [at for line in self.lines if isinstance(at := said_to_parent(line), Endpoint)]):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the node did not start: {self.lines}")
             time.sleep(0.02)
-        self.port = int(said[0].split(" ports ")[1].split()[0])
+        self.port = said[0].port
 
 
 def start_node(settings: Settings, *peers: Endpoint, within: tuple[str, ...] = ()) -> Node:
@@ -205,6 +211,7 @@ async def running_head(settings: Settings, *nodes: Node) -> AsyncIterator[Head]:
     await head.start()
     try:
         await until(lambda: len(head.view().nodes) >= len(nodes))
+        head.machines._settled = bool(nodes)  # all are here: no first plan waits for machines that may come
         yield head
     finally:
         await head.stop()
@@ -217,6 +224,18 @@ async def running_cluster(home: Path, *names: str, **overrides: object) -> Async
     with running_nodes(settings, *names) as nodes:
         async with running_head(settings, *nodes) as head:
             yield head, nodes
+
+
+@asynccontextmanager
+async def fresh_head(home: Path, settings: Settings, nodes: list[Node]) -> AsyncIterator[Head]:
+    """A head that remembers nothing, of nodes that tests share; leaves them thawed and without stages."""
+    try:
+        async with running_head(replace(settings, home=str(home)), *nodes) as head:
+            yield head
+    finally:
+        for node in nodes:
+            node.thaw()
+    await until(lambda: not any(node.stages() for node in nodes))
 
 
 async def ask(head: Head, text: str = "hello", tokens: int = 12, sampling: Sampling = GREEDY) -> str:

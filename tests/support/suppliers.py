@@ -22,8 +22,9 @@ from together.models.units import units_for
 from together.ring import rpc
 from together.types import LayerRange, ModelRef
 from together.weights.fetch import Fetch
-from together.weights.find import StoreService
 from together.weights.part import Progress, Waiting
+from together.weights.room import CacheRoom
+from together.weights.serve import StoreService
 from together.weights.transfer import Suppliers
 
 HOST = "127.0.0.1"
@@ -63,9 +64,12 @@ def small_weight(folder: Path) -> int:
 
 
 @asynccontextmanager
-async def served(home: Path, replaced: dict[str, rpc.Handler] | None = None) -> AsyncIterator[Endpoint]:
-    """The store of a home on a port of its own; `replaced` are handlers that lie."""
-    server = rpc.make_server(StoreService(home).handlers() | (replaced or {}))
+async def served(
+    home: Path, replaced: dict[str, rpc.Handler] | None = None, cache: int | None = None
+) -> AsyncIterator[Endpoint]:
+    """The store of a home on a port of its own; `replaced` are handlers that lie, `cache` its limit in bytes."""
+    store = StoreService(home, CacheRoom(home, cache).convert)
+    server = rpc.make_server(store.handlers() | (replaced or {}))
     port = server.add_insecure_port(f"{HOST}:0")
     await server.start()
     try:
@@ -80,6 +84,7 @@ class Fetcher:
 
     home: Path
     own: Endpoint
+    cache: int | None = None  # bytes
 
     async def fetch(self, model: ModelRef, layers: LayerRange, sources: tuple[Source, ...], progress: Progress) -> Path:
         """From sources that stay where they are, waiting in silence."""
@@ -89,7 +94,10 @@ class Fetcher:
     async def fetch_from(
         self, suppliers: Suppliers, model: ModelRef, layers: LayerRange, progress: Progress, waiting: Waiting
     ) -> Path:
-        return await Fetch(self.home, self.home.name, suppliers, model, layers, progress, waiting).run()
+        tell = progress, waiting, lambda _: None
+        return await Fetch(
+            self.home, self.home.name, suppliers, model, layers, *tell, CacheRoom(self.home, self.cache)
+        ).run()
 
 
 def fetcher(home: Path, own: Endpoint = NOWHERE) -> Fetcher:
@@ -140,4 +148,4 @@ async def hashed(home: Path, toy: Path) -> None:
     manifest = describe(toy)
     async with served(home) as endpoint, rpc.open_channel(HOST, endpoint.port) as channel:
         for unit in manifest.units:
-            await rpc.call(channel, rpc.DIGEST, UnitRequest(manifest.fingerprint, unit), "studio")
+            await rpc.call(channel, rpc.DIGEST, UnitRequest(manifest.key, unit), "studio")

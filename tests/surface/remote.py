@@ -17,6 +17,11 @@ from tests.surface.client import said
 from tests.surface.served import served_page
 from webui.events import HERE_ONLY
 
+SILENT = {
+    "models",
+    "opened",
+    "usual",
+}  # nothing is chosen or shown to another machine, and nothing was asked by a person
 CHATTING = {"ask", "example", "again", "stop", "clear", "reset", "_show_ratio"}  # from everywhere
 REASON = HERE_ONLY[1:]  # a notice begins with a capital
 
@@ -43,11 +48,11 @@ def check(there: dict[str, str], here: dict[str, str], folder: str) -> None:
     for name, answer in there.items():
         assert "process_completed" in answer, f"{name}: {answer}"
         assert folder not in answer, f"{name}: {answer}"
-        if name != "models":  # nothing is chosen from there; the list stays as it is, without a sentence
+        if name not in SILENT:
             assert (REASON in answer) == (name not in CHATTING), f"{name}: {answer}"
         assert REASON not in here[name], f"{name}: {here[name]}"
     assert all("1 token ·" in there[name] for name in ("ask", "example"))
-    assert ["(in service)" in answers["models"] for answers in (here, there)] == [True, False]
+    assert ["(in service)" in answers["opened"] for answers in (here, there)] == [True, False]
 
 
 async def answers_of(within: tuple[str, ...], url: str, orders: dict[str, Any]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from together.api.server import bind, serving, url_of
 from together.head.head import Head
 from webui import page
 
-NO_VALUES: dict[type, object] = {gr.Chatbot: [], gr.State: None, gr.Slider: 1, gr.Number: 0}
+NO_VALUES: dict[type, object] = {gr.Chatbot: [], gr.State: None, gr.Slider: 1, gr.Number: 1}
 
 
 @dataclass(slots=True)

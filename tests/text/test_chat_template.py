@@ -137,7 +137,11 @@ def test_a_conversation_that_takes_too_much_is_refused_alone(name: str) -> None:
     ],
     ids=["brackets", "not", "ifs", "power", "filter"],
 )
-def test_a_template_that_cannot_be_compiled_is_a_broken_model(source: str, reason: str) -> None:
+def test_a_template_that_cannot_be_compiled_is_a_broken_model(
+    source: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reason == "too much time":
+        monkeypatch.setattr(rendering, "COMPILE", rendering.Limit(1.0, PATIENCE))
     with watched_memory() as sizes, pytest.raises(BrokenModel, match=f"chat template of evil .*({reason})"):
         ChatTemplate("evil", {"default": source}, {})
     assert max(sizes) < MOST_GROWTH
@@ -220,6 +224,8 @@ def test_the_process_ends_with_a_parent_that_was_killed(body: str) -> None:
 import sys
 from together.text.chat_template import ChatTemplate
 from together.requests import Message
+from together.text import rendering
+rendering.RENDER = rendering.Limit(60.0, 2.0)
 template = ChatTemplate("evil", {"default": "x" + sys.argv[1]}, {})
 template.warm()
 template._renderer.submit(lambda: None).result()

@@ -338,20 +338,20 @@ async def test_a_refused_schema_leaves_the_engine_as_it_was(toy: Path) -> None:
 
 
 async def test_answers_that_are_set_back_are_the_same(toy: Path) -> None:
-    """The ring is too small for all: some are preempted, and their grammars give known masks again."""
+    """The ring is too small for all (where they meet); the preempted get known masks again."""
     wide = closed(a={"type": "string", "minLength": 120, "maxLength": 130})
     requests = [ask(wide, seed) for seed in range(3)]
     model = TextModel.open(toy)
-    texts = []
-    for capacity in (8192, 320):
-        async with LoopbackRing(loads(toy, (2, 4), capacity)) as ring:
+    preempted, texts = 0, list[list[str]]()
+    while not preempted and len(texts) < 6:  # on a busy machine one may end before the next begins
+        async with LoopbackRing(loads(toy, (2, 4), 320 if texts else 8192)) as ring:
             engine = Engine(ring, model.eos)
             async with serving(engine):
                 answers = await asyncio.gather(*(answers_of(engine, model, request) for request in requests))
                 texts.append([joined(pieces) for (pieces,) in answers])
                 preempted = engine.stats().preempted
     assert preempted > 0
-    assert texts[0] == texts[1]
+    assert all(each == texts[0] for each in texts)
     for text in texts[0]:
         assert_matches(text, wide)
 

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.conftest import RealApp
 from tests.support.patience import PATIENCE_MS
+from tests.support.reading import faults, repeated
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -19,8 +20,9 @@ CHROMIUM = next(
 expect.set_options(timeout=PATIENCE_MS)  # a busy machine draws late
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Of one file: while Playwright runs, no test of the same process can have a loop of its own."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     with sync_playwright() as playwright:
@@ -80,3 +82,25 @@ def measurements(page: Page) -> str:
     line = page.locator("#chat .bot.message > .message.thought").last
     expect(line).to_be_visible()
     return line.inner_text()
+
+
+# All text of the page that a person can come across: what stands there, apart from what the toy says in the chat, and
+# what fields and drawings say of themselves.
+ALL_TEXT = """() => {
+  const said = (each) => [each.placeholder, each.title, each.getAttribute("aria-label")];
+  const apart = (each) => !each.closest("#chat .message");
+  const aside = [...document.querySelectorAll("[placeholder], [title], [aria-label]")].filter(apart).flatMap(said);
+  const messages = [...document.querySelectorAll("#chat .message")];
+  const before = messages.map((each) => each.style.display);
+  messages.forEach((each) => each.style.display = "none");
+  const shown = document.body.innerText;
+  messages.forEach((each, index) => each.style.display = before[index]);
+  return [shown, ...aside.filter(Boolean)];
+}"""
+
+
+def reads_well(page: Page) -> None:
+    """Nothing on the page is wrong in the ways of `tests.support.reading`, and no sentence stands there twice."""
+    shown, *aside = page.evaluate(ALL_TEXT)
+    assert [fault for text in (shown, *aside) for fault in faults(text)] == []
+    assert repeated(shown.splitlines()) == []

@@ -1,4 +1,4 @@
-"""One question through every door: page, terminal, chat route and completions route give one prompt and one sampling.
+"""One question through every door: page, terminal, script, chat and completions route have one prompt and one sampling.
 
 The toy's text depends on every token of the prompt and on how it is drawn, so equal texts say that both are equal.
 """
@@ -15,6 +15,7 @@ from tests.conftest import RealApp, serving_instead
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.webui.conftest import answers, ask, measurements, open_page
 from together.requests import Message
+from together.scripting import PartitionStrategy, partition
 from together.text.tokenizer import TextModel
 
 QUESTION, SYSTEM, SEED, TOKENS = "Which door is it?", "Answer briefly.", 11, 24
@@ -27,6 +28,14 @@ def page_says(page: Page) -> str:
     ask(page, QUESTION, TOKENS)
     measurements(page)
     return answers(page)[-1]
+
+
+def script_says(toy: Path, home: Path, messages: list[dict[str, str]]) -> str:
+    how = PartitionStrategy(num_partitions=1, strategy_type="uniform", backend="checksum", context=256, users=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOGETHER_HOME", str(home))
+        with partition(toy, how) as model:
+            return model.generate(messages, seed=SEED, max_tokens=TOKENS)
 
 
 def words(text: str) -> str:
@@ -55,3 +64,34 @@ def test_every_door_asks_the_same(page: Page, real_app: RealApp, tmp_path: Path,
     assert completion["usage"]["prompt_tokens"] == chat["usage"]["prompt_tokens"]
     assert terminal == said
     assert words(shown) == words(said)
+    assert script_says(toy, tmp_path / "home", messages) == said
+
+
+def test_terminal_and_page_say_what_cut_an_answer_off(page: Page, real_app: RealApp, tmp_path: Path) -> None:
+    endless = make_checksum_model(tmp_path / "endless", quiet_ids=(*QUIET, EOS))
+    with serving_instead(real_app, endless):
+        usual = real_app.command("chat", "Hello").stderr
+        open_page(page, real_app)
+        expect(page.locator("#cluster-header .model")).to_have_text("endless")
+        expect(page.locator("#max-tokens input")).to_have_value("2048")
+        ask(page, "Hello", 7)
+        assert "the answer was cut off at its limit of 7 tokens; to go on, write: continue" in measurements(page)
+    assert usual == "(the answer was cut off at its limit of 2048 tokens; for a longer one add: --max-tokens 4096)\n"
+
+
+def test_terminal_and_page_say_that_the_context_is_full(page: Page, real_app: RealApp, tmp_path: Path) -> None:
+    narrow = make_checksum_model(tmp_path / "narrow", context=64, quiet_ids=(*QUIET, EOS), seed=2)
+    with serving_instead(real_app, narrow):
+        answer = real_app.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]}).json()
+        assert answer["choices"][0]["finish_reason"] == "length"
+        made, context = answer["usage"]["completion_tokens"], answer["usage"]["total_tokens"]
+        short = f"the answer was cut off after {made} tokens: the context of {context} tokens is full"
+        limitless = real_app.command("chat", "Hello", "--max-tokens", "-1")
+        assert limitless.stderr.startswith(f"({short}")
+        assert real_app.command("chat", "Hello").stderr == limitless.stderr
+        assert "\n" not in limitless.stdout.removesuffix("\n")
+        open_page(page, real_app)
+        expect(page.locator("#cluster-header .model")).to_have_text("narrow")
+        page.locator("#question textarea").fill("Hello")
+        page.locator("#question textarea").press("Enter")
+        assert short in measurements(page)

@@ -11,7 +11,7 @@ from playwright.sync_api import Page, Route, expect
 
 from tests.conftest import EVIL_NAME, NODE_NAMES, RealApp, until
 from tests.support.patience import PATIENCE
-from tests.webui.conftest import answers, ask, measurements, open_page, set_number
+from tests.webui.conftest import answers, ask, measurements, open_page, reads_well, set_number
 from webui import gr
 from webui.answers import Answers
 from webui.conversation import thought, turn
@@ -67,6 +67,7 @@ def test_stop_leaves_a_chat_alone_that_it_does_not_change() -> None:
     """What it sent back could come after the click that cleared the chat."""
     answers = Answers(None)  # type: ignore[arg-type]  # no head is asked
     assert answers.stop([turn("user", "Hello"), turn("assistant", "Hi")])[0] == gr.skip()
+    assert answers.stop([])[0] == [], "a cleared chat that a late part of its answer drew again is cleared again"
     thinking = [turn("user", "Hello"), thought("Hm", "Thinking… 2 s")]
     assert answers.stop(thinking)[0][-1]["metadata"]["title"] == "Thought for 2 s, stopped"
 
@@ -130,14 +131,19 @@ def test_header_and_table_say_who_holds_what(page: Page, real_app: RealApp) -> N
     assert "checksum/cpu" in row.inner_text()
     assert "GB free" in row.inner_text()
     expect(page.locator("#load-again")).to_be_hidden()
+    reads_well(page)
 
 
 def test_a_wrong_seed_and_a_long_prompt_are_sentences(page: Page, real_app: RealApp) -> None:
     open_page(page, real_app)
     page.locator("#seed input, #seed textarea").fill("seven")
     ask(page, "Hello", 5)
-    expect(page.locator("#notice")).to_contain_text("The seed is a whole number")
+    expect(page.locator("#notice")).to_contain_text("the seed is a whole number")
     expect(page.locator("#question textarea")).to_have_value("Hello")  # to be sent again
+    page.locator("#seed input, #seed textarea").fill("")
+    ask(page, "Hello", 0)
+    expect(page.locator("#notice")).to_contain_text("Max tokens is at least 1, or empty for 2048")
+    set_number(page, "#max-tokens", 5)
     page.locator("#seed input, #seed textarea").fill("7")
     page.locator("#question textarea").fill("x" * 5000)
     page.locator("#send").click()
@@ -171,9 +177,11 @@ def test_trouble_is_mended_or_said_and_the_model_loads_again(page: Page, own_app
     expect(page.locator("#cluster-header .pill")).to_have_text("FAILED")
     expect(page.locator("#cluster-header .sentence")).to_contain_text("onerror=")
     ask(page, "Again", 5)
-    expect(page.locator("#notice")).to_contain_text("here is no model")
+    expect(page.locator("#notice")).to_contain_text("no model answers now, for the reason at the top")
+    reads_well(page)
     page.locator("#load-again").click()
     expect(page.locator("#cluster-header .pill")).to_have_text("READY")
+    expect(page.locator("#notice")).to_be_hidden()  # it is about what is past
     ask(page, "Again", 5)
     expect(page.locator("#chat .bot.message > .message.thought").last).to_contain_text("5 tokens")
     assert page.title() == "together"

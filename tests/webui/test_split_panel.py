@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import psutil
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
-from tests.conftest import EVIL_NAME, LAYERS, NODE_NAMES, RealApp, until
+from tests.conftest import EVIL_NAME, LAYERS, NODE_NAMES, RealApp, start_app, until
 from tests.support.checksum import EOS, QUIET, make_checksum_model
+from tests.support.gguf_models import make_gguf
+from tests.support.other_programs import LIBRARY, OllamaFolder
 from tests.support.patience import PATIENCE, PATIENCE_MS
-from tests.webui.conftest import answers, ask, measurements, open_page, set_number
+from tests.support.reading import faults
+from tests.webui.conftest import answers, ask, measurements, open_page, reads_well
 
 MEASURED = 2 * PATIENCE_MS  # two nodes of one machine measure one after another
+
+# A number typed into a field, and the counts and ranges before any answer of the head can be there.
+TYPED = """([index, text]) => {
+  const field = document.getElementById(`split-layers-${index}`);
+  field.focus();
+  field.value = text;
+  field.dispatchEvent(new Event("input", { bubbles: true }));
+  const all = (place) => [...document.querySelectorAll(place)];
+  const ranges = all("#split-panel .layer-bar .segment-range").map((each) => each.textContent);
+  return [all(".split-count").map((each) => Number(each.value)), ranges];
+}"""
 
 
 def recommend(page: Page) -> None:
     page.locator("#split-recommend").click()
     expect(page.locator("#split-apply")).to_be_enabled(timeout=MEASURED)
+
+
+def field(page: Page, name: str) -> Locator:
+    return page.locator(f"#split-{name} :is(input, textarea)")
 
 
 def set_layers(page: Page, *counts: int) -> None:
@@ -40,8 +60,23 @@ def red(page: Page) -> str:
 
 
 def choose_model(page: Page, name: str) -> None:
-    page.locator("#split-model input").click()
+    choose(page, "#split-model", name)
+
+
+def choose(page: Page, control: str, name: str) -> None:
+    page.locator(f"{control} input").click()
     page.locator("#split-column [role=option]", has_text=name).click()
+
+
+def test_after_the_first_answers_page_and_status_say_what_a_token_takes(page: Page, real_app: RealApp) -> None:
+    open_page(page, real_app)
+    for _ in range(2):
+        real_app.post("/v1/completions", {"prompt": "Hello", "max_tokens": 30}).raise_for_status()
+    until(lambda: real_app.status()["pace"], PATIENCE, "the pace was looked at")
+    measured = re.compile(r"measured: [\d.]+ ms per token, [\d.]+ tokens/s for one person alone")
+    expect(page.locator("#split-pace")).to_contain_text(measured)
+    assert measured.search(real_app.command("status").stdout)
+    assert real_app.status()["pace"]["measured_ms"] > 2 * LAYERS  # layers that sleep 2 ms
 
 
 def test_a_split_is_recommended_with_reasons_and_names_are_text(page: Page, real_app: RealApp) -> None:
@@ -49,64 +84,117 @@ def test_a_split_is_recommended_with_reasons_and_names_are_text(page: Page, real
     recommend(page)
     assert ranges(page, "#split-panel")[-1].endswith(f":{LAYERS}")
     assert sorted(page.locator("#split-panel td .node-name").all_inner_texts()) == NODE_NAMES
-    expect(page.locator("#split-speed")).to_contain_text("tokens/s for one person alone")
-    expect(page.locator("#split-speed")).to_contain_text("for 4 people together")
-    expect(page.locator("#split-why")).to_contain_text("a token takes")
+    expect(page.locator("#split-speed")).to_contain_text("tokens/s for one user ·")
+    expect(page.locator("#split-speed")).to_contain_text("tokens/s for 4 users at once")
+    expect(page.locator("#split-why")).to_contain_text("the whole model fits on it")
     assert page.locator("#split-why").inner_text().count(EVIL_NAME) >= 2
     assert page.locator("#split-panel img").count() == 0
     assert page.title() == "together"
     expect(page.locator("#split-reset")).to_be_disabled()
+    reads_well(page)
+
+
+def counts(page: Page) -> list[int]:
+    return [int(field.input_value() or -1) for field in page.locator(".split-count").all()]
 
 
 def test_an_edit_is_scored_as_it_is_made(page: Page, real_app: RealApp) -> None:
     open_page(page, real_app)
     recommend(page)
-    before = page.locator("#split-speed").inner_text()
-    counts = [int(page.locator(f"#split-layers-{index}").input_value()) for index in range(2)]
-    giver = counts.index(max(counts))  # with two nodes of one machine it has them all
-    edited = [counts[index] + (-1 if index == giver else 1) for index in range(2)]
+    before, recommended = page.locator("#split-speed").inner_text(), counts(page)
+    giver = recommended.index(max(recommended))  # with two nodes of one machine it has them all
     page.locator(f"#split-more-{1 - giver}").click()
-    expect(page.locator("#split-wrong")).to_have_text(f"the layers add up to {LAYERS + 1}, the model has {LAYERS}")
-    assert "the layers add up" in red(page)
-    expect(page.locator("#split-apply")).to_be_disabled()
-    page.locator(f"#split-less-{giver}").click()
+    edited = [count + (-1 if index == giver else 1) for index, count in enumerate(recommended)]
+    assert counts(page) == edited
     expect(page.locator("#split-apply")).to_be_enabled()
     expect(page.locator("#split-wrong")).to_be_empty()
     expect(page.locator("#split-speed")).not_to_have_text(re.compile(f"^({re.escape(before)})?$"))
     assert ranges(page, "#split-panel")[0] == f"0:{edited[0]}"
+    page.locator("#split-layers-0").fill(str(LAYERS + 5))
+    said = f"the layers add up to {LAYERS + 5}, the model has {LAYERS}; take 5 from {EVIL_NAME}"
+    expect(page.locator("#split-wrong")).to_contain_text(said)
+    assert "the layers add up" in red(page)
+    reads_well(page)
+    expect(page.locator("#split-apply")).to_be_disabled()
     page.locator("#split-layers-0").fill("")
     expect(page.locator("#split-wrong")).to_contain_text("its number of layers is missing")
     expect(page.locator("#split-apply")).to_be_disabled()
     page.locator("#split-reset").click()
     expect(page.locator("#split-apply")).to_be_enabled()
     expect(page.locator("#split-speed")).to_have_text(before)
-    assert [page.locator(f"#split-layers-{index}").input_value() for index in range(2)] == list(map(str, counts))
+    assert counts(page) == recommended
+
+
+def test_what_one_machine_takes_its_neighbours_give(page: Page, own_app: RealApp) -> None:
+    toy = make_checksum_model(own_app.home / "models" / "twelve", layers=12, quiet_ids=(*QUIET, EOS))
+    (toy / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS], "temperature": 9}))
+    own_app.post("/control/nodes", {"action": "start"})
+    page.goto(own_app.url)
+    expect(page.locator("#cluster-nodes tbody tr")).to_have_count(3)
+    choose_model(page, toy.name)
+    choose(page, "#split-strategy", "Equal layers")
+    recommend(page)
+    assert counts(page) == [4, 4, 4]
+    assert page.evaluate(TYPED, [0, "7"]) == [[7, 1, 4], ["0:7", "7:8", "8:12"]]
+    assert page.evaluate(TYPED, [0, "70"])[0] == [70, 0, 0]  # on the way to 10
+    assert page.evaluate(TYPED, [0, "10"])[0] == [10, 0, 2]
+    page.locator("#split-layers-2").press("ArrowUp")
+    assert counts(page) == [9, 0, 3]
+    page.locator("#split-layers-1").fill("2")
+    assert counts(page) == [9, 2, 1]
+    page.locator("#split-less-2").click()
+    assert counts(page) == [9, 3, 0]
+    page.locator("#split-less-1").click()
+    assert counts(page) == [10, 2, 0]
+    page.locator("#split-more-2").click()
+    assert counts(page) == [10, 1, 1]
+    page.locator("#split-layers-1").fill("12")
+    assert counts(page) == [0, 12, 0]
+    expect(page.locator("#split-apply")).to_be_enabled()
+    memory = page.locator("#split-panel [data-label=Memory]")
+    expect(memory.first).to_contain_text("nothing of ")
+    page.locator("#split-less-1").click()
+    assert counts(page) == [0, 11, 1]
+    log, odd = (
+        own_app.home.parent / "log",
+        "together: generation_config.json of twelve has temperature = 9, which is ignored",
+    )
+    assert "generation_config" not in log.read_text()  # a model that is only planned is nobody's trouble yet
+    page.locator("#split-apply").click()
+    expect(page.locator("#split-said .good")).to_contain_text("twelve runs by this split", timeout=MEASURED)
+    until(lambda: ranges(page, "#cluster-header") == ["0:11", "11:12"], PATIENCE, "the header shows the new split")
+    assert log.read_text().count(odd) == 1
 
 
 def test_what_does_not_fit_is_said_with_what_would(page: Page, real_app: RealApp) -> None:
     open_page(page, real_app)
-    set_number(page, "#split-users", 1_000_000)
+    field(page, "users").fill("1000000")
     page.locator("#split-recommend").click()
     expect(page.locator("#split-panel .wrong")).to_contain_text("the model does not fit", timeout=MEASURED)
     expect(page.locator("#split-panel .advice")).to_contain_text("instead of 1000000 users at once")
+    reads_well(page)
     expect(page.locator("#split-apply")).to_have_count(0)
 
 
 def test_a_wrong_wish_and_a_strange_model_are_sentences(page: Page, real_app: RealApp) -> None:
     open_page(page, real_app)
-    page.locator("#split-strategy input").click()
-    page.locator("#split-column [role=option]", has_text="By a ratio").click()
+    choose(page, "#split-strategy", "By a ratio")
     page.locator("#split-ratio input, #split-ratio textarea").fill("three")
     page.locator("#split-recommend").click()
     expect(page.locator("#split-panel .wrong")).to_contain_text("'three' is not numbers", timeout=MEASURED)
     page.locator("#split-ratio input, #split-ratio textarea").fill("3:1")
-    set_number(page, "#split-context", 5000)
+    field(page, "context").fill("5000")
     page.locator("#split-recommend").click()
     expect(page.locator("#split-panel .wrong")).to_contain_text("choose at most 4096", timeout=MEASURED)
-    set_number(page, "#split-context", -1)
+    reads_well(page)
+    field(page, "context").fill("-1")
     page.locator("#split-recommend").click()
-    expect(page.locator("#split-panel .wrong")).to_contain_text("-1 is less than 0")
-    set_number(page, "#split-context", 0)
+    expect(page.locator("#split-panel .wrong")).to_contain_text("context: '-1' is no whole number from 1 on; write one")
+    field(page, "context").fill("")
+    choose(page, "#split-form", "4 bit")
+    page.locator("#split-recommend").click()
+    expect(page.locator("#split-panel .wrong")).to_contain_text("toy has no matrix that fits 4 bit", timeout=MEASURED)
+    choose(page, "#split-form", "As published")
     page.locator("#split-model input").fill(EVIL_NAME)
     page.locator("#split-model input").press("Enter")
     page.locator("#split-recommend").click()
@@ -116,11 +204,36 @@ def test_a_wrong_wish_and_a_strange_model_are_sentences(page: Page, real_app: Re
     assert page.title() == "together"
 
 
-def test_models_of_this_machine_can_be_chosen(page: Page, real_app: RealApp) -> None:
+def test_models_can_be_chosen_and_empty_fields_show_what_is_taken(page: Page, real_app: RealApp) -> None:
     open_page(page, real_app)
+    context, users = field(page, "context"), field(page, "users")
+    expect(context).to_have_attribute("placeholder", "4096")  # the model's own
+    expect(users).to_have_attribute("placeholder", "4")
+    assert context.input_value() == users.input_value() == ""
+    page.locator("#split-model input").fill("org/name")
+    page.locator("#split-model input").press("Enter")
+    expect(context).to_have_attribute("placeholder", "at most 8192")
+    page.reload()
     expect(page.locator("#split-model input")).to_have_value("toy (in service)")
     page.locator("#split-model input").click()
     expect(page.locator("#split-column [role=option]", has_text="demo_model")).to_be_visible()
+
+
+def test_a_model_of_another_program_can_be_chosen(page: Page, tmp_path: Path) -> None:
+    file = make_gguf(tmp_path / "made")
+    OllamaFolder(tmp_path / "ollama").add(f"{LIBRARY}/llama3.2/3b", file.read_bytes())
+    with start_app(tmp_path, OLLAMA_MODELS=str(tmp_path / "ollama")) as app:
+        open_page(page, app)
+        page.locator("#split-model input").click()
+        option = page.locator("#split-column [role=option]", has_text="llama3.2:3b")
+        expect(option).to_contain_text("of Ollama")
+        option.click()
+        read = app.home / "imports"
+        until(lambda: list(read.glob("*/llama3.2-3b/gguf.json")), PATIENCE, "the file is read where it lies")
+        page.reload()
+        page.locator("#split-model input").click()
+        listed = page.locator("#split-column [role=option]", has_text="llama3.2-3b (4 layers")
+        expect(listed).to_contain_text("of Ollama")
 
 
 def test_an_edited_split_is_applied_and_the_table_follows_machines(page: Page, own_app: RealApp) -> None:
@@ -148,10 +261,12 @@ def test_an_edited_split_is_applied_and_the_table_follows_machines(page: Page, o
     recommend(page)
     page.locator("#split-apply").click()
     expect(page.locator("#split-loading")).to_contain_text(re.compile(r"layers \d:\d of 6 · \d0 %"))
-    expect(page.locator("#cluster-header .sentence")).to_contain_text("being loaded (loading, ")
+    reads_well(page)
+    expect(page.locator("#cluster-header .sentence")).to_contain_text("being loaded: loading")
     expect(page.locator("#split-said .good")).to_contain_text("slow runs by this split", timeout=MEASURED)
     expect(page.locator("#split-loading")).to_be_empty()
     expect(page.locator("#split-model input")).to_have_value("slow (in service)")
+    reads_well(page)
 
     known = {process.pid for process in own_app.tree()}
     own_app.post("/control/nodes", {"action": "start"})
@@ -163,4 +278,7 @@ def test_an_edited_split_is_applied_and_the_table_follows_machines(page: Page, o
     lost = page.locator("#cluster-nodes tbody tr", has_text=f"{EVIL_NAME}-3")
     expect(lost.locator(".pill")).to_have_text("FAILED")
     expect(lost.locator(".cause")).to_contain_text("lost: ")
+    expect(lost.locator("[data-label=Memory], [data-label=Layers]")).to_have_text(["–", "–"])
+    reads_well(page)
+    assert faults(own_app.command("status").stdout, ("two spaces",)) == []
     expect(page.locator("#split-stale")).to_be_empty()  # the machines of the plan are all there are, again

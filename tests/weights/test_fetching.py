@@ -62,6 +62,7 @@ async def test_only_the_bytes_of_the_layers_travel_and_a_second_time_none(tmp_pa
         assert told[-1] == (weight_of(toy, FIRST), weight_of(toy, FIRST))
         assert [done for done, _ in told] == sorted(done for done, _ in told)
 
+        await until(lambda: not link.connected)  # their last words count, too
         before, told[:] = (link.back.sent, link.accepted), []
         assert await own.fetch(lab_ref(toy), FIRST, sources, lambda *now: told.append(now)) == folder
         assert await fetcher(tmp_path / "laptop").fetch(lab_ref(toy), MIDDLE, (), quiet) == folder
@@ -207,6 +208,7 @@ async def test_what_was_cancelled_resumes(tmp_path: Path, toy: Path) -> None:
         fetch.cancel()
         with pytest.raises(asyncio.CancelledError):
             await fetch
+        await until(lambda: not link.connected)  # what was still on its way belongs to the cancelled fetch
         kept, before = part.stat().st_size, link.back.sent
         link.bytes_per_s = None
         told: list[tuple[int, int]] = []

@@ -107,6 +107,7 @@ async def test_a_ring_with_a_node_that_had_no_weights_answers_right(tmp_path: Pa
         stack.push_async_callback(server.stop, 0)
         client = await join_ring(
             stages,
+            orders[0].model,
             epoch=0,
             own=own,
             inlets=inlets,
@@ -135,6 +136,7 @@ async def test_a_node_that_is_killed_while_it_fetches_resumes_and_then_moves_no_
             await call(node, rpc.LOAD, order)
             await until(lambda: part.is_file() and part.stat().st_size > 3 * MEGABYTE)
             node.kill()
+        await until(lambda: not link.connected)
         kept, before = part.stat().st_size, link.back.sent
         link.bytes_per_s = None
         with running_node(settings) as node:
@@ -142,6 +144,7 @@ async def test_a_node_that_is_killed_while_it_fetches_resumes_and_then_moves_no_
                 stage = await stage_when(node, settings, order, StageState.READY, StageState.FAILED)
                 assert stage.cause == ""
                 assert link.back.sent - before < (weight_of(toy, FIRST) - kept) * SLACK
+        await until(lambda: not link.connected)
         before = link.back.sent
         with running_node(settings) as node:
             async with loaded(node, order):

@@ -13,7 +13,7 @@ from tests.support.pieces import carry, exported, flip, random_model
 from together.errors import BrokenModel
 from together.models.spec import read_spec
 from together.types import LayerRange, ModelRef
-from together.weights.find import BUNDLED, find_units, hub_cache, known_models, not_here
+from together.weights.find import BUNDLED, find_units, known_models, not_here
 from together.weights.store import Store
 
 FIRST = ("embed.safetensors", "layer-00000.safetensors")
@@ -161,10 +161,3 @@ def test_an_export_in_the_models_folder_is_listed(original: Path, home: Path) ->
     flip(home / "models" / "half" / "norm.safetensors")  # a list reads no weights
     (half,) = (model for model in known_models(home) if model.folder.name == "half")
     assert (half.name, half.held) == ("tiny", "layers 1:2, norm, head")
-
-
-def test_where_the_hubs_cache_is(tmp_path: Path) -> None:
-    assert hub_cache({"HF_HUB_CACHE": "/a"}) == Path("/a")
-    assert hub_cache({"HF_HOME": "/b"}) == Path("/b/hub")
-    assert hub_cache({"XDG_CACHE_HOME": "/c"}) == Path("/c/huggingface/hub")
-    assert hub_cache({}) == Path.home() / ".cache" / "huggingface" / "hub"

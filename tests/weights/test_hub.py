@@ -77,7 +77,7 @@ def test_a_description_costs_header_samples_and_small_files(hub: HubServer, stor
     assert hub.weights_served() - header <= samples + NEAR
     assert hub.served.keys() == {"config.json", "tokenizer.json", "model.safetensors"}, "no code, nothing else"
     kept = read_spec(store.folder(manifest.fingerprint))
-    assert kept.layer_params == read_spec(folder).layer_params
+    assert kept.layer_weights == read_spec(folder).layer_weights
 
 
 def test_further_templates_come_along_and_nothing_else_of_a_folder(
@@ -309,8 +309,9 @@ def test_pickles_are_refused(hub: HubServer, store: Store, tmp_path: Path) -> No
     with pytest.raises(UnsupportedModel, match="only pickle weights"):
         describe_hub(REPO, store)
     (folder / "pytorch_model.bin").rename(folder / "model.gguf")
-    with pytest.raises(UnsupportedModel, match="GGUF"):
+    with pytest.raises(BrokenModel, match="it is no GGUF file"):
         describe_hub(REPO, store)
+    hub.served.clear()
     (folder / "model.gguf").rename(folder / "adapter_config.json")
     with pytest.raises(UnsupportedModel, match="adapter"):
         describe_hub(REPO, store)

@@ -64,8 +64,35 @@ def test_an_id_of_the_hub(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "address",
+    [
+        "https://huggingface.co/org/unknown-1.5B",
+        "https://huggingface.co/org/unknown-1.5B/tree/main",
+        "huggingface.co/org/unknown-1.5B/",
+        " https://hf.co/org/unknown-1.5B?library=transformers",
+    ],
+)
+def test_the_address_of_a_page_of_the_hub(home: Path, address: str) -> None:
+    assert resolve_model(address, home) == "org/unknown-1.5B"
+
+
+@pytest.mark.parametrize(
     "text",
-    ["", "unknown", "a/b/c", "../x", "x/..", "/no/such", "~/no-such-folder", "a b/c", "a/b\0", "a/" + "b" * 5000],
+    [
+        "",
+        "https://huggingface.co/org",
+        "https://huggingface.co/org/x/tree/v2",
+        "https://else.where/org/x",
+        "unknown",
+        "a/b/c",
+        "../x",
+        "x/..",
+        "/no/such",
+        "~/no-such-folder",
+        "a b/c",
+        "a/b\0",
+        "a/" + "b" * 5000,
+    ],
 )
 def test_what_is_nothing(home: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # nothing of these names is beside it

@@ -27,7 +27,8 @@ from together.models.names import layer_unit
 from together.models.reading import read_unit
 from together.ring import rpc, wire
 from together.types import LayerRange, ModelRef
-from together.weights.find import StoreService
+from together.weights.room import CacheRoom
+from together.weights.serve import StoreService
 from together.weights.store import Store
 
 MEBIBYTE = 2**20
@@ -162,7 +163,7 @@ async def test_random_bytes_are_refused(tmp_path: Path) -> None:
 @asynccontextmanager
 async def offered(home: Path, folder: Path) -> AsyncIterator[Asked]:
     """A store that was offered a folder which nobody would find."""
-    service = StoreService(home)
+    service = StoreService(home, CacheRoom(home).convert)
     service.offer(lab_ref(folder), folder)
     server = rpc.make_server(service.handlers())
     port = server.add_insecure_port(f"{HOST}:0")

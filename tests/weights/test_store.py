@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 
 from tests.support.patience import PATIENCE
 from tests.support.pieces import carry, flip, random_model, unit_bytes
-from together.errors import BrokenModel
+from together.errors import BadInput, BrokenModel
 from together.models.manifest import describe, read_manifest, small_files
 from together.models.reading import units_here
 from together.types import LayerRange
 from together.weights import store as store_module
 from together.weights.part import DiskFull
-from together.weights.store import Store, UnitBusy
+from together.weights.store import Store, UnitBusy, drafted
 from together.wording import sizes_text
 
 FIRST = "layer-00000.safetensors"
@@ -367,3 +367,16 @@ def test_a_manifest_that_another_process_holds(tmp_path: Path, home: Path, monke
     monkeypatch.setattr(store_module, "_LOCK_WITHIN", 0.1)
     with FileLock(home / "shards" / ".locks" / f"{print_}-manifest.lock"), pytest.raises(UnitBusy, match="try again"):
         begun(home, folder)
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    folder, draft = tmp_path / "out", tmp_path / ".out.new"
+    with drafted(folder, draft) as filled:
+        (filled / "first").touch()
+        with pytest.raises(BadInput, match="is being written already"), drafted(folder, draft):
+            raise AssertionError("it is taken")
+    assert [item.name for item in tmp_path.rglob("*")] == ["out", "first"]
+    folder.joinpath("first").unlink()
+    with drafted(folder, draft) as filled:
+        (filled / "second").touch()
+    assert (folder / "second").is_file()

@@ -1,0 +1,87 @@
+"""GGUF files on every backend against transformers on what the package `gguf` makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mlx.core")
+
+from gguf import GGMLQuantizationType as Kind
+
+from tests.backends.conftest import Rings
+from tests.backends.judged import PROMPT, conforms
+from tests.support.chain import Chain, load_shard, row
+from tests.support.families import LAYERS, reference_logits
+from tests.support.gguf_files import every, imported, make_plain, mixed, write_gguf, write_judge
+from together.errors import BrokenModel
+from together.models.gguf.kinds import PACKINGS
+from together.models.spec import read_runnable
+from together.types import LayerRange
+
+PAIRS = (("mlx", "mlx"), ("torch", "torch"), ("torch", "mlx"), ("mlx", "torch"))
+FAMILIES = ("llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma3_text", "qwen3_moe")
+
+
+Files = Callable[[str, str], tuple[Path, Path]]
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """`files(family, kind)` → the folder of a GGUF file, and that of its judge; each is made once."""
+    made: dict[tuple[str, str], tuple[Path, Path]] = {}
+
+    def make(name: str, kind: str) -> tuple[Path, Path]:
+        if (name, kind) not in made:
+            place = tmp_path_factory.mktemp(f"{name}-{kind}")
+            plain = make_plain(place / "plain", name)
+            file = write_gguf(plain, place / "m.gguf", mixed if kind == "mixed" else every(Kind[kind]))
+            made[name, kind] = imported(file, place / "model"), write_judge(file, plain, place / "judge")
+        return made[name, kind]
+
+    return make
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_in_mixed_types(ring: Rings, files: Files, name: str, pair: tuple[str, str]) -> None:
+    folder, judge = files(name, "mixed")
+    conforms(ring(folder, pair, (2,)), judge)
+
+
+@pytest.mark.parametrize("kind", PACKINGS)
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_every_type(ring: Rings, files: Files, name: str, kind: str) -> None:
+    folder, judge = files(name, kind)
+    spec = read_runnable(folder)
+    assert PACKINGS[kind] in spec.packings
+    assert spec.dtype == "bf16"  # whatever norms and routers are in
+    conforms(ring(folder, ("torch", "mlx"), (2,)), judge)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q8_0"])
+def test_by_default_torch_is_near(files: Files, kind: str) -> None:
+    folder, judge = files("llama", kind)
+    found = Chain([load_shard(folder, "torch", LayerRange(0, LAYERS), exact=False)]).logits(row(1, 0, PROMPT))
+    wanted = reference_logits(judge, PROMPT)
+    assert np.linalg.norm(found - wanted) < 8e-2 * np.linalg.norm(wanted)
+
+
+def test_a_file_that_changes_under_a_model_is_noticed(tmp_path: Path) -> None:
+    """A tied embedding is looked up in the file: other bytes would be other words, without an error."""
+    plain = make_plain(tmp_path / "plain", "llama-tied")
+    file = write_gguf(plain, tmp_path / "m.gguf", every(Kind.Q8_0))
+    folder = imported(file, tmp_path / "model")
+    chain = Chain([load_shard(folder, "torch", LayerRange(0, LAYERS))])
+    before = chain.logits(row(1, 0, PROMPT))
+    kept = file.rename(tmp_path / "kept.gguf")  # replaced, and deleted: what is mapped stays
+    file.write_bytes(b"another file")
+    assert np.array_equal(chain.logits(row(2, 0, PROMPT)), before)
+    with kept.open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"x")
+    with pytest.raises(BrokenModel, match="was changed while its model was loaded"):
+        chain.logits(row(3, 0, PROMPT))

@@ -1,0 +1,139 @@
+"""What a family reads of config.json beside what all of them do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.families import model_class
+from together.errors import BrokenModel, TogetherError, UnsupportedModel
+from together.models.config import effective
+from together.models.families import BY_NAME
+
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "architectures")  # nobody reads their defaults
+SHAPE: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize("family", BY_NAME)
+def test_a_configuration_in_the_normal_form_stays_as_it_is(family: str) -> None:
+    found = effective("tiny", {**SHAPE, "model_type": family})
+    assert effective("tiny", found) == found
+
+
+SAID_OTHERWISE = {  # the same in other words
+    "deepseek_v3": {"num_nextn_predict_layers"},  # layers that nobody runs
+    "exaone4": {"sliding_window_pattern"},  # letters for a number
+    "mixtral": {"head_dim"},  # None for what follows from other numbers
+    "phi3": {"rope_parameters"},  # which part of a head is turned, where that is all of it
+    "qwen2_moe": {"sliding_window"},  # 0 for none
+}
+
+
+@pytest.mark.parametrize("family", BY_NAME)
+def test_what_a_file_does_not_say_is_what_transformers_assumes(family: str) -> None:
+    silent = {"hidden_size": 12288, "num_hidden_layers": 4}
+    theirs = model_class(family).config_class(**silent).to_dict()
+    ours = effective("tiny", {**silent, "model_type": family})
+    different = {key for key, value in ours.items() if key in theirs and key not in IDS and value != theirs[key]}
+    assert different == SAID_OTHERWISE.get(family, set())
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "said"),
+    [
+        (
+            {"model_type": "smollm3", "no_rope_layers": [1, 0]},
+            BrokenModel,
+            "for other layers than its 4",
+        ),
+        ({"model_type": "smollm3", "no_rope_layers": "all"}, BrokenModel, "no_rope_layers"),
+        (
+            {"model_type": "phi3", "rope_scaling": {"type": "longrope"}},
+            UnsupportedModel,
+            "by 'longrope', which",
+        ),
+        ({"model_type": "phi3", "partial_rotary_factor": 2.0}, BrokenModel, "partial_rotary_factor = 2.0"),
+        ({"model_type": "phi3", "sliding_window": -1}, BrokenModel, "sliding_window = -1"),
+        ({"model_type": "olmo3", "layer_types": ["full_attention"]}, BrokenModel, "layer_types for other layers"),
+        ({"model_type": "olmo3", "layer_types": ["round"] * 4}, UnsupportedModel, "layers of the kind 'round'"),
+        ({"model_type": "deepseek_v3", "scoring_func": "softmax"}, UnsupportedModel, "scoring_func 'softmax'"),
+        ({"model_type": "kimi_k2", "moe_layer_freq": 2}, UnsupportedModel, "moe_layer_freq = 2"),
+        ({"model_type": "glm4_moe_lite", "n_group": 5}, BrokenModel, "n_routed_experts = 64"),
+        ({"model_type": "glm4_moe", "n_routed_experts": 9, "n_group": 4}, BrokenModel, "n_routed_experts = 9"),
+        ({"model_type": "glm4_moe", "n_group": 2, "topk_group": 3}, BrokenModel, "topk_group = 3"),
+        ({"model_type": "glm4_moe", "scoring_func": "softmax"}, UnsupportedModel, "scoring_func 'softmax'"),
+        ({"model_type": "minimax_m2", "num_local_experts": 0}, BrokenModel, "num_local_experts = 0"),
+        ({"model_type": "minimax_m2", "rotary_dim": "half"}, BrokenModel, "rotary_dim = 'half'"),
+        ({"model_type": "olmoe", "num_experts": 0}, BrokenModel, "num_experts = 0"),
+        ({"model_type": "qwen2_moe", "mlp_only_layers": "all"}, BrokenModel, "mlp_only_layers = 'all'"),
+        ({"model_type": "granite", "logits_scaling": 0}, BrokenModel, "logits_scaling = 0"),
+        ({"model_type": "llama", "partial_rotary_factor": 0.5}, UnsupportedModel, "a part of each head"),
+    ],
+)
+def test_values_that_are_none_are_named(config: dict[str, Any], error: type[TogetherError], said: str) -> None:
+    with pytest.raises(error, match=said):
+        effective("tiny", SHAPE | config)
+
+
+def test_layers_without_rope_may_have_a_window() -> None:
+    config = SHAPE | {"model_type": "smollm3", "use_sliding_window": True, "sliding_window": 8}
+    found = effective("tiny", config)
+    assert found["no_rope_layers"] == [1, 1, 1, 0]
+    assert found["layer_types"] == ["full_attention"] * 3 + ["sliding_attention"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "letters"),
+    [({"sliding_window_pattern": "LLG"}, "LLGG"), ({}, "LLLG"), ({"sliding_window_pattern": 2}, "LGLG")],
+)
+def test_patterns_of_windows(pattern: dict[str, Any], letters: str) -> None:
+    """EXAONE's last layer sees everything where letters say the rest."""
+    found = effective("tiny", SHAPE | {"model_type": "exaone4"} | pattern)
+    assert found["sliding_window_pattern"] == letters
+    assert ["L" if kind.startswith("sliding") else "G" for kind in found["layer_types"]] == list(letters)
+
+
+def test_a_pattern_that_is_none_is_named() -> None:
+    with pytest.raises(BrokenModel, match="sliding_window_pattern = 'LX'"):
+        effective("tiny", SHAPE | {"model_type": "exaone4", "sliding_window_pattern": "LX"})
+
+
+@pytest.mark.parametrize(("family", "theta"), [("smollm3", 2e6), ("olmo2", 1e4), ("phi3", 1e4)])
+def test_theta_is_transformers_own_where_nothing_is_said(family: str, theta: float) -> None:
+    assert effective("tiny", SHAPE | {"model_type": family})["rope_parameters"]["rope_theta"] == theta
+
+
+def test_theta_of_both_kinds_of_layers() -> None:
+    ropes = effective("tiny", SHAPE | {"model_type": "olmo3"})["rope_parameters"]
+    assert {rope["rope_theta"] for rope in ropes.values()} == {5e5}
+
+
+def test_an_attention_factor_that_follows_from_the_factor_is_as_good_as_absent() -> None:
+    yarn = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}
+
+    def rope(**more: float) -> Any:
+        return effective("tiny", SHAPE | {"model_type": "llama", "rope_scaling": yarn | more})["rope_parameters"]
+
+    assert rope(attention_factor=1.2079441541679836) == rope()
+    assert rope(attention_factor=1.2)["attention_factor"] == 1.2
+
+
+def test_a_theta_for_the_whole_of_olmo_3_is_that_of_layers_without_a_window() -> None:
+    found = effective("tiny", SHAPE | {"model_type": "olmo3", "rope_theta": 10_000.0})["rope_parameters"]
+    assert {kind: each["rope_theta"] for kind, each in found.items()} == {
+        "sliding_attention": 500_000.0,
+        "full_attention": 10_000.0,
+    }
+
+
+def test_the_part_that_rope_turns_may_be_a_number_of_values() -> None:
+    """As MiniMax publishes it."""
+    found = effective("tiny", SHAPE | {"model_type": "minimax_m2", "head_dim": 32, "rotary_dim": 8})
+    assert found["rope_parameters"]["partial_rotary_factor"] == 0.25
+
+
+def test_every_other_of_qwen2_moes_first_layers_has_a_window() -> None:
+    config = SHAPE | {"model_type": "qwen2_moe", "use_sliding_window": True, "max_window_layers": 2}
+    kinds = effective("tiny", config)["layer_types"]
+    assert kinds == ["sliding_attention", "full_attention", "full_attention", "full_attention"]

@@ -1,0 +1,269 @@
+"""Checkpoints in MLX's format, written by mlx-lm's own functions, and the plain ones that compute the same.
+
+`write_mlx` quantizes a plain folder as `mlx_lm.convert` does. `write_judge` widens the result by the rules of
+`together.weights.quantize`, under the names of transformers, so that transformers can say what its logits are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from shutil import copy
+from typing import Any, cast
+from unittest.mock import patch
+
+import mlx.core as mx
+import numpy as np
+from safetensors.numpy import save_file
+
+from tests.support.case import Case
+from tests.support.families import BY_NAME, make_checkpoint
+from tests.support.widen import dequantize
+from together.models.codes import Floats
+from together.models.form import stack_of
+from together.models.packing import Mode, packing_of
+from together.types import Dtype
+
+INDEX = "model.safetensors.index.json"
+Settings = dict[str, Any]
+Choice = bool | Settings  # whether a module is quantized, or how, where it differs from the others
+Choose = Callable[[str, Any], Choice]  # by the module's path
+
+# Widths in which groups of 128 fit, except that of Gemma's o_proj, 96: it stays plain in groups of 64.
+SHAPE = {"hidden_size": 128, "intermediate_size": 256}
+_MORE: dict[str, dict[str, Any]] = {
+    "llama": {"head_dim": 32},
+    "llama-tied": {"head_dim": 32},
+    "mistral": {"head_dim": 32},
+    "gemma3_text": {"head_dim": 24},
+    "qwen3_moe": {"head_dim": 32, "moe_intermediate_size": 128},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MlxForm:
+    """What `mlx_lm.convert` is told: the usual packing, and, by a module's path, what differs from it."""
+
+    name: str
+    mode: Mode
+    bits: int
+    group: int
+    choose: Choose | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def by_width(path: str, module: Any) -> Choice:
+    """3, 5 and 6 bits, in groups of 32, 64 and 128, as far as a matrix is wide enough for them."""
+    width = module.weight.shape[-1]
+    for ends, settings in _WIDTHS.items():
+        if path.endswith(ends) and width % settings["group_size"] == 0:
+            return {**settings, "mode": "affine"}
+    return True
+
+
+_WIDTHS: dict[tuple[str, ...], Settings] = {
+    ("v_proj", "down_proj"): {"group_size": 64, "bits": 6},
+    ("q_proj", "lm_head"): {"group_size": 128, "bits": 6},
+    ("gate_proj", "embed_tokens"): {"group_size": 32, "bits": 5},
+    ("k_proj",): {"group_size": 128, "bits": 5},
+    (".gate",): {"group_size": 64, "bits": 8},
+}
+
+
+def ends_plain(path: str, module: Any) -> Choice:
+    """Embedding and head stay as they are."""
+    return not path.endswith(("embed_tokens", "lm_head"))
+
+
+FORMS = {
+    form.name: form
+    for form in (
+        MlxForm("affine-4", "affine", 4, 64),
+        MlxForm("affine-8", "affine", 8, 64),
+        MlxForm("mixed", "affine", 3, 32, by_width),
+        MlxForm("mxfp4", "mxfp4", 4, 32),
+        MlxForm("nvfp4", "nvfp4", 4, 16),
+        MlxForm("mxfp8", "mxfp8", 8, 32),
+        MlxForm("ends-plain", "affine", 4, 32, ends_plain),
+        *(MlxForm(f"affine-{bits}-g{group}", "affine", bits, group) for bits in (2, 3, 5, 6) for group in (32, 64)),
+        *(MlxForm(f"affine-{bits}-g128", "affine", bits, 128) for bits in (2, 3, 4, 5, 6, 8)),
+    )
+}
+
+
+def make_plain(folder: Path, name: str, dtype: Dtype = "fp32", **more: Any) -> Path:
+    """A plain checkpoint of a case of families.py, in widths that can be quantized."""
+    case: Case = BY_NAME[name]
+    return make_checkpoint(folder, case, dtype, **{**SHAPE, **_MORE.get(name, {}), **case.wide, **more})
+
+
+def write_mlx(plain: Path, folder: Path, form: MlxForm | None, *, files: int = 1, prefix: str = "") -> Path:
+    """Quantize `plain` into `folder`, or only rewrite it where there is no `form`; returns the folder.
+
+    `prefix` stands before the paths of config.json's overrides.
+    """
+    utils = mlx_lm()
+    with patch("mlx.core.load", _loaded(mx.load)):
+        model, config = utils.load_model(plain, lazy=True, model_config=_hub_words(plain))
+    if form is not None:
+        how = (form.group, form.bits, form.mode)
+        model, config = utils.quantize_model(model, config, *how, quant_predicate=form.choose)
+    with patch.object(utils, "make_shards", lambda weights: _shards(weights, files)):  # its own limit is 5 GB
+        utils.save_model(folder, model)
+    if prefix:
+        config["quantization"] = {
+            prefix + key if isinstance(value, dict) else key: value for key, value in config["quantization"].items()
+        }
+    utils.save_config(config, folder / "config.json")
+    for file in plain.iterdir():  # the tokenizer and what else lies beside the weights
+        if not (folder / file.name).exists() and not file.name.endswith((".safetensors", INDEX)):
+            copy(file, folder / file.name)
+    return folder
+
+
+def _loaded(load: Callable[[str], Any]) -> Callable[[str], dict[str, mx.array]]:
+    """mlx-lm expects experts that are fused as its own conversions of them; transformers saves them otherwise."""
+
+    def loaded(file: str) -> dict[str, mx.array]:
+        return dict(_unfused(load(file)))
+
+    return loaded
+
+
+def _unfused(weights: Mapping[str, mx.array]) -> Iterator[tuple[str, mx.array]]:
+    for name, array in weights.items():
+        match = _FUSED.fullmatch(name)
+        if match is None:
+            yield name, array
+            continue
+        projection, end = match[2], "bias" if match[3] else "weight"
+        turned = array if match[3] else mx.swapaxes(array, 1, 2)
+        parts = {"gate_proj": turned[:, 0::2], "up_proj": turned[:, 1::2]}
+        for part, values in parts.items() if projection == "gate_up_proj" else [(projection, turned)]:
+            yield f"{match[1]}.{part}.{end}", mx.contiguous(values)
+
+
+_FUSED = re.compile(r"(.+\.mlp\.experts)\.(gate_up_proj|down_proj)(_bias)?")
+
+
+def _hub_words(plain: Path) -> dict[str, Any]:
+    """What mlx-lm asks for: hubs' words, which transformers 5 does not write any more."""
+    config = json.loads((plain / "config.json").read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or {}
+    rope = rope.get("full_attention", rope)
+    found = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    found |= {"head_dim": width, "rotary_dim": int(width * rope.get("partial_rotary_factor", 1.0))}
+    found["shared_intermediate_size"] = 0
+    found |= {"rope_scaling": None} if rope.get("rope_type") == "default" else {}
+    return found | ({"num_experts": config["num_local_experts"]} if "num_local_experts" in config else {})
+
+
+@cache
+def mlx_lm() -> Any:
+    """`mlx_lm.utils`, kept from lowering this process's limit of open files for good."""
+    with patch("resource.setrlimit"):
+        return import_module("mlx_lm.utils")
+
+
+def _shards(weights: Mapping[str, mx.array], files: int) -> list[dict[str, mx.array]]:
+    """In runs, as mlx-lm divides them: a matrix and its scales may lie in different files."""
+    parts = np.array_split(np.array(list(weights)), files)
+    return [{str(name): weights[str(name)] for name in part} for part in parts]
+
+
+# --- the judge --------------------------------------------------------------------------------------------------------
+
+
+def write_judge(folder: Path, plain: Path, judge: Path) -> Path:
+    """The folder in MLX's format, made from `plain`, with its weights widened to fp32 under transformers' names."""
+    judge.mkdir()
+    config = json.loads((plain / "config.json").read_text(encoding="utf-8"))
+    (judge / "config.json").write_text(json.dumps(config | {"dtype": "float32"}), encoding="utf-8")
+    save_file(dict(_published(widened(folder, _widths(plain)))), judge / "model.safetensors", {"format": "pt"})
+    return judge
+
+
+def widened(folder: Path, widths: Mapping[str, int]) -> dict[str, Floats]:
+    """Every matrix, norm and bias of a folder in MLX's format, in fp32, by its name there.
+
+    `widths`: the inputs of every matrix, by its path.
+    """
+    stored = stored_arrays(folder)
+    found = {}
+    for name, array in stored.items():
+        path = name.removesuffix(".weight")
+        scales, biases = stored.get(f"{path}.scales"), stored.get(f"{path}.biases")
+        if path != name and scales is not None:
+            packing = packing_of(widths[path], array.shape[-1], scales.shape[-1], biases=biases is not None)
+            assert packing is not None, name
+            factors = np.array(scales) if biases is None else _floats(scales)
+            found[name] = dequantize(np.array(array), factors, None if biases is None else _floats(biases), packing)
+        elif not name.endswith((".scales", ".biases")):
+            found[name] = _floats(array)
+    return found
+
+
+def stored_arrays(folder: Path) -> dict[str, mx.array]:
+    """All tensors of a folder, lazily."""
+    files = [cast(dict[str, mx.array], mx.load(str(file))) for file in sorted(folder.glob("*.safetensors"))]
+    return {name: array for file in files for name, array in file.items()}
+
+
+def _widths(plain: Path) -> dict[str, int]:
+    """The inputs of every matrix of a plain folder, by the path that MLX gives it."""
+    shapes = {name: array.shape for name, array in _unfused(stored_arrays(plain))}
+    paths = {stack_of(name).removesuffix(".weight"): name for name in shapes}
+    return {path: shapes[name][-1] for path, name in paths.items()}
+
+
+def _floats(array: mx.array) -> Floats:
+    return np.array(array.astype(mx.float32))
+
+
+_STACKED = re.compile(r"(.+\.(mlp|block_sparse_moe))\.switch_mlp\.(.+)\.weight")
+_MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+
+
+def _published(weights: Mapping[str, Floats]) -> Iterator[tuple[str, Floats]]:
+    """Experts one by one or fused, as transformers publishes them."""
+    for name, values in weights.items():
+        unfused = _UNFUSED.fullmatch(name)
+        if unfused is not None:
+            yield from _fused(weights, *unfused.groups())
+            continue
+        match = _STACKED.fullmatch(name)
+        if match is None:
+            yield name, np.ascontiguousarray(values)
+            continue
+        name = match[3] if match[2] == "mlp" else _MIXTRAL[match[3]]
+        for expert, one in enumerate(values):
+            yield f"{match[1]}.experts.{expert}.{name}.weight", np.ascontiguousarray(one)
+
+
+def _fused(weights: Mapping[str, Floats], path: str, part: str, end: str) -> Iterator[tuple[str, Floats]]:
+    if part == "up_proj":
+        return  # together with gate
+    values, name = weights[f"{path}.{part}.{end}"], part
+    if part == "gate_proj":
+        both = np.stack((values, weights[f"{path}.up_proj.{end}"]), axis=2)  # they take turns
+        values, name = both.reshape(len(values), -1, *values.shape[2:]), "gate_up_proj"
+    turned = values.swapaxes(1, 2) if end == "weight" else values
+    yield f"{path}.{name}{'' if end == 'weight' else '_bias'}", np.ascontiguousarray(turned)
+
+
+_UNFUSED = re.compile(r"(.+\.mlp\.experts)\.((?:gate|up|down)_proj)\.(weight|bias)")
+
+
+def convert(plain: Path, folder: Path, **more: Any) -> Path:
+    """`mlx_lm.convert --quantize` of a folder with a tokenizer; returns the new folder."""
+    mlx_lm()
+    import_module("mlx_lm.convert").convert(str(plain), str(folder), quantize=True, **more)
+    return folder
