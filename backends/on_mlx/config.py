@@ -6,11 +6,13 @@ compute otherwise is refused: the head asks too, before it unloads anything.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from together.errors import UnsupportedModel
 from together.models.families import BY_NAME
+from together.models.rope import BETA
 from together.models.spec import ModelSpec
 from together.types import Dtype, LayerRange, Packing
 from together.wording import quoted
@@ -31,6 +33,19 @@ class Rope:
     kind: str
     width: int  # values of a head that it turns, the first ones
     settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How queries grow with their position: as Llama 4's, by `beta`, each time that it passes `length`."""
+
+    beta: float
+    length: int
+
+
+def growth(config: Mapping[str, Any]) -> Growth | None:
+    given = config["rope_parameters"]
+    return Growth(given[BETA], given["original_max_position_embeddings"]) if BETA in given else None
 
 
 def dialect(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
 from backends.base import Computing, LoadRequest
-from backends.on_mlx.config import Rope, dialect, ropes, runs_packed
+from backends.on_mlx.config import Growth, Rope, dialect, growth, ropes, runs_packed
 from backends.on_mlx.packed import kernel_of, pack_modules
 from backends.on_mlx.tensors import MX, held_arrays, unfused, unfused_names
 from together.errors import BadSetting, BrokenModel, UnsupportedModel
@@ -97,9 +97,9 @@ def _attention(
 
 
 class Layer(Protocol):
-    """A decoder layer of mlx-lm: `[1, tokens, hidden]` to the same."""
+    """A decoder layer of mlx-lm: `[1, tokens, hidden]` to the same. `given` ends with a mask, which we have none of."""
 
-    def __call__(self, x: mx.array, mask: None, cache: AttentionCache) -> mx.array: ...
+    def __call__(self, x: mx.array, *given: mx.array | None, cache: AttentionCache) -> mx.array: ...
 
 
 class Project(Protocol):
@@ -125,6 +125,7 @@ class Slice:
     embed: Project | None
     embed_scale: float
     logits_scale: float
+    growth: Growth | None
     norm: Project | None
     head: Project | None
 
@@ -142,6 +143,14 @@ class Slice:
         states = self.embed(mx.array(ids, mx.int32)[None])
         scale = mx.array(self.embed_scale, mx.float32).astype(states.dtype)
         return states if self.embed_scale == 1.0 else states * scale
+
+    def given(self, positions: list[int], kind: mx.Dtype) -> tuple[mx.array | None, ...]:
+        """What layers get between states and cache: what their queries are multiplied by, and no mask."""
+        if self.growth is None:
+            return (None,)
+        passed = mx.floor(mx.array(positions, mx.int32) / self.growth.length)
+        scale = 1.0 + self.growth.beta * mx.log(1.0 + passed)  # [tokens]
+        return scale.astype(kind)[:, None], None
 
     def logits(self, states: mx.array) -> mx.array:
         """`[rows, hidden]` to float32 `[rows, vocab]`."""
@@ -217,6 +226,7 @@ def slice_of(model: Module, config: Mapping[str, Any], spec: ModelSpec) -> Slice
         embed=embed,
         embed_scale=family.embedding_scale(config),
         logits_scale=family.logits_scale(config),
+        growth=growth(config),
         norm=norm,
         head=head,
     )

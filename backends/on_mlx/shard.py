@@ -204,13 +204,14 @@ class MlxShard(LedgerShard[mx.array]):
         """Of 4, 8, 16, … layers it is computed while the next ones are put together; the rest not yet."""
         found = self._parts.embedding(token_ids(rows)) if states is None else states
         pairs = zip(self._parts.layers, self._caches.packed(rows), strict=True)
+        given = self._parts.given(positions(rows), found.dtype)
         begun = _FIRST
         with self._trusted(rows):
             for number, (layer, cache) in enumerate(pairs):
                 if number == begun:
                     mx.async_eval(found)
                     begun *= 2
-                found = layer(found, None, cache=cache)
+                found = layer(found, *given, cache=cache)
         return found
 
     def _write(self, rows: tuple[Row, ...], states: mx.array) -> Activation:

@@ -121,6 +121,10 @@ FORMS: dict[str, tuple[str, Form]] = {  # name: the case of families.py it is ma
     "compiled": ("llama", renamed("_orig_mod.model.", "_orig_mod.lm_head.")),
     "mistral3": ("mistral", wrapped("mistral3", "language_model.model.", "language_model.lm_head.")),
     "mistral3 of transformers 5": ("mistral", wrapped("mistral3", "model.language_model.", "lm_head.")),
+    "mistral3 around ministral3": (
+        "ministral3",
+        wrapped("mistral3", "language_model.model.", "language_model.lm_head."),
+    ),
     "gemma3": ("gemma3_text", wrapped("gemma3", "language_model.model.", "language_model.lm_head.")),
     "numbered": ("qwen3_moe", numbered),
     "stale index": ("llama", stale_index),

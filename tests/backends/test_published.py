@@ -99,11 +99,11 @@ def test_a_sparse_wrapper_has_transformers_defaults(tmp_path: Path) -> None:
     assert (ours["num_attention_heads"], ours["head_dim"], ours["tie_word_embeddings"]) == (8, 256, True)
 
 
-@pytest.mark.parametrize("family", ["gemma3", "mistral3"])
+@pytest.mark.parametrize("text", ["gemma3_text", "mistral", "ministral3"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_wrappers_that_transformers_saved(tmp_path: Path, family: str, backend: str) -> None:
+def test_wrappers_that_transformers_saved(tmp_path: Path, text: str, backend: str) -> None:
     """A whole model of text and pictures, saved by its own class: its text is what that class computes."""
-    model = _with_pictures(family)
+    model = _with_pictures(text)
     model.save_pretrained(tmp_path / "m")
     with torch.inference_mode():
         expected = model(input_ids=torch.tensor([PROMPT]), use_cache=False).logits[0].float().numpy()
@@ -123,7 +123,7 @@ def _with_pictures(family: str) -> Any:
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24, "max_position_embeddings": 256}
     eyes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     eyes |= {"image_size": 16, "patch_size": 8}
-    if family == "gemma3":
+    if family == "gemma3_text":
         config = Gemma3Config(
             text_config=text | {"sliding_window": 8, "pad_token_id": 0, "query_pre_attn_scalar": 24},
             vision_config=eyes,
@@ -132,7 +132,7 @@ def _with_pictures(family: str) -> Any:
         )
         return Gemma3ForConditionalGeneration(config).eval()
     other = Mistral3Config(
-        text_config=text | {"model_type": "mistral", "sliding_window": None},
+        text_config=text | {"model_type": family, "sliding_window": None},
         vision_config=eyes | {"model_type": "pixtral", "head_dim": 8},
         image_token_index=VOCAB - 1,
         tie_word_embeddings=False,

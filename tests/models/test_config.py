@@ -120,7 +120,7 @@ def test_a_value_that_is_none_is_named(config: dict[str, Any], named: str) -> No
         ({"model_type": "qwen3", "use_sliding_window": True, "layer_types": ["full_attention", "chunked"]}, "chunked"),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "both directions"),
         ({"model_type": "mistral3"}, "without text_config"),
-        ({"model_type": "mistral3", "text_config": {"model_type": "ministral3"}}, "ministral3"),
+        ({"model_type": "mistral3", "text_config": {"model_type": "mistral4"}}, "mistral4"),
         ({"model_type": "llava", "text_config": {"model_type": "llama"}}, "llava"),
     ],
 )

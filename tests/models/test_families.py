@@ -24,6 +24,7 @@ def test_a_configuration_in_the_normal_form_stays_as_it_is(family: str) -> None:
 SAID_OTHERWISE = {  # the same in other words
     "deepseek_v3": {"num_nextn_predict_layers"},  # layers that nobody runs
     "exaone4": {"sliding_window_pattern"},  # letters for a number
+    "ministral3": {"rope_parameters"},  # without a length that nobody reads
     "mixtral": {"head_dim"},  # None for what follows from other numbers
     "phi3": {"rope_parameters"},  # which part of a head is turned, where that is all of it
     "qwen2_moe": {"sliding_window"},  # 0 for none
@@ -54,6 +55,21 @@ def test_what_a_file_does_not_say_is_what_transformers_assumes(family: str) -> N
             "by 'longrope', which",
         ),
         ({"model_type": "phi3", "partial_rotary_factor": 2.0}, BrokenModel, "partial_rotary_factor = 2.0"),
+        (
+            {"model_type": "ministral3", "rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
+            BrokenModel,
+            "llama_4_scaling_beta",
+        ),
+        (
+            {"model_type": "ministral3", "rope_theta": 1e4, "rope_scaling": {"type": "linear"}},
+            UnsupportedModel,
+            "linear",
+        ),
+        (
+            {"model_type": "ministral3", "sliding_window": 8, "layer_types": ["full_attention"] * 4},
+            UnsupportedModel,
+            "layers without one",
+        ),
         ({"model_type": "phi3", "sliding_window": -1}, BrokenModel, "sliding_window = -1"),
         ({"model_type": "olmo3", "layer_types": ["full_attention"]}, BrokenModel, "layer_types for other layers"),
         ({"model_type": "olmo3", "layer_types": ["round"] * 4}, UnsupportedModel, "layers of the kind 'round'"),
@@ -137,3 +153,16 @@ def test_every_other_of_qwen2_moes_first_layers_has_a_window() -> None:
     config = SHAPE | {"model_type": "qwen2_moe", "use_sliding_window": True, "max_window_layers": 2}
     kinds = effective("tiny", config)["layer_types"]
     assert kinds == ["sliding_attention", "full_attention", "full_attention", "full_attention"]
+
+
+def test_queries_that_do_not_grow() -> None:
+    """0 is a value of its own, where other numbers of a rope must be larger."""
+    rope = {"type": "yarn", "rope_theta": 1e6, "factor": 4.0, "llama_4_scaling_beta": 0, "mscale_all_dim": 0}
+    found = effective("tiny", SHAPE | {"model_type": "ministral3", "rope_parameters": rope})["rope_parameters"]
+    assert found == {
+        "rope_type": "yarn",
+        "rope_theta": 1e6,
+        "factor": 4.0,
+        "original_max_position_embeddings": 262144,
+        "llama_4_scaling_beta": 0.0,
+    }

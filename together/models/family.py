@@ -131,6 +131,8 @@ class Family:
     rotary_width: str = ""  # the key by which older files say how many values of a head are turned
     interleaved: bool = False  # rope turns neighbours of a head, not its halves
     rope_kinds: tuple[str, ...] = ("default", "linear", "llama3", "yarn")  # how it may be scaled
+    rope: Mapping[str, Any] = field(default_factory=dict)  # all of it, where config.json is silent
+    rope_needs: tuple[str, ...] = ()  # keys that its rope's parameters have beside those of their kind
     roped: Callable[[Config, int], bool] = always  # whether a layer has rope
     written: bool = False  # whether `convert` writes it as mlx-lm reads it, which tests prove for each
     gguf: GgufNames = field(default_factory=GgufNames)

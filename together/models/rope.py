@@ -17,6 +17,8 @@ from together.models.values import MOST_SHOWN, bad_value
 from together.wording import quoted
 
 _LENGTH = "original_max_position_embeddings"
+BETA = "llama_4_scaling_beta"  # how fast queries grow with their position; 0: not at all
+QUERIES_GROW = (BETA, _LENGTH)
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # what each needs, and what it may have
     "default": ((), ()),
     "linear": (("factor",), ()),
@@ -31,6 +33,8 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # what each needs
 def rope_parameters(name: str, config: Mapping[str, Any], family: Family, context: int) -> dict[str, Any]:
     """Checked parameters: one set, or one for each kind of layer. Raises UnsupportedModel or BrokenModel."""
     new, old = (_table(name, config, key) for key in ("rope_parameters", "rope_scaling"))
+    if not (new or old):
+        new = dict(family.rope)
     given = old or new
     reader = _Reader(name, config, context, family)
     if family.ropes:
@@ -69,6 +73,7 @@ class _Reader:
             )
         part = self._part(given)
         needed, more = KINDS[kind]
+        needed = (*needed, *(key for key in self.family.rope_needs if key not in needed))
         known = {key: given[key] for key in (*needed, *more) if given.get(key) is not None}
         for key in ("mscale", "mscale_all_dim"):
             if known.get(key) == 0:  # as good as absent
@@ -108,7 +113,7 @@ class _Reader:
         value: Any = values.get(key)
         if key == "truncate" and isinstance(value, bool):
             return value
-        if type(value) not in (int, float) or not isfinite(value) or value <= 0:
+        if type(value) not in (int, float) or not isfinite(value) or value < 0 or (value == 0 and key != BETA):
             raise bad_value(self.name, key, value)
         return value if key == _LENGTH else float(value)
 
