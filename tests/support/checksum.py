@@ -37,18 +37,21 @@ def make_checksum_model(
     context: int = 4096,
     seed: int = 0,
     quiet_ids: Sequence[int] = QUIET,
+    vocabulary: int = VOCABULARY,
     **config: Any,
 ) -> Path:
     """Write a whole model folder and return it. `config` are more keys of config.json, such as `step_ms` or `rewind`.
+
+    A larger `vocabulary` leaves ids for more added tokens.
 
     With the default `quiet_ids` about one greedy token in a hundred is EOS; `(*QUIET, EOS)` practically never ends, and
     `()` says any byte, valid UTF-8 or not.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    known = _config(layers, width, context, seed) | {"quiet_ids": list(quiet_ids)}
+    known = _config(layers, width, context, seed) | {"quiet_ids": list(quiet_ids), "vocab_size": vocabulary}
     _write(folder / "config.json", known | config)
     _write(folder / "generation_config.json", {"bos_token_id": 256, "eos_token_id": [EOS]})
-    _write_weights(folder, layers, width, seed)
+    _write_weights(folder, layers, width, vocabulary, seed)
     _write_tokenizer(folder, context)
     return folder
 
@@ -96,7 +99,6 @@ def _config(layers: int, width: int, context: int, seed: int) -> dict[str, Any]:
         "num_attention_heads": width,
         "num_key_value_heads": 1,
         "head_dim": 1,
-        "vocab_size": VOCABULARY,
         "max_position_embeddings": context,
         "sliding_window": None,
         "tie_word_embeddings": False,
@@ -109,11 +111,11 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2), encoding="utf-8")
 
 
-def _write_weights(folder: Path, layers: int, width: int, seed: int) -> None:
+def _write_weights(folder: Path, layers: int, width: int, vocabulary: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     shapes: dict[str, tuple[int, ...]] = {f"model.layers.{i}.weight": (width,) for i in range(layers)}
-    shapes |= {"model.embed_tokens.weight": (VOCABULARY, width), "model.norm.weight": (width,)}
-    shapes |= {"lm_head.weight": (VOCABULARY, width)}
+    shapes |= {"model.embed_tokens.weight": (vocabulary, width), "model.norm.weight": (width,)}
+    shapes |= {"lm_head.weight": (vocabulary, width)}
     tensors = {name: random.integers(0, 2**24, shape).astype(np.float32) for name, shape in shapes.items()}
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
 

@@ -26,7 +26,8 @@ from together.errors import BadRequest, BrokenModel, ContextTooLong, QueueFull, 
 from together.requests import AnswerChunk, ChatRequest, CompletionRequest, GenerateRequest, Message
 from together.sampling import choice_seed
 from together.text.answers import answer_chat, answer_prompts, generate_text
-from together.text.parser import AnswerParser, ReasoningParser, StopFilter
+from together.text.parser import AnswerParser, StopFilter
+from together.text.thinking import ReasoningParser
 from together.text.tokenizer import TextModel, TokenBytes
 from together.types import Sampling
 

@@ -29,8 +29,9 @@ from together.errors import BadRequest
 from together.requests import AnswerChunk, ChatRequest, CompletionRequest, Grammar
 from together.text.answers import answer_chat, answer_prompts
 from together.text.grammar import MOST_LETTERS, Compiled, GrammarConstraint, Grammars
+from together.text.thinking import THINK
 from together.text.tokenizer import TextModel
-from together.text.tool_formats import STYLE
+from together.text.tool_grammars import STYLE
 from together.types import LayerRange, Sampling
 
 Schema = dict[str, Any]
@@ -67,7 +68,7 @@ def eos_of(tokenizer: Tokenizer) -> int:
 
 
 def grammars_of(tokenizer: Tokenizer, thinks: bool = False) -> Grammars:
-    return Grammars(tokenizer, frozenset((eos_of(tokenizer),)), thinks)
+    return Grammars(tokenizer, frozenset((eos_of(tokenizer),)), THINK if thinks else None)
 
 
 def compiled(tokenizer: Tokenizer, wanted: Grammar, thinks: bool = False, vocabulary: int | None = None) -> Compiled:
@@ -167,8 +168,7 @@ def test_what_is_no_schema_is_refused(source: str) -> None:
 
 
 def test_a_model_without_an_end_is_refused() -> None:
-    tokenizer = byte_level()
-    grammars = Grammars(tokenizer, frozenset((10**6,)), False)
+    grammars = Grammars(byte_level(), frozenset((10**6,)), None)
     with pytest.raises(BadRequest, match="no token that ends an answer"):
         asyncio.run(grammars.compile(grammar(PERSON)))
 
@@ -220,7 +220,7 @@ def assert_allowed(constraint: GrammarConstraint, answer: Sequence[int], eos: in
 
 
 @pytest.mark.parametrize("kind", ["special", "plain", "spelled"])
-@pytest.mark.parametrize("gap", ["", "\n", "\n\n"])
+@pytest.mark.parametrize("gap", ["", "\n", "\n\n", "\n\n\n"])
 def test_the_grammar_begins_after_the_reasoning(kind: str, gap: str) -> None:
     tokenizer = thinking(kind)
     start = compiled(tokenizer, grammar(PERSON), thinks=True).start

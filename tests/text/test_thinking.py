@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from together.text.parser import CLOSE, OPEN, ReasoningParser
+from together.text.thinking import THINK, ReasoningParser
+
+OPEN, CLOSE = THINK.both
 
 # Texts made of what matters: tags, their beginnings, spaces, letters.
 WORDS = st.sampled_from([OPEN, CLOSE, "<", "<th", "ink>", "</", "</thin", "k>", " ", "\n", "a", "é🗼", "b c"])

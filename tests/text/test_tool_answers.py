@@ -14,7 +14,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 from tokenizers import AddedToken, Tokenizer
 
-from tests.support.checksum import TEMPLATE, make_checksum_model
+from tests.support.checksum import TEMPLATE, VOCABULARY, make_checksum_model
 from tests.support.engines import LAYERS, loads, serving
 from tests.support.loopback import LoopbackRing
 from tests.support.tokenizers import byte_level
@@ -23,7 +23,20 @@ from together.errors import BadRequest
 from together.requests import AnswerChunk, ChatRequest, Grammar, Message, Tool, ToolUse
 from together.text.answers import answer_chat
 from together.text.tokenizer import TextModel
-from together.text.tool_formats import CODER, HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, NEMOTRON, ToolFormat, call_grammar
+from together.text.tool_formats import (
+    CODER,
+    GLM,
+    GLM_DENSE,
+    GRANITE,
+    HERMES,
+    LLAMA,
+    MINIMAX,
+    MISTRAL,
+    MISTRAL_NAMED,
+    NEMOTRON,
+    ToolFormat,
+)
+from together.text.tool_grammars import call_grammar
 from together.types import Sampling
 
 QUESTION = (Message("user", "What is the weather?"),)
@@ -53,12 +66,23 @@ TAUGHT = {  # what a template shows of its format
     MISTRAL: "[TOOL_CALLS]",
     MISTRAL_NAMED: "[TOOL_CALLS][ARGS]",
     NEMOTRON: "<TOOLCALL>",
+    GLM: "<tool_call><arg_key>",
+    GLM_DENSE: "<tool_call></arg_key><arg_value>",
+    MINIMAX: "<minimax:tool_call>",
+    GRANITE: "<|tool_call|>",
+}
+TOKENS = {  # the tags that are tokens of such models
+    MISTRAL: ("[TOOL_CALLS]",),
+    MISTRAL_NAMED: ("[TOOL_CALLS]", "[ARGS]"),
+    GLM: ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    MINIMAX: ("<minimax:tool_call>", "</minimax:tool_call>"),
+    GRANITE: ("<|tool_call|>",),
 }
 
 
 def calling_toy(folder: Path, tool_format: ToolFormat, *tags: str) -> Path:
     """A toy whose template writes calls in `tool_format`; `tags` are special tokens."""
-    make_checksum_model(folder, layers=LAYERS)
+    make_checksum_model(folder, layers=LAYERS, vocabulary=VOCABULARY + len(tags))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_tokens([AddedToken(tag, special=True, normalized=False) for tag in tags])
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -157,7 +181,7 @@ def assert_valid(calls: Sequence[tuple[str, str]], schemas: Mapping[str, Mapping
 
 @pytest.mark.parametrize("tool_format", TAUGHT, ids=lambda tool_format: tool_format.name)
 async def test_a_forced_call_is_in_the_models_own_style_and_valid(tmp_path: Path, tool_format: ToolFormat) -> None:
-    tags = ("[TOOL_CALLS]", "[ARGS]") if tool_format in (MISTRAL, MISTRAL_NAMED) else ()
+    tags = TOKENS.get(tool_format, ())
     use, named = ToolUse(TOOLS, required=True, parallel=False), ToolUse(TOOLS, required=True, name="weather")
     async with chatting(calling_toy(tmp_path, tool_format, *tags)) as (engine, model):
         for seed in range(2):
@@ -240,6 +264,7 @@ WRITTEN: dict[ToolFormat, tuple[str, str]] = {  # before the arguments, after th
     MISTRAL: ('[TOOL_CALLS][{"name": "weather", "arguments": ', "}]"),
     MISTRAL_NAMED: ("[TOOL_CALLS]weather[ARGS]", ""),
     NEMOTRON: ('<TOOLCALL>[{"name": "weather", "arguments": ', "}]</TOOLCALL>"),
+    GRANITE: ('<|tool_call|>[{"name": "weather", "arguments": ', "}]"),
 }
 
 
@@ -271,3 +296,39 @@ def test_what_the_grammars_allow(tool_format: ToolFormat) -> None:
     if not tool_format.bare:
         assert fits(free, "First this.\n" + call)
         assert fits(free, f"{call}\n{call}")
+
+
+PARAMETERS: dict[ToolFormat, tuple[str, str, str]] = {  # before a parameter's name, before its value, after it
+    CODER: ("<parameter=", ">\n", "\n</parameter>\n"),
+    GLM: ("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"),
+    GLM_DENSE: ("<arg_key>", "</arg_key><arg_value>", "</arg_value>"),
+    MINIMAX: ('<parameter name="', '">', "</parameter>\n"),
+}
+CALLED: dict[ToolFormat, tuple[str, str]] = {
+    CODER: ("<tool_call>\n<function=weather>\n", "</function>\n</tool_call>"),
+    GLM: ("<tool_call>weather\n", "</tool_call>"),
+    GLM_DENSE: ("<tool_call>weather", "</tool_call>"),
+    MINIMAX: ('<minimax:tool_call>\n<invoke name="weather">\n', "</invoke>\n</minimax:tool_call>"),
+}
+
+
+@pytest.mark.parametrize("tool_format", PARAMETERS, ids=lambda tool_format: tool_format.name)
+def test_what_the_grammars_of_parameters_allow(tool_format: ToolFormat) -> None:
+    (before, middle, after), (begin, end) = PARAMETERS[tool_format], CALLED[tool_format]
+
+    def call(**values: str) -> str:
+        return begin + "".join(f"{before}{key}{middle}{value}{after}" for key, value in values.items()) + end
+
+    use = ToolUse((Tool("weather", parameters=WEATHER, strict=True), Tool("now")))
+    free, must = (call_grammar(tool_format, each, {}, None) for each in (use, replace(use, required=True)))
+    good = call(city="Rome", days="3", unit="c", more='{"wind": true}')
+    for grammar in (free, must):
+        assert fits(grammar, good)
+        assert fits(grammar, call(city="a\nb", unit="f", more='{"wind": false}'))
+        assert not fits(grammar, call(city="Rome", unit="k", more='{"wind": true}'))
+        assert not fits(grammar, call(city="Rome", days="30", unit="c", more='{"wind": true}'))
+        assert not fits(grammar, call(city="far too long a name", unit="c", more='{"wind": true}'))
+        assert not fits(grammar, call(city="Rome", unit="c"))
+    assert fits(free, f"First this.\n{good}\n{good}")
+    assert fits(free, "Just text.")
+    assert not fits(must, "Just text.")

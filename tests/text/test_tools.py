@@ -18,14 +18,20 @@ from together.text.parser import ToolCallParser
 from together.text.tokenizer import TextModel
 from together.text.tool_formats import (
     CODER,
+    FORMATS,
+    GLM,
+    GLM_DENSE,
+    GRANITE,
     HERMES,
     LLAMA,
+    MINIMAX,
     MISTRAL,
     MISTRAL_NAMED,
     NEMOTRON,
     ToolFormat,
     tool_format_of,
     typed,
+    written,
 )
 
 TOOLS = (
@@ -92,6 +98,29 @@ CASES: list[tuple[ToolFormat, str, str, Calls]] = [
     (MISTRAL_NAMED, 'a[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g{}', "a", [("f", '{"a": 1}'), ("g", "{}")]),
     (MISTRAL_NAMED, "[TOOL_CALLS]g[CALL_ID]abc123456[ARGS]{}", "", [("g", "{}")]),
     (NEMOTRON, f"<TOOLCALL>[{F}]</TOOLCALL>", "", [("f", '{"a": 1}')]),
+    (GRANITE, f"<|tool_call|>[{F}, {G}]", "", [("f", '{"a": 1}'), ("g", "{}")]),
+    (GRANITE, f"<|tool_call|> {G}", "", [("g", "{}")]),
+    (
+        GLM,
+        "So:\n<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>5</arg_value>\n"
+        "<arg_key>s</arg_key>\n<arg_value>7\n</arg_value>\n</tool_call>\n<tool_call>g\n</tool_call>",
+        "So:",
+        [("f", '{"a": 5, "s": "7\\n"}'), ("g", "{}")],
+    ),
+    (GLM, "<tool_call>f<arg_key>a</arg_key><arg_value>5</arg_value></tool_call>", "", [("f", '{"a": 5}')]),
+    (GLM, "<tool_call>\nf\n<arg_key> a </arg_key>\n\n<arg_value>[1]</arg_value>", "", [("f", '{"a": [1]')]),
+    (GLM, "<tool_call>f\n<arg_key>s</arg_key>\n<arg_value>half</arg_v", "", [("f", '{"s": "half</arg_v')]),
+    (GLM, f"<tool_call>\n{F}\n</tool_call>", "", [("f", '{"a": 1}')]),
+    (GLM_DENSE, "<tool_call>g</tool_call><tool_call>g\n</tool_call>", "", [("g", "{}"), ("g", "{}")]),
+    (
+        MINIMAX,
+        'Yes.\n<minimax:tool_call>\n<invoke name="f">\n<parameter name="a">5</parameter>\n'
+        '<parameter name="s">7</parameter>\n</invoke>\n<invoke name="g">\n</invoke>\n</minimax:tool_call>',
+        "Yes.",
+        [("f", '{"a": 5, "s": "7"}'), ("g", "{}")],
+    ),
+    (MINIMAX, '<invoke name="g"></invoke></minimax:tool_call> x', "x", [("g", "{}")]),
+    (MINIMAX, '<minimax:tool_call><invoke name="f"><parameter name="s">a', "", [("f", '{"s": "a')]),
 ]
 NO_CALLS: list[tuple[ToolFormat, str]] = [
     (HERMES, " Plain text \n"),
@@ -114,6 +143,14 @@ NO_CALLS: list[tuple[ToolFormat, str]] = [
     (LLAMA, "\n "),
     (MISTRAL, "[TOOL_CALLS] nothing!"),
     (MISTRAL, "[TOOL_CALLS][1, 2]"),
+    (GRANITE, "<|tool_call|> is written first"),
+    (GLM, "<tool_call> begins one, as <tool_call>f does"),
+    (GLM, "<tool_call>f\n<other>"),
+    (GLM, "<tool_call>f\n<arg_ke"),
+    (GLM_DENSE, "<tool_call>one two <arg_key>"),
+    (MINIMAX, "<minimax:tool_call>\nNothing."),
+    (MINIMAX, '<minimax:tool_call><invoke name="f"'),
+    (CODER, "<tool_call>f>"),
 ]
 
 
@@ -127,35 +164,10 @@ def test_text_that_is_no_call_is_shown_as_it_is(tool_format: ToolFormat, text: s
     assert parted(tool_format, [text]) == parted(tool_format, text) == (text, [])
 
 
-SCRAPS: tuple[str, ...] = (
-    "<tool_call>",
-    "</tool_call>",
-    "<function=f>",
-    "</function>",
-    "<parameter=s>",
-    "</parameter>",
-    "[TOOL_CALLS]",
-)
-SCRAPS += (
-    "[ARGS]",
-    "f",
-    "{",
-    "}",
-    "[",
-    "]",
-    ",",
-    ";",
-    '"',
-    "\\",
-    '"name": "f", ',
-    '"arguments": ',
-    " ",
-    "\n",
-    "a",
-    F,
-    G,
-)
-FORMATS = (HERMES, CODER, LLAMA, MISTRAL, MISTRAL_NAMED, NEMOTRON)
+TAGS = sorted({tag for each in FORMATS for tag in each.tags})
+SCRAPS = (*TAGS, "<function=f>", "</function>", "<parameter=s>", '<parameter name="s">', "</parameter>", "</invoke>")
+SCRAPS += ('<invoke name="f">', "f", "{", "}", "[", "]", ",", ";", '"', "\\", " ", "\n", "a", F, G)
+SCRAPS += ('"name": "f", ', '"arguments": ')
 
 
 @given(
@@ -176,6 +188,26 @@ def test_what_comes_out_does_not_depend_on_how_the_text_was_cut(
     )
     if not whole[1]:
         assert whole[0] == text
+
+
+@given(
+    tool_format=st.sampled_from(FORMATS),
+    calls=st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={"a": st.integers(), "s": st.text(st.characters(exclude_characters="<>"), max_size=9)}
+            | {"new": st.lists(st.booleans(), max_size=2)},
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+@settings(max_examples=200, deadline=None)
+def test_calls_as_they_are_written_are_read_back(tool_format: ToolFormat, calls: list[dict[str, object]]) -> None:
+    calls = calls[:1] if tool_format.single else calls
+    text = written(tool_format, [("f", json.dumps(values)) for values in calls])
+    said, found = parted(tool_format, text)
+    assert (said, [(name, json.loads(values)) for name, values in found]) == ("", [("f", values) for values in calls])
 
 
 def test_arguments_come_while_they_are_written_and_no_part_of_a_tag() -> None:
@@ -230,6 +262,10 @@ def test_parameters_have_the_type_of_their_schema(text: str, schema: object, val
         ("{{ '[TOOL_CALLS] [' }}", MISTRAL),
         ("{{ '[TOOL_CALLS]' + name + '[ARGS]' }}", MISTRAL_NAMED),
         ("<TOOLCALL>[{{ call }}]</TOOLCALL>", NEMOTRON),
+        ("{{ '<tool_call>' + tc.name }}\n<arg_key>{{ k }}</arg_key>\n<arg_value>", GLM),
+        ("{{ '<tool_call>' + tc.name }}<arg_key>{{ k }}</arg_key><arg_value>", GLM_DENSE),
+        ("{% set begin = '<minimax:tool_call>' %}", MINIMAX),
+        ("respond only with <|tool_call|> followed by a list", GRANITE),
         ("{{ tools | tojson }}", None),
     ],
 )
@@ -312,6 +348,13 @@ def test_a_template_of_its_own_for_tools_is_used_for_them(tmp_path: Path) -> Non
         assert template.render([ASKED]).result() == "DDo it"
         assert template.render([ASKED], TOOLS).result() == "T2<tool_call>"
         assert template.tool_format == HERMES
+
+
+def test_a_template_that_offers_tools_and_knows_no_calls_gets_them_in_the_text(tmp_path: Path) -> None:
+    template = "{{ tools | length }}<|tool_call|>{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
+    calls = '<|tool_call|>[{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]'
+    said = rendered(tmp_path, template, TALK)
+    assert said == f"2<|tool_call|>user:Do it;assistant:{calls};tool:one;tool:two;"
 
 
 # --- templates that know no tools -------------------------------------------------------------------------------------

@@ -25,9 +25,10 @@ from together.requests import (
 )
 from together.sampling import choice_seed
 from together.text.grammar import Compiled, GrammarConstraint
-from together.text.parser import OPEN, AnswerParser, ParsedAnswer, ReasoningParser, StopFilter, ToolCallParser
+from together.text.parser import AnswerParser, ParsedAnswer, StopFilter, ToolCallParser
+from together.text.thinking import ReasoningParser
 from together.text.tokenizer import Decoder, TextModel, TokenBytes
-from together.text.tool_formats import call_grammar
+from together.text.tool_grammars import call_grammar
 from together.types import Sampled
 
 Chunks = AsyncGenerator[AnswerChunk, None]
@@ -92,7 +93,7 @@ async def _chat_choices(engine: Engine, model: TextModel, request: ChatRequest, 
     text = await asyncio.wrap_future(rendered)
     prompt = await model.encode_aside(text, context=engine.context)
     streams = _submit_all(engine, _requests([prompt], request, grammar, text), ready)
-    parser = partial(_chat_parser, model, text, use, request.stop)
+    parser = partial(chat_parser, model, text, use, request.stop)
     return [_Choice(stream, model, parser(), index) for index, stream in enumerate(streams)]
 
 
@@ -159,9 +160,10 @@ def _submit_all(engine: Engine, requests: Iterator[GenerateRequest], ready: asyn
     return streams
 
 
-def _chat_parser(model: TextModel, prompt: str, use: ToolUse, stops: Sequence[str]) -> AnswerParser:
+def chat_parser(model: TextModel, prompt: str, use: ToolUse, stops: Sequence[str]) -> AnswerParser:
     """Splits one answer to the chat `prompt` into reasoning, text before one of `stops`, and tool calls."""
-    reasoning = ReasoningParser(opened=prompt.rstrip().endswith(OPEN)) if model.thinks else None
+    tags = model.thinks
+    reasoning = ReasoningParser(prompt.rstrip().endswith(tags.opening), tags) if tags else None
     tools = ToolCallParser(model.template.tool_format, use.tools) if use.tools else None
     return AnswerParser(reasoning, StopFilter(stops), tools, one_call=not use.parallel)
 

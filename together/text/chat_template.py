@@ -15,7 +15,7 @@ from together.errors import BadRequest, BrokenModel
 from together.requests import Message, Tool, ToolCall
 from together.sentences import template
 from together.text.rendering import RENDER, Renderer, TemplateFault, TemplateLimit, TemplateRefusal
-from together.text.tool_formats import HERMES, ToolFormat, tool_format_of
+from together.text.tool_formats import HERMES, ToolFormat, tool_format_of, written
 from together.wording import quoted
 
 Turn = dict[str, object]  # a message, a tool or a call as OpenAI's API writes it, which is what templates expect
@@ -32,9 +32,7 @@ _BETWEEN = "\n\n"  # separates the contents of messages that are merged
 _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _HOW = f"""\
 You can call the functions below where that helps; otherwise answer as usual. For each call write nothing but
-{HERMES.openings[0]}
-{{"name": "the function's name", "arguments": {{"a parameter": "its value"}}}}
-{HERMES.closing}
+{written(HERMES, [("the function's name", '{"a parameter": "its value"}')])}
 What a call returned comes back as <tool_response>…</tool_response>.
 
 The functions, with JSON schemas of their arguments:
@@ -109,6 +107,8 @@ class ChatTemplate:
                 return _first_whole(without_tools(messages, tools), render)
             if tools:
                 given["tools"] = offer(tools)
+            if "tool_calls" not in template.source:  # it offers tools, and would leave out what was called
+                messages = [_spoken(message, template.tool_format) for message in messages]
             return _first_whole(list(one_by_one(messages)) if template.tool_format.single else messages, render)
         except TemplateFault as fault:
             raise self._refusal(fault, messages) from fault
@@ -291,6 +291,14 @@ def _turn(message: Message, names: Mapping[str, str], tool_format: ToolFormat) -
     return turn
 
 
+def _spoken(message: Message, tool_format: ToolFormat) -> Message:
+    """The message with its calls written as the model would write them."""
+    if not message.tool_calls:
+        return message
+    calls = written(tool_format, [(call.name, call.arguments) for call in message.tool_calls])
+    return replace(message, content="\n".join(filter(None, (message.content, calls))), tool_calls=())
+
+
 def _call(call: ToolCall, tool_format: ToolFormat) -> Turn:
     arguments = _arguments(call)  # a model may have written text that is no object: it stays text
     function = {"name": call.name, "arguments": call.arguments if arguments is None else arguments}
@@ -363,9 +371,4 @@ def _with_description(messages: Sequence[Message], tools: Iterable[Tool]) -> lis
 def _as_text(message: Message) -> str:
     if message.role == "tool":
         return f"<tool_response>\n{message.content}\n</tool_response>"
-    return "\n".join([*filter(None, (message.content,)), *map(_call_as_text, message.tool_calls)])
-
-
-def _call_as_text(call: ToolCall) -> str:
-    body = f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments or "{}"}}}'
-    return f"{HERMES.openings[0]}\n{body}\n{HERMES.closing}"
+    return _spoken(message, HERMES).content

@@ -17,32 +17,41 @@ from tokenizers import Tokenizer
 
 from together.errors import BadRequest
 from together.requests import Grammar
-from together.text.parser import CLOSE, OPEN, Phase
-from together.text.tool_formats import STYLE
+from together.text.thinking import Phase, ThinkTags
+from together.text.tool_grammars import STYLE
 
 logger = logging.getLogger(__name__)
 
 Bits = NDArray[np.uint8]  # [bytes], bit i (low bit first) is token i
 
-MOST_GAPS = 2  # tokens of line breaks between reasoning and answer
-_OPEN, _CLOSE = OPEN.encode(), CLOSE.encode()
+MOST_GAPS = 3  # tokens of line breaks between reasoning and answer, and before reasoning; templates write up to three
 
 
 class Words:
     """The masks of reasoning: tokens that may begin it, continue it and follow it."""
 
-    def __init__(self, data: Sequence[bytes]) -> None:
-        """`data` are the tokens' bytes, empty for tokens that reasoning never has."""
+    def __init__(self, data: Sequence[bytes], tags: ThinkTags, inner: Iterable[int] = ()) -> None:
+        """`data` are the tokens' bytes, empty for those that reasoning never has; `inner` are only in its opening."""
         self._data = data
-        openers = [(i, word) for i, word in enumerate(data) if word and word.rstrip() in _OPEN]
+        self.tags = tags
+        self.opening_tag, self.closing_tag = opening, closing = tags.opening.encode(), tags.closing.encode()
+        openers = [(i, word) for i, word in enumerate(data) if word and word.rstrip() in opening]
         self._opening = [
-            _bits((i for i, word in openers if _opens(start + word) or _begins(start + word)), len(data))
-            for start in (_OPEN[:length] for length in range(len(_OPEN)))
+            _bits((i for i, word in openers if self.opens(start + word) or self.begins(start + word)), len(data))
+            for start in (opening[:length] for length in range(len(opening)))
         ]
-        self.gaps = _bits((i for i, word in enumerate(data) if word in (b"\n", b"\n\n")), len(data))
+        self.gaps = _bits((i for i, word in enumerate(data) if word in (b"\n", b"\n\n", b"\n\n\n")), len(data))
         free = np.fromiter(map(bool, data), np.bool_, len(data))
-        enders = [(i, word) for i, word in enumerate(data) if b">" in word]
-        self._free = [_without(free, _bad_enders(enders, _CLOSE[:length])) for length in range(len(_CLOSE))]
+        free[list(inner)] = False
+        enders = [(i, word) for i, word in enumerate(data) if closing[-1:] in word]
+        self._free = [_without(free, _bad_enders(enders, closing[:length], closing)) for length in range(len(closing))]
+
+    def opens(self, written: bytes) -> bool:
+        """Whether it is the whole opening tag, followed by nothing but spaces."""
+        return written.startswith(self.opening_tag) and not written[len(self.opening_tag) :].strip()
+
+    def begins(self, written: bytes) -> bool:
+        return bool(written) and self.opening_tag.startswith(written)
 
     def of(self, token_id: int) -> bytes:
         return self._data[token_id] if token_id < len(self._data) else b""
@@ -53,7 +62,8 @@ class Words:
 
     def reasoning(self, written: bytes) -> Bits:
         """The tokens that continue reasoning after `written`: all but those that end it and go on with an answer."""
-        begun = next((length for length in range(len(_CLOSE) - 1, 0, -1) if written.endswith(_CLOSE[:length])), 0)
+        tag = self.closing_tag
+        begun = next((length for length in range(len(tag) - 1, 0, -1) if written.endswith(tag[:length])), 0)
         return self._free[begun]
 
 
@@ -115,12 +125,15 @@ class GrammarConstraint:
         """Take a token that may belong to the tag, to the answer, or to either."""
         word = self._known.of(token_id)
         written = self._written + word
+        if self._may_break and not word.strip():
+            self._gaps, self._fits = self._gaps + 1, False
+            return
         self._fits = self._fits and self._matcher.try_consume_tokens([token_id]) == 1
-        if word and _opens(written):
-            self._phase, self._written = Phase.REASONING, b""
+        if word and self._known.opens(written):
+            self._phase, self._written, self._gaps = Phase.REASONING, b"", 0
             self._matcher.reset()
-            self._reason(written[len(_OPEN) :])
-        elif word and _begins(written):
+            self._reason(written[len(self._known.opening_tag) :])
+        elif word and self._known.begins(written):
             self._written = written
         elif self._fits:
             self._phase = Phase.ANSWER
@@ -129,15 +142,22 @@ class GrammarConstraint:
 
     def _reason(self, word: bytes) -> None:
         self._written += word
-        if _CLOSE in self._written:
+        if self._known.closing_tag in self._written:
             self._phase = Phase.BETWEEN
-        self._written = self._written[1 - len(_CLOSE) :]
+        self._written = self._written[1 - len(self._known.closing_tag) :]
+
+    @property
+    def _may_break(self) -> bool:
+        """Whether a line break may come before the opening tag; then nothing else than that follows."""
+        return self._known.tags.break_first and not self._written and self._gaps < MOST_GAPS
 
     def _bits(self) -> Bits:
         if self._phase is Phase.REASONING:
             return self._known.reasoning(self._written)
         if self._phase is Phase.START:
             opening = self._known.opening(self._written)
+            if self._may_break:
+                opening = _either(opening, self._known.gaps)
             return _either(opening, self._grammar()) if self._fits else opening
         if self._phase is Phase.BETWEEN and self._gaps < MOST_GAPS:
             return _either(self._known.gaps, self._grammar())
@@ -159,18 +179,9 @@ class GrammarConstraint:
         logger.warning("a grammar was given up, and its answer ends early: %s", self.failure)
 
 
-def _opens(written: bytes) -> bool:
-    """Whether it is the whole opening tag, followed by nothing but spaces."""
-    return written.startswith(_OPEN) and not written[len(_OPEN) :].strip()
-
-
-def _begins(written: bytes) -> bool:
-    return bool(written) and _OPEN.startswith(written)
-
-
-def _bad_enders(words: Iterable[tuple[int, bytes]], written: bytes) -> list[int]:
+def _bad_enders(words: Iterable[tuple[int, bytes]], written: bytes, closing: bytes) -> list[int]:
     """Tokens that, after `written`, end the reasoning and already begin an answer, which no grammar could check."""
-    parted = ((i, (written + word).partition(_CLOSE)) for i, word in words)
+    parted = ((i, (written + word).partition(closing)) for i, word in words)
     return [i for i, (_, tag, rest) in parted if tag and rest.strip()]
 
 
@@ -198,8 +209,8 @@ LONGEST_REASON = 300  # letters of the library's words in an error
 class Grammars:
     """Compiles grammars for one model's tokenizer; the first use prepares its vocabulary."""
 
-    def __init__(self, tokenizer: Tokenizer, eos: frozenset[int], thinks: bool) -> None:
-        """`thinks`: the model may reason before it answers; grammars begin after that."""
+    def __init__(self, tokenizer: Tokenizer, eos: frozenset[int], thinks: ThinkTags | None) -> None:
+        """`thinks`: what is around the model's reasoning, if it may reason; grammars begin after that."""
         self._tokenizer = tokenizer
         self._eos = eos
         self._thinks = thinks
@@ -238,13 +249,15 @@ class Grammars:
 
     @cached_property
     def _words(self) -> Words:
-        environment = self._environment
+        environment, tags = self._environment, self._thinks
         assert environment is not None, "nothing is compiled without it"
+        assert tags is not None, "only reasoning needs them"
         added = self._tokenizer.get_added_tokens_decoder().items()
-        special = {index for index, token in added if token.special and token.content not in (OPEN, CLOSE)}
-        hidden = special.union(self._eos)
+        special = {index: token.content for index, token in added if token.special}
+        hidden = {i for i, word in special.items() if word not in tags.opening + tags.closing}.union(self._eos)
+        inner = [i for i, word in special.items() if word in tags.opening and word not in tags.both]
         ids = range(environment.vocab_size)
-        return Words(tuple(b"" if i in hidden else environment.decode_bytes([i]) for i in ids))
+        return Words(tuple(b"" if i in hidden else environment.decode_bytes([i]) for i in ids), tags, inner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,11 +275,11 @@ class Compiled:
         Copies of the matcher share its cache, not its position.
         """
         opening = None if opening is None else opening.rstrip()
-        thinks = self.words is not None and opening is not None and not opening.endswith(CLOSE)
-        opened = opening is not None and opening.endswith(OPEN)
-        return GrammarConstraint(
-            self.matcher.deep_copy(), self.eos, self.size, self.words if thinks else None, opened=opened
-        )
+        words = self.words if opening is not None else None
+        if words is not None and opening is not None and opening.endswith(words.tags.closing):
+            words = None
+        opened = words is not None and opening is not None and opening.endswith(words.tags.opening)
+        return GrammarConstraint(self.matcher.deep_copy(), self.eos, self.size, words, opened=opened)
 
 
 def _source(grammar: Grammar) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from together.processes import trim_memory
 from together.requests import Message
 from together.text.chat_template import DEFAULT, TOOL_USE, ChatTemplate
 from together.text.grammar import Grammars
-from together.text.parser import CLOSE, OPEN
+from together.text.thinking import ThinkTags, think_tags_of
 from together.text.vocabulary import TokenBound, Vocabulary, parts_of
 from together.wording import MOST, cut
 
@@ -41,15 +41,15 @@ class TextModel:
     `reasoning_tags` are the tags that are special tokens, which no decoder shows; `tool_tags` all that are tokens.
     """
 
-    def __init__(self, name: str, vocabulary: Vocabulary, template: ChatTemplate, thinks: bool) -> None:
-        """`thinks`: the model may reason before it answers."""
+    def __init__(self, name: str, vocabulary: Vocabulary, template: ChatTemplate, thinks: ThinkTags | None) -> None:
+        """`thinks`: the tags around what the model may think before it answers."""
         tokenizer = vocabulary.tokenizer
         self.tokenizer = tokenizer
         self.eos = vocabulary.eos
         self.template = template
         self.thinks = thinks
         self.token_bytes = TokenBytes(tokenizer)
-        self.reasoning_tags = _added_ids(tokenizer, (OPEN, CLOSE), special=True)
+        self.reasoning_tags = _added_ids(tokenizer, thinks.both if thinks else (), special=True)
         self.tool_tags = _added_ids(tokenizer, template.tool_format.tags)
         self.grammars = Grammars(tokenizer, vocabulary.eos, thinks)
         self._name = name
@@ -66,7 +66,9 @@ class TextModel:
         vocabulary = Vocabulary.open(folder, config)
         sources = find_templates(folder, config)
         template = ChatTemplate(folder.name, sources, vocabulary.special)
-        thinks = OPEN in sources.get(DEFAULT, "") or vocabulary.tokenizer.token_to_id(OPEN) is not None
+        thinks = think_tags_of(
+            sources.get(DEFAULT, ""), lambda word: vocabulary.tokenizer.token_to_id(word) is not None
+        )
         return cls(folder.name, vocabulary, template, thinks)
 
     @property
@@ -124,7 +126,7 @@ def _encode(
             trim_memory()
 
 
-def _added_ids(tokenizer: Tokenizer, words: Sequence[str], special: bool = False) -> dict[str, int]:
+def _added_ids(tokenizer: Tokenizer, words: Collection[str], special: bool = False) -> dict[str, int]:
     """The ids of the `words` that are added tokens, or special ones only."""
     added = tokenizer.get_added_tokens_decoder().items()
     return {token.content: i for i, token in added if token.content in words and (token.special or not special)}

@@ -1,59 +1,147 @@
-"""The formats in which models write tool calls, and the grammars that hold a model to them."""
+"""The formats in which models write tool calls, each one entry, and the JSON in them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NoReturn
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
-from together.requests import Grammar, Tool, ToolUse
-
-# What is between the tags: {"name", "arguments"}, a list of these, a name and arguments, or <function=name>.
-Body = Literal["object", "list", "named", "function"]
-FUNCTION = "<function="
-ARGUMENTS_TAG = "[ARGS]"
+NAME, ARGUMENTS, KEY, VALUE = "{name}", "{arguments}", "{key}", "{value}"  # the places in a format's texts
+_TAG = re.compile(r"</?[^\s<>/=]+>|\[/?[A-Z_]+\]")
 
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """One format of calls. `body` is what the model was taught; the reader accepts the others, too."""
+    """One format of calls, as the model was taught it. The reader also takes objects, lists and <function=name>."""
 
     name: str
-    openings: tuple[str, ...]  # a forced call begins with the first one
-    closing: str = ""
-    body: Body = "object"
-    arguments: str = "arguments"  # the key of an object
-    spaces: str = ""  # between a tag and the body, and between calls
+    openings: tuple[str, ...]  # what comes before a call, in order; a call may begin with any of them
+    closings: tuple[str, ...] = ()  # what comes after one, in order; each may be missing
+    call: str = '{"name": "{name}", "arguments": {arguments}}'
+    parameter: str = ""  # one of the arguments, its value in JSON unless it is a string; empty: arguments are JSON
+    around: tuple[str, str] = ("", "")  # all calls of an answer
+    between: str = ""
+    marks: tuple[str, ...] = ()  # all of them are in the source of such a template; none: the first opening is
+    named: bool = False  # the reader takes a name with an object after it
     bare: bool = False  # an object at the beginning of the answer is a call, without a tag
     single: bool = False  # the template takes one call per message
     short_ids: bool = False  # the template takes ids of exactly nine letters and digits
 
     @property
-    def tags(self) -> tuple[str, ...]:
+    def tags(self) -> frozenset[str]:
         """All tags: those that are special tokens, no decoder shows."""
-        return (*self.openings, self.closing, ARGUMENTS_TAG, "[CALL_ID]")
+        texts = (self.call, self.parameter, *self.around)
+        return frozenset((*self.openings, *self.closings, "[CALL_ID]", *_TAG.findall(" ".join(texts))))
+
+    def shown_by(self, template: str) -> bool:
+        return all(mark in template for mark in self.marks or self.openings[:1])
+
+    def parts(self) -> tuple[str, str, str]:
+        """What comes before a call's name, between name and arguments, and after them."""
+        before, _, rest = self.call.partition(NAME)
+        middle, _, after = rest.partition(ARGUMENTS)
+        return before, middle, after
+
+    def parameter_parts(self) -> tuple[str, str, str]:
+        """As `parts`, of one parameter."""
+        before, _, rest = self.parameter.partition(KEY)
+        middle, _, after = rest.partition(VALUE)
+        return before, middle, after
 
 
-HERMES = ToolFormat("hermes", ("<tool_call>",), "</tool_call>", spaces="\n")
-CODER = ToolFormat("coder", ("<tool_call>", FUNCTION), "</tool_call>", "function", spaces="\n")
-LLAMA = ToolFormat("llama", ("<|python_tag|>",), arguments="parameters", bare=True, single=True)
-MISTRAL = ToolFormat("mistral", ("[TOOL_CALLS]",), body="list", short_ids=True)
-MISTRAL_NAMED = ToolFormat("mistral-named", ("[TOOL_CALLS]",), body="named", short_ids=True)
-NEMOTRON = ToolFormat("nemotron", ("<TOOLCALL>",), "</TOOLCALL>", "list")
+HERMES = ToolFormat(
+    "hermes",
+    ("<tool_call>",),
+    ("</tool_call>",),
+    '<tool_call>\n{"name": "{name}", "arguments": {arguments}}\n</tool_call>',
+    between="\n",
+)
+CODER = ToolFormat(
+    "coder",
+    ("<tool_call>", "<function="),
+    ("</tool_call>",),
+    "<tool_call>\n<function={name}>\n{arguments}</function>\n</tool_call>",
+    "<parameter={key}>\n{value}\n</parameter>\n",
+    between="\n",
+    marks=("<tool_call>", "<function="),
+)
+GLM = ToolFormat(
+    "glm",
+    ("<tool_call>",),
+    ("</tool_call>",),
+    "<tool_call>{name}\n{arguments}</tool_call>",
+    "<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>\n",
+    between="\n",
+    marks=("<tool_call>", "<arg_key>"),
+)
+GLM_DENSE = ToolFormat(  # since GLM-4.7
+    "glm-dense",
+    ("<tool_call>",),
+    ("</tool_call>",),
+    "<tool_call>{name}{arguments}</tool_call>",
+    "<arg_key>{key}</arg_key><arg_value>{value}</arg_value>",
+    marks=("<tool_call>", "</arg_key><arg_value>"),
+)
+MINIMAX = ToolFormat(
+    "minimax",
+    ("<minimax:tool_call>", '<invoke name="'),
+    ("</minimax:tool_call>",),
+    '<invoke name="{name}">\n{arguments}</invoke>\n',
+    '<parameter name="{key}">{value}</parameter>\n',
+    around=("<minimax:tool_call>\n", "</minimax:tool_call>"),
+)
+GRANITE = ToolFormat("granite", ("<|tool_call|>",), around=("<|tool_call|>[", "]"), between=", ")
+LLAMA = ToolFormat(
+    "llama", ("<|python_tag|>",), call='{"name": "{name}", "parameters": {arguments}}', bare=True, single=True
+)
+MISTRAL = ToolFormat(
+    "mistral", ("[TOOL_CALLS]",), around=("[TOOL_CALLS][", "]"), between=", ", named=True, short_ids=True
+)
+MISTRAL_NAMED = ToolFormat(
+    "mistral-named",
+    ("[TOOL_CALLS]",),
+    call="[TOOL_CALLS]{name}[ARGS]{arguments}",
+    marks=("[TOOL_CALLS]", "[ARGS]"),
+    named=True,
+    short_ids=True,
+)
+NEMOTRON = ToolFormat(
+    "nemotron", ("<TOOLCALL>",), ("</TOOLCALL>",), around=("<TOOLCALL>[", "]</TOOLCALL>"), between=", ", named=True
+)
+
+# The first that a template shows is its own; so the more special ones come first.
+FORMATS = (MISTRAL_NAMED, MISTRAL, NEMOTRON, MINIMAX, GRANITE, GLM_DENSE, GLM, CODER, HERMES, LLAMA)
 
 
 def tool_format_of(template: str) -> ToolFormat | None:
     """The format that a template's source shows, None if it shows none of these."""
-    if MISTRAL.openings[0] in template:
-        return MISTRAL_NAMED if ARGUMENTS_TAG in template else MISTRAL
-    if NEMOTRON.openings[0] in template:
-        return NEMOTRON
-    if HERMES.openings[0] in template:
-        return CODER if FUNCTION in template else HERMES
-    if LLAMA.openings[0] in template or '"parameters": ' in template:
-        return LLAMA
-    return None
+    found = next((each for each in FORMATS if each.shown_by(template)), None)
+    return LLAMA if found is None and '"parameters": ' in template else found
+
+
+def written(tool_format: ToolFormat, calls: Sequence[tuple[str, str]]) -> str:
+    """Calls (names and arguments in JSON) as a model writes them."""
+    texts = [
+        tool_format.call.replace(ARGUMENTS, _arguments(tool_format, arguments)).replace(NAME, name, 1)
+        for name, arguments in calls
+    ]
+    begin, end = tool_format.around
+    return begin + tool_format.between.join(texts) + end
+
+
+def _arguments(tool_format: ToolFormat, arguments: str) -> str:
+    """As they are where they are no object."""
+    try:
+        values = _loads(arguments or "{}")
+    except ValueError:
+        return arguments
+    if not tool_format.parameter or not isinstance(values, dict):
+        return arguments or "{}"
+    before, middle, after = tool_format.parameter_parts()
+    texts = ((key, value if isinstance(value, str) else as_json(value)) for key, value in values.items())
+    return "".join(f"{before}{key}{middle}{value}{after}" for key, value in texts)
 
 
 def typed(text: str, schema: object) -> str:
@@ -133,142 +221,3 @@ def as_json(value: object) -> str:
         return text
     except UnicodeEncodeError:
         return json.dumps(value)
-
-
-# --- grammars ---------------------------------------------------------------------------------------------------------
-#
-# They are in llguidance's dialect of lark (its docs/syntax.md). Schemas are `%json`. Tags that are tokens of their own
-# are written by id, because the library takes all added tokens for special ones.
-
-Ids = Mapping[str, int]  # of tags that are tokens of their own
-
-# At most one space after a comma or colon: where any white space is allowed, small models may write it without end.
-# Schemas inside a lark grammar have this as their "x-guidance".
-STYLE: dict[str, str | bool] = {"whitespace_flexible": False, "item_separator": ",[ ]?", "key_separator": ":[ ]?"}
-
-_OPEN = frozenset(("allOf", "anyOf", "oneOf", "$ref", "patternProperties"))  # may name more properties
-_ANY_TEXT = r"TEXT: /(.|\n)*/"
-_TEXT_NOT_BARE = r"TEXT: /([^{\s](.|\n)*)?/"
-
-
-def call_grammar(tool_format: ToolFormat, use: ToolUse, ids: Ids, answer: Grammar | None) -> Grammar | None:
-    """The grammar of an answer with tools; `answer` is the request's own grammar for text.
-
-    The answer is a call if the request requires one. Otherwise it is a call or text by the `answer` schema, or with
-    strict tools, text with calls that match their schemas, or anything.
-    """
-    if not use.tools:
-        return answer
-    if use.required:
-        tools = [replace(tool, strict=True) for tool in use.tools if use.name in ("", tool.name)]
-        rules = [f"start: {_several(use)}", *_calls(tool_format, tools, ids)]
-    elif answer is not None and answer.kind == "json_schema":
-        text = f"answer: %json {_schema(json.loads(answer.source))}"
-        rules = [f"start: {_several(use)} | answer", text, *_calls(tool_format, use.tools, ids)]
-    elif answer is None and any(tool.strict for tool in use.tools):
-        rules = list(_among_text(tool_format, use, ids))
-    else:
-        return answer
-    return Grammar("lark", "\n".join(rules), param="tools")
-
-
-def _several(use: ToolUse) -> str:
-    return "calls" if use.parallel and not use.name else "one"
-
-
-def _calls(tool_format: ToolFormat, tools: Sequence[Tool], ids: Ids) -> Iterator[str]:
-    """The rules `calls`, for some calls, and `one`, for exactly one."""
-    opening, closing, spaces = (
-        _tag(part, ids) for part in (tool_format.openings[0], tool_format.closing, tool_format.spaces)
-    )
-    if tool_format.bare:
-        yield "one: body"
-        yield "calls: one"  # its template takes no more
-    elif tool_format.body == "list":
-        yield f'one: {opening} "[" body "]" {closing}'
-        yield f'calls: {opening} "[" body (", " body)* "]" {closing}'
-    else:
-        yield f"one: {opening} {spaces} body {spaces} {closing}"
-        yield f"calls: one ({spaces} one)*"
-    yield from _bodies(tool_format, tools, ids)
-
-
-def _among_text(tool_format: ToolFormat, use: ToolUse, ids: Ids) -> Iterator[str]:
-    """Any text with calls in it: a call has to follow the opening tag."""
-    opening, closing = tool_format.openings[0], _tag(tool_format.closing, ids)
-    gap = r"/[ \n]{0,2}/"
-    if tool_format.bare:
-        yield from ("start: TEXT | body", _TEXT_NOT_BARE)
-    else:
-        inside = f'"[" body (", " body)* "]" {closing}' if tool_format.body == "list" else f"{gap} body {gap} {closing}"
-        if opening in ids:
-            yield from (f"one: TEXT {_tag(opening, ids)} {inside}", _ANY_TEXT)
-        else:
-            yield from (f"head[lazy]: TEXT {_text(opening)}", f"one: head {inside}", _ANY_TEXT)
-        yield from ("start: one* rest", "rest: TEXT")
-    yield from _bodies(tool_format, use.tools, ids)
-
-
-def _bodies(tool_format: ToolFormat, tools: Sequence[Tool], ids: Ids) -> Iterator[str]:
-    yield "body: " + " | ".join(f"tool{number}" for number in range(len(tools)))
-    for number, tool in enumerate(tools):
-        schema = _closed(tool.parameters) if tool.strict else {"type": "object"}
-        if tool_format.body == "function":
-            yield from _function(number, tool.name, _closed(tool.parameters))
-        elif tool_format.body == "named":
-            yield f"tool{number}: {_text(tool.name)} {_tag(ARGUMENTS_TAG, ids)} %json {_schema(schema)}"
-        else:
-            head = f'{{"name": {json.dumps(tool.name)}, "{tool_format.arguments}": '
-            yield f"tool{number}: {_text(head)} %json {_schema(schema)} {_text('}')}"
-
-
-def _function(number: int, name: str, schema: Mapping[str, object]) -> Iterator[str]:
-    """`<function=name>` with the parameters in the schema's order, strings without quotes."""
-    known, required = properties_of(schema), schema.get("required")
-    needed = set(required) if isinstance(required, list) else set()
-    names = [f"tool{number}p{place}{'' if key in needed else '?'}" for place, key in enumerate(known)]
-    yield f"tool{number}: {_text(f'<function={name}>' + chr(10))} {' '.join(names)} {_text('</function>')}"
-    for place, (key, value) in enumerate(known.items()):
-        yield f"tool{number}p{place}: {_text(f'<parameter={key}>' + chr(10))} tool{number}v{place}"
-        yield _parameter(f"tool{number}v{place}", value, schema)
-
-
-def _parameter(rule: str, value: object, schema: Mapping[str, object]) -> str:
-    """A string may be anything of its length; its pattern is ignored."""
-    end = _text("\n</parameter>\n")
-    known = value if isinstance(value, Mapping) else {}
-    choices = known.get("enum")
-    if "string" not in kinds_of(known):
-        shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-        return f"{rule}: %json {_schema({**shared, **known})} {end}"
-    if isinstance(choices, list) and choices:
-        return f"{rule}: ({' | '.join(_text(str(choice)) for choice in choices)}) {end}"
-    return f"{rule}[suffix={end}]: /(.|\\n){_times(known)}/"
-
-
-def _times(schema: Mapping[str, object]) -> str:
-    least, most = schema.get("minLength"), schema.get("maxLength")
-    if not isinstance(least, int) and not isinstance(most, int):
-        return "*"
-    return f"{{{least if isinstance(least, int) else 0},{most if isinstance(most, int) else ''}}}"
-
-
-def _closed(parameters: Mapping[str, object]) -> dict[str, object]:
-    """The schema of an object without properties that it does not name, as a tool has no use for them."""
-    is_open = bool(_OPEN.intersection(parameters)) or (bool(parameters) and "properties" not in parameters)
-    return {"type": "object", **({} if is_open else {"additionalProperties": False}), **parameters}
-
-
-def _schema(schema: Mapping[str, object]) -> str:
-    """The schema with our options of the library; requests may not set them."""
-    return json.dumps({**schema, "x-guidance": STYLE})
-
-
-def _tag(tag: str, ids: Ids) -> str:
-    if not tag:
-        return ""
-    return f"<[{ids[tag]}]>" if tag in ids else _text(tag)
-
-
-def _text(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

@@ -12,7 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from together.requests import CallDelta, Tool
-from together.text.tool_formats import FUNCTION, ToolFormat, as_json, call_of, properties_of, text_of, typed
+from together.text.tool_formats import CODER, ToolFormat, as_json, call_of, properties_of, text_of, typed
 
 Reading = Generator[None, None, bool]  # returns whether it was a call
 
@@ -26,10 +26,9 @@ _FIRST_KEY = re.compile(r'\{\s*(?:(?P<odd>[^\s"])|"(?P<key>(?:[^"\\]|\\.)*)")')
 _KEYS = ("name", "arguments", "parameters", "function", "type", "id")
 _NAMED = re.compile(r"(?P<name>[\w.-]{1,64})\s{0,4}(?:\[CALL_ID\]\w{0,64})?(?:\[ARGS\])?\s{0,4}(?=\{)")
 _MAYBE_NAMED = re.compile(r"[\w.\-\[\]\s]{0,160}")
-_FUNCTION = re.compile(r"<function=(?P<name>[^<>\n]{1,64})>")
-_PARAMETER = re.compile(r"<parameter=(?P<name>[^<>\n]{1,64})>")
-_MAYBE_TAG = re.compile(r"<(?:function|parameter)=[^<>\n]{0,64}")
-_PARAMETER_END, _FUNCTION_END = "</parameter>", "</function>"
+MOST_LETTERS = 64  # of the name of a function or of a parameter
+_WORD = re.compile(rf'[^<>\n"]{{0,{MOST_LETTERS}}}')
+_PLAIN_NAME = re.compile(r"[\w.-]+")
 
 
 @dataclass(slots=True)
@@ -124,11 +123,13 @@ class ToolCallReader:
 
     def read(self, opening: str) -> Reading:
         """Read the call at the beginning of the text, after `opening`; if there is none, take nothing."""
-        at = 0 if opening == FUNCTION else (yield from self._past(_SPACES, len(opening)))
-        readers = {"{": self._object, "[": self._list, "<": self._function}
-        found = yield from readers.get(self._sign(at), self._named)(at)
-        if found and self._format.closing:
-            yield from self._close()
+        at = yield from self._past(_SPACES, len(opening))
+        readers = {"{": self._object, "[": self._list}
+        other = self._tagged if self._format.parameter or self._sign(at) == "<" else self._named
+        found = yield from readers[self._sign(at)](at) if self._sign(at) in readers else other(at, opening)
+        if found:
+            for closing in self._format.closings:
+                yield from self._close(closing)
         return found
 
     def _begun(self, name: str, end: int) -> Reading:
@@ -208,8 +209,8 @@ class ToolCallReader:
 
     # --- a name, then its arguments -----------------------------------------------------------------------------------
 
-    def _named(self, at: int) -> Reading:
-        if self._format.body not in ("list", "named"):
+    def _named(self, at: int, _: str) -> Reading:
+        if not self._format.named:
             return False
         while (head := _NAMED.match(self.unread.text, at)) is None:
             if self.unread.ended or _MAYBE_NAMED.fullmatch(self.unread.text, at) is None:
@@ -217,62 +218,93 @@ class ToolCallReader:
             yield
         return (yield from self._begun(head["name"], head.end()))
 
-    # --- <function=name> ----------------------------------------------------------------------------------------------
+    # --- parameters between tags --------------------------------------------------------------------------------------
 
-    def _function(self, at: int) -> Reading:
-        while (head := _FUNCTION.match(self.unread.text, at)) is None:
-            if not self._may_be_tag(FUNCTION, at):
+    def _tagged(self, at: int, opening: str) -> Reading:
+        style = self._format if self._format.parameter else CODER
+        known = style.openings.index(opening) + 1 if opening in style.openings else 0
+        for each in style.openings[known:]:
+            end = yield from self._expect(each, at)
+            if end is None and each == style.openings[-1]:
                 return False
-            yield
-        name = head["name"].strip()
-        self.unread.take(head.end())
+            at = at if end is None else end
+        _, middle, after = style.parts()
+        name, at = yield from self._word(at, middle)
+        if not at or not (middle.strip() or (yield from self._goes_on(style, name, at))):
+            return False
+        self.unread.take(at)
         self.calls.begin(name)
         self.calls.write("{")
-        if (yield from self._parameters(self._properties.get(name, {}))):
+        if (yield from self._parameters(style, first_word(after), self._properties.get(name, {}))):
             self.calls.write("}")
             self.calls.finish()
         return True
 
-    def _parameters(self, properties: Mapping[str, object]) -> Reading:
+    def _goes_on(self, style: ToolFormat, name: str, at: int) -> Generator[None, None, bool]:
+        """Whether a name that no tag closes is one: then a parameter follows, or the end of the call."""
+        if not _PLAIN_NAME.fullmatch(name):
+            return False
+        for each in (style.parameter_parts()[0], first_word(style.parts()[2])):
+            if (yield from self._expect(each, at)) is not None:
+                return True
+        return False
+
+    def _parameters(self, style: ToolFormat, end: str, properties: Mapping[str, object]) -> Reading:
         """Return whether they end, by their tag or because something else follows."""
+        before, middle, after = style.parameter_parts()
         comma = ""
         while True:
-            at = yield from self._past(_SPACES, 0)
-            text = self.unread.text
-            if text.startswith(_FUNCTION_END, at):
-                self.unread.take(at + len(_FUNCTION_END))
+            if (at := (yield from self._expect(end, 0))) is not None:
+                self.unread.take(at)
                 return True
-            if (head := _PARAMETER.match(text, at)) is not None:
-                name = head["name"].strip()
-                self.unread.take(head.end())
-                self.calls.write(f"{comma}{as_json(name)}: ")
-                if not (yield from self._value(properties.get(name))):
-                    return False
-                comma = ", "
-            elif self._may_be_tag("<parameter=", at) or self.unread.may_become(_FUNCTION_END, at):
-                yield
-            else:
+            at = yield from self._expect(before, 0)
+            name, at = (yield from self._word(at, middle)) if at is not None else ("", 0)
+            if not at:
                 return not self.unread.ended
-
-    def _value(self, schema: object) -> Reading:
-        """Return whether it ends; a value without an end becomes a string without an end."""
-        searched = 0
-        while (end := self.unread.text.find(_PARAMETER_END, searched)) < 0:
-            if self.unread.ended:
-                self.calls.write(as_json(self.unread.take().removeprefix("\n"))[:-1])
+            self.unread.take(at)
+            self.calls.write(f"{comma}{as_json(name)}: ")
+            if not (yield from self._value(middle, after, properties.get(name))):
                 return False
-            searched = max(0, len(self.unread.text) - len(_PARAMETER_END))
+            comma = ", "
+
+    def _value(self, middle: str, after: str, schema: object) -> Reading:
+        """Return whether it ends; a value without an end becomes a string without an end."""
+        end, searched = after.strip(), 0
+        before = middle[len(middle.rstrip()) :]
+        while (at := self.unread.text.find(end, searched)) < 0:
+            if self.unread.ended:
+                self.calls.write(as_json(self.unread.take().removeprefix(before))[:-1])
+                return False
+            searched = max(0, len(self.unread.text) - len(end))
             yield
-        text = self.unread.take(end).removeprefix("\n").removesuffix("\n")
-        self.unread.take(len(_PARAMETER_END))
+        text = self.unread.take(at).removeprefix(before).removesuffix(after[: -len(after.lstrip())])
+        self.unread.take(len(end))
         self.calls.write(typed(text, schema))
         return True
 
-    def _may_be_tag(self, tag: str, at: int) -> bool:
-        """Whether more text may turn what is at `at` into the opening `tag` with a name."""
-        rest = self.unread.text[at:]
-        begun = rest.startswith(tag) and _MAYBE_TAG.fullmatch(rest) is not None
-        return not self.unread.ended and (begun or tag.startswith(rest))
+    def _word(self, at: int, middle: str) -> Generator[None, None, tuple[str, int]]:
+        """A name up to `middle`, and the place after that; 0: there is none. White space in `middle` may be missing."""
+        while (found := _WORD.match(self.unread.text, at)) is not None and found.end() == len(self.unread.text):
+            if self.unread.ended or len(found[0]) == MOST_LETTERS:
+                return "", 0
+            yield
+        assert found is not None, "the pattern matches no letters, too"
+        name, end = found[0].strip(), found.end()
+        for tag in middle.split():
+            place = yield from self._expect(tag, end)
+            if place is None:
+                return "", 0
+            end = place
+        return name, end if name else 0
+
+    def _expect(self, tag: str, at: int) -> Generator[None, None, int | None]:
+        """The place after white space and `tag`, None if something else is there."""
+        at = yield from self._past(_SPACES, at)
+        while not self.unread.text.startswith(tag, at):
+            if not self.unread.may_become(tag, at):
+                return None
+            yield
+        return at + len(tag)
 
     # --- around calls -------------------------------------------------------------------------------------------------
 
@@ -288,15 +320,18 @@ class ToolCallReader:
                 return found.end()
             yield
 
-    def _close(self) -> Generator[None, None, None]:
-        """Take the closing tag, if the model wrote one."""
-        closing = self._format.closing
+    def _close(self, closing: str) -> Generator[None, None, None]:
+        """Take a closing tag, if the model wrote it."""
         at = yield from self._past(_STRAY, 0)
         while self.unread.may_become(closing, at) and not self.unread.text.startswith(closing, at):
             yield
         rest = self.unread.text[at:]
         if rest.startswith(closing) or (self.unread.ended and closing.startswith(rest)):
             self.unread.take(at + len(closing))
+
+
+def first_word(text: str) -> str:
+    return (text.split() or [""])[0]
 
 
 def _is_hopeless(text: str, at: int) -> bool:

@@ -1,0 +1,226 @@
+"""Chat templates of our own in the style of this year's published ones: the same tags, turns and Jinja."""
+
+_LAST_QUESTION = r"""{%- set ns = namespace(last=-1) -%}
+{%- for turn in messages -%}
+    {%- if turn.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
+"""
+_THOUGHTS = r"""{%- set thoughts = '' -%}
+{%- set said = turn.content -%}
+{%- if turn.reasoning_content is string -%}
+    {%- set thoughts = turn.reasoning_content -%}
+{%- elif '</think>' in said -%}
+    {%- set thoughts = said.split('</think>')[0].split('<think>')[-1].strip('\n') -%}
+    {%- set said = said.split('</think>')[-1].lstrip('\n') -%}
+{%- endif -%}
+"""
+_GLM = r"""[gMASK]<sop>
+{%- if tools -%}
+<|system|>
+Functions, in <tools></tools>:
+<tools>
+{% for tool in tools %}
+{{ tool | tojson(ensure_ascii=False) }}
+{% endfor %}
+</tools>
+
+A call is
+<tool_call>{its name}HEAD<arg_key>{a key}</arg_key>GAP<arg_value>{its value}</arg_value>GAP
+...
+</tool_call>{%- endif -%}
+LAST{% for turn in messages %}
+{%- if turn.role == 'user' -%}<|user|>
+{{ turn.content }}
+{%- elif turn.role == 'assistant' -%}
+<|assistant|>THOUGHTS
+{%- if loop.index0 > ns.last and thoughts -%}
+{{ 'BREAK<think>' + thoughts.strip() + '</think>' }}
+{%- else -%}
+{{ 'BREAK<think></think>' }}
+{%- endif -%}
+{%- if said.strip() -%}
+{{ '\n' + said.strip() }}
+{%- endif -%}
+{% if turn.tool_calls %}
+{% for call in turn.tool_calls %}
+{%- if call.function %}
+    {%- set call = call.function %}
+{%- endif %}
+CALL{% endfor %}
+{% endif %}
+{%- elif turn.role == 'tool' -%}
+{%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}
+    {{- '<|observation|>' }}
+{%- endif %}
+{{- '\n<tool_response>\n' + turn.content + '\n</tool_response>' }}
+{%- elif turn.role == 'system' -%}
+<|system|>
+{{ turn.content }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    <|assistant|>OPENED
+{%- endif -%}
+"""
+_GLM_CALL = r"""{{ '\n<tool_call>' + call.name }}
+{% set values = call.arguments or {} %}
+{% for key, value in values.items() %}
+<arg_key>{{ key }}</arg_key>
+<arg_value>{{ value | tojson(ensure_ascii=False) if value is not string else value }}</arg_value>
+{% endfor %}
+</tool_call>"""
+_GLM_DENSE_CALL = r"""{{- '<tool_call>' + call.name -}}
+{% set values = call.arguments or {} %}{% for key, value in values.items() -%}
+<arg_key>{{ key }}</arg_key><arg_value>{{ value if value is string else value | tojson }}</arg_value>
+{%- endfor %}</tool_call>"""
+
+
+def _glm(call: str, gap: str, opened: str) -> str:
+    """`gap` is what stands between tags."""
+    parts = {"LAST": _LAST_QUESTION, "THOUGHTS": _THOUGHTS, "CALL": call, "HEAD": gap, "GAP": gap, "OPENED": opened}
+    parts["BREAK"] = gap and r"\n"
+    text = _GLM
+    for place, part in parts.items():
+        text = text.replace(place, part)
+    return text
+
+
+GLM = _glm(
+    _GLM_CALL, "\n", r"{{- '\n<think></think>' if enable_thinking is defined and not enable_thinking else '' -}}"
+)
+GLM_DENSE = _glm(
+    _GLM_DENSE_CALL, "", r"{{- '</think>' if enable_thinking is defined and not enable_thinking else '<think>' -}}"
+)
+
+MINIMAX = (
+    r"""{%- set begin, end = '<minimax:tool_call>', '</minimax:tool_call>' -%}
+{%- set rules, turns = none, messages -%}
+{%- if messages and messages[0].role == 'system' -%}
+    {%- set rules, turns = messages[0].content, messages[1:] -%}
+{%- endif -%}
+"""
+    + _LAST_QUESTION.replace("in messages", "in turns")
+    + r"""{{- ']~!b[' ~ ']~b]system' ~ '\n' ~ (rules or 'You are Quill.') }}
+{%- if tools -%}
+    {{- '\n\n# Tools\n<tools>\n' }}
+    {%- for tool in tools %}
+<tool>{{ tool.function | tojson | string }}</tool>
+    {%- endfor %}
+    {{- '\n</tools>\n\nCalls are written so:\n' ~ begin }}
+<invoke name="a-tool">
+<parameter name="a-key">its value</parameter>
+...
+</invoke>
+{{- '\n' ~ end }}
+{%- endif -%}
+{{- '[e~[\n' }}
+{%- for turn in turns -%}
+    {%- if turn.role == 'assistant' -%}
+        {{- ']~b]ai' ~ '\n' }}
+        """
+    + _THOUGHTS
+    + r"""
+        {%- if thoughts and loop.index0 > ns.last -%}
+            {{- '<think>' ~ '\n' ~ thoughts ~ '\n' ~ '</think>' ~ '\n\n' }}
+        {%- endif -%}
+        {{- said }}
+        {%- if turn.tool_calls -%}
+            {{- '\n' ~ begin ~ '\n' }}
+            {%- for call in turn.tool_calls -%}
+                {%- set call = call.function or call %}
+                {{- '<invoke name="' + call.name + '">' }}
+                {%- for key, value in call.arguments.items() %}
+                    {{- '\n<parameter name="' + key + '">' }}
+                    {{- value | tojson(ensure_ascii=False) if value is not string else value }}
+                    {{- '</parameter>' }}
+                {%- endfor %}
+                {{- '\n</invoke>' ~ '\n' }}
+            {%- endfor -%}
+            {{- end }}
+        {%- endif -%}
+        {{- '[e~[' ~ '\n' }}
+    {%- elif turn.role == 'tool' -%}
+        {%- if loop.first or turns[loop.index0 - 1].role != 'tool' -%}
+            {{- ']~b]tool' }}
+        {%- endif -%}
+        {{- '\n<response>' ~ turn.content ~ '</response>' }}
+        {%- if loop.last or turns[loop.index0 + 1].role != 'tool' -%}
+            {{- '[e~[\n' -}}
+        {%- endif -%}
+    {%- elif turn.role == 'user' -%}
+        {{- ']~b]user' ~ '\n' ~ turn.content ~ '[e~[' ~ '\n' }}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- ']~b]ai' ~ '\n' ~ '<think>' ~ '\n' }}
+{%- endif -%}
+"""
+)
+
+# Granite 3 offers tools, and writes every turn's content as it is: no turn has calls for it.
+GRANITE3 = r"""{%- if tools and not available_tools -%}
+    {%- set available_tools = tools -%}
+{%- endif -%}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set rules, turns = messages[0]['content'], messages[1:] %}
+{%- else %}
+    {%- set rules, turns = 'It is ' + strftime_now('%B %d, %Y') + '.', messages %}
+    {%- if available_tools %}
+        {%- set rules = rules + ' To use tools, write only <|tool_call|> and a JSON list of them.' %}
+    {%- endif %}
+{%- endif %}
+{{- '<|start_of_role|>system<|end_of_role|>' + rules + '<|end_of_text|>\n' }}
+{%- if available_tools %}
+    {{- '<|start_of_role|>available_tools<|end_of_role|>' + available_tools | tojson(indent=4) + '<|end_of_text|>\n' }}
+{%- endif %}
+{%- for turn in turns %}
+    {{- '<|start_of_role|>' + turn['role'] + '<|end_of_role|>' + turn['content'] + '<|end_of_text|>\n' }}
+    {%- if loop.last and add_generation_prompt %}
+        {{- '<|start_of_role|>assistant<|end_of_role|>' }}
+    {%- endif %}
+{%- endfor %}
+"""
+GRANITE4 = r"""{%- set before = 'Functions:\n<tools>' %}
+{%- set after = '\n</tools>\n\nA call is\n<tool_call>\n{"name": <name>, "arguments": <object>}\n</tool_call>.' %}
+{%- set ns = namespace(tools='') %}
+{%- if tools %}
+    {%- for tool in tools %}
+        {%- set ns.tools = ns.tools + '\n' + (tool | tojson) %}
+    {%- endfor %}
+    {%- set ns.tools = before + ns.tools + after %}
+{%- endif %}
+{%- if messages[0].role == 'system' %}
+    {{- '<|start_of_role|>system<|end_of_role|>' + messages[0].content + ('\n\n' + ns.tools if tools else '') }}
+    {{- '<|end_of_text|>\n' }}
+{%- elif tools %}
+    {{- '<|start_of_role|>system<|end_of_role|>' + ns.tools + '<|end_of_text|>\n' }}
+{%- endif %}
+{%- for turn in messages %}
+    {%- if turn.role == 'user' or (turn.role == 'system' and not loop.first) %}
+        {{- '<|start_of_role|>' + turn.role + '<|end_of_role|>' + turn.content + '<|end_of_text|>\n' }}
+    {%- elif turn.role == 'assistant' %}
+        {{- '<|start_of_role|>assistant<|end_of_role|>' + turn.content }}
+        {%- for call in turn.tool_calls or [] %}
+            {%- if (loop.first and turn.content) or not loop.first %}
+                {{- '\n' }}
+            {%- endif %}
+            {%- set call = call.function or call %}
+            {{- '<tool_call>\n{"name": "' + call.name + '", "arguments": ' }}
+            {{- call.arguments if call.arguments is string else call.arguments | tojson }}
+            {{- '}\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|end_of_text|>\n' }}
+    {%- elif turn.role == 'tool' %}
+        {%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}
+            {{- '<|start_of_role|>user<|end_of_role|>' }}
+        {%- endif %}
+        {{- '\n<tool_response>\n' + turn.content + '\n</tool_response>' }}
+        {%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}
+            {{- '<|end_of_text|>\n' }}
+        {%- endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_of_role|>assistant<|end_of_role|>' }}
+{%- endif %}
+"""

@@ -1,0 +1,166 @@
+"""Thoughts and tool calls in the style of each of this year's families, by templates that write them as theirs do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
+
+from tests.support import tool_templates as templates
+from tests.support.checksum import EOS, make_checksum_model
+from tests.support.engines import LAYERS, loads, serving
+from tests.support.loopback import LoopbackRing
+from tests.support.telling import telling
+from together.engine.engine import Engine
+from together.requests import AnswerChunk, CallDelta, ChatRequest, Message, Tool, ToolCall, ToolUse
+from together.text.answers import answer_chat, chat_parser
+from together.text.tokenizer import TextModel
+from together.text.tool_formats import GLM, GLM_DENSE, GRANITE, HERMES, MINIMAX, ToolFormat
+from together.types import Sampling
+
+Calls = list[tuple[str, dict[str, Any]]]
+
+PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "days": {"type": "integer"},
+        "places": {"type": "array", "items": {"type": "string"}},
+        "more": {"type": "object", "properties": {"wind": {"type": "boolean"}, "note": {"type": "string"}}},
+    },
+    "required": ["city", "days", "places", "more"],
+}
+TOOLS = (Tool("weather", "What it is like.", PARAMETERS), Tool("now", "The time."))
+SAID: Calls = [
+    ("weather", {"city": "Köln 7", "days": 3, "places": ["a b", '"c"'], "more": {"wind": True, "note": "x{y}"}}),
+    ("now", {}),
+]
+QUESTION = Message("user", "What is the weather?")
+THOUGHT = "They ask\nfor weather: <tool>?"
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """A family's: its template, the tags that are tokens of their own, and the one that ends an answer with calls."""
+
+    template: str
+    format: ToolFormat
+    tags: tuple[str, ...]
+    end: str
+    thinks: bool = True
+
+
+THINK_TAGS, CALL_TAGS = ("<think>", "</think>"), ("<tool_call>", "</tool_call>")
+GLM_TAGS = (*THINK_TAGS, *CALL_TAGS, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+STYLES = {
+    "glm-4.6": Style(templates.GLM, GLM, GLM_TAGS, "<|observation|>"),
+    "glm-4.7": Style(templates.GLM_DENSE, GLM_DENSE, GLM_TAGS, "<|observation|>"),
+    "minimax-m2": Style(
+        templates.MINIMAX, MINIMAX, (*THINK_TAGS, "<minimax:tool_call>", "</minimax:tool_call>"), "[e~["
+    ),
+    "granite-3": Style(templates.GRANITE3, GRANITE, ("<|tool_call|>",), "<|end_of_text|>", thinks=False),
+    "granite-4": Style(templates.GRANITE4, HERMES, CALL_TAGS, "<|end_of_text|>", thinks=False),
+}
+ALL = pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
+
+
+def text_model(folder: Path, style: Style) -> TextModel:
+    """The toy with the style's words: its tags are special tokens, its end is the model's."""
+    words = (*style.tags, style.end)
+    make_checksum_model(folder, layers=LAYERS, vocabulary=264 + len(words), quiet_ids=())
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken(word, special=True, normalized=False) for word in words])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    end = tokenizer.token_to_id(style.end)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS, end]}))
+    config = folder / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": style.template}))
+    return TextModel.open(folder)
+
+
+def turn(style: Style, text: str = "") -> Message:
+    calls = tuple(
+        ToolCall(f"call_{i}", name, json.dumps(values, ensure_ascii=False)) for i, (name, values) in enumerate(SAID)
+    )
+    return Message("assistant", text, THOUGHT if style.thinks else "", calls)
+
+
+def told(model: TextModel, style: Style, said: Message) -> tuple[str, str]:
+    """The prompt, and what the model answers to it where its template writes it into a conversation as `said`."""
+    prompt = model.template.render([QUESTION], TOOLS).result()
+    whole = model.template.render([QUESTION, said], TOOLS, None, add_generation_prompt=False).result()
+    assert whole.startswith(prompt)
+    answer, end, _ = whole.removeprefix(prompt).partition(style.end)
+    return prompt, answer if end else answer.removesuffix("\n")
+
+
+def calls_of(deltas: Iterable[CallDelta]) -> Calls:
+    names: list[str] = []
+    arguments: list[str] = []
+    for delta in deltas:
+        if delta.id:
+            names.append(delta.name)
+            arguments.append("")
+        else:
+            arguments[delta.index] += delta.arguments
+    return [(name, json.loads(text)) for name, text in zip(names, arguments, strict=True)]
+
+
+def parted(model: TextModel, prompt: str, pieces: Iterable[str]) -> tuple[str, str, Calls]:
+    parser = chat_parser(model, prompt, ToolUse(TOOLS), ())
+    parts = [*map(parser.push, pieces), parser.flush()]
+    calls = calls_of(delta for part in parts for delta in part.tool_calls)
+    return "".join(part.reasoning for part in parts), "".join(part.text for part in parts), calls
+
+
+@ALL
+@given(cuts=st.lists(st.integers(0, 500), max_size=8))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_a_template_writes_is_read_back_at_any_cut(
+    tmp_path_factory: pytest.TempPathFactory, style: Style, cuts: list[int]
+) -> None:
+    model = MODELS.get(style.template) or text_model(tmp_path_factory.mktemp("style"), style)
+    MODELS[style.template] = model
+    assert model.template.tool_format == style.format
+    for text in ("Well.", ""):
+        said = turn(style, text)
+        prompt, answer = told(model, style, said)
+        places = [0, *sorted(min(place, len(answer)) for place in cuts), len(answer)]
+        pieces = [answer[start:stop] for start, stop in pairwise(places)]
+        wanted = (said.reasoning, text, SAID)
+        assert parted(model, prompt, pieces) == parted(model, prompt, answer) == wanted
+
+
+MODELS: dict[str, TextModel] = {}
+
+
+async def answered(folder: Path, style: Style, use: ToolUse, text: str) -> list[AnswerChunk]:
+    """What comes of an answer whose tokens the template's own words are, on a ring of the toy."""
+    model = text_model(folder, style)
+    _, answer = told(model, style, turn(style, text))
+    tokens = [*model.encode(answer), model.encode(style.end)[0]]
+    async with LoopbackRing(telling(loads(folder, (2, 4)), tokens)) as ring:
+        engine = Engine(ring, model.eos)
+        async with serving(engine):
+            request = ChatRequest((QUESTION,), Sampling(0.0), 2000, tool_use=use)
+            return [piece async for piece in answer_chat(engine, model, request)]
+
+
+@ALL
+@pytest.mark.parametrize("required", [False, True], ids=["free", "forced"])
+async def test_an_answer_of_a_ring_becomes_thoughts_and_calls(tmp_path: Path, style: Style, required: bool) -> None:
+    """A forced one is held to a grammar, in which the model's own words for its calls have to fit."""
+    text = "" if required else "Well."
+    pieces = await answered(tmp_path, style, ToolUse(TOOLS, required=required), text)
+    assert "".join(piece.text for piece in pieces) == text
+    assert "".join(piece.reasoning for piece in pieces) == (THOUGHT if style.thinks else "")
+    assert calls_of(delta for piece in pieces for delta in piece.tool_calls) == SAID
+    assert pieces[-1].finish == "tool_calls"
