@@ -90,7 +90,7 @@ class QuantizedExperts(nn.Module):
         given = {expert: hidden[tokens] for expert, (tokens, _) in places.items()}
         found = self._down(self._states(given))
         for expert, (tokens, place) in places.items():
-            out.index_add_(0, tokens, found[expert] * weights[tokens, place, None])
+            out.index_add_(0, tokens, (found[expert] * weights[tokens, place, None]).to(out.dtype))
         return out
 
     def _states(self, given: Mapping[int, Tensor]) -> dict[int, Tensor]:

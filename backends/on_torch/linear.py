@@ -243,7 +243,7 @@ def run_experts(module: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) ->
         tokens, place = torch.where(chosen == expert)
         inner = module._apply_gate(_expert_product(module, "gate_up_proj", expert, hidden[tokens], few))
         states = _expert_product(module, "down_proj", expert, inner, few)
-        out.index_add_(0, tokens, states * weights[tokens, place, None])
+        out.index_add_(0, tokens, (states * weights[tokens, place, None]).to(out.dtype))
     return out
 
 

@@ -13,7 +13,16 @@ from _pytest.mark.structures import ParameterSet
 from backends.base import Backend, open_backend
 from tests.backends.conftest import Chains, Checkpoints
 from tests.support.chain import GREEDY, Chain, assert_close, load_shard, new_sequence, row
-from tests.support.families import BY_NAME, CASES, LAYERS, MORE, prompt_ids, reference_greedy, reference_logits
+from tests.support.families import (
+    BY_NAME,
+    CASES,
+    LAYERS,
+    MORE,
+    make_checkpoint,
+    prompt_ids,
+    reference_greedy,
+    reference_logits,
+)
 from together.errors import UnsupportedModel
 from together.models.config import FAMILIES
 from together.types import Batch, Fork, LayerRange, Orders, Row, SampleRequest
@@ -77,6 +86,18 @@ def test_an_inner_cut(chain: Chains, checkpoint: Checkpoints, name: str, backend
 def test_whole_model(chain: Chains, checkpoint: Checkpoints, name: str, backend: str) -> None:
     found = chain(name, (backend,)).logits(row(new_sequence(), 0, PROMPT))
     assert_close(found, reference_logits(checkpoint(name), PROMPT))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(case.name, marks=() if case.name == "deepseek_v3" else pytest.mark.full) for case in MORE]
+)
+def test_half_precision_is_near(tmp_path: Path, name: str) -> None:
+    """On torch, whose states and weights may have different dtypes within a layer."""
+    folder = make_checkpoint(tmp_path / "plain", name, "bf16")
+    ring, sequence = Chain([load_shard(folder, "torch", LayerRange(0, LAYERS), "bf16")]), new_sequence()
+    found = np.concatenate((ring.logits(row(sequence, 0, PROMPT[:-1])), ring.logits(row(sequence, 23, PROMPT[-1:]))))
+    wanted = reference_logits(folder, PROMPT)
+    assert np.linalg.norm(found - wanted) < 0.2 * np.linalg.norm(wanted)  # where experts are alike, others are chosen
 
 
 @each_case_of_two
