@@ -54,7 +54,7 @@ def dialect(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> dict
     family = BY_NAME[spec.family]
     ranged = {"mlp_only_layers": []} | config | family.ranged(config, layers)
     return {
-        **{key: value for key, value in ranged.items() if value is not None},
+        **{key: value for key, value in ranged.items() if value is not None or key in family.mlx_nulls},
         "num_hidden_layers": len(layers),
         "tie_word_embeddings": spec.tied,
         # Every layer gets its RoPE and its window from us, by its global number: mlx-lm would count from 0.
@@ -104,12 +104,6 @@ def refuse_dtype(spec: ModelSpec, dtype: Dtype, device: str) -> None:
 def refuse_ignored(config: dict[str, Any], spec: ModelSpec) -> None:
     """Raises UnsupportedModel for a configuration that mlx-lm would compute otherwise than transformers."""
     family = BY_NAME[spec.family]
-    if family.not_on_mlx:
-        raise UnsupportedModel(
-            "{model} has {part}, which neither MLX nor its formats run here; load its plain version with torch",
-            model=spec.name,
-            part=family.not_on_mlx,
-        )
     for parts in (config["rope_parameters"], *config["rope_parameters"].values()):
         if isinstance(parts, dict) and "attention_factor" in parts:
             raise UnsupportedModel("{model} sets YaRN's attention_factor, which MLX does not run here", model=spec.name)

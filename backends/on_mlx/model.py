@@ -22,13 +22,16 @@ from numpy.typing import NDArray
 
 from backends.base import Computing, LoadRequest
 from backends.on_mlx.config import Growth, Rope, dialect, growth, ropes, runs_packed
+from backends.on_mlx.latent import LatentAttention, parted
 from backends.on_mlx.packed import kernel_of, pack_modules
+from backends.on_mlx.routers import group_expert_select
 from backends.on_mlx.tensors import MX, held_arrays, unfused, unfused_names
 from together.errors import BadSetting, BrokenModel, UnsupportedModel
 from together.models.config import FAMILIES
 from together.models.families import BY_NAME
 from together.models.names import HEAD, shifted
 from together.models.spec import ModelSpec, needed_tensors, read_config
+from together.models.state import Latent
 from together.sentences import template
 from together.types import DTYPE_BYTES, Activation, Dtype, LayerRange
 
@@ -54,6 +57,7 @@ def write_activation(bits: mx.array, dtype: Dtype) -> Activation:
 
 
 _STACKED = ".mlp.switch_mlp."  # canonical
+_SELECT = "group_expert_select"  # of routers with corrected scores, what several files have
 _PACKAGE = "backends.mlx_lm_models"  # a name only: there is no such folder
 
 
@@ -71,7 +75,10 @@ def model_module(name: str) -> ModuleType:
         sys.modules.setdefault(_PACKAGE, _package())
     base = import_module(f"{_PACKAGE}.base")
     base.__dict__["scaled_dot_product_attention"] = _attention  # before the model's file takes the name from there
-    return import_module(f"{_PACKAGE}.{name}")
+    found = import_module(f"{_PACKAGE}.{name}")
+    if hasattr(found, _SELECT):
+        found.__dict__[_SELECT] = group_expert_select
+    return found
 
 
 def _package() -> ModuleType:
@@ -171,6 +178,7 @@ def read_slice(request: LoadRequest, spec: ModelSpec) -> Slice:
     stored = {name: matrix.packing for name, matrix in needed.packed.items() if runs_packed(matrix.packing)}
     kept = {part: packing for name, packing in stored.items() for part in unfused_names(name)}
     packings = {path(name).removesuffix(".weight"): packing for name, packing in kept.items()}
+    weights, packings = parted(model, weights, packings)
     pack_modules(model, packings, dtype)
     fill(model, weights, spec)
     del weights  # from here on every array is held by the model alone, so a source is freed once it is converted
@@ -196,6 +204,9 @@ def empty_model(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> 
     for layer, rope in zip(model.model.layers, ropes(config, spec, layers), strict=True):
         if rope is not None:
             layer.self_attn.rope = PackedRope(_rope(spec, rope))
+    for layer, state in zip(model.model.layers, spec.states[layers.start : layers.stop], strict=True):
+        if isinstance(state, Latent):
+            layer.self_attn = LatentAttention(layer.self_attn, config["rope_parameters"])
     first, last = layers.start == 0, layers.stop == spec.layers
     if not (first or (last and spec.tied)):
         model.model.pop("embed_tokens")

@@ -33,13 +33,17 @@ class _Packed(Module):
     def kernel(self) -> str:
         return f"{self._function}, {f'{self._bits} bit' if self._mode == 'affine' else self._mode}"
 
-    def product(self, x: mx.array) -> mx.array:
-        """`[…, in]` to `[…, out]`. Scales of another dtype than the states make MLX compute in fp32."""
+    def product(self, x: mx.array, *, transpose: bool = True) -> mx.array:
+        """`[…, in]` to `[…, out]`, or without `transpose` the other way.
+
+        Scales of another dtype than the states make MLX compute in fp32.
+        """
         return mx.quantized_matmul(
             x.astype(self._within),
             self.weight,
             self.scales,
             self.biases,
+            transpose=transpose,
             group_size=self._group,
             bits=self._bits,
             mode=self._mode,
@@ -84,8 +88,34 @@ class MlxPackedExperts(_Packed):
         return found + mx.expand_dims(self.bias[indices], -2) if "bias" in self else found
 
 
-_PLAIN = {"Linear": "matmul", "Embedding": "matmul", "SwitchLinear": "gather_mm"}
-_KINDS = {"Linear": MlxPackedLinear, "Embedding": MlxPackedEmbedding, "SwitchLinear": MlxPackedExperts}
+class MlxPackedHeads(_Packed):
+    """A matrix of each head: `[…, heads, n, in]` to `[…, heads, n, out]`, or the other way."""
+
+    def __call__(self, x: mx.array, transpose: bool = True) -> mx.array:
+        return self.product(x, transpose=transpose)
+
+
+class MlxPackedTurned(_Packed):
+    """The same of `TurnedHeads`."""
+
+    def __call__(self, x: mx.array, transpose: bool = True) -> mx.array:
+        return self.product(x, transpose=not transpose)
+
+
+_PLAIN = {
+    "Linear": "matmul",
+    "Embedding": "matmul",
+    "SwitchLinear": "gather_mm",
+    "MultiLinear": "matmul",
+    "TurnedHeads": "matmul",
+}
+_KINDS = {
+    "Linear": MlxPackedLinear,
+    "Embedding": MlxPackedEmbedding,
+    "SwitchLinear": MlxPackedExperts,
+    "MultiLinear": MlxPackedHeads,
+    "TurnedHeads": MlxPackedTurned,
+}
 
 
 def pack_modules(model: Module, packings: Mapping[str, Packing], dtype: mx.Dtype) -> None:

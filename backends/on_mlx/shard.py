@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -14,10 +15,12 @@ import numpy as np
 from backends.base import ShardShape
 from backends.layer_caches import REWIND, SequenceCaches, whole_blocks
 from backends.ledger import Ledger, LedgerShard, Logits, positions, token_ids
+from backends.on_mlx.latent import MlxLatentCache
+from backends.on_mlx.memory import moved
 from backends.on_mlx.model import Slice, bits_of, read_activation, write_activation
 from backends.on_mlx.tensors import MX
 from together.models.spec import ModelSpec
-from together.models.state import KeysValues, LayerState
+from together.models.state import KeysValues, Latent, LayerState
 from together.types import BLOCK, Activation, Batch, Dtype, LayerRange, Orders, Row
 
 
@@ -39,6 +42,10 @@ class MlxLayerCache:
     @property
     def room(self) -> int:
         return self.keys.shape[2]
+
+    @property
+    def arrays(self) -> tuple[mx.array, ...]:
+        return self.keys, self.values
 
     def attend(
         self,
@@ -89,16 +96,11 @@ class MlxLayerCache:
         self.start += left
 
     def _move(self, begin: int, end: int, room: int) -> None:
-        self.keys, self.values = _moved(self.keys, begin, end, room), _moved(self.values, begin, end, room)
+        self.keys, self.values = moved(self.keys, begin, end, room), moved(self.values, begin, end, room)
 
 
-def _moved(array: mx.array, begin: int, end: int, room: int) -> mx.array:
-    """New memory for `room` tokens, with those from `begin` to `end` in front."""
-    _, heads, _, dim = array.shape
-    fresh = mx.zeros((1, heads, room, dim), array.dtype)
-    if end > begin:
-        fresh[:, :, : end - begin] = array[:, :, begin:end]
-    return fresh
+def _empty(dtype: mx.Dtype, state: LayerState) -> MlxLayerCache | MlxLatentCache:
+    return MlxLatentCache.empty(dtype, state) if isinstance(state, Latent) else MlxLayerCache.empty(dtype, state)
 
 
 def _mask(queries: int, keys: int, window: int | None) -> mx.array | str | None:
@@ -119,7 +121,7 @@ class PackedCache:
     offset: mx.array  # [tokens]: each token's position, for RoPE
     bounds: tuple[tuple[int, int], ...]  # each row's first and last + 1 token in the packing
     positions: tuple[int, ...]
-    caches: tuple[MlxLayerCache, ...]
+    caches: tuple[Any, ...]  # of one kind
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """mlx-lm's layers call this on the way to `attend`, which does the writing."""
@@ -136,11 +138,11 @@ class PackedCache:
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
 
 
-class MlxSequenceCaches(SequenceCaches[MlxLayerCache]):
+class MlxSequenceCaches(SequenceCaches[MlxLayerCache | MlxLatentCache]):
     """All sequences of a shard; `states` has one entry per layer of it."""
 
     def __init__(self, states: Sequence[LayerState], dtype: mx.Dtype) -> None:
-        super().__init__(states, partial(MlxLayerCache.empty, dtype))
+        super().__init__(states, partial(_empty, dtype))
 
     def packed(self, rows: tuple[Row, ...]) -> tuple[PackedCache, ...]:
         """One PackedCache per layer for a step of these rows."""
@@ -154,12 +156,12 @@ class MlxSequenceCaches(SequenceCaches[MlxLayerCache]):
     def arrays(self, rows: Iterable[Row]) -> list[mx.array]:
         """The arrays that a step of these rows has written: to be evaluated with it."""
         caches = (cache for row in rows for cache in self.sequences[row.sequence])
-        return [array for cache in caches for array in (cache.keys, cache.values)]
+        return [array for cache in caches for array in cache.arrays]
 
     def fork(self, source: int, target: int, length: int) -> None:
         super().fork(source, target, length)
         twins = self.sequences[target]
-        mx.eval([(twin.keys, twin.values) for twin in twins])  # or the source could not be written in place
+        mx.eval([twin.arrays for twin in twins])  # or the source could not be written in place
 
 
 _FIRST = 4  # layers before anything is computed: a device that waits for its work waits for these alone

@@ -12,6 +12,7 @@ import numpy as np
 
 from backends.on_mlx.config import runs_packed
 from together.models.codes import Floats, pack
+from together.models.form import CORRECTION
 from together.models.headers import TensorInfo
 from together.models.matrices import BIASES, PLAIN, SCALES, PackedMatrix, beside
 from together.models.reading import read_into
@@ -32,7 +33,7 @@ def held_arrays(needed: Needed, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array
     lazy = dict(_open([*packed, *(tensor for tensor in needed.plain if not tensor.gguf)]))
     for tensor in needed.plain:
         array = _read(tensor) if tensor.gguf else lazy[tensor.name]
-        yield tensor.name, array.astype(dtype)
+        yield tensor.name, array.astype(mx.float32 if tensor.name.endswith(CORRECTION) else dtype)
     for name, scaled in needed.scaled.items():
         yield name, _held_plain(read_scaled(scaled, 0, scaled.shape[0]), dtype)
     for name, matrix in needed.packed.items():

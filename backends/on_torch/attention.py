@@ -18,16 +18,10 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from backends.ledger import starts
 from backends.on_torch.cache import BlockCaches, Layers
-from backends.on_torch.library import library
 from backends.on_torch.mixing import Mixing, mixes
 from together.types import Row
 
 ATTENTION = "together_packed"
-
-
-def register_attention() -> None:
-    """Let models be loaded with `attn_implementation=ATTENTION`."""
-    library("transformers.modeling_utils").AttentionInterface.register(ATTENTION, attend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +127,7 @@ def _attend(
 ) -> Tensor:
     singles = None
     if layout.singles is not None:
-        singles = _attend_singles(layout.singles, pool, query, key, value, scaling, sinks)
+        singles = mixed_singles(layout.singles, pool, query, key, value, scaling, sinks)
     if singles is not None and not layout.longs:
         return singles
     found = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
@@ -141,7 +135,7 @@ def _attend(
         found[:, layout.singles.tokens] = singles
     for row in layout.longs:
         here = slice(row.start, row.start + row.count)
-        _write(row, pool, key[0], value[0])
+        write_long(row, pool, key[0], value[0])
         found[:, here] = _attend_long(row, layout.window, pool, query[:, :, here], scaling, sinks)
     return found
 
@@ -149,10 +143,19 @@ def _attend(
 # --- rows of one token ------------------------------------------------------------------------------------------------
 
 
-def _attend_singles(
-    rows: SingleRows, pool: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float, sinks: Tensor | None
+def mixed_singles(
+    rows: SingleRows,
+    pool: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """`[1, heads, tokens, head_dim]` of all of the step's tokens → `[1, rows, heads, head_dim]`."""
+    """Cache keys and values, and attend.
+
+    `[1, heads, tokens, head_dim]` of all of the step's tokens → `[1, rows, heads, head_dim]`.
+    """
     if rows.mixing is not None:
         return rows.mixing(pool, query, key, value, scaling, sinks)
     write_singles(rows, pool, key[0], value[0])
@@ -236,7 +239,7 @@ def sunk(states: Tensor, sums: Tensor, sinks: Tensor) -> Tensor:
 # --- longer rows ------------------------------------------------------------------------------------------------------
 
 
-def _write(row: LongRow, pool: Tensor, keys: Tensor, values: Tensor) -> None:
+def write_long(row: LongRow, pool: Tensor, keys: Tensor, values: Tensor) -> None:
     """`[kv_heads, tokens, head_dim]` of all of the step's tokens: the row's own, to where it lies."""
     at, left = row.start, row.count
     skipped = sum(map(len, row.runs)) - row.count
@@ -262,7 +265,7 @@ def _attend_long(
     if sinks is not None:
         states, sums = mix_masked(query[0], keys, values, _mask(row, window, query), scaling)
         return sunk(states, sums, sinks[:, None]).transpose(0, 1)[None]
-    mask = None if _plainly_causal(row, window) else _mask(row, window, query)
+    mask = long_mask(row, window, query)
     out = scaled_dot_product_attention(
         query, keys[None], values[None], attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
     )
@@ -293,6 +296,11 @@ def mix_by_heads(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, sc
     ]
     states, sums = (torch.cat(each) for each in zip(*parts, strict=True))
     return states, sums
+
+
+def long_mask(row: LongRow, window: int | None, query: Tensor) -> Tensor | None:
+    """What is added to a row's scores; None where each token sees all before it, and the row is all there is."""
+    return None if _plainly_causal(row, window) else _mask(row, window, query)
 
 
 def _plainly_causal(row: LongRow, window: int | None) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backends.blocks import Copied, PlacedBlocks
 from backends.layer_caches import REWIND
-from together.models.state import KeysValues, LayerState
+from together.models.state import KeysValues, Latent, LayerState
 from together.types import Row
 
 BLOCK_TOKENS = 32  # a fork copies less than one block, and 8 answers to 2,000 tokens take 1.1 times as much as one
@@ -33,8 +33,8 @@ class Layers:
         if copied is not None:
             size = self.blocks.size
             source, target = (slice(block * size, (block + 1) * size) for block in copied)
-            for pool in self.pools:
-                pool[:, :, target] = pool[:, :, source]
+            for kept in (kept for pool in self.pools for kept in pool):  # one of another: a latent's are the same
+                kept[:, target] = kept[:, source]
 
 
 class BlockCaches:
@@ -45,9 +45,7 @@ class BlockCaches:
         self.kinds = {window: Layers(window, PlacedBlocks(BLOCK_TOKENS, count=count)) for window in set(windows)}
         self.layers: list[tuple[Layers, Tensor]] = []  # of each layer its kind, and its own pool among that kind's
         for state, window in zip(states, windows, strict=True):
-            assert isinstance(state, KeysValues)
-            shape = 2, state.heads, count * BLOCK_TOKENS, state.key_dim
-            pool = torch.empty(shape, dtype=dtype, device=device)  # a CPU's system gives it when it is written
+            pool = _pool(state, count * BLOCK_TOKENS, dtype, device)
             self.kinds[window].pools.append(pool)
             self.layers.append((self.kinds[window], pool))
 
@@ -79,3 +77,12 @@ class BlockCaches:
         for kind in self.kinds.values():
             kind.pools.clear()
         self.layers.clear()
+
+
+def _pool(state: LayerState, places: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`[2, kv_heads, places, width]`: of a latent keys and values lie in the same memory, for a head that all share."""
+    if isinstance(state, Latent):
+        return torch.empty((1, 1, places, state.per_token), dtype=dtype, device=device).expand(2, -1, -1, -1)
+    assert isinstance(state, KeysValues)
+    shape = 2, state.heads, places, state.key_dim
+    return torch.empty(shape, dtype=dtype, device=device)  # a CPU's system gives it when it is written

@@ -59,6 +59,17 @@ def few_rows_of(rows: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
+def few_rows_by_head(rows: Tensor, weights: Tensor) -> Tensor:
+    """The same with a weight `[heads, outputs, inputs]` for each head's rows, `[heads, n, inputs]`."""
+    heads, count, inputs = rows.shape
+    given, out = rows.contiguous(), rows.new_empty(heads, count, weights.shape[1])
+    starts = ((each.data_ptr(), each[0].nbytes) for each in (given, weights, out))
+    places = zip(*(range(start, start + heads * size, size) for start, size in starts), strict=True)
+    step = _step(inputs)
+    _loop_for(given[0], weights[0]).all([(weights.shape[1], step, inputs, *place) for place in places])
+    return out
+
+
 def _step(inputs: int) -> int:
     return max(1, _TASK // inputs // _ACROSS) * _ACROSS
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from backends.on_torch.few import few_rows, few_rows_of, takes
+from backends.on_torch.few import few_rows, few_rows_by_head, few_rows_of, takes
 from backends.on_torch.shared import TOGETHER, SharedProduct
 
 _FEW = 4  # rows from which widening wins (measured on AVX2)
@@ -58,7 +58,7 @@ def use_loops(model: nn.Module, few: int) -> None:
             module.__class__ = HalfLinear
         if isinstance(module, HalfLinear):
             module.few = few if takes(module.weight, 1) else 0
-        elif hasattr(module, "gate_up_proj"):
+        elif hasattr(module, "gate_up_proj") or hasattr(module, "few"):
             module.few = few  # type: ignore[assignment]
     for module in model.modules():
         for names in TOGETHER:
@@ -96,6 +96,16 @@ def multiplied(rows: Tensor, weight: Tensor, few: int = 0) -> Tensor:
     if 0 < count <= few and takes(weight, count):
         return few_rows(rows, weight)
     return widened(rows, weight) if _widens(rows) else linear(rows, weight)
+
+
+def multiplied_by_head(rows: Tensor, weights: Tensor, few: int = 0) -> Tensor:
+    """rows `[heads, n, in]` times plain weights `[heads, out, in]`; up to `few` rows by `few_rows_by_head`."""
+    count = rows.shape[1]
+    if 0 < count <= few and takes(weights[0], count):
+        return few_rows_by_head(rows, weights)
+    if native(rows.dtype, rows.device):
+        return torch.bmm(rows, weights.transpose(1, 2))
+    return torch.stack([multiplied(*pair) for pair in zip(rows, weights, strict=True)])
 
 
 def _widens(rows: Tensor) -> bool:

@@ -14,6 +14,7 @@ from backends.measuring import TILE, Extent, Product, Timed, experts_to_time, me
 from backends.on_torch.experts import QuantizedExperts, gate_of
 from backends.on_torch.fused import fuse
 from backends.on_torch.kernels import Precision, quantized_experts
+from backends.on_torch.latent import keep_latents
 from backends.on_torch.library import uninitialised
 from backends.on_torch.linear import register_experts, speed_up
 from backends.on_torch.model import build, drop_absent, model_class, range_config
@@ -23,6 +24,7 @@ from backends.on_torch.shard import TORCH, TorchShard, write_activation
 from backends.on_torch.trial import fewest_threads, with_parts
 from together.cluster_types import DeviceProfile
 from together.models.families import BY_NAME
+from together.models.matrices import BY_HEAD
 from together.models.names import EMBED, HEAD
 from together.models.spec import ModelSpec, read_shape
 from together.planning.held import stored_bits
@@ -64,6 +66,7 @@ class _TorchTimed(Timed[Any]):
         state = _made_up_state(shapes, TORCH[self.dtype], {EMBED, *packings})
         model = build(self.spec, config, state, self.dtype, self.device)
         drop_absent(model, first=False, last=True)
+        keep_latents(model)
         self._pack(model, packings)
         model = fuse(speed_up(model.to(self.device)))
         if self.device.type == "cpu":
@@ -115,7 +118,7 @@ class _TorchTimed(Timed[Any]):
         """By parameter: all matrices of layers but the routers, and the head, whose rows are whole groups."""
         matrices = {name: shape[-1] for name, shape in shapes.items() if len(shape) > 1 and name != EMBED}
         packed = {name: self.packed.head if name == HEAD else self.packed.layers for name in matrices}
-        wanted = {name: each for name, each in packed.items() if not is_router(name)}
+        wanted = {name: each for name, each in packed.items() if not (is_router(name) or name.endswith(BY_HEAD))}
         return {name: each for name, each in wanted.items() if each is not None and matrices[name] % each.group == 0}
 
     def _pack(self, model: Any, packings: Mapping[str, Packing]) -> None:

@@ -88,6 +88,8 @@ class Mixing:
         _, heads, _, width = queries.shape
         _, kv_heads, capacity, _ = pool.shape
         group, size = heads // kv_heads, queries.element_size()
+        head = capacity * width if pool.stride(0) else 0  # values follow all keys, or are the only head's keys
+        assert head or kv_heads == 1
         asked = [each if each.stride(3) == 1 else each.contiguous() for each in (queries, keys, values)]
         out = queries.new_empty(1, self.rows, heads, width)
         if self.room is None:
@@ -95,7 +97,7 @@ class Mixing:
         sunk = None if sinks is None else sinks.float().contiguous()
         given = _Given(
             *(number for each in asked for number in (each.data_ptr(), each.stride(1) * size, each.stride(2) * size)),
-            *(pool.data_ptr(), capacity * width * size, kv_heads, group),
+            *(pool.data_ptr(), head * size, kv_heads, group),
             *(self.table.data_ptr(), self.spans, self.left.data_ptr(), self.room.data_ptr(), out.data_ptr()),
             0 if sunk is None else sunk.data_ptr(),
         )

@@ -15,9 +15,10 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from backends.base import LoadRequest
-from backends.on_torch.attention import ATTENTION, register_attention
+from backends.on_torch.attention import ATTENTION
 from backends.on_torch.fused import fuse
 from backends.on_torch.kernels import Precision
+from backends.on_torch.latent import keep_latents, register_attention, take_heads, whole_shapes
 from backends.on_torch.library import library, uninitialised
 from backends.on_torch.linear import EXPERTS, linear_weights, packs, register_experts, speed_up
 from backends.on_torch.replaced import Source, replace_modules, sort_sources
@@ -68,18 +69,20 @@ def read_model(request: LoadRequest, spec: ModelSpec, device: torch.device) -> A
     looked_up = _apart(sources, kind, pack=pack) if tied else None
     reader.total = sum(source.nbytes for source in sources.values())
     config = range_config(request.folder, spec.family, layers, tied=tied and looked_up is None)
+    heads = take_heads(sources)
     found = sort_sources(sources)
     state: dict[str, Any] = {**found.state, **(looked_up or {})}
     packed = {name: state[name] for name in _linear_names(spec, config) if name in state} if pack else {}
     found_rows = {name: _rows(source, reader) for name, source in packed.items()}
     rows = {name: matrix for name, matrix in found_rows.items() if matrix is not None}
     shapes = _absent(spec, config) | {name: matrix.shape for name, matrix in (rows | found.matrices).items()}
-    shapes |= _expert_shapes(spec, config, found.experts) if found.experts else {}
+    shapes |= whole_shapes(heads) | (_expert_shapes(spec, config, found.experts) if found.experts else {})
     missing = {name: shape for name, shape in shapes.items() if name in rows or name not in state}
     for name, shape in missing.items():
         state[name] = torch.zeros((), dtype=kind).expand(shape)  # takes no memory, and goes again
     model = build(spec, config, state, dtype, device)
     drop_absent(model, first=first, last=last)
+    keep_latents(model, heads)
     replace_modules(model, found, Precision(kind, device, request.exact, request.home))
     return fuse(speed_up(model.to(device), rows, request.home))
 

@@ -187,6 +187,8 @@ PUBLISHED: dict[str, tuple[str, str, Form]] = {  # a form, a family's case, and 
     "8-bit floats": ("mxfp8", "qwen2", lambda folder: None),
     "embedding and head plain": ("ends-plain", "llama", lambda folder: None),
     "experts stacked and plain": ("plain", "qwen3_moe", lambda folder: None),
+    "a latent's matrices by head, plain": ("plain", "deepseek_v3", lambda folder: None),
+    "a latent's matrices by head, packed": ("affine-4", "glm4_moe_lite", lambda folder: None),
     "2 bits": ("affine-2-g128", "mistral", lambda folder: None),
 }
 

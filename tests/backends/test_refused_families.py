@@ -21,13 +21,11 @@ from together.models.spec import read_config, read_shape, read_spec
         ("qwen2", {"head_dim": 20}, "heads of 20 values"),
         ("phi3", {"head_dim": 20}, "heads of 20 values"),
         ("granite", {"head_dim": 20}, "heads of 20 values"),
-        ("glm4_moe", {"n_group": 2}, "n_group 2"),
-        ("glm4_moe", {"num_experts_per_tok": 1}, "num_experts_per_tok 1"),
         ("olmoe", {"clip_qkv": 2.0}, "clip_qkv 2.0"),
         ("qwen2_moe", {"mlp_only_layers": [1]}, "layers without experts"),
         ("qwen2_moe", {"norm_topk_prob": True, "qkv_bias": False}, "norm_topk_prob, qkv_bias False"),
-        ("deepseek_v3", {}, "made from one latent, which neither MLX"),
-        ("glm4_moe_lite", {}, "made from one latent, which neither MLX"),
+        ("deepseek_v3", {"rope_interleave": False}, "rope_interleave False"),
+        ("glm4_moe_lite", {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]}, "dense layers behind sparse"),
     ],
 )
 def test_mlx_refuses(tmp_path: Path, name: str, settings: dict[str, Any], reason: str) -> None:

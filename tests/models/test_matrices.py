@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from tests.support.folders import CONFIG
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.config import effective
+from together.models.form import STACK
 from together.models.layout import needs
 from together.models.names import EMBED, NORM
 from together.models.packing import FP_PACKINGS, Packing
@@ -138,7 +139,7 @@ def test_biases_beside_plain_weights_are_refused(tmp_path: Path) -> None:
 def test_a_bias_that_nobody_adds_is_refused_in_any_layer(tmp_path: Path, matrix: str, outputs: tuple[int, ...]) -> None:
     config: dict[str, Any] = {"model_type": "qwen3_moe", "num_experts": 2, "num_experts_per_tok": 1,
                               "moe_intermediate_size": 64}  # fmt: skip
-    shapes = needs(effective("m", CONFIG | SIZES | config), head=False, stacked=True)
+    shapes = needs(effective("m", CONFIG | SIZES | config), head=False, stored=(STACK,))
     tensors: Tensors = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
     read_runnable(write(tmp_path / "m", tensors, **config))
     bias = f"model.layers.1.{matrix}.bias"

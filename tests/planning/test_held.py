@@ -67,3 +67,12 @@ def test_what_a_plain_model_would_take_is_what_its_form_takes(tmp_path: Path, ba
     for found, wanted in zip(told.layer_bytes, real.layer_bytes, strict=True):
         assert found == pytest.approx(wanted, rel=0.02)
     assert told.head_bytes == pytest.approx(real.head_bytes, rel=0.05)
+
+
+def test_what_makes_keys_and_values_of_a_latent_is_plain_on_torch() -> None:
+    four = Packing("affine", 4, 64)
+    layer = PartWeights(10, ((four, 12800),), 7200, by_head=((four, 6400),))
+    alone = PartWeights(10, ((four, 6400),), 3600)
+    assert held_bytes(layer, "bf16", "torch") == held_bytes(alone, "bf16", "torch") + 2 * 6400
+    assert held_bytes(layer, "bf16", "mlx") == layer.nbytes("bf16")
+    assert (layer + alone).by_head == layer.by_head

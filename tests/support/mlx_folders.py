@@ -162,6 +162,7 @@ def _hub_words(plain: Path) -> dict[str, Any]:
     width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     found |= {"head_dim": width, "rotary_dim": int(width * rope.get("partial_rotary_factor", 1.0))}
     found["shared_intermediate_size"] = 0
+    found |= {"first_k_dense_replace": config["mlp_layer_types"].count("dense")} if "mlp_layer_types" in config else {}
     found |= {"rope_scaling": None} if rope.get("rope_type") == "default" else {}
     return found | ({"num_experts": config["num_local_experts"]} if "num_local_experts" in config else {})
 
@@ -187,7 +188,8 @@ def write_judge(folder: Path, plain: Path, judge: Path) -> Path:
     judge.mkdir()
     config = json.loads((plain / "config.json").read_text(encoding="utf-8"))
     (judge / "config.json").write_text(json.dumps(config | {"dtype": "float32"}), encoding="utf-8")
-    save_file(dict(_published(widened(folder, _widths(plain)))), judge / "model.safetensors", {"format": "pt"})
+    found = _whole(widened(folder, _widths(plain)), config)
+    save_file(dict(_published(found)), judge / "model.safetensors", {"format": "pt"})
     return judge
 
 
@@ -221,7 +223,26 @@ def _widths(plain: Path) -> dict[str, int]:
     """The inputs of every matrix of a plain folder, by the path that MLX gives it."""
     shapes = {name: array.shape for name, array in _unfused(stored_arrays(plain))}
     paths = {stack_of(name).removesuffix(".weight"): name for name in shapes}
-    return {path: shapes[name][-1] for path, name in paths.items()}
+    found = {path: shapes[name][-1] for path, name in paths.items()}
+    config = json.loads((plain / "config.json").read_text(encoding="utf-8"))
+    for path in [path for path in found if path.endswith(_HEADS)]:
+        start = path.removesuffix(_HEADS)
+        found |= {f"{start}embed_q": config["qk_nope_head_dim"], f"{start}unembed_out": config["kv_lora_rank"]}
+    return found
+
+
+_HEADS = "kv_b_proj"  # which mlx-lm has as two matrices of each head
+
+
+def _whole(weights: Mapping[str, Floats], config: Mapping[str, Any]) -> dict[str, Floats]:
+    """With the matrix that makes keys and values of a latent as it is published."""
+    found = dict(weights)
+    for name in [name for name in weights if name.endswith("embed_q.weight")]:
+        start = name.removesuffix("embed_q.weight")
+        keys, values = found.pop(name), found.pop(f"{start}unembed_out.weight")
+        both = np.concatenate((keys.swapaxes(1, 2), values), axis=1)
+        found[f"{start}{_HEADS}.weight"] = both.reshape(-1, config["kv_lora_rank"])
+    return found
 
 
 def _floats(array: mx.array) -> Floats:

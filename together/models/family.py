@@ -73,6 +73,10 @@ def none_ignored(config: Config) -> tuple[str, ...]:
     return ()
 
 
+def none_parted(config: Config, layer: int) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
+    return {}
+
+
 def usual_tensors(config: Config, layer: int, stacked: bool) -> Tensors:
     """Attention, two norms before, and a gated MLP."""
     yield from attention_tensors(config, layer)
@@ -109,12 +113,15 @@ class Family:
     counts: Mapping[str, int | None]  # numbers in config.json, and what transformers assumes where it is silent
     mlx: str = ""  # mlx-lm's file, where it is not `name`
     mlx_settings: Mapping[str, Any] = field(default_factory=dict)  # of mlx-lm's configuration, in place of ours
+    mlx_nulls: tuple[str, ...] = ()  # keys whose null says something to mlx-lm; of others it is its default
     mlx_fixed: Mapping[str, Any] = field(default_factory=dict)  # what it computes whatever config.json says
     mlx_experts: str = "switch_mlp"  # what it calls the experts of an MLP
     switches: tuple[str, ...] = ()  # on or off; off where config.json is silent
     on: tuple[str, ...] = ()  # the same, but on where it is silent
     more: Callable[[Values, Config], dict[str, Any]] = nothing_more  # what else it reads of config.json
     tensors: Callable[[Config, int, bool], Tensors] = usual_tensors  # of a layer; with all experts in one, or each
+    parted: Callable[[Config, int], Mapping[str, Mapping[str, tuple[int, ...]]]] = none_parted  # matrices that MLX's
+    # files may have in the place of one of `tensors`
     state: Callable[[Config, int], LayerState] = usual_state  # of a layer
     ranged: Callable[[Config, LayerRange], dict[str, Any]] = usual_range  # keys of a model that has these layers only
     embedding_scale: Callable[[Config], float] = one  # what embeddings are multiplied by, beside the matrix
@@ -142,7 +149,6 @@ class Family:
     ignored_by_mlx: Callable[[Config], tuple[str, ...]] = none_ignored  # what mlx-lm would compute otherwise, in words
     scaled_on_mlx: bool = True  # whether mlx-lm's class scales its rope; our slices get theirs from us
     aliases: tuple[str, ...] = ()  # other `model_type`s of the same model
-    not_on_mlx: str = ""  # what it has that MLX does not run here, in words; empty where it runs
 
     @property
     def class_name(self) -> str:

@@ -7,7 +7,7 @@ passed over, whatever their dtype and shape.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from math import prod
 from typing import Any
 
@@ -74,14 +74,22 @@ def layer_params(config: Mapping[str, Any], layer: int) -> tuple[int, int]:
     return whole, whole - experts + experts * config["num_experts_per_tok"] // count
 
 
-def needs(config: Mapping[str, Any], *, head: bool, stacked: bool = False) -> dict[str, Shape]:
-    """Name and shape of every tensor of the model; `head`: its LM head is a matrix of its own."""
+def needs(config: Mapping[str, Any], *, head: bool, stored: Collection[str] = ()) -> dict[str, Shape]:
+    """Name and shape of every tensor of the model; `head`: its LM head is a matrix of its own.
+
+    Of the ways in which a matrix may be stored it is the one that has tensors among `stored`, or the published one.
+    """
+    stacked = is_stacked(stored)
     matrix = (config["vocab_size"], config["hidden_size"])
     found: dict[str, Shape] = {EMBED: matrix, NORM: matrix[1:]}
     if head:
         found[HEAD] = matrix
     for layer in range(config["num_hidden_layers"]):
         found.update(layer_needs(config, layer, stacked=stacked))
+        for whole, parts in BY_NAME[config["model_type"]].parted(config, layer).items():
+            if any(is_stored(part, stored) for part in parts):
+                del found[whole]
+                found.update(parts)
     return found
 
 
@@ -97,7 +105,7 @@ def check_tensors(
         )
     if not head and not config["tie_word_embeddings"]:
         raise _headless(name, tensors)
-    shapes = needs(config, head=head, stacked=is_stacked(tensors))
+    shapes = needs(config, head=head, stored=tensors)
     found = find_matrices(shapes, tensors, zeros)
     parts = found.parts
     for key, shape in shapes.items():

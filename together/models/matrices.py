@@ -23,6 +23,7 @@ _PARTS = (
     *CODES, SCALES, BIASES, "qzeros", "g_idx",
     "weight_scale", "weight_zero_point", "weight_global_scale", "weight_scale_inv", "weight_shape", "weight_g_idx",
 )  # fmt: skip
+BY_HEAD = (".kv_b_proj.weight", ".embed_q.weight", ".unembed_out.weight")  # what makes keys and values of a latent
 _LEAST_GROUP = 32  # of MLX's own affine packings
 Shape = tuple[int, ...]
 Layout = Literal["mlx", "gguf", "gptq", "gptq_v2", "awq", "integers", "floats"]
@@ -115,6 +116,7 @@ class PartWeights:
     gguf: bool = False  # of a GGUF file
     wide: bool = False  # scales and biases of the packed ones are held in fp32, as theirs are products
     scaled: int = 0  # those of `plain` that are stored in 8-bit floats
+    by_head: tuple[tuple[Packing, int], ...] = ()  # those of `packed` that are `BY_HEAD`
 
     @property
     def elements(self) -> int:
@@ -139,6 +141,7 @@ class PartWeights:
             self.gguf or more.gguf,
             self.wide or more.wide,
             self.scaled + more.scaled,
+            _sum(self.by_head, more.by_head),
         )
 
 
@@ -168,7 +171,8 @@ def weights_of(needed: Iterable[TensorInfo], found: Matrices) -> dict[str, PartW
         counts = ((matrix.packing, matrix.elements),)
         picked = counts if name == EMBED else ()
         gguf = matrix.layout == "gguf"
-        weights[name] = PartWeights(0, counts, matrix.nbytes, picked, gguf=gguf, wide=matrix.wide)
+        by_head = counts if name.endswith(BY_HEAD) else ()
+        weights[name] = PartWeights(0, counts, matrix.nbytes, picked, gguf=gguf, wide=matrix.wide, by_head=by_head)
     return weights
 
 

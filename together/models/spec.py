@@ -20,7 +20,6 @@ from together.models.headers import TensorInfo
 from together.models.layout import (
     check_tensors,
     has_scales,
-    is_stacked,
     misshapen,
     missing,
     needs,
@@ -193,7 +192,7 @@ def described(folder: Path, published: Published) -> Described:
     shapes: Mapping[str, Shape] = {}
     needed, found = tensors, Matrices({})
     if shape.family != TOY:
-        shapes = needs(config, head=True, stacked=is_stacked(tensors))
+        shapes = needs(config, head=True, stored=tensors)
         found = find_matrices(shapes, tensors, zeros)
         needed = _needed(shapes, tensors, found)
     weights = weights_of(needed.values(), found)
@@ -250,7 +249,7 @@ def needed_tensors(folder: Path, layers: LayerRange, home: Path) -> Needed:
 
 def needed_of(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], zeros: Zeros) -> Needed:
     """What layers need of these tensors; `config` is the effective one."""
-    shapes = needs(config, head=True, stacked=is_stacked(tensors))
+    shapes = needs(config, head=True, stored=tensors)
     found = find_matrices(shapes, tensors, zeros)
     parts = found.parts
     plain = tuple(tensor for name, tensor in tensors.items() if name in shapes and name not in parts)

@@ -29,6 +29,35 @@ class KeysValues:
 
 
 @dataclass(frozen=True, slots=True)
+class Latent:
+    """One vector for each token, of which every head's keys and values are made, with the part of keys that rope turns.
+
+    Backends keep it as it is, and make of it what a step needs.
+    """
+
+    rank: int
+    turned: int  # by rope: the same for all heads
+
+    window = None
+
+    @property
+    def per_token(self) -> int:
+        return self.rank + self.turned
+
+    @property
+    def per_sequence(self) -> int:
+        return 0
+
+    def spreads(self, tokens: int, key: int, value: int) -> bool:
+        """Whether keys and values of each head, `key` and `value` wide, cost less to make than to go without.
+
+        Queries of `tokens` that see the same number ask the latent itself otherwise, in wider products.
+        """
+        saved = 2 * self.rank - key - value
+        return tokens * saved > self.rank * (key + value)
+
+
+@dataclass(frozen=True, slots=True)
 class Recurrent:
     """A state of a fixed size, which cannot be truncated: a sum over all tokens, and a convolution's last inputs."""
 
@@ -46,7 +75,7 @@ class Recurrent:
         return self.state + self.tail
 
 
-LayerState = KeysValues | Recurrent
+LayerState = KeysValues | Latent | Recurrent
 
 
 def endless(state: LayerState) -> LayerState:

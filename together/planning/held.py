@@ -37,7 +37,12 @@ def held_bits(packing: Packing, backend: str) -> float:
 
 
 def held_bytes(weights: PartWeights, dtype: Dtype, backend: str) -> int:
-    """Bytes that a backend takes for them, the plain ones in `dtype`."""
+    """Bytes that a backend takes for them, the plain ones in `dtype`.
+
+    torch holds what makes keys and values of a latent plain: it multiplies a part of it for each head.
+    """
+    if backend == "torch" and weights.by_head:
+        return _held_by_head(weights, dtype)
     picked = dict(weights.picked)
     if weights.wide:
         bits = sum(
@@ -51,6 +56,20 @@ def held_bytes(weights: PartWeights, dtype: Dtype, backend: str) -> int:
         for packing, count in weights.packed
     )
     return weights.nbytes(dtype) + max(0, round(more / 8))
+
+
+def _held_by_head(weights: PartWeights, dtype: Dtype) -> int:
+    plain, counts = dict(weights.by_head), dict(weights.packed)
+    packed = tuple((packing, count - plain.get(packing, 0)) for packing, count in counts.items())
+    stored = sum(round(count * stored_bits(packing) / 8) for packing, count in plain.items())
+    rest = replace(
+        weights,
+        plain=weights.plain + sum(plain.values()),
+        packed=packed,
+        packed_bytes=max(0, weights.packed_bytes - stored),
+        by_head=(),
+    )
+    return held_bytes(rest, dtype, "torch")
 
 
 def unpacked_bytes(weights: PartWeights, dtype: Dtype, backend: str) -> int:

@@ -23,6 +23,13 @@ SHAPE = {
     "num_experts_per_tok": 3,
     "attention_bias": True,
 }
+WIDE = {
+    "q_lora_rank": 64,
+    "kv_lora_rank": 128,
+    "qk_nope_head_dim": 64,
+    "v_head_dim": 32,
+    "moe_intermediate_size": 128,
+}
 CASES = (
     Case(
         "deepseek_v3",
@@ -38,8 +45,7 @@ CASES = (
             "rope_parameters": YARN,
         },
         cut=1,
-        backends=("torch",),
-        packed=False,
+        wide=WIDE,
     ),
     Case(
         "glm4_moe_lite",
@@ -52,10 +58,9 @@ CASES = (
             "topk_group": 1,
             "routed_scaling_factor": 1.3,
             "norm_topk_prob": False,
-            "mlp_layer_types": ["dense", "sparse", "dense", "sparse"],
+            "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
         },
         cut=1,
-        backends=("torch",),
-        packed=False,
+        wide=WIDE,
     ),
 )

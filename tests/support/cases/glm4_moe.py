@@ -1,4 +1,4 @@
-"""GLM-4.5: one dense layer, two shared experts, corrections of the router, norms of heads."""
+"""GLM-4.5: one dense layer, two shared experts, corrections and groups of the router, norms of heads."""
 
 from tests.support.case import Case
 
@@ -6,6 +6,8 @@ _EXPERTS = {
     "moe_intermediate_size": 40,
     "n_routed_experts": 6,
     "num_experts_per_tok": 2,
+    "n_group": 3,
+    "topk_group": 2,
     "n_shared_experts": 2,
     "routed_scaling_factor": 1.7,
     "first_k_dense_replace": 2,

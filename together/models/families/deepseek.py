@@ -1,10 +1,13 @@
 """DeepSeek V3, Kimi K2 and GLM-4.7-Flash: keys and values made from one latent, and experts chosen by groups.
 
+mlx-lm's files have the matrix that makes keys and values as two, by heads: `embed_q` and `unembed_out`.
+
 Checkpoints end with layers that predict more tokens at once; nobody asks for them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from together.errors import BrokenModel, UnsupportedModel
@@ -19,12 +22,11 @@ from together.models.family import (
     start_of,
     usual_range,
 )
-from together.models.state import KeysValues, LayerState
+from together.models.state import Latent, LayerState
 from together.models.values import Values, bad_value
 from together.types import LayerRange
 
 _DENSE, _SPARSE = "dense", "sparse"
-_LATENT = "keys and values that are made from one latent"
 
 
 def _tensors(config: Config, layer: int, stacked: bool) -> Tensors:
@@ -55,10 +57,19 @@ def _attention(config: Config, layer: int) -> Tensors:
             yield f"{start}{name}.bias", shape[:1]
 
 
+def _parted(config: Config, layer: int) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
+    """Of a head, mlx-lm has the rows of `kv_b_proj` for keys with outputs and inputs swapped, and those for values."""
+    heads, latent = config["num_attention_heads"], config["kv_lora_rank"]
+    start = f"{start_of(layer)}self_attn."
+    parts = {
+        f"{start}embed_q.weight": (heads, latent, config["qk_nope_head_dim"]),
+        f"{start}unembed_out.weight": (heads, config["v_head_dim"], latent),
+    }
+    return {f"{start}kv_b_proj.weight": parts}
+
+
 def _state(config: Config, layer: int) -> LayerState:
-    """What torch keeps: every head's keys and values, the narrower ones filled up with zeros."""
-    width = max(config["qk_nope_head_dim"] + config["qk_rope_head_dim"], config["v_head_dim"])
-    return KeysValues(config["num_attention_heads"], width, width)
+    return Latent(config["kv_lora_rank"], config["qk_rope_head_dim"])
 
 
 def _deepseek(values: Values, config: Config) -> dict[str, Any]:
@@ -77,7 +88,8 @@ def _glm(values: Values, config: Config) -> dict[str, Any]:
         kinds = [_DENSE if layer < first else _SPARSE for layer in range(layers)]
     if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in (_DENSE, _SPARSE) for kind in kinds):
         raise bad_value(values.name, "mlp_layer_types", kinds)
-    return _more(values, config, 64, 768, 1.8) | {"mlp_layer_types": list(kinds)}
+    first = next((layer for layer, kind in enumerate(kinds) if kind == _SPARSE), layers)
+    return _more(values, config, 64, 768, 1.8) | {"mlp_layer_types": list(kinds), "first_k_dense_replace": first}
 
 
 def _more(values: Values, config: Config, experts: int, rank: int, scale: float) -> dict[str, Any]:
@@ -110,9 +122,14 @@ def _other(values: Values, key: str) -> BrokenModel | UnsupportedModel:
 def _ranged(config: Config, layers: LayerRange) -> dict[str, Any]:
     found = usual_range(config, layers)
     found["mlp_layer_types"] = list(config["mlp_layer_types"][layers.start : layers.stop])
-    if "first_k_dense_replace" in config:
-        found["first_k_dense_replace"] = max(0, config["first_k_dense_replace"] - layers.start)
+    found["first_k_dense_replace"] = max(0, config["first_k_dense_replace"] - layers.start)
     return found
+
+
+def _ignored(config: Config) -> tuple[str, ...]:
+    """mlx-lm knows only how many dense layers come first."""
+    later = config["mlp_layer_types"][config["first_k_dense_replace"] :]
+    return ("dense layers behind sparse ones",) if _DENSE in later else ()
 
 
 FAMILIES = (
@@ -143,7 +160,10 @@ FAMILIES = (
         state=_state,
         ranged=_ranged,
         experts="n_routed_experts",
-        not_on_mlx=_LATENT,
+        parted=_parted,
+        interleaved=True,
+        mlx_nulls=("q_lora_rank",),
+        mlx_fixed={"rope_interleave": True},
     ),
     Family(
         name="glm4_moe_lite",
@@ -172,6 +192,10 @@ FAMILIES = (
         ranged=_ranged,
         epsilon=1e-5,
         experts="n_routed_experts",
-        not_on_mlx=_LATENT,
+        parted=_parted,
+        interleaved=True,
+        mlx_nulls=("q_lora_rank",),
+        mlx_fixed={"rope_interleave": True},
+        ignored_by_mlx=_ignored,
     ),
 )

@@ -48,12 +48,6 @@ def _ranged(config: Config, layers: LayerRange) -> dict[str, Any]:
     return usual_range(config, layers) | {"first_k_dense_replace": dense}
 
 
-def _ignored(config: Config) -> tuple[str, ...]:
-    """mlx-lm gives experts of other groups a score of 0, which may be the best, and does not norm a single expert."""
-    groups = (f"n_group {config['n_group']}",) if config["n_group"] > 1 else ()
-    return (*groups, *(("num_experts_per_tok 1",) if config["num_experts_per_tok"] == 1 else ()))
-
-
 FAMILIES = (
     Family(
         name="glm4_moe",
@@ -82,6 +76,5 @@ FAMILIES = (
         rotary=0.5,
         rotaries=True,
         experts="n_routed_experts",
-        ignored_by_mlx=_ignored,
     ),
 )

@@ -12,7 +12,7 @@ from typing import Any
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.gguf.config import ROPE_FACTORS
 from together.models.headers import TensorInfo
-from together.models.layout import is_stacked, needs
+from together.models.layout import needs
 from together.models.names import HEAD
 from together.wording import MOST, cut, quoted
 
@@ -92,7 +92,7 @@ def check_words(name: str, metadata: Mapping[str, Any], rows: int) -> None:
 
 def check_nothing_else(name: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
     """Raises UnsupportedModel for tensors that no layer of this configuration reads. `config` is the effective one."""
-    known = needs(config, head=HEAD in tensors, stacked=is_stacked(tensors))
+    known = needs(config, head=HEAD in tensors, stored=tensors)
     others = sorted(key for key in tensors if key not in known and key != ROPE_FACTORS)
     if others:
         raise UnsupportedModel(
