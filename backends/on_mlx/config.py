@@ -14,6 +14,7 @@ from together.errors import UnsupportedModel
 from together.models.families import BY_NAME
 from together.models.rope import BETA
 from together.models.spec import ModelSpec
+from together.models.state import KeysValues
 from together.types import Dtype, LayerRange, Packing
 from together.wording import quoted
 
@@ -32,6 +33,7 @@ class Rope:
     theta: float
     kind: str
     width: int  # values of a head that it turns, the first ones
+    pairs: int  # of them that have a period; the others stay as they are
     settings: dict[str, Any]
 
 
@@ -61,7 +63,7 @@ def dialect(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> dict
         "rope_theta": 10_000.0,
         "rope_scaling": None,
         "rope_parameters": None,
-        "layer_types": None,
+        "layer_types": ranged["layer_types"] if family.mlx_kinds else None,
         "sliding_window": None,
         **family.mlx_settings,
     }
@@ -70,18 +72,24 @@ def dialect(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> dict
 def ropes(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> tuple[Rope | None, ...]:
     """Each layer's rotary embedding, where it has one."""
     roped, held = BY_NAME[spec.family].roped, range(layers.start, layers.stop)
-    return tuple(
-        _rope(config, spec, sliding=spec.windows[layer] is not None) if roped(config, layer) else None for layer in held
-    )
+    return tuple(_rope(config, spec, layer) if roped(config, layer) else None for layer in held)
 
 
-def _rope(config: dict[str, Any], spec: ModelSpec, *, sliding: bool) -> Rope:
-    values = dict(config["rope_parameters"])
+def _rope(config: dict[str, Any], spec: ModelSpec, layer: int) -> Rope:
+    values, state = dict(config["rope_parameters"]), spec.states[layer]
+    dim = state.key_dim if isinstance(state, KeysValues) else spec.head_dim
     if BY_NAME[spec.family].ropes:
-        values = dict(values["sliding_attention" if sliding else "full_attention"])
+        values = dict(values["full_attention" if state.window is None else "sliding_attention"])
     theta, kind = values.pop("rope_theta"), values["rope_type"]
-    width = int(spec.head_dim * values.pop("partial_rotary_factor", 1.0))
-    return Rope(theta, kind, width, yarn(values) if kind == "yarn" else {} if kind == "default" else values)
+    part = values.pop("partial_rotary_factor", 1.0)
+    width = dim if kind == "proportional" else int(dim * part)
+    return Rope(
+        theta,
+        kind,
+        width,
+        int(part * dim // 2),
+        yarn(values) if kind == "yarn" else {} if kind == "default" else values,
+    )
 
 
 def yarn(values: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +115,7 @@ def refuse_ignored(config: dict[str, Any], spec: ModelSpec) -> None:
     for parts in (config["rope_parameters"], *config["rope_parameters"].values()):
         if isinstance(parts, dict) and "attention_factor" in parts:
             raise UnsupportedModel("{model} sets YaRN's attention_factor, which MLX does not run here", model=spec.name)
-    ignored = [key for key in ("attn_logit_softcapping", "final_logit_softcapping") if config.get(key)]
+    ignored = ["attn_logit_softcapping"] if config.get("attn_logit_softcapping") else []
     ignored += [f"{key} {quoted(config[key])}" for key, fixed in family.mlx_fixed.items() if config[key] != fixed]
     key, usual = family.activation
     known = ("silu", "swish") if usual == "silu" else (usual,)

@@ -104,9 +104,14 @@ def _attention(
 
 
 class Layer(Protocol):
-    """A decoder layer of mlx-lm: `[1, tokens, hidden]` to the same. `given` ends with a mask, which we have none of."""
+    """A decoder layer of mlx-lm: `[1, tokens, hidden]` to the same, which some return before other things.
 
-    def __call__(self, x: mx.array, *given: mx.array | None, cache: AttentionCache) -> mx.array: ...
+    `given` ends with a mask, which we have none of.
+    """
+
+    def __call__(
+        self, x: mx.array, *given: mx.array | None, cache: AttentionCache
+    ) -> mx.array | tuple[mx.array, *tuple[Any, ...]]: ...
 
 
 class Project(Protocol):
@@ -132,6 +137,7 @@ class Slice:
     embed: Project | None
     embed_scale: float
     logits_scale: float
+    logits_cap: float | None
     growth: Growth | None
     norm: Project | None
     head: Project | None
@@ -164,7 +170,9 @@ class Slice:
         assert self.norm is not None
         assert self.head is not None
         found = self.head(self.norm(states)).astype(mx.float32)
-        return found if self.logits_scale == 1.0 else found * self.logits_scale
+        if self.logits_scale != 1.0:
+            found = found * self.logits_scale
+        return found if self.logits_cap is None else mx.tanh(found / self.logits_cap) * self.logits_cap
 
 
 def read_slice(request: LoadRequest, spec: ModelSpec) -> Slice:
@@ -237,6 +245,7 @@ def slice_of(model: Module, config: Mapping[str, Any], spec: ModelSpec) -> Slice
         embed=embed,
         embed_scale=family.embedding_scale(config),
         logits_scale=family.logits_scale(config),
+        logits_cap=config.get("final_logit_softcapping"),
         growth=growth(config),
         norm=norm,
         head=head,
@@ -247,8 +256,10 @@ def _rope(spec: ModelSpec, rope: Rope) -> Callable[..., mx.array]:
     """With its periods spelled out: `mx.fast.rope` is off by 2e-4 at position 4,000 given the base, and by 3e-7 so."""
     dims, neighbours = rope.width, BY_NAME[spec.family].interleaved
     with mx.stream(mx.cpu):  # exact powers, whatever the device's own are
-        if rope.kind in ("default", "linear"):
+        if rope.kind in ("default", "linear", "proportional"):
             periods = rope.theta ** (mx.arange(0, dims, 2) / dims) * rope.settings.get("factor", 1.0)
+            if rope.kind == "proportional":
+                periods[rope.pairs :] = mx.inf
             return partial(mx.fast.rope, dims=dims, traditional=neighbours, base=None, scale=1.0, freqs=periods)
         made: Any = model_module("rope_utils").initialize_rope(
             dims, rope.theta, neighbours, rope.settings, spec.context

@@ -213,7 +213,8 @@ class MlxShard(LedgerShard[mx.array]):
                 if number == begun:
                     mx.async_eval(found)
                     begun *= 2
-                found = layer(found, *given, cache=cache)
+                answer = layer(found, *given, cache=cache)
+                found = answer[0] if isinstance(answer, tuple) else answer
         return found
 
     def _write(self, rows: tuple[Row, ...], states: mx.array) -> Activation:

@@ -19,6 +19,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from backends.ledger import starts
 from backends.on_torch.cache import BlockCaches, Layers
 from backends.on_torch.mixing import Mixing, mixes
+from together.models.state import LayerState
 from together.types import Row
 
 ATTENTION = "together_packed"
@@ -84,13 +85,13 @@ class Step:
     """What a model's attention is given as `packed`."""
 
     caches: BlockCaches
-    layouts: dict[int | None, Layout] = field(default_factory=dict)  # by window
+    layouts: dict[LayerState, Layout] = field(default_factory=dict)
 
     @classmethod
     def of(cls, caches: BlockCaches, rows: Sequence[Row], device: torch.device) -> Step:
         """Takes the blocks for the rows' tokens."""
         caches.write(rows)
-        return cls(caches, {window: _layout(kind, rows, device) for window, kind in caches.kinds.items()})
+        return cls(caches, {state: _layout(kind, rows, device) for state, kind in caches.kinds.items()})
 
 
 def attend(
@@ -110,9 +111,9 @@ def attend(
     Values may be narrower or wider than keys: what is narrower is filled up with zeros, which change no sum.
     `s_aux`, as transformers calls it, are sinks `[heads]`: one more score for each query of a head, without a value.
     """
-    kind, pool = packed.caches.layers[module.layer_idx]  # type: ignore[index]
+    state, pool = packed.caches.layers[module.layer_idx]  # type: ignore[index]
     query, key, filled = (_filled(each, pool) for each in (query, key, value))
-    found = _attend(packed.layouts[kind.window], pool, query, key, filled, scaling, s_aux)
+    found = _attend(packed.layouts[state], pool, query, key, filled, scaling, s_aux)
     return found[..., : value.shape[3]], None
 
 

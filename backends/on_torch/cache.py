@@ -18,7 +18,7 @@ BLOCK_TOKENS = 32  # a fork copies less than one block, and 8 answers to 2,000 t
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """The layers with the same window: their sequences lie in the same places."""
+    """The layers that keep the same: their sequences lie in the same places."""
 
     window: int | None  # None: full attention
     blocks: PlacedBlocks
@@ -41,17 +41,17 @@ class BlockCaches:
     """The CacheStore of a torch shard; forks share whole blocks. `states` has one entry per layer of the shard."""
 
     def __init__(self, states: Sequence[LayerState], dtype: torch.dtype, device: torch.device, capacity: int) -> None:
-        count, windows = -(-capacity // BLOCK_TOKENS), [state.window for state in states]
-        self.kinds = {window: Layers(window, PlacedBlocks(BLOCK_TOKENS, count=count)) for window in set(windows)}
-        self.layers: list[tuple[Layers, Tensor]] = []  # of each layer its kind, and its own pool among that kind's
-        for state, window in zip(states, windows, strict=True):
+        count = -(-capacity // BLOCK_TOKENS)
+        self.kinds = {state: Layers(state.window, PlacedBlocks(BLOCK_TOKENS, count=count)) for state in states}
+        self.layers: list[tuple[LayerState, Tensor]] = []  # what each keeps, and its own pool among those of that kind
+        for state in states:
             pool = _pool(state, count * BLOCK_TOKENS, dtype, device)
-            self.kinds[window].pools.append(pool)
-            self.layers.append((self.kinds[window], pool))
+            self.kinds[state].pools.append(pool)
+            self.layers.append((state, pool))
 
     @property
     def rewind(self) -> int | None:
-        return None if set(self.kinds) <= {None} else REWIND
+        return None if all(state.window is None for state in self.kinds) else REWIND
 
     def write(self, rows: Sequence[Row]) -> None:
         """Take the blocks that the rows' tokens need; a sliding layer gives back what nobody can look at any more."""

@@ -91,8 +91,8 @@ def attend(
     heads = getattr(module, _HEADS, None)
     if heads is None:
         return attention.attend(module, query, key, value, attention_mask, scaling=scaling, packed=packed, **more)
-    kind, pool = packed.caches.layers[module.layer_idx]  # type: ignore[index]
-    layout = packed.layouts[kind.window]
+    state, pool = packed.caches.layers[module.layer_idx]  # type: ignore[index]
+    layout = packed.layouts[state]
     out = query.new_empty(query.shape[2], query.shape[1], heads.value)
     if layout.singles is not None:
         tokens = layout.singles.tokens if layout.longs else slice(None)

@@ -41,12 +41,16 @@ def uninitialised() -> Iterator[None]:
 
 
 class _RealNumbers(TorchFunctionMode):
-    """What a model makes of plain numbers is on the CPU, whatever device its tensors get."""
+    """What a model makes of plain numbers is on the CPU, whatever device its tensors get.
+
+    A row of zeros is, too: what stands for the periods of a head that rope does not turn.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        place = {"device": "cpu"} if func in (torch.arange, torch.tensor) else {}
+        zeros = func is torch.zeros and len(args) == 1 and isinstance(args[0], int)
+        place = {"device": "cpu"} if zeros or func in (torch.arange, torch.tensor) else {}
         return func(*args, **(kwargs or {}) | place)
 
 

@@ -41,7 +41,12 @@ def range_config(folder: Path, family: str, layers: LayerRange, *, tied: bool) -
     """The configuration of a model that has these layers only."""
     raw = read_config(folder)
     changes = {"num_hidden_layers": len(layers), "tie_word_embeddings": tied, "use_cache": False}
-    return _config(model_class(family).config_class, raw | BY_NAME[family].ranged(raw, layers) | changes)
+    ranged = BY_NAME[family].ranged(raw, layers)
+    with _quiet_and_in_order():
+        config = _config(model_class(family).config_class, raw | ranged | changes)
+    if "layer_types" in ranged:  # Gemma 4's class makes the last one of any model see everything
+        config.layer_types = list(ranged["layer_types"])
+    return config
 
 
 def _config(kind: Any, values: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from backends.on_torch.compiled import FLOATS, Code, CompiledLoop, lanes
 
 _NAME = "apply_rotary_pos_emb"  # of the function in a family's module, which its attention calls
+_GIVEN = "q", "k", "cos", "sin"  # that it takes first; some families' turns one of the two
 _TASK = 16  # of tokens' queries or keys, that a thread takes at a time
 _SAMPLE = 3  # tokens
 
@@ -94,7 +95,7 @@ def _called(kind: type[nn.Module]) -> Turn | None:
     if not isinstance(forward, FunctionType) or _NAME not in forward.__code__.co_names:
         return None
     found = forward.__globals__.get(_NAME)
-    return found if isinstance(found, FunctionType) else None
+    return found if isinstance(found, FunctionType) and found.__code__.co_varnames[:4] == _GIVEN else None
 
 
 @cache

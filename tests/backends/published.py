@@ -125,6 +125,8 @@ FORMS: dict[str, tuple[str, Form]] = {  # name: the case of families.py it is ma
         "ministral3",
         wrapped("mistral3", "language_model.model.", "language_model.lm_head."),
     ),
+    "gemma4": ("gemma4_text", wrapped("gemma4", "model.language_model.", "lm_head.")),
+    "gemma4 of mlx-lm": ("gemma4_text", wrapped("gemma4", "language_model.model.", "language_model.lm_head.")),
     "gemma3": ("gemma3_text", wrapped("gemma3", "language_model.model.", "language_model.lm_head.")),
     "numbered": ("qwen3_moe", numbered),
     "stale index": ("llama", stale_index),

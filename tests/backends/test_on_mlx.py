@@ -23,7 +23,7 @@ from backends.layer_caches import REWIND
 from backends.on_mlx import backend
 from backends.on_mlx.shard import MlxLayerCache, MlxShard
 from tests.backends.conftest import Checkpoints
-from tests.support.chain import GREEDY, assert_close, new_sequence, row
+from tests.support.chain import GREEDY, Chain, assert_close, new_sequence, row
 from tests.support.families import (
     LAYERS,
     VOCAB,
@@ -172,10 +172,15 @@ def test_what_mlx_would_compute_wrongly_is_refused(
         load(edited(checkpoint("llama"), tmp_path / "model", **changes))
 
 
-@pytest.mark.parametrize("key", ["attn_logit_softcapping", "final_logit_softcapping"])
-def test_softcapping_is_refused(load: Load, checkpoint: Checkpoints, tmp_path: Path, key: str) -> None:
-    with pytest.raises(UnsupportedModel, match=key):
-        load(edited(checkpoint("gemma3_text"), tmp_path / "model", **{key: 30.0}))
+def test_softcapping_of_scores_is_refused(load: Load, checkpoint: Checkpoints, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="attn_logit_softcapping"):
+        load(edited(checkpoint("gemma3_text"), tmp_path / "model", attn_logit_softcapping=30.0))
+
+
+def test_softcapping_of_logits(load: Load, checkpoint: Checkpoints, tmp_path: Path) -> None:
+    folder = edited(checkpoint("gemma3_text"), tmp_path / "model", final_logit_softcapping=1.5)
+    found = Chain([load(folder)]).logits(row(new_sequence(), 0, PROMPT))
+    assert_close(found, reference_logits(folder, PROMPT))
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="MLX's GPUs run experts in every dtype")

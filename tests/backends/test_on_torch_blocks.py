@@ -15,6 +15,7 @@ from backends.on_torch.shard import TorchShard
 from tests.backends.conftest import Chains, Checkpoints
 from tests.support.chain import Chain, assert_close, load_shard, new_sequence, row
 from tests.support.families import LAYERS, prompt_ids, reference_logits
+from together.models.state import LayerState
 from together.types import Batch, Dtype, Fork, LayerRange, Orders, Row
 
 WHOLE = LayerRange(0, LAYERS)
@@ -27,8 +28,13 @@ def shard(checkpoint: Checkpoints, request: pytest.FixtureRequest) -> TorchShard
     return cast(TorchShard, load_shard(checkpoint(getattr(request, "param", "llama")), "torch", WHOLE))
 
 
-def _blocks(shard: TorchShard, window: int | None = None) -> int:
-    return shard._caches.kinds[window].blocks.used
+def _kind(shard: TorchShard, *, sliding: bool = False) -> LayerState:
+    """What the layers with a window keep, or those without."""
+    return next(state for state in shard._caches.kinds if (state.window is not None) == sliding)
+
+
+def _blocks(shard: TorchShard, *, sliding: bool = False) -> int:
+    return shard._caches.kinds[_kind(shard, sliding=sliding)].blocks.used
 
 
 def _forks(source: int, targets: list[int], length: int) -> Orders:
@@ -48,16 +54,17 @@ def test_eight_answers_to_a_long_prompt_hold_little_more_than_one(shard: TorchSh
 
 @pytest.mark.parametrize("shard", ["gemma3_text"], indirect=True)
 def test_sliding_layers_stop_growing_and_truncations_give_back(shard: TorchShard) -> None:
-    ring, ids, rooms, window = Chain([shard]), prompt_ids(1280), [], min(filter(None, shard._caches.kinds))
+    ring, ids, rooms, window = Chain([shard]), prompt_ids(1280), [], _kind(shard, sliding=True).window
+    assert window is not None
     for position in range(0, 1280, 128):
         ring.results(Batch((row(1, position, ids[position : position + 128], "last"),)))
-        rooms.append((_blocks(shard), _blocks(shard, window)))
+        rooms.append((_blocks(shard), _blocks(shard, sliding=True)))
     assert [full for full, _ in rooms] == [-(-stop // BLOCK_TOKENS) for stop in range(128, 1281, 128)]
     assert max(sliding for _, sliding in rooms) <= (window + REWIND + 128) // BLOCK_TOKENS + 2
     ring.results(Batch((row(1, 1025, ids[:1], "last"),)))
     assert _blocks(shard) == -(-1026 // BLOCK_TOKENS)
     ring.results(Batch((), Orders(drops=(1,))))
-    assert _blocks(shard) == _blocks(shard, window) == 0
+    assert _blocks(shard) == _blocks(shard, sliding=True) == 0
 
 
 @pytest.mark.parametrize("shard", ["llama", "gemma3_text", "mistral-window"], indirect=True)
@@ -82,7 +89,7 @@ def test_what_forks_share_is_read_once(shard: TorchShard) -> None:
     ring.results(Batch((row(1, 0, ids, "none"),)))
     ring.results(Batch((), _forks(1, targets, 639)))
     rows = [Row(each, 639, (5,)) for each in targets]
-    singles = Step.of(shard._caches, rows, CPU).layouts[None].singles
+    singles = Step.of(shard._caches, rows, CPU).layouts[_kind(shard)].singles
     assert singles is not None
     shared = 639 // BLOCK_TOKENS * BLOCK_TOKENS
     assert sum(len(part.places) for part in singles.parts) == shared + 7 * (640 - shared)
@@ -92,7 +99,7 @@ def test_a_step_reads_a_sequence_in_one_piece_where_it_lies_in_one(shard: TorchS
     ring = Chain([shard])
     for position in range(0, 192, 16):
         ring.results(Batch(tuple(row(each, position, prompt_ids(16), "none") for each in (1, 2, 3))))
-    singles = Step.of(shard._caches, [Row(each, 192, (5,)) for each in (1, 2, 3)], CPU).layouts[None].singles
+    singles = Step.of(shard._caches, [Row(each, 192, (5,)) for each in (1, 2, 3)], CPU).layouts[_kind(shard)].singles
     assert singles is not None
     assert [len(part.places) for part in singles.parts] == [193, 193, 193]
     assert singles.order is None
@@ -117,12 +124,12 @@ def test_growing_moves_nothing(shard: TorchShard) -> None:
     ring, ids = Chain([shard]), prompt_ids(1024)
     before = [pool.data_ptr() for _, pool in shard._caches.layers]
     ring.results(Batch((row(1, 0, ids[:40], "none"),)))
-    first = shard._caches.kinds[None].blocks.tables[1][:2]
+    first = shard._caches.kinds[_kind(shard)].blocks.tables[1][:2]
     kept = shard._caches.layers[0][1][:, :, :40].clone()
     for position in range(40, 1000, 96):
         ring.results(Batch((row(1, position, ids[position : position + 96], "none"),)))
     assert [pool.data_ptr() for _, pool in shard._caches.layers] == before
-    assert shard._caches.kinds[None].blocks.tables[1][:2] == first
+    assert shard._caches.kinds[_kind(shard)].blocks.tables[1][:2] == first
     assert torch.equal(shard._caches.layers[0][1][:, :, :40], kept)
 
 

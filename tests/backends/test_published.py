@@ -99,7 +99,7 @@ def test_a_sparse_wrapper_has_transformers_defaults(tmp_path: Path) -> None:
     assert (ours["num_attention_heads"], ours["head_dim"], ours["tie_word_embeddings"]) == (8, 256, True)
 
 
-@pytest.mark.parametrize("text", ["gemma3_text", "mistral", "ministral3"])
+@pytest.mark.parametrize("text", ["gemma3_text", "gemma4_text", "mistral", "ministral3"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_wrappers_that_transformers_saved(tmp_path: Path, text: str, backend: str) -> None:
     """A whole model of text and pictures, saved by its own class: its text is what that class computes."""
@@ -114,6 +114,8 @@ def _with_pictures(family: str) -> Any:
     from transformers import (
         Gemma3Config,
         Gemma3ForConditionalGeneration,
+        Gemma4Config,
+        Gemma4ForConditionalGeneration,
         Mistral3Config,
         Mistral3ForConditionalGeneration,
     )
@@ -131,6 +133,11 @@ def _with_pictures(family: str) -> Any:
             mm_tokens_per_image=4,
         )
         return Gemma3ForConditionalGeneration(config).eval()
+    if family == "gemma4_text":
+        wide = {"global_head_dim": 32, "hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision"}
+        seeing = eyes | {"head_dim": 8, "num_key_value_heads": 2}
+        dense = Gemma4Config(text_config=text | wide | {"sliding_window": 8}, vision_config=seeing, audio_config=None)
+        return Gemma4ForConditionalGeneration(dense).eval()
     other = Mistral3Config(
         text_config=text | {"model_type": family, "sliding_window": None},
         vision_config=eyes | {"model_type": "pixtral", "head_dim": 8},

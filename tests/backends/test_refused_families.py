@@ -37,6 +37,7 @@ def test_mlx_refuses(tmp_path: Path, name: str, settings: dict[str, Any], reason
 ON_MLX = [
     ("gpt_oss", {"swiglu_limit": 5.0}, "swiglu_limit 5.0"),
     ("gpt_oss", {"swiglu_alpha": 1.5}, "swiglu_alpha 1.5"),
+    ("gemma4_text", {"attention_bias": True}, "attention_bias True"),
     ("gpt_oss", {"attention_bias": False}, "attention_bias False"),
 ]
 

@@ -11,13 +11,15 @@ from together.errors import BrokenModel, TogetherError, UnsupportedModel
 from together.models.config import effective
 from together.models.families import BY_NAME
 
+SAID = {"gemma4_text": {"hidden_size_per_layer_input": 0}}  # what a file of a family must say to run
+GEMMA: dict[str, Any] = {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "architectures")  # nobody reads their defaults
 SHAPE: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 @pytest.mark.parametrize("family", BY_NAME)
 def test_a_configuration_in_the_normal_form_stays_as_it_is(family: str) -> None:
-    found = effective("tiny", {**SHAPE, "model_type": family})
+    found = effective("tiny", {**SHAPE, **SAID.get(family, {}), "model_type": family})
     assert effective("tiny", found) == found
 
 
@@ -33,7 +35,7 @@ SAID_OTHERWISE = {  # the same in other words
 
 @pytest.mark.parametrize("family", BY_NAME)
 def test_what_a_file_does_not_say_is_what_transformers_assumes(family: str) -> None:
-    silent = {"hidden_size": 12288, "num_hidden_layers": 4}
+    silent = {"hidden_size": 12288, "num_hidden_layers": 4, **SAID.get(family, {})}
     theirs = model_class(family).config_class(**silent).to_dict()
     ours = effective("tiny", {**silent, "model_type": family})
     different = {key for key, value in ours.items() if key in theirs and key not in IDS and value != theirs[key]}
@@ -48,6 +50,28 @@ def test_what_a_file_does_not_say_is_what_transformers_assumes(family: str) -> N
             BrokenModel,
             "for other layers than its 4",
         ),
+        (GEMMA | {"hidden_size_per_layer_input": None}, UnsupportedModel, "as E2B and E4B have; of Gemma 4 only dense"),
+        (GEMMA | {"num_kv_shared_layers": 2}, UnsupportedModel, "keys that layers share, as E2B"),
+        (GEMMA | {"enable_moe_block": True}, UnsupportedModel, "experts, as 26B-A4B has; of Gemma 4 only dense"),
+        (GEMMA | {"layer_types": ["sliding_attention"] * 4}, UnsupportedModel, "a window in its last layer"),
+        (GEMMA | {"sliding_window": None}, BrokenModel, "sliding_window = None"),
+        (GEMMA | {"global_head_dim": 5}, BrokenModel, "global_head_dim = 5"),
+        (
+            GEMMA | {"attention_k_eq_v": True, "num_global_key_value_heads": 3},
+            BrokenModel,
+            "num_global_key_value_heads = 3",
+        ),
+        (GEMMA | {"use_bidirectional_attention": "all"}, UnsupportedModel, "both directions"),
+        (GEMMA | {"partial_rotary_factor": 0.5}, UnsupportedModel, "rope of the kind default that turns a part"),
+        (GEMMA | {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, UnsupportedModel, "by 'yarn'"),
+        (GEMMA | {"per_layer_config": {"0": {"head_dim": 8}}}, UnsupportedModel, "settings of single layers"),
+        (
+            GEMMA | {"per_layer_config": {"3": {"num_key_value_heads": 1}}},
+            UnsupportedModel,
+            "settings of single layers",
+        ),
+        (GEMMA | {"per_layer_config": {"3": {"skip": ["mlp"]}}}, UnsupportedModel, "settings of single layers"),
+        (GEMMA | {"per_layer_config": {"x": {}}}, BrokenModel, "per_layer_config"),
         ({"model_type": "smollm3", "no_rope_layers": "all"}, BrokenModel, "no_rope_layers"),
         (
             {"model_type": "phi3", "rope_scaling": {"type": "longrope"}},
@@ -166,3 +190,17 @@ def test_queries_that_do_not_grow() -> None:
         "original_max_position_embeddings": 262144,
         "llama_4_scaling_beta": 0.0,
     }
+
+
+def test_heads_of_gemma_4_in_hubs_words_and_as_transformers_saves_them() -> None:
+    """In 31B's words, with what its class says of pictures alone."""
+    kinds = ["sliding_attention", "full_attention"] * 2
+    words = {"attention_k_eq_v": True, "layer_types": kinds, "use_bidirectional_attention": "vision"}
+    hub = {"global_head_dim": 64, "num_global_key_value_heads": 1}
+    saved = {"per_layer_config": {str(layer): {"head_dim": 64, "num_key_value_heads": 1} for layer in (1, 3)}}
+    one, other = (effective("tiny", SHAPE | GEMMA | words | each) for each in (hub, saved))
+    assert one == other
+    state = BY_NAME["gemma4_text"].state
+    assert [state(one, layer).per_token for layer in (0, 1)] == [2 * 2 * 256, 2 * 1 * 64]
+    gated = effective("tiny", SHAPE | GEMMA | words | hub | {"attention_k_eq_v": False})
+    assert gated["num_global_key_value_heads"] == 2, "the other heads' number, as both libraries have it"

@@ -6,7 +6,7 @@ Knows no backend of ours: `reference_logits` is the unsplit transformers model, 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -149,14 +149,20 @@ def _fill(model: Any, seed: int) -> None:
                 parameter.copy_(noise * parameter.shape[-1] ** -0.5 * 1.5)
             else:
                 parameter.add_(noise * 0.2)
+            if name.endswith("q_norm.weight") and model.config.model_type == "gemma4_text":
+                parameter.mul_(len(parameter) ** -0.5)  # as training does, where scores are not scaled
         for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
+            if name.endswith(("e_score_correction_bias", "layer_scalar")):
                 buffer.add_(torch.randn(buffer.shape, generator=generator) * 0.2)
 
 
 def _rewrite_config(file: Path) -> None:
     """The dialect of configs on hubs: rope keys at the top, Gemma's layer kinds as a pattern, `torch_dtype`."""
     config = json.loads(file.read_text())
+    if config["model_type"] == "gemma4_text":  # there was no older rope of this one
+        changed = config | wide_heads(config) | {"torch_dtype": config.pop("dtype")}
+        file.write_text(json.dumps(changed | {"per_layer_config": None}, indent=2))
+        return
     rope = config.pop("rope_parameters", None) or {}
     if "full_attention" in rope:
         local, rope = rope["sliding_attention"], rope["full_attention"]
@@ -173,6 +179,12 @@ def _rewrite_config(file: Path) -> None:
     config["torch_dtype"] = config.pop("dtype", "float32")
     config.pop("_sliding_window_pattern", None)
     file.write_text(json.dumps(config, indent=2))
+
+
+def wide_heads(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Heads of Gemma 4's layers that see everything, in hubs' words."""
+    wide = config["per_layer_config"][str(LAYERS - 1)]
+    return {"global_head_dim": wide["head_dim"], "num_global_key_value_heads": wide.get("num_key_value_heads")}
 
 
 @lru_cache(maxsize=64)

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tests.support.case import Case
-from tests.support.families import BY_NAME, make_checkpoint
+from tests.support.families import BY_NAME, make_checkpoint, wide_heads
 from tests.support.widen import dequantize
 from together.models.codes import Floats
 from together.models.form import stack_of
@@ -156,6 +156,8 @@ _FUSED = re.compile(r"(.+\.mlp\.experts)\.(gate_up_proj|down_proj)(_bias)?")
 def _hub_words(plain: Path) -> dict[str, Any]:
     """What mlx-lm asks for: hubs' words, which transformers 5 does not write any more."""
     config = json.loads((plain / "config.json").read_text(encoding="utf-8"))
+    if config.get("per_layer_config"):
+        return wide_heads(config)
     rope = config.get("rope_parameters") or {}
     rope = rope.get("full_attention", rope)
     found = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}

@@ -130,7 +130,7 @@ def _inner(name: str, published: Mapping[str, Any]) -> tuple[str, Mapping[str, A
         found = published
     family = ALIASES.get(str(family), family)
     require_family(name, family)
-    if found.get("use_bidirectional_attention"):
+    if found.get("use_bidirectional_attention") not in (None, False, *BY_NAME[str(family)].causal_words):
         raise UnsupportedModel(
             "{model} attends in both directions, as embedding models do, which does not run here; choose a causal "
             "model",

@@ -115,6 +115,7 @@ class Family:
     mlx_settings: Mapping[str, Any] = field(default_factory=dict)  # of mlx-lm's configuration, in place of ours
     mlx_nulls: tuple[str, ...] = ()  # keys whose null says something to mlx-lm; of others it is its default
     mlx_fixed: Mapping[str, Any] = field(default_factory=dict)  # what it computes whatever config.json says
+    mlx_kinds: bool = False  # it makes each layer by `layer_types`
     mlx_experts: str = "switch_mlp"  # what it calls the experts of an MLP
     switches: tuple[str, ...] = ()  # on or off; off where config.json is silent
     on: tuple[str, ...] = ()  # the same, but on where it is silent
@@ -138,11 +139,12 @@ class Family:
     rotary_width: str = ""  # the key by which older files say how many values of a head are turned
     interleaved: bool = False  # rope turns neighbours of a head, not its halves
     rope_kinds: tuple[str, ...] = ("default", "linear", "llama3", "yarn")  # how it may be scaled
-    rope: Mapping[str, Any] = field(default_factory=dict)  # all of it, where config.json is silent
+    rope: Mapping[str, Any] = field(default_factory=dict)  # all of it where config.json is silent, or by kinds
     rope_needs: tuple[str, ...] = ()  # keys that its rope's parameters have beside those of their kind
     roped: Callable[[Config, int], bool] = always  # whether a layer has rope
     written: bool = False  # whether `convert` writes it as mlx-lm reads it, which tests prove for each
     gguf: GgufNames = field(default_factory=GgufNames)
+    causal_words: tuple[str, ...] = ()  # of `use_bidirectional_attention`, that leave text causal
     wrappers: tuple[str, ...] = ()  # of text and pictures: what calls this family its text model
     experts: str = ""  # the key that says how many experts a layer has; empty where no layer has any
     block: str = "mlp"  # what checkpoints and mlx-lm call the part that transformers calls `mlp`

@@ -27,6 +27,7 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # what each needs
         ("factor", _LENGTH),
         ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
     ),
+    "proportional": ((), ("factor",)),  # periods by the whole head, of which a part is turned
 }
 
 
@@ -39,7 +40,7 @@ def rope_parameters(name: str, config: Mapping[str, Any], family: Family, contex
     reader = _Reader(name, config, context, family)
     if family.ropes:
         sets = given if _nested(given) else {FULL: given, SLIDING: {}}
-        full, local = (_table(name, sets, kind) for kind in (FULL, SLIDING))
+        full, local = (_table(name, sets, kind) or _table(name, family.rope, kind) for kind in (FULL, SLIDING))
         if old and _nested(new):  # one scaling beside the sets of a newer file
             full, local = {**_table(name, new, FULL), **full}, _table(name, new, SLIDING) or local
         given_sets = {SLIDING: local, FULL: full}

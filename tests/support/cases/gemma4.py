@@ -1,0 +1,44 @@
+"""Gemma 4: heads of two sizes, values that are keys, a rope of a part of each, and a cap on logits."""
+
+from tests.support.case import Case
+
+_NONE = {"hidden_size_per_layer_input": 0, "tie_word_embeddings": True}  # as dense models have it
+_KINDS = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+
+CASES = (
+    Case(
+        "gemma4_text",
+        "gemma4_text",
+        {
+            **_NONE,
+            "head_dim": 24,
+            "global_head_dim": 40,  # a quarter is turned, which is no even number of pairs
+            "num_key_value_heads": 2,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "sliding_window": 8,
+            "layer_types": _KINDS,
+            "final_logit_softcapping": 2.5,
+        },
+    ),
+    Case(
+        "gemma4-wide",
+        "gemma4_text",
+        {
+            **_NONE,
+            "head_dim": 32,
+            "global_head_dim": 64,
+            "sliding_window": 8,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+                "full_attention": {
+                    "rope_type": "proportional",
+                    "rope_theta": 1000.0,
+                    "partial_rotary_factor": 0.55,
+                    "factor": 2.0,
+                },
+            },
+        },
+    ),
+)

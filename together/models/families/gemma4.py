@@ -1,0 +1,177 @@
+"""Gemma 4, the dense one: layers that see everything have heads of another size, and may have no values of their own.
+
+The small ones (E2B, E4B) have embeddings for each layer and share keys among layers, another has experts: none of
+these run here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from together.errors import UnsupportedModel
+from together.models.family import (
+    FULL,
+    SLIDING,
+    Config,
+    Family,
+    Tensors,
+    attention_tensors,
+    head_norm_tensors,
+    layer_kinds,
+    mlp_tensors,
+    norm_tensors,
+    start_of,
+    usual_range,
+    usual_state,
+)
+from together.models.state import LayerState
+from together.models.values import Values, bad_value
+from together.sentences import Sentence, template
+from together.types import LayerRange
+
+_WINDOW, _WIDE = 512, 512
+_AROUND = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+
+def _of_layer(config: Config, layer: int) -> dict[str, Any]:
+    """With the heads that a layer has."""
+    return {**config, **(_wide(config) if config["layer_types"][layer] == FULL else {})}
+
+
+def _wide(config: Config) -> dict[str, int]:
+    keys = config["num_global_key_value_heads"] or config["num_key_value_heads"]
+    return {"head_dim": config["global_head_dim"], "num_key_value_heads": keys}
+
+
+def _tensors(config: Config, layer: int, stacked: bool) -> Tensors:
+    own, valued = _of_layer(config, layer), config["layer_types"][layer] == SLIDING or not config["attention_k_eq_v"]
+    yield from (each for each in attention_tensors(own, layer) if valued or ".v_proj." not in each[0])
+    yield from head_norm_tensors(own, layer)
+    yield from norm_tensors(config, layer, "input_layernorm", *_AROUND)
+    yield from mlp_tensors(config, layer)
+    yield f"{start_of(layer)}layer_scalar", (1,)
+
+
+def _state(config: Config, layer: int) -> LayerState:
+    return usual_state(_of_layer(config, layer), layer)
+
+
+def _ranged(config: Config, layers: LayerRange) -> dict[str, Any]:
+    found = usual_range(config, layers)
+    wide = {place: _wide(config) for place, kind in enumerate(found["layer_types"]) if kind == FULL}
+    return found | {"per_layer_config": wide}
+
+
+# --- config.json ------------------------------------------------------------------------------------------------------
+
+
+def _more(values: Values, config: Config) -> dict[str, Any]:
+    layers = config["num_hidden_layers"]
+    found: dict[str, Any] = _refused_parts(values)
+    if values.found.get("sliding_window", _WINDOW) is None:
+        raise bad_value(values.name, "sliding_window", None)
+    usual = [SLIDING if (layer + 1) % 6 else FULL for layer in range(layers - 1)] + [FULL]
+    found |= {
+        "sliding_window": values.count("sliding_window", _WINDOW),
+        "layer_types": layer_kinds(values, layers, usual),
+        "attention_k_eq_v": values.switch("attention_k_eq_v"),
+        "final_logit_softcapping": values.number("final_logit_softcapping", None),
+    }
+    if found["layer_types"][-1] == SLIDING:
+        raise _refusal(values, template("a window in its last layer, which transformers passes over"))
+    if any("partial_rotary_factor" in each for each in config["rope_parameters"].values() if _is_usual(each)):
+        raise _refusal(values, template("a rope of the kind default that turns a part of each head"))
+    return found | _heads(values, config, found)
+
+
+def _refused_parts(values: Values) -> dict[str, int | bool]:
+    """What the other sizes have, as this one has it: none. Raises UnsupportedModel."""
+    each, shared = values.count_or_none("hidden_size_per_layer_input", 256), values.count_or_none(_SHARED, 0)
+    if each or shared:
+        raise _refusal(values, template("embeddings for each layer, or keys that layers share, as E2B and E4B have"))
+    if values.switch("enable_moe_block"):
+        raise _refusal(values, template("experts, as 26B-A4B has"))
+    return {"hidden_size_per_layer_input": 0, _SHARED: 0, "enable_moe_block": False}
+
+
+_SHARED = "num_kv_shared_layers"
+
+
+def _heads(values: Values, config: Config, found: Config) -> dict[str, Any]:
+    """Of layers that see everything, by either spelling. Raises UnsupportedModel and BrokenModel."""
+    given, heads = values.found, config["num_attention_heads"]
+    if given.get("per_layer_config") is not None:
+        given = _spelled_by_layer(values, config, found)
+    wide = Values(values.name, given)
+    width = wide.count("global_head_dim", _WIDE)
+    keys = wide.count("num_global_key_value_heads", config["num_key_value_heads"])
+    if not found["attention_k_eq_v"]:
+        keys = config["num_key_value_heads"]  # as both libraries have it
+    if width % 2 or heads % keys:
+        raise bad_value(
+            values.name, *(("global_head_dim", width) if width % 2 else ("num_global_key_value_heads", keys))
+        )
+    return {"global_head_dim": width, "num_global_key_value_heads": keys}
+
+
+def _spelled_by_layer(values: Values, config: Config, found: Config) -> Mapping[str, Any]:
+    """As transformers 5 saves it: what differs from the other layers, by the numbers of layers."""
+    given = values.found["per_layer_config"]
+    layers = found["layer_types"]
+    if not isinstance(given, dict) or not all(str(key).isdecimal() and isinstance(given[key], dict) for key in given):
+        raise bad_value(values.name, "per_layer_config", given)
+    by_layer = {int(key): each for key, each in given.items() if each}
+    kinds = [by_layer.get(layer, {}) for layer, kind in enumerate(layers) if kind == FULL]
+    sliding = {layer for layer, kind in enumerate(layers) if kind == SLIDING}
+    known = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
+    other = any(each != kinds[0] for each in kinds) or sliding & by_layer.keys() or kinds[0].keys() - known.keys()
+    if other or ("num_key_value_heads" in kinds[0] and not found["attention_k_eq_v"]):
+        raise _refusal(values, template("settings of single layers (per_layer_config) that others of Gemma 4 lack"))
+    return {key: kinds[0].get(name, config[name]) for name, key in known.items()}
+
+
+def _is_usual(rope: Mapping[str, Any]) -> bool:
+    return bool(rope["rope_type"] == "default")
+
+
+def _refusal(values: Values, part: Sentence) -> UnsupportedModel:
+    return UnsupportedModel(
+        "{model} has {part}; of Gemma 4 only dense text models run here, as 31B", model=values.name, part=part
+    )
+
+
+FAMILIES = (
+    Family(
+        name="gemma4_text",
+        title="Gemma 4 (dense)",
+        torch=("gemma4", "Gemma4"),
+        counts={
+            "vocab_size": 262144,
+            "intermediate_size": 9216,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "max_position_embeddings": 131072,
+        },
+        mlx_fixed={"attention_bias": False},
+        mlx_kinds=True,
+        switches=("attention_bias",),
+        more=_more,
+        tensors=_tensors,
+        state=_state,
+        ranged=_ranged,
+        embedding_scale=lambda config: float(config["hidden_size"] ** 0.5),
+        activation=("hidden_activation", "gelu_pytorch_tanh"),
+        tied=True,
+        ropes={SLIDING: ("", 10_000.0), FULL: ("", 1_000_000.0)},
+        rope={
+            SLIDING: {"rope_type": "default"},
+            FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25},
+        },
+        rotaries=True,
+        rope_kinds=("default", "proportional"),
+        wrappers=("gemma4",),
+        causal_words=("vision",),
+    ),
+)
