@@ -133,6 +133,10 @@ class Shard(Protocol):
         """Whether a fork holds its source's whole blocks, so that they count once."""
 
     @property
+    def per_sequence(self) -> int:
+        """Tokens that each sequence counts for beside its own: what its states of a fixed size are worth."""
+
+    @property
     def sequences(self) -> int:
         """How many sequences it holds tokens of now."""
 
@@ -218,20 +222,21 @@ def check_model(spec: ModelSpec, request: LoadRequest) -> None:
 
 
 def cache_capacity(spec: ModelSpec, request: LoadRequest, backend: str) -> int:
-    """KV tokens in whole blocks that the granted memory leaves after weights, as `backend` holds them, and workspace.
+    """Tokens in whole blocks that the granted memory leaves after weights, as `backend` holds them, and workspace.
 
-    Raises NotEnoughMemory if not even one block is left.
+    Raises NotEnoughMemory if not even one block of one sequence is left.
     """
-    block_bytes = spec.kv_bytes_per_token(request.layers, request.dtype) * BLOCK
+    size = spec.cache_size(request.layers, request.dtype)
+    block_bytes, least = size.token_bytes * BLOCK, size.nbytes(BLOCK, 1)
     weights = held_bytes(spec.stage_weights(request.layers), request.dtype, backend)
     fixed = weights + workspace_bytes(spec)
     blocks = (request.memory_bytes - fixed) // block_bytes
-    if blocks < 1:
+    if blocks * block_bytes < least:
         raise NotEnoughMemory(
             "{model} needs {sizes:sizes 0} here with room for {tokens} tokens, {sizes:sizes 1} were granted; grant "
             "more, or move layers to another node",
             model=spec.name,
-            sizes=(fixed + block_bytes, request.memory_bytes),
+            sizes=(fixed + least, request.memory_bytes),
             tokens=BLOCK,
         )
     return blocks * BLOCK

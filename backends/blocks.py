@@ -7,8 +7,10 @@ A sequence's memory is a table of blocks of `size` tokens. What can be done with
   to be paid for later, except where it is truncated into what it shares.
 - forget: give back the blocks in front, which a sliding window has left behind.
 - drop: give back all of it.
-A block counts once, however many hold it. The ledger counts with one `TokenBlocks` and admits by it; a store of tensors
-that shares blocks has its own `PlacedBlocks`, and makes the same calls later: it never needs more than was counted.
+A block counts once, however many hold it. What a sequence takes whatever its length, as a recurrent state, counts as
+`per_sequence` blocks more, which nobody shares. The ledger counts with one `TokenBlocks` and admits by it; a store of
+tensors that shares blocks has its own `PlacedBlocks`, and makes the same calls later: it never needs more than was
+counted.
 """
 
 from __future__ import annotations
@@ -35,21 +37,23 @@ class TokenBlocks:
     """Counts only: a block's number says nothing about where it lies."""
 
     size: int
+    per_sequence: int = 0  # blocks that each sequence counts for beside those of its tokens
     tables: dict[int, list[int]] = field(default_factory=dict)  # sequence → its blocks in order
     holders: dict[int, int] = field(default_factory=dict)  # block → how many tables it is in
     _next: int = 0
 
     @property
     def used(self) -> int:
-        return len(self.holders)
+        return len(self.holders) + self.per_sequence * len(self.tables)
 
     def growth(self, sequence: int, position: int, stop: int) -> int:
         """How many more blocks are used once `sequence` has written `position` to `stop`; less than 0 where fewer."""
         table = self.tables.get(sequence, [])
+        more = 0 if sequence in self.tables else self.per_sequence
         keep = -(-position // self.size)
         freed = sum(self.holders[block] == 1 for block in table[keep:])
         copied = position % self.size > 0 and self.holders[table[keep - 1]] > 1
-        return -(-stop // self.size) - keep + copied - freed
+        return more + -(-stop // self.size) - keep + copied - freed
 
     def write(self, sequence: int, position: int, stop: int) -> Copied | None:
         """Hold exactly what `stop` tokens need, those from `position` on in blocks of its own."""

@@ -168,6 +168,9 @@ class Entries:
     def append(self, sequence: int, fresh: Words) -> None:
         self.held[sequence] = np.concatenate((self.of(sequence), fresh), axis=1)
 
+    def commit(self, sequence: int) -> None:
+        """Nothing is written before the last layer ran."""
+
     def truncate(self, sequence: int, length: int) -> None:
         self.held[sequence] = self.held[sequence][:, :length]
 

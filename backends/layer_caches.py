@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, Self, TypeVar
 
-from together.models.state import LayerState
+from together.models.state import LayerState, Recurrent
 from together.types import BLOCK
 
 REWIND = 256  # tokens that a sliding layer keeps beyond its window, so that they can be undone
@@ -15,8 +15,15 @@ def whole_blocks(tokens: int, block: int = BLOCK) -> int:
     return -(-tokens // block) * block
 
 
+def rewind_of(states: Sequence[LayerState]) -> int | None:
+    """How many last tokens of a sequence layers that keep these can undo; None: all of them."""
+    if any(isinstance(state, Recurrent) for state in states):
+        return 0
+    return None if all(state.window is None for state in states) else REWIND
+
+
 class LayerCache(Protocol):
-    """One sequence's keys and values in one layer."""
+    """What one layer keeps of one sequence."""
 
     def truncate(self, length: int) -> None:
         """Give back the blocks beyond `length`."""
@@ -38,13 +45,16 @@ class SequenceCaches(Generic[Cache]):
 
     @property
     def rewind(self) -> int | None:
-        return None if all(state.window is None for state in self._states) else REWIND
+        return rewind_of(self._states)
 
     def of(self, sequence: int) -> list[Cache]:
         """The caches of a sequence, made if it is new."""
         if sequence not in self.sequences:
             self.sequences[sequence] = [self._empty(state) for state in self._states]
         return self.sequences[sequence]
+
+    def commit(self, sequence: int) -> None:
+        """Keys and values are written over where a step failed: nothing to do."""
 
     def truncate(self, sequence: int, length: int) -> None:
         for cache in self.of(sequence):

@@ -34,7 +34,10 @@ class CacheStore(Protocol):
 
     A store may forget tokens that lie further back than `rewind` from the length at which a step began. `truncate` may
     name the current length (then rows written beyond it are forgotten), `drop` a sequence that was never written.
+    `commit`: what was written since stays, and nobody goes back behind `rewind` from here.
     """
+
+    def commit(self, sequence: int) -> None: ...
 
     def truncate(self, sequence: int, length: int) -> None: ...
 
@@ -56,13 +59,15 @@ class Ledger:
     block: int = BLOCK
     rewind: int | None = None
     shares: bool = False  # whether the store's forks hold their source's whole blocks, and copies them before it writes
+    per_sequence: int = 0  # tokens that each sequence counts for beside its own: a recurrent state, in whole blocks
     tokens: dict[int, list[int]] = field(default_factory=dict)  # sequence → committed token ids
     floors: dict[int, int] = field(default_factory=dict)  # sequence → lowest position it can go back to, apart from 0
     held: TokenBlocks = field(init=False)
     _begun: dict[int, Row] = field(default_factory=dict, init=False)  # accepted, not committed
 
     def __post_init__(self) -> None:
-        self.held = TokenBlocks(self.block)
+        assert self.per_sequence % self.block == 0, "a sequence's own state counts as whole blocks"
+        self.held = TokenBlocks(self.block, self.per_sequence // self.block)
 
     @property
     def used(self) -> int:
@@ -89,6 +94,7 @@ class Ledger:
         """After the last layer ran: the tokens of the begun rows are cached now."""
         for row in self._begun.values():
             self.tokens.setdefault(row.sequence, []).extend(row.token_ids)
+            self.store.commit(row.sequence)
             if self.rewind is not None:
                 floor = self.length(row.sequence) - self.rewind
                 self.floors[row.sequence] = max(floor, self.floors.get(row.sequence, 0))
@@ -150,7 +156,7 @@ class Ledger:
         if known or not max(1, floor) <= length <= self.length(source):
             return
         shared = length // self.block if self.shares else 0
-        if not self._fits(-(-length // self.block) - shared):
+        if not self._fits(-(-length // self.block) - shared + self.held.per_sequence):
             return
         self.store.fork(source, target, length)
         self.tokens[target] = self.tokens[source][:length]
@@ -194,6 +200,10 @@ class LedgerShard(ABC, Generic[Array]):
     @property
     def shares(self) -> bool:
         return self._ledger.shares
+
+    @property
+    def per_sequence(self) -> int:
+        return self._ledger.per_sequence
 
     @property
     def sequences(self) -> int:

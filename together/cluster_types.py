@@ -144,6 +144,7 @@ class StageStatus:
     block: int = 1  # tokens per KV block
     rewind: int | None = None  # None: unbounded
     shares: bool = False  # whether its forks share whole blocks with their sources
+    per_sequence: int = 0  # tokens that each sequence counts for beside its own
     broken_epoch: int = -1  # the epoch in which its link to the next stage broke, while READY
     fault: Fault = Fault.OTHER  # while FAILED
     threads: Threads | None = None  # that its steps get, once it has a place in its ring; None: it does not choose

@@ -98,6 +98,9 @@ class GenerateRequest:
     ignore_eos: bool = False
     top_logprobs: int = -1  # as in SampleRequest: -1 none, 0 of the drawn token, k of the k best as well
     constraint: Constraint | None = None
+    stable: int = (
+        0  # leading tokens of the prompt that a next turn begins with: kept where caches cannot go back to them
+    )
     score_from: int = 0  # tokens of the prompt from this place on get log-probabilities; 0: none; then 0 max_tokens do
 
 

@@ -358,15 +358,16 @@ class Limits:
     chunk: int  # most tokens in one frame
     rewind: int | None = None  # last tokens of a sequence that every stage can undo; None: all of them
     shares: bool = False  # whether every stage's forks share their whole blocks with their sources
+    per_sequence: int = 0  # tokens that each sequence counts for beside its own, in whole blocks
 
     @property
     def longest(self) -> int:
         """Tokens that one sequence can have while it is alone in the ring."""
-        return min(self.context, self.capacity // self.block * self.block)
+        return min(self.context, (self.capacity - self.per_sequence) // self.block * self.block)
 
     def blocks(self, tokens: int) -> int:
-        """Tokens that a stage reserves for a sequence of `tokens`: whole blocks."""
-        return -(-tokens // self.block) * self.block
+        """Tokens that a stage reserves for a sequence of `tokens`: whole blocks, and what each sequence takes."""
+        return -(-tokens // self.block) * self.block + self.per_sequence
 
     def rewind_floor(self, sent: int) -> int:
         """The lowest position, apart from 0, that a sequence with `sent` cached tokens can go back to."""

@@ -162,9 +162,10 @@ def parted(
     """
     found, packed = dict(weights), dict(packings)
     for number, layer in enumerate(model.model.layers):
-        attention, start = layer.self_attn, f"model.layers.{number}.self_attn."
+        start = f"model.layers.{number}.self_attn."
         if f"{start}{_WHOLE}.weight" not in weights:
             continue
+        attention = layer.self_attn
         heads, rank, key = attention.embed_q.weight.shape
         attention.embed_q = TurnedHeads(heads, key, rank)
         for end in ("weight", "scales", "biases"):

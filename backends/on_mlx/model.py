@@ -24,14 +24,14 @@ from backends.base import Computing, LoadRequest
 from backends.on_mlx.config import Growth, Rope, dialect, growth, ropes, runs_packed
 from backends.on_mlx.latent import LatentAttention, parted
 from backends.on_mlx.packed import kernel_of, pack_modules
+from backends.on_mlx.recurrent import pack_recurrent, prepared
 from backends.on_mlx.routers import group_expert_select
 from backends.on_mlx.tensors import MX, held_arrays, unfused, unfused_names
 from together.errors import BadSetting, BrokenModel, UnsupportedModel
-from together.models.config import FAMILIES
 from together.models.families import BY_NAME
 from together.models.names import HEAD, shifted
 from together.models.spec import ModelSpec, needed_tensors, read_config
-from together.models.state import Latent
+from together.models.state import Latent, Recurrent
 from together.sentences import template
 from together.types import DTYPE_BYTES, Activation, Dtype, LayerRange
 
@@ -62,7 +62,7 @@ _PACKAGE = "backends.mlx_lm_models"  # a name only: there is no such folder
 
 
 class AttentionCache(Protocol):
-    """What the layers here get as their `cache`: it attends itself, because only it knows the sequences."""
+    """What layers that attend get as their `cache`: it attends itself, because only it knows the sequences."""
 
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, sinks: mx.array | None = None
@@ -106,11 +106,11 @@ def _attention(
 class Layer(Protocol):
     """A decoder layer of mlx-lm: `[1, tokens, hidden]` to the same, which some return before other things.
 
-    `given` ends with a mask, which we have none of.
+    `given` ends with a mask, which we have none of. `cache` is an AttentionCache, or PackedStates.
     """
 
     def __call__(
-        self, x: mx.array, *given: mx.array | None, cache: AttentionCache
+        self, x: mx.array, *given: mx.array | None, cache: Any
     ) -> mx.array | tuple[mx.array, *tuple[Any, ...]]: ...
 
 
@@ -208,7 +208,8 @@ def empty_model(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> 
         args = module.ModelArgs.from_dict(dialect(config, spec, layers))
     except (TypeError, ValueError) as error:
         raise _refusal(spec, "does not take its config.json", error) from error
-    model: Module = module.Model(args)
+    model: Module = _text_model(module.Model(args))
+    _set_kinds(model, config, spec, layers)
     for layer, rope in zip(model.model.layers, ropes(config, spec, layers), strict=True):
         if rope is not None:
             layer.self_attn.rope = PackedRope(_rope(spec, rope))
@@ -223,10 +224,34 @@ def empty_model(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> 
     return model
 
 
+def _text_model(model: Module) -> Module:
+    """Out of a wrapper of text and pictures."""
+    found: Module = model.get("language_model", model)
+    return found
+
+
+def _set_kinds(model: Module, config: Mapping[str, Any], spec: ModelSpec, layers: LayerRange) -> None:
+    """Make layers anew where mlx-lm goes by their numbers: odd ones attend, and those from 2 on have no experts.
+
+    That is what the families' `mlx_settings` say.
+    """
+    if not BY_NAME[spec.family].recurrent:
+        return
+    dense = config.get("mlp_only_layers", ())
+    make = type(model.model.layers[0])
+    for place, layer in enumerate(range(layers.start, layers.stop)):
+        number = (not isinstance(spec.states[layer], Recurrent)) + 2 * (layer in dense)
+        model.model.layers[place] = make(model.args, number)
+        pack_recurrent(model.model.layers[place], model_module("gated_delta"))
+
+
 def fill(model: Module, weights: dict[str, mx.array], spec: ModelSpec) -> None:
     """Put the weights, lazy still, in their places, by mlx-lm's rules. Raises UnsupportedModel for any that differ."""
     try:
-        named = model.sanitize(weights) if hasattr(model, "sanitize") else weights
+        if BY_NAME[spec.family].recurrent:
+            named = prepared(weights)  # not by `sanitize`, which goes by what else a range has
+        else:
+            named = model.sanitize(weights) if hasattr(model, "sanitize") else weights
         if HEAD not in named:
             model.pop("lm_head", None)
         model.load_weights(list(named.items()), strict=True)
@@ -300,10 +325,9 @@ def _parts(model: Module) -> Iterable[object]:
 
 def _refusal(spec: ModelSpec, reason: str, error: Exception) -> UnsupportedModel:
     return UnsupportedModel(
-        "{model}: mlx-lm's {family} {reason} ({error}); families that run here: {families}",
+        "{model}: mlx-lm's {family} {reason} ({error}); load it with torch, or get another version of it",
         model=spec.name,
         family=spec.family,
         reason=template(reason),
         error=" ".join(str(error).split()),
-        families=FAMILIES,
     )

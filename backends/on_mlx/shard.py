@@ -18,9 +18,10 @@ from backends.ledger import Ledger, LedgerShard, Logits, positions, token_ids
 from backends.on_mlx.latent import MlxLatentCache
 from backends.on_mlx.memory import moved
 from backends.on_mlx.model import Slice, bits_of, read_activation, write_activation
+from backends.on_mlx.recurrent import PackedStates, StateCache
 from backends.on_mlx.tensors import MX
 from together.models.spec import ModelSpec
-from together.models.state import KeysValues, Latent, LayerState
+from together.models.state import KeysValues, Latent, LayerState, Recurrent
 from together.types import BLOCK, Activation, Batch, Dtype, LayerRange, Orders, Row
 
 
@@ -34,18 +35,17 @@ class MlxLayerCache:
     start: int = 0
 
     @classmethod
-    def empty(cls, dtype: mx.Dtype, state: LayerState) -> MlxLayerCache:
-        assert isinstance(state, KeysValues)
+    def empty(cls, dtype: mx.Dtype, state: KeysValues) -> MlxLayerCache:
         keys, values = ((1, state.heads, 0, width) for width in (state.key_dim, state.value_dim))
         return cls(state.window, mx.zeros(keys, dtype), mx.zeros(values, dtype))
 
     @property
-    def room(self) -> int:
-        return self.keys.shape[2]
-
-    @property
     def arrays(self) -> tuple[mx.array, ...]:
         return self.keys, self.values
+
+    @property
+    def room(self) -> int:
+        return self.keys.shape[2]
 
     def attend(
         self,
@@ -99,7 +99,12 @@ class MlxLayerCache:
         self.keys, self.values = moved(self.keys, begin, end, room), moved(self.values, begin, end, room)
 
 
-def _empty(dtype: mx.Dtype, state: LayerState) -> MlxLayerCache | MlxLatentCache:
+Kind = MlxLayerCache | MlxLatentCache | StateCache
+
+
+def _empty(dtype: mx.Dtype, state: LayerState) -> Kind:
+    if isinstance(state, Recurrent):
+        return StateCache.empty(dtype, state)
     return MlxLatentCache.empty(dtype, state) if isinstance(state, Latent) else MlxLayerCache.empty(dtype, state)
 
 
@@ -138,20 +143,28 @@ class PackedCache:
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
 
 
-class MlxSequenceCaches(SequenceCaches[MlxLayerCache | MlxLatentCache]):
+class MlxSequenceCaches(SequenceCaches[Kind]):
     """All sequences of a shard; `states` has one entry per layer of it."""
 
     def __init__(self, states: Sequence[LayerState], dtype: mx.Dtype) -> None:
         super().__init__(states, partial(_empty, dtype))
 
-    def packed(self, rows: tuple[Row, ...]) -> tuple[PackedCache, ...]:
-        """One PackedCache per layer for a step of these rows."""
+    def commit(self, sequence: int) -> None:
+        for cache in self.of(sequence):
+            if isinstance(cache, StateCache):
+                cache.commit()
+
+    def packed(self, rows: tuple[Row, ...]) -> tuple[PackedCache | PackedStates, ...]:
+        """What each layer gets for a step of these rows."""
         stops = tuple(accumulate(len(row.token_ids) for row in rows))
         bounds = tuple(zip((0, *stops), stops, strict=False))
         starts = tuple(row.position for row in rows)
         offset = mx.array(positions(rows), mx.int32)
-        columns = zip(*(self.of(row.sequence) for row in rows), strict=True)
-        return tuple(PackedCache(offset, bounds, starts, caches) for caches in columns)
+        found: list[PackedCache | PackedStates] = []
+        for caches in zip(*(self.of(row.sequence) for row in rows), strict=True):
+            recurrent = tuple(cache for cache in caches if isinstance(cache, StateCache))
+            found.append(PackedStates(bounds, recurrent) if recurrent else PackedCache(offset, bounds, starts, caches))
+        return tuple(found)
 
     def arrays(self, rows: Iterable[Row]) -> list[mx.array]:
         """The arrays that a step of these rows has written: to be evaluated with it."""
@@ -187,7 +200,8 @@ class MlxShard(LedgerShard[mx.array]):
     def __init__(self, spec: ModelSpec, layers: LayerRange, dtype: Dtype, capacity: int, parts: Slice) -> None:
         self._parts = parts
         self._caches = MlxSequenceCaches(spec.states[layers.start : layers.stop], MX[dtype])
-        ledger = Ledger(self._caches, capacity, rewind=self._caches.rewind)
+        own = spec.cache_size(layers, dtype).per_sequence
+        ledger = Ledger(self._caches, capacity, rewind=self._caches.rewind, per_sequence=own)
         super().__init__(ShardShape.of(spec, layers, dtype), ledger)
         self.computing = parts.computing
 

@@ -32,7 +32,7 @@ def held_arrays(needed: Needed, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array
     packed = [part for matrix in needed.packed.values() if matrix.layout == "mlx" for part in matrix.tensors]
     lazy = dict(_open([*packed, *(tensor for tensor in needed.plain if not tensor.gguf)]))
     for tensor in needed.plain:
-        array = _read(tensor) if tensor.gguf else lazy[tensor.name]
+        array = _read(tensor) if tensor.gguf or tensor.larger or tensor.cut else lazy[tensor.name].reshape(tensor.shape)
         yield tensor.name, array.astype(mx.float32 if tensor.name.endswith(CORRECTION) else dtype)
     for name, scaled in needed.scaled.items():
         yield name, _held_plain(read_scaled(scaled, 0, scaled.shape[0]), dtype)

@@ -19,6 +19,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from backends.ledger import starts
 from backends.on_torch.cache import BlockCaches, Layers
 from backends.on_torch.mixing import Mixing, mixes
+from backends.on_torch.recurrent import RecurrentStates
 from together.models.state import LayerState
 from together.types import Row
 
@@ -85,13 +86,18 @@ class Step:
     """What a model's attention is given as `packed`."""
 
     caches: BlockCaches
+    rows: Sequence[Row] = ()
     layouts: dict[LayerState, Layout] = field(default_factory=dict)
+
+    @property
+    def recurrent(self) -> RecurrentStates:
+        return self.caches.recurrent
 
     @classmethod
     def of(cls, caches: BlockCaches, rows: Sequence[Row], device: torch.device) -> Step:
         """Takes the blocks for the rows' tokens."""
         caches.write(rows)
-        return cls(caches, {state: _layout(kind, rows, device) for state, kind in caches.kinds.items()})
+        return cls(caches, rows, {state: _layout(kind, rows, device) for state, kind in caches.kinds.items()})
 
 
 def attend(

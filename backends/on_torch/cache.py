@@ -1,4 +1,7 @@
-"""Keys and values of all sequences of a torch shard: one tensor for each layer, in which sequences hold blocks."""
+"""What a torch shard keeps of all sequences: keys and values in one tensor for each layer, and recurrent states.
+
+Sequences hold blocks of the tensors.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ import torch
 from torch import Tensor
 
 from backends.blocks import Copied, PlacedBlocks
-from backends.layer_caches import REWIND
-from together.models.state import KeysValues, Latent, LayerState
+from backends.layer_caches import REWIND, rewind_of
+from backends.on_torch.recurrent import RecurrentStates
+from together.models.state import KeysValues, Latent, LayerState, Recurrent
 from together.types import Row
 
 BLOCK_TOKENS = 32  # a fork copies less than one block, and 8 answers to 2,000 tokens take 1.1 times as much as one
@@ -42,16 +46,17 @@ class BlockCaches:
 
     def __init__(self, states: Sequence[LayerState], dtype: torch.dtype, device: torch.device, capacity: int) -> None:
         count = -(-capacity // BLOCK_TOKENS)
-        self.kinds = {state: Layers(state.window, PlacedBlocks(BLOCK_TOKENS, count=count)) for state in states}
-        self.layers: list[tuple[LayerState, Tensor]] = []  # what each keeps, and its own pool among those of that kind
-        for state in states:
+        attending = {layer: state for layer, state in enumerate(states) if not isinstance(state, Recurrent)}
+        self.kinds: dict[LayerState, Layers] = {
+            state: Layers(state.window, PlacedBlocks(BLOCK_TOKENS, count=count)) for state in attending.values()
+        }
+        self.layers: dict[int, tuple[KeysValues | Latent, Tensor]] = {}  # what each keeps, and its own pool
+        self.recurrent = RecurrentStates.of(states, dtype, device)
+        self.rewind = rewind_of(states)
+        for layer, state in attending.items():
             pool = _pool(state, count * BLOCK_TOKENS, dtype, device)
             self.kinds[state].pools.append(pool)
-            self.layers.append((state, pool))
-
-    @property
-    def rewind(self) -> int | None:
-        return None if all(state.window is None for state in self.kinds) else REWIND
+            self.layers[layer] = state, pool
 
     def write(self, rows: Sequence[Row]) -> None:
         """Take the blocks that the rows' tokens need; a sliding layer gives back what nobody can look at any more."""
@@ -61,28 +66,34 @@ class BlockCaches:
                 if kind.window is not None:
                     kind.blocks.forget(row.sequence, max(0, row.position - kind.window - REWIND))
 
+    def commit(self, sequence: int) -> None:
+        self.recurrent.commit(sequence)
+
     def truncate(self, sequence: int, length: int) -> None:
+        self.recurrent.undo(sequence)
         for kind in self.kinds.values():
             kind.blocks.truncate(sequence, length)
 
     def fork(self, source: int, target: int, length: int) -> None:
         for kind in self.kinds.values():
             kind.copy(kind.blocks.fork(source, target, length))
+        self.recurrent.fork(source, target)
 
     def drop(self, sequence: int) -> None:
         for kind in self.kinds.values():
             kind.blocks.drop(sequence)
+        self.recurrent.drop(sequence)
 
     def close(self) -> None:
         for kind in self.kinds.values():
             kind.pools.clear()
         self.layers.clear()
+        self.recurrent.close()
 
 
-def _pool(state: LayerState, places: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _pool(state: KeysValues | Latent, places: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """`[2, kv_heads, places, width]`: of a latent keys and values lie in the same memory, for a head that all share."""
     if isinstance(state, Latent):
         return torch.empty((1, 1, places, state.per_token), dtype=dtype, device=device).expand(2, -1, -1, -1)
-    assert isinstance(state, KeysValues)
     shape = 2, state.heads, places, state.key_dim
     return torch.empty(shape, dtype=dtype, device=device)  # a CPU's system gives it when it is written

@@ -21,6 +21,7 @@ from backends.on_torch.kernels import Precision
 from backends.on_torch.latent import keep_latents, register_attention, take_heads, whole_shapes
 from backends.on_torch.library import library, uninitialised
 from backends.on_torch.linear import EXPERTS, linear_weights, packs, register_experts, speed_up
+from backends.on_torch.recurrent import pack_recurrent
 from backends.on_torch.replaced import Source, replace_modules, sort_sources
 from backends.on_torch.shard import TORCH
 from backends.on_torch.tensors import STORED, Lazy, Quantized, Reader, Rows, Scaled, mapped, typed
@@ -89,6 +90,7 @@ def read_model(request: LoadRequest, spec: ModelSpec, device: torch.device) -> A
     drop_absent(model, first=first, last=last)
     keep_latents(model, heads)
     replace_modules(model, found, Precision(kind, device, request.exact, request.home))
+    pack_recurrent(model)
     return fuse(speed_up(model.to(device), rows, request.home))
 
 

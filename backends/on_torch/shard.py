@@ -59,7 +59,8 @@ class TorchShard(LedgerShard[Tensor]):
         """Without `threads`, steps are computed with as many as torch has at the time."""
         self._device, self._model, self._threads = device, model, threads
         self._caches = BlockCaches(spec.states[layers.start : layers.stop], TORCH[dtype], device, capacity)
-        ledger = Ledger(self._caches, capacity, BLOCK_TOKENS, self._caches.rewind, shares=True)
+        own = spec.cache_size(layers, dtype).per_sequence
+        ledger = Ledger(self._caches, capacity, BLOCK_TOKENS, self._caches.rewind, shares=True, per_sequence=own)
         super().__init__(ShardShape.of(spec, layers, dtype), ledger)
         self._logits_scale = BY_NAME[spec.family].logits_scale(model.config.to_dict())
         self.computing = computing_of(model, device)

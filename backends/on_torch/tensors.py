@@ -54,7 +54,7 @@ class Reader:
 
     def raw(self, info: TensorInfo) -> Tensor:
         """Read where the weights stay in this memory; only mapped where they go on to an accelerator's."""
-        if self.device.type != "cpu" and not info.gguf:
+        if self.device.type != "cpu" and not info.gguf and not info.larger:
             return mapped(info)
         raw = torch.empty(info.nbytes, dtype=torch.uint8)
         read_into(info, raw.numpy().data)

@@ -28,6 +28,8 @@ class Numbers:
         self.blocks = PlacedBlocks(BLOCK, count=self.count)
         self.pool = [-1] * (self.count * BLOCK)
 
+    def commit(self, sequence: int) -> None: ...
+
     def truncate(self, sequence: int, length: int) -> None:
         self.blocks.truncate(sequence, length)
 

@@ -18,6 +18,8 @@ class Lists:
 
     written: dict[int, list[int]] = field(default_factory=dict)
 
+    def commit(self, sequence: int) -> None: ...
+
     def truncate(self, sequence: int, length: int) -> None:
         assert length > 0
         del self.written.get(sequence, [])[length:]
@@ -39,9 +41,9 @@ class Lists:
 class Shard:
     """A store behind a ledger, stepped as a backend does it."""
 
-    def __init__(self, capacity: int = 1000, block: int = 4, rewind: int | None = None) -> None:
+    def __init__(self, capacity: int = 1000, block: int = 4, rewind: int | None = None, per_sequence: int = 0) -> None:
         self.store = Lists()
-        self.ledger = Ledger(self.store, capacity, block, rewind)
+        self.ledger = Ledger(self.store, capacity, block, rewind, per_sequence=per_sequence)
 
     def step(self, *rows: Row, drops: tuple[int, ...] = (), forks: tuple[Fork, ...] = ()) -> list[str]:
         """One committed step; the reasons of refused rows."""
@@ -320,3 +322,28 @@ def test_whatever_comes_the_store_holds_what_the_ledger_says(
         else:
             shard.step(*rows, drops=tuple(drops), forks=tuple(Fork(*fork) for fork in forks))
         shard.check()
+
+
+# --- states of a fixed size -------------------------------------------------------------------------------------------
+
+
+def test_each_sequence_counts_for_its_state_too() -> None:
+    shard = Shard(capacity=40, rewind=0, per_sequence=12)
+    assert shard.step(row(1, 0, 5), row(2, 0, 5)) == []
+    assert shard.ledger.used == 2 * (12 + 4)
+    assert shard.step(row(3, 0, 5)) == ["the KV cache is full (32 of 40 tokens allocated)"]
+    assert shard.step(row(2, 0, *tokens(5))) == []  # it has its state already
+    shard.step(forks=(Fork(1, 4, 1),))
+    assert shard.ledger.length(4) == 0, "a fork has a state of its own, and there is no room"
+    shard.step(drops=(2,))
+    shard.step(forks=(Fork(1, 4, 1),))
+    assert (shard.ledger.length(4), shard.ledger.used) == (1, 2 * (12 + 4))
+
+
+def test_without_a_way_back_only_the_end_can_be_forked() -> None:
+    shard = Shard(rewind=0)
+    shard.step(row(1, 0, *tokens(6)))
+    shard.step(row(1, 6, 9), forks=(Fork(1, 2, 5), Fork(1, 3, 6)))
+    assert [shard.ledger.length(sequence) for sequence in (1, 2, 3)] == [7, 0, 6]
+    assert shard.step(row(1, 6, 9)) == ["can go back to token 7 of the sequence, was asked to go back to 6"]
+    assert shard.step(row(1, 0, 9)) == []

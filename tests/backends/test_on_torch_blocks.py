@@ -122,13 +122,13 @@ def test_scattered_sequences_compute_the_same(chain: Chains, checkpoint: Checkpo
 
 def test_growing_moves_nothing(shard: TorchShard) -> None:
     ring, ids = Chain([shard]), prompt_ids(1024)
-    before = [pool.data_ptr() for _, pool in shard._caches.layers]
+    before = [pool.data_ptr() for _, pool in shard._caches.layers.values()]
     ring.results(Batch((row(1, 0, ids[:40], "none"),)))
     first = shard._caches.kinds[_kind(shard)].blocks.tables[1][:2]
     kept = shard._caches.layers[0][1][:, :, :40].clone()
     for position in range(40, 1000, 96):
         ring.results(Batch((row(1, position, ids[position : position + 96], "none"),)))
-    assert [pool.data_ptr() for _, pool in shard._caches.layers] == before
+    assert [pool.data_ptr() for _, pool in shard._caches.layers.values()] == before
     assert shard._caches.kinds[_kind(shard)].blocks.tables[1][:2] == first
     assert torch.equal(shard._caches.layers[0][1][:, :, :40], kept)
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.frames import answered, next_frame, request, rows, run, scheduler, start_decoding, step
-from together.engine.prefixes import WORTH, common
+from together.engine.prefixes import common
 from together.engine.scheduler import Scheduler
-from together.engine.sequence import Sequence
+from together.engine.sequence import WORTH, Sequence
 from together.requests import GenerateRequest
 from together.types import Fork, Orders, Sampling
 

@@ -7,7 +7,7 @@ repeated, cached under a wrong name or refused shows up as another text.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 import pytest
@@ -29,6 +29,8 @@ NOTHING = SampleRequest((), Sampling(), 0)
 
 class NoTensors:
     """The ledger's store: only the books are of interest."""
+
+    def commit(self, sequence: int) -> None: ...
 
     def truncate(self, sequence: int, length: int) -> None: ...
 
@@ -91,14 +93,36 @@ class World:
     scores: defaultdict[int, list[float]] = field(default_factory=lambda: defaultdict(list))  # by arrival
 
     @classmethod
-    def make(cls, capacity: int, chunk: int, rewind: int | None, *, shares: bool = False) -> World:
-        limits = Limits(2, capacity, BLOCK, 200, chunk, rewind, shares)
-        ring = Ring([Ledger(NoTensors(), capacity + extra, BLOCK, rewind, shares=shares) for extra in (0, BLOCK)])
+    def make(
+        cls, capacity: int, chunk: int, rewind: int | None, *, shares: bool = False, per_sequence: int = 0
+    ) -> World:
+        limits = Limits(2, capacity, BLOCK, 200, chunk, rewind, shares, per_sequence)
+        ledgers = [
+            Ledger(NoTensors(), capacity + extra, BLOCK, rewind, shares=shares, per_sequence=per_sequence)
+            for extra in (0, BLOCK)
+        ]
+        ring = Ring(ledgers)
         return cls(Scheduler(limits, frozenset((EOS,)), 1000), ring)
 
     def ask(self, family: int, shared: int, own: int, more: int) -> None:
         """A prompt whose beginning many others have, and an end of its own."""
         self.score(family, shared, own, more, 0)
+
+    def chat(self, family: int, shared: int, own: int, more: int) -> None:
+        """A prompt of which the next turn has all but the last tokens."""
+        self.ask(family, shared, own, more)
+        asked = self.asked[-1]
+        asked.request = replace(asked.request, stable=max(0, len(asked.request.prompt) - 1 - own % 5))
+
+    def next_turn(self, index: int, own: int, more: int) -> None:
+        """It goes on from there, with another text in the place of the answer."""
+        if self.asked:
+            before = self.asked[index % len(self.asked)].request
+            own_tokens = [1 + (index + own + i) % (VOCABULARY - 1) for i in range(own)]
+            prompt = [*before.prompt[: before.stable], *own_tokens][: self.scheduler.limits.longest - 1]
+            stable = max(0, len(prompt) - 3)
+            request = GenerateRequest(tuple(prompt), Sampling(0.0), more, stable=stable)
+            self.asked.append(self.scheduler.submit(request))
 
     def score(self, family: int, shared: int, own: int, more: int, score_from: int) -> None:
         """The same, with scores of the prompt from there on; nothing else where `more` is 0."""
@@ -180,6 +204,8 @@ def acts() -> st.SearchStrategy[list[tuple[object, ...]]]:
         st.one_of(
             st.tuples(st.just("ask"), few, st.integers(0, 60), some, some),
             st.tuples(st.just("score"), few, st.integers(0, 60), some, few, st.integers(1, 70)),
+            st.tuples(st.just("chat"), few, st.integers(0, 60), some, some),
+            st.tuples(st.just("next_turn"), st.integers(0, 50), some, some),
             st.tuples(st.just("follow_up"), st.integers(0, 50), st.integers(1, 20), some),
             st.tuples(st.just("cancel"), st.integers(0, 50)),
             st.tuples(st.just("step"), st.sampled_from((0.5, 1.0, 20.0))),
@@ -193,30 +219,30 @@ TRAFFIC = given(
     acts=acts(),
     capacity=st.sampled_from((64, 128, 320, 1000)),
     chunk=st.sampled_from((3, 8, 32, 256)),
-    rewind=st.sampled_from((None, None, 8, 40)),
+    rewind=st.sampled_from((None, None, 0, 8, 40)),
     shares=st.booleans(),
+    per_sequence=st.sampled_from((0, 0, BLOCK, 3 * BLOCK)),
 )
 
 
 @TRAFFIC
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_traffic_gives_every_text_and_leaves_nothing(
-    acts: list[tuple[object, ...]], capacity: int, chunk: int, rewind: int | None, shares: bool
+    acts: list[tuple[object, ...]], capacity: int, chunk: int, rewind: int | None, shares: bool, per_sequence: int
 ) -> None:
-    play(acts, capacity, chunk, rewind, shares=shares)
+    play(World.make(capacity, chunk, rewind, shares=shares, per_sequence=per_sequence), acts)
 
 
 @pytest.mark.full
 @TRAFFIC
 @settings(max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_much_more_traffic(
-    acts: list[tuple[object, ...]], capacity: int, chunk: int, rewind: int | None, shares: bool
+    acts: list[tuple[object, ...]], capacity: int, chunk: int, rewind: int | None, shares: bool, per_sequence: int
 ) -> None:
-    play(acts, capacity, chunk, rewind, shares=shares)
+    play(World.make(capacity, chunk, rewind, shares=shares, per_sequence=per_sequence), acts)
 
 
-def play(acts: list[tuple[object, ...]], capacity: int, chunk: int, rewind: int | None, *, shares: bool) -> None:
-    world = World.make(capacity, chunk, rewind, shares=shares)
+def play(world: World, acts: list[tuple[object, ...]]) -> None:
     for name, *values in acts:
         getattr(world, str(name))(*values)
     world.finish()

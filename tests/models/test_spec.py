@@ -99,11 +99,11 @@ def test_quantization_has_a_name(tmp_path: Path, config: dict[str, Any], dtype: 
     assert read_spec(write_model(tmp_path / "m", dtype=dtype, **config)).quantization == name
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma3", "gpt_neox", None, ["llama"]])
-def test_other_families_are_refused_with_the_list(tmp_path: Path, family: object) -> None:
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_neox", None, ["llama"]])
+def test_other_families_are_refused_with_some_that_run(tmp_path: Path, family: object) -> None:
     with pytest.raises(UnsupportedModel) as caught:
         read_spec(write_model(tmp_path / "m", model_type=family))
-    assert all(name in str(caught.value) for name in FAMILIES)
+    assert any(name in str(caught.value).partition("README lists, as ")[2] for name in FAMILIES)
 
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads"])

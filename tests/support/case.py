@@ -18,5 +18,7 @@ class Case:
     packed: bool = True  # whether it runs in MLX's formats, too
     wide: dict[str, Any] = field(default_factory=dict)  # settings more, so that its matrices can be quantized
 
+    rewinds: bool = True  # whether its layers can go back to an earlier token
+
     def __str__(self) -> str:
         return self.name

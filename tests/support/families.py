@@ -145,7 +145,10 @@ def _fill(model: Any, seed: int) -> None:
             noise = torch.randn(parameter.shape, generator=generator)
             if "embed_tokens" in name:
                 noise *= EMBED_SCALE  # small, or a tied model's best next token is the last one again
-            if parameter.dim() > 1:
+            if name.endswith("A_log"):
+                # States that last: where they fade within a token, transformers' own rule is off by 8e-6 of a logit.
+                parameter.copy_(noise * 0.7 - 1.5)
+            elif parameter.dim() > 1:
                 parameter.copy_(noise * parameter.shape[-1] ** -0.5 * 1.5)
             else:
                 parameter.add_(noise * 0.2)

@@ -77,6 +77,7 @@ class LoopbackRing:
             chunk=self.chunk,
             rewind=min((shard.rewind for shard in self.shards if shard.rewind is not None), default=None),
             shares=all(shard.shares for shard in self.shards),
+            per_sequence=max(shard.per_sequence for shard in self.shards),
         )
 
     async def __aenter__(self) -> LoopbackRing:

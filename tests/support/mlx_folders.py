@@ -25,8 +25,10 @@ from tests.support.case import Case
 from tests.support.families import BY_NAME, make_checkpoint, wide_heads
 from tests.support.widen import dequantize
 from together.models.codes import Floats
+from together.models.family import FULL, LINEAR
 from together.models.form import stack_of
 from together.models.packing import Mode, packing_of
+from together.models.stored import CONVOLUTION, LARGER
 from together.types import Dtype
 
 INDEX = "model.safetensors.index.json"
@@ -110,8 +112,9 @@ def write_mlx(plain: Path, folder: Path, form: MlxForm | None, *, files: int = 1
     `prefix` stands before the paths of config.json's overrides.
     """
     utils = mlx_lm()
-    with patch("mlx.core.load", _loaded(mx.load)):
-        model, config = utils.load_model(plain, lazy=True, model_config=_hub_words(plain))
+    words = _hub_words(plain)
+    with patch("mlx.core.load", _loaded(mx.load, fused=words.get("model_type") == "qwen3_5_moe")):
+        model, config = utils.load_model(plain, lazy=True, model_config=words)
     if form is not None:
         how = (form.group, form.bits, form.mode)
         model, config = utils.quantize_model(model, config, *how, quant_predicate=form.choose)
@@ -128,13 +131,28 @@ def write_mlx(plain: Path, folder: Path, form: MlxForm | None, *, files: int = 1
     return folder
 
 
-def _loaded(load: Callable[[str], Any]) -> Callable[[str], dict[str, mx.array]]:
-    """mlx-lm expects experts that are fused as its own conversions of them; transformers saves them otherwise."""
+def _loaded(load: Callable[[str], Any], *, fused: bool) -> Callable[[str], dict[str, mx.array]]:
+    """mlx-lm expects experts that are fused as its own conversions of them; transformers saves them otherwise.
+
+    `fused`: it does not know those of this family one by one.
+    """
 
     def loaded(file: str) -> dict[str, mx.array]:
-        return dict(_unfused(load(file)))
+        weights = dict(_unfused(load(file)))
+        return dict(_stacked(weights)) if fused else weights
 
     return loaded
+
+
+def _stacked(weights: Mapping[str, mx.array]) -> Iterator[tuple[str, mx.array]]:
+    """Experts one by one as MLX has them."""
+    for name, array in weights.items():
+        stack = stack_of(name)
+        if stack == name:
+            yield name, array
+        elif ".experts.0." in name:
+            count = sum(stack_of(other) == stack for other in weights)
+            yield stack, mx.stack([weights[name.replace(".experts.0.", f".experts.{i}.")] for i in range(count)])
 
 
 def _unfused(weights: Mapping[str, mx.array]) -> Iterator[tuple[str, mx.array]]:
@@ -166,7 +184,14 @@ def _hub_words(plain: Path) -> dict[str, Any]:
     found["shared_intermediate_size"] = 0
     found |= {"first_k_dense_replace": config["mlp_layer_types"].count("dense")} if "mlp_layer_types" in config else {}
     found |= {"rope_scaling": None} if rope.get("rope_type") == "default" else {}
-    return found | ({"num_experts": config["num_local_experts"]} if "num_local_experts" in config else {})
+    found |= {"num_experts": config["num_local_experts"]} if "num_local_experts" in config else {}
+    kinds = config.get("layer_types") or ()
+    found |= {"full_attention_interval": kinds.index(FULL) + 1} if LINEAR in kinds else {}
+    wrapper = _WRAPPERS.get(config["model_type"])
+    return found if wrapper is None else {"model_type": wrapper, "text_config": config | found}
+
+
+_WRAPPERS = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}  # mlx-lm knows their text models by these
 
 
 @cache
@@ -216,9 +241,9 @@ def widened(folder: Path, widths: Mapping[str, int]) -> dict[str, Floats]:
 
 
 def stored_arrays(folder: Path) -> dict[str, mx.array]:
-    """All tensors of a folder, lazily."""
+    """All tensors of a folder, lazily; out of a wrapper of text and pictures."""
     files = [cast(dict[str, mx.array], mx.load(str(file))) for file in sorted(folder.glob("*.safetensors"))]
-    return {name: array for file in files for name, array in file.items()}
+    return {name.removeprefix("language_model."): array for file in files for name, array in file.items()}
 
 
 def _widths(plain: Path) -> dict[str, int]:
@@ -256,8 +281,13 @@ _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
 
 def _published(weights: Mapping[str, Floats]) -> Iterator[tuple[str, Floats]]:
-    """Experts one by one or fused, as transformers publishes them."""
+    """Experts one by one or fused, and norms beside recurrent layers less 1, as transformers publishes them."""
+    recurrent = any(name.endswith(CONVOLUTION) and values.shape[2] == 1 for name, values in weights.items())
     for name, values in weights.items():
+        if recurrent and name.endswith(CONVOLUTION):
+            values = values.swapaxes(1, 2)
+        elif recurrent and name.endswith(LARGER):
+            values = values - np.float32(1)
         unfused = _UNFUSED.fullmatch(name)
         if unfused is not None:
             yield from _fused(weights, *unfused.groups())

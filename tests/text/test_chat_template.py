@@ -225,7 +225,7 @@ import sys
 from together.text.chat_template import ChatTemplate
 from together.requests import Message
 from together.text import rendering
-rendering.RENDER = rendering.Limit(60.0, 2.0)
+rendering.RENDER = rendering.Limit(60.0, 6.0)
 template = ChatTemplate("evil", {"default": "x" + sys.argv[1]}, {})
 template.warm()
 template._renderer.submit(lambda: None).result()
@@ -239,7 +239,7 @@ input()
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
     if body:
-        until(lambda: child.cpu_times().user > 0.5, PATIENCE, "it renders")
+        until(lambda: child.cpu_times().user > 0.3, PATIENCE, "it renders")
     parent.kill()
     parent.communicate()
     until(lambda: not child.is_running(), PATIENCE, "the child is gone")

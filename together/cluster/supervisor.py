@@ -31,9 +31,8 @@ from together.weights.part import Converting, Progress, Waiting
 
 log = logging.getLogger(__name__)
 
-# OpenMP's threads (GNU's, LLVM's) spin for milliseconds after each piece of work, which stalls whoever needs the core:
-# a small model on a busy machine of 2 cores took 76 ms a token instead of 8. A third of a millisecond bridges a step's
-# gaps. Linux gives torch large pages only where it asks for them: weights in small ones take a sixth longer to read.
+# OpenMP's threads spin for milliseconds after each piece of work, which stalls whoever needs the core: a token took 76
+# ms instead of 8. Linux gives torch large pages only where it asks: weights in small ones take a sixth longer to read.
 COMPUTING = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "0", "THP_MEM_ALLOC_ENABLE": "1"}
 FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # other signals are a process's own crash
 LEAVE_WITHIN = 0.5  # seconds until a stage that stays is killed: it keeps nothing, and answers may wait for its end
@@ -237,6 +236,7 @@ class StageProcess:
                 block=event.block,
                 rewind=event.rewind,
                 shares=event.shares,
+                per_sequence=event.per_sequence,
             )
         elif event.kind == "placed":
             if event.threads is not None:

@@ -23,7 +23,8 @@ class Books:
     later: TokenBlocks = field(init=False)
 
     def __post_init__(self) -> None:
-        self.now, self.later = (TokenBlocks(self.limits.block) for _ in range(2))
+        own = self.limits.per_sequence // self.limits.block
+        self.now, self.later = (TokenBlocks(self.limits.block, own) for _ in range(2))
 
     def fork(self, source: int, target: int, length: int) -> None:
         for account in (self.now, self.later):
@@ -62,8 +63,9 @@ class Books:
     def held_by(self, running: Iterable[Sequence]) -> int:
         """The same of these sequences alone."""
         sequences = list(running)
-        blocks = {block for sequence in sequences for block in self.later.tables.get(sequence.id, ())}
-        return (len(blocks) + self._growth(sequences)) * self.limits.block
+        tables = [self.later.tables[sequence.id] for sequence in sequences if sequence.id in self.later.tables]
+        blocks = len({block for table in tables for block in table}) + self.later.per_sequence * len(tables)
+        return (blocks + self._growth(sequences)) * self.limits.block
 
     def _growth(self, running: Iterable[Sequence]) -> int:
         """What a row gives back counts only when it is gone: others may be written before it."""

@@ -65,6 +65,11 @@ class Engine:
         """Tokens that a prompt must stay below."""
         return self._scheduler.limits.longest
 
+    @property
+    def rewinds(self) -> bool:
+        """Whether caches can go back to any token."""
+        return self._scheduler.limits.rewind is None
+
     def use_ends(self, eos: frozenset[int]) -> None:
         """End texts at these token ids from now on."""
         self._scheduler.eos = eos

@@ -6,10 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from together.engine.books import Books
-from together.engine.sequence import Sequence
+from together.engine.sequence import WORTH, Sequence
 from together.types import Fork, Orders
-
-WORTH = 16  # tokens from which starting with another sequence's caches pays for the orders
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +113,11 @@ class Match:
         return isinstance(self.source, Prefix) and self.source.sent - self.length <= WORTH
 
 
+def _stop(source: Prefix | Sequence, length: int) -> int:
+    """Where one that cannot go back will stand still within its first `length` tokens: others can begin there."""
+    return source.stable if isinstance(source, Sequence) and source.stable <= length else 0
+
+
 def best_match(sequence: Sequence, prefixes: Prefixes, running: Iterable[Sequence]) -> Match | None:
     """The longest common prefix that is cached, or a clearly longer one that soon will be.
 
@@ -131,6 +134,8 @@ def best_match(sequence: Sequence, prefixes: Prefixes, running: Iterable[Sequenc
         length = min(common(source.tokens, sequence.tokens), most)
         if place < min(length, source.sent) >= source.rewind_floor:
             ready = Match(source, min(length, source.sent))
+        if prefixes.books.limits.rewind == 0:
+            length = _stop(source, length)
         if later.length < length > source.sent:
             later = Match(source, length)
     best = later if later.length >= ready.length + WORTH else ready

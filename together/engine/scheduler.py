@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 from together.engine.books import Books
 from together.engine.cost import StepCost
-from together.engine.prefixes import WORTH, Match, Prefix, Prefixes, best_match
-from together.engine.sequence import Counters, InFlightStep, ScheduledRow, Sequence, TokenEvent
+from together.engine.prefixes import Match, Prefix, Prefixes, best_match
+from together.engine.sequence import WORTH, Counters, InFlightStep, ScheduledRow, Sequence, TokenEvent, broken
 from together.errors import ContextTooLong, QueueFull, RingBroken
 from together.requests import GenerateRequest
-from together.types import Batch, Failure, Frame, Limits, Row, RowResult, Sampled
+from together.types import Batch, Frame, Limits, Row, RowResult, Sampled
 
 HEADROOM = 256  # tokens of its answer that must fit before a sequence enters
 ATTEMPTS = 3  # restarts of a refused sequence without a new token in between
@@ -109,6 +109,7 @@ class Scheduler:
         self._make_room()
         self._begin_with_others()
         self._admit()
+        self._keep_stable()
         decodes = self._decode_parts()
         parts = (*decodes, *self._prefill_parts(len(decodes)))
         if not parts and not self.prefixes.drops:  # forks alone wait for a frame with rows
@@ -142,11 +143,13 @@ class Scheduler:
     def _prefill_parts(self, decodes: int) -> Iterator[ScheduledRow]:
         """Chunks of prompts and replays, oldest first."""
         ready = [sequence for sequence in self.running.values() if not sequence.waits_for and not sequence.decoding]
-        ready = [sequence for sequence in ready if sequence.unsent > 0]
+        ready = [sequence for sequence in ready if sequence.unsent > 0 and not self._stands(sequence)]
         budget = self._prefill_budget(decodes) if ready else 0
         for sequence in sorted(ready, key=lambda sequence: sequence.arrival):
             if budget > 0:
                 length = min(budget, sequence.unsent)
+                if self.limits.rewind is not None and sequence.stable > sequence.sent:
+                    length = min(length, sequence.stable - sequence.sent)
                 budget -= length
                 self.counters.prefilled_tokens += length
                 yield self._part(sequence, length)
@@ -205,6 +208,26 @@ class Scheduler:
             if self.limits.blocks(wanted) - shared > room or not self._start(sequence, match):
                 return
             self.waiting.pop(0)
+
+    def _stands(self, sequence: Sequence) -> bool:
+        """Whether it is where a copy of it is to be kept."""
+        return self.limits.rewind is not None and 0 < sequence.sent == sequence.stable
+
+    def _keep_stable(self) -> None:
+        """Copy what stands at its stable tokens: a next turn begins there, and caches cannot go back to it.
+
+        One for which prefixes had to go stands until the stages know; one that has no room goes on without.
+        """
+        for sequence in tuple(self.running.values()):
+            if not self._stands(sequence) or sequence.waits_for:
+                continue
+            length = sequence.sent
+            if not self._evict_for(self.limits.blocks(length) - self.books.shared(length)):
+                sequence.kept = length
+            elif self._room_to_fork(length):
+                sequence.kept, copy = length, self.prefixes.new_id()
+                self.prefixes.fork(sequence.id, copy, length)
+                self.prefixes.keep(Prefix(copy, sequence.tokens[:length], sequence.rewind_floor))
 
     # --- starting and leaving ---------------------------------------------------------------------------------------
 
@@ -288,7 +311,7 @@ class Scheduler:
         del self.running[sequence.id]
         if sequence.sent:
             self.prefixes.drop(sequence.id)
-        sequence.sent = sequence.reserved = sequence.waits_for = 0
+        sequence.sent = sequence.reserved = sequence.waits_for = sequence.kept = 0
         sequence.source, sequence.origin = None, -1
         self.counters.preempted += 1
         insort(self.waiting, sequence, key=lambda waiting: waiting.arrival)
@@ -301,7 +324,7 @@ class Scheduler:
         Raises RingBroken if it reports a failure or does not fit the frame.
         """
         if answer.failure is not None:  # first, because an unreadable frame has no step
-            raise _broken(answer.failure)
+            raise broken(answer.failure)
         if not self._flights or answer.step != self._flights[0].step:
             due = self._flights[0].step if self._flights else "nothing"
             raise RingBroken(
@@ -366,16 +389,3 @@ class Scheduler:
 def _is_whole(row: Row, result: RowResult) -> bool:
     ask = row.sample
     return ask is None or (len(result.sampled), len(result.scores)) == (len(ask.offsets), len(ask.score))
-
-
-def _broken(failure: Failure) -> RingBroken:
-    return RingBroken(
-        "node {name}: stage {place} failed ({reason}); load the model again",
-        failure.node,
-        failure.cause,
-        failure.stage,
-        failure.fault,
-        name=failure.node,
-        place=failure.stage,
-        reason=failure.cause,
-    )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from together.errors import TogetherError
+from together.errors import RingBroken, TogetherError
 from together.requests import FinishReason, GenerateRequest
-from together.types import Continuation, Frame, Limits, Orders, Row, Sampled, SampleRequest
+from together.types import Continuation, Failure, Frame, Limits, Orders, Row, Sampled, SampleRequest
+
+WORTH = 16  # tokens from which starting with another sequence's caches pays for the orders
 
 
 @dataclass(eq=False, slots=True)
@@ -33,6 +35,7 @@ class Sequence:
     last_step: int = 0  # the step that carried its last row
     attempts: int = 0  # refusals since its last new token or score
     scores: int = 0  # log-probabilities of its prompt that have come
+    kept: int = 0  # its stable tokens, once a copy of them is ordered or has no room
 
     @property
     def unsent(self) -> int:
@@ -42,6 +45,12 @@ class Sequence:
     def decoding(self) -> bool:
         """All but the newest token are in the caches, and that one was not in the prompt."""
         return self.unsent == 1 and len(self.tokens) > len(self.request.prompt)
+
+    @property
+    def stable(self) -> int:
+        """Leading tokens of which a copy is to be kept, and is not; 0: none."""
+        stable = min(self.request.stable, len(self.request.prompt) - 1)
+        return stable if self.kept < stable >= WORTH else 0
 
     @property
     def reusable(self) -> int:
@@ -113,6 +122,20 @@ class Counters:
     reused_tokens: int = 0
     generated_tokens: int = 0
     scored_tokens: int = 0
+
+
+def broken(failure: Failure) -> RingBroken:
+    """The error for a step that a stage reports as failed."""
+    return RingBroken(
+        "node {name}: stage {place} failed ({reason}); load the model again",
+        failure.node,
+        failure.cause,
+        failure.stage,
+        failure.fault,
+        name=failure.node,
+        place=failure.stage,
+        reason=failure.cause,
+    )
 
 
 class RingPort(Protocol):

@@ -8,6 +8,7 @@ form is transformers 5's dialect with nothing left out.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from together.errors import UnsupportedModel
@@ -23,14 +24,21 @@ TOY = "checksum"  # a model for tests of the whole product; runs on its own back
 
 
 def require_family(model: str, family: object) -> None:
-    """Raises UnsupportedModel, with the list of what runs, unless `family` is one that real backends run."""
+    """Raises UnsupportedModel unless `family` is one that real backends run."""
     if not isinstance(family, str) or family not in FAMILIES:
         raise UnsupportedModel(
-            "{model} is of the family {family}, which does not run here; choose one of {known}",
+            "{model} is of the family {family}, which does not run here; choose a model of one of the {count} families "
+            "that README lists, as {some}",
             model=model,
             family=quoted(family, MOST_SHOWN),
-            known=(*FAMILIES, *WRAPPERS),
+            count=len(FAMILIES),
+            some=_nearest(str(family)),
         )
+
+
+def _nearest(family: str) -> tuple[str, ...]:
+    """Families that are called alike, or the ones that most models are of."""
+    return tuple(get_close_matches(family[:MOST_SHOWN], FAMILIES, cutoff=0.5)) or ("llama", "qwen3", "gemma3_text")
 
 
 _TOY: dict[str, int | None] = dict.fromkeys(
@@ -119,11 +127,10 @@ def _inner(name: str, published: Mapping[str, Any]) -> tuple[str, Mapping[str, A
         found = published.get("text_config")
         if not isinstance(found, dict):
             raise UnsupportedModel(
-                "config.json of {model} is a {family} without text_config, so its text model is unknown; families that "
-                "run here: {families}",
+                "config.json of {model} is a {family} without text_config, so its text model is unknown; get this "
+                "model again",
                 model=name,
                 family=family,
-                families=(*FAMILIES, *WRAPPERS),
             )
         family = found.get("model_type") or WRAPPERS[family]
     else:

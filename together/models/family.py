@@ -40,7 +40,7 @@ Tensors = Iterator[tuple[str, Shape]]
 INPUTS = ("q_proj", "k_proj", "v_proj")  # of attention
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2")
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 WINDOW = 4096
 MAX_LAYERS = 10_000
 MAX_EXPERTS = 150_000  # of all layers together: each may be three tensors; the most that is published: 48,000
@@ -151,6 +151,8 @@ class Family:
     ignored_by_mlx: Callable[[Config], tuple[str, ...]] = none_ignored  # what mlx-lm would compute otherwise, in words
     scaled_on_mlx: bool = True  # whether mlx-lm's class scales its rope; our slices get theirs from us
     aliases: tuple[str, ...] = ()  # other `model_type`s of the same model
+    recurrent: bool = False  # whether some layers keep a state of a fixed size
+    halves: bool = False  # experts may be stored in one tensor, each with its gate before up
 
     @property
     def class_name(self) -> str:
@@ -235,6 +237,12 @@ def expert_tensors(
     for expert in range(experts):
         for name, shape in zip(names, shapes, strict=True):
             yield f"{start}experts.{expert}.{name}.weight", shape
+
+
+def own_shared_expert_tensors(config: Config, layer: int) -> Tensors:
+    """A shared expert of its own width, and the gate that weighs it."""
+    yield from mlp_tensors(config, layer, config["shared_expert_intermediate_size"], "mlp.shared_expert.")
+    yield f"{start_of(layer)}mlp.shared_expert_gate.weight", (1, config["hidden_size"])
 
 
 def window_of(config: Config, layer: int) -> int | None:

@@ -154,6 +154,7 @@ class TensorInfo:
     gguf: bool = False  # its bytes are as GGUF files have them; `dtype` is ggml's name of their type
     heads: int = 0  # that its rows are of, each with its halves interleaved as GGUF's llamas have them; 0: as they are
     larger: bool = False  # it holds one more than what was published, as GGUF's Gemma norms do
+    cut: bool = False  # it is a part of the tensor that is called so in the file
 
     @property
     def key(self) -> str:

@@ -14,7 +14,6 @@ from together.models.families import BY_NAME
 from together.models.family import usual_state
 from together.models.folder import folder_name, folder_revision, read_json
 from together.models.form import PUBLISHED
-from together.models.gguf.families import as_stored
 from together.models.gguf.kinds import PACKINGS
 from together.models.headers import TensorInfo
 from together.models.layout import (
@@ -41,9 +40,10 @@ from together.models.names import EMBED, HEAD, NORM, layer_of
 from together.models.orders import check_orders
 from together.models.packing import Packing
 from together.models.quantization import Zeros, declared_groups, foreign_quantization, zeros_of
-from together.models.reading import Published, read_published, tensors_for, tensors_of
+from together.models.reading import Published, all_tensors, read_published, tensors_for, tensors_of
 from together.models.recognise import check_groups, find_matrices
-from together.models.state import LayerState, endless
+from together.models.state import CacheSize, LayerState, endless
+from together.models.stored import undone
 from together.types import DTYPE_BYTES, Dtype, LayerRange, ModelRef, PackedAs, model_key
 
 _CONFIG_DTYPES: dict[str, Dtype] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -117,9 +117,14 @@ class ModelSpec:
         return found + self.norm_weights + self.head_weights if last else found
 
     def kv_bytes_per_token(self, layers: LayerRange, dtype: Dtype) -> int:
-        """KV cache bytes that one token takes in these layers; sliding layers count like full ones."""
+        """Bytes of keys and values that one token takes in these layers; sliding layers count like full ones."""
         self._check(layers)
         return sum(state.per_token for state in self.states[layers.start : layers.stop]) * DTYPE_BYTES[dtype]
+
+    def cache_size(self, layers: LayerRange, dtype: Dtype) -> CacheSize:
+        """What these layers keep of sequences; sliding layers count like full ones."""
+        self._check(layers)
+        return CacheSize.of(self.states[layers.start : layers.stop], dtype)
 
     def excerpt(self, first: int, count: int, layers: int) -> ModelSpec:
         """A model of `layers`, whose layers from 1 on keep what `count` of these do from `first` on, but no windows.
@@ -188,7 +193,8 @@ def described(folder: Path, published: Published) -> Described:
     """What the model in `folder` is, whose files were read already. Raises UnsupportedModel or BrokenModel."""
     words = read_json(folder, CONFIG)
     shape, config = shape_of(published.name, words, published.revision)
-    tensors, zeros = {tensor.name: tensor for tensor in tensors_of(published.headers)}, zeros_of(words)
+    stored, zeros = tensors_of(published.headers), zeros_of(words)
+    tensors = {tensor.name: tensor for tensor in undone(config, stored, stored)}
     shapes: Mapping[str, Shape] = {}
     needed, found = tensors, Matrices({})
     if shape.family != TOY:
@@ -244,7 +250,8 @@ def needed_tensors(folder: Path, layers: LayerRange, home: Path) -> Needed:
     words = read_json(folder, CONFIG)
     config = effective(_name(folder)[0], words)
     stored = tensors_for(folder, layers, config["num_hidden_layers"], home)
-    return needed_of(config, {tensor.name: as_stored(config, tensor) for tensor in stored}, zeros_of(words))
+    found = undone(config, stored, all_tensors(folder))
+    return needed_of(config, {tensor.name: tensor for tensor in found}, zeros_of(words))
 
 
 def needed_of(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], zeros: Zeros) -> Needed:

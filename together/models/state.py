@@ -1,11 +1,16 @@
 """What a layer keeps of a sequence, of whatever family: the seam between families, planner and backends. Pure.
 
-Elements are counted in the compute dtype, but for a recurrent state, which is kept in fp32.
+Keys, values and the tail of a convolution are kept in the compute dtype, a recurrent state in fp32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+from together.types import BLOCK, DTYPE_BYTES, Dtype
+
+MOST_PER_SEQUENCE = 4096  # tokens that a sequence counts for at most beside its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +24,11 @@ class KeysValues:
 
     @property
     def per_token(self) -> int:
-        """Elements for each token; a sliding layer counts like a full one."""
+        """Elements for each token, in the compute dtype; a sliding layer counts like a full one."""
         return self.heads * (self.key_dim + self.value_dim)
 
-    @property
-    def per_sequence(self) -> int:
-        """Elements for each sequence, whatever its length."""
+    def sequence_bytes(self, dtype: Dtype) -> int:
+        """Bytes for each sequence, whatever its length."""
         return 0
 
 
@@ -44,8 +48,7 @@ class Latent:
     def per_token(self) -> int:
         return self.rank + self.turned
 
-    @property
-    def per_sequence(self) -> int:
+    def sequence_bytes(self, dtype: Dtype) -> int:
         return 0
 
     def spreads(self, tokens: int, key: int, value: int) -> bool:
@@ -59,10 +62,13 @@ class Latent:
 
 @dataclass(frozen=True, slots=True)
 class Recurrent:
-    """A state of a fixed size, which cannot be truncated: a sum over all tokens, and a convolution's last inputs."""
+    """A sum over all tokens, and a convolution's last inputs: of a fixed size, and neither can be truncated."""
 
-    state: int  # elements, in fp32
-    tail: int  # elements of the convolution's inputs
+    heads: int  # of values, each with a state
+    key_dim: int
+    value_dim: int
+    channels: int  # of the convolution
+    tail: int  # inputs of it that the next token needs
 
     window = None
 
@@ -70,12 +76,42 @@ class Recurrent:
     def per_token(self) -> int:
         return 0
 
-    @property
-    def per_sequence(self) -> int:
-        return self.state + self.tail
+    def sequence_bytes(self, dtype: Dtype) -> int:
+        """Twice: a step that fails leaves behind what was there before it."""
+        return 2 * self.state_bytes(dtype)
+
+    def state_bytes(self, dtype: Dtype) -> int:
+        return self.heads * self.key_dim * self.value_dim * 4 + self.channels * self.tail * DTYPE_BYTES[dtype]
 
 
 LayerState = KeysValues | Latent | Recurrent
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    """What layers keep of sequences, counted in tokens alone: a state of a fixed size is worth so many of them."""
+
+    token_bytes: int  # of each token that is counted
+    per_sequence: int  # tokens that each sequence counts for beside its own, in whole blocks of BLOCK
+
+    @classmethod
+    def of(cls, states: Sequence[LayerState], dtype: Dtype) -> CacheSize:
+        """Layers that keep nothing by the token count tokens all the same, so that a sequence is worth some."""
+        token = sum(state.per_token for state in states) * DTYPE_BYTES[dtype]
+        fixed = sum(state.sequence_bytes(dtype) for state in states)
+        token = max(token, -(-fixed // MOST_PER_SEQUENCE))
+        return cls(token, -(-fixed // (token * BLOCK)) * BLOCK if fixed else 0)
+
+    def nbytes(self, tokens: int, sequences: int) -> int:
+        """Of so many tokens, in whole blocks, of so many sequences."""
+        return self.token_bytes * (tokens + self.per_sequence * sequences)
+
+
+def most_bytes(states: Sequence[LayerState], dtype: Dtype) -> tuple[int, int]:
+    """Bytes by the token and by the sequence of which no layer needs more, whatever range it is counted in."""
+    fixed = max(state.sequence_bytes(dtype) for state in states)
+    each = max(state.per_token for state in states) * DTYPE_BYTES[dtype]
+    return max(each, -(-fixed // MOST_PER_SEQUENCE)), fixed
 
 
 def endless(state: LayerState) -> LayerState:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from together.models.config import TOY
 from together.models.matrices import PartWeights
 from together.models.spec import ModelSpec
+from together.models.state import most_bytes
 from together.planning.held import held_bits, held_bytes
-from together.planning.problem import ModelSize, Smaller
+from together.planning.problem import STATES, ModelSize, Smaller
 from together.types import BLOCK, DTYPE_BYTES, STEP_TOKENS, Dtype, LayerRange, Packing
 
 PACKING_BYTES = 68 * 2**20  # most that a backend may take while it brings weights into another form
@@ -24,10 +25,12 @@ def cache_tokens(context: int, users: int) -> int:
 
 
 def stage_memory(spec: ModelSpec, layers: LayerRange, dtype: Dtype, context: int, users: int, backend: str) -> int:
-    """Bytes that a stage is granted: its weights as `backend` holds them, the KV cache of `users` full contexts, and
+    """Bytes that a stage is granted: its weights as `backend` holds them, the caches of `users` full contexts, and
     workspace.
+
+    Where a sequence has a state of a fixed size, each user has two: a conversation goes on from one that is kept.
     """
-    cache = cache_tokens(context, users) * spec.kv_bytes_per_token(layers, dtype)
+    cache = spec.cache_size(layers, dtype).nbytes(cache_tokens(context, users), STATES * users)
     return held_bytes(spec.stage_weights(layers), dtype, backend) + cache + workspace_bytes(spec)
 
 
@@ -73,10 +76,12 @@ def model_size(spec: ModelSpec, dtype: Dtype, backend: str = "") -> ModelSize:
         return held_bytes(weights, dtype, backend)
 
     head = replace(spec.embed_weights, picked=()) if spec.tied else spec.head_weights
+    by_token, by_sequence = most_bytes(spec.states, dtype)
     return ModelSize(
         layer_bytes=tuple(map(size, spec.layer_weights)),
         embed_bytes=size(spec.embed_weights),
         head_bytes=size(spec.norm_weights + head),
-        kv_bytes_per_token_per_layer=spec.kv_elements_per_token_per_layer * DTYPE_BYTES[dtype],
+        kv_bytes_per_token_per_layer=by_token,
         tied_bytes=size(spec.embed_weights) if spec.tied else 0,
+        bytes_per_sequence_per_layer=by_sequence,
     )

@@ -14,13 +14,15 @@ from together.types import Dtype, LayerRange
 HOP_MS = 25.0  # of a pair that nobody measured: slow, never free
 CONTEXT = 4096
 TOLERANCE = 0.1  # accept a plan this much slower than the best if it uses fewer machines
+STATES = 2  # sequences of a user that exist at once: the one that runs, and the one that its next turn starts with
 EXACT_NODES = 8  # up to here every subset of the nodes is tried
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """Bytes of each layer's weights, of the embedding (first stage), of norm and LM head (last stage), and of KV.
+    """Bytes of each layer's weights, of the embedding (first stage), of norm and LM head (last stage), and of caches.
 
+    A sequence takes `bytes_per_sequence_per_layer` whatever its length, where layers keep states of a fixed size.
     `tied_bytes` of the head are the embedding matrix again: a stage that is first and last holds them once.
     """
 
@@ -29,6 +31,7 @@ class ModelSize:
     head_bytes: float = 0
     kv_bytes_per_token_per_layer: float = 0
     tied_bytes: float = 0
+    bytes_per_sequence_per_layer: float = 0
 
     @property
     def layers(self) -> int:
@@ -172,7 +175,8 @@ class Problem:
 
     @property
     def kv_bytes_per_layer(self) -> float:
-        return self.users * self.context * self.model.kv_bytes_per_token_per_layer
+        each = self.context * self.model.kv_bytes_per_token_per_layer
+        return self.users * (each + STATES * self.model.bytes_per_sequence_per_layer)
 
     @property
     def frames(self) -> tuple[int, ...]:

@@ -121,14 +121,16 @@ async def join_ring(
         message = template("{stage} does not answer: {error}", stage=describe(0), error=error.sentence)
         raise StageLost(message, error.sentence, 0, joining=True, fault=Fault.NODE_LOST) from error
     rewinds = [stage.rewind for stage in stages if stage.rewind is not None]
+    block = max(stage.block for stage in stages)
     limits = Limits(
         stages=len(stages),
         capacity=min(stage.capacity for stage in stages),
-        block=max(stage.block for stage in stages),
+        block=block,
         context=context,
         chunk=chunk_tokens(hidden_size, dtype),
         rewind=min(rewinds, default=None),
         shares=all(stage.shares for stage in stages) and len({stage.block for stage in stages}) == 1,
+        per_sequence=max(-(-stage.per_sequence // block) * block for stage in stages),
     )
     return RingClient(inlet, outlet, limits)
 

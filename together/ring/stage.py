@@ -78,6 +78,7 @@ class StageEvent:
     block: int = 1
     rewind: int | None = None
     shares: bool = False
+    per_sequence: int = 0
     epoch: int = -1
     fault: Fault = Fault.OTHER
     computing: Computing = NOTHING_SAID
@@ -162,6 +163,7 @@ def _ready(port: int, shard: Shard) -> StageEvent:
         block=shard.block,
         rewind=shard.rewind,
         shares=shard.shares,
+        per_sequence=shard.per_sequence,
         computing=shard.computing,
     )
 

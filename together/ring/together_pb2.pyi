@@ -339,7 +339,7 @@ class Device(_message.Message):
     def __init__(self, backend: _Optional[str] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ...) -> None: ...
 
 class StageStatus(_message.Message):
-    __slots__ = ("ring", "slot", "head", "model", "total_layers", "layers", "device", "state", "memory_bytes", "progress", "cause", "endpoint", "pid", "capacity", "block", "rewind", "fetched_bytes", "fetch_bytes", "converting", "broken_epoch", "fault", "waiting", "threads", "shares")
+    __slots__ = ("ring", "slot", "head", "model", "total_layers", "layers", "device", "state", "memory_bytes", "progress", "cause", "endpoint", "pid", "capacity", "block", "rewind", "fetched_bytes", "fetch_bytes", "converting", "broken_epoch", "fault", "waiting", "threads", "shares", "per_sequence")
     RING_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
@@ -364,6 +364,7 @@ class StageStatus(_message.Message):
     WAITING_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
     SHARES_FIELD_NUMBER: _ClassVar[int]
+    PER_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     ring: str
     slot: int
     head: str
@@ -388,7 +389,8 @@ class StageStatus(_message.Message):
     waiting: str
     threads: Threads
     shares: bool
-    def __init__(self, ring: _Optional[str] = ..., slot: _Optional[int] = ..., head: _Optional[str] = ..., model: _Optional[str] = ..., total_layers: _Optional[int] = ..., layers: _Optional[_Union[LayerRange, _Mapping]] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., cause: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., pid: _Optional[int] = ..., capacity: _Optional[int] = ..., block: _Optional[int] = ..., rewind: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ..., converting: _Optional[bool] = ..., broken_epoch: _Optional[int] = ..., fault: _Optional[str] = ..., waiting: _Optional[str] = ..., threads: _Optional[_Union[Threads, _Mapping]] = ..., shares: _Optional[bool] = ...) -> None: ...
+    per_sequence: int
+    def __init__(self, ring: _Optional[str] = ..., slot: _Optional[int] = ..., head: _Optional[str] = ..., model: _Optional[str] = ..., total_layers: _Optional[int] = ..., layers: _Optional[_Union[LayerRange, _Mapping]] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., cause: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., pid: _Optional[int] = ..., capacity: _Optional[int] = ..., block: _Optional[int] = ..., rewind: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ..., converting: _Optional[bool] = ..., broken_epoch: _Optional[int] = ..., fault: _Optional[str] = ..., waiting: _Optional[str] = ..., threads: _Optional[_Union[Threads, _Mapping]] = ..., shares: _Optional[bool] = ..., per_sequence: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
     __slots__ = ("id", "name", "machine", "endpoint", "protocol", "state", "cause", "devices", "stages", "ports", "memory_bytes", "free_bytes", "version", "peers", "run", "owner", "strain", "let_go")

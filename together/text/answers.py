@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from together.engine.engine import Engine, Tokens, TokenStream
+from together.engine.prefixes import common
 from together.errors import BadRequest, ContextTooLong
 from together.requests import (
     AnswerChunk,
@@ -92,9 +93,24 @@ async def _chat_choices(engine: Engine, model: TextModel, request: ChatRequest, 
     rendered = model.template.render(request.messages, use.tools, request.chosen_template, **request.template)
     text = await asyncio.wrap_future(rendered)
     prompt = await model.encode_aside(text, context=engine.context)
-    streams = _submit_all(engine, _requests([prompt], request, grammar, text), ready)
+    stable = 0 if engine.rewinds else await _stable(engine, model, request, prompt)
+    streams = _submit_all(engine, _requests([prompt], request, grammar, text, stable), ready)
     parser = partial(chat_parser, model, text, use, request.stop)
     return [_Choice(stream, model, parser(), index) for index, stream in enumerate(streams)]
+
+
+async def _stable(engine: Engine, model: TextModel, request: ChatRequest, prompt: tuple[int, ...]) -> int:
+    """Leading tokens of a chat's prompt that its next turn begins with too: all but what only opens the answer.
+
+    Templates drop earlier thoughts, so that neither the prompt's end nor the answer's need be there again.
+    """
+    tools, variables = request.tool_use.tools, {**request.template, "add_generation_prompt": False}
+    try:
+        rendered = model.template.render(request.messages, tools, request.chosen_template, **variables)
+        closed = await model.encode_aside(await asyncio.wrap_future(rendered), context=engine.context)
+    except (BadRequest, ContextTooLong):  # of a template that cannot do without: then nothing is kept
+        return 0
+    return common(list(prompt), list(closed))
 
 
 async def _prompt_choices(
@@ -132,8 +148,12 @@ def _requests(
     request: ChatRequest | CompletionRequest,
     grammar: Compiled | None,
     opening: str | None = None,
+    stable: int = 0,
 ) -> Iterator[GenerateRequest]:
-    """One for each choice of each prompt; `opening` is the text that the answer to a chat follows."""
+    """One for each choice of each prompt; `opening` is the text that the answer to a chat follows.
+
+    `stable` is as in GenerateRequest.
+    """
     for prompt in prompts:
         for choice in range(request.choices):
             yield GenerateRequest(
@@ -144,6 +164,7 @@ def _requests(
                 request.ignore_eos and grammar is None,  # a grammar allows nothing after its end
                 request.top_logprobs,
                 grammar.start(opening) if grammar else None,
+                stable,
             )
 
 

@@ -18,8 +18,8 @@ from together.models.family import (
     mlp_tensors,
     norm_tensors,
     odd_heads,
+    own_shared_expert_tensors,
     some_sparse,
-    start_of,
 )
 from together.models.values import Values
 
@@ -31,8 +31,7 @@ def _tensors(config: Config, layer: int, stacked: bool) -> Tensors:
         yield from mlp_tensors(config, layer)
         return
     yield from expert_tensors(config, layer, stacked)
-    yield from mlp_tensors(config, layer, config["shared_expert_intermediate_size"], "mlp.shared_expert.")
-    yield f"{start_of(layer)}mlp.shared_expert_gate.weight", (1, config["hidden_size"])
+    yield from own_shared_expert_tensors(config, layer)
 
 
 def _more(values: Values, config: Config) -> dict[str, Any]:

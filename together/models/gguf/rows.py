@@ -50,15 +50,28 @@ def unblocked(dtype: str, raw: Codes, rows: int) -> Groups:
 def publish(tensor: TensorInfo, target: memoryview) -> None:
     """Turn the bytes of a plain tensor in `target` into those that were published.
 
-    Raises BrokenModel for a norm in another dtype than a file's norms have.
+    Raises BrokenModel for a norm in a dtype that norms are not stored in.
     """
     if tensor.heads:
         rows = np.frombuffer(target, np.uint8).reshape(tensor.shape[0], -1)
         rows[...] = rows[published_order(len(rows), tensor.heads)]
     if tensor.larger:
-        if tensor.dtype != "F32":
-            raise broken(tensor.file, "{tensor} is {dtype}, not F32", tensor=quoted(tensor.name), dtype=tensor.dtype)
-        np.frombuffer(target, "<f4")[...] -= np.float32(1)
+        _lessen(tensor, target)
+
+
+def _lessen(tensor: TensorInfo, target: memoryview) -> None:
+    """One less of each number: in fp32, and rounded to what the file has."""
+    kinds = {"F32": "<f4"} if tensor.gguf else {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+    if tensor.dtype not in kinds:
+        known = " or ".join(kinds)
+        said = "{tensor} is {dtype}, not {known}"
+        raise broken(tensor.file, said, tensor=quoted(tensor.name), dtype=tensor.dtype, known=known)
+    held = np.frombuffer(target, kinds[tensor.dtype])
+    if tensor.dtype == "BF16":
+        bits = ((held.astype("<u4") << 16).view("<f4") - np.float32(1)).view("<u4")
+        held[...] = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    else:
+        held[...] = held.astype("<f4") - np.float32(1)
 
 
 def published_order(rows: int, heads: int) -> npt.NDArray[np.intp]:

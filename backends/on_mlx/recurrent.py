@@ -1,0 +1,125 @@
+"""Layers with a recurrent state (gated delta rule) over packed rows, and one sequence's state in such a layer.
+
+What a step writes counts once it is committed. The rule and what stands around it are mlx-lm's own.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+from mlx.nn.layers.activations import silu
+from mlx.nn.layers.base import Module
+
+from together.models.state import Recurrent
+from together.models.stored import CONVOLUTION, LARGER
+
+LINEAR = "linear_attn"  # what mlx-lm calls such a layer's part
+_EXPERT = re.compile(r"(.+\.mlp)\.experts\.(\d+)\.(.+)")
+
+
+class KeptArrays(NamedTuple):
+    """What one layer keeps of one sequence."""
+
+    tail: mx.array  # `[1, tail, channels]`: the convolution's last inputs, the newest at the end
+    state: mx.array  # `[1, heads, value_dim, key_dim]` in fp32
+
+
+@dataclass(slots=True)
+class StateCache:
+    """One sequence in one layer."""
+
+    held: KeptArrays
+    written: KeptArrays | None = field(default=None)
+
+    @classmethod
+    def empty(cls, dtype: mx.Dtype, kind: Recurrent) -> StateCache:
+        state = mx.zeros((1, kind.heads, kind.value_dim, kind.key_dim), mx.float32)
+        return cls(KeptArrays(mx.zeros((1, kind.tail, kind.channels), dtype), state))
+
+    @property
+    def arrays(self) -> tuple[mx.array, ...]:
+        return self.written or self.held
+
+    def commit(self) -> None:
+        self.held, self.written = self.written or self.held, None
+
+    def truncate(self, length: int) -> None:
+        """Only what was never committed can be forgotten: the ledger asks for nothing else."""
+        self.written = None
+
+    def copy(self, length: int) -> StateCache:
+        """Arrays never change, so that both may have them."""
+        return StateCache(self.held)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedStates:
+    """What such a layer gets as its cache in one step: the caches of all rows, and where each lies in the packing."""
+
+    bounds: tuple[tuple[int, int], ...]
+    caches: tuple[StateCache, ...]
+
+
+def prepared(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Weights as published, by mlx-lm's names, as its classes take them where layers are recurrent.
+
+    mlx-lm does the same only where it sees a convolution, and a range of layers may have none.
+    """
+    found, experts = {}, dict[str, dict[int, mx.array]]()
+    for name, array in weights.items():
+        match = _EXPERT.fullmatch(name)
+        if match is not None:
+            experts.setdefault(f"{match[1]}.switch_mlp.{match[3]}", {})[int(match[2])] = array
+        elif name.endswith(CONVOLUTION):
+            found[name] = array.moveaxis(2, 1)
+        else:
+            found[name] = array + 1.0 if name.endswith(LARGER) else array
+    return found | {name: mx.stack([arrays[i] for i in range(len(arrays))]) for name, arrays in experts.items()}
+
+
+def pack_recurrent(layer: Module, rule: ModuleType) -> None:
+    """Let a layer's recurrent part, if it has one, run packed rows; `rule` is mlx-lm's file `gated_delta`."""
+    part = layer.get(LINEAR)
+    if part is not None:
+        kind = type(part)
+        part.__class__ = type(kind.__name__, (kind,), {"__call__": _run_packed, "rule": rule})
+
+
+def _run_packed(module: Any, inputs: mx.array, mask: None, cache: PackedStates) -> mx.array:
+    """`[1, tokens, hidden]` to the same: projections of all rows at once, the rule row by row."""
+    mixed, gate, b, a = _inputs(module, inputs)
+    found = []
+    for (start, stop), kept in zip(cache.bounds, cache.caches, strict=True):
+        states, kept.written = _run(module, mixed[:, start:stop], b[:, start:stop], a[:, start:stop], kept.held)
+        found.append(states)
+    joined = found[0] if len(found) == 1 else mx.concatenate(found, axis=1)
+    normed = module.norm(joined, gate)
+    out: mx.array = module.out_proj(normed.reshape(*inputs.shape[:2], -1))
+    return out
+
+
+def _inputs(module: Any, inputs: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """Queries, keys and values before the convolution, the gate, and what makes beta and the decay."""
+    if "in_proj_qkvz" in module:  # Qwen3-Next: all of a key head side by side
+        parts = module.in_proj_qkvz(inputs), module.in_proj_ba(inputs)
+        query, key, value, gate, b, a = module.fix_query_key_value_ordering(*parts)
+        flat = [part.reshape(*part.shape[:2], -1) for part in (query, key, value)]
+        return mx.concatenate(flat, axis=-1), gate, b, a
+    gate = module.in_proj_z(inputs).reshape(*inputs.shape[:2], module.num_v_heads, module.head_v_dim)
+    return module.in_proj_qkv(inputs), gate, module.in_proj_b(inputs), module.in_proj_a(inputs)
+
+
+def _run(module: Any, mixed: mx.array, b: mx.array, a: mx.array, kept: KeptArrays) -> tuple[mx.array, KeptArrays]:
+    """One row: `[1, tokens, heads, value_dim]`, and what is kept after it."""
+    tokens, ends = mixed.shape[1], [module.key_dim, 2 * module.key_dim]
+    seen = mx.concatenate([kept.tail, mixed], axis=1)
+    parts = mx.split(silu(module.conv1d(seen)), ends, axis=-1)
+    widths = module.head_k_dim, module.head_k_dim, module.head_v_dim
+    query, key, value = (part.reshape(1, tokens, -1, width) for part, width in zip(parts, widths, strict=True))
+    query, key = module.rule.normalize_qk(query, key, inv_scale=module.head_k_dim**-0.5, eps=1e-6)
+    found, state = module.rule.gated_delta_update(query, key, value, a, b, module.A_log, module.dt_bias, kept.state)
+    return found, KeptArrays(mx.contiguous(seen[:, tokens:]), state)

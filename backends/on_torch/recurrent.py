@@ -1,0 +1,166 @@
+"""Layers with a recurrent state (gated delta rule) over packed rows, and the states of all sequences.
+
+States are replaced, never changed: a fork costs nothing until it goes its own way, and a step that fails leaves
+behind what was there. The rule itself and what stands around it are transformers' own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv1d, silu, softplus
+
+from backends.ledger import starts
+from together.models.state import LayerState, Recurrent
+from together.types import Row
+
+LINEAR = "linear_attn"  # what transformers calls such a layer's part
+
+
+class KeptTensors(NamedTuple):
+    """What one layer keeps of one sequence."""
+
+    tail: Tensor  # `[channels, tail]`: the convolution's last inputs, the newest at the end
+    state: Tensor  # `[heads, key_dim, value_dim]` in fp32
+
+
+@dataclass(slots=True)
+class RecurrentStates:
+    """The states of all sequences, by layer of the shard. What is written counts only once it is committed."""
+
+    kinds: dict[int, Recurrent]
+    dtype: torch.dtype
+    device: torch.device
+    held: dict[int, dict[int, KeptTensors]] = field(default_factory=dict)  # sequence → layer → committed
+    _written: dict[int, dict[int, KeptTensors]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, states: Sequence[LayerState], dtype: torch.dtype, device: torch.device) -> RecurrentStates:
+        kinds = {layer: state for layer, state in enumerate(states) if isinstance(state, Recurrent)}
+        return cls(kinds, dtype, device)
+
+    def read(self, sequence: int, layer: int) -> KeptTensors:
+        """Zeros for a sequence that begins."""
+        found = self.held.get(sequence, {}).get(layer)
+        if found is not None:
+            return found
+        kind = self.kinds[layer]
+        state = torch.zeros(kind.heads, kind.key_dim, kind.value_dim, device=self.device)
+        return KeptTensors(torch.zeros(kind.channels, kind.tail, dtype=self.dtype, device=self.device), state)
+
+    def write(self, sequence: int, layer: int, kept: KeptTensors) -> None:
+        self._written.setdefault(sequence, {})[layer] = kept
+
+    def commit(self, sequence: int) -> None:
+        written = self._written.pop(sequence, None)
+        if written:
+            self.held[sequence] = written
+
+    def undo(self, sequence: int) -> None:
+        """Forget what was written since the last commit."""
+        self._written.pop(sequence, None)
+
+    def fork(self, source: int, target: int) -> None:
+        """A copy at the committed length: the ledger allows no other."""
+        if source in self.held:
+            self.held[target] = dict(self.held[source])
+
+    def drop(self, sequence: int) -> None:
+        self.held.pop(sequence, None)
+        self.undo(sequence)
+
+    def close(self) -> None:
+        self.held.clear()
+        self._written.clear()
+
+
+# --- a layer ----------------------------------------------------------------------------------------------------------
+
+
+class StepRows(Protocol):
+    """A step's rows, and where their states are."""
+
+    @property
+    def rows(self) -> Sequence[Row]: ...
+
+    @property
+    def recurrent(self) -> RecurrentStates: ...
+
+
+class Inputs(NamedTuple):
+    """What a layer's projections give for `[tokens]`."""
+
+    mixed: Tensor  # `[tokens, channels]`: queries, keys and values, before the convolution
+    gate: Tensor  # `[tokens, heads, value_dim]`
+    beta: Tensor  # `[tokens, heads]`
+    decay: Tensor  # the same, a logarithm
+
+
+def pack_recurrent(model: nn.Module) -> None:
+    """Let the recurrent layers of a transformers model run packed rows."""
+    for path, module in list(model.named_modules()):
+        if path.rpartition(".")[2] == LINEAR:
+            module.__class__ = _packed_class(type(module))
+
+
+def _packed_class(kind: Any) -> Any:
+    """The class with our `forward`, and all else as before."""
+    return type(kind.__name__, (kind,), {"forward": run_packed, "library": sys.modules[kind.__module__]})
+
+
+def run_packed(module: Any, hidden_states: Tensor, *, packed: StepRows, **_: object) -> Tensor:
+    """`[1, tokens, hidden]` to the same: projections of all rows at once, the rule row by row."""
+    given = _inputs(module, hidden_states)
+    layer, found = module.layer_idx, []
+    for row, at in starts(packed.rows):
+        span = slice(at, at + len(row.token_ids))
+        kept = packed.recurrent.read(row.sequence, layer)
+        states, after = _run(module, Inputs(*(part[span] for part in given)), kept)
+        packed.recurrent.write(row.sequence, layer, after)
+        found.append(states)
+    joined = found[0] if len(found) == 1 else torch.cat(found)
+    width = module.head_v_dim
+    normed = module.norm(joined.reshape(-1, width), given.gate.reshape(-1, width))
+    out: Tensor = module.out_proj(normed.reshape(1, len(joined), -1))
+    return out
+
+
+def _inputs(module: Any, hidden: Tensor) -> Inputs:
+    if hasattr(module, "in_proj_qkvz"):  # Qwen3-Next: all of a key head side by side
+        parts = module.in_proj_qkvz(hidden), module.in_proj_ba(hidden)
+        query, key, value, gate, b, a = module.fix_query_key_value_ordering(*parts)
+        mixed = torch.cat([part.reshape(*part.shape[:2], -1) for part in (query, key, value)], dim=-1)
+    else:
+        mixed, gate = module.in_proj_qkv(hidden), module.in_proj_z(hidden)
+        b, a = module.in_proj_b(hidden), module.in_proj_a(hidden)
+    decay = -module.A_log.float().exp() * softplus(a.float() + module.dt_bias)
+    gate = gate.reshape(-1, module.num_v_heads, module.head_v_dim)
+    return Inputs(mixed[0], gate, b[0].sigmoid(), decay[0])
+
+
+def _run(module: Any, given: Inputs, kept: KeptTensors) -> tuple[Tensor, KeptTensors]:
+    """One row: `[tokens, heads, value_dim]`, and what is kept after it."""
+    tokens = len(given.mixed)
+    seen = torch.cat((kept.tail, given.mixed.T), dim=1)
+    turned = silu(conv1d(seen[None], module.conv1d.weight, module.conv1d.bias, groups=len(seen)))[0].T
+    tail = seen[:, seen.shape[1] - kept.tail.shape[1] :].clone()  # a view would keep all of the row
+    sizes = module.key_dim, module.key_dim, module.value_dim
+    widths = module.head_k_dim, module.head_k_dim, module.head_v_dim
+    parts = [
+        part.reshape(1, tokens, -1, width) for part, width in zip(turned.split(sizes, dim=-1), widths, strict=True)
+    ]
+    name = "torch_recurrent_gated_delta_rule" if tokens == 1 else "torch_chunk_gated_delta_rule"
+    found, state = getattr(module.library, name)(
+        *parts,
+        g=given.decay[None],
+        beta=given.beta[None],
+        initial_state=kept.state[None],
+        output_final_state=True,
+        use_qk_l2norm_in_kernel=True,
+    )
+    return found[0], KeptTensors(tail, state[0])

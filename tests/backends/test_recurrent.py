@@ -1,0 +1,170 @@
+"""Layers with a recurrent state: steps that fail, files of other makers, and what a sequence counts for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from backends.base import LoadRequest, cache_capacity
+from tests.backends.conftest import Checkpoints
+from tests.support.chain import Chain, assert_close, load_shard, row
+from tests.support.families import LAYERS, prompt_ids, reference_logits
+from together.errors import NotEnoughMemory
+from together.models.spec import read_spec
+from together.models.state import MOST_PER_SEQUENCE, CacheSize, KeysValues, Recurrent, most_bytes
+from together.planning.held import held_bytes
+from together.planning.memory import workspace_bytes
+from together.types import BLOCK, Batch, LayerRange
+
+BACKENDS = ("torch", "mlx") if find_spec("mlx") else ("torch",)
+EACH = tuple(pairwise(range(LAYERS + 1)))  # a stage for each layer: some have no recurrent one
+PROMPT = prompt_ids(24)
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def stages(folder: Path, backend: str) -> Chain:
+    return Chain([load_shard(folder, backend, LayerRange(*cut)) for cut in EACH])
+
+
+@each_backend
+def test_a_step_that_fails_leaves_nothing_behind(
+    checkpoint: Checkpoints, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails behind the last layer, when all of them have written."""
+    folder = checkpoint("qwen3_5")
+    shard: Any = load_shard(folder, backend, LayerRange(0, LAYERS))
+    ring = Chain([shard])
+    ring.logits(row(1, 0, PROMPT[:10]))
+    with monkeypatch.context() as patched:
+        patched.setattr(shard, "_logits", _fail)
+        with pytest.raises(RuntimeError, match="broke"):
+            shard.logits(Batch((row(1, 10, PROMPT[3:9]), row(2, 0, PROMPT[:5]))), None)
+    found = ring.logits(row(1, 10, PROMPT[10:]), row(2, 0, PROMPT))
+    wanted = reference_logits(folder, PROMPT)
+    assert_close(found, np.concatenate((wanted[10:], wanted)))
+
+
+def _fail(*_: object) -> None:
+    raise RuntimeError("it broke")
+
+
+@each_backend
+def test_experts_in_one_tensor(checkpoint: Checkpoints, tmp_path: Path, backend: str) -> None:
+    """As Qwen3.5's are published; transformers saves them one by one."""
+    folder = _rewritten(checkpoint("qwen3_5_moe"), tmp_path / "fused", _fused)
+    found = stages(folder, backend).logits(row(1, 0, PROMPT))
+    assert_close(found, reference_logits(checkpoint("qwen3_5_moe"), PROMPT))
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_range_without_a_convolution_of_mlx_lms_files(
+    checkpoint: Checkpoints, tmp_path: Path, backend: str, dtype: torch.dtype
+) -> None:
+    """Its norms are one larger there, and only other layers show that."""
+    folder = _rewritten(checkpoint("qwen3_5"), tmp_path / "mlx", lambda found: _in(dtype, _as_mlx_has_them(found)))
+    judge = _rewritten(folder, tmp_path / "judge", lambda found: _in(dtype, _as_published(found)))
+    assert_close(stages(folder, backend).logits(row(1, 0, PROMPT)), reference_logits(judge, PROMPT))
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def _rewritten(source: Path, target: Path, change: Callable[[Tensors], Tensors]) -> Path:
+    target.mkdir()
+    (target / "config.json").write_bytes((source / "config.json").read_bytes())
+    tensors = {name: tensor.contiguous() for name, tensor in change(load_file(source / "model.safetensors")).items()}
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+def _fused(tensors: Tensors) -> Tensors:
+    found = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    for path in {name.partition(".experts.")[0] for name in tensors if ".experts." in name}:
+        count = sum(name.startswith(f"{path}.experts.") for name in tensors) // 3
+        gate, up, down = (
+            torch.stack([tensors[f"{path}.experts.{i}.{part}_proj.weight"] for i in range(count)])
+            for part in ("gate", "up", "down")
+        )
+        found |= {f"{path}.experts.gate_up_proj": torch.cat((gate, up), dim=1), f"{path}.experts.down_proj": down}
+    return found
+
+
+def _in(dtype: torch.dtype, tensors: Tensors) -> Tensors:
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+
+
+def _as_mlx_has_them(tensors: Tensors) -> Tensors:
+    return {name: _turned(name, tensor, 1) for name, tensor in tensors.items()}
+
+
+def _as_published(tensors: Tensors) -> Tensors:
+    return {name: _turned(name, tensor, -1) for name, tensor in tensors.items()}
+
+
+def _turned(name: str, tensor: torch.Tensor, more: int) -> torch.Tensor:
+    if name.endswith("conv1d.weight"):
+        return tensor.movedim(2, 1)
+    return tensor.float() + more if name.endswith("norm.weight") and ".linear_attn." not in name else tensor
+
+
+# --- what a sequence counts for ---------------------------------------------------------------------------------------
+
+STATE = Recurrent(heads=4, key_dim=16, value_dim=24, channels=160, tail=3)
+CACHE = KeysValues(heads=2, key_dim=32, value_dim=32)
+
+
+def test_states_are_worth_tokens() -> None:
+    """Twice, because a step that fails leaves behind what was there before it."""
+    fixed = 2 * (4 * 16 * 24 * 4 + 160 * 3 * 2)
+    assert STATE.sequence_bytes("bf16") == fixed
+    size = CacheSize.of((STATE, STATE, CACHE), "bf16")
+    assert size.token_bytes == 2 * 64 * 2
+    assert size.per_sequence % BLOCK == 0
+    assert 0 <= size.per_sequence * size.token_bytes - 2 * fixed < BLOCK * size.token_bytes
+    assert CacheSize.of((CACHE,), "bf16") == CacheSize(256, 0)
+
+
+def test_layers_that_keep_nothing_by_the_token_count_tokens_all_the_same() -> None:
+    size = CacheSize.of((STATE,), "bf16")
+    assert size.token_bytes == -(-STATE.sequence_bytes("bf16") // MOST_PER_SEQUENCE)
+    assert BLOCK <= size.per_sequence <= MOST_PER_SEQUENCE
+    assert size.per_sequence * size.token_bytes >= STATE.sequence_bytes("bf16")
+
+
+def test_no_range_of_layers_is_worth_more_than_the_planner_counts() -> None:
+    states = (STATE, STATE, STATE, CACHE) * 2
+    by_token, by_sequence = most_bytes(states, "bf16")
+    for start in range(len(states)):
+        for stop in range(start + 1, len(states) + 1):
+            size, count = CacheSize.of(states[start:stop], "bf16"), stop - start
+            rounding = BLOCK * size.token_bytes  # of each sequence's own, to whole blocks
+            assert size.nbytes(1024, 2) <= count * (1024 * by_token + 2 * by_sequence) + 2 * rounding
+
+
+def test_a_stage_admits_as_many_sequences_as_its_memory_holds(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    folder, whole = checkpoint("qwen3_5"), LayerRange(0, LAYERS)
+    spec = read_spec(folder)
+    size = spec.cache_size(whole, "fp32")
+    fixed = held_bytes(spec.stage_weights(whole), "fp32", "torch") + workspace_bytes(spec)
+    request = LoadRequest(folder, whole, "cpu", "fp32", fixed + size.nbytes(2 * BLOCK, 2), tmp_path)
+    capacity = cache_capacity(spec, request, "torch")
+    assert capacity == 2 * (BLOCK + size.per_sequence)
+    with pytest.raises(NotEnoughMemory, match="needs"):
+        cache_capacity(spec, replace(request, memory_bytes=fixed + size.nbytes(BLOCK, 1) - 1), "torch")
+    shard = load_shard(folder, "torch", whole, memory=request.memory_bytes)
+    assert (shard.capacity, shard.per_sequence, shard.rewind) == (capacity, size.per_sequence, 0)
+    ring = Chain([shard])
+    most = capacity // (size.per_sequence + shard.block)
+    results = ring.results(Batch(tuple(row(sequence, 0, PROMPT[:3], "last") for sequence in range(most + 1))))
+    refused = [result.sequence for result in results if result.refusal and "full" in result.refusal]
+    assert refused == [most]

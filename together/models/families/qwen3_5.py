@@ -1,0 +1,88 @@
+"""Qwen3.5 and 3.6, dense and with experts: three of four layers have a recurrent state, the others gated attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from together.models.family import (
+    Config,
+    Family,
+    Tensors,
+    expert_tensors,
+    experts_of,
+    mlp_tensors,
+    norm_tensors,
+    own_shared_expert_tensors,
+)
+from together.models.hybrid import attends, delta_net_tensors, gated_attention_tensors, hybrid_kinds, hybrid_state
+from together.models.values import Values
+
+_COUNTS = {
+    "vocab_size": 248320,
+    "num_attention_heads": 16,
+    "head_dim": 256,
+    "max_position_embeddings": 32768,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+}
+
+
+def _tensors(config: Config, layer: int, stacked: bool) -> Tensors:
+    yield from gated_attention_tensors(config, layer) if attends(config, layer) else delta_net_tensors(config, layer)
+    yield from norm_tensors(config, layer, "input_layernorm", "post_attention_layernorm")
+    if "num_experts" not in config:
+        yield from mlp_tensors(config, layer)
+    else:
+        yield from expert_tensors(config, layer, stacked)
+        yield from own_shared_expert_tensors(config, layer)
+
+
+def _experts(values: Values, config: Config) -> dict[str, Any]:
+    return hybrid_kinds(values, config) | {"num_experts": experts_of(values, config, ("num_experts",), 256)}
+
+
+def _family(**more: Any) -> Family:
+    return Family(
+        mlx_settings={"full_attention_interval": 2, "mlp_only_layers": [2, 3]},
+        switches=("attention_bias",),
+        tensors=_tensors,
+        state=hybrid_state,
+        rotary=0.25,
+        rotaries=True,
+        roped=attends,
+        recurrent=True,
+        **more,
+    )
+
+
+FAMILIES = (
+    _family(
+        name="qwen3_5_text",
+        title="Qwen3.5",
+        torch=("qwen3_5", "Qwen3_5"),
+        mlx="qwen3_5",
+        counts={**_COUNTS, "intermediate_size": 12288, "num_key_value_heads": 4},
+        more=hybrid_kinds,
+        wrappers=("qwen3_5",),
+    ),
+    _family(
+        name="qwen3_5_moe_text",
+        title="Qwen3.5-MoE",
+        torch=("qwen3_5_moe", "Qwen3_5Moe"),
+        mlx="qwen3_5_moe",
+        counts={
+            **_COUNTS,
+            "num_key_value_heads": 2,
+            "moe_intermediate_size": 512,
+            "shared_expert_intermediate_size": 512,
+            "num_experts_per_tok": 8,
+        },
+        more=_experts,
+        experts="num_experts",
+        halves=True,
+        wrappers=("qwen3_5_moe",),
+    ),
+)
