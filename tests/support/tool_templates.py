@@ -224,3 +224,82 @@ GRANITE4 = r"""{%- set before = 'Functions:\n<tools>' %}
     {{- '<|start_of_role|>assistant<|end_of_role|>' }}
 {%- endif %}
 """
+
+GPT_OSS = r"""{%- macro kind_of(spec) -%}
+    {%- if spec.type == "array" -%}
+        {{- (kind_of(spec['items']) if spec['items'] else "any") + "[]" }}
+    {%- elif spec.type in ("integer", "number") -%}
+        {{- "number" }}
+    {%- elif spec.type == "object" and spec.properties -%}
+        {{- "{\n" }}
+        {%- for key, inner in spec.properties.items() -%}
+            {{- key + ("" if key in (spec.required or []) else "?") + ": " + kind_of(inner) + ",\n" }}
+        {%- endfor -%}
+        {{- "}" }}
+    {%- else -%}
+        {{- spec.type or "any" }}
+    {%- endif -%}
+{%- endmacro -%}
+{%- macro rules() -%}
+    {%- if model_identity is not defined %}
+        {%- set model_identity = "You are Quill." %}
+    {%- endif %}
+    {{- model_identity + "\nToday: " + strftime_now("%Y-%m-%d") + "\n\n" }}
+    {%- if reasoning_effort is not defined %}
+        {%- set reasoning_effort = "medium" %}
+    {%- endif %}
+    {{- "Reasoning: " + reasoning_effort + "\n\n# Channels: analysis, commentary, final. Each message has one." }}
+{%- endmacro -%}
+{{- "<|start|>system<|message|>" + rules() + "<|end|>" }}
+{%- set orders, turns = "", messages %}
+{%- if messages[0].role in ("developer", "system") %}
+    {%- set orders, turns = messages[0].content, messages[1:] %}
+{%- endif %}
+{%- if orders or tools %}
+    {{- "<|start|>developer<|message|>" + orders }}
+    {%- if tools -%}
+        {{- "\n\n# Tools\n\nnamespace functions {\n" }}
+        {%- for tool in tools %}
+            {{- "// " + tool.function.description + "\ntype " + tool.function.name + " = (_: " }}
+            {{- kind_of(tool.function.parameters) + ") => any;\n" }}
+        {%- endfor %}
+        {{- "}" }}
+    {%- endif -%}
+    {{- "<|end|>" }}
+{%- endif %}
+{%- set last = namespace(name=none) %}
+{%- for turn in turns -%}
+    {%- if turn.role == 'assistant' -%}
+        {%- if "tool_calls" in turn %}
+            {%- set call = turn.tool_calls[0].function %}
+            {%- if turn.content and turn.thinking %}
+                {{- raise_exception("A message with a call has a content or thoughts, not both.") }}
+            {%- elif turn.content or turn.thinking %}
+                {{- "<|start|>assistant<|channel|>analysis<|message|>" + (turn.content or turn.thinking) + "<|end|>" }}
+            {%- endif %}
+            {{- "<|start|>assistant to=functions." + call.name + "<|channel|>commentary json<|message|>" }}
+            {{- call.arguments|tojson + "<|call|>" }}
+            {%- set last.name = call.name %}
+        {%- elif loop.last and not add_generation_prompt %}
+            {%- if "thinking" in turn %}
+                {{- "<|start|>assistant<|channel|>analysis<|message|>" + turn.thinking + "<|end|>" }}
+            {%- endif %}
+            {{- "<|start|>assistant<|channel|>final<|message|>" + turn.content + "<|return|>" }}
+        {%- else %}
+            {{- "<|start|>assistant<|channel|>final<|message|>" + turn.content + "<|end|>" }}
+            {%- set last.name = none %}
+        {%- endif %}
+    {%- elif turn.role == 'tool' -%}
+        {%- if last.name is none %}
+            {{- raise_exception("A tool answers a call.") }}
+        {%- endif %}
+        {{- "<|start|>functions." + last.name + " to=assistant<|channel|>commentary<|message|>" }}
+        {{- turn.content|tojson + "<|end|>" }}
+    {%- elif turn.role == 'user' -%}
+        {{- "<|start|>user<|message|>" + turn.content + "<|end|>" }}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+<|start|>assistant
+{%- endif -%}
+"""

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer
 
 from tests.support import tool_templates as templates
-from tests.support.checksum import EOS, make_checksum_model
-from tests.support.engines import LAYERS, loads, serving
+from tests.support.checksum import EOS
+from tests.support.engines import loads, serving
 from tests.support.loopback import LoopbackRing
 from tests.support.telling import telling
+from tests.support.toys import worded_toy
 from together.engine.engine import Engine
 from together.requests import AnswerChunk, CallDelta, ChatRequest, Message, Tool, ToolCall, ToolUse
 from together.text.answers import answer_chat, chat_parser
@@ -74,16 +74,7 @@ ALL = pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
 
 def text_model(folder: Path, style: Style) -> TextModel:
     """The toy with the style's words: its tags are special tokens, its end is the model's."""
-    words = (*style.tags, style.end)
-    make_checksum_model(folder, layers=LAYERS, vocabulary=264 + len(words), quiet_ids=())
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.add_tokens([AddedToken(word, special=True, normalized=False) for word in words])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    end = tokenizer.token_to_id(style.end)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS, end]}))
-    config = folder / "tokenizer_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": style.template}))
-    return TextModel.open(folder)
+    return TextModel.open(worded_toy(folder, style.template, (*style.tags, style.end), (EOS, style.end)))
 
 
 def turn(style: Style, text: str = "") -> Message:

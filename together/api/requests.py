@@ -233,8 +233,8 @@ class InputMessage(Strict):
 class ChatCompletionRequest(AnswerFields):
     """`POST /v1/chat/completions`.
 
-    Accepted without effect: user, store, metadata, service_tier, reasoning_effort, verbosity, safety_identifier, and
-    everything about prompt caches (equal beginnings are always computed once only).
+    Accepted without effect: user, store, metadata, service_tier, verbosity, safety_identifier, and everything about
+    prompt caches (equal beginnings are always computed once only); so is reasoning_effort if the template ignores it.
     Roles developer and system are the same. Names that are not listed are ignored.
     """
 
@@ -243,12 +243,12 @@ class ChatCompletionRequest(AnswerFields):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None
+    reasoning_effort: str | None = None  # a variable of the chat template
     chat_template: str | None = None  # the name of one of the model's own templates, never a template
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     # accepted without effect
-    reasoning_effort: str | None = None
     verbosity: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -269,6 +269,7 @@ class ChatCompletionRequest(AnswerFields):
         self._refuse_unsupported()
         messages = tuple(_message(index, message) for index, message in enumerate(self.messages))
         _check_calls(messages)
+        effort = self.model_dump(include={"reasoning_effort"}, exclude_none=True)
         return ChatRequest(
             messages=messages,
             sampling=self.sampling(defaults),
@@ -277,7 +278,7 @@ class ChatCompletionRequest(AnswerFields):
             ignore_eos=bool(self.ignore_eos),
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else -1,
             choices=self.choices,
-            template=self.chat_template_kwargs or {},
+            template=effort | (self.chat_template_kwargs or {}),
             chosen_template=self.chat_template,
             grammar=self.response_format.grammar() if self.response_format else None,
             tool_use=_tool_use(self.tools, self.tool_choice, self.parallel_tool_calls),
@@ -287,11 +288,8 @@ class ChatCompletionRequest(AnswerFields):
         if self.top_logprobs and not self.logprobs:
             raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
         plain = ("audio", "moderation", "prediction", "functions", "function_call", "web_search_options")
-        self.refuse(
-            echo=bool(self.echo),
-            modalities=self.modalities not in (None, [], ["text"]),
-            **{name: getattr(self, name) is not None for name in plain},
-        )
+        asked = {name: getattr(self, name) is not None for name in plain}
+        self.refuse(echo=bool(self.echo), modalities=self.modalities not in (None, [], ["text"]), **asked)
 
 
 class TextCompletionRequest(AnswerFields):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -26,8 +26,9 @@ from together.requests import (
 )
 from together.sampling import choice_seed
 from together.text.grammar import Compiled, GrammarConstraint
-from together.text.parser import AnswerParser, ParsedAnswer, StopFilter, ToolCallParser
-from together.text.thinking import ReasoningParser
+from together.text.harmony import HarmonyParser
+from together.text.parser import AnswerParser, ParsedAnswer, Parser, StopFilter, ToolCallParser
+from together.text.thinking import CHANNELS, ReasoningParser
 from together.text.tokenizer import Decoder, TextModel, TokenBytes
 from together.text.tool_grammars import call_grammar
 from together.types import Sampled
@@ -181,12 +182,20 @@ def _submit_all(engine: Engine, requests: Iterator[GenerateRequest], ready: asyn
     return streams
 
 
-def chat_parser(model: TextModel, prompt: str, use: ToolUse, stops: Sequence[str]) -> AnswerParser:
+def chat_parser(model: TextModel, prompt: str, use: ToolUse, stops: Sequence[str]) -> Parser:
     """Splits one answer to the chat `prompt` into reasoning, text before one of `stops`, and tool calls."""
-    tags = model.thinks
-    reasoning = ReasoningParser(prompt.rstrip().endswith(tags.opening), tags) if tags else None
+    thinks, one_call = model.thinks, not use.parallel
+    if thinks == CHANNELS:
+        names = frozenset(tool.name for tool in use.tools)
+        return HarmonyParser(names, StopFilter(stops), one_call, _by_id(model.reasoning_tags, model.tool_tags))
+    reasoning = ReasoningParser(prompt.rstrip().endswith(thinks.opening), thinks) if thinks else None
     tools = ToolCallParser(model.template.tool_format, use.tools) if use.tools else None
-    return AnswerParser(reasoning, StopFilter(stops), tools, one_call=not use.parallel)
+    tags = _by_id(model.reasoning_tags if reasoning else {}, model.tool_tags if tools else {})
+    return AnswerParser(reasoning, StopFilter(stops), tools, one_call, tags)
+
+
+def _by_id(*tags: Mapping[str, int]) -> dict[int, str]:
+    return {token_id: tag for each in tags for tag, token_id in each.items()}
 
 
 # --- one choice -------------------------------------------------------------------------------------------------------
@@ -196,13 +205,11 @@ class _Choice:
     """One answer: its tokens, and what may be shown of them."""
 
     def __init__(
-        self, stream: TokenStream, model: TextModel, parser: AnswerParser, index: int = 0, before: Sequence[int] = ()
+        self, stream: TokenStream, model: TextModel, parser: Parser, index: int = 0, before: Sequence[int] = ()
     ) -> None:
         """`before` are the last tokens of a prompt that the text continues: they say whether a space comes first."""
         self.stream = stream
         self._decoder = Decoder(model.tokenizer, before)
-        shown = (model.reasoning_tags if parser.reasoning else {}, model.tool_tags if parser.tools else {})
-        self._tags = {token_id: tag for tags in shown for tag, token_id in tags.items()}
         self._parser = parser
         self._index = index
         self._logprobs = _Logprobs(model.token_bytes) if stream.request.top_logprobs >= 0 else None
@@ -233,7 +240,7 @@ class _Choice:
                 return
             self._tokens.append(token_id)
             self._count += 1
-            tag = self._tags.get(token_id)
+            tag = self._parser.tags.get(token_id)
             text = self._decoder.push(token_id) if tag is None else self._decoder.flush() + tag
             self._take(text, tokens.sampled[place] if tokens.sampled else None)
 

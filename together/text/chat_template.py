@@ -283,7 +283,10 @@ def turns(messages: Sequence[Message], tool_format: ToolFormat) -> list[Turn]:
 def _turn(message: Message, names: Mapping[str, str], tool_format: ToolFormat) -> Turn:
     turn: Turn = {"role": message.role, "content": message.content}
     if message.reasoning:
-        turn["reasoning_content"] = message.reasoning
+        turn[tool_format.thoughts] = message.reasoning
+    if message.tool_calls and message.reasoning and message.content and tool_format.answer:
+        # A harmony template takes one of both beside a call, and writes either as thoughts.
+        turn |= {"content": "", tool_format.thoughts: f"{message.reasoning}{_BETWEEN}{message.content}"}
     if message.tool_calls:
         turn["tool_calls"] = [_call(call, tool_format) for call in message.tool_calls]
     if message.role == "tool":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from together.requests import CallDelta, Tool
 from together.text.thinking import ReasoningParser, possible_beginning
@@ -129,6 +130,38 @@ class ParsedAnswer:
     tool_calls: tuple[CallDelta, ...] = ()
 
 
+class Parser(Protocol):
+    """Splits one answer while it streams."""
+
+    @property
+    def tags(self) -> Mapping[int, str]:
+        """The special tokens that it wants to see, by id; no decoder shows them."""
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the next letter belongs to the reasoning, as far as known."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string ended the answer."""
+
+    @property
+    def withheld(self) -> int:
+        """Letters pushed and not given out: they may belong to a stop string, or follow one."""
+
+    @property
+    def called(self) -> bool: ...
+
+    @property
+    def done(self) -> bool:
+        """Whether the only call is finished."""
+
+    def push(self, text: str) -> ParsedAnswer: ...
+
+    def flush(self) -> ParsedAnswer:
+        """What was held back, at the end of the answer."""
+
+
 @dataclass(slots=True)
 class AnswerParser:
     """Splits an answer: first its reasoning, then text and calls. Without parsers, all of it is text."""
@@ -137,6 +170,7 @@ class AnswerParser:
     stops: StopFilter = field(default_factory=lambda: StopFilter(()))  # ends the text, never the reasoning
     tools: ToolCallParser | None = None
     one_call: bool = False  # the answer ends with the first call
+    tags: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def thinking(self) -> bool:
@@ -144,12 +178,10 @@ class AnswerParser:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string ended the answer."""
         return self.stops.matched
 
     @property
     def withheld(self) -> int:
-        """Letters pushed and not given out: they may belong to a stop string, or follow one."""
         return self.stops.withheld + (self.reasoning.held if self.reasoning is not None else 0)
 
     @property
@@ -158,7 +190,6 @@ class AnswerParser:
 
     @property
     def done(self) -> bool:
-        """Whether the only call is finished."""
         return self.one_call and self.tools is not None and self.tools.calls.finished > 0
 
     def push(self, text: str) -> ParsedAnswer:
@@ -166,7 +197,6 @@ class AnswerParser:
         return self._parsed(reasoning, self.stops.push(text))
 
     def flush(self) -> ParsedAnswer:
-        """What was held back, at the end of the answer."""
         reasoning, text = self.reasoning.flush() if self.reasoning is not None else ("", "")
         parsed = self._parsed(reasoning, self.stops.push(text) + self.stops.flush())
         rest, more = self.tools.flush() if self.tools is not None else ("", ())

@@ -21,10 +21,13 @@ class ThinkTags:
 
 
 THINK = ThinkTags()
+CHANNELS = ThinkTags("<|channel|>analysis<|message|>", "<|end|>")  # of OpenAI's harmony format; see harmony.py
 
 
 def think_tags_of(template: str, has_token: Callable[[str], bool]) -> ThinkTags | None:
     """The tags of a model, by its template's source and its vocabulary; None if it shows none."""
+    if "<|channel|>" in template and "<|message|>" in template:
+        return CHANNELS
     if THINK.opening not in template and not has_token(THINK.opening):
         return None
     return ThinkTags(break_first=f"\\n{THINK.opening}" in template)

@@ -26,6 +26,7 @@ from together.requests import Message
 from together.text.chat_template import DEFAULT, TOOL_USE, ChatTemplate
 from together.text.grammar import Grammars
 from together.text.thinking import ThinkTags, think_tags_of
+from together.text.tool_formats import tags_in
 from together.text.vocabulary import TokenBound, Vocabulary, parts_of
 from together.wording import MOST, cut
 
@@ -45,13 +46,14 @@ class TextModel:
         """`thinks`: the tags around what the model may think before it answers."""
         tokenizer = vocabulary.tokenizer
         self.tokenizer = tokenizer
-        self.eos = vocabulary.eos
         self.template = template
         self.thinks = thinks
         self.token_bytes = TokenBytes(tokenizer)
-        self.reasoning_tags = _added_ids(tokenizer, thinks.both if thinks else (), special=True)
+        self.reasoning_tags = _added_ids(tokenizer, tags_in(*thinks.both) if thinks else (), special=True)
         self.tool_tags = _added_ids(tokenizer, template.tool_format.tags)
-        self.grammars = Grammars(tokenizer, vocabulary.eos, thinks)
+        ends = template.tool_format.ends
+        self.eos = vocabulary.eos.union(self.tool_tags[end] for end in ends if end in self.tool_tags)
+        self.grammars = Grammars(tokenizer, self.eos, thinks)
         self._name = name
         self._vocabulary = vocabulary
         self._bound = TokenBound.of(tokenizer)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-NAME, ARGUMENTS, KEY, VALUE = "{name}", "{arguments}", "{key}", "{value}"  # the places in a format's texts
+# The places in a format's texts.
+NAME, ARGUMENTS, KEY, VALUE, ANSWER = "{name}", "{arguments}", "{key}", "{value}", "{answer}"
 _TAG = re.compile(r"</?[^\s<>/=]+>|\[/?[A-Z_]+\]")
 
 
@@ -28,12 +29,21 @@ class ToolFormat:
     bare: bool = False  # an object at the beginning of the answer is a call, without a tag
     single: bool = False  # the template takes one call per message
     short_ids: bool = False  # the template takes ids of exactly nine letters and digits
+    lead: str = ""  # what comes before an answer that follows thoughts
+    answer: str = ""  # how an answer that is no call is written, with {answer}; empty: as it is
+    ends: tuple[str, ...] = ()  # words that end an answer, whatever the model's files name
+    thoughts: str = "reasoning_content"  # the key of a past turn's thoughts
 
     @property
     def tags(self) -> frozenset[str]:
         """All tags: those that are special tokens, no decoder shows."""
-        texts = (self.call, self.parameter, *self.around)
-        return frozenset((*self.openings, *self.closings, "[CALL_ID]", *_TAG.findall(" ".join(texts))))
+        texts = (self.call, self.parameter, *self.around, self.lead, self.answer)
+        return frozenset((*self.openings, *self.closings, *self.ends, "[CALL_ID]", *tags_in(*texts)))
+
+    @property
+    def is_json(self) -> bool:
+        """Whether a call is one JSON object; others have the name before the arguments."""
+        return '{"name"' in self.call
 
     def shown_by(self, template: str) -> bool:
         return all(mark in template for mark in self.marks or self.openings[:1])
@@ -110,9 +120,26 @@ MISTRAL_NAMED = ToolFormat(
 NEMOTRON = ToolFormat(
     "nemotron", ("<TOOLCALL>",), ("</TOOLCALL>",), around=("<TOOLCALL>[", "]</TOOLCALL>"), between=", ", named=True
 )
+HARMONY = ToolFormat(  # gpt-oss
+    "harmony",
+    ("<|channel|>commentary to=functions.",),
+    ("<|end|>",),
+    call="<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{arguments}",
+    marks=("<|channel|>", "<|message|>"),
+    single=True,
+    lead="<|start|>assistant",
+    answer="<|channel|>final<|message|>{answer}",
+    ends=("<|return|>", "<|call|>"),
+    thoughts="thinking",
+)
 
 # The first that a template shows is its own; so the more special ones come first.
-FORMATS = (MISTRAL_NAMED, MISTRAL, NEMOTRON, MINIMAX, GRANITE, GLM_DENSE, GLM, CODER, HERMES, LLAMA)
+FORMATS = (HARMONY, MISTRAL_NAMED, MISTRAL, NEMOTRON, MINIMAX, GRANITE, GLM_DENSE, GLM, CODER, HERMES, LLAMA)
+
+
+def tags_in(*texts: str) -> list[str]:
+    """What is written in them that may be a token of its own."""
+    return _TAG.findall(" ".join(texts))
 
 
 def tool_format_of(template: str) -> ToolFormat | None:

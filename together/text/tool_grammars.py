@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from together.requests import Grammar, Tool, ToolUse
-from together.text.tool_formats import ToolFormat, kinds_of, properties_of
+from together.text.tool_formats import ANSWER, ToolFormat, kinds_of, properties_of
 
 # At most one space after a comma or colon: where any white space is allowed, small models may write it without end.
 # Schemas inside a lark grammar have this as their "x-guidance".
@@ -33,15 +33,14 @@ def call_grammar(
     is a call or text by the `answer` schema, or with strict tools, text with calls that match their schemas, or
     anything.
     """
-    if not use.tools:
-        return answer
     writer = _Writer(tool_format, ids)
+    if not use.tools:
+        return writer.only(answer) if answer is not None and tool_format.answer else answer
     if use.required:
         tools = [replace(tool, strict=True) for tool in use.tools if use.name in ("", tool.name)]
-        rules = [f"start: {_several(use)}", *writer.calls(tools)]
+        rules = [f"start: {writer.lead} {_several(use)}", *writer.calls(tools)]
     elif answer is not None and answer.kind == "json_schema":
-        text = f"answer: %json {_schema(json.loads(answer.source))}"
-        rules = [f"start: {_several(use)} | answer", text, *writer.calls(use.tools)]
+        rules = [f"start: {writer.lead} ({_several(use)} | answer)", writer.answer(answer), *writer.calls(use.tools)]
     elif answer is None and any(tool.strict for tool in use.tools):
         rules = list(writer.among_text(use.tools))
     else:
@@ -60,6 +59,20 @@ class _Writer:
     format: ToolFormat
     ids: Mapping[str, int]
 
+    @property
+    def lead(self) -> str:
+        return f"({self._text(self.format.lead)})?" if self.format.lead else ""
+
+    def only(self, answer: Grammar) -> Grammar:
+        """The grammar of an answer without tools, as the format writes it."""
+        if answer.kind != "json_schema":
+            return answer
+        return Grammar("lark", f"start: {self.lead} answer\n{self.answer(answer)}", param=answer.param)
+
+    def answer(self, answer: Grammar) -> str:
+        """The rule `answer`, by a schema."""
+        return f"answer: {self._text(self._answer)} %json {_schema(json.loads(answer.source))}"
+
     def calls(self, tools: Sequence[Tool]) -> Iterator[str]:
         """The rules `calls`, for some calls, and `one`, for exactly one."""
         begin, end = map(self._text, self.format.around)
@@ -75,7 +88,9 @@ class _Writer:
         """Any text with calls in it: a call has to follow the opening tag."""
         opening, (begin, end) = self.format.openings[0], self.format.around
         before, _, after = self.format.parts()
-        if self.format.bare:
+        if self.format.answer:
+            yield from self._in_channels()
+        elif self.format.bare:
             yield from ("start: TEXT | call", _TEXT_NOT_BARE)
         else:
             inside = self._loose(begin.removeprefix(opening)) + self._several_calls() + self._loose(end)
@@ -85,8 +100,22 @@ class _Writer:
             else:
                 yield from (f"head[lazy]: TEXT {_quoted(opening)}", f"one: head {inside}", _ANY_TEXT)
             yield from ("start: one* rest", "rest: TEXT")
-        yield f"call: {self._loose(before.removeprefix(opening))} body {self._loose(after)}"
+        before = before if self.format.answer else before.removeprefix(opening)
+        yield f"call: {self._loose(before)} body {self._loose(after)}"
         yield from self._bodies(tools)
+
+    def _in_channels(self) -> Iterator[str]:
+        """An answer, or a call after any messages."""
+        thought, said = (self._text(self._answer.replace("final", name)) for name in ("analysis", "commentary"))
+        again = self._text(self.format.closings[0] + self.format.lead)
+        yield f"start: {self.lead} turn"
+        yield f"turn: {self._text(self._answer)} TEXT | ({thought} | {said}) TEXT {again} turn | call"
+        yield _ANY_TEXT
+
+    @property
+    def _answer(self) -> str:
+        """What comes before an answer."""
+        return self.format.answer.partition(ANSWER)[0]
 
     def _several_calls(self) -> str:
         return f" call ({self._loose(self.format.between)} call)* "
@@ -97,7 +126,7 @@ class _Writer:
         yield "body: " + " | ".join(f"tool{number}" for number in range(len(tools)))
         for number, tool in enumerate(tools):
             rule, schema = f"tool{number}", _closed(tool.parameters)
-            name = json.dumps(tool.name)[1:-1] if '"{name}"' in self.format.call else tool.name
+            name = json.dumps(tool.name)[1:-1] if self.format.is_json else tool.name
             head = f"{rule}: {self._text(name + middle)}"
             if self.format.parameter:
                 yield from self._parameters(rule, head, schema)

@@ -125,7 +125,8 @@ class ToolCallReader:
         """Read the call at the beginning of the text, after `opening`; if there is none, take nothing."""
         at = yield from self._past(_SPACES, len(opening))
         readers = {"{": self._object, "[": self._list}
-        other = self._tagged if self._format.parameter or self._sign(at) == "<" else self._named
+        is_headed = self._sign(at) == "<" or not (self._format.is_json or self._format.named)
+        other = self._headed if is_headed else self._named
         found = yield from readers[self._sign(at)](at) if self._sign(at) in readers else other(at, opening)
         if found:
             for closing in self._format.closings:
@@ -218,10 +219,10 @@ class ToolCallReader:
             yield
         return (yield from self._begun(head["name"], head.end()))
 
-    # --- parameters between tags --------------------------------------------------------------------------------------
+    # --- a name, then parameters between tags -------------------------------------------------------------------------
 
-    def _tagged(self, at: int, opening: str) -> Reading:
-        style = self._format if self._format.parameter else CODER
+    def _headed(self, at: int, opening: str) -> Reading:
+        style = CODER if self._format.is_json or self._format.named else self._format
         known = style.openings.index(opening) + 1 if opening in style.openings else 0
         for each in style.openings[known:]:
             end = yield from self._expect(each, at)
@@ -230,6 +231,9 @@ class ToolCallReader:
             at = at if end is None else end
         _, middle, after = style.parts()
         name, at = yield from self._word(at, middle)
+        if at and not style.parameter:
+            at = yield from self._past(_SPACES, at)
+            return self._sign(at) == "{" and (yield from self._begun(name, at))
         if not at or not (middle.strip() or (yield from self._goes_on(style, name, at))):
             return False
         self.unread.take(at)
