@@ -303,3 +303,54 @@ GPT_OSS = r"""{%- macro kind_of(spec) -%}
 <|start|>assistant
 {%- endif -%}
 """
+
+# DeepSeek's templates write calls and know no tools: these are told of in the system's text.
+_DEEPSEEK = r"""{% if not thinking is defined %}{% set thinking = enable_thinking | default(false) %}{% endif %}
+{%- set ns = namespace(rules='', calls=false, asked=false, tool=false) -%}
+{%- for turn in messages -%}
+    {%- if turn['role'] == 'system' -%}
+        {%- set ns.rules = ns.rules + ('\n\n' if ns.rules else '') + turn['content'] -%}
+    {%- endif -%}
+{%- endfor -%}
+{{ bos_token }}{{ ns.rules }}
+{%- for turn in messages -%}
+    {%- if turn['role'] == 'user' -%}
+        {%- set ns.tool, ns.calls, ns.asked = false, false, true -%}
+        {{ '<｜User｜>' + turn['content'] }}
+    {%- elif turn['role'] == 'assistant' and turn['tool_calls'] is defined and turn['tool_calls'] is not none -%}
+        {%- if ns.asked -%}{{ '<｜Assistant｜>SILENT' }}{%- endif -%}
+        {%- set ns.asked, ns.calls, ns.tool = false, false, false -%}
+        {%- for call in turn['tool_calls'] -%}
+            {%- if not ns.calls -%}
+                {{ '' if turn['content'] is none else turn['content'] }}{{ '<｜tool▁calls▁begin｜>' }}
+            {%- else -%}
+                {{ 'GAP' }}
+            {%- endif -%}
+            {{ CALL }}
+            {%- set ns.calls = true -%}
+        {%- endfor -%}
+        {{ '<｜tool▁calls▁end｜><｜end▁of▁sentence｜>' }}
+    {%- elif turn['role'] == 'assistant' -%}
+        {%- if ns.asked -%}{{ '<｜Assistant｜>SILENT' }}{%- endif -%}
+        {%- set ns.asked, ns.tool = false, false -%}
+        {{ turn['content'].split('</think>')[-1] + '<｜end▁of▁sentence｜>' }}
+    {%- elif turn['role'] == 'tool' -%}
+        {%- set ns.asked, ns.tool = false, true -%}
+        {{ '<｜tool▁output▁begin｜>' + turn['content'] + '<｜tool▁output▁end｜>' }}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt and ns.asked and not ns.tool -%}{{ '<｜Assistant｜>OPENED' }}{%- endif %}
+"""
+_CALL31 = (
+    "'<｜tool▁call▁begin｜>' + call['function']['name'] + '<｜tool▁sep｜>' + call['function']['arguments'] + "
+    "'<｜tool▁call▁end｜>'"
+)
+_CALL3 = (
+    r"'<｜tool▁call▁begin｜>' + call['type'] + '<｜tool▁sep｜>' + call['function']['name'] + '\n' + '```json' + '\n' + "
+    r"call['function']['arguments'] + '\n' + '```' + '<｜tool▁call▁end｜>'"
+)
+_SWITCH = "' + ('<think>' if thinking else '</think>') + '"
+DEEPSEEK = (
+    _DEEPSEEK.replace("SILENT", "</think>").replace("OPENED", _SWITCH).replace("GAP", "").replace("CALL", _CALL31)
+)
+DEEPSEEK_V3 = _DEEPSEEK.replace("SILENT", "").replace("OPENED", "").replace("GAP", r"\n").replace("CALL", _CALL3)

@@ -25,6 +25,8 @@ from together.text.answers import answer_chat
 from together.text.tokenizer import TextModel
 from together.text.tool_formats import (
     CODER,
+    DEEPSEEK,
+    DEEPSEEK_V3,
     GLM,
     GLM_DENSE,
     GRANITE,
@@ -70,6 +72,8 @@ TAUGHT = {  # what a template shows of its format
     GLM_DENSE: "<tool_call></arg_key><arg_value>",
     MINIMAX: "<minimax:tool_call>",
     GRANITE: "<|tool_call|>",
+    DEEPSEEK: "<｜tool▁calls▁begin｜>",
+    DEEPSEEK_V3: "<｜tool▁calls▁begin｜>```json",
 }
 TOKENS = {  # the tags that are tokens of such models
     MISTRAL: ("[TOOL_CALLS]",),
@@ -265,6 +269,14 @@ WRITTEN: dict[ToolFormat, tuple[str, str]] = {  # before the arguments, after th
     MISTRAL_NAMED: ("[TOOL_CALLS]weather[ARGS]", ""),
     NEMOTRON: ('<TOOLCALL>[{"name": "weather", "arguments": ', "}]</TOOLCALL>"),
     GRANITE: ('<|tool_call|>[{"name": "weather", "arguments": ', "}]"),
+    DEEPSEEK: (
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>",
+        "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    ),
+    DEEPSEEK_V3: (
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n",
+        "\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    ),
 }
 
 

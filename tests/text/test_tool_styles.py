@@ -23,7 +23,7 @@ from together.engine.engine import Engine
 from together.requests import AnswerChunk, CallDelta, ChatRequest, Message, Tool, ToolCall, ToolUse
 from together.text.answers import answer_chat, chat_parser
 from together.text.tokenizer import TextModel
-from together.text.tool_formats import GLM, GLM_DENSE, GRANITE, HERMES, MINIMAX, ToolFormat
+from together.text.tool_formats import DEEPSEEK, DEEPSEEK_V3, GLM, GLM_DENSE, GRANITE, HERMES, MINIMAX, ToolFormat
 from together.types import Sampling
 
 Calls = list[tuple[str, dict[str, Any]]]
@@ -60,6 +60,8 @@ class Style:
 
 THINK_TAGS, CALL_TAGS = ("<think>", "</think>"), ("<tool_call>", "</tool_call>")
 GLM_TAGS = (*THINK_TAGS, *CALL_TAGS, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+DEEPSEEK_TAGS = tuple(f"<｜tool▁{word}｜>" for word in ("calls▁begin", "call▁begin", "sep", "call▁end", "calls▁end"))
+DEEPSEEK_END = "<｜end▁of▁sentence｜>"
 STYLES = {
     "glm-4.6": Style(templates.GLM, GLM, GLM_TAGS, "<|observation|>"),
     "glm-4.7": Style(templates.GLM_DENSE, GLM_DENSE, GLM_TAGS, "<|observation|>"),
@@ -67,6 +69,8 @@ STYLES = {
         templates.MINIMAX, MINIMAX, (*THINK_TAGS, "<minimax:tool_call>", "</minimax:tool_call>"), "[e~["
     ),
     "granite-3": Style(templates.GRANITE3, GRANITE, ("<|tool_call|>",), "<|end_of_text|>", thinks=False),
+    "deepseek-v3.1": Style(templates.DEEPSEEK, DEEPSEEK, THINK_TAGS + DEEPSEEK_TAGS, DEEPSEEK_END, thinks=False),
+    "deepseek-v3": Style(templates.DEEPSEEK_V3, DEEPSEEK_V3, DEEPSEEK_TAGS, DEEPSEEK_END, thinks=False),
     "granite-4": Style(templates.GRANITE4, HERMES, CALL_TAGS, "<|end_of_text|>", thinks=False),
 }
 ALL = pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -12,13 +9,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from together.errors import BadRequest, BrokenModel
-from together.requests import Message, Tool, ToolCall
+from together.requests import Message, Tool
 from together.sentences import template
 from together.text.rendering import RENDER, Renderer, TemplateFault, TemplateLimit, TemplateRefusal
-from together.text.tool_formats import HERMES, ToolFormat, tool_format_of, written
+from together.text.tool_formats import HERMES, ToolFormat, tool_format_of
+from together.text.tool_turns import (
+    BETWEEN,
+    CALLS,
+    fitted,
+    joined,
+    object_of,
+    offer,
+    turns,
+    with_description,
+    without_tools,
+)
 from together.wording import quoted
 
-Turn = dict[str, object]  # a message, a tool or a call as OpenAI's API writes it, which is what templates expect
 Render = Callable[[Sequence[Message]], str]
 
 DEFAULT, TOOL_USE = "default", "tool_use"
@@ -28,21 +35,13 @@ PLAIN = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n\n"
     "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-_BETWEEN = "\n\n"  # separates the contents of messages that are merged
-_SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
-_HOW = f"""\
-You can call the functions below where that helps; otherwise answer as usual. For each call write nothing but
-{written(HERMES, [("the function's name", '{"a parameter": "its value"}')])}
-What a call returned comes back as <tool_response>…</tool_response>.
-
-The functions, with JSON schemas of their arguments:
-"""
 
 
 @dataclass(frozen=True, slots=True)
 class _Template:
     source: str
-    tool_format: ToolFormat | None  # None: it takes no tools, or writes calls in an unknown format
+    tool_format: ToolFormat | None  # None: it knows neither tools nor calls, or writes these in an unknown format
+    takes_tools: bool
 
 
 class ChatTemplate:
@@ -105,11 +104,11 @@ class ChatTemplate:
         try:
             if template.tool_format is None:
                 return _first_whole(without_tools(messages, tools), render)
-            if tools:
+            if tools and template.takes_tools:
                 given["tools"] = offer(tools)
-            if "tool_calls" not in template.source:  # it offers tools, and would leave out what was called
-                messages = [_spoken(message, template.tool_format) for message in messages]
-            return _first_whole(list(one_by_one(messages)) if template.tool_format.single else messages, render)
+            elif tools:
+                messages = with_description(messages, tools, template.tool_format)
+            return _first_whole(fitted(messages, template.tool_format, template.source), render)
         except TemplateFault as fault:
             raise self._refusal(fault, messages) from fault
         except (TypeError, ValueError, RecursionError) as error:
@@ -139,7 +138,7 @@ class ChatTemplate:
         except TemplateRefusal as fault:
             text = "the chat template of {model} does not parse ({fault}); correct it, or get this model again"
             raise BrokenModel(text, model=self._name, fault=str(fault)) from fault
-        return _Template(source, tool_format_of(source) if takes_tools else None)
+        return _Template(source, tool_format_of(source) if takes_tools or CALLS in source else None, takes_tools)
 
     def _render(
         self, template: _Template, given: Mapping[str, object], until: float, messages: Sequence[Message]
@@ -223,7 +222,7 @@ def forms(messages: Sequence[Message]) -> Iterator[list[Message]]:
 def culprit(messages: Sequence[Message]) -> int | None:
     """The message that a template most likely refuses: arguments are no JSON object, a late system, a repeated role."""
     for index, message in enumerate(messages):
-        if any(_arguments(call) is None for call in message.tool_calls):
+        if any(object_of(call) is None for call in message.tool_calls):
             return index
     for index in range(1, len(messages)):
         before, role = messages[index - 1].role, messages[index].role
@@ -238,140 +237,8 @@ def _system_as_user(message: Message) -> Message:
 
 def _merged(messages: Iterable[Message]) -> list[Message]:
     """Merge messages of one role in a row, except tool results and messages with calls."""
-    return _joined(messages, _same_speaker, _BETWEEN)
+    return joined(messages, _same_speaker, BETWEEN)
 
 
 def _same_speaker(before: Message, message: Message) -> bool:
     return before.role == message.role != "tool" and not before.tool_calls and not message.tool_calls
-
-
-def _joined(messages: Iterable[Message], joins: Callable[[Message, Message], bool], between: str) -> list[Message]:
-    """Join each message to the one before it where `joins(before, message)`."""
-    runs: list[list[Message]] = []
-    for message in messages:
-        if runs and joins(runs[-1][-1], message):
-            runs[-1].append(message)
-        else:
-            runs.append([message])
-    return [
-        replace(
-            run[0],
-            content=between.join(filter(None, (message.content for message in run))),
-            reasoning=_BETWEEN.join(filter(None, (message.reasoning for message in run))),
-        )
-        for run in runs
-    ]
-
-
-# --- for templates with tools -----------------------------------------------------------------------------------------
-
-
-def offer(tools: Iterable[Tool]) -> list[Turn]:
-    return [{"type": "function", "function": _function(tool)} for tool in tools]
-
-
-def _function(tool: Tool) -> Turn:
-    parameters = {"type": "object", "properties": {}, **tool.parameters}
-    return {"name": tool.name, "description": tool.description, "parameters": parameters}
-
-
-def turns(messages: Sequence[Message], tool_format: ToolFormat) -> list[Turn]:
-    names = {call.id: call.name for message in messages for call in message.tool_calls}
-    return [_turn(message, names, tool_format) for message in messages]
-
-
-def _turn(message: Message, names: Mapping[str, str], tool_format: ToolFormat) -> Turn:
-    turn: Turn = {"role": message.role, "content": message.content}
-    if message.reasoning:
-        turn[tool_format.thoughts] = message.reasoning
-    if message.tool_calls and message.reasoning and message.content and tool_format.answer:
-        # A harmony template takes one of both beside a call, and writes either as thoughts.
-        turn |= {"content": "", tool_format.thoughts: f"{message.reasoning}{_BETWEEN}{message.content}"}
-    if message.tool_calls:
-        turn["tool_calls"] = [_call(call, tool_format) for call in message.tool_calls]
-    if message.role == "tool":
-        turn |= {"tool_call_id": _id(message.tool_call_id, tool_format), "name": names.get(message.tool_call_id, "")}
-    return turn
-
-
-def _spoken(message: Message, tool_format: ToolFormat) -> Message:
-    """The message with its calls written as the model would write them."""
-    if not message.tool_calls:
-        return message
-    calls = written(tool_format, [(call.name, call.arguments) for call in message.tool_calls])
-    return replace(message, content="\n".join(filter(None, (message.content, calls))), tool_calls=())
-
-
-def _call(call: ToolCall, tool_format: ToolFormat) -> Turn:
-    arguments = _arguments(call)  # a model may have written text that is no object: it stays text
-    function = {"name": call.name, "arguments": call.arguments if arguments is None else arguments}
-    return {"id": _id(call.id, tool_format), "type": "function", "function": function}
-
-
-def _arguments(call: ToolCall) -> dict[str, object] | None:
-    try:
-        found = json.loads(call.arguments or "{}")
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _id(call_id: str, tool_format: ToolFormat) -> str:
-    """The id, shortened by its hash where the template takes short ones only."""
-    if not tool_format.short_ids or _SHORT_ID.fullmatch(call_id):
-        return call_id
-    return hashlib.sha256(call_id.encode()).hexdigest()[:9]
-
-
-def one_by_one(messages: Sequence[Message]) -> Iterator[Message]:
-    """Split each message with several calls into one message per call, each followed by its results."""
-    at = 0
-    while at < len(messages):
-        message = messages[at]
-        at += 1
-        if len(message.tool_calls) < 2:
-            yield message
-            continue
-        end = next((i for i in range(at, len(messages)) if messages[i].role != "tool"), len(messages))
-        yield from _apart(message, messages[at:end])
-        at = end
-
-
-def _apart(message: Message, results: Sequence[Message]) -> Iterator[Message]:
-    for number, call in enumerate(message.tool_calls):
-        turn = replace(message, tool_calls=(call,))
-        yield turn if number == 0 else replace(turn, content="", reasoning="")
-        yield from (result for result in results if result.tool_call_id == call.id)
-    known = {call.id for call in message.tool_calls}
-    yield from (result for result in results if result.tool_call_id not in known)
-
-
-# --- for templates without tools --------------------------------------------------------------------------------------
-
-
-def without_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
-    """Write calls and results as text, and describe `tools` in the first system message.
-
-    Results and the user's message after them become one message of the user: many templates want roles to alternate.
-    """
-    texts = [
-        replace(message, content=_as_text(message), tool_calls=())
-        for message in (_with_description(messages, tools) if tools else messages)
-    ]
-    joined = _joined(texts, lambda before, message: before.role == "tool" and message.role in ("tool", "user"), "\n")
-    return [replace(message, role="user") if message.role == "tool" else message for message in joined]
-
-
-def _with_description(messages: Sequence[Message], tools: Iterable[Tool]) -> list[Message]:
-    how = _HOW + "\n".join(json.dumps(_function(tool), ensure_ascii=False) for tool in tools)
-    at = next((i for i, message in enumerate(messages) if message.role == "system"), None)
-    if at is None:
-        return [Message("system", how), *messages]
-    first = replace(messages[at], content=f"{messages[at].content}{_BETWEEN}{how}")
-    return [*messages[:at], first, *messages[at + 1 :]]
-
-
-def _as_text(message: Message) -> str:
-    if message.role == "tool":
-        return f"<tool_response>\n{message.content}\n</tool_response>"
-    return _spoken(message, HERMES).content

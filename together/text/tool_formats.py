@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 # The places in a format's texts.
@@ -28,6 +28,7 @@ class ToolFormat:
     named: bool = False  # the reader takes a name with an object after it
     bare: bool = False  # an object at the beginning of the answer is a call, without a tag
     single: bool = False  # the template takes one call per message
+    as_openai: bool = False  # the template takes arguments as text, and no content beside calls alone as null
     short_ids: bool = False  # the template takes ids of exactly nine letters and digits
     lead: str = ""  # what comes before an answer that follows thoughts
     answer: str = ""  # how an answer that is no call is written, with {answer}; empty: as it is
@@ -120,6 +121,23 @@ MISTRAL_NAMED = ToolFormat(
 NEMOTRON = ToolFormat(
     "nemotron", ("<TOOLCALL>",), ("</TOOLCALL>",), around=("<TOOLCALL>[", "]</TOOLCALL>"), between=", ", named=True
 )
+DEEPSEEK = ToolFormat(  # since V3.1
+    "deepseek",
+    ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>"),
+    ("<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"),
+    "<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>{arguments}<｜tool▁call▁end｜>",
+    around=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+    as_openai=True,
+)
+DEEPSEEK_V3 = replace(
+    DEEPSEEK,
+    name="deepseek-v3",
+    openings=("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>function<｜tool▁sep｜>"),
+    closings=("```", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"),
+    call="<｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n```json\n{arguments}\n```<｜tool▁call▁end｜>",
+    between="\n",
+    marks=("<｜tool▁calls▁begin｜>", "```json"),
+)
 HARMONY = ToolFormat(  # gpt-oss
     "harmony",
     ("<|channel|>commentary to=functions.",),
@@ -134,7 +152,21 @@ HARMONY = ToolFormat(  # gpt-oss
 )
 
 # The first that a template shows is its own; so the more special ones come first.
-FORMATS = (HARMONY, MISTRAL_NAMED, MISTRAL, NEMOTRON, MINIMAX, GRANITE, GLM_DENSE, GLM, CODER, HERMES, LLAMA)
+FORMATS = (
+    HARMONY,
+    DEEPSEEK_V3,
+    DEEPSEEK,
+    MISTRAL_NAMED,
+    MISTRAL,
+    NEMOTRON,
+    MINIMAX,
+    GRANITE,
+    GLM_DENSE,
+    GLM,
+    CODER,
+    HERMES,
+    LLAMA,
+)
 
 
 def tags_in(*texts: str) -> list[str]:
