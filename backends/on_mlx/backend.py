@@ -13,7 +13,7 @@ from backends.on_mlx.model import read_slice
 from backends.on_mlx.shard import MlxShard
 from together.cluster_types import Device, DeviceProfile
 from together.errors import BadSetting
-from together.models.spec import read_runnable
+from together.models.spec import read_config, read_runnable
 from together.types import PLAIN, Dtype, PackedAs
 
 _KEPT_FOR_REUSE = 128 * 2**20  # bytes of freed buffers; MLX would keep as much as the machine has
@@ -49,7 +49,7 @@ def load(request: LoadRequest) -> MlxShard:
     check_model(spec, request)
     capacity = cache_capacity(spec, request, "mlx")
     use_device(request.device, request.memory_bytes)
-    refuse_dtype(spec, request.dtype, request.device)
+    refuse_dtype(read_config(request.folder), spec, request.dtype, request.device)
     with in_words(spec.name, "mlx-lm"):
         parts = read_slice(request, spec)
     return MlxShard(spec, request.layers, request.dtype, capacity, parts)

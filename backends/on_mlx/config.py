@@ -101,9 +101,10 @@ def yarn(values: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
-def refuse_dtype(spec: ModelSpec, dtype: Dtype, device: str) -> None:
+def refuse_dtype(config: Mapping[str, Any], spec: ModelSpec, dtype: Dtype, device: str) -> None:
     """Raises UnsupportedModel for what MLX cannot compute on `device`, `cpu` or `gpu`."""
-    if BY_NAME[spec.family].experts and dtype != "fp32" and device == "cpu":
+    experts = BY_NAME[spec.family].experts
+    if experts and config[experts] and dtype != "fp32" and device == "cpu":
         raise UnsupportedModel(
             "{model}: MLX runs experts on a CPU only in fp32; load it in fp32 or on another device", model=spec.name
         )

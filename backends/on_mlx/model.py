@@ -29,6 +29,7 @@ from backends.on_mlx.routers import group_expert_select
 from backends.on_mlx.tensors import MX, held_arrays, unfused, unfused_names
 from together.errors import BadSetting, BrokenModel, UnsupportedModel
 from together.models.families import BY_NAME
+from together.models.form import STACK
 from together.models.names import HEAD, shifted
 from together.models.spec import ModelSpec, needed_tensors, read_config
 from together.models.state import Latent, Recurrent
@@ -56,7 +57,6 @@ def write_activation(bits: mx.array, dtype: Dtype) -> Activation:
     return Activation(dtype, tokens, width, np.array(bits).data.cast("B"))
 
 
-_STACKED = ".mlp.switch_mlp."  # canonical
 _SELECT = "group_expert_select"  # of routers with corrected scores, what several files have
 _PACKAGE = "backends.mlx_lm_models"  # a name only: there is no such folder
 
@@ -313,7 +313,7 @@ def _yarn(rope: Rope, dims: int) -> mx.array:
 
 def _path(spec: ModelSpec, first: int, name: str) -> str:
     """mlx-lm's name of a tensor, in a model that begins with layer `first`."""
-    return shifted(name, first).replace(_STACKED, f".mlp.{BY_NAME[spec.family].mlx_experts}.")
+    return shifted(name, first).replace(STACK, f".{BY_NAME[spec.family].mlx_experts}.")
 
 
 def _parts(model: Module) -> Iterable[object]:

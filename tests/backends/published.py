@@ -126,6 +126,7 @@ FORMS: dict[str, tuple[str, Form]] = {  # name: the case of families.py it is ma
         wrapped("mistral3", "language_model.model.", "language_model.lm_head."),
     ),
     "gemma4": ("gemma4_text", wrapped("gemma4", "model.language_model.", "lm_head.")),
+    "gemma4 with experts": ("gemma4-experts", wrapped("gemma4", "model.language_model.", "lm_head.")),
     "gemma4 of mlx-lm": ("gemma4_text", wrapped("gemma4", "language_model.model.", "language_model.lm_head.")),
     "gemma3": ("gemma3_text", wrapped("gemma3", "language_model.model.", "language_model.lm_head.")),
     "numbered": ("qwen3_moe", numbered),

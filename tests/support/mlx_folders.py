@@ -250,6 +250,10 @@ def _widths(plain: Path) -> dict[str, int]:
     """The inputs of every matrix of a plain folder, by the path that MLX gives it."""
     shapes = {name: array.shape for name, array in _unfused(stored_arrays(plain))}
     paths = {stack_of(name).removesuffix(".weight"): name for name in shapes}
+    for name in [name for name in shapes if name.endswith((".experts.gate_up_proj", ".experts.down_proj"))]:
+        start = name.rpartition(".")[0]
+        parts = ("down_proj",) if name.endswith("down_proj") else ("gate_proj", "up_proj")
+        paths |= {f"{start}.switch_glu.{part}": name for part in parts}
     found = {path: shapes[name][-1] for path, name in paths.items()}
     config = json.loads((plain / "config.json").read_text(encoding="utf-8"))
     for path in [path for path in found if path.endswith(_HEADS)]:
@@ -284,6 +288,9 @@ def _published(weights: Mapping[str, Floats]) -> Iterator[tuple[str, Floats]]:
     """Experts one by one or fused, and norms beside recurrent layers less 1, as transformers publishes them."""
     recurrent = any(name.endswith(CONVOLUTION) and values.shape[2] == 1 for name, values in weights.items())
     for name, values in weights.items():
+        if ".switch_glu." in name:
+            yield from _joined(weights, *name.removesuffix(".weight").split(".switch_glu."))
+            continue
         if recurrent and name.endswith(CONVOLUTION):
             values = values.swapaxes(1, 2)
         elif recurrent and name.endswith(LARGER):
@@ -299,6 +306,15 @@ def _published(weights: Mapping[str, Floats]) -> Iterator[tuple[str, Floats]]:
         name = match[3] if match[2] == "mlp" else _MIXTRAL[match[3]]
         for expert, one in enumerate(values):
             yield f"{match[1]}.experts.{expert}.{name}.weight", np.ascontiguousarray(one)
+
+
+def _joined(weights: Mapping[str, Floats], path: str, part: str) -> Iterator[tuple[str, Floats]]:
+    """Each expert's gate before its up."""
+    if part == "down_proj":
+        yield f"{path}.{part}", np.ascontiguousarray(weights[f"{path}.switch_glu.{part}.weight"])
+    elif part == "gate_proj":
+        both = (weights[f"{path}.switch_glu.{part}.weight"] for part in ("gate_proj", "up_proj"))
+        yield f"{path}.gate_up_proj", np.concatenate(tuple(both), axis=1)
 
 
 def _fused(weights: Mapping[str, Floats], path: str, part: str, end: str) -> Iterator[tuple[str, Floats]]:

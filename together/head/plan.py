@@ -112,8 +112,9 @@ def refuse(opened: ModelHandle, plan: Plan) -> None:
     """Raises UnsupportedModel for a stage whose back end cannot run this model; asked before anything is unloaded."""
     for stage in plan.stages:
         if stage.backend == "mlx" and opened.spec.family != TOY:
-            refuse_ignored(json.loads(opened.config), opened.spec)
-            refuse_dtype(opened.spec, plan.dtype, stage.device)
+            config = json.loads(opened.config)
+            refuse_ignored(config, opened.spec)
+            refuse_dtype(config, opened.spec, plan.dtype, stage.device)
 
 
 def _check_words(name: str, spec: ModelSpec, text: TextModel) -> None:

@@ -135,7 +135,7 @@ _WRAPS = r"((?:(?:model|language_model|text_model|module|_orig_mod|base_model)\.
 _PART = re.compile(_WRAPS + r"(embed_tokens\.|layers\.\d{1,6}\.|norm\.).+")
 _HEAD = re.compile(_WRAPS + r"(lm_head\..+)")
 _USUAL = "model."
-_EXPERTS = re.compile(r"\.mlp\.experts\.((?:gate|up|down)_proj\.)")
+_EXPERTS = re.compile(r"(\.mlp)\.experts\.((?:gate|up|down)_proj\.)|\.experts\.switch_glu\.")
 
 
 def canonical_names(names: Iterable[str]) -> Mapping[str, str]:
@@ -148,7 +148,7 @@ def canonical_names(names: Iterable[str]) -> Mapping[str, str]:
 
 def _stacked(name: str) -> str:
     """All experts of a projection in one, which MLX calls otherwise in some families."""
-    return _EXPERTS.sub(r".mlp.switch_mlp.\1", name)
+    return _EXPERTS.sub(r"\1.switch_mlp.\2", name)
 
 
 def _prefix(names: list[str]) -> str:

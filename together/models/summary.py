@@ -46,7 +46,7 @@ _KEYS = {
     "context": ("max_position_embeddings", "n_positions", "max_sequence_length"),
     "inner_size": ("intermediate_size", "moe_intermediate_size", "n_inner"),
     "experts": ("num_experts", "num_local_experts", "n_routed_experts"),
-    "experts_per_token": ("num_experts_per_tok", "num_experts_per_token", "moe_top_k"),
+    "experts_per_token": ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k"),
 }
 
 

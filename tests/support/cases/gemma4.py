@@ -22,6 +22,25 @@ CASES = (
         },
     ),
     Case(
+        "gemma4-experts",
+        "gemma4_text",
+        {
+            **_NONE,
+            "head_dim": 32,
+            "global_head_dim": 48,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "sliding_window": 8,
+            "layer_types": _KINDS,
+            "enable_moe_block": True,
+            "num_experts": 5,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 40,
+        },
+        cut=1,
+        wide={"moe_intermediate_size": 128},
+    ),
+    Case(
         "gemma4-wide",
         "gemma4_text",
         {

@@ -1,7 +1,7 @@
-"""Gemma 4, the dense one: layers that see everything have heads of another size, and may have no values of their own.
+"""Gemma 4: layers that see everything have heads of another size, and may have no values of their own.
 
-The small ones (E2B, E4B) have embeddings for each layer and share keys among layers, another has experts: none of
-these run here.
+Of 26B-A4B each layer has experts beside its MLP. The small ones (E2B, E4B) have embeddings for each layer, and keys
+that layers share: they do not run here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from together.models.family import (
     Family,
     Tensors,
     attention_tensors,
+    experts_of,
     head_norm_tensors,
     layer_kinds,
     mlp_tensors,
@@ -31,6 +32,7 @@ from together.sentences import Sentence, template
 from together.types import LayerRange
 
 _WINDOW, _WIDE = 512, 512
+_AMONG = ("post_feedforward_layernorm_1", "post_feedforward_layernorm_2", "pre_feedforward_layernorm_2")
 _AROUND = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
@@ -51,6 +53,25 @@ def _tensors(config: Config, layer: int, stacked: bool) -> Tensors:
     yield from norm_tensors(config, layer, "input_layernorm", *_AROUND)
     yield from mlp_tensors(config, layer)
     yield f"{start_of(layer)}layer_scalar", (1,)
+    if config["enable_moe_block"]:
+        yield from _expert_tensors(config, layer, stacked)
+
+
+def _expert_tensors(config: Config, layer: int, stacked: bool) -> Tensors:
+    """A router and experts beside the MLP, and norms around both; each expert's gate is stored before its up."""
+    start, experts = start_of(layer), config["num_experts"]
+    hidden, inner = config["hidden_size"], config["moe_intermediate_size"]
+    yield from norm_tensors(config, layer, *_AMONG)
+    yield f"{start}router.proj.weight", (experts, hidden)
+    yield f"{start}router.scale", (hidden,)
+    yield f"{start}router.per_expert_scale", (experts,)
+    if stacked:
+        for name in ("gate_proj", "up_proj"):
+            yield f"{start}switch_mlp.{name}.weight", (experts, inner, hidden)
+        yield f"{start}switch_mlp.down_proj.weight", (experts, hidden, inner)
+        return
+    yield f"{start}experts.gate_up_proj", (experts, 2 * inner, hidden)
+    yield f"{start}experts.down_proj", (experts, hidden, inner)
 
 
 def _state(config: Config, layer: int) -> LayerState:
@@ -82,17 +103,28 @@ def _more(values: Values, config: Config) -> dict[str, Any]:
         raise _refusal(values, template("a window in its last layer, which transformers passes over"))
     if any("partial_rotary_factor" in each for each in config["rope_parameters"].values() if _is_usual(each)):
         raise _refusal(values, template("a rope of the kind default that turns a part of each head"))
-    return found | _heads(values, config, found)
+    return found | _heads(values, config, found) | _experts(values, config)
 
 
-def _refused_parts(values: Values) -> dict[str, int | bool]:
+def _refused_parts(values: Values) -> dict[str, int]:
     """What the other sizes have, as this one has it: none. Raises UnsupportedModel."""
     each, shared = values.count_or_none("hidden_size_per_layer_input", 256), values.count_or_none(_SHARED, 0)
     if each or shared:
         raise _refusal(values, template("embeddings for each layer, or keys that layers share, as E2B and E4B have"))
-    if values.switch("enable_moe_block"):
-        raise _refusal(values, template("experts, as 26B-A4B has"))
-    return {"hidden_size_per_layer_input": 0, _SHARED: 0, "enable_moe_block": False}
+    return {"hidden_size_per_layer_input": 0, _SHARED: 0}
+
+
+def _experts(values: Values, config: Config) -> dict[str, Any]:
+    """Also by the names that other families have for them. Raises BrokenModel."""
+    if not values.switch("enable_moe_block"):
+        return {"enable_moe_block": False, "num_experts": None}
+    chosen = {key: values.count("top_k_experts", None) for key in ("top_k_experts", "num_experts_per_tok")}
+    return {
+        "enable_moe_block": True,
+        "num_experts": experts_of(values, {**config, **chosen}, ("num_experts",), 0),
+        "moe_intermediate_size": values.count("moe_intermediate_size", None),
+        **chosen,
+    }
 
 
 _SHARED = "num_kv_shared_layers"
@@ -137,14 +169,14 @@ def _is_usual(rope: Mapping[str, Any]) -> bool:
 
 def _refusal(values: Values, part: Sentence) -> UnsupportedModel:
     return UnsupportedModel(
-        "{model} has {part}; of Gemma 4 only dense text models run here, as 31B", model=values.name, part=part
+        "{model} has {part}, which does not run here; of Gemma 4 choose 31B or 26B-A4B", model=values.name, part=part
     )
 
 
 FAMILIES = (
     Family(
         name="gemma4_text",
-        title="Gemma 4 (dense)",
+        title="Gemma 4 (31B, 26B-A4B)",
         torch=("gemma4", "Gemma4"),
         counts={
             "vocab_size": 262144,
@@ -156,6 +188,8 @@ FAMILIES = (
         },
         mlx_fixed={"attention_bias": False},
         mlx_kinds=True,
+        mlx_experts="experts.switch_glu",
+        experts="num_experts",
         switches=("attention_bias",),
         more=_more,
         tensors=_tensors,
