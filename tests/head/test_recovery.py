@@ -107,6 +107,15 @@ async def test_a_killed_stage_costs_a_pause_and_no_text(
     assert sum(len(stage.layers) for stage in stages) == 6  # nothing of older plans is left
 
 
+async def test_a_killed_stage_of_a_ring_that_cannot_go_back(cluster: tuple[Head, list[Node]], tmp_path: Path) -> None:
+    """As of layers with a recurrent state: what the other stage has of the answer is no use, and it begins again."""
+    toy = make_checksum_model(tmp_path / "model", layers=6, quiet_ids=ENDLESS, step_ms=2, rewind=0)
+    head, _ = cluster
+    await head.load(toy, by_hand("anna=0:3,berta=3:6"))
+    outcome = await disturbed(head, psutil.Process(stage_of(head, "berta").pid).kill)
+    assert outcome.text == right_answer(toy, tokens=TOKENS)
+
+
 async def test_a_killed_node_is_replaced(tmp_path: Path, toy: Path) -> None:
     async with running_cluster(tmp_path, "anna", "berta", "carla") as (head, nodes):
         await head.load(toy, by_hand("anna=0:2,berta=2:6"))
