@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from inspect import Parameter, signature
 from itertools import product
 from typing import Any
 
@@ -67,11 +68,17 @@ def fuse_norms(model: nn.Module) -> None:
             model.set_submodule(path, norm)
 
 
+def _takes_rows_alone(module: nn.Module) -> bool:
+    """A norm with a gate takes that, too."""
+    given = signature(module.forward).parameters.values()
+    return sum(each.default is Parameter.empty for each in given if each.kind is not Parameter.VAR_KEYWORD) == 1
+
+
 @torch.inference_mode()
 def fused_norm(module: nn.Module) -> RootNorm | None:
     """None where the module computes something else, or no loop takes its weight."""
     parameters = dict(module.named_parameters())
-    if set(parameters) != {"weight"} or not takes(parameters["weight"]):
+    if set(parameters) != {"weight"} or not takes(parameters["weight"]) or not _takes_rows_alone(module):
         return None
     weight = parameters["weight"]
     sample = _sample(weight)

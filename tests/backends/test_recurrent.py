@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from backends.base import LoadRequest, cache_capacity
+from backends.on_torch.recurrent import next_state
 from tests.backends.conftest import Checkpoints
 from tests.support.chain import Chain, assert_close, load_shard, row
-from tests.support.families import LAYERS, prompt_ids, reference_logits
+from tests.support.families import LAYERS, make_checkpoint, prompt_ids, reference_logits
 from together.errors import NotEnoughMemory
 from together.models.spec import read_spec
 from together.models.state import MOST_PER_SEQUENCE, CacheSize, KeysValues, Recurrent, most_bytes
@@ -74,6 +76,37 @@ def test_a_range_without_a_convolution_of_mlx_lms_files(
     folder = _rewritten(checkpoint("qwen3_5"), tmp_path / "mlx", lambda found: _in(dtype, _as_mlx_has_them(found)))
     judge = _rewritten(folder, tmp_path / "judge", lambda found: _in(dtype, _as_published(found)))
     assert_close(stages(folder, backend).logits(row(1, 0, PROMPT)), reference_logits(judge, PROMPT))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_rule_for_one_token_is_transformers(groups: int) -> None:
+    rule = import_module("transformers.models.qwen3_5.modeling_qwen3_5").torch_recurrent_gated_delta_rule
+    torch.manual_seed(groups)
+    query, key = torch.randn(2, 1, 1, 3, 16)
+    value, state = torch.randn(1, 1, 3 * groups, 24), torch.randn(1, 3 * groups, 16, 24)
+    decay, beta = -torch.rand(1, 1, 3 * groups), torch.rand(1, 1, 3 * groups)
+    asked = {"g": decay, "beta": beta, "initial_state": state, "output_final_state": True}
+    wanted, after = rule(query, key, value, use_qk_l2norm_in_kernel=True, **asked)
+    found = next_state(query[0, 0], key[0, 0], value[0, 0], decay[0, 0], beta[0, 0], state[0])
+    torch.testing.assert_close(found[0], wanted[0, 0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[1], after[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_real_widths_in_the_way_that_is_fast(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Loops of our own take norms of these widths, but not those with a gate."""
+    folder = make_checkpoint(
+        tmp_path / "wide",
+        "qwen3_5",
+        "fp32" if dtype == torch.float32 else "bf16",
+        hidden_size=64,
+        head_dim=64,
+        linear_value_head_dim=64,
+        linear_key_head_dim=32,
+    )
+    ring = Chain([load_shard(folder, "torch", LayerRange(0, LAYERS), "fp32" if dtype == torch.float32 else "bf16")])
+    found = np.concatenate((ring.logits(row(1, 0, PROMPT[:-1])), ring.logits(row(1, len(PROMPT) - 1, PROMPT[-1:]))))
+    assert_close(found, reference_logits(folder, PROMPT), bound=1e-5 if dtype == torch.float32 else 0.05)
 
 
 Tensors = dict[str, torch.Tensor]

@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from together.errors import BadSetting
+from together.models.config import effective
+from together.models.layout import needs
+from together.models.matrices import Shape
 from together.types import DTYPE_BYTES, Dtype
 
 SPREAD = 0.02  # standard deviation of the weights, as models are initialised
+_WORDS: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 TILE = 2**22  # random numbers made once and repeated: speed does not depend on their variety
 
 
@@ -33,7 +39,7 @@ class ModelShape:
     vocab: int
     tied: bool
 
-    def config(self, dtype: Dtype) -> dict[str, object]:
+    def config(self, dtype: Dtype) -> dict[str, Any]:
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -51,7 +57,7 @@ class ModelShape:
             "tie_word_embeddings": self.tied,
             "bos_token_id": 0,
             "eos_token_id": 1,
-            "torch_dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype],
+            "torch_dtype": _WORDS[dtype],
         }
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -75,6 +81,19 @@ class ModelShape:
         return found if self.tied else found | {"lm_head.weight": (self.vocab, self.hidden)}
 
 
+def _config(family: str, layers: int, hidden: int, heads: int, kv_heads: int, **more: Any) -> dict[str, Any]:
+    return {
+        "model_type": family,
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        **more,
+    }
+
+
 SHAPES = {
     "llama-3.2-1b": ModelShape(16, 2048, 8192, 32, 8, 64, 128256, tied=True),
     "llama-3.2-3b": ModelShape(28, 3072, 8192, 24, 8, 128, 128256, tied=True),
@@ -86,10 +105,37 @@ SHAPES = {
 }
 
 
+_HYBRID = {
+    "tie_word_embeddings": True,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 16,
+    "rope_parameters": {"rope_theta": 1e7},
+}
+_WINDOWED = {"sliding_window": 1024, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0}
+CONFIGS: dict[str, dict[str, Any]] = {  # of other families, in the widths of a model that is published, with few layers
+    "qwen3.5-0.8b": _config("qwen3_5_text", 24, 1024, 8, 2, intermediate_size=3584, **_HYBRID),
+    "gpt-oss-20b-4": _config("gpt_oss", 4, 2880, 64, 8),
+    "gemma-4-31b-6": _config(
+        "gemma4_text", 6, 5376, 32, 16, intermediate_size=21504, num_global_key_value_heads=4, **_WINDOWED
+    ),
+    "glm-4.7-flash-4": _config("glm4_moe_lite", 4, 2048, 20, 20, num_nextn_predict_layers=0),
+}
+
+
 def require_shape(name: str) -> None:
     """Raises BadSetting for one that is not known."""
-    if name not in SHAPES:
-        raise BadSetting("there is no shape {name!r}; choose one of {shapes}", name=name, shapes=tuple(SHAPES))
+    known = (*SHAPES, *CONFIGS)
+    if name not in known:
+        raise BadSetting("there is no shape {name!r}; choose one of {shapes}", name=name, shapes=known)
+
+
+def _described(name: str, dtype: Dtype) -> tuple[dict[str, Any], Mapping[str, Shape]]:
+    """A shape's config.json, and its tensors."""
+    if name in SHAPES:
+        return SHAPES[name].config(dtype), SHAPES[name].tensors()
+    config = CONFIGS[name] | {"torch_dtype": _WORDS[dtype]}
+    known = effective(name, config)
+    return config, needs(known, head=not known["tie_word_embeddings"])
 
 
 def noise_tile() -> npt.NDArray[np.float32]:
@@ -105,13 +151,14 @@ def random_checkpoint(name: str, dtype: Dtype, home: Path) -> Path:
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        (part / "config.json").write_text(json.dumps(SHAPES[name].config(dtype), indent=1))
-        _write_weights(part / "model.safetensors", SHAPES[name].tensors(), dtype)
+        config, tensors = _described(name, dtype)
+        (part / "config.json").write_text(json.dumps(config, indent=1))
+        _write_weights(part / "model.safetensors", tensors, dtype)
         part.rename(folder)
     return folder
 
 
-def _write_weights(file: Path, tensors: dict[str, tuple[int, ...]], dtype: Dtype) -> None:
+def _write_weights(file: Path, tensors: Mapping[str, Shape], dtype: Dtype) -> None:
     """One safetensors file: 8 bytes of header length, the JSON header, the data."""
     sizes = [prod(shape) * DTYPE_BYTES[dtype] for shape in tensors.values()]
     ends = accumulate(sizes)
