@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
+from tests.support.channel_templates import GPT_OSS
 from tests.support.checksum import EOS
 from tests.support.engines import LAYERS, loads, serving
 from tests.support.loopback import LoopbackRing
 from tests.support.telling import telling
-from tests.support.tool_templates import GPT_OSS
 from tests.support.toys import worded_toy
 from together.api.requests import ChatCompletionRequest
 from together.engine.engine import Engine

@@ -27,6 +27,7 @@ from together.text.tool_formats import (
     CODER,
     DEEPSEEK,
     DEEPSEEK_V3,
+    GEMMA,
     GLM,
     GLM_DENSE,
     GRANITE,
@@ -72,6 +73,7 @@ TAUGHT = {  # what a template shows of its format
     GLM_DENSE: "<tool_call></arg_key><arg_value>",
     MINIMAX: "<minimax:tool_call>",
     GRANITE: "<|tool_call|>",
+    GEMMA: "<|tool_call><tool_call|>",
     DEEPSEEK: "<｜tool▁calls▁begin｜>",
     DEEPSEEK_V3: "<｜tool▁calls▁begin｜>```json",
 }
@@ -81,6 +83,7 @@ TOKENS = {  # the tags that are tokens of such models
     GLM: ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
     MINIMAX: ("<minimax:tool_call>", "</minimax:tool_call>"),
     GRANITE: ("<|tool_call|>",),
+    GEMMA: ("<|tool_call>", "<tool_call|>", '<|"|>'),
 }
 
 
@@ -344,3 +347,29 @@ def test_what_the_grammars_of_parameters_allow(tool_format: ToolFormat) -> None:
     assert fits(free, f"First this.\n{good}\n{good}")
     assert fits(free, "Just text.")
     assert not fits(must, "Just text.")
+
+
+def test_what_the_grammar_of_gemmas_notation_allows() -> None:
+    city, digits = {"type": "string", "maxLength": 8}, {"type": "array", "items": {"type": "integer", "maximum": 9}}
+    inner = {"type": "object", "properties": {"b": {"type": ["null", "string"]}, "x": {"$ref": "#/$defs/digits"}}}
+    properties = {"city": city, "days": {"type": "integer", "maximum": 9}, "in": inner, "any": {}}
+    properties |= {"unit": {"enum": ["c", "f"]}, "free": {"type": "object"}}
+    properties["more"] = {"anyOf": [{"type": "object", "properties": {"wind": {"type": "boolean"}}}, {"type": "null"}]}
+    schema = {"properties": properties, "required": ["city", "unit", "more"], "$defs": {"digits": digits}}
+    must = call_grammar(GEMMA, ToolUse((Tool("weather", parameters=schema),), required=True), {}, None)
+
+    def call(*parts: str) -> str:
+        return "<|tool_call>call:weather{" + ",".join(parts) + "}<tool_call|>"
+
+    rome, unit, more = 'city:<|"|>Rome<|"|>', 'unit:<|"|>c<|"|>', "more:{wind:true}"
+    assert fits(must, call(rome, more, unit))
+    assert fits(must, call(rome, "days:3", more, unit))
+    assert fits(must, call('any:{k:[1,<|"|>a<|"|>]}', rome, 'in:{b:<|"|>x<|"|>,x:[1,2]}', more, unit))
+    assert fits(must, call(rome, "in:{x:[]}", more, unit))
+    assert fits(must, call(rome, 'free:{a_1:<|"|>b<|"|>}', "more:null", unit))
+    assert not fits(must, call(rome, unit))
+    assert not fits(must, call(rome, "in:{x:[10]}", more, unit))
+    assert not fits(must, call(rome, "days:30", more, unit))
+    assert not fits(must, call(rome, more, 'unit:<|"|>k<|"|>'))
+    assert not fits(must, call('city:<|"|>far too long a name<|"|>', more, unit))
+    assert not fits(must, call("city:Rome", more, unit))

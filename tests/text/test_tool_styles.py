@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support import tool_templates as templates
+from tests.support.channel_templates import GEMMA4
 from tests.support.checksum import EOS
 from tests.support.engines import loads, serving
 from tests.support.loopback import LoopbackRing
@@ -23,7 +24,17 @@ from together.engine.engine import Engine
 from together.requests import AnswerChunk, CallDelta, ChatRequest, Message, Tool, ToolCall, ToolUse
 from together.text.answers import answer_chat, chat_parser
 from together.text.tokenizer import TextModel
-from together.text.tool_formats import DEEPSEEK, DEEPSEEK_V3, GLM, GLM_DENSE, GRANITE, HERMES, MINIMAX, ToolFormat
+from together.text.tool_formats import (
+    DEEPSEEK,
+    DEEPSEEK_V3,
+    GEMMA,
+    GLM,
+    GLM_DENSE,
+    GRANITE,
+    HERMES,
+    MINIMAX,
+    ToolFormat,
+)
 from together.types import Sampling
 
 Calls = list[tuple[str, dict[str, Any]]]
@@ -61,6 +72,7 @@ class Style:
 THINK_TAGS, CALL_TAGS = ("<think>", "</think>"), ("<tool_call>", "</tool_call>")
 GLM_TAGS = (*THINK_TAGS, *CALL_TAGS, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 DEEPSEEK_TAGS = tuple(f"<｜tool▁{word}｜>" for word in ("calls▁begin", "call▁begin", "sep", "call▁end", "calls▁end"))
+GEMMA_TAGS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', "<|tool_response>")
 DEEPSEEK_END = "<｜end▁of▁sentence｜>"
 STYLES = {
     "glm-4.6": Style(templates.GLM, GLM, GLM_TAGS, "<|observation|>"),
@@ -71,6 +83,7 @@ STYLES = {
     "granite-3": Style(templates.GRANITE3, GRANITE, ("<|tool_call|>",), "<|end_of_text|>", thinks=False),
     "deepseek-v3.1": Style(templates.DEEPSEEK, DEEPSEEK, THINK_TAGS + DEEPSEEK_TAGS, DEEPSEEK_END, thinks=False),
     "deepseek-v3": Style(templates.DEEPSEEK_V3, DEEPSEEK_V3, DEEPSEEK_TAGS, DEEPSEEK_END, thinks=False),
+    "gemma-4": Style(GEMMA4, GEMMA, GEMMA_TAGS, "<turn|>", thinks=False),
     "granite-4": Style(templates.GRANITE4, HERMES, CALL_TAGS, "<|end_of_text|>", thinks=False),
 }
 ALL = pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
@@ -114,6 +127,14 @@ def parted(model: TextModel, prompt: str, pieces: Iterable[str]) -> tuple[str, s
     parts = [*map(parser.push, pieces), parser.flush()]
     calls = calls_of(delta for part in parts for delta in part.tool_calls)
     return "".join(part.reasoning for part in parts), "".join(part.text for part in parts), calls
+
+
+def test_gemmas_thoughts_are_in_a_channel(tmp_path: Path) -> None:
+    model = text_model(tmp_path, STYLES["gemma-4"])
+    prompt = model.template.render([QUESTION], enable_thinking=True).result()
+    for answer in ("<|channel>thought\nThey ask.\n<channel|>Well.", "<|channel>thought\nThey ask.<channel|>\nWell."):
+        assert parted(model, prompt, answer) == parted(model, prompt, [answer]) == ("They ask.", "Well.", [])
+    assert parted(model, model.template.render([QUESTION]).result(), "Well.") == ("", "Well.", [])
 
 
 @ALL

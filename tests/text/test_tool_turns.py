@@ -98,6 +98,18 @@ def test_a_template_that_offers_tools_and_knows_no_calls_gets_them_in_the_text(t
     assert said == f"2<|tool_call|>user:Do it;assistant:{calls};tool:one;tool:two;"
 
 
+def test_results_go_into_the_turn_of_their_calls_where_the_template_looks_for_them_there(tmp_path: Path) -> None:
+    template = (
+        "{{ tools | length }}<|tool_call><tool_call|>{% for m in messages %}{{ m.role }}:{{ m.tool_calls | length }}"
+        "{% for r in m.tool_responses or [] %}({{ r.name }} {{ r.response | tojson }}){% endfor %};{% endfor %}"
+    )
+    talk = (*TALK[:3], Message("tool", '{"x": 1}', tool_call_id="call_2"), ASKED)
+    said = rendered(tmp_path / "a", template, talk)
+    assert said == '2<|tool_call><tool_call|>user:0;assistant:2(f "one")(g {"x": 1});user:0;'
+    said = rendered(tmp_path / "b", template.replace("tool_responses", "others"), talk)
+    assert said == "2<|tool_call><tool_call|>user:0;assistant:2;tool:0;tool:0;user:0;"
+
+
 def test_a_template_that_knows_calls_and_no_tools_is_told_of_them_in_its_own_format(tmp_path: Path) -> None:
     template = (
         "{% for message in messages %}"

@@ -146,7 +146,7 @@ class ChatTemplate:
         """All forms of a conversation share one time limit."""
         if time.monotonic() > until:
             raise TemplateLimit("time")
-        conversation = turns(messages, template.tool_format or HERMES)
+        conversation = turns(messages, template.tool_format or HERMES, template.source)
         return self._renderer.render(template.source, {**self._special, **given, "messages": conversation})
 
     def _refusal(self, fault: TemplateFault, messages: Sequence[Message]) -> BadRequest:

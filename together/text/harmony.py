@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from together.text.call_parts import Calls
 from together.text.parser import ParsedAnswer, StopFilter
 from together.text.thinking import possible_beginning
-from together.text.tool_reader import Calls
 
 START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 MOST_HEADER = 300  # letters; what goes on for longer is no header

@@ -21,6 +21,7 @@ class ThinkTags:
 
 
 THINK = ThinkTags()
+GEMMA = ThinkTags("<|channel>thought", "<channel|>")  # since Gemma 4
 CHANNELS = ThinkTags("<|channel|>analysis<|message|>", "<|end|>")  # of OpenAI's harmony format; see harmony.py
 
 
@@ -28,6 +29,8 @@ def think_tags_of(template: str, has_token: Callable[[str], bool]) -> ThinkTags 
     """The tags of a model, by its template's source and its vocabulary; None if it shows none."""
     if "<|channel|>" in template and "<|message|>" in template:
         return CHANNELS
+    if GEMMA.closing in template:
+        return GEMMA
     if THINK.opening not in template and not has_token(THINK.opening):
         return None
     return ThinkTags(break_first=f"\\n{THINK.opening}" in template)

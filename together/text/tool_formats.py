@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 # The places in a format's texts.
 NAME, ARGUMENTS, KEY, VALUE, ANSWER = "{name}", "{arguments}", "{key}", "{value}", "{answer}"
+QUOTE = '<|"|>'  # around texts in Gemma's notation
 _TAG = re.compile(r"</?[^\s<>/=]+>|\[/?[A-Z_]+\]")
 
 
@@ -25,6 +26,7 @@ class ToolFormat:
     around: tuple[str, str] = ("", "")  # all calls of an answer
     between: str = ""
     marks: tuple[str, ...] = ()  # all of them are in the source of such a template; none: the first opening is
+    noted: bool = False  # arguments are in Gemma's notation: see tool_notation.py
     named: bool = False  # the reader takes a name with an object after it
     bare: bool = False  # an object at the beginning of the answer is a call, without a tag
     single: bool = False  # the template takes one call per message
@@ -32,13 +34,14 @@ class ToolFormat:
     short_ids: bool = False  # the template takes ids of exactly nine letters and digits
     lead: str = ""  # what comes before an answer that follows thoughts
     answer: str = ""  # how an answer that is no call is written, with {answer}; empty: as it is
+    inside: bool = False  # a template that reads tool_responses takes results in the turn of their calls
     ends: tuple[str, ...] = ()  # words that end an answer, whatever the model's files name
     thoughts: str = "reasoning_content"  # the key of a past turn's thoughts
 
     @property
     def tags(self) -> frozenset[str]:
         """All tags: those that are special tokens, no decoder shows."""
-        texts = (self.call, self.parameter, *self.around, self.lead, self.answer)
+        texts = (self.call, self.parameter, *self.around, self.lead, self.answer, QUOTE if self.noted else "")
         return frozenset((*self.openings, *self.closings, *self.ends, "[CALL_ID]", *tags_in(*texts)))
 
     @property
@@ -138,6 +141,16 @@ DEEPSEEK_V3 = replace(
     between="\n",
     marks=("<｜tool▁calls▁begin｜>", "```json"),
 )
+GEMMA = ToolFormat(  # since Gemma 4
+    "gemma",
+    ("<|tool_call>call:",),
+    ("<tool_call|>",),
+    "<|tool_call>call:{name}{arguments}<tool_call|>",
+    marks=("<|tool_call>", "<tool_call|>"),
+    noted=True,
+    inside=True,
+    ends=("<|tool_response>",),
+)
 HARMONY = ToolFormat(  # gpt-oss
     "harmony",
     ("<|channel|>commentary to=functions.",),
@@ -154,6 +167,7 @@ HARMONY = ToolFormat(  # gpt-oss
 # The first that a template shows is its own; so the more special ones come first.
 FORMATS = (
     HARMONY,
+    GEMMA,
     DEEPSEEK_V3,
     DEEPSEEK,
     MISTRAL_NAMED,
@@ -196,11 +210,22 @@ def _arguments(tool_format: ToolFormat, arguments: str) -> str:
         values = _loads(arguments or "{}")
     except ValueError:
         return arguments
+    if tool_format.noted:
+        return noted(values)
     if not tool_format.parameter or not isinstance(values, dict):
         return arguments or "{}"
     before, middle, after = tool_format.parameter_parts()
     texts = ((key, value if isinstance(value, str) else as_json(value)) for key, value in values.items())
     return "".join(f"{before}{key}{middle}{value}{after}" for key, value in texts)
+
+
+def noted(value: object) -> str:
+    """A value in Gemma's notation."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{noted(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(noted, value)) + "]"
+    return f"{QUOTE}{value}{QUOTE}" if isinstance(value, str) else as_json(value)
 
 
 def typed(text: str, schema: object) -> str:
@@ -219,9 +244,9 @@ def kinds_of(schema: object) -> set[str]:
     """The types that a schema names, directly or as one of several schemas; empty if it names none."""
     if not isinstance(schema, Mapping):
         return set()
-    named, values = schema.get("type"), _listed(schema.get("enum"))
-    kinds = {kind for kind in (named, *_listed(named)) if isinstance(kind, str)}
-    choices = (*_listed(schema.get("anyOf")), *_listed(schema.get("oneOf")))
+    named, values = schema.get("type"), as_list(schema.get("enum"))
+    kinds = {kind for kind in (named, *as_list(named)) if isinstance(kind, str)}
+    choices = (*as_list(schema.get("anyOf")), *as_list(schema.get("oneOf")))
     if values and not kinds and not choices:
         return {"string"} if all(isinstance(value, str) for value in values) else set()
     return kinds.union(*map(kinds_of, choices))
@@ -232,7 +257,7 @@ def properties_of(schema: Mapping[str, object]) -> Mapping[str, object]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _listed(value: object) -> list[object]:
+def as_list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
@@ -266,6 +291,14 @@ def _loads(text: str) -> Any:
         return json.loads(text, parse_constant=_refuse)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def is_json(text: str) -> bool:
+    try:
+        _loads(text)
+        return True
+    except ValueError:
+        return False
 
 
 def _refuse(constant: str) -> NoReturn:

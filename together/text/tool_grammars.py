@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from together.requests import Grammar, Tool, ToolUse
 from together.text.tool_formats import ANSWER, ToolFormat, kinds_of, properties_of
+from together.text.tool_notation import NotationRules, times
 
 # At most one space after a comma or colon: where any white space is allowed, small models may write it without end.
 # Schemas inside a lark grammar have this as their "x-guidance".
@@ -124,12 +125,17 @@ class _Writer:
         """The rule `body`: a tool's name, and arguments by its schema."""
         _, middle, _ = self.format.parts()
         yield "body: " + " | ".join(f"tool{number}" for number in range(len(tools)))
+        if self.format.noted:
+            yield from NotationRules(self._text, _schema, {}).anything()
         for number, tool in enumerate(tools):
             rule, schema = f"tool{number}", _closed(tool.parameters)
             name = json.dumps(tool.name)[1:-1] if self.format.is_json else tool.name
             head = f"{rule}: {self._text(name + middle)}"
             if self.format.parameter:
                 yield from self._parameters(rule, head, schema)
+            elif self.format.noted:
+                yield f"{head} {rule}a"
+                yield from NotationRules(self._text, _schema, schema).value(f"{rule}a", schema)
             else:
                 yield f"{head} %json {_schema(schema if tool.strict else {'type': 'object'})}"
 
@@ -155,7 +161,7 @@ class _Writer:
             return f"{rule}: %json {_schema({**shared, **known})} {end}"
         if isinstance(choices, list) and choices:
             return f"{rule}: ({' | '.join(_quoted(str(choice)) for choice in choices)}) {end}"
-        text = f"/(.|\\n){_times(known)}/"
+        text = f"/(.|\\n){times(known)}/"
         # No text holds a tag that is a token; any other end has to be looked for within the text.
         return f"{rule}: {text} {end}" if end.startswith("<[") else f"{rule}[suffix={end}]: {text}"
 
@@ -169,13 +175,6 @@ class _Writer:
             return _quoted(text)
         pieces = re.split("(" + "|".join(map(re.escape, self.ids)) + ")", text)
         return " ".join(f"<[{self.ids[piece]}]>" if piece in self.ids else _quoted(piece) for piece in pieces).strip()
-
-
-def _times(schema: Mapping[str, object]) -> str:
-    least, most = schema.get("minLength"), schema.get("maxLength")
-    if not isinstance(least, int) and not isinstance(most, int):
-        return "*"
-    return f"{{{least if isinstance(least, int) else 0},{most if isinstance(most, int) else ''}}}"
 
 
 def _closed(parameters: Mapping[str, object]) -> dict[str, object]:

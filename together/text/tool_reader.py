@@ -7,12 +7,12 @@ how the text was cut. They take nothing until a call is certain; then it stays o
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
 
-from together.requests import CallDelta, Tool
+from together.requests import Tool
+from together.text.call_parts import Brackets, Calls, Unread
 from together.text.tool_formats import CODER, ToolFormat, as_json, call_of, properties_of, text_of, typed
+from together.text.tool_notation import read_notation
 
 Reading = Generator[None, None, bool]  # returns whether it was a call
 
@@ -27,89 +27,8 @@ _KEYS = ("name", "arguments", "parameters", "function", "type", "id")
 _NAMED = re.compile(r"(?P<name>[\w.-]{1,64})\s{0,4}(?:\[CALL_ID\]\w{0,64})?(?:\[ARGS\])?\s{0,4}(?=\{)")
 _MAYBE_NAMED = re.compile(r"[\w.\-\[\]\s]{0,160}")
 MOST_LETTERS = 64  # of the name of a function or of a parameter
-_WORD = re.compile(rf'[^<>\n"]{{0,{MOST_LETTERS}}}')
+_WORD = re.compile(rf'[^<>{{\n"]{{0,{MOST_LETTERS}}}')
 _PLAIN_NAME = re.compile(r"[\w.-]+")
-
-
-@dataclass(slots=True)
-class Unread:
-    """Text that arrived and was not taken yet."""
-
-    text: str = ""
-    ended: bool = False
-
-    def take(self, count: int | None = None) -> str:
-        """The first `count` letters, or all."""
-        count = len(self.text) if count is None else count
-        taken, self.text = self.text[:count], self.text[count:]
-        return taken
-
-    def may_become(self, word: str, at: int) -> bool:
-        """Whether more text may turn what is at `at` into `word`."""
-        return not self.ended and word.startswith(self.text[at:])
-
-
-@dataclass(slots=True)
-class Calls:
-    """The calls of one answer; `take` returns their new parts."""
-
-    begun: int = 0
-    finished: int = 0
-    _new: list[CallDelta] = field(default_factory=list)
-
-    def begin(self, name: str) -> None:
-        self._new.append(CallDelta(self.begun, f"call_{secrets.token_hex(12)}", name))
-        self.begun += 1
-
-    def write(self, arguments: str) -> None:
-        """Add to the arguments of the newest call."""
-        if self._new and not self._new[-1].id:
-            arguments = self._new.pop().arguments + arguments
-        if arguments:
-            self._new.append(CallDelta(self.begun - 1, arguments=arguments))
-
-    def finish(self) -> None:
-        self.finished += 1
-
-    def take(self) -> tuple[CallDelta, ...]:
-        taken = tuple(self._new)
-        self._new.clear()
-        return taken
-
-
-class Brackets:
-    """Follows JSON, in any pieces, to the bracket that closes it."""
-
-    _QUOTED, _PLAIN = re.compile(r'["\\]'), re.compile(r'["{}\[\]]')
-
-    def __init__(self, depth: int = 0) -> None:
-        self._depth = depth
-        self._quoted = self._escaped = False
-
-    def feed(self, text: str, start: int = 0) -> int | None:
-        """Continue with `text` from `start`; return the place after the closing bracket, None if it is not there."""
-        at = start
-        while at < len(text):
-            if self._escaped:
-                self._escaped, at = False, at + 1
-                continue
-            found = (self._QUOTED if self._quoted else self._PLAIN).search(text, at)
-            if found is None:
-                return None
-            at = found.end()
-            if self._closes(found[0]):
-                return at
-        return None
-
-    def _closes(self, sign: str) -> bool:
-        if sign == "\\":
-            self._escaped = True
-        elif sign == '"':
-            self._quoted = not self._quoted
-        else:
-            self._depth += 1 if sign in "{[" else -1
-            return self._depth <= 0
-        return False
 
 
 class ToolCallReader:
@@ -233,7 +152,8 @@ class ToolCallReader:
         name, at = yield from self._word(at, middle)
         if at and not style.parameter:
             at = yield from self._past(_SPACES, at)
-            return self._sign(at) == "{" and (yield from self._begun(name, at))
+            read = self._noted if style.noted else self._begun
+            return self._sign(at) == "{" and (yield from read(name, at))
         if not at or not (middle.strip() or (yield from self._goes_on(style, name, at))):
             return False
         self.unread.take(at)
@@ -241,6 +161,13 @@ class ToolCallReader:
         self.calls.write("{")
         if (yield from self._parameters(style, first_word(after), self._properties.get(name, {}))):
             self.calls.write("}")
+            self.calls.finish()
+        return True
+
+    def _noted(self, name: str, at: int) -> Reading:
+        self.unread.take(at)
+        self.calls.begin(name)
+        if (yield from read_notation(self.unread, self.calls)):
             self.calls.finish()
         return True
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from together.requests import Message, Tool, ToolCall
-from together.text.tool_formats import HERMES, ToolFormat, written
+from together.text.tool_formats import HERMES, ToolFormat, as_list, written
 
 Turn = dict[str, object]  # a message, a tool or a call as OpenAI's API writes it, which is what templates expect
 
 BETWEEN = "\n\n"  # separates the contents of messages that are merged
+RESULTS = "tool_responses"
 CALLS = "tool_calls"  # a template that never reads them leaves out what was called
 # So an older template of DeepSeek looks for calls; a turn that has a content as well loses them.
 _CALLS_ALONE = "message['role'] == 'assistant' and message['content'] is none %}"
@@ -85,9 +86,24 @@ def _function(tool: Tool) -> Turn:
     return {"name": tool.name, "description": tool.description, "parameters": parameters}
 
 
-def turns(messages: Sequence[Message], tool_format: ToolFormat) -> list[Turn]:
+def turns(messages: Sequence[Message], tool_format: ToolFormat, template: str) -> list[Turn]:
     names = {call.id: call.name for message in messages for call in message.tool_calls}
-    return [_turn(message, names, tool_format) for message in messages]
+    found = [_turn(message, names, tool_format) for message in messages]
+    return _with_results(found) if tool_format.inside and RESULTS in template else found
+
+
+def _with_results(found: Iterable[Turn]) -> list[Turn]:
+    """Put results into the turn with their calls."""
+    inside: list[Turn] = []
+    for turn in found:
+        caller = inside[-1] if inside and CALLS in inside[-1] else None
+        if turn["role"] != "tool" or caller is None:
+            inside.append(turn)
+            continue
+        given = str(turn["content"])
+        result = {"name": turn["name"], "response": _object(given) or given}
+        caller[RESULTS] = [*as_list(caller.get(RESULTS)), result]
+    return inside
 
 
 def _turn(message: Message, names: Mapping[str, str], tool_format: ToolFormat) -> Turn:
@@ -122,8 +138,12 @@ def _call(call: ToolCall, tool_format: ToolFormat) -> Turn:
 
 
 def object_of(call: ToolCall) -> dict[str, object] | None:
+    return _object(call.arguments or "{}")
+
+
+def _object(text: str) -> dict[str, object] | None:
     try:
-        found = json.loads(call.arguments or "{}")
+        found = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
