@@ -22,8 +22,18 @@ from tests.support.telling import telling
 from tests.support.toys import worded_toy
 from together.api.requests import ChatCompletionRequest
 from together.engine.engine import Engine
-from together.requests import AnswerChunk, CallDelta, ChatRequest, Grammar, Message, Tool, ToolCall, ToolUse
-from together.text.answers import answer_chat
+from together.requests import (
+    AnswerChunk,
+    CallDelta,
+    ChatRequest,
+    GenerateRequest,
+    Grammar,
+    Message,
+    Tool,
+    ToolCall,
+    ToolUse,
+)
+from together.text.answers import answer_chat, generate_text
 from together.text.harmony import HarmonyParser
 from together.text.parser import StopFilter
 from together.text.tokenizer import TextModel
@@ -198,6 +208,16 @@ async def answered(folder: Path, text: str, **asked: Any) -> list[AnswerChunk]:
         async with serving(engine):
             request = ChatRequest((QUESTION,), Sampling(0.0), 600, **asked)
             return [piece async for piece in answer_chat(engine, model, request)]
+
+
+async def test_a_script_sees_the_channels(tmp_path: Path) -> None:
+    model = TextModel.open(harmony_toy(tmp_path))
+    text = f"{THOUGHT}{AGAIN}{FINAL}4"
+    async with LoopbackRing(telling(loads(tmp_path, (2, LAYERS)), model.encode(f"{text}<|return|>"))) as ring:
+        engine = Engine(ring, model.eos)
+        async with serving(engine):
+            request = GenerateRequest(model.prompt_ids([QUESTION]), Sampling(0.0), 600)
+            assert "".join([piece.text async for piece in generate_text(engine, model, request)]) == text
 
 
 def outcome(pieces: list[AnswerChunk]) -> tuple[str, str, Calls, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from tests.support.loopback import LoopbackRing
 from tests.support.telling import telling
 from tests.support.toys import worded_toy
 from together.engine.engine import Engine
-from together.requests import AnswerChunk, CallDelta, ChatRequest, Message, Tool, ToolCall, ToolUse
+from together.requests import AnswerChunk, CallDelta, ChatRequest, Grammar, Message, Tool, ToolCall, ToolUse
 from together.text.answers import answer_chat, chat_parser
 from together.text.tokenizer import TextModel
 from together.text.tool_formats import (
@@ -135,6 +136,31 @@ def test_gemmas_thoughts_are_in_a_channel(tmp_path: Path) -> None:
     for answer in ("<|channel>thought\nThey ask.\n<channel|>Well.", "<|channel>thought\nThey ask.<channel|>\nWell."):
         assert parted(model, prompt, answer) == parted(model, prompt, [answer]) == ("They ask.", "Well.", [])
     assert parted(model, model.template.render([QUESTION]).result(), "Well.") == ("", "Well.", [])
+
+
+@pytest.mark.parametrize(
+    ("style", "variables", "answer", "thought"),
+    [
+        ("glm-4.6", {}, "\n<think>Hm.</think>\nWell.", "Hm."),
+        ("glm-4.6", {"enable_thinking": False}, "\nWell.", ""),
+        ("glm-4.7", {}, "Hm.</think>Well.", "Hm."),
+        ("glm-4.7", {"enable_thinking": False}, "Well.", ""),
+        ("minimax-m2", {}, "Hm.\n</think>\n\nWell.", "Hm."),
+        ("deepseek-v3.1", {}, "Well.", ""),
+        ("deepseek-v3.1", {"thinking": True}, "Hm.</think>Well.", "Hm."),
+    ],
+)
+def test_thoughts_are_switched_by_the_variables_of_a_template(
+    tmp_path: Path, style: str, variables: dict[str, object], answer: str, thought: str
+) -> None:
+    model = text_model(tmp_path, STYLES[style])
+    prompt = model.template.render([QUESTION], **variables).result()
+    reasoning, text, calls = parted(model, prompt, answer)
+    assert (reasoning, text.strip(), calls) == (thought, "Well.", [])
+    # A schema's first letter may come at once where the prompt leaves no thoughts open.
+    wanted = asyncio.run(model.grammars.compile(Grammar("json_schema", '{"type": "integer"}')))
+    mask = wanted.start(prompt).allowed(())
+    assert bool(mask[ord("x") // 8] >> ord("x") % 8 & 1) == prompt.rstrip().endswith("<think>")
 
 
 @ALL

@@ -55,10 +55,15 @@ def answer_prompts(engine: Engine, model: TextModel, request: CompletionRequest)
 
 
 def generate_text(engine: Engine, model: TextModel, request: GenerateRequest) -> Chunks:
-    """One answer, with its reasoning as text. Raises as `answer_chat` does; a later step raises RingBroken."""
+    """One answer, with its reasoning as text between its tags. Raises as `answer_chat` does.
+
+    A later step raises RingBroken.
+    """
+    tags = _by_id(model.reasoning_tags, model.tool_tags if model.thinks == CHANNELS else {})
+    parser = AnswerParser(stops=StopFilter(request.stop), tags=tags)
 
     async def choices(ready: asyncio.Event) -> list[_Choice]:
-        return [_Choice(engine.submit(request, ready), model, AnswerParser(stops=StopFilter(request.stop)))]
+        return [_Choice(engine.submit(request, ready), model, parser)]
 
     return _answer(choices)
 
