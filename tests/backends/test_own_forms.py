@@ -20,6 +20,7 @@ from tests.support.mlx_folders import make_plain, write_judge
 from together.models.form import asked_form, converted_unit, form_of, targets_of
 from together.models.names import unit_of
 from together.models.reading import all_tensors
+from together.models.spec import read_spec
 from together.types import LayerRange
 from together.weights.convert import converted
 
@@ -36,6 +37,16 @@ def test_a_family_runs_in_our_form(case: Case, tmp_path: Path) -> None:
     for backend in case.backends:
         cuts = LayerRange(0, case.cut), LayerRange(case.cut, LAYERS)
         conforms(Chain([load_shard(folder, backend, layers) for layers in cuts]), judge)
+
+
+def test_experts_in_one_tensor_are_packed_each(tmp_path: Path) -> None:
+    plain, folder = make_plain(tmp_path / "plain", "gemma4-experts"), tmp_path / "ours"
+    write_form(plain, folder, "4")
+    arrays = mx.load(str(folder / "model.safetensors"))
+    for name, shape in {"gate_proj": (5, 128, 2), "up_proj": (5, 128, 2), "down_proj": (5, 128, 2)}.items():
+        assert arrays[f"model.layers.0.switch_mlp.{name}.scales"].shape == shape
+    assert read_spec(folder).packed_as().layers is not None
+    assert len(read_spec(folder).packings) == 2, "and the router in 8 bits"
 
 
 def write_form(plain: Path, folder: Path, quantize: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from together.errors import BadSetting, BrokenModel
-from together.models.form import PUBLISHED, asked_form, form_of, form_title, is_form
+from together.models.form import PUBLISHED, asked_form, form_of, form_title, is_form, targets_of
+from together.models.headers import TensorInfo
 from together.types import model_key
 
 
@@ -54,3 +57,25 @@ def test_keys_tell_forms_apart() -> None:
     forms = [PUBLISHED, *(asked_form(quantize, head) for quantize in ("4", "8", "mxfp4") for head in ("yes", "no"))]
     assert len({model_key("0" * 64, form or "") for form in forms}) == len(forms)
     assert form_title(asked_form("mxfp4", "no") or "") == "mxfp4, head plain"
+
+
+@pytest.mark.parametrize("block", ["mlp.", ""])
+def test_experts_in_one_tensor_become_stacks(block: str) -> None:
+    """As Qwen3.5's files have them, and Gemma 4's: each expert's gate lies before its up."""
+    path = f"model.layers.3.{block}"
+    size = 2 * 6 * 64 * 2
+    fused = TensorInfo(f"{path}experts.gate_up_proj", Path("m"), "BF16", (2, 6, 64), 100, 100 + size)
+    found = {target.name: target for target in targets_of([fused], form_of("mlx-affine-4-g64@1"))}
+    assert list(found) == [f"{path}switch_mlp.{part}.weight" for part in ("gate_proj", "up_proj")]
+    gate, up = found.values()
+    assert [(source.shape, source.start, source.stop) for source in (*gate.sources, *up.sources)] == [
+        ((3, 64), 100, 484),
+        ((3, 64), 868, 1252),
+        ((3, 64), 484, 868),
+        ((3, 64), 1252, 1636),
+    ]
+    assert gate.packing is not None
+    assert gate.tensors[0].shape == (2, 3, 8)
+    beside = TensorInfo(f"{path}experts.gate_up_proj_bias", Path("m"), "BF16", (2, 6), 0, 24)
+    kept = targets_of([fused, beside], form_of("mlx-affine-4-g64@1"))
+    assert [target.packing for target in kept] == [None, None], "there gates and ups take turns"

@@ -253,7 +253,8 @@ def _widths(plain: Path) -> dict[str, int]:
     for name in [name for name in shapes if name.endswith((".experts.gate_up_proj", ".experts.down_proj"))]:
         start = name.rpartition(".")[0]
         parts = ("down_proj",) if name.endswith("down_proj") else ("gate_proj", "up_proj")
-        paths |= {f"{start}.switch_glu.{part}": name for part in parts}
+        paths |= {f"{start}.switch_glu.{part}": name for part in parts}  # in mlx-lm's files, and in our own
+        paths |= {f"{start.removesuffix('.experts')}.switch_mlp.{part}": name for part in parts}
     found = {path: shapes[name][-1] for path, name in paths.items()}
     config = json.loads((plain / "config.json").read_text(encoding="utf-8"))
     for path in [path for path in found if path.endswith(_HEADS)]:
@@ -288,8 +289,9 @@ def _published(weights: Mapping[str, Floats]) -> Iterator[tuple[str, Floats]]:
     """Experts one by one or fused, and norms beside recurrent layers less 1, as transformers publishes them."""
     recurrent = any(name.endswith(CONVOLUTION) and values.shape[2] == 1 for name, values in weights.items())
     for name, values in weights.items():
-        if ".switch_glu." in name:
-            yield from _joined(weights, *name.removesuffix(".weight").split(".switch_glu."))
+        joined = _JOINED.fullmatch(name)
+        if joined is not None:
+            yield from _joined(weights, *joined.groups())
             continue
         if recurrent and name.endswith(CONVOLUTION):
             values = values.swapaxes(1, 2)
@@ -308,13 +310,16 @@ def _published(weights: Mapping[str, Floats]) -> Iterator[tuple[str, Floats]]:
             yield f"{match[1]}.experts.{expert}.{name}.weight", np.ascontiguousarray(one)
 
 
-def _joined(weights: Mapping[str, Floats], path: str, part: str) -> Iterator[tuple[str, Floats]]:
+def _joined(weights: Mapping[str, Floats], layer: str, within: str, part: str) -> Iterator[tuple[str, Floats]]:
     """Each expert's gate before its up."""
     if part == "down_proj":
-        yield f"{path}.{part}", np.ascontiguousarray(weights[f"{path}.switch_glu.{part}.weight"])
+        yield f"{layer}.experts.{part}", np.ascontiguousarray(weights[f"{layer}{within}{part}.weight"])
     elif part == "gate_proj":
-        both = (weights[f"{path}.switch_glu.{part}.weight"] for part in ("gate_proj", "up_proj"))
-        yield f"{path}.gate_up_proj", np.concatenate(tuple(both), axis=1)
+        both = (weights[f"{layer}{within}{part}.weight"] for part in ("gate_proj", "up_proj"))
+        yield f"{layer}.experts.gate_up_proj", np.concatenate(tuple(both), axis=1)
+
+
+_JOINED = re.compile(r"(model\.layers\.\d+)(\.experts\.switch_glu\.|\.switch_mlp\.)(.+_proj)\.weight")
 
 
 def _fused(weights: Mapping[str, Floats], path: str, part: str, end: str) -> Iterator[tuple[str, Floats]]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import Literal, get_args
 
 from together.errors import BadSetting, BrokenModel
+from together.models.fused import apart
 from together.models.headers import ELEMENT_BYTES, FileHeader, TensorInfo
 from together.models.matrices import BIASES, PLAIN, SCALES, Shape, beside
 from together.models.names import EMBED, HEAD
@@ -34,7 +36,9 @@ _PACKINGS: dict[Quantize, Packing] = {
 _VERSION = "@1"  # of the recipe: other bytes are another form
 _PLAIN_HEAD = "-plain-head"
 _ROUTER = Packing("affine", 8, 64)  # as mlx-lm's MoE classes ask for, whatever the rest is
-EXPERT = re.compile(r"(.+\.(?:mlp|block_sparse_moe))\.experts\.(\d+)\.((?:gate|up|down)_proj|w[123])\.weight")
+EXPERT = re.compile(
+    r"(.+\.(?:mlp|block_sparse_moe)|model\.layers\.\d+)\.experts\.(\d+)\.((?:gate|up|down)_proj|w[123])\.weight"
+)
 ROUTERS = (".mlp.gate.weight", ".block_sparse_moe.gate.weight", ".router.proj.weight")
 STACK = ".switch_mlp."  # all experts of a layer, as MLX stores them
 CORRECTION = "e_score_correction_bias"  # of a router's scores: beside one, mlx-lm has a router that nothing packs
@@ -170,9 +174,14 @@ def stack_of(key: str) -> str:
 
 
 def targets_of(tensors: Iterable[TensorInfo], form: Form) -> tuple[Target, ...]:
-    """What becomes of a plain unit's tensors, which have their canonical names: the matrices that mlx-lm quantizes."""
+    """What becomes of a plain unit's tensors, which have their canonical names: the matrices that mlx-lm quantizes.
+
+    Of experts in one tensor those with biases stay as they are: their gates and ups take turns (gpt-oss).
+    """
     experts: dict[str, dict[int, TensorInfo]] = {}
-    found, plain = [], tuple(tensors)
+    stored = {tensor.name: tensor for tensor in tensors}
+    each = ([tensor] if f"{name}_bias" in stored else apart(tensor) for name, tensor in stored.items())
+    found, plain = [], tuple(chain.from_iterable(each))
     corrected = {
         tensor.name.removesuffix(CORRECTION) + "weight" for tensor in plain if tensor.name.endswith(CORRECTION)
     }

@@ -5,13 +5,13 @@ mlx-lm does so where layers are recurrent. Some publishers store all experts of 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from together.models.families import BY_NAME
+from together.models.fused import apart
 from together.models.gguf.families import as_stored
 from together.models.headers import TensorInfo
 
@@ -32,7 +32,7 @@ def undone(
     family = BY_NAME.get(config["model_type"])
     change = _by_mlx if family and family.recurrent and _is_made_by_mlx(whole) else partial(as_stored, config)
     for tensor in tensors:
-        yield from _apart(change(tensor)) if family and family.halves else (change(tensor),)
+        yield from apart(change(tensor)) if family and family.halves else (change(tensor),)
 
 
 def _is_made_by_mlx(tensors: Iterable[TensorInfo]) -> bool:
@@ -46,29 +46,3 @@ def _by_mlx(tensor: TensorInfo) -> TensorInfo:
         channels, width, one = tensor.shape
         return replace(tensor, shape=(channels, one, width))
     return replace(tensor, larger=True) if tensor.name.endswith(LARGER) else tensor
-
-
-def _apart(tensor: TensorInfo) -> Iterator[TensorInfo]:
-    """Experts one by one, of all in one tensor: each lies in one piece, its gate before its up."""
-    match = _FUSED.fullmatch(tensor.name)
-    parts = match and _PARTS[match[2]]
-    if not match or not parts or len(tensor.shape) != 3 or tensor.shape[1] % len(parts):
-        yield tensor
-        return
-    experts, rows, columns = tensor.shape[0], tensor.shape[1] // len(parts), tensor.shape[2]
-    size = tensor.nbytes // experts // len(parts)
-    for place in range(experts * len(parts)):
-        start, name = tensor.start + place * size, parts[place % len(parts)]
-        yield replace(
-            tensor,
-            name=f"{match[1]}.{place // len(parts)}.{name}.weight",
-            stored=tensor.key,
-            shape=(rows, columns),
-            start=start,
-            stop=start + size,
-            cut=True,
-        )
-
-
-_FUSED = re.compile(r"(.+\.mlp\.experts)\.(gate_up_proj|down_proj)")
-_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
