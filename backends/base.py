@@ -21,7 +21,7 @@ from together.errors import BadPlan, BadSetting, FrameRefused, NotEnoughMemory, 
 from together.models.spec import ModelSpec, require_plain
 from together.planning.held import held_bytes
 from together.planning.memory import workspace_bytes
-from together.sentences import NOTHING, Sentence, template
+from together.sentences import NOTHING, Sentence, say, template
 from together.types import (
     BLOCK,
     DTYPE_BYTES,
@@ -219,6 +219,9 @@ def check_model(spec: ModelSpec, request: LoadRequest) -> None:
             layers=spec.layers,
             asked=str(request.layers),
         )
+    parted = next((layer for layer in (request.layers.start, request.layers.stop) if layer in spec.joined), None)
+    if parted is not None:
+        raise BadPlan("{model}: {reason}; plan again", model=spec.name, reason=say("joined", layer=parted))
 
 
 def cache_capacity(spec: ModelSpec, request: LoadRequest, backend: str) -> int:

@@ -296,6 +296,8 @@ _ENGLISH = {
     "gap": "layers {layers} are in no range",
     "overlap": "layers {layers} are in two ranges",
     "beyond": "there are no layers {layers}: the model has {most}",
+    "joined": "no stage can begin with layer {layer}: that layer, or one behind it, reads keys and values of a layer "
+    "before it",
     "wrong_order": "the ranges are not in the order of the layers",
     "right_ranges": "right would be {shares}",
     "too_many": "the layers add up to {total}, the model has {layers}; take {takes:and}",
@@ -310,6 +312,7 @@ _ENGLISH = {
     "give": "give {gifts:and}",
     "gift": "{count} of them to {node}",
     "no_taker": "no other node can hold them; add a node",
+    "not_singly": "not every layer can move alone: plan again, lower the context, or add a node",
     "no_memory_elsewhere": "no other node has room for them; lower the context, or add a node",
     "unusable_link": "the link between {a} and {b} cannot be used; put another node between them",
     "memory_together": "the partitions in {pool} need {sizes:sizes 0} together with a context of {context}, they may "

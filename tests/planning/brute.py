@@ -60,8 +60,9 @@ def layers_ms(node: NodeProfile, start: int, stop: int) -> float:
     return sum(node.layer_ms[layer] if node.layer_ms else node.ms_per_layer for layer in range(start, stop))
 
 
-def cuts(layers: int, parts: int) -> Iterator[tuple[int, ...]]:
-    for inner in combinations(range(1, layers), parts - 1):
+def cuts(problem: Problem, parts: int) -> Iterator[tuple[int, ...]]:
+    layers = problem.model.layers
+    for inner in combinations([layer for layer in range(1, layers) if layer not in problem.model.joined], parts - 1):
         yield (0, *inner, layers)
 
 
@@ -109,7 +110,7 @@ def brute_force(problem: Problem) -> dict[int, Best]:
                 for start in range(layers)
                 for stop in range(start + 1, layers + 1)
             }
-            for cut in cuts(layers, size):
+            for cut in cuts(problem, size):
                 if all(fits[place, cut[place], cut[place + 1]] for place in range(size)):
                     times = [
                         node.ms_per_stage + layers_ms(node, start, stop)
@@ -181,6 +182,14 @@ def with_rows(problem: Problem, seed: int) -> Problem:
     )
     head_step_ms, head_row_ms = chance.uniform(0, 3), chance.uniform(0, 1)
     return replace(problem, nodes=nodes, head_step_ms=head_step_ms, head_row_ms=head_row_ms)
+
+
+def with_joined(problem: Problem, seed: int) -> Problem:
+    """The same problem where some layers must not begin a stage: a run of them at the end, or any."""
+    chance = random.Random(seed ^ 0xBA5E)
+    inner = range(1, problem.model.layers)
+    joined = [layer for layer in inner if chance.random() < 0.4] if seed % 2 else inner[chance.randint(0, len(inner)) :]
+    return replace(problem, model=replace(problem.model, joined=tuple(joined)))
 
 
 def of_kinds(problem: Problem, seed: int) -> Problem:

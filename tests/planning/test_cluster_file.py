@@ -24,14 +24,16 @@ def models(draw: st.DrawFn) -> ModelSize:
     layers = draw(st.one_of(st.lists(numbers, min_size=1, max_size=6), numbers.map(lambda size: [size] * 7)))
     embed, head = draw(numbers), draw(numbers)
     tied = draw(st.sampled_from((0, min(embed, head), min(embed, head) / 2)))
-    return ModelSize(tuple(layers), embed, head, draw(numbers), tied)
+    joined = tuple(layer for layer in range(1, len(layers)) if draw(st.booleans()))
+    return ModelSize(tuple(layers), embed, head, draw(numbers), tied, draw(numbers), joined)
 
 
 @st.composite
 def kinds(draw: st.DrawFn, node: NodeProfile, model: ModelSize) -> NodeProfile:
     """With its own sizes of the model, and a time for each layer."""
     each = tuple(draw(numbers) for _ in range(model.layers))
-    size = replace(draw(models()), layer_bytes=tuple(draw(numbers) for _ in range(model.layers)))
+    each_bytes = tuple(draw(numbers) for _ in range(model.layers))
+    size = replace(draw(models()), layer_bytes=each_bytes, joined=model.joined)
     return replace(node, ms_per_layer=sum(each) / model.layers, layer_ms=each, size=size)
 
 

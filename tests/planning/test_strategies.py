@@ -31,7 +31,8 @@ GB = 10**9
 
 
 def cluster(layers: int, *nodes: NodeProfile, layer_bytes: int = GB, **ends: int) -> Problem:
-    return Problem(ModelSize((layer_bytes,) * layers, **ends), nodes, hop_ms=1.0)
+    model = replace(ModelSize((layer_bytes,) * layers), **ends)  # type: ignore[arg-type]
+    return Problem(model, nodes, hop_ms=1.0)
 
 
 def node(name: str, ms: float = 1.0, gb: float = 100) -> NodeProfile:

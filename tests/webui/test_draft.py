@@ -61,6 +61,14 @@ def test_layers_that_do_not_add_up_are_a_sentence() -> None:
     assert (shown["speed"], shown["why"], shown["changed"]) == (None, [], True)
 
 
+def test_a_cut_between_layers_that_share_is_a_sentence() -> None:
+    problem = replace(PROBLEM, model=replace(PROBLEM.model, joined=(5, 6, 7)))
+    draft = draft_of(problem)
+    shown = shown_plan(edit("6", "6", "0", draft=draft))
+    assert shown["wrong"][0].startswith("no stage can begin with layer 6: that layer, or one behind it, reads keys")
+    assert shown_plan(Edited(draft, draft.counts))["wrong"] == []
+
+
 def test_no_layer_at_all_is_a_sentence() -> None:
     assert edit("0", "0", "0").outcome() == [
         "the layers add up to 0, the model has 12; give 6 more to mini and 6 more to studio"

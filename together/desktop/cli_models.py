@@ -147,7 +147,8 @@ def request_of(
     folder = BUNDLED if model is None else Path(model)
     if request.assignments and folder.is_dir():
         with remarks():  # they are the app's to say
-            wrong = range_violations(request.assignments, read_spec(folder).layers)
+            spec = read_spec(folder)
+            wrong = range_violations(request.assignments, spec.layers, spec.joined)
         if wrong:
             raise BadPlan("--layers: {wrong:all}", wrong=tuple(wrong))
     return request

@@ -73,6 +73,10 @@ def none_ignored(config: Config) -> tuple[str, ...]:
     return ()
 
 
+def none_joined(config: Config) -> tuple[int, ...]:
+    return ()
+
+
 def none_parted(config: Config, layer: int) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
     return {}
 
@@ -124,6 +128,8 @@ class Family:
     parted: Callable[[Config, int], Mapping[str, Mapping[str, tuple[int, ...]]]] = none_parted  # matrices that MLX's
     # files may have in the place of one of `tensors`
     state: Callable[[Config, int], LayerState] = usual_state  # of a layer
+    joined: Callable[[Config], tuple[int, ...]] = none_joined  # layers that no stage may begin with: they, or layers
+    # behind them, read what one before them keeps
     ranged: Callable[[Config, LayerRange], dict[str, Any]] = usual_range  # keys of a model that has these layers only
     embedding_scale: Callable[[Config], float] = one  # what embeddings are multiplied by, beside the matrix
     logits_scale: Callable[[Config], float] = one  # what the LM head's logits are multiplied by

@@ -74,6 +74,7 @@ class ModelSpec:
     fingerprint: str  # sha256, in hex
     revision: str = ""  # the hub's commit, where that is known
     form: str = PUBLISHED  # see models/form.py
+    joined: tuple[int, ...] = ()  # layers that no stage may begin with, as the family says
 
     @property
     def packings(self) -> tuple[Packing, ...]:
@@ -132,7 +133,7 @@ class ModelSpec:
         For trials with a part of a model, on prompts that are shorter than any window.
         """
         kept = tuple(map(endless, self.states[first : first + count]))
-        return replace(self, layers=layers, states=(self.states[0], *kept))
+        return replace(self, layers=layers, states=(self.states[0], *kept), joined=())
 
     def ref(self, folder: Path) -> ModelRef:
         return ModelRef(self.name, str(folder), self.fingerprint, self.layers, self.revision, self.form)
@@ -295,6 +296,7 @@ def shape_of(name: str, published: dict[str, Any], revision: str = "") -> tuple[
         quantization=foreign_quantization(published),
         fingerprint="",
         revision=revision,
+        joined=() if config["model_type"] == TOY else BY_NAME[config["model_type"]].joined(config),
     )
     return spec, config
 

@@ -87,6 +87,7 @@ class Summary:
     experts_per_token: int | None
     kv_bytes_per_token_per_layer: int | None
     scaled: bool = False  # matrices in 8-bit floats, which are held in 16 bits
+    joined: tuple[int, ...] = ()  # as in ModelSpec
 
     @property
     def parts(self) -> tuple[Sizes, ...]:
@@ -130,6 +131,7 @@ def summarize(
         quantization=quantization,
         kv_bytes_per_token_per_layer=_kv_bytes(config, numbers, dtype),
         scaled=spec is not None and spec.scaled,
+        joined=() if spec is None else spec.joined,
         **{key: number for key, number in numbers.items() if key != "layers"},
     )
 

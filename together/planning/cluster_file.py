@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from together.errors import BadSetting
-from together.planning.fields import Fields
+from together.planning.fields import Fields, shown
 from together.planning.problem import CONTEXT, HOP_MS, TOLERANCE, Link, ModelSize, NodeProfile, Problem
 from together.planning.units import BYTES, MS
 from together.wording import quoted
@@ -19,6 +19,7 @@ from together.wording import quoted
 MOST_LAYERS = 1_000  # far above any model and any cluster: a wrong number must not take all memory
 MOST_NODES = 128
 _OPTIONAL = ("processor", "size", "ms_per_step", "shared")  # of a node: not written where they say nothing
+_SILENT = ("bytes_per_sequence_per_layer", "joined")  # the same of a model
 
 
 def parse_cluster(text: str) -> Problem:
@@ -86,7 +87,23 @@ def _model(path: str, data: Any, layers: int | None = None) -> ModelSize:
         found.number("head_bytes", 0, BYTES),
         found.number("kv_bytes_per_token_per_layer", 0, BYTES),
         tied,
+        found.number("bytes_per_sequence_per_layer", 0, BYTES),
+        _joined(found, layers),
     )
+
+
+def _joined(found: Fields, layers: int) -> tuple[int, ...]:
+    """Layers that no stage may begin with. Raises BadSetting."""
+    given = found.items("joined")
+    for layer in given:
+        if type(layer) is not int or not 0 < layer < layers:
+            raise BadSetting(
+                "{key} must list layers behind the first one, up to {last}, not {layer}",
+                key=found.name("joined"),
+                last=layers - 1,
+                layer=shown(layer),
+            )
+    return tuple(sorted(set(given)))
 
 
 def _node(path: str, data: Any, layers: int) -> NodeProfile:
@@ -179,4 +196,6 @@ def _node_json(node: NodeProfile) -> dict[str, Any]:
 
 def _size_json(size: ModelSize) -> dict[str, Any]:
     each = size.layer_bytes
-    return asdict(size) | {"layer_bytes": each[0] if len(set(each)) == 1 else list(each)}
+    found = asdict(size) | {"layer_bytes": each[0] if len(set(each)) == 1 else list(each)}
+    found |= {"joined": list(size.joined)}
+    return {key: value for key, value in found.items() if value or key not in _SILENT}

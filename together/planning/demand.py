@@ -85,6 +85,7 @@ def _size(summary: Summary, bits: int | None) -> ModelSize:
         float(summary.norm.bytes + (summary.embed if summary.tied else summary.head).bytes),
         float(summary.kv_bytes_per_token_per_layer or 0),
         float(summary.embed.bytes if summary.tied else 0),
+        joined=summary.joined,
     )
 
 

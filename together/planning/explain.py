@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import inf
 
+from together.planning.mend import fits
 from together.planning.ordered import Ordered
 from together.planning.problem import EXACT_NODES, Assignment, ModelSize, NodeProfile, Problem, Split
 from together.planning.recommend import recommend
@@ -76,7 +77,8 @@ def _beginning(problem: Problem, layers: int) -> Problem:
 
 
 def _shorter(size: ModelSize, layers: int) -> ModelSize:
-    return replace(size, layer_bytes=size.layer_bytes[:layers])
+    joined = tuple(layer for layer in size.joined if layer < layers)
+    return replace(size, layer_bytes=size.layer_bytes[:layers], joined=joined)
 
 
 def _suggestions(problem: Problem, missing: int, size: float) -> Iterator[Sentence]:
@@ -207,10 +209,8 @@ def _why(problem: Problem, split: Split, score: Score, share: Assignment) -> Sen
 
 def _reason(problem: Problem, split: Split, score: Score, share: Assignment) -> Sentence:
     node = problem.node(share.node)
-    if node.max_layers is not None and len(share.layers) >= node.max_layers:
-        return say("all_it_holds")
-    if node.max_layers is None and _full(problem, node, share.layers):
-        return say("all_its_memory")
+    if _full(problem, node, share.layers):
+        return say("all_its_memory") if node.max_layers is None else say("all_it_holds")
     if problem.users > 1 and score.slowest_stage_ms > 0:
         return say("balanced", ms=score.slowest_stage_ms)
     faster = any(problem.node(other).ms_per_layer < node.ms_per_layer for other in split.nodes)
@@ -218,10 +218,12 @@ def _reason(problem: Problem, split: Split, score: Score, share: Assignment) -> 
 
 
 def _full(problem: Problem, node: NodeProfile, layers: LayerRange) -> bool:
-    """Whether not one layer more would fit, on either side where there is one."""
-    wider = [LayerRange(layers.start - 1, layers.stop)] if layers.start else []
-    wider += [LayerRange(layers.start, layers.stop + 1)] if layers.stop < problem.model.layers else []
-    return all(problem.stage_bytes(layers, node) > node.room_bytes for layers in wider)
+    """Whether no more layers would fit, on either side: one, or those up to the next place for a cut."""
+    cuts = (0, *problem.model.cuts, problem.model.layers)
+    before, behind = [cut for cut in cuts if cut < layers.start], [cut for cut in cuts if cut > layers.stop]
+    wider = [LayerRange(cut, layers.stop) for cut in before[-1:]]
+    wider += [LayerRange(layers.start, cut) for cut in behind[:1]]
+    return not any(fits(problem, node, layers) for layers in wider)
 
 
 def _cost(problem: Problem, split: Split, score: Score) -> Iterator[Sentence]:
@@ -260,7 +262,7 @@ def _why_not(problem: Problem, split: Split, score: Score, node: NodeProfile) ->
         return say("out_no_layer")
     if node.room_bytes < smallest:
         return say("out_no_memory", sizes=(node.room_bytes, smallest))
-    if len(split.shares) >= problem.model.layers:
+    if len(split.shares) >= problem.model.most_stages:
         return say("out_no_more_layers")
     with_it = _score_with(problem, split, node.name)
     if with_it == inf:

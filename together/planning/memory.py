@@ -84,4 +84,5 @@ def model_size(spec: ModelSpec, dtype: Dtype, backend: str = "") -> ModelSize:
         kv_bytes_per_token_per_layer=by_token,
         tied_bytes=size(spec.embed_weights) if spec.tied else 0,
         bytes_per_sequence_per_layer=by_sequence,
+        joined=spec.joined,
     )

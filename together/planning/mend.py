@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import accumulate
 from math import inf
 
 from together.planning.problem import Assignment, NodeProfile, Problem
@@ -17,8 +18,32 @@ def option_of(shares: Sequence[Assignment]) -> str:
     return ",".join(f"{share.node}={share.layers}" if share.node else str(share.layers) for share in shares)
 
 
-def right_ranges(shares: Sequence[Assignment], layers: int) -> tuple[Assignment, ...]:
-    """All layers in order, near to what was meant: the same numbers of layers, else the same ends as far as they go."""
+def right_ranges(shares: Sequence[Assignment], layers: int, joined: Collection[int] = ()) -> tuple[Assignment, ...]:
+    """All layers in order, near to what was meant: the same numbers of layers, else the same ends as far as they go.
+
+    No range begins with one of `joined`.
+    """
+    found = _in_order(shares, layers)
+    if not joined:
+        return found
+    possible = [layer for layer in range(1, layers) if layer not in joined]
+    starts = [0, *near_cuts([share.layers.start for share in found[1:]], possible)]
+    ends = zip(found, starts, [*starts[1:], layers], strict=False)
+    return tuple(Assignment(share.node, LayerRange(start, stop)) for share, start, stop in ends)
+
+
+def near_cuts(wished: Sequence[int], possible: Sequence[int]) -> list[int]:
+    """The nearest possible place for each wished one, in their order and all different; of too many the last go."""
+    found: list[int] = []
+    for left in range(min(len(wished), len(possible)), 0, -1):
+        first = possible.index(found[-1]) + 1 if found else 0
+        place = wished[len(found)]
+        open_ones = possible[first : len(possible) - left + 1]
+        found.append(min(open_ones, key=lambda cut: (abs(cut - place), cut)))
+    return found
+
+
+def _in_order(shares: Sequence[Assignment], layers: int) -> tuple[Assignment, ...]:
     ordered = sorted(shares, key=lambda share: share.layers)
     if sum(len(share.layers) for share in ordered) == layers:
         return _consecutive([(share.node, len(share.layers)) for share in ordered])
@@ -57,7 +82,7 @@ def moves(problem: Problem, shares: Sequence[Assignment]) -> Moves:
             return {}
         found[giver, taker] += 1
         counts[giver], counts[taker] = counts[giver] - 1, counts[taker] + 1
-    return found
+    return {} if set(accumulate(counts.values())) & set(problem.model.joined) else found
 
 
 def _reaches(problem: Problem, node: NodeProfile, others: Iterable[str]) -> bool:

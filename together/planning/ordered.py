@@ -46,6 +46,7 @@ class Windows:
         self.stops = np.arange(instance.layers + 1)
         self.prefixes = [np.array(held.prefix) for held in instance.held]
         self.times = [speed.prefix for speed in instance.speeds]
+        self._never = [*instance.joined, instance.layers]  # where no stage but the last may end
         self._levels = np.frexp(np.maximum(self.stops, 1))[1] - 1  # the largest power of two within a width
         count = len(instance.names)
         self._starts = [self._earliest(i, self.prefixes[i]) for i in range(count)]
@@ -87,7 +88,8 @@ class Windows:
         needed = self.prefixes[node] + self.instance.held[node].embed
         fits = (self.stops <= span.first) & (needed <= self.instance.room[node])
         costs: Floats = np.where(fits, self.instance.fixed[node] + self.times[node], inf)
-        costs[0] = costs[-1] = inf
+        costs[0] = inf
+        costs[self._never] = inf
         return costs
 
     def only(self, node: int, span: Span) -> float:
@@ -102,7 +104,7 @@ class Windows:
         times = self.times[node]
         lowest = _window_minimum(arriving - times, span)
         costs: Floats = lowest + (self.instance.fixed[node] + times)
-        costs[..., -1] = inf  # a stage with the last layer is the last one
+        costs[..., self._never] = inf
         return costs
 
     def last(self, node: int, span: Span, arriving: Floats) -> Floats:

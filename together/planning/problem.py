@@ -24,6 +24,7 @@ class ModelSize:
 
     A sequence takes `bytes_per_sequence_per_layer` whatever its length, where layers keep states of a fixed size.
     `tied_bytes` of the head are the embedding matrix again: a stage that is first and last holds them once.
+    No stage may begin with a layer of `joined`: it, or one behind it, reads what a layer before it keeps.
     """
 
     layer_bytes: tuple[float, ...]
@@ -32,10 +33,20 @@ class ModelSize:
     kv_bytes_per_token_per_layer: float = 0
     tied_bytes: float = 0
     bytes_per_sequence_per_layer: float = 0
+    joined: tuple[int, ...] = ()
 
     @property
     def layers(self) -> int:
         return len(self.layer_bytes)
+
+    @property
+    def most_stages(self) -> int:
+        return self.layers - len(self.joined)
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """The layers that a stage behind the first one may begin with."""
+        return tuple(layer for layer in range(1, self.layers) if layer not in self.joined)
 
     @property
     def weight_bytes(self) -> float:
@@ -50,6 +61,7 @@ class ModelSize:
             embed_bytes=self.embed_bytes if first else 0,
             head_bytes=self.head_bytes if last else 0,
             tied_bytes=self.tied_bytes if first and last else 0,
+            joined=tuple(cut - layers.start for cut in self.joined if layers.start < cut < layers.stop),
         )
 
 

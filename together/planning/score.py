@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import inf
@@ -134,7 +134,7 @@ SIZES = ("too_many_layers", "needs_memory", "unusable_link")  # violations that 
 
 def violations(problem: Problem, split: Split) -> tuple[Sentence, ...]:
     """What is wrong with a split, and what would be right: first gaps and overlaps, then nodes, memory and links."""
-    found = range_violations(split.shares, problem.model.layers)
+    found = range_violations(split.shares, problem.model.layers, problem.model.joined)
     strange = list(_strange(problem, split))
     if found or strange:
         return (*found, *strange)
@@ -152,8 +152,10 @@ def _strange(problem: Problem, split: Split) -> Iterator[Sentence]:
         seen.add(share.node)
 
 
-def range_violations(shares: Sequence[Assignment], layers: int) -> list[Sentence]:
-    """What keeps the ranges, in this order, from being exactly layers 0 to `layers`; at the end those that would be."""
+def range_violations(shares: Sequence[Assignment], layers: int, joined: Collection[int] = ()) -> list[Sentence]:
+    """What keeps the ranges, in this order, from being exactly layers 0 to `layers`, with none that begins with one of
+    `joined`; at the end those that would be.
+    """
     found, reached = [], 0
     for item in sorted(share.layers for share in shares):
         start, stop = max(item.start, reached), min(item.stop, reached)
@@ -168,7 +170,10 @@ def range_violations(shares: Sequence[Assignment], layers: int) -> list[Sentence
         found.append(say("gap", layers=f"{reached}:{layers}"))
     if not found and any(a.layers > b.layers for a, b in pairwise(shares)):
         found.append(say("wrong_order"))
-    return [*found, say("right_ranges", shares=option_of(right_ranges(shares, layers)))] if found and shares else found
+    found += [say("joined", layer=share.layers.start) for share in shares if share.layers.start in joined]
+    if not found or not shares:
+        return found
+    return [*found, say("right_ranges", shares=option_of(right_ranges(shares, layers, joined)))]
 
 
 def _memory(problem: Problem, split: Split) -> list[Sentence]:
@@ -183,9 +188,11 @@ def _too_much(problem: Problem, share: Assignment, moved: Moves) -> Sentence:
     most = len(layers) - sum(moved[pair] for pair in moved if pair[0] == share.node)
     most = most if gifts else most_of(problem, node, layers)
     if node.max_layers is not None:
-        remedy = say("give", gifts=gifts) if gifts else say("no_taker")
+        nobody = say("not_singly") if problem.model.joined else say("no_taker")
+        remedy = say("give", gifts=gifts) if gifts else nobody
         return say("too_many_layers", node=node.name, count=len(layers), most=most, remedy=remedy)
-    remedy = say("give", gifts=gifts) if gifts else say("no_memory_elsewhere")
+    nobody = say("not_singly") if problem.model.joined else say("no_memory_elsewhere")
+    remedy = say("give", gifts=gifts) if gifts else nobody
     sizes = (problem.stage_bytes(layers, node), node.room_bytes)
     sizing = say("sized", context=problem.context, users=problem.users) if problem.users > 1 else NOTHING
     values: dict[str, Value] = {"node": node.name, "count": len(layers), "most": most, "layers": str(layers)}

@@ -74,6 +74,7 @@ class SearchProblem:
     tolerance: float
     share: float = 1.0  # of a frame's time that a token of it takes
     head_ms: float = 0.0  # the head's own part of a frame
+    joined: tuple[int, ...] = ()  # as in ModelSize
 
     @cached_property
     def by_bytes(self) -> bool:
@@ -93,7 +94,8 @@ class SearchProblem:
     @cached_property
     def even(self) -> bool:
         """Whether layers are alike on every node, so that only their number counts."""
-        return all(held.weight is not None for held in self.held) and all(speed.even for speed in self.speeds)
+        alike = all(held.weight is not None for held in self.held) and all(speed.even for speed in self.speeds)
+        return alike and not self.joined
 
     @cached_property
     def of_mean_layers(self) -> SearchProblem:
@@ -279,6 +281,7 @@ def compile_problem(problem: Problem, only: Iterable[str] | None = None, frames:
         tolerance=problem.tolerance,
         share=frames / problem.users,
         head_ms=problem.head_ms(),
+        joined=problem.model.joined,
     )
 
 

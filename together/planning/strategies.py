@@ -5,11 +5,12 @@ A strategy only proposes; `score.violations` says what is wrong with it, as with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
 from together.errors import BadPlan, BadSetting
+from together.planning.mend import near_cuts, right_ranges
 from together.planning.problem import Assignment, ModelSize, NodeProfile, Problem, Split
 from together.planning.recommend import recommend
 from together.planning.score import hops_of, range_violations
@@ -32,20 +33,24 @@ def limit_partitions(problem: Problem, max_memory: float) -> Problem:
     return replace(problem, nodes=tuple(map(limited, problem.nodes)))
 
 
-def uniform_ranges(layers: int, parts: int) -> tuple[LayerRange, ...]:
-    """`layers` cut into `parts` ranges that differ by at most one layer, larger ones first; fewer if layers run out."""
-    parts = min(parts, layers)
+def uniform_ranges(layers: int, parts: int, joined: Collection[int] = ()) -> tuple[LayerRange, ...]:
+    """`layers` cut into `parts` ranges that differ by at most one layer, larger ones first; fewer if layers run out.
+
+    Where layers are `joined`, the cuts are as near to that as they can be.
+    """
+    parts = min(parts, layers - len(joined))
     if parts < 1:
         raise BadPlan("there is no node to take the layers; start one with: python3 launch.py node")
     small, extra = divmod(layers, parts)
-    starts = [index * small + min(index, extra) for index in range(parts + 1)]
-    return tuple(LayerRange(start, stop) for start, stop in pairwise(starts))
+    starts = [index * small + min(index, extra) for index in range(1, parts)]
+    possible = [layer for layer in range(1, layers) if layer not in joined]
+    return tuple(LayerRange(start, stop) for start, stop in pairwise((0, *near_cuts(starts, possible), layers)))
 
 
 def uniform(problem: Problem) -> Split:
     """Equal numbers of layers, give or take one, for all nodes that can hold one. Raises BadPlan if none can."""
-    nodes = _ring(problem)[: problem.model.layers]
-    ranges = uniform_ranges(problem.model.layers, len(nodes))
+    nodes = _ring(problem)[: problem.model.most_stages]
+    ranges = uniform_ranges(problem.model.layers, len(nodes), problem.model.joined)
     return Split(tuple(Assignment(node.name, layers) for node, layers in zip(nodes, ranges, strict=True)))
 
 
@@ -91,6 +96,9 @@ def by_ratio(problem: Problem, ratio: Sequence[float]) -> Split:
     if len(pairs) > problem.model.layers:
         wrong = "the ratio has {parts} parts and the model {layers} layers; give fewer"
         raise BadPlan(wrong, parts=len(pairs), layers=problem.model.layers)
+    if len(pairs) > problem.model.most_stages:
+        wrong = "the ratio has {parts} parts, and the model's layers can be parted into {most}; give fewer"
+        raise BadPlan(wrong, parts=len(pairs), most=problem.model.most_stages)
     cuts = _cuts_by_weight(problem, [part for _, part in pairs])
     ranges = [LayerRange(start, stop) for start, stop in pairwise(cuts)]
     return Split(tuple(Assignment(node.name, layers) for (node, _), layers in zip(pairs, ranges, strict=True)))
@@ -105,7 +113,8 @@ def custom(problem: Problem, assignments: Sequence[Assignment]) -> Split:
     if (count := len(assignments)) > (there := len(problem.nodes)):
         wrong = "the plan has {ranges} ranges and there are {nodes} nodes; start more, or give fewer"
         raise BadPlan(wrong, ranges=count, nodes=there)
-    if found := range_violations(assignments, problem.model.layers):  # said as they were written: without names
+    # Said as they were written: without names.
+    if found := range_violations(assignments, problem.model.layers, problem.model.joined):
         raise BadPlan(say("all", sentences=tuple(found)))
     named = zip(problem.nodes, assignments, strict=False)
     return Split(tuple(Assignment(node.name, item.layers) for node, item in named))
@@ -180,7 +189,7 @@ def _shared(problem: Problem, nodes: list[NodeProfile], weights: list[float]) ->
         for node, count, stop in zip(nodes, counts, stops, strict=True)
         if count
     ]
-    return Split(tuple(shares))
+    return Split(right_ranges(shares, problem.model.layers, problem.model.joined))
 
 
 def _counts(problem: Problem, nodes: list[NodeProfile], weights: list[float]) -> list[int]:
@@ -212,9 +221,9 @@ def _cuts_by_weight(problem: Problem, parts: list[float]) -> list[int]:
     ends = (model.embed_bytes, model.head_bytes) if any(model.layer_bytes) else (0.0, 0.0)
     held = list(accumulate(weights, initial=ends[0]))
     total = held[-1] + ends[1]
-    cuts = [0]
+    cuts, possible = [0], [0, *model.cuts, model.layers]
     for place, share in enumerate(accumulate(_shares(parts)), start=1):
-        allowed = range(cuts[-1] + 1, model.layers - (count - place) + 1)
+        allowed = possible[possible.index(cuts[-1]) + 1 : len(possible) - (count - place)]
         cuts.append(min(allowed, key=lambda cut: (abs(held[cut] - share * total), cut)))
     cuts[-1] = model.layers
     return cuts

@@ -97,5 +97,5 @@ def _plan(spec: ModelSpec, request: BenchRequest, profile: DeviceProfile, own: H
         head_step_ms=own.step_ms,
         head_row_ms=own.row_ms,
     )
-    shares = zip(names, uniform_ranges(spec.layers, request.stages), strict=True)
+    shares = zip(names, uniform_ranges(spec.layers, request.stages, spec.joined), strict=True)
     return problem, Split(tuple(Assignment(name, layers) for name, layers in shares))

@@ -95,7 +95,8 @@ async def bench_folder(request: BenchRequest, home: Path) -> Path:
 async def bench_ring(request: BenchRequest, home: Path, context: int, users: int = 2) -> AsyncIterator[BenchRing]:
     """Memory is granted for `users` times `context` tokens. Raises BadSetting or LoadFailed."""
     folder = await bench_folder(request, home)
-    ranges = uniform_ranges(read_spec(folder).layers, request.stages)
+    spec = read_spec(folder)
+    ranges = uniform_ranges(spec.layers, request.stages, spec.joined)
     places = tuple(Place(request.backend, request.device, layers) for layers in ranges)
     async with local_engine(folder, home, places, request.dtype, context, users) as (engine, ring):
         yield BenchRing(engine, ring.spec, ring.stages)
