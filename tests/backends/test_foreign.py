@@ -22,6 +22,7 @@ from tests.support.foreign_folders import FORMATS, write_foreign
 from tests.support.gguf_files import imported, make_plain, write_gguf
 from tests.support.gguf_files import write_judge as gguf_judge
 from tests.support.mlx_folders import FORMS, INDEX, write_judge, write_mlx
+from tests.support.mlx_folders import make_plain as plain_folder
 from tests.support.pieces import exported
 from together.models.spec import read_runnable
 from together.types import LayerRange
@@ -65,6 +66,18 @@ def test_on_every_backend(ring: Rings, files: Files, name: str, pair: tuple[str,
 def test_every_family(ring: Rings, files: Files, name: str, format: str) -> None:
     folder, judge = files(name, format)
     conforms(ring(folder, ("mlx", "torch"), (2,)), judge)
+
+
+@pytest.mark.parametrize(
+    "format", ["fp8-blocks", *(pytest.param(each, marks=pytest.mark.full) for each in ("gptq-4", "awq", "int4"))]
+)
+@pytest.mark.parametrize("pair", [("mlx", "torch"), ("torch", "mlx")], ids="-".join)
+def test_what_makes_keys_and_values_of_a_latent(tmp_path: Path, pair: tuple[str, str], format: str) -> None:
+    """DeepSeek V3 and Kimi K2 are published in 8-bit floats."""
+    plain = plain_folder(tmp_path / "plain", "deepseek_v3", q_lora_rank=128)
+    folder, judge = write_foreign(plain, tmp_path, FORMATS[format])
+    ranges = (LayerRange(0, 1), LayerRange(1, LAYERS))
+    conforms(Chain([load_shard(folder, backend, layers) for backend, layers in zip(pair, ranges, strict=True)]), judge)
 
 
 @pytest.mark.parametrize("format", ["gptq-4", "int8"])
