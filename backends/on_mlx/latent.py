@@ -21,7 +21,7 @@ from together.models.state import Latent
 from together.types import Packing
 
 _EPSILON = 1e-6  # of the norms in front, as transformers has it, whatever the model's is
-_SCORES = 2**24  # of some heads at a time
+_SCORES = 2**23  # of some heads at a time
 _WHOLE, _KEYS, _VALUES = "kv_b_proj", "embed_q", "unembed_out"
 
 

@@ -24,7 +24,7 @@ from together.models.state import Latent
 
 _WHOLE, _KEYS, _VALUES = BY_HEAD
 _HEADS = "by_head"  # what the matrix is called here
-_NUMBERS = 2**24  # keys and values that are there at a time
+_NUMBERS = 2**22  # keys and values that are there at a time
 Source = Lazy | Scaled | Quantized
 Parts = tuple[Source, ...]  # the whole matrix, or mlx-lm's for keys and for values
 
@@ -59,17 +59,20 @@ class LatentHeads(nn.Module):
         latents = mixed[..., : self.state.rank].transpose(0, 1)
         return multiplied_by_head(latents, self.values, self.few).transpose(0, 1)
 
-    def spread(self, seen: Tensor, first: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Keys and values `[heads, tokens, width]` of some heads, of `[tokens, rank + turned]`; zeros fill them up."""
+    def spread(self, seen: Tensor, first: int, room: Tensor) -> Tensor:
+        """Keys and values of some heads of `[tokens, rank + turned]`, into `room`: `[2, heads, tokens, width]`.
+
+        What is narrower is filled up by zeros that lie there.
+        """
         latents, turned = seen.split([self.state.rank, self.state.turned], dim=-1)
-        whole, rank, count = self.key + self.state.turned, self.state.rank, stop - first
-        both = seen.new_zeros(2, count, len(seen), max(whole, self.value))
-        keys, values = self.keys[first:stop].transpose(1, 2), self.values[first:stop]
-        for filled, weights, width in ((both[0], keys, self.key), (both[1], values, self.value)):
-            made = multiplied(latents, weights.reshape(-1, rank))
-            filled[:, :, :width] = made.view(len(seen), count, width).transpose(0, 1)
-        both[0, :, :, self.key : whole] = turned
-        return both[0], both[1]
+        _, count, tokens, _ = room.shape
+        keys, values = self.keys[first : first + count].transpose(1, 2), self.values[first : first + count]
+        for filled, weights in zip(room, (keys, values), strict=True):
+            width = weights.shape[1]
+            made = multiplied(latents, weights.reshape(-1, self.state.rank))
+            filled[:, :, :width] = made.view(tokens, count, width).transpose(0, 1)
+        room[0, :, :, self.key : self.key + self.state.turned] = turned
+        return room
 
 
 def attend(
@@ -116,14 +119,16 @@ def _attend_long(heads: LatentHeads, row: LongRow, kept: Tensor, queries: Tensor
         every = seen.expand(1, count, -1, -1)  # takes no memory: all heads read the same
         mixed = _mixed(heads.asked(queries)[None], every, every, mask, scaling)
         return heads.found(mixed[0].transpose(0, 1))
-    parts, width = [], max(queries.shape[2], heads.value)
+    width, out = max(queries.shape[2], heads.value), queries.new_empty(row.count, count, heads.value)
     filled = nn.functional.pad(queries, (0, width - queries.shape[2])) if width > queries.shape[2] else queries
-    step = max(1, _NUMBERS // (2 * len(seen) * width))
+    step = max(1, min(_NUMBERS // (2 * len(seen) * width), count))
+    room = seen.new_zeros(2, step, len(seen), width)
     for first in range(0, count, step):
-        stop = min(first + step, count)
-        keys, values = heads.spread(seen, first, stop)
-        parts.append(_mixed(filled[None, first:stop], keys[None], values[None], mask, scaling)[0, ..., : heads.value])
-    return torch.cat(parts).transpose(0, 1)
+        some = slice(first, min(first + step, count))
+        keys, values = heads.spread(seen, first, room[:, : some.stop - first])
+        mixed = _mixed(filled[None, some], keys[None], values[None], mask, scaling)
+        out[:, some] = mixed[0, ..., : heads.value].transpose(0, 1)
+    return out
 
 
 def _mixed(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
