@@ -40,7 +40,7 @@ def test_backends_keep_what_is_counted(tmp_path: Path, name: str) -> None:
     folder, sequence = make_checkpoint(tmp_path, name), new_sequence()
     each = read_spec(folder).kv_bytes_per_token(EVERY, "fp32")
     on_torch: Any = load_shard(folder, "torch", EVERY)
-    pools = [pool.untyped_storage().nbytes() for _, pool in on_torch._caches.layers]
+    pools = [pool.untyped_storage().nbytes() for _, pool in on_torch._caches.layers.values()]
     assert sum(pools) == each * on_torch.capacity
     on_mlx: Any = load_shard(folder, "mlx", EVERY)
     on_mlx.step(Batch((row(sequence, 0, prompt_ids(24), "none"),)), None)
