@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -57,9 +59,40 @@ def sort_sources(sources: dict[str, Source]) -> Sorted:
             found.experts[f"{start}.experts"] = parts
             found.biases[f"{start}.experts"] = biases
         else:
-            found.state[f"{start}.experts.gate_up_proj"] = Joined(tuple(plain[:2]))
+            found.state[f"{start}.experts.gate_up_proj"] = Joined.of(plain[:2])
             found.state[f"{start}.experts.down_proj"] = plain[2]
+    for start, experts in _one_by_one(found.state).items():
+        _join(found.state, start, experts)
     return found
+
+
+def _one_by_one(state: Mapping[str, object]) -> dict[str, int]:
+    """Where plain experts are stored one by one, and how many there are."""
+    found: dict[str, set[int]] = {}
+    for name, source in state.items():
+        match = _EXPERT.fullmatch(name)
+        if match is not None and isinstance(source, Lazy):
+            found.setdefault(match[1], set()).add(int(match[2]))
+    return {start: len(experts) for start, experts in found.items()}
+
+
+def _join(state: dict[str, Any], start: str, experts: int) -> None:
+    """One parameter of them each, as transformers has it: it would make three copies on the way there."""
+    for names in _NAMES:
+        keys = [f"{start}.experts.{i}.{name}.weight" for i, name in product(range(experts), names)]
+        parts = [part for key in keys if isinstance(part := state.get(key), Lazy)]
+        if len(parts) < len(keys):
+            continue  # of another family, or some are in 8-bit floats
+        gates, ups, downs = ([part.info for part in parts[place::3]] for place in range(3))
+        reader = parts[0].reader
+        state[f"{start}.experts.gate_up_proj"] = Joined(tuple(zip(gates, ups, strict=True)), reader)
+        state[f"{start}.experts.down_proj"] = Joined(tuple((down,) for down in downs), reader)
+        for key in keys:
+            del state[key]
+
+
+_EXPERT = re.compile(r"(.+\.mlp)\.experts\.(\d+)\.(?:gate_proj|w1)\.weight")
+_NAMES = PROJECTIONS, ("w1", "w3", "w2")  # gate, up and down
 
 
 def is_router(name: str) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -127,12 +127,50 @@ class Lazy:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Stands for tensors that lie apart and are one in the model, along their second axis."""
+    """Stands for all experts of a layer, `[experts, rows, columns]`, whose parts lie apart: each is read to its place.
 
-    parts: tuple[Lazy, ...]
+    `parts` has, for each expert, what follows one another in its rows.
+    """
+
+    parts: tuple[tuple[TensorInfo, ...], ...]
+    reader: Reader
+
+    @classmethod
+    def of(cls, stacks: Sequence[Lazy]) -> Joined:
+        """Of stacks of all experts, as gate and up."""
+        experts = stacks[0].shape[0]
+        rows = [tuple(_expert(stack.info, expert) for stack in stacks) for expert in range(experts)]
+        return cls(tuple(rows), stacks[0].reader)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first = self.parts[0]
+        return len(self.parts), sum(part.shape[0] for part in first), first[0].shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for parts in self.parts for part in parts)
 
     def __getitem__(self, _: object) -> Tensor:
-        return torch.cat([part[...] for part in self.parts], dim=1)
+        found = torch.empty(self.shape, dtype=self.reader.dtype)
+        for expert, parts in zip(found, self.parts, strict=True):
+            at = 0
+            for part in parts:
+                self._fill(expert[at : at + part.shape[0]], part)
+                at += part.shape[0]
+        return found
+
+    def _fill(self, target: Tensor, part: TensorInfo) -> None:
+        if STORED.get(part.dtype) == target.dtype:
+            read_into(part, target.view(torch.uint8).reshape(-1).numpy().data)
+            self.reader.count(part.nbytes)
+        else:
+            target.copy_(self.reader.read(part))
+
+
+def _expert(stack: TensorInfo, expert: int) -> TensorInfo:
+    one = stack.rows(expert, expert + 1)
+    return replace(one, shape=one.shape[1:])
 
 
 @dataclass(frozen=True, slots=True)

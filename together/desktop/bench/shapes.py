@@ -114,7 +114,7 @@ _HYBRID = {
 _WINDOWED = {"sliding_window": 1024, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0}
 CONFIGS: dict[str, dict[str, Any]] = {  # of other families, in the widths of a model that is published, with few layers
     "qwen3.5-0.8b": _config("qwen3_5_text", 24, 1024, 8, 2, intermediate_size=3584, **_HYBRID),
-    "gpt-oss-20b-4": _config("gpt_oss", 4, 2880, 64, 8),
+    "gpt-oss-20b-4": _config("gpt_oss", 4, 2880, 64, 8, num_local_experts=32),
     "gemma-4-31b-6": _config(
         "gemma4_text", 6, 5376, 32, 16, intermediate_size=21504, num_global_key_value_heads=4, **_WINDOWED
     ),
