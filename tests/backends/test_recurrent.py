@@ -22,7 +22,7 @@ from tests.support.chain import Chain, assert_close, load_shard, row
 from tests.support.families import LAYERS, make_checkpoint, prompt_ids, reference_logits
 from together.errors import NotEnoughMemory
 from together.models.spec import read_spec
-from together.models.state import MOST_PER_SEQUENCE, CacheSize, KeysValues, Recurrent, most_bytes
+from together.models.state import MOST_PER_SEQUENCE, CacheSize, KeysValues, Recurrent, cache_bytes
 from together.planning.held import held_bytes
 from together.planning.memory import workspace_bytes
 from together.types import BLOCK, Batch, LayerRange
@@ -176,12 +176,11 @@ def test_layers_that_keep_nothing_by_the_token_count_tokens_all_the_same() -> No
 
 def test_no_range_of_layers_is_worth_more_than_the_planner_counts() -> None:
     states = (STATE, STATE, STATE, CACHE) * 2
-    by_token, by_sequence = most_bytes(states, "bf16")
+    caches = cache_bytes(states, "bf16")
     for start in range(len(states)):
         for stop in range(start + 1, len(states) + 1):
-            size, count = CacheSize.of(states[start:stop], "bf16"), stop - start
-            rounding = BLOCK * size.token_bytes  # of each sequence's own, to whole blocks
-            assert size.nbytes(1024, 2) <= count * (1024 * by_token + 2 * by_sequence) + 2 * rounding
+            size = CacheSize.of(states[start:stop], "bf16")
+            assert size.nbytes(1024, 2) <= sum(1024 * token + 2 * own for token, own in caches[start:stop])
 
 
 def test_a_stage_admits_as_many_sequences_as_its_memory_holds(checkpoint: Checkpoints, tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ def holds(problem: Problem, node: NodeProfile, start: int, stop: int) -> bool:
         return stop - start <= node.max_layers
     model = node.size or problem.model
     need = sum(model.layer_bytes[start:stop])
-    need += (stop - start) * model.kv_bytes_per_token_per_layer * problem.users * problem.context
+    each = problem.model.caches or ((problem.model.kv_bytes_per_token_per_layer, 0),) * model.layers
+    need += sum(token for token, _ in each[start:stop]) * problem.users * problem.context
     need += model.embed_bytes if start == 0 else 0
     need += model.head_bytes if stop == model.layers else 0
     need -= model.tied_bytes if stop - start == model.layers else 0
@@ -138,7 +139,8 @@ def random_problem(seed: int, nodes: int = 5, layers: int = 10) -> Problem:
     sizes = tuple(chance.randint(50, 200) if unequal else 100 for _ in range(depth))
     kv = chance.choice((0, 0, 1))
     users, context = chance.choice(USERS), chance.choice((1, 4))
-    model = ModelSize(sizes, chance.choice((0, 80)), chance.choice((0, 120)), kv)
+    kept = tuple((kv * (layer % 3), 0) for layer in range(depth)) if seed % 2 else ()
+    model = ModelSize(sizes, chance.choice((0, 80)), chance.choice((0, 120)), kv, caches=kept)
     per_layer = 125 + kv * users * context
     room = depth * per_layer * chance.choice((0.4, 0.8, 1.6)) + 100
 

@@ -10,8 +10,9 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from tests.support.checksum import VOCABULARY, make_checksum_model
-from together.models.spec import ModelSpec, read_spec
-from together.planning.memory import cache_tokens, stage_memory, workspace_bytes
+from together.models.spec import ModelSpec, read_spec, shape_of
+from together.planning.memory import cache_tokens, model_size, stage_memory, workspace_bytes
+from together.planning.problem import Problem
 from together.types import BLOCK, LayerRange
 
 WIDTH, LAYERS = 8, 6
@@ -62,3 +63,15 @@ def test_more_context_or_users_never_need_less(spec: ModelSpec, context: int, us
     need = stage_memory(spec, layers, "fp32", context, users, "torch")
     assert need <= stage_memory(spec, layers, "fp32", context + 1, users, "torch")
     assert need < stage_memory(spec, layers, "fp32", context, users + 1, "torch")
+
+
+def test_plans_count_what_each_layer_keeps() -> None:
+    """Of Gemma 4, whose layers have heads of two sizes: as grants do, whatever the range."""
+    words = {"model_type": "gemma4_text", "hidden_size": 64, "num_hidden_layers": 12, "hidden_size_per_layer_input": 0}
+    spec, _ = shape_of("tiny", words)
+    problem = Problem(model_size(spec, "bf16"), (), users=3, context=1024)
+    for layers in (LayerRange(0, 12), LayerRange(1, 5), LayerRange(5, 6), LayerRange(4, 12)):
+        assert problem.stage_bytes(layers) == 3 * 1024 * spec.kv_bytes_per_token(layers, "bf16")
+    assert problem.held_layers()[4] != problem.held_layers()[5]
+    later = LayerRange(5, 12)
+    assert problem.part(later).cached == problem.cached[5:]

@@ -107,11 +107,16 @@ class CacheSize:
         return self.token_bytes * (tokens + self.per_sequence * sequences)
 
 
-def most_bytes(states: Sequence[LayerState], dtype: Dtype) -> tuple[int, int]:
-    """Bytes by the token and by the sequence of which no layer needs more, whatever range it is counted in."""
-    fixed = max(state.sequence_bytes(dtype) for state in states)
-    each = max(state.per_token for state in states) * DTYPE_BYTES[dtype]
-    return max(each, -(-fixed // MOST_PER_SEQUENCE)), fixed
+def cache_bytes(states: Sequence[LayerState], dtype: Dtype) -> tuple[tuple[int, int], ...]:
+    """Of each layer bytes by the token and by the sequence: no range of them needs more than its layers together.
+
+    A sequence's own of a range is rounded up by less than a block of tokens, which each layer has here.
+    """
+    fixed = [state.sequence_bytes(dtype) for state in states]
+    tokens = [state.per_token * DTYPE_BYTES[dtype] for state in states]
+    most = [max(token, -(-own // MOST_PER_SEQUENCE)) for token, own in zip(tokens, fixed, strict=True)]
+    rounding = BLOCK if any(fixed) else 0
+    return tuple((token, own + rounding * token) for token, own in zip(most, fixed, strict=True))
 
 
 def endless(state: LayerState) -> LayerState:

@@ -73,7 +73,7 @@ def _keys(kind: type) -> tuple[str, ...]:
 
 def _model(path: str, data: Any, layers: int | None = None) -> ModelSize:
     """A model's sizes; those that a node has of its own are of as many `layers` as the model."""
-    found = Fields(path, data, (*(() if layers else ("layers",)), *_keys(ModelSize)))
+    found = Fields(path, data, (*(() if layers else ("layers",)), *_keys(ModelSize)[:-1]))
     layers, tied = layers or found.whole("layers", least=1), found.number("tied_bytes", 0, BYTES)
     if layers > MOST_LAYERS:
         raise BadSetting("model.layers must be at most {most}, not {layers}", most=MOST_LAYERS, layers=layers)
@@ -198,4 +198,5 @@ def _size_json(size: ModelSize) -> dict[str, Any]:
     each = size.layer_bytes
     found = asdict(size) | {"layer_bytes": each[0] if len(set(each)) == 1 else list(each)}
     found |= {"joined": list(size.joined)}
+    del found["caches"]  # a file has the largest for all layers
     return {key: value for key, value in found.items() if value or key not in _SILENT}

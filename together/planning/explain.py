@@ -46,7 +46,7 @@ def explain_missing(problem: Problem) -> Infeasible:
     """For a problem that `recommend` has no plan for."""
     layers, placed = problem.model.layers, _placeable(problem)
     size = problem.stage_bytes(LayerRange(placed, layers) if placed else problem.all_layers)
-    sizing = say("sized", context=problem.context, users=problem.users) if problem.kv_bytes_per_layer else NOTHING
+    sizing = say("sized", context=problem.context, users=problem.users) if any(problem.cached) else NOTHING
     missing = say("missing_bytes", size=size, sizing=sizing) if size else NOTHING
     error = say("too_large", placed=placed, layers=layers, missing=missing)
     return Infeasible(error, layers - placed, size, tuple(_suggestions(problem, layers - placed, size)))
@@ -78,7 +78,7 @@ def _beginning(problem: Problem, layers: int) -> Problem:
 
 def _shorter(size: ModelSize, layers: int) -> ModelSize:
     joined = tuple(layer for layer in size.joined if layer < layers)
-    return replace(size, layer_bytes=size.layer_bytes[:layers], joined=joined)
+    return replace(size, layer_bytes=size.layer_bytes[:layers], joined=joined, caches=size.caches[:layers])
 
 
 def _suggestions(problem: Problem, missing: int, size: float) -> Iterator[Sentence]:
@@ -145,7 +145,7 @@ def _more_memory(problem: Problem, size: float) -> Sentence:
     """The least of a few sizes of another node that is enough."""
     model = problem.model
     ends = model.embed_bytes + model.head_bytes
-    layer = max(model.layer_bytes) + problem.kv_bytes_per_layer
+    layer = max(problem.held_layers())
     taken = {node.name for node in problem.nodes}
     name = next(name for i in range(len(taken) + 1) if (name := f"new {i}") not in taken)
     for room in (size, size + ends, size + ends + layer, size + ends + 2 * layer):
@@ -257,7 +257,7 @@ def explain_left_out(problem: Problem, split: Split) -> dict[str, Sentence]:
 
 
 def _why_not(problem: Problem, split: Split, score: Score, node: NodeProfile) -> Sentence:
-    smallest = min(problem.size_on(node).layer_bytes) + problem.kv_bytes_per_layer
+    smallest = min(problem.held_layers(node))
     if node.max_layers == 0:
         return say("out_no_layer")
     if node.room_bytes < smallest:

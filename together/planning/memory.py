@@ -8,7 +8,7 @@ from dataclasses import replace
 from together.models.config import TOY
 from together.models.matrices import PartWeights
 from together.models.spec import ModelSpec
-from together.models.state import most_bytes
+from together.models.state import cache_bytes
 from together.planning.held import held_bits, held_bytes
 from together.planning.problem import STATES, ModelSize, Smaller
 from together.types import BLOCK, DTYPE_BYTES, STEP_TOKENS, Dtype, LayerRange, Packing
@@ -76,7 +76,8 @@ def model_size(spec: ModelSpec, dtype: Dtype, backend: str = "") -> ModelSize:
         return held_bytes(weights, dtype, backend)
 
     head = replace(spec.embed_weights, picked=()) if spec.tied else spec.head_weights
-    by_token, by_sequence = most_bytes(spec.states, dtype)
+    caches = cache_bytes(spec.states, dtype)
+    by_token, by_sequence = (max(each) for each in zip(*caches, strict=True))
     return ModelSize(
         layer_bytes=tuple(map(size, spec.layer_weights)),
         embed_bytes=size(spec.embed_weights),
@@ -85,4 +86,5 @@ def model_size(spec: ModelSpec, dtype: Dtype, backend: str = "") -> ModelSize:
         tied_bytes=size(spec.embed_weights) if spec.tied else 0,
         bytes_per_sequence_per_layer=by_sequence,
         joined=spec.joined,
+        caches=caches if len(set(caches)) > 1 else (),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import inf
+from operator import add
 
 from together.cluster_types import DeviceProfile
 from together.types import Dtype, LayerRange
@@ -23,6 +24,7 @@ class ModelSize:
     """Bytes of each layer's weights, of the embedding (first stage), of norm and LM head (last stage), and of caches.
 
     A sequence takes `bytes_per_sequence_per_layer` whatever its length, where layers keep states of a fixed size.
+    Where layers keep more or less than others, both are the largest, and `caches` has both of each layer.
     `tied_bytes` of the head are the embedding matrix again: a stage that is first and last holds them once.
     No stage may begin with a layer of `joined`: it, or one behind it, reads what a layer before it keeps.
     """
@@ -34,6 +36,7 @@ class ModelSize:
     tied_bytes: float = 0
     bytes_per_sequence_per_layer: float = 0
     joined: tuple[int, ...] = ()
+    caches: tuple[tuple[float, float], ...] = ()
 
     @property
     def layers(self) -> int:
@@ -58,6 +61,7 @@ class ModelSize:
         return replace(
             self,
             layer_bytes=self.layer_bytes[layers.start : layers.stop],
+            caches=self.caches[layers.start : layers.stop],
             embed_bytes=self.embed_bytes if first else 0,
             head_bytes=self.head_bytes if last else 0,
             tied_bytes=self.tied_bytes if first and last else 0,
@@ -186,9 +190,17 @@ class Problem:
         return LayerRange(0, self.model.layers)
 
     @property
-    def kv_bytes_per_layer(self) -> float:
-        each = self.context * self.model.kv_bytes_per_token_per_layer
-        return self.users * (each + STATES * self.model.bytes_per_sequence_per_layer)
+    def cached(self) -> tuple[float, ...]:
+        """Bytes of each layer's caches, of all users."""
+        model, users, context = self.model, self.users, self.context
+        if not model.caches:
+            alike = context * model.kv_bytes_per_token_per_layer + STATES * model.bytes_per_sequence_per_layer
+            return (users * alike,) * len(model.layer_bytes)
+        return tuple(users * (context * token + STATES * sequence) for token, sequence in model.caches)
+
+    def held_layers(self, node: NodeProfile | None = None) -> tuple[float, ...]:
+        """Bytes of each layer with its caches; `node` is as in `size_on`."""
+        return tuple(map(add, self.size_on(node).layer_bytes, self.cached))
 
     @property
     def frames(self) -> tuple[int, ...]:
@@ -233,7 +245,7 @@ class Problem:
         Where it is both, a matrix that embedding and head share counts once. `node` is as in `size_on`.
         """
         model = self.size_on(node)
-        size = sum(model.layer_bytes[layers.start : layers.stop]) + len(layers) * self.kv_bytes_per_layer
+        size = sum(model.layer_bytes[layers.start : layers.stop]) + sum(self.cached[layers.start : layers.stop])
         if layers.start == 0:
             size += model.embed_bytes
         if layers.stop == model.layers:

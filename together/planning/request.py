@@ -102,10 +102,10 @@ def _layers_over(problem: Problem, share: Assignment) -> int:
     node = problem.node(share.node)
     if node.max_layers is not None:
         return max(len(share.layers) - node.max_layers, 0)
-    short, over, size = problem.stage_bytes(share.layers, node) - node.room_bytes, 0, problem.size_on(node)
+    short, over, held = problem.stage_bytes(share.layers, node) - node.room_bytes, 0, problem.held_layers(node)
     while short > 0 and over < len(share.layers):
         over += 1
-        short -= size.layer_bytes[share.layers.stop - over] + problem.kv_bytes_per_layer
+        short -= held[share.layers.stop - over]
     return over
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from math import inf, isclose
+from operator import add
 
 from together.planning.problem import Assignment, ModelSize, Problem, Split
 from together.planning.speed import Speed, count_under
@@ -31,8 +32,9 @@ class HeldModel:
     weight: float | None  # bytes of every layer with KV, None where they differ
 
     @classmethod
-    def of(cls, size: ModelSize, kv: float) -> HeldModel:
-        weights = [layer + kv for layer in size.layer_bytes]
+    def of(cls, size: ModelSize, cached: Sequence[float]) -> HeldModel:
+        """`cached` are bytes of each layer's caches."""
+        weights = list(map(add, size.layer_bytes, cached))
         equal = weights[0] if len(set(weights)) == 1 else None
         prefix = tuple(accumulate(weights, initial=0.0))
         return cls(prefix, size.embed_bytes, size.head_bytes, size.tied_bytes, equal)
@@ -253,9 +255,9 @@ def compile_problem(problem: Problem, only: Iterable[str] | None = None, frames:
     frames = frames or problem.users
     problem = problem.in_frames(frames)
     allowed = {node.name for node in problem.nodes} if only is None else set(only)
-    layers, kv = problem.model.layers, problem.kv_bytes_per_layer
+    layers, cached = problem.model.layers, problem.cached
     as_held = {
-        size: HeldModel.of(size, kv) for size in {problem.size_on(node) for node in problem.nodes} | {problem.model}
+        size: HeldModel.of(size, cached) for size in {problem.size_on(node) for node in problem.nodes} | {problem.model}
     }
     kept = []
     for node in sorted(problem.nodes, key=lambda item: (item.name != problem.head, item.name)):

@@ -26,7 +26,7 @@ def limit_partitions(problem: Problem, max_memory: float) -> Problem:
 
     def limited(node: NodeProfile) -> NodeProfile:
         if node.max_layers is not None:
-            layer = max(problem.size_on(node).layer_bytes) + problem.kv_bytes_per_layer
+            layer = max(problem.held_layers(node))
             return replace(node, max_layers=min(node.max_layers, int(max_memory // layer))) if layer else node
         return replace(node, free_bytes=min(node.room_bytes, max_memory), reserve_bytes=0)
 
@@ -147,7 +147,7 @@ def _short_ring(problem: Problem, nodes: list[NodeProfile]) -> list[NodeProfile]
 def _capacity(problem: Problem, node: NodeProfile) -> float:
     """Layers of mean size that a node holds without embedding or head."""
     layers = problem.model.layers
-    mean = sum(problem.size_on(node).layer_bytes) / layers + problem.kv_bytes_per_layer
+    mean = sum(problem.held_layers(node)) / layers
     if node.max_layers is not None:
         return float(node.max_layers)
     return node.room_bytes / mean if mean else float(layers)
@@ -210,7 +210,7 @@ def _cap_at(problem: Problem, node: NodeProfile, place: int, count: int) -> int:
         return node.max_layers
     extra = (model.embed_bytes if place == 0 else 0) + (model.head_bytes if place == count - 1 else 0)
     extra -= model.tied_bytes if count == 1 else 0
-    layer = max(model.layer_bytes) + problem.kv_bytes_per_layer
+    layer = max(problem.held_layers(node))
     return max(int((node.room_bytes - extra) // layer), 0) if layer else model.layers
 
 
