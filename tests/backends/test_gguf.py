@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from tests.backends.conftest import Rings
 from tests.backends.judged import PROMPT, conforms
 from tests.support.chain import Chain, load_shard, row
 from tests.support.families import LAYERS, reference_logits
-from tests.support.gguf_files import every, imported, make_plain, mixed, write_gguf, write_judge
+from tests.support.gguf_files import as_published, every, imported, make_plain, mixed, write_gguf, write_judge
 from together.errors import BrokenModel
 from together.models.gguf.kinds import PACKINGS
 from together.models.spec import read_runnable
@@ -24,6 +25,9 @@ from together.types import LayerRange
 
 PAIRS = (("mlx", "mlx"), ("torch", "torch"), ("torch", "mlx"), ("mlx", "torch"))
 FAMILIES = ("llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma3_text", "qwen3_moe")
+LATER = ("gpt_oss",)  # the default suite proves them by one ring of both backends
+MIXED = ("torch", "mlx")
+CHOICES = {"mixed": mixed, "published": as_published}
 
 
 Files = Callable[[str, str], tuple[Path, Path]]
@@ -38,17 +42,37 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
         if (name, kind) not in made:
             place = tmp_path_factory.mktemp(f"{name}-{kind}")
             plain = make_plain(place / "plain", name)
-            file = write_gguf(plain, place / "m.gguf", mixed if kind == "mixed" else every(Kind[kind]))
+            file = write_gguf(plain, place / "m.gguf", CHOICES.get(kind) or every(Kind[kind]))
             made[name, kind] = imported(file, place / "model"), write_judge(file, plain, place / "judge")
         return made[name, kind]
 
     return make
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-@pytest.mark.parametrize("name", FAMILIES)
+def _rings() -> Iterator[object]:
+    for name, pair in product((*FAMILIES, *LATER), PAIRS):
+        marks = () if name in FAMILIES or pair == MIXED else pytest.mark.full
+        yield pytest.param(name, pair, marks=marks, id=f"{name}-{'-'.join(pair)}")
+
+
+@pytest.mark.parametrize(("name", "pair"), [*_rings()])
 def test_every_family_in_mixed_types(ring: Rings, files: Files, name: str, pair: tuple[str, str]) -> None:
     folder, judge = files(name, "mixed")
+    conforms(ring(folder, pair, (2,)), judge)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
+@pytest.mark.parametrize("name", LATER)
+def test_later_families_in_one_type(ring: Rings, files: Files, name: str, kind: str) -> None:
+    folder, judge = files(name, kind)
+    conforms(ring(folder, MIXED, (1,)), judge)
+
+
+@pytest.mark.parametrize("pair", [pytest.param(pair, marks=pytest.mark.full) for pair in PAIRS[:2]], ids="-".join)
+def test_gpt_oss_as_it_is_published(ring: Rings, files: Files, pair: tuple[str, str]) -> None:
+    folder, judge = files("gpt_oss", "published")
+    assert PACKINGS["MXFP4"] in read_runnable(folder).packings
     conforms(ring(folder, pair, (2,)), judge)
 
 

@@ -7,7 +7,7 @@ in place of `--full` it runs none and takes their parameters. A mark stands wher
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import product
@@ -22,6 +22,7 @@ from together.models.families import BY_NAME as BY_FAMILY
 ROOT = Path(__file__).resolve().parents[2]
 README, MODELS = ROOT / "README.md", ROOT / "docs" / "models.md"
 FAMILY_FORMS = {"plain": "plain", "8 bit": "affine-8", "6 bit": "affine-6-g64", "4 bit": "affine-4", "mxfp4": "mxfp4"}
+GGUF = "gguf-mixed"
 BACKENDS = {"torch": "PyTorch", "mlx": "MLX"}
 FAMILIES = {  # of the table of formats
     "llama": "Llama",
@@ -72,7 +73,12 @@ class Proof:
 
 def _quantized(given: dict[str, Any]) -> Case:
     form, name, ring, _ = given["case"]
-    return form, name, ring[0] if len(set(ring)) == 1 else ANY
+    return form, name, _alone(ring)
+
+
+def _alone(ring: Sequence[str]) -> str:
+    """The backend of a ring that has no other."""
+    return ring[0] if len(set(ring)) == 1 else ANY
 
 
 PROOFS = (
@@ -80,7 +86,7 @@ PROOFS = (
     Proof("test_conformance", "test_an_inner_cut", lambda given: ("plain", given["name"], given["backend"])),
     Proof("test_quantized", "test_a_cut_of_each", _quantized),
     Proof("test_quantized", "test_every_cut", _quantized),
-    Proof("test_gguf", "test_every_family_in_mixed_types", lambda given: ("gguf-mixed", given["name"], ANY)),
+    Proof("test_gguf", "test_every_family_in_mixed_types", lambda given: (GGUF, given["name"], _alone(given["pair"]))),
     Proof("test_gguf", "test_every_type", lambda given: (f"gguf-{given['kind']}", given["name"], ANY)),
     Proof("test_foreign", "test_every_format", lambda given: (f"other-{given['format']}", given["name"], ANY)),
     Proof("test_foreign", "test_on_every_backend", lambda given: (f"other-{given['format']}", given["name"], ANY)),
@@ -95,7 +101,7 @@ def rows() -> list[Row]:
         Row("MLX, 4 and 8 bits", ("affine-4", "affine-8")),
         Row("MLX, 3 to 6 bits mixed", ("mixed",)),
         Row("MLX, mxfp4 and nvfp4", ("mxfp4", "nvfp4")),
-        Row("GGUF as Q4_K_M: Q4_K and Q6_K with F32, F16, BF16", ("gguf-mixed",)),
+        Row("GGUF as Q4_K_M: Q4_K and Q6_K with F32, F16, BF16", (GGUF,)),
         Row(f"GGUF {', '.join(kinds)}", tuple(f"gguf-{kind}" for kind in kinds)),
         *(Row(title, tuple(f"other-{name}" for name in formats)) for title, formats in OTHERS.items()),
     ]
@@ -107,18 +113,21 @@ def listed() -> set[Case]:
 
 
 def family_table(proven: set[Case]) -> str:
-    """In Markdown: a row for each family, a column for each form."""
-    lines = [f"| family | {' | '.join(FAMILY_FORMS)} |", f"|---|{'---|' * len(FAMILY_FORMS)}"]
+    """In Markdown: a row for each family, a column for each form, and one for GGUF files."""
+    columns = (*FAMILY_FORMS, "GGUF")
+    lines = [f"| family | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    files = {name for form, name, _ in listed() if form == GGUF}
     for family in sorted(BY_FAMILY.values(), key=lambda family: family.title.lower()):
-        names = [case.name for case in (*CASES, *MORE) if case.family == family.name]
+        names = {case.name for case in (*CASES, *MORE) if case.family == family.name}
         cells = [_backends({(form, name) for name in names}, proven) for form in FAMILY_FORMS.values()]
+        cells.append(_backends({(GGUF, name) for name in names & files}, proven))
         lines.append(f"| {family.title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _backends(wanted: set[tuple[str, str]], proven: set[Case]) -> str:
     """Those that alone ran every case of a family in a form."""
-    able = [word for name, word in BACKENDS.items() if all((*case, name) in proven for case in wanted)]
+    able = [word for name, word in BACKENDS.items() if wanted and all((*case, name) in proven for case in wanted)]
     return "✓" if len(able) == len(BACKENDS) else ", ".join(able) or "–"
 
 

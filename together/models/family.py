@@ -36,6 +36,8 @@ GGUF_EXPERTS = {
     "ffn_up_exps": "mlp.switch_mlp.up_proj",
     "ffn_down_exps": "mlp.switch_mlp.down_proj",
 }
+GGUF_EACH = {"ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj"}
+GGUF_COUNTS = ("expert_count", "expert_used_count")  # of experts
 Tensors = Iterator[tuple[str, Shape]]
 INPUTS = ("q_proj", "k_proj", "v_proj")  # of attention
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -103,6 +105,9 @@ class GgufNames:
 
     architecture: str = ""
     tensors: Mapping[str, str] = field(default_factory=lambda: dict(GGUF_USUAL))
+    whole: Mapping[str, str] = field(default_factory=dict)  # names with their ends, of tensors that end otherwise here
+    experts: Mapping[str, str] = field(default_factory=lambda: dict(GGUF_EACH))  # of one expert, as older files have it
+    computed: tuple[str, ...] = ()  # settings that it computes, and others do not; `gguf/refusals.py` has the others
     interleaved: bool = False  # the converter mixes halves of each head's rows of queries and keys
     larger: bool = False  # norms are stored one larger than they are published
 

@@ -172,6 +172,26 @@ def test_experts() -> None:
     assert config["norm_topk_prob"]
 
 
+def test_gpt_oss_has_what_no_file_says() -> None:
+    settings = {
+        "expert_count": 32,
+        "expert_used_count": 4,
+        "expert_feed_forward_length": 128,
+        "attention.sliding_window": 128,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 32.0,
+        "rope.scaling.original_context_length": 4096,
+        "rope.scaling.yarn_beta_fast": 16.0,
+    }
+    bias: dict[str, tuple[int, ...]] = {"model.layers.0.self_attn.o_proj.bias": (256,)}
+    config = read(renamed("gpt-oss") | {f"gpt-oss.{key}": value for key, value in settings.items()}, SHAPES | bias)
+    assert (config["num_local_experts"], config["num_experts_per_tok"], config["intermediate_size"]) == (32, 4, 128)
+    assert config["layer_types"] == ["sliding_attention", "full_attention"] * 2
+    assert config["attention_bias"]
+    rope = config["rope_parameters"]
+    assert (rope["truncate"], rope["beta_fast"], rope["factor"]) == (False, 16.0, 32.0)
+
+
 def test_biases_are_asked_for_where_they_are_stored() -> None:
     assert not read(LLAMA)["attention_bias"]
     bias: dict[str, tuple[int, ...]] = {

@@ -6,9 +6,13 @@ from typing import Any
 
 from together.models.family import (
     FULL,
+    GGUF_COUNTS,
+    GGUF_EXPERTS,
+    GGUF_USUAL,
     SLIDING,
     Config,
     Family,
+    GgufNames,
     Tensors,
     attention_tensors,
     experts_of,
@@ -91,5 +95,16 @@ FAMILIES = (
         mlx_fixed={"attention_bias": True, "swiglu_alpha": _ALPHA, "swiglu_limit": _LIMIT},
         experts="num_local_experts",
         mlx_experts="experts",
+        gguf=GgufNames(
+            "gpt-oss",
+            {
+                **GGUF_USUAL,
+                **GGUF_EXPERTS,
+                "post_attention_norm": "post_attention_layernorm",
+                "ffn_gate_inp": "mlp.router",
+            },
+            whole={"attn_sinks.weight": "self_attn.sinks"},
+            computed=GGUF_COUNTS,
+        ),
     ),
 )

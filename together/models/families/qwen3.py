@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from together.models.family import (
+    GGUF_COUNTS,
     GGUF_EXPERTS,
     GGUF_HEAD_NORMS,
     GGUF_USUAL,
@@ -76,7 +77,7 @@ FAMILIES = (
         more=_experts,
         tensors=_tensors,
         written=True,
-        gguf=GgufNames("qwen3moe", {**GGUF_USUAL, **GGUF_HEAD_NORMS, **GGUF_EXPERTS}),
+        gguf=GgufNames("qwen3moe", {**GGUF_USUAL, **GGUF_HEAD_NORMS, **GGUF_EXPERTS}, computed=GGUF_COUNTS),
         experts="num_experts",
         scaled_on_mlx=False,
     ),

@@ -19,24 +19,32 @@ from together.models.names import EMBED, HEAD, NORM
 
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.(\w+?)(?:\.(\d{1,6}))?\.(weight|bias)")
 _ENDS = {"token_embd.weight": EMBED, "output_norm.weight": NORM, "output.weight": HEAD}
-_ONE_BY_ONE = {"ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj"}
 FAMILIES: dict[str, Family] = {
     family.gguf.architecture: family for family in BY_NAME.values() if family.gguf.architecture
 }
 
 
+def family_of(architecture: str, metadata: Mapping[str, object]) -> Family:
+    """The family of a file; some architectures stand for several, which their settings tell apart."""
+    if architecture == "llama" and metadata.get("llama.attention.sliding_window"):
+        return BY_NAME["mistral"]
+    return FAMILIES[architecture]
+
+
 def canonical_name(family: Family, stored: str) -> str:
     """Of a tensor; one that no layer needs keeps its own."""
-    tensors = family.gguf.tensors
+    names = family.gguf
     if stored in _ENDS:
         return _ENDS[stored]
     match = _BLOCK.fullmatch(stored)
     if match is None:
         return stored
     layer, part, expert, end = match.groups()
-    if expert is not None and part in _ONE_BY_ONE and "ffn_gate_inp" in tensors:
-        return f"model.layers.{layer}.mlp.experts.{expert}.{_ONE_BY_ONE[part]}.{end}"
-    known = tensors.get(part) if expert is None else None
+    if expert is not None and part in names.experts and "ffn_gate_inp" in names.tensors:
+        return f"model.layers.{layer}.{family.block}.experts.{expert}.{names.experts[part]}.{end}"
+    if expert is None and f"{part}.{end}" in names.whole:
+        return f"model.layers.{layer}.{names.whole[f'{part}.{end}']}"
+    known = names.tensors.get(part) if expert is None else None
     return stored if known is None else f"model.layers.{layer}.{known}.{end}"
 
 

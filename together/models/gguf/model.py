@@ -15,7 +15,7 @@ import numpy as np
 from together.errors import BrokenModel
 from together.models.folder import broken
 from together.models.gguf.config import ROPE_FACTORS, architecture_of, config_of
-from together.models.gguf.families import FAMILIES
+from together.models.gguf.families import family_of
 from together.models.gguf.header import GgufHeader, Source, parse_header
 from together.models.gguf.refusals import check_kind, check_settings, check_words
 from together.models.gguf.table import table_of
@@ -47,8 +47,8 @@ def read_model(name: str, parts: Sequence[GgufPart]) -> GgufModel:
     headers = [parse_header(part.file, part.source, part.size) for part in parts]
     metadata = headers[0].metadata
     check_kind(name, metadata)
-    family = FAMILIES[architecture_of(name, metadata)]
-    check_settings(name, metadata, experts="ffn_gate_inp" in family.gguf.tensors)
+    family = family_of(architecture_of(name, metadata), metadata)
+    check_settings(name, metadata, family)
     for number, (part, header) in enumerate(zip(parts, headers, strict=True)):
         _check_part(part, header, number, len(parts))
     tables = [table_of(part.file, header, family) for part, header in zip(parts, headers, strict=True)]

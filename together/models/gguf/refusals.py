@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from together.errors import BrokenModel, UnsupportedModel
+from together.models.family import Family
 from together.models.gguf.config import ROPE_FACTORS
 from together.models.headers import TensorInfo
 from together.models.layout import needs
@@ -26,6 +27,8 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {  # a setting, and the values with wh
     "expert_count": (0,),
     "expert_used_count": (0,),
     "expert_shared_count": (0,),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
     "expert_weights_scale": (0, 1),
     "expert_weights_norm": (True,),
     "expert_gating_func": (0, 1),  # 1: softmax
@@ -49,7 +52,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {  # a setting, and the values with wh
     "attention.shared_kv_layers": (0,),
     "rope.dimension_sections": (),
 }
-_EXPERTS = ("expert_count", "expert_used_count")  # of a family that has them
 _LISTED = 3
 
 
@@ -63,12 +65,12 @@ def check_kind(name: str, metadata: Mapping[str, Any]) -> None:
         raise UnsupportedModel("{model} is an embedding model: it writes no text; choose a causal model", model=name)
 
 
-def check_settings(name: str, metadata: Mapping[str, Any], *, experts: bool) -> None:
-    """Raises UnsupportedModel for a setting that no back end here computes. `experts`: its family has some."""
+def check_settings(name: str, metadata: Mapping[str, Any], family: Family) -> None:
+    """Raises UnsupportedModel for a setting that no back end here computes in this family."""
     architecture = metadata["general.architecture"]
     for key, neutral in _NEUTRAL.items():
         value = metadata.get(f"{architecture}.{key}")
-        if value is None or value in neutral or (experts and key in _EXPERTS):
+        if value is None or value in neutral or key in family.gguf.computed:
             continue
         raise UnsupportedModel(
             "{model} has {key} {value}, which does not run here; choose another model",

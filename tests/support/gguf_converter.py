@@ -1,0 +1,193 @@
+"""What llama.cpp's converter makes of a family's tensors and configuration, and what its files stand for.
+
+Names are gguf's own (`get_tensor_name_map`); changes of weights are those of llama.cpp's `conversion/`, written anew.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Config = Mapping[str, Any]
+
+ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma3_text": "gemma3",
+    "qwen3_moe": "qwen3moe",
+    "gpt_oss": "gpt-oss",
+}
+_INTERLEAVED = ("llama", "mistral")  # `LlamaModel` and what is derived of it
+_EXPERT = re.compile(r"model\.layers\.(\d+)\.\w+\.experts\.(\d+)\.(\w+)\.weight")
+_FUSED = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj(_bias|)")
+_KINDS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
+
+
+def stored(tensors: Mapping[str, Array], config: Config, *, stacked: bool) -> dict[str, Array]:
+    """Published tensors under their names in a file, as they lie there."""
+    found: dict[str, Array] = {}
+    experts: dict[str, dict[int, Array]] = {}
+    for name, array in tensors.items():
+        if fused := _FUSED.fullmatch(name):
+            found |= _parted(fused, array)
+        elif match := _EXPERT.fullmatch(name):
+            layer, expert, kind = match[1], int(match[2]), _KINDS[match[3]]
+            if stacked:
+                experts.setdefault(f"blk.{layer}.ffn_{kind}_exps.weight", {})[expert] = array
+            else:
+                found[f"blk.{layer}.ffn_{kind}.{expert}.weight"] = array
+        else:
+            found[_name(name, config)] = _changed(name, array, config)
+    return found | {name: np.stack([each[i] for i in sorted(each)]) for name, each in experts.items()}
+
+
+def published(found: Mapping[str, Array], tensors: Mapping[str, Array], config: Config) -> Iterator[tuple[str, Array]]:
+    """What `stored` made of `tensors`, undone: arrays by their published names."""
+    for name in tensors:
+        if fused := _FUSED.fullmatch(name):
+            yield name, _joined(fused, found)
+        elif match := _EXPERT.fullmatch(name):
+            layer, expert, kind = match[1], int(match[2]), _KINDS[match[3]]
+            stack = found.get(f"blk.{layer}.ffn_{kind}_exps.weight")
+            yield name, found[f"blk.{layer}.ffn_{kind}.{expert}.weight"] if stack is None else stack[expert]
+        else:
+            yield name, _changed_back(name, found[_name(name, config)], config)
+
+
+def _name(name: str, config: Config) -> str:
+    """`GptOssModel.filter_tensors` and `TextModel` write some names otherwise before they are looked up."""
+    if name.endswith(".sinks"):
+        name += ".weight"
+    name = name.replace("e_score_correction_bias", "e_score_correction.bias")
+    architecture = next(
+        key for key, each in gguf.MODEL_ARCH_NAMES.items() if each == ARCHITECTURES[config["model_type"]]
+    )
+    names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
+    known = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    assert known is not None, name
+    return known
+
+
+# --- changes ----------------------------------------------------------------------------------------------------------
+
+
+def _changed(name: str, array: Array, config: Config) -> Array:
+    heads = _heads(name, config)
+    if heads:
+        return array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+    return array + 1 if _is_larger(name, config) else array
+
+
+def _changed_back(name: str, array: Array, config: Config) -> Array:
+    heads = _heads(name, config)
+    if heads:
+        return array.reshape(heads, -1, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+    return array - 1 if _is_larger(name, config) else array
+
+
+def _heads(name: str, config: Config) -> int:
+    if config["model_type"] not in _INTERLEAVED:
+        return 0
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    found: int = heads.get(name.split(".")[-2], 0)
+    return found
+
+
+def _is_larger(name: str, config: Config) -> bool:
+    return config["model_type"] == "gemma3_text" and name.endswith("norm.weight")
+
+
+def _parted(match: re.Match[str], array: Array) -> dict[str, Array]:
+    """gpt-oss: outputs before inputs, and gate and up apart, which come in turns."""
+    layer, part, end = match.groups()
+    array, end = (array, "bias") if end else (array.swapaxes(1, 2), "weight")
+    if part == "down":
+        return {f"blk.{layer}.ffn_down_exps.{end}": array}
+    return {f"blk.{layer}.ffn_{kind}_exps.{end}": array[:, start::2] for start, kind in enumerate(("gate", "up"))}
+
+
+def _joined(match: re.Match[str], found: Mapping[str, Array]) -> Array:
+    layer, part, end = match.groups()
+    kinds = ("gate", "up") if part == "gate_up" else ("down",)
+    arrays = [found[f"blk.{layer}.ffn_{kind}_exps.{'bias' if end else 'weight'}"] for kind in kinds]
+    array = np.stack(arrays, axis=2).reshape(arrays[0].shape[0], -1, *arrays[0].shape[2:])
+    return array if end else array.swapaxes(1, 2)
+
+
+# --- metadata ---------------------------------------------------------------------------------------------------------
+
+
+def write_metadata(writer: gguf.GGUFWriter, config: Config) -> None:
+    """As `TextModel.set_gguf_parameters` has it, and then the family's."""
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    if config.get("head_dim") is not None:
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    _write_rope(writer, config["rope_parameters"].get("full_attention", config["rope_parameters"]))
+    experts = config.get("num_local_experts") or config.get("num_experts")
+    if experts:
+        writer.add_expert_count(experts)
+    if config.get("num_experts_per_tok"):
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+    more = _MORE.get(config["model_type"])
+    if more is not None:
+        more(writer, config)
+    writer.add_uint32("tokenizer.ggml.eos_token_id", 2)
+
+
+def _write_rope(writer: gguf.GGUFWriter, rope: Mapping[str, Any]) -> None:
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        if rope.get("attention_factor") is not None:
+            writer.add_rope_scaling_yarn_attn_factor(rope["attention_factor"])
+        if rope.get("beta_fast") is not None:
+            writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+        if rope.get("beta_slow") is not None:
+            writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
+
+
+def _mistral(writer: gguf.GGUFWriter, config: Config) -> None:
+    if config.get("sliding_window"):
+        writer.add_sliding_window(config["sliding_window"])
+
+
+def _gemma3(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_sliding_window(config["sliding_window"])
+    writer.add_uint32("gemma3.attention.sliding_window_pattern", config["layer_types"].index("full_attention") + 1)
+
+
+def _qwen3_moe(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+
+
+def _gpt_oss(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_sliding_window(config["sliding_window"])
+    writer.add_expert_feed_forward_length(config["intermediate_size"])
+
+
+_MORE: dict[str, Callable[[gguf.GGUFWriter, Config], None]] = {
+    "mistral": _mistral,
+    "gemma3_text": _gemma3,
+    "qwen3_moe": _qwen3_moe,
+    "gpt_oss": _gpt_oss,
+}

@@ -1,0 +1,93 @@
+"""Values of a GGUF file's metadata, checked. Keys are those of llama.cpp's `gguf-py/gguf/constants.py`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from together.errors import BrokenModel, UnsupportedModel
+from together.wording import quoted
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataReader:
+    """Values of one file, checked, by their names after the architecture's."""
+
+    name: str
+    metadata: Mapping[str, Any]
+    architecture: str
+    tensors: Mapping[str, tuple[int, ...]]  # shapes, by canonical names
+
+    def stores(self, part: str) -> bool:
+        """Whether the first layer has this tensor, as a bias: files say nothing of them in their metadata."""
+        return f"model.layers.0.{part}" in self.tensors
+
+    def has(self, key: str) -> bool:
+        return self._key(key) in self.metadata
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """A whole number above 0. Some files have one for each layer: they must be the same."""
+        value = self.metadata.get(self._key(key), default)
+        if isinstance(value, list) and value and all(item == value[0] for item in value):
+            value = value[0]
+        if type(value) is not int or value <= 0:
+            raise self._bad(key, value)
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.metadata.get(self._key(key), default)
+        if type(value) not in (int, float) or not (value > 0 and isfinite(value)):
+            raise self._bad(key, value)
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.metadata.get(self._key(key), default)
+        if type(value) is not bool:
+            raise self._bad(key, value)
+        return value
+
+    def none_or(self, key: str) -> int | None:
+        """A count; None where it is absent or 0."""
+        return self.count(key) if self.metadata.get(self._key(key), 0) != 0 else None
+
+    def sliding(self, layers: int, usual: int) -> list[bool]:
+        """Which layers have a window: one flag for each, or of every so many all but the last."""
+        value = self.metadata.get(self._key("attention.sliding_window_pattern"), usual)
+        if isinstance(value, list):
+            if len(value) != layers or any(type(item) is not bool for item in value):
+                raise self._bad("attention.sliding_window_pattern", len(value))
+            return value
+        step = self.count("attention.sliding_window_pattern", usual)
+        return [(layer + 1) % step != 0 for layer in range(layers)]
+
+    def neutral(self, key: str) -> bool:
+        """Whether a factor is absent, or changes nothing; 0 stands for none."""
+        return self.metadata.get(self._key(key), 0) in (0, 1)
+
+    def scaling(self) -> dict[str, Any]:
+        """What is said of rope's scaling, by the last part of each key."""
+        start = self._key("rope.scaling.")
+        return {key[len(start) :]: value for key, value in self.metadata.items() if key.startswith(start)}
+
+    def refuse(self, what: str, value: object) -> UnsupportedModel:
+        return UnsupportedModel(
+            "{model} has {what} {value}, which does not run here; choose another model",
+            model=self.name,
+            what=what,
+            value=quoted(value),
+        )
+
+    def _bad(self, key: str, value: object) -> BrokenModel | UnsupportedModel:
+        if isinstance(value, list) and value:
+            return self.refuse(self._key(key), value[:3])
+        return BrokenModel(
+            "{model} has {key} = {value} in its metadata; get this file again, or another one",
+            model=self.name,
+            key=self._key(key),
+            value=quoted(value),
+        )
+
+    def _key(self, key: str) -> str:
+        return f"{self.architecture}.{key}"
