@@ -24,7 +24,8 @@ Source = Lazy | Scaled | Quantized
 _FUSED = ".experts.gate_up_proj"  # as transformers stores all of a layer, outputs of gate and up in turns
 _WEIGHT = ".weight"
 _KEPT = 32 * 2**20  # bytes that steps use again and again
-_ROUTERS = ".mlp.gate.weight", ".mlp.router.weight", ".router.proj.weight"  # so small that they are used plain
+# So small that they are used plain.
+_ROUTERS = ".mlp.gate.weight", ".router.weight", ".router.proj.weight", ".router.layer.weight"
 
 
 @dataclass(frozen=True, slots=True)

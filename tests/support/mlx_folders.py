@@ -250,6 +250,11 @@ def _widths(plain: Path) -> dict[str, int]:
     """The inputs of every matrix of a plain folder, by the path that MLX gives it."""
     shapes = {name: array.shape for name, array in _unfused(stored_arrays(plain))}
     paths = {stack_of(name).removesuffix(".weight"): name for name in shapes}
+    for name in shapes:  # Granite's experts, which mlx-lm takes apart
+        path, linear, _ = name.partition("put_linear.weight")
+        if linear:
+            parts = ("down_proj",) if path.endswith("out") else ("gate_proj", "up_proj")
+            paths |= {f"{path.rpartition('.')[0]}.switch_mlp.{part}": name for part in parts}
     for name in [name for name in shapes if name.endswith((".experts.gate_up_proj", ".experts.down_proj"))]:
         start = name.rpartition(".")[0]
         parts = ("down_proj",) if name.endswith("down_proj") else ("gate_proj", "up_proj")
@@ -305,9 +310,21 @@ def _published(weights: Mapping[str, Floats]) -> Iterator[tuple[str, Floats]]:
         if match is None:
             yield name, np.ascontiguousarray(values)
             continue
+        if f"{match[1]}.router.layer.weight" in weights:
+            yield from _granites(weights, match[1], match[3])
+            continue
         name = match[3] if match[2] == "mlp" else _MIXTRAL[match[3]]
         for expert, one in enumerate(values):
             yield f"{match[1]}.experts.{expert}.{name}.weight", np.ascontiguousarray(one)
+
+
+def _granites(weights: Mapping[str, Floats], path: str, part: str) -> Iterator[tuple[str, Floats]]:
+    """Two tensors, the first with each expert's gate before its up."""
+    if part == "down_proj":
+        yield f"{path}.output_linear.weight", np.ascontiguousarray(weights[f"{path}.switch_mlp.down_proj.weight"])
+    elif part == "gate_proj":
+        both = (weights[f"{path}.switch_mlp.{name}.weight"] for name in ("gate_proj", "up_proj"))
+        yield f"{path}.input_linear.weight", np.concatenate(tuple(both), axis=1)
 
 
 def _joined(weights: Mapping[str, Floats], layer: str, within: str, part: str) -> Iterator[tuple[str, Floats]]:

@@ -1,18 +1,56 @@
-"""Granite 3, dense: Llama with four fixed factors."""
+"""Granite 3, dense and with experts: Llama with four fixed factors."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from together.models.family import Config, Family, odd_heads, usual_range
+from together.models.family import (
+    PROJECTIONS,
+    Config,
+    Family,
+    Tensors,
+    attention_tensors,
+    experts_of,
+    norm_tensors,
+    odd_heads,
+    start_of,
+    usual_range,
+)
 from together.models.values import Values
 from together.types import LayerRange
 
 _FACTORS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
+_COUNTS = {
+    "vocab_size": 32000,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "max_position_embeddings": 2048,
+}
 
 
 def _more(values: Values, config: Config) -> dict[str, Any]:
     return {key: values.number(key, 1.0) for key in _FACTORS}
+
+
+def _with_experts(values: Values, config: Config) -> dict[str, Any]:
+    return _more(values, config) | {"num_local_experts": experts_of(values, config, ("num_local_experts",), 8)}
+
+
+def _expert_tensors(config: Config, layer: int, stacked: bool) -> Tensors:
+    """Experts are two tensors in its files, gate before up in the first."""
+    yield from attention_tensors(config, layer)
+    yield from norm_tensors(config, layer, "input_layernorm", "post_attention_layernorm")
+    start, experts = f"{start_of(layer)}block_sparse_moe.", config["num_local_experts"]
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    yield f"{start}router.layer.weight", (experts, hidden)
+    if stacked:
+        for name, shape in zip(PROJECTIONS, ((inner, hidden), (inner, hidden), (hidden, inner)), strict=True):
+            yield f"{start}switch_mlp.{name}.weight", (experts, *shape)
+        return
+    yield f"{start}input_linear.weight", (experts, 2 * inner, hidden)
+    yield f"{start}output_linear.weight", (experts, hidden, inner)
 
 
 def _ranged(config: Config, layers: LayerRange) -> dict[str, Any]:
@@ -20,24 +58,34 @@ def _ranged(config: Config, layers: LayerRange) -> dict[str, Any]:
     return usual_range(config, layers) | ({"embedding_multiplier": 1.0} if layers.start else {})
 
 
-FAMILIES = (
-    Family(
-        name="granite",
-        title="Granite",
-        torch=("granite", "Granite"),
-        counts={
-            "vocab_size": 32000,
-            "intermediate_size": 11008,
-            "num_attention_heads": 32,
-            "num_key_value_heads": None,
-            "head_dim": None,
-            "max_position_embeddings": 2048,
-        },
-        switches=("attention_bias", "mlp_bias"),
-        more=_more,
+def _family(**more: Any) -> Family:
+    return Family(
         ranged=_ranged,
         ignored_by_mlx=odd_heads,
         embedding_scale=lambda config: float(config["embedding_multiplier"]),
         logits_scale=lambda config: 1 / float(config["logits_scaling"]),
+        **more,
+    )
+
+
+FAMILIES = (
+    _family(
+        name="granite",
+        title="Granite",
+        torch=("granite", "Granite"),
+        counts=_COUNTS,
+        switches=("attention_bias", "mlp_bias"),
+        more=_more,
+    ),
+    _family(
+        name="granitemoe",
+        title="Granite-MoE",
+        torch=("granitemoe", "GraniteMoe"),
+        counts={**_COUNTS, "num_experts_per_tok": 2},
+        switches=("attention_bias",),
+        more=_with_experts,
+        tensors=_expert_tensors,
+        experts="num_local_experts",
+        scaled_on_mlx=False,
     ),
 )
