@@ -25,7 +25,10 @@ from together.types import LayerRange
 
 PAIRS = (("mlx", "mlx"), ("torch", "torch"), ("torch", "mlx"), ("mlx", "torch"))
 FAMILIES = ("llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma3_text", "qwen3_moe")
-LATER = ("gpt_oss",)  # the default suite proves them by one ring of both backends
+LATER = (  # the default suite proves them by one ring of both backends
+    "gpt_oss", "granite", "smollm3", "olmo2", "olmo3", "seed_oss", "seed_oss-biased", "exaone4", "exaone4-full",
+    "glm4", "glm4-quarter", "phi3", "ministral3",
+)  # fmt: skip
 MIXED = ("torch", "mlx")
 CHOICES = {"mixed": mixed, "published": as_published}
 

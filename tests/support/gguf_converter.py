@@ -24,8 +24,18 @@ ARCHITECTURES = {
     "gemma3_text": "gemma3",
     "qwen3_moe": "qwen3moe",
     "gpt_oss": "gpt-oss",
+    "granite": "granite",
+    "smollm3": "smollm3",
+    "olmo2": "olmo2",
+    "olmo3": "olmo2",
+    "seed_oss": "seed_oss",
+    "exaone4": "exaone4",
+    "glm4": "glm4",
+    "phi3": "phi3",
+    "ministral3": "mistral3",
 }
-_INTERLEAVED = ("llama", "mistral")  # `LlamaModel` and what is derived of it
+_INTERLEAVED = ("llama", "mistral", "granite", "smollm3", "ministral3")  # `LlamaModel` and what is derived of it
+_NO_HEAD_DIM = ("granite", "phi3")
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.\w+\.experts\.(\d+)\.(\w+)\.weight")
 _FUSED = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj(_bias|)")
 _KINDS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
@@ -133,7 +143,7 @@ def write_metadata(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
-    if config.get("head_dim") is not None:
+    if config.get("head_dim") is not None and config["model_type"] not in _NO_HEAD_DIM:
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
@@ -166,6 +176,48 @@ def _write_rope(writer: gguf.GGUFWriter, rope: Mapping[str, Any]) -> None:
             writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
 
 
+def _llama(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_rope_dimension_count(_head_dim(config))
+
+
+def _head_dim(config: Config) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _granite(writer: gguf.GGUFWriter, config: Config) -> None:
+    _llama(writer, config)
+    writer.add_attention_scale(config["attention_multiplier"])
+    writer.add_embedding_scale(config["embedding_multiplier"])
+    writer.add_residual_scale(config["residual_multiplier"])
+    writer.add_logit_scale(config["logits_scaling"])
+
+
+def _windows(writer: gguf.GGUFWriter, config: Config) -> None:
+    """Of OLMo 3 and EXAONE 4."""
+    if config.get("sliding_window"):
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config["layer_types"]])
+
+
+def _turned(writer: gguf.GGUFWriter, config: Config) -> None:
+    part = config["rope_parameters"].get("partial_rotary_factor", 0.5)
+    writer.add_rope_dimension_count(int(_head_dim(config) * part))
+
+
+def _phi3(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_rope_scaling_orig_ctx_len(config["max_position_embeddings"])
+    part = config["rope_parameters"].get("partial_rotary_factor", 1.0)
+    writer.add_rope_dimension_count(int(part * config["hidden_size"]) // config["num_attention_heads"])
+    writer.add_sliding_window(config["sliding_window"] or 0)
+
+
+def _ministral3(writer: gguf.GGUFWriter, config: Config) -> None:
+    _llama(writer, config)
+    writer.add_rope_scaling_yarn_log_mul(config["rope_parameters"]["mscale_all_dim"])
+    writer.add_attn_temperature_scale(config["rope_parameters"]["llama_4_scaling_beta"])
+
+
 def _mistral(writer: gguf.GGUFWriter, config: Config) -> None:
     if config.get("sliding_window"):
         writer.add_sliding_window(config["sliding_window"])
@@ -190,4 +242,11 @@ _MORE: dict[str, Callable[[gguf.GGUFWriter, Config], None]] = {
     "gemma3_text": _gemma3,
     "qwen3_moe": _qwen3_moe,
     "gpt_oss": _gpt_oss,
+    "granite": _granite,
+    "smollm3": _llama,
+    "olmo3": _windows,
+    "exaone4": _windows,
+    "glm4": _turned,
+    "phi3": _phi3,
+    "ministral3": _ministral3,
 }

@@ -36,6 +36,7 @@ GGUF_EXPERTS = {
     "ffn_up_exps": "mlp.switch_mlp.up_proj",
     "ffn_down_exps": "mlp.switch_mlp.down_proj",
 }
+GGUF_AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 GGUF_EACH = {"ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj"}
 GGUF_COUNTS = ("expert_count", "expert_used_count")  # of experts
 Tensors = Iterator[tuple[str, Shape]]

@@ -6,10 +6,14 @@ from typing import Any
 
 from together.models.family import (
     FULL,
+    GGUF_AFTER,
+    GGUF_HEAD_NORMS,
+    GGUF_USUAL,
     SLIDING,
     WINDOW,
     Config,
     Family,
+    GgufNames,
     Tensors,
     attention_tensors,
     head_norm_tensors,
@@ -79,6 +83,7 @@ FAMILIES = (
         more=_more,
         tensors=_tensors,
         ranged=_ranged,
+        gguf=GgufNames("exaone4", {**GGUF_USUAL, **GGUF_HEAD_NORMS, **GGUF_AFTER}),
         epsilon=1e-5,
         roped=lambda config, layer: config["sliding_window"] is None or config["layer_types"][layer] == SLIDING,
     ),

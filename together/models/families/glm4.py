@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-from together.models.family import INPUTS, Config, Family, Tensors, attention_tensors, norm_tensors, start_of
+from together.models.family import (
+    GGUF_USUAL,
+    INPUTS,
+    Config,
+    Family,
+    GgufNames,
+    Tensors,
+    attention_tensors,
+    norm_tensors,
+    start_of,
+)
 
 _NORMS = ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")
+_NAMES = {
+    **GGUF_USUAL,
+    "post_attention_norm": "post_self_attn_layernorm",
+    "post_ffw_norm": "post_mlp_layernorm",
+    "ffn_up": "mlp.gate_up_proj",
+}
 
 
 def _tensors(config: Config, layer: int, stacked: bool) -> Tensors:
@@ -35,5 +51,6 @@ FAMILIES = (
         rotary=0.5,
         rotaries=True,
         interleaved=True,
+        gguf=GgufNames("glm4", _NAMES),
     ),
 )

@@ -8,6 +8,7 @@ from together.models.family import (
     PROJECTIONS,
     Config,
     Family,
+    GgufNames,
     Tensors,
     attention_tensors,
     experts_of,
@@ -20,6 +21,7 @@ from together.models.values import Values
 from together.types import LayerRange
 
 _FACTORS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
+_SCALES = ("attention.scale", "embedding_scale", "logit_scale", "residual_scale")  # the same in GGUF files
 _COUNTS = {
     "vocab_size": 32000,
     "intermediate_size": 11008,
@@ -76,6 +78,7 @@ FAMILIES = (
         counts=_COUNTS,
         switches=("attention_bias", "mlp_bias"),
         more=_more,
+        gguf=GgufNames("granite", interleaved=True, computed=_SCALES),
     ),
     _family(
         name="granitemoe",

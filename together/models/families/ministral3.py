@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from together.errors import UnsupportedModel
-from together.models.family import SLIDING, WINDOW, Config, Family, layer_kinds
+from together.models.family import SLIDING, WINDOW, Config, Family, GgufNames, layer_kinds
 from together.models.rope import QUERIES_GROW
 from together.models.values import Values
 
@@ -57,5 +57,10 @@ FAMILIES = (
         rope=_ROPE,
         rope_kinds=("yarn",),
         rope_needs=QUERIES_GROW,
+        gguf=GgufNames(
+            "mistral3",  # and so say newer files of Mistral
+            interleaved=True,
+            computed=("attention.temperature_scale", "rope.scaling.yarn_log_multiplier"),
+        ),
     ),
 )

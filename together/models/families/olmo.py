@@ -6,11 +6,15 @@ from typing import Any
 
 from together.models.family import (
     FULL,
+    GGUF_AFTER,
+    GGUF_HEAD_NORMS,
+    GGUF_USUAL,
     MAX_LAYERS,
     SLIDING,
     WINDOW,
     Config,
     Family,
+    GgufNames,
     Tensors,
     attention_tensors,
     layer_kinds,
@@ -20,6 +24,7 @@ from together.models.family import (
 )
 from together.models.values import Values
 
+_NAMES = {**GGUF_USUAL, **GGUF_HEAD_NORMS, **GGUF_AFTER}
 _COUNTS: dict[str, int | None] = {
     "vocab_size": 50304,
     "intermediate_size": 11008,
@@ -56,6 +61,7 @@ FAMILIES = (
         tensors=_tensors,
         epsilon=1e-5,
         written=True,
+        gguf=GgufNames("olmo2", _NAMES),  # OLMo 3's files say olmo2, too
     ),
     Family(
         name="olmo3",
@@ -68,6 +74,7 @@ FAMILIES = (
         tensors=_tensors,
         epsilon=1e-5,
         written=True,
+        gguf=GgufNames(tensors=_NAMES, computed=("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor")),
         ropes={SLIDING: ("", 500_000.0), FULL: ("rope_theta", 500_000.0)},  # as transformers reads older files
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from together.models.family import Config, Family, Tensors, norm_tensors, odd_heads, start_of
+from together.models.family import GGUF_USUAL, Config, Family, GgufNames, Tensors, norm_tensors, odd_heads, start_of
 from together.models.values import Values
 
 
@@ -42,5 +42,6 @@ FAMILIES = (
         rotaries=True,
         ignored_by_mlx=odd_heads,
         rope_kinds=("default",),
+        gguf=GgufNames("phi3", {**GGUF_USUAL, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}),
     ),
 )

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from together.models.family import INPUTS, Config, Family, Tensors, attention_tensors, mlp_tensors, norm_tensors
+from together.models.family import (
+    GGUF_AFTER,
+    GGUF_USUAL,
+    INPUTS,
+    Config,
+    Family,
+    GgufNames,
+    Tensors,
+    attention_tensors,
+    mlp_tensors,
+    norm_tensors,
+)
 
 
 def _tensors(config: Config, layer: int, stacked: bool) -> Tensors:
@@ -28,5 +39,6 @@ FAMILIES = (
         switches=("attention_out_bias", "mlp_bias"),
         on=("attention_bias",),
         tensors=_tensors,
+        gguf=GgufNames("seed_oss", {**GGUF_USUAL, **GGUF_AFTER}),
     ),
 )

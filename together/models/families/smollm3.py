@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from together.errors import BrokenModel
-from together.models.family import FULL, SLIDING, Config, Family, layer_kinds, usual_range
+from together.models.family import FULL, SLIDING, Config, Family, GgufNames, layer_kinds, usual_range
 from together.models.values import Values
 from together.types import LayerRange
 
@@ -60,5 +60,6 @@ FAMILIES = (
         tied=True,
         theta=2_000_000.0,
         written=True,
+        gguf=GgufNames("smollm3", interleaved=True),
     ),
 )

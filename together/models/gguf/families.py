@@ -26,8 +26,14 @@ FAMILIES: dict[str, Family] = {
 
 def family_of(architecture: str, metadata: Mapping[str, object]) -> Family:
     """The family of a file; some architectures stand for several, which their settings tell apart."""
-    if architecture == "llama" and metadata.get("llama.attention.sliding_window"):
-        return BY_NAME["mistral"]
+    has = {key for key in ("sliding_window", "temperature_scale") if metadata.get(f"{architecture}.attention.{key}")}
+    match architecture:
+        case "llama" if "sliding_window" in has:
+            return BY_NAME["mistral"]
+        case "mistral3" if "temperature_scale" not in has:
+            return BY_NAME["mistral"]
+        case "olmo2" if "sliding_window" in has:
+            return BY_NAME["olmo3"]
     return FAMILIES[architecture]
 
 

@@ -48,6 +48,10 @@ class MetadataReader:
             raise self._bad(key, value)
         return value
 
+    def factor(self, key: str, usual: float) -> float:
+        """A number; 0 stands for none."""
+        return usual if self.metadata.get(self._key(key), 0) == 0 else self.number(key)
+
     def none_or(self, key: str) -> int | None:
         """A count; None where it is absent or 0."""
         return self.count(key) if self.metadata.get(self._key(key), 0) != 0 else None

@@ -25,6 +25,7 @@ _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+" + _TAIL
 _LLAMA3 = _SHORT + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+" + _TAIL
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_SEED = _SHORT + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+" + _TAIL
 _QWEN35 = _SHORT + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+" + _TAIL
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASES = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+END|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*END"
@@ -58,6 +59,7 @@ _GROUPS: Mapping[str, Splitting] = {
     "glm4 glm5": Splitting((_LLAMA3,), whole=True),
     "qwen2 deepseek-r1-qwen kormo megrez stablelm2": Splitting((_QWEN2,), composed=True),
     "hunyuan solar-open grok-2": Splitting((_QWEN2,)),
+    "seed-coder": Splitting((_SEED,)),
     "qwen35": Splitting((_QWEN35,), composed=True),
     "tekken": Splitting((_TEKKEN,), whole=True, begins=True),
     "gpt-4o llama4 kanana2 talkie minimax-m2": Splitting((_GPT4O,)),

@@ -7,8 +7,10 @@ written out here: each line of that kind is how llama.cpp's graph of it, or the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import isclose, log
 from typing import Any
 
+from together.models.family import FULL, INPUTS, SLIDING
 from together.models.gguf.metadata import MetadataReader
 
 _GEMMA_27B = 62  # layers: the one Gemma 3 whose queries are scaled by the width of a head's share of the states
@@ -59,9 +61,70 @@ def _mistral(reader: MetadataReader, config: Config) -> dict[str, Any]:
     return {"sliding_window": reader.none_or("attention.sliding_window")}
 
 
+def _granite(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    if not reader.flag("rope.scaling.finetuned", True):  # so files of Granite 4 say that a model has no rope
+        raise reader.refuse("rope.scaling.finetuned", False)
+    return {
+        "attention_multiplier": reader.factor("attention.scale", config["head_dim"] ** -0.5),
+        "embedding_multiplier": reader.factor("embedding_scale", 1.0),
+        "residual_multiplier": reader.factor("residual_scale", 1.0),
+        "logits_scaling": reader.factor("logit_scale", 1.0),
+    }
+
+
+def _olmo3(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    """Only the rope of layers without a window is scaled."""
+    theta, scaling = config["rope_theta"], config["rope_scaling"]
+    full = {**(scaling or {"rope_type": "default"}), "rope_theta": theta}
+    for key in ("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"):
+        if scaling and reader.has(key) and not _follows(reader.number(key), scaling["factor"]):
+            full["attention_factor"] = reader.number(key)
+    local = {"rope_type": "default", "rope_theta": reader.number("rope.freq_base_swa", theta)}
+    return {**_windows(reader, config), "rope_scaling": None, "rope_parameters": {FULL: full, SLIDING: local}}
+
+
+def _follows(attention: float, factor: float) -> bool:
+    """Whether it is the attention factor that YaRN has by itself; it lies in fp32."""
+    return isclose(attention, 0.1 * log(max(factor, 1.0)) + 1.0, rel_tol=1e-6)
+
+
+def _windows(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    """In three of four layers, where a file says no more."""
+    window = reader.none_or("attention.sliding_window")
+    if window is None:
+        return {"sliding_window": None}
+    sliding = reader.sliding(config["num_hidden_layers"], 4)
+    return {"sliding_window": window, "layer_types": [SLIDING if each else FULL for each in sliding]}
+
+
+def _seed_oss(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    return {**_inputs_biased(reader, config), "attention_out_bias": reader.stores("self_attn.o_proj.bias")}
+
+
+def _inputs_biased(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    return {"attention_bias": reader.stores(f"self_attn.{INPUTS[0]}.bias")}
+
+
+def _ministral3(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    """The factor of attention is that of `mscale` 1, which no file has, by `mscale_all_dim`."""
+    scaling = {
+        "mscale": 1.0,
+        "mscale_all_dim": reader.number("rope.scaling.yarn_log_multiplier"),
+        "llama_4_scaling_beta": reader.number("attention.temperature_scale"),
+    }
+    return {"rope_scaling": {**(config["rope_scaling"] or {}), **scaling}}
+
+
 _OF: dict[str, Callable[[MetadataReader, Config], dict[str, Any]]] = {
     "gemma3_text": _gemma3,
+    "exaone4": _windows,
+    "glm4": _inputs_biased,
     "gpt_oss": _gpt_oss,
+    "granite": _granite,
+    "ministral3": _ministral3,
     "mistral": _mistral,
+    "olmo3": _olmo3,
+    "phi3": _mistral,
     "qwen3_moe": _qwen3_moe,
+    "seed_oss": _seed_oss,
 }

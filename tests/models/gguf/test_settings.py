@@ -1,0 +1,102 @@
+"""What a family's GGUF files say of their own, and what they leave to those who know the architecture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.models.gguf.test_config import EMBED, SHAPES, read, renamed
+from together.errors import BrokenModel, TogetherError, UnsupportedModel
+
+QUERIES: dict[str, tuple[int, ...]] = {"model.layers.0.self_attn.q_proj.bias": (256,)}
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 8.0, "rope.scaling.original_context_length": 8192}
+SWA = {"attention.sliding_window": 4096}
+
+
+def made(architecture: str, settings: dict[str, Any], shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, Any]:
+    return read(renamed(architecture) | {f"{architecture}.{key}": value for key, value in settings.items()}, shapes)
+
+
+def test_granite_has_four_factors() -> None:
+    factors = {"attention.scale": 0.0078125, "embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 8.0}
+    config = made("granite", factors)
+    keys = ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")
+    assert [config[key] for key in keys] == list(factors.values())
+    neutral = made("granite", dict.fromkeys(factors, 0.0))  # so llama.cpp reads 0
+    assert [neutral[key] for key in keys] == [32**-0.5, 1, 1, 1]
+
+
+def test_a_granite_without_rope_is_refused() -> None:
+    assert made("granite", {"rope.scaling.finetuned": True})["model_type"] == "granite"
+    with pytest.raises(UnsupportedModel, match="finetuned"):
+        made("granite", {"rope.scaling.finetuned": False})
+
+
+def test_smollm3_has_rope_in_three_of_four_layers() -> None:
+    assert made("smollm3", {})["no_rope_layers"] == [1, 1, 1, 0]
+
+
+def test_olmo_with_windows_is_olmo_3() -> None:
+    assert made("olmo2", {})["model_type"] == "olmo2"
+    flags = [True, False, True, False]
+    more = {"rope.scaling.attn_factor": 1.2079441547393799, "attention.sliding_window_pattern": flags}
+    config = made("olmo2", {**SWA, **YARN, **more})
+    assert config["model_type"] == "olmo3"
+    assert config["layer_types"] == ["sliding_attention", "full_attention"] * 2
+    full, local = (config["rope_parameters"][kind] for kind in ("full_attention", "sliding_attention"))
+    assert (full["rope_type"], full["factor"], "attention_factor" in full) == ("yarn", 8.0, False)
+    assert local == {"rope_type": "default", "rope_theta": 500_000.0}
+    odd = made("olmo2", {**SWA, **YARN, "rope.scaling.yarn_attn_factor": 1.5})
+    assert odd["rope_parameters"]["full_attention"]["attention_factor"] == 1.5
+
+
+@pytest.mark.parametrize("flags", [[True, False], [1, 0, 1, 0], "LLLG"])
+def test_a_pattern_of_windows_that_is_none_is_refused(flags: object) -> None:
+    with pytest.raises(TogetherError, match="sliding_window_pattern"):
+        made("exaone4", {**SWA, "attention.sliding_window_pattern": flags})
+
+
+def test_exaone_has_windows_or_none() -> None:
+    assert made("exaone4", {})["sliding_window"] is None
+    kinds = ["sliding_attention"] * 3 + ["full_attention"]
+    assert made("exaone4", SWA)["layer_types"] == kinds
+    assert made("exaone4", {**SWA, "attention.sliding_window_pattern": 4})["layer_types"] == kinds
+
+
+def test_biases_of_queries_keys_and_values_alone() -> None:
+    for architecture in ("seed_oss", "glm4"):
+        half = {"rope.dimension_count": 16}
+        assert not made(architecture, half if architecture == "glm4" else {})["attention_bias"]
+        found = made(architecture, half if architecture == "glm4" else {}, SHAPES | QUERIES)
+        assert found["attention_bias"]
+        assert not found.get("attention_out_bias")
+
+
+def test_glm_says_how_much_of_a_head_is_turned() -> None:
+    assert made("glm4", {"rope.dimension_count": 8})["rope_parameters"]["partial_rotary_factor"] == 0.25
+    with pytest.raises(BrokenModel, match=r"glm4\.rope\.dimension_count"):
+        made("glm4", {})
+    with pytest.raises(UnsupportedModel, match="dimension_count"):
+        made("glm4", {"rope.dimension_count": 48})
+
+
+def test_phi_without_a_window_writes_0() -> None:
+    scaling = {"rope.scaling.original_context_length": 4096}
+    assert made("phi3", {**scaling, "attention.sliding_window": 0})["sliding_window"] is None
+    assert made("phi3", {**scaling, "attention.sliding_window": 2047})["sliding_window"] == 2047
+    with pytest.raises(UnsupportedModel, match="attn_factor"):
+        made("phi3", {**scaling, "rope.scaling.attn_factor": 1.19})
+
+
+def test_ministral_or_mistral() -> None:
+    assert made("mistral3", {}, {EMBED: (1000, 256)})["model_type"] == "mistral"
+    grown = {"attention.temperature_scale": 0.1, "rope.scaling.yarn_log_multiplier": 1.0}
+    config = made("mistral3", {**YARN, **grown})
+    assert config["model_type"] == "ministral3"
+    rope = config["rope_parameters"]
+    assert [rope[key] for key in ("mscale", "mscale_all_dim", "llama_4_scaling_beta")] == [1.0, 1.0, 0.1]
+    with pytest.raises(UnsupportedModel, match="default"):
+        made("mistral3", grown)
+    with pytest.raises(UnsupportedModel, match="beta_fast"):  # as Ollama's own files say it
+        made("mistral3", {**YARN, **grown, "rope.scaling.beta_fast": 32.0})
