@@ -27,7 +27,8 @@ PAIRS = (("mlx", "mlx"), ("torch", "torch"), ("torch", "mlx"), ("mlx", "torch"))
 FAMILIES = ("llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma3_text", "qwen3_moe")
 LATER = (  # the default suite proves them by one ring of both backends
     "gpt_oss", "granite", "smollm3", "olmo2", "olmo3", "seed_oss", "seed_oss-biased", "exaone4", "exaone4-full",
-    "glm4", "glm4-quarter", "phi3", "ministral3",
+    "glm4", "glm4-quarter", "phi3", "ministral3", "qwen2_moe", "olmoe", "mixtral", "glm4_moe", "minimax_m2",
+    "granitemoe",
 )  # fmt: skip
 MIXED = ("torch", "mlx")
 CHOICES = {"mixed": mixed, "published": as_published}
@@ -70,6 +71,14 @@ def test_every_family_in_mixed_types(ring: Rings, files: Files, name: str, pair:
 def test_later_families_in_one_type(ring: Rings, files: Files, name: str, kind: str) -> None:
     folder, judge = files(name, kind)
     conforms(ring(folder, MIXED, (1,)), judge)
+
+
+@pytest.mark.full
+def test_experts_one_by_one(ring: Rings, tmp_path: Path) -> None:
+    """As the first files of Mixtral have them."""
+    plain = make_plain(tmp_path / "plain", "mixtral")
+    file = write_gguf(plain, tmp_path / "m.gguf", mixed, stacked=False)
+    conforms(ring(imported(file, tmp_path / "model"), MIXED, (2,)), write_judge(file, plain, tmp_path / "judge"))
 
 
 @pytest.mark.parametrize("pair", [pytest.param(pair, marks=pytest.mark.full) for pair in PAIRS[:2]], ids="-".join)

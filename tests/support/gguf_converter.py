@@ -33,11 +33,20 @@ ARCHITECTURES = {
     "glm4": "glm4",
     "phi3": "phi3",
     "ministral3": "mistral3",
+    "granitemoe": "granitemoe",
+    "qwen2_moe": "qwen2moe",
+    "olmoe": "olmoe",
+    "mixtral": "llama",
+    "glm4_moe": "glm4moe",
+    "minimax_m2": "minimax-m2",
 }
-_INTERLEAVED = ("llama", "mistral", "granite", "smollm3", "ministral3")  # `LlamaModel` and what is derived of it
-_NO_HEAD_DIM = ("granite", "phi3")
+_INTERLEAVED = (  # `LlamaModel` and what is derived of it
+    "llama", "mistral", "granite", "granitemoe", "smollm3", "ministral3", "mixtral",
+)  # fmt: skip
+_NO_HEAD_DIM = ("granite", "granitemoe", "phi3")
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.\w+\.experts\.(\d+)\.(\w+)\.weight")
 _FUSED = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj(_bias|)")
+_GATE_UP = ".block_sparse_moe.input_linear.weight"  # Granite's experts, gate before up
 _KINDS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
 
 
@@ -46,7 +55,11 @@ def stored(tensors: Mapping[str, Array], config: Config, *, stacked: bool) -> di
     found: dict[str, Array] = {}
     experts: dict[str, dict[int, Array]] = {}
     for name, array in tensors.items():
-        if fused := _FUSED.fullmatch(name):
+        if name.endswith(_GATE_UP):
+            layer, half = name.split(".")[2], array.shape[1] // 2
+            found[f"blk.{layer}.ffn_gate_exps.weight"] = array[:, :half]
+            found[f"blk.{layer}.ffn_up_exps.weight"] = array[:, half:]
+        elif fused := _FUSED.fullmatch(name):
             found |= _parted(fused, array)
         elif match := _EXPERT.fullmatch(name):
             layer, expert, kind = match[1], int(match[2]), _KINDS[match[3]]
@@ -56,13 +69,26 @@ def stored(tensors: Mapping[str, Array], config: Config, *, stacked: bool) -> di
                 found[f"blk.{layer}.ffn_{kind}.{expert}.weight"] = array
         else:
             found[_name(name, config)] = _changed(name, array, config)
-    return found | {name: np.stack([each[i] for i in sorted(each)]) for name, each in experts.items()}
+    found |= {name: np.stack([each[i] for i in sorted(each)]) for name, each in experts.items()}
+    return found | (_next(found, config) if config["model_type"] == "glm4_moe" else {})
+
+
+def _next(found: Mapping[str, Array], config: Config) -> dict[str, Array]:
+    """A layer that predicts the token after the next one: a usual one, and what is its own."""
+    last, hidden = config["num_hidden_layers"], config["hidden_size"]
+    start = f"blk.{last - 1}."
+    made = {name.replace(start, f"blk.{last}."): array for name, array in found.items() if name.startswith(start)}
+    own = {"eh_proj": (hidden, 2 * hidden), "enorm": (hidden,), "hnorm": (hidden,), "shared_head_norm": (hidden,)}
+    return made | {f"blk.{last}.nextn.{name}.weight": np.ones(shape, np.float32) for name, shape in own.items()}
 
 
 def published(found: Mapping[str, Array], tensors: Mapping[str, Array], config: Config) -> Iterator[tuple[str, Array]]:
     """What `stored` made of `tensors`, undone: arrays by their published names."""
     for name in tensors:
-        if fused := _FUSED.fullmatch(name):
+        if name.endswith(_GATE_UP):
+            start = f"blk.{name.split('.')[2]}.ffn_"
+            yield name, np.concatenate([found[f"{start}{kind}_exps.weight"] for kind in ("gate", "up")], axis=1)
+        elif fused := _FUSED.fullmatch(name):
             yield name, _joined(fused, found)
         elif match := _EXPERT.fullmatch(name):
             layer, expert, kind = match[1], int(match[2]), _KINDS[match[3]]
@@ -137,7 +163,7 @@ def _joined(match: re.Match[str], found: Mapping[str, Array]) -> Array:
 
 def write_metadata(writer: gguf.GGUFWriter, config: Config) -> None:
     """As `TextModel.set_gguf_parameters` has it, and then the family's."""
-    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_block_count(config["num_hidden_layers"] + (config["model_type"] == "glm4_moe"))
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
@@ -232,6 +258,31 @@ def _qwen3_moe(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
 
 
+def _qwen2_moe(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+
+
+def _glm4_moe(writer: gguf.GGUFWriter, config: Config) -> None:
+    _turned(writer, config)
+    writer.add_expert_count(config["n_routed_experts"])
+    writer.add_expert_group_count(config["n_group"])
+    writer.add_expert_group_used_count(config["topk_group"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_expert_shared_count(config["n_shared_experts"])
+    writer.add_leading_dense_block_count(config["first_k_dense_replace"])
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_weights_scale(config["routed_scaling_factor"])
+    writer.add_expert_weights_norm(config["norm_topk_prob"])
+    writer.add_nextn_predict_layers(1)
+
+
+def _minimax_m2(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_feed_forward_length(config["intermediate_size"])
+    _turned(writer, config)
+
+
 def _gpt_oss(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_sliding_window(config["sliding_window"])
     writer.add_expert_feed_forward_length(config["intermediate_size"])
@@ -243,10 +294,15 @@ _MORE: dict[str, Callable[[gguf.GGUFWriter, Config], None]] = {
     "qwen3_moe": _qwen3_moe,
     "gpt_oss": _gpt_oss,
     "granite": _granite,
+    "granitemoe": _granite,
     "smollm3": _llama,
     "olmo3": _windows,
     "exaone4": _windows,
     "glm4": _turned,
     "phi3": _phi3,
     "ministral3": _ministral3,
+    "qwen2_moe": _qwen2_moe,
+    "mixtral": _llama,
+    "glm4_moe": _glm4_moe,
+    "minimax_m2": _minimax_m2,
 }

@@ -45,6 +45,15 @@ _MORE: dict[str, dict[str, Any]] = {
     "gemma3_text": {"query_pre_attn_scalar": 64},  # as all but the largest Gemma 3 have it
     "qwen3_moe": {"moe_intermediate_size": 256, "mlp_only_layers": []},
     "smollm3": {"no_rope_layers": None, "use_sliding_window": False, "sliding_window": None, "layer_types": None},
+    "qwen2_moe": {
+        "moe_intermediate_size": 256,
+        "shared_expert_intermediate_size": 512,
+        "use_sliding_window": False,
+        "layer_types": None,
+    },
+    "olmoe": {"norm_topk_prob": False},
+    "mixtral": {"sliding_window": None},
+    "glm4_moe": {"moe_intermediate_size": 256},
     "gpt_oss": {"layer_types": None},  # windows in every other layer, as files have it without a word
 }
 PLAIN = {Kind.F32: np.float32, Kind.F16: np.float16}

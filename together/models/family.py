@@ -36,8 +36,19 @@ GGUF_EXPERTS = {
     "ffn_up_exps": "mlp.switch_mlp.up_proj",
     "ffn_down_exps": "mlp.switch_mlp.down_proj",
 }
+GGUF_SPARSE = {part: name.replace("mlp.", "block_sparse_moe.", 1) for part, name in GGUF_EXPERTS.items()}
 GGUF_AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 GGUF_EACH = {"ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj"}
+GGUF_GROUPED = (  # of DeepSeek's router
+    "expert_gating_func",
+    "expert_group_count",
+    "expert_group_used_count",
+    "expert_shared_count",
+    "expert_weights_norm",
+    "expert_weights_scale",
+    "leading_dense_block_count",
+    "nextn_predict_layers",
+)
 GGUF_COUNTS = ("expert_count", "expert_used_count")  # of experts
 Tensors = Iterator[tuple[str, Shape]]
 INPUTS = ("q_proj", "k_proj", "v_proj")  # of attention

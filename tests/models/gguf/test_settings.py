@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.models.gguf.test_config import EMBED, SHAPES, read, renamed
 from together.errors import BrokenModel, TogetherError, UnsupportedModel
+from together.models.gguf.families import FAMILIES, as_stored
+from together.models.gguf.refusals import check_settings
+from together.models.headers import TensorInfo
 
 QUERIES: dict[str, tuple[int, ...]] = {"model.layers.0.self_attn.q_proj.bias": (256,)}
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 8.0, "rope.scaling.original_context_length": 8192}
@@ -100,3 +104,65 @@ def test_ministral_or_mistral() -> None:
         made("mistral3", grown)
     with pytest.raises(UnsupportedModel, match="beta_fast"):  # as Ollama's own files say it
         made("mistral3", {**YARN, **grown, "rope.scaling.beta_fast": 32.0})
+
+
+COUNTS = {"expert_count": 8, "expert_used_count": 2}
+SHARED = {**COUNTS, "expert_feed_forward_length": 64, "expert_shared_feed_forward_length": 128}
+GLM = {
+    **SHARED,
+    "rope.dimension_count": 16,
+    "expert_gating_func": 2,
+    "expert_shared_count": 1,
+    "expert_weights_scale": 2.5,
+    "expert_weights_norm": True,
+    "leading_dense_block_count": 1,
+    "nextn_predict_layers": 1,
+}
+
+
+def test_a_llama_with_experts_is_a_mixtral() -> None:
+    assert made("llama", {"expert_count": 0})["model_type"] == "llama"
+    config = made("llama", COUNTS)
+    assert config["model_type"] == "mixtral"
+    assert (config["num_local_experts"], config["num_experts_per_tok"], config["sliding_window"]) == (8, 2, None)
+
+
+def test_a_shared_expert_of_its_own_width() -> None:
+    config = made("qwen2moe", SHARED)
+    assert (config["moe_intermediate_size"], config["shared_expert_intermediate_size"]) == (64, 128)
+    assert not config["norm_topk_prob"]  # as llama.cpp has it, without a word in the file
+    assert not config["qkv_bias"]
+    assert made("qwen2moe", SHARED, SHAPES | QUERIES)["qkv_bias"]
+
+
+@pytest.mark.parametrize("shape", [(256,), (1, 256)])
+def test_older_files_leave_out_an_axis_of_1(shape: tuple[int, ...]) -> None:
+    name = "model.layers.0.mlp.shared_expert_gate.weight"
+    tensor = TensorInfo(name, Path("m.gguf"), "F32", shape, 0, 1024, gguf=True)
+    assert as_stored(made("qwen2moe", SHARED), tensor).shape == (1, 256)
+
+
+def test_layers_that_predict_more_tokens_do_not_count() -> None:
+    norm: dict[str, tuple[int, ...]] = {"model.layers.0.self_attn.q_norm.weight": (32,)}
+    config = made("glm4moe", GLM, SHAPES | QUERIES | norm)
+    assert config["num_hidden_layers"] == 3
+    assert (config["routed_scaling_factor"], config["first_k_dense_replace"], config["n_group"]) == (2.5, 1, 1)
+    assert config["norm_topk_prob"]
+    assert config["use_qk_norm"]
+    assert config["attention_bias"]
+    assert not made("glm4moe", GLM)["use_qk_norm"]
+
+
+@pytest.mark.parametrize(("architecture", "more"), [("glm4moe", GLM), ("minimax-m2", SHARED)])
+def test_a_router_of_softmax_is_refused(architecture: str, more: dict[str, Any]) -> None:
+    assert made(architecture, {**more, "rope.dimension_count": 16})["num_experts_per_tok"] == 2
+    with pytest.raises(UnsupportedModel, match="expert_gating_func"):
+        made(architecture, {**more, "rope.dimension_count": 16, "expert_gating_func": 1})
+
+
+def test_what_one_family_computes_is_refused_in_another() -> None:
+    grouped = {"general.architecture": "qwen3moe", "qwen3moe.expert_count": 8, "qwen3moe.expert_group_count": 4}
+    with pytest.raises(UnsupportedModel, match="expert_group_count 4"):
+        check_settings("m", grouped, FAMILIES["qwen3moe"])
+    other = {key.replace("qwen3moe", "glm4moe"): value for key, value in grouped.items()}
+    check_settings("m", other | {"general.architecture": "glm4moe"}, FAMILIES["glm4moe"])

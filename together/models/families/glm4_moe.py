@@ -8,9 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from together.models.family import (
+    GGUF_COUNTS,
+    GGUF_EXPERTS,
+    GGUF_GROUPED,
+    GGUF_HEAD_NORMS,
+    GGUF_USUAL,
     INPUTS,
     Config,
     Family,
+    GgufNames,
     Tensors,
     attention_tensors,
     grouped_experts,
@@ -76,5 +82,19 @@ FAMILIES = (
         rotary=0.5,
         rotaries=True,
         experts="n_routed_experts",
+        gguf=GgufNames(
+            "glm4moe",
+            {
+                **GGUF_USUAL,
+                **GGUF_HEAD_NORMS,
+                **GGUF_EXPERTS,
+                "post_attention_norm": "post_attention_layernorm",
+                "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+                "ffn_up_shexp": "mlp.shared_experts.up_proj",
+                "ffn_down_shexp": "mlp.shared_experts.down_proj",
+            },
+            whole={"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"},
+            computed=(*GGUF_COUNTS, *GGUF_GROUPED),
+        ),
     ),
 )

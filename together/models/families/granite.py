@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from together.models.family import (
+    GGUF_COUNTS,
+    GGUF_SPARSE,
+    GGUF_USUAL,
     PROJECTIONS,
     Config,
     Family,
@@ -90,5 +93,11 @@ FAMILIES = (
         tensors=_expert_tensors,
         experts="num_local_experts",
         scaled_on_mlx=False,
+        gguf=GgufNames(
+            "granitemoe",
+            {**GGUF_USUAL, **GGUF_SPARSE, "ffn_gate_inp": "block_sparse_moe.router.layer"},
+            interleaved=True,
+            computed=(*GGUF_COUNTS, *_SCALES),
+        ),
     ),
 )

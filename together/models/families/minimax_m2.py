@@ -5,8 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from together.models.family import (
+    GGUF_COUNTS,
+    GGUF_HEAD_NORMS,
+    GGUF_SPARSE,
+    GGUF_USUAL,
     Config,
     Family,
+    GgufNames,
     Tensors,
     attention_tensors,
     expert_tensors,
@@ -65,5 +70,11 @@ FAMILIES = (
         rotary_width="rotary_dim",
         experts="num_local_experts",
         block=_BLOCK,
+        gguf=GgufNames(
+            "minimax-m2",
+            {**GGUF_USUAL, **GGUF_HEAD_NORMS, **GGUF_SPARSE},
+            whole={"exp_probs_b.bias": f"{_BLOCK}.e_score_correction_bias"},
+            computed=(*GGUF_COUNTS, "expert_gating_func"),
+        ),
     ),
 )

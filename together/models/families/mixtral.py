@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from together.models.family import (
+    GGUF_COUNTS,
+    GGUF_SPARSE,
+    GGUF_USUAL,
     Config,
     Family,
+    GgufNames,
     Tensors,
     attention_tensors,
     expert_tensors,
@@ -59,5 +63,11 @@ FAMILIES = (
         block="block_sparse_moe",
         ignored_by_mlx=odd_heads,
         scaled_on_mlx=False,
+        gguf=GgufNames(  # its files say llama, too
+            tensors={**GGUF_USUAL, **GGUF_SPARSE},
+            experts={"ffn_gate": "w1", "ffn_up": "w3", "ffn_down": "w2"},
+            computed=GGUF_COUNTS,
+            interleaved=True,
+        ),
     ),
 )

@@ -5,8 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from together.models.family import (
+    GGUF_COUNTS,
+    GGUF_EXPERTS,
+    GGUF_HEAD_NORMS,
+    GGUF_USUAL,
     Config,
     Family,
+    GgufNames,
     Tensors,
     attention_tensors,
     expert_tensors,
@@ -48,6 +53,11 @@ FAMILIES = (
         tensors=_tensors,
         epsilon=1e-5,
         experts="num_experts",
+        gguf=GgufNames(
+            "olmoe",
+            {**GGUF_USUAL, **GGUF_HEAD_NORMS, **GGUF_EXPERTS},
+            computed=(*GGUF_COUNTS, "expert_weights_norm"),
+        ),
         ignored_by_mlx=lambda config: () if config["clip_qkv"] is None else (f"clip_qkv {config['clip_qkv']}",),
     ),
 )

@@ -6,11 +6,15 @@ from typing import Any
 
 from together.models.family import (
     FULL,
+    GGUF_COUNTS,
+    GGUF_EXPERTS,
+    GGUF_USUAL,
     INPUTS,
     SLIDING,
     WINDOW,
     Config,
     Family,
+    GgufNames,
     Tensors,
     attention_tensors,
     expert_tensors,
@@ -82,5 +86,17 @@ FAMILIES = (
         experts="num_experts",
         ignored_by_mlx=_ignored,
         scaled_on_mlx=False,
+        gguf=GgufNames(
+            "qwen2moe",
+            {
+                **GGUF_USUAL,
+                **GGUF_EXPERTS,
+                "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+                "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+                "ffn_up_shexp": "mlp.shared_expert.up_proj",
+                "ffn_down_shexp": "mlp.shared_expert.down_proj",
+            },
+            computed=(*GGUF_COUNTS, "expert_weights_norm"),
+        ),
     ),
 )

@@ -19,6 +19,7 @@ from together.models.names import EMBED, HEAD, NORM
 
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.(\w+?)(?:\.(\d{1,6}))?\.(weight|bias)")
 _ENDS = {"token_embd.weight": EMBED, "output_norm.weight": NORM, "output.weight": HEAD}
+_ONE_ROW = ".shared_expert_gate.weight"
 FAMILIES: dict[str, Family] = {
     family.gguf.architecture: family for family in BY_NAME.values() if family.gguf.architecture
 }
@@ -28,6 +29,8 @@ def family_of(architecture: str, metadata: Mapping[str, object]) -> Family:
     """The family of a file; some architectures stand for several, which their settings tell apart."""
     has = {key for key in ("sliding_window", "temperature_scale") if metadata.get(f"{architecture}.attention.{key}")}
     match architecture:
+        case "llama" if metadata.get("llama.expert_count"):
+            return BY_NAME["mixtral"]
         case "llama" if "sliding_window" in has:
             return BY_NAME["mistral"]
         case "mistral3" if "temperature_scale" not in has:
@@ -58,7 +61,10 @@ def as_stored(config: Mapping[str, object], tensor: TensorInfo) -> TensorInfo:
     """A tensor with what its file did to it; `config` is the effective configuration."""
     if not tensor.gguf:
         return tensor
-    return replace(tensor, heads=_heads(config, tensor.name), larger=_is_larger(config, tensor.name))
+    shape = tensor.shape
+    if tensor.name.endswith(_ONE_ROW) and len(shape) == 1:  # older converters left out axes of 1
+        shape = (1, *shape)
+    return replace(tensor, shape=shape, heads=_heads(config, tensor.name), larger=_is_larger(config, tensor.name))
 
 
 def _heads(config: Mapping[str, object], name: str) -> int:

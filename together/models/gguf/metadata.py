@@ -10,6 +10,8 @@ from typing import Any
 from together.errors import BrokenModel, UnsupportedModel
 from together.wording import quoted
 
+_NO_GATE, _SIGMOID = 0, 2  # of `expert_gating_func`
+
 
 @dataclass(frozen=True, slots=True)
 class MetadataReader:
@@ -65,6 +67,12 @@ class MetadataReader:
             return value
         step = self.count("attention.sliding_window_pattern", usual)
         return [(layer + 1) % step != 0 for layer in range(layers)]
+
+    def sigmoid(self) -> None:
+        """Raises UnsupportedModel for a router that weighs experts in another way, where a file says so."""
+        value = self.metadata.get(self._key("expert_gating_func"), _NO_GATE)
+        if value not in (_NO_GATE, _SIGMOID):
+            raise self.refuse(self._key("expert_gating_func"), value)
 
     def neutral(self, key: str) -> bool:
         """Whether a factor is absent, or changes nothing; 0 stands for none."""

@@ -6,10 +6,12 @@ are those of llama.cpp's `gguf-py/gguf/constants.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from together.errors import BrokenModel, UnsupportedModel
+from together.models.families import BY_NAME
 from together.models.family import Family
 from together.models.gguf.config import ROPE_FACTORS
 from together.models.headers import TensorInfo
@@ -53,6 +55,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {  # a setting, and the values with wh
     "rope.dimension_sections": (),
 }
 _LISTED = 3
+_LAYER = re.compile(r"(?:model\.layers|blk)\.(\d{1,6})\.")
 
 
 def check_kind(name: str, metadata: Mapping[str, Any]) -> None:
@@ -92,10 +95,16 @@ def check_words(name: str, metadata: Mapping[str, Any], rows: int) -> None:
         )
 
 
+def _is_spare(config: Mapping[str, Any], key: str) -> bool:
+    """Whether it is of a layer behind the last one, which predicts more tokens at once: nobody asks for it."""
+    match = _LAYER.match(key) if "nextn_predict_layers" in BY_NAME[config["model_type"]].gguf.computed else None
+    return match is not None and int(match[1]) >= config["num_hidden_layers"]
+
+
 def check_nothing_else(name: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
     """Raises UnsupportedModel for tensors that no layer of this configuration reads. `config` is the effective one."""
     known = needs(config, head=HEAD in tensors, stored=tensors)
-    others = sorted(key for key in tensors if key not in known and key != ROPE_FACTORS)
+    others = sorted(key for key in tensors if key not in known and key != ROPE_FACTORS and not _is_spare(config, key))
     if others:
         raise UnsupportedModel(
             "{model} has tensors that are not known here ({tensors}), so its {layers} layers would be computed without "

@@ -14,7 +14,6 @@ from together.models.family import FULL, INPUTS, SLIDING
 from together.models.gguf.metadata import MetadataReader
 
 _GEMMA_27B = 62  # layers: the one Gemma 3 whose queries are scaled by the width of a head's share of the states
-_SIGMOID = 2  # of `expert_gating_func`
 
 Config = Mapping[str, Any]
 
@@ -36,21 +35,61 @@ def _gemma3(reader: MetadataReader, config: Config) -> dict[str, Any]:
     }
 
 
+def _experts(reader: MetadataReader, key: str = "num_experts") -> dict[str, Any]:
+    return {key: reader.count("expert_count"), "num_experts_per_tok": reader.count("expert_used_count")}
+
+
 def _qwen3_moe(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    inner = reader.count("expert_feed_forward_length")
+    return {**_experts(reader), "moe_intermediate_size": inner, "norm_topk_prob": True}
+
+
+def _qwen2_moe(reader: MetadataReader, config: Config) -> dict[str, Any]:
     return {
-        "num_experts": reader.count("expert_count"),
-        "num_experts_per_tok": reader.count("expert_used_count"),
+        **_experts(reader),
         "moe_intermediate_size": reader.count("expert_feed_forward_length"),
-        "norm_topk_prob": True,
+        "shared_expert_intermediate_size": reader.count("expert_shared_feed_forward_length"),
+        "norm_topk_prob": reader.flag("expert_weights_norm", False),
+        "qkv_bias": reader.stores("self_attn.q_proj.bias"),
     }
+
+
+def _olmoe(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    return {**_experts(reader), "norm_topk_prob": reader.flag("expert_weights_norm", False)}
+
+
+def _mixtral(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    return {**_experts(reader, "num_local_experts"), **_mistral(reader, config)}
+
+
+def _glm4_moe(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    """Its files count layers that predict more tokens at once among the others."""
+    reader.sigmoid()
+    return {
+        **_inputs_biased(reader, config),
+        **_experts(reader, "n_routed_experts"),
+        "num_hidden_layers": config["num_hidden_layers"] - (reader.none_or("nextn_predict_layers") or 0),
+        "moe_intermediate_size": reader.count("expert_feed_forward_length"),
+        "n_shared_experts": reader.count("expert_shared_count"),
+        "first_k_dense_replace": reader.none_or("leading_dense_block_count") or 0,
+        "routed_scaling_factor": reader.factor("expert_weights_scale", 1.0),
+        "norm_topk_prob": reader.flag("expert_weights_norm", False),
+        "n_group": reader.count("expert_group_count", 1),
+        "topk_group": reader.count("expert_group_used_count", 1),
+        "use_qk_norm": reader.stores("self_attn.q_norm.weight"),
+    }
+
+
+def _minimax_m2(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    reader.sigmoid()
+    return {**_experts(reader, "num_local_experts"), "intermediate_size": reader.count("expert_feed_forward_length")}
 
 
 def _gpt_oss(reader: MetadataReader, config: Config) -> dict[str, Any]:
     """Windows in every other layer, and YaRN whose bounds are not rounded: no file says so."""
     scaling = config["rope_scaling"]
     return {
-        "num_local_experts": reader.count("expert_count"),
-        "num_experts_per_tok": reader.count("expert_used_count"),
+        **_experts(reader, "num_local_experts"),
         "intermediate_size": reader.count("expert_feed_forward_length"),
         "sliding_window": reader.count("attention.sliding_window"),
         "rope_scaling": scaling and {**scaling, "truncate": False},
@@ -70,6 +109,10 @@ def _granite(reader: MetadataReader, config: Config) -> dict[str, Any]:
         "residual_multiplier": reader.factor("residual_scale", 1.0),
         "logits_scaling": reader.factor("logit_scale", 1.0),
     }
+
+
+def _granitemoe(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    return {**_granite(reader, config), **_experts(reader, "num_local_experts")}
 
 
 def _olmo3(reader: MetadataReader, config: Config) -> dict[str, Any]:
@@ -119,12 +162,18 @@ _OF: dict[str, Callable[[MetadataReader, Config], dict[str, Any]]] = {
     "gemma3_text": _gemma3,
     "exaone4": _windows,
     "glm4": _inputs_biased,
+    "glm4_moe": _glm4_moe,
     "gpt_oss": _gpt_oss,
     "granite": _granite,
+    "granitemoe": _granitemoe,
+    "minimax_m2": _minimax_m2,
     "ministral3": _ministral3,
     "mistral": _mistral,
+    "mixtral": _mixtral,
     "olmo3": _olmo3,
+    "olmoe": _olmoe,
     "phi3": _mistral,
+    "qwen2_moe": _qwen2_moe,
     "qwen3_moe": _qwen3_moe,
     "seed_oss": _seed_oss,
 }
