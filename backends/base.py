@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
@@ -30,6 +30,7 @@ from together.types import (
     Batch,
     Dtype,
     LayerRange,
+    NamedTensor,
     PackedAs,
     Row,
     RowResult,
@@ -39,6 +40,7 @@ from together.types import (
 from together.wording import cut
 
 log = logging.getLogger(__name__)
+LAYER_INPUTS = "layer_inputs"  # the name of what layers take beside hidden states, in the order of the layers
 _EXPONENT: dict[Dtype, int] = {"fp32": 0x7F800000, "bf16": 0x7F80, "fp16": 0x7C00}  # all ones: infinite or no number
 
 BACKENDS = {  # name: module
@@ -87,10 +89,13 @@ class ShardShape:
     width: int  # of hidden states, in elements
     vocabulary: int
     dtype: Dtype
+    inputs: int = 0  # how wide is what comes beside hidden states, for these layers and those behind
 
     @classmethod
     def of(cls, spec: ModelSpec, layers: LayerRange, dtype: Dtype) -> ShardShape:
-        return cls(spec.name, layers, layers.stop == spec.layers, spec.hidden_size, spec.vocab_size, dtype)
+        inputs = spec.inputs_behind(layers.start) if layers.start else 0
+        last = layers.stop == spec.layers
+        return cls(spec.name, layers, last, spec.hidden_size, spec.vocab_size, dtype, inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,9 +317,38 @@ def _check_states(shape: ShardShape, tokens: int, hidden: Activation) -> None:
         raise FrameRefused(
             "hidden states are ({found}), this stage takes ({wanted}): dtype, tokens, width", found=found, wanted=wanted
         )
-    if hidden.others:
-        name = cut(hidden.others[0].name)
-        raise FrameRefused("the frame has the tensor {name!r}, and this stage takes hidden states alone", name=name)
-    bits, exponent = np.frombuffer(hidden.data, f"<u{DTYPE_BYTES[hidden.dtype]}"), _EXPONENT[hidden.dtype]
-    if ((bits & exponent) == exponent).any():
-        raise FrameRefused("hidden states hold infinite values or values that are no numbers")
+    _check_others(shape, hidden)
+    for data in (hidden.data, *(other.data for other in hidden.others)):
+        bits, exponent = np.frombuffer(data, f"<u{DTYPE_BYTES[hidden.dtype]}"), _EXPONENT[hidden.dtype]
+        if ((bits & exponent) == exponent).any():
+            raise FrameRefused("hidden states hold infinite values or values that are no numbers")
+
+
+def _check_others(shape: ShardShape, hidden: Activation) -> None:
+    """Beside hidden states comes what the layers here and behind take, and nothing else."""
+    strange = next((other.name for other in hidden.others if not shape.inputs or other.name != LAYER_INPUTS), None)
+    if strange is not None:
+        known = LAYER_INPUTS if shape.inputs else "hidden states alone"
+        raise FrameRefused(
+            "the frame has the tensor {name!r}, and this stage takes {known}", name=cut(strange), known=known
+        )
+    if not shape.inputs or not hidden.tokens:
+        return
+    if not hidden.others:
+        raise FrameRefused("the frame lacks the tensor {name!r}, which this stage takes", name=LAYER_INPUTS)
+    found, wanted = (hidden.others[0].dtype, hidden.others[0].width), (shape.dtype, shape.inputs)
+    if found != wanted:
+        raise FrameRefused(
+            "the tensor {name!r} is ({found}), this stage takes ({wanted}): dtype, width",
+            name=LAYER_INPUTS,
+            found=found,
+            wanted=wanted,
+        )
+
+
+def with_inputs(hidden: Activation, width: int) -> Activation:
+    """Made-up hidden states with as made-up inputs of layers beside them, so wide in all: for trials."""
+    if not width:
+        return hidden
+    data = bytes(hidden.tokens * width * DTYPE_BYTES[hidden.dtype])
+    return replace(hidden, others=(NamedTensor(LAYER_INPUTS, hidden.dtype, width, data),))

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from time import perf_counter, sleep, time
 from typing import Any, Generic, TypeVar
 
 import psutil
 
-from backends.base import Shard
+from backends.base import Shard, with_inputs
 from together.cluster_types import DeviceProfile
 from together.errors import NotEnoughMemory
 from together.models.spec import ModelSpec
@@ -98,8 +98,9 @@ def measure_shape(timed: Timed[Any], spec: ModelSpec, dtype: Dtype) -> DevicePro
     resident, free = resident_bytes(), timed.free_bytes()
     row_bytes = spec.hidden_size * DTYPE_BYTES[dtype]  # of a packed head less, and it is timed by a part all the same
     size = extent(spec.name, spec.layers, timed.layer_bytes(), spec.vocab_size, row_bytes, free)
+    size = replace(size, layers=spec.tail(size.layers))
     shards = _shards(timed, spec, size)
-    steps = [_decoding(timed, shard, rows, last=shard is shards[-1]) for rows in (1, ROWS) for shard in shards]
+    steps = [_decoding(timed, shard, rows, spec, last=shard is shards[-1]) for rows in (1, ROWS) for shard in shards]
     one, many = batched(fastest(*steps, seconds=_STEPS_SECONDS, pause=PAUSE))
     del steps
     overhead = timed.overhead_bytes(resident, free)
@@ -155,14 +156,15 @@ def _shards(timed: Timed[Any], spec: ModelSpec, size: Extent) -> list[Shard]:
         shape = spec.excerpt(spec.layers - size.layers, count, size.layers + 1 + after)
         shard = timed.shard(model, shape, LayerRange(1, size.layers + 1))
         prompts = tuple(Row(sequence, 0, (0,) * _PROMPT) for sequence in range(1, ROWS + 1))
-        shard.step(Batch(prompts), timed.states(ROWS * _PROMPT))
+        shard.step(Batch(prompts), with_inputs(timed.states(ROWS * _PROMPT), shape.inputs_behind(1)))
         shards.append(shard)
     return shards
 
 
-def _decoding(timed: Timed[Any], shard: Shard, rows: int, *, last: bool) -> Callable[[], object]:
+def _decoding(timed: Timed[Any], shard: Shard, rows: int, spec: ModelSpec, *, last: bool) -> Callable[[], object]:
     """One step of a token of each row, which the last stage draws: it ends when the device is done."""
-    states = cycle([timed.states(rows) for _ in range(_VARIETY)])
+    width = spec.layer_inputs * (len(shard.layers) + (not last))
+    states = cycle([with_inputs(timed.states(rows), width) for _ in range(_VARIETY)])
     ask = SampleRequest((0,), Sampling(temperature=0.0), 1) if last else None
     batch = Batch(tuple(Row(sequence, _PROMPT, (0,), ask) for sequence in range(1, rows + 1)))
     return lambda: shard.step(batch, next(states))

@@ -14,7 +14,7 @@ from together.errors import UnsupportedModel
 from together.models.families import BY_NAME
 from together.models.rope import BETA
 from together.models.spec import ModelSpec
-from together.models.state import KeysValues
+from together.models.state import Borrowed, KeysValues
 from together.types import Dtype, LayerRange, Packing
 from together.wording import quoted
 
@@ -77,6 +77,7 @@ def ropes(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> tuple[
 
 def _rope(config: dict[str, Any], spec: ModelSpec, layer: int) -> Rope:
     values, state = dict(config["rope_parameters"]), spec.states[layer]
+    state = state.kept if isinstance(state, Borrowed) else state
     dim = state.key_dim if isinstance(state, KeysValues) else spec.head_dim
     if BY_NAME[spec.family].ropes:
         values = dict(values["full_attention" if state.window is None else "sliding_attention"])

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_reduce
 from backends.made_up import Filling, word_tile
 from backends.measuring import TILE, Extent, Product, Timed, experts_to_time, measure_shape
 from backends.on_mlx.config import refuse_dtype, runs_packed
+from backends.on_mlx.layer_inputs import closed
 from backends.on_mlx.model import Slice, bits_of, empty_model, slice_of, write_activation
 from backends.on_mlx.packed import can_pack, pack_modules
 from backends.on_mlx.shard import MlxShard
@@ -46,7 +47,7 @@ class _MlxTimed(Timed[Slice]):
     packed: PackedAs
 
     def layer_bytes(self) -> int:
-        weights = self._model(1, self.spec.vocab_size).model.layers[0].parameters()
+        weights = self._model(self.spec.tail(1), self.spec.vocab_size).model.layers[-1].parameters()
         return int(tree_reduce(lambda total, array: total + array.nbytes, weights, 0))
 
     def models(self, size: Extent) -> list[Slice]:
@@ -73,6 +74,7 @@ class _MlxTimed(Timed[Slice]):
         total = self.spec.layers
         model = empty_model(self.config | {"vocab_size": vocabulary}, self.spec, LayerRange(total - layers, total))
         model.model.pop("embed_tokens", None)  # where the range is the whole model
+        closed(model)
         packings = self._packings(model)
         pack_modules(model, packings, MX[self.dtype])
         tile = mx.random.normal((TILE,))

@@ -20,9 +20,10 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
-from backends.base import Computing, LoadRequest
+from backends.base import LAYER_INPUTS, Computing, LoadRequest
 from backends.on_mlx.config import Growth, Rope, dialect, growth, ropes, runs_packed
 from backends.on_mlx.latent import LatentAttention, parted
+from backends.on_mlx.layer_inputs import MlxLayerInputs, layer_inputs, opened
 from backends.on_mlx.packed import kernel_of, pack_modules
 from backends.on_mlx.recurrent import pack_recurrent, prepared
 from backends.on_mlx.routers import group_expert_select
@@ -31,18 +32,22 @@ from together.errors import BadSetting, BrokenModel, UnsupportedModel
 from together.models.families import BY_NAME
 from together.models.form import STACK
 from together.models.names import HEAD, shifted
-from together.models.spec import ModelSpec, needed_tensors, read_config
+from together.models.needed import needed_tensors
+from together.models.spec import ModelSpec, read_config
 from together.models.state import Latent, Recurrent
 from together.sentences import template
-from together.types import DTYPE_BYTES, Activation, Dtype, LayerRange
+from together.types import DTYPE_BYTES, Activation, Dtype, LayerRange, NamedTensor
 
 Bits = NDArray[np.uint16] | NDArray[np.uint32]
 _BITS: dict[Dtype, mx.Dtype] = {"fp32": mx.uint32, "bf16": mx.uint16, "fp16": mx.uint16}
 
 
 def read_activation(hidden: Activation) -> mx.array:
-    """Hidden states as `[1, tokens, width]`."""
-    bits: Bits = np.frombuffer(hidden.data, f"<u{DTYPE_BYTES[hidden.dtype]}").reshape(1, hidden.tokens, hidden.width)
+    """Hidden states as `[1, tokens, width]`, with what travels beside them as more columns."""
+    kind, shape = f"<u{DTYPE_BYTES[hidden.dtype]}", (1, hidden.tokens, -1)
+    parts: list[Bits] = [np.frombuffer(hidden.data, kind).reshape(shape)]
+    parts += [np.frombuffer(other.data, kind).reshape(shape) for other in hidden.others]
+    bits = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
     return mx.array(bits).view(MX[hidden.dtype])  # numpy has no bf16, so the bits travel as whole numbers
 
 
@@ -51,10 +56,17 @@ def bits_of(states: mx.array, dtype: Dtype) -> mx.array:
     return states.view(_BITS[dtype])
 
 
-def write_activation(bits: mx.array, dtype: Dtype) -> Activation:
-    """`[1, tokens, width]` as what travels; a copy, because MLX's memory belongs to this thread."""
+def write_activation(bits: mx.array, dtype: Dtype, beside: int = 0) -> Activation:
+    """`[1, tokens, width]` as what travels; a copy, because MLX's memory belongs to this thread.
+
+    The last `beside` columns travel beside the hidden states.
+    """
     _, tokens, width = bits.shape
-    return Activation(dtype, tokens, width, np.array(bits).data.cast("B"))
+    if not beside:
+        return Activation(dtype, tokens, width, np.array(bits).data.cast("B"))
+    found, hidden = np.array(bits)[0], width - beside
+    states, inputs = (np.ascontiguousarray(part).data.cast("B") for part in np.split(found, [hidden], axis=1))
+    return Activation(dtype, tokens, hidden, states, (NamedTensor(LAYER_INPUTS, dtype, beside, inputs),))
 
 
 _SELECT = "group_expert_select"  # of routers with corrected scores, what several files have
@@ -141,6 +153,7 @@ class Slice:
     growth: Growth | None
     norm: Project | None
     head: Project | None
+    inputs: MlxLayerInputs | None = None  # on a first stage whose layers take some
 
     @property
     def computing(self) -> Computing:
@@ -151,11 +164,15 @@ class Slice:
         return Computing.of(map(kernel_of, (*(leaf for _, leaf in leaves), head)))
 
     def embedding(self, ids: list[int]) -> mx.array:
-        """`[1, tokens, hidden]`. Gemma's scale is rounded to the weights' dtype, as transformers does it."""
+        """`[1, tokens, hidden]`, and behind them what all layers take beside, where they take something.
+
+        Gemma's scale is rounded to the weights' dtype, as transformers does it.
+        """
         assert self.embed is not None
         states = self.embed(mx.array(ids, mx.int32)[None])
         scale = mx.array(self.embed_scale, mx.float32).astype(states.dtype)
-        return states if self.embed_scale == 1.0 else states * scale
+        states = states if self.embed_scale == 1.0 else states * scale
+        return states if self.inputs is None else mx.concatenate([states, self.inputs(ids, states)], axis=-1)
 
     def given(self, positions: list[int], kind: mx.Dtype) -> tuple[mx.array | None, ...]:
         """What layers get between states and cache: what their queries are multiplied by, and no mask."""
@@ -221,6 +238,8 @@ def empty_model(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> 
         model.model.pop("embed_tokens")
     if not last:
         model.model.pop("norm")
+    if spec.layer_inputs:
+        opened(model, spec, config["vocab_size_per_layer_input"], first=first)
     return model
 
 
@@ -274,6 +293,7 @@ def slice_of(model: Module, config: Mapping[str, Any], spec: ModelSpec) -> Slice
         growth=growth(config),
         norm=norm,
         head=head,
+        inputs=layer_inputs(model, spec),
     )
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -21,7 +21,7 @@ from backends.on_mlx.model import Slice, bits_of, read_activation, write_activat
 from backends.on_mlx.recurrent import PackedStates, StateCache
 from backends.on_mlx.tensors import MX
 from together.models.spec import ModelSpec
-from together.models.state import KeysValues, Latent, LayerState, Recurrent
+from together.models.state import Borrowed, KeysValues, Latent, LayerState, Recurrent
 from together.types import BLOCK, Activation, Batch, Dtype, LayerRange, Orders, Row
 
 
@@ -65,6 +65,12 @@ class MlxLayerCache:
         begin, end = position - self.start, position - self.start + count
         self.keys[:, :, begin:end] = keys
         self.values[:, :, begin:end] = values
+        return self.see(queries, position, scale, sinks)
+
+    def see(self, queries: mx.array, position: int, scale: float, sinks: mx.array | None = None) -> mx.array:
+        """What a row's queries at `position` find, whose keys and values were written before."""
+        count = queries.shape[2]
+        begin, end = position - self.start, position - self.start + count
         first = 0 if self.window is None else max(0, begin - self.window + 1)
         seen_keys, seen_values = self.keys[:, :, first:end], self.values[:, :, first:end]
         mask = _mask(count, end - first, self.window)
@@ -99,10 +105,25 @@ class MlxLayerCache:
         self.keys, self.values = moved(self.keys, begin, end, room), moved(self.values, begin, end, room)
 
 
-Kind = MlxLayerCache | MlxLatentCache | StateCache
+@dataclass(frozen=True, slots=True)
+class NoCache:
+    """Of a layer that reads another layer's."""
+
+    arrays: tuple[mx.array, ...] = ()
+
+    def truncate(self, length: int) -> None:
+        """There is nothing."""
+
+    def copy(self, length: int) -> NoCache:
+        return self
+
+
+Kind = MlxLayerCache | MlxLatentCache | StateCache | NoCache
 
 
 def _empty(dtype: mx.Dtype, state: LayerState) -> Kind:
+    if isinstance(state, Borrowed):
+        return NoCache()
     if isinstance(state, Recurrent):
         return StateCache.empty(dtype, state)
     return MlxLatentCache.empty(dtype, state) if isinstance(state, Latent) else MlxLayerCache.empty(dtype, state)
@@ -127,6 +148,7 @@ class PackedCache:
     bounds: tuple[tuple[int, int], ...]  # each row's first and last + 1 token in the packing
     positions: tuple[int, ...]
     caches: tuple[Any, ...]  # of one kind
+    reads: bool = False  # whether another layer writes to them, in the same step
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """mlx-lm's layers call this on the way to `attend`, which does the writing."""
@@ -136,10 +158,14 @@ class PackedCache:
         self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, sinks: mx.array | None = None
     ) -> mx.array:
         """`[1, heads, tokens, head_dim]` each, all rows packed: every row with its own cache."""
-        parts = [
-            cache.attend(queries[:, :, a:b], keys[:, :, a:b], values[:, :, a:b], position, scale, sinks)
-            for cache, position, (a, b) in zip(self.caches, self.positions, self.bounds, strict=True)
-        ]
+        rows = zip(self.caches, self.positions, self.bounds, strict=True)
+        if self.reads:
+            parts = [cache.see(queries[:, :, a:b], position, scale, sinks) for cache, position, (a, b) in rows]
+        else:
+            parts = [
+                cache.attend(queries[:, :, a:b], keys[:, :, a:b], values[:, :, a:b], position, scale, sinks)
+                for cache, position, (a, b) in rows
+            ]
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
 
 
@@ -161,9 +187,15 @@ class MlxSequenceCaches(SequenceCaches[Kind]):
         starts = tuple(row.position for row in rows)
         offset = mx.array(positions(rows), mx.int32)
         found: list[PackedCache | PackedStates] = []
-        for caches in zip(*(self.of(row.sequence) for row in rows), strict=True):
+        by_layer = zip(*(self.of(row.sequence) for row in rows), strict=True)
+        for layer, (state, caches) in enumerate(zip(self._states, by_layer, strict=True)):
             recurrent = tuple(cache for cache in caches if isinstance(cache, StateCache))
-            found.append(PackedStates(bounds, recurrent) if recurrent else PackedCache(offset, bounds, starts, caches))
+            if recurrent:
+                found.append(PackedStates(bounds, recurrent))
+            elif isinstance(state, Borrowed):
+                found.append(PackedCache(offset, bounds, starts, found[layer - state.back].caches, reads=True))
+            else:
+                found.append(PackedCache(offset, bounds, starts, caches))
         return tuple(found)
 
     def arrays(self, rows: Iterable[Row]) -> list[mx.array]:
@@ -199,7 +231,10 @@ class MlxShard(LedgerShard[mx.array]):
 
     def __init__(self, spec: ModelSpec, layers: LayerRange, dtype: Dtype, capacity: int, parts: Slice) -> None:
         self._parts = parts
-        self._caches = MlxSequenceCaches(spec.states[layers.start : layers.stop], MX[dtype])
+        states = spec.states[layers.start : layers.stop]
+        self._caches = MlxSequenceCaches(states, MX[dtype])
+        self._each, self._behind = spec.layer_inputs, spec.inputs_behind(layers.stop)
+        self._sources = {n: n - state.back for n, state in enumerate(states) if isinstance(state, Borrowed)}
         own = spec.cache_size(layers, dtype).per_sequence
         ledger = Ledger(self._caches, capacity, rewind=self._caches.rewind, per_sequence=own)
         super().__init__(ShardShape.of(spec, layers, dtype), ledger)
@@ -220,21 +255,33 @@ class MlxShard(LedgerShard[mx.array]):
         """Of 4, 8, 16, … layers it is computed while the next ones are put together; the rest not yet."""
         found = self._parts.embedding(token_ids(rows)) if states is None else states
         pairs = zip(self._parts.layers, self._caches.packed(rows), strict=True)
+        width = self._shape.width
+        found, inputs = found[..., :width], found[..., width:] if self._each else None
         given = self._parts.given(positions(rows), found.dtype)
         begun = _FIRST
+        lent: dict[int, tuple[Any, ...]] = {}  # by layer: its keys and values, and their positions
         with self._trusted(rows):
             for number, (layer, cache) in enumerate(pairs):
                 if number == begun:
                     mx.async_eval(found)
                     begun *= 2
-                answer = layer(found, *given, cache=cache)
+                more: dict[str, Any] = {}
+                if inputs is not None:
+                    more["per_layer_input"] = inputs[..., number * self._each : (number + 1) * self._each]
+                if number in self._sources:
+                    more["shared_kv"], more["offset"] = lent[self._sources[number]]
+                answer = cast(Any, layer)(found, *given, cache=cache, **more)
+                if number in self._sources.values():
+                    lent[number] = tuple(answer[1:])
                 found = answer[0] if isinstance(answer, tuple) else answer
-        return found
+        if inputs is None or self._shape.last:
+            return found
+        return mx.concatenate([found, inputs[..., -self._behind :]], axis=-1)
 
     def _write(self, rows: tuple[Row, ...], states: mx.array) -> Activation:
         bits = bits_of(states, self._shape.dtype)
         self._evaluate(rows, bits)
-        return write_activation(bits, self._shape.dtype)
+        return write_activation(bits, self._shape.dtype, self._behind)
 
     def _logits(self, states: mx.array, places: list[int]) -> mx.array:
         return self._parts.logits(states[0, mx.array(places, mx.int32)])

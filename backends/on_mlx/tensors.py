@@ -15,9 +15,9 @@ from together.models.codes import Floats, pack
 from together.models.form import CORRECTION
 from together.models.headers import TensorInfo
 from together.models.matrices import BIASES, PLAIN, SCALES, PackedMatrix, beside
+from together.models.needed import Needed
 from together.models.reading import read_into
 from together.models.rows import read_groups, read_scaled
-from together.models.spec import Needed
 from together.types import Dtype
 
 _FUSED = re.compile(r"(.+\.mlp)\.experts\.(gate_up_proj|down_proj)(_bias|\.weight|\.scales|)")

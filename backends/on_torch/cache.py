@@ -14,7 +14,7 @@ from torch import Tensor
 from backends.blocks import Copied, PlacedBlocks
 from backends.layer_caches import REWIND, rewind_of
 from backends.on_torch.recurrent import RecurrentStates
-from together.models.state import KeysValues, Latent, LayerState, Recurrent
+from together.models.state import Borrowed, KeysValues, Latent, LayerState
 from together.types import Row
 
 BLOCK_TOKENS = 32  # a fork copies less than one block, and 8 answers to 2,000 tokens take 1.1 times as much as one
@@ -46,7 +46,7 @@ class BlockCaches:
 
     def __init__(self, states: Sequence[LayerState], dtype: torch.dtype, device: torch.device, capacity: int) -> None:
         count = -(-capacity // BLOCK_TOKENS)
-        attending = {layer: state for layer, state in enumerate(states) if not isinstance(state, Recurrent)}
+        attending = {layer: state for layer, state in enumerate(states) if isinstance(state, KeysValues | Latent)}
         self.kinds: dict[LayerState, Layers] = {
             state: Layers(state.window, PlacedBlocks(BLOCK_TOKENS, count=count)) for state in attending.values()
         }
@@ -57,6 +57,9 @@ class BlockCaches:
             pool = _pool(state, count * BLOCK_TOKENS, dtype, device)
             self.kinds[state].pools.append(pool)
             self.layers[layer] = state, pool
+        for layer, borrowed in enumerate(states):
+            if isinstance(borrowed, Borrowed):
+                self.layers[layer] = self.layers[layer - borrowed.back]
 
     def write(self, rows: Sequence[Row]) -> None:
         """Take the blocks that the rows' tokens need; a sliding layer gives back what nobody can look at any more."""

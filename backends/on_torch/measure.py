@@ -25,11 +25,12 @@ from backends.on_torch.trial import fewest_threads, with_parts
 from together.cluster_types import DeviceProfile
 from together.models.families import BY_NAME
 from together.models.matrices import BY_HEAD
-from together.models.names import EMBED, HEAD
+from together.models.names import EMBED, EMBED_UNIT, HEAD, LAYER_EMBED, OPENING_UNIT, unit_of
 from together.models.spec import ModelSpec, read_shape
 from together.planning.held import stored_bits
 from together.types import BLOCK, DTYPE_BYTES, Activation, Dtype, LayerRange, PackedAs, Packing
 
+_OPENING = EMBED_UNIT, OPENING_UNIT
 _MEMORY_SIDE = 8192  # a matrix of 256 MiB: more than most caches hold
 
 
@@ -52,7 +53,9 @@ class _TorchTimed(Timed[Any]):
     threads: int  # that torch has
 
     def layer_bytes(self) -> int:
-        shapes = {name: shape for name, shape in _shapes(self.spec, self._config(1)).items() if ".layers." in name}
+        count = self.spec.tail(1)
+        found, last = _shapes(self.spec, self._config(count)), f".layers.{count - 1}."
+        shapes = {name: shape for name, shape in found.items() if last in name}
         packings = self._packings(shapes)
         plain = sum(shape.numel() for name, shape in shapes.items() if name not in packings)
         packed = sum(stored_bits(packing) * shapes[name].numel() for name, packing in packings.items())
@@ -63,7 +66,7 @@ class _TorchTimed(Timed[Any]):
         config.vocab_size = size.vocabulary
         shapes = _shapes(self.spec, config)
         packings = self._packings(shapes)
-        state = _made_up_state(shapes, TORCH[self.dtype], {EMBED, *packings})
+        state = _made_up_state(shapes, TORCH[self.dtype], {EMBED, LAYER_EMBED, *packings})
         model = build(self.spec, config, state, self.dtype, self.device)
         drop_absent(model, first=False, last=True)
         keep_latents(model)
@@ -116,7 +119,9 @@ class _TorchTimed(Timed[Any]):
 
     def _packings(self, shapes: Mapping[str, torch.Size]) -> dict[str, Packing]:
         """By parameter: all matrices of layers but the routers, and the head, whose rows are whole groups."""
-        matrices = {name: shape[-1] for name, shape in shapes.items() if len(shape) > 1 and name != EMBED}
+        matrices = {
+            name: shape[-1] for name, shape in shapes.items() if len(shape) > 1 and unit_of(name) not in _OPENING
+        }
         packed = {name: self.packed.head if name == HEAD else self.packed.layers for name in matrices}
         wanted = {name: each for name, each in packed.items() if not (is_router(name) or name.endswith(BY_HEAD))}
         return {name: each for name, each in wanted.items() if each is not None and matrices[name] % each.group == 0}

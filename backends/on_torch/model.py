@@ -19,6 +19,7 @@ from backends.on_torch.attention import ATTENTION
 from backends.on_torch.fused import fuse
 from backends.on_torch.kernels import Precision
 from backends.on_torch.latent import keep_latents, register_attention, take_heads, whole_shapes
+from backends.on_torch.layer_inputs import absent_behind, drop_opening
 from backends.on_torch.library import library, uninitialised
 from backends.on_torch.linear import EXPERTS, linear_weights, packs, register_experts, speed_up
 from backends.on_torch.recurrent import pack_recurrent
@@ -27,8 +28,9 @@ from backends.on_torch.shard import TORCH
 from backends.on_torch.tensors import STORED, Lazy, Quantized, Reader, Rows, Scaled, mapped, typed
 from together.errors import BrokenModel
 from together.models.families import BY_NAME
-from together.models.names import EMBED, HEAD, NORM, shifted
-from together.models.spec import ModelSpec, needed_tensors, read_config
+from together.models.names import EMBED, HEAD, NORM, OPENING_UNIT, shifted, unit_of
+from together.models.needed import needed_tensors
+from together.models.spec import ModelSpec, read_config
 from together.types import Dtype, LayerRange
 
 
@@ -74,20 +76,22 @@ def read_model(request: LoadRequest, spec: ModelSpec, device: torch.device) -> A
     pack = packs(kind, device, request.home)
     looked_up = _apart(sources, kind, pack=pack) if tied else None
     reader.total = sum(source.nbytes for source in sources.values())
-    config = range_config(request.folder, spec.family, layers, tied=tied and looked_up is None)
+    made = LayerRange(0, spec.layers) if first and spec.layer_inputs else layers  # it makes the inputs of all layers
+    config = range_config(request.folder, spec.family, made, tied=tied and looked_up is None)
     heads = take_heads(sources)
     found = sort_sources(sources)
     state: dict[str, Any] = {**found.state, **(looked_up or {})}
     packed = {name: state[name] for name in _linear_names(spec, config) if name in state} if pack else {}
     found_rows = {name: _rows(source, reader) for name, source in packed.items()}
     rows = {name: matrix for name, matrix in found_rows.items() if matrix is not None}
-    shapes = _absent(spec, config) | {name: matrix.shape for name, matrix in (rows | found.matrices).items()}
+    shapes = _absent(spec, config, layers) | {name: matrix.shape for name, matrix in (rows | found.matrices).items()}
     shapes |= whole_shapes(heads) | (_expert_shapes(spec, config, found.experts) if found.experts else {})
     missing = {name: shape for name, shape in shapes.items() if name in rows or name not in state}
     for name, shape in missing.items():
         state[name] = torch.zeros((), dtype=kind).expand(shape)  # takes no memory, and goes again
     model = build(spec, config, state, dtype, device)
     drop_absent(model, first=first, last=last)
+    model.model.layers = model.model.layers[: len(layers)]
     keep_latents(model, heads)
     replace_modules(model, found, Precision(kind, device, request.exact, request.home))
     pack_recurrent(model)
@@ -130,12 +134,17 @@ def _expert_shapes(spec: ModelSpec, config: Any, paths: Container[str]) -> dict[
     return {name: tuple(each.shape) for name, each in parameters if name.rpartition(".")[0] in paths}
 
 
-def _absent(spec: ModelSpec, config: Any) -> dict[str, tuple[int, ...]]:
+def _absent(spec: ModelSpec, config: Any, layers: LayerRange) -> dict[str, tuple[int, ...]]:
     """What a range may lack, although the model's class has it."""
     matrix = (spec.vocab_size, spec.hidden_size)
-    shapes = {EMBED: matrix, NORM: matrix[1:], HEAD: matrix}
+    shapes: dict[str, tuple[int, ...]] = {EMBED: matrix, NORM: matrix[1:], HEAD: matrix}
     if config.tie_word_embeddings:
         del shapes[HEAD]
+    if spec.layer_inputs:
+        with torch.device("meta"), uninitialised():
+            found = model_class(spec.family)(config).state_dict()
+        shapes |= absent_behind(found, len(layers))
+        shapes |= {name: tuple(each.shape) for name, each in found.items() if unit_of(name) == OPENING_UNIT}
     return shapes
 
 
@@ -173,6 +182,7 @@ def _check_loaded(name: str, info: Mapping[str, Any]) -> None:
 def drop_absent(model: Any, *, first: bool, last: bool) -> None:
     if not first:
         model.model.embed_tokens = None
+        drop_opening(model)
     if not last:
         model.model.norm = nn.Identity()
         model.lm_head = None

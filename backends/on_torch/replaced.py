@@ -17,7 +17,7 @@ from backends.on_torch.stacked import Readable, StackedExperts, with_same_input
 from backends.on_torch.tensors import GroupRows, Joined, Lazy, Quantized, Scaled, UnchangedRows
 from together.models.family import PROJECTIONS
 from together.models.form import STACK
-from together.models.names import EMBED, HEAD
+from together.models.names import HEAD, LOOKED_UP
 from together.processes import keep_freed_memory
 
 Source = Lazy | Scaled | Quantized
@@ -105,12 +105,12 @@ def replace_modules(model: Any, found: Sorted, precision: Precision) -> None:
     for path, parts in found.experts.items():
         gate = gate_of(model.get_submodule(path))
         model.set_submodule(path, _experts(gate, parts, found.biases[path], precision))
-    linears: dict[str, Readable] = {name: matrix for name, matrix in found.matrices.items() if name != EMBED}
+    linears: dict[str, Readable] = {name: matrix for name, matrix in found.matrices.items() if name not in LOOKED_UP}
     replace_linears(model, linears, precision)
-    if EMBED in found.matrices:
-        path = EMBED.removesuffix(_WEIGHT)
+    for name in found.matrices.keys() & set(LOOKED_UP):
+        path = name.removesuffix(_WEIGHT)
         scale = getattr(model.get_submodule(path), "embed_scale", None)
-        packed = _embedding(found.matrices[EMBED], found)
+        packed = _embedding(found.matrices[name], found)
         model.set_submodule(path, QuantizedEmbedding(packed, precision.dtype, scale))
     keep_freed_memory(_KEPT)
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from backends.base import ShardShape, StepOutput
+from backends.base import LAYER_INPUTS, ShardShape, StepOutput
 from backends.ledger import Ledger, LedgerShard, Logits, positions, token_ids
 from backends.on_torch.attention import Step
 from backends.on_torch.cache import BLOCK_TOKENS, BlockCaches
 from backends.on_torch.computing import computing_of
+from backends.on_torch.layer_inputs import TorchLayerInputs
 from backends.on_torch.threads import StepThreads
 from together.models.families import BY_NAME
 from together.models.spec import ModelSpec
-from together.types import Activation, Batch, Dtype, LayerRange, Row, Threads
+from together.types import Activation, Batch, Dtype, LayerRange, NamedTensor, Row, Threads
 
 TORCH: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BITS = {4: torch.int32, 2: torch.int16}  # numpy has no bf16: bits travel as whole numbers
@@ -30,6 +32,10 @@ def read_activation(hidden: Activation, device: torch.device) -> Tensor:
         warnings.filterwarnings("ignore", message=".*not writable")
         states = torch.frombuffer(hidden.data, dtype=TORCH[hidden.dtype])
     return states.reshape(hidden.tokens, hidden.width).to(device)
+
+
+def _read_other(other: NamedTensor, hidden: Activation, device: torch.device) -> Tensor:
+    return read_activation(Activation(other.dtype, hidden.tokens, other.width, other.data), device)
 
 
 def write_activation(states: Tensor, dtype: Dtype) -> Activation:
@@ -63,6 +69,9 @@ class TorchShard(LedgerShard[Tensor]):
         ledger = Ledger(self._caches, capacity, BLOCK_TOKENS, self._caches.rewind, shares=True, per_sequence=own)
         super().__init__(ShardShape.of(spec, layers, dtype), ledger)
         self._logits_scale = BY_NAME[spec.family].logits_scale(model.config.to_dict())
+        self._inputs = None
+        if spec.layer_inputs:
+            self._inputs = TorchLayerInputs(model.model, spec.layer_inputs, spec.hidden_size, len(layers))
         self.computing = computing_of(model, device)
 
     @torch.inference_mode()
@@ -84,7 +93,10 @@ class TorchShard(LedgerShard[Tensor]):
             torch.accelerator.empty_cache()
 
     def _read(self, hidden: Activation) -> Tensor:
-        return read_activation(hidden, self._device)
+        """With what travels beside them, as more columns."""
+        parts = [read_activation(hidden, self._device)]
+        parts += [_read_other(other, hidden, self._device) for other in hidden.others]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     def _join(self, states: Tensor, parts: Iterable[slice]) -> Tensor:
         return torch.cat([states[part] for part in parts])
@@ -97,15 +109,23 @@ class TorchShard(LedgerShard[Tensor]):
         inputs: dict[str, Tensor] = (
             {"input_ids": self._ids(token_ids(rows))} if states is None else {"inputs_embeds": states[None]}
         )
+        if self._inputs is not None:
+            embeds, beside = self._inputs.begin(inputs["input_ids"]) if states is None else self._inputs.part(states)
+            inputs = {"inputs_embeds": embeds, "per_layer_inputs": beside}
         output = self._model.model(**inputs, position_ids=self._ids(positions(rows)), packed=packed, use_cache=False)
         found: Tensor = output.last_hidden_state[0]
-        return found
+        return found if self._inputs is None else self._inputs.joined(found, beside)
 
     def _ids(self, numbers: list[int]) -> Tensor:
         return torch.tensor([numbers], dtype=torch.long, device=self._device)
 
     def _write(self, rows: tuple[Row, ...], states: Tensor) -> Activation:
-        return write_activation(states, self._shape.dtype)
+        width, dtype = self._shape.width, self._shape.dtype
+        if self._inputs is None:
+            return write_activation(states, dtype)
+        beside = write_activation(states[:, width:], dtype)
+        other = NamedTensor(LAYER_INPUTS, dtype, beside.width, beside.data)
+        return replace(write_activation(states[:, :width], dtype), others=(other,))
 
     def _logits(self, states: Tensor, places: list[int]) -> Tensor:
         logits: Tensor = self._model.lm_head(states[places])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from backends.base import with_inputs
 from backends.on_torch.shard import TORCH, TorchShard, write_activation
 from backends.on_torch.threads import PROMPT, Step, StepThreads
 from together.models.spec import ModelSpec
@@ -56,7 +57,7 @@ def trial_step(spec: ModelSpec, held: LayerRange, dtype: Dtype, model: Any, *, l
         ask = SampleRequest((tokens - 1,), Sampling(temperature=0.0), tokens) if last else None
         batch = Batch((Row(1, 0, (0,) * tokens, ask),))
         run = shard.logits if last else shard.step  # what random states lead to need not be finite
-        return run(batch, _states(tokens, spec.hidden_size, dtype))
+        return run(batch, with_inputs(_states(tokens, spec.hidden_size, dtype), shape.inputs_behind(1)))
 
     return step
 

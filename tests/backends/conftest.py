@@ -11,8 +11,10 @@ import pytest
 from backends.base import BACKENDS, Shard
 from backends.on_torch import blocks, compiled, few, gelu, mixing, norms, rotary
 from tests.support.chain import Chain, load_shard
-from tests.support.families import LAYERS, Dialect, make_checkpoint
+from tests.support.families import Dialect, make_checkpoint
 from tests.support.fixtures import short_trials
+from together.models.spec import read_spec
+from together.planning.mend import near_cuts
 from together.types import Dtype, LayerRange
 
 __all__ = ["chain", "checkpoint", "ring", "short_trials"]
@@ -74,7 +76,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 
 @pytest.fixture(scope="session")
 def ring() -> Iterator[Rings]:
-    """`ring(folder, backends, cuts, dtype)` → a chain over a model; shards are shared, sequences must not be."""
+    """`ring(folder, backends, cuts, dtype)` → a chain over a model; shards are shared, sequences must not be.
+
+    It is cut as near to the `cuts` as the model can be, so of too many stages the last ones go.
+    """
     shards: dict[tuple[Path, str, LayerRange, Dtype], Shard] = {}
 
     def load(folder: Path, backend: str, layers: LayerRange, dtype: Dtype) -> Shard:
@@ -84,8 +89,11 @@ def ring() -> Iterator[Rings]:
         return shards[key]
 
     def make(folder: Path, backends: tuple[str, ...], cuts: tuple[int, ...] = (), dtype: Dtype = "fp32") -> Chain:
-        ranges = [LayerRange(start, stop) for start, stop in pairwise((0, *cuts, LAYERS))]
-        return Chain([load(folder, backend, part, dtype) for backend, part in zip(backends, ranges, strict=True)])
+        spec = read_spec(folder)
+        possible = [layer for layer in range(1, spec.layers) if layer not in spec.joined]
+        ends = (0, *near_cuts(cuts, possible), spec.layers)
+        parts = zip(backends, pairwise(ends), strict=not spec.joined)
+        return Chain([load(folder, backend, LayerRange(*part), dtype) for backend, part in parts])
 
     yield make
     for shard in shards.values():

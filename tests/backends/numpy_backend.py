@@ -24,8 +24,9 @@ from together.cluster_types import Device, DeviceProfile
 from together.errors import UnsupportedModel
 from together.models.layout import needs
 from together.models.names import EMBED, HEAD, NORM
+from together.models.needed import needed_tensors
 from together.models.reading import read_into
-from together.models.spec import ModelSpec, needed_tensors, read_config, read_runnable, read_shape
+from together.models.spec import ModelSpec, read_config, read_runnable, read_shape
 from together.types import BLOCK, PLAIN, Activation, Batch, Dtype, LayerRange, PackedAs, Row, SampleRequest, Sampling
 
 STORED: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U32": np.dtype("<u4"), "U8": np.dtype("u1")}

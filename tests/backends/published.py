@@ -41,6 +41,13 @@ def renamed(start: str, head: str = "lm_head.") -> Form:
     return lambda folder: write_tensors(folder, {change(name): tensor for name, tensor in tensors_of(folder).items()})
 
 
+def with_unread_keys(folder: Path) -> None:
+    """Gemma 4's later layers read those of earlier ones, and are published with their own all the same."""
+    names = ("k_proj.weight", "v_proj.weight", "k_norm.weight")
+    own = {f"model.layers.5.self_attn.{name}": tensors_of(folder)[f"model.layers.0.self_attn.{name}"] for name in names}
+    write_tensors(folder, tensors_of(folder) | own)
+
+
 def wrapped(kind: str, start: str, head: str) -> Form:
     """A model of text and pictures around the text model."""
 
@@ -127,6 +134,12 @@ FORMS: dict[str, tuple[str, Form]] = {  # name: the case of families.py it is ma
     ),
     "gemma4": ("gemma4_text", wrapped("gemma4", "model.language_model.", "lm_head.")),
     "gemma4 with experts": ("gemma4-experts", wrapped("gemma4", "model.language_model.", "lm_head.")),
+    "gemma4, a small one with keys that nobody reads": ("gemma4-shared", with_unread_keys),
+    "gemma4, a small one": ("gemma4-shared", wrapped("gemma4", "model.language_model.", "lm_head.")),
+    "gemma4, a small one of mlx-lm": (
+        "gemma4-shared",
+        wrapped("gemma4", "language_model.model.", "language_model.lm_head."),
+    ),
     "gemma4 of mlx-lm": ("gemma4_text", wrapped("gemma4", "language_model.model.", "language_model.lm_head.")),
     "gemma3": ("gemma3_text", wrapped("gemma3", "language_model.model.", "language_model.lm_head.")),
     "numbered": ("qwen3_moe", numbered),

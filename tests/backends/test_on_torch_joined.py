@@ -12,7 +12,7 @@ from backends.on_torch.replaced import sort_sources
 from backends.on_torch.tensors import Joined, Lazy, Reader
 from tests.backends.conftest import Checkpoints
 from tests.support.families import LAYERS, reference_model
-from together.models.spec import needed_tensors
+from together.models.needed import needed_tensors
 from together.types import Dtype, LayerRange
 
 

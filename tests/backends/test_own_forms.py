@@ -15,7 +15,7 @@ mx = pytest.importorskip("mlx.core")
 from tests.backends.judged import conforms
 from tests.support.case import Case
 from tests.support.chain import Chain, load_shard
-from tests.support.families import LAYERS, MORE
+from tests.support.families import MORE
 from tests.support.mlx_folders import make_plain, write_judge
 from together.models.form import asked_form, converted_unit, form_of, targets_of
 from together.models.names import unit_of
@@ -35,7 +35,7 @@ def test_a_family_runs_in_our_form(case: Case, tmp_path: Path) -> None:
     write_form(plain, folder, "4")
     judge = write_judge(folder, plain, tmp_path / "judge")
     for backend in case.backends:
-        cuts = LayerRange(0, case.cut), LayerRange(case.cut, LAYERS)
+        cuts = LayerRange(0, case.cut), LayerRange(case.cut, case.layers)
         conforms(Chain([load_shard(folder, backend, layers) for layers in cuts]), judge)
 
 

@@ -27,10 +27,10 @@ from together.types import LayerRange
 BACKENDS = ("torch", "mlx") if find_spec("mlx") else ("torch",)
 PROMPT = prompt_ids(24)
 NAMES = tuple(case.name for case in CASES)
-WHOLE, HALVES = (LayerRange(0, LAYERS),), (LayerRange(0, 1), LayerRange(1, LAYERS))
 
 
-def logits(folder: Path, backend: str, ranges: tuple[LayerRange, ...] = HALVES) -> Any:
+def logits(folder: Path, backend: str, ranges: tuple[LayerRange, ...] = ()) -> Any:
+    ranges = ranges or (LayerRange(0, 1), LayerRange(1, read_config(folder)["num_hidden_layers"]))
     return Chain([load_shard(folder, backend, layers) for layers in ranges]).logits(row(new_sequence(), 0, PROMPT))
 
 

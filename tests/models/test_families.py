@@ -11,7 +11,6 @@ from together.errors import BrokenModel, TogetherError, UnsupportedModel
 from together.models.config import effective
 from together.models.families import BY_NAME
 
-SAID = {"gemma4_text": {"hidden_size_per_layer_input": 0}}  # what a file of a family must say to run
 GEMMA: dict[str, Any] = {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "architectures")  # nobody reads their defaults
 SHAPE: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -19,7 +18,7 @@ SHAPE: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 4, "num_attenti
 
 @pytest.mark.parametrize("family", BY_NAME)
 def test_a_configuration_in_the_normal_form_stays_as_it_is(family: str) -> None:
-    found = effective("tiny", {**SHAPE, **SAID.get(family, {}), "model_type": family})
+    found = effective("tiny", {**SHAPE, "model_type": family})
     assert effective("tiny", found) == found
 
 
@@ -35,7 +34,7 @@ SAID_OTHERWISE = {  # the same in other words
 
 @pytest.mark.parametrize("family", BY_NAME)
 def test_what_a_file_does_not_say_is_what_transformers_assumes(family: str) -> None:
-    silent = {"hidden_size": 12288, "num_hidden_layers": 4, **SAID.get(family, {})}
+    silent = {"hidden_size": 12288, "num_hidden_layers": 4}
     theirs = model_class(family).config_class(**silent).to_dict()
     ours = effective("tiny", {**silent, "model_type": family})
     different = {key for key, value in ours.items() if key in theirs and key not in IDS and value != theirs[key]}
@@ -50,12 +49,13 @@ def test_what_a_file_does_not_say_is_what_transformers_assumes(family: str) -> N
             BrokenModel,
             "for other layers than its 4",
         ),
+        (GEMMA | {"num_kv_shared_layers": 4}, BrokenModel, "num_kv_shared_layers = 4"),
+        (GEMMA | {"num_kv_shared_layers": 1}, BrokenModel, "num_kv_shared_layers = 1"),  # no other sees everything
         (
-            GEMMA | {"hidden_size_per_layer_input": None},
-            UnsupportedModel,
-            "as E2B and E4B have, which does not run here; of Gemma 4",
+            GEMMA | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 10},
+            BrokenModel,
+            "vocab_size_per_layer_input = 10",
         ),
-        (GEMMA | {"num_kv_shared_layers": 2}, UnsupportedModel, "keys that layers share, as E2B"),
         (GEMMA | {"enable_moe_block": True}, BrokenModel, "top_k_experts = None"),
         (GEMMA | {"enable_moe_block": True, "top_k_experts": 2}, BrokenModel, "num_experts = 0"),
         (GEMMA | {"layer_types": ["sliding_attention"] * 4}, UnsupportedModel, "a window in its last layer"),

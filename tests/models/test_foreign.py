@@ -23,10 +23,11 @@ from together.errors import BrokenModel, UnsupportedModel
 from together.models.config import effective
 from together.models.layout import needs
 from together.models.matrices import PackedMatrix, ScaledMatrix
+from together.models.needed import needed_tensors
 from together.models.quantization import foreign_quantization
 from together.models.reading import read_published
 from together.models.rows import read_groups, read_scaled
-from together.models.spec import needed_tensors, read_runnable, read_spec
+from together.models.spec import read_runnable, read_spec
 from together.models.units import units_of
 from together.types import LayerRange, Packing
 

@@ -13,7 +13,8 @@ from together.errors import BrokenModel, UnsupportedModel
 from together.models.config import effective
 from together.models.layout import needs
 from together.models.names import HEAD
-from together.models.spec import needed_tensors, read_runnable, read_spec
+from together.models.needed import needed_tensors
+from together.models.spec import read_runnable, read_spec
 from together.types import LayerRange
 
 Q, UP = "model.layers.1.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight"

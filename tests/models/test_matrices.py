@@ -16,8 +16,9 @@ from together.models.config import effective
 from together.models.form import STACK
 from together.models.layout import needs
 from together.models.names import EMBED, NORM
+from together.models.needed import needed_tensors
 from together.models.packing import FP_PACKINGS, Packing
-from together.models.spec import needed_tensors, read_runnable, read_spec
+from together.models.spec import read_runnable, read_spec
 from together.types import LayerRange
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "tie_word_embeddings": True}

@@ -25,6 +25,7 @@ from tests.support.families import (
 )
 from together.head.loopback import LocalRing, Place, local_ring
 from together.models.config import FAMILIES
+from together.models.spec import read_spec
 from together.types import Batch, Frame, LayerRange, Row, Sampled, SampleRequest, Sampling, Threads
 
 PAIRS = [("torch", "torch"), ("mlx", "mlx"), ("torch", "mlx"), ("mlx", "torch")]
@@ -66,8 +67,8 @@ class Driver:
         return drawn
 
 
-def places(first: str, last: str) -> tuple[Place, ...]:
-    return (Place(first, _device(first), LayerRange(0, CUT)), Place(last, _device(last), LayerRange(CUT, LAYERS)))
+def places(first: str, last: str, layers: int = LAYERS) -> tuple[Place, ...]:
+    return (Place(first, _device(first), LayerRange(0, CUT)), Place(last, _device(last), LayerRange(CUT, layers)))
 
 
 def _device(backend: str) -> str:
@@ -92,6 +93,12 @@ def every_ring() -> list[ParameterSet]:
 @pytest.mark.parametrize(("family", "pair"), every_ring())
 async def test_a_ring_of_processes_equals_the_unsplit_model(family: str, pair: tuple[str, str], tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, FIRST_OF[family])
+    await check_ring(folder, folder, pair)
+
+
+@pytest.mark.parametrize("pair", [pytest.param(pair, marks=pytest.mark.full) for pair in PAIRS], ids="-".join)
+async def test_what_later_layers_take_travels_between_processes(pair: tuple[str, str], tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "gemma4-shared")
     await check_ring(folder, folder, pair)
 
 
@@ -142,7 +149,8 @@ async def test_a_quantized_ring_is_exact_where_it_is_asked_to_be(
 async def check_ring(folder: Path, judge: Path, pair: tuple[str, str]) -> None:
     """The ring of `folder` answers as transformers does of `judge`."""
     prompt = prompt_ids(PROMPT)
-    async with local_ring(folder, folder.parent, places(*pair), "fp32", CONTEXT, exact=True) as ring:
+    ranges = places(*pair, read_spec(folder).layers)
+    async with local_ring(folder, folder.parent, ranges, "fp32", CONTEXT, exact=True) as ring:
         drawn = await Driver(ring).generate(1, prompt, ANSWER, GREEDY)
     answer = tuple(token.token_id for token in drawn)
     assert answer == reference_greedy(judge, prompt, ANSWER)

@@ -20,5 +20,10 @@ class Case:
 
     rewinds: bool = True  # whether its layers can go back to an earlier token
 
+    @property
+    def layers(self) -> int:
+        found: int = self.settings.get("num_hidden_layers", 4)
+        return found
+
     def __str__(self) -> str:
         return self.name

@@ -186,7 +186,7 @@ def _rewrite_config(file: Path) -> None:
 
 def wide_heads(config: Mapping[str, Any]) -> dict[str, Any]:
     """Heads of Gemma 4's layers that see everything, in hubs' words."""
-    wide = config["per_layer_config"][str(LAYERS - 1)]
+    wide = config["per_layer_config"][str(config["num_hidden_layers"] - 1)]
     return {"global_head_dim": wide["head_dim"], "num_global_key_value_heads": wide.get("num_key_value_heads")}
 
 

@@ -25,7 +25,8 @@ from together.errors import BrokenModel, LoadFailed
 from together.models.form import form_of
 from together.models.manifest import CONFIG, Manifest, describe, parse, read_manifest
 from together.models.names import EMBED_UNIT, MANIFEST, layer_unit
-from together.models.spec import needed_tensors, read_runnable
+from together.models.needed import needed_tensors
+from together.models.spec import read_runnable
 from together.models.units import units_for
 from together.ring import rpc
 from together.types import LayerRange, ModelRef

@@ -213,7 +213,7 @@ class Surveyor:
         if not profiles:
             raise NotServing(say("all", sentences=skipped))
         problem = await self._with_own_cost(self._problem(spec, sizing, profiles), speeds)
-        size, life = spec.hidden_size * DTYPE_BYTES[sizing.dtype], math.inf if speeds is Speeds.KNOWN else LINK_LIFE
+        size, life = spec.state_width * DTYPE_BYTES[sizing.dtype], math.inf if speeds is Speeds.KNOWN else LINK_LIFE
         links = await self._all_links(list(profiles), size, life)
         return Survey(replace(problem, links=links), _by_name(profiles), skipped)
 

@@ -64,7 +64,7 @@ async def local_engine(
     Raises LoadFailed.
     """
     async with local_ring(folder, home, places, dtype, context, users, exact=exact) as ring:
-        token_bytes = ring.spec.hidden_size * DTYPE_BYTES[dtype]
+        token_bytes = ring.spec.state_width * DTYPE_BYTES[dtype]
         engine = Engine(ring.client, eos, vocabulary=ring.spec.vocab_size, token_bytes=token_bytes)
         try:
             async with asyncio.TaskGroup() as group:
@@ -120,7 +120,7 @@ async def local_ring(
             own=own,
             inlets=inlets,
             context=context,
-            hidden_size=spec.hidden_size,
+            hidden_size=spec.state_width,
             dtype=dtype,
             describe=lambda index: template("stage {index}", index=index),
         )

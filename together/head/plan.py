@@ -214,7 +214,7 @@ async def first_that_fits(
 
 def plan_on(survey: Survey, opened: ModelHandle, request: PlanRequest, sizing: Sizing) -> PlannedModel | Infeasible:
     """A plan for the problem of a survey, which was made for this sizing. Raises BadPlan."""
-    request = replace(request, users=None, context=None, hidden_size=opened.spec.hidden_size, dtype=sizing.dtype)
+    request = replace(request, users=None, context=None, hidden_size=opened.spec.state_width, dtype=sizing.dtype)
     answer = plan_for(request, survey.problem)
     if isinstance(answer, Infeasible):
         return answer

@@ -142,7 +142,7 @@ class Service:
         except BaseException:
             await self.loader.unload()
             raise
-        token_bytes = spec.hidden_size * DTYPE_BYTES[plan.dtype]
+        token_bytes = spec.state_width * DTYPE_BYTES[plan.dtype]
         eos = self.opened.text.eos
         self.engine = Engine(self.ring, eos, settings.max_waiting, settings.step_timeout, spec.vocab_size, token_bytes)
         self.opened.text.template.warm()
@@ -214,7 +214,7 @@ class Service:
     async def join(self, placed: Placed, within: float = JOIN_WITHIN) -> None:
         """Join stages to the ring's next epoch and end the others. Raises StageLost."""
         self.loader.placed, self.pace = placed, None
-        self.ring = await self.loader.connect(self.opened.spec.hidden_size, within)
+        self.ring = await self.loader.connect(self.opened.spec.state_width, within)
         await self.loader.prune()
 
     async def _prepare(self, plan: Plan, patience: float = 0.0) -> Placed:

@@ -87,6 +87,14 @@ def none_ignored(config: Config) -> tuple[str, ...]:
     return ()
 
 
+def no_opening(config: Config) -> Tensors:
+    yield from ()
+
+
+def no_inputs(config: Config) -> int:
+    return 0
+
+
 def none_joined(config: Config) -> tuple[int, ...]:
     return ()
 
@@ -144,6 +152,9 @@ class Family:
     tensors: Callable[[Config, int, bool], Tensors] = usual_tensors  # of a layer; with all experts in one, or each
     parted: Callable[[Config, int], Mapping[str, Mapping[str, tuple[int, ...]]]] = none_parted  # matrices that MLX's
     # files may have in the place of one of `tensors`
+    opening: Callable[[Config], Tensors] = no_opening  # what a first stage has beside the embedding
+    layer_inputs: Callable[[Config], int] = no_inputs  # how wide is what the first stage makes for each layer, which
+    # travels beside the hidden states
     state: Callable[[Config, int], LayerState] = usual_state  # of a layer
     joined: Callable[[Config], tuple[int, ...]] = none_joined  # layers that no stage may begin with: they, or layers
     # behind them, read what one before them keeps

@@ -17,7 +17,7 @@ from together.errors import BadSetting, BrokenModel
 from together.models.fused import apart
 from together.models.headers import ELEMENT_BYTES, FileHeader, TensorInfo
 from together.models.matrices import BIASES, PLAIN, SCALES, Shape, beside
-from together.models.names import EMBED, HEAD
+from together.models.names import HEAD, LOOKED_UP
 from together.models.packing import FP_PACKINGS, Packing
 from together.models.units import ByteRange, Unit, header_of, tensors_by_unit
 from together.wording import MOST, cut, quoted
@@ -250,7 +250,7 @@ def packing_for(name: str, shape: Shape, form: Form) -> Packing | None:
     if path == name or len(shape) < 2:
         return None
     router = name.endswith(ROUTERS)
-    wanted = form.head if name in (EMBED, HEAD) else router or path.endswith("_proj")
+    wanted = form.head if name in (*LOOKED_UP, HEAD) else router or path.endswith("_proj")
     packings = {form.packing, _ROUTER} if router else {form.packing}
     whole = all(shape[-1] % packing.group == 0 for packing in packings)
     return (_ROUTER if router else form.packing) if wanted and whole else None

@@ -84,6 +84,7 @@ def needs(config: Mapping[str, Any], *, head: bool, stored: Collection[str] = ()
     found: dict[str, Shape] = {EMBED: matrix, NORM: matrix[1:]}
     if head:
         found[HEAD] = matrix
+    found.update(BY_NAME[config["model_type"]].opening(config))
     for layer in range(config["num_hidden_layers"]):
         found.update(layer_needs(config, layer, stacked=stacked))
         for whole, parts in BY_NAME[config["model_type"]].parted(config, layer).items():

@@ -12,7 +12,7 @@ from math import prod
 from typing import Literal
 
 from together.models.headers import TensorInfo
-from together.models.names import EMBED
+from together.models.names import LOOKED_UP
 from together.models.packing import Packing
 from together.types import DTYPE_BYTES, Dtype
 
@@ -169,7 +169,7 @@ def weights_of(needed: Iterable[TensorInfo], found: Matrices) -> dict[str, PartW
         weights[name] = PartWeights(plain=each.weight.elements, scaled=each.weight.elements)
     for name, matrix in found.packed.items():
         counts = ((matrix.packing, matrix.elements),)
-        picked = counts if name == EMBED else ()
+        picked = counts if name in LOOKED_UP else ()
         gguf = matrix.layout == "gguf"
         by_head = counts if name.endswith(BY_HEAD) else ()
         weights[name] = PartWeights(0, counts, matrix.nbytes, picked, gguf=gguf, wide=matrix.wide, by_head=by_head)

@@ -9,8 +9,11 @@ from collections.abc import Iterable, Mapping
 EMBED = "model.embed_tokens.weight"
 NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
+LAYER_EMBED = "model.embed_tokens_per_layer.weight"  # of all layers: what they take beside the hidden states
+LOOKED_UP = (EMBED, LAYER_EMBED)
 
 EMBED_UNIT = "embed.safetensors"
+OPENING_UNIT = "opening.safetensors"  # what only a first stage has, beside the embedding, which may be the head, too
 NORM_UNIT = "norm.safetensors"
 HEAD_UNIT = "head.safetensors"
 MANIFEST = "manifest.json"  # next to units
@@ -19,7 +22,9 @@ TEMPLATES = "additional_chat_templates"  # the one folder that a model's folder 
 _LAYER = re.compile(r"model\.layers\.(\d{1,6})\.(.+)")
 _LAYER_UNIT = re.compile(r"layer-(\d{5,6})\.safetensors")
 _COMPUTED = "rotary_emb.inv_freq"  # old checkpoints store what every implementation computes
+_OPENING = ("embed_tokens_per_layer.", "per_layer_model_projection.", "per_layer_projection_norm.")
 _ENDS = {"model.embed_tokens.": EMBED_UNIT, "model.norm.": NORM_UNIT, "lm_head.": HEAD_UNIT}
+_ENDS |= {f"model.{name}": OPENING_UNIT for name in _OPENING}
 _MODEL = re.compile(r"[\w.-]+(?:/[\w.-]+(?:/[\w.-]+\.(?i:gguf))?)?")
 _HUB_PAGE = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)"
@@ -132,7 +137,7 @@ def model_name(text: str) -> str:
 
 
 _WRAPS = r"((?:(?:model|language_model|text_model|module|_orig_mod|base_model)\.)*)"
-_PART = re.compile(_WRAPS + r"(embed_tokens\.|layers\.\d{1,6}\.|norm\.).+")
+_PART = re.compile(rf"{_WRAPS}(embed_tokens\.|layers\.\d{{1,6}}\.|norm\.|{'|'.join(map(re.escape, _OPENING))}).+")
 _HEAD = re.compile(_WRAPS + r"(lm_head\..+)")
 _USUAL = "model."
 _EXPERTS = re.compile(r"(\.mlp)\.experts\.((?:gate|up|down)_proj\.)|\.experts\.switch_glu\.")

@@ -31,6 +31,7 @@ from together.models.names import (
     HEAD,
     HEAD_UNIT,
     NORM_UNIT,
+    OPENING_UNIT,
     canonical_names,
     is_computed,
     layer_unit,
@@ -114,7 +115,7 @@ def tensors_for(folder: Path, layers: LayerRange, total: int, home: Path) -> tup
 
 def _units(layers: LayerRange, total: int, *, tied: bool) -> set[str]:
     units = {layer_unit(layer) for layer in range(layers.start, layers.stop)}
-    first = {EMBED_UNIT} if layers.start == 0 else set()
+    first = {EMBED_UNIT, OPENING_UNIT} if layers.start == 0 else set()
     last = {NORM_UNIT, EMBED_UNIT if tied else HEAD_UNIT} if layers.stop == total else set()
     return units | first | last
 

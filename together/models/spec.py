@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,16 @@ from together.models.manifest import CONFIG, is_shard, read_manifest
 from together.models.matrices import (
     PLAIN,
     Matrices,
-    PackedMatrix,
     PartWeights,
-    ScaledMatrix,
     Shape,
     is_stored,
     weights_of,
 )
-from together.models.names import EMBED, HEAD, NORM, layer_of
+from together.models.names import EMBED, HEAD, NORM, OPENING_UNIT, layer_of, unit_of
 from together.models.orders import check_orders
 from together.models.packing import Packing
 from together.models.quantization import Zeros, declared_groups, foreign_quantization, zeros_of
-from together.models.reading import Published, all_tensors, read_published, tensors_for, tensors_of
+from together.models.reading import Published, read_published, tensors_of
 from together.models.recognise import check_groups, find_matrices
 from together.models.state import CacheSize, LayerState, endless
 from together.models.stored import undone
@@ -74,6 +72,8 @@ class ModelSpec:
     fingerprint: str  # sha256, in hex
     revision: str = ""  # the hub's commit, where that is known
     form: str = PUBLISHED  # see models/form.py
+    opening_weights: PartWeights = field(default_factory=PartWeights)  # what a first stage has beside the embedding
+    layer_inputs: int = 0  # how wide is what each layer takes beside the hidden states
     joined: tuple[int, ...] = ()  # layers that no stage may begin with, as the family says
 
     @property
@@ -115,6 +115,8 @@ class ModelSpec:
             found += replace(self.embed_weights, picked=())
         elif first:
             found += self.embed_weights
+        if first:
+            found += self.opening_weights
         return found + self.norm_weights + self.head_weights if last else found
 
     def kv_bytes_per_token(self, layers: LayerRange, dtype: Dtype) -> int:
@@ -130,10 +132,26 @@ class ModelSpec:
     def excerpt(self, first: int, count: int, layers: int) -> ModelSpec:
         """A model of `layers`, whose layers from 1 on keep what `count` of these do from `first` on, but no windows.
 
-        For trials with a part of a model, on prompts that are shorter than any window.
+        For trials with a part of a model that could be a stage, on prompts that are shorter than any window.
         """
         kept = tuple(map(endless, self.states[first : first + count]))
         return replace(self, layers=layers, states=(self.states[0], *kept), joined=())
+
+    @property
+    def state_width(self) -> int:
+        """Elements that one token sends from stage to stage, at most."""
+        return self.hidden_size + self.inputs_behind(1)
+
+    def inputs_behind(self, layer: int) -> int:
+        """How wide is what the layers from this one on take beside the hidden states."""
+        return self.layer_inputs * (self.layers - layer)
+
+    def tail(self, least: int) -> int:
+        """How many last layers could be a stage, of `least` or more."""
+        start = self.layers - least
+        while start in self.joined:
+            start -= 1
+        return self.layers - start
 
     def ref(self, folder: Path) -> ModelRef:
         return ModelRef(self.name, str(folder), self.fingerprint, self.layers, self.revision, self.form)
@@ -212,6 +230,7 @@ def described(folder: Path, published: Published) -> Described:
         embed_weights=weights[EMBED],
         norm_weights=weights[NORM],
         head_weights=weights.get(HEAD, PartWeights()),
+        opening_weights=sum((each for name, each in weights.items() if unit_of(name) == OPENING_UNIT), PartWeights()),
         quantization=shape.quantization or _stored_quantized(needed, tensors, found),
         fingerprint=published.fingerprint,
         form=published.form,
@@ -227,47 +246,13 @@ def _needed(shapes: Mapping[str, Shape], tensors: Mapping[str, TensorInfo], foun
 def read_config(folder: Path) -> dict[str, Any]:
     """The effective configuration of the model in `folder`. Raises UnsupportedModel or BrokenModel."""
     published = read_json(folder, CONFIG)
-    return effective(_name(folder)[0], published)
-
-
-@dataclass(frozen=True, slots=True)
-class Needed:
-    """What a stage reads: plain tensors, and quantized matrices by their names."""
-
-    plain: tuple[TensorInfo, ...]
-    packed: dict[str, PackedMatrix]
-    scaled: dict[str, ScaledMatrix]
-
-    @property
-    def tensors(self) -> tuple[TensorInfo, ...]:
-        """All of them, with the parts of matrices."""
-        packed = (tensor for matrix in self.packed.values() for tensor in matrix.tensors)
-        scaled = (tensor for matrix in self.scaled.values() for tensor in matrix.tensors)
-        return (*self.plain, *packed, *scaled)
-
-
-def needed_tensors(folder: Path, layers: LayerRange, home: Path) -> Needed:
-    """What a stage of `layers` reads: `tensors_for` without what no layer needs. Raises as that and `read_config`."""
-    words = read_json(folder, CONFIG)
-    config = effective(_name(folder)[0], words)
-    stored = tensors_for(folder, layers, config["num_hidden_layers"], home)
-    found = undone(config, stored, all_tensors(folder))
-    return needed_of(config, {tensor.name: tensor for tensor in found}, zeros_of(words))
-
-
-def needed_of(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], zeros: Zeros) -> Needed:
-    """What layers need of these tensors; `config` is the effective one."""
-    shapes = needs(config, head=True, stored=tensors)
-    found = find_matrices(shapes, tensors, zeros)
-    parts = found.parts
-    plain = tuple(tensor for name, tensor in tensors.items() if name in shapes and name not in parts)
-    return Needed(plain, found.packed, found.scaled)
+    return effective(named(folder)[0], published)
 
 
 def read_shape(folder: Path) -> ModelSpec:
     """What config.json alone says; parameter counts are 0 and the fingerprint is empty. Raises as `read_spec` does."""
     published = read_json(folder, CONFIG)  # first: a manifest checks this file, in other words
-    name, revision = _name(folder)
+    name, revision = named(folder)
     return shape_of(name, published, revision)[0]
 
 
@@ -296,12 +281,14 @@ def shape_of(name: str, published: dict[str, Any], revision: str = "") -> tuple[
         quantization=foreign_quantization(published),
         fingerprint="",
         revision=revision,
-        joined=() if config["model_type"] == TOY else BY_NAME[config["model_type"]].joined(config),
     )
+    if spec.family != TOY:
+        family = BY_NAME[spec.family]
+        spec = replace(spec, joined=family.joined(config), layer_inputs=family.layer_inputs(config))
     return spec, config
 
 
-def _name(folder: Path) -> tuple[str, str]:
+def named(folder: Path) -> tuple[str, str]:
     """What the model is called, and its revision."""
     if is_shard(folder):
         manifest = read_manifest(folder)
@@ -322,7 +309,13 @@ def key_in(folder: Path) -> str:
 
 # --- config.json ------------------------------------------------------------------------------------------------------
 
-_INNER = ("hidden_size", "intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
+_INNER = (
+    "hidden_size",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "double_intermediate_size",
+)
 
 
 def _config_dtype(published: dict[str, Any]) -> Dtype:

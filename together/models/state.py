@@ -84,7 +84,26 @@ class Recurrent:
         return self.heads * self.key_dim * self.value_dim * 4 + self.channels * self.tail * DTYPE_BYTES[dtype]
 
 
-LayerState = KeysValues | Latent | Recurrent
+@dataclass(frozen=True, slots=True)
+class Borrowed:
+    """Nothing of its own: queries ask the keys and values of a layer before, which takes no bytes a second time."""
+
+    kept: KeysValues  # what that layer keeps
+    back: int  # how many layers before
+
+    @property
+    def window(self) -> int | None:
+        return self.kept.window
+
+    @property
+    def per_token(self) -> int:
+        return 0
+
+    def sequence_bytes(self, dtype: Dtype) -> int:
+        return 0
+
+
+LayerState = KeysValues | Latent | Recurrent | Borrowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,4 +140,6 @@ def cache_bytes(states: Sequence[LayerState], dtype: Dtype) -> tuple[tuple[int, 
 
 def endless(state: LayerState) -> LayerState:
     """The same without a window."""
+    if isinstance(state, Borrowed):
+        return replace(state, kept=replace(state.kept, window=None))
     return replace(state, window=None) if isinstance(state, KeysValues) else state

@@ -9,10 +9,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.config import TOY, text_config
+from together.models.families import BY_NAME
 from together.models.family import MAX_LAYERS
 from together.models.headers import TensorInfo
 from together.models.layout import layer_params
@@ -30,6 +32,7 @@ _OTHER = re.compile(
 )  # towers next to the decoder count their own layers
 _ENDS = {
     "embed": re.compile(r"(?:^|\.)(?:embed_tokens|wte|tok_embeddings|embed_in|word_embeddings)\."),
+    "opening": re.compile(r"(?:^|\.)(?:embed_tokens_per_layer|per_layer_model_projection|per_layer_projection_norm)\."),
     "norm": re.compile(r"(?:^|\.)(?:norm|ln_f|final_layer_?norm)\."),
     "head": re.compile(r"(?:^|\.)(?:lm_head|embed_out|output)\."),
 }
@@ -88,10 +91,11 @@ class Summary:
     kv_bytes_per_token_per_layer: int | None
     scaled: bool = False  # matrices in 8-bit floats, which are held in 16 bits
     joined: tuple[int, ...] = ()  # as in ModelSpec
+    opening: Sizes = Sizes()  # what only a first stage has, beside the embedding
 
     @property
     def parts(self) -> tuple[Sizes, ...]:
-        return (self.embed, *self.layers, self.norm, self.head, self.other)
+        return (self.embed, self.opening, *self.layers, self.norm, self.head, self.other)
 
 
 def summarize(
@@ -124,6 +128,7 @@ def summarize(
         embed=parts.get("embed", Sizes()),
         norm=parts.get("norm", Sizes()),
         head=head,
+        opening=parts.get("opening", Sizes()),
         other=parts.get("other", Sizes()),
         family=cut(str(config.get("model_type")), MOST_SHOWN),
         dtype=dtype,
@@ -150,11 +155,13 @@ def summarize_config(name: str, config: dict[str, Any]) -> Summary:
     layers = [layer_params(effective, layer) for layer in range(spec.layers)]
     ends = spec.vocab_size * spec.hidden_size
     end = Sizes(ends * DTYPE_BYTES[spec.dtype], ends * DTYPE_BYTES[spec.dtype], ends, ends)
+    opening = sum(prod(shape) for _, shape in BY_NAME[spec.family].opening(effective))
     empty = summarize(config, (), spec)
     return replace(
         empty,
         layers=tuple(Sizes(round(all_ * width), round(used * width), all_, used) for all_, used in layers),
         embed=end,
+        opening=Sizes(*(opening * DTYPE_BYTES[spec.dtype],) * 2, opening, opening),
         head=Sizes() if spec.tied else end,
         tied=spec.tied,
         dtype=spec.dtype,

@@ -17,6 +17,7 @@ from together.models.names import (
     EMBED_UNIT,
     HEAD_UNIT,
     NORM_UNIT,
+    OPENING_UNIT,
     canonical_names,
     is_computed,
     layer_unit,
@@ -124,7 +125,7 @@ def samples_in(unit: Unit, taken: Mapping[str, Sequence[tuple[int, bytes]]]) -> 
 def unit_order(name: str) -> tuple[int, int]:
     """Sorts units in the order of the model: embedding, layers, norm, head."""
     layer = unit_layer(name)
-    return (1, layer) if layer is not None else ((EMBED_UNIT, "", NORM_UNIT, HEAD_UNIT).index(name), 0)
+    return (2, layer) if layer is not None else ((EMBED_UNIT, OPENING_UNIT, "", NORM_UNIT, HEAD_UNIT).index(name), 0)
 
 
 def units_for(model: Cut, layers: LayerRange) -> tuple[Unit, ...]:
@@ -138,7 +139,7 @@ def units_for(model: Cut, layers: LayerRange) -> tuple[Unit, ...]:
         )
     names = {layer_unit(layer) for layer in range(layers.start, layers.stop)}
     if layers.start == 0:
-        names.add(EMBED_UNIT)
+        names |= {EMBED_UNIT, *({OPENING_UNIT} & model.units.keys())}
     if layers.stop == model.layers:
         names |= {NORM_UNIT, HEAD_UNIT if HEAD_UNIT in model.units else EMBED_UNIT}
     absent = names - model.units.keys()
@@ -165,7 +166,7 @@ def words(names: Iterable[str]) -> str:
     known = sorted(names, key=unit_order)
     ends = {name: name.removesuffix(".safetensors") for name in known if unit_layer(name) is None}
     runs = [f"layers {item}" for item in layer_ranges(known)]
-    first = [ends.pop(EMBED_UNIT)] if EMBED_UNIT in ends else []
+    first = [ends.pop(unit) for unit in (EMBED_UNIT, OPENING_UNIT) if unit in ends]
     return ", ".join([*first, *runs, *ends.values()]) or "nothing"
 
 

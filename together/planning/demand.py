@@ -81,7 +81,7 @@ def _size(summary: Summary, bits: int | None) -> ModelSize:
     held = 16 if summary.scaled and bits is None else bits
     return ModelSize(
         tuple(float(_bytes(layer, held)) for layer in summary.layers),
-        float(summary.embed.bytes),
+        float(summary.embed.bytes + summary.opening.bytes),
         float(summary.norm.bytes + (summary.embed if summary.tied else summary.head).bytes),
         float(summary.kv_bytes_per_token_per_layer or 0),
         float(summary.embed.bytes if summary.tied else 0),

@@ -39,7 +39,7 @@ def workspace_bytes(spec: ModelSpec) -> int:
 
     Fitted to the peaks of `bench estimate`; a backend's own code is not in it: it takes no memory from the model.
     """
-    return workspace_of(spec.hidden_size, spec.inner_size, spec.vocab_size)
+    return workspace_of(spec.hidden_size + spec.inputs_behind(0), spec.inner_size, spec.vocab_size)
 
 
 def workspace_of(hidden: int, inner: int, vocabulary: int) -> int:
@@ -80,7 +80,7 @@ def model_size(spec: ModelSpec, dtype: Dtype, backend: str = "") -> ModelSize:
     by_token, by_sequence = (max(each) for each in zip(*caches, strict=True))
     return ModelSize(
         layer_bytes=tuple(map(size, spec.layer_weights)),
-        embed_bytes=size(spec.embed_weights),
+        embed_bytes=size(spec.embed_weights) + size(spec.opening_weights),
         head_bytes=size(spec.norm_weights + head),
         kv_bytes_per_token_per_layer=by_token,
         tied_bytes=size(spec.embed_weights) if spec.tied else 0,

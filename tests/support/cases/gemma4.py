@@ -3,7 +3,8 @@
 from tests.support.case import Case
 
 _NONE = {"hidden_size_per_layer_input": 0, "tie_word_embeddings": True}  # as dense models have it
-_KINDS = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+_KINDS = [_SLIDING, _FULL, _SLIDING, _FULL]
 
 CASES = (
     Case(
@@ -20,6 +21,24 @@ CASES = (
             "layer_types": _KINDS,
             "final_logit_softcapping": 2.5,
         },
+    ),
+    Case(
+        "gemma4-shared",
+        "gemma4_text",
+        {
+            "tie_word_embeddings": True,
+            "num_hidden_layers": 6,
+            "vocab_size_per_layer_input": 160,
+            "hidden_size_per_layer_input": 12,
+            "head_dim": 24,
+            "global_head_dim": 40,
+            "num_key_value_heads": 1,
+            "sliding_window": 8,
+            "layer_types": [_FULL, _SLIDING, _FULL, _SLIDING, _SLIDING, _FULL],
+            "num_kv_shared_layers": 2,  # one reads the layer before it, and one what lies three before
+            "use_double_wide_mlp": True,
+        },
+        wide={"hidden_size_per_layer_input": 128},
     ),
     Case(
         "gemma4-experts",
@@ -48,7 +67,7 @@ CASES = (
             "head_dim": 32,
             "global_head_dim": 64,
             "sliding_window": 8,
-            "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+            "layer_types": [_FULL, _SLIDING, _SLIDING, _FULL],
             "rope_parameters": {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
                 "full_attention": {

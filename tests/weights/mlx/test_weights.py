@@ -28,7 +28,8 @@ from together.errors import UnsupportedModel
 from together.models.codes import Floats
 from together.models.form import PUBLISHED, asked_form
 from together.models.gguf.kinds import PACKINGS
-from together.models.spec import needed_tensors, read_runnable
+from together.models.needed import needed_tensors
+from together.models.spec import read_runnable
 from together.types import Dtype, LayerRange
 from together.weights.mlx.folder import WrittenFolder, convert_folder
 from together.weights.mlx.making import narrowest, write_weights

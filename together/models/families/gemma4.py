@@ -1,7 +1,7 @@
 """Gemma 4: layers that see everything have heads of another size, and may have no values of their own.
 
-Of 26B-A4B each layer has experts beside its MLP. The small ones (E2B, E4B) have embeddings for each layer, and keys
-that layers share: they do not run here.
+Of 26B-A4B each layer has experts beside its MLP. In the small ones (E2B, E4B) the later layers read the keys and values
+of earlier ones, and each layer has an input of its own, which the first stage makes of token ids and embeddings.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from together.models.family import (
     usual_range,
     usual_state,
 )
-from together.models.state import LayerState
+from together.models.names import LAYER_EMBED
+from together.models.state import Borrowed, KeysValues, LayerState
 from together.models.values import Values, bad_value
 from together.sentences import Sentence, template
 from together.types import LayerRange
 
 _WINDOW, _WIDE = 512, 512
+_SHARED, _INPUTS = "num_kv_shared_layers", "hidden_size_per_layer_input"
 _AMONG = ("post_feedforward_layernorm_1", "post_feedforward_layernorm_2", "pre_feedforward_layernorm_2")
 _AROUND = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
@@ -48,11 +50,17 @@ def _wide(config: Config) -> dict[str, int]:
 
 def _tensors(config: Config, layer: int, stacked: bool) -> Tensors:
     own, valued = _of_layer(config, layer), config["layer_types"][layer] == SLIDING or not config["attention_k_eq_v"]
-    yield from (each for each in attention_tensors(own, layer) if valued or ".v_proj." not in each[0])
-    yield from head_norm_tensors(own, layer)
+    reads = layer >= _first_reader(config)
+    absent = (".k_proj.", ".v_proj.", ".k_norm.") if reads else () if valued else (".v_proj.",)
+    attention = (*attention_tensors(own, layer), *head_norm_tensors(own, layer))
+    yield from (each for each in attention if not any(part in each[0] for part in absent))
     yield from norm_tensors(config, layer, "input_layernorm", *_AROUND)
-    yield from mlp_tensors(config, layer)
+    yield from mlp_tensors(config, layer, config["double_intermediate_size"] if reads else 0)
     yield f"{start_of(layer)}layer_scalar", (1,)
+    if config[_INPUTS]:
+        yield f"{start_of(layer)}per_layer_input_gate.weight", (config[_INPUTS], config["hidden_size"])
+        yield f"{start_of(layer)}per_layer_projection.weight", (config["hidden_size"], config[_INPUTS])
+        yield from norm_tensors(config, layer, "post_per_layer_input_norm")
     if config["enable_moe_block"]:
         yield from _expert_tensors(config, layer, stacked)
 
@@ -74,12 +82,38 @@ def _expert_tensors(config: Config, layer: int, stacked: bool) -> Tensors:
     yield f"{start}experts.down_proj", (experts, hidden, inner)
 
 
+def _opening(config: Config) -> Tensors:
+    if config[_INPUTS]:
+        every = config["num_hidden_layers"] * config[_INPUTS]
+        yield LAYER_EMBED, (config["vocab_size_per_layer_input"], every)
+        yield "model.per_layer_model_projection.weight", (every, config["hidden_size"])
+        yield "model.per_layer_projection_norm.weight", (config[_INPUTS],)
+
+
 def _state(config: Config, layer: int) -> LayerState:
-    return usual_state(_of_layer(config, layer), layer)
+    own = usual_state(_of_layer(config, layer), layer)
+    assert isinstance(own, KeysValues)
+    return Borrowed(own, layer - _source(config, layer)) if layer >= _first_reader(config) else own
+
+
+def _first_reader(config: Config) -> int:
+    """The first layer without keys and values of its own, as have all behind it."""
+    return int(config["num_hidden_layers"] - config[_SHARED])
+
+
+def _source(config: Config, layer: int) -> int:
+    """The layer whose keys and values a later one reads: of its kind the last that has some."""
+    kinds = config["layer_types"]
+    return max(place for place in range(_first_reader(config)) if kinds[place] == kinds[layer])
+
+
+def _joined(config: Config) -> tuple[int, ...]:
+    readers = range(_first_reader(config), config["num_hidden_layers"])
+    return tuple(sorted({cut for layer in readers for cut in range(_source(config, layer) + 1, layer + 1)}))
 
 
 def _ranged(config: Config, layers: LayerRange) -> dict[str, Any]:
-    found = usual_range(config, layers)
+    found = usual_range(config, layers) | {_SHARED: max(0, layers.stop - max(layers.start, _first_reader(config)))}
     wide = {place: _wide(config) for place, kind in enumerate(found["layer_types"]) if kind == FULL}
     return found | {"per_layer_config": wide}
 
@@ -89,7 +123,10 @@ def _ranged(config: Config, layers: LayerRange) -> dict[str, Any]:
 
 def _more(values: Values, config: Config) -> dict[str, Any]:
     layers = config["num_hidden_layers"]
-    found: dict[str, Any] = _refused_parts(values)
+    found: dict[str, Any] = {_SHARED: values.count_or_none(_SHARED, 0), _INPUTS: values.count_or_none(_INPUTS, 256)}
+    found["vocab_size_per_layer_input"] = values.count("vocab_size_per_layer_input", 262144)
+    if found[_INPUTS] and found["vocab_size_per_layer_input"] < config["vocab_size"]:
+        raise bad_value(values.name, "vocab_size_per_layer_input", found["vocab_size_per_layer_input"])
     if values.found.get("sliding_window", _WINDOW) is None:
         raise bad_value(values.name, "sliding_window", None)
     usual = [SLIDING if (layer + 1) % 6 else FULL for layer in range(layers - 1)] + [FULL]
@@ -99,19 +136,16 @@ def _more(values: Values, config: Config) -> dict[str, Any]:
         "attention_k_eq_v": values.switch("attention_k_eq_v"),
         "final_logit_softcapping": values.number("final_logit_softcapping", None),
     }
+    shared, inner = found[_SHARED], config["intermediate_size"]
+    readers, own = found["layer_types"][layers - shared :], found["layer_types"][: max(0, layers - shared)]
+    if not set(readers) <= set(own):
+        raise bad_value(values.name, _SHARED, shared)
+    found["double_intermediate_size"] = 2 * inner if shared and config["use_double_wide_mlp"] else inner
     if found["layer_types"][-1] == SLIDING:
         raise _refusal(values, template("a window in its last layer, which transformers passes over"))
     if any("partial_rotary_factor" in each for each in config["rope_parameters"].values() if _is_usual(each)):
         raise _refusal(values, template("a rope of the kind default that turns a part of each head"))
     return found | _heads(values, config, found) | _experts(values, config)
-
-
-def _refused_parts(values: Values) -> dict[str, int]:
-    """What the other sizes have, as this one has it: none. Raises UnsupportedModel."""
-    each, shared = values.count_or_none("hidden_size_per_layer_input", 256), values.count_or_none(_SHARED, 0)
-    if each or shared:
-        raise _refusal(values, template("embeddings for each layer, or keys that layers share, as E2B and E4B have"))
-    return {"hidden_size_per_layer_input": 0, _SHARED: 0}
 
 
 def _experts(values: Values, config: Config) -> dict[str, Any]:
@@ -125,9 +159,6 @@ def _experts(values: Values, config: Config) -> dict[str, Any]:
         "moe_intermediate_size": values.count("moe_intermediate_size", None),
         **chosen,
     }
-
-
-_SHARED = "num_kv_shared_layers"
 
 
 def _heads(values: Values, config: Config, found: Config) -> dict[str, Any]:
@@ -169,14 +200,16 @@ def _is_usual(rope: Mapping[str, Any]) -> bool:
 
 def _refusal(values: Values, part: Sentence) -> UnsupportedModel:
     return UnsupportedModel(
-        "{model} has {part}, which does not run here; of Gemma 4 choose 31B or 26B-A4B", model=values.name, part=part
+        "{model} has {part}, which does not run here; choose Gemma 4 as Google published it",
+        model=values.name,
+        part=part,
     )
 
 
 FAMILIES = (
     Family(
         name="gemma4_text",
-        title="Gemma 4 (31B, 26B-A4B)",
+        title="Gemma 4",
         torch=("gemma4", "Gemma4"),
         counts={
             "vocab_size": 262144,
@@ -190,10 +223,13 @@ FAMILIES = (
         mlx_kinds=True,
         mlx_experts="experts.switch_glu",
         experts="num_experts",
-        switches=("attention_bias",),
+        switches=("attention_bias", "use_double_wide_mlp"),
         more=_more,
         tensors=_tensors,
         state=_state,
+        joined=_joined,
+        opening=_opening,
+        layer_inputs=lambda config: int(config[_INPUTS]),
         ranged=_ranged,
         embedding_scale=lambda config: float(config["hidden_size"] ** 0.5),
         activation=("hidden_activation", "gelu_pytorch_tanh"),

@@ -19,9 +19,10 @@ from together.models.folder import read_json, unreadable
 from together.models.form import form_of
 from together.models.gguf.sources import is_imported, read_sources
 from together.models.manifest import CONFIG, is_shard, read_manifest, small_files
+from together.models.needed import needed_of
 from together.models.packing import Packing
 from together.models.reading import Stamp, read_published, require_here, stamp_of
-from together.models.spec import Described, described, needed_of, require_runnable
+from together.models.spec import Described, described, require_runnable
 from together.sentences import Sentence, template
 from together.weights.children import run_child
 from together.weights.mlx.dialect import mlx_config, refuse_unknown, windows_note

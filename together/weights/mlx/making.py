@@ -25,10 +25,11 @@ from together.models.codes import Floats, Groups, pack
 from together.models.form import form_of
 from together.models.headers import TensorInfo
 from together.models.matrices import BIASES, SCALES, PackedMatrix, beside
+from together.models.needed import needed_tensors
 from together.models.numbers import NARROW, Bytes, as_bytes, fits, narrowed
 from together.models.packing import Packing
 from together.models.reading import CHUNK, read_into
-from together.models.spec import needed_tensors, read_spec
+from together.models.spec import read_spec
 from together.sentences import template
 from together.types import LayerRange
 from together.weights.convert import in_order, quantized

@@ -17,8 +17,8 @@ from together.models.form import EXPERT, Form, packing_for, stack_of
 from together.models.headers import ELEMENT_BYTES, TensorInfo
 from together.models.matrices import PLAIN, PackedMatrix, ScaledMatrix, Shape
 from together.models.names import EMBED, HEAD, NORM, layer_of
+from together.models.needed import Needed
 from together.models.packing import Packing
-from together.models.spec import Needed
 from together.types import Dtype
 
 Source = TensorInfo | PackedMatrix | ScaledMatrix
