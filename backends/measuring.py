@@ -14,11 +14,12 @@ from typing import Any, Generic, TypeVar
 
 import psutil
 
-from backends.base import Shard, with_inputs
+from backends.base import Shard, StepOutput, with_inputs
 from together.cluster_types import DeviceProfile
 from together.errors import NotEnoughMemory
 from together.models.spec import ModelSpec
-from together.types import DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
+from together.models.state import LayerState, Recurrent
+from together.types import BLOCK, DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
 
 Model = TypeVar("Model")
 
@@ -72,7 +73,7 @@ class Timed(ABC, Generic[Model]):
 
     @abstractmethod
     def shard(self, model: Model, spec: ModelSpec, layers: LayerRange) -> Shard:
-        """A shard that runs one of the models, with room for two blocks."""
+        """A shard that runs one of the models, with `room` for tokens."""
 
     @abstractmethod
     def states(self, tokens: int) -> Activation:
@@ -97,7 +98,8 @@ def measure_shape(timed: Timed[Any], spec: ModelSpec, dtype: Dtype) -> DevicePro
     """
     resident, free = resident_bytes(), timed.free_bytes()
     row_bytes = spec.hidden_size * DTYPE_BYTES[dtype]  # of a packed head less, and it is timed by a part all the same
-    size = extent(spec.name, spec.layers, timed.layer_bytes(), spec.vocab_size, row_bytes, free)
+    every = period(spec.states)
+    size = extent(spec.name, spec.layers, timed.layer_bytes(), spec.vocab_size, row_bytes, free, every=every)
     size = replace(size, layers=spec.tail(size.layers))
     shards = _shards(timed, spec, size)
     steps = [_decoding(timed, shard, rows, spec, last=shard is shards[-1]) for rows in (1, ROWS) for shard in shards]
@@ -156,22 +158,50 @@ def _shards(timed: Timed[Any], spec: ModelSpec, size: Extent) -> list[Shard]:
         shape = spec.excerpt(spec.layers - size.layers, count, size.layers + 1 + after)
         shard = timed.shard(model, shape, LayerRange(1, size.layers + 1))
         prompts = tuple(Row(sequence, 0, (0,) * _PROMPT) for sequence in range(1, ROWS + 1))
-        shard.step(Batch(prompts), with_inputs(timed.states(ROWS * _PROMPT), shape.inputs_behind(1)))
+        given = with_inputs(timed.states(ROWS * _PROMPT), shape.inputs_behind(1))
+        _require_all(shard.step(Batch(prompts), given))
         shards.append(shard)
     return shards
 
 
 def _decoding(timed: Timed[Any], shard: Shard, rows: int, spec: ModelSpec, *, last: bool) -> Callable[[], object]:
-    """One step of a token of each row, which the last stage draws: it ends when the device is done."""
+    """One step of a token of each row, which the last stage draws: it ends when the device is done.
+
+    It is repeated at one position. A shard that cannot go back begins anew, which takes it as long.
+    """
     width = spec.layer_inputs * (len(shard.layers) + (not last))
     states = cycle([with_inputs(timed.states(rows), width) for _ in range(_VARIETY)])
     ask = SampleRequest((0,), Sampling(temperature=0.0), 1) if last else None
-    batch = Batch(tuple(Row(sequence, _PROMPT, (0,), ask) for sequence in range(1, rows + 1)))
-    return lambda: shard.step(batch, next(states))
+    position = 0 if shard.rewind == 0 else _PROMPT
+    batch = Batch(tuple(Row(sequence, position, (0,), ask) for sequence in range(1, rows + 1)))
+    return lambda: _require_all(shard.step(batch, next(states)))
 
 
-def extent(name: str, layers: int, layer_bytes: int, vocabulary: int, row_bytes: int, free_bytes: int) -> Extent:
-    """What to make up for timing a model of `layers` layers. Raises NotEnoughMemory where not even one layer fits."""
+def _require_all(output: StepOutput) -> None:
+    """A refused row takes no time, and would make a layer free."""
+    refused = next((result.refusal for result in output.results if result.refusal), None)
+    if refused is not None:
+        raise AssertionError(f"a row was refused while its step was timed: {refused}")
+
+
+def room(spec: ModelSpec, layers: LayerRange, dtype: Dtype) -> int:
+    """Tokens that a timed shard holds: a block of each of its sequences, and what each counts for beside it."""
+    return ROWS * (BLOCK + spec.cache_size(layers, dtype).per_sequence)
+
+
+def period(states: Sequence[LayerState]) -> int:
+    """Layers after which recurrent ones and others follow one another as before: each kind takes a time of its own."""
+    kinds = [isinstance(state, Recurrent) for state in reversed(states)]
+    return next(step for step in range(1, len(kinds) + 1) if kinds[step:] == kinds[:-step])
+
+
+def extent(
+    name: str, layers: int, layer_bytes: int, vocabulary: int, row_bytes: int, free_bytes: int, *, every: int = 1
+) -> Extent:
+    """What to make up for timing a model of `layers` layers; as often as possible each of `every` that follow.
+
+    Raises NotEnoughMemory where not even one layer fits.
+    """
     rows = min(vocabulary, max(HEAD_BYTES // row_bytes, 1))
     needed = layer_bytes + rows * row_bytes
     if needed > free_bytes:
@@ -181,9 +211,9 @@ def extent(name: str, layers: int, layer_bytes: int, vocabulary: int, row_bytes:
             model=name,
             sizes=(needed, free_bytes),
         )
-    wanted = -(-SPAN_BYTES // layer_bytes)
+    wanted = -(-max(-(-SPAN_BYTES // layer_bytes), 2) // every) * every
     room = (free_bytes // SHARE - rows * row_bytes) // layer_bytes
-    return Extent(max(1, min(layers, max(wanted, 2), room)), rows)
+    return Extent(max(1, min(layers, wanted, room)), rows)
 
 
 def experts_to_time(experts: int, used: int) -> int:

@@ -13,7 +13,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map_with_path, tree_reduce
 
 from backends.made_up import Filling, word_tile
-from backends.measuring import TILE, Extent, Product, Timed, experts_to_time, measure_shape
+from backends.measuring import TILE, Extent, Product, Timed, experts_to_time, measure_shape, room
 from backends.on_mlx.config import refuse_dtype, runs_packed
 from backends.on_mlx.layer_inputs import closed
 from backends.on_mlx.model import Slice, bits_of, empty_model, slice_of, write_activation
@@ -23,7 +23,7 @@ from backends.on_mlx.tensors import MX
 from together.cluster_types import DeviceProfile
 from together.models.families import BY_NAME
 from together.models.spec import ModelSpec, read_config, read_shape
-from together.types import BLOCK, DTYPE_BYTES, Activation, Dtype, LayerRange, PackedAs, Packing
+from together.types import DTYPE_BYTES, Activation, Dtype, LayerRange, PackedAs, Packing
 
 _BROAD = 8192  # the side of the square matrix that shows memory bandwidth
 _MANY = {"cpu": (64, 1024), "gpu": (1024, 4096)}  # the rows, and the side of the matrix, that show FLOP/s
@@ -58,7 +58,7 @@ class _MlxTimed(Timed[Slice]):
         return [replace(middle, layers=()), middle, replace(whole, layers=())]
 
     def shard(self, model: Slice, spec: ModelSpec, layers: LayerRange) -> MlxShard:
-        return MlxShard(spec, layers, self.dtype, 2 * BLOCK, model)
+        return MlxShard(spec, layers, self.dtype, room(spec, layers, self.dtype), model)
 
     def states(self, tokens: int) -> Activation:
         states = mx.random.normal((1, tokens, self.spec.hidden_size))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backends.measuring import TILE, Extent, Product, Timed, experts_to_time, measure_shape
+from backends.measuring import TILE, Extent, Product, Timed, experts_to_time, measure_shape, room
 from backends.on_torch.experts import QuantizedExperts, gate_of
 from backends.on_torch.fused import fuse
 from backends.on_torch.kernels import Precision, quantized_experts
@@ -28,7 +28,7 @@ from together.models.matrices import BY_HEAD
 from together.models.names import EMBED, EMBED_UNIT, HEAD, LAYER_EMBED, OPENING_UNIT, unit_of
 from together.models.spec import ModelSpec, read_shape
 from together.planning.held import stored_bits
-from together.types import BLOCK, DTYPE_BYTES, Activation, Dtype, LayerRange, PackedAs, Packing
+from together.types import DTYPE_BYTES, Activation, Dtype, LayerRange, PackedAs, Packing
 
 _OPENING = EMBED_UNIT, OPENING_UNIT
 _MEMORY_SIDE = 8192  # a matrix of 256 MiB: more than most caches hold
@@ -78,7 +78,7 @@ class _TorchTimed(Timed[Any]):
         return [with_parts(model, *parts) for parts in ((none, nn.Identity()), (layers, nn.Identity()), (none, norm))]
 
     def shard(self, model: Any, spec: ModelSpec, layers: LayerRange) -> TorchShard:
-        return TorchShard(spec, layers, self.dtype, self.device, 2 * BLOCK, model)
+        return TorchShard(spec, layers, self.dtype, self.device, room(spec, layers, self.dtype), model)
 
     def states(self, tokens: int) -> Activation:
         return write_activation(torch.randn(tokens, self.spec.hidden_size).to(TORCH[self.dtype]), self.dtype)

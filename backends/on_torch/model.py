@@ -94,7 +94,6 @@ def read_model(request: LoadRequest, spec: ModelSpec, device: torch.device) -> A
     model.model.layers = model.model.layers[: len(layers)]
     keep_latents(model, heads)
     replace_modules(model, found, Precision(kind, device, request.exact, request.home))
-    pack_recurrent(model)
     return fuse(speed_up(model.to(device), rows, request.home))
 
 
@@ -164,6 +163,7 @@ def build(spec: ModelSpec, config: Any, state: Mapping[str, Any], dtype: Dtype, 
             ignore_mismatched_sizes=True,  # checked below, in words of ours
         )
     _check_loaded(spec.name, info)
+    pack_recurrent(model)
     return model.eval().requires_grad_(False)
 
 

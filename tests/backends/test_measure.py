@@ -22,6 +22,7 @@ from backends.measuring import (
     experts_to_time,
     extent,
     fastest,
+    period,
     shared_part,
 )
 from backends.on_torch.kernels import fastest_kernel
@@ -35,6 +36,7 @@ from together.desktop.bench.shapes import SHAPES, random_checkpoint
 from together.errors import BrokenModel, NotEnoughMemory, UnsupportedModel
 from together.models.packing import FP_PACKINGS
 from together.models.spec import read_spec
+from together.models.state import KeysValues, Recurrent
 from together.types import Batch, Dtype, LayerRange, PackedAs, Packing, Row, SampleRequest, Sampling
 
 GIB = 2**30
@@ -76,9 +78,9 @@ def test_layers_are_measured_as_they_will_be_packed(
     monkeypatch.setattr("backends.measuring._SPEEDS_SECONDS", 0.0)
     sizes: list[int] = []
 
-    def noted(name: str, layers: int, layer_bytes: int, *rest: int) -> Extent:
+    def noted(name: str, layers: int, layer_bytes: int, *rest: int, every: int) -> Extent:
         sizes.append(layer_bytes)
-        return extent(name, layers, layer_bytes, *rest)
+        return extent(name, layers, layer_bytes, *rest, every=every)
 
     monkeypatch.setattr("backends.measuring.extent", noted)
     config = json.loads((checkpoint(family) / "config.json").read_text())
@@ -259,6 +261,17 @@ def test_a_small_model_is_timed_whole_as_it_may_live_in_a_cache() -> None:
 def test_large_layers_are_at_least_two_and_one_where_memory_is_short() -> None:
     assert extent("m", 80, 2 * GIB, 1000, 512, 100 * GIB).layers == 2
     assert extent("m", 80, 2 * GIB, 1000, 512, 5 * GIB).layers == 1
+
+
+def test_each_kind_of_layer_is_timed_as_often_as_the_model_has_it() -> None:
+    state, cache = Recurrent(4, 16, 24, 160, 3), KeysValues(2, 32, 32)
+    assert period((state, state, state, cache) * 3) == 4
+    assert period((cache,) * 5) == period((cache,)) == 1
+    assert period((cache, state, cache)) == 2
+    assert period((state, cache, cache)) == 3
+    assert extent("m", 80, 2 * GIB, 1000, 512, 100 * GIB, every=4).layers == 4
+    assert extent("m", 80, GIB // 8, 1000, 512, 100 * GIB, every=4).layers % 4 == 0
+    assert extent("m", 80, 2 * GIB, 1000, 512, 5 * GIB, every=4).layers == 1
 
 
 def test_a_large_head_is_timed_by_a_part() -> None:
