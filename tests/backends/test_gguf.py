@@ -28,7 +28,7 @@ FAMILIES = ("llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma3_text", "
 LATER = (  # the default suite proves them by one ring of both backends
     "gpt_oss", "granite", "smollm3", "olmo2", "olmo3", "seed_oss", "seed_oss-biased", "exaone4", "exaone4-full",
     "glm4", "glm4-quarter", "phi3", "ministral3", "qwen2_moe", "olmoe", "mixtral", "glm4_moe", "minimax_m2",
-    "granitemoe",
+    "granitemoe", "qwen3_5", "qwen3_5_moe",
 )  # fmt: skip
 MIXED = ("torch", "mlx")
 CHOICES = {"mixed": mixed, "published": as_published}

@@ -39,14 +39,19 @@ ARCHITECTURES = {
     "mixtral": "llama",
     "glm4_moe": "glm4moe",
     "minimax_m2": "minimax-m2",
+    "qwen3_5_text": "qwen35",
+    "qwen3_5_moe_text": "qwen35moe",
 }
 _INTERLEAVED = (  # `LlamaModel` and what is derived of it
     "llama", "mistral", "granite", "granitemoe", "smollm3", "ministral3", "mixtral",
 )  # fmt: skip
+_NEXT = ("glm4_moe", "qwen3_5_text")  # written with a layer more, which predicts the token after the next one
+_LINEAR = ".linear_attn."
 _NO_HEAD_DIM = ("granite", "granitemoe", "phi3")
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.\w+\.experts\.(\d+)\.(\w+)\.weight")
 _FUSED = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj(_bias|)")
 _GATE_UP = ".block_sparse_moe.input_linear.weight"  # Granite's experts, gate before up
+_HALVES = ".mlp.experts.gate_up_proj"  # Qwen3.5's, gate before up; gpt-oss's come in turns
 _KINDS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
 
 
@@ -55,11 +60,11 @@ def stored(tensors: Mapping[str, Array], config: Config, *, stacked: bool) -> di
     found: dict[str, Array] = {}
     experts: dict[str, dict[int, Array]] = {}
     for name, array in tensors.items():
-        if name.endswith(_GATE_UP):
+        if _is_halves(name, config):
             layer, half = name.split(".")[2], array.shape[1] // 2
             found[f"blk.{layer}.ffn_gate_exps.weight"] = array[:, :half]
             found[f"blk.{layer}.ffn_up_exps.weight"] = array[:, half:]
-        elif fused := _FUSED.fullmatch(name):
+        elif fused := _is_fused(name, config):
             found |= _parted(fused, array)
         elif match := _EXPERT.fullmatch(name):
             layer, expert, kind = match[1], int(match[2]), _KINDS[match[3]]
@@ -70,7 +75,7 @@ def stored(tensors: Mapping[str, Array], config: Config, *, stacked: bool) -> di
         else:
             found[_name(name, config)] = _changed(name, array, config)
     found |= {name: np.stack([each[i] for i in sorted(each)]) for name, each in experts.items()}
-    return found | (_next(found, config) if config["model_type"] == "glm4_moe" else {})
+    return found | (_next(found, config) if config["model_type"] in _NEXT else {})
 
 
 def _next(found: Mapping[str, Array], config: Config) -> dict[str, Array]:
@@ -85,10 +90,10 @@ def _next(found: Mapping[str, Array], config: Config) -> dict[str, Array]:
 def published(found: Mapping[str, Array], tensors: Mapping[str, Array], config: Config) -> Iterator[tuple[str, Array]]:
     """What `stored` made of `tensors`, undone: arrays by their published names."""
     for name in tensors:
-        if name.endswith(_GATE_UP):
+        if _is_halves(name, config):
             start = f"blk.{name.split('.')[2]}.ffn_"
             yield name, np.concatenate([found[f"{start}{kind}_exps.weight"] for kind in ("gate", "up")], axis=1)
-        elif fused := _FUSED.fullmatch(name):
+        elif fused := _is_fused(name, config):
             yield name, _joined(fused, found)
         elif match := _EXPERT.fullmatch(name):
             layer, expert, kind = match[1], int(match[2]), _KINDS[match[3]]
@@ -98,9 +103,20 @@ def published(found: Mapping[str, Array], tensors: Mapping[str, Array], config: 
             yield name, _changed_back(name, found[_name(name, config)], config)
 
 
+def _is_fused(name: str, config: Config) -> re.Match[str] | None:
+    return _FUSED.fullmatch(name) if config["model_type"] == "gpt_oss" else None
+
+
+def _is_halves(name: str, config: Config) -> bool:
+    return name.endswith(_GATE_UP) or (name.endswith(_HALVES) and config["model_type"] == "qwen3_5_moe_text")
+
+
 def _name(name: str, config: Config) -> str:
     """`GptOssModel.filter_tensors` and `TextModel` write some names otherwise before they are looked up."""
     if name.endswith(".sinks"):
+        name += ".weight"
+    name = name.replace(".dt_bias", ".dt_proj.bias")
+    if name.endswith(".mlp.experts.down_proj") and config["model_type"] == "qwen3_5_moe_text":
         name += ".weight"
     name = name.replace("e_score_correction_bias", "e_score_correction.bias")
     architecture = next(
@@ -119,6 +135,8 @@ def _changed(name: str, array: Array, config: Config) -> Array:
     heads = _heads(name, config)
     if heads:
         return array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+    if _LINEAR in name:
+        return _tiled(name, -np.exp(array) if name.endswith("A_log") else array, config)
     return array + 1 if _is_larger(name, config) else array
 
 
@@ -126,7 +144,27 @@ def _changed_back(name: str, array: Array, config: Config) -> Array:
     heads = _heads(name, config)
     if heads:
         return array.reshape(heads, -1, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+    if _LINEAR in name:
+        array = _tiled(name, array, config, back=True)
+        return np.log(-array) if name.endswith("A_log") else array
     return array - 1 if _is_larger(name, config) else array
+
+
+def _tiled(name: str, array: Array, config: Config, *, back: bool = False) -> Array:
+    """`_LinearAttentionVReorderBase`: of each head of keys the first head of values, then the second ones."""
+    if name.endswith("conv1d.weight"):
+        array = array[:, None, :] if back else array.squeeze(1)
+    keys, size = config["linear_num_key_heads"], config["linear_value_head_dim"]
+    each, part = config["linear_num_value_heads"] // keys, name.partition(_LINEAR)[2]
+    if part == "norm.weight" or each == 1:
+        return array
+    width = 1 if part in ("in_proj_a.weight", "in_proj_b.weight", "A_log", "dt_bias") else size
+    first = 2 * keys * config["linear_key_head_dim"] if part in ("in_proj_qkv.weight", "conv1d.weight") else 0
+    turned = array.T if part == "out_proj.weight" else array
+    shape = (each, keys, width) if back else (keys, each, width)
+    heads = turned[first:].reshape(*shape, *turned.shape[1:]).swapaxes(0, 1).reshape(turned[first:].shape)
+    found = np.concatenate([turned[:first], heads])
+    return found.T if part == "out_proj.weight" else found
 
 
 def _heads(name: str, config: Config) -> int:
@@ -138,7 +176,8 @@ def _heads(name: str, config: Config) -> int:
 
 
 def _is_larger(name: str, config: Config) -> bool:
-    return config["model_type"] == "gemma3_text" and name.endswith("norm.weight")
+    larger = ("gemma3_text", "qwen3_5_text", "qwen3_5_moe_text")
+    return config["model_type"] in larger and name.endswith("norm.weight")
 
 
 def _parted(match: re.Match[str], array: Array) -> dict[str, Array]:
@@ -163,10 +202,11 @@ def _joined(match: re.Match[str], found: Mapping[str, Array]) -> Array:
 
 def write_metadata(writer: gguf.GGUFWriter, config: Config) -> None:
     """As `TextModel.set_gguf_parameters` has it, and then the family's."""
-    writer.add_block_count(config["num_hidden_layers"] + (config["model_type"] == "glm4_moe"))
+    writer.add_block_count(config["num_hidden_layers"] + (config["model_type"] in _NEXT))
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
+    if "intermediate_size" in config:
+        writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     if config.get("head_dim") is not None and config["model_type"] not in _NO_HEAD_DIM:
@@ -179,6 +219,8 @@ def write_metadata(writer: gguf.GGUFWriter, config: Config) -> None:
         writer.add_expert_count(experts)
     if config.get("num_experts_per_tok"):
         writer.add_expert_used_count(config["num_experts_per_tok"])
+    if config["model_type"] in _NEXT:
+        writer.add_nextn_predict_layers(1)
     more = _MORE.get(config["model_type"])
     if more is not None:
         more(writer, config)
@@ -274,13 +316,25 @@ def _glm4_moe(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     writer.add_expert_weights_scale(config["routed_scaling_factor"])
     writer.add_expert_weights_norm(config["norm_topk_prob"])
-    writer.add_nextn_predict_layers(1)
 
 
 def _minimax_m2(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     writer.add_expert_feed_forward_length(config["intermediate_size"])
     _turned(writer, config)
+
+
+def _qwen3_5(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_ssm_conv_kernel(config["linear_conv_kernel_dim"])
+    writer.add_ssm_state_size(config["linear_key_head_dim"])
+    writer.add_ssm_group_count(config["linear_num_key_heads"])
+    writer.add_ssm_time_step_rank(config["linear_num_value_heads"])
+    writer.add_ssm_inner_size(config["linear_value_head_dim"] * config["linear_num_value_heads"])
+    writer.add_full_attention_interval(config["layer_types"].index("full_attention") + 1)
+    writer.add_rope_dimension_sections([11, 11, 10, 0])
+    _turned(writer, config)
+    if "moe_intermediate_size" in config:
+        _qwen2_moe(writer, config)
 
 
 def _gpt_oss(writer: gguf.GGUFWriter, config: Config) -> None:
@@ -305,4 +359,6 @@ _MORE: dict[str, Callable[[gguf.GGUFWriter, Config], None]] = {
     "mixtral": _llama,
     "glm4_moe": _glm4_moe,
     "minimax_m2": _minimax_m2,
+    "qwen3_5_text": _qwen3_5,
+    "qwen3_5_moe_text": _qwen3_5,
 }

@@ -40,6 +40,7 @@ _STEP = {  # a usual scale, so that weights are of the order of 0.05
 }  # fmt: skip
 SHAPE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_hidden_layers": 4}
 _ROPE = {"rope_type": "default", "rope_theta": 500_000.0}
+_HYBRID = {"linear_value_head_dim": 32, "linear_num_value_heads": 8}  # four for each of keys
 _MORE: dict[str, dict[str, Any]] = {
     "llama": {"rope_parameters": _ROPE},
     "gemma3_text": {"query_pre_attn_scalar": 64},  # as all but the largest Gemma 3 have it
@@ -53,6 +54,8 @@ _MORE: dict[str, dict[str, Any]] = {
     },
     "olmoe": {"norm_topk_prob": False},
     "mixtral": {"sliding_window": None},
+    "qwen3_5": _HYBRID,
+    "qwen3_5_moe": {**_HYBRID, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 512},
     "glm4_moe": {"moe_intermediate_size": 256},
     "gpt_oss": {"layer_types": None},  # windows in every other layer, as files have it without a word
 }
@@ -118,8 +121,8 @@ def as_published(name: str, shape: tuple[int, ...]) -> Kind:
 
 
 def _is_small(name: str) -> bool:
-    """Routers, and biases of stacked experts: the converter leaves them in fp32."""
-    return "ffn_gate_inp" in name or not name.endswith(".weight")
+    """Routers, convolutions, and biases of stacked experts: the converter leaves them in fp32."""
+    return "ffn_gate_inp" in name or "conv1d" in name or not name.endswith(".weight")
 
 
 def imported(file: Path, folder: Path) -> Path:

@@ -141,6 +141,16 @@ PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # several elements share a 
 
 
 @dataclass(frozen=True, slots=True)
+class HeadTiles:
+    """Heads of values that were published by groups, and lie otherwise: the first of each group, then the second, …"""
+
+    groups: int  # heads of keys
+    size: int  # rows or columns of a head
+    first: int = 0  # rows before them, which lie as they were published
+    columns: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor of a checkpoint: where its bytes lie. `start` and `stop` count from the file's first byte."""
 
@@ -154,12 +164,19 @@ class TensorInfo:
     gguf: bool = False  # its bytes are as GGUF files have them; `dtype` is ggml's name of their type
     heads: int = 0  # that its rows are of, each with its halves interleaved as GGUF's llamas have them; 0: as they are
     larger: bool = False  # it holds one more than what was published, as GGUF's Gemma norms do
+    tiles: HeadTiles | None = None  # how its rows or columns lie, as GGUF's recurrent layers have them
+    decay: bool = False  # it holds −exp of what was published, as their decays do
     cut: bool = False  # it is a part of the tensor that is called so in the file
 
     @property
     def key(self) -> str:
         """Its name in the file."""
         return self.stored or self.name
+
+    @property
+    def changed(self) -> bool:
+        """Whether its bytes are not those that were published."""
+        return bool(self.heads or self.larger or self.tiles or self.decay)
 
     @property
     def written(self) -> str:
@@ -177,6 +194,7 @@ class TensorInfo:
     def rows(self, start: int, stop: int | None) -> TensorInfo:
         """From `start` to `stop` of the first axis, as a tensor."""
         assert not self.heads, "its rows lie in another order"
+        assert self.tiles is None, "its rows or columns lie in another order"
         count, size = len(range(self.shape[0])[start:stop]), self.nbytes // self.shape[0]
         first = self.start + start * size
         return replace(self, shape=(count, *self.shape[1:]), start=first, stop=first + count * size)

@@ -126,7 +126,7 @@ def read_into(tensor: TensorInfo, target: memoryview) -> None:
     Raises BrokenModel if the file changed, or for a norm of a GGUF file in another dtype than theirs.
     """
     read_stored(tensor, target)
-    if tensor.heads or tensor.larger:
+    if tensor.changed:
         from together.models.gguf.rows import publish  # numpy: who only reads headers has no use for it
 
         publish(tensor, target)

@@ -166,3 +166,31 @@ def test_what_one_family_computes_is_refused_in_another() -> None:
         check_settings("m", grouped, FAMILIES["qwen3moe"])
     other = {key.replace("qwen3moe", "glm4moe"): value for key, value in grouped.items()}
     check_settings("m", other | {"general.architecture": "glm4moe"}, FAMILIES["glm4moe"])
+
+
+HYBRID = {
+    "attention.key_length": 64,
+    "attention.value_length": 64,
+    "rope.dimension_count": 16,
+    "rope.dimension_sections": [11, 11, 10, 0],
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 16,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 6,
+    "ssm.inner_size": 144,
+}
+
+
+def test_recurrent_layers() -> None:
+    config = made("qwen35", {**HYBRID, "nextn_predict_layers": 1, "full_attention_interval": 3})
+    assert config["layer_types"] == ["linear_attention", "linear_attention", "full_attention"]
+    keys = ("key_head_dim", "value_head_dim", "num_key_heads", "num_value_heads", "conv_kernel_dim")
+    assert [config[f"linear_{key}"] for key in keys] == [16, 24, 2, 6, 4]
+    assert config["rope_parameters"]["partial_rotary_factor"] == 0.25
+    with pytest.raises(UnsupportedModel, match="recurrent_layers"):
+        made("qwen35", {**HYBRID, "attention.recurrent_layers": [True] * 4})
+
+
+def test_a_model_of_experts_alone_has_no_other_width() -> None:
+    config = made("qwen35moe", {**HYBRID, **SHARED, "feed_forward_length": None})
+    assert (config["num_experts"], config["moe_intermediate_size"]) == (8, 64)

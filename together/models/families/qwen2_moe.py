@@ -8,6 +8,7 @@ from together.models.family import (
     FULL,
     GGUF_COUNTS,
     GGUF_EXPERTS,
+    GGUF_OWN_SHARED,
     GGUF_USUAL,
     INPUTS,
     SLIDING,
@@ -88,14 +89,7 @@ FAMILIES = (
         scaled_on_mlx=False,
         gguf=GgufNames(
             "qwen2moe",
-            {
-                **GGUF_USUAL,
-                **GGUF_EXPERTS,
-                "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
-                "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
-                "ffn_up_shexp": "mlp.shared_expert.up_proj",
-                "ffn_down_shexp": "mlp.shared_expert.down_proj",
-            },
+            {**GGUF_USUAL, **GGUF_EXPERTS, **GGUF_OWN_SHARED},
             computed=(*GGUF_COUNTS, "expert_weights_norm"),
         ),
     ),

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from together.models.family import (
+    GGUF_COUNTS,
+    GGUF_EXPERTS,
+    GGUF_HEAD_NORMS,
+    GGUF_OWN_SHARED,
+    GGUF_USUAL,
     Config,
     Family,
+    GgufNames,
     Tensors,
     expert_tensors,
     experts_of,
@@ -44,6 +51,27 @@ def _experts(values: Values, config: Config) -> dict[str, Any]:
     return hybrid_kinds(values, config) | {"num_experts": experts_of(values, config, ("num_experts",), 256)}
 
 
+_NAMES = {
+    **GGUF_USUAL,
+    **GGUF_HEAD_NORMS,
+    "post_attention_norm": "post_attention_layernorm",
+    "attn_qkv": "linear_attn.in_proj_qkv",
+    "attn_gate": "linear_attn.in_proj_z",
+    "ssm_alpha": "linear_attn.in_proj_a",
+    "ssm_beta": "linear_attn.in_proj_b",
+    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_norm": "linear_attn.norm",
+    "ssm_out": "linear_attn.out_proj",
+}
+_EXPERTS = {**GGUF_EXPERTS, **GGUF_OWN_SHARED}
+
+
+def _gguf(architecture: str, names: Mapping[str, str], *computed: str) -> GgufNames:
+    more = {"ssm_a": "linear_attn.A_log", "ssm_dt.bias": "linear_attn.dt_bias"}
+    known = ("nextn_predict_layers", "rope.dimension_sections", *computed)
+    return GgufNames(architecture, {**_NAMES, **names}, whole=more, larger=True, computed=known)
+
+
 def _family(**more: Any) -> Family:
     return Family(
         mlx_settings={"full_attention_interval": 2, "mlp_only_layers": [2, 3]},
@@ -66,6 +94,7 @@ FAMILIES = (
         mlx="qwen3_5",
         counts={**_COUNTS, "intermediate_size": 12288, "num_key_value_heads": 4},
         more=hybrid_kinds,
+        gguf=_gguf("qwen35", {}),
         wrappers=("qwen3_5",),
     ),
     _family(
@@ -81,6 +110,7 @@ FAMILIES = (
             "num_experts_per_tok": 8,
         },
         more=_experts,
+        gguf=_gguf("qwen35moe", _EXPERTS, *GGUF_COUNTS),
         experts="num_experts",
         halves=True,
         wrappers=("qwen3_5_moe",),

@@ -41,7 +41,7 @@ def config_of(
         "torch_dtype": "bfloat16",
         "num_hidden_layers": reader.count("block_count"),
         "hidden_size": reader.count("embedding_length"),
-        "intermediate_size": reader.count("feed_forward_length"),
+        "intermediate_size": reader.count("feed_forward_length", reader.none_or("expert_feed_forward_length")),
         "num_attention_heads": heads,
         "num_key_value_heads": reader.count("attention.head_count_kv", heads),
         "head_dim": size,

@@ -3,7 +3,8 @@
 The tables are the families' own (`GgufNames`).
 
 Names are those of llama.cpp's `gguf-py/gguf/constants.py`; what its converter changes in the weights is undone: rows of
-queries and keys that it interleaves for its own rope, and norms that it stores one larger than they are published.
+queries and keys that it interleaves for its own rope, norms that it stores one larger than they are published, and
+heads of values and decays of recurrent layers.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from together.models.families import BY_NAME
 from together.models.family import Family, GgufNames
-from together.models.headers import TensorInfo
+from together.models.headers import HeadTiles, TensorInfo
 from together.models.names import EMBED, HEAD, NORM
 
-_BLOCK = re.compile(r"blk\.(\d{1,6})\.(\w+?)(?:\.(\d{1,6}))?\.(weight|bias)")
+_BLOCK = re.compile(r"blk\.(\d{1,6})\.(\w+?)(?:\.(\d{1,6}))?(?:\.(weight|bias))?")
 _ENDS = {"token_embd.weight": EMBED, "output_norm.weight": NORM, "output.weight": HEAD}
+_CONVOLUTION = ".linear_attn.conv1d.weight"
 _ONE_ROW = ".shared_expert_gate.weight"
 FAMILIES: dict[str, Family] = {
     family.gguf.architecture: family for family in BY_NAME.values() if family.gguf.architecture
@@ -51,9 +54,10 @@ def canonical_name(family: Family, stored: str) -> str:
     layer, part, expert, end = match.groups()
     if expert is not None and part in names.experts and "ffn_gate_inp" in names.tensors:
         return f"model.layers.{layer}.{family.block}.experts.{expert}.{names.experts[part]}.{end}"
-    if expert is None and f"{part}.{end}" in names.whole:
-        return f"model.layers.{layer}.{names.whole[f'{part}.{end}']}"
-    known = names.tensors.get(part) if expert is None else None
+    own = part if end is None else f"{part}.{end}"
+    if expert is None and own in names.whole:
+        return f"model.layers.{layer}.{names.whole[own]}"
+    known = names.tensors.get(part) if expert is None and end is not None else None
     return stored if known is None else f"model.layers.{layer}.{known}.{end}"
 
 
@@ -64,7 +68,16 @@ def as_stored(config: Mapping[str, object], tensor: TensorInfo) -> TensorInfo:
     shape = tensor.shape
     if tensor.name.endswith(_ONE_ROW) and len(shape) == 1:  # older converters left out axes of 1
         shape = (1, *shape)
-    return replace(tensor, shape=shape, heads=_heads(config, tensor.name), larger=_is_larger(config, tensor.name))
+    if tensor.name.endswith(_CONVOLUTION) and len(shape) == 2:
+        shape = (shape[0], 1, shape[1])
+    return replace(
+        tensor,
+        shape=shape,
+        heads=_heads(config, tensor.name),
+        larger=_is_larger(config, tensor.name),
+        tiles=_tiles(config, tensor.name),
+        decay=tensor.name.endswith(".linear_attn.A_log"),
+    )
 
 
 def _heads(config: Mapping[str, object], name: str) -> int:
@@ -77,7 +90,25 @@ def _heads(config: Mapping[str, object], name: str) -> int:
 
 
 def _is_larger(config: Mapping[str, object], name: str) -> bool:
-    return _names(config).larger and name.endswith("norm.weight")
+    return _names(config).larger and name.endswith("norm.weight") and not name.endswith(".linear_attn.norm.weight")
+
+
+def _tiles(config: Mapping[str, Any], name: str) -> HeadTiles | None:
+    """Where heads of keys have several of values, llama.cpp repeats them otherwise than they were published."""
+    _, linear, part = name.partition(".linear_attn.")
+    if not linear or config["linear_num_key_heads"] == config["linear_num_value_heads"]:
+        return None
+    size, groups = config["linear_value_head_dim"], config["linear_num_key_heads"]
+    match part:
+        case "in_proj_qkv.weight" | "conv1d.weight":
+            return HeadTiles(groups, size, first=2 * groups * config["linear_key_head_dim"])
+        case "in_proj_z.weight":
+            return HeadTiles(groups, size)
+        case "in_proj_a.weight" | "in_proj_b.weight" | "A_log" | "dt_bias":
+            return HeadTiles(groups, 1)
+        case "out_proj.weight":
+            return HeadTiles(groups, size, columns=True)
+    return None
 
 
 def _names(config: Mapping[str, object]) -> GgufNames:

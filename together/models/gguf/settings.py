@@ -80,6 +80,31 @@ def _glm4_moe(reader: MetadataReader, config: Config) -> dict[str, Any]:
     }
 
 
+def _qwen3_5(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    """Positions are of texts alone, so that rope's sections for pictures turn as one."""
+    if reader.has("attention.recurrent_layers"):
+        raise reader.refuse("attention.recurrent_layers", "of its own")
+    heads, inner = reader.count("ssm.time_step_rank"), reader.count("ssm.inner_size")
+    return {
+        "num_hidden_layers": config["num_hidden_layers"] - (reader.none_or("nextn_predict_layers") or 0),
+        "full_attention_interval": reader.count("full_attention_interval", 4),
+        "linear_conv_kernel_dim": reader.count("ssm.conv_kernel"),
+        "linear_key_head_dim": reader.count("ssm.state_size"),
+        "linear_num_key_heads": reader.count("ssm.group_count"),
+        "linear_num_value_heads": heads,
+        "linear_value_head_dim": inner // heads,
+    }
+
+
+def _qwen3_5_moe(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    return {
+        **_qwen3_5(reader, config),
+        **_experts(reader),
+        "moe_intermediate_size": reader.count("expert_feed_forward_length"),
+        "shared_expert_intermediate_size": reader.count("expert_shared_feed_forward_length"),
+    }
+
+
 def _minimax_m2(reader: MetadataReader, config: Config) -> dict[str, Any]:
     reader.sigmoid()
     return {**_experts(reader, "num_local_experts"), "intermediate_size": reader.count("expert_feed_forward_length")}
@@ -174,6 +199,8 @@ _OF: dict[str, Callable[[MetadataReader, Config], dict[str, Any]]] = {
     "olmoe": _olmoe,
     "phi3": _mistral,
     "qwen2_moe": _qwen2_moe,
+    "qwen3_5_moe_text": _qwen3_5_moe,
+    "qwen3_5_text": _qwen3_5,
     "qwen3_moe": _qwen3_moe,
     "seed_oss": _seed_oss,
 }

@@ -255,7 +255,7 @@ def _stored(tensors: Iterable[Source]) -> Iterator[Chunk]:
     """Bytes as they are; of a GGUF file, those that were published."""
     for tensor in tensors:
         assert isinstance(tensor, TensorInfo)
-        step = tensor.nbytes if tensor.heads or tensor.larger else CHUNK
+        step = tensor.nbytes if tensor.changed else CHUNK
         for start in range(tensor.start, tensor.stop, step):
             part = replace(tensor, start=start, stop=min(start + step, tensor.stop))
             data = bytearray(part.nbytes)
