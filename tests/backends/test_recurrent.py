@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -109,7 +110,33 @@ def test_real_widths_in_the_way_that_is_fast(tmp_path: Path, dtype: torch.dtype)
     assert_close(found, reference_logits(folder, PROMPT), bound=1e-5 if dtype == torch.float32 else 0.05)
 
 
+@each_backend
+def test_as_published_with_a_vision_tower_and_a_draft_layer(
+    checkpoint: Checkpoints, tmp_path: Path, backend: str
+) -> None:
+    """Qwen3.5's hub originals: the text model is wrapped, and neither of the others is read."""
+    plain = checkpoint("qwen3_5")
+    folder = _rewritten(plain, tmp_path / "published", _wrapped)
+    config = json.loads((plain / "config.json").read_text(encoding="utf-8"))
+    config.pop("architectures")
+    rope = config["rope_parameters"] | {"mrope_interleaved": True, "mrope_section": [2, 1, 1]}
+    text = config | {"rope_parameters": rope, "mtp_num_hidden_layers": 1, "full_attention_interval": 2}
+    outer = {"model_type": "qwen3_5", "architectures": ["Qwen3_5ForConditionalGeneration"], "text_config": text}
+    (folder / "config.json").write_text(json.dumps(outer | {"vision_config": {"depth": 2}}), encoding="utf-8")
+    assert_close(stages(folder, backend).logits(row(1, 0, PROMPT)), reference_logits(plain, PROMPT))
+    assert read_spec(folder).fingerprint != read_spec(plain).fingerprint
+
+
 Tensors = dict[str, torch.Tensor]
+
+
+def _wrapped(tensors: Tensors) -> Tensors:
+    found = {name.replace("model.", "model.language_model.", 1): tensor for name, tensor in tensors.items()}
+    draft = {name.replace("model.layers.1.", "mtp.layers.0."): tensor for name, tensor in tensors.items()}
+    found |= {name: tensor + 1 for name, tensor in draft.items() if name.startswith("mtp.")}
+    found |= {"mtp.norm.weight": torch.ones(48), "mtp.fc.weight": torch.ones(48, 96)}
+    vision = {"blocks.0.norm1.weight": torch.ones(8), "patch_embed.weight": torch.ones(8, 3)}
+    return found | {f"model.visual.{name}": tensor for name, tensor in vision.items()}
 
 
 def _rewritten(source: Path, target: Path, change: Callable[[Tensors], Tensors]) -> Path:
