@@ -17,7 +17,16 @@ from tests.backends.conftest import Rings
 from tests.backends.judged import PROMPT, conforms
 from tests.support.chain import Chain, load_shard, row
 from tests.support.families import LAYERS, reference_logits
-from tests.support.gguf_files import as_published, every, imported, make_plain, mixed, write_gguf, write_judge
+from tests.support.gguf_files import (
+    as_published,
+    every,
+    imported,
+    make_plain,
+    mixed,
+    write_gguf,
+    write_judge,
+    write_ollama,
+)
 from together.errors import BrokenModel
 from together.models.gguf.kinds import PACKINGS
 from together.models.spec import read_runnable
@@ -86,6 +95,13 @@ def test_gpt_oss_as_it_is_published(ring: Rings, files: Files, pair: tuple[str, 
     folder, judge = files("gpt_oss", "published")
     assert PACKINGS["MXFP4"] in read_runnable(folder).packings
     conforms(ring(folder, pair, (2,)), judge)
+
+
+def test_gpt_oss_as_ollama_has_it(ring: Rings, tmp_path: Path) -> None:
+    plain = make_plain(tmp_path / "plain", "gpt_oss")
+    file = write_gguf(plain, tmp_path / "m.gguf", as_published)
+    folder = imported(write_ollama(file, tmp_path / "ollama.gguf"), tmp_path / "model")
+    conforms(ring(folder, MIXED, (1,)), write_judge(file, plain, tmp_path / "judge"))
 
 
 @pytest.mark.parametrize("kind", PACKINGS)

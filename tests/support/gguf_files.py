@@ -125,6 +125,27 @@ def _is_small(name: str) -> bool:
     return "ffn_gate_inp" in name or "conv1d" in name or not name.endswith(".weight")
 
 
+def write_ollama(file: Path, other: Path) -> Path:
+    """A file of gpt-oss as Ollama's own converter writes it, of one that llama.cpp's wrote."""
+    reader, writer = gguf.GGUFReader(file), gguf.GGUFWriter(other, "gptoss")
+    for key, field in reader.fields.items():
+        name = key.replace("gpt-oss.", "gptoss.")
+        if not key.startswith(("GGUF.", "general.")) and not name.endswith(_UNSAID):
+            writer.add_key_value(name, field.contents(), field.types[0])
+    for tensor in reader.tensors:
+        name = tensor.name.replace("post_attention_norm", "ffn_norm").replace("attn_output", "attn_out")
+        name = name.removesuffix(".weight") if "attn_sinks" in name else name
+        writer.add_tensor(name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return other
+
+
+_UNSAID = ("expert_feed_forward_length", "rope.scaling.type", "beta_fast", "beta_slow")
+
+
 def imported(file: Path, folder: Path) -> Path:
     """A folder that stands for the file, without its words."""
     folder.mkdir()

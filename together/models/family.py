@@ -131,6 +131,7 @@ class GgufNames:
 
     architecture: str = ""
     tensors: Mapping[str, str] = field(default_factory=lambda: dict(GGUF_USUAL))
+    also: tuple[str, ...] = ()  # what else files call the architecture
     whole: Mapping[str, str] = field(default_factory=dict)  # names with their ends, of tensors that end otherwise here
     experts: Mapping[str, str] = field(default_factory=lambda: dict(GGUF_EACH))  # of one expert, as older files have it
     computed: tuple[str, ...] = ()  # settings that it computes, and others do not; `gguf/refusals.py` has the others

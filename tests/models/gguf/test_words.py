@@ -30,6 +30,7 @@ from tests.support.smollm2 import smollm2_folder, smollm2_gguf
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.generation import read_sampling_defaults
 from together.models.gguf.patterns import SPLITTINGS
+from together.models.gguf.vocabulary import GgufWords
 from together.models.gguf.words import word_files
 from together.requests import Message
 from together.text.tokenizer import TextModel
@@ -141,6 +142,22 @@ def test_a_word_that_no_merge_makes(tmp_path: Path, pre: str, ids: list[int]) ->
     text = opened(tmp_path / "words", file)
     text.template.close()
     assert list(text.encode("abc")) == ids
+
+
+def test_files_of_ollama_that_do_not_say_how_they_split(tmp_path: Path) -> None:
+    """Its gpt-oss names the usual way and means GPT-4o's."""
+    more = merging("1 2", "12 3")
+
+    def named(writer: gguf.GGUFWriter) -> None:
+        more(writer)
+        writer.arch = "gptoss"
+        writer.add_architecture()
+
+    words, kinds = ["1", "2", "3", "12", "123"], [NORMAL] * 5
+    file = write_vocabulary(tmp_path / "a.gguf", "gpt2", words, kinds, named, pre="default")
+    assert GgufWords.of(read_header(file).metadata, "a").splits == "gpt-4o"
+    other = write_vocabulary(tmp_path / "b.gguf", "gpt2", words, kinds, more, pre="default")
+    assert GgufWords.of(read_header(other).metadata, "b").splits == "default"
 
 
 def merging(*merges: str) -> Callable[[gguf.GGUFWriter], None]:

@@ -102,8 +102,10 @@ FAMILIES = (
                 **GGUF_EXPERTS,
                 "post_attention_norm": "post_attention_layernorm",
                 "ffn_gate_inp": "mlp.router",
+                "attn_out": "self_attn.o_proj",  # so Ollama's own files have it
             },
-            whole={"attn_sinks.weight": "self_attn.sinks"},
+            also=("gptoss",),  # and so they call it
+            whole={"attn_sinks.weight": "self_attn.sinks", "attn_sinks": "self_attn.sinks"},
             computed=GGUF_COUNTS,
         ),
     ),

@@ -17,6 +17,7 @@ ROPE_FACTORS = "rope_freqs.weight"  # the tensor with which Llama 3 stretches it
 _LLAMA3 = (1.0, 4.0)  # its low_freq_factor and high_freq_factor, in every published model
 _LLAMA3_LENGTH = 8192
 _CLOSE = 1e-4  # of factors that were computed in fp32
+_UNTYPED = {"gptoss": "yarn"}  # what an architecture means where its files do not say it
 _ROPE_KINDS = ("none", "linear", "yarn")
 _ROPE_KNOWN = {"type", "factor", "original_context_length", "finetuned", "yarn_beta_fast", "yarn_beta_slow"}
 _BETAS = ("beta_fast", "beta_slow")
@@ -122,7 +123,7 @@ def _rope(reader: MetadataReader, family: Family, factors: Sequence[float], turn
 def _scaling(reader: MetadataReader, family: Family) -> dict[str, Any] | None:
     """As llama.cpp reads it: linear where no type is said, and by an older key where no factor is."""
     found = reader.scaling()
-    kind = found.get("type", "linear")
+    kind = found.get("type", _UNTYPED.get(reader.architecture, "linear"))
     if kind not in _ROPE_KINDS:
         raise reader.refuse("rope.scaling.type", kind)
     known = _ROPE_KNOWN | {key.removeprefix("rope.scaling.") for key in family.gguf.computed}

@@ -24,7 +24,7 @@ _ENDS = {"token_embd.weight": EMBED, "output_norm.weight": NORM, "output.weight"
 _CONVOLUTION = ".linear_attn.conv1d.weight"
 _ONE_ROW = ".shared_expert_gate.weight"
 FAMILIES: dict[str, Family] = {
-    family.gguf.architecture: family for family in BY_NAME.values() if family.gguf.architecture
+    name: family for family in BY_NAME.values() for name in (family.gguf.architecture, *family.gguf.also) if name
 }
 
 

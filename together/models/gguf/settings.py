@@ -115,7 +115,7 @@ def _gpt_oss(reader: MetadataReader, config: Config) -> dict[str, Any]:
     scaling = config["rope_scaling"]
     return {
         **_experts(reader, "num_local_experts"),
-        "intermediate_size": reader.count("expert_feed_forward_length"),
+        "intermediate_size": reader.count("expert_feed_forward_length", config["intermediate_size"]),
         "sliding_window": reader.count("attention.sliding_window"),
         "rope_scaling": scaling and {**scaling, "truncate": False},
     }

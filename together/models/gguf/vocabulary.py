@@ -29,6 +29,8 @@ _ROLES = {
     "sep": "seperator_token_id",
     "mask": "mask_token_id",
 }
+_DEFAULT = "default"
+_SPLITS = {"gptoss": "gpt-4o"}  # of an architecture whose files do not say how they split texts, and mean this
 _USUAL_IDS = {"bos": 1, "eos": 2, "unk": 0}  # of sentencepiece, where a file names none
 
 # Words that end an answer wherever a model has them as a special word: files often name one end of several. From
@@ -63,6 +65,8 @@ class GgufWords:
         """Raises UnsupportedModel for a file without words, BrokenModel for one that contradicts itself."""
         facts = _Facts(metadata, title)
         kind, splits = facts.text("model"), facts.text("pre")
+        if splits in ("", _DEFAULT):
+            splits = _SPLITS.get(str(metadata.get("general.architecture")), splits)
         if not kind or not facts.has("tokens"):
             said = "{model} holds no words (tokenizer.ggml.tokens); load its folder with safetensors instead"
             raise UnsupportedModel(said, model=title)
