@@ -98,9 +98,10 @@ def measure_shape(timed: Timed[Any], spec: ModelSpec, dtype: Dtype) -> DevicePro
     """
     resident, free = resident_bytes(), timed.free_bytes()
     row_bytes = spec.hidden_size * DTYPE_BYTES[dtype]  # of a packed head less, and it is timed by a part all the same
-    every = period(spec.states)
-    size = extent(spec.name, spec.layers, timed.layer_bytes(), spec.vocab_size, row_bytes, free, every=every)
+    layer_bytes, every = timed.layer_bytes(), period(spec.states)
+    size = extent(spec.name, spec.layers, layer_bytes, spec.vocab_size, row_bytes, free, every=every)
     size = replace(size, layers=spec.tail(size.layers))
+    check_tail(spec, size, size.layers * layer_bytes + size.vocabulary * row_bytes, free)
     shards = _shards(timed, spec, size)
     steps = [_decoding(timed, shard, rows, spec, last=shard is shards[-1]) for rows in (1, ROWS) for shard in shards]
     one, many = batched(fastest(*steps, seconds=_STEPS_SECONDS, pause=PAUSE))
@@ -120,6 +121,18 @@ def measure_shape(timed: Timed[Any], spec: ModelSpec, dtype: Dtype) -> DevicePro
         overhead_bytes=overhead,
         shared=shared_part(one.of_all(spec.layers / layers, head), many.of_all(spec.layers / layers, head), ROWS),
     )
+
+
+def check_tail(spec: ModelSpec, size: Extent, needed: int, free: int) -> None:
+    """Layers that read one another's are timed together, whatever that takes. Raises NotEnoughMemory."""
+    if spec.joined and needed > free:
+        raise NotEnoughMemory(
+            "{model} cannot be measured here: its last {count} layers, which cannot be parted, and the LM head need "
+            "{sizes:sizes 0} and {sizes:sizes 1} are free; close other programs or unload what is loaded",
+            model=spec.name,
+            count=size.layers,
+            sizes=(needed, free),
+        )
 
 
 @dataclass(frozen=True, slots=True)

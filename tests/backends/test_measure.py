@@ -19,6 +19,7 @@ from backends.measuring import (
     Extent,
     StepParts,
     batched,
+    check_tail,
     experts_to_time,
     extent,
     fastest,
@@ -35,7 +36,7 @@ from together.cluster_types import DeviceProfile
 from together.desktop.bench.shapes import SHAPES, random_checkpoint
 from together.errors import BrokenModel, NotEnoughMemory, UnsupportedModel
 from together.models.packing import FP_PACKINGS
-from together.models.spec import read_spec
+from together.models.spec import read_shape, read_spec
 from together.models.state import KeysValues, Recurrent
 from together.types import Batch, Dtype, LayerRange, PackedAs, Packing, Row, SampleRequest, Sampling
 
@@ -282,6 +283,14 @@ def test_a_large_head_is_timed_by_a_part() -> None:
 def test_memory_for_not_even_one_layer_is_refused_with_both_numbers() -> None:
     with pytest.raises(NotEnoughMemory, match=r"one layer and the LM head need 2\.1 GB and 1\.0 GB are free"):
         extent("m", 80, 2 * 10**9, 1000, 100_000, 10**9)
+
+
+def test_layers_that_are_timed_together_need_memory_together(tmp_path: Path) -> None:
+    spec = read_shape(make_checkpoint(tmp_path / "tiny", "gemma4-shared"))
+    size = Extent(spec.tail(1), 160)
+    check_tail(spec, size, 10**9, 10**9)
+    with pytest.raises(NotEnoughMemory, match=r"its last 4 layers, which cannot be parted, .* 2\.0 GB and 1\.0 GB"):
+        check_tail(spec, size, 2 * 10**9, 10**9)
 
 
 def test_actions_take_turns_after_one_to_warm_up() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.checksum import make_checksum_model
+from tests.support.families import make_checkpoint
 from tests.support.folders import SHAPES, without, write_model
 from tests.support.hub_home import own_home, own_hub
 from tests.support.mlx_folders import FORMS, make_plain, write_mlx
@@ -24,9 +25,9 @@ from together.weights.store import Store, begin_form
 KEYS = [
     "name", "path", "revision", "fingerprint", "family", "supported", "reason", "backends", "layers", "hidden_size",
     "vocab_size", "heads", "kv_heads", "head_dim", "context", "dtype", "quantization", "tied", "layer_bytes",
-    "layer_active_bytes", "embed_bytes", "norm_bytes", "head_bytes", "other_bytes", "total_bytes",
-    "held_bytes", "kv_bytes_per_token_per_layer", "windows", "experts", "experts_per_token", "params", "active_params",
-    "sampling_defaults", "sampling_by_author",
+    "layer_active_bytes", "embed_bytes", "opening_bytes", "joined", "norm_bytes", "head_bytes", "other_bytes",
+    "total_bytes", "held_bytes", "kv_bytes_per_token_per_layer", "windows", "experts", "experts_per_token", "params",
+    "active_params", "sampling_defaults", "sampling_by_author",
 ]  # fmt: skip
 REAL = {"torch": True, "mlx": True, "checksum": False}
 EXPERTS = {f"model.layers.1.mlp.experts.{e}.{m}.weight": (4, 8) for e in range(4) for m in ("up_proj", "gate_proj")} | {
@@ -121,6 +122,18 @@ def test_a_family_with_its_words_inside(tmp_path: Path, capsys: pytest.CaptureFi
     folder = write_model(tmp_path / "vl", shapes, model_type="qwen9_vl", num_hidden_layers=None, text_config=inner)
     found = inspect(capsys, folder)
     assert (found["supported"], found["layers"], found["layer_bytes"]) == (False, 2, [192, 320])
+
+
+def test_what_keeps_together_and_what_a_first_stage_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_checkpoint(tmp_path / "small", "gemma4-shared")
+    found = inspect(capsys, folder)
+    assert (found["supported"], found["joined"]) == (True, [3, 4, 5])
+    assert found["opening_bytes"] == 4 * (160 * 6 * 12 + 6 * 12 * 48 + 12)
+    assert found["other_bytes"] == 0
+    run_inspect(str(folder), tmp_path, as_json=False)
+    said = capsys.readouterr().out
+    assert "no stage can begin with layers 3:6: they share keys and values" in said
+    assert "60 kB more, for what layers take beside hidden states" in said
 
 
 def test_a_quantized_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,9 @@ import pytest
 
 from tests.planning.brute import brute_force, of_kinds, random_problem, with_joined, with_rows
 from together.errors import BadPlan, BadSetting
+from together.models.summary import summarize_config
 from together.planning.cluster_file import parse_cluster
+from together.planning.demand import demand_of
 from together.planning.explain import explain, explain_left_out
 from together.planning.mend import near_cuts
 from together.planning.problem import Assignment, ModelSize, NodeProfile, Problem, Split
@@ -134,6 +136,18 @@ def test_uniform_ranges_are_as_even_as_they_can_be() -> None:
 )
 def test_near_cuts(wished: list[int], possible: list[int], found: list[int]) -> None:
     assert near_cuts(wished, possible) == found
+
+
+def test_a_config_alone_says_what_keeps_together_and_what_a_first_stage_has_and_sends() -> None:
+    """Gemma 4 E2B's shape."""
+    kinds = (["sliding_attention"] * 4 + ["full_attention"]) * 7
+    shape = {"model_type": "gemma4_text", "hidden_size": 1536, "num_hidden_layers": 35, "num_kv_shared_layers": 20}
+    each = {"num_key_value_heads": 1, "layer_types": kinds, "use_double_wide_mlp": True, "intermediate_size": 6144}
+    demand = demand_of("m", summarize_config("m", shape | each))
+    assert demand.size.cuts == tuple(range(1, 14))
+    assert demand.size.embed_bytes - demand.size.tied_bytes == 2 * (262144 * 35 * 256 + 35 * 256 * 1536 + 256)
+    assert demand.size.layer_bytes[15] > 1.5 * demand.size.layer_bytes[13]
+    assert demand.state_bytes == 2 * (1536 + 34 * 256)
 
 
 @pytest.mark.parametrize("layer", [0, 3, -1, 1.5, True, "2"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -130,6 +131,8 @@ def inspected_json(found: Inspected) -> dict[str, Any]:
         "layer_bytes": [layer.bytes for layer in summary.layers],
         "layer_active_bytes": [layer.active_bytes for layer in summary.layers],
         "embed_bytes": summary.embed.bytes,
+        "opening_bytes": summary.opening.bytes,
+        "joined": list(summary.joined),
         "norm_bytes": summary.norm.bytes,
         "head_bytes": summary.head.bytes,
         "other_bytes": summary.other.bytes,
@@ -167,6 +170,11 @@ def _lines(found: Inspected) -> list[tuple[str, str]]:
     if summary.experts:
         active = _grouped([layer.active_bytes for layer in summary.layers])
         lines.insert(6, ("experts", f"{summary.experts}, a token uses {summary.experts_per_token}: {active}"))
+    if summary.opening.bytes:
+        size = exact_size_text(summary.opening.bytes)
+        lines.append(("first stage", f"{size} more, for what layers take beside hidden states"))
+    if summary.joined:
+        lines.append(("cuts", f"no stage can begin with layers {_runs(summary.joined)}: they share keys and values"))
     if found.held:
         lines.append(("in memory", _in_memory(found)))
     if summary.other.bytes:
@@ -236,3 +244,10 @@ def _kv(summary: Summary) -> str:
     if each is None:
         return "unknown"
     return f"{each:,} bytes per token and layer, {exact_size_text(each * len(summary.layers))} per token"
+
+
+def _runs(layers: Sequence[int]) -> str:
+    """`14:35`, or several of them."""
+    starts = [layer for layer in layers if layer - 1 not in layers]
+    stops = [layer + 1 for layer in layers if layer + 1 not in layers]
+    return ", ".join(f"{start}:{stop}" for start, stop in zip(starts, stops, strict=True))

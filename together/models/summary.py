@@ -91,6 +91,7 @@ class Summary:
     kv_bytes_per_token_per_layer: int | None
     scaled: bool = False  # matrices in 8-bit floats, which are held in 16 bits
     joined: tuple[int, ...] = ()  # as in ModelSpec
+    state_width: int | None = None  # as in ModelSpec
     opening: Sizes = Sizes()  # what only a first stage has, beside the embedding
 
     @property
@@ -137,6 +138,7 @@ def summarize(
         kv_bytes_per_token_per_layer=_kv_bytes(config, numbers, dtype),
         scaled=spec is not None and spec.scaled,
         joined=() if spec is None else spec.joined,
+        state_width=None if spec is None else spec.state_width,
         **{key: number for key, number in numbers.items() if key != "layers"},
     )
 

@@ -26,7 +26,7 @@ class Demand:
     size: ModelSize
     read_bytes: float
     layer_flops: float
-    hidden_size: int
+    state_width: int  # elements that one token sends from stage to stage
     workspace_bytes: float
     bits: int | None = None
     smaller: tuple[Smaller, ...] = ()  # as in Problem
@@ -34,7 +34,7 @@ class Demand:
     @property
     def state_bytes(self) -> int:
         """What one token sends from stage to stage."""
-        return STATE_ELEMENT * self.hidden_size
+        return STATE_ELEMENT * self.state_width
 
     @property
     def quantized(self) -> bool:
@@ -74,7 +74,8 @@ def demand_of(name: str, summary: Summary, bits: int | None = None) -> Demand:
     work = workspace_of(hidden, summary.inner_size or 4 * hidden, summary.vocab_size or 0)
     now = 0 if summary.quantization is not None else bits or 16  # what is packed already is not packed anew
     smaller = tuple(Smaller(fewer, _size(summary, fewer), "--bits") for fewer in (8, 4) if fewer < now)
-    return Demand(name, size, read, 2 * active / len(layers), hidden, work, bits, smaller)
+    width = summary.state_width or hidden
+    return Demand(name, size, read, 2 * active / len(layers), width, work, bits, smaller)
 
 
 def _size(summary: Summary, bits: int | None) -> ModelSize:
