@@ -99,6 +99,26 @@ async def test_two_machines_that_have_nothing_get_their_layers_alone(tmp_path: P
         shard.close()
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("family", ["gpt_oss", "mixtral", "glm4_moe", "qwen3_5"])
+async def test_layers_of_later_families(tmp_path: Path, family: str) -> None:
+    """Names, changes of the converter and a layer that nobody asks for are the same from parts of a file."""
+    file = make_gguf(tmp_path / "disk", "tiny.gguf", family, plain=True)
+    folder = await asyncio.to_thread(imported, file, tmp_path / "studio")
+    ends = LayerRange(0, 2), LayerRange(2, 4)
+    async with studio(tmp_path) as link:
+        found = [
+            await fetcher(tmp_path / name).fetch(ref(folder), layers, (source(at(link.port), folder),), quiet)
+            for name, layers in zip(("laptop", "tower"), ends, strict=True)
+        ]
+    asked = row(new_sequence(), 0, prompt_ids(9))
+    apart, whole = (
+        Chain([load_shard(place, "torch", layers) for place, layers in zip(places, ends, strict=True)])
+        for places in (found, (folder, folder))
+    )
+    assert np.array_equal(apart.logits(asked), whole.logits(asked))
+
+
 async def test_a_cut_transfer_goes_on(tmp_path: Path, folder: Path) -> None:
     async with studio(tmp_path, bytes_per_s=400_000) as link:
         sources = (source(at(link.port), folder),)
