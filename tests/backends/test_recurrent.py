@@ -23,9 +23,17 @@ from tests.support.chain import Chain, assert_close, load_shard, row
 from tests.support.families import LAYERS, make_checkpoint, prompt_ids, reference_logits
 from together.errors import NotEnoughMemory
 from together.models.spec import read_spec
-from together.models.state import MOST_PER_SEQUENCE, CacheSize, KeysValues, Recurrent, cache_bytes
+from together.models.state import (
+    MOST_PER_SEQUENCE,
+    CacheSize,
+    KeysValues,
+    LayerState,
+    Recurrent,
+    cache_bytes,
+    sequence_tokens,
+)
 from together.planning.held import held_bytes
-from together.planning.memory import workspace_bytes
+from together.planning.memory import stage_memory, workspace_bytes
 from together.types import BLOCK, Batch, LayerRange
 
 BACKENDS = ("torch", "mlx") if find_spec("mlx") else ("torch",)
@@ -187,27 +195,36 @@ def test_states_are_worth_tokens() -> None:
     """Twice, because a step that fails leaves behind what was there before it."""
     fixed = 2 * (4 * 16 * 24 * 4 + 160 * 3 * 2)
     assert STATE.sequence_bytes("bf16") == fixed
-    size = CacheSize.of((STATE, STATE, CACHE), "bf16")
-    assert size.token_bytes == 2 * 64 * 2
-    assert size.per_sequence % BLOCK == 0
-    assert 0 <= size.per_sequence * size.token_bytes - 2 * fixed < BLOCK * size.token_bytes
-    assert CacheSize.of((CACHE,), "bf16") == CacheSize(256, 0)
+    whole = (STATE, STATE, CACHE)
+    own = sequence_tokens(whole, "bf16")
+    assert own % BLOCK == 0
+    assert 0 <= own * 256 - 2 * fixed < BLOCK * 256
+    assert CacheSize.of(whole, "bf16", own) == CacheSize(256, own)
+    assert sequence_tokens((CACHE,) * 3, "bf16") == 0
+    assert CacheSize.of((CACHE,), "bf16", 0) == CacheSize(256, 0)
 
 
-def test_layers_that_keep_nothing_by_the_token_count_tokens_all_the_same() -> None:
-    size = CacheSize.of((STATE,), "bf16")
-    assert size.token_bytes == -(-STATE.sequence_bytes("bf16") // MOST_PER_SEQUENCE)
-    assert BLOCK <= size.per_sequence <= MOST_PER_SEQUENCE
-    assert size.per_sequence * size.token_bytes >= STATE.sequence_bytes("bf16")
+@pytest.mark.parametrize("states", [(STATE,), (STATE, STATE), (CACHE,), (STATE, CACHE, STATE)])
+def test_every_stage_of_a_ring_counts_alike(states: tuple[LayerState, ...]) -> None:
+    """Those that keep nothing by the token count tokens all the same, each worth more: or the ring's least would do."""
+    own = sequence_tokens((STATE, STATE, STATE, CACHE) * 2, "bf16")
+    size = CacheSize.of(states, "bf16", own)
+    assert size.per_sequence == own
+    assert size.token_bytes >= sum(state.per_token for state in states) * 2
+    assert size.nbytes(0, 1) >= sum(state.sequence_bytes("bf16") for state in states)
+
+
+def test_a_model_without_keys_and_values_counts_at_most_so_many() -> None:
+    assert sequence_tokens((STATE,) * 4, "bf16") == MOST_PER_SEQUENCE
 
 
 def test_no_range_of_layers_is_worth_more_than_the_planner_counts() -> None:
     states = (STATE, STATE, STATE, CACHE) * 2
-    caches = cache_bytes(states, "bf16")
+    caches, own = cache_bytes(states, "bf16"), sequence_tokens(states, "bf16")
     for start in range(len(states)):
         for stop in range(start + 1, len(states) + 1):
-            size = CacheSize.of(states[start:stop], "bf16")
-            assert size.nbytes(1024, 2) <= sum(1024 * token + 2 * own for token, own in caches[start:stop])
+            size, counted = CacheSize.of(states[start:stop], "bf16", own), caches[start:stop]
+            assert size.nbytes(1024, 2) <= sum(1024 * token + 2 * sequence for token, sequence in counted)
 
 
 def test_a_stage_admits_as_many_sequences_as_its_memory_holds(checkpoint: Checkpoints, tmp_path: Path) -> None:
@@ -227,3 +244,18 @@ def test_a_stage_admits_as_many_sequences_as_its_memory_holds(checkpoint: Checkp
     results = ring.results(Batch(tuple(row(sequence, 0, PROMPT[:3], "last") for sequence in range(most + 1))))
     refused = [result.sequence for result in results if result.refusal and "full" in result.refusal]
     assert refused == [most]
+
+
+@pytest.mark.parametrize("cut", range(1, LAYERS))
+def test_whatever_the_cut_a_ring_holds_what_it_was_planned_for(
+    checkpoint: Checkpoints, tmp_path: Path, cut: int
+) -> None:
+    """A stage may have recurrent layers alone, or none; the ring admits by its least capacity."""
+    folder, users, context = checkpoint("qwen3_5"), 3, 4 * BLOCK
+    spec = read_spec(folder)
+    own = sequence_tokens(spec.states, "fp32")
+    for layers in (LayerRange(0, cut), LayerRange(cut, LAYERS)):
+        granted = stage_memory(spec, layers, "fp32", context, users, "torch")
+        request = LoadRequest(folder, layers, "cpu", "fp32", granted, tmp_path)
+        assert cache_capacity(spec, request, "torch") >= users * (context + 2 * own)
+        assert spec.cache_size(layers, "fp32").per_sequence == own

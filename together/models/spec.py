@@ -40,7 +40,7 @@ from together.models.packing import Packing
 from together.models.quantization import Zeros, declared_groups, foreign_quantization, zeros_of
 from together.models.reading import Published, read_published, tensors_of
 from together.models.recognise import check_groups, find_matrices
-from together.models.state import CacheSize, LayerState, endless
+from together.models.state import CacheSize, LayerState, endless, sequence_tokens
 from together.models.stored import undone
 from together.types import DTYPE_BYTES, Dtype, LayerRange, ModelRef, PackedAs, model_key
 
@@ -127,7 +127,7 @@ class ModelSpec:
     def cache_size(self, layers: LayerRange, dtype: Dtype) -> CacheSize:
         """What these layers keep of sequences; sliding layers count like full ones."""
         self._check(layers)
-        return CacheSize.of(self.states[layers.start : layers.stop], dtype)
+        return CacheSize.of(self.states[layers.start : layers.stop], dtype, sequence_tokens(self.states, dtype))
 
     def excerpt(self, first: int, count: int, layers: int) -> ModelSpec:
         """A model of `layers`, whose layers from 1 on keep what `count` of these do from `first` on, but no windows.

@@ -106,6 +106,17 @@ class Borrowed:
 LayerState = KeysValues | Latent | Recurrent | Borrowed
 
 
+def sequence_tokens(states: Sequence[LayerState], dtype: Dtype) -> int:
+    """Tokens that a sequence counts for beside its own, in whole blocks: what a whole model's fixed sizes are worth.
+
+    They are the same for each of its stages, whatever layers it has: a ring admits by one number.
+    """
+    token = sum(state.per_token for state in states) * DTYPE_BYTES[dtype]
+    fixed = sum(state.sequence_bytes(dtype) for state in states)
+    worth = -(-fixed // max(token, 1))
+    return min(-(-worth // BLOCK) * BLOCK, MOST_PER_SEQUENCE)
+
+
 @dataclass(frozen=True, slots=True)
 class CacheSize:
     """What layers keep of sequences, counted in tokens alone: a state of a fixed size is worth so many of them."""
@@ -114,12 +125,11 @@ class CacheSize:
     per_sequence: int  # tokens that each sequence counts for beside its own, in whole blocks of BLOCK
 
     @classmethod
-    def of(cls, states: Sequence[LayerState], dtype: Dtype) -> CacheSize:
-        """Layers that keep nothing by the token count tokens all the same, so that a sequence is worth some."""
+    def of(cls, states: Sequence[LayerState], dtype: Dtype, per_sequence: int) -> CacheSize:
+        """Of some layers of a model, whose sequences count for `per_sequence` tokens: each is worth what it must be."""
         token = sum(state.per_token for state in states) * DTYPE_BYTES[dtype]
         fixed = sum(state.sequence_bytes(dtype) for state in states)
-        token = max(token, -(-fixed // MOST_PER_SEQUENCE))
-        return cls(token, -(-fixed // (token * BLOCK)) * BLOCK if fixed else 0)
+        return cls(max(token, -(-fixed // per_sequence)) if per_sequence else token, per_sequence)
 
     def nbytes(self, tokens: int, sequences: int) -> int:
         """Of so many tokens, in whole blocks, of so many sequences."""
@@ -127,15 +137,10 @@ class CacheSize:
 
 
 def cache_bytes(states: Sequence[LayerState], dtype: Dtype) -> tuple[tuple[int, int], ...]:
-    """Of each layer bytes by the token and by the sequence: no range of them needs more than its layers together.
-
-    A sequence's own of a range is rounded up by less than a block of tokens, which each layer has here.
-    """
-    fixed = [state.sequence_bytes(dtype) for state in states]
-    tokens = [state.per_token * DTYPE_BYTES[dtype] for state in states]
-    most = [max(token, -(-own // MOST_PER_SEQUENCE)) for token, own in zip(tokens, fixed, strict=True)]
-    rounding = BLOCK if any(fixed) else 0
-    return tuple((token, own + rounding * token) for token, own in zip(most, fixed, strict=True))
+    """Of each layer bytes by the token and by the sequence: no range of them needs more than its layers together."""
+    own = sequence_tokens(states, dtype)
+    sizes = [CacheSize.of((state,), dtype, own) for state in states]
+    return tuple((size.token_bytes, size.nbytes(0, 1)) for size in sizes)
 
 
 def endless(state: LayerState) -> LayerState:
