@@ -221,13 +221,18 @@ class Scheduler:
         for sequence in tuple(self.running.values()):
             if not self._stands(sequence) or sequence.waits_for:
                 continue
-            length = sequence.sent
-            if not self._evict_for(self.limits.blocks(length) - self.books.shared(length)):
-                sequence.kept = length
-            elif self._room_to_fork(length):
-                sequence.kept, copy = length, self.prefixes.new_id()
-                self.prefixes.fork(sequence.id, copy, length)
-                self.prefixes.keep(Prefix(copy, sequence.tokens[:length], sequence.rewind_floor))
+            length, tokens = sequence.sent, sequence.tokens[: sequence.sent]
+            wanted = self.limits.blocks(length) - self.books.shared(length)
+            alike = next((prefix for prefix in self.prefixes.held.values() if prefix.tokens == tokens), None)
+            if alike is not None:
+                self.prefixes.keep(alike)
+                sequence.kept, sequence.copy = length, alike.id
+            elif self.books.held_by(self.running.values()) + wanted > self.limits.capacity:
+                sequence.kept = length  # without: not even if all prefixes went
+            elif self._evict_for(wanted) and self._room_to_fork(length):
+                sequence.kept, sequence.copy = length, self.prefixes.new_id()
+                self.prefixes.fork(sequence.id, sequence.copy, length)
+                self.prefixes.keep(Prefix(sequence.copy, tokens, sequence.rewind_floor))
 
     # --- starting and leaving ---------------------------------------------------------------------------------------
 
@@ -303,6 +308,8 @@ class Scheduler:
         del self.running[sequence.id]
         if sequence.sent >= max(WORTH, sequence.reserved):
             self.prefixes.keep(Prefix(sequence.id, sequence.tokens[: sequence.sent], sequence.rewind_floor))
+            if sequence.copy in self.prefixes.held:  # where the next turn most likely begins: it goes last
+                self.prefixes.keep(self.prefixes.held[sequence.copy])
         elif sequence.sent:
             self.prefixes.drop(sequence.id)
 
@@ -312,7 +319,7 @@ class Scheduler:
         if sequence.sent:
             self.prefixes.drop(sequence.id)
         sequence.sent = sequence.reserved = sequence.waits_for = sequence.kept = 0
-        sequence.source, sequence.origin = None, -1
+        sequence.source, sequence.origin, sequence.copy = None, -1, -1
         self.counters.preempted += 1
         insort(self.waiting, sequence, key=lambda waiting: waiting.arrival)
 

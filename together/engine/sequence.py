@@ -36,6 +36,7 @@ class Sequence:
     attempts: int = 0  # refusals since its last new token or score
     scores: int = 0  # log-probabilities of its prompt that have come
     kept: int = 0  # its stable tokens, once a copy of them is ordered or has no room
+    copy: int = -1  # that copy's caches
 
     @property
     def unsent(self) -> int:
