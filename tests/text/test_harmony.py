@@ -73,6 +73,7 @@ CASES: list[tuple[str, str, str, Calls]] = [
     (f'{THOUGHT}{AGAIN}{CALL}{{"a": "<b>"}}<|call|>', "Hm, 2+2.", "", [("f", '{"a": "<b>"}')]),
     (f'{CALL}{{"a": 1', "", "", [("f", '{"a": 1')]),
     (f"{CALL}<|call|>", "", "", [("f", "{}")]),
+    (CALL, "", "", [("f", "{}")]),  # the token at its end is no text
     (" to=functions.g<|channel|>commentary json<|message|>{}<|call|>", "", "", [("g", "{}")]),  # as templates write it
     (f"{THOUGHT}{AGAIN} to=functions.g<|channel|>commentary json<|message|>{{}}", "Hm, 2+2.", "", [("g", "{}")]),
     ("<|channel|>analysis to=g code<|message|>{}<|call|>", "", "", [("g", "{}")]),

@@ -10,7 +10,7 @@ from tests.support.tokenizers import CHATML, byte_level, write_text_files
 from together.requests import Message, Tool, ToolCall
 from together.text.tokenizer import TextModel
 from together.text.tool_formats import HERMES
-from together.text.tool_turns import one_by_one
+from together.text.tool_turns import one_by_one, turns
 
 TOOLS = (
     Tool("f", "Does it.", {"type": "object", "properties": {"a": {"type": "integer"}, "s": {"type": "string"}}}),
@@ -157,3 +157,13 @@ def test_calls_in_a_way_that_is_not_known_are_told_of_in_words(tmp_path: Path) -
     template = "{{ tools | tojson }}{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
     said = rendered(tmp_path, template, [ASKED])
     assert said.startswith("nullsystem:You can call")
+
+
+def test_results_are_named_by_the_last_call_of_their_id() -> None:
+    """Clients number the calls of each answer anew."""
+    said: list[Message] = []
+    for name, result in (("weather", "sunny"), ("clock", "noon")):
+        said += [Message("assistant", "", tool_calls=(ToolCall("call_0", name, "{}"),))]
+        said.append(Message("tool", result, tool_call_id="call_0"))
+    names = [turn["name"] for turn in turns(said, HERMES, "") if turn["role"] == "tool"]
+    assert names == ["weather", "clock"]

@@ -307,3 +307,16 @@ def test_parameters_have_the_type_of_their_schema(text: str, schema: object, val
 )
 def test_the_template_shows_the_format(template: str, tool_format: ToolFormat | None) -> None:
     assert tool_format_of(template) == tool_format
+
+
+@pytest.mark.parametrize("tool_format", [CODER, GLM, GLM_DENSE, MINIMAX, DEEPSEEK, GEMMA], ids=str)
+def test_names_of_the_longest_kind_are_read_at_any_cut(tool_format: ToolFormat) -> None:
+    """A function has at most 64 letters, a parameter as many as its schema gives it."""
+    name, parameter = "f" * 64, "p" * 80
+    text = written(tool_format, [(name, json.dumps({parameter: "x", "q": "y"}))])
+    wanted = parted(tool_format, [text])
+    ((called, arguments),) = wanted[1]
+    assert called == name
+    assert json.loads(arguments) == {parameter: "x", "q": "y"}
+    for size in (1, 2, 7, 64, 65):
+        assert parted(tool_format, [text[at : at + size] for at in range(0, len(text), size)]) == wanted

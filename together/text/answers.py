@@ -10,7 +10,7 @@ from functools import partial
 
 from together.engine.engine import Engine, Tokens, TokenStream
 from together.engine.prefixes import common
-from together.errors import BadRequest, ContextTooLong
+from together.errors import BadRequest, ContextTooLong, TogetherError
 from together.requests import (
     AnswerChunk,
     CallDelta,
@@ -114,7 +114,7 @@ async def _stable(engine: Engine, model: TextModel, request: ChatRequest, prompt
     try:
         rendered = model.template.render(request.messages, tools, request.chosen_template, **variables)
         closed = await model.encode_aside(await asyncio.wrap_future(rendered), context=engine.context)
-    except (BadRequest, ContextTooLong):  # of a template that cannot do without: then nothing is kept
+    except TogetherError:  # of a template that cannot do without, or is too busy: then nothing is kept
         return 0
     return common(list(prompt), list(closed))
 

@@ -84,6 +84,8 @@ class HarmonyParser:
             self._kind = ContentKind.TEXT
         if self._kind is not None:
             self._give(held)
+        if self._kind is ContentKind.CALL and self._empty:  # the token that ends a call is no text
+            self._calls.write("{}")
         return self._parsed(self.stops.push(self._text) + self.stops.flush())
 
     def _parsed(self, text: str) -> ParsedAnswer:

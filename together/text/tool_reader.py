@@ -26,7 +26,7 @@ _FIRST_KEY = re.compile(r'\{\s*(?:(?P<odd>[^\s"])|"(?P<key>(?:[^"\\]|\\.)*)")')
 _KEYS = ("name", "arguments", "parameters", "function", "type", "id")
 _NAMED = re.compile(r"(?P<name>[\w.-]{1,64})\s{0,4}(?:\[CALL_ID\]\w{0,64})?(?:\[ARGS\])?\s{0,4}(?=\{)")
 _MAYBE_NAMED = re.compile(r"[\w.\-\[\]\s]{0,160}")
-MOST_LETTERS = 64  # of the name of a function or of a parameter
+MOST_LETTERS = 256  # of the name of a function, which has at most 64, or of a parameter
 _WORD = re.compile(rf'[^<>{{\n"]{{0,{MOST_LETTERS}}}')
 _PLAIN_NAME = re.compile(r"[\w.-]+")
 

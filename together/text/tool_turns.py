@@ -87,8 +87,11 @@ def _function(tool: Tool) -> Turn:
 
 
 def turns(messages: Sequence[Message], tool_format: ToolFormat, template: str) -> list[Turn]:
-    names = {call.id: call.name for message in messages for call in message.tool_calls}
-    found = [_turn(message, names, tool_format) for message in messages]
+    names: dict[str, str] = {}  # of the last call of each id: clients number those of each answer anew
+    found = []
+    for message in messages:
+        names |= {call.id: call.name for call in message.tool_calls}
+        found.append(_turn(message, names, tool_format))
     return _with_results(found) if tool_format.inside and RESULTS in template else found
 
 
