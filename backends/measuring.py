@@ -172,7 +172,7 @@ def _shards(timed: Timed[Any], spec: ModelSpec, size: Extent) -> list[Shard]:
         shard = timed.shard(model, shape, LayerRange(1, size.layers + 1))
         prompts = tuple(Row(sequence, 0, (0,) * _PROMPT) for sequence in range(1, ROWS + 1))
         given = with_inputs(timed.states(ROWS * _PROMPT), shape.inputs_behind(1))
-        _require_all(shard.step(Batch(prompts), given))
+        require_all(shard.step(Batch(prompts), given))
         shards.append(shard)
     return shards
 
@@ -187,10 +187,10 @@ def _decoding(timed: Timed[Any], shard: Shard, rows: int, spec: ModelSpec, *, la
     ask = SampleRequest((0,), Sampling(temperature=0.0), 1) if last else None
     position = 0 if shard.rewind == 0 else _PROMPT
     batch = Batch(tuple(Row(sequence, position, (0,), ask) for sequence in range(1, rows + 1)))
-    return lambda: _require_all(shard.step(batch, next(states)))
+    return lambda: require_all(shard.step(batch, next(states)))
 
 
-def _require_all(output: StepOutput) -> None:
+def require_all(output: StepOutput) -> None:
     """A refused row takes no time, and would make a layer free."""
     refused = next((result.refusal for result in output.results if result.refusal), None)
     if refused is not None:

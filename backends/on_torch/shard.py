@@ -64,8 +64,9 @@ class TorchShard(LedgerShard[Tensor]):
     ) -> None:
         """Without `threads`, steps are computed with as many as torch has at the time."""
         self._device, self._model, self._threads = device, model, threads
-        self._caches = BlockCaches(spec.states[layers.start : layers.stop], TORCH[dtype], device, capacity)
         own = spec.cache_size(layers, dtype).per_sequence
+        room = capacity - own  # whoever holds tokens has its own state, which lies elsewhere
+        self._caches = BlockCaches(spec.states[layers.start : layers.stop], TORCH[dtype], device, room)
         ledger = Ledger(self._caches, capacity, BLOCK_TOKENS, self._caches.rewind, shares=True, per_sequence=own)
         super().__init__(ShardShape.of(spec, layers, dtype), ledger)
         self._logits_scale = BY_NAME[spec.family].logits_scale(model.config.to_dict())

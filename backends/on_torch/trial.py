@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from backends.base import with_inputs
+from backends.measuring import require_all
 from backends.on_torch.shard import TORCH, TorchShard, write_activation
 from backends.on_torch.threads import PROMPT, Step, StepThreads
 from together.models.spec import ModelSpec
@@ -51,13 +52,17 @@ def trial_step(spec: ModelSpec, held: LayerRange, dtype: Dtype, model: Any, *, l
     count = len(held)
     layers, shape = LayerRange(1, 1 + count), spec.excerpt(held.start, count, count + (1 if last else 2))
     part = with_parts(model, model.model.layers[:count], model.model.norm if last else nn.Identity())
-    shard = TorchShard(shape, layers, dtype, _CPU, 2 * max(PROMPT, BLOCK), part)
+    room = 2 * max(PROMPT, BLOCK) + shape.cache_size(layers, dtype).per_sequence
+    shard = TorchShard(shape, layers, dtype, _CPU, room, part)
 
     def step(tokens: int) -> object:
         ask = SampleRequest((tokens - 1,), Sampling(temperature=0.0), tokens) if last else None
         batch = Batch((Row(1, 0, (0,) * tokens, ask),))
-        run = shard.logits if last else shard.step  # what random states lead to need not be finite
-        return run(batch, with_inputs(_states(tokens, spec.hidden_size, dtype), shape.inputs_behind(1)))
+        given = with_inputs(_states(tokens, spec.hidden_size, dtype), shape.inputs_behind(1))
+        if last:
+            return shard.logits(batch, given)  # what random states lead to need not be finite
+        require_all(shard.step(batch, given))
+        return None
 
     return step
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from backends.base import LoadRequest, cache_capacity
 from backends.on_torch.recurrent import next_state
+from backends.on_torch.trial import trial_step
 from tests.backends.conftest import Checkpoints
 from tests.support.chain import Chain, assert_close, load_shard, row
 from tests.support.families import LAYERS, make_checkpoint, prompt_ids, reference_logits
@@ -259,3 +260,16 @@ def test_whatever_the_cut_a_ring_holds_what_it_was_planned_for(
         request = LoadRequest(folder, layers, "cpu", "fp32", granted, tmp_path)
         assert cache_capacity(spec, request, "torch") >= users * (context + 2 * own)
         assert spec.cache_size(layers, "fp32").per_sequence == own
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_trial_of_threads_has_room_for_states(tmp_path: Path, last: bool) -> None:
+    """Of these widths a state is worth more tokens than a trial's: a refused row would take no time at all."""
+    shape: dict[str, Any] = {"linear_num_value_heads": 16, "linear_key_head_dim": 64, "linear_value_head_dim": 64}
+    folder = make_checkpoint(tmp_path / "wide", "qwen3_5", **shape)
+    spec, whole = read_spec(folder), LayerRange(0, LAYERS)
+    assert sequence_tokens(spec.states, "fp32") > 512
+    shard: Any = load_shard(folder, "torch", whole)
+    step = trial_step(spec, whole, "fp32", shard._model, last=last)
+    assert (step(1) is not None) == last
+    step(64)
