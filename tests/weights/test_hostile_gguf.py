@@ -134,7 +134,7 @@ LIES: dict[str, tuple[Callable[[Edited], None], str]] = {
     "another width": (told(llama__embedding_length=512), "config"),
     "another count of heads": (told(llama__attention__head_count=1), "config"),
     "another vocabulary": (fewer_words, f"has {VOCABULARY - 1} words and an embedding for {VOCABULARY}"),
-    "experts of a llama": (told(llama__expert_count=8), r"llama\.expert_count 8"),
+    "experts of a llama": (told(llama__expert_count=8), r"llama\.expert_used_count = None"),
     "a cap on logits": (told(llama__final_logit_softcapping=30.0), "final_logit_softcapping"),
     "sections of rope": (told(llama__rope__dimension_sections=1), "dimension_sections"),
     "factors of another rope": (put("rope_factors_long.weight", 32), "rope_factors_long"),
