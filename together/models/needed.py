@@ -42,7 +42,7 @@ def needed_tensors(folder: Path, layers: LayerRange, home: Path) -> Needed:
     words = read_json(folder, CONFIG)
     config = effective(named(folder)[0], words)
     stored = tensors_for(folder, layers, config["num_hidden_layers"], home)
-    found = undone(config, stored, all_tensors(folder))
+    found = undone(config, stored, lambda: all_tensors(folder))
     return needed_of(config, {tensor.name: tensor for tensor in found}, zeros_of(words))
 
 

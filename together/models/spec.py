@@ -213,7 +213,7 @@ def described(folder: Path, published: Published) -> Described:
     words = read_json(folder, CONFIG)
     shape, config = shape_of(published.name, words, published.revision)
     stored, zeros = tensors_of(published.headers), zeros_of(words)
-    tensors = {tensor.name: tensor for tensor in undone(config, stored, stored)}
+    tensors = {tensor.name: tensor for tensor in undone(config, stored, lambda: stored)}
     shapes: Mapping[str, Shape] = {}
     needed, found = tensors, Matrices({})
     if shape.family != TOY:

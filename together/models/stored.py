@@ -5,7 +5,7 @@ mlx-lm does so where layers are recurrent. Some publishers store all experts of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,14 +23,15 @@ LARGER = tuple(  # norms that are published less 1, and in mlx-lm's files as the
 
 
 def undone(
-    config: Mapping[str, Any], tensors: Iterable[TensorInfo], whole: Iterable[TensorInfo]
+    config: Mapping[str, Any], tensors: Iterable[TensorInfo], whole: Callable[[], Iterable[TensorInfo]]
 ) -> Iterator[TensorInfo]:
-    """Tensors of a model with what says how their files have them; `whole` are all of the model's.
+    """Tensors of a model with what says how their files have them; `whole` gives all of the model's,
+    and is asked only where they tell something.
 
     `config` is the effective configuration. A range of layers may have no convolution, by which mlx-lm's files show.
     """
     family = BY_NAME.get(config["model_type"])
-    change = _by_mlx if family and family.recurrent and _is_made_by_mlx(whole) else partial(as_stored, config)
+    change = _by_mlx if family and family.recurrent and _is_made_by_mlx(whole()) else partial(as_stored, config)
     for tensor in tensors:
         yield from apart(change(tensor)) if family and family.halves else (change(tensor),)
 
