@@ -9,9 +9,10 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-from tests.conftest import RealApp
-from tests.support.patience import PATIENCE_MS
+from tests.conftest import RealApp, until
+from tests.support.patience import PATIENCE, PATIENCE_MS
 from tests.support.reading import faults, repeated
 
 CHROMIUM = next(
@@ -61,7 +62,17 @@ def open_page(page: Page, app: RealApp) -> None:
 def ask(page: Page, text: str, max_tokens: int) -> None:
     set_number(page, "#max-tokens", max_tokens)
     page.locator("#question textarea").fill(text)
-    page.locator("#question textarea").press("Enter")
+    until(lambda: _asks(page), PATIENCE, "the browser sends the question")
+
+
+def _asks(page: Page) -> bool:
+    """Whether Enter made an event. It does not while the one before it still ends, after its last word is drawn."""
+    try:
+        with page.expect_request(lambda request: "/queue/join" in request.url, timeout=2000):
+            page.locator("#question textarea").press("Enter")
+    except PlaywrightTimeout:
+        return False
+    return True
 
 
 def set_number(page: Page, control: str, value: float) -> None:
