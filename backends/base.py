@@ -18,9 +18,10 @@ import numpy as np
 
 from together.cluster_types import Device, DeviceProfile
 from together.errors import BadPlan, BadSetting, FrameRefused, NotEnoughMemory, UnsupportedModel
+from together.models.eyes import Eyes
 from together.models.spec import ModelSpec, require_plain
 from together.planning.held import held_bytes
-from together.planning.memory import workspace_bytes
+from together.planning.memory import looking_bytes, workspace_bytes
 from together.sentences import NOTHING, Sentence, say, template
 from together.types import (
     BLOCK,
@@ -90,12 +91,14 @@ class ShardShape:
     vocabulary: int
     dtype: Dtype
     inputs: int = 0  # how wide is what comes beside hidden states, for these layers and those behind
+    axes: int = 0  # of positions that rows may name; 0: none
+    eyes: Eyes | None = None  # of a stage that sees pictures
 
     @classmethod
     def of(cls, spec: ModelSpec, layers: LayerRange, dtype: Dtype) -> ShardShape:
         inputs = spec.inputs_behind(layers.start) if layers.start else 0
-        last = layers.stop == spec.layers
-        return cls(spec.name, layers, last, spec.hidden_size, spec.vocab_size, dtype, inputs)
+        last, axes = layers.stop == spec.layers, len(spec.sections)
+        return cls(spec.name, layers, last, spec.hidden_size, spec.vocab_size, dtype, inputs, axes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +240,7 @@ def cache_capacity(spec: ModelSpec, request: LoadRequest, backend: str) -> int:
     size = spec.cache_size(request.layers, request.dtype)
     block_bytes, least = size.token_bytes * BLOCK, size.nbytes(BLOCK, 1)
     weights = held_bytes(spec.stage_weights(request.layers), request.dtype, backend)
-    fixed = weights + workspace_bytes(spec)
+    fixed = weights + workspace_bytes(spec) + (0 if request.layers.start else looking_bytes(spec))
     blocks = (request.memory_bytes - fixed) // block_bytes
     if blocks * block_bytes < least:
         raise NotEnoughMemory(
@@ -274,7 +277,7 @@ def check_frame(shape: ShardShape, batch: Batch, hidden: Activation | None) -> N
     if len({row.sequence for row in batch.rows}) != len(batch.rows):
         raise FrameRefused("a sequence has two rows in one batch")
     for row in batch.rows:
-        fault = _row_fault(row, shape.vocabulary)
+        fault = _row_fault(row, shape) or _picture_fault(row, shape)
         if fault:
             raise FrameRefused("the row of sequence {sequence} has {found}", sequence=row.sequence, found=fault)
     if shape.layers.start == 0:
@@ -286,19 +289,41 @@ def check_frame(shape: ShardShape, batch: Batch, hidden: Activation | None) -> N
         raise FrameRefused("an inner stage takes hidden states, and the frame has none")
 
 
-def _row_fault(row: Row, vocabulary: int) -> Sentence:
+def _row_fault(row: Row, shape: ShardShape) -> Sentence:
     """What is wrong with a row; empty where nothing is."""
+    vocabulary = shape.vocabulary
     if not row.token_ids:
         return template("no tokens")
     if row.position < 0:
         return template("the position {position}", position=row.position)
     if not 0 <= min(row.token_ids) <= max(row.token_ids) < vocabulary:
         return template("a token outside the vocabulary of {vocabulary}", vocabulary=vocabulary)
-    if row.positions:
-        return template("positions on {axes} axes, and this model takes none", axes=len(row.positions))
+    if row.positions and len(row.positions) != shape.axes:
+        known = shape.axes or "none"
+        return template("positions on {axes} axes, and this model takes {known}", axes=len(row.positions), known=known)
+    if any(len(axis) != len(row.token_ids) or not 0 <= min(axis) <= max(axis) < 2**31 for axis in row.positions):
+        return template("positions that are not one for each of its tokens")
     if row.adapter:
         return template("the adapter {adapter!r}, and this stage has none", adapter=cut(row.adapter))
     return _sample_fault(row.sample, len(row.token_ids), vocabulary) if row.sample else NOTHING
+
+
+def _picture_fault(row: Row, shape: ShardShape) -> Sentence:
+    """Each part of a picture has its token, and each such token beside pictures is a part of one."""
+    if not row.pictures:
+        return NOTHING
+    eyes, count = shape.eyes, len(row.token_ids)
+    if eyes is None:
+        return template("pictures, and this stage sees none")
+    places: list[int] = []
+    for picture in row.pictures:
+        held = range(max(0, picture.offset), min(count, picture.offset + picture.tokens))
+        if picture.side != eyes.side or not held or (places and held.start <= places[-1]):
+            return template("a picture that does not lie in it")
+        places += held
+    if not row.positions or places != [place for place, token in enumerate(row.token_ids) if token == eyes.token]:
+        return template("other tokens than its pictures have parts")
+    return NOTHING
 
 
 def _sample_fault(ask: SampleRequest, count: int, vocabulary: int) -> Sentence:

@@ -355,6 +355,18 @@ def positions(rows: Sequence[Row]) -> list[int]:
     return [row.position + i for row in rows for i in range(len(row.token_ids))]
 
 
+def axis_positions(rows: Sequence[Row]) -> list[list[int]]:
+    """On each axis each packed token's position: one axis where no row names its own, or all do alike."""
+    axes = max((len(row.positions) for row in rows), default=0)
+    if not axes:
+        return [positions(rows)]
+    found: list[list[int]] = []
+    for axis in range(axes):
+        each = (row.positions[axis] if row.positions else positions([row]) for row in rows)
+        found.append([place for places in each for place in places])
+    return found if any(each != found[0] for each in found[1:]) else found[:1]
+
+
 def _places(rows: Sequence[Row]) -> list[int]:
     """Where the rows ask for samples, in the packing."""
     return [start + offset for row, start in starts(rows) if row.sample for offset in row.sample.offsets]

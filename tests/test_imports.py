@@ -22,6 +22,7 @@ WORDS = tuple(
     f"together.{name}"
     for name in (
         "commands",
+        "picture",
         "types",
         "cluster_types",
         "view",

@@ -186,6 +186,14 @@ class AnswerChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Attached:
+    """A picture's file, as PNG, JPEG or WebP, and how many letters of the message come before it."""
+
+    at: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a chat; roles are system, user, assistant and tool. `reasoning` is what the assistant thought."""
 
@@ -194,6 +202,7 @@ class Message:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()  # of an assistant
     tool_call_id: str = ""  # of a tool's answer: the call that it answers
+    pictures: tuple[Attached, ...] = ()  # of a user, in order
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,14 @@ _ENGLISH = {
     "load_stopped": "loading {model} was stopped; load it again",
     "load_given_up": "loading {model} was given up because the model was unloaded",
     "unloaded": "the model was unloaded; load it again",
+    "pictures_none": "{model} sees no pictures; send text alone, or load a model that sees, as Qwen3-VL",
+    "pictures_later": (
+        "{model} sees no pictures here yet: those of its family come next; send text alone, or load Qwen3-VL for them"
+    ),
+    "pictures_otherwise": (
+        "{model} asks in {file} for pictures that are prepared otherwise than here; send text alone, or take it from "
+        "where it was published"
+    ),
     "engine_failed": "the engine stopped because of a bug in it; see the log, then load the model again",
     "no_room": "{error}; no other machine has room for its layers, and it comes back by itself when one has",
     "not_changed": "the plan was not changed: {error}",

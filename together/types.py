@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal, get_args
+
+from together.picture import Picture
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
@@ -41,19 +43,6 @@ class LayerRange:
         if not colon or not start.isdecimal() or not stop.isdecimal():
             raise ValueError(f"a layer range is written start:stop, as 0:8, not {text[:20]!r}")
         return cls(int(start), int(stop))
-
-
-def missing_ranges(layers: int, held: list[LayerRange]) -> tuple[LayerRange, ...]:
-    """The ranges of `layers` layers that none of `held` covers."""
-    gaps: list[LayerRange] = []
-    reached = 0
-    for item in sorted(item for item in held if item.start < layers):
-        if item.start > reached:
-            gaps.append(LayerRange(reached, item.start))
-        reached = max(reached, item.stop)
-    if reached < layers:
-        gaps.append(LayerRange(reached, layers))
-    return tuple(gaps)
 
 
 # --- quantized matrices -----------------------------------------------------------------------------------------------
@@ -199,6 +188,7 @@ class Row:
     sample: SampleRequest | None = None
     positions: tuple[tuple[int, ...], ...] = ()  # for each axis, one per token; (): `position` and those after it
     adapter: str = ""  # the name of the adapter that its tokens go through; "": none
+    pictures: tuple[Picture, ...] = ()  # that some of its tokens are parts of, in order; for the first stage alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +218,13 @@ class Batch:
     @property
     def tokens(self) -> int:
         return sum(len(row.token_ids) for row in self.rows)
+
+    @property
+    def onwards(self) -> Batch:
+        """As it goes on behind a first stage: its pictures are in the hidden states."""
+        if not any(row.pictures for row in self.rows):
+            return self
+        return Batch(tuple(replace(row, pictures=()) for row in self.rows), self.orders)
 
 
 HIDDEN = "hidden"  # the name of an activation's first tensor; it never travels

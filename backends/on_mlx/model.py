@@ -133,12 +133,22 @@ class Project(Protocol):
 class PackedRope(Module):
     """A RoPE of mlx-lm's over packed tokens: each token is a batch row with its own position."""
 
-    def __init__(self, rope: Callable[..., mx.array]) -> None:
+    def __init__(self, rope: Callable[..., mx.array], sections: tuple[int, ...] = ()) -> None:
+        """`sections`: how many pairs of a head each axis of positions turns; they take turns."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._rope = rope
+        self._rope, self._sections = rope, sections
 
     def __call__(self, x: mx.array, offset: mx.array) -> mx.array:  # [1, heads, tokens, head_dim]
-        return self._rope(x.transpose(2, 1, 0, 3), offset=offset).transpose(2, 1, 0, 3)
+        """`offset` is `[tokens]`, or `[axes, tokens]` where the axes differ."""
+        packed = x.transpose(2, 1, 0, 3)
+        if offset.ndim == 1:
+            return self._rope(packed, offset=offset).transpose(2, 1, 0, 3)
+        found = self._rope(packed, offset=offset[0])
+        places = np.arange(x.shape[-1]) % (x.shape[-1] // 2)  # the pair of each value
+        for axis in range(1, len(self._sections)):
+            own = (places % 3 == axis) & (places < 3 * self._sections[axis])
+            found = mx.where(mx.array(own), self._rope(packed, offset=offset[axis]), found)
+        return found.transpose(2, 1, 0, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +207,7 @@ def read_slice(request: LoadRequest, spec: ModelSpec) -> Slice:
     layers = request.layers
     config = read_config(request.folder)
     model = empty_model(config, spec, layers)
-    needed, dtype = needed_tensors(request.folder, layers, request.home), MX[request.dtype]
+    needed, dtype = needed_tensors(request.folder, layers, request.home).text, MX[request.dtype]
     path = partial(_path, spec, layers.start)
     weights = {path(name): array for name, array in unfused(held_arrays(needed, dtype))}
     stored = {name: matrix.packing for name, matrix in needed.packed.items() if runs_packed(matrix.packing)}
@@ -229,7 +239,7 @@ def empty_model(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> 
     _set_kinds(model, config, spec, layers)
     for layer, rope in zip(model.model.layers, ropes(config, spec, layers), strict=True):
         if rope is not None:
-            layer.self_attn.rope = PackedRope(_rope(spec, rope))
+            layer.self_attn.rope = PackedRope(_rope(spec, rope), spec.sections)
     for layer, state in zip(model.model.layers, spec.states[layers.start : layers.stop], strict=True):
         if isinstance(state, Latent):
             layer.self_attn = LatentAttention(layer.self_attn, config["rope_parameters"])

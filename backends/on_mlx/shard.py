@@ -14,7 +14,7 @@ import numpy as np
 
 from backends.base import ShardShape
 from backends.layer_caches import REWIND, SequenceCaches, whole_blocks
-from backends.ledger import Ledger, LedgerShard, Logits, positions, token_ids
+from backends.ledger import Ledger, LedgerShard, Logits, axis_positions, positions, token_ids
 from backends.on_mlx.latent import MlxLatentCache
 from backends.on_mlx.memory import moved
 from backends.on_mlx.model import Slice, bits_of, read_activation, write_activation
@@ -144,7 +144,7 @@ def _mask(queries: int, keys: int, window: int | None) -> mx.array | str | None:
 class PackedCache:
     """What one layer gets as its cache in one step: the caches of all rows, and where each row lies in the packing."""
 
-    offset: mx.array  # [tokens]: each token's position, for RoPE
+    offset: mx.array  # [tokens]: each token's position, for RoPE; [axes, tokens] where axes differ
     bounds: tuple[tuple[int, int], ...]  # each row's first and last + 1 token in the packing
     positions: tuple[int, ...]
     caches: tuple[Any, ...]  # of one kind
@@ -185,7 +185,8 @@ class MlxSequenceCaches(SequenceCaches[Kind]):
         stops = tuple(accumulate(len(row.token_ids) for row in rows))
         bounds = tuple(zip((0, *stops), stops, strict=False))
         starts = tuple(row.position for row in rows)
-        offset = mx.array(positions(rows), mx.int32)
+        axes = axis_positions(rows)
+        offset = mx.array(axes if len(axes) > 1 else axes[0], mx.int32)
         found: list[PackedCache | PackedStates] = []
         by_layer = zip(*(self.of(row.sequence) for row in rows), strict=True)
         for layer, (state, caches) in enumerate(zip(self._states, by_layer, strict=True)):

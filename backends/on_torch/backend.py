@@ -43,15 +43,15 @@ def load(request: LoadRequest) -> Shard:
     check_model(spec, request)
     capacity, device = cache_capacity(spec, request, "torch"), _device(request.device)
     # transformers takes seconds to import, and a probe does not need it
-    from backends.on_torch.model import read_model
+    from backends.on_torch.model import read_model, read_vision
     from backends.on_torch.shard import TorchShard
     from backends.on_torch.trial import threads_for
 
     with in_words(spec.name, "transformers"):
-        model = read_model(request, spec, device)
+        model, vision = read_model(request, spec, device), read_vision(request, spec, device)
     shape = spec, request.layers, request.dtype
     threads = threads_for(*shape, model, request.home, exact=request.exact) if device.type == "cpu" else None
-    return TorchShard(*shape, device, capacity, model, threads)
+    return TorchShard(*shape, device, capacity, model, threads, vision)
 
 
 def measure(folder: Path, device: str, dtype: Dtype, packed: PackedAs = PLAIN) -> DeviceProfile:

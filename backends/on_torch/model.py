@@ -26,7 +26,9 @@ from backends.on_torch.recurrent import pack_recurrent
 from backends.on_torch.replaced import Source, replace_modules, sort_sources
 from backends.on_torch.shard import TORCH
 from backends.on_torch.tensors import STORED, Lazy, Quantized, Reader, Rows, Scaled, mapped, typed
+from backends.on_torch.vision import TorchVision, text_class
 from together.errors import BrokenModel
+from together.models.eyes import TOWER
 from together.models.families import BY_NAME
 from together.models.names import EMBED, HEAD, NORM, OPENING_UNIT, shifted, unit_of
 from together.models.needed import needed_tensors
@@ -36,8 +38,13 @@ from together.types import Dtype, LayerRange
 
 def model_class(family: str) -> Any:
     """The family's causal LM class; imports its module alone, not all of transformers."""
-    found = BY_NAME[family]
-    return getattr(library(f"transformers.models.{found.torch[0]}.modeling_{found.torch[0]}"), found.class_name)
+    found, module = BY_NAME[family], _module(family)
+    return getattr(module, found.class_name, None) or text_class(module, found.torch[1])
+
+
+def _module(family: str) -> Any:
+    name = BY_NAME[family].torch[0]
+    return library(f"transformers.models.{name}.modeling_{name}")
 
 
 def range_config(folder: Path, family: str, layers: LayerRange, *, tied: bool) -> Any:
@@ -64,7 +71,7 @@ def read_model(request: LoadRequest, spec: ModelSpec, device: torch.device) -> A
     layers, dtype = request.layers, request.dtype
     first, last = layers.start == 0, layers.stop == spec.layers
     kind, reader = TORCH[dtype], Reader(TORCH[dtype], device, request.progress)
-    needed = needed_tensors(request.folder, layers, request.home)
+    needed = needed_tensors(request.folder, layers, request.home).text
     stored: dict[str, Source] = {info.name: Lazy(info, reader) for info in needed.plain}
     stored |= {name: Quantized(matrix, reader) for name, matrix in needed.packed.items()}
     stored |= {name: Scaled(matrix, reader) for name, matrix in needed.scaled.items()}
@@ -95,6 +102,21 @@ def read_model(request: LoadRequest, spec: ModelSpec, device: torch.device) -> A
     keep_latents(model, heads)
     replace_modules(model, found, Precision(kind, device, request.exact, request.home))
     return fuse(speed_up(model.to(device), rows, request.home))
+
+
+def read_vision(request: LoadRequest, spec: ModelSpec, device: torch.device) -> TorchVision | None:
+    """What the request's stage sees pictures with; None where it is no first one, or the model sees none."""
+    if spec.eyes is None or request.layers.start:
+        return None
+    config, module, kind = read_config(request.folder), _module(spec.family), TORCH[request.dtype]
+    reader = Reader(kind, device, lambda _: None, total=1)
+    needed = needed_tensors(request.folder, request.layers, request.home).tower
+    state = {info.name.removeprefix(TOWER): Lazy(info, reader) for info in needed}
+    found = getattr(module, f"{BY_NAME[spec.family].torch[1]}VisionModel")
+    with _quiet_and_in_order():
+        inner = _config(found.config_class, config["vision_config"])
+    tower = _loaded(spec, found, inner, state, kind, attn_implementation="sdpa")
+    return TorchVision(tower.eval().requires_grad_(False).to(device), spec.eyes, device)
 
 
 def _rows(source: Any, reader: Reader) -> Rows | Scaled | None:
@@ -151,20 +173,28 @@ def build(spec: ModelSpec, config: Any, state: Mapping[str, Any], dtype: Dtype, 
     """transformers' own loading of `state` into the family's class, on the CPU, with what runs best on `device`."""
     register_attention()
     register_experts()
+    experts = EXPERTS if device.type == "cpu" else None
+    how = {"attn_implementation": ATTENTION, "experts_implementation": experts}
+    model = _loaded(spec, model_class(spec.family), config, state, TORCH[dtype], **how)
+    pack_recurrent(model)
+    return model.eval().requires_grad_(False)
+
+
+def _loaded(
+    spec: ModelSpec, found: Any, config: Any, state: Mapping[str, Any], kind: torch.dtype, **how: str | None
+) -> Any:
     with _quiet_and_in_order(), uninitialised():
-        model, info = model_class(spec.family).from_pretrained(
+        model, info = found.from_pretrained(
             None,
             config=config,
             state_dict=dict(state),
-            dtype=TORCH[dtype],
-            attn_implementation=ATTENTION,
-            experts_implementation=EXPERTS if device.type == "cpu" else None,
+            dtype=kind,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # checked below, in words of ours
+            **how,
         )
     _check_loaded(spec.name, info)
-    pack_recurrent(model)
-    return model.eval().requires_grad_(False)
+    return model
 
 
 def _check_loaded(name: str, info: Mapping[str, Any]) -> None:

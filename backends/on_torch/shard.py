@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from backends.base import LAYER_INPUTS, ShardShape, StepOutput
-from backends.ledger import Ledger, LedgerShard, Logits, positions, token_ids
+from backends.ledger import Ledger, LedgerShard, Logits, axis_positions, token_ids
 from backends.on_torch.attention import Step
 from backends.on_torch.cache import BLOCK_TOKENS, BlockCaches
 from backends.on_torch.computing import computing_of
 from backends.on_torch.layer_inputs import TorchLayerInputs
 from backends.on_torch.threads import StepThreads
+from backends.on_torch.vision import TorchVision
 from together.models.families import BY_NAME
 from together.models.spec import ModelSpec
 from together.types import Activation, Batch, Dtype, LayerRange, NamedTensor, Row, Threads
@@ -61,6 +62,7 @@ class TorchShard(LedgerShard[Tensor]):
         capacity: int,
         model: Any,
         threads: StepThreads | None = None,
+        vision: TorchVision | None = None,
     ) -> None:
         """Without `threads`, steps are computed with as many as torch has at the time."""
         self._device, self._model, self._threads = device, model, threads
@@ -68,7 +70,9 @@ class TorchShard(LedgerShard[Tensor]):
         room = capacity - own  # whoever holds tokens has its own state, which lies elsewhere
         self._caches = BlockCaches(spec.states[layers.start : layers.stop], TORCH[dtype], device, room)
         ledger = Ledger(self._caches, capacity, BLOCK_TOKENS, self._caches.rewind, shares=True, per_sequence=own)
-        super().__init__(ShardShape.of(spec, layers, dtype), ledger)
+        shape = ShardShape.of(spec, layers, dtype)
+        super().__init__(replace(shape, eyes=vision.eyes) if vision else shape, ledger)
+        self._vision = vision
         self._logits_scale = BY_NAME[spec.family].logits_scale(model.config.to_dict())
         self._inputs = None
         if spec.layer_inputs:
@@ -89,7 +93,7 @@ class TorchShard(LedgerShard[Tensor]):
 
     def close(self) -> None:
         self._caches.close()
-        self._model = None
+        self._model = self._vision = None
         if self._device.type != "cpu":
             torch.accelerator.empty_cache()
 
@@ -107,15 +111,22 @@ class TorchShard(LedgerShard[Tensor]):
         if self._threads is not None:
             self._threads.use(sum(len(row.token_ids) for row in rows))
         packed = Step.of(self._caches, rows, self._device)
-        inputs: dict[str, Tensor] = (
+        inputs: dict[str, Any] = (
             {"input_ids": self._ids(token_ids(rows))} if states is None else {"inputs_embeds": states[None]}
         )
         if self._inputs is not None:
             embeds, beside = self._inputs.begin(inputs["input_ids"]) if states is None else self._inputs.part(states)
             inputs = {"inputs_embeds": embeds, "per_layer_inputs": beside}
-        output = self._model.model(**inputs, position_ids=self._ids(positions(rows)), packed=packed, use_cache=False)
+        if self._vision is not None and states is None:
+            inputs = self._vision.begin(rows, self._model.model.embed_tokens(inputs["input_ids"]))
+        output = self._model.model(**inputs, position_ids=self._places(rows), packed=packed, use_cache=False)
         found: Tensor = output.last_hidden_state[0]
         return found if self._inputs is None else self._inputs.joined(found, beside)
+
+    def _places(self, rows: tuple[Row, ...]) -> Tensor:
+        """Positions `[1, tokens]`, or `[axes, 1, tokens]` where a row names some."""
+        axes = axis_positions(rows)
+        return self._ids(axes[0]) if len(axes) == 1 else torch.stack([self._ids(axis) for axis in axes])
 
     def _ids(self, numbers: list[int]) -> Tensor:
         return torch.tensor([numbers], dtype=torch.long, device=self._device)

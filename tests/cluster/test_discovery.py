@@ -23,8 +23,9 @@ from tests.support.patience import PATIENCE
 from together.cluster.discovery import MOST_RECORDS, SERVICE, Discovery, Hint
 from together.cluster.node import make_hint
 from together.cluster_types import Device, Endpoint, NodeState, NodeStatus, StageState, StageStatus
+from together.models.units import missing_ranges
 from together.settings import Settings
-from together.types import LayerRange, missing_ranges
+from together.types import LayerRange
 
 HERE = Endpoint(("127.0.0.1",), 4321)
 PLAIN = Hint("id", "home", HERE, 1, "a CPU", 8_000)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.families import model_class
+from tests.support.families import WRAPPED, model_class
 from together.errors import BrokenModel, TogetherError, UnsupportedModel
 from together.models.config import effective
 from together.models.families import BY_NAME
@@ -28,6 +28,7 @@ SAID_OTHERWISE = {  # the same in other words
     "ministral3": {"rope_parameters"},  # without a length that nobody reads
     "mixtral": {"head_dim"},  # None for what follows from other numbers
     "phi3": {"rope_parameters"},  # which part of a head is turned, where that is all of it
+    "qwen3_vl_text": {"rope_parameters"},  # with the sections that its class assumes
     "qwen2_moe": {"sliding_window"},  # 0 for none
 }
 
@@ -35,7 +36,8 @@ SAID_OTHERWISE = {  # the same in other words
 @pytest.mark.parametrize("family", BY_NAME)
 def test_what_a_file_does_not_say_is_what_transformers_assumes(family: str) -> None:
     silent = {"hidden_size": 12288, "num_hidden_layers": 4}
-    theirs = model_class(family).config_class(**silent).to_dict()
+    kind = model_class(family).config_class
+    theirs = (kind(text_config=silent).text_config if family in WRAPPED else kind(**silent)).to_dict()
     ours = effective("tiny", {**silent, "model_type": family})
     different = {key for key, value in ours.items() if key in theirs and key not in IDS and value != theirs[key]}
     assert different == SAID_OTHERWISE.get(family, set())

@@ -27,6 +27,7 @@ from together.cluster_types import (
     UnitDigest,
     UnitRequest,
 )
+from together.picture import Picture
 from together.types import (
     DTYPE_BYTES,
     DTYPES,
@@ -92,7 +93,16 @@ sample_requests = st.builds(
     allowed=st.none() | st.binary(max_size=8),
     score=tuples(st.builds(Continuation, small, small)),
 )
-rows = st.builds(Row, large, small, small_tuple, st.none() | sample_requests, tuples(small_tuple), text)
+pictures = st.builds(
+    lambda offset, rows, columns, key: Picture(offset, rows, columns, 1, bytes(3 * rows * columns), key),
+    st.integers(-9, 9),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    text,
+)
+rows = st.builds(
+    Row, large, small, small_tuple, st.none() | sample_requests, tuples(small_tuple), text, tuples(pictures)
+)
 orders = st.builds(Orders, st.lists(large, max_size=3).map(tuple), tuples(st.builds(Fork, large, large, small)))
 batches = st.builds(Batch, tuples(rows), orders)
 

@@ -123,7 +123,7 @@ class Chain:
             results += output.results
             refused = {result.sequence for result in output.results}
             rows = tuple(item for item in frame.batch.rows if item.sequence not in refused)
-            frame = Frame(frame.step, replace(frame.batch, rows=rows), output.activation)
+            frame = Frame(frame.step, replace(frame.batch, rows=rows).onwards, output.activation)
             frame = wire.FRAME.decode(wire.FRAME.encode(frame))
         return frame, results
 

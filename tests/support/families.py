@@ -17,7 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers.models.auto.configuration_auto import model_type_to_module_name
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from tests.support.case import Case
 from tests.support.cases import found
@@ -82,9 +85,15 @@ MORE = found()  # of families that came later: the default suite proves them by 
 BY_NAME = {case.name: case for case in (*CASES, MISTRAL_WINDOW, *MORE)}
 
 
+WRAPPED = {"qwen3_vl_text": "qwen3_vl"}  # text models that transformers has inside of a wrapper alone
+
+
 def model_class(family: str) -> Any:
-    folder = model_type_to_module_name(family)
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]
+    """The wrapper's, where there is no other."""
+    outer = WRAPPED.get(family, family)
+    folder = model_type_to_module_name(outer)
+    wrapper = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(outer, "")
+    kind = wrapper if outer in WRAPPED.values() else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]
     return getattr(import_module(f"transformers.models.{folder}.modeling_{folder}"), kind)
 
 
@@ -102,7 +111,12 @@ def config_for(case: Case, **more: Any) -> Any:
         "eos_token_id": 2,
         "pad_token_id": 0,
     }
-    return model_class(case.family).config_class(**{**shape, **case.settings, **more})
+    settings = {**shape, **case.settings, **more}
+    if case.family not in WRAPPED:
+        return model_class(case.family).config_class(**settings)
+    outer = {key: settings.pop(key) for key in ("vision_config", "image_token_id", "video_token_id")}
+    tied = settings.get("tie_word_embeddings", False)
+    return model_class(case.family).config_class(text_config=settings, tie_word_embeddings=tied, **outer)
 
 
 def make_checkpoint(
@@ -165,6 +179,12 @@ def _rewrite_config(file: Path) -> None:
     if config["model_type"] == "gemma4_text":  # there was no older rope of this one
         changed = config | wide_heads(config) | {"torch_dtype": config.pop("dtype")}
         file.write_text(json.dumps(changed | {"per_layer_config": None}, indent=2))
+        return
+    if "text_config" in config:  # sections of a rope have always been beside it
+        inner = config["text_config"]
+        rope = inner.pop("rope_parameters")
+        changed = inner | {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+        file.write_text(json.dumps(config | {"text_config": changed}, indent=2))
         return
     rope = config.pop("rope_parameters", None) or {}
     if "full_attention" in rope:

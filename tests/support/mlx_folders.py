@@ -176,6 +176,9 @@ def _hub_words(plain: Path) -> dict[str, Any]:
     config = json.loads((plain / "config.json").read_text(encoding="utf-8"))
     if config.get("per_layer_config"):
         return wide_heads(config)
+    if "text_config" in config:
+        inner = config["text_config"]
+        return {"text_config": inner | {"rope_theta": inner["rope_parameters"]["rope_theta"]}}
     rope = config.get("rope_parameters") or {}
     rope = rope.get("full_attention", rope)
     found = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
@@ -214,6 +217,8 @@ def write_judge(folder: Path, plain: Path, judge: Path) -> Path:
     """The folder in MLX's format, made from `plain`, with its weights widened to fp32 under transformers' names."""
     judge.mkdir()
     config = json.loads((plain / "config.json").read_text(encoding="utf-8"))
+    if "text_config" in config:  # which computes a text alone as Qwen3 does
+        config = config["text_config"] | {"model_type": "qwen3", "tie_word_embeddings": config["tie_word_embeddings"]}
     (judge / "config.json").write_text(json.dumps(config | {"dtype": "float32"}), encoding="utf-8")
     found = _whole(widened(folder, _widths(plain)), config)
     save_file(dict(_published(found)), judge / "model.safetensors", {"format": "pt"})
@@ -243,7 +248,8 @@ def widened(folder: Path, widths: Mapping[str, int]) -> dict[str, Floats]:
 def stored_arrays(folder: Path) -> dict[str, mx.array]:
     """All tensors of a folder, lazily; out of a wrapper of text and pictures."""
     files = [cast(dict[str, mx.array], mx.load(str(file))) for file in sorted(folder.glob("*.safetensors"))]
-    return {name.removeprefix("language_model."): array for file in files for name, array in file.items()}
+    each = ((name.replace("model.language_model.", "model."), array) for file in files for name, array in file.items())
+    return {name.removeprefix("language_model."): array for name, array in each}
 
 
 def _widths(plain: Path) -> dict[str, int]:

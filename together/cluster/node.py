@@ -23,12 +23,12 @@ from together.cluster.profiling import default_backend, find_devices
 from together.cluster.supervisor import signal_name
 from together.cluster_types import Endpoint, NodeStatus
 from together.errors import AppError, TogetherError, Unreachable
+from together.models.units import missing_ranges
 from together.processes import FILED, end, lines, spawn, stop_with_parent
 from together.ring import rpc
 from together.ring.rpc import Broadcast
 from together.sentences import NOTHING, Sentence, say
 from together.settings import Settings
-from together.types import missing_ranges
 
 log = logging.getLogger(__name__)
 

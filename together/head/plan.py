@@ -18,6 +18,7 @@ from together.models.generation import SamplingDefaults, read_sampling_defaults,
 from together.models.manifest import SMALL_FILES, describe
 from together.models.remarks import remark, remarks
 from together.models.spec import ModelSpec, read_config, read_runnable, read_spec
+from together.models.units import missing_ranges
 from together.planning.explain import Infeasible
 from together.planning.memory import stage_memory
 from together.planning.problem import Problem, Sizing
@@ -28,7 +29,7 @@ from together.processes import trim_memory
 from together.sentences import Sentence, say
 from together.settings import Settings
 from together.text.tokenizer import TextModel
-from together.types import Dtype, LayerRange, ModelRef, Plan, StagePlan, missing_ranges
+from together.types import Dtype, LayerRange, ModelRef, Plan, StagePlan
 from together.weights.find import BUNDLED, resolve_model
 from together.weights.hub import describe_hub
 from together.weights.hub_orders import check_hub_orders

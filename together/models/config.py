@@ -82,6 +82,7 @@ def effective(name: str, published: Mapping[str, Any]) -> dict[str, Any]:
     activation, usual = family.activation
     config[activation] = values.choice(activation, usual, family.activations)
     config |= family.more(values, config)
+    config |= family.vision(Values(name, published), config)
     _check_heads(name, config)
     return config
 

@@ -160,6 +160,8 @@ class Family:
     parted: Callable[[Config, int], Mapping[str, Mapping[str, tuple[int, ...]]]] = none_parted  # matrices that MLX's
     # files may have in the place of one of `tensors`
     opening: Callable[[Config], Tensors] = no_opening  # what a first stage has beside the embedding
+    vision: Callable[[Values, Config], dict[str, Any]] = nothing_more  # what else it reads of the wrapper's values
+    tower: Callable[[Config], Tensors] = no_opening  # what a first stage sees pictures with, where it is stored
     layer_inputs: Callable[[Config], int] = no_inputs  # how wide is what the first stage makes for each layer, which
     # travels beside the hidden states
     state: Callable[[Config, int], LayerState] = usual_state  # of a layer

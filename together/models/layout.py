@@ -1,7 +1,7 @@
 """Which tensors a model of each family needs, by name and shape, and what a checkpoint lacks of them. Pure.
 
 From the effective configuration (`models/config.py`) and safetensors headers alone, so that a model that cannot run is
-refused before anything is unloaded or read. All other tensors (vision towers, draft layers, buffers, scores) are
+refused before anything is unloaded or read. All other tensors (most towers, draft layers, buffers, scores) are
 passed over, whatever their dtype and shape.
 """
 
@@ -85,6 +85,9 @@ def needs(config: Mapping[str, Any], *, head: bool, stored: Collection[str] = ()
     if head:
         found[HEAD] = matrix
     found.update(BY_NAME[config["model_type"]].opening(config))
+    tower = dict(BY_NAME[config["model_type"]].tower(config))
+    if any(name in tower for name in stored):  # without one it runs, too, and sees nothing
+        found.update(tower)
     for layer in range(config["num_hidden_layers"]):
         found.update(layer_needs(config, layer, stacked=stacked))
         for whole, parts in BY_NAME[config["model_type"]].parted(config, layer).items():

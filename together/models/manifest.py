@@ -57,6 +57,7 @@ SMALL_FILES = (  # kept with the weights: data for tokenizers and templates, not
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "preprocessor_config.json",
 )
 MAX_TEMPLATES = 32  # besides the usual one
 MAX_FILE = 2**44  # bytes of an original file
@@ -166,7 +167,7 @@ def compose(name: str, files: Sequence[PublishedFile], small: Mapping[str, bytes
     if CONFIG not in small:
         raise _bad(name, "it has no {config}", config=CONFIG)
     ordered = tuple(sorted(files, key=lambda file: file.name))
-    kept = tuple(SmallFile(key, len(small[key]), _sha256(small[key])) for key in small_names(small))
+    kept = tuple(SmallFile(key, len(small[key]), hashlib.sha256(small[key]).hexdigest()) for key in small_names(small))
     print_ = fingerprint_of(small[CONFIG], ordered)
     return _checked(Manifest(name, print_, _layers(name, small[CONFIG]), ordered, kept, revision))
 
@@ -206,7 +207,7 @@ def check_small(manifest: Manifest, small: Mapping[str, bytes]) -> None:
     if small.keys() != {file.name for file in manifest.small}:
         raise _bad(manifest.name, "it lists other small files than {files}", files=quoted(sorted(small)))
     for file in manifest.small:
-        found = _sha256(small[file.name])
+        found = hashlib.sha256(small[file.name]).hexdigest()
         if found != file.sha256:
             raise BrokenModel(
                 "{file} of {model} is broken: its sha256 is {found}, it should be {sha256}; get it again",
@@ -389,10 +390,6 @@ def _samples(name: str, value: str) -> bytes:
 def _cut(samples: bytes, places: Sequence[ByteRange]) -> list[tuple[int, bytes]]:
     ends = accumulate(place.size for place in places)
     return [(place.start, samples[end - place.size : end]) for place, end in zip(places, ends, strict=True)]
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _bad(name: str, reason: str, **values: Value) -> BrokenModel:

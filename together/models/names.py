@@ -24,7 +24,7 @@ _LAYER_UNIT = re.compile(r"layer-(\d{5,6})\.safetensors")
 _COMPUTED = "rotary_emb.inv_freq"  # old checkpoints store what every implementation computes
 _OPENING = ("embed_tokens_per_layer.", "per_layer_model_projection.", "per_layer_projection_norm.")
 _ENDS = {"model.embed_tokens.": EMBED_UNIT, "model.norm.": NORM_UNIT, "lm_head.": HEAD_UNIT}
-_ENDS |= {f"model.{name}": OPENING_UNIT for name in _OPENING}
+_ENDS |= {f"model.{name}": OPENING_UNIT for name in (*_OPENING, "visual.")}
 _MODEL = re.compile(r"[\w.-]+(?:/[\w.-]+(?:/[\w.-]+\.(?i:gguf))?)?")
 _HUB_PAGE = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)"
@@ -139,6 +139,8 @@ def model_name(text: str) -> str:
 _WRAPS = r"((?:(?:model|language_model|text_model|module|_orig_mod|base_model)\.)*)"
 _PART = re.compile(rf"{_WRAPS}(embed_tokens\.|layers\.\d{{1,6}}\.|norm\.|{'|'.join(map(re.escape, _OPENING))}).+")
 _HEAD = re.compile(_WRAPS + r"(lm_head\..+)")
+_TOWER = re.compile(r"(?:model\.)?(visual\..+)")
+_TOWERS = "visual.deepstack_merger_list."  # such a tower runs here; others are passed over
 _USUAL = "model."
 _EXPERTS = re.compile(r"(\.mlp)\.experts\.((?:gate|up|down)_proj\.)|\.experts\.switch_glu\.")
 
@@ -148,7 +150,7 @@ def canonical_names(names: Iterable[str]) -> Mapping[str, str]:
     known = list(names)
     prefix = _prefix(known)
     found = {name: _USUAL + _stacked(name[len(prefix) :]) for name in known if _is_part(name, prefix)}
-    return found | _heads(known)
+    return found | _heads(known) | _tower(known)
 
 
 def _stacked(name: str) -> str:
@@ -179,3 +181,15 @@ def _heads(names: list[str]) -> dict[str, str]:
     matches = [match for match in map(_HEAD.fullmatch, names) if match]
     best = min((match[1] for match in matches), key=lambda prefix: (len(prefix), prefix), default="")
     return {match[0]: match[2] for match in matches if match[1] == best}
+
+
+def _tower(names: list[str]) -> dict[str, str]:
+    """Of a vision tower that runs here."""
+    matches = [match for match in map(_TOWER.fullmatch, names) if match]
+    runs = any(match[1].startswith(_TOWERS) for match in matches)
+    return {match[0]: _USUAL + match[1] for match in matches} if runs else {}
+
+
+def is_tower_part(name: str) -> bool:
+    """Whether a stored tensor belongs to a vision tower, where one is there that runs here."""
+    return _TOWER.fullmatch(name) is not None

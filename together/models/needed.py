@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from together.models.config import effective
+from together.models.eyes import is_tower
 from together.models.folder import read_json
 from together.models.headers import TensorInfo
 from together.models.layout import needs
@@ -28,6 +29,20 @@ class Needed:
     plain: tuple[TensorInfo, ...]
     packed: dict[str, PackedMatrix]
     scaled: dict[str, ScaledMatrix]
+
+    @property
+    def text(self) -> Needed:
+        """Without a vision tower."""
+        return replace(
+            self,
+            plain=tuple(tensor for tensor in self.plain if not is_tower(tensor.name)),
+            packed={name: matrix for name, matrix in self.packed.items() if not is_tower(name)},
+            scaled={name: matrix for name, matrix in self.scaled.items() if not is_tower(name)},
+        )
+
+    @property
+    def tower(self) -> tuple[TensorInfo, ...]:
+        return tuple(tensor for tensor in self.plain if is_tower(tensor.name))
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from together.errors import BrokenModel
 from together.models.config import TOY, effective, require_family, text_config
+from together.models.eyes import Eyes, eyes_of
 from together.models.families import BY_NAME
 from together.models.family import usual_state
 from together.models.folder import folder_name, folder_revision, read_json
@@ -75,6 +76,8 @@ class ModelSpec:
     opening_weights: PartWeights = field(default_factory=PartWeights)  # what a first stage has beside the embedding
     layer_inputs: int = 0  # how wide is what each layer takes beside the hidden states
     joined: tuple[int, ...] = ()  # layers that no stage may begin with, as the family says
+    sections: tuple[int, ...] = ()  # pairs of a head that each axis of positions turns, where there are several
+    eyes: Eyes | None = None  # with which a first stage sees pictures
 
     @property
     def packings(self) -> tuple[Packing, ...]:
@@ -231,6 +234,7 @@ def described(folder: Path, published: Published) -> Described:
         norm_weights=weights[NORM],
         head_weights=weights.get(HEAD, PartWeights()),
         opening_weights=sum((each for name, each in weights.items() if unit_of(name) == OPENING_UNIT), PartWeights()),
+        eyes=eyes_of(config, weights, (*found.packed, *found.scaled)),
         quantization=shape.quantization or _stored_quantized(needed, tensors, found),
         fingerprint=published.fingerprint,
         form=published.form,
@@ -284,7 +288,9 @@ def shape_of(name: str, published: dict[str, Any], revision: str = "") -> tuple[
     )
     if spec.family != TOY:
         family = BY_NAME[spec.family]
-        spec = replace(spec, joined=family.joined(config), layer_inputs=family.layer_inputs(config))
+        sections = tuple(config["rope_parameters"].get("mrope_section", ()))
+        inputs = family.layer_inputs(config)
+        spec = replace(spec, joined=family.joined(config), layer_inputs=inputs, sections=sections)
     return spec, config
 
 

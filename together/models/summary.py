@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -19,7 +20,7 @@ from together.models.family import MAX_LAYERS
 from together.models.headers import TensorInfo
 from together.models.layout import layer_params
 from together.models.matrices import PLAIN, Matrices
-from together.models.names import is_computed
+from together.models.names import is_computed, is_tower_part
 from together.models.quantization import quantization_of
 from together.models.spec import ModelSpec, shape_of
 from together.models.values import MOST_SHOWN
@@ -111,7 +112,11 @@ def summarize(
     if spec is not None:
         numbers |= {key: getattr(spec, key) for key in ("layers", "kv_heads", "head_dim", "context", "inner_size")}
     quantization = _quantization(config, spec, kept)
-    parts = _parts(kept, numbers, _elements(matrices), _bits(config) if quantization else None)
+    sees = spec is not None and spec.eyes is not None
+    tower = [tensor for tensor in kept if sees and is_tower_part(tensor.name)]
+    others = [tensor for tensor in kept if not (sees and is_tower_part(tensor.name))]
+    parts = _parts(others, numbers, _elements(matrices), _bits(config) if quantization else None)
+    eyes = sum(_parts(tower, numbers, {}, None).values(), Sizes())
     for layer in [key for key in parts if spec is not None and isinstance(key, int) and key >= spec.layers]:
         parts["other"] = parts.get("other", Sizes()) + parts.pop(layer)  # draft layers that no text runs through
     head = parts.get("head", Sizes())
@@ -129,7 +134,7 @@ def summarize(
         embed=parts.get("embed", Sizes()),
         norm=parts.get("norm", Sizes()),
         head=head,
-        opening=parts.get("opening", Sizes()),
+        opening=parts.get("opening", Sizes()) + eyes,
         other=parts.get("other", Sizes()),
         family=cut(str(config.get("model_type")), MOST_SHOWN),
         dtype=dtype,
@@ -157,7 +162,8 @@ def summarize_config(name: str, config: dict[str, Any]) -> Summary:
     layers = [layer_params(effective, layer) for layer in range(spec.layers)]
     ends = spec.vocab_size * spec.hidden_size
     end = Sizes(ends * DTYPE_BYTES[spec.dtype], ends * DTYPE_BYTES[spec.dtype], ends, ends)
-    opening = sum(prod(shape) for _, shape in BY_NAME[spec.family].opening(effective))
+    family = BY_NAME[spec.family]
+    opening = sum(prod(shape) for _, shape in chain(family.opening(effective), family.tower(effective)))
     empty = summarize(config, (), spec)
     return replace(
         empty,

@@ -161,6 +161,19 @@ def layer_ranges(names: Iterable[str]) -> tuple[LayerRange, ...]:
     return tuple(ranges)
 
 
+def missing_ranges(layers: int, held: list[LayerRange]) -> tuple[LayerRange, ...]:
+    """The ranges of `layers` layers that none of `held` covers."""
+    gaps: list[LayerRange] = []
+    reached = 0
+    for item in sorted(item for item in held if item.start < layers):
+        if item.start > reached:
+            gaps.append(LayerRange(reached, item.start))
+        reached = max(reached, item.stop)
+    if reached < layers:
+        gaps.append(LayerRange(reached, layers))
+    return tuple(gaps)
+
+
 def words(names: Iterable[str]) -> str:
     """Units for a person: "embed, layers 0:4, norm"."""
     known = sorted(names, key=unit_order)

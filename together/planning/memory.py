@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from together.models.config import TOY
+from together.models.eyes import MOST_PARTS
 from together.models.matrices import PartWeights
 from together.models.spec import ModelSpec
 from together.models.state import cache_bytes
@@ -16,6 +17,7 @@ from together.types import BLOCK, DTYPE_BYTES, STEP_TOKENS, Dtype, LayerRange, P
 PACKING_BYTES = 68 * 2**20  # most that a backend may take while it brings weights into another form
 _LIBRARIES = 12 * 2**20  # what a framework loads only when it first computes
 _STEP_BYTES = 16  # per element of a token's widest states: input, output and both in fp32
+_LOOK_BYTES = 8  # per element of a patch's widest states: input and output in fp32
 _DRAWN, _DRAWN_BYTES = 8, 12  # rows drawn at once, and bytes per logit: as computed, in fp32, sorted
 
 
@@ -31,7 +33,17 @@ def stage_memory(spec: ModelSpec, layers: LayerRange, dtype: Dtype, context: int
     Where a sequence has a state of a fixed size, each user has two: a conversation goes on from one that is kept.
     """
     cache = spec.cache_size(layers, dtype).nbytes(cache_tokens(context, users), STATES * users)
-    return held_bytes(spec.stage_weights(layers), dtype, backend) + cache + workspace_bytes(spec)
+    looking = 0 if layers.start else looking_bytes(spec)
+    return held_bytes(spec.stage_weights(layers), dtype, backend) + cache + workspace_bytes(spec) + looking
+
+
+def looking_bytes(spec: ModelSpec) -> int:
+    """Bytes that come and go on a first stage while it looks at the largest picture, and what it keeps of that."""
+    eyes = spec.eyes
+    if eyes is None:
+        return 0
+    parts = MOST_PARTS * (eyes.merge**2 * eyes.width * _LOOK_BYTES + (1 + eyes.layers) * spec.hidden_size * 4)
+    return parts + 2 * MOST_PARTS * eyes.side**2 * 3 * 4  # its pixels, in fp32
 
 
 def workspace_bytes(spec: ModelSpec) -> int:
@@ -80,7 +92,7 @@ def model_size(spec: ModelSpec, dtype: Dtype, backend: str = "") -> ModelSize:
     by_token, by_sequence = (max(each) for each in zip(*caches, strict=True))
     return ModelSize(
         layer_bytes=tuple(map(size, spec.layer_weights)),
-        embed_bytes=size(spec.embed_weights) + size(spec.opening_weights),
+        embed_bytes=size(spec.embed_weights) + size(spec.opening_weights) + looking_bytes(spec),
         head_bytes=size(spec.norm_weights + head),
         kv_bytes_per_token_per_layer=by_token,
         tied_bytes=size(spec.embed_weights) if spec.tied else 0,

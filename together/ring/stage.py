@@ -134,7 +134,7 @@ class StepRunner:
             batch = replace(batch, rows=tuple(row for row in batch.rows if row.sequence not in refused))
         results = (*frame.results, *output.results)
         if not self._last:
-            return Frame(frame.step, batch, output.activation, results)
+            return Frame(frame.step, batch.onwards, output.activation, results)
         return Frame(frame.step, Batch(), None, results)
 
     def _begin(self, step: int, epoch: int) -> None:

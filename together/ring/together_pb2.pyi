@@ -69,20 +69,38 @@ class Orders(_message.Message):
     def __init__(self, drops: _Optional[_Iterable[int]] = ..., forks: _Optional[_Iterable[_Union[Fork, _Mapping]]] = ...) -> None: ...
 
 class Row(_message.Message):
-    __slots__ = ("sequence", "position", "token_ids", "sample", "positions", "adapter")
+    __slots__ = ("sequence", "position", "token_ids", "sample", "positions", "adapter", "pictures")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     position: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     sample: SampleRequest
     positions: _containers.RepeatedCompositeFieldContainer[Axis]
     adapter: str
-    def __init__(self, sequence: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., sample: _Optional[_Union[SampleRequest, _Mapping]] = ..., positions: _Optional[_Iterable[_Union[Axis, _Mapping]]] = ..., adapter: _Optional[str] = ...) -> None: ...
+    pictures: _containers.RepeatedCompositeFieldContainer[Picture]
+    def __init__(self, sequence: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., sample: _Optional[_Union[SampleRequest, _Mapping]] = ..., positions: _Optional[_Iterable[_Union[Axis, _Mapping]]] = ..., adapter: _Optional[str] = ..., pictures: _Optional[_Iterable[_Union[Picture, _Mapping]]] = ...) -> None: ...
+
+class Picture(_message.Message):
+    __slots__ = ("offset", "rows", "columns", "side", "pixels", "key")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    SIDE_FIELD_NUMBER: _ClassVar[int]
+    PIXELS_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    rows: int
+    columns: int
+    side: int
+    pixels: bytes
+    key: str
+    def __init__(self, offset: _Optional[int] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ..., side: _Optional[int] = ..., pixels: _Optional[bytes] = ..., key: _Optional[str] = ...) -> None: ...
 
 class Axis(_message.Message):
     __slots__ = ("values",)

@@ -1,0 +1,161 @@
+"""Pictures of a chat: from a file's bytes to the size in which a model sees them, and to their places in a prompt.
+
+The head decides the size, for it must know how many tokens a picture is; the first stage turns pixels into numbers.
+Nothing is fetched: a picture comes with its request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from together.errors import BadRequest
+from together.models.eyes import MOST_PARTS, Eyes
+from together.models.families import WRAPPERS
+from together.models.folder import read_json
+from together.models.manifest import CONFIG
+from together.models.spec import ModelSpec
+from together.models.values import Values
+from together.picture import Picture
+from together.requests import Message
+from together.sentences import Sentence, Value, say, template
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MOST_FILE = 16 * 2**20  # bytes
+MOST_PIXELS = 50_000_000  # of a file, as cameras have them: 150 MB while it is read
+MOST_PICTURES = 16  # of a conversation
+NARROWEST = 200  # a picture is at most so many times as long as it is wide
+_LEAST, _MOST = 256 * 256, 4096 * 4096  # pixels, where preprocessor_config.json is silent
+_PROCESSOR = "preprocessor_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """How a model's pictures are prepared: away from the event loop, two at a time."""
+
+    eyes: Eyes
+    least: int  # pixels that a picture is made larger to
+    most: int  # and smaller to
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "pictures"))
+
+    async def prepare(self, messages: Sequence[Message]) -> tuple[Picture, ...]:
+        """All pictures of a conversation, in order. Raises BadRequest."""
+        asked = [(f"messages.{index}.content", each.data) for index, m in enumerate(messages) for each in m.pictures]
+        if len(asked) > MOST_PICTURES:
+            text = "{where}: a conversation has at most {most} pictures; leave earlier ones out"
+            raise BadRequest(text, asked[-1][0], where=asked[-1][0], most=MOST_PICTURES)
+        loop = asyncio.get_running_loop()
+        each = [loop.run_in_executor(self.threads, self.read, data, where) for where, data in asked]
+        return tuple(await asyncio.gather(*each))
+
+    def read(self, data: bytes, where: str = "messages") -> Picture:
+        """A file's picture as the model sees it. Raises BadRequest."""
+        # Pillow takes a while to import, and few conversations have pictures.
+        from PIL import Image, ImageOps, UnidentifiedImageError
+
+        if len(data) > MOST_FILE:
+            raise _refusal(where, "it has more than {most} bytes", most=MOST_FILE)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+                opened = Image.open(BytesIO(data), formats=FORMATS)
+            _check_size(where, *opened.size)
+            upright = ImageOps.exif_transpose(opened).convert("RGB")
+            width, height = self.size(*upright.size)
+            return self.picture(upright.resize((width, height), Image.Resampling.BICUBIC))
+        except UnidentifiedImageError as error:
+            raise _refusal(where, "it is none of {formats}", formats=FORMATS) from error
+        except Image.DecompressionBombError as error:
+            raise _refusal(where, "it has more than {most} pixels", most=MOST_PIXELS) from error
+        except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow raises for a broken file
+            raise _refusal(where, "it is broken, or not whole") from error
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Whole squares near a size, within the bounds, and of the same shape: transformers' `smart_resize`."""
+        side = self.eyes.side
+        wide, high = round(width / side) * side, round(height / side) * side
+        if wide * high > self.most:
+            less = math.sqrt(height * width / self.most)
+            wide, high = (max(side, math.floor(each / less / side) * side) for each in (width, height))
+        elif wide * high < self.least:
+            more = math.sqrt(self.least / (height * width))
+            wide, high = (math.ceil(each * more / side) * side for each in (width, height))
+        return wide, high
+
+    def picture(self, image: Image) -> Picture:
+        """An image of whole squares; where it stands in a prompt is not known yet."""
+        side, pixels = self.eyes.side, image.tobytes()
+        key = hashlib.sha256(b"%d %d %d " % (image.width, image.height, side) + pixels).hexdigest()
+        return Picture(0, image.height // side, image.width // side, side, pixels, key)
+
+
+def read_sight(folder: Path, spec: ModelSpec) -> Sight | Sentence:
+    """How the model in `folder` sees, or why it does not. Raises BrokenModel."""
+    published = read_json(folder, CONFIG)
+    if spec.eyes is None:
+        wrapped = published.get("model_type") in WRAPPERS and bool(published.get("vision_config"))
+        return say("pictures_later", model=spec.name) if wrapped else say("pictures_none", model=spec.name)
+    found = read_json(folder, _PROCESSOR) if (folder / _PROCESSOR).is_file() else {}
+    if any(found.get(key, usual) != usual for key, usual in _fixed(spec.eyes).items()):
+        return say("pictures_otherwise", model=spec.name, file=_PROCESSOR)
+    size = found.get("size")
+    bounds = Values(spec.name, size if isinstance(size, dict) else {})
+    square = spec.eyes.side**2
+    most = max(square, min(bounds.count("longest_edge", _MOST), MOST_PARTS * square))
+    return Sight(spec.eyes, min(bounds.count("shortest_edge", _LEAST), most), most)
+
+
+def _fixed(eyes: Eyes) -> dict[str, object]:
+    """What a preprocessor must say, if anything: a stage computes nothing else."""
+    half = [0.5, 0.5, 0.5]
+    steps = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True)
+    return {"image_mean": half, "image_std": half, "patch_size": eyes.patch, "merge_size": eyes.merge, **steps}
+
+
+def placed(prompt: Sequence[int], pictures: Sequence[Picture], token: int) -> tuple[list[int], tuple[Picture, ...]]:
+    """A prompt in which each of a picture's tokens is there, and where the pictures are.
+
+    In `prompt` one `token` stands for each. Raises BadRequest where there are more or fewer.
+    """
+    ids: list[int] = []
+    found: list[Picture] = []
+    for each in prompt:
+        if each != token:
+            ids.append(each)
+        elif len(found) < len(pictures):
+            picture = replace(pictures[len(found)], offset=len(ids))
+            ids.extend([token] * picture.tokens)
+            found.append(picture)
+        else:
+            raise _unplaced()
+    if len(found) < len(pictures):
+        raise _unplaced()
+    return ids, tuple(found)
+
+
+def _unplaced() -> BadRequest:
+    text = "the chat template of this model does not say where the pictures are; load another version of the model"
+    return BadRequest(text, "messages")
+
+
+def _check_size(where: str, width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise _refusal(where, "it has more than {most} pixels", most=MOST_PIXELS)
+    if max(width, height) > NARROWEST * min(width, height):
+        raise _refusal(where, "it is more than {most} times as long as it is wide", most=NARROWEST)
+
+
+def _refusal(where: str, english: str, **values: Value) -> BadRequest:
+    text = "{where}: the picture cannot be read: {fault}; send another one"
+    return BadRequest(text, where, where=where, fault=template(english, **values))
