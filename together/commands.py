@@ -58,7 +58,7 @@ GROUPS = (
             "convert": "Write a model as a folder in MLX's format, which mlx-lm opens, as it is or quantized.",
             "inspect": "What a model is and weighs, from its headers alone: layers, memory, whether it runs here.",
             "load": "Load a model in the running app, by the recommended plan or a given one.",
-            "unload": "Unload the model of the running app; its nodes stay.",
+            "unload": "Unload a model of the running app; its nodes stay.",
         },
     ),
     (

@@ -97,15 +97,26 @@ class TokenPace:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One of the models that a head serves or loads."""
+
+    serving: Serving
+    advice: Sentence = NOTHING  # a better plan than the one that serves
+    pace: TokenPace | None = None  # None: until the first answers
+    keep: bool = False  # no other model may have its memory
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterView:
     """Everything a page or `status` shows, at one moment."""
 
     head: str
     nodes: tuple[NodeStatus, ...] = ()
-    serving: Serving = Serving()
+    serving: Serving = Serving()  # the first model's, as are `advice` and `pace`
     advice: Sentence = NOTHING  # a better plan than the one that serves
     offer: Sentence = NOTHING  # what was loaded last and is not now
     limits: tuple[MemoryLimit, ...] = ()
     endpoint: Endpoint | None = None  # where the head listens for nodes
     pace: TokenPace | None = None  # None: until the first answers
     let_go: tuple[LetGo, ...] = ()  # by the head's own use of the cache; nodes say what they let go
+    services: tuple[ServedModel, ...] = ()  # all models, in the order in which they came

@@ -75,9 +75,10 @@ class Answers:
         yield _update(question="", chat=[*asked, turn("assistant", "…")], notice="", busy=True)
         said, drawn = AnswerDelta(), 0.0
         try:
-            request = knobs.request(asked, self._head.sampling_defaults().sampling)
+            name = chosen(self._head, knobs.model)
+            request = knobs.request(asked, self._head.sampling_defaults(name).sampling)
             said.limit = request.max_tokens
-            async with aclosing(self._head.chat(request)) as chunks:
+            async with aclosing(self._head.chat(request, name)) as chunks:
                 async for chunk in chunks:
                     said.add(chunk)
                     if time.monotonic() - drawn >= REDRAW:
@@ -138,7 +139,12 @@ def stopped(turns: Turns) -> Turns:
     return [*turns[:-1], thought(text_of(turns[-1]), f"{title.replace(THINKING, THOUGHT)}, stopped")]
 
 
-def tried(head: Head, order: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[str]]:
+def chosen(head: Head, model: str | None) -> str:
+    """The name of the model that was chosen; empty where it serves no more, or never did."""
+    return model if model and model in head.services.by_name else ""
+
+
+def tried(head: Head, order: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[str]]:
     """A handler that gives `order` to the head and answers with the notice: why it failed, or nothing.
 
     Nor is anything said twice: while no model answers, the header has the reason.

@@ -31,6 +31,7 @@ class Knobs:
     top_p: float | None = None
     max_tokens: float | None = ANSWER_LIMIT
     seed: str | None = ""
+    model: str | None = ""  # which one answers, where several do
 
     def request(self, turns: Turns, defaults: Sampling) -> ChatRequest:
         """The conversation so far as a request; without a seed a fresh random one."""

@@ -50,7 +50,7 @@
   document.addEventListener("keydown", () => (shared.cleared = false), true);
 
   // --- header --------------------------------------------------------------------------------------------------------
-  const segment = (stage, index, { nodes, serving }) => {
+  const segment = (nodes, serving) => (stage, index) => {
     const owner = nodes.find((node) => node.id === stage.node);
     const held = owner && owner.state !== "FAILED" && owner.stages.find((one) => one.ring === serving.ring && range(one.layers) === range(stage.layers));
     const name = owner ? owner.name : stage.node;
@@ -62,10 +62,10 @@
     return box;
   };
 
-  const layerBar = (state) => {
-    const plan = state.serving.plan;
+  const layerBar = (nodes, serving) => {
+    const plan = serving.plan;
     if (!plan) return null;
-    const bar = element("div", "layer-bar", ...plan.stages.map((stage, index) => segment(stage, index, state)));
+    const bar = element("div", "layer-bar", ...plan.stages.map(segment(nodes, serving)));
     bar.setAttribute("role", "img");
     bar.setAttribute("aria-label", `layers of ${plan.model.name} by node`);
     return bar;
@@ -79,9 +79,17 @@
       pill(serving.state),
       element("span", `link ${connected ? "live" : "gone"}`, connected ? "live" : "disconnected"));
     const text = connected ? serving.sentence : "The app does not answer. Is it still running?";
-    const loading = connected && ["LOADING", "RECOVERING"].includes(serving.state) ? meter(serving.progress) : null;
-    return [title, element("div", `sentence ${serving.state.toLowerCase()}`, text), loading, layerBar(state)];
+    return [title, ...about(state, serving, text, connected), ...(state.services || []).slice(1).map(other(state, connected))];
   };
+
+  const about = ({ nodes }, serving, text, connected) => {
+    const loading = connected && ["LOADING", "RECOVERING"].includes(serving.state) ? meter(serving.progress) : null;
+    return [element("div", `sentence ${serving.state.toLowerCase()}`, text), loading, layerBar(nodes, serving)];
+  };
+
+  const other = (state, connected) => ({ serving }) => element("div", "service",
+    element("div", "title", element("span", "model", serving.model), pill(serving.state)),
+    ...about(state, serving, serving.sentence, connected));
 
   // --- nodes ---------------------------------------------------------------------------------------------------------
   const address = (node) => // broken before its port where it must be
@@ -136,17 +144,30 @@
     const loadAgain = document.getElementById("load-again");
     if (loadAgain) loadAgain.classList.toggle("shown", connected && state.serving.state === "FAILED");
     const offer = state.offer || "";
-    const advice = state.advice ? `A better split: ${state.advice}.` : "";
+    const better = (state.services || []).filter((one) => one.advice && one.serving.state === "READY");
+    const advice = better.map((one) => `A better split: ${one.advice}.`).join(" ");
     show("offer", offer, connected && offer !== "");
-    show("advice", advice, connected && advice !== "" && state.serving.state === "READY");
+    show("advice", advice, connected && advice !== "");
   };
 
   // --- the defaults of the served model ------------------------------------------------------------------------------
   let served = null; // the ring whose model's defaults the sampling controls show
+  let models = null; // that may be chosen
 
-  const followModel = ({ serving }) => {
+  const followModels = ({ services = [] }) => {
+    const button = document.getElementById("look-for-models");
+    if (!button || !view) return;
+    const names = services.filter((one) => ["READY", "RECOVERING"].includes(one.serving.state)).map((one) => one.serving.model);
+    document.getElementById("answers-by").classList.toggle("shown", names.length > 1);
+    if (models !== null && models !== names.join("\n")) button.click();
+    models = names.join("\n");
+  };
+
+  const followModel = ({ services = [], serving: first }) => {
     const button = document.getElementById("reset-sampling");
     if (!button || !view) return;
+    const chosen = document.querySelector("#answers-by input");
+    const { serving } = services.find((one) => chosen && one.serving.model === chosen.value) || { serving: first };
     const ring = serving.state === "READY" ? serving.ring : served || "";
     if (served !== null && ring !== served) button.click(); // what is served at first is set while the page loads
     served = ring;
@@ -161,6 +182,7 @@
     document.documentElement.dataset.serving = state.serving.state; // for page.css
     hints(state, connected);
     followModel(state);
+    followModels(state);
     places.header.replaceChildren(...header(state, connected).filter(Boolean));
     places.nodes.replaceChildren(...nodes(state));
     places.nodes.classList.toggle("stale", !connected);

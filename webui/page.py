@@ -19,7 +19,7 @@ from together.head.head import Head
 from together.models.generation import ANSWER_LIMIT, USUAL
 from together.sentences import EXAMPLES
 from webui import get_upload_folder, gr
-from webui.answers import Answers, notice, tried
+from webui.answers import Answers, chosen, notice, tried
 from webui.events import Events, example
 from webui.split import split_panel
 from webui.surface import Surface
@@ -74,7 +74,7 @@ def build(head: Head, events: Events) -> gr.Blocks:
             with gr.Column(scale=5, min_width=320, elem_id="chat-column"):
                 chat = _chat()
             with gr.Column(scale=2, min_width=260, elem_id="settings-column"):
-                settings, to_defaults = _settings()
+                settings, to_defaults, others = _settings()
         with gr.Row(elem_id="cluster", equal_height=False):
             with gr.Column(scale=5, min_width=420, elem_id="nodes-column"):
                 gr.HTML(_slot("nodes"), elem_id="cluster-nodes", apply_default_css=False)
@@ -85,13 +85,25 @@ def build(head: Head, events: Events) -> gr.Blocks:
                 split_panel(page, head, events)
         _connect(events, answers, chat, settings)
         sliders = settings[1 : 1 + len(SAMPLING)]
+        model: Any = settings[-1]
 
-        def reset() -> tuple[Any, ...]:
-            return _defaults(head)
+        def reset(name: str) -> tuple[Any, ...]:
+            return _defaults(head, chosen(head, name))
 
-        for trigger in (page.load, to_defaults.click):
-            events.chat(trigger, reset, None, sliders)
-        for button, order in ((load_again, head.load_again), (load_last, head.load_last), (rebalance, head.rebalance)):
+        def models(name: str) -> Any:
+            names = list(head.services.by_name)
+            return gr.update(choices=names, value=name if name in names else next(iter(names), ""))
+
+        async def move() -> None:
+            for service in list(head.services.by_name.values()):
+                if service.shown().advice:
+                    await head.rebalance(service.name)
+
+        for trigger in (page.load, to_defaults.click):  # page.js clicks for another model, too
+            events.chat(trigger, reset, model, sliders)
+        for trigger in (page.load, others.click):
+            events.chat(trigger, models, model, model)
+        for button, order in ((load_again, head.load_again), (load_last, head.load_last), (rebalance, move)):
             events.order(button.click, tried(head, order), None, chat.notice, refused=notice)
     page.queue(default_concurrency_limit=None, max_size=None, api_open=False)
     return page
@@ -142,9 +154,14 @@ def _chat() -> ChatControls:
     return ChatControls(turns, notice, question, send, stop, retry, clear)
 
 
-def _settings() -> tuple[list[gr.components.Component], gr.Button]:
-    """The controls in the order of `Knobs`, and the button that sets the sampling back; page.js presses it, too."""
+def _settings() -> tuple[list[gr.components.Component], gr.Button, gr.Button]:
+    """The controls in the order of `Knobs`, and two buttons: one sets the sampling back, and page.js presses it, too.
+
+    The other one, which only page.js presses, looks which models there are.
+    """
     with gr.Accordion("Settings", open=True, elem_id="settings"):
+        model = gr.Dropdown([""], value="", label="Model", allow_custom_value=True, elem_id="answers-by")
+        others = gr.Button("Look for models", elem_id="look-for-models")
         system = gr.Textbox(label="System prompt", lines=2, max_lines=8, elem_id="system", placeholder="You are …")
         sliders = [  # in the order of SAMPLING; their ranges hold every value that an author may set
             _slider("temperature", "Temperature (0: likeliest only)", 2, 0.01),
@@ -154,16 +171,16 @@ def _settings() -> tuple[list[gr.components.Component], gr.Button]:
         reset = gr.Button("Reset to the model's defaults", size="sm", elem_id="reset-sampling")
         limit = gr.Number(ANSWER_LIMIT, label="Max tokens", precision=0, elem_id="max-tokens")
         seed = gr.Textbox(label="Seed", placeholder="random", max_lines=1, elem_id="seed")
-    return [system, *sliders, limit, seed], reset
+    return [system, *sliders, limit, seed, model], reset, others
 
 
 def _slider(name: str, label: str, most: float, step: float) -> gr.components.Component:
     return gr.Slider(0, most, getattr(USUAL, name), step=step, label=label, elem_id=name.replace("_", "-"), buttons=[])
 
 
-def _defaults(head: Head) -> tuple[Any, ...]:
+def _defaults(head: Head, name: str) -> tuple[Any, ...]:
     """New values of the sampling controls: the served model's defaults, and whose they are."""
-    defaults = head.sampling_defaults()
+    defaults = head.sampling_defaults(name)
     return tuple(_set_slider(name, getattr(defaults.sampling, name), name in defaults.by_author) for name in SAMPLING)
 
 

@@ -86,7 +86,7 @@ async def test_a_full_queue_is_429_and_those_before_are_served(tmp_path: Path, h
                 assert "waiting already" in assert_come_back(reply, 429, "queue_full")
             assert (await client.post(CHAT, json=HELLO | {"n": 4})).status_code == 429
             metrics = (await client.get("/metrics")).text
-    assert f'together_requests_total{{result="queue_full",route="chat"}} {len(refused) + 1}.0' in metrics
+    assert f'together_requests_total{{model="toy",result="queue_full",route="chat"}} {len(refused) + 1}.0' in metrics
 
 
 # --- what a monitor and the log see -----------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ async def test_a_full_queue_is_429_and_those_before_are_served(tmp_path: Path, h
 
 def value(app: RealApp, name: str) -> float:
     """A sample of `/metrics`; 0 where it is not there yet."""
-    lines = [line for line in app.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
+    lines = [line for line in app.get("/metrics").text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
     return float(lines[0].split()[-1]) if lines else 0.0
 
 
@@ -120,7 +120,8 @@ def test_metrics_have_all_names(real_app: RealApp) -> None:
 def test_metrics_count_choices_and_the_shared_prompt(real_app: RealApp) -> None:
     names = ["prompt_tokens_total", "prompt_reused_tokens_total", "generated_tokens_total"]
     before = [value(real_app, f"together_{name}") for name in names]
-    results = 'together_requests_total{result="length",route="chat"}'
+    model = real_app.get("/v1/models").json()["data"][0]["id"]
+    results = f'together_requests_total{{model="{model}",result="length",route="chat"}}'
     requests = value(real_app, results)
     body = HELLO | {"n": 4, "max_tokens": 5, "messages": [{"role": "user", "content": "Four of a kind. " * 20}]}
     usage = real_app.post(CHAT, body).json()["usage"]

@@ -28,7 +28,7 @@ from together.cluster_types import (
     StageState,
     StageStatus,
 )
-from together.desktop.client import AppServing, AppStatus
+from together.desktop.app_status import AppServing, AppStatus
 from together.desktop.doctor import doctor_json, problems, show
 from together.desktop.doctor_facts import (
     App,

@@ -11,8 +11,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from together.cluster_types import Device, Endpoint, NodeState, NodeStatus, StageState, StageStatus
+from together.desktop.app_status import AppServing, AppStatus
 from together.desktop.cli_run import served_now
-from together.desktop.client import AppServing, AppStatus, RunningApp, wait_until_ready
+from together.desktop.client import RunningApp, wait_until_ready
 from together.types import LayerRange
 from together.view import ServingState
 
@@ -60,7 +61,7 @@ def node_with(name: str, state: NodeState, slot: int) -> NodeStatus:
 
 def test_ps_shows_no_layers_of_a_lost_node() -> None:
     lost, living = node_with("anna", NodeState.FAILED, 0), node_with("berta", NodeState.READY, 0)
-    served = served_now(app_status(ServingState.READY, "ready", lost, living))
-    assert served is not None
+    status = app_status(ServingState.READY, "ready", lost, living)
+    served = served_now(status, status.serving)
     assert served["layers"] == {"berta": "0:4"}
     assert served["bytes"] == 7

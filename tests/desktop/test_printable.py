@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from together.cluster_types import Device, Endpoint, NodeState, NodeStatus, StageState, StageStatus
-from together.desktop.client import AppLimit, AppServing, AppStatus
+from together.desktop.app_status import AppLimit, AppServing, AppStatus
 from together.desktop.logs import BEGINS
 from together.desktop.show import Formatter, draw_stages, one_line, print_table, printable, show_status
 from together.sentences import say

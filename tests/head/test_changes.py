@@ -61,7 +61,7 @@ async def stages_left(head: Head) -> None:
 async def test_another_plan_keeps_the_stage_that_fits_and_the_answer_goes_on(head: Head, toy: Path) -> None:
     await head.load(toy, by_hand("anna=0:3,berta=3:6"))
     kept = stage_of(head, "anna").pid
-    changing: list[asyncio.Task[None]] = []
+    changing: list[asyncio.Task[str]] = []
     change = by_hand("anna=0:3,carla=3:5,berta=5:6")
     outcome = await disturbed(head, lambda: changing.append(asyncio.create_task(head.load(toy, change))))
     await changing[0]
@@ -90,7 +90,7 @@ async def test_a_drained_node_gives_its_layers_away_and_gets_none(head: Head, to
 async def test_what_an_end_would_mean_is_foreseen_apart_from_other_plans(head: Head, toy: Path) -> None:
     await head.load(toy, by_hand("anna=0:3,berta=3:6"))
     berta = next(node.id for node in head.machines.membership.living() if node.name == "berta")
-    foreseeing = asyncio.create_task(head.plan_without(berta))
+    foreseeing = asyncio.create_task(head.plan_without(berta, head.ready()))
     await asyncio.sleep(0)
     assert not foreseeing.done()
     assert berta in {place.node for place in head.machines.surveyor.placements()}  # for whoever loads meanwhile

@@ -205,7 +205,7 @@ async def a_source_moves_while_it_gives(folder: Path) -> None:
 
 
 @asynccontextmanager
-async def loading(folder: Path) -> AsyncIterator[tuple[Switch, Head, asyncio.Task[None]]]:
+async def loading(folder: Path) -> AsyncIterator[tuple[Switch, Head, asyncio.Task[str]]]:
     """A node that fetches the toy from this machine, and has a part of it; at the end the toy serves."""
     toy, settings = heavy_toy(folder / "home"), replace(settings_in(folder), home=str(folder / "home"))
     with switch("anna") as network:

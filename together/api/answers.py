@@ -40,6 +40,9 @@ class AnswerFormatter(Protocol):
     @property
     def id(self) -> str: ...
 
+    @property
+    def model(self) -> str: ...
+
     def opening(self, index: int) -> Iterable[Chunk]:
         """What a stream says of a choice before its first chunk."""
 

@@ -88,7 +88,9 @@ def status_routes(head: Head, metrics: Metrics) -> APIRouter:
     @router.get("/health", responses={200: {"model": Health}, 503: {"model": Health}})
     async def health() -> Response:
         """Whether a request would be served now."""
-        serving = head.view().serving
+        view = head.view()
+        known = (shown.serving for shown in view.services if shown.serving.state is ServingState.READY)
+        serving = next(known, view.serving)
         ready = serving.state is ServingState.READY
         body = {"status": "ok" if ready else "unavailable", "state": serving.state, "model": serving.model}
         if ready:
@@ -212,18 +214,18 @@ class _Api:
 
     async def chat(self, request: Request, asked: Annotated[ChatCompletionRequest, FROM_JSON]) -> Response:
         """Answer a conversation, whole or as a stream."""
-        self._check_model(asked)
-        chunks = self._head.chat(asked.to_chat(self._defaults))
-        formatter = ChatFormatter(self._served, logprobs=bool(asked.logprobs))
+        name = self._routed(asked)
+        chunks = self._head.chat(asked.to_chat(self._defaults(name)), name)
+        formatter = ChatFormatter(name, logprobs=bool(asked.logprobs))
         return await self._answer(request, asked, formatter, chunks, asked.choices)
 
     async def complete(self, request: Request, asked: Annotated[TextCompletionRequest, FROM_JSON]) -> Response:
         """Go on with prompts as they are."""
-        self._check_model(asked)
-        wanted = asked.to_completion(self._defaults)
+        name = self._routed(asked)
+        wanted = asked.to_completion(self._defaults(name))
         scored = wanted.max_tokens == 0
-        chunks = self._head.ready().score_prompts(wanted) if scored else self._head.complete(wanted)
-        formatter = CompletionFormatter(self._served, logprobs=asked.logprobs is not None)
+        chunks = self._head.ready(name).score_prompts(wanted) if scored else self._head.complete(wanted, name)
+        formatter = CompletionFormatter(name, logprobs=asked.logprobs is not None)
         return await self._answer(request, asked, formatter, chunks, asked.choices * len(wanted.prompts))
 
     async def embed(self) -> Response:
@@ -231,29 +233,28 @@ class _Api:
         raise NotImplementedHere("embeddings are not offered: this server's models generate text")
 
     async def models(self) -> ModelList:
-        """The model that is served, if there is one."""
+        """The models that are served."""
         return {"object": "list", "data": self._models()}
 
     async def model(self, name: str) -> ModelEntry:
         for model in self._models():
             if model["id"] == name:
                 return model
-        raise UnknownModel(name, self._served)
+        raise UnknownModel(name, self._served())
 
-    @property
-    def _served(self) -> str:
-        return self._head.view().serving.model
+    def _served(self) -> list[str]:
+        """All names, also of models that are being loaded."""
+        return list(dict.fromkeys(shown.serving.model for shown in self._head.view().services))
 
-    @property
-    def _defaults(self) -> Sampling:
-        return self._head.sampling_defaults().sampling
+    def _defaults(self, name: str) -> Sampling:
+        return self._head.sampling_defaults(name).sampling
 
     def _models(self) -> list[ModelEntry]:
-        name = self._served
-        if not name:
-            return []
-        defaults = self._head.sampling_defaults()
-        entry = ModelEntry(
+        return [self._entry(name) for name in self._served()]
+
+    def _entry(self, name: str) -> ModelEntry:
+        defaults = self._head.sampling_defaults(name)
+        return ModelEntry(
             id=name,
             object="model",
             created=self._started,
@@ -261,18 +262,26 @@ class _Api:
             sampling_defaults=defaults.json(),
             sampling_by_author=list(defaults.by_author),
         )
-        return [entry]
 
-    def _check_model(self, asked: AnswerFields) -> None:
-        """Raises UnknownModel for another model than the one served; without any the head says so."""
-        served = self._served
-        if served and asked.model is not None and asked.model != served:
+    def _routed(self, asked: AnswerFields) -> str:
+        """Whom a request is for. Raises UnknownModel for none of those served; without any the head says so.
+
+        Raises BadRequest for a request that names none where several serve.
+        """
+        served = self._served()
+        if asked.model is None:
+            only = self._head.services.only()
+            return only.name if only is not None else ""
+        if served and asked.model not in served:
             raise UnknownModel(asked.model, served)
+        return asked.model
 
     async def _answer(
         self, request: Request, asked: AnswerFields, formatter: AnswerFormatter, chunks: Chunks, count: int
     ) -> Response:
-        log = RequestLog(self._metrics, COUNTED[request.scope["route"].name], formatter.id, asked.choices)
+        log = RequestLog(
+            self._metrics, COUNTED[request.scope["route"].name], formatter.id, asked.choices, formatter.model
+        )
         try:
             if asked.stream:
                 events = stream(chunks, log, formatter, count, asked.include_usage)

@@ -42,6 +42,8 @@ class PlanOrder(_Order):
     tolerance: float | None = Field(None, ge=0)
     quantize: str | None = None
     quantize_head: str | None = None
+    beside: bool = False  # what serves goes on
+    keep: bool | None = None  # whether others may have its memory; null: as before
 
     def request(self, usual: str) -> PlanRequest:
         """`usual` is the strategy where neither one nor layers are given. Raises BadSetting or BadPlan."""
@@ -83,10 +85,17 @@ class NodesOrder(_Order):
     node: str | None = None
 
 
+class ModelOrder(_Order):
+    """One of the models that serve, by its name; none where it is the only one."""
+
+    model: str = ""
+
+
 class ScoreOrder(_Order):
     """A text to score, and how it is cut where it is long, in tokens; `text` as a whole where both are left out."""
 
     text: str
+    model: str = ""
     window: int | None = None
     stride: int | None = None
 
@@ -112,21 +121,18 @@ def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
     @router.post("/load")
     async def load(order: Annotated[PlanOrder, FROM_JSON]) -> Response:
         """An empty order loads the last model again, as it was, before a restart too."""
-        await (
-            head.load() if not order.model_fields_set else head.load(order.model, order.request(head.settings.strategy))
-        )
-        return _done()
+        request = order.request(head.settings.strategy) if order.model_fields_set else None
+        return _done(model=await head.load(order.model, request, beside=order.beside, keep=order.keep))
 
     @router.post("/last")
     async def last() -> Response:
         """Load what the view offers: what was applied last, also before a restart."""
-        await head.load_last()
-        return _done()
+        return _done(model=await head.load_last())
 
     @router.post("/plan")
     async def plan(order: Annotated[PlanOrder, FROM_JSON]) -> Response:
         """As `launch.py plan --json`: the plan, or `error`, `missing_layers` and so on; `text` is both for a person."""
-        outcome = await head.plan(order.model, order.request("recommend"))
+        outcome = await head.plan(order.model, order.request("recommend"), order.beside)
         if isinstance(outcome, Infeasible):
             return JSONResponse({**missing_json(outcome), "text": str(outcome.sentence)})
         return JSONResponse({**answer_json(outcome), "text": answer_text(outcome)})
@@ -152,21 +158,20 @@ def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
     @router.post("/score")
     async def score(request: Request, order: Annotated[ScoreOrder, FROM_JSON]) -> Response:
         """Each token of a text with its log-probability, by the model that serves; null for a first one without."""
-        work = head.ready().score(ScoreRequest(order.text, order.window, order.stride))
+        work = head.ready(order.model).score(ScoreRequest(order.text, order.window, order.stride))
         try:
             return JSONResponse(score_json(await while_connected(request, work)))
         except ClientGone:
             return Response(status_code=GONE)
 
     @router.post("/balance")
-    async def balance() -> Response:
+    async def balance(order: Annotated[ModelOrder, FROM_JSON]) -> Response:
         """Move to the plan that the view advises."""
-        await head.rebalance()
-        return _done()
+        return _done(model=await head.rebalance(order.model))
 
     @router.post("/unload")
-    async def unload() -> Response:
-        await head.unload()
+    async def unload(order: Annotated[ModelOrder, FROM_JSON]) -> Response:
+        await head.unload(order.model)
         return _done()
 
     @router.post("/drain")
@@ -215,5 +220,5 @@ def score_json(score: TextScore) -> dict[str, Any]:
     }
 
 
-def _done(status: int = 200) -> Response:
-    return JSONResponse({"done": True}, status)
+def _done(status: int = 200, **more: str) -> Response:
+    return JSONResponse({"done": True, **more}, status)

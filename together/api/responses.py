@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NotRequired
 
@@ -198,10 +198,13 @@ class Version(TypedDict):
 
 
 class UnknownModel(BadRequest):
-    """A request for a model that is not the one served."""
+    """A request for a model that is none of those served."""
 
-    def __init__(self, asked: str, served: str) -> None:
-        known = template("the served model is {name}", name=quoted(served)) if served else "no model is loaded"
+    def __init__(self, asked: str, served: Sequence[str]) -> None:
+        known: Value = "no model is loaded"
+        if served:
+            names = tuple(map(quoted, served))
+            known = template("the served {names:plural model is|models are} {names:and}", names=names)
         super().__init__("the model {asked} does not exist here; {known}", "model", asked=quoted(asked), known=known)
 
 

@@ -59,6 +59,7 @@ class RequestLog:
     route: str
     id: str
     choices: int
+    model: str = ""
     usage: Usage = field(default_factory=Usage)
     _began: float = field(default_factory=time.perf_counter)
     _first: float | None = None
@@ -74,7 +75,7 @@ class RequestLog:
     def add(self, chunk: AnswerChunk) -> None:
         if self._first is None and (chunk.text or chunk.reasoning or chunk.tool_calls or chunk.finish):
             self._first = time.perf_counter() - self._began
-            self.metrics.first_token.observe(self._first)
+            self.metrics.first_token.labels(self.model).observe(self._first)
         if chunk.usage is not None:
             self._count(chunk.usage, is_first=chunk.index % self.choices == 0)
         if chunk.finish is None:
@@ -82,7 +83,9 @@ class RequestLog:
         self._result = chunk.finish  # of several choices the last one's
         timings = chunk.timings
         if timings is not None and timings.tokens > 1:
-            self.metrics.each_token.observe((timings.total - timings.first_token) / (timings.tokens - 1))
+            self.metrics.each_token.labels(self.model).observe(
+                (timings.total - timings.first_token) / (timings.tokens - 1)
+            )
 
     def _count(self, more: Usage, is_first: bool) -> None:
         self.usage = Usage(
@@ -99,12 +102,13 @@ class RequestLog:
         self._ended = True
         result = self._result if error is None else result_of(error)
         total, usage = time.perf_counter() - self._began, self.usage
-        self.metrics.requests.labels(self.route, result).inc()
-        self.metrics.whole.observe(total)
+        self.metrics.requests.labels(self.route, result, self.model).inc()
+        self.metrics.whole.labels(self.model).observe(total)
         logger.info(
-            "%s %s: %s, prompt %d (%d cached), answer %d tokens, first %.3f s, total %.3f s",
+            "%s %s by %s: %s, prompt %d (%d cached), answer %d tokens, first %.3f s, total %.3f s",
             self.route,
             self.id,
+            self.model,
             result,
             usage.prompt_tokens,
             usage.cached_tokens,
@@ -118,7 +122,7 @@ def note_refusal(metrics: Metrics, request: Request, error: TogetherError) -> No
     """Record a request that was refused before it had a RequestLog."""
     route = COUNTED.get(getattr(request.scope.get("route"), "name", ""))
     if route is not None:
-        metrics.requests.labels(route, result_of(error)).inc()
+        metrics.requests.labels(route, result_of(error), "").inc()
         logger.info("%s refused: %s", route, result_of(error))
 
 

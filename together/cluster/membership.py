@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -199,13 +199,13 @@ class Membership:
         mine = [node.id for node in self.living() if any(stage.head == self.head for stage in node.stages)]
         await tell((self.call(node, rpc.RENEW, caller) for node in mine), "a lease was not renewed")
 
-    async def end_strays(self, ring: str, slots: Collection[int] = ()) -> None:
-        """Unload stages of this head that are not those slots of `ring`: their node was out of reach when they ended.
+    async def end_strays(self, held: Mapping[str, Collection[int]]) -> None:
+        """Unload stages of this head that are in no slot of `held`, by ring: their node was out of reach as they ended.
 
         A lease is renewed for the whole head, so it would keep them for ever.
         """
         mine = [(n.id, stage) for n in self.living() for stage in n.stages if stage.head == self.head]
-        strays = [(node, stage) for node, stage in mine if stage.ring != ring or stage.slot not in slots]
+        strays = [(node, stage) for node, stage in mine if stage.slot not in held.get(stage.ring, ())]
         names = [(node, RingName(stage.ring, self.head, (stage.slot,))) for node, stage in strays]
         await tell((self.call(node, rpc.UNLOAD, name) for node, name in names), "a stray was not ended")
 

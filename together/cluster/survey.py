@@ -233,18 +233,17 @@ class Surveyor:
                 found.append(Placement(name, device, node.id, node.machine))
         return found
 
-    def reclaimed(self, placements: Iterable[Placement]) -> list[Placement]:
-        """The same for a plan that replaces this head's ring: memory that its stages hold counts as free."""
+    def reclaimed(self, placements: Iterable[Placement], kept: Collection[str] = ()) -> list[Placement]:
+        """The same for a plan that replaces all rings of this head but `kept`: memory of their stages counts as free."""
         return [
-            replace(place, device=replace(place.device, free_bytes=place.device.free_bytes + self._held(place)))
+            replace(place, device=replace(place.device, free_bytes=place.device.free_bytes + self._held(place, kept)))
             for place in placements
         ]
 
-    def _held(self, place: Placement) -> int:
+    def _held(self, place: Placement, kept: Collection[str]) -> int:
         node = self.membership.status(place.node)
-        stages = node.stages if node else ()
-        key, head = place.device.key, self.membership.head
-        return sum(stage.memory_bytes for stage in stages if (stage.head, stage.device) == (head, key))
+        mine = [stage for stage in (node.stages if node else ()) if stage.head == self.membership.head]
+        return sum(stage.memory_bytes for stage in mine if stage.device == place.device.key and stage.ring not in kept)
 
     def _leaves(self, node: NodeStatus) -> bool:
         return node.state is NodeState.DRAINING or node.id in self.drained

@@ -139,14 +139,18 @@ async def _load(head: Head, options: AppOptions) -> None:
 
 
 async def _tell(head: Head, screen: Screen) -> None:
-    """What becomes of the model, each step once; runs until cancelled."""
-    said, offered = NOTHING, NOTHING
+    """What becomes of the models, each step once; runs until cancelled."""
+    said: dict[str, Sentence] = {}
+    offered = NOTHING
     async for view in head.changes():
-        serving = view.serving
-        if (state := terminal_state(serving)) != said:
-            screen.tell(state)
-            said = state
-        screen.busy(str(terminal_step(serving)), serving.progress)
+        serving, states = view.serving, [shown.serving for shown in view.services]
+        for each in states:
+            if (state := terminal_state(each)) != said.get(each.model, NOTHING):
+                screen.tell(state)
+                said[each.model] = state
+        said = {each.model: said[each.model] for each in states if each.model in said}
+        busy = next((each for each in reversed(states) if terminal_step(each)), serving)
+        screen.busy(str(terminal_step(busy)), busy.progress)
         if view.offer and not offered and serving.state in (ServingState.READY, ServingState.FAILED):
             offered = view.offer  # once: from then on the page and the menu have it
             screen.line(as_typed(f"{offered} Load it with: python3 launch.py load"))

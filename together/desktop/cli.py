@@ -25,6 +25,7 @@ from together.desktop.cli_models import (
     Layers,
     LogLevel,
     Memory,
+    OfServed,
     Peers,
     Quantize,
     QuantizeHead,
@@ -209,6 +210,7 @@ def chat(
         list[str] | None, typer.Option(help="Text that ends the answer; may be given several times")
     ] = None,
     examples: Annotated[bool, typer.Option("--examples", help="Ask four preset questions")] = False,
+    model: OfServed = None,
     log_level: LogLevel = None,
 ) -> None:
     settings = settings_with(log_level=log_level)
@@ -216,7 +218,7 @@ def chat(
     from together.desktop.client import app_for_a_while
     from together.sentences import EXAMPLES
 
-    options = given(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop)
+    options = given(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop, model=model)
     with app_for_a_while(settings.home_path) as running:
         talk = Talk(running, options, system, max_tokens)
         questions = EXAMPLES if examples else (prompt,) if prompt is not None else ()

@@ -15,6 +15,7 @@ import typer
 from together.commands import launch
 from together.desktop.cli_models import (
     AsJson,
+    Beside,
     Quantize,
     QuantizeHead,
     Strategy,
@@ -46,6 +47,7 @@ def plan(
     bits: Annotated[int | None, typer.Option(help="With --cluster: weights of so many bits, as 4")] = None,
     quantize: Quantize = None,
     quantize_head: QuantizeHead = None,
+    beside: Beside = False,
     strategy: Strategy = None,
     users: Annotated[int | None, typer.Option(min=1, help="Users at once  [default: what the file says]")] = None,
     context: Annotated[
@@ -68,8 +70,10 @@ def plan(
     if cluster is None:
         if bits is not None:
             raise BadSetting("--bits goes with --cluster; for the machines that run it is --quantize 4, 8 or mxfp4")
+        running = running_app()
+        served = model is not None and running.status().serving_of(model) is not None
         order = given(
-            model=model_of(model, settings_with()),
+            model=model if served else model_of(model, settings_with()),
             strategy=strategy,
             users=users,
             context=context,
@@ -78,8 +82,8 @@ def plan(
             max_memory_per_partition=max_memory,
             quantize=quantize,
             quantize_head=quantize_head,
+            beside=beside or None,
         )
-        running = running_app()
         with working("measuring the machines and their links"):
             answer = running.ask("plan", order)
         text = answer.pop("text")

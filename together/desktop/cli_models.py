@@ -61,6 +61,11 @@ Quantize = Annotated[
 QuantizeHead = Annotated[
     str | None, typer.Option(help="no: with --quantize, leave embedding and LM head plain  [default: yes]")
 ]
+Beside = Annotated[bool, typer.Option("--beside", help="What is served goes on  [default: it is replaced]")]
+Served = Annotated[str | None, typer.Argument(help="Which one, where several models are served, as status names it")]
+OfServed = Annotated[
+    str | None, typer.Option("--model", help="Which one, where several models are served, as status names it")
+]
 
 
 def settings_with(**given: object) -> Settings:
@@ -207,10 +212,14 @@ def load(
     context: Context = None,
     quantize: Quantize = None,
     quantize_head: QuantizeHead = None,
+    beside: Beside = False,
+    keep: Annotated[
+        bool | None, typer.Option("--keep/--no-keep", help="No other model may have its memory  [default: as before]")
+    ] = None,
     log_level: LogLevel = None,
 ) -> None:
     settings = settings_with(log_level=log_level)
-    form = given(quantize=quantize, quantize_head=quantize_head)
+    form = given(quantize=quantize, quantize_head=quantize_head, beside=beside or None, keep=keep)
     if model is None:
         if form or given(plan=plan, strategy=strategy, layers=layers, users=users, context=context):
             raise BadSetting("these options are for a model: name it, as python3 launch.py load org/name")
@@ -221,19 +230,21 @@ def load(
             raise BadSetting("--plan says who takes which layers; leave --layers and --strategy out")
         saved = saved_plan(plan)
         layers, context, users = saved.layers, context or saved.context, users or saved.users
-    order = given(model=model_of(model, settings), strategy=strategy, layers=layers, users=users, context=context)
-    load_and_show(running_app(), order | form)
+    running = running_app()
+    name = model if running.status().serving_of(model) is not None else model_of(model, settings)
+    order = given(model=name, strategy=strategy, layers=layers, users=users, context=context)
+    load_and_show(running, order | form)
 
 
 @command(app, "unload")
-def unload(log_level: LogLevel = None) -> None:
-    running_app(log_level).ask("unload", {})
+def unload(model: Served = None, log_level: LogLevel = None) -> None:
+    running_app(log_level).ask("unload", given(model=model))
     print("unloaded")
 
 
 @command(app, "balance")
-def balance(log_level: LogLevel = None) -> None:
-    load_and_show(running_app(log_level), {}, action="balance")
+def balance(model: Served = None, log_level: LogLevel = None) -> None:
+    load_and_show(running_app(log_level), given(model=model), action="balance")
 
 
 @command(app, "forget")

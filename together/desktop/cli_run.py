@@ -14,6 +14,7 @@ from together.commands import as_typed
 from together.desktop.cli_models import (
     AsJson,
     LogLevel,
+    OfServed,
     Quantize,
     QuantizeHead,
     command,
@@ -26,7 +27,8 @@ from together.desktop.show import load_and_show, print_line, print_table, workin
 from together.wording import size_text
 
 if TYPE_CHECKING:
-    from together.desktop.client import AppStatus, RunningApp
+    from together.desktop.app_status import AppServing, AppStatus
+    from together.desktop.client import RunningApp
 
 app = typer.Typer()
 
@@ -45,8 +47,10 @@ def run(
     from together.desktop.client import app_for_a_while
 
     form = given(quantize=quantize, quantize_head=quantize_head)
-    with app_for_a_while(settings.home_path, model_of(model, settings), form) as running:
-        talk = Talk(running, {}, system)
+    found = model_of(model, settings)
+    with app_for_a_while(settings.home_path, found, form) as running:
+        serving = running.status().serving_of(found or model)
+        talk = Talk(running, given(model=serving.model if serving else None), system)
         if prompt is None:
             talk_on(talk)
         elif code := talk_once(talk, (prompt,)):
@@ -62,6 +66,7 @@ def score(
     stride: Annotated[
         int | None, typer.Option(min=1, help="Tokens from one window to the next  [default: half a window]")
     ] = None,
+    model: OfServed = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Show every token with its log-probability")] = False,
     as_json: AsJson = False,
     log_level: LogLevel = None,
@@ -69,7 +74,7 @@ def score(
     from together.desktop.scoring import score_lines, text_of
 
     running = running_app(log_level)
-    body = {"text": text_of(text), **given(window=window, stride=stride)}
+    body = {"text": text_of(text), **given(window=window, stride=stride, model=model)}
     with working("scoring"):
         found = running.ask("score", body)
     if as_json:
@@ -82,16 +87,20 @@ def score(
 @command(app, "ps")
 def ps(as_json: AsJson = False, log_level: LogLevel = None) -> None:
     status = running_app(log_level).status()
-    served = served_now(status)
+    served = [served_now(status, each.serving) for each in status.models if each.serving.up]
     if as_json:
-        print(json.dumps({"models": [served] if served else []}, indent=2))
-    elif served is None:
+        print(json.dumps({"models": served}, indent=2))
+    elif not served:
         print_line(status.serving.sentence)
     else:
-        layers = ", ".join(f"{node} {layers}" for node, layers in served["layers"].items())
-        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(served["since"])) if served["since"] else ""
-        row = (status.serving.title, layers, size_text(served["bytes"]), since)
-        print_table(("model", "nodes and layers", "memory", "since"), [row])
+        titles = [each.serving.title for each in status.models if each.serving.up]
+        print_table(("model", "nodes and layers", "memory", "since"), map(_row, titles, served))
+
+
+def _row(title: str, served: dict[str, Any]) -> tuple[str, ...]:
+    layers = ", ".join(f"{node} {layers}" for node, layers in served["layers"].items())
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(served["since"])) if served["since"] else ""
+    return (title, layers, size_text(served["bytes"]), since)
 
 
 @command(app, "logs")
@@ -105,11 +114,8 @@ def logs(
     show_logs(settings.home_path, lines, follow)
 
 
-def served_now(status: AppStatus) -> dict[str, Any] | None:
-    """What `ps` shows of the model: layers by node, bytes that its stages take, and the Unix time it came; or None."""
-    serving = status.serving
-    if not serving.up:
-        return None
+def served_now(status: AppStatus, serving: AppServing) -> dict[str, Any]:
+    """What `ps` shows of a model: layers by node, bytes that its stages take, and the Unix time it came."""
     living = [node for node in status.nodes if node.state is not NodeState.FAILED]  # others had what they name
     stages = [(node.name, stage) for node in living for stage in node.stages if stage.ring == serving.ring]
     layers: dict[str, list[str]] = {}
@@ -136,8 +142,8 @@ def use_running(running: RunningApp, model: str | None, split: dict[str, object]
         print_line(as_typed(f"not used: {names}; for a new start: python3 launch.py stop, then this command again"))
     if model is None:
         return
-    serving = running.status().serving
-    if not split and serving.is_of(model):
+    serving = running.status().serving_of(model)
+    if not split and serving is not None:
         print_line(f"{serving.title} is served there already")
     else:
         print_line(f"loading {model} there")

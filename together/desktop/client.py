@@ -18,16 +18,14 @@ import psutil
 from filelock import FileLock, Timeout
 
 from together import __version__
-from together.cluster_types import LetGo, NodeStatus
+from together.desktop.app_status import AppStatus
 from together.desktop.show import load_with_progress, print_aside, working
 from together.errors import AppError, TogetherError, Unreachable
 from together.jsonfile import decode_json, recall_json, write_json
 from together.processes import command, surroundings
 from together.requests import FinishReason, Usage
 from together.sentences import say
-from together.types import Plan
 from together.view import ServingState
-from together.wording import titled
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,62 +95,6 @@ class AppVersion:
 
     name: str
     pid: int
-
-
-@dataclass(frozen=True, slots=True)
-class AppServing:
-    """The model that the app serves or loads; `sentence` is its state for a person."""
-
-    state: ServingState
-    model: str
-    plan: Plan | None
-    ring: str
-    sentence: str
-    step: str = ""  # what goes on while it is loaded, mended or changed
-    since: float = 0.0
-    form: str = ""  # as in Serving
-
-    @property
-    def title(self) -> str:
-        return titled(self.model, self.form)
-
-    @property
-    def up(self) -> bool:
-        """Whether it answers, perhaps after a pause in which its ring is mended."""
-        return self.state in (ServingState.READY, ServingState.RECOVERING)
-
-    def is_of(self, model: str) -> bool:
-        """Whether it serves this very model: a name, or the path of its folder."""
-        return self.up and self.plan is not None and model in (self.plan.model.name, self.plan.model.path)
-
-
-@dataclass(frozen=True, slots=True)
-class AppLimit:
-    """Why plans use less of a device, in sentences."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class AppPace:
-    """What a token takes, and what was expected, in a sentence."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class AppStatus:
-    """What commands read of `/status`; `reason` is why it serves nothing."""
-
-    nodes: tuple[NodeStatus, ...]
-    serving: AppServing
-    advice: str
-    offer: str
-    limits: tuple[AppLimit, ...]
-    reason: str
-    head: str = ""  # its id, which the nodes that it started name as their owner
-    pace: AppPace | None = None
-    let_go: tuple[LetGo, ...] = ()  # by the app itself
 
 
 class RunningApp:
@@ -320,7 +262,7 @@ def app_for_a_while(
     if (app := find_running(home)) is not None:
         if model is None:
             wait_until_ready(app)
-        elif options or not app.status().serving.is_of(model):
+        elif options or app.status().serving_of(model) is None:
             print_aside(f"loading {model}")
             load_with_progress(app, {"model": model, **options})
         yield app

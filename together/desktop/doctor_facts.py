@@ -25,8 +25,9 @@ from together.cluster.discovery import Discovery, Hint
 from together.cluster.identity import PORTS, machine_id, node_name, own_addresses, port_blocks
 from together.cluster.profiling import Profiler, default_backend, find_devices
 from together.cluster_types import Device, DeviceProfile, Endpoint, KeptChoices, MeasureOrder, NodeStatus
+from together.desktop.app_status import AppStatus
 from together.desktop.bench.shapes import SHAPES
-from together.desktop.client import AppStatus, RunningApp, find_running
+from together.desktop.client import RunningApp, find_running
 from together.errors import AppError, TogetherError
 from together.jsonfile import recall_json
 from together.models.folder import read_bytes

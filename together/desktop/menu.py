@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from together.cluster_types import NodeState, NodeStatus
+from together.desktop.app_status import AppStatus
 from together.desktop.chat import Talk, talk_on
 from together.desktop.cli_models import SavedPlan, given
-from together.desktop.client import AppStatus, RunningApp
+from together.desktop.client import RunningApp
 from together.desktop.doctor import run_doctor
 from together.desktop.models import list_models
 from together.desktop.show import (
@@ -129,7 +130,8 @@ class Menu:
     def items(self) -> tuple[Item, ...]:
         """What the menu offers now. Raises TogetherError where the app does not answer."""
         status = self.app.status()
-        balance = (Item("Balance: move layers as advised", self.balance),) if status.advice else ()
+        advised = any(model.advice for model in status.models)
+        balance = (Item("Balance: move layers as advised", self.balance),) if advised else ()
         return (
             Item("Open the page", self.open_page),
             Item("Chat here", lambda: talk_on(Talk(self.app, {}))),
@@ -150,8 +152,10 @@ class Menu:
         webbrowser.open(self.app.url)
 
     def balance(self) -> None:
-        print_line(self.app.status().advice)
-        load_and_show(self.app, {}, action="balance")
+        for model in self.app.status().models:
+            if model.advice:
+                print_line(model.advice)
+                load_and_show(self.app, {"model": model.serving.model}, action="balance")
 
     def doctor(self) -> None:
         run_doctor(self.settings, None, False)

@@ -14,7 +14,8 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from together.commands import LINES, as_typed
-from together.desktop.client import AppStatus, find_running
+from together.desktop.app_status import AppStatus
+from together.desktop.client import find_running
 from together.desktop.show import print_line, print_lines, print_table, progress_bars, working
 from together.errors import BadPlan, BadSetting
 from together.models.form import asked_form, form_title

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 import sys
 import threading
@@ -27,7 +28,8 @@ from together.types import Threads
 from together.wording import part_text
 
 if TYPE_CHECKING:
-    from together.desktop.client import AppStatus, RunningApp
+    from together.desktop.app_status import AppStatus
+    from together.desktop.client import RunningApp
 
 # C0 and C1 controls, halves of characters, line separators; and the marks that turn or hide the text around them.
 STEERING = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -199,9 +201,11 @@ def cell_text(value: object) -> str:
 
 def show_status(status: AppStatus, url: str, console: Console) -> None:
     """Model, stages and nodes, for a person."""
-    pace = [status.pace.text] if status.pace else []
+    states = []
+    for model in status.models:
+        states += [model.serving.sentence, *([model.pace.text] if model.pace else [])]
     gone = let_go_in(status.nodes, status.let_go).values()
-    print_lines([f"together at {url}", status.serving.sentence, *pace, *map(str, gone), *hints(status)], console)
+    print_lines([f"together at {url}", *states, *map(str, gone), *hints(status)], console)
     if not status.nodes:
         print_lines([as_typed("no node is there; start one with: python3 launch.py node")], console)
         return
@@ -211,9 +215,11 @@ def show_status(status: AppStatus, url: str, console: Console) -> None:
 
 def hints(status: AppStatus) -> list[str]:
     """What a person may want to do, as a sentence each with the command for it."""
-    found = []
-    if status.advice:
-        found.append(as_typed(f"better: {status.advice}; move to it with: python3 launch.py balance"))
+    found, several = [], len(status.models) > 1
+    for model in status.models:
+        if model.advice:
+            name = f" {shlex.quote(model.serving.model)}" if several else ""
+            found.append(as_typed(f"better: {model.advice}; move to it with: python3 launch.py balance{name}"))
     if status.offer:
         found.append(as_typed(f"{status.offer} Load it with: python3 launch.py load"))
     return found + [limit.text for limit in status.limits]
@@ -273,25 +279,30 @@ def load_last_and_show(running: RunningApp) -> None:
 def load_and_show(running: RunningApp, order: dict[str, object], action: str = "load") -> None:
     """Returns when the model serves, and says who has which layers. Raises the app's own sentence where it does not."""
     before = running.status()
-    load_with_progress(running, order, action)
+    name = load_with_progress(running, order, action)
     status = running.status()
+    serving = status.serving_of(name) or status.serving
     known = let_go_in(before.nodes, before.let_go)
     for which, sentence in let_go_in(status.nodes, status.let_go).items():
         if which not in known:
             print(one_line(str(sentence)))
     names = {node.id: node.name for node in status.nodes}
-    for stage in status.serving.plan.stages if status.serving.plan else ():
+    for stage in serving.plan.stages if serving.plan else ():
         print(f"{one_line(names.get(stage.node, stage.node))}: layers {stage.layers}")
-    print(f"{one_line(status.serving.title)} is ready at {running.url}")
+    print(f"{one_line(serving.title)} is ready at {running.url}")
 
 
-def load_with_progress(running: RunningApp, order: dict[str, object], action: str = "load") -> None:
-    """Returns when the model serves; until then a bar for each stage is on stderr. Raises as `load_and_show`."""
+def load_with_progress(running: RunningApp, order: dict[str, object], action: str = "load") -> str:
+    """Returns the model's name when it serves; until then a bar for each stage is on stderr.
+
+    Raises as `load_and_show`.
+    """
     failure: list[TogetherError] = []
+    names: list[str] = []
 
     def work() -> None:
         try:
-            running.ask(action, order)
+            names.append(str(running.ask(action, order)["model"]))
         except TogetherError as error:
             failure.append(error)
 
@@ -305,16 +316,20 @@ def load_with_progress(running: RunningApp, order: dict[str, object], action: st
             worker.join(LOOK_EVERY)
             status = running.status()
             draw_stages(progress, bars, status)
-            progress.update(step, description=one_line(status.serving.step) or BEGINNING, visible=not bars)
+            doing = next((each.serving.step for each in reversed(status.models) if each.serving.step), "")
+            progress.update(step, description=one_line(doing) or BEGINNING, visible=not bars)
     if failure:
         raise failure[0]
+    return names[0]
 
 
 def draw_stages(progress: Progress, bars: dict[int, TaskID], status: AppStatus) -> None:
-    """One bar for each slot of the ring that is being loaded."""
+    """One bar for each slot of the rings that are being loaded or changed."""
+    all_rings = {each.serving.ring: bool(each.serving.step) for each in status.models}
+    rings = {ring for ring, busy in all_rings.items() if busy or len(all_rings) == 1}
     for node in status.nodes:
         for stage in node.stages:
-            if stage.ring != status.serving.ring:
+            if stage.ring not in rings:
                 continue
             if stage.slot not in bars:
                 bars[stage.slot] = progress.add_task(f"{one_line(node.name)} {stage.layers}", total=1.0, said="")

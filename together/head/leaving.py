@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from together.cluster_types import NodeStatus
+from together.cluster_types import NodeStatus, StageStatus
 from together.errors import BadPlan, NotServing, TogetherError
 from together.head.head import Head
 from together.head.plan import PlannedModel
+from together.head.service import Service
 from together.planning.explain import Infeasible
 from together.sentences import Sentence, say
 from together.types import LayerRange
@@ -32,13 +33,23 @@ def own_node(head: Head, name: str) -> NodeStatus:
 async def if_stopped(head: Head, name: str) -> Sentence:
     """What stopping that node would mean. Raises BadPlan for a node that `head` did not start."""
     node = own_node(head, name)
-    stages = [stage for stage in node.stages if stage.head == head.id]
-    if not stages:
+    rings: dict[str, list[StageStatus]] = {}
+    for stage in node.stages:
+        if stage.head == head.id:
+            rings.setdefault(stage.ring, []).append(stage)
+    if not rings:
         return say("stop_idle", node=node.name)
+    services = {service.serving.ring: service for service in head.services.by_name.values()}
+    found = [await _meaning(head, node, stages, services.get(ring)) for ring, stages in rings.items()]
+    return found[0] if len(found) == 1 else say("all", sentences=tuple(found))
+
+
+async def _meaning(head: Head, node: NodeStatus, stages: list[StageStatus], service: Service | None) -> Sentence:
+    """Of one ring's `stages` there."""
     model, layers = stages[0].model, tuple(str(stage.layers) for stage in stages)
-    if head.service is None:
+    if service is None:
         return say("stop_loading", node=node.name, model=model, layers=layers)
-    outcome = await _plan_without(head, node.id)
+    outcome = await _plan_without(head, node.id, service)
     if not isinstance(outcome, PlannedModel):
         return say("stop_ends", node=node.name, model=model, layers=layers)
     shares = outcome.answer.split.shares
@@ -46,10 +57,10 @@ async def if_stopped(head: Head, name: str) -> Sentence:
     return say("stop_moves", node=node.name, model=model, layers=layers, nodes=to)
 
 
-async def _plan_without(head: Head, node: str) -> PlannedModel | Infeasible | None:
+async def _plan_without(head: Head, node: str, service: Service) -> PlannedModel | Infeasible | None:
     """None where no other node is there."""
     try:
-        return await head.plan_without(node)
+        return await head.plan_without(node, service)
     except NotServing:
         return None
 

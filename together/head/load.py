@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from together.cluster.membership import Membership
 from together.cluster.survey import Speeds, Surveyor
@@ -25,6 +25,8 @@ from together.types import Dtype, Fault, LayerRange, ModelRef, Plan
 from together.view import Serving, ServingState
 
 log = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
 
 VERSION: Literal[1] = 1
 FILE = "last-plan.json"
@@ -215,18 +217,19 @@ class ModelLoad:
         surveyor: Surveyor,
         show: Callable[[Sentence], None],
         speeds: Speeds,
-    ) -> PlannedModel:
-        """The plan; `show` gets the reason if it is not the last one. Raises BadInput, NotEnoughMemory, NotServing."""
+        kept: Collection[str] = (),
+    ) -> PlannedModel | Infeasible:
+        """The plan; `show` gets the reason if it is not the last one; `kept` as in `plan_model`.
+
+        Raises BadInput or NotServing.
+        """
         same = self._same(opened, surveyor)
         if same is not None:
-            found = await plan_model(opened, same, settings, surveyor, speeds)
+            found = await plan_model(opened, same, settings, surveyor, speeds, kept=kept)
             if isinstance(found, PlannedModel):
                 return found
             show(say("step_other_split"))
-        found = await plan_model(opened, self.request, settings, surveyor, speeds)
-        if isinstance(found, Infeasible):
-            raise NotEnoughMemory(found.sentence)
-        return found
+        return await plan_model(opened, self.request, settings, surveyor, speeds, kept=kept)
 
     def _same(self, opened: ModelHandle, surveyor: Surveyor) -> PlanRequest | None:
         """Layers of another version of the model are other layers."""
@@ -246,8 +249,8 @@ class LoadRetries:
     count: int = 1
     _first: TogetherError | None = None
 
-    async def run(self, load: Callable[[], Awaitable[None]], serves: Callable[[], bool]) -> None:
-        """Until `load` succeeds. What it raises while something `serves` is raised: that goes on."""
+    async def run(self, load: Callable[[], Awaitable[ResultT]], serves: Callable[[], bool]) -> ResultT:
+        """What `load` returns once it succeeds. What it raises while something `serves` is raised: that goes on."""
         while True:
             try:
                 return await load()

@@ -182,14 +182,17 @@ async def plan_model(
     surveyor: Surveyor,
     speeds: Speeds,
     without: Collection[str] = (),
+    kept: Collection[str] = (),
 ) -> PlannedModel | Infeasible:
     """A plan for the first sizing that fits, on all nodes but those whose ids are in `without`.
+
+    It may have all memory of this head's rings but those in `kept`.
 
     Raises BadInput for a wrong request, NotServing without a node.
     """
 
     async def plan_at(sizing: Sizing) -> PlannedModel | Infeasible:
-        placements = surveyor.reclaimed(surveyor.placements(without))
+        placements = surveyor.reclaimed(surveyor.placements(without), kept)
         if not request.names_nodes and request.strategy not in NEED_SPEEDS:
             placements = best_of_each(placements)
         survey = await surveyor.survey(opened.spec, opened.config, sizing, speeds, placements)

@@ -206,7 +206,8 @@ class Recovery:
         request = PlanRequest(strategy=strategy, users=plan.users, context=plan.context)
         with suppress(NotServing):
             settings = service.machines.settings
-            planned = await plan_model(service.opened, request, settings, self._surveyor, speeds.at_once)
+            kept = service.beside(service)
+            planned = await plan_model(service.opened, request, settings, self._surveyor, speeds.at_once, kept=kept)
             return None if isinstance(planned, Infeasible) else plan_of(planned)
         return None
 

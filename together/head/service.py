@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
@@ -15,6 +15,7 @@ from together.cluster.loading import Placed, RingLoader
 from together.cluster.survey import Speeds
 from together.engine.engine import Engine
 from together.errors import NotServing, RingBroken, TogetherError
+from together.head.load import ModelLoad
 from together.head.machines import Machines
 from together.head.pace import PlannedPace, estimate_of, pace_of, surroundings_of
 from together.head.plan import ModelHandle, PlannedModel, plan_of
@@ -27,7 +28,7 @@ from together.ring.client import RingClient
 from together.sentences import NOTHING, Sentence, say
 from together.text.scoring import score_prompts, score_text
 from together.types import DTYPE_BYTES, Plan
-from together.view import Serving, ServingState, TokenPace
+from together.view import ServedModel, Serving, ServingState, TokenPace
 
 LOOK_EVERY = 0.5  # seconds
 NODE_PATIENCE = 120.0  # seconds that a first load waits for a node which went silent
@@ -117,6 +118,9 @@ class Service:
     machines: Machines
     opened: ModelHandle
     speeds: Speeds  # what its next plan looks at
+    wanted: ModelLoad  # how it was ordered
+    beside: Callable[[Service], frozenset[str]]  # the rings of all others, whose memory is theirs
+    keep: bool = False  # no other may have its memory
     serving: Serving = field(default_factory=Serving)
     closed: bool = False
     loader: RingLoader = field(init=False)
@@ -156,6 +160,16 @@ class Service:
         self.opened.text.template.close()
         await self.ring.close()
         await self.loader.unload()
+
+    @property
+    def name(self) -> str:
+        return self.serving.model
+
+    def shown(self) -> ServedModel:
+        """As the view has it."""
+        engine, advice = self.engine, self.balance.advice if self.balance else None
+        serving = replace(self.serving, running=engine.running, waiting=engine.waiting)
+        return ServedModel(serving, advice.sentence if advice else NOTHING, self.pace, self.keep)
 
     async def score(self, request: ScoreRequest) -> TextScore:
         """How likely the model finds a text. Raises as `score_text` does."""

@@ -266,6 +266,7 @@ def serve(
     prompt: Annotated[int, typer.Option(min=1, help="Words of a prompt.")] = 64,
     new: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 64,
     url: Annotated[str | None, typer.Option(help="A server that runs; else your app, or one for a while.")] = None,
+    model: Annotated[str | None, typer.Option(help="Which one, where several models are served.")] = None,
     overhead: Annotated[
         bool, typer.Option(help="Instead: what the server adds to the engine alone, over ROUNDS single requests.")
     ] = False,
@@ -277,7 +278,7 @@ def serve(
         if overhead:
             _overhead(address, prompt, new, rounds, as_json)
         else:
-            _serve(address, ServeRequest(concurrent, requests, prompt, new), as_json)
+            _serve(address, ServeRequest(concurrent, requests, prompt, new, model), as_json)
 
 
 def _serve(url: str, request: ServeRequest, as_json: bool) -> None:

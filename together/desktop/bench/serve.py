@@ -15,7 +15,7 @@ import httpx
 
 from together.desktop.bench.engine import Percentiles, percentiles
 from together.desktop.bench.rings import token_times
-from together.errors import NotServing, TogetherError, Unreachable
+from together.errors import BadSetting, NotServing, TogetherError, Unreachable
 from together.head.loopback import Place, local_engine
 from together.requests import Message
 from together.sentences import template
@@ -33,6 +33,7 @@ class ServeRequest:
     requests: int
     prompt: int
     new: int
+    model: str | None = None  # where several are served
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +76,12 @@ class Exchange:
 async def bench_serve(url: str, request: ServeRequest) -> ServeReport:
     """Ask the server at `url`. Raises Unreachable where nobody answers."""
     async with _client(url) as client:
-        model = await _model(client)
+        model = await _model(client, request.model)
         places, run = asyncio.Semaphore(request.concurrent), secrets.token_hex(4)
 
         async def one(index: int) -> Exchange:
             words = f"{run} {index}: " + "How far does a hidden state travel? " * (request.prompt // 7 + 1)
-            body = {"messages": [{"role": "user", "content": words}], "max_tokens": request.new}
+            body = {"messages": [{"role": "user", "content": words}], "max_tokens": request.new, "model": model}
             async with places:
                 return await exchange(client, "/v1/chat/completions", body)
 
@@ -95,16 +96,21 @@ def _client(url: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout, trust_env=False)
 
 
-async def _model(client: httpx.AsyncClient) -> str:
+async def _model(client: httpx.AsyncClient, wanted: str | None) -> str:
+    """The wanted model, or the first one that is served."""
     try:
         models = (await client.get("/v1/models")).json()["data"]
     except (httpx.HTTPError, ValueError, KeyError) as error:
         raise Unreachable(
             "{url} does not answer as an OpenAI-compatible server: {error}", url=str(client.base_url), error=str(error)
         ) from error
+    url = str(client.base_url)
     if not models:
-        raise Unreachable("{url} serves no model; load one, then measure again", url=str(client.base_url))
-    return str(models[0]["id"])
+        raise Unreachable("{url} serves no model; load one, then measure again", url=url)
+    names = tuple(str(model["id"]) for model in models)
+    if wanted is not None and wanted not in names:
+        raise BadSetting("{url} serves {names:and}; {wanted} is none of them", url=url, names=names, wanted=wanted)
+    return names[0] if wanted is None else wanted
 
 
 async def exchange(client: httpx.AsyncClient, path: str, body: dict[str, object]) -> Exchange:

@@ -1,0 +1,132 @@
+"""Several models behind one head: each is loaded, answers, changes, mends and goes without the others' noticing."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.support.checksum import EOS as END
+from tests.support.checksum import QUIET, make_checksum_model
+from tests.support.cluster import GREEDY, Node, by_hand, right_answer, running_cluster, until
+from together.errors import BadRequest, BadSetting, NotEnoughMemory, NotServing
+from together.head.head import Head
+from together.requests import ChatRequest, Message
+from together.types import LayerRange
+from together.view import ServingState
+
+NODES = ("anna", "berta")
+ENDLESS = (*QUIET, END)
+LONG = 120  # tokens
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three models with other weights and other numbers of layers."""
+    root = tmp_path_factory.mktemp("toys")
+    names = ("large", "small", "third")
+    return [
+        make_checksum_model(root / name, layers=4 + i, seed=i, quiet_ids=ENDLESS, step_ms=1)
+        for i, name in enumerate(names)
+    ]
+
+
+async def ask_of(head: Head, model: Path | str, tokens: int = 12, text: str = "hello") -> str:
+    name = model.name if isinstance(model, Path) else model
+    request = ChatRequest((Message("user", text),), GREEDY, tokens)
+    return "".join([piece.text async for piece in head.chat(request, name)])
+
+
+async def always_right(head: Head, model: Path) -> None:
+    """One answer after another, until cancelled."""
+    expected = right_answer(model, tokens=LONG)
+    while True:
+        assert await ask_of(head, model, LONG) == expected
+
+
+def shown(head: Head) -> dict[str, ServingState]:
+    return {model.serving.model: model.serving.state for model in head.view().services}
+
+
+async def test_each_answers_by_its_name(cluster: tuple[Head, list[Node]], toys: list[Path]) -> None:
+    head, nodes = cluster
+    large, small, third = toys
+    await head.load(large)
+    await head.load(small, by_hand("anna=0:2,berta=2:5"), beside=True)
+    assert shown(head) == {"large": ServingState.READY, "small": ServingState.READY}
+    assert head.view().serving.model == "large"  # what older programs read
+    texts = await asyncio.gather(*(ask_of(head, toy, LONG) for toy in (large, small) for _ in range(3)))
+    assert texts == [right_answer(toy, tokens=LONG) for toy in (large, small) for _ in range(3)]
+    with pytest.raises(BadRequest, match="several models serve here: large and small; name one of them"):
+        await ask_of(head, "")
+    with pytest.raises(BadSetting, match="large and small serve here; to load third as well, add --beside"):
+        await head.load(third)
+    with pytest.raises(BadSetting, match="no model other is loaded here; loaded are: large, small"):
+        await head.unload("other")
+    assert shown(head) == {"large": ServingState.READY, "small": ServingState.READY}
+    await head.unload("small")
+    assert [len(node.stages()) for node in nodes] == [1, 1]
+    assert await ask_of(head, "") == right_answer(large)  # the only one again
+
+
+async def test_an_answer_of_one_goes_on_while_others_come_change_and_go(
+    cluster: tuple[Head, list[Node]], toys: list[Path]
+) -> None:
+    head, nodes = cluster
+    large, small, third = toys
+    await head.load(large, by_hand("anna=0:2,berta=2:4"))
+    answering = asyncio.create_task(always_right(head, large))
+    service = head.ready()
+    await head.load(small, beside=True)
+    await head.load(third, by_hand("anna=0:6"), beside=True)
+    await head.load("third", by_hand("anna=0:3,berta=3:6"))  # by its name: another split of it
+    changed = head.ready("third").serving.plan
+    assert changed is not None
+    assert [stage.layers for stage in changed.stages] == [LayerRange(0, 3), LayerRange(3, 6)]
+    assert await ask_of(head, third) == right_answer(third)
+    await head.unload("small")
+    answering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await answering
+    assert service.loader.epoch == 0  # it was never joined again
+    await head.unload("third")
+    assert [len(node.stages()) for node in nodes] == [1, 1]
+
+
+async def test_what_fails_beside_others_leaves_them_and_nothing_else(
+    cluster: tuple[Head, list[Node]], toys: list[Path], tmp_path: Path
+) -> None:
+    head, nodes = cluster
+    huge = make_checksum_model(tmp_path / "huge", num_key_value_heads=2**18)
+    await head.load(toys[0])
+    with pytest.raises(NotEnoughMemory, match="the model does not fit"):
+        await head.load(huge, beside=True)
+    slow = make_checksum_model(tmp_path / "slow", load_ms=60_000)
+    loading = asyncio.create_task(head.load(slow, beside=True))
+    await until(lambda: shown(head).get("slow") is ServingState.LOADING and len(nodes[0].stages()) == 2)
+    with pytest.raises(NotServing, match=r"slow is being loaded.*try again in a moment"):
+        await ask_of(head, slow)
+    with pytest.raises(BadSetting, match="more than one model is loaded here"):
+        await head.unload()
+    await head.unload("slow")
+    with pytest.raises(NotServing, match="loading slow was given up"):
+        await loading
+    assert shown(head) == {"large": ServingState.READY}
+    assert await ask_of(head, "") == right_answer(toys[0])
+    await until(lambda: [len(node.stages()) for node in nodes] == [1, 1])
+
+
+@pytest.mark.full
+async def test_a_killed_node_mends_both_rings(tmp_path: Path, toys: list[Path]) -> None:
+    large, small, _ = toys
+    async with running_cluster(tmp_path / "home", "anna", "berta", "carla") as (head, nodes):
+        await head.load(large, by_hand("anna=0:2,berta=2:4"))
+        await head.load(small, by_hand("berta=0:2,anna=2:5"), beside=True)
+        asking = [asyncio.create_task(ask_of(head, toy, 400)) for toy in (large, small)]
+        await until(lambda: all(each.engine.running for each in head.services.by_name.values()))
+        nodes[1].kill()
+        assert await asyncio.gather(*asking) == [right_answer(toy, tokens=400) for toy in (large, small)]
+        await until(lambda: set(shown(head).values()) == {ServingState.READY})
+        held = sorted(len(s.layers) for node in head.machines.membership.living() for s in node.stages)
+        assert sum(held) == 4 + 5

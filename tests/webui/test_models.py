@@ -1,0 +1,46 @@
+"""Two models in one app: the page and the commands show both, and let a user choose which one answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.conftest import RealApp
+from tests.support.checksum import EOS, QUIET, make_checksum_model
+from tests.support.cluster import right_answer
+from tests.webui.conftest import ask, measurements, open_page, reads_well, set_number
+
+
+@pytest.mark.full
+def test_both_are_shown_and_the_chosen_one_answers(page: Page, real_app: RealApp, tmp_path: Path) -> None:
+    second = make_checksum_model(tmp_path / "second", seed=5, quiet_ids=(*QUIET, EOS))
+    open_page(page, real_app)
+    expect(page.locator("#answers-by")).to_be_hidden()
+    loaded = real_app.command("load", str(second), "--beside")
+    assert "second is ready at" in loaded.stdout, loaded.stderr
+    try:
+        expect(page.locator("#answers-by")).to_be_visible()
+        expect(page.locator("#cluster-header .service")).to_contain_text("second is ready on")
+        set_number(page, "#temperature", 0)
+        page.locator("#answers-by input").click()
+        page.get_by_role("option", name="second").click()
+        expect(page.locator("#temperature input[type=number]")).to_have_value("0.7")  # that model's own
+        ask(page, "hello", 12)
+        assert "12 tokens" in measurements(page)
+        assert 'together_generated_tokens_total{model="second"} 12.0' in real_app.get("/metrics").text
+        reads_well(page)
+        status = real_app.command("status").stdout
+        assert "second is ready on" in status
+        assert "toy is ready on" in status
+        served = json.loads(real_app.command("ps", "--json").stdout)["models"]
+        assert [model["model"] for model in served] == ["toy", "second"]
+        unnamed = real_app.command("unload")
+        assert "several models serve here: toy and second; name one of them" in unnamed.stderr
+        chosen = real_app.command("chat", "hello", "--model", "second", "--temperature", "0", "--max-tokens", "12")
+        assert chosen.stdout.strip() == right_answer(second).strip()
+    finally:
+        assert real_app.command("unload", "second").stdout == "unloaded\n"
+    expect(page.locator("#answers-by")).to_be_hidden()

@@ -1,0 +1,128 @@
+"""All that a head serves: a ring and an engine for each model, by its name. What one of them does is its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from together.errors import BadRequest, NotServing
+from together.head.machines import Machines
+from together.head.recovery import Recovery
+from together.head.service import Service
+from together.sentences import say
+from together.view import ServedModel, Serving, ServingState
+
+log = logging.getLogger(__name__)
+
+EMPTY = Serving()
+
+
+@dataclass(slots=True)
+class Services:
+    """Those of one head, in the order in which they came. At most one more is being loaded at a time."""
+
+    machines: Machines
+    by_name: dict[str, Service] = field(default_factory=dict)
+    starting: Service | None = None  # has a ring that is being loaded
+    loading: Serving = EMPTY  # what is loaded before it has a ring, or why that failed
+    fallen: dict[str, Serving] = field(default_factory=dict)  # what ended by itself, and why
+
+    @property
+    def first(self) -> Service | None:
+        return next(iter(self.by_name.values()), None)
+
+    def show(self, loading: Serving) -> None:
+        self.loading = loading
+        self.machines.membership.changed.notify()
+
+    # --- one of them --------------------------------------------------------------------------------------------------
+
+    def only(self, name: str = "") -> Service | None:
+        """The service of that name, or the only one; None where there is none. Raises BadRequest where several are."""
+        if name:
+            return self.by_name.get(name)
+        if len(self.by_name) > 1:
+            names = tuple(self.by_name)
+            raise BadRequest("several models serve here: {names:and}; name one of them", param="model", names=names)
+        return self.first
+
+    def ready(self, name: str = "") -> Service:
+        """The service that answers now. Raises NotServing where it does not, BadRequest as `only` does."""
+        service = self.only(name)
+        if service is None or service.serving.state is not ServingState.READY:
+            serving = self._serving(name)
+            comes = serving.state in (ServingState.LOADING, ServingState.RECOVERING)
+            raise NotServing(say("try_again", state=serving.sentence) if comes else serving.sentence)
+        return service
+
+    def _serving(self, name: str) -> Serving:
+        known = [shown.serving for shown in self.shown()]
+        return next((serving for serving in known if name in ("", serving.model)), EMPTY)
+
+    def shown(self) -> tuple[ServedModel, ...]:
+        """All, also what is being loaded, what could not be, and what ended by itself."""
+        return tuple(self._shown())
+
+    def _shown(self) -> Iterator[ServedModel]:
+        yield from (service.shown() for service in self.by_name.values())
+        if self.starting is not None:
+            yield ServedModel(self.starting.serving, keep=self.starting.keep)
+        elif self.loading != EMPTY:
+            yield ServedModel(self.loading)
+        yield from map(ServedModel, self.fallen.values())
+
+    # --- what they hold -----------------------------------------------------------------------------------------------
+
+    def beside(self, service: Service | None) -> frozenset[str]:
+        """The rings of all but that one."""
+        return frozenset(each.serving.ring for each in self.all() if each is not service)
+
+    def all(self) -> list[Service]:
+        """Those that serve, and the one that is being loaded."""
+        return [*self.by_name.values(), *([self.starting] if self.starting else [])]
+
+    async def end_strays(self) -> None:
+        """End stages of this head that none of its rings has."""
+        held = {each.loader.ring: each.loader.slots for each in self.all()}
+        await self.machines.membership.end_strays(held)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def run(self, service: Service) -> None:
+        """Let it serve, until `end`."""
+        self.by_name[service.name] = service
+        service.task = asyncio.create_task(self._run(service))
+
+    async def _run(self, service: Service) -> None:
+        try:
+            await Recovery(service).run()
+        except Exception:  # a bug of ours: open requests have ended, the model can be loaded again
+            log.exception("the engine of %s failed", service.name)
+            failed = replace(service.serving, state=ServingState.FAILED, cause=say("engine_failed"), progress=0.0)
+            self._take(service)
+            self.fallen[service.name] = failed
+            self.machines.membership.changed.notify()
+            await service.close()
+
+    def _take(self, service: Service) -> None:
+        if self.by_name.get(service.name) is service:
+            del self.by_name[service.name]
+
+    def rename(self, service: Service, name: str) -> None:
+        """The same bytes were loaded under another name."""
+        if name != service.name:
+            self._take(service)
+            service.show(service.serving.state, model=name)
+            self.by_name[name] = service
+
+    async def end(self, service: Service, meanwhile: Serving = EMPTY) -> None:
+        """Return when all its stages are gone, also those of a ring that just broke; show `meanwhile`."""
+        self._take(service)
+        self.show(meanwhile)
+        if service.task is not None:  # first, so that nothing is mended while it is taken apart
+            service.task.cancel()
+            await asyncio.gather(service.task, return_exceptions=True)
+        await service.close()
+        await self.end_strays()
