@@ -234,7 +234,7 @@ class Surveyor:
         return found
 
     def reclaimed(self, placements: Iterable[Placement], kept: Collection[str] = ()) -> list[Placement]:
-        """The same for a plan that replaces all rings of this head but `kept`: memory of their stages counts as free."""
+        """The same for a plan that replaces all rings of this head but `kept`: memory of its stages counts as free."""
         return [
             replace(place, device=replace(place.device, free_bytes=place.device.free_bytes + self._held(place, kept)))
             for place in placements
