@@ -18,7 +18,7 @@ from backends.base import Shard, StepOutput, with_inputs
 from together.cluster_types import DeviceProfile
 from together.errors import NotEnoughMemory
 from together.models.spec import ModelSpec
-from together.models.state import LayerState, Recurrent
+from together.models.state import LayerState, Nothing, Recurrent
 from together.types import BLOCK, DTYPE_BYTES, Activation, Batch, Dtype, LayerRange, Row, SampleRequest, Sampling
 
 Model = TypeVar("Model")
@@ -37,6 +37,7 @@ _VARIETY = 16  # hidden states that are gone through: experts go by what they ar
 QUIET = 0.1  # of all processors' time: what others may use without being felt
 LIFE = 600.0  # seconds that figures of a disturbed device are believed
 _STEPS_SECONDS, _SPEEDS_SECONDS = 3.0, 0.6
+_WITHOUT_ORDER = 16  # last layers of a model that has no period, or a longer one
 SPARE_EXPERTS = 4  # times those that a token uses: enough to go round, and not all of a large model's
 
 
@@ -61,7 +62,7 @@ class Timed(ABC, Generic[Model]):
 
     @abstractmethod
     def layer_bytes(self) -> int:
-        """Of the last layer as it is timed, with no more experts than `experts_to_time` says."""
+        """Of the last `period` layers as they are timed the mean, with no more experts than `experts_to_time` says."""
 
     @abstractmethod
     def models(self, size: Extent) -> Sequence[Model]:
@@ -203,9 +204,17 @@ def room(spec: ModelSpec, layers: LayerRange, dtype: Dtype) -> int:
 
 
 def period(states: Sequence[LayerState]) -> int:
-    """Layers after which recurrent ones and others follow one another as before: each kind takes a time of its own."""
-    kinds = [isinstance(state, Recurrent) for state in reversed(states)]
-    return next(step for step in range(1, len(kinds) + 1) if kinds[step:] == kinds[:-step])
+    """Layers after which kinds follow one another as before: each takes a time of its own.
+
+    Of a model where they follow in no order so many last ones stand for all.
+    """
+    kinds = [_kind(state) for state in reversed(states)]
+    return min(next(step for step in range(1, len(kinds) + 1) if kinds[step:] == kinds[:-step]), _WITHOUT_ORDER)
+
+
+def _kind(state: LayerState) -> str:
+    """Recurrent, without any state, or attention of whatever kind."""
+    return type(state).__name__ if isinstance(state, Recurrent | Nothing) else ""
 
 
 def extent(

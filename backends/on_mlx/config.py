@@ -63,10 +63,14 @@ def dialect(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> dict
         "rope_theta": 10_000.0,
         "rope_scaling": None,
         "rope_parameters": None,
-        "layer_types": ranged["layer_types"] if family.mlx_kinds else None,
+        "layer_types": _kinds(ranged, family.mlx_kinds),
         "sliding_window": None,
         **family.mlx_settings,
     }
+
+
+def _kinds(config: Mapping[str, Any], words: Mapping[str, str] | None) -> list[str] | None:
+    return None if words is None else [words.get(kind, kind) for kind in config["layer_types"]]
 
 
 def ropes(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> tuple[Rope | None, ...]:

@@ -13,7 +13,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map_with_path, tree_reduce
 
 from backends.made_up import Filling, word_tile
-from backends.measuring import TILE, Extent, Product, Timed, experts_to_time, measure_shape, room
+from backends.measuring import TILE, Extent, Product, Timed, experts_to_time, measure_shape, period, room
 from backends.on_mlx.config import refuse_dtype, runs_packed
 from backends.on_mlx.layer_inputs import closed
 from backends.on_mlx.model import Slice, bits_of, empty_model, slice_of, write_activation
@@ -47,8 +47,10 @@ class _MlxTimed(Timed[Slice]):
     packed: PackedAs
 
     def layer_bytes(self) -> int:
-        weights = self._model(self.spec.tail(1), self.spec.vocab_size).model.layers[-1].parameters()
-        return int(tree_reduce(lambda total, array: total + array.nbytes, weights, 0))
+        every = period(self.spec.states)
+        layers = self._model(self.spec.tail(every), self.spec.vocab_size).model.layers[-every:]
+        weights = [layer.parameters() for layer in layers]
+        return int(tree_reduce(lambda total, array: total + array.nbytes, weights, 0)) // every
 
     def models(self, size: Extent) -> list[Slice]:
         model = self._model(size.layers, size.vocabulary)

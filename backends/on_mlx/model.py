@@ -25,7 +25,8 @@ from backends.on_mlx.config import Growth, Rope, dialect, growth, ropes, runs_pa
 from backends.on_mlx.latent import LatentAttention, parted
 from backends.on_mlx.layer_inputs import MlxLayerInputs, layer_inputs, opened
 from backends.on_mlx.packed import kernel_of, pack_modules
-from backends.on_mlx.recurrent import pack_recurrent, prepared
+from backends.on_mlx.parts import split_rows
+from backends.on_mlx.recurrent import own_name, pack_recurrent, prepared
 from backends.on_mlx.routers import group_expert_select
 from backends.on_mlx.tensors import MX, held_arrays, unfused, unfused_names
 from together.errors import BadSetting, BrokenModel, UnsupportedModel
@@ -214,6 +215,7 @@ def read_slice(request: LoadRequest, spec: ModelSpec) -> Slice:
     kept = {part: packing for name, packing in stored.items() for part in unfused_names(name)}
     packings = {path(name).removesuffix(".weight"): packing for name, packing in kept.items()}
     weights, packings = parted(model, weights, packings)
+    split_rows(weights, packings, read_config(request.folder), spec, layers)
     pack_modules(model, packings, dtype)
     fill(model, weights, spec)
     del weights  # from here on every array is held by the model alone, so a source is freed once it is converted
@@ -236,6 +238,7 @@ def empty_model(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> 
     except (TypeError, ValueError) as error:
         raise _refusal(spec, "does not take its config.json", error) from error
     model: Module = _text_model(module.Model(args))
+    _use_names(model, spec)
     _set_kinds(model, config, spec, layers)
     for layer, rope in zip(model.model.layers, ropes(config, spec, layers), strict=True):
         if rope is not None:
@@ -259,26 +262,39 @@ def _text_model(model: Module) -> Module:
     return found
 
 
-def _set_kinds(model: Module, config: Mapping[str, Any], spec: ModelSpec, layers: LayerRange) -> None:
-    """Make layers anew where mlx-lm goes by their numbers: odd ones attend, and those from 2 on have no experts.
+def _use_names(model: Module, spec: ModelSpec) -> None:
+    """Give what mlx-lm's file calls otherwise the usual names: our slices call these modules themselves."""
+    family = BY_NAME[spec.family]
+    if family.mlx_inner != "model":
+        model["model"] = model.pop(family.mlx_inner)
+    for usual, own in family.ends.items():
+        model.model[usual] = model.model.pop(own)
 
-    That is what the families' `mlx_settings` say.
+
+def _set_kinds(model: Module, config: Mapping[str, Any], spec: ModelSpec, layers: LayerRange) -> None:
+    """Let recurrent layers run packed rows.
+
+    They are made anew where mlx-lm goes by their numbers: odd ones attend, and those from 2 on have no experts. That is
+    what the families' `mlx_settings` say.
     """
-    if not BY_NAME[spec.family].recurrent:
+    family = BY_NAME[spec.family]
+    if not family.recurrent:
         return
     dense = config.get("mlp_only_layers", ())
     make = type(model.model.layers[0])
     for place, layer in enumerate(range(layers.start, layers.stop)):
-        number = (not isinstance(spec.states[layer], Recurrent)) + 2 * (layer in dense)
-        model.model.layers[place] = make(model.args, number)
-        pack_recurrent(model.model.layers[place], model_module("gated_delta"))
+        recurrent = isinstance(spec.states[layer], Recurrent)
+        if family.mlx_kinds is None:
+            model.model.layers[place] = make(model.args, (not recurrent) + 2 * (layer in dense))
+        if recurrent:
+            pack_recurrent(model.model.layers[place][family.recurrent], model_module)
 
 
 def fill(model: Module, weights: dict[str, mx.array], spec: ModelSpec) -> None:
     """Put the weights, lazy still, in their places, by mlx-lm's rules. Raises UnsupportedModel for any that differ."""
     try:
         if BY_NAME[spec.family].recurrent:
-            named = prepared(weights)  # not by `sanitize`, which goes by what else a range has
+            named = prepared(weights, BY_NAME[spec.family])  # not by `sanitize`, which goes by what else a range has
         else:
             named = model.sanitize(weights) if hasattr(model, "sanitize") else weights
         if HEAD not in named:
@@ -343,7 +359,8 @@ def _yarn(rope: Rope, dims: int) -> mx.array:
 
 def _path(spec: ModelSpec, first: int, name: str) -> str:
     """mlx-lm's name of a tensor, in a model that begins with layer `first`."""
-    return shifted(name, first).replace(STACK, f".{BY_NAME[spec.family].mlx_experts}.")
+    family = BY_NAME[spec.family]
+    return own_name(shifted(name, first).replace(STACK, f".{family.mlx_experts}."), family)
 
 
 def _parts(model: Module) -> Iterable[object]:

@@ -1,70 +1,27 @@
-"""Layers with a recurrent state (gated delta rule) over packed rows, and one sequence's state in such a layer.
+"""Layers with a recurrent state over packed rows, by the gated delta rule; `mamba.py` has those by Mamba-2's.
 
-What a step writes counts once it is committed. The rule and what stands around it are mlx-lm's own.
+The rule and what stands around it are mlx-lm's own.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.activations import silu
-from mlx.nn.layers.base import Module
 
-from together.models.state import Recurrent
-from together.models.stored import CONVOLUTION, LARGER
+from backends.on_mlx.mamba import is_mamba, run_mamba
+from backends.on_mlx.states import KeptArrays, PackedStates
+from together.models.family import Family
+from together.models.stored import CONVOLUTION
 
-LINEAR = "linear_attn"  # what mlx-lm calls such a layer's part
-_EXPERT = re.compile(r"(.+\.mlp)\.experts\.(\d+)\.(.+)")
-
-
-class KeptArrays(NamedTuple):
-    """What one layer keeps of one sequence."""
-
-    tail: mx.array  # `[1, tail, channels]`: the convolution's last inputs, the newest at the end
-    state: mx.array  # `[1, heads, value_dim, key_dim]` in fp32
+_EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(.+)")
 
 
-@dataclass(slots=True)
-class StateCache:
-    """One sequence in one layer."""
-
-    held: KeptArrays
-    written: KeptArrays | None = field(default=None)
-
-    @classmethod
-    def empty(cls, dtype: mx.Dtype, kind: Recurrent) -> StateCache:
-        state = mx.zeros((1, kind.heads, kind.value_dim, kind.key_dim), mx.float32)
-        return cls(KeptArrays(mx.zeros((1, kind.tail, kind.channels), dtype), state))
-
-    @property
-    def arrays(self) -> tuple[mx.array, ...]:
-        return self.written or self.held
-
-    def commit(self) -> None:
-        self.held, self.written = self.written or self.held, None
-
-    def truncate(self, length: int) -> None:
-        """Only what was never committed can be forgotten: the ledger asks for nothing else."""
-        self.written = None
-
-    def copy(self, length: int) -> StateCache:
-        """Arrays never change, so that both may have them."""
-        return StateCache(self.held)
-
-
-@dataclass(frozen=True, slots=True)
-class PackedStates:
-    """What such a layer gets as its cache in one step: the caches of all rows, and where each lies in the packing."""
-
-    bounds: tuple[tuple[int, int], ...]
-    caches: tuple[StateCache, ...]
-
-
-def prepared(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+def prepared(weights: dict[str, mx.array], family: Family) -> dict[str, mx.array]:
     """Weights as published, by mlx-lm's names, as its classes take them where layers are recurrent.
 
     mlx-lm does the same only where it sees a convolution, and a range of layers may have none.
@@ -77,16 +34,23 @@ def prepared(weights: dict[str, mx.array]) -> dict[str, mx.array]:
         elif name.endswith(CONVOLUTION):
             found[name] = array.moveaxis(2, 1)
         else:
-            found[name] = array + 1.0 if name.endswith(LARGER) else array
-    return found | {name: mx.stack([arrays[i] for i in range(len(arrays))]) for name, arrays in experts.items()}
+            found[name] = array + 1.0 if name.endswith(family.larger_on_mlx) else array
+    stacked = {name: mx.stack([arrays[i] for i in range(len(arrays))]) for name, arrays in experts.items()}
+    return found | {own_name(name, family): array for name, array in stacked.items()}
 
 
-def pack_recurrent(layer: Module, rule: ModuleType) -> None:
-    """Let a layer's recurrent part, if it has one, run packed rows; `rule` is mlx-lm's file `gated_delta`."""
-    part = layer.get(LINEAR)
-    if part is not None:
-        kind = type(part)
-        part.__class__ = type(kind.__name__, (kind,), {"__call__": _run_packed, "rule": rule})
+def own_name(name: str, family: Family) -> str:
+    """mlx-lm's name of a tensor, whose parts it may call otherwise."""
+    for usual, own in family.mlx_parts.items():
+        name = name.replace(usual, own)
+    return name
+
+
+def pack_recurrent(part: Any, library: Callable[[str], ModuleType]) -> None:
+    """Let a layer's recurrent part run packed rows; `library` gives mlx-lm's files."""
+    kind, mamba = type(part), is_mamba(part)
+    changes = {"__call__": run_mamba if mamba else _run_packed, "rule": library("ssm" if mamba else "gated_delta")}
+    part.__class__ = type(kind.__name__, (kind,), changes)
 
 
 def _run_packed(module: Any, inputs: mx.array, mask: None, cache: PackedStates) -> mx.array:

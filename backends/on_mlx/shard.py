@@ -18,10 +18,10 @@ from backends.ledger import Ledger, LedgerShard, Logits, axis_positions, positio
 from backends.on_mlx.latent import MlxLatentCache
 from backends.on_mlx.memory import moved
 from backends.on_mlx.model import Slice, bits_of, read_activation, write_activation
-from backends.on_mlx.recurrent import PackedStates, StateCache
+from backends.on_mlx.states import PackedStates, StateCache
 from backends.on_mlx.tensors import MX
 from together.models.spec import ModelSpec
-from together.models.state import Borrowed, KeysValues, Latent, LayerState, Recurrent
+from together.models.state import Borrowed, KeysValues, Latent, LayerState, Nothing, Recurrent
 from together.types import BLOCK, Activation, Batch, Dtype, LayerRange, Orders, Row
 
 
@@ -107,7 +107,7 @@ class MlxLayerCache:
 
 @dataclass(frozen=True, slots=True)
 class NoCache:
-    """Of a layer that reads another layer's."""
+    """Of a layer that reads another layer's, or keeps nothing."""
 
     arrays: tuple[mx.array, ...] = ()
 
@@ -122,7 +122,7 @@ Kind = MlxLayerCache | MlxLatentCache | StateCache | NoCache
 
 
 def _empty(dtype: mx.Dtype, state: LayerState) -> Kind:
-    if isinstance(state, Borrowed):
+    if isinstance(state, Borrowed | Nothing):
         return NoCache()
     if isinstance(state, Recurrent):
         return StateCache.empty(dtype, state)

@@ -19,7 +19,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from backends.ledger import starts
 from backends.on_torch.cache import BlockCaches, Layers
 from backends.on_torch.mixing import Mixing, mixes
-from backends.on_torch.recurrent import RecurrentStates
+from backends.on_torch.states import RecurrentStates
 from together.models.state import LayerState
 from together.types import Row
 

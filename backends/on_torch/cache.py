@@ -13,7 +13,7 @@ from torch import Tensor
 
 from backends.blocks import Copied, PlacedBlocks
 from backends.layer_caches import REWIND, rewind_of
-from backends.on_torch.recurrent import RecurrentStates
+from backends.on_torch.states import RecurrentStates
 from together.models.state import Borrowed, KeysValues, Latent, LayerState
 from together.types import Row
 

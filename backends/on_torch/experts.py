@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -62,11 +63,20 @@ class BiasedExperts:
         return {expert: out + self._bias[expert] for expert, out in self._experts(rows).items()}
 
 
-Gate = Callable[[Tensor, Tensor], Tensor]  # gate and up, `[n, inner]` each, to what `down` is given
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """Of experts without a gate: up, `[n, inner]`, to what `down` is given."""
+
+    act: Callable[[Tensor], Tensor]
+
+
+Gate = Callable[[Tensor, Tensor], Tensor] | Alone  # gate and up, `[n, inner]` each, to what `down` is given
 
 
 def gate_of(module: Any) -> Gate:
     """What transformers' experts compute between their projections; other than the usual, it takes their weights."""
+    if not module.has_gate:
+        return Alone(module.act_fn)
     if module.is_concatenated:
         act = module.act_fn
         return lambda gate, up: act(gate) * up
@@ -79,7 +89,10 @@ class QuantizedExperts(nn.Module):
     """Takes the place of a layer's experts."""
 
     def __init__(self, gate: Gate, inner: Sequence[Experts], down: Experts, *, in_turns: bool = False) -> None:
-        """`inner` has gate and up, or one with the outputs of both: one after the other, or `in_turns`."""
+        """`inner` has gate and up, or one with the outputs of both: one after the other, or `in_turns`.
+
+        Of experts without a gate it has up.
+        """
         super().__init__()
         self._inner, self._down, self._gate, self._in_turns = inner, down, gate, in_turns
 
@@ -95,9 +108,12 @@ class QuantizedExperts(nn.Module):
 
     def _states(self, given: Mapping[int, Tensor]) -> dict[int, Tensor]:
         first, *more = (part(given) for part in self._inner)
+        gated = self._gate
+        if isinstance(gated, Alone):
+            return {expert: gated.act(up) for expert, up in first.items()}
         if more:
-            return {expert: self._gate(gate, more[0][expert]) for expert, gate in first.items()}
+            return {expert: gated(gate, more[0][expert]) for expert, gate in first.items()}
         if self._in_turns:
-            return {expert: self._gate(both[:, ::2], both[:, 1::2]) for expert, both in first.items()}
+            return {expert: gated(both[:, ::2], both[:, 1::2]) for expert, both in first.items()}
         halves = {expert: both.chunk(2, dim=1) for expert, both in first.items()}
-        return {expert: self._gate(*both) for expert, both in halves.items()}
+        return {expert: gated(*both) for expert, both in halves.items()}

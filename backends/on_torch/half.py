@@ -58,7 +58,7 @@ def use_loops(model: nn.Module, few: int) -> None:
             module.__class__ = HalfLinear
         if isinstance(module, HalfLinear):
             module.few = few if takes(module.weight, 1) else 0
-        elif hasattr(module, "gate_up_proj") or hasattr(module, "few"):
+        elif hasattr(module, "has_gate") or hasattr(module, "few"):
             module.few = few  # type: ignore[assignment]
     for module in model.modules():
         for names in TOGETHER:

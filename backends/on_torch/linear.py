@@ -241,7 +241,8 @@ def run_experts(module: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) ->
     out, few = torch.zeros_like(hidden), getattr(module, "few", 0)
     for expert in torch.unique(chosen).tolist():
         tokens, place = torch.where(chosen == expert)
-        inner = module._apply_gate(_expert_product(module, "gate_up_proj", expert, hidden[tokens], few))
+        first, gated = ("gate_up_proj", module._apply_gate) if module.has_gate else ("up_proj", module.act_fn)
+        inner = gated(_expert_product(module, first, expert, hidden[tokens], few))
         states = _expert_product(module, "down_proj", expert, inner, few)
         out.index_add_(0, tokens, (states * weights[tokens, place, None]).to(out.dtype))
     return out

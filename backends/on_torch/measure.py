@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backends.measuring import TILE, Extent, Product, Timed, experts_to_time, measure_shape, room
+from backends.measuring import TILE, Extent, Product, Timed, experts_to_time, measure_shape, period, room
 from backends.on_torch.experts import QuantizedExperts, gate_of
 from backends.on_torch.fused import fuse
 from backends.on_torch.kernels import Precision, quantized_experts
 from backends.on_torch.latent import keep_latents
 from backends.on_torch.library import uninitialised
 from backends.on_torch.linear import register_experts, speed_up
-from backends.on_torch.model import build, drop_absent, model_class, range_config
+from backends.on_torch.model import build, drop_absent, model_class, range_config, renamed
 from backends.on_torch.packed import Packed, made_up, repeated
 from backends.on_torch.replaced import is_router, replace_linears
 from backends.on_torch.shard import TORCH, TorchShard, write_activation
@@ -53,13 +53,15 @@ class _TorchTimed(Timed[Any]):
     threads: int  # that torch has
 
     def layer_bytes(self) -> int:
-        count = self.spec.tail(1)
-        found, last = _shapes(self.spec, self._config(count)), f".layers.{count - 1}."
-        shapes = {name: shape for name, shape in found.items() if last in name}
+        every = period(self.spec.states)
+        count = self.spec.tail(every)
+        own = {f"model.layers.{layer}" for layer in range(count - every, count)}
+        found = _shapes(self.spec, self._config(count))
+        shapes = {name: shape for name, shape in found.items() if ".".join(name.split(".")[:3]) in own}
         packings = self._packings(shapes)
         plain = sum(shape.numel() for name, shape in shapes.items() if name not in packings)
         packed = sum(stored_bits(packing) * shapes[name].numel() for name, packing in packings.items())
-        return plain * DTYPE_BYTES[self.dtype] + round(packed / 8)
+        return (plain * DTYPE_BYTES[self.dtype] + round(packed / 8)) // every
 
     def models(self, size: Extent) -> list[Any]:
         config = self._config(size.layers)
@@ -140,7 +142,7 @@ class _TorchTimed(Timed[Any]):
                 module = model.get_submodule(path)
                 count, *sides = module.down_proj.shape
                 hidden, inner = reversed(sides) if module.is_transposed else sides
-                shapes = (count, 2 * inner, hidden), (count, hidden, inner)
+                shapes = (count, (1 + module.has_gate) * inner, hidden), (count, hidden, inner)
                 both, down = (quantized_experts(_MadeUp(packing, shape, precision), precision) for shape in shapes)
                 model.set_submodule(path, QuantizedExperts(gate_of(module), [both], down))
 
@@ -168,7 +170,8 @@ class _MadeUp:
 
 def _shapes(spec: ModelSpec, config: Any) -> dict[str, torch.Size]:
     with torch.device("meta"), uninitialised():
-        return {name: tensor.shape for name, tensor in model_class(spec.family)(config).state_dict().items()}
+        found = {name: tensor.shape for name, tensor in model_class(spec.family)(config).state_dict().items()}
+    return renamed(found, {own: usual for usual, own in BY_NAME[spec.family].ends.items()})
 
 
 def _made_up_state(shapes: dict[str, torch.Size], dtype: torch.dtype, without: Set[str]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from backends.on_torch.latent import keep_latents, register_attention, take_head
 from backends.on_torch.layer_inputs import absent_behind, drop_opening
 from backends.on_torch.library import library, uninitialised
 from backends.on_torch.linear import EXPERTS, linear_weights, packs, register_experts, speed_up
+from backends.on_torch.parts import join_rows
 from backends.on_torch.recurrent import pack_recurrent
 from backends.on_torch.replaced import Source, replace_modules, sort_sources
 from backends.on_torch.shard import TORCH
@@ -86,6 +88,7 @@ def read_model(request: LoadRequest, spec: ModelSpec, device: torch.device) -> A
     made = LayerRange(0, spec.layers) if first and spec.layer_inputs else layers  # it makes the inputs of all layers
     config = range_config(request.folder, spec.family, made, tied=tied and looked_up is None)
     heads = take_heads(sources)
+    join_rows(sources, BY_NAME[spec.family], read_config(request.folder), layers)
     found = sort_sources(sources)
     state: dict[str, Any] = {**found.state, **(looked_up or {})}
     packed = {name: state[name] for name in _linear_names(spec, config) if name in state} if pack else {}
@@ -176,7 +179,8 @@ def build(spec: ModelSpec, config: Any, state: Mapping[str, Any], dtype: Dtype, 
     experts = EXPERTS if device.type == "cpu" else None
     how = {"attn_implementation": ATTENTION, "experts_implementation": experts}
     model = _loaded(spec, model_class(spec.family), config, state, TORCH[dtype], **how)
-    pack_recurrent(model)
+    if BY_NAME[spec.family].recurrent:
+        pack_recurrent(model, BY_NAME[spec.family].recurrent)
     return model.eval().requires_grad_(False)
 
 
@@ -187,14 +191,32 @@ def _loaded(
         model, info = found.from_pretrained(
             None,
             config=config,
-            state_dict=dict(state),
+            state_dict=renamed(state, BY_NAME[spec.family].ends),
             dtype=kind,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # checked below, in words of ours
             **how,
         )
     _check_loaded(spec.name, info)
+    use_names(model, BY_NAME[spec.family].ends)
     return model
+
+
+def renamed(state: Mapping[str, Any], ends: Mapping[str, str]) -> dict[str, Any]:
+    """By transformers' names, where its class calls the embedding and the last norm otherwise."""
+    names = {f"model.{usual}.weight": f"model.{own}.weight" for usual, own in ends.items()}
+    return {names.get(name, name): value for name, value in state.items()}
+
+
+def use_names(model: Any, ends: Mapping[str, str]) -> None:
+    """Give these modules the usual names; what the class looks up by its own still finds them."""
+    if not ends:
+        return
+    inner = model.model
+    for usual, own in ends.items():
+        inner._modules[usual] = inner._modules.pop(own)
+    found = {own: property(attrgetter(usual)) for usual, own in ends.items()}
+    inner.__class__ = type(type(inner).__name__, (type(inner),), found)
 
 
 def _check_loaded(name: str, info: Mapping[str, Any]) -> None:

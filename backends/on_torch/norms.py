@@ -50,6 +50,11 @@ class RootNorm(nn.Module):
         self._loop = _loop(weight.dtype, definition.epsilon, definition.rounded)
         self._step = max(1, _TASK // len(weight))
 
+    @property
+    def weight(self) -> nn.Parameter:
+        """Some layers look at its dtype."""
+        return self.plain.get_parameter("weight")
+
     def forward(self, input: Tensor) -> Tensor:
         if input.dtype != self._dtype:
             return self.plain(input)  # type: ignore[no-any-return]
@@ -70,8 +75,9 @@ def fuse_norms(model: nn.Module) -> None:
 
 def _takes_rows_alone(module: nn.Module) -> bool:
     """A norm with a gate takes that, too."""
-    given = signature(module.forward).parameters.values()
-    return sum(each.default is Parameter.empty for each in given if each.kind is not Parameter.VAR_KEYWORD) == 1
+    given = signature(module.forward).parameters
+    alone = sum(each.default is Parameter.empty for each in given.values() if each.kind is not Parameter.VAR_KEYWORD)
+    return alone == 1 and "gate" not in given
 
 
 @torch.inference_mode()

@@ -1,95 +1,20 @@
-"""Layers with a recurrent state (gated delta rule) over packed rows, and the states of all sequences.
+"""Layers with a recurrent state over packed rows, by the gated delta rule; `mamba.py` has those by Mamba-2's.
 
-States are replaced, never changed: a fork costs nothing until it goes its own way, and a step that fails leaves
-behind what was there. The rule itself and what stands around it are transformers' own.
+The rule itself and what stands around it are transformers' own.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv1d, silu, softplus
+from torch.nn.functional import silu, softplus
 
 from backends.ledger import starts
-from together.models.state import LayerState, Recurrent
-from together.types import Row
-
-LINEAR = "linear_attn"  # what transformers calls such a layer's part
-
-
-class KeptTensors(NamedTuple):
-    """What one layer keeps of one sequence."""
-
-    tail: Tensor  # `[channels, tail]`: the convolution's last inputs, the newest at the end
-    state: Tensor  # `[heads, key_dim, value_dim]` in fp32
-
-
-@dataclass(slots=True)
-class RecurrentStates:
-    """The states of all sequences, by layer of the shard. What is written counts only once it is committed."""
-
-    kinds: dict[int, Recurrent]
-    dtype: torch.dtype
-    device: torch.device
-    held: dict[int, dict[int, KeptTensors]] = field(default_factory=dict)  # sequence → layer → committed
-    _written: dict[int, dict[int, KeptTensors]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, states: Sequence[LayerState], dtype: torch.dtype, device: torch.device) -> RecurrentStates:
-        kinds = {layer: state for layer, state in enumerate(states) if isinstance(state, Recurrent)}
-        return cls(kinds, dtype, device)
-
-    def read(self, sequence: int, layer: int) -> KeptTensors:
-        """Zeros for a sequence that begins."""
-        found = self.held.get(sequence, {}).get(layer)
-        if found is not None:
-            return found
-        kind = self.kinds[layer]
-        state = torch.zeros(kind.heads, kind.key_dim, kind.value_dim, device=self.device)
-        return KeptTensors(torch.zeros(kind.channels, kind.tail, dtype=self.dtype, device=self.device), state)
-
-    def write(self, sequence: int, layer: int, kept: KeptTensors) -> None:
-        self._written.setdefault(sequence, {})[layer] = kept
-
-    def commit(self, sequence: int) -> None:
-        written = self._written.pop(sequence, None)
-        if written:
-            self.held[sequence] = written
-
-    def undo(self, sequence: int) -> None:
-        """Forget what was written since the last commit."""
-        self._written.pop(sequence, None)
-
-    def fork(self, source: int, target: int) -> None:
-        """A copy at the committed length: the ledger allows no other."""
-        if source in self.held:
-            self.held[target] = dict(self.held[source])
-
-    def drop(self, sequence: int) -> None:
-        self.held.pop(sequence, None)
-        self.undo(sequence)
-
-    def close(self) -> None:
-        self.held.clear()
-        self._written.clear()
-
-
-# --- a layer ----------------------------------------------------------------------------------------------------------
-
-
-class StepRows(Protocol):
-    """A step's rows, and where their states are."""
-
-    @property
-    def rows(self) -> Sequence[Row]: ...
-
-    @property
-    def recurrent(self) -> RecurrentStates: ...
+from backends.on_torch.mamba import is_mamba, run_mamba
+from backends.on_torch.states import KeptTensors, StepRows, convolved
 
 
 class Inputs(NamedTuple):
@@ -101,16 +26,16 @@ class Inputs(NamedTuple):
     decay: Tensor  # the same, a logarithm
 
 
-def pack_recurrent(model: nn.Module) -> None:
-    """Let the recurrent layers of a transformers model run packed rows."""
+def pack_recurrent(model: nn.Module, part: str) -> None:
+    """Let the recurrent layers of a transformers model run packed rows; `part` is what has their states."""
     for path, module in list(model.named_modules()):
-        if path.rpartition(".")[2] == LINEAR:
-            module.__class__ = _packed_class(type(module))
+        if path.rpartition(".")[2] == part and hasattr(module, "A_log"):  # others attend, or are an MLP
+            module.__class__ = _packed_class(type(module), run_mamba if is_mamba(module) else run_packed)
 
 
-def _packed_class(kind: Any) -> Any:
+def _packed_class(kind: Any, forward: Any) -> Any:
     """The class with our `forward`, and all else as before."""
-    return type(kind.__name__, (kind,), {"forward": run_packed, "library": sys.modules[kind.__module__]})
+    return type(kind.__name__, (kind,), {"forward": forward, "library": sys.modules[kind.__module__]})
 
 
 def run_packed(module: Any, hidden_states: Tensor, *, packed: StepRows, **_: object) -> Tensor:
@@ -147,7 +72,7 @@ def _run(module: Any, given: Inputs, kept: KeptTensors) -> tuple[Tensor, KeptTen
     """One row: `[tokens, heads, value_dim]`, and what is kept after it."""
     tokens = len(given.mixed)
     seen = torch.cat((kept.tail, given.mixed.T), dim=1)
-    turned = silu(_convolved(seen, module.conv1d.weight)).T
+    turned = silu(convolved(seen, module.conv1d.weight)).T
     tail = seen[:, seen.shape[1] - kept.tail.shape[1] :].clone()  # a view would keep all of the row
     sizes = module.key_dim, module.key_dim, module.value_dim
     widths = module.head_k_dim, module.head_k_dim, module.head_v_dim
@@ -167,17 +92,6 @@ def _run(module: Any, given: Inputs, kept: KeptTensors) -> tuple[Tensor, KeptTen
         use_qk_l2norm_in_kernel=True,
     )
     return found[0], KeptTensors(tail, state[0])
-
-
-_FEW = 8  # tokens whose convolution costs less as products: oneDNN's takes 11 ms to begin with
-
-
-def _convolved(seen: Tensor, weight: Tensor) -> Tensor:
-    """Each channel by itself: `[channels, tokens + tail]` to `[channels, tokens]`."""
-    width = weight.shape[2]
-    if seen.shape[1] - width < _FEW:
-        return (seen.unfold(1, width, 1) * weight).sum(dim=2)
-    return conv1d(seen[None], weight, groups=len(seen))[0]
 
 
 def next_state(

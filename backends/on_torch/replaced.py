@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from backends.on_torch.experts import BiasedExperts, EachExpert, Experts, Gate, QuantizedExperts, gate_of
+from backends.on_torch.experts import Alone, BiasedExperts, EachExpert, Experts, Gate, QuantizedExperts, gate_of
 from backends.on_torch.kernels import Precision, quantized_experts, quantized_linears
+from backends.on_torch.parts import JoinedRows
 from backends.on_torch.quantized import PackedRows, QuantizedEmbedding
 from backends.on_torch.stacked import Readable, StackedExperts, with_same_input
 from backends.on_torch.tensors import GroupRows, Joined, Lazy, Quantized, Scaled, UnchangedRows
@@ -21,22 +22,29 @@ from together.models.names import HEAD, LOOKED_UP
 from together.processes import keep_freed_memory
 
 Source = Lazy | Scaled | Quantized
+Matrix = Quantized | JoinedRows
 _FUSED = ".experts.gate_up_proj"  # as transformers stores all of a layer, outputs of gate and up in turns
 _WEIGHT = ".weight"
 _KEPT = 32 * 2**20  # bytes that steps use again and again
 # So small that they are used plain.
-_ROUTERS = ".mlp.gate.weight", ".router.weight", ".router.proj.weight", ".router.layer.weight"
+_ROUTERS = (
+    ".mlp.gate.weight",
+    ".mixer.gate.weight",
+    ".router.weight",
+    ".router.proj.weight",
+    ".router.layer.weight",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Sorted:
     """`state` is for transformers, by the names of its parameters; modules are made from the rest."""
 
-    state: dict[str, Lazy | Scaled | Joined | Quantized]
-    matrices: dict[str, Quantized] = field(default_factory=dict)  # by parameter
+    state: dict[str, Lazy | Scaled | Joined | Quantized | JoinedRows]
+    matrices: dict[str, Matrix] = field(default_factory=dict)  # by parameter
     experts: dict[str, tuple[Source, ...]] = field(
         default_factory=dict
-    )  # by module: gate, up and down, or gate_up and down
+    )  # by module: gate, up and down, or gate_up and down, or without a gate up and down
     biases: dict[str, tuple[Source, ...]] = field(default_factory=dict)  # alike, of experts that have some
 
 
@@ -49,22 +57,27 @@ def sort_sources(sources: dict[str, Source]) -> Sorted:
         found.biases[path] = tuple(sources[f"{path}.{part}_bias"] for part in ("gate_up_proj", "down_proj"))
         for part in ("gate_up_proj", "down_proj"):
             del found.state[f"{path}.{part}"], found.state[f"{path}.{part}_bias"]
-    for name in [name for name, source in found.state.items() if isinstance(source, Quantized)]:
-        if not is_router(name):
+    for name, source in list(found.state.items()):
+        if _is_packed(source) and not is_router(name):
             found.matrices[name] = found.state.pop(name)  # type: ignore[assignment]
     for start in {name.partition(STACK)[0] for name in sources if STACK in name}:
-        parts = tuple(sources[f"{start}{STACK}{projection}.weight"] for projection in PROJECTIONS)
+        parts = tuple(sources[name] for part in PROJECTIONS if (name := f"{start}{STACK}{part}.weight") in sources)
         biases = tuple(sources[name] for part in PROJECTIONS if (name := f"{start}{STACK}{part}.bias") in sources)
         plain = [part for part in parts if isinstance(part, Lazy)]
         if len(plain) < len(parts) or biases:
             found.experts[f"{start}.experts"] = parts
             found.biases[f"{start}.experts"] = biases
         else:
-            found.state[f"{start}.experts.gate_up_proj"] = Joined.of(plain[:2])
-            found.state[f"{start}.experts.down_proj"] = plain[2]
+            first = "gate_up_proj" if len(plain) == len(PROJECTIONS) else "up_proj"
+            found.state[f"{start}.experts.{first}"] = Joined.of(plain[:-1])
+            found.state[f"{start}.experts.down_proj"] = plain[-1]
     for start, experts in _one_by_one(found.state).items():
         _join(found.state, start, experts)
     return found
+
+
+def _is_packed(source: object) -> bool:
+    return isinstance(source, Quantized) or (isinstance(source, JoinedRows) and bool(source.quantized))
 
 
 def _one_by_one(state: Mapping[str, object]) -> dict[str, int]:
@@ -82,18 +95,20 @@ def _join(state: dict[str, Any], start: str, experts: int) -> None:
     for names in _NAMES:
         keys = [f"{start}.experts.{i}.{name}.weight" for i, name in product(range(experts), names)]
         parts = [part for key in keys if isinstance(part := state.get(key), Lazy)]
-        if len(parts) < len(keys):
+        gated = f"{start}.experts.0.{PROJECTIONS[0]}.weight" in state
+        if len(parts) < len(keys) or (gated and len(names) == 2):
             continue  # of another family, or some are in 8-bit floats
-        gates, ups, downs = ([part.info for part in parts[place::3]] for place in range(3))
-        reader = parts[0].reader
-        state[f"{start}.experts.gate_up_proj"] = Joined(tuple(zip(gates, ups, strict=True)), reader)
-        state[f"{start}.experts.down_proj"] = Joined(tuple((down,) for down in downs), reader)
+        *first, down = ([part.info for part in parts[place :: len(names)]] for place in range(len(names)))
+        inner, reader = "gate_up_proj" if len(first) == 2 else "up_proj", parts[0].reader
+        state[f"{start}.experts.{inner}"] = Joined(tuple(zip(*first, strict=True)), reader)
+        state[f"{start}.experts.down_proj"] = Joined(tuple((each,) for each in down), reader)
         for key in keys:
             del state[key]
+        return
 
 
-_EXPERT = re.compile(r"(.+\.mlp)\.experts\.(\d+)\.(?:gate_proj|w1)\.weight")
-_NAMES = PROJECTIONS, ("w1", "w3", "w2")  # gate, up and down
+_EXPERT = re.compile(r"(.+\.(?:mlp|block_sparse_moe|mixer))\.experts\.(\d+)\.(?:down_proj|w2)\.weight")
+_NAMES = PROJECTIONS, ("w1", "w3", "w2"), PROJECTIONS[1:]  # gate, up and down, or without a gate
 
 
 def is_router(name: str) -> bool:
@@ -129,6 +144,7 @@ def replace_linears(model: Any, matrices: Mapping[str, Readable], precision: Pre
 def _experts(gated: Gate, parts: Sequence[Source], biases: Sequence[Source], precision: Precision) -> QuantizedExperts:
     """Of gate, up and down: the first two as one where they are packed alike."""
     *first, down = parts
+    in_turns = len(first) == 1 and not isinstance(gated, Alone)
     added = [bias[...].to(precision.device) for bias in biases]
     alike = [
         part for part in first if isinstance(part, Quantized) and part.packing == getattr(first[0], "packing", None)
@@ -141,15 +157,16 @@ def _experts(gated: Gate, parts: Sequence[Source], biases: Sequence[Source], pre
     projections = [*inner, _held(down, precision)]
     if added:
         projections = [BiasedExperts(*pair) for pair in zip(projections, added, strict=True)]
-    return QuantizedExperts(gated, projections[:-1], projections[-1], in_turns=len(first) == 1)
+    return QuantizedExperts(gated, projections[:-1], projections[-1], in_turns=in_turns)
 
 
 def _held(source: Source, precision: Precision) -> Experts:
     return quantized_experts(source, precision) if isinstance(source, Quantized) else EachExpert(source[...])
 
 
-def _embedding(matrix: Quantized, found: Sorted) -> PackedRows:
+def _embedding(matrix: Matrix, found: Sorted) -> PackedRows:
     """A tied one is looked up in its file on a CPU, as the head holds the matrix in the form that multiplies fast."""
+    assert isinstance(matrix, Quantized)
     tied = found.matrices.get(HEAD) is matrix
     if not tied or matrix.reader.device.type != "cpu":
         return matrix.read()

@@ -37,7 +37,7 @@ from together.desktop.bench.shapes import SHAPES, random_checkpoint
 from together.errors import BrokenModel, NotEnoughMemory, UnsupportedModel
 from together.models.packing import FP_PACKINGS
 from together.models.spec import read_shape, read_spec
-from together.models.state import KeysValues, Recurrent
+from together.models.state import KeysValues, Nothing, Recurrent
 from together.types import Batch, Dtype, LayerRange, PackedAs, Packing, Row, SampleRequest, Sampling
 
 GIB = 2**30
@@ -270,6 +270,9 @@ def test_each_kind_of_layer_is_timed_as_often_as_the_model_has_it() -> None:
     assert period((cache,) * 5) == period((cache,)) == 1
     assert period((cache, state, cache)) == 2
     assert period((state, cache, cache)) == 3
+    assert period((Nothing(), state, Nothing(), cache) * 2) == 4
+    odd = [state if layer in (3, 20) else Nothing() for layer in range(40)]
+    assert period(odd) == 16, "kinds that follow in no order"
     assert extent("m", 80, 2 * GIB, 1000, 512, 100 * GIB, every=4).layers == 4
     assert extent("m", 80, GIB // 8, 1000, 512, 100 * GIB, every=4).layers % 4 == 0
     assert extent("m", 80, 2 * GIB, 1000, 512, 5 * GIB, every=4).layers == 1

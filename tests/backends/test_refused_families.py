@@ -21,6 +21,7 @@ from together.models.spec import read_config, read_shape, read_spec
         ("qwen2", {"head_dim": 20}, "heads of 20 values"),
         ("phi3", {"head_dim": 20}, "heads of 20 values"),
         ("granite", {"head_dim": 20}, "heads of 20 values"),
+        ("granite4", {"head_dim": 20}, "heads of 20 values"),
         ("olmoe", {"clip_qkv": 2.0}, "clip_qkv 2.0"),
         ("qwen2_moe", {"mlp_only_layers": [1]}, "layers without experts"),
         ("qwen2_moe", {"norm_topk_prob": True, "qkv_bias": False}, "norm_topk_prob, qkv_bias False"),

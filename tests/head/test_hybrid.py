@@ -24,10 +24,10 @@ TURNS = (
 )
 
 
-@pytest.fixture(scope="module")
-def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["qwen3_5", "granite4-experts", "nemotron_h"])
+def hybrid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hybrid") / "model"
-    make_checkpoint(folder, "qwen3_5", vocab_size=330, eos_token_id=1)
+    make_checkpoint(folder, request.param, vocab_size=330, eos_token_id=1)
     return write_text_files(folder, byte_level(), TURNS, eos=1)
 
 

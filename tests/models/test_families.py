@@ -14,6 +14,7 @@ from together.models.families import BY_NAME
 GEMMA: dict[str, Any] = {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "architectures")  # nobody reads their defaults
 SHAPE: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+SHAPE |= {"mamba_n_heads": 4}  # Granite 4's share 96 values among them
 
 
 @pytest.mark.parametrize("family", BY_NAME)
@@ -25,8 +26,10 @@ def test_a_configuration_in_the_normal_form_stays_as_it_is(family: str) -> None:
 SAID_OTHERWISE = {  # the same in other words
     "deepseek_v3": {"num_nextn_predict_layers"},  # layers that nobody runs
     "exaone4": {"sliding_window_pattern"},  # letters for a number
+    "granitemoehybrid": {"position_embedding_type", "time_step_limit"},  # a word for none, and a number without end
     "ministral3": {"rope_parameters"},  # without a length that nobody reads
     "mixtral": {"head_dim"},  # None for what follows from other numbers
+    "nemotron_h": {"n_routed_experts", "time_step_limit"},  # of no layer; what transformers makes of time_step_min
     "phi3": {"rope_parameters"},  # which part of a head is turned, where that is all of it
     "qwen3_vl_text": {"rope_parameters"},  # with the sections that its class assumes
     "qwen2_moe": {"sliding_window"},  # 0 for none
@@ -79,6 +82,17 @@ def test_what_a_file_does_not_say_is_what_transformers_assumes(family: str) -> N
         ),
         (GEMMA | {"per_layer_config": {"3": {"skip": ["mlp"]}}}, UnsupportedModel, "settings of single layers"),
         (GEMMA | {"per_layer_config": {"x": {}}}, BrokenModel, "per_layer_config"),
+        ({"model_type": "granitemoehybrid", "mamba_n_heads": 5}, BrokenModel, "mamba_d_head = None"),
+        ({"model_type": "granitemoehybrid", "mamba_d_head": 20}, BrokenModel, "mamba_d_head = 20"),
+        ({"model_type": "granitemoehybrid", "mamba_n_groups": 3}, BrokenModel, "mamba_n_groups = 3"),
+        ({"model_type": "granitemoehybrid", "mamba_d_conv": 1}, BrokenModel, "mamba_d_conv = 1"),
+        ({"model_type": "granitemoehybrid", "time_step_limit": [2, 1]}, BrokenModel, r"time_step_limit = \[2, 1\]"),
+        ({"model_type": "granitemoehybrid", "position_embedding_type": "alibi"}, UnsupportedModel, "'alibi'"),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "MM*"}, BrokenModel, "for other layers than its 4"),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "MM*|"}, UnsupportedModel, r"of the kind '\|'"),
+        ({"model_type": "nemotron_h", "tie_word_embeddings": True}, UnsupportedModel, "ties its LM head"),
+        ({"model_type": "nemotron_h", "mamba_hidden_act": "gelu"}, UnsupportedModel, "mamba_hidden_act 'gelu'"),
+        ({"model_type": "nemotron_h", "n_groups": 3}, BrokenModel, "n_groups = 3"),
         ({"model_type": "smollm3", "no_rope_layers": "all"}, BrokenModel, "no_rope_layers"),
         (
             {"model_type": "phi3", "rope_scaling": {"type": "longrope"}},

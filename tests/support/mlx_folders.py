@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from math import inf
 from pathlib import Path
 from shutil import copy
 from typing import Any, cast
@@ -25,10 +26,11 @@ from tests.support.case import Case
 from tests.support.families import BY_NAME, make_checkpoint, wide_heads
 from tests.support.widen import dequantize
 from together.models.codes import Floats
-from together.models.family import FULL, LINEAR
+from together.models.families import BY_NAME as BY_FAMILY
+from together.models.family import FULL, LINEAR, Family
 from together.models.form import stack_of
 from together.models.packing import Mode, packing_of
-from together.models.stored import CONVOLUTION, LARGER
+from together.models.stored import CONVOLUTION
 from together.types import Dtype
 
 INDEX = "model.safetensors.index.json"
@@ -184,11 +186,16 @@ def _hub_words(plain: Path) -> dict[str, Any]:
     found = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
     width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     found |= {"head_dim": width, "rotary_dim": int(width * rope.get("partial_rotary_factor", 1.0))}
-    found["shared_intermediate_size"] = 0
+    found["shared_intermediate_size"] = config.get("shared_intermediate_size", 0)
     found |= {"first_k_dense_replace": config["mlp_layer_types"].count("dense")} if "mlp_layer_types" in config else {}
     found |= {"rope_scaling": None} if rope.get("rope_type") == "default" else {}
     found |= {"num_experts": config["num_local_experts"]} if "num_local_experts" in config else {}
     kinds = config.get("layer_types") or ()
+    if config["model_type"] == "granitemoehybrid":
+        found["layer_types"] = ["mamba" if kind == LINEAR else "attention" for kind in kinds]
+        found |= {"time_step_limit": (0.0, inf), "position_embedding_type": config["position_embedding_type"] or "nope"}
+        found |= {} if config["num_local_experts"] else {"intermediate_size": config["shared_intermediate_size"]}
+    found |= {"mamba_proj_bias": config["use_bias"]} if config["model_type"] == "nemotron_h" else {}
     found |= {"full_attention_interval": kinds.index(FULL) + 1} if LINEAR in kinds else {}
     wrapper = _WRAPPERS.get(config["model_type"])
     return found if wrapper is None else {"model_type": wrapper, "text_config": config | found}
@@ -221,7 +228,10 @@ def write_judge(folder: Path, plain: Path, judge: Path) -> Path:
         config = config["text_config"] | {"model_type": "qwen3", "tie_word_embeddings": config["tie_word_embeddings"]}
     (judge / "config.json").write_text(json.dumps(config | {"dtype": "float32"}), encoding="utf-8")
     found = _whole(widened(folder, _widths(plain)), config)
-    save_file(dict(_published(found)), judge / "model.safetensors", {"format": "pt"})
+    family = BY_FAMILY[config["model_type"]]
+    ends = {f"model.{usual}.weight": f"model.{own}.weight" for usual, own in family.ends.items()}
+    published = {ends.get(name, name): values for name, values in _published(found, family)}
+    save_file(published, judge / "model.safetensors", {"format": "pt"})
     return judge
 
 
@@ -246,10 +256,22 @@ def widened(folder: Path, widths: Mapping[str, int]) -> dict[str, Floats]:
 
 
 def stored_arrays(folder: Path) -> dict[str, mx.array]:
-    """All tensors of a folder, lazily; out of a wrapper of text and pictures."""
+    """All tensors of a folder, lazily; out of a wrapper of text and pictures, and Nemotron-H's by the usual names."""
     files = [cast(dict[str, mx.array], mx.load(str(file))) for file in sorted(folder.glob("*.safetensors"))]
     each = ((name.replace("model.language_model.", "model."), array) for file in files for name, array in file.items())
-    return {name.removeprefix("language_model."): array for name, array in each}
+    found = {name.removeprefix("language_model."): array for name, array in each}
+    for published, usual in _NEMOTRON:
+        found = {name.replace(published, usual): array for name, array in found.items()}
+    return found
+
+
+_NEMOTRON = (
+    ("backbone.embeddings.", "model.embed_tokens."),
+    ("backbone.norm_f.", "model.norm."),
+    ("backbone.", "model."),
+    (".switch_mlp.fc1.", ".switch_mlp.up_proj."),
+    (".switch_mlp.fc2.", ".switch_mlp.down_proj."),
+)
 
 
 def _widths(plain: Path) -> dict[str, int]:
@@ -261,6 +283,7 @@ def _widths(plain: Path) -> dict[str, int]:
         if linear:
             parts = ("down_proj",) if path.endswith("out") else ("gate_proj", "up_proj")
             paths |= {f"{path.rpartition('.')[0]}.switch_mlp.{part}": name for part in parts}
+            paths |= {f"{path.rpartition('.shared_mlp.')[0]}.mlp.{part}": name for part in parts}
     for name in [name for name in shapes if name.endswith((".experts.gate_up_proj", ".experts.down_proj"))]:
         start = name.rpartition(".")[0]
         parts = ("down_proj",) if name.endswith("down_proj") else ("gate_proj", "up_proj")
@@ -292,11 +315,11 @@ def _floats(array: mx.array) -> Floats:
     return np.array(array.astype(mx.float32))
 
 
-_STACKED = re.compile(r"(.+\.(mlp|block_sparse_moe))\.switch_mlp\.(.+)\.weight")
+_STACKED = re.compile(r"(.+\.(mlp|block_sparse_moe|mixer))\.switch_mlp\.(.+)\.weight")
 _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
 
-def _published(weights: Mapping[str, Floats]) -> Iterator[tuple[str, Floats]]:
+def _published(weights: Mapping[str, Floats], family: Family) -> Iterator[tuple[str, Floats]]:
     """Experts one by one or fused, and norms beside recurrent layers less 1, as transformers publishes them."""
     recurrent = any(name.endswith(CONVOLUTION) and values.shape[2] == 1 for name, values in weights.items())
     for name, values in weights.items():
@@ -306,31 +329,40 @@ def _published(weights: Mapping[str, Floats]) -> Iterator[tuple[str, Floats]]:
             continue
         if recurrent and name.endswith(CONVOLUTION):
             values = values.swapaxes(1, 2)
-        elif recurrent and name.endswith(LARGER):
+        elif recurrent and name.endswith(family.larger_on_mlx):
             values = values - np.float32(1)
         unfused = _UNFUSED.fullmatch(name)
         if unfused is not None:
             yield from _fused(weights, *unfused.groups())
+            continue
+        dense = _DENSE.fullmatch(name) if family.name == "granitemoehybrid" else None
+        if dense is not None:
+            yield from _granites(weights, dense[1], dense[2], ".mlp.", ".shared_mlp.")
             continue
         match = _STACKED.fullmatch(name)
         if match is None:
             yield name, np.ascontiguousarray(values)
             continue
         if f"{match[1]}.router.layer.weight" in weights:
-            yield from _granites(weights, match[1], match[3])
+            yield from _granites(weights, match[1], match[3], ".switch_mlp.", ".")
             continue
-        name = match[3] if match[2] == "mlp" else _MIXTRAL[match[3]]
+        name = _MIXTRAL[match[3]] if match[2] == "block_sparse_moe" else match[3]
         for expert, one in enumerate(values):
             yield f"{match[1]}.experts.{expert}.{name}.weight", np.ascontiguousarray(one)
 
 
-def _granites(weights: Mapping[str, Floats], path: str, part: str) -> Iterator[tuple[str, Floats]]:
-    """Two tensors, the first with each expert's gate before its up."""
+_DENSE = re.compile(r"(model\.layers\.\d+)\.mlp\.(.+)\.weight")
+
+
+def _granites(
+    weights: Mapping[str, Floats], path: str, part: str, within: str, published: str
+) -> Iterator[tuple[str, Floats]]:
+    """Two tensors, the first with each expert's gate before its up, or those of the only MLP."""
     if part == "down_proj":
-        yield f"{path}.output_linear.weight", np.ascontiguousarray(weights[f"{path}.switch_mlp.down_proj.weight"])
+        yield f"{path}{published}output_linear.weight", np.ascontiguousarray(weights[f"{path}{within}down_proj.weight"])
     elif part == "gate_proj":
-        both = (weights[f"{path}.switch_mlp.{name}.weight"] for name in ("gate_proj", "up_proj"))
-        yield f"{path}.input_linear.weight", np.concatenate(tuple(both), axis=1)
+        both = (weights[f"{path}{within}{name}.weight"] for name in ("gate_proj", "up_proj"))
+        yield f"{path}{published}input_linear.weight", np.concatenate(tuple(both), axis=-2)
 
 
 def _joined(weights: Mapping[str, Floats], layer: str, within: str, part: str) -> Iterator[tuple[str, Floats]]:

@@ -7,7 +7,7 @@ form is transformers 5's dialect with nothing left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -67,7 +67,9 @@ def effective(name: str, published: Mapping[str, Any]) -> dict[str, Any]:
     if kind == TOY:
         return {**published, **_counts(values, _TOY), "tie_word_embeddings": values.switch("tie_word_embeddings")}
     family = BY_NAME[kind]
-    config = _counts(values, family.counts) | {key: values.switch(key) for key in family.switches}
+    config = _counts(values, family.counts, _listed(found, family.listed)) | {
+        key: values.switch(key) for key in family.switches
+    }
     config |= {key: values.switch(key, default=True) for key in family.on}
     config |= {
         "model_type": kind,
@@ -95,8 +97,18 @@ def text_config(published: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def layer_count(published: Mapping[str, Any]) -> object:
     """What config.json gives as the number of layers, of whatever family; unchecked."""
-    given = published.get("num_hidden_layers")
-    return text_config(published).get("num_hidden_layers") if given is None else given
+    for values in (published, text_config(published)):
+        family = BY_NAME.get(str(values.get("model_type")))
+        found = values.get("num_hidden_layers", _listed(values, family.listed if family else ()))
+        if found is not None:
+            return found
+    return None
+
+
+def _listed(values: Mapping[str, Any], keys: Sequence[str]) -> int | None:
+    """How many layers have an entry under one of the keys."""
+    lists = (values.get(key) for key in keys)
+    return next((len(found) for found in lists if isinstance(found, list | str)), None)
 
 
 def purpose(config: Mapping[str, Any], *, head: bool) -> Sentence:
@@ -147,10 +159,11 @@ def _inner(name: str, published: Mapping[str, Any]) -> tuple[str, Mapping[str, A
     return str(family), found
 
 
-def _counts(values: Values, counts: Mapping[str, int | None]) -> dict[str, Any]:
+def _counts(values: Values, counts: Mapping[str, int | None], layers: int | None = None) -> dict[str, Any]:
+    """`layers`: how many there are where config.json does not say it."""
     config: dict[str, Any] = {
         "hidden_size": values.count("hidden_size", None),
-        "num_hidden_layers": values.count("num_hidden_layers", None, MAX_LAYERS),
+        "num_hidden_layers": values.count("num_hidden_layers", layers, MAX_LAYERS),
     }
     for key, default in counts.items():
         if key == "num_key_value_heads" and (default is None or values.found.get(key, 0) is None):

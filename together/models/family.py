@@ -151,7 +151,9 @@ class Family:
     mlx_settings: Mapping[str, Any] = field(default_factory=dict)  # of mlx-lm's configuration, in place of ours
     mlx_nulls: tuple[str, ...] = ()  # keys whose null says something to mlx-lm; of others it is its default
     mlx_fixed: Mapping[str, Any] = field(default_factory=dict)  # what it computes whatever config.json says
-    mlx_kinds: bool = False  # it makes each layer by `layer_types`
+    mlx_kinds: Mapping[str, str] | None = None  # what it calls kinds of layers, where it makes each by `layer_types`
+    mlx_parts: Mapping[str, str] = field(default_factory=dict)  # parts of tensors' names that it has otherwise
+    mlx_inner: str = "model"  # what it calls the model without its head
     mlx_experts: str = "switch_mlp"  # what it calls the experts of an MLP
     switches: tuple[str, ...] = ()  # on or off; off where config.json is silent
     on: tuple[str, ...] = ()  # the same, but on where it is silent
@@ -194,7 +196,10 @@ class Family:
     ignored_by_mlx: Callable[[Config], tuple[str, ...]] = none_ignored  # what mlx-lm would compute otherwise, in words
     scaled_on_mlx: bool = True  # whether mlx-lm's class scales its rope; our slices get theirs from us
     aliases: tuple[str, ...] = ()  # other `model_type`s of the same model
-    recurrent: bool = False  # whether some layers keep a state of a fixed size
+    ends: Mapping[str, str] = field(default_factory=dict)  # what both libraries call `embed_tokens` and `norm`, if else
+    listed: tuple[str, ...] = ()  # keys with an entry for each layer, where config.json may not say how many there are
+    recurrent: str = ""  # what layers that keep a state of a fixed size call the part that does; empty: there are none
+    larger_on_mlx: tuple[str, ...] = ()  # norms of such a family that mlx-lm's files have one larger, by their ends
     halves: bool = False  # experts may be stored in one tensor, each with its gate before up
 
     @property
@@ -295,11 +300,21 @@ def window_of(config: Config, layer: int) -> int | None:
     return window if window is not None and (kinds is None or kinds[layer] == SLIDING) else None
 
 
-def layer_kinds(values: Values, layers: int, usual: list[str], known: tuple[str, ...] = (FULL, SLIDING)) -> list[str]:
-    """`layer_types`, or the family's `usual` ones. Raises BrokenModel and UnsupportedModel."""
-    kinds = values.found.get("layer_types")
+def layer_kinds(
+    values: Values,
+    layers: int,
+    usual: list[str],
+    known: tuple[str, ...] = (FULL, SLIDING),
+    *,
+    keys: Sequence[str] = ("layer_types",),
+    said: Mapping[str, str] | None = None,
+) -> list[str]:
+    """What `keys` list, `said` otherwise; or the family's `usual` ones. Raises BrokenModel and UnsupportedModel."""
+    kinds = next((values.found[key] for key in keys if values.found.get(key) is not None), None)
     if kinds is None:
         return usual
+    if said is not None and isinstance(kinds, list | str):
+        kinds = [said.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise BrokenModel(
             "config.json of {model} lists layer_types for other layers than its {layers}; take config.json from "

@@ -37,11 +37,12 @@ _VERSION = "@1"  # of the recipe: other bytes are another form
 _PLAIN_HEAD = "-plain-head"
 _ROUTER = Packing("affine", 8, 64)  # as mlx-lm's MoE classes ask for, whatever the rest is
 EXPERT = re.compile(
-    r"(.+\.(?:mlp|block_sparse_moe)|model\.layers\.\d+)\.experts\.(\d+)\.((?:gate|up|down)_proj|w[123])\.weight"
+    r"(.+\.(?:mlp|block_sparse_moe|mixer)|model\.layers\.\d+)\.experts\.(\d+)\.((?:gate|up|down)_proj|w[123])\.weight"
 )
-ROUTERS = (".mlp.gate.weight", ".block_sparse_moe.gate.weight", ".router.proj.weight")
+ROUTERS = (".mlp.gate.weight", ".block_sparse_moe.gate.weight", ".mixer.gate.weight", ".router.proj.weight")
 STACK = ".switch_mlp."  # all experts of a layer, as MLX stores them
 CORRECTION = "e_score_correction_bias"  # of a router's scores: beside one, mlx-lm has a router that nothing packs
+_LINEAR = ("_proj", ".input_linear", ".output_linear")  # how layers' matrices end
 _MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}  # Mixtral's names, which others took over
 
 
@@ -250,7 +251,7 @@ def packing_for(name: str, shape: Shape, form: Form) -> Packing | None:
     if path == name or len(shape) < 2:
         return None
     router = name.endswith(ROUTERS)
-    wanted = form.head if name in (*LOOKED_UP, HEAD) else router or path.endswith("_proj")
+    wanted = form.head if name in (*LOOKED_UP, HEAD) else router or path.endswith(_LINEAR)
     packings = {form.packing, _ROUTER} if router else {form.packing}
     whole = all(shape[-1] % packing.group == 0 for packing in packings)
     return (_ROUTER if router else form.packing) if wanted and whole else None

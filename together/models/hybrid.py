@@ -18,6 +18,12 @@ from together.models.family import (
 from together.models.state import LayerState, Recurrent
 from together.models.values import Values, bad_value
 
+DELTA_NET = "linear_attn"  # what layers with a state by the gated delta rule call that part
+LARGER = tuple(  # norms that are published less 1, and in mlx-lm's files as they are multiplied
+    f"{name}.weight"
+    for name in ("input_layernorm", "post_attention_layernorm", "model.norm", "self_attn.q_norm", "self_attn.k_norm")
+)
+
 
 def gated_attention_tensors(config: Config, layer: int) -> Tensors:
     """Attention whose queries come with a gate for each value, and norms of each head's queries and keys."""

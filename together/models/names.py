@@ -136,25 +136,33 @@ def model_name(text: str) -> str:
     return kept if is_model_name(kept) else "model"
 
 
-_WRAPS = r"((?:(?:model|language_model|text_model|module|_orig_mod|base_model)\.)*)"
-_PART = re.compile(rf"{_WRAPS}(embed_tokens\.|layers\.\d{{1,6}}\.|norm\.|{'|'.join(map(re.escape, _OPENING))}).+")
+_WRAPS = r"((?:(?:model|language_model|text_model|module|_orig_mod|base_model|backbone)\.)*)"
+_PARTS = (r"embed_tokens\.", r"embeddings\.(?=\w+$)", r"layers\.\d{1,6}\.", r"norm\.", r"norm_f\.")
+_PART = re.compile(rf"{_WRAPS}({'|'.join((*_PARTS, *map(re.escape, _OPENING)))}).+")
+_OTHER = {"embeddings.": "embed_tokens.", "norm_f.": "norm."}  # what some families call them
 _HEAD = re.compile(_WRAPS + r"(lm_head\..+)")
 _TOWER = re.compile(r"(?:model\.)?(visual\..+)")
 _TOWERS = "visual.deepstack_merger_list."  # such a tower runs here; others are passed over
 _USUAL = "model."
 _EXPERTS = re.compile(r"(\.mlp)\.experts\.((?:gate|up|down)_proj\.)|\.experts\.switch_glu\.")
+_UNGATED = {".switch_mlp.fc1.": ".switch_mlp.up_proj.", ".switch_mlp.fc2.": ".switch_mlp.down_proj."}
 
 
 def canonical_names(names: Iterable[str]) -> Mapping[str, str]:
     """Stored name → canonical name, for the tensors of the decoder; the others are not in it."""
     known = list(names)
     prefix = _prefix(known)
-    found = {name: _USUAL + _stacked(name[len(prefix) :]) for name in known if _is_part(name, prefix)}
+    found = {name: _USUAL + _usual(name[len(prefix) :]) for name in known if _is_part(name, prefix)}
     return found | _heads(known) | _tower(known)
 
 
-def _stacked(name: str) -> str:
-    """All experts of a projection in one, which MLX calls otherwise in some families."""
+def _usual(name: str) -> str:
+    """By the usual names of modules, and of all experts of a projection in one, which MLX calls otherwise somewhere."""
+    for other, usual in _OTHER.items():
+        if name.startswith(other):
+            return usual + name.removeprefix(other)
+    for other, usual in _UNGATED.items():
+        name = name.replace(other, usual)
     return _EXPERTS.sub(r"\1.switch_mlp.\2", name)
 
 
@@ -166,7 +174,7 @@ def _prefix(names: list[str]) -> str:
         match = _PART.fullmatch(name)
         if match:
             counts[match[1]] += 1
-            if match[2] == "embed_tokens.":
+            if match[2] in ("embed_tokens.", "embeddings."):
                 embeds.add(match[1])
     order = sorted(counts, key=lambda prefix: (prefix not in embeds, prefix != _USUAL, -counts[prefix], prefix))
     return order[0] if order else _USUAL

@@ -62,7 +62,10 @@ class Latent:
 
 @dataclass(frozen=True, slots=True)
 class Recurrent:
-    """A sum over all tokens, and a convolution's last inputs: of a fixed size, and neither can be truncated."""
+    """A sum over all tokens, and a convolution's last inputs: of a fixed size, and neither can be truncated.
+
+    By the gated delta rule, or by Mamba-2's, whose `B` and `C` are keys and queries, and whose `x` are values.
+    """
 
     heads: int  # of values, each with a state
     key_dim: int
@@ -103,7 +106,21 @@ class Borrowed:
         return 0
 
 
-LayerState = KeysValues | Latent | Recurrent | Borrowed
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """Of a layer that looks at each token by itself, as one that is an MLP alone."""
+
+    window = None
+
+    @property
+    def per_token(self) -> int:
+        return 0
+
+    def sequence_bytes(self, dtype: Dtype) -> int:
+        return 0
+
+
+LayerState = KeysValues | Latent | Recurrent | Borrowed | Nothing
 
 
 def sequence_tokens(states: Sequence[LayerState], dtype: Dtype) -> int:
@@ -121,7 +138,7 @@ def sequence_tokens(states: Sequence[LayerState], dtype: Dtype) -> int:
 class CacheSize:
     """What layers keep of sequences, counted in tokens alone: a state of a fixed size is worth so many of them."""
 
-    token_bytes: int  # of each token that is counted
+    token_bytes: int  # of each token that is counted: 1 at least, or layers that keep nothing would have no end
     per_sequence: int  # tokens that each sequence counts for beside its own, in whole blocks of BLOCK
 
     @classmethod
@@ -129,7 +146,8 @@ class CacheSize:
         """Of some layers of a model, whose sequences count for `per_sequence` tokens: each is worth what it must be."""
         token = sum(state.per_token for state in states) * DTYPE_BYTES[dtype]
         fixed = sum(state.sequence_bytes(dtype) for state in states)
-        return cls(max(token, -(-fixed // per_sequence)) if per_sequence else token, per_sequence)
+        worth = -(-fixed // per_sequence) if per_sequence else 0
+        return cls(max(token, worth, 1), per_sequence)
 
     def nbytes(self, tokens: int, sequences: int) -> int:
         """Of so many tokens, in whole blocks, of so many sequences."""

@@ -15,11 +15,7 @@ from together.models.fused import apart
 from together.models.gguf.families import as_stored
 from together.models.headers import TensorInfo
 
-CONVOLUTION = ".linear_attn.conv1d.weight"  # `[channels, 1, width]`; in mlx-lm's files `[channels, width, 1]`
-LARGER = tuple(  # norms that are published less 1, and in mlx-lm's files as they are multiplied
-    f"{name}.weight"
-    for name in ("input_layernorm", "post_attention_layernorm", "model.norm", "self_attn.q_norm", "self_attn.k_norm")
-)
+CONVOLUTION = ".conv1d.weight"  # `[channels, 1, width]`; in mlx-lm's files `[channels, width, 1]`
 
 
 def undone(
@@ -31,7 +27,9 @@ def undone(
     `config` is the effective configuration. A range of layers may have no convolution, by which mlx-lm's files show.
     """
     family = BY_NAME.get(config["model_type"])
-    change = _by_mlx if family and family.recurrent and _is_made_by_mlx(whole()) else partial(as_stored, config)
+    change = partial(as_stored, config)
+    if family and family.recurrent and _is_made_by_mlx(whole()):
+        change = partial(_by_mlx, family.larger_on_mlx)
     for tensor in tensors:
         yield from apart(change(tensor)) if family and family.halves else (change(tensor),)
 
@@ -41,9 +39,9 @@ def _is_made_by_mlx(tensors: Iterable[TensorInfo]) -> bool:
     return any(len(shape) == 3 and shape[2] == 1 != shape[1] for shape in shapes)
 
 
-def _by_mlx(tensor: TensorInfo) -> TensorInfo:
+def _by_mlx(larger: tuple[str, ...], tensor: TensorInfo) -> TensorInfo:
     """The convolution's numbers lie in the same order."""
     if tensor.name.endswith(CONVOLUTION):
         channels, width, one = tensor.shape
         return replace(tensor, shape=(channels, one, width))
-    return replace(tensor, larger=True) if tensor.name.endswith(LARGER) else tensor
+    return replace(tensor, larger=True) if tensor.name.endswith(larger) else tensor

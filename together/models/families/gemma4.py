@@ -220,7 +220,7 @@ FAMILIES = (
             "max_position_embeddings": 131072,
         },
         mlx_fixed={"attention_bias": False},
-        mlx_kinds=True,
+        mlx_kinds={},
         mlx_experts="experts.switch_glu",
         experts="num_experts",
         switches=("attention_bias", "use_double_wide_mlp"),

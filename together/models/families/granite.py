@@ -23,7 +23,7 @@ from together.models.family import (
 from together.models.values import Values
 from together.types import LayerRange
 
-_FACTORS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
+FACTORS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
 _SCALES = ("attention.scale", "embedding_scale", "logit_scale", "residual_scale")  # the same in GGUF files
 _COUNTS = {
     "vocab_size": 32000,
@@ -36,7 +36,7 @@ _COUNTS = {
 
 
 def _more(values: Values, config: Config) -> dict[str, Any]:
-    return {key: values.number(key, 1.0) for key in _FACTORS}
+    return {key: values.number(key, 1.0) for key in FACTORS}
 
 
 def _with_experts(values: Values, config: Config) -> dict[str, Any]:
@@ -58,14 +58,14 @@ def _expert_tensors(config: Config, layer: int, stacked: bool) -> Tensors:
     yield f"{start}output_linear.weight", (experts, hidden, inner)
 
 
-def _ranged(config: Config, layers: LayerRange) -> dict[str, Any]:
+def ranged(config: Config, layers: LayerRange) -> dict[str, Any]:
     """transformers multiplies whatever a model begins with."""
     return usual_range(config, layers) | ({"embedding_multiplier": 1.0} if layers.start else {})
 
 
 def _family(**more: Any) -> Family:
     return Family(
-        ranged=_ranged,
+        ranged=ranged,
         ignored_by_mlx=odd_heads,
         embedding_scale=lambda config: float(config["embedding_multiplier"]),
         logits_scale=lambda config: 1 / float(config["logits_scaling"]),

@@ -21,7 +21,15 @@ from together.models.family import (
     norm_tensors,
     own_shared_expert_tensors,
 )
-from together.models.hybrid import attends, delta_net_tensors, gated_attention_tensors, hybrid_kinds, hybrid_state
+from together.models.hybrid import (
+    DELTA_NET,
+    LARGER,
+    attends,
+    delta_net_tensors,
+    gated_attention_tensors,
+    hybrid_kinds,
+    hybrid_state,
+)
 from together.models.values import Values
 
 _COUNTS = {
@@ -81,7 +89,8 @@ def _family(**more: Any) -> Family:
         rotary=0.25,
         rotaries=True,
         roped=attends,
-        recurrent=True,
+        recurrent=DELTA_NET,
+        larger_on_mlx=LARGER,
         **more,
     )
 

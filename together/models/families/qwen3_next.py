@@ -16,6 +16,8 @@ from together.models.family import (
     start_of,
 )
 from together.models.hybrid import (
+    DELTA_NET,
+    LARGER,
     attends,
     delta_rule_tensors,
     delta_width,
@@ -80,7 +82,8 @@ FAMILIES = (
         rotary=0.25,
         rotaries=True,
         roped=attends,
-        recurrent=True,
+        recurrent=DELTA_NET,
+        larger_on_mlx=LARGER,
         experts="num_experts",
         scaled_on_mlx=False,
     ),
