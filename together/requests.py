@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import exp, fsum, inf
 from typing import Literal, Protocol
 
+from together.picture import Picture
 from together.sentences import NOTHING, Sentence, say
 from together.types import Sampling
 
@@ -102,6 +103,7 @@ class GenerateRequest:
         0  # leading tokens of the prompt that a next turn begins with: kept where caches cannot go back to them
     )
     score_from: int = 0  # tokens of the prompt from this place on get log-probabilities; 0: none; then 0 max_tokens do
+    pictures: tuple[Picture, ...] = ()  # whose parts the prompt has tokens for, in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,7 @@ class Attached:
     """A picture's file, as PNG, JPEG or WebP, and how many letters of the message come before it."""
 
     at: int
-    data: bytes
+    data: bytes | str  # the file's bytes, or these in base64
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,10 @@ TEXT_ONLY: dict[str, list[Any]] = {
 # --- messages, whole bodies, ways -------------------------------------------------------------------------------------
 
 
+def picture(url: str, role: str = "user") -> dict[str, object]:
+    return {"role": role, "content": [{"type": "image_url", "image_url": {"url": url}}]}
+
+
 def called(call_id: Any, **more: Any) -> dict[str, Any]:
     call = {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}, **more}
     return {"role": "assistant", "content": None, "tool_calls": [call]}
@@ -155,6 +159,14 @@ MESSAGES: list[tuple[Any, str]] = [
     ([{"role": "user", "content": [{}]}], "messages.0.content"),
     ([{"role": "user", "content": [{"type": "text"}]}], "messages.0.content"),
     ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "messages.0.content"),
+    ([{"role": "user", "content": [{"type": "image_url"}]}], "messages.0.content"),
+    ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], "messages.0.content"),
+    ([picture("https://example.org/cat.png")], "messages.0.content"),
+    ([picture("file:///etc/passwd")], "messages.0.content"),
+    ([picture("data:image/svg+xml;base64,AAAA")], "messages.0.content"),
+    ([picture("data:image/png,AAAA")], "messages.0.content"),
+    ([picture("data:image/png;base64,AAAA", "assistant")], "messages.0.content"),
+    ([picture("data:image/png;base64,AAAA")], "messages.0.content"),  # of a model that sees nothing
     ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}], "messages.0.content"),
     ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}], "messages.0.content"),
     ([{"role": "user", "content": [{"type": "file", "file": {}}]}], "messages.0.content"),

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
+from together.api.content import ContentPart, Strict, content_of
 from together.api.responses import wrong
 from together.errors import BadRequest
 from together.requests import ChatRequest, CompletionRequest, Grammar, Message, Tool, ToolCall, ToolUse
@@ -48,12 +49,6 @@ def _is_limit(tokens: int) -> int:
 # -1 is what several programs send for no limit.
 Limit = Annotated[int, Field(ge=-1, lt=SMALL), AfterValidator(_is_limit)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-
-
-class Strict(BaseModel):
-    """Converts no value: a number written as text is an error."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
 class StreamOptions(Strict):
@@ -213,11 +208,6 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=SMALL)]], Field(min_leng
 Several = Field(min_length=1, max_length=MOST_SEQUENCES, fail_fast=True)
 
 
-class ContentPart(Strict):
-    type: str
-    text: str | None = None
-
-
 class InputMessage(Strict):
     """One turn; `reasoning_content` is what an assistant thought, as this server answers it."""
 
@@ -335,24 +325,15 @@ def _message(index: int, message: InputMessage) -> Message:
     if message.function_call is not None:
         raise wrong(f"{where}.function_call", "not supported by this version of together; use tool_calls")
     calls = message.tool_calls or ()
+    content, pictures = content_of(message.content, message.role, f"{where}.content")
     return Message(
         "system" if message.role == "developer" else message.role,
-        _text(message.content, f"{where}.content"),
+        content,
         message.reasoning_content or "",
         tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in calls),
         (message.tool_call_id or "") if message.role == "tool" else "",
+        pictures,
     )
-
-
-def _text(content: str | list[ContentPart] | None, where: str) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    texts = []
-    for part in content:
-        if part.type != "text" or part.text is None:
-            raise wrong(where, "only parts of type text are read, not {kind}", kind=quoted(part.type))
-        texts.append(part.text)
-    return "".join(texts)
 
 
 def _tool_use(tools: Sequence[FunctionTool] | None, choice: ToolChoice | None, parallel: bool | None) -> ToolUse:

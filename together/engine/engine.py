@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 from together.engine.scheduler import Scheduler
 from together.engine.sequence import RingPort, Sequence, TokenEvent
 from together.engine.stats import SHORT, EngineStats, Pushed, RequestClock, StepTimes
-from together.errors import BadRequest, NotServing, RingBroken, TogetherError
+from together.errors import BadRequest, NotServing, QueueFull, RingBroken, TogetherError
 from together.requests import FinishReason, GenerateRequest
 from together.sampling import validate
 from together.sentences import say
 from together.types import Frame, Sampled
 
 STEP_TIMEOUT = 120.0  # seconds
+MOST_PIXELS = 2**28  # bytes of the pictures of open requests
 
 
 class Engine:
@@ -105,6 +106,7 @@ class Engine:
         """
         self._check_open()
         _check(request, self.vocabulary)
+        self._check_pictures(request)
         stream = TokenStream(self, self._scheduler.submit(request), ready or asyncio.Event())
         self._streams[stream.sequence] = stream
         self._changed.set()
@@ -114,6 +116,13 @@ class Engine:
         """Raises QueueFull if `count` more requests do not fit, or why the engine ended."""
         self._check_open()
         self._scheduler.check_room(count)
+
+    def _check_pictures(self, request: GenerateRequest) -> None:
+        """Raises QueueFull where those of open requests, which are kept for replays, take too much memory."""
+        held = {picture.key: len(picture.pixels) for stream in self._streams for picture in stream.request.pictures}
+        held |= {picture.key: len(picture.pixels) for picture in request.pictures}
+        if request.pictures and sum(held.values()) > MOST_PIXELS:
+            raise QueueFull("pictures of other requests take all room; ask again in a moment")
 
     def _check_open(self) -> None:
         if self._ended is not None:

@@ -15,12 +15,16 @@ class Prefix:
     """A finished sequence's cached tokens."""
 
     id: int  # its name in the caches
-    tokens: list[int]
+    tokens: list[int]  # as a sequence's `keys`
     rewind_floor: int  # lowest position, besides 0, that its caches can go back to
 
     @property
     def sent(self) -> int:
         return len(self.tokens)
+
+    @property
+    def keys(self) -> list[int]:
+        return self.tokens
 
 
 @dataclass(slots=True)
@@ -124,14 +128,15 @@ def best_match(sequence: Sequence, prefixes: Prefixes, running: Iterable[Sequenc
     What must be computed is left to compute. No sequence waits for one that waits, so there are no circles.
     """
     ready = later = Match(sequence, 0)
-    most = sequence.reusable
+    most, keys = sequence.reusable, sequence.keys
     others = (other for other in running if other is not sequence and not other.waits_for)
     sources: tuple[Prefix | Sequence, ...] = (*reversed(prefixes.held.values()), *others)
     for source in sources:
         place = ready.length  # a better one has the same token here, which spares most comparisons
-        if place >= min(len(source.tokens), most) or source.tokens[place] != sequence.tokens[place]:
+        known = source.keys
+        if place >= min(len(known), most) or known[place] != keys[place]:
             continue
-        length = min(common(source.tokens, sequence.tokens), most)
+        length = min(common(known, keys), most)
         if place < min(length, source.sent) >= source.rewind_floor:
             ready = Match(source, min(length, source.sent))
         if prefixes.books.limits.rewind == 0:

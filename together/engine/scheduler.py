@@ -145,8 +145,10 @@ class Scheduler:
         ready = [sequence for sequence in self.running.values() if not sequence.waits_for and not sequence.decoding]
         ready = [sequence for sequence in ready if sequence.unsent > 0 and not self._stands(sequence)]
         budget = self._prefill_budget(decodes) if ready else 0
+        looks = False  # one at a time: their pictures are in the frame
         for sequence in sorted(ready, key=lambda sequence: sequence.arrival):
-            if budget > 0:
+            if budget > 0 and not (looks and sequence.request.pictures):
+                looks = looks or bool(sequence.request.pictures)
                 length = min(budget, sequence.unsent)
                 if self.limits.rewind is not None and sequence.stable > sequence.sent:
                     length = min(length, sequence.stable - sequence.sent)
@@ -178,8 +180,7 @@ class Scheduler:
         sequence.sent, sequence.last_step, sequence.reserved = stop, self._steps, 0
         self.books.write(sequence.id, start, stop)
         sequence.rewind_floor = max(sequence.rewind_floor, self.limits.rewind_floor(stop))
-        sample = sequence.asks(start, stop)
-        return ScheduledRow(Row(sequence.id, start, tuple(sequence.tokens[start:stop]), sample), sequence)
+        return ScheduledRow(sequence.row(start, stop), sequence)
 
     # --- room -------------------------------------------------------------------------------------------------------
 
@@ -221,7 +222,7 @@ class Scheduler:
         for sequence in tuple(self.running.values()):
             if not self._stands(sequence) or sequence.waits_for:
                 continue
-            length, tokens = sequence.sent, sequence.tokens[: sequence.sent]
+            length, tokens = sequence.sent, sequence.keys[: sequence.sent]
             wanted = self.limits.blocks(length) - self.books.shared(length)
             alike = next((prefix for prefix in self.prefixes.held.values() if prefix.tokens == tokens), None)
             if alike is not None:
@@ -307,7 +308,7 @@ class Scheduler:
         """Keep its caches as a prefix for others, if they are long enough and their length is known exactly."""
         del self.running[sequence.id]
         if sequence.sent >= max(WORTH, sequence.reserved):
-            self.prefixes.keep(Prefix(sequence.id, sequence.tokens[: sequence.sent], sequence.rewind_floor))
+            self.prefixes.keep(Prefix(sequence.id, sequence.keys[: sequence.sent], sequence.rewind_floor))
             if sequence.copy in self.prefixes.held:  # where the next turn most likely begins: it goes last
                 self.prefixes.keep(self.prefixes.held[sequence.copy])
         elif sequence.sent:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from together.errors import RingBroken, TogetherError
+from together.models.eyes import positions_of
 from together.requests import FinishReason, GenerateRequest
 from together.types import Continuation, Failure, Frame, Limits, Orders, Row, Sampled, SampleRequest
 
@@ -46,6 +47,25 @@ class Sequence:
     def decoding(self) -> bool:
         """All but the newest token are in the caches, and that one was not in the prompt."""
         return self.unsent == 1 and len(self.tokens) > len(self.request.prompt)
+
+    @property
+    def keys(self) -> list[int]:
+        """What its tokens are known by: a part of a picture by that picture, which its token says nothing of."""
+        if not self.request.pictures:
+            return self.tokens
+        found = list(self.tokens)
+        for picture in self.request.pictures:
+            found[picture.offset : picture.offset + picture.tokens] = [-1 - int(picture.key, 16)] * picture.tokens
+        return found
+
+    def row(self, start: int, stop: int) -> Row:
+        """Its tokens from `start` to `stop`, with the pictures that some of them are parts of."""
+        ids, sample, pictures = tuple(self.tokens[start:stop]), self.asks(start, stop), self.request.pictures
+        if not pictures:
+            return Row(self.id, start, ids, sample)
+        seen = (each for each in pictures if each.offset < stop and each.offset + each.tokens > start)
+        own = tuple(replace(each, offset=each.offset - start) for each in seen)
+        return Row(self.id, start, ids, sample, positions_of(pictures, start, stop), pictures=own)
 
     @property
     def stable(self) -> int:

@@ -27,7 +27,7 @@ from together.planning.request import PlanRequest
 from together.requests import AnswerChunk, ChatRequest, CompletionRequest
 from together.sentences import NOTHING, say
 from together.settings import Settings
-from together.text.answers import answer_chat, answer_prompts
+from together.text.answers import answer_prompts
 from together.types import Dtype
 from together.view import ClusterView, ServedModel
 from together.wording import MOST, cut
@@ -270,8 +270,7 @@ class Head:
 
     def chat(self, request: ChatRequest, name: str = "") -> AsyncGenerator[AnswerChunk, None]:
         """The answer in chunks; closing it cancels. Raises NotServing; its first step QueueFull or BadRequest."""
-        service = self.ready(name)
-        return answer_chat(service.engine, service.opened.text, request)
+        return self.ready(name).chat(request)
 
     def complete(self, request: CompletionRequest, name: str = "") -> AsyncGenerator[AnswerChunk, None]:
         """As `chat`, for prompts as they are."""

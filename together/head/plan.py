@@ -28,6 +28,7 @@ from together.planning.request import PlanRequest, parse_dtype, plan_for
 from together.processes import trim_memory
 from together.sentences import Sentence, say
 from together.settings import Settings
+from together.text.pictures import read_sight
 from together.text.tokenizer import TextModel
 from together.types import Dtype, LayerRange, ModelRef, Plan, StagePlan
 from together.weights.find import BUNDLED, resolve_model
@@ -78,6 +79,7 @@ def _read(model: str | Path, settings: Settings, form: str | None) -> ModelHandl
     folder = in_form(plain, name, form, Store(settings.home_path)) if form else plain
     spec, manifest, text = read_runnable(folder, name), describe(folder, name), TextModel.open(folder)
     _check_words(manifest.name, spec, text)
+    text.sight = read_sight(plain, spec)
     if manifest.form != (form or PUBLISHED):
         if form == PUBLISHED:
             message = "{model} is here in {form} only; load it without --quantize no, or bring its published files back"

@@ -14,18 +14,20 @@ import psutil
 from together.cluster.loading import Placed, RingLoader
 from together.cluster.survey import Speeds
 from together.engine.engine import Engine
-from together.errors import NotServing, RingBroken, TogetherError
+from together.errors import BadRequest, NotServing, RingBroken, TogetherError
 from together.head.load import ModelLoad
 from together.head.machines import Machines
 from together.head.pace import PlannedPace, estimate_of, pace_of, surroundings_of
 from together.head.plan import ModelHandle, PlannedModel, plan_of
+from together.models.eyes import SEEING
 from together.models.form import form_title
 from together.planning.problem import Problem, Split
 from together.planning.recommend import recommend
 from together.planning.score import score_of
-from together.requests import AnswerChunk, CompletionRequest, ScoreRequest, TextScore
+from together.requests import AnswerChunk, ChatRequest, CompletionRequest, ScoreRequest, TextScore
 from together.ring.client import RingClient
 from together.sentences import NOTHING, Sentence, say
+from together.text.answers import answer_chat
 from together.text.scoring import score_prompts, score_text
 from together.types import DTYPE_BYTES, Plan
 from together.view import ServedModel, Serving, ServingState, TokenPace
@@ -178,6 +180,28 @@ class Service:
     def score_prompts(self, request: CompletionRequest) -> AsyncGenerator[AnswerChunk, None]:
         """The prompts of a request with their tokens' log-probabilities. Raises as `score_prompts` of text/ does."""
         return score_prompts(self.engine, self.opened.text, request)
+
+    def chat(self, request: ChatRequest) -> AsyncGenerator[AnswerChunk, None]:
+        """The answer in chunks. Raises BadRequest, and its first step what `answer_chat` does."""
+        self._check_pictures(request)
+        return answer_chat(self.engine, self.opened.text, request)
+
+    def _check_pictures(self, request: ChatRequest) -> None:
+        """Raises BadRequest for pictures where the first layers run on a backend that sees none."""
+        asked, plan = next((i for i, each in enumerate(request.messages) if each.pictures), None), self.serving.plan
+        first = plan.stages[0] if plan else None
+        if asked is None or first is None or first.backend in SEEING or isinstance(self.opened.text.sight, Sentence):
+            return
+        status, where = self.machines.membership.status(first.node), f"messages.{asked}.content"
+        raise BadRequest(
+            "{where}: the first layers run on {machine} by {backend}, which has no vision tower here; give layer 0 to "
+            "a machine that runs {seeing}, or send text alone",
+            where,
+            where=where,
+            machine=status.name if status else first.node,
+            backend=first.backend,
+            seeing=SEEING,
+        )
 
     def show(self, state: ServingState, **values: object) -> None:
         """Change `serving` and notify those who watch the view."""

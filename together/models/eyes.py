@@ -12,6 +12,7 @@ from typing import Any
 from together.picture import Picture
 
 MOST_PARTS = 1280  # of a picture, a token each; a larger one is made smaller
+SEEING = ("torch",)  # backends whose first stages see
 TOWER = "model.visual."  # what the names of its tensors begin with
 
 

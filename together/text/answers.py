@@ -11,6 +11,7 @@ from functools import partial
 from together.engine.engine import Engine, Tokens, TokenStream
 from together.engine.prefixes import common
 from together.errors import BadRequest, ContextTooLong, TogetherError
+from together.picture import Picture
 from together.requests import (
     AnswerChunk,
     CallDelta,
@@ -25,9 +26,11 @@ from together.requests import (
     Usage,
 )
 from together.sampling import choice_seed
+from together.sentences import Sentence
 from together.text.grammar import Compiled, GrammarConstraint
 from together.text.harmony import HarmonyParser
 from together.text.parser import AnswerParser, ParsedAnswer, Parser, StopFilter, ToolCallParser
+from together.text.pictures import placed, refuse_marks
 from together.text.thinking import CHANNELS, ReasoningParser
 from together.text.tokenizer import Decoder, TextModel, TokenBytes
 from together.text.tool_grammars import call_grammar
@@ -99,10 +102,26 @@ async def _chat_choices(engine: Engine, model: TextModel, request: ChatRequest, 
     rendered = model.template.render(request.messages, use.tools, request.chosen_template, **request.template)
     text = await asyncio.wrap_future(rendered)
     prompt = await model.encode_aside(text, context=engine.context)
-    stable = 0 if engine.rewinds else await _stable(engine, model, request, prompt)
-    streams = _submit_all(engine, _requests([prompt], request, grammar, text, stable), ready)
+    prompt, pictures = await _seen(model, request, prompt)
+    stable = 0 if engine.rewinds or pictures else await _stable(engine, model, request, prompt)
+    requests = (replace(each, pictures=pictures) for each in _requests([prompt], request, grammar, text, stable))
+    streams = _submit_all(engine, requests, ready)
     parser = partial(chat_parser, model, text, use, request.stop)
     return [_Choice(stream, model, parser(), index) for index, stream in enumerate(streams)]
+
+
+async def _seen(
+    model: TextModel, request: ChatRequest, prompt: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[Picture, ...]]:
+    """The prompt with the tokens of its pictures, and where they are. Raises BadRequest."""
+    first = next((index for index, message in enumerate(request.messages) if message.pictures), None)
+    if first is None:
+        return prompt, ()
+    sight, where = model.sight, f"messages.{first}.content"
+    if isinstance(sight, Sentence):
+        raise BadRequest("{where}: {reason}", where, where=where, reason=sight)
+    refuse_marks(request.messages, model.tokenizer.id_to_token(sight.eyes.token))
+    return placed(prompt, await sight.prepare(request.messages), sight.eyes.token)
 
 
 async def _stable(engine: Engine, model: TextModel, request: ChatRequest, prompt: tuple[int, ...]) -> int:

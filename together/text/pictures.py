@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import math
 import warnings
+from base64 import b64decode
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -59,17 +60,21 @@ class Sight:
         each = [loop.run_in_executor(self.threads, self.read, data, where) for where, data in asked]
         return tuple(await asyncio.gather(*each))
 
-    def read(self, data: bytes, where: str = "messages") -> Picture:
+    def read(self, data: bytes | str, where: str = "messages") -> Picture:
         """A file's picture as the model sees it. Raises BadRequest."""
         # Pillow takes a while to import, and few conversations have pictures.
         from PIL import Image, ImageOps, UnidentifiedImageError
 
-        if len(data) > MOST_FILE:
+        if len(data) > (MOST_FILE if isinstance(data, bytes) else MOST_FILE * 4 // 3 + 4):
             raise _refusal(where, "it has more than {most} bytes", most=MOST_FILE)
+        try:
+            file = data if isinstance(data, bytes) else b64decode(data, validate=True)
+        except ValueError as error:
+            raise _refusal(where, "it is not in base64") from error
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-                opened = Image.open(BytesIO(data), formats=FORMATS)
+                opened = Image.open(BytesIO(file), formats=FORMATS)
             _check_size(where, *opened.size)
             upright = ImageOps.exif_transpose(opened).convert("RGB")
             width, height = self.size(*upright.size)
@@ -123,7 +128,19 @@ def _fixed(eyes: Eyes) -> dict[str, object]:
     return {"image_mean": half, "image_std": half, "patch_size": eyes.patch, "merge_size": eyes.merge, **steps}
 
 
-def placed(prompt: Sequence[int], pictures: Sequence[Picture], token: int) -> tuple[list[int], tuple[Picture, ...]]:
+def refuse_marks(messages: Sequence[Message], mark: str | None) -> None:
+    """Raises BadRequest where a text has the word that stands for a picture: nobody could tell them apart."""
+    for index, message in enumerate(messages):
+        calls = (call.arguments for call in message.tool_calls)
+        if mark and any(mark in text for text in (message.content, message.reasoning, *calls)):
+            where = f"messages.{index}.content"
+            text = "{where}: the text has {mark}, which stands for a picture; leave it out"
+            raise BadRequest(text, where, where=where, mark=mark)
+
+
+def placed(
+    prompt: Sequence[int], pictures: Sequence[Picture], token: int
+) -> tuple[tuple[int, ...], tuple[Picture, ...]]:
     """A prompt in which each of a picture's tokens is there, and where the pictures are.
 
     In `prompt` one `token` stands for each. Raises BadRequest where there are more or fewer.
@@ -141,7 +158,7 @@ def placed(prompt: Sequence[int], pictures: Sequence[Picture], token: int) -> tu
             raise _unplaced()
     if len(found) < len(pictures):
         raise _unplaced()
-    return ids, tuple(found)
+    return tuple(ids), tuple(found)
 
 
 def _unplaced() -> BadRequest:

@@ -23,8 +23,10 @@ from together.models.manifest import template_names
 from together.models.remarks import remark
 from together.processes import trim_memory
 from together.requests import Message
+from together.sentences import Sentence, say
 from together.text.chat_template import DEFAULT, TOOL_USE, ChatTemplate
 from together.text.grammar import Grammars
+from together.text.pictures import Sight
 from together.text.thinking import ThinkTags, think_tags_of
 from together.text.tool_formats import tags_in
 from together.text.vocabulary import TokenBound, Vocabulary, parts_of
@@ -54,6 +56,7 @@ class TextModel:
         ends = template.tool_format.ends
         self.eos = vocabulary.eos.union(self.tool_tags[end] for end in ends if end in self.tool_tags)
         self.grammars = Grammars(tokenizer, self.eos, thinks)
+        self.sight: Sight | Sentence = say("pictures_none", model=name)  # how it sees pictures, or why it does not
         self._name = name
         self._vocabulary = vocabulary
         self._bound = TokenBound.of(tokenizer)

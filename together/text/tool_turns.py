@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from together.requests import Message, Tool, ToolCall
+from together.requests import Attached, Message, Tool, ToolCall
 from together.text.tool_formats import HERMES, ToolFormat, as_list, written
 
 Turn = dict[str, object]  # a message, a tool or a call as OpenAI's API writes it, which is what templates expect
@@ -41,9 +41,18 @@ def joined(messages: Iterable[Message], joins: Callable[[Message, Message], bool
             run[0],
             content=between.join(filter(None, (message.content for message in run))),
             reasoning=BETWEEN.join(filter(None, (message.reasoning for message in run))),
+            pictures=tuple(_moved(run, between)),
         )
         for run in runs
     ]
+
+
+def _moved(run: Sequence[Message], between: str) -> Iterator[Attached]:
+    """The pictures of messages that become one."""
+    before = 0  # letters of the messages that came, with what separates them
+    for message in run:
+        yield from (replace(each, at=before + each.at) for each in message.pictures)
+        before += len(message.content) + len(between) if message.content else 0
 
 
 def fitted(messages: Sequence[Message], tool_format: ToolFormat, template: str) -> list[Message]:
@@ -110,7 +119,7 @@ def _with_results(found: Iterable[Turn]) -> list[Turn]:
 
 
 def _turn(message: Message, names: Mapping[str, str], tool_format: ToolFormat) -> Turn:
-    turn: Turn = {"role": message.role, "content": message.content}
+    turn: Turn = {"role": message.role, "content": _parts(message) if message.pictures else message.content}
     if tool_format.as_openai and message.tool_calls and not message.content:
         turn["content"] = None
     if message.reasoning:
@@ -123,6 +132,17 @@ def _turn(message: Message, names: Mapping[str, str], tool_format: ToolFormat) -
     if message.role == "tool":
         turn |= {"tool_call_id": _id(message.tool_call_id, tool_format), "name": names.get(message.tool_call_id, "")}
     return turn
+
+
+def _parts(message: Message) -> list[Turn]:
+    """Text and pictures in order, as templates of models that see read them."""
+    found: list[Turn] = []
+    begin = 0
+    for each in message.pictures:
+        found += [{"type": "text", "text": message.content[begin : each.at]}, {"type": "image"}]
+        begin = each.at
+    found.append({"type": "text", "text": message.content[begin:]})
+    return [part for part in found if part.get("text") != ""]
 
 
 def _spoken(message: Message, tool_format: ToolFormat) -> Message:

@@ -1,0 +1,160 @@
+"""Pictures of a chat: which files are read, in what size, and where they stand in a prompt."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from base64 import b64encode
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.support.vision import EYES, LEAST, MOST, photo, write_seeing
+from together.errors import BadRequest
+from together.models.eyes import MOST_PARTS
+from together.models.spec import read_spec
+from together.requests import Attached, Message
+from together.sentences import Sentence
+from together.text.pictures import MOST_FILE, MOST_PICTURES, Sight, placed, read_sight, refuse_marks
+from together.text.tool_formats import HERMES
+from together.text.tool_turns import joined, turns
+
+SIGHT = Sight(EYES, LEAST, MOST)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of 100 bytes that says it is so large."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(bytes(9))), (b"IEND", b""))
+    parts = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def saved(image: Image.Image, kind: str, **how: object) -> bytes:
+    file = BytesIO()
+    image.save(file, kind, **how)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "it is none of PNG, JPEG, WEBP"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it is none of"),
+        (saved(Image.new("RGB", (40, 40)), "GIF"), "it is none of"),
+        (photo(80, 80)[:-200], "it is broken, or not whole"),
+        (bomb(60_000, 60_000), "more than 50000000 pixels"),
+        (bomb(8000, 8000), "more than 50000000 pixels"),
+        (bomb(40, 40), "it is broken, or not whole"),
+        (saved(Image.new("RGB", (402, 2)), "PNG"), "more than 200 times as long as it is wide"),
+        (bytes(MOST_FILE + 1), "more than 16777216 bytes"),
+        ("?!", "it is not in base64"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_name(data: bytes | str, said: str) -> None:
+    with pytest.raises(BadRequest, match=said) as refusal:
+        SIGHT.read(data, "messages.3.content")
+    assert refusal.value.param == "messages.3.content"
+    assert "; send another one" in str(refusal.value)
+
+
+def test_a_picture_is_read_upright_and_in_colours() -> None:
+    image = Image.new("RGB", (64, 32), "white")
+    turned = saved(image, "JPEG", exif=_turned())
+    assert (SIGHT.read(turned).rows, SIGHT.read(turned).columns) == (8, 4)
+    for mode in ("L", "RGBA", "P", "1", "CMYK"):
+        kind = "JPEG" if mode == "CMYK" else "PNG"
+        assert SIGHT.read(saved(image.convert(mode), kind)).pixels == SIGHT.read(saved(image, "PNG")).pixels
+
+
+def _turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    return exif
+
+
+def test_the_same_pixels_have_one_key_and_others_another() -> None:
+    data = photo(64, 40)
+    assert SIGHT.read(data) == SIGHT.read(b64encode(data).decode())
+    keys = {
+        SIGHT.read(each).key for each in (data, photo(64, 40, 1), photo(40, 64), saved(Image.new("L", (9, 9)), "PNG"))
+    }
+    assert len(keys) == 4
+
+
+async def test_a_conversation_has_so_many_pictures() -> None:
+    many = Message("user", "", pictures=(Attached(0, photo(40, 40)),) * (MOST_PICTURES + 1))
+    with pytest.raises(BadRequest, match=f"at most {MOST_PICTURES} pictures"):
+        await SIGHT.prepare([many])
+    assert len(await SIGHT.prepare([replace(many, pictures=many.pictures[1:])])) == MOST_PICTURES
+
+
+def test_each_part_of_a_picture_has_a_token() -> None:
+    first, second = SIGHT.read(photo(40, 40)), SIGHT.read(photo(64, 40))
+    ids, found = placed((7, 5, 8, 5), (first, second), 5)
+    assert ids == (7, *[5] * first.tokens, 8, *[5] * second.tokens)
+    assert [each.offset for each in found] == [1, 2 + first.tokens]
+
+
+@pytest.mark.parametrize("prompt", [(7,), (5, 7, 5)])
+def test_a_template_that_loses_pictures_is_refused(prompt: tuple[int, ...]) -> None:
+    with pytest.raises(BadRequest, match="does not say where the pictures are"):
+        placed(prompt, (SIGHT.read(photo(40, 40)),), 5)
+
+
+def test_a_text_that_looks_like_a_picture_is_refused() -> None:
+    with pytest.raises(BadRequest, match=r"messages.1.content: the text has <pad>, which stands for a picture"):
+        refuse_marks([Message("user", "a"), Message("user", "b <pad>")], "<pad>")
+
+
+def test_templates_get_text_and_pictures_in_order() -> None:
+    one, two = Attached(0, b"1"), Attached(3, b"2")
+    (turn,) = turns([Message("user", "abcd", pictures=(one, two))], HERMES, "")
+    assert turn["content"] == [
+        {"type": "image"},
+        {"type": "text", "text": "abc"},
+        {"type": "image"},
+        {"type": "text", "text": "d"},
+    ]
+
+
+def test_messages_that_become_one_keep_their_pictures_in_place() -> None:
+    said = [
+        Message("user", "ab", pictures=(Attached(1, b"1"),)),
+        Message("user", "", pictures=(Attached(0, b"2"),)),
+        Message("user", "cd", pictures=(Attached(2, b"3"),)),
+    ]
+    (found,) = joined(said, lambda before, message: True, "\n\n")
+    assert found.content == "ab\n\ncd"
+    assert [(each.at, each.data) for each in found.pictures] == [(1, b"1"), (4, b"2"), (6, b"3")]
+
+
+def test_what_a_model_says_of_its_pictures_is_kept(tmp_path: Path) -> None:
+    folder = write_seeing(tmp_path / "model")
+    spec, file = read_spec(folder), folder / "preprocessor_config.json"
+    sight = read_sight(folder, spec)
+    assert isinstance(sight, Sight)
+    assert (sight.eyes, sight.least, sight.most) == (spec.eyes, LEAST, MOST)
+
+    given = json.loads(file.read_text())
+    file.write_text(json.dumps(given | {"image_mean": [0.4, 0.5, 0.6]}))
+    assert "prepared otherwise than here" in str(read_sight(folder, spec))
+    file.unlink()
+    usual = read_sight(folder, spec)
+    assert isinstance(usual, Sight)
+    assert usual.most == MOST_PARTS * 64
+
+
+def test_a_model_without_eyes_says_so(tmp_path: Path) -> None:
+    folder = write_seeing(tmp_path / "model")
+    spec = replace(read_spec(folder), eyes=None)
+    assert "those of its family come next" in str(read_sight(folder, spec))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config["text_config"]))
+    blind = read_sight(folder, spec)
+    assert isinstance(blind, Sentence)
+    assert "sees no pictures; send text alone" in str(blind)
