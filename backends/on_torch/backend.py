@@ -45,11 +45,14 @@ def load(request: LoadRequest) -> Shard:
     # transformers takes seconds to import, and a probe does not need it
     from backends.on_torch.model import read_model, read_vision
     from backends.on_torch.shard import TorchShard
+    from backends.on_torch.token_trial import allow_token_steps
     from backends.on_torch.trial import threads_for
 
     with in_words(spec.name, "transformers"):
         model, vision = read_model(request, spec, device), read_vision(request, spec, device)
     shape = spec, request.layers, request.dtype
+    if device.type == "cpu":
+        allow_token_steps(model, *shape)
     threads = threads_for(*shape, model, request.home, exact=request.exact) if device.type == "cpu" else None
     return TorchShard(*shape, device, capacity, model, threads, vision)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from backends.on_torch.affine import codes_of, width
 from backends.on_torch.compiled import Code, CompiledLoop, has_dot_products, lanes
 from backends.on_torch.packed import Packed
+from backends.on_torch.program import ProgramDraft
 from together.models.codes import DOUBLED
 from together.types import Packing
 
@@ -36,6 +37,28 @@ class _Activations:
 
     held: tuple[Tensor, ...]
     places: tuple[int, int, int]  # in memory
+
+
+@dataclass(frozen=True, slots=True)
+class SmallRows:
+    """Room for rows in int8, by group their scales, and sums of what they stand for."""
+
+    count: int
+    inputs: int
+    group: int
+    kept: Tensor
+    places: tuple[int, int, int]  # in memory
+
+    @classmethod
+    def of(cls, count: int, inputs: int, group: int) -> SmallRows:
+        size, each = count * inputs, count * (inputs // group) * _BYTES
+        kept = torch.empty(size + 2 * each, dtype=torch.uint8)
+        start = kept.data_ptr()
+        return cls(count, inputs, group, kept, (start, start + size, start + size + each))
+
+    def draft(self, draft: ProgramDraft, given: Tensor) -> None:
+        """Let a program make them of `given`, `[n, inputs]`, contiguous."""
+        draft.add(_quantized(self.group, given.dtype), self.count, 1, self.inputs, given.data_ptr(), *self.places)
 
 
 class Blocks:
@@ -60,25 +83,41 @@ class Blocks:
         if count:
             prepared = self._prepared(rows)
             loop = _product(self._bits, self._group, self._stored, dtype, min(count, _ROWS), self._exact)
-            step = max(1, min(_TASK // (self._inputs * lanes()), blocks // (_TASKS * torch.get_num_threads())))
             places = self._blocks.data_ptr(), *prepared.places, out.data_ptr()
-            loop(blocks, step, self._inputs, count, *places, self._middle)
+            loop(blocks, self._step(torch.get_num_threads()), self._inputs, count, *places, self._middle, blocks)
         return out if out.shape[1] == self._outputs else out[:, : self._outputs]
+
+    def _step(self, threads: int) -> int:
+        """Blocks that a thread takes at a time."""
+        return max(1, min(_TASK // (self._inputs * lanes()), len(self._blocks) // (_TASKS * threads)))
+
+    @property
+    def form(self) -> tuple[int, int] | None:
+        """Inputs and their group, as `SmallRows` takes them; None for a matrix that a program does not multiply."""
+        return None if self._exact or self._outputs % lanes() else (self._inputs, self._group)
+
+    @property
+    def outputs(self) -> int:
+        return self._outputs
+
+    def draft(self, draft: ProgramDraft, rows: SmallRows, out: Tensor, threads: int) -> None:
+        """Add the product to a program. `out` is `[n, outputs]`, as columns of a contiguous tensor."""
+        count, dtype = rows.count, out.dtype
+        loop = _product(self._bits, self._group, self._stored, dtype, min(count, _ROWS), False)
+        places = self._blocks.data_ptr(), *rows.places, out.data_ptr()
+        stride = out.stride(0) // lanes()
+        draft.add(loop, len(self._blocks), self._step(threads), self._inputs, count, *places, self._middle, stride)
 
     def _prepared(self, rows: Tensor) -> _Activations:
         """Activations as the loop takes them."""
-        count, groups = len(rows), self._inputs // self._group
+        count = len(rows)
         if self._exact:
             wide = rows.float().contiguous()
             sums = wide.unflatten(1, (-1, self._group)).sum(-1)
             return _Activations((wide, sums), (wide.data_ptr(), 0, sums.data_ptr()))
-        given = rows.contiguous()
-        size, each = count * self._inputs, count * groups * _BYTES
-        kept = torch.empty(size + 2 * each, dtype=torch.uint8)
-        start = kept.data_ptr()
-        places = start, start + size, start + size + each
-        _quantized(self._group, rows.dtype)(count, _ROWS, self._inputs, given.data_ptr(), *places)
-        return _Activations((kept,), places)
+        given, small = rows.contiguous(), SmallRows.of(count, self._inputs, self._group)
+        _quantized(self._group, rows.dtype)(count, _ROWS, self._inputs, given.data_ptr(), *small.places)
+        return _Activations((small.kept,), small.places)
 
     @staticmethod
     def takes(packing: Packing, *, exact: bool) -> bool:
@@ -159,7 +198,10 @@ def _quantized(group: int, dtype: torch.dtype) -> CompiledLoop:
 
 @cache
 def _product(bits: int, group: int, stored: torch.dtype, dtype: torch.dtype, rows: int, exact: bool) -> CompiledLoop:
-    """Values: inputs, count of rows; blocks, rows, their scales and sums, products in `dtype`; what exact ones lose."""
+    """Values: inputs, count of rows; blocks, rows, their scales and sums, products in `dtype`; what exact ones lose;
+
+    how many blocks of products a row has.
+    """
     return _Product(bits, group, (stored, dtype), rows, exact=exact).loop()
 
 
@@ -182,6 +224,7 @@ class _Product:
             code.field(place, pointer=True) for place in range(5, 10)
         )
         self._middle = code.splat(code.build.trunc(code.field(10), code.i32))
+        self._stride = code.field(11)
         self._groups = code.build.sdiv(self._inputs, code.number(group))
         self._each = 8 // bits  # codes in a byte
         self._vectors = group // self._each // _BYTES
@@ -206,7 +249,7 @@ class _Product:
             at = build.add(start, build.mul(group, size))
             sums[:] = self._added_group(at, group, rows, sums)
         for row, total in zip(rows, sums, strict=True):
-            place = build.add(build.mul(row, code.outputs), block)
+            place = build.add(build.mul(row, self._stride), block)
             code.write(self._written, total, self._out, build.mul(place, code.number(self._written.itemsize * lanes())))
 
     def _added_group(self, at: Any, group: Any, rows: list[Any], sums: list[Any]) -> list[Any]:

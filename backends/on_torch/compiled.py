@@ -54,7 +54,7 @@ class CompiledLoop:
     def __call__(self, outputs: int, step: int, *values: int) -> None:
         """Do a job on all of torch's threads: `step` outputs at a time, each by the thread that comes first."""
         job = array("q", (0, outputs, step, *values))
-        _run(self.address, job.buffer_info()[0], -(-outputs // step))
+        run_function(self.address, job.buffer_info()[0], -(-outputs // step))
 
     def all(self, jobs: Sequence[Sequence[int]]) -> None:
         """Do jobs, each given as one alone is: whoever finds nothing left of one goes on to the next."""
@@ -65,7 +65,7 @@ class CompiledLoop:
         start = listed.buffer_info()[0]
         for index, place in enumerate(places):
             listed[2 + index] = start + 8 * place
-        _run(_in_turn().address, start, sum(-(-job[0] // job[1]) for job in jobs))
+        run_function(_in_turn().address, start, sum(-(-job[0] // job[1]) for job in jobs))
 
 
 @cache
@@ -77,6 +77,11 @@ def lanes() -> int:
         return _WIDE if llvm.get_host_cpu_features().get("avx512f") else _NARROW
     except RuntimeError:  # LLVM does not know this processor
         return 0
+
+
+def is_x86() -> bool:
+    """Whether LLVM's names for this processor's instructions begin with x86."""
+    return llvm is not None and str(llvm.get_default_triple()).startswith(("x86", "i386", "i686"))
 
 
 def has_dot_products() -> bool:
@@ -333,10 +338,16 @@ def _machine() -> Any:
 @cache
 def _in_turn() -> CompiledLoop:
     """Takes a list: how many jobs there are, their function, and where they lie."""
-    return _compiled(f'target triple = "{llvm.get_default_triple()}"{_IN_TURN}')
+    return ir_function(_IN_TURN)
 
 
-def _run(function: int, argument: int, tasks: int) -> None:
+def ir_function(text: str) -> CompiledLoop:
+    """A function `run` in LLVM's language, which takes an address."""
+    return _compiled(f'target triple = "{llvm.get_default_triple()}"{text}')
+
+
+def run_function(function: int, argument: int, tasks: int) -> None:
+    """Call it on all of torch's threads, but on no more than there are tasks."""
     threads = min(torch.get_num_threads(), tasks)
     if threads == 1:
         _called(function)(argument)

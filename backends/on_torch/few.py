@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from backends.on_torch.choices import compared, one_thread, recalled
-from backends.on_torch.compiled import Code, CompiledLoop, has_bf16_products, lanes, registers
+from backends.on_torch.compiled import FLOATS, Code, CompiledLoop, has_bf16_products, lanes, registers
+from backends.on_torch.program import ProgramDraft
 
 MOST_ROWS = 8
 _HALVES = torch.bfloat16, torch.float16
@@ -27,10 +28,17 @@ _TRIAL, _TRIAL_INPUTS, _TRIAL_SECONDS = 2**25, 2048, 0.3  # weights: more than c
 
 def takes(weight: Tensor, rows: int) -> bool:
     """Whether `few_rows` multiplies with these weights, `[outputs, inputs]`."""
+    return rows <= MOST_ROWS and weight.dtype in _HALVES and _has_loop(weight)
+
+
+def drafts(weight: Tensor) -> bool:
+    """Whether `draft_few` does: where Python has no part, the loop is worth it in fp32, too."""
+    return weight.dtype in FLOATS and _has_loop(weight) and weight.shape[0] % lanes() == 0
+
+
+def _has_loop(weight: Tensor) -> bool:
     return (
-        rows <= MOST_ROWS
-        and lanes() > 0
-        and weight.dtype in _HALVES
+        lanes() > 0
         and weight.device.type == "cpu"
         and weight.shape[0] >= _ACROSS
         and weight.shape[1] % _INPUTS == 0
@@ -44,6 +52,13 @@ def few_rows(rows: Tensor, weight: Tensor) -> Tensor:
     given, out = rows.contiguous(), rows.new_empty(rows.shape[0], outputs)
     _loop_for(given, weight)(outputs, _step(inputs), inputs, given.data_ptr(), weight.data_ptr(), out.data_ptr())
     return out
+
+
+def draft_few(draft: ProgramDraft, rows: Tensor, weight: Tensor, out: Tensor) -> None:
+    """Let a program multiply contiguous rows; `out` `[n, outputs]` is contiguous, too."""
+    outputs, inputs = weight.shape
+    places = rows.data_ptr(), weight.data_ptr(), out.data_ptr()
+    draft.add(_loop_for(rows, weight), outputs, _step(inputs), inputs, *places)
 
 
 def few_rows_of(rows: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from copy import copy
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from backends.on_torch.compiled import FLOATS, CompiledLoop, lanes
+from backends.on_torch.program import ProgramDraft
 from backends.on_torch.vectors import VectorCode
 
+Gated = Literal["gelu", "silu"]  # GELU by tanh
 _PROJECTIONS = "gate_proj", "up_proj", "down_proj"
 _SAMPLE, _REACH = 1024, 8.0  # numbers, up to this size
 _NEAR = 1e-6  # torch's own error where 1 + tanh is small
 _TASK = 2**14  # numbers that a thread takes at a time
+_PARTS = 4  # of a row in a program
 _CUBE, _SLOPE = 0.044715, 1.5957691216057308  # of GELU by tanh: 2·√(2/π)
 
 
@@ -75,12 +78,22 @@ def gelu_times(gate: Tensor, up: Tensor) -> Tensor:
         rows, gate, up = gate.numel() // width, gate.contiguous(), up.contiguous()
     out = torch.empty(gate.shape, dtype=gate.dtype)
     given = gate.data_ptr(), gate.stride(-2), up.data_ptr(), up.stride(-2)
-    _loop(gate.dtype)(rows, max(1, _TASK // width), width, *given, out.data_ptr())
+    _loop(gate.dtype, "gelu")(rows, max(1, _TASK // width), width, *given, out.data_ptr())
     return out
 
 
+def draft_gated(draft: ProgramDraft, gated_by: Gated, gate: Tensor, up: Tensor, out: Tensor) -> None:
+    """Let a program make `out` of gate and up, all `[n, width]` in one dtype; in `out` rows follow one another."""
+    count, width = gate.shape
+    parts = _PARTS if count == 1 and width % (_PARTS * lanes()) == 0 else 1  # or other threads would wait for one
+    rows, each = count * parts, width // parts
+    strides = (each, each) if parts > 1 else (gate.stride(0), up.stride(0))
+    given = gate.data_ptr(), strides[0], up.data_ptr(), strides[1], out.data_ptr()
+    draft.add(_loop(gate.dtype, gated_by), rows, 1, each, *given)
+
+
 @cache
-def _loop(dtype: torch.dtype) -> CompiledLoop:
+def _loop(dtype: torch.dtype, gated_by: Gated) -> CompiledLoop:
     """Values: width; gate, and from row to row of it; the same of up; what becomes of them."""
     code = VectorCode()
     build, width = code.build, code.field(3)
@@ -90,17 +103,23 @@ def _loop(dtype: torch.dtype) -> CompiledLoop:
         here = code.least(at, last)  # the last vector of a row overlaps the one before
         numbers = (build.add(build.mul(row, stride), here) for stride in strides)
         at_gate, at_up, to = (build.mul(number, code.number(dtype.itemsize)) for number in numbers)
-        code.write(dtype, _gelu(code, code.read(dtype, gate, at_gate)), out, to)  # rounded, as torch's is
+        value = code.read(dtype, gate, at_gate)
+        found = _gelu(code, value) if gated_by == "gelu" else build.fmul(value, _sigmoid(code, value))
+        code.write(dtype, found, out, to)  # rounded, as torch's is
         code.write(dtype, build.fmul(code.read(dtype, out, to), code.read(dtype, up, at_up)), out, to)
     return code.finish()
 
 
 def _gelu(code: VectorCode, value: Any) -> Any:
-    """(1 + tanh y) / 2 is 1 / (1 + e^-2y), and e^2y / (1 + e^2y)."""
+    """(1 + tanh y) / 2 is the sigmoid of 2y."""
     build = code.build
     slope = code.fma(build.fmul(value, value), code.every(_CUBE * _SLOPE), code.every(_SLOPE))
-    twice = build.fmul(value, slope)
-    positive = build.fcmp_ordered(">=", twice, code.zero())
-    power = code.exp(build.select(positive, build.fneg(twice), twice))
-    share = build.fdiv(build.select(positive, code.every(1.0), power), build.fadd(code.every(1.0), power))
-    return build.fmul(value, share)
+    return build.fmul(value, _sigmoid(code, build.fmul(value, slope)))
+
+
+def _sigmoid(code: VectorCode, value: Any) -> Any:
+    """1 / (1 + e^-y), and e^y / (1 + e^y)."""
+    build = code.build
+    positive = build.fcmp_ordered(">=", value, code.zero())
+    power = code.exp(build.select(positive, build.fneg(value), value))
+    return build.fdiv(build.select(positive, code.every(1.0), power), build.fadd(code.every(1.0), power))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from backends.on_torch.experts import EachExpert, Experts, ExpertStacks
 from backends.on_torch.int4 import Int4
 from backends.on_torch.nbits import NBits, NBitsStack
 from backends.on_torch.packed import Packed, made_up
-from backends.on_torch.quantized import Kernel, MatrixProduct, QuantizedLinear, Tiles
+from backends.on_torch.quantized import Columns, Kernel, MatrixProduct, QuantizedLinear, Tiles
 from backends.on_torch.shared import SharedProduct
 from backends.on_torch.stacked import Readable, Stacked
 from together.processes import return_large_memory, trim_memory
@@ -48,7 +49,11 @@ def quantized_linears(
     product = _product(Stacked(matrices), precision)
     outputs = [matrix.shape[0] for matrix in matrices]
     shared = SharedProduct(lambda input: product(input).split(outputs, dim=-1))
-    return [QuantizedLinear(partial(shared.part, place), bias, product.kernel) for place, bias in enumerate(biases)]
+    ends = [Columns(product, *end) for end in pairwise(accumulate(outputs, initial=0))]
+    return [
+        QuantizedLinear(partial(shared.part, place), bias, product.kernel, columns)
+        for place, (bias, columns) in enumerate(zip(biases, ends, strict=True))
+    ]
 
 
 def _product(matrix: Readable, precision: Precision) -> MatrixProduct:

@@ -21,6 +21,7 @@ from backends.on_torch.model import build, drop_absent, model_class, range_confi
 from backends.on_torch.packed import Packed, made_up, repeated
 from backends.on_torch.replaced import is_router, replace_linears
 from backends.on_torch.shard import TORCH, TorchShard, write_activation
+from backends.on_torch.token_trial import allow_token_steps
 from backends.on_torch.trial import fewest_threads, with_parts
 from together.cluster_types import DeviceProfile
 from together.models.families import BY_NAME
@@ -75,6 +76,8 @@ class _TorchTimed(Timed[Any]):
         self._pack(model, packings)
         model = fuse(speed_up(model.to(self.device)))
         if self.device.type == "cpu":
+            held = LayerRange(self.spec.layers - size.layers, self.spec.layers)
+            allow_token_steps(model, self.spec, held, self.dtype)
             torch.set_num_threads(fewest_threads(self.spec, size.layers, self.layer_bytes(), self.dtype, model))
         layers, norm, none = model.model.layers, model.model.norm, nn.ModuleList()
         return [with_parts(model, *parts) for parts in ((none, nn.Identity()), (layers, nn.Identity()), (none, norm))]

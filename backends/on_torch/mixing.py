@@ -92,20 +92,38 @@ class Mixing:
         assert head or kv_heads == 1
         asked = [each if each.stride(3) == 1 else each.contiguous() for each in (queries, keys, values)]
         out = queries.new_empty(1, self.rows, heads, width)
-        if self.room is None:
-            self.room = torch.empty(self.slots * heads * slot_numbers(width))
         sunk = None if sinks is None else sinks.float().contiguous()
+        job = self.job((heads, kv_heads, width), queries.dtype, scaling, sinks=sinks is not None)
         given = _Given(
             *(number for each in asked for number in (each.data_ptr(), each.stride(1) * size, each.stride(2) * size)),
             *(pool.data_ptr(), head * size, kv_heads, group),
-            *(self.table.data_ptr(), self.spans, self.left.data_ptr(), self.room.data_ptr(), out.data_ptr()),
-            0 if sunk is None else sunk.data_ptr(),
+            *(*job.seen, out.data_ptr(), 0 if sunk is None else sunk.data_ptr()),
         )
-        most = self.most * group
-        loop = _loop(queries.dtype, width, -(-most // -(-most // _QUERIES)), scaling, sinks is not None)
-        tasks = self.spans * kv_heads
-        loop(tasks, tasks if self.seen * heads * width < _ALONE else 1, ctypes.addressof(given))
+        job.loop(job.tasks, job.step, ctypes.addressof(given))
         return out
+
+    def job(self, shape: tuple[int, int, int], dtype: torch.dtype, scaling: float, *, sinks: bool = False) -> MixingJob:
+        """`shape`: heads, key heads and width."""
+        heads, kv_heads, width = shape
+        if self.room is None:
+            self.room = torch.empty(self.slots * heads * slot_numbers(width))
+        most = self.most * (heads // kv_heads)
+        loop = mixing_loop(dtype, width, -(-most // -(-most // _QUERIES)), scaling, sinks=sinks)
+        tasks = self.spans * kv_heads
+        step = tasks if self.seen * heads * width < _ALONE else 1
+        return MixingJob(
+            loop, tasks, step, (self.table.data_ptr(), self.spans, self.left.data_ptr(), self.room.data_ptr())
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MixingJob:
+    """What a job of a step's rows is, whatever the layer: `seen` are four of the numbers that it is given."""
+
+    loop: CompiledLoop
+    tasks: int
+    step: int
+    seen: tuple[int, int, int, int]
 
 
 def mixes(pool: Tensor) -> bool:
@@ -114,5 +132,5 @@ def mixes(pool: Tensor) -> bool:
 
 
 @cache
-def _loop(dtype: torch.dtype, width: int, queries: int, scaling: float, sinks: bool) -> CompiledLoop:
+def mixing_loop(dtype: torch.dtype, width: int, queries: int, scaling: float, *, sinks: bool = False) -> CompiledLoop:
     return MixingLoop(dtype, width, queries, scaling, sinks=sinks).compiled()

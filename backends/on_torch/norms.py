@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from backends.on_torch.compiled import FLOATS, Code, CompiledLoop, lanes
+from backends.on_torch.program import ProgramDraft
 
 _EPSILONS = "variance_epsilon", "eps"  # as the families name it
 _SCALES = 1e-3, 1.0, 1e2  # of the sample's rows: epsilon counts in the first
@@ -45,9 +46,10 @@ class RootNorm(nn.Module):
     def __init__(self, module: nn.Module, definition: RootMeanSquare) -> None:
         super().__init__()
         weight = module.get_parameter("weight").detach()
-        self.plain, self._dtype, self._width = module, weight.dtype, len(weight)
+        self.plain, self._dtype, self.width = module, weight.dtype, len(weight)
         self._factors = definition.factors(weight)
         self._loop = _loop(weight.dtype, definition.epsilon, definition.rounded)
+        self._adding = _loop(weight.dtype, definition.epsilon, definition.rounded, adding=True)
         self._step = max(1, _TASK // len(weight))
 
     @property
@@ -58,11 +60,21 @@ class RootNorm(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if input.dtype != self._dtype:
             return self.plain(input)  # type: ignore[no-any-return]
-        given, width = input.contiguous(), self._width
+        given, width = input.contiguous(), self.width
         out = torch.empty_like(given)
         parts = (part.data_ptr() for part in (given, self._factors, out))
         self._loop(given.numel() // width, self._step, width, *parts)
         return out
+
+    def draft(self, draft: ProgramDraft, given: Tensor, out: Tensor) -> None:
+        """Let a program make `out` of `given`, both `[rows, width]` and contiguous; they may be the same."""
+        places = (part.data_ptr() for part in (given, self._factors, out))
+        draft.add(self._loop, given.numel() // self.width, self._step, self.width, *places)
+
+    def draft_sum(self, draft: ProgramDraft, states: Tensor, added: Tensor, out: Tensor) -> None:
+        """The same of `states`, to which another is added first."""
+        places = (part.data_ptr() for part in (states, self._factors, out, added))
+        draft.add(self._adding, states.numel() // self.width, self._step, self.width, *places)
 
 
 def fuse_norms(model: nn.Module) -> None:
@@ -114,8 +126,8 @@ def _sample(weight: Tensor) -> Tensor:
 
 
 @cache
-def _loop(dtype: torch.dtype, epsilon: float, rounded: bool) -> CompiledLoop:
-    """Values: width; rows, factors, what becomes of the rows."""
+def _loop(dtype: torch.dtype, epsilon: float, rounded: bool, *, adding: bool = False) -> CompiledLoop:
+    """Values: width; rows, factors, what becomes of the rows; with `adding` what is added to the rows first."""
     code = Code()
     build, width, none = code.build, code.field(3), code.number(0)
     given, factors, out = (code.field(place, pointer=True) for place in (4, 5, 6))
@@ -126,6 +138,10 @@ def _loop(dtype: torch.dtype, epsilon: float, rounded: bool) -> CompiledLoop:
     with code.loop(code.start, code.stop, 1) as (row, _):
         with code.loop(none, width, lanes(), [code.zero()]) as (at, sums):
             value = code.read(dtype, given, place(row, at))
+            if adding:
+                more = code.read(dtype, code.field(7, pointer=True), place(row, at))
+                code.write(dtype, build.fadd(value, more), given, place(row, at))
+                value = code.read(dtype, given, place(row, at))
             sums[0] = code.fma(value, value, sums[0])
         mean = build.fdiv(code.total(sums[0]), build.sitofp(width, code.f32))
         scale = code.splat(build.fdiv(code.float(1.0), code.root(build.fadd(mean, code.float(epsilon)))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -47,6 +48,10 @@ class MatrixProduct:
         self._parts = parts
 
     @property
+    def parts(self) -> Sequence[Kernel]:
+        return self._parts
+
+    @property
     def kernel(self) -> str:
         """Its name: all parts have the same one."""
         return type(self._parts[0]).__name__
@@ -58,12 +63,28 @@ class MatrixProduct:
         return out.reshape(*input.shape[:-1], out.shape[1])
 
 
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What a layer has of a product: its outputs from `start` to `stop`."""
+
+    whole: MatrixProduct
+    start: int
+    stop: int
+
+
 class QuantizedLinear(nn.Module):
     """Takes the place of nn.Linear; `kernel` is the name of what multiplies."""
 
-    def __init__(self, product: Callable[[Tensor], Tensor], bias: Tensor | None, kernel: str = "") -> None:
+    def __init__(
+        self,
+        product: Callable[[Tensor], Tensor],
+        bias: Tensor | None,
+        kernel: str = "",
+        columns: Columns | None = None,
+    ) -> None:
+        """`columns`: which ones of a whole product those of `product` are."""
         super().__init__()
-        self.bias, self._product, self.kernel = bias, product, kernel
+        self.bias, self._product, self.kernel, self.columns = bias, product, kernel, columns
 
     def forward(self, input: Tensor) -> Tensor:
         out = self._product(input)

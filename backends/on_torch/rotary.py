@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backends.on_torch.compiled import FLOATS, Code, CompiledLoop, lanes
+from backends.on_torch.program import ProgramDraft
 
 _NAME = "apply_rotary_pos_emb"  # of the function in a family's module, which its attention calls
 _GIVEN = "q", "k", "cos", "sin"  # that it takes first; some families' turns one of the two
@@ -38,6 +39,12 @@ class Rotation:
         places = (part.data_ptr() for part in (q, k, cos, sin, turned, keys))
         self._loop(2 * tokens, _TASK, q.stride(2), k.stride(2), *places)
         return turned.transpose(1, 2), keys.transpose(1, 2)
+
+    def draft(self, draft: ProgramDraft, given: tuple[Tensor, ...], turned: Tensor, keys: Tensor) -> None:
+        """Let a program turn `q` and `k` by `cos` and `sin`, all `[tokens, width of all heads]`."""
+        q, k, cos, sin = given
+        places = (part.data_ptr() for part in (q, k, cos, sin, turned, keys))
+        draft.add(self._loop, 2 * len(q), _TASK, q.stride(0), k.stride(0), *places)
 
     def _takes(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
         """Whether all have these shapes, and heads lie side by side."""
@@ -68,7 +75,7 @@ def fuse_rotations(model: nn.Module, dtype: torch.dtype) -> None:
             heads = config.num_attention_heads, config.num_key_value_heads
             rotation = rotation_for(plain, *heads, module.head_dim, dtype)
             if rotation is not None:
-                module.__class__ = _calling(kind, rotation)
+                module.__class__, module.rotation = _calling(kind, rotation), rotation
 
 
 @cache

@@ -18,12 +18,14 @@ from backends.on_torch.cache import BLOCK_TOKENS, BlockCaches
 from backends.on_torch.computing import computing_of
 from backends.on_torch.layer_inputs import TorchLayerInputs
 from backends.on_torch.threads import StepThreads
+from backends.on_torch.token_steps import TokenSteps
 from backends.on_torch.vision import TorchVision
 from together.models.families import BY_NAME
 from together.models.spec import ModelSpec
 from together.types import Activation, Batch, Dtype, LayerRange, NamedTensor, Row, Threads
 
 TORCH: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TOKEN_STEPS = "token_steps"  # a mark of models whose steps of a token a program does: a trial has shown that it can
 _BITS = {4: torch.int32, 2: torch.int16}  # numpy has no bf16: bits travel as whole numbers
 
 
@@ -77,6 +79,9 @@ class TorchShard(LedgerShard[Tensor]):
         self._inputs = None
         if spec.layer_inputs:
             self._inputs = TorchLayerInputs(model.model, spec.layer_inputs, spec.hidden_size, len(layers))
+        self._token_steps: TokenSteps | None = None
+        if getattr(model, TOKEN_STEPS, False):
+            self._token_steps = TokenSteps.make(model.model, self._caches, TORCH[dtype])
         self.computing = computing_of(model, device)
 
     @torch.inference_mode()
@@ -93,7 +98,7 @@ class TorchShard(LedgerShard[Tensor]):
 
     def close(self) -> None:
         self._caches.close()
-        self._model = self._vision = None
+        self._model = self._vision = self._token_steps = None
         if self._device.type != "cpu":
             torch.accelerator.empty_cache()
 
@@ -111,6 +116,9 @@ class TorchShard(LedgerShard[Tensor]):
         if self._threads is not None:
             self._threads.use(sum(len(row.token_ids) for row in rows))
         packed = Step.of(self._caches, rows, self._device)
+        if self._token_steps is not None and self._token_steps.takes(rows):
+            given = self._model.model.embed_tokens(self._ids(token_ids(rows)))[0] if states is None else states
+            return self._token_steps(packed, given, self._places(rows))
         inputs: dict[str, Any] = (
             {"input_ids": self._ids(token_ids(rows))} if states is None else {"inputs_embeds": states[None]}
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backends.base import BACKENDS, Shard
-from backends.on_torch import blocks, compiled, few, gelu, mixing, norms, rotary
+from backends.on_torch import added, blocks, compiled, few, gelu, mixing, norms, rotary
 from tests.support.chain import Chain, load_shard
 from tests.support.families import Dialect, make_checkpoint
 from tests.support.fixtures import short_trials
@@ -54,7 +54,16 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def _forget_loops() -> None:
     """Each has the length of its vectors."""
-    loops = blocks._quantized, blocks._product, few._loop, gelu._loop, mixing._loop, norms._loop, rotary._loop
+    loops = (
+        added._loop,
+        blocks._quantized,
+        blocks._product,
+        few._loop,
+        gelu._loop,
+        mixing.mixing_loop,
+        norms._loop,
+        rotary._loop,
+    )
     for known in (compiled.lanes, *loops, rotary.rotation_for):
         known.cache_clear()
 

@@ -98,9 +98,9 @@ def width_of_vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """As on a processor with such vectors."""
     for module in (compiled, mixing, mixing_loop, vectors):
         monkeypatch.setattr(module, "lanes", lambda: request.param)
-    mixing._loop.cache_clear()
+    mixing.mixing_loop.cache_clear()
     yield
-    mixing._loop.cache_clear()
+    mixing.mixing_loop.cache_clear()
 
 
 @compiles

@@ -1,0 +1,165 @@
+"""Many loops as one call, one after the other: Python has no part in it, and no thread waits for one that is not there.
+
+A thread that finds nothing left of a job goes on to the next one. Where what follows needs the results of what was
+before, it waits until all jobs so far are done: for those that still compute, not for those that have not begun, as
+another program may have their processors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from backends.on_torch.compiled import CompiledLoop, ir_function, is_x86, run_function
+
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
+OUTPUTS, STEP = 1, 2  # where a job's numbers are, as `compiled.Code` reads them
+_HEAD = 2  # numbers before the calls: how many there are, and what gives the processor to another thread
+_SPINS = 4096  # looks at a job before that: some 50 µs
+# A job's number -1 says how many threads are at it: whoever takes the last outputs is counted before they are taken.
+_RUN = """
+{declared}
+define void @run(ptr %program) {{
+begin:
+  %count = load i64, ptr %program
+  %second = getelementptr i64, ptr %program, i64 1
+  %yield = load ptr, ptr %second
+  br label %next
+next:
+  %index = phi i64 [0, %begin], [%after, %done]
+  %since = phi i64 [0, %begin], [%from, %done]
+  %twice = mul i64 %index, 2
+  %first = add i64 %twice, 2
+  %here = getelementptr i64, ptr %program, i64 %first
+  %function = load ptr, ptr %here
+  %none = icmp eq ptr %function, null
+  br i1 %none, label %wait, label %work
+work:
+  %other = getelementptr i64, ptr %here, i64 1
+  %job = load ptr, ptr %other
+  %at_it = getelementptr i64, ptr %job, i64 -1
+  %one_more = atomicrmw add ptr %at_it, i64 1 seq_cst
+  fence seq_cst
+  call void %function(ptr %job)
+  %one_less = atomicrmw sub ptr %at_it, i64 1 seq_cst
+  br label %done
+wait:
+  %looked = phi i64 [%since, %next], [%following, %ready]
+  %all = icmp eq i64 %looked, %index
+  br i1 %all, label %waited, label %look
+look:
+  %spins = phi i64 [0, %wait], [%more_spins, %again]
+  %double = mul i64 %looked, 2
+  %third = add i64 %double, 3
+  %place = getelementptr i64, ptr %program, i64 %third
+  %before = load ptr, ptr %place
+  %outputs_at = getelementptr i64, ptr %before, i64 1
+  %outputs = load i64, ptr %outputs_at
+  %taken = load atomic i64, ptr %before seq_cst, align 8
+  %threads_at = getelementptr i64, ptr %before, i64 -1
+  %threads = load atomic i64, ptr %threads_at seq_cst, align 8
+  %nothing_left = icmp sge i64 %taken, %outputs
+  %nobody = icmp eq i64 %threads, 0
+  %is_done = and i1 %nothing_left, %nobody
+  br i1 %is_done, label %ready, label %spin
+ready:
+  %following = add i64 %looked, 1
+  br label %wait
+spin:
+  {pause}
+  %more_spins = add i64 %spins, 1
+  %long = icmp sgt i64 %more_spins, {spins}
+  %can = icmp ne ptr %yield, null
+  %yields = and i1 %long, %can
+  br i1 %yields, label %give, label %again
+give:
+  %ignored = call i32 %yield()
+  br label %again
+again:
+  br label %look
+done:
+  %from = phi i64 [%since, %work], [%index_after, %waited]
+  %after = add i64 %index, 1
+  %more = icmp slt i64 %after, %count
+  br i1 %more, label %next, label %end
+waited:
+  %index_after = add i64 %index, 1
+  br label %done
+end:
+  ret void
+}}
+"""
+_PAUSE = "void @llvm.x86.sse2.pause()"
+
+
+@dataclass(slots=True)
+class ProgramDraft:
+    """A program as it is written: calls of loops, each with its job, and where threads wait for what is before."""
+
+    _calls: list[tuple[CompiledLoop | None, int]] = field(default_factory=list)  # a loop, and where its job begins
+    _numbers: list[int] = field(default_factory=list)  # of all jobs
+
+    def add(self, loop: CompiledLoop, outputs: int, step: int, *values: int) -> tuple[int, int]:
+        """Do a job, as `CompiledLoop` does it. Returns the numbers of the call and of the job's first number."""
+        place = len(self._numbers) + 1
+        self._calls.append((loop, place))
+        self._numbers.extend((0, 0, outputs, step, *values))
+        return len(self._calls) - 1, place
+
+    def meet(self) -> None:
+        """What follows begins when all that was added is done."""
+        if self._calls and self._calls[-1][0] is not None:
+            self._calls.append((None, 0))
+
+    def finish(self) -> Program:
+        return Program(self._calls, self._numbers)
+
+
+class Program:
+    """Runs again and again, on all of torch's threads. Its numbers may be changed between two runs."""
+
+    def __init__(self, calls: list[tuple[CompiledLoop | None, int]], numbers: list[int]) -> None:
+        self._loops = {loop.address: loop for loop, _ in calls if loop is not None}  # they own their code
+        self._first = _HEAD + 2 * len(calls)
+        self._live = np.zeros(self._first + len(numbers), np.int64)
+        start = self._live.ctypes.data
+        listed = [(0, 0) if loop is None else (loop.address, start + 8 * (self._first + at)) for loop, at in calls]
+        head = len(calls), _yielding()
+        self._kept = np.array([*head, *(number for pair in listed for number in pair), *numbers], np.int64)
+
+    def change(self, jobs: Numbers, at: int, value: int) -> None:
+        """Of jobs, by their first numbers: the number so much further."""
+        self._kept[self._first + jobs + at] = value
+
+    def call(self, calls: Numbers, loop: CompiledLoop) -> None:
+        """Let these calls be of another loop."""
+        self._loops[loop.address] = loop
+        self._kept[_HEAD + 2 * calls] = loop.address
+
+    def run(self, threads: int) -> None:
+        np.copyto(self._live, self._kept)  # nobody has taken anything of any job
+        run_function(_program().address, self._live.ctypes.data, threads)
+
+
+@cache
+def _program() -> CompiledLoop:
+    declared, pause = (f"declare {_PAUSE}", f"call {_PAUSE}") if is_x86() else ("", "")
+    return ir_function(_RUN.format(declared=declared, pause=pause, spins=_SPINS))
+
+
+@cache
+def _yielding() -> int:
+    """Where the system's function is that lets another thread have the processor; 0 where it is not known."""
+    try:
+        function: Callable[[], int] = ctypes.CDLL(None).sched_yield
+    except (AttributeError, OSError, TypeError):
+        windows = getattr(ctypes, "windll", None)
+        if windows is None:
+            return 0
+        function = windows.kernel32.SwitchToThread
+    return ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]

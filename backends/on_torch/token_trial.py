@@ -1,0 +1,95 @@
+"""Whether a stage's steps of a token may be a program: a trial, which no list of families could replace."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backends.ledger import positions
+from backends.on_torch.attention import Step
+from backends.on_torch.cache import BLOCK_TOKENS, BlockCaches
+from backends.on_torch.shard import TOKEN_STEPS, TORCH
+from backends.on_torch.token_steps import TokenSteps
+from backends.on_torch.trial import with_parts
+from together.models.spec import ModelSpec
+from together.types import Dtype, LayerRange, Row
+
+log = logging.getLogger(__name__)
+
+_PROMPTS = 5, 3  # tokens before the steps: queries and positions count where several keys are seen
+_CPU = torch.device("cpu")
+_ROUNDINGS, _FINEST = 8, 1e-5  # how far both may be apart: so many times what the dtype rounds, of the largest number
+_SIMPLE = bool, int, float, str, type(None)
+_NUMBERED = "layer_idx"  # what is another in each layer
+
+
+@torch.inference_mode()
+def allow_token_steps(model: Any, spec: ModelSpec, layers: LayerRange, dtype: Dtype) -> None:
+    """Mark a model on a CPU with these layers where programs compute the same as its own modules do."""
+    count = _until_all_kinds(model.model.layers)
+    if count == 0:
+        return
+    part = with_parts(model, model.model.layers[:count], model.model.norm)
+    caches = BlockCaches(spec.states[layers.start :][:count], TORCH[dtype], _CPU, 2 * len(_PROMPTS) * BLOCK_TOKENS)
+    steps = TokenSteps.make(part.model, caches, TORCH[dtype])
+    if steps is None or not steps.most:
+        return
+    prompts = [Row(place, 0, (1,) * size, None) for place, size in enumerate(_PROMPTS[: steps.most])]
+    tokens = [Row(row.sequence, len(row.token_ids), (1,), None) for row in prompts]
+    sizes = sum(len(row.token_ids) for row in prompts), len(tokens)
+    if layers.start == 0:
+        given = [model.model.embed_tokens(_ids(range(1, size + 1)))[0] for size in sizes]
+        inputs: list[dict[str, Tensor]] = [{"input_ids": _ids(range(1, size + 1))} for size in sizes]
+    else:
+        given = [torch.randn(size, spec.hidden_size).to(TORCH[dtype]) for size in sizes]
+        inputs = [{"inputs_embeds": states[None]} for states in given]
+    _by_modules(part, caches, prompts, inputs[0])
+    wanted = _by_modules(part, caches, tokens, inputs[1])
+    found = steps(Step.of(caches, tokens, _CPU), given[1], _ids(positions(tokens)))
+    caches.close()
+    if _near(found, wanted):
+        setattr(model, TOKEN_STEPS, True)
+    else:
+        log.info("steps of a token stay as the model's own modules compute them, which do more than is known here")
+
+
+def _by_modules(model: Any, caches: BlockCaches, rows: Sequence[Row], inputs: dict[str, Tensor]) -> Tensor:
+    packed = Step.of(caches, rows, _CPU)
+    output = model.model(**inputs, position_ids=_ids(positions(rows)), packed=packed, use_cache=False)
+    found: Tensor = output.last_hidden_state[0]
+    return found
+
+
+def _near(found: Tensor, wanted: Tensor) -> bool:
+    """What is no number is in both."""
+    largest = wanted.float().abs().nan_to_num(0).max()
+    rounded = max(_FINEST, _ROUNDINGS * torch.finfo(wanted.dtype).eps) * float(largest)
+    return torch.allclose(found.float(), wanted.float(), rtol=0, atol=rounded, equal_nan=True)
+
+
+def _ids(numbers: Sequence[int]) -> Tensor:
+    return torch.tensor([list(numbers)], dtype=torch.long)
+
+
+def _until_all_kinds(layers: nn.ModuleList) -> int:
+    """How many first layers have all that is there; 0 of none."""
+    seen: dict[tuple[object, ...], int] = {}
+    for place, layer in enumerate(layers):
+        seen.setdefault(_kind(layer), place)
+    return max(seen.values(), default=-1) + 1
+
+
+def _kind(layer: nn.Module) -> tuple[object, ...]:
+    """All that two layers alike have in common, but for their weights."""
+    return tuple(
+        (path, type(module).__name__, *sorted(_simple(module).items())) for path, module in layer.named_modules()
+    )
+
+
+def _simple(module: nn.Module) -> dict[str, object]:
+    found = vars(module).items()
+    return {name: repr(value) for name, value in found if isinstance(value, _SIMPLE) and name != _NUMBERED}
