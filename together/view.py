@@ -35,6 +35,7 @@ class Serving:
     waiting: int = 0
     since: float = 0.0  # Unix time at which it served first; 0: not yet
     form: str = ""  # that machines made of it, for a person: `4 bit`; empty as published
+    sees: bool = False  # whether it takes pictures
 
     @property
     def sentence(self) -> Sentence:

@@ -14,11 +14,22 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
-from together.errors import NotServing, TogetherError
+from together.errors import BadRequest, NotServing, TogetherError
 from together.head.head import Head
 from together.requests import AnswerChunk
 from webui import gr
-from webui.conversation import Knobs, Turns, is_thought, measured, text_of, thought, turn, up_to_question
+from webui.conversation import (
+    Knobs,
+    Turns,
+    is_thought,
+    measured,
+    names_in,
+    picture,
+    text_of,
+    thought,
+    turn,
+    up_to_question,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,16 +48,21 @@ class Answers:
     def __init__(self, head: Head) -> None:
         self._head = head
 
-    async def ask(self, question: str, turns: Turns, *knobs: Any) -> Updates:
-        """Ask what stands in the input box."""
-        asked = [*turns, turn("user", question.strip())] if question.strip() else []
+    async def ask(self, question: str, attached: str, turns: Turns, *knobs: Any) -> Updates:
+        """Ask what stands in the input box, with the pictures beside it, whose names are `attached`."""
+        try:
+            shown = [picture(name) for name in names_in(attached)]
+        except BadRequest as error:
+            yield _update(notice=notice_of(error))
+            return
+        asked = [*turns, turn("user", question.strip(), *shown)] if question.strip() or shown else []
         async with aclosing(self._answer(asked, Knobs(*knobs))) as updates:
             async for update in updates:
                 yield update
 
     async def example(self, turns: Turns, event: gr.SelectData, *knobs: Any) -> Updates:
         """Ask one of the preset questions."""
-        async with aclosing(self.ask(str(event.value["text"]), turns, *knobs)) as updates:
+        async with aclosing(self.ask(str(event.value["text"]), "", turns, *knobs)) as updates:
             async for update in updates:
                 yield update
 
@@ -76,7 +92,7 @@ class Answers:
         said, drawn = AnswerDelta(), 0.0
         try:
             name = chosen(self._head, knobs.model)
-            request = knobs.request(asked, self._head.sampling_defaults(name).sampling)
+            request = knobs.request(asked, self._head.sampling_defaults(name).sampling, self._head.attachments.data)
             said.limit = request.max_tokens
             async with aclosing(self._head.chat(request, name)) as chunks:
                 async for chunk in chunks:

@@ -6,19 +6,28 @@ What was thought before it is a turn of its own, which the page folds away.
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from together.errors import BadRequest
 from together.models.generation import ANSWER_LIMIT
-from together.requests import AnswerChunk, ChatRequest, Message, cut_short
+from together.requests import AnswerChunk, Attached, ChatRequest, Message, cut_short
 from together.sentences import say
+from together.text.pictures import MOST_PICTURES
 from together.types import Sampling
 
 Turn = dict[str, Any]  # a message as gr.Chatbot gives and takes it
 Turns = list[Turn]
+Files = Callable[[str], bytes]  # a picture's file by its name; raises BadRequest
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_PICTURE = re.compile(rf"!\[picture\]\(/attachments/({_NAME.pattern})\)")
+
+
+def no_files(name: str) -> bytes:
+    raise BadRequest("there are no pictures here")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +42,8 @@ class Knobs:
     seed: str | None = ""
     model: str | None = ""  # which one answers, where several do
 
-    def request(self, turns: Turns, defaults: Sampling) -> ChatRequest:
-        """The conversation so far as a request; without a seed a fresh random one."""
+    def request(self, turns: Turns, defaults: Sampling, files: Files = no_files) -> ChatRequest:
+        """The conversation so far as a request; without a seed a fresh random one. `files` has those of pictures."""
         system = (Message("system", self.system.strip()),) if self.system and self.system.strip() else ()
         sampling = replace(
             defaults,
@@ -43,11 +52,11 @@ class Knobs:
             top_p=defaults.top_p if self.top_p is None else float(self.top_p or 1.0),
             seed=_seed(self.seed),
         )
-        messages = system + tuple(_messages(turns))
+        messages = system + tuple(_messages(turns, files))
         return ChatRequest(messages, sampling, _limit(self.max_tokens))
 
 
-def _messages(turns: Turns) -> Iterator[Message]:
+def _messages(turns: Turns, files: Files) -> Iterator[Message]:
     """Thoughts belong to the answer after them; those that were stopped before one belong to an empty answer."""
     thoughts = ""
     for turn in turns:
@@ -57,7 +66,8 @@ def _messages(turns: Turns) -> Iterator[Message]:
         if thoughts and turn["role"] == "user":
             yield Message("assistant", "", thoughts)
             thoughts = ""
-        yield Message(turn["role"], text_of(turn), thoughts)
+        pictures = tuple(Attached(0, files(name)) for name in pictures_of(turn))
+        yield Message(turn["role"], text_of(turn), thoughts, pictures=pictures)
         thoughts = ""
 
 
@@ -80,6 +90,25 @@ def _seed(text: str | None) -> int:
 def turn(role: str, *texts: str) -> Turn:
     # parts as dicts: a plain str would lose its indentation on the way to the browser
     return {"role": role, "content": [{"type": "text", "text": text} for text in texts]}
+
+
+def picture(name: str) -> str:
+    """What shows a picture of a question, of which the chat knows the name alone."""
+    return f"![picture](/attachments/{name})"
+
+
+def pictures_of(turn: Turn) -> list[str]:
+    """The names of a question's pictures, which come after its text."""
+    parts = turn["content"][1:] if turn["role"] == "user" and isinstance(turn["content"], list) else []
+    return [match[1] for part in parts if (match := _PICTURE.fullmatch(str(part.get("text", ""))))]
+
+
+def names_in(attached: str) -> list[str]:
+    """Of pictures that go with a question. Raises BadRequest for what is none."""
+    names = attached.split()
+    if len(names) > MOST_PICTURES or not all(map(_NAME.fullmatch, names)):
+        raise BadRequest("a question has at most {most} pictures, each by its name", most=MOST_PICTURES)
+    return names
 
 
 def thought(text: str, title: str) -> Turn:

@@ -25,10 +25,11 @@ from webui.split import split_panel
 from webui.surface import Surface
 
 HERE = Path(__file__).parent
+WITH_PICTURES = "(question, attached, ...rest) => [question, window.together.take(), ...rest]"
 UNLESS_CLEARED = "turns => [window.together.cleared ? [] : turns]"
 SAMPLING = ("temperature", "top_k", "top_p")  # the controls, in the order of `Knobs`; other defaults hold unseen
 SYSTEM_FONTS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
-SCRIPTS = ("page.js", "split.js")  # in this order: the second uses the first
+SCRIPTS = ("page.js", "split.js", "attach.js")  # in this order: the others use the first
 MONO_FONTS = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
 
@@ -114,6 +115,7 @@ class ChatControls:
     turns: gr.Chatbot
     notice: gr.HTML
     question: gr.Textbox
+    attached: gr.Textbox
     send: gr.Button
     stop: gr.Button
     retry: gr.Button
@@ -148,10 +150,12 @@ def _chat() -> ChatControls:
         )
         send = gr.Button("Send", variant="primary", elem_id="send", scale=1, min_width=88)
         stop = gr.Button("Stop", variant="stop", elem_id="stop", scale=1, min_width=88, visible=False)
+    gr.HTML(_slot("attach"), elem_id="attach", apply_default_css=False)
+    attached = gr.Textbox(visible=False, elem_id="attached")  # attach.js has its value, when a question is sent
     with gr.Row(elem_id="chat-actions"):
         retry = gr.Button("Retry", size="sm", elem_id="retry", min_width=80)
         clear = gr.Button("Clear", size="sm", elem_id="clear", min_width=80)
-    return ChatControls(turns, notice, question, send, stop, retry, clear)
+    return ChatControls(turns, notice, question, attached, send, stop, retry, clear)
 
 
 def _settings() -> tuple[list[gr.components.Component], gr.Button, gr.Button]:
@@ -193,11 +197,11 @@ def _set_slider(name: str, value: float, by_author: bool) -> Any:
 
 def _connect(events: Events, answers: Answers, chat: ChatControls, settings: list[gr.components.Component]) -> None:
     outputs = [chat.question, chat.turns, chat.notice, chat.send, chat.stop]
-    ask = [chat.question, chat.turns, *settings]
+    ask = [chat.question, chat.attached, chat.turns, *settings]
     again = [chat.turns, *settings]
     running = [
-        events.chat(chat.question.submit, answers.ask, ask, outputs),
-        events.chat(chat.send.click, answers.ask, ask, outputs),
+        events.chat(chat.question.submit, answers.ask, ask, outputs, js=WITH_PICTURES),
+        events.chat(chat.send.click, answers.ask, ask, outputs, js=WITH_PICTURES),
         events.chat(chat.turns.example_select, answers.example, again, outputs, example),
         events.chat(chat.turns.retry, answers.again, again, outputs),
         events.chat(chat.retry.click, answers.again, again, outputs),

@@ -87,6 +87,8 @@ class Served:
 
 
 def _text(control: object) -> str:
+    if getattr(control, "elem_id", None) == "attached":
+        return ""  # no picture
     choices = getattr(control, "choices", None)
     return str(choices[0][1]) if choices else "7"  # also as a seed
 

@@ -19,6 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from together import __version__
 from together.api import responses
 from together.api.answers import AnswerFormatter, ChatFormatter, CompletionFormatter
+from together.api.attachments import attachment_routes
 from together.api.control import control_routes
 from together.api.guard import FROM_JSON, BodyRoute, Guard
 from together.api.metrics import Metrics
@@ -68,6 +69,7 @@ def build_app(head: Head, shutdown: Callable[[], None]) -> FastAPI:
         ("", openai, False),
         ("", status_routes(head, metrics), True),
         ("", control_routes(head, shutdown), False),  # for this machine's own programs
+        ("", attachment_routes(head), False),  # for the page
     )
     for prefix, router, documented in mounted:
         app.include_router(router, prefix=prefix, include_in_schema=documented)

@@ -14,6 +14,7 @@ from together.cluster.survey import Placement, Speeds
 from together.cluster_types import DeviceProfile, Endpoint
 from together.engine.stats import EngineStats
 from together.errors import BadPlan, NotServing, TogetherError
+from together.head.attachments import Attachments
 from together.head.machines import Machines
 from together.head.orders import LoadOrders
 from together.head.plan import ModelHandle, PlannedModel, open_model, plan_model, sizings
@@ -58,6 +59,7 @@ class Head:
         self._wanted_local = local_nodes
         self._membership, self._surveyor = self.machines.membership, self.machines.surveyor
         self.services = Services(self.machines)
+        self.attachments = Attachments()
         self.orders = LoadOrders(self.machines, self.services, local_nodes)
         self._tasks: list[asyncio.Task[None]] = []
 

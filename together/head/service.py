@@ -152,7 +152,8 @@ class Service:
         eos = self.opened.text.eos
         self.engine = Engine(self.ring, eos, settings.max_waiting, settings.step_timeout, spec.vocab_size, token_bytes)
         self.opened.text.template.warm()
-        self.show(ServingState.READY, step=NOTHING, progress=1.0, since=time.time())
+        sees = not isinstance(self.opened.text.sight, Sentence)
+        self.show(ServingState.READY, step=NOTHING, progress=1.0, since=time.time(), sees=sees)
 
     async def close(self) -> None:
         """End all requests and all stages."""

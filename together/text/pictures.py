@@ -11,8 +11,9 @@ import hashlib
 import math
 import warnings
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -62,8 +63,7 @@ class Sight:
 
     def read(self, data: bytes | str, where: str = "messages") -> Picture:
         """A file's picture as the model sees it. Raises BadRequest."""
-        # Pillow takes a while to import, and few conversations have pictures.
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, ImageOps
 
         if len(data) > (MOST_FILE if isinstance(data, bytes) else MOST_FILE * 4 // 3 + 4):
             raise _refusal(where, "it has more than {most} bytes", most=MOST_FILE)
@@ -71,20 +71,10 @@ class Sight:
             file = data if isinstance(data, bytes) else b64decode(data, validate=True)
         except ValueError as error:
             raise _refusal(where, "it is not in base64") from error
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-                opened = Image.open(BytesIO(file), formats=FORMATS)
-            _check_size(where, *opened.size)
+        with _opened(file, where) as opened:
             upright = ImageOps.exif_transpose(opened).convert("RGB")
             width, height = self.size(*upright.size)
             return self.picture(upright.resize((width, height), Image.Resampling.BICUBIC))
-        except UnidentifiedImageError as error:
-            raise _refusal(where, "it is none of {formats}", formats=FORMATS) from error
-        except Image.DecompressionBombError as error:
-            raise _refusal(where, "it has more than {most} pixels", most=MOST_PIXELS) from error
-        except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow raises for a broken file
-            raise _refusal(where, "it is broken, or not whole") from error
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Whole squares near a size, within the bounds, and of the same shape: transformers' `smart_resize`."""
@@ -103,6 +93,32 @@ class Sight:
         side, pixels = self.eyes.side, image.tobytes()
         key = hashlib.sha256(b"%d %d %d " % (image.width, image.height, side) + pixels).hexdigest()
         return Picture(0, image.height // side, image.width // side, side, pixels, key)
+
+
+def kind_of(data: bytes) -> str:
+    """The media type of a picture's file that can be read, as far as its beginning says. Raises BadRequest."""
+    with _opened(data, "body") as image:
+        return f"image/{str(image.format).lower()}"
+
+
+@contextmanager
+def _opened(data: bytes, where: str) -> Iterator[Image]:
+    """A file within the limits; what Pillow raises for it becomes a BadRequest."""
+    # Pillow takes a while to import, and few conversations have pictures.
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            opened = Image.open(BytesIO(data), formats=FORMATS)
+        _check_size(where, *opened.size)
+        yield opened
+    except UnidentifiedImageError as error:
+        raise _refusal(where, "it is none of {formats}", formats=FORMATS) from error
+    except Image.DecompressionBombError as error:
+        raise _refusal(where, "it has more than {most} pixels", most=MOST_PIXELS) from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:  # of a broken file
+        raise _refusal(where, "it is broken, or not whole") from error
 
 
 def read_sight(folder: Path, spec: ModelSpec) -> Sight | Sentence:

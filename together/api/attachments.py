@@ -1,0 +1,44 @@
+"""The page's pictures: `POST /attachments` holds one and names it, `GET /attachments/NAME` shows it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from together.api.responses import BodyTooLarge
+from together.head.head import Head
+from together.text.pictures import MOST_FILE, kind_of
+
+
+def attachment_routes(head: Head) -> APIRouter:
+    """For the page alone; programs send pictures with their requests."""
+    router = APIRouter()
+
+    @router.post("/attachments")
+    async def attach(request: Request) -> Response:
+        """The body is the file."""
+        data = await _body(request)
+        kind = await asyncio.to_thread(kind_of, data)
+        return JSONResponse({"name": head.attachments.add(data, kind)}, 201)
+
+    @router.get("/attachments/{name}")
+    async def attachment(name: str) -> Response:
+        found = head.attachments.find(name)
+        if found is None:
+            raise HTTPException(404, "there is no such picture; it is held for an hour")
+        return Response(found.data, media_type=found.kind, headers={"Cache-Control": "private, max-age=3600"})
+
+    return router
+
+
+async def _body(request: Request) -> bytes:
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MOST_FILE:
+            raise BodyTooLarge("a picture may have at most {most} bytes", most=MOST_FILE)
+        chunks.append(chunk)
+    return b"".join(chunks)
