@@ -10,6 +10,7 @@ TogetherError                what happened, to which node or model, and the next
 │   └── BrokenModel          files missing, truncated, or not the model they claim to be
 ├── FrameRefused             a frame or stream that does not fit this stage (shape, dtype, epoch, step)
 ├── NotEnoughMemory          a node cannot grant what a stage needs
+│   └── NoRoom               no plan fits; `goers` are the models that would have to go, where that is enough
 ├── LoadFailed               a stage did not get ready
 │   └── StageLost            which one, and whether it can be reached at all
 ├── RingBroken               a stage, node or link of a serving ring is gone
@@ -84,6 +85,12 @@ class FrameRefused(TogetherError):
 
 class NotEnoughMemory(TogetherError):
     pass
+
+
+class NoRoom(NotEnoughMemory):
+    def __init__(self, message: str | Sentence, goers: tuple[str, ...] = (), **values: Value) -> None:
+        super().__init__(message, **values)
+        self.goers = goers
 
 
 class LoadFailed(TogetherError):

@@ -144,6 +144,11 @@ _ENGLISH = {
     "load_stopped": "loading {model} was stopped; load it again",
     "load_given_up": "loading {model} was given up because the model was unloaded",
     "unloaded": "the model was unloaded; load it again",
+    "room_taken": "{model} was unloaded: {kept} is to be kept, lost a part of its ring, and needed its memory; load "
+    "{model} again when there is room",
+    "step_room": "the model waits for others to make room",
+    "make_room": "unload {model}, which has {size:size}: python3 launch.py unload {model}",
+    "move_away": "or move {model}: python3 launch.py load {model} --layers {shares}",
     "pictures_none": "{model} sees no pictures; send text alone, or load a model that sees, as Qwen3-VL",
     "pictures_later": (
         "{model} sees no pictures here yet: those of its family come next; send text alone, or load Qwen3-VL for them"

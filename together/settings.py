@@ -42,6 +42,9 @@ class Settings:
     cache: str = ""  # what models may take of the disk in the home folder, as "200GB"; "" is half of what is free
     sampling: str = "default"  # what holds where a request is silent: the model author's values; "plain": nothing cut
     strategy: str = "recommend"  # how layers are split by default: see `plan --help`
+    on_demand: bool = False  # a model that a request names is loaded for it, and the least used one makes room
+    aliases: str = ""  # other names of models for requests, as "gpt-4o=org/name,small=demo_model"
+    idle: str = ""  # models that nobody used for so long are unloaded, as "30m"; "": never
     balance: bool = False  # move layers by itself when machines became faster or slower than planned
     context: int = 8192  # tokens a plan is sized for, at most the model's own context
     users: int = 4  # concurrent users a plan is sized for
@@ -115,6 +118,28 @@ def _convert(key: str, text: str, kind: type) -> object:
     except ValueError:
         number = template("whole number" if kind is int else "number")
         raise BadSetting("{key}={text!r} is not a {number}", key=key, text=text, number=number) from None
+
+
+_SPANS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_seconds(text: str) -> float:
+    """`"30m"` → 1800, also of `s`, `h` and `d`. Raises BadSetting, also without a unit."""
+    digits, unit = text.strip()[:-1], text.strip()[-1:].lower()
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 9 and unit in _SPANS):
+        raise BadSetting("{text!r} is no time; write it as 30m, 90s or 2h", text=text)
+    return int(digits) * _SPANS[unit]
+
+
+def parse_aliases(text: str) -> dict[str, str]:
+    """`"gpt-4o=org/name,small=demo_model"` → what each name stands for. Raises BadSetting."""
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, sign, model = (word.strip() for word in part.partition("="))
+        if not (name and sign and model):
+            raise BadSetting("{part!r} is no alias; write it as NAME=MODEL", part=part)
+        found[name] = model
+    return found
 
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}

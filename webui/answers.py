@@ -16,7 +16,9 @@ from typing import Any
 
 from together.errors import BadRequest, NotServing, TogetherError
 from together.head.head import Head
+from together.head.service import Service
 from together.requests import AnswerChunk
+from together.types import Sampling
 from webui import gr
 from webui.conversation import (
     Knobs,
@@ -91,10 +93,8 @@ class Answers:
         yield _update(question="", chat=[*asked, turn("assistant", "…")], notice="", busy=True)
         said, drawn = AnswerDelta(), 0.0
         try:
-            name = chosen(self._head, knobs.model)
-            request = knobs.request(asked, self._head.sampling_defaults(name).sampling, self._head.attachments.data)
-            said.limit = request.max_tokens
-            async with aclosing(self._head.chat(request, name)) as chunks:
+            said.limit = knobs.request(asked, Sampling(), self._head.attachments.data).max_tokens
+            async with aclosing(self._chunks(asked, knobs)) as chunks:
                 async for chunk in chunks:
                     said.add(chunk)
                     if time.monotonic() - drawn >= REDRAW:
@@ -104,6 +104,19 @@ class Answers:
             yield _failed(asked, said, notice(sentence_of(error)) if said.text else notice_of(error))
             return
         yield _update(chat=[*asked, *said.turns(ended=True)])
+
+    def _chunks(self, asked: Turns, knobs: Knobs) -> AsyncGenerator[AnswerChunk, None]:
+        """Of the model that was chosen; one that has gone meanwhile comes back where requests load models."""
+        head, name = self._head, knobs.model or ""
+
+        def answer(service: Service) -> AsyncGenerator[AnswerChunk, None]:
+            return head.chat(
+                knobs.request(asked, service.opened.defaults.sampling, head.attachments.data), service.name
+            )
+
+        if name and head.demands.on:
+            return head.on_demand(name, answer)
+        return answer(head.ready(name))
 
 
 @dataclass(slots=True)
@@ -153,11 +166,6 @@ def stopped(turns: Turns) -> Turns:
     if not title.startswith(THINKING):  # it was stopped already
         return turns
     return [*turns[:-1], thought(text_of(turns[-1]), f"{title.replace(THINKING, THOUGHT)}, stopped")]
-
-
-def chosen(head: Head, model: str | None) -> str:
-    """The name of the model that was chosen; empty where it serves no more, or never did."""
-    return model if model and model in head.services.by_name else ""
 
 
 def tried(head: Head, order: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[str]]:

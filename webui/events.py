@@ -152,6 +152,8 @@ def reader_for(control: object) -> Reader:
             return number_within(control.minimum, control.maximum)
         case gr.Number():
             return optional_number
+        case gr.Checkbox():
+            return switch
         case gr.Dropdown() if not control.allow_custom_value:
             return one_of(tuple(value for _, value in control.choices))
         case gr.Dropdown() | gr.Textbox():
@@ -169,6 +171,12 @@ def text(value: Any) -> str:
 
 def optional_number(value: Any) -> float | None:
     return None if value is None else number_within(-LARGEST, LARGEST)(value)
+
+
+def switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise BadRequest("a switch was sent something that is neither on nor off")
+    return value
 
 
 def number_within(low: float, high: float) -> Reader:

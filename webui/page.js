@@ -154,13 +154,14 @@
   let served = null; // the ring whose model's defaults the sampling controls show
   let models = null; // that may be chosen
 
-  const followModels = ({ services = [] }) => {
+  const followModels = ({ services = [], on_demand }) => {
     const button = document.getElementById("look-for-models");
     if (!button || !view) return;
     const names = services.filter((one) => ["READY", "RECOVERING"].includes(one.serving.state)).map((one) => one.serving.model);
-    document.getElementById("answers-by").classList.toggle("shown", names.length > 1);
-    if (models !== null && models !== names.join("\n")) button.click();
-    models = names.join("\n");
+    document.getElementById("answers-by").classList.toggle("shown", names.length > 1 || on_demand);
+    const now = [on_demand, ...names].join("\n");
+    if (models !== null && models !== now) button.click();
+    models = now;
   };
 
   const followModel = ({ services = [], serving: first }) => {

@@ -19,7 +19,7 @@ from together.head.head import Head
 from together.models.generation import ANSWER_LIMIT, USUAL
 from together.sentences import EXAMPLES
 from webui import get_upload_folder, gr
-from webui.answers import Answers, chosen, notice, tried
+from webui.answers import Answers, notice, tried
 from webui.events import Events, example
 from webui.split import split_panel
 from webui.surface import Surface
@@ -75,7 +75,7 @@ def build(head: Head, events: Events) -> gr.Blocks:
             with gr.Column(scale=5, min_width=320, elem_id="chat-column"):
                 chat = _chat()
             with gr.Column(scale=2, min_width=260, elem_id="settings-column"):
-                settings, to_defaults, others = _settings()
+                settings, to_defaults, others, switch = _settings()
         with gr.Row(elem_id="cluster", equal_height=False):
             with gr.Column(scale=5, min_width=420, elem_id="nodes-column"):
                 gr.HTML(_slot("nodes"), elem_id="cluster-nodes", apply_default_css=False)
@@ -89,10 +89,11 @@ def build(head: Head, events: Events) -> gr.Blocks:
         model: Any = settings[-1]
 
         def reset(name: str) -> tuple[Any, ...]:
-            return _defaults(head, chosen(head, name))
+            return _defaults(head, name if name in head.services.by_name else "")
 
-        def models(name: str) -> Any:
-            names = list(head.services.by_name)
+        async def models(name: str) -> Any:
+            demands, served = head.demands, head.services.by_name
+            names = list(dict.fromkeys([*served, *(await demands.names() if demands.on else ())]))
             return gr.update(choices=names, value=name if name in names else next(iter(names), ""))
 
         async def move() -> None:
@@ -104,6 +105,13 @@ def build(head: Head, events: Events) -> gr.Blocks:
             events.chat(trigger, reset, model, sliders)
         for trigger in (page.load, others.click):
             events.chat(trigger, models, model, model)
+
+        def on_demand(wanted: bool) -> str:
+            head.demands.on = wanted
+            return ""
+
+        events.chat(page.load, lambda: head.demands.on, None, switch)
+        events.order(switch.input, on_demand, switch, chat.notice, refused=notice)
         for button, order in ((load_again, head.load_again), (load_last, head.load_last), (rebalance, move)):
             events.order(button.click, tried(head, order), None, chat.notice, refused=notice)
     page.queue(default_concurrency_limit=None, max_size=None, api_open=False)
@@ -158,10 +166,11 @@ def _chat() -> ChatControls:
     return ChatControls(turns, notice, question, attached, send, stop, retry, clear)
 
 
-def _settings() -> tuple[list[gr.components.Component], gr.Button, gr.Button]:
-    """The controls in the order of `Knobs`, and two buttons: one sets the sampling back, and page.js presses it, too.
+def _settings() -> tuple[list[gr.components.Component], gr.Button, gr.Button, gr.Checkbox]:
+    """The controls in the order of `Knobs`, two buttons, and the switch for models that are loaded on request.
 
-    The other one, which only page.js presses, looks which models there are.
+    One button sets the sampling back, and page.js presses it, too; the other one, which only page.js presses, looks
+    which models there are.
     """
     with gr.Accordion("Settings", open=True, elem_id="settings"):
         model = gr.Dropdown([""], value="", label="Model", allow_custom_value=True, elem_id="answers-by")
@@ -175,7 +184,8 @@ def _settings() -> tuple[list[gr.components.Component], gr.Button, gr.Button]:
         reset = gr.Button("Reset to the model's defaults", size="sm", elem_id="reset-sampling")
         limit = gr.Number(ANSWER_LIMIT, label="Max tokens", precision=0, elem_id="max-tokens")
         seed = gr.Textbox(label="Seed", placeholder="random", max_lines=1, elem_id="seed")
-    return [system, *sliders, limit, seed, model], reset, others
+        switch = gr.Checkbox(False, label="Load a model when a request names it", elem_id="on-demand")
+    return [system, *sliders, limit, seed, model], reset, others, switch
 
 
 def _slider(name: str, label: str, most: float, step: float) -> gr.components.Component:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.conftest import RealApp
+from tests.conftest import RealApp, until
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import right_answer
+from tests.support.patience import PATIENCE
 from tests.webui.conftest import ask, measurements, open_page, reads_well, set_number
 
 
@@ -44,3 +46,12 @@ def test_both_are_shown_and_the_chosen_one_answers(page: Page, real_app: RealApp
     finally:
         assert real_app.command("unload", "second").stdout == "unloaded\n"
     expect(page.locator("#answers-by")).to_be_hidden()
+    switch = page.locator("#on-demand input")
+
+    def switched(wanted: bool) -> bool:
+        return bool(real_app.status()["on_demand"]) is wanted
+
+    for wanted in (True, False):
+        switch.set_checked(wanted)
+        until(partial(switched, wanted), PATIENCE, "the head knows")
+        expect(page.locator("#answers-by")).to_be_visible(visible=wanted)

@@ -51,10 +51,13 @@ from together.api.stream import (
 )
 from together.errors import TogetherError
 from together.head.head import Head
+from together.head.service import Service
+from together.requests import CompletionRequest
 from together.sentences import Sentence
 from together.types import Sampling
 from together.view import ClusterView, ServingState
 
+LOADS_WITHIN = 60.0  # seconds: many clients wait no longer for an answer without a byte
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -206,6 +209,11 @@ def openai_routes(head: Head, metrics: Metrics) -> APIRouter:
     return routes
 
 
+def _within(asked: AnswerFields) -> float | None:
+    """Seconds that a request waits for its model; a stream, which is kept alive meanwhile, waits until it is there."""
+    return None if asked.stream else LOADS_WITHIN
+
+
 class _Api:
     """The handlers, bound to one head."""
 
@@ -216,30 +224,46 @@ class _Api:
 
     async def chat(self, request: Request, asked: Annotated[ChatCompletionRequest, FROM_JSON]) -> Response:
         """Answer a conversation, whole or as a stream."""
-        name = self._routed(asked)
-        chunks = self._head.chat(asked.to_chat(self._defaults(name)), name)
+        name, comes = await self._routed(asked)
+        if not comes:
+            chunks = self._head.chat(asked.to_chat(self._defaults(name)), name)
+        else:
+            asked.to_chat(Sampling())  # what is wrong is refused before anything is loaded for it
+            chunks = self._head.on_demand(
+                name, lambda it: self._head.chat(asked.to_chat(it.opened.defaults.sampling), it.name), _within(asked)
+            )
         formatter = ChatFormatter(name, logprobs=bool(asked.logprobs))
         return await self._answer(request, asked, formatter, chunks, asked.choices)
 
     async def complete(self, request: Request, asked: Annotated[TextCompletionRequest, FROM_JSON]) -> Response:
         """Go on with prompts as they are."""
-        name = self._routed(asked)
+        name, comes = await self._routed(asked)
         wanted = asked.to_completion(self._defaults(name))
-        scored = wanted.max_tokens == 0
-        chunks = self._head.ready(name).score_prompts(wanted) if scored else self._head.complete(wanted, name)
+        if not comes:
+            chunks = self._completed(wanted, self._head.ready(name))
+        else:
+            chunks = self._head.on_demand(
+                name,
+                lambda it: self._completed(asked.to_completion(it.opened.defaults.sampling), it),
+                _within(asked),
+            )
         formatter = CompletionFormatter(name, logprobs=asked.logprobs is not None)
         return await self._answer(request, asked, formatter, chunks, asked.choices * len(wanted.prompts))
+
+    def _completed(self, wanted: CompletionRequest, service: Service) -> Chunks:
+        scored = wanted.max_tokens == 0
+        return service.score_prompts(wanted) if scored else self._head.complete(wanted, service.name)
 
     async def embed(self) -> Response:
         """Not offered: the models that are served generate text."""
         raise NotImplementedHere("embeddings are not offered: this server's models generate text")
 
     async def models(self) -> ModelList:
-        """The models that are served."""
-        return {"object": "list", "data": self._models()}
+        """The models that are served; with `--on-demand` also those that a request would load."""
+        return {"object": "list", "data": await self._models()}
 
     async def model(self, name: str) -> ModelEntry:
-        for model in self._models():
+        for model in await self._models():
             if model["id"] == name:
                 return model
         raise UnknownModel(name, self._served())
@@ -251,8 +275,9 @@ class _Api:
     def _defaults(self, name: str) -> Sampling:
         return self._head.sampling_defaults(name).sampling
 
-    def _models(self) -> list[ModelEntry]:
-        return [self._entry(name) for name in self._served()]
+    async def _models(self) -> list[ModelEntry]:
+        more = await self._head.demands.names() if self._head.demands.on else {}
+        return [self._entry(name) for name in dict.fromkeys([*self._served(), *more])]
 
     def _entry(self, name: str) -> ModelEntry:
         defaults = self._head.sampling_defaults(name)
@@ -265,18 +290,24 @@ class _Api:
             sampling_by_author=list(defaults.by_author),
         )
 
-    def _routed(self, asked: AnswerFields) -> str:
-        """Whom a request is for. Raises UnknownModel for none of those served; without any the head says so.
+    async def _routed(self, asked: AnswerFields) -> tuple[str, bool]:
+        """The model that a request is for, and whether it may be loaded for it.
 
-        Raises BadRequest for a request that names none where several serve.
+        Raises UnknownModel for none of those that are here; without any the head says so. Raises BadRequest for a
+        request that names none where several serve.
         """
-        served = self._served()
+        served, demands = self._served(), self._head.demands
         if asked.model is None:
             only = self._head.services.only()
-            return only.name if only is not None else ""
-        if served and asked.model not in served:
+            return (only.name if only is not None else ""), False
+        name = demands.meant(asked.model)
+        if demands.on:
+            if await demands.target(asked.model) is None:
+                raise UnknownModel(asked.model, served)
+            return asked.model, True
+        if served and name not in served:
             raise UnknownModel(asked.model, served)
-        return asked.model
+        return name, False
 
     async def _answer(
         self, request: Request, asked: AnswerFields, formatter: AnswerFormatter, chunks: Chunks, count: int

@@ -91,6 +91,10 @@ class ModelOrder(_Order):
     model: str = ""
 
 
+class SwitchOrder(_Order):
+    on: bool
+
+
 class ScoreOrder(_Order):
     """A text to score, and how it is cut where it is long, in tokens; `text` as a whole where both are left out."""
 
@@ -172,6 +176,12 @@ def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
     @router.post("/unload")
     async def unload(order: Annotated[ModelOrder, FROM_JSON]) -> Response:
         await head.unload(order.model)
+        return _done()
+
+    @router.post("/on-demand")
+    async def on_demand(order: Annotated[SwitchOrder, FROM_JSON]) -> Response:
+        """Whether a request loads the model that it names."""
+        head.demands.on = order.on
         return _done()
 
     @router.post("/drain")

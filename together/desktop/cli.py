@@ -48,6 +48,7 @@ from together.desktop.ports import node_port, page_port
 from together.desktop.show import print_aside, print_line, working
 from together.errors import BadInput, BadSetting, TogetherError
 from together.models.generation import ANSWER_LIMIT
+from together.settings import parse_aliases, parse_seconds
 from together.wording import reason_of
 
 if TYPE_CHECKING:
@@ -128,11 +129,19 @@ def up(
     backend: Backend = None,
     memory: Memory = None,
     cache: Cache = None,
+    on_demand: Annotated[bool, typer.Option("--on-demand", help="Load the model that a request names")] = False,
+    alias: Annotated[
+        list[str] | None, typer.Option(help="Another name for requests, as gpt-4o=org/name; may be given several times")
+    ] = None,
+    idle: Annotated[str | None, typer.Option(help="Unload what nobody used so long, as 30m  [default: never]")] = None,
     peer: Peers = None,
     with_parent: WithParent = False,
     log_level: LogLevel = None,
 ) -> None:
     settings = settings_with(
+        on_demand=on_demand or None,
+        aliases=",".join(alias) if alias else None,
+        idle=idle,
         port=port,
         host=host,
         dtype=dtype,
@@ -151,6 +160,8 @@ def up(
 
     sampling_mode(settings.sampling)
     cache_limit(settings)
+    parse_aliases(settings.aliases)
+    parse_seconds(settings.idle) if settings.idle else None
     found = model_of(model, settings)
     nodes = local_nodes if local_nodes is not None else 2 if model is None else 1
     # The demo shows a ring; by its size one node would do.
@@ -162,6 +173,7 @@ def up(
         split = given(strategy=strategy, layers=layers, users=users, context=context)
         split |= given(quantize=quantize, quantize_head=quantize_head)
         start = given(port=port, host=host, local_nodes=local_nodes, dtype=dtype, sampling=sampling)
+        start |= given(on_demand=on_demand or None, alias=alias or None, idle=idle)
         start |= given(exact=exact or None, backend=backend, memory=memory, cache=cache, peer=peer or None)
         use_running(running, found, split, start)
         open_browser(running.url, browser)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from together.cluster.discovery import Tell, log_it
 from together.cluster.survey import Placement, Speeds
 from together.cluster_types import DeviceProfile, Endpoint
 from together.engine.stats import EngineStats
-from together.errors import BadPlan, NotServing, TogetherError
+from together.errors import BadPlan, BadRequest, NotServing, TogetherError
 from together.head.attachments import Attachments
+from together.head.demand import Demands
 from together.head.machines import Machines
 from together.head.orders import LoadOrders
 from together.head.plan import ModelHandle, PlannedModel, open_model, plan_model, sizings
@@ -61,6 +62,7 @@ class Head:
         self.services = Services(self.machines)
         self.attachments = Attachments()
         self.orders = LoadOrders(self.machines, self.services, local_nodes)
+        self.demands = Demands(self.services, self.orders, settings)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -74,7 +76,7 @@ class Head:
         """Listen for answers, look for nodes, start the local ones."""
         await self.machines.listen()
         jobs = (self._membership.run(), self.machines.where.follow(), self._renew_leases(), self._keep_balance())
-        self._tasks = [asyncio.create_task(job) for job in jobs]
+        self._tasks = [asyncio.create_task(job) for job in (*jobs, self.demands.run())]
         await self.local.start(self._wanted_local) if self._wanted_local else None
 
     async def stop(self) -> None:
@@ -136,6 +138,7 @@ class Head:
             pace=first.pace,
             let_go=self.machines.gone.shown(),
             services=services,
+            on_demand=self.demands.on,
         )
 
     async def changes(self) -> AsyncIterator[ClusterView]:
@@ -177,7 +180,8 @@ class Head:
         kept = self._kept(opened, beside)
         outcome = await plan_model(opened, request, self.settings, self._surveyor, Speeds.MEASURE, kept=kept)
         if isinstance(outcome, Infeasible):
-            return outcome
+            replaced = next((s for s in self.services.by_name.values() if s.serving.ring not in kept), None)
+            return (await self.orders.with_room(outcome, opened, request, replaced))[0]
         for service in self.services.by_name.values():
             service.expect(outcome)
         return outcome.answer
@@ -272,12 +276,28 @@ class Head:
 
     def chat(self, request: ChatRequest, name: str = "") -> AsyncGenerator[AnswerChunk, None]:
         """The answer in chunks; closing it cancels. Raises NotServing; its first step QueueFull or BadRequest."""
-        return self.ready(name).chat(request)
+        service = self.ready(name)
+        return service.held(service.chat(request))
 
     def complete(self, request: CompletionRequest, name: str = "") -> AsyncGenerator[AnswerChunk, None]:
         """As `chat`, for prompts as they are."""
         service = self.ready(name)
-        return answer_prompts(service.engine, service.opened.text, request)
+        return service.held(answer_prompts(service.engine, service.opened.text, request))
+
+    async def on_demand(
+        self, name: str, answer: Callable[[Service], AsyncGenerator[AnswerChunk, None]], within: float | None = None
+    ) -> AsyncGenerator[AnswerChunk, None]:
+        """What `answer` says of a model's service, which is loaded first where it is not there.
+
+        Its first step raises BadRequest for a name that no model has here, NotServing after `within` seconds, or where
+        the model cannot be loaded.
+        """
+        target = await self.demands.target(name)
+        if target is None:
+            raise BadRequest("there is no model {name} here", param="model", name=cut(name, MOST))
+        async with self.demands.held(target, within) as service, aclosing(answer(service)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     def sampling_defaults(self, name: str = "") -> SamplingDefaults:
         """What holds where a request for a model that serves says nothing of sampling; without a name the first's."""

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 
 from together.cluster.survey import Speeds
-from together.errors import BadInput, BadSetting, NotEnoughMemory, NotServing, TogetherError
+from together.errors import BadInput, BadSetting, NoRoom, NotServing, TogetherError
 from together.head.load import LastPlan, LastPlans, LoadRetries, ModelLoad
 from together.head.machines import Machines
 from together.head.plan import ModelHandle, plan_of, refuse
+from together.head.room import remedies, room_for
 from together.head.service import Balance, Service
 from together.head.services import EMPTY, Services
 from together.planning.explain import Infeasible
@@ -222,7 +223,8 @@ class LoadOrders:
         show, kept = partial(self._step, order), self.services.beside(replaced)
         decision = await wanted.plan_model(opened, self._settings, surveyor, show, speeds, kept)
         if isinstance(decision, Infeasible):
-            raise NotEnoughMemory(decision.sentence)
+            missing, goers = await self.with_room(decision, opened, wanted.request, replaced)
+            raise NoRoom(missing.sentence, goers)
         plan = plan_of(decision)
         refuse(opened, plan)
         service = await self._put_in_service(order, opened, plan, speeds)
@@ -233,6 +235,16 @@ class LoadOrders:
         if not wanted.by_itself:
             await asyncio.to_thread(self.last.keep, LastPlan.of(wanted.request, plan, self.machines.membership.nodes()))
         return service
+
+    async def with_room(
+        self, missing: Infeasible, opened: ModelHandle, request: PlanRequest, replaced: Service | None
+    ) -> tuple[Infeasible, tuple[str, ...]]:
+        """The same, and where others have the memory, first which would have to go; and their names."""
+        room = await room_for(opened, request, replaced, self.services.by_name.values())
+        if room is None:
+            return missing, ()
+        suggestions = (*await remedies(room), *missing.suggestions)
+        return replace(missing, suggestions=suggestions), tuple(each.name for each in room.goers)
 
     async def _put_in_service(self, order: LoadOrder, opened: ModelHandle, plan: Plan, speeds: Speeds) -> Service:
         """If the same model serves, change its plan: open answers go on."""
@@ -248,7 +260,9 @@ class LoadOrders:
             await services.end(replaced, Serving(ServingState.LOADING, opened.ref.name, step=step))
         else:
             await services.end_strays()
-        services.starting = service = Service(self.machines, opened, speeds, order.wanted, services.beside, keep)
+        services.starting = service = Service(
+            self.machines, opened, speeds, order.wanted, services.beside, services.make_room, services.clock, keep
+        )
         try:
             await service.start(plan)
             services.run(service)

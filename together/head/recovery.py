@@ -178,6 +178,8 @@ class Recovery:
         """Load what is missing and join the stages again. False: no plan fits."""
         service = self.service
         plan = await self._plan_with_what_is_left()
+        if plan is None and service.keep and await service.make_room(service):
+            plan = await self._plan_with_what_is_left()
         if plan is None:
             return False
         service.show(ServingState.RECOVERING, plan=plan, step=say("step_missing"))

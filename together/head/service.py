@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
@@ -122,7 +123,13 @@ class Service:
     speeds: Speeds  # what its next plan looks at
     wanted: ModelLoad  # how it was ordered
     beside: Callable[[Service], frozenset[str]]  # the rings of all others, whose memory is theirs
+    make_room: Callable[[Service], Awaitable[bool]]  # take memory of others for it; whether there was any to take
+    clock: Callable[[], float]
     keep: bool = False  # no other may have its memory
+    leaving: bool = False  # another model waits for its memory
+    holds: int = 0  # requests that use it
+    used: float = 0.0  # when the last one ended, by the clock
+    spared: float = 0.0  # until when it stays whoever needs its memory
     serving: Serving = field(default_factory=Serving)
     closed: bool = False
     loader: RingLoader = field(init=False)
@@ -153,13 +160,15 @@ class Service:
         self.engine = Engine(self.ring, eos, settings.max_waiting, settings.step_timeout, spec.vocab_size, token_bytes)
         self.opened.text.template.warm()
         sees = not isinstance(self.opened.text.sight, Sentence)
+        self.used = self.clock()
         self.show(ServingState.READY, step=NOTHING, progress=1.0, since=time.time(), sees=sees)
 
-    async def close(self) -> None:
-        """End all requests and all stages."""
+    async def close(self, cause: Sentence = NOTHING) -> None:
+        """End all requests, with `cause` where it was not unloaded, and all stages."""
         self.closed = True
-        self.give_up_change(NotServing(say("unloaded")))
-        self.engine.close()
+        error = NotServing(cause or say("unloaded"))
+        self.give_up_change(error)
+        self.engine.close(error)
         self.opened.text.template.close()
         await self.ring.close()
         await self.loader.unload()
@@ -167,6 +176,26 @@ class Service:
     @property
     def name(self) -> str:
         return self.serving.model
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is open."""
+        return self.holds > 0 or self.engine.running > 0 or self.engine.waiting > 0
+
+    def let_go(self) -> None:
+        """One that had a hold of it has ended."""
+        self.holds, self.used = self.holds - 1, self.clock()
+        self.machines.membership.changed.notify() if self.leaving else None
+
+    async def held(self, chunks: AsyncGenerator[AnswerChunk, None]) -> AsyncGenerator[AnswerChunk, None]:
+        """The same chunks; as long as they come it is in use."""
+        self.holds += 1
+        try:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            self.let_go()
 
     def shown(self) -> ServedModel:
         """As the view has it."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from together.errors import BadRequest, NotServing
 from together.head.machines import Machines
 from together.head.recovery import Recovery
+from together.head.room import room_for
 from together.head.service import Service
-from together.sentences import say
+from together.planning.request import PlanRequest
+from together.sentences import NOTHING, Sentence, say
 from together.view import ServedModel, Serving, ServingState
 
 log = logging.getLogger(__name__)
@@ -24,6 +27,7 @@ class Services:
     """Those of one head, in the order in which they came. At most one more is being loaded at a time."""
 
     machines: Machines
+    clock: Callable[[], float] = time.monotonic
     by_name: dict[str, Service] = field(default_factory=dict)
     starting: Service | None = None  # has a ring that is being loaded
     loading: Serving = EMPTY  # what is loaded before it has a ring, or why that failed
@@ -53,6 +57,10 @@ class Services:
         service = self.only(name)
         if service is None or service.serving.state is not ServingState.READY:
             serving = self._serving(name)
+            if serving.state is ServingState.EMPTY and self.by_name:
+                raise BadRequest(
+                    "{name} is not loaded here; loaded are: {names}", "model", name=name, names=tuple(self.by_name)
+                )
             comes = serving.state in (ServingState.LOADING, ServingState.RECOVERING)
             raise NotServing(say("try_again", state=serving.sentence) if comes else serving.sentence)
         return service
@@ -117,12 +125,24 @@ class Services:
             service.show(service.serving.state, model=name)
             self.by_name[name] = service
 
-    async def end(self, service: Service, meanwhile: Serving = EMPTY) -> None:
+    async def make_room(self, service: Service) -> bool:
+        """End what has to go for a kept service whose ring lost its place, and say so. Whether that is enough."""
+        plan = service.loader.plan
+        request = PlanRequest(strategy="recommend", users=plan.users, context=plan.context)
+        room = await room_for(service.opened, request, service, self.by_name.values())
+        for goer in room.goers if room is not None else ():
+            cause = say("room_taken", model=goer.name, kept=service.name)
+            log.warning("%s", cause)
+            self.fallen[goer.name] = replace(goer.serving, state=ServingState.FAILED, cause=cause, step=NOTHING)
+            await self.end(goer, self.loading, cause)
+        return room is not None
+
+    async def end(self, service: Service, meanwhile: Serving = EMPTY, cause: Sentence = NOTHING) -> None:
         """Return when all its stages are gone, also those of a ring that just broke; show `meanwhile`."""
         self._take(service)
         self.show(meanwhile)
         if service.task is not None:  # first, so that nothing is mended while it is taken apart
             service.task.cancel()
             await asyncio.gather(service.task, return_exceptions=True)
-        await service.close()
+        await service.close(cause)
         await self.end_strays()

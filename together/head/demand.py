@@ -1,0 +1,233 @@
+"""Models that are loaded when a request asks for them, and that go when nobody does.
+
+A request holds its model from its arrival to its end. Who waits for a model that is loaded gets it before it can go
+again, so two models that do not fit together take turns, and each turn answers somebody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from together.errors import NoRoom, NotServing, TogetherError
+from together.head.load import ModelLoad
+from together.head.orders import LoadOrders
+from together.head.service import Service
+from together.head.services import Services
+from together.planning.request import PlanRequest
+from together.sentences import Sentence, say
+from together.settings import Settings, parse_aliases, parse_seconds
+from together.weights.find import known_models
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY = 0.5  # seconds
+COME_BACK = 5.0  # seconds after which a request that could not wait may ask again
+SPARED = 20.0  # seconds that a model stays for those: else two models could take turns and answer nobody
+
+
+@dataclass(slots=True, eq=False)
+class Hold:
+    """One request's claim to a model; `service` is set once it may use it."""
+
+    service: Service | None = None
+
+    def take(self, service: Service) -> None:
+        self.service = service
+        service.holds += 1
+
+    def release(self) -> None:
+        if self.service is not None:
+            self.service.let_go()
+            self.service = None
+
+
+@dataclass(slots=True, eq=False)
+class ModelDemand:
+    """A model that requests wait for."""
+
+    target: str
+    loaded: asyncio.Future[Service]
+    holds: set[Hold] = field(default_factory=set)
+    missed: bool = False  # one of them could not wait so long
+
+
+class Demands:
+    """Those of one head. `run` as long as the head lives."""
+
+    def __init__(self, services: Services, orders: LoadOrders, settings: Settings) -> None:
+        """Raises BadSetting."""
+        self.services, self.orders = services, orders
+        self.on = settings.on_demand
+        self.swaps = 0  # how often a model went for another one
+        self._home, self._strategy = settings.home_path, settings.strategy
+        self._aliases = parse_aliases(settings.aliases)
+        self._idle = parse_seconds(settings.idle) if settings.idle else 0.0
+        self._turn = asyncio.Lock()
+        self.open: dict[str, ModelDemand] = {}  # by what is to be loaded
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        return self.services.clock
+
+    # --- names --------------------------------------------------------------------------------------------------------
+
+    def meant(self, name: str) -> str:
+        """What an alias stands for; any other name is itself."""
+        return self._aliases.get(name, name)
+
+    async def names(self) -> dict[str, str]:
+        """All names that may be asked for, with what is loaded then: aliases, and the models that are known here."""
+        known = await asyncio.to_thread(known_models, self._home)
+        return {model.name: str(model.folder) for model in known if not model.fault} | self._aliases
+
+    async def target(self, name: str) -> str | None:
+        """What to load for a request's `model`; None for a name that nobody here gave to a model.
+
+        Never a folder or a hub id of the request's own: a request may come from another machine.
+        """
+        meant = self.meant(name)
+        if meant in self.services.by_name:
+            return meant
+        known = await self.names()
+        return known.get(meant, known.get(name))
+
+    def _service_of(self, target: str) -> Service | None:
+        served = self.services.by_name.values()
+        return next((each for each in served if target in (each.name, str(each.wanted.model))), None)
+
+    # --- a request ----------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def held(self, target: str, within: float | None = None) -> AsyncIterator[Service]:
+        """The service of that model, which is loaded where it is not, and stays as long as this block.
+
+        Raises NotServing after `within` seconds, or with the reason why it cannot be loaded.
+        """
+        hold = Hold()
+        try:
+            yield await self._reach(target, hold, within)
+        finally:
+            hold.release()
+
+    async def _reach(self, target: str, hold: Hold, within: float | None) -> Service:
+        deadline = None if within is None else self.clock() + within
+        service = self._service_of(target)
+        if service is not None and not service.leaving:
+            hold.take(service)
+            return service
+        demand = self.open.get(target) or self._begin(target)
+        demand.holds.add(hold)
+        try:
+            while not demand.loaded.done():
+                if deadline is not None and self.clock() >= deadline:
+                    demand.missed = True
+                    raise NotServing(say("try_again", state=self._progress()), COME_BACK)
+                await asyncio.wait({demand.loaded}, timeout=LOOK_EVERY)
+            return demand.loaded.result()
+        finally:
+            demand.holds.discard(hold)
+
+    def _progress(self) -> Sentence:
+        loading = self.services.starting.serving if self.services.starting else self.services.loading
+        return loading.sentence if loading.model else say("step_room")
+
+    def _begin(self, target: str) -> ModelDemand:
+        demand = self.open[target] = ModelDemand(target, asyncio.get_running_loop().create_future())
+        demand.loaded.add_done_callback(_heard)
+        task = asyncio.create_task(self._serve(demand))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return demand
+
+    # --- loading ------------------------------------------------------------------------------------------------------
+
+    async def _serve(self, demand: ModelDemand) -> None:
+        """Load what is demanded, after all that was demanded before, and give it to all who wait for it."""
+        try:
+            async with self._turn:
+                service = await self._load(demand.target)
+                self._hand_over(demand, service)
+        except TogetherError as error:
+            failed = error if isinstance(error, NotServing) else NotServing(error.sentence, COME_BACK)
+            demand.loaded.set_exception(failed)
+        finally:
+            if self.open.get(demand.target) is demand:
+                del self.open[demand.target]
+            if not demand.loaded.done():
+                demand.loaded.cancel()
+
+    def _hand_over(self, demand: ModelDemand, service: Service) -> None:
+        """At once, so that nothing happens to it between its load and their requests."""
+        for hold in demand.holds:
+            hold.take(service)
+        if demand.missed:
+            service.spared = self.clock() + SPARED
+        del self.open[demand.target]
+        demand.loaded.set_result(service)
+
+    async def _load(self, target: str) -> Service:
+        wanted = ModelLoad(target, PlanRequest(strategy=self._strategy), by_itself=True)
+        while True:
+            service = self._service_of(target)
+            if service is not None:
+                return service
+            try:
+                return await self.orders.carry_out(wanted, beside=True)
+            except NoRoom as error:
+                goers = [self.services.by_name[name] for name in error.goers if name in self.services.by_name]
+                if not goers:
+                    raise
+                await self._clear(goers)
+
+    async def _clear(self, goers: list[Service]) -> None:
+        """End these services once nobody uses them; who asks for them meanwhile waits for them to come back."""
+        for service in goers:
+            service.leaving = True
+        try:
+            for service in goers:
+                changed = self.services.machines.membership.changed
+                while service.busy or self.clock() < service.spared:
+                    await changed.wait(changed.version, timeout=LOOK_EVERY)
+                if service.closed:
+                    continue
+                log.info("%s goes, so that another model has room", service.name)
+                self.swaps += 1
+                await self.orders.unload(service.name)
+        finally:
+            for service in goers:
+                service.leaving = False
+
+    # --- idle services ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Unload what nobody uses; runs until cancelled."""
+        try:
+            while True:
+                await asyncio.sleep(LOOK_EVERY)
+                await self.look_at_idle()
+        finally:
+            for task in tuple(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def look_at_idle(self) -> None:
+        """End each service that was not used for the time that was set, but for kept ones."""
+        for service in tuple(self.services.by_name.values()):
+            if service.busy:
+                service.used = self.clock()
+            idle = self.clock() - service.used
+            if self._idle and not service.keep and idle >= self._idle and self.clock() >= service.spared:
+                log.info("%s goes: nobody used it for %.0f s", service.name, idle)
+                with suppress(TogetherError):
+                    await self.orders.unload(service.name)
+
+
+def _heard(loaded: asyncio.Future[Service]) -> None:
+    """Retrieve the error, which nobody may await any more."""
+    if not loaded.cancelled():
+        loaded.exception()

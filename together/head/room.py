@@ -1,0 +1,79 @@
+"""Memory between a head's models: what would have to go for another one, and what a kept one may take."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from together.cluster.survey import Placement, Speeds
+from together.errors import TogetherError
+from together.head.plan import ModelHandle, PlannedModel, plan_model, plan_of, plan_on, sizings
+from together.head.service import Service
+from together.planning.explain import Infeasible
+from together.planning.request import PlanRequest
+from together.sentences import Sentence, say
+from together.types import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Who would have to go, least used first, and the plan that a model would have then."""
+
+    goers: tuple[Service, ...]
+    planned: PlannedModel
+
+
+async def room_for(
+    opened: ModelHandle, request: PlanRequest, replaced: Service | None, services: Collection[Service]
+) -> Room | None:
+    """The least used service that is enough, else the fewest; None where nothing but kept ones would be, or none is.
+
+    `replaced` goes anyway. Nothing is measured.
+    """
+    others = [service for service in services if service is not replaced]
+    free = sorted((service for service in others if not service.keep), key=lambda service: service.used)
+    tries = [[service] for service in free] + [free[:count] for count in range(2, len(free) + 1)]
+    for goers in tries:
+        kept = {service.serving.ring for service in others if service not in goers}
+        machines = goers[0].machines
+        try:
+            found = await plan_model(opened, request, machines.settings, machines.surveyor, Speeds.NONE, kept=kept)
+        except TogetherError:  # no machine is there, or the split was made for other ones
+            return None
+        if isinstance(found, PlannedModel):
+            return Room(tuple(goers), found)
+    return None
+
+
+async def remedies(room: Room) -> tuple[Sentence, ...]:
+    """What a person may do so that a model fits: unload those, or move the only one elsewhere."""
+    found = [say("make_room", model=service.name, size=_bytes(service)) for service in room.goers]
+    if len(room.goers) == 1 and (moved := await _elsewhere(room.goers[0], room.planned)) is not None:
+        names = {node.id: node.name for node in room.goers[0].machines.membership.nodes()}
+        shares = tuple(say("assigned", node=names[stage.node], layers=str(stage.layers)) for stage in moved.stages)
+        found.append(say("move_away", model=room.goers[0].name, shares=shares))
+    return tuple(found)
+
+
+def _bytes(service: Service) -> int:
+    return sum(stage.memory_bytes for stage in service.loader.plan.stages)
+
+
+async def _elsewhere(service: Service, newcomer: PlannedModel) -> Plan | None:
+    """Where a service could go on beside a newcomer by that plan; None where nowhere."""
+    surveyor, plan = service.machines.surveyor, service.loader.plan
+    taken: dict[tuple[str, str], int] = {}
+    for stage in plan_of(newcomer).stages:
+        place = (stage.node, f"{stage.backend}/{stage.device}")
+        taken[place] = taken.get(place, 0) + stage.memory_bytes
+
+    def less(place: Placement) -> Placement:
+        free = place.device.free_bytes - taken.get((place.node, place.device.key), 0)
+        return replace(place, device=replace(place.device, free_bytes=max(free, 0)))
+
+    placements = list(map(less, surveyor.reclaimed(surveyor.placements(), service.beside(service))))
+    request = PlanRequest(strategy="recommend", users=plan.users, context=plan.context)
+    sizing = next(sizings(service.opened, request, service.machines.settings))
+    survey = await surveyor.survey(service.opened.spec, service.opened.config, sizing, Speeds.NONE, placements)
+    moved = plan_on(survey, service.opened, request, sizing)
+    return None if isinstance(moved, Infeasible) else plan_of(moved)
