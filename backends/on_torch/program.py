@@ -8,9 +8,10 @@ another program may have their processors.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ from backends.on_torch.compiled import CompiledLoop, ir_function, is_x86, run_fu
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 OUTPUTS, STEP = 1, 2  # where a job's numbers are, as `compiled.Code` reads them
-_HEAD = 2  # numbers before the calls: how many there are, and what gives the processor to another thread
 _SPINS = 4096  # looks at a job before that: some 50 µs
-# A job's number -1 says how many threads are at it: whoever takes the last outputs is counted before they are taken.
+# A part begins with how many calls it has (one at least), and what gives the processor to another thread. A job's
+# number -1 says how many threads are at it: whoever takes the last outputs is counted before they are taken.
 _RUN = """
 {declared}
 define void @run(ptr %program) {{
@@ -99,38 +100,62 @@ _PAUSE = "void @llvm.x86.sse2.pause()"
 
 @dataclass(slots=True)
 class ProgramDraft:
-    """A program as it is written: calls of loops, each with its job, and where threads wait for what is before."""
+    """A program as it is written: calls of loops, each with its job, and where threads wait for what is before.
 
-    _calls: list[tuple[CompiledLoop | None, int]] = field(default_factory=list)  # a loop, and where its job begins
+    It has parts, between which Python may do what no loop does.
+    """
+
+    _calls: list[_Call] = field(default_factory=lambda: [_Call()])  # a part's first one stands for the part
     _numbers: list[int] = field(default_factory=list)  # of all jobs
+    _parts: list[int] = field(default_factory=lambda: [0])  # where they begin among the calls
 
     def add(self, loop: CompiledLoop, outputs: int, step: int, *values: int) -> tuple[int, int]:
         """Do a job, as `CompiledLoop` does it. Returns the numbers of the call and of the job's first number."""
         place = len(self._numbers) + 1
-        self._calls.append((loop, place))
+        self._calls.append(_Call(loop, place))
         self._numbers.extend((0, 0, outputs, step, *values))
         return len(self._calls) - 1, place
 
     def meet(self) -> None:
         """What follows begins when all that was added is done."""
-        if self._calls and self._calls[-1][0] is not None:
-            self._calls.append((None, 0))
+        if self._calls[-1].loop is not None:
+            self._calls.append(_Call())
+
+    def part(self) -> None:
+        """What follows is another part."""
+        self._parts.append(len(self._calls))
+        self._calls.append(_Call())
 
     def finish(self) -> Program:
-        return Program(self._calls, self._numbers)
+        return Program(self._calls, self._numbers, self._parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    loop: CompiledLoop | None = None
+    job: int = 0  # its first number
 
 
 class Program:
     """Runs again and again, on all of torch's threads. Its numbers may be changed between two runs."""
 
-    def __init__(self, calls: list[tuple[CompiledLoop | None, int]], numbers: list[int]) -> None:
-        self._loops = {loop.address: loop for loop, _ in calls if loop is not None}  # they own their code
-        self._first = _HEAD + 2 * len(calls)
+    def __init__(self, calls: Sequence[_Call], numbers: Sequence[int], parts: Sequence[int]) -> None:
+        self._loops = {call.loop.address: call.loop for call in calls if call.loop is not None}  # they own their code
+        self._first = 2 * len(calls)
         self._live = np.zeros(self._first + len(numbers), np.int64)
         start = self._live.ctypes.data
-        listed = [(0, 0) if loop is None else (loop.address, start + 8 * (self._first + at)) for loop, at in calls]
-        head = len(calls), _yielding()
-        self._kept = np.array([*head, *(number for pair in listed for number in pair), *numbers], np.int64)
+        table = np.zeros((len(calls), 2), np.int64)
+        for place, call in enumerate(calls):
+            if call.loop is not None:
+                table[place] = call.loop.address, start + 8 * (self._first + call.job)
+        for first, following in pairwise((*parts, len(calls))):
+            table[first] = following - first - 1, _yielding()
+        self._parts = [start + 16 * part for part in parts]
+        self._kept = np.concatenate((table.ravel(), np.array(numbers, np.int64)))
+
+    @property
+    def parts(self) -> int:
+        return len(self._parts)
 
     def change(self, jobs: Numbers, at: int, value: int) -> None:
         """Of jobs, by their first numbers: the number so much further."""
@@ -139,11 +164,13 @@ class Program:
     def call(self, calls: Numbers, loop: CompiledLoop) -> None:
         """Let these calls be of another loop."""
         self._loops[loop.address] = loop
-        self._kept[_HEAD + 2 * calls] = loop.address
+        self._kept[2 * calls] = loop.address
 
-    def run(self, threads: int) -> None:
-        np.copyto(self._live, self._kept)  # nobody has taken anything of any job
-        run_function(_program().address, self._live.ctypes.data, threads)
+    def run(self, threads: int, part: int = 0) -> None:
+        """One part after the other; the first one begins anew."""
+        if part == 0:
+            np.copyto(self._live, self._kept)  # nobody has taken anything of any job
+        run_function(_program().address, self._parts[part], threads)
 
 
 @cache

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from inspect import signature
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,11 @@ from backends.on_torch.cache import BlockCaches
 from backends.on_torch.compiled import FLOATS, lanes
 from backends.on_torch.few import draft_few
 from backends.on_torch.gelu import draft_gated
-from backends.on_torch.layer_parts import LayerParts
+from backends.on_torch.layer_parts import AttentionParts, GatedParts, LayerParts
 from backends.on_torch.mixing import Mixing, mixes, mixing_loop
 from backends.on_torch.mixing_loop import GIVEN
 from backends.on_torch.norms import RootNorm
-from backends.on_torch.program import OUTPUTS, STEP, Program, ProgramDraft
+from backends.on_torch.program import OUTPUTS, STEP, Numbers, Program, ProgramDraft
 from backends.on_torch.quantized import MatrixProduct
 from together.models.state import KeysValues, LayerState
 from together.types import Row
@@ -39,10 +38,23 @@ _SEEN = slice(13, 17)  # of the numbers that attention is given: those of a step
 class _Attending:
     """The layers whose rows see the same tokens by the same code: where their calls, jobs and numbers are."""
 
-    parts: LayerParts
+    parts: AttentionParts
     calls: list[int] = field(default_factory=list)
     jobs: list[int] = field(default_factory=list)
     layers: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """What Python does between two parts of a program."""
+
+    module: nn.Module
+    given: Tensor
+    found: Tensor
+
+    def __call__(self) -> None:
+        found = self.module(self.given[None])
+        self.found.copy_((found[0] if isinstance(found, tuple) else found)[0])  # some also tell how they chose experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +62,12 @@ class _Built:
     """A program for so many rows, and where it reads and writes."""
 
     program: Program
-    states: Tensor  # `[n, hidden]`: what comes in, and what goes out where no norm follows
+    between: list[_Module]  # its parts
+    states: Tensor  # `[n, hidden]`
     out: Tensor
     angles: dict[str, tuple[Tensor, Tensor]]
     attending: list[tuple[LayerState, _Attending]]
-    given: np.ndarray[Any, np.dtype[np.int64]]  # `[layers, GIVEN]`
+    given: Numbers  # `[layers, GIVEN]`
     held: list[object]  # what the program points to
 
 
@@ -79,7 +92,23 @@ class TokenSteps:
             return None
         found = [LayerParts.of(layer, model.config, place) for place, layer in enumerate(model.layers)]
         layers = [each for each in found if each is not None]
-        return cls(model, layers, caches, dtype) if len(layers) == len(found) else None
+        made = cls(model, layers, caches, dtype) if len(layers) == len(found) else None
+        return made if made is not None and made._turns_whole_heads() else None
+
+    def _turns_whole_heads(self) -> bool:
+        """Some models' angles are for a part of each head."""
+        position = torch.zeros(1, 1, dtype=torch.long)
+        states = torch.zeros(1, 1, self.model.config.hidden_size, dtype=self.dtype)
+        parts = {each.attention.angles: each.attention for each in self.layers if each.attention.rotation is not None}
+        return all(
+            angle.shape == (1, 1, each.width) and angle.dtype == self.dtype
+            for kind, each in parts.items()
+            for angle in self._angles(states, position, kind)
+        )
+
+    def _angles(self, states: Tensor, positions: Tensor, kind: str) -> Sequence[Tensor]:
+        found: Sequence[Tensor] = self.model.rotary_emb(states, positions, *([kind] if self._by_kind else []))
+        return found
 
     def takes(self, rows: Sequence[Row]) -> bool:
         return 0 < len(rows) <= self.most and all(len(row.token_ids) == 1 and not row.pictures for row in rows)
@@ -92,20 +121,23 @@ class TokenSteps:
             built = self._built[len(states), threads] = _Draft(self, len(states), threads).written()
         built.states.copy_(states)
         for kind, places in built.angles.items():
-            found = self.model.rotary_emb(built.states[None], positions, *([kind] if self._by_kind else []))
-            for place, angle in zip(places, found, strict=True):
+            for place, angle in zip(places, self._angles(built.states[None], positions, kind), strict=True):
                 place.copy_(angle[0])
         for state, attending in built.attending:
             singles = step.layouts[state].singles
             assert singles is not None
             assert singles.mixing is not None
             self._point(built, attending, singles.mixing)
-        built.program.run(threads)
+        for part, module in enumerate(built.between):
+            built.program.run(threads, part)
+            module()
+        built.program.run(threads, len(built.between))
         return built.out.clone()
 
     def _point(self, built: _Built, attending: _Attending, mixing: Mixing) -> None:
         parts = attending.parts
-        job = mixing.job((parts.heads, parts.kv_heads, parts.width), self.dtype, parts.scaling)
+        shape, sinks = (parts.heads, parts.kv_heads, parts.width), parts.sinks is not None
+        job = mixing.job(shape, self.dtype, parts.scaling, sinks=sinks)
         built.given[attending.layers, _SEEN] = job.seen
         jobs = np.array(attending.jobs)
         built.program.change(jobs, OUTPUTS, job.tasks)
@@ -121,26 +153,26 @@ class _Draft:
         self._draft, self._held = ProgramDraft(), list[object]()
         self._rooms: dict[str, Tensor] = {}  # by what is in them: all layers use them in turn
         self._given = np.zeros((len(steps.layers), GIVEN), np.int64)
-        self._attending: dict[tuple[LayerState, float], _Attending] = {}
+        self._attending: dict[tuple[LayerState, float, bool], _Attending] = {}
         self._angles: dict[str, tuple[Tensor, Tensor]] = {}
+        self._between: list[_Module] = []
 
     def written(self) -> _Built:
         steps = self._steps
-        width, norm = steps.model.config.hidden_size, steps.model.norm
-        states, normed = self._room("states", width), self._room("normed", width)
-        norms = [*chain(*((each.attention_norm, each.mlp_norm) for each in steps.layers)), norm]
-        norms[0].draft(self._draft, states, normed)
+        norm = steps.model.norm if isinstance(steps.model.norm, RootNorm) else None
+        before = [each.before for layer in steps.layers for each in (layer.attention_norms, layer.mlp_norms)]
+        states = self._room("states", steps.model.config.hidden_size)
+        given = states if before[0] is None else self._room("normed", states.shape[1])
+        if before[0] is not None:
+            before[0].draft(self._draft, states, given)
         for place, parts in enumerate(steps.layers):
-            attended = self._linear(parts.out, self._attended(place, parts, normed))
-            self._add(states, attended, parts.behind_attention, norms[2 * place + 1], normed)
-            gate, up = self._linears(parts.gate_up, normed, "gate and up")
-            inner = self._room("inner", gate.shape[1])
-            draft_gated(self._draft, parts.gated_by, gate, up, inner)
-            self._add(states, self._linear(parts.down, inner), parts.behind_mlp, norms[2 * place + 2], normed)
-        out = normed if isinstance(norm, RootNorm) else states
-        program = self._draft.finish()
-        attending = [(state, each) for (state, _), each in self._attending.items()]
-        return _Built(program, states, out, self._angles, attending, self._given, [self._rooms, *self._held])
+            second, third = (*before, norm)[2 * place + 1 : 2 * place + 3]
+            attended = self._attended(place, parts.attention, given)
+            given = self._add(states, attended, parts.attention_norms.behind, second)
+            given = self._add(states, self._mlp(parts.mlp, given), parts.mlp_norms.behind, third)
+        attending = [(state, each) for (state, *_), each in self._attending.items()]
+        made, held = self._draft.finish(), [self._rooms, *self._held]
+        return _Built(made, self._between, states, given, self._angles, attending, self._given, held)
 
     def _room(self, what: str, width: int) -> Tensor:
         """`[n, width]`, for one thing after the other."""
@@ -149,9 +181,10 @@ class _Draft:
             self._held.append(self._rooms[what])
         return self._rooms[what]
 
-    def _attended(self, place: int, parts: LayerParts, normed: Tensor) -> Tensor:
-        """`[n, heads · width]`."""
-        queries, keys, values = self._linears(parts.qkv, normed, "qkv")
+    def _attended(self, place: int, parts: AttentionParts, given: Tensor) -> Tensor:
+        sizes = [heads * parts.width for heads in (parts.heads, parts.kv_heads, parts.kv_heads)]
+        multiplied = self._linears(parts.qkv, given, "qkv")
+        queries, keys, values = multiplied if len(multiplied) > 1 else multiplied[0].split(sizes, dim=1)
         if parts.head_norms is not None:
             for norm, heads in zip(parts.head_norms, (queries, keys), strict=True):
                 for row in heads:  # whose heads follow one another
@@ -163,42 +196,53 @@ class _Draft:
             self._draft.meet()
             queries, keys = turned
         state, pool = self._steps.caches.layers[place]
-        found = self._room("attended", queries.shape[1])
+        found, sinks = self._room("attended", queries.shape[1]), parts.sinks is not None
         self._given[place] = _numbers_of(parts, pool, (queries, keys, values), found)
-        attending = self._attending.setdefault((state, parts.scaling), _Attending(parts))
-        numbers = self._given[place].ctypes.data
-        call, job = self._draft.add(mixing_loop(self._steps.dtype, parts.width, 1, parts.scaling), 0, 1, numbers)
+        attending = self._attending.setdefault((state, parts.scaling, sinks), _Attending(parts))
+        loop = mixing_loop(self._steps.dtype, parts.width, 1, parts.scaling, sinks=sinks)
+        call, job = self._draft.add(loop, 0, 1, self._given[place].ctypes.data)
         self._draft.meet()
         for listed, number in zip((attending.calls, attending.jobs, attending.layers), (call, job, place), strict=True):
             listed.append(number)
-        return found
+        return self._linears((parts.out,), found, "out")[0]
 
-    def _turning(self, parts: LayerParts) -> tuple[Tensor, Tensor]:
+    def _turning(self, parts: AttentionParts) -> tuple[Tensor, Tensor]:
         if parts.angles not in self._angles:
             cos, sin = (torch.empty(self._count, parts.width, dtype=self._steps.dtype) for _ in range(2))
             self._angles[parts.angles] = cos, sin
         return self._angles[parts.angles]
 
-    def _add(self, states: Tensor, found: Tensor, behind: RootNorm | None, follow: nn.Module, normed: Tensor) -> None:
-        """To the states, of which `follow` makes what the next products are given."""
+    def _mlp(self, mlp: GatedParts | nn.Module, given: Tensor) -> Tensor:
+        if not isinstance(mlp, GatedParts):
+            found = self._room("found", given.shape[1])
+            self._between.append(_Module(mlp, given, found))
+            self._draft.part()
+            return found
+        multiplied = self._linears(mlp.gate_up, given, "gate and up")
+        gate, up = multiplied if len(multiplied) > 1 else multiplied[0].chunk(2, dim=1)
+        inner = self._room("inner", gate.shape[1])
+        draft_gated(self._draft, mlp.gated_by, gate, up, inner)
+        self._draft.meet()
+        return self._linears((mlp.down,), inner, "down")[0]
+
+    def _add(self, states: Tensor, found: Tensor, behind: RootNorm | None, follow: RootNorm | None) -> Tensor:
+        """To the states. Returns what the next products are given: the states, or what `follow` makes of them."""
         if behind is not None:
             behind.draft(self._draft, found, found)
             self._draft.meet()
-        if isinstance(follow, RootNorm):
-            follow.draft_sum(self._draft, states, found, normed)
-        else:
+        if follow is None:
             draft_sum(self._draft, states, found)
+            self._draft.meet()
+            return states
+        normed = self._room("normed", states.shape[1])
+        follow.draft_sum(self._draft, states, found, normed)
         self._draft.meet()
-
-    def _linear(self, linear: Any, given: Tensor) -> Tensor:
-        (found,) = self._linears((linear,), given, f"of {given.shape[1]}")
-        return found
+        return normed
 
     def _linears(self, linears: Sequence[Any], given: Tensor, what: str) -> list[Tensor]:
         """Layers with the same input, each to `[n, outputs]`: columns of one tensor, where they are one product."""
         self._draft.meet()
-        quantized = [each for each in linears if not isinstance(each, nn.Linear)]
-        small = self._small(quantized, given)
+        small = self._small([each for each in linears if not isinstance(each, nn.Linear)], given)
         wholes: dict[int, Tensor] = {}
         found = []
         for place, linear in enumerate(linears):
@@ -212,9 +256,9 @@ class _Draft:
                 out = wholes[id(columns.whole)][:, columns.start : columns.stop]
             found.append(out)
         self._draft.meet()
-        biased = [(out, linear.bias) for out, linear in zip(found, linears, strict=True) if linear.bias is not None]
-        for out, bias in biased:
-            draft_sum(self._draft, out, bias)
+        for out, linear in zip(found, linears, strict=True):
+            if linear.bias is not None:
+                draft_sum(self._draft, out, linear.bias)
         self._draft.meet()
         return found
 
@@ -238,10 +282,11 @@ class _Draft:
         return out
 
 
-def _numbers_of(parts: LayerParts, pool: Tensor, asked: tuple[Tensor, ...], found: Tensor) -> list[int]:
+def _numbers_of(parts: AttentionParts, pool: Tensor, asked: tuple[Tensor, ...], found: Tensor) -> list[int]:
     """What a layer's attention is given, but for a step's rows."""
     size, width = found.element_size(), parts.width
     heads = [number for each in asked for number in (each.data_ptr(), width * size, each.stride(0) * size)]
     head = pool.shape[2] * width * size
     kept = pool.data_ptr(), head, parts.kv_heads, parts.heads // parts.kv_heads
-    return [*heads, *kept, 0, 0, 0, 0, found.data_ptr(), 0]
+    sinks = 0 if parts.sinks is None else parts.sinks.data_ptr()
+    return [*heads, *kept, 0, 0, 0, 0, found.data_ptr(), sinks]

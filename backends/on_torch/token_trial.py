@@ -20,9 +20,11 @@ from together.types import Dtype, LayerRange, Row
 
 log = logging.getLogger(__name__)
 
-_PROMPTS = 5, 3  # tokens before the steps: queries and positions count where several keys are seen
+_PROMPTS = 29, 7  # tokens before the steps: queries and positions count where several keys are seen
 _CPU = torch.device("cpu")
-_ROUNDINGS, _FINEST = 8, 1e-5  # how far both may be apart: so many times what the dtype rounds, of the largest number
+_NEAR = 1e-5  # how far numbers in fp32 may be apart, of the largest one
+# In half precision both are the same loops, so that numbers are the same, but for few in which a sigmoid was rounded.
+_OTHERS, _ROUNDINGS = 0.03, 8
 _SIMPLE = bool, int, float, str, type(None)
 _NUMBERED = "layer_idx"  # what is another in each layer
 
@@ -51,7 +53,7 @@ def allow_token_steps(model: Any, spec: ModelSpec, layers: LayerRange, dtype: Dt
     wanted = _by_modules(part, caches, tokens, inputs[1])
     found = steps(Step.of(caches, tokens, _CPU), given[1], _ids(positions(tokens)))
     caches.close()
-    if _near(found, wanted):
+    if _alike(found, wanted):
         setattr(model, TOKEN_STEPS, True)
     else:
         log.info("steps of a token stay as the model's own modules compute them, which do more than is known here")
@@ -64,11 +66,13 @@ def _by_modules(model: Any, caches: BlockCaches, rows: Sequence[Row], inputs: di
     return found
 
 
-def _near(found: Tensor, wanted: Tensor) -> bool:
+def _alike(found: Tensor, wanted: Tensor) -> bool:
     """What is no number is in both."""
-    largest = wanted.float().abs().nan_to_num(0).max()
-    rounded = max(_FINEST, _ROUNDINGS * torch.finfo(wanted.dtype).eps) * float(largest)
-    return torch.allclose(found.float(), wanted.float(), rtol=0, atol=rounded, equal_nan=True)
+    largest, eps = float(wanted.float().abs().nan_to_num(0).max()), torch.finfo(wanted.dtype).eps
+    apart = _NEAR if wanted.dtype == torch.float32 else _ROUNDINGS * eps
+    near = torch.allclose(found.float(), wanted.float(), rtol=0, atol=apart * largest, equal_nan=True)
+    others = float((found != wanted).logical_and(wanted == wanted).float().mean())
+    return near and (wanted.dtype == torch.float32 or others <= _OTHERS)
 
 
 def _ids(numbers: Sequence[int]) -> Tensor:

@@ -22,7 +22,11 @@ from together.types import Batch, Dtype, Fork, LayerRange, Orders, Row, SampleRe
 
 WIDTH = 128
 SIZES: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 192, "head_dim": 32}  # such that all loops fit
-FAMILIES = ["llama", "qwen2", "qwen3", "mistral-window", "gemma3_text", "smollm3-biased"]
+FAMILIES: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ("llama", "qwen2", "qwen3", "mistral-window", "gemma3_text", "smollm3-biased", "exaone4")},
+    **{name: {} for name in ("qwen3_moe", "mixtral", "qwen2_moe")},  # experts are the model's own modules
+    "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}},
+}
 PROMPTS = 9, 4, 14  # tokens: one below a window, two above
 STEPS = 12
 CPU = torch.device("cpu")
@@ -85,7 +89,7 @@ def assert_alike(found: list[torch.Tensor], wanted: list[torch.Tensor], dtype: D
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_program_computes_what_modules_do(tmp_path: Path, family: str, dtype: Dtype) -> None:
-    folder = make_checkpoint(tmp_path, family, dtype, **SIZES)
+    folder = make_checkpoint(tmp_path, family, dtype, **SIZES | FAMILIES[family])
     for layers in (LayerRange(0, 2), LayerRange(1, LAYERS - 1)):
         stage = made(folder, family, dtype, layers)
         assert stage._token_steps is not None
@@ -126,7 +130,7 @@ def test_the_last_stage_samples_and_leaves_out_what_it_refuses(tmp_path: Path) -
 
 
 @compiles
-@pytest.mark.parametrize("family", ["granite", "olmo2", "phi3", "qwen3_moe", "gemma4_text"])
+@pytest.mark.parametrize("family", ["granite", "ministral3", "phi3", "gpt_oss", "gemma4_text"])
 def test_layers_that_do_more_keep_their_modules(tmp_path: Path, family: str) -> None:
     stage = made(make_checkpoint(tmp_path, family, "fp32", **SIZES), family, "fp32", LayerRange(0, 2))
     assert stage._token_steps is None
@@ -134,13 +138,22 @@ def test_layers_that_do_more_keep_their_modules(tmp_path: Path, family: str) -> 
 
 @compiles
 def test_a_factor_that_nobody_knows_of_is_found_by_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A layer made of known parts that computes something else."""
+    """A layer made of known parts, whose code names nothing else, that computes something else."""
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-    plain = LlamaDecoderLayer.forward
-    monkeypatch.setattr(LlamaDecoderLayer, "forward", lambda *given, **more: 0.9 * plain(*given, **more))
+    def forward(self: Any, hidden_states: Any, **more: Any) -> Any:
+        hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), **more)[0]
+        return 0.9 * hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", forward)
     stage = made(make_checkpoint(tmp_path, "llama", "fp32", **SIZES), "llama", "fp32", LayerRange(0, 2))
     assert stage._token_steps is None
+
+
+@compiles
+def test_a_clamp_that_a_trial_would_not_meet_is_seen_in_the_code(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "olmoe", "fp32", **SIZES, clip_qkv=100.0)
+    assert made(folder, "olmoe", "fp32", LayerRange(0, 2))._token_steps is None
 
 
 @compiles
