@@ -225,6 +225,57 @@ GRANITE4 = r"""{%- set before = 'Functions:\n<tools>' %}
 {%- endif %}
 """
 
+# Nemotron Nano 2 thinks unless a text says /no_think, which is left out of the system's.
+NEMOTRON2 = r"""{%- set ns = namespace(thinking=true) -%}
+{%- for turn in messages if turn.role in ('system', 'user') -%}
+    {%- if '/no_think' in turn.content -%}
+        {%- set ns.thinking = false -%}
+    {%- elif '/think' in turn.content -%}
+        {%- set ns.thinking = true -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- set rules = messages[0].content if messages[0].role == 'system' else '' -%}
+{{- '<SPECIAL_10>System\n' + rules.replace('/no_think', '').replace('/think', '').strip() }}
+{%- if tools %}
+    {{- '\n\nYou may use these tools:\n<AVAILABLE_TOOLS>[' }}
+    {%- for tool in tools %}
+        {{- (tool.function or tool) | tojson + (', ' if not loop.last else '') }}
+    {%- endfor %}
+    {{- ']</AVAILABLE_TOOLS>\n\nCalls are\n<TOOLCALL>[{"name": "tool1", "arguments": "args1"}, ...]</TOOLCALL>' }}
+{%- endif %}
+{{- '\n' }}
+{%- for turn in messages %}
+    {%- if turn.role == 'user' %}
+        {{- '<SPECIAL_11>User\n' + turn.content.replace('/no_think', '').replace('/think', '').strip() + '\n' }}
+    {%- elif turn.role == 'assistant' %}
+        {{- '<SPECIAL_11>Assistant\n' }}
+        {{- '<think>\n' + turn.reasoning_content + '\n</think>\n\n' if turn.reasoning_content else '<think></think>' }}
+        {{- turn.content.strip() }}
+        {%- if turn.tool_calls %}
+            {{- '<TOOLCALL>[' }}
+            {%- for call in turn.tool_calls %}
+                {%- set call = call.function or call %}
+                {{- '{"name": "' + call.name + '", "arguments": ' }}
+                {{- call.arguments if call.arguments is string else call.arguments | tojson }}
+                {{- '}' + (', ' if not loop.last else '') }}
+            {%- endfor %}
+            {{- ']</TOOLCALL>' }}
+        {%- endif %}
+        {{- '\n<SPECIAL_12>\n' }}
+    {%- elif turn.role == 'tool' %}
+        {%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}
+            {{- '<SPECIAL_11>User\n<TOOL_RESPONSE>[' }}
+        {%- endif %}
+        {{- turn.content }}
+        {%- set ends = loop.last or messages[loop.index0 + 1].role != 'tool' %}
+        {{- ']</TOOL_RESPONSE>\n' if ends else ', ' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<SPECIAL_11>Assistant\n' + ('<think>\n' if ns.thinking else '<think></think>') }}
+{%- endif %}
+"""
+
 # DeepSeek's templates write calls and know no tools: these are told of in the system's text.
 _DEEPSEEK = r"""{% if not thinking is defined %}{% set thinking = enable_thinking | default(false) %}{% endif %}
 {%- set ns = namespace(rules='', calls=false, asked=false, tool=false) -%}

@@ -34,6 +34,7 @@ from together.text.tool_formats import (
     GRANITE,
     HERMES,
     MINIMAX,
+    NEMOTRON,
     ToolFormat,
 )
 from together.types import Sampling
@@ -86,6 +87,9 @@ STYLES = {
     "deepseek-v3": Style(templates.DEEPSEEK_V3, DEEPSEEK_V3, DEEPSEEK_TAGS, DEEPSEEK_END, thinks=False),
     "gemma-4": Style(GEMMA4, GEMMA, GEMMA_TAGS, "<turn|>", thinks=False),
     "granite-4": Style(templates.GRANITE4, HERMES, CALL_TAGS, "<|end_of_text|>", thinks=False),
+    "nemotron-nano-2": Style(
+        templates.NEMOTRON2, NEMOTRON, (*THINK_TAGS, "<TOOLCALL>", "</TOOLCALL>", "<SPECIAL_11>"), "<SPECIAL_12>"
+    ),
 }
 ALL = pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
 
@@ -138,6 +142,14 @@ def test_gemmas_thoughts_are_in_a_channel(tmp_path: Path) -> None:
     assert parted(model, model.template.render([QUESTION]).result(), "Well.") == ("", "Well.", [])
 
 
+def test_nemotrons_thoughts_are_switched_off_by_a_word_of_the_system(tmp_path: Path) -> None:
+    model = text_model(tmp_path, STYLES["nemotron-nano-2"])
+    prompt = model.template.render([Message("system", "Be short. /no_think"), QUESTION]).result()
+    assert prompt.endswith("Assistant\n<think></think>")
+    assert "Be short.\n" in prompt
+    assert parted(model, prompt, "Well.") == ("", "Well.", [])
+
+
 @pytest.mark.parametrize(
     ("style", "variables", "answer", "thought"),
     [
@@ -147,6 +159,7 @@ def test_gemmas_thoughts_are_in_a_channel(tmp_path: Path) -> None:
         ("glm-4.7", {"enable_thinking": False}, "Well.", ""),
         ("minimax-m2", {}, "Hm.\n</think>\n\nWell.", "Hm."),
         ("deepseek-v3.1", {}, "Well.", ""),
+        ("nemotron-nano-2", {}, "Hm.\n</think>\n\nWell.", "Hm."),
         ("deepseek-v3.1", {"thinking": True}, "Hm.</think>Well.", "Hm."),
     ],
 )
