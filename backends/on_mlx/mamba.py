@@ -9,6 +9,8 @@ from mlx.nn.layers.activations import silu
 
 from backends.on_mlx.states import KeptArrays, PackedStates
 
+_LANES = 32  # numbers of `B` that mlx-lm's kernel for one token takes at once: of others it would leave some out
+
 
 def is_mamba(module: Any) -> bool:
     return hasattr(module, "ssm_state_size")
@@ -33,7 +35,8 @@ def _run(module: Any, mixed: mx.array, steps: mx.array, kept: KeptArrays) -> tup
     seen = mx.concatenate([kept.tail, mixed], axis=1)
     x, known, asked = mx.split(silu(module.conv1d(seen)), [inner, inner + width], axis=-1)
     by_group = [each.reshape(1, tokens, module.n_groups, -1) for each in (known, asked)]
-    found, state = module.rule.ssm_update(
+    whole = module.ssm_state_size % _LANES == 0
+    found, state = (module.rule.ssm_update if whole else module.rule.ssm_attn)(
         x.reshape(1, tokens, module.num_heads, -1),
         module.A_log,
         *by_group,

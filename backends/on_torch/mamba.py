@@ -71,12 +71,22 @@ def scanned(values: Tensor, decay: Tensor, keys: Tensor, asked: Tensor, state: T
     `values` `[tokens, heads, head_dim]` are x by their steps' lengths, `decay` `[tokens, heads]` are logarithms, `keys`
     and `asked` `[tokens, groups, width]` are B and C.
     """
+    if len(values) == 1:
+        return _next(values[0], decay[0], keys[0], asked[0], state)
     found = []
     for start in range(0, len(values), _SPAN):
         some = slice(start, start + _SPAN)
         read, state = _scan_part(values[some], decay[some], keys[some], asked[some], state)
         found.append(read)
     return found[0] if len(found) == 1 else torch.cat(found), state
+
+
+def _next(values: Tensor, decay: Tensor, keys: Tensor, asked: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for one token, `[1, heads, head_dim]`."""
+    group = len(values) // len(keys)
+    known, queries = (each.repeat_interleave(group, dim=0) for each in (keys, asked))  # [heads, width]
+    after = torch.baddbmm(state * decay.exp()[:, None, None], known[:, :, None], values[:, None])
+    return torch.bmm(queries[:, None], after).transpose(0, 1), after
 
 
 def _scan_part(values: Tensor, decay: Tensor, keys: Tensor, asked: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,8 +112,6 @@ def _decays(decay: Tensor) -> Tensor:
     Sums of what lies between, as differences of sums from the beginning would lose digits.
     """
     tokens = decay.shape[1]
-    if tokens == 1:
-        return torch.ones_like(decay)[..., None]
     later = torch.ones(tokens, tokens, dtype=torch.bool, device=decay.device).tril(-1)
     summed = decay[..., None].expand(-1, -1, tokens).masked_fill(~later, 0).cumsum(dim=1)
     return summed.exp().tril()

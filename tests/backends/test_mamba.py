@@ -23,6 +23,7 @@ from tests.support.chain import Chain, assert_close, load_shard, row
 from tests.support.families import LAYERS, make_checkpoint, prompt_ids, reference_logits
 from together.errors import UnsupportedModel
 from together.models.config import layer_count
+from together.models.needed import needed_tensors
 from together.models.spec import read_config, read_spec
 from together.models.state import CacheSize, KeysValues, Nothing, Recurrent, cache_bytes, sequence_tokens
 from together.planning.memory import stage_memory
@@ -205,3 +206,26 @@ def test_mlx_refuses_half_precision_on_a_cpu_only_where_a_layer_has_experts(
     folder = checkpoint(name)
     with pytest.raises(UnsupportedModel, match="only in fp32") if refused else nullcontext():
         refuse_dtype(read_config(folder), read_spec(folder), "bf16", "cpu")
+
+
+@each_backend
+def test_parts_of_a_matrix_that_are_packed_otherwise(tmp_path: Path, backend: str) -> None:
+    """mlx-lm's gate and up, which are one matrix in the published files."""
+    pytest.importorskip("mlx.core")
+    from tests.support.mlx_folders import FORMS, make_plain, write_judge, write_mlx
+
+    plain = make_plain(tmp_path / "plain", "granite4")
+    folder = write_mlx(plain, tmp_path / "mlx", FORMS["mixed"])
+    judge = write_judge(folder, plain, tmp_path / "judge")
+    packings = {
+        path: found.packing for path, found in needed_tensors(folder, LayerRange(0, 1), tmp_path).packed.items()
+    }
+    assert len({packings[f"model.layers.0.mlp.{part}_proj.weight"] for part in ("gate", "up")}) == 2
+    assert_close(_chain(folder, backend).logits(row(1, 0, PROMPT)), reference_logits(judge, PROMPT))
+
+
+def test_workspace_counts_what_a_recurrent_layer_projects_to(tmp_path: Path) -> None:
+    keys = "intermediate_size", "moe_intermediate_size", "moe_shared_expert_intermediate_size"
+    narrow: dict[str, Any] = dict.fromkeys(keys, 48)
+    spec = read_spec(make_checkpoint(tmp_path, "nemotron_h", **narrow))
+    assert spec.inner_size == 6 * 16 + 6 * 16 + 2 * 2 * 20

@@ -41,7 +41,7 @@ from together.models.packing import Packing
 from together.models.quantization import Zeros, declared_groups, foreign_quantization, zeros_of
 from together.models.reading import Published, read_published, tensors_of
 from together.models.recognise import check_groups, find_matrices
-from together.models.state import CacheSize, LayerState, endless, sequence_tokens
+from together.models.state import CacheSize, LayerState, endless, recurrent_widths, sequence_tokens
 from together.models.stored import undone
 from together.types import DTYPE_BYTES, Dtype, LayerRange, ModelRef, PackedAs, model_key
 
@@ -263,13 +263,13 @@ def read_shape(folder: Path) -> ModelSpec:
 def shape_of(name: str, published: dict[str, Any], revision: str = "") -> tuple[ModelSpec, dict[str, Any]]:
     """What a config.json alone says, as `read_shape`, and the effective configuration."""
     config = effective(name, published)
-    layers = config["num_hidden_layers"]
+    layers, states = config["num_hidden_layers"], _states(config)
     spec = ModelSpec(
         name=name,
         family=config["model_type"],
         layers=layers,
         hidden_size=config["hidden_size"],
-        inner_size=max(config[key] for key in _INNER if key in config),
+        inner_size=max([config[key] for key in _INNER if key in config] + recurrent_widths(states)),
         vocab_size=config["vocab_size"],
         heads=config["num_attention_heads"],
         kv_heads=config["num_key_value_heads"],
@@ -281,7 +281,7 @@ def shape_of(name: str, published: dict[str, Any], revision: str = "") -> tuple[
         embed_weights=PartWeights(),
         norm_weights=PartWeights(),
         head_weights=PartWeights(),
-        states=_states(config),
+        states=states,
         quantization=foreign_quantization(published),
         fingerprint="",
         revision=revision,
@@ -320,6 +320,8 @@ _INNER = (
     "intermediate_size",
     "moe_intermediate_size",
     "shared_expert_intermediate_size",
+    "shared_intermediate_size",
+    "moe_shared_expert_intermediate_size",
     "double_intermediate_size",
 )
 

@@ -123,6 +123,11 @@ class Nothing:
 LayerState = KeysValues | Latent | Recurrent | Borrowed | Nothing
 
 
+def recurrent_widths(states: Sequence[LayerState]) -> list[int]:
+    """How wide is what recurrent layers project a token to: the inputs of a convolution, and a gate of each value."""
+    return [each.channels + each.heads * each.value_dim for each in states if isinstance(each, Recurrent)]
+
+
 def sequence_tokens(states: Sequence[LayerState], dtype: Dtype) -> int:
     """Tokens that a sequence counts for beside its own, in whole blocks: what a whole model's fixed sizes are worth.
 

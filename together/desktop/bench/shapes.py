@@ -111,6 +111,22 @@ _HYBRID = {
     "linear_num_value_heads": 16,
     "rope_parameters": {"rope_theta": 1e7},
 }
+_GRANITE = {
+    "layer_types": ["mamba"] * 3 + ["attention"] + ["mamba"] * 2,
+    "position_embedding_type": "nope",
+    "tie_word_embeddings": True,
+    "vocab_size": 100352,
+    "intermediate_size": 512,
+    "num_local_experts": 64,
+    "num_experts_per_tok": 6,
+    "mamba_n_heads": 48,
+    "mamba_d_state": 128,
+}
+_NEMOTRON = {
+    "hybrid_override_pattern": "M-*M",
+    "intermediate_size": 15680,
+    "mamba_head_dim": 80,
+}
 _WINDOWED = {"sliding_window": 1024, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0}
 CONFIGS: dict[str, dict[str, Any]] = {  # of other families, in the widths of a model that is published, with few layers
     "qwen3.5-0.8b": _config("qwen3_5_text", 24, 1024, 8, 2, intermediate_size=3584, **_HYBRID),
@@ -118,6 +134,8 @@ CONFIGS: dict[str, dict[str, Any]] = {  # of other families, in the widths of a 
     "gemma-4-31b-6": _config(
         "gemma4_text", 6, 5376, 32, 16, intermediate_size=21504, num_global_key_value_heads=4, **_WINDOWED
     ),
+    "granite-4-h-tiny-6": _config("granitemoehybrid", 6, 1536, 12, 4, **_GRANITE),
+    "nemotron-nano-9b-4": _config("nemotron_h", 4, 4480, 40, 8, **_NEMOTRON),
     "glm-4.7-flash-4": _config("glm4_moe_lite", 4, 2048, 20, 20, num_nextn_predict_layers=0),
 }
 
