@@ -153,6 +153,10 @@ _ENGLISH = {
     "pictures_later": (
         "{model} sees no pictures here yet: those of its family come next; send text alone, or load Qwen3-VL for them"
     ),
+    "pictures_no_tower": (
+        "{model} has no vision tower that runs here: send text alone, or take the model as it was published, with its "
+        "tower in its files and not quantized"
+    ),
     "pictures_otherwise": (
         "{model} asks in {file} for pictures that are prepared otherwise than here; send text alone, or take it from "
         "where it was published"

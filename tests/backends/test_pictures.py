@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from backends.base import ShardShape, check_frame
 from tests.backends.conftest import Chains, Checkpoints
 from tests.backends.test_conformance import BACKENDS
-from tests.support.chain import assert_close, load_shard, new_sequence, row
-from tests.support.families import HIDDEN, reference_model
+from tests.support.chain import Chain, assert_close, load_shard, new_sequence, row
+from tests.support.families import HIDDEN, make_checkpoint, reference_model
+from tests.support.mlx_folders import make_plain
 from tests.support.vision import EYES, LEAST, MOST, Question, photo, processor, text
 from together.errors import BadPlan, FrameRefused
 from together.models.eyes import positions_of
@@ -150,6 +152,29 @@ def test_rows_whose_pictures_do_not_fit_are_refused(checkpoint: Checkpoints, ask
     check_frame(shape, Batch((ONE.row(1), TWO.row(2))), None)
     with pytest.raises(FrameRefused, match=said):
         check_frame(shape, Batch((asked,), Orders()), None)
+
+
+def test_half_precision_is_near(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "plain", NAME, "bf16")
+    shards = [load_shard(folder, "torch", layers, "bf16") for layers in (LayerRange(0, 2), LayerRange(2, 4))]
+    found, wanted = Chain(shards).logits(ONE.row(new_sequence())), ONE.reference(folder)
+    assert np.linalg.norm(found - wanted) < 0.1 * np.linalg.norm(wanted)
+
+
+@pytest.mark.skipif("mlx" not in BACKENDS, reason="MLX is not installed")
+def test_a_quantized_model_keeps_its_tower(tmp_path: Path) -> None:
+    """By a form of our own, which packs the matrices of layers; a rounded text is near what it was."""
+    from tests.backends.test_own_forms import write_form
+
+    plain, folder = make_plain(tmp_path / "plain", NAME), tmp_path / "ours"
+    write_form(plain, folder, "8")
+    spec = read_runnable(folder)
+    assert spec.eyes == EYES
+    assert spec.opening_weights == read_runnable(plain).opening_weights
+    assert spec.packings
+    found = Chain([load_shard(folder, "torch", LAYERS)]).logits(ONE.row(new_sequence()))
+    wanted = ONE.reference(plain)
+    assert np.linalg.norm(found - wanted) < 0.1 * np.linalg.norm(wanted)
 
 
 def test_a_text_alone_is_as_before(chain: Chains, checkpoint: Checkpoints) -> None:

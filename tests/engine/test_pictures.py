@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from tests.support.frames import next_frame, request, rows, run, scheduler
 from tests.support.loopback import LoopbackRing
 from together.engine import engine as module
 from together.engine.engine import Engine
-from together.errors import QueueFull
+from together.errors import QueueFull, RingBroken
 from together.models.eyes import positions_of
 from together.picture import Picture
 from together.requests import GenerateRequest
+from together.types import Frame, Limits
 
 PICTURE = Picture(20, 4, 6, 1, bytes(72), "0a")
 OTHER = replace(PICTURE, key="0b")
@@ -71,3 +73,26 @@ async def test_pictures_of_open_requests_take_a_bounded_memory(toy: Path, monkey
         with pytest.raises(QueueFull, match="pictures of other requests take all room"):
             engine.submit(seeing(replace(PICTURE, key="0c")))
         engine.submit(request(5, 5))
+
+
+async def test_a_step_that_looks_at_pictures_may_take_longer(toy: Path) -> None:
+    """A large one takes a minute where there is no better device; a ring that answers never is broken all the same."""
+    async with LoopbackRing(loads(toy, (LAYERS,))) as ring:
+        engine = Engine(Silent(ring.limits), frozenset(), step_timeout=0.1)
+        engine.submit(seeing(PICTURE))
+        with pytest.raises(RingBroken, match=r"no answer from the ring for 0\.5 s"):
+            await engine.serve()
+
+
+class Silent:
+    """A ring that takes frames and answers nothing."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+
+    async def push(self, frame: Frame) -> None:
+        """Nobody reads it."""
+
+    async def receive(self) -> Frame:
+        await asyncio.Event().wait()
+        raise AssertionError

@@ -152,8 +152,11 @@ def test_what_a_model_says_of_its_pictures_is_kept(tmp_path: Path) -> None:
 def test_a_model_without_eyes_says_so(tmp_path: Path) -> None:
     folder = write_seeing(tmp_path / "model")
     spec = replace(read_spec(folder), eyes=None)
-    assert "those of its family come next" in str(read_sight(folder, spec))
     config = json.loads((folder / "config.json").read_text())
+    assert "has no vision tower that runs here: send text alone" in str(read_sight(folder, spec))
+    for wrapper in ("qwen3_5", "qwen3_5_moe", "gemma4"):
+        (folder / "config.json").write_text(json.dumps({"model_type": wrapper, "vision_config": {"depth": 1}}))
+        assert "those of its family come next" in str(read_sight(folder, spec))
     (folder / "config.json").write_text(json.dumps(config["text_config"]))
     blind = read_sight(folder, spec)
     assert isinstance(blind, Sentence)

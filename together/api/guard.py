@@ -28,6 +28,7 @@ from together.processes import trim_memory
 from together.wording import MOST, cut, quoted
 
 MAX_BODY = 4 * 2**20  # bytes: a million tokens of text; reading a larger one would delay all other requests
+CHATS = "/chat/completions"  # where bodies may have pictures
 MAX_PICTURES = 32 * 2**20  # bytes of a body with pictures
 LARGE = 2**18  # bytes of a body, whose memory is given back; parsed it takes ten times as much
 
@@ -109,16 +110,16 @@ class Guard:
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 
-async def read_body(request: Request) -> bytes:
-    """The whole body. Raises BodyTooLarge as soon as it is over MAX_BODY."""
+async def read_body(request: Request, *, pictures: bool = False) -> bytes:
+    """The whole body. Raises BodyTooLarge as soon as it is over MAX_BODY, without the `pictures` that it may have."""
     chunks, size, most = [], 0, MAX_BODY
     async for chunk in request.stream():
         size += len(chunk)
         chunks.append(chunk)
-        if size > most == MAX_BODY and _PICTURE in b"".join(chunks):
+        if pictures and size > most == MAX_BODY and _PICTURE in b"".join(chunks):
             most = MAX_PICTURES
         if size > most:
-            raise BodyTooLarge("a request body may have at most {most} bytes", most=MAX_BODY)
+            raise BodyTooLarge("a request body may have at most {most} bytes", most=most)
     body = b"".join(chunks)
     if size > MAX_BODY and size - sum(_picture_sizes(body)) > MAX_BODY:
         raise BodyTooLarge("a request body may have at most {most} bytes beside pictures", most=MAX_BODY)
@@ -139,7 +140,7 @@ class _BytesRequest(Request):
 
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
-            self._body = await read_body(self) or b"{}"
+            self._body = await read_body(self, pictures=self.url.path.endswith(CHATS)) or b"{}"
         return self._body
 
     async def json(self) -> bytes:

@@ -18,6 +18,7 @@ from together.sentences import say
 from together.types import Frame, Sampled
 
 STEP_TIMEOUT = 120.0  # seconds
+LOOKING = 5  # times as long may a step take that looks at pictures: a minute for a large one on two old cores
 MOST_PIXELS = 2**28  # bytes of the pictures of open requests
 
 
@@ -222,9 +223,9 @@ class Engine:
 
     async def _watch(self) -> None:
         """A ring that answers nothing for too long is broken, whatever its links say."""
-        limit = self._step_timeout
         while True:
-            await asyncio.sleep(min(1.0, limit / 4))
+            await asyncio.sleep(min(1.0, self._step_timeout / 4))
+            limit = self._step_timeout * (LOOKING if any(frame.looks for frame in self._pushed) else 1)
             if self.silence > limit:
                 raise RingBroken("no answer from the ring for {seconds:g} s; load the model again", seconds=limit)
 
@@ -241,7 +242,7 @@ class Engine:
             loads.append((stream.clock, len(row.token_ids) * hop_bytes))
         decodes = bool(rows) and all(len(row.token_ids) == 1 for row in rows)
         alone = decodes and len(rows) == 1 and rows[0].position < SHORT and not self._pushed
-        self._pushed.append(Pushed(now, decodes, alone, tuple(loads)))
+        self._pushed.append(Pushed(now, decodes, alone, tuple(loads), any(row.pictures for row in rows)))
 
     def _note_answer(self, answer: Frame) -> float:
         """Milliseconds since its frame was pushed; 0 for an answer to nothing, which the scheduler refuses."""

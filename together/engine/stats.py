@@ -24,6 +24,7 @@ class Pushed:
     decodes: bool  # decode rows only
     alone: bool  # and only one, of a short text, with no other frame before it
     clocks: tuple[tuple[RequestClock, int], ...]  # each with the bytes of its hidden states, over all links
+    looks: bool = False  # a stage looks at pictures first
 
 
 @dataclass(slots=True)

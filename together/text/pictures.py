@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from together.errors import BadRequest
+from together.models.config import effective
 from together.models.eyes import MOST_PARTS, Eyes
-from together.models.families import WRAPPERS
 from together.models.folder import read_json
 from together.models.manifest import CONFIG
 from together.models.spec import ModelSpec
@@ -39,6 +39,7 @@ MOST_PIXELS = 50_000_000  # of a file, as cameras have them: 150 MB while it is 
 MOST_PICTURES = 16  # of a conversation
 NARROWEST = 200  # a picture is at most so many times as long as it is wide
 _LEAST, _MOST = 256 * 256, 4096 * 4096  # pixels, where preprocessor_config.json is silent
+_NEXT = ("qwen3_5", "qwen3_5_moe", "gemma4")  # wrappers of families whose towers do not run here yet
 _PROCESSOR = "preprocessor_config.json"
 
 
@@ -125,8 +126,11 @@ def read_sight(folder: Path, spec: ModelSpec) -> Sight | Sentence:
     """How the model in `folder` sees, or why it does not. Raises BrokenModel."""
     published = read_json(folder, CONFIG)
     if spec.eyes is None:
-        wrapped = published.get("model_type") in WRAPPERS and bool(published.get("vision_config"))
-        return say("pictures_later", model=spec.name) if wrapped else say("pictures_none", model=spec.name)
+        if published.get("model_type") in _NEXT and published.get("vision_config"):
+            return say("pictures_later", model=spec.name)
+        if "vision_config" in effective(spec.name, published):
+            return say("pictures_no_tower", model=spec.name)
+        return say("pictures_none", model=spec.name)
     found = read_json(folder, _PROCESSOR) if (folder / _PROCESSOR).is_file() else {}
     if any(found.get(key, usual) != usual for key, usual in _fixed(spec.eyes).items()):
         return say("pictures_otherwise", model=spec.name, file=_PROCESSOR)

@@ -31,5 +31,6 @@ CASES = (
             "image_token_id": IMAGE,
             "video_token_id": VIDEO,
         },
+        wide={"vision_config": TOWER | {"out_hidden_size": 128}},
     ),
 )
