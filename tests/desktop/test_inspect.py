@@ -21,6 +21,7 @@ from together.models.manifest import describe
 from together.models.names import HEAD
 from together.weights.find import BUNDLED
 from together.weights.store import Store, begin_form
+from together.wording import exact_size_text
 
 KEYS = [
     "name", "path", "revision", "fingerprint", "family", "supported", "reason", "backends", "layers", "hidden_size",
@@ -204,6 +205,15 @@ def test_a_table_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "1 of 192 bytes, 1 of 320 bytes" in out
     assert "16 bytes per token and layer, 32 bytes per token" in out
     assert "README lists, as " in out
+
+
+def test_layers_that_keep_different_things(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of four layers two have a state of a fixed size, one keeps keys and values, and one nothing."""
+    folder = make_checkpoint(tmp_path / "tiny", "nemotron_h")
+    assert main(["inspect", str(folder)]) == 0
+    state = 6 * 16 * 20 * 4 + (6 * 16 + 2 * 2 * 20) * 3 * 4
+    size = exact_size_text(2 * 2 * state)
+    assert f"384 bytes per token, in 1 of 4 layers, and {size} for each sequence" in capsys.readouterr().out
 
 
 def test_what_cannot_be_inspected_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ from together.models.spec import ModelSpec, described, require_runnable
 from together.models.summary import Summary, summarize
 from together.models.units import fingerprint_of
 from together.planning.held import held_bytes, unpacked_bytes
-from together.types import LayerRange
+from together.types import DTYPE_BYTES, LayerRange
 from together.weights.find import resolve_model
 from together.weights.hub_remote import read_remote
 from together.weights.store import local_name
@@ -162,7 +162,7 @@ def _lines(found: Inspected) -> list[tuple[str, str]]:
         ("embedding", exact_size_text(summary.embed.bytes)),
         ("norm", exact_size_text(summary.norm.bytes)),
         ("head", "tied to the embedding" if summary.tied else exact_size_text(summary.head.bytes)),
-        ("KV cache", _kv(summary)),
+        ("KV cache", _kv(summary, found.spec)),
         ("context", f"{summary.context:,} tokens" if summary.context else "unknown"),
         ("quantization", f"{_blocks(found)}{summary.quantization or 'none'}"),
         ("sampling", _sampling(found.sampling)),
@@ -239,8 +239,15 @@ def _grouped(sizes: list[int]) -> str:
     return shown + (f", and {len(runs) - 8} more runs" if len(runs) > 8 else "")
 
 
-def _kv(summary: Summary) -> str:
+def _kv(summary: Summary, spec: ModelSpec | None) -> str:
+    """What a sequence takes: layers of one model may keep different things, or nothing."""
     each = summary.kv_bytes_per_token_per_layer
+    sizes = [] if spec is None else [state.per_token * DTYPE_BYTES[spec.dtype] for state in spec.states]
+    if spec is not None and len(set(sizes)) > 1:
+        kept = [size for size in sizes if size]
+        fixed = sum(state.sequence_bytes(spec.dtype) for state in spec.states)
+        shown = f"{exact_size_text(sum(kept))} per token, in {len(kept)} of {len(sizes)} layers"
+        return shown + (f", and {exact_size_text(fixed)} for each sequence" if fixed else "")
     if each is None:
         return "unknown"
     return f"{each:,} bytes per token and layer, {exact_size_text(each * len(summary.layers))} per token"
