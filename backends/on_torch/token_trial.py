@@ -43,7 +43,7 @@ def allow_token_steps(model: Any, spec: ModelSpec, layers: LayerRange, dtype: Dt
     prompts = [Row(place, 0, (1,) * size, None) for place, size in enumerate(_PROMPTS[: steps.most])]
     tokens = [Row(row.sequence, len(row.token_ids), (1,), None) for row in prompts]
     sizes = sum(len(row.token_ids) for row in prompts), len(tokens)
-    if layers.start == 0:
+    if layers.start == 0 and model.model.embed_tokens is not None:  # what is measured is without one
         given = [model.model.embed_tokens(_ids(range(1, size + 1)))[0] for size in sizes]
         inputs: list[dict[str, Tensor]] = [{"input_ids": _ids(range(1, size + 1))} for size in sizes]
     else:

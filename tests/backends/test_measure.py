@@ -39,6 +39,7 @@ from together.models.packing import FP_PACKINGS
 from together.models.spec import read_shape, read_spec
 from together.models.state import KeysValues, Nothing, Recurrent
 from together.types import Batch, Dtype, LayerRange, PackedAs, Packing, Row, SampleRequest, Sampling
+from together.weights.find import BUNDLED
 
 GIB = 2**30
 
@@ -134,6 +135,13 @@ def test_products_are_timed_in_the_mode_that_will_run(
     open_backend("torch").measure(tmp_path, "cpu", "fp32", PackedAs(PACKED[0], PACKED[0], exact))
     fastest_kernel.cache_clear()
     assert levels == {1 if exact else 4}
+
+
+def test_a_model_that_is_timed_whole_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed has no embedding, also where programs take a token's steps."""
+    monkeypatch.setattr("backends.measuring._STEPS_SECONDS", 0.0)
+    monkeypatch.setattr("backends.measuring._SPEEDS_SECONDS", 0.0)
+    assert measured("torch", BUNDLED, tmp_path / "shape").ms_per_layer > 0
 
 
 def test_the_toy_draws_on_its_last_stage(tmp_path: Path) -> None:
