@@ -25,6 +25,7 @@ from together.weights.find import known_models
 log = logging.getLogger(__name__)
 
 LOOK_EVERY = 0.5  # seconds
+IDLE_EVERY = 5.0  # seconds between looks for services that nobody uses
 COME_BACK = 5.0  # seconds after which a request that could not wait may ask again
 SPARED = 20.0  # seconds that a model stays for those: else two models could take turns and answer nobody
 
@@ -208,8 +209,8 @@ class Demands:
         """Unload what nobody uses; runs until cancelled."""
         try:
             while True:
-                await asyncio.sleep(LOOK_EVERY)
-                await self.look_at_idle()
+                await asyncio.sleep(IDLE_EVERY)
+                await self.look_at_idle() if self._idle else None
         finally:
             for task in tuple(self._tasks):
                 task.cancel()
