@@ -22,6 +22,7 @@ WORDS = tuple(
     f"together.{name}"
     for name in (
         "commands",
+        "checkout",
         "picture",
         "types",
         "cluster_types",

@@ -68,6 +68,8 @@ class Caller:
     endpoint: Endpoint | None = None  # where the head listens, for a node that moves; None: it does not say
     name: str = ""  # of the head's machine
     page: int = 0  # the port of its page; 0: it has none
+    version: str = ""  # of its program
+    oldest: int = 0  # the oldest protocol that it still speaks; 0: its own alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,6 +204,8 @@ _ENGLISH = {
     "stop_ends": "{model} runs layers {layers} on {node}, and no other machine has room for them, so {model} stops "
     "until one has.",
     # Machines that come and go, as the terminals of an app and of a node say it.
+    "other_version": "{node} runs together {version} and this app {own}; they work together. To have one version "
+    "everywhere, run git pull in the folder of the older one, then start it again",
     "node_joined": "{node} joined: {memory:size}, {device}",
     "node_left": "{node} left: it was stopped",
     "node_is_lost": "{node} is {cause}",

@@ -121,4 +121,5 @@ class ClusterView:
     pace: TokenPace | None = None  # None: until the first answers
     let_go: tuple[LetGo, ...] = ()  # by the head's own use of the cache; nodes say what they let go
     services: tuple[ServedModel, ...] = ()  # all models, in the order in which they came
+    version: str = ""  # of the head's program; nodes say their own
     on_demand: bool = False  # whether a request loads the model that it names

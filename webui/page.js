@@ -114,7 +114,8 @@
     const devices = node.devices.map((device) =>
       element("div", null, device.description || device.name, element("span", "faint", ` ${device.backend}/${device.name}`)));
     return element("tr", null,
-      cell("Node", element("div", "node-name", node.name), address(node)),
+      cell("Node", element("div", "node-name", node.name), address(node),
+        view && view.version && node.version && node.version !== view.version ? element("div", "faint", `together ${node.version}, not ${view.version}`) : null),
       cell("State", pill(node.state), node.cause ? element("div", "cause", node.cause) : null),
       cell("Device", ...(devices.length ? devices : [element("span", "faint", "being probed")])),
       cell("Memory", ...memory,

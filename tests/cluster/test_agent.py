@@ -121,7 +121,12 @@ async def test_what_is_no_fingerprint_is_refused(node: Node, toy: Path, fingerpr
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"protocol": 7}, f"speaks protocol {wire.PROTOCOL} and the head 7"),
+        (
+            {"protocol": 7, "version": "0.9+abc"},
+            rf"speaks protocol {wire.PROTOCOL} and the head 7 \(together 0.1.0\S* and 0.9\+abc\); the node is older: "
+            "in its folder run git pull",
+        ),
+        ({"protocol": wire.OLDEST - 1}, "the head is older"),
         ({"cluster": "other"}, "is in cluster test-.*, not other"),
     ],
 )

@@ -208,7 +208,7 @@ def test_nodes_that_failed_or_are_of_another_version() -> None:
     )
     failed, other = sentences(app=replace(RING, nodes=nodes))
     assert failed == "node studio has failed: layers 0:8: out of memory"
-    assert other.startswith("node mini runs together 0.0.9 and this machine 0.1.0: update")
+    assert other.startswith("node mini runs together 0.0.9 and this machine 0.1.0: in the folder")
 
 
 def test_an_app_whose_links_were_not_measured() -> None:

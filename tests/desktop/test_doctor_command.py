@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import RealApp
 from tests.support.checksum import make_checksum_model
 from tests.support.cluster import cluster_settings
-from together import __version__
+from together.checkout import own_version
 from together.desktop.cli import main
 
 
@@ -77,7 +77,7 @@ def test_a_running_app_is_looked_at(real_app: RealApp) -> None:
     assert facts["measured"][0]["profile"] in kept_profiles(real_app.home)
     found = facts["app"]
     assert found["trouble"] == ""
-    assert [node["version"] for node in found["nodes"]] == [__version__] * 2
+    assert [node["version"] for node in found["nodes"]] == [own_version()] * 2
     assert [stage["layers"] for stage in found["ring"]] == ["0:2", "2:4"]
     assert all(stage["ms"] > 2 for stage in found["ring"])  # the toy waits 2 ms in each layer
     (link,) = found["links"]

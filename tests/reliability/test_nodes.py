@@ -98,6 +98,8 @@ async def test_another_protocol_version_is_refused_with_both(tmp_path: Path) -> 
             await call(node, rpc.RENEW, stranger)
         with pytest.raises(grpc.aio.AioRpcError, match=both):
             await anext(aiter(watch(node, stranger)))
+        newer = replace(stranger, oldest=wire.PROTOCOL)  # it still speaks ours
+        assert (await anext(aiter(watch(node, newer)))).name == "anna"
 
 
 async def test_another_cluster_is_refused_with_both(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import grpc.aio
 from filelock import FileLock
 
-from together import __version__
+from together.checkout import own_version
 from together.cluster.discovery import Introductions
 from together.cluster.grants import MemoryGrants, StageName
 from together.cluster.identity import Identity
@@ -40,7 +40,7 @@ from together.errors import BadSetting, LoadFailed, TogetherError
 from together.ring import rpc, wire
 from together.ring.rpc import Broadcast
 from together.ring.stage import Launch
-from together.sentences import say
+from together.sentences import say, template
 from together.settings import Settings
 from together.types import ModelRef
 from together.weights.fetch import Fetch
@@ -134,7 +134,7 @@ class Agent:
             ports=self.identity.ports,
             memory_bytes=self.grants.total,
             free_bytes=self.grants.free(self.grants.devices[0].key),
-            version=__version__,
+            version=own_version(),
             peers=self._peers.current(),
             run=self.run,
             owner=self.settings.owner,
@@ -283,12 +283,17 @@ class Agent:
         self._renewed[head] = asyncio.get_running_loop().time()
 
     def _check(self, caller: Caller) -> None:
-        if caller.protocol != wire.PROTOCOL:
+        if not wire.agrees(caller.protocol, caller.oldest):
+            older = caller.protocol < wire.PROTOCOL
             raise BadSetting(
-                "node {name} speaks protocol {own} and the head {other}; update both to the same version",
+                "node {name} speaks protocol {own} and the head {other} (together {version} and {others}); {which} is "
+                "older: in its folder run git pull, then start it again",
                 name=self.identity.name,
                 own=wire.PROTOCOL,
                 other=caller.protocol,
+                version=own_version(),
+                others=cut(caller.version, MOST) or "of an earlier version",
+                which=template("the head") if older else template("the node"),
             )
         if caller.cluster != self.settings.cluster:
             message = "node {name} is in cluster {own}, not {other}"

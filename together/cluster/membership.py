@@ -18,6 +18,7 @@ from typing import Any
 
 import grpc.aio
 
+from together.checkout import own_version
 from together.cluster.discovery import Addressed, Discovery, Hint, Introductions, Tell, log_it
 from together.cluster.identity import node_name
 from together.cluster_types import Caller, Endpoint, NodeState, NodeStatus, RingName, unique_names
@@ -211,7 +212,8 @@ class Membership:
 
     def _caller(self) -> Caller:
         name = node_name(self.settings)
-        return Caller(self.head, self.settings.cluster, wire.PROTOCOL, self.where(), name, self.page)
+        where, own = self.where(), wire.PROTOCOL
+        return Caller(self.head, self.settings.cluster, own, where, name, self.page, own_version(), wire.OLDEST)
 
     def _introduced(self) -> set[Endpoint]:
         return {peer for node in self.living() for peer in node.peers}

@@ -75,6 +75,7 @@ class AppStatus:
     pace: AppPace | None = None
     let_go: tuple[LetGo, ...] = ()  # by the app itself
     services: tuple[AppModel, ...] = ()
+    version: str = ""  # of the app's program
 
     @property
     def models(self) -> tuple[AppModel, ...]:

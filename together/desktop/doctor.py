@@ -135,7 +135,7 @@ def _cluster(facts: Facts) -> Iterator[Diagnosis]:
         if node.state is NodeState.FAILED:
             yield Diagnosis(f"node {node.name} has failed", node.cause or "see its log")
         if node.version != facts.version:
-            fix = "update both to the same version"
+            fix = "in the folder of the older one run git pull, then start it again"
             yield Diagnosis(f"node {node.name} runs together {node.version} and this machine {facts.version}", fix)
 
 

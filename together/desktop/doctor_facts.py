@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from together import __version__
+from together.checkout import own_version
 from together.cluster.claims import SharedOut, shared_out
 from together.cluster.discovery import Discovery, Hint
 from together.cluster.identity import PORTS, machine_id, node_name, own_addresses, port_blocks
@@ -198,7 +198,7 @@ async def gather(settings: Settings, shape: MeasuredShape, note: Note) -> Facts:
     note("asking the app that runs here, which measures its links")
     app = await asyncio.to_thread(look_at, running) if running else None
     return Facts(
-        version=__version__,
+        version=own_version(),
         system=platform.system(),
         processor=platform.machine(),
         emulated=await asyncio.to_thread(is_emulated),

@@ -222,6 +222,12 @@ def hints(status: AppStatus) -> list[str]:
             found.append(as_typed(f"better: {model.advice}; move to it with: python3 launch.py balance{name}"))
     if status.offer:
         found.append(as_typed(f"{status.offer} Load it with: python3 launch.py load"))
+    others = [node for node in status.nodes if status.version and node.version not in ("", status.version)]
+    found += [
+        str(say("other_version", node=node.name, version=node.version, own=status.version))
+        for node in others
+        if node.state is not NodeState.FAILED
+    ]
     return found + [limit.text for limit in status.limits]
 
 

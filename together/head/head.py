@@ -9,6 +9,7 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from together.checkout import own_version
 from together.cluster.discovery import Tell, log_it
 from together.cluster.survey import Placement, Speeds
 from together.cluster_types import DeviceProfile, Endpoint
@@ -138,6 +139,7 @@ class Head:
             pace=first.pace,
             let_go=self.machines.gone.shown(),
             services=services,
+            version=own_version(),
             on_demand=self.demands.on,
         )
 

@@ -11,20 +11,24 @@ class Empty(_message.Message):
     def __init__(self) -> None: ...
 
 class Caller(_message.Message):
-    __slots__ = ("head", "cluster", "protocol", "endpoint", "name", "page")
+    __slots__ = ("head", "cluster", "protocol", "endpoint", "name", "page", "version", "oldest")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PAGE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_FIELD_NUMBER: _ClassVar[int]
     head: str
     cluster: str
     protocol: int
     endpoint: Endpoint
     name: str
     page: int
-    def __init__(self, head: _Optional[str] = ..., cluster: _Optional[str] = ..., protocol: _Optional[int] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., name: _Optional[str] = ..., page: _Optional[int] = ...) -> None: ...
+    version: str
+    oldest: int
+    def __init__(self, head: _Optional[str] = ..., cluster: _Optional[str] = ..., protocol: _Optional[int] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., name: _Optional[str] = ..., page: _Optional[int] = ..., version: _Optional[str] = ..., oldest: _Optional[int] = ...) -> None: ...
 
 class RingName(_message.Message):
     __slots__ = ("ring", "head", "slots")

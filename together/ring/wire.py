@@ -20,6 +20,13 @@ from together.ring import together_pb2 as pb
 from together.wording import cut, quoted
 
 PROTOCOL = 4
+OLDEST = 4  # the oldest one that this program still speaks: raise it where an older one's frames mean something else
+
+
+def agrees(protocol: int, oldest: int) -> bool:
+    """Whether a program of that protocol, which speaks any from `oldest` on, and this one have one in common."""
+    return max(OLDEST, oldest or protocol) <= min(PROTOCOL, protocol)
+
 
 T = TypeVar("T")
 Encode = Callable[[Any], Any]  # a Python value → what the message's constructor takes
