@@ -91,7 +91,7 @@ def test_a_ratio_moves_its_cuts() -> None:
 def test_a_custom_split_hears_why_not_and_what_would_be_right() -> None:
     problem = cluster((5, 6, 7), 12, 12)
     said = (
-        "no stage can begin with layer 6: that layer, or one behind it, reads keys and values of a layer before it",
+        "no stage can begin with layer 6: it, or one behind it, needs what an earlier layer's stage has",
         "right would be n0=0:4,n1=4:12",
     )
     assert tuple(map(str, violations(problem, Split(of((0, 6), (6, 12)))))) == said

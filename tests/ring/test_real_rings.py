@@ -67,8 +67,9 @@ class Driver:
         return drawn
 
 
-def places(first: str, last: str, layers: int = LAYERS) -> tuple[Place, ...]:
-    return (Place(first, _device(first), LayerRange(0, CUT)), Place(last, _device(last), LayerRange(CUT, layers)))
+def places(first: str, last: str, layers: int = LAYERS, joined: tuple[int, ...] = ()) -> tuple[Place, ...]:
+    cut = next(layer for layer in range(CUT, layers) if layer not in joined)
+    return (Place(first, _device(first), LayerRange(0, cut)), Place(last, _device(last), LayerRange(cut, layers)))
 
 
 def _device(backend: str) -> str:
@@ -149,7 +150,8 @@ async def test_a_quantized_ring_is_exact_where_it_is_asked_to_be(
 async def check_ring(folder: Path, judge: Path, pair: tuple[str, str]) -> None:
     """The ring of `folder` answers as transformers does of `judge`."""
     prompt = prompt_ids(PROMPT)
-    ranges = places(*pair, read_spec(folder).layers)
+    spec = read_spec(folder)
+    ranges = places(*pair, spec.layers, spec.joined)
     async with local_ring(folder, folder.parent, ranges, "fp32", CONTEXT, exact=True) as ring:
         drawn = await Driver(ring).generate(1, prompt, ANSWER, GREEDY)
     answer = tuple(token.token_id for token in drawn)
