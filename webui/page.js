@@ -145,7 +145,7 @@
     const loadAgain = document.getElementById("load-again");
     if (loadAgain) loadAgain.classList.toggle("shown", connected && state.serving.state === "FAILED");
     const offer = state.offer || "";
-    const better = (state.services || []).filter((one) => one.advice && one.serving.state === "READY");
+    const better = [state, ...(state.services || []).slice(1)].filter((one) => one.advice && one.serving.state === "READY");
     const advice = better.map((one) => `A better split: ${one.advice}.`).join(" ");
     show("offer", offer, connected && offer !== "");
     show("advice", advice, connected && advice !== "");

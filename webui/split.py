@@ -45,7 +45,8 @@ class Splits:
     async def usual(self, model: str | None) -> tuple[Any, Any]:
         """The fields of context and users, which show the number that is taken where they are empty."""
         chosen, settings = (model or "").strip(), self._head.settings
-        asked = PlanRequest() if chosen else self._head.sized(PlanRequest())
+        serves = not chosen or chosen in self._head.services.by_name
+        asked = self._head.sized(PlanRequest(), chosen) if serves else PlanRequest()
         usual, users = asked.context or settings.context, asked.users or settings.users
         most = await asyncio.to_thread(self._context_of, chosen)
         context = f"at most {usual}" if most is None else str(min(most, usual))
@@ -53,24 +54,27 @@ class Splits:
 
     def _context_of(self, model: str) -> int | None:
         """The longest context of a model; None where that is not known without asking others."""
-        plan = self._head.view().serving.plan
+        services = self._head.services
+        served = services.by_name.get(model) if model else services.first
+        plan = served.serving.plan if served is not None else None
         try:
-            folder = (
-                resolve_model(model, self._head.settings.home_path) if model else Path(plan.model.path) if plan else ""
-            )
+            folder = Path(plan.model.path) if plan else resolve_model(model, self._head.settings.home_path)
             return read_shape(folder).context if isinstance(folder, Path) else None
         except (TogetherError, OSError):
             return None  # the sentence about it comes when a plan for it is asked for
 
     async def _choices(self) -> Any:
-        """The models of this machine to choose from, the one in service first."""
-        serving = self._head.view().serving
+        """The models of this machine to choose from, those in service first."""
+        serving, served = self._head.view().serving, list(self._head.services.by_name.values())
         known = await asyncio.to_thread(known_models, self._head.settings.home_path)
-        here = Path(serving.plan.model.path) if serving.plan else None
+        here = {Path(each.serving.plan.model.path) for each in served if each.serving.plan}
         able = [model for model in known if not model.fault and (model.units or not model.form)]
-        others = [model for model in able if model.folder.resolve() != here]
+        others = [model for model in able if model.folder.resolve() not in here]
         self._names = {str(model.folder): model.name for model in others}
-        return gr.update(choices=[(_in_service(serving.model), ""), *map(_choice, others)], value="")
+        first = [(_in_service(serving.model), "")]
+        if len(served) > 1:
+            first = [(_in_service(each.name), each.name) for each in served]
+        return gr.update(choices=[*first, *map(_choice, others)], value=first[0][1])
 
     async def recommend(
         self, model: str | None, context: str, users: str, strategy: str, ratio: str | None, quantize: str | None
@@ -121,7 +125,8 @@ class Splits:
         if not draft.model and self._head.view().serving.model != draft.name:
             return gr.skip(), plan | {"failed": f"{draft.name} is not in service any more; recommend again"}
         try:
-            await self._head.load(draft.model or None, edited.request)
+            several = len(self._head.services.by_name) > 1
+            await self._head.load(draft.model or None, edited.request, beside=several)
         except Exception as error:
             said = in_header(self._head, error)
             why = "it was not loaded, for the reason at the top" if said else sentence_of(error)

@@ -34,6 +34,11 @@ def test_both_are_shown_and_the_chosen_one_answers(page: Page, real_app: RealApp
         assert "12 tokens" in measurements(page)
         assert 'together_generated_tokens_total{model="second"} 12.0' in real_app.get("/metrics").text
         reads_well(page)
+        page.reload()
+        page.locator("#split-model input").click()
+        page.get_by_role("option", name="second (in service)").click()
+        page.locator("#split-recommend").click()
+        expect(page.locator("#split-panel")).to_contain_text("a token takes")
         status = real_app.command("status").stdout
         assert "second is ready on" in status
         assert "toy is ready on" in status

@@ -177,7 +177,8 @@ class Head:
         `beside`: what serves goes on; else its memory counts as free where it is the only one.
         """
         await self.machines.settle(1)
-        request = self.sized(request) if model is None else request
+        served = str(model) if model is not None and str(model) in self.services.by_name else ""
+        request = self.sized(request, served) if model is None or served else request
         opened = await self._open(model, request)
         kept = self._kept(opened, beside)
         outcome = await plan_model(opened, request, self.settings, self._surveyor, Speeds.MEASURE, kept=kept)
@@ -188,9 +189,13 @@ class Head:
             service.expect(outcome)
         return outcome.answer
 
-    def sized(self, request: PlanRequest) -> PlanRequest:
-        """The request for the model that serves: what it leaves open is as it was asked for when that was loaded."""
-        return self.orders.wanted(self.services.only()).otherwise(request).request
+    def sized(self, request: PlanRequest, name: str = "") -> PlanRequest:
+        """The request for a model that serves: what it leaves open is as it was asked for when that was loaded.
+
+        Without a name the first one's.
+        """
+        service = self.services.by_name.get(name) if name else self.services.first
+        return self.orders.wanted(service).otherwise(request).request
 
     async def _open(self, model: str | Path | None, request: PlanRequest) -> ModelHandle:
         service = self.services.only() if model is None else self.services.by_name.get(str(model))
