@@ -23,6 +23,7 @@ _ACROSS = 8  # outputs that several rows are multiplied with at a time, so that 
 _ACROSS_PAIRS = 4  # the same where pairs are multiplied, and rows do not stay in the nearest cache
 _NEAR = 2**13  # numbers of all rows that stay there beside the weights
 _TASK = 2**18  # weights that a thread takes at a time
+_CLEARLY = 1.1
 _TRIAL, _TRIAL_INPUTS, _TRIAL_SECONDS = 2**25, 2048, 0.3  # weights: more than caches hold
 
 
@@ -101,7 +102,7 @@ def most_few(dtype: torch.dtype, home: Path | None) -> int:
     if lanes() == 0 or dtype not in _HALVES:
         return 0
     names = [str(count) for count in range(MOST_ROWS + 1)]
-    return int(recalled(home, f"few rows in {dtype}", names, lambda: str(min(_trial(dtype), _trial(dtype)))))
+    return int(recalled(home, f"few rows in {dtype}", names, lambda: str(max(_trial(dtype), _trial(dtype)))))
 
 
 def _trial(dtype: torch.dtype) -> int:
@@ -116,8 +117,11 @@ def _trial(dtype: torch.dtype) -> int:
 
 
 def faster_to(times: Sequence[float], others: Sequence[float]) -> int:
-    """For how many of the first ones this way takes less than the other."""
-    slower = (place for place, (one, other) in enumerate(zip(times, others, strict=True)) if one >= other)
+    """For how many of the first ones this way does not take clearly longer than the other.
+
+    Too few cost more than too many: a step's program ends where loops end. A busy moment takes one count for slow.
+    """
+    slower = (place for place, (one, other) in enumerate(zip(times, others, strict=True)) if one > other * _CLEARLY)
     return next(slower, len(times))
 
 
