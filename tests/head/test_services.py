@@ -130,3 +130,23 @@ async def test_a_killed_node_mends_both_rings(tmp_path: Path, toys: list[Path]) 
         await until(lambda: set(shown(head).values()) == {ServingState.READY})
         held = sorted(len(s.layers) for node in head.machines.membership.living() for s in node.stages)
         assert sum(held) == 4 + 5
+
+
+async def test_a_load_given_up_while_it_ends_another_leaves_no_request_open(
+    cluster: tuple[Head, list[Node]], toys: list[Path]
+) -> None:
+    head, nodes = cluster
+    large, small, _ = toys
+    await head.load(large)
+    service = head.ready()
+    asking = asyncio.create_task(ask_of(head, large, 3000))
+    await until(lambda: service.engine.running)
+    loading = asyncio.create_task(head.load(small))
+    while "large" in head.services.by_name:  # noqa: ASYNC110  # the very moment in which it is taken
+        await asyncio.sleep(0)
+    await head.unload("small")
+    with pytest.raises(NotServing, match="loading small was given up"):
+        await loading
+    with pytest.raises(NotServing, match="unloaded"):
+        await asking
+    await until(lambda: not any(node.stages() for node in nodes))

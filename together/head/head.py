@@ -91,6 +91,8 @@ class Head:
                 for ended in cancelled:  # a load that was cancelled gives back what it has
                     await ended.wait()
                 await asyncio.gather(*map(self.services.end, tuple(self.services.by_name.values())))
+                await self.services.ended()
+        await self.services.give_up_ending()
         self._tasks[0].cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.machines.close()

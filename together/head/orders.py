@@ -132,6 +132,7 @@ class LoadOrders:
             await order.ended.wait()
         for service in [each for each in self.services.by_name.values() if name in ("", each.name)]:
             await self.services.end(service, self.services.loading)
+        await self.services.ended()  # also what an order that was given up had begun to end
         self._forget(name)
 
     def _forget(self, name: str) -> None:
@@ -259,6 +260,7 @@ class LoadOrders:
             step = say("step_ending", model=replaced.name)
             await services.end(replaced, Serving(ServingState.LOADING, opened.ref.name, step=step))
         else:
+            await services.ended()
             await services.end_strays()
         services.starting = service = Service(
             self.machines, opened, speeds, order.wanted, services.beside, services.make_room, services.clock, keep

@@ -163,12 +163,16 @@ class Service:
         self.used = self.clock()
         self.show(ServingState.READY, step=NOTHING, progress=1.0, since=time.time(), sees=sees)
 
-    async def close(self, cause: Sentence = NOTHING) -> None:
-        """End all requests, with `cause` where it was not unloaded, and all stages."""
+    def end_requests(self, cause: Sentence = NOTHING) -> None:
+        """End all requests, with `cause` where it was not unloaded; none is taken any more."""
         self.closed = True
         error = NotServing(cause or say("unloaded"))
         self.give_up_change(error)
         self.engine.close(error)
+
+    async def close(self, cause: Sentence = NOTHING) -> None:
+        """End all requests, as `end_requests` does, and all stages."""
+        self.end_requests(cause)
         self.opened.text.template.close()
         await self.ring.close()
         await self.loader.unload()

@@ -32,6 +32,7 @@ class Services:
     starting: Service | None = None  # has a ring that is being loaded
     loading: Serving = EMPTY  # what is loaded before it has a ring, or why that failed
     fallen: dict[str, Serving] = field(default_factory=dict)  # what ended by itself, and why
+    _ending: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
     def first(self) -> Service | None:
@@ -138,11 +139,32 @@ class Services:
         return room is not None
 
     async def end(self, service: Service, meanwhile: Serving = EMPTY, cause: Sentence = NOTHING) -> None:
-        """Return when all its stages are gone, also those of a ring that just broke; show `meanwhile`."""
+        """Return when all its stages are gone, also those of a ring that just broke; show `meanwhile`.
+
+        What was begun goes on even if the caller is cancelled; `ended` waits for it.
+        """
         self._take(service)
+        service.end_requests(cause)  # before anything can be cancelled: nobody else would end them
         self.show(meanwhile)
+        task = asyncio.create_task(self._end(service, cause))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        await asyncio.shield(task)
+
+    async def _end(self, service: Service, cause: Sentence) -> None:
         if service.task is not None:  # first, so that nothing is mended while it is taken apart
             service.task.cancel()
             await asyncio.gather(service.task, return_exceptions=True)
         await service.close(cause)
         await self.end_strays()
+
+    async def ended(self) -> None:
+        """Return when all that was being ended is gone."""
+        if self._ending:
+            await asyncio.wait(self._ending)
+
+    async def give_up_ending(self) -> None:
+        """The app ends: nodes end what has no head."""
+        for task in self._ending:
+            task.cancel()
+        await asyncio.gather(*self._ending, return_exceptions=True)
