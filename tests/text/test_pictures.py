@@ -10,8 +10,9 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.support.vision import EYES, LEAST, MOST, photo, write_seeing
 from together.errors import BadRequest
@@ -69,6 +70,70 @@ def test_a_picture_is_read_upright_and_in_colours() -> None:
     for mode in ("L", "RGBA", "P", "1", "CMYK"):
         kind = "JPEG" if mode == "CMYK" else "PNG"
         assert SIGHT.read(saved(image.convert(mode), kind)).pixels == SIGHT.read(saved(image, "PNG")).pixels
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_each_way_to_hold_a_camera(orientation: int) -> None:
+    """As Pillow turns it; what is made smaller first differs in the last digit."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.open(BytesIO(photo(96, 40)))
+    found = SIGHT.read(saved(image, "PNG", exif=exif))
+    wanted = SIGHT.read(saved(ImageOps.exif_transpose(Image.open(BytesIO(saved(image, "PNG", exif=exif)))), "PNG"))
+    assert (found.rows, found.columns) == (wanted.rows, wanted.columns)
+    assert max(abs(one - other) for one, other in zip(found.pixels, wanted.pixels, strict=True)) <= 2
+
+
+def test_exif_that_is_broken_beside_the_orientation_is_left_alone() -> None:
+    entries = struct.pack("<HHIHH", 0x112, 3, 1, 6, 0) + struct.pack("<HHI4s", 0x11A, 2, 4, b"72\0\0")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+    found = SIGHT.read(saved(Image.new("RGB", (64, 32)), "JPEG", exif=exif))
+    assert (found.rows, found.columns) == (8, 4)
+
+
+def test_whatever_a_decoder_raises_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Image.Image) -> None:
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    with pytest.raises(BadRequest, match="it is broken, or not whole; send another one"):
+        SIGHT.read(photo(40, 40))
+
+
+def test_grey_of_16_bits_keeps_its_shades() -> None:
+    shades = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    wanted = Image.fromarray(np.round(shades / 257).astype(np.uint8))
+    image = Image.fromarray(shades)
+    assert image.mode == "I;16"
+    found, right = (SIGHT.read(saved(each, "PNG")).pixels for each in (image, wanted))
+    assert max(abs(one - other) for one, other in zip(found, right, strict=True)) <= 1
+    with pytest.raises(BadRequest, match="it is broken"):
+        SIGHT.read(transparent_grey(saved(image, "PNG")))
+
+
+def transparent_grey(png: bytes) -> bytes:
+    """With a shade of 16 bits that is transparent."""
+    chunk = b"tRNS\0\7"
+    at = png.index(b"IDAT") - 4
+    return png[:at] + struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[at:]
+
+
+def test_what_is_transparent_becomes_white() -> None:
+    clear = Image.new("RGBA", (64, 64))
+    grey = Image.new("LA", (64, 64), (0, 0))
+    palette = Image.new("P", (64, 64))
+    files = [saved(clear, "PNG"), saved(clear, "WEBP", lossless=True), saved(grey, "PNG")]
+    for file in (*files, saved(palette, "PNG", transparency=0)):
+        assert set(SIGHT.read(file).pixels) == {255}
+    half = saved(Image.new("RGBA", (64, 64), (0, 0, 0, 128)), "PNG")
+    assert set(SIGHT.read(half).pixels) == {127}
+
+
+def test_strips_lead_to_the_same_bytes() -> None:
+    file = photo(700, 1100)
+    width, height = SIGHT.size(700, 1100)
+    whole = Image.open(BytesIO(file)).convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    assert SIGHT.read(file).pixels == whole.tobytes()
 
 
 def _turned() -> Image.Exif:

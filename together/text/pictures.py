@@ -39,6 +39,9 @@ MOST_PIXELS = 50_000_000  # of a file, as cameras have them: 150 MB while it is 
 MOST_PICTURES = 16  # of a conversation
 NARROWEST = 200  # a picture is at most so many times as long as it is wide
 _LEAST, _MOST = 256 * 256, 4096 * 4096  # pixels, where preprocessor_config.json is silent
+_STRIP = 256  # rows of a picture that are changed at once
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # Pillow's transpositions by EXIF's orientations
+_SIDEWAYS = (2, 4, 5, 6)  # those that make width of height
 _NEXT = ("qwen3_5", "qwen3_5_moe", "gemma4")  # wrappers of families whose towers do not run here yet
 _PROCESSOR = "preprocessor_config.json"
 
@@ -64,7 +67,7 @@ class Sight:
 
     def read(self, data: bytes | str, where: str = "messages") -> Picture:
         """A file's picture as the model sees it. Raises BadRequest."""
-        from PIL import Image, ImageOps
+        from PIL import Image
 
         if len(data) > (MOST_FILE if isinstance(data, bytes) else MOST_FILE * 4 // 3 + 4):
             raise _refusal(where, "it has more than {most} bytes", most=MOST_FILE)
@@ -73,9 +76,11 @@ class Sight:
         except ValueError as error:
             raise _refusal(where, "it is not in base64") from error
         with _opened(file, where) as opened:
-            upright = ImageOps.exif_transpose(opened).convert("RGB")
-            width, height = self.size(*upright.size)
-            return self.picture(upright.resize((width, height), Image.Resampling.BICUBIC))
+            turn = _TURNS.get(_orientation(opened))
+            sideways = turn in _SIDEWAYS
+            width, height = self.size(*(opened.size[::-1] if sideways else opened.size))
+            small = _coloured(opened, *((height, width) if sideways else (width, height)))
+            return self.picture(small if turn is None else small.transpose(Image.Transpose(turn)))
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Whole squares near a size, within the bounds, and of the same shape: transformers' `smart_resize`."""
@@ -99,7 +104,8 @@ class Sight:
 def kind_of(data: bytes) -> str:
     """The media type of a picture's file that can be read, as far as its beginning says. Raises BadRequest."""
     with _opened(data, "body") as image:
-        return f"image/{str(image.format).lower()}"
+        kind = str(image.format).lower()
+        return "image/jpeg" if kind == "mpo" else f"image/{kind}"  # a phone's, with more behind it
 
 
 @contextmanager
@@ -118,8 +124,46 @@ def _opened(data: bytes, where: str) -> Iterator[Image]:
         raise _refusal(where, "it is none of {formats}", formats=FORMATS) from error
     except Image.DecompressionBombError as error:
         raise _refusal(where, "it has more than {most} pixels", most=MOST_PIXELS) from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # of a broken file
+    except (BadRequest, MemoryError):
+        raise
+    except Exception as error:  # of a broken file a decoder may raise anything
         raise _refusal(where, "it is broken, or not whole") from error
+
+
+def _orientation(image: Image) -> int:
+    """The one tag that matters: others may be broken, and nobody has to write them again."""
+    found = image.getexif().get(0x0112)
+    return found if isinstance(found, int) else 1
+
+
+def _coloured(image: Image, width: int, height: int) -> Image:
+    """In colours on white, and of this size.
+
+    In strips, so that a large picture is in memory once: resizing is across and then down anyway, to the same bytes.
+    """
+    from PIL import Image
+
+    narrow = Image.new("RGB", (width, image.height))
+    for top in range(0, image.height, _STRIP):
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+        across = _on_white(strip).resize((width, strip.height), Image.Resampling.BICUBIC)
+        narrow.paste(across, (0, top))
+    return narrow.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _on_white(image: Image) -> Image:
+    """What is transparent shows the page below it, and 16 bits of grey become 8. Raises ValueError."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        if "transparency" in image.info:
+            raise ValueError("a shade of 16 bits that is transparent")
+        return image.point(lambda grey: grey * (1 / 257) + 0.5).convert("L").convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image.convert("RGBA"))
+    return white.convert("RGB")
 
 
 def read_sight(folder: Path, spec: ModelSpec) -> Sight | Sentence:
