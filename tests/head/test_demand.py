@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,18 @@ import pytest
 
 from tests.head.test_services import ENDLESS, ask_of, shown
 from tests.support.checksum import make_checksum_model
-from tests.support.cluster import GREEDY, Node, by_hand, fresh_head, right_answer, running_cluster, until
+from tests.support.cluster import (
+    GREEDY,
+    Node,
+    by_hand,
+    cluster_settings,
+    fresh_head,
+    right_answer,
+    running_cluster,
+    running_head,
+    running_node,
+    until,
+)
 from together.errors import BadRequest, NoRoom, NotServing
 from together.head.head import Head
 from together.head.service import Service
@@ -133,3 +144,49 @@ async def test_a_kept_model_that_lost_its_place_takes_a_normal_ones(tmp_path: Pa
 def test_times_and_aliases() -> None:
     assert [parse_seconds(text) for text in ("30m", "90s", "2h")] == [1800, 90, 7200]
     assert parse_aliases("gpt-4o=org/name, small=demo") == {"gpt-4o": "org/name", "small": "demo"}
+
+
+async def test_a_kept_model_that_lost_its_place_takes_only_what_it_needs(tmp_path: Path) -> None:
+    """Equal shares would not fit beside nobody; the place of one other is enough."""
+    sizes = {"kept": HEAVY // 4, "normal": HEAVY // 4, "small": 1}
+    kept, normal, small = (
+        make_checksum_model(tmp_path / name, seed=i, quiet_ids=ENDLESS, num_key_value_heads=heads)
+        for i, (name, heads) in enumerate(sizes.items())
+    )
+    settings = cluster_settings(tmp_path / "home")
+    memory = {"anna": "450MB", "berta": "450MB", "carla": "140MB"}
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(running_node(replace(settings, name=n, memory=m))) for n, m in memory.items()]
+        async with running_head(settings, *nodes) as head:
+            await head.load(kept, by_hand("anna=0:4"), keep=True)
+            await head.load(normal, by_hand("berta=0:4"), beside=True)
+            await head.load(small, by_hand("carla=0:4"), beside=True)
+            nodes[0].kill()
+            await until(lambda: shown(head)["normal"] is ServingState.FAILED)
+            await until(lambda: shown(head)["kept"] is ServingState.READY)
+            assert shown(head)["small"] is ServingState.READY
+            assert await ask_of(head, kept) == right_answer(kept)
+
+
+async def test_a_kept_model_takes_no_memory_that_is_being_loaded_into(tmp_path: Path) -> None:
+    sizes = {"kept": HEAVY // 4, "slow": HEAVY // 4, "small": 1}
+    kept, slow, small = (
+        make_checksum_model(
+            tmp_path / name,
+            seed=i,
+            quiet_ids=ENDLESS,
+            num_key_value_heads=heads,
+            load_ms=60_000 if name == "slow" else 0,
+        )
+        for i, (name, heads) in enumerate(sizes.items())
+    )
+    async with running_cluster(tmp_path / "home", "anna", "berta", memory="450MB") as (head, nodes):
+        await head.load(kept, by_hand("anna=0:4"), keep=True)
+        await head.load(small, by_hand("berta=0:4"), beside=True)
+        loading = asyncio.create_task(head.load(slow, by_hand("berta=0:4"), beside=True))
+        await until(lambda: len(nodes[1].stages()) == 2)
+        nodes[0].kill()
+        await until(lambda: shown(head)["kept"] is ServingState.WAITING)
+        assert shown(head)["small"] is ServingState.READY  # its memory alone would not be enough
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from together.cluster.survey import Speeds
 from together.errors import BadInput, BadSetting, NoRoom, NotServing, TogetherError
 from together.head.load import LastPlan, LastPlans, LoadRetries, ModelLoad
 from together.head.machines import Machines
-from together.head.plan import ModelHandle, plan_of, refuse
+from together.head.plan import ModelHandle, PlannedModel, plan_model, plan_of, refuse
 from together.head.room import remedies, room_for
 from together.head.service import Balance, Service
 from together.head.services import EMPTY, Services
@@ -241,7 +242,12 @@ class LoadOrders:
         self, missing: Infeasible, opened: ModelHandle, request: PlanRequest, replaced: Service | None
     ) -> tuple[Infeasible, tuple[str, ...]]:
         """The same, and where others have the memory, first which would have to go; and their names."""
-        room = await room_for(opened, request, replaced, self.services.by_name.values())
+        machines, services = self.machines, self.services
+
+        async def plan_beside(kept: Collection[str]) -> PlannedModel | Infeasible:
+            return await plan_model(opened, request, self._settings, machines.surveyor, Speeds.NONE, kept=kept)
+
+        room = await room_for(plan_beside, replaced, services.by_name.values(), services.beside(replaced))
         if room is None:
             return missing, ()
         suggestions = (*await remedies(room), *missing.suggestions)

@@ -13,10 +13,10 @@ from together.cluster.survey import THIS_MACHINE, Speeds, Surveyor
 from together.cluster_types import StageState
 from together.errors import NotServing, RingBroken, StageLost, TogetherError
 from together.head.machines import cut_pairs
-from together.head.plan import plan_model, plan_of, repair
+from together.head.plan import plan_of, repair
+from together.head.room import plan_again
 from together.head.service import Service
 from together.planning.explain import Infeasible
-from together.planning.request import PlanRequest
 from together.ring.client import RingClient
 from together.sentences import NOTHING, say
 from together.types import Fault, Plan, StagePlan
@@ -178,8 +178,8 @@ class Recovery:
         """Load what is missing and join the stages again. False: no plan fits."""
         service = self.service
         plan = await self._plan_with_what_is_left()
-        if plan is None and service.keep and await service.make_room(service):
-            plan = await self._plan_with_what_is_left()
+        if plan is None and service.keep:
+            plan = await service.make_room(service)
         if plan is None:
             return False
         service.show(ServingState.RECOVERING, plan=plan, step=say("step_missing"))
@@ -203,13 +203,8 @@ class Recovery:
     async def _new_plan(self) -> Plan | None:
         """For the same users and context; None where none fits, or no node is there."""
         service = self.service
-        plan, speeds = service.loader.plan, service.speeds
-        strategy = "uniform" if speeds is Speeds.NONE else "recommend"
-        request = PlanRequest(strategy=strategy, users=plan.users, context=plan.context)
         with suppress(NotServing):
-            settings = service.machines.settings
-            kept = service.beside(service)
-            planned = await plan_model(service.opened, request, settings, self._surveyor, speeds.at_once, kept=kept)
+            planned = await plan_again(service, service.beside(service))
             return None if isinstance(planned, Infeasible) else plan_of(planned)
         return None
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 
 from together.cluster.survey import Placement, Speeds
 from together.errors import TogetherError
-from together.head.plan import ModelHandle, PlannedModel, plan_model, plan_of, plan_on, sizings
+from together.head.plan import PlannedModel, plan_model, plan_of, plan_on, sizings
 from together.head.service import Service
 from together.planning.explain import Infeasible
 from together.planning.request import PlanRequest
 from together.sentences import Sentence, say
 from together.types import Plan
+
+PlanBeside = Callable[[Collection[str]], Awaitable[PlannedModel | Infeasible]]  # by the rings that keep their memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,25 +26,42 @@ class Room:
 
 
 async def room_for(
-    opened: ModelHandle, request: PlanRequest, replaced: Service | None, services: Collection[Service]
+    plan_beside: PlanBeside, replaced: Service | None, services: Collection[Service], rings: Collection[str]
 ) -> Room | None:
-    """The least used service that is enough, else the fewest; None where nothing but kept ones would be, or none is.
+    """Nobody where that is enough, else the least used service that is, else the fewest; None where nothing is.
 
-    `replaced` goes anyway. Nothing is measured.
+    `replaced` goes anyway, kept ones never. `rings` are all that hold memory, also of one that is being loaded.
     """
     others = [service for service in services if service is not replaced]
     free = sorted((service for service in others if not service.keep), key=lambda service: service.used)
-    tries = [[service] for service in free] + [free[:count] for count in range(2, len(free) + 1)]
+    tries = [[], *([service] for service in free), *(free[:count] for count in range(2, len(free) + 1))]
     for goers in tries:
-        kept = {service.serving.ring for service in others if service not in goers}
-        machines = goers[0].machines
         try:
-            found = await plan_model(opened, request, machines.settings, machines.surveyor, Speeds.NONE, kept=kept)
+            found = await plan_beside(frozenset(rings) - {service.serving.ring for service in goers})
         except TogetherError:  # no machine is there, or the split was made for other ones
             return None
         if isinstance(found, PlannedModel):
             return Room(tuple(goers), found)
     return None
+
+
+async def plan_again(service: Service, kept: Collection[str]) -> PlannedModel | Infeasible:
+    """Another plan for the users and the context that it has; `kept` as in `plan_model`.
+
+    Equal shares first where it did not look at speeds; where these do not fit, any that do.
+
+    Raises NotServing without a node.
+    """
+    plan, speeds, machines = service.loader.plan, service.speeds, service.machines
+
+    async def by(strategy: str) -> PlannedModel | Infeasible:
+        request = PlanRequest(strategy=strategy, users=plan.users, context=plan.context)
+        return await plan_model(
+            service.opened, request, machines.settings, machines.surveyor, speeds.at_once, kept=kept
+        )
+
+    found = await by("uniform" if speeds is Speeds.NONE else "recommend")
+    return await by("recommend") if isinstance(found, Infeasible) and speeds is Speeds.NONE else found
 
 
 async def remedies(room: Room) -> tuple[Sentence, ...]:

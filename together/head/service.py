@@ -123,7 +123,7 @@ class Service:
     speeds: Speeds  # what its next plan looks at
     wanted: ModelLoad  # how it was ordered
     beside: Callable[[Service], frozenset[str]]  # the rings of all others, whose memory is theirs
-    make_room: Callable[[Service], Awaitable[bool]]  # take memory of others for it; whether there was any to take
+    make_room: Callable[[Service], Awaitable[Plan | None]]  # take memory of others for it; the plan that fits then
     clock: Callable[[], float]
     keep: bool = False  # no other may have its memory
     leaving: bool = False  # another model waits for its memory

@@ -7,14 +7,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from together.errors import BadRequest, NotServing
 from together.head.machines import Machines
+from together.head.plan import plan_of
 from together.head.recovery import Recovery
-from together.head.room import room_for
+from together.head.room import plan_again, room_for
 from together.head.service import Service
-from together.planning.request import PlanRequest
 from together.sentences import NOTHING, Sentence, say
+from together.types import Plan
 from together.view import ServedModel, Serving, ServingState
 
 log = logging.getLogger(__name__)
@@ -126,17 +128,20 @@ class Services:
             service.show(service.serving.state, model=name)
             self.by_name[name] = service
 
-    async def make_room(self, service: Service) -> bool:
-        """End what has to go for a kept service whose ring lost its place, and say so. Whether that is enough."""
-        plan = service.loader.plan
-        request = PlanRequest(strategy="recommend", users=plan.users, context=plan.context)
-        room = await room_for(service.opened, request, service, self.by_name.values())
-        for goer in room.goers if room is not None else ():
+    async def make_room(self, service: Service) -> Plan | None:
+        """A plan for a kept service whose ring lost its place; what has to go for that very plan ends, and says so.
+
+        None, and nobody goes, where no plan fits even then.
+        """
+        room = await room_for(partial(plan_again, service), service, self.by_name.values(), self.beside(service))
+        if room is None or any(goer.keep or goer.closed for goer in room.goers):  # since the plan was begun
+            return None
+        for goer in room.goers:
             cause = say("room_taken", model=goer.name, kept=service.name)
             log.warning("%s", cause)
             self.fallen[goer.name] = replace(goer.serving, state=ServingState.FAILED, cause=cause, step=NOTHING)
             await self.end(goer, self.loading, cause)
-        return room is not None
+        return plan_of(room.planned)
 
     async def end(self, service: Service, meanwhile: Serving = EMPTY, cause: Sentence = NOTHING) -> None:
         """Return when all its stages are gone, also those of a ring that just broke; show `meanwhile`.
