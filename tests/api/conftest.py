@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import RealApp, run_up
 from tests.support.cluster import Node, cluster_settings, fresh_head, running_nodes
+from tests.support.lightest import LIGHTEST
 from together.head.head import Head
 from together.settings import Settings
 
@@ -21,7 +22,8 @@ Heads = Callable[..., AbstractAsyncContextManager[Head]]
 @pytest.fixture(scope="package")
 def demo_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApp]:
     """One app for all tests of clients; the model is a real one, small, in fp32."""
-    with run_up(tmp_path_factory.mktemp("demo"), "--layers", "0:4,4:8") as app:
+    arguments = ("--layers", "0:4,4:8", "--backend", LIGHTEST, "--dtype", "fp32")
+    with run_up(tmp_path_factory.mktemp("demo"), *arguments) as app:
         yield app
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from _pytest.mark import ParameterSet
 
 pytest.importorskip("mlx.core")
 
@@ -29,6 +31,8 @@ from together.types import LayerRange
 from together.weights.mlx.folder import convert_folder
 
 PAIRS = (("mlx", "mlx"), ("torch", "torch"), ("torch", "mlx"), ("mlx", "torch"))
+PLAIN_AND_EXPERTS = ("llama", "qwen3_moe")
+PUBLISHED = ("gptq-4", "awq", "int4", "fp8-blocks")  # the formats that most models are in
 Files = Callable[[str, str], tuple[Path, Path]]
 
 
@@ -46,32 +50,44 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return make
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def short(first: Iterable[str], second: Sequence[Any], chosen: Callable[[int, int], bool]) -> list[ParameterSet]:
+    """Every pair of the two; those that are not chosen, by their places, are the long form."""
+    return [
+        pytest.param(one, two, id=f"{one}-{two if isinstance(two, str) else '-'.join(two)}", marks=marks)
+        for i, one in enumerate(first)
+        for j, two in enumerate(second)
+        for marks in [() if chosen(i, j) else pytest.mark.full]
+    ]
+
+
+@pytest.mark.parametrize(("format", "name"), short(FORMATS, PLAIN_AND_EXPERTS, lambda format, name: name == format % 2))
 def test_every_format(ring: Rings, files: Files, name: str, format: str) -> None:
     folder, judge = files(name, format)
     conforms(ring(folder, ("torch", "mlx"), (2,)), judge)
 
 
-@pytest.mark.parametrize("format", ["gptq-4", "fp8-blocks"])
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize(
+    ("format", "pair"), short(("gptq-4", "fp8-blocks"), PAIRS, lambda format, pair: pair in (format, 3))
+)
+@pytest.mark.parametrize("name", ["llama", pytest.param("qwen3_moe", marks=pytest.mark.full)])
 def test_on_every_backend(ring: Rings, files: Files, name: str, pair: tuple[str, str], format: str) -> None:
     folder, judge = files(name, format)
     conforms(ring(folder, pair, (2,)), judge)
 
 
-@pytest.mark.parametrize("format", ["gptq-4", "awq", "int4", "fp8-blocks"])
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "mistral", "gemma3_text"])
+@pytest.mark.parametrize(
+    ("name", "format"),
+    short(("qwen2", "qwen3", "mistral", "gemma3_text"), PUBLISHED, lambda name, format: name == format),
+)
 def test_every_family(ring: Rings, files: Files, name: str, format: str) -> None:
     folder, judge = files(name, format)
     conforms(ring(folder, ("mlx", "torch"), (2,)), judge)
 
 
 @pytest.mark.parametrize(
-    "format", ["fp8-blocks", *(pytest.param(each, marks=pytest.mark.full) for each in ("gptq-4", "awq", "int4"))]
+    ("format", "pair"),
+    short(PUBLISHED, PAIRS[2:], lambda format, pair: PUBLISHED[format] == "fp8-blocks" and pair == 0),
 )
-@pytest.mark.parametrize("pair", [("mlx", "torch"), ("torch", "mlx")], ids="-".join)
 def test_what_makes_keys_and_values_of_a_latent(tmp_path: Path, pair: tuple[str, str], format: str) -> None:
     """DeepSeek V3 and Kimi K2 are published in 8-bit floats."""
     plain = plain_folder(tmp_path / "plain", "deepseek_v3", q_lora_rank=128)
@@ -80,8 +96,7 @@ def test_what_makes_keys_and_values_of_a_latent(tmp_path: Path, pair: tuple[str,
     conforms(Chain([load_shard(folder, backend, layers) for backend, layers in zip(pair, ranges, strict=True)]), judge)
 
 
-@pytest.mark.parametrize("format", ["gptq-4", "int8"])
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize(("format", "pair"), short(("gptq-4", "int8"), PAIRS, lambda format, pair: pair in (2, 3)))
 def test_embedding_and_head_too(tmp_path: Path, pair: tuple[str, str], format: str) -> None:
     """A head of its own in the one, a tied one in the other, whose rows are looked up."""
     names = {"gptq-4": ("llama", "lm_head"), "int8": ("llama-tied", "model.embed_tokens")}
@@ -102,8 +117,7 @@ def test_embedding_and_head_too(tmp_path: Path, pair: tuple[str, str], format: s
     conforms(Chain([load_shard(folder, pair[0], LayerRange(0, LAYERS))]), judge)
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-@pytest.mark.parametrize("kind", ["mlx", "gguf"])
+@pytest.mark.parametrize(("kind", "pair"), short(("mlx", "gguf"), PAIRS, lambda kind, pair: pair == kind + 2))
 def test_experts_one_by_one(tmp_path: Path, pair: tuple[str, str], kind: str) -> None:
     folder, judge = (mlx_one_by_one if kind == "mlx" else gguf_one_by_one)(tmp_path)
     ranges = (LayerRange(0, 2), LayerRange(2, LAYERS))
@@ -130,8 +144,9 @@ def gguf_one_by_one(place: Path) -> tuple[Path, Path]:
     return imported(file, place / "model"), gguf_judge(file, plain, place / "judge")
 
 
-@pytest.mark.parametrize("pair", [("mlx", "torch"), ("torch", "mlx")], ids="-".join)
-@pytest.mark.parametrize("format", ["gptq-4", "fp8-blocks"])
+@pytest.mark.parametrize(
+    ("format", "pair"), short(("gptq-4", "fp8-blocks"), PAIRS[2:], lambda format, pair: format == pair)
+)
 def test_pieces_of_it_compute_the_same(tmp_path: Path, files: Files, pair: tuple[str, str], format: str) -> None:
     """Each stage has its own units alone, as machines without the published files get them."""
     folder, judge = files("qwen3_moe", format)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from shutil import copytree
@@ -15,6 +15,7 @@ from shutil import copytree
 import numpy as np
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 mx = pytest.importorskip("mlx.core")
 
@@ -36,6 +37,7 @@ from together.types import LayerRange, Packing
 from together.weights.quantize import quantize_affine
 
 PAIRS: tuple[tuple[str, str], ...] = (("mlx", "mlx"), ("torch", "torch"), ("torch", "mlx"), ("mlx", "torch"))
+MIXED = PAIRS[2:]
 EXAMPLE = ("numpy", "numpy")  # tests/backends/numpy_backend.py: the llama family alone
 LATER = tuple(case.name for case in MORE)
 NAMES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "qwen3_moe")
@@ -56,6 +58,9 @@ def rings(name: str) -> tuple[Ring, ...]:
     return (*PAIRS, EXAMPLE) if BY_NAME[name].family == "llama" else PAIRS
 
 
+SHORT = {  # both backends in each form, each of them first for one of its two families; the rest is the long form
+    (form, name, MIXED[index]) for form, names in USUAL.items() for index, name in enumerate(names)
+} | {("affine-4", "llama", EXAMPLE), ("affine-4", "llama", ("torch", "torch")), ("affine-4", "llama", ("mlx", "mlx"))}
 CASES = [(form, name, pair, 2) for form, names in USUAL.items() for name in names for pair in rings(name)]
 ALL_CASES = [
     (form, name, pair, cut)
@@ -96,7 +101,12 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], 
 Quantized = Callable[[str, str], tuple[Path, Path]]
 
 
-@pytest.mark.parametrize("case", CASES, ids=_called)
+def _cases() -> Iterator[ParameterSet]:
+    for case in CASES:
+        yield pytest.param(case, id=_called(case), marks=() if case[:3] in SHORT else pytest.mark.full)
+
+
+@pytest.mark.parametrize("case", [*_cases()])
 def test_a_cut_of_each(ring: Rings, quantized: Quantized, case: Case) -> None:
     form, name, pair, cut = case
     folder, judge = quantized(form, name)
@@ -193,8 +203,15 @@ PUBLISHED: dict[str, tuple[str, str, Form]] = {  # a form, a family's case, and 
 }
 
 
-@pytest.mark.parametrize("kind", PUBLISHED)
-@pytest.mark.parametrize("pair", [("mlx", "torch"), ("torch", "mlx")], ids="-".join)
+def _published() -> Iterator[ParameterSet]:
+    """Each kind by one ring of both backends, in turns; the other way round is the long form."""
+    for index, kind in enumerate(PUBLISHED):
+        for place, pair in enumerate(MIXED):
+            marks = () if index % 2 == place else pytest.mark.full
+            yield pytest.param(kind, pair, id=f"{'-'.join(pair)}-{kind}", marks=marks)
+
+
+@pytest.mark.parametrize(("kind", "pair"), [*_published()])
 def test_as_they_are_published(tmp_path: Path, kind: str, pair: Ring) -> None:
     form, name, change = PUBLISHED[kind]
     plain = make_plain(tmp_path / "plain", name, "bf16")
@@ -209,7 +226,7 @@ def chain_of(folder: Path, pair: Ring) -> Chain:
     return Chain([load_shard(folder, backend, layers) for backend, layers in zip(pair, ranges, strict=True)])
 
 
-@pytest.mark.parametrize("pair", [("mlx", "torch"), ("torch", "mlx")], ids="-".join)
+@pytest.mark.parametrize("pair", [MIXED[0], pytest.param(MIXED[1], marks=pytest.mark.full)], ids="-".join)
 def test_pieces_of_it_compute_the_same(tmp_path: Path, quantized: Quantized, pair: Ring) -> None:
     """Each stage has its own units alone, as machines without the published files get them."""
     folder, judge = quantized("mixed", "qwen3_moe")

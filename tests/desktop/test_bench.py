@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, environment_for
+from tests.support.lightest import LIGHTEST
 from tests.support.patience import PATIENCE
 
 
@@ -36,15 +37,23 @@ def test_hop_prints_every_shape_dtype_and_codec(tmp_path: Path) -> None:
     assert all(hop["total_ms"] == hop["transmission_ms"] + hop["compression_ms"] for hop in hops)
 
 
-def test_decode_compares_rings_and_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("backend", "others"),
+    [
+        (LIGHTEST, {"1": "1 stages"}),
+        pytest.param("torch", {"1": "1 stages", "transformers": "transformers"}, marks=pytest.mark.full),
+    ],
+)
+def test_decode_compares_rings_and_transformers(tmp_path: Path, backend: str, others: dict[str, str]) -> None:
+    compared = [word for other in others for word in ("--compare", other)]
     report = bench(
         tmp_path, "decode", "--shape", "tiny", "--dtype", "fp32", "--prompt", "40", "--new", "8", "--rounds", "1",
-        "--compare", "1", "--compare", "transformers",
+        "--backend", backend, *compared,
     )  # fmt: skip
     for key in ("prefill_tok_s", "decode_tok_s", "ttft_s", "hop_ms"):
         assert report[key] > 0
     assert len(report["stage_ms"]) == len(report["rss_bytes"]) == 2
-    assert [other["name"] for other in report["compare"]] == ["1 stages", "transformers"]
+    assert [other["name"] for other in report["compare"]] == [*others.values()]
     assert all(other["decode_ratio"] > 0 for other in report["compare"])
 
 

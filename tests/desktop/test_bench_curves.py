@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.conftest import ROOT, environment_for
+from tests.support.lightest import LIGHTEST
 from tests.support.patience import PATIENCE
 from together.desktop.bench.curves import Curves, Places, Point, read_curves
 from together.desktop.bench.plot import drawing, ticks
@@ -32,7 +33,7 @@ def test_speeds_are_measured_and_drawn(tmp_path: Path) -> None:
     bench(
         tmp_path, "curves", str(file), "--shape", "tiny", "--dtype", "fp32", "--context", "32,64",
         "--users", "1,2", "--stages", "1,2", "--prompt", "16", "--new", "4",
-        "--rounds", "1",
+        "--rounds", "1", "--backend", LIGHTEST,
     )  # fmt: skip
     found = read_curves(file)
     places = [[point.at for point in points] for points in (found.context, found.users, found.stages)]

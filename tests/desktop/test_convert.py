@@ -16,6 +16,7 @@ from tests.conftest import ROOT, until
 from tests.support.families import make_checkpoint
 from tests.support.gguf_models import make_gguf
 from tests.support.hub_home import own_home
+from tests.support.lightest import LIGHTEST
 from tests.support.patience import PATIENCE
 from tests.support.smollm2 import smollm2_gguf
 from together.desktop.cli import main
@@ -23,7 +24,7 @@ from together.errors import BadSetting
 from together.scripting import PartitionStrategy, convert, partition
 
 QUESTION = "What is the capital of France?"
-EXACT = PartitionStrategy(num_partitions=1, dtype="fp32", exact=True)
+EXACT = PartitionStrategy(num_partitions=1, dtype="fp32", exact=True, backend=LIGHTEST)
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import ROOT, run_up
 from tests.support.gguf_models import make_gguf
 from tests.support.hub_home import own_home
+from tests.support.lightest import LIGHTEST
 from tests.support.other_programs import LIBRARY, OllamaFolder, put
 from together.desktop.cli import main
 
@@ -94,7 +95,7 @@ def test_a_file_in_the_models_folder_is_no_download(home: Path, capsys: pytest.C
 def test_an_app_runs_it_by_its_name(blob: Path, tmp_path: Path) -> None:
     app_folder = tmp_path / "app"
     app_folder.mkdir()
-    more = ("--local-nodes", "1", "--layers", "0:4")  # what is planned is measured on every node
+    more = ("--local-nodes", "1", "--layers", "0:4", "--backend", LIGHTEST)  # what is planned is measured on every node
     with run_up(app_folder, "--model", TAG, *more, OLLAMA_MODELS=str(tmp_path / "ollama")) as app:
         assert app.serving()["model"] == "llama3.2-3b"
         answer = app.command("chat", "the", "--max-tokens", "4")

@@ -44,7 +44,7 @@ def counting_port() -> Iterator[tuple[str, list[bytes]]]:
     thread.join(PATIENCE)
 
 
-@pytest.mark.parametrize("scheme", ["http", "gopher"])
+@pytest.mark.parametrize("scheme", ["http", pytest.param("gopher", marks=pytest.mark.full)])
 def test_an_app_and_its_commands_pass_by_every_proxy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:

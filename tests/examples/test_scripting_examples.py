@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.checksum import make_checksum_model
+from tests.support.lightest import LIGHTEST
 from tests.support.mlx_folders import FORMS, write_mlx
 from tests.support.patience import PATIENCE
 
@@ -27,7 +28,7 @@ def run(folder: Path, name: str, *arguments: str, **settings: str) -> list[str]:
 
 
 def test_a_split_by_hand_answers(tmp_path: Path) -> None:
-    said = run(tmp_path, "split_by_hand.py")
+    said = run(tmp_path, "split_by_hand.py", TOGETHER_BACKEND=LIGHTEST)
     assert "layers 0:5 on cpu" in said[1]
     assert "layers 5:8 on cpu" in said[2]
     assert said[3] == "The capital of France is Paris."

@@ -135,17 +135,27 @@ def far_apart(pace: TokenPace) -> bool:
     return not 2 / 3 <= pace.measured_ms / pace.expected_ms <= 4 / 3
 
 
-async def test_a_ring_s_pace_is_measured_and_explained(tmp_path: Path) -> None:
+async def test_a_ring_s_pace_is_measured(tmp_path: Path) -> None:
+    toy = make_checksum_model(tmp_path / "toy", quiet_ids=(*QUIET, END), step_ms=2)
+    async with running_cluster(tmp_path / "home", "anna", "berta") as (head, _):
+        await head.load(toy, PlanRequest(users=4, context=256))
+        assert head.view().pace is None
+        usual = await pace_when(head, lambda pace: True)
+        assert min(usual.expected_ms, usual.measured_ms) > 8.0  # four layers that sleep
+        assert far_apart(usual) == (usual.cause is not PaceCause.NONE)
+        await head.load(toy, by_hand("0:1,1:4"))
+        assert head.view().pace is None  # what was measured was another plan's
+
+
+@pytest.mark.full  # every core is busy for half a minute; the causes alone are above
+async def test_a_ring_s_pace_is_explained(tmp_path: Path) -> None:
     toy = make_checksum_model(
         tmp_path / "toy", layers=12, quiet_ids=(*QUIET, END), step_ms=2, num_key_value_heads=2**12
     )
     async with running_cluster(tmp_path / "home", "anna", "berta", memory="420MB") as (head, _):
         await head.load(toy, PlanRequest(users=4, context=256))
-        assert head.view().pace is None
         usual = await pace_when(head, lambda pace: True)
-        assert usual.expected_ms > 24.0  # twelve layers that sleep
-        assert usual.measured_ms > 24.0
-        assert far_apart(usual) == (usual.cause is not PaceCause.NONE)
+        assert min(usual.expected_ms, usual.measured_ms) > 24.0  # twelve layers that sleep
         hindering = asyncio.create_task(hinder(psutil.Process(stage_of(head, "berta").pid)))
         slow = await pace_when(head, lambda pace: pace.cause in (PaceCause.UNKNOWN, PaceCause.BUSY))
         assert slow.node in ("anna", "berta")
@@ -154,8 +164,6 @@ async def test_a_ring_s_pace_is_measured_and_explained(tmp_path: Path) -> None:
         assert "other programs use " in str(disturbed.text)
         hindering.cancel()
         await asyncio.gather(hindering, return_exceptions=True)
-        await head.load(toy, by_hand("0:6,6:12"))
-        assert head.view().pace is None  # what was measured was another plan's
 
 
 async def test_a_plan_that_was_only_asked_for_says_what_to_expect(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, RealApp, run_up
+from tests.support.lightest import LIGHTEST
 from together.errors import BadSetting
 from together.head.load import KeptRequest, LastPlan
 from together.head.plan import open_model
@@ -32,7 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def app(home: Path) -> Iterator[RealApp]:
     """Its cache has room for one form of the model, and not for two."""
-    arguments = ("--model", str(DEMO), "--quantize", "4", "--backend", "torch", "--layers", SPLIT, "--dtype", "fp32")
+    arguments = ("--model", str(DEMO), "--quantize", "4", "--backend", LIGHTEST, "--layers", SPLIT, "--dtype", "fp32")
     most = sum(unit.size for unit in describe(DEMO).in_form(EIGHT).units.values()) * 5 // 4
     with run_up(home, *arguments, "--cache", f"{most}B") as app:
         yield app

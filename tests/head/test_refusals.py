@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, RealApp, run_up
+from tests.support.lightest import LIGHTEST
 from tests.support.patience import PATIENCE
 from together.models.config import effective
 from together.models.layout import needs
@@ -47,7 +48,7 @@ HUGE: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApp]:
     """Serves the demo on one device."""
-    arguments = ("--model", str(DEMO), "--backend", "torch", "--layers", "0:4,4:8", "--dtype", "fp32")
+    arguments = ("--model", str(DEMO), "--backend", LIGHTEST, "--layers", "0:4,4:8", "--dtype", "fp32")
     with run_up(tmp_path_factory.mktemp("app"), *arguments) as app:
         yield app
 

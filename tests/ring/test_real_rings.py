@@ -17,7 +17,6 @@ from tests.support.cluster import until
 from tests.support.families import (
     BY_NAME,
     LAYERS,
-    MORE,
     make_checkpoint,
     prompt_ids,
     reference_greedy,
@@ -35,7 +34,7 @@ ANSWER = 6
 CUT = 1  # inside Gemma 3's layer pattern
 CONTEXT = 256
 VOCAB = 160
-LATER = {case.family for case in MORE}
+SHORT = {*(("llama", pair) for pair in PAIRS[2:]), ("gemma3_text", ("mlx", "mlx"))}
 FIRST_OF = {BY_NAME[name].family: name for name in reversed(BY_NAME)}
 
 
@@ -81,12 +80,14 @@ def _device(backend: str) -> str:
 
 
 def every_ring() -> list[ParameterSet]:
-    """All pairs of Llama and one of every other family; the rest, seconds each, are the long form."""
+    """Both orders of Llama, and Gemma 3's layer pattern; the rest, seconds each, are the long form.
+
+    tests/backends/test_conformance.py has every family without processes.
+    """
     rings = []
-    for index, family in enumerate(FAMILIES):
+    for family in FAMILIES:
         for pair in PAIRS:
-            is_short = family == "llama" or (family not in LATER and pair == PAIRS[index % len(PAIRS)])
-            marks = () if is_short else pytest.mark.full
+            marks = () if (family, pair) in SHORT else pytest.mark.full
             rings.append(pytest.param(family, pair, id="-".join((family, *pair)), marks=marks))
     return rings
 
@@ -103,6 +104,7 @@ async def test_what_later_layers_take_travels_between_processes(pair: tuple[str,
     await check_ring(folder, folder, pair)
 
 
+@pytest.mark.full  # tests/backends/test_on_torch_threads.py has the choice without processes
 async def test_stages_choose_their_threads_by_how_many_share_the_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +186,7 @@ async def test_settings_reach_the_last_stage(tmp_path: Path, draws: int) -> None
     folder = make_checkpoint(tmp_path, FIRST_OF["llama"])
     prompt = prompt_ids(5)
     logits = reference_logits(folder, prompt)[-1]
-    async with local_ring(folder, folder.parent, places("torch", "torch"), "fp32", CONTEXT, users=2 * ROWS) as ring:
+    async with local_ring(folder, folder.parent, places("mlx", "torch"), "fp32", CONTEXT, users=2 * ROWS) as ring:
         driver = Driver(ring)
         await driver.step(*(Row(sequence, 0, prompt[:-1]) for sequence in range(ROWS)))
         for settings in SETTINGS:
@@ -239,7 +241,7 @@ async def test_one_seed_draws_the_same_text_on_torch_and_on_mlx(tmp_path: Path) 
     settings = Sampling(temperature=1.0, top_k=50, top_p=0.95, seed=1234)
     texts = []
     for last in ("torch", "mlx"):
-        async with local_ring(folder, folder.parent, places("torch", last), "fp32", CONTEXT) as ring:
+        async with local_ring(folder, folder.parent, places("mlx", last), "fp32", CONTEXT) as ring:
             drawn = await Driver(ring).generate(1, prompt_ids(PROMPT), 40, settings)
             texts.append([token.token_id for token in drawn])
     assert texts[0] == texts[1]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.gguf_models import make_gguf
+from tests.support.lightest import LIGHTEST
 from tests.support.other_programs import LIBRARY, OllamaFolder
 from together.scripting import PartitionStrategy, partition
 
@@ -15,6 +16,7 @@ def test_a_file_and_a_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """The file in two stages, the tag in one."""
     file = make_gguf(tmp_path / "files")
     OllamaFolder(tmp_path / "ollama").add(f"{LIBRARY}/llama3.2/3b", file.read_bytes())
+    monkeypatch.setenv("TOGETHER_BACKEND", LIGHTEST)
     monkeypatch.setenv("TOGETHER_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
     answers = []

@@ -23,6 +23,7 @@ import pytest
 from tests.conftest import ROOT, until
 from tests.support.checksum import EOS, QUIET, expected_scores, expected_text, make_checksum_model
 from tests.support.hub_home import own_home, own_hub
+from tests.support.lightest import LIGHTEST
 from tests.support.patience import PATIENCE
 from tests.support.pieces import exported
 from together.cluster.claims import all_nodes
@@ -354,7 +355,7 @@ def test_a_script_that_is_interrupted_while_it_loads_leaves_nothing(home: Path) 
 
 def test_nobody_lets_go_of_what_a_script_has_loaded(home: Path) -> None:
     """Nodes of the same machine keep its cache within a limit."""
-    strategy = PartitionStrategy(num_partitions=1, quantize="4", context=256, backend="torch")
+    strategy = PartitionStrategy(num_partitions=1, quantize="4", context=256, backend=LIGHTEST)
     full = pytest.raises(DiskFull, match="nothing else in it can go")
     with partition(ROOT / "examples" / "demo_model", strategy), full:
         CacheRoom(home, 0).make("f" * 64, 1, "another model")

@@ -24,8 +24,8 @@ def hostile_folders(good: Path, root: Path, names: tuple[str, ...] = ()) -> dict
     return found
 
 
-def _weights(header: bytes, length: int | None = None) -> Callable[[Path], None]:
-    return lambda file: _frame(file, header, length)
+def _weights(header: Callable[[], bytes], length: int | None = None) -> Callable[[Path], None]:
+    return lambda file: _frame(file, header(), length)
 
 
 def _frame(file: Path, header: bytes, length: int | None = None) -> None:
@@ -72,18 +72,18 @@ _WAYS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "tensors-a-million-and-a-half": (WEIGHTS, lambda file: _many(file, MANY, "t")),
     "tensors-too-many": (WEIGHTS, lambda file: _many(file, 400_000, "model.layers.0.")),
     "tensors-as-many-as-fit": (WEIGHTS, lambda file: _many(file, 290_000, "model.layers.0.")),
-    "doubled-tensor": (WEIGHTS, _weights(_TWICE)),
-    "giant-dimension": (WEIGHTS, _weights(b"{" + _entry("a", f"[{2**63}, 0]") + b"}")),
-    "giant-number": (WEIGHTS, _weights(b"{" + _entry("a", f"[{'9' * 1500}, 0]") + b"}")),
-    "many-dimensions": (WEIGHTS, _weights(b"{" + _entry("a", json.dumps([0] * 600)) + b"}")),
-    "deep-header": (WEIGHTS, _weights(DEEP)),
-    "deep-entry": (WEIGHTS, _weights(b'{"a":' + DEEP)),
-    "wide-entry": (WEIGHTS, _weights(b'{"a":[' + b"[]," * 8_000_000 + b"[]]}")),
-    "wide-metadata": (WEIGHTS, _weights(b'{"__metadata__":[' + b"[]," * 8_000_000 + b"[]]}")),
-    "header-of-comments": (WEIGHTS, _weights(b"{" + b"/* a */" * (25 * MIB // 7) + b"}")),
-    "header-of-spaces": (WEIGHTS, _weights(b"{" + b" " * 25 * MIB + b"]")),
-    "header-longer-than-the-file": (WEIGHTS, _weights(b"{}", 2**40)),
-    "long-name": (WEIGHTS, _weights(b'{"' + b"n" * 20 * MIB + b'":{}}')),
+    "doubled-tensor": (WEIGHTS, _weights(lambda: _TWICE)),
+    "giant-dimension": (WEIGHTS, _weights(lambda: b"{" + _entry("a", f"[{2**63}, 0]") + b"}")),
+    "giant-number": (WEIGHTS, _weights(lambda: b"{" + _entry("a", f"[{'9' * 1500}, 0]") + b"}")),
+    "many-dimensions": (WEIGHTS, _weights(lambda: b"{" + _entry("a", json.dumps([0] * 600)) + b"}")),
+    "deep-header": (WEIGHTS, _weights(lambda: DEEP)),
+    "deep-entry": (WEIGHTS, _weights(lambda: b'{"a":' + DEEP)),
+    "wide-entry": (WEIGHTS, _weights(lambda: b'{"a":[' + b"[]," * 8_000_000 + b"[]]}")),
+    "wide-metadata": (WEIGHTS, _weights(lambda: b'{"__metadata__":[' + b"[]," * 8_000_000 + b"[]]}")),
+    "header-of-comments": (WEIGHTS, _weights(lambda: b"{" + b"/* a */" * (25 * MIB // 7) + b"}")),
+    "header-of-spaces": (WEIGHTS, _weights(lambda: b"{" + b" " * 25 * MIB + b"]")),
+    "header-longer-than-the-file": (WEIGHTS, _weights(lambda: b"{}", 2**40)),
+    "long-name": (WEIGHTS, _weights(lambda: b'{"' + b"n" * 20 * MIB + b'":{}}')),
     "config-of-spaces": (CONFIG, lambda file: _padded(file, b" ", 25 * MIB)),
     "config-of-comments": (CONFIG, lambda file: _padded(file, b"/* a */", 25 * MIB)),
     "config-of-a-gigabyte": (CONFIG, lambda file: _sparse(file, 2**30)),

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import gradio as gr
 import httpx
 from fastapi import FastAPI
 from starlette.routing import Mount
@@ -17,7 +16,7 @@ from tests.surface.client import join, said
 from together.api.app import build_app
 from together.api.server import bind, serving, url_of
 from together.head.head import Head
-from webui import page
+from webui import gr, page
 
 NO_VALUES: dict[type, object] = {gr.Chatbot: [], gr.State: None, gr.Slider: 1, gr.Number: 1}
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import gradio as gr
 import pytest
 
 from tests.support.cluster import cluster_settings, running_head
 from tests.support.namespaces import permitted, run_scenario
 from tests.surface.client import API, JSON, messages
 from tests.surface.served import Served, routes_of, served_page
+from webui import gr
 from webui.events import Events
 from webui.surface import ASSET
 
