@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,11 @@ class RealApp:
     home: Path
     environment: dict[str, str]
     process: subprocess.Popen[str]
+
+    @property
+    def ollama(self) -> Path:
+        """Where Ollama's models would be."""
+        return Path(self.environment["OLLAMA_MODELS"])
 
     def get(self, path: str) -> httpx.Response:
         return httpx.get(self.url + path, timeout=PATIENCE)
@@ -125,6 +131,7 @@ def environment_for(home: Path) -> dict[str, str]:
         "TOGETHER_CLUSTER": f"test-{uuid.uuid4().hex[:12]}",
         "TOGETHER_NODE_PORT": str(free_ports(128) + 64),  # the head listens below it
         "TOGETHER_NAME": EVIL_NAME,
+        "OLLAMA_MODELS": str(home / "ollama"),
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -194,6 +201,23 @@ def real_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApp]:
     """One app for all tests that leave it as they found it."""
     with start_app(tmp_path_factory.mktemp("app")) as app:
         yield app
+
+
+@pytest.fixture
+def lent_app(real_app: RealApp) -> Iterator[RealApp]:
+    """The shared app for a test that changes what it serves, or kills a stage of it: as it was, after."""
+    places = (real_app.home / "models", real_app.home / "imports", real_app.ollama)
+    before = {found for place in places for found in place.glob("*")}
+    try:
+        yield real_app
+    finally:
+        for added in {found for place in places for found in place.glob("*")} - before:
+            shutil.rmtree(added)
+        for limit in real_app.status()["limits"]:
+            real_app.post("/control/forget", {"node": limit["name"]})
+        real_app.post("/control/unload", {}).raise_for_status()
+        order = {"model": str(real_app.home.parent / "toy"), "layers": "0:2,2:4"}
+        real_app.post("/control/load", order).raise_for_status()
 
 
 @pytest.fixture

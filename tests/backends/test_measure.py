@@ -70,8 +70,15 @@ PACKED = [Packing("affine", 4, 64), Packing("affine", 3, 32), Packing("affine", 
 WIDE = {"hidden_size": 128, "intermediate_size": 128, "moe_intermediate_size": 128}
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
-@pytest.mark.parametrize("backend", ["torch", "mlx"])
+@pytest.mark.parametrize(
+    ("backend", "family"),
+    [
+        ("torch", "qwen3_moe"),
+        ("mlx", "llama"),
+        pytest.param("torch", "llama", marks=pytest.mark.full),
+        pytest.param("mlx", "qwen3_moe", marks=pytest.mark.full),
+    ],
+)
 def test_layers_are_measured_as_they_will_be_packed(
     backend: str, family: str, checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +120,7 @@ def test_later_families_are_measured_plain_and_packed(
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "default"])
-@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("qwen3_moe", marks=pytest.mark.full)])
 def test_products_are_timed_in_the_mode_that_will_run(
     family: str, exact: bool, checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from together.text.tokenizer import TextModel
 from together.types import LayerRange
 from together.weights.find import BUNDLED
 
+PAIRS = (("torch", "mlx"), ("mlx", "torch"), ("mlx", "mlx"), ("torch", "torch"))
 WAYS: dict[str, dict[str, Any]] = {
     "4-bit": {"q_bits": 4},
     "6-bit": {"q_bits": 6},
@@ -56,15 +57,17 @@ def halves(folder: Path, pair: tuple[str, str]) -> Chain:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_demo(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("pairs", [PAIRS[:2], pytest.param(PAIRS[2:], marks=pytest.mark.full)], ids=["mixed", "alone"])
+def test_the_demo(tmp_path: Path, way: str, pairs: tuple[tuple[str, str], ...]) -> None:
     folder = convert(BUNDLED, tmp_path / "demo", **WAYS[way])
     text = TextModel.open(folder)
     prompt = text.prompt_ids((Message("user", "What is the capital of France?"),))
-    for pair in (("mlx", "mlx"), ("torch", "mlx"), ("mlx", "torch"), ("torch", "torch")):
+    for pair in pairs:
         answers_as_mlx_lm_does(halves(folder, pair), Theirs(folder), text, prompt)
 
 
-@pytest.mark.parametrize("way", [pytest.param(way, marks=() if way == "4-bit" else pytest.mark.full) for way in WAYS])
+@pytest.mark.full
+@pytest.mark.parametrize("way", WAYS)
 def test_smollm2(tmp_path: Path, way: str) -> None:
     folder = convert(smollm2_folder(), tmp_path / "smollm2", **SMALLER.get(way, WAYS[way]))
     text = TextModel.open(folder)

@@ -22,22 +22,17 @@ unwanted = {{"torch._dynamo", "torch._inductor", "sympy", "torch.distributed.ten
 print((unwanted | {{"transformers.models", "transformers.loss"}}) & set(sys.modules))
 """
 
-_COMPILES = """
+_ALL_MODELS_AND_THE_COMPILER = """
 import torch
 from backends.on_torch.library import library
 given = torch.distributed.is_available()
 library("transformers.models.llama.modeling_llama")
 assert torch.distributed.is_available() == given
-print(torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item())
-"""
-
-_ALL_MODELS = """
-from backends.on_torch.library import library
-library("transformers.models.llama.modeling_llama")
 import transformers.models, transformers.loss.loss_utils
 from transformers import AutoConfig, LlamaForCausalLM
 print(AutoConfig.for_model("qwen3").model_type, LlamaForCausalLM.__name__, "gemma3" in dir(transformers.models))
 print("ForCausalLM" in transformers.loss.loss_utils.LOSS_MAPPING)
+print(torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item())
 """
 
 _ASKS_MORE = "import torch\nLIMIT = torch._dynamo.config.recompile_limit + 0\n"
@@ -57,12 +52,8 @@ def test_a_stage_imports_what_it_needs_to_compute(checkpoint: Checkpoints) -> No
     assert _said(_STAGE.format(layers=LAYERS), *folders) == "set()"
 
 
-def test_the_compiler_is_there_for_who_asks_later() -> None:
-    assert _said(_COMPILES) == "2.0"
-
-
-def test_all_models_and_losses_are_there_for_who_asks_later() -> None:
-    assert _said(_ALL_MODELS) == "qwen3 LlamaForCausalLM True\nTrue"
+def test_models_losses_and_the_compiler_are_there_for_who_asks_later() -> None:
+    assert _said(_ALL_MODELS_AND_THE_COMPILER) == "qwen3 LlamaForCausalLM True\nTrue\n2.0"
 
 
 def test_a_library_that_asks_the_compiler_for_more_gets_it(tmp_path: Path) -> None:

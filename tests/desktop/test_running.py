@@ -17,6 +17,7 @@ import pytest
 from tests.api.test_thinking import thinking_toy
 from tests.conftest import ROOT, RealApp, environment_for, serving_instead, start_app, until
 from tests.support.checksum import EOS, QUIET
+from tests.support.lightest import LIGHTEST
 from tests.support.patience import PATIENCE
 from tests.support.terminal import NO_TERMINALS, Terminal
 from together.desktop.client import AppLock
@@ -253,7 +254,7 @@ def test_ctrl_c_during_an_answer_ends_everything(own_app: RealApp, tmp_path: Pat
 
 
 def test_chat_starts_an_app_for_the_time(tmp_path: Path) -> None:
-    environment = environment_for(tmp_path)
+    environment = environment_for(tmp_path) | {"TOGETHER_BACKEND": LIGHTEST}
     command = [sys.executable, "-m", "together", "chat", "What is the capital of France?", "--temperature", "0"]
     said = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, input="", timeout=2 * PATIENCE, check=False

@@ -92,17 +92,17 @@ def test_ctrl_c_ends_it_on_every_stage(real_app: RealApp) -> None:
     until(lambda: not real_app.serving()["running"], PATIENCE, "the app has forgotten it")
 
 
-def test_a_stage_that_dies_meanwhile_changes_no_score(own_app: RealApp) -> None:
+def test_a_stage_that_dies_meanwhile_changes_no_score(lent_app: RealApp) -> None:
     arguments = ("score", TEXT * 3, "--window", "60", "--stride", "1", "--tokens")
-    undisturbed = own_app.command(*arguments)
+    undisturbed = lent_app.command(*arguments)
     assert undisturbed.stdout.endswith("windows: 109 of 60 tokens, 1 apart\n")
     command = [sys.executable, "-m", "together", *arguments]
-    with subprocess.Popen(command, cwd=ROOT, env=own_app.environment, stdout=subprocess.PIPE, text=True) as scoring:
-        until(lambda: own_app.serving()["running"], PATIENCE, "the text is scored")
-        pid = own_app.stage_pids()[1]
+    with subprocess.Popen(command, cwd=ROOT, env=lent_app.environment, stdout=subprocess.PIPE, text=True) as scoring:
+        until(lambda: lent_app.serving()["running"], PATIENCE, "the text is scored")
+        pid = lent_app.stage_pids()[1]
         psutil.Process(pid).kill()
         assert scoring.communicate(timeout=PATIENCE)[0] == undisturbed.stdout
-    assert pid not in own_app.stage_pids(), "it was killed while the text was scored"
+    assert pid not in lent_app.stage_pids(), "it was killed while the text was scored"
 
 
 def test_a_word_with_a_stop_is_a_text() -> None:

@@ -159,21 +159,21 @@ async def test_less_and_less_is_believed_and_more_is_no_news(tmp_path: Path) -> 
         assert [(await learned(head, "anna", size))[1] for size in (1000, 500, 2000)] == [900, 450, 450]
 
 
-def test_status_shows_what_is_believed_and_forget_ends_it(own_app: RealApp, tmp_path: Path) -> None:
+def test_status_shows_what_is_believed_and_forget_ends_it(lent_app: RealApp, tmp_path: Path) -> None:
     weak = heavy_toy(tmp_path / "weak", fail_at_position=40, most_layers=3)
-    own_app.post("/control/load", {"model": str(weak), "layers": "0:4,4:6"}).raise_for_status()
+    lent_app.post("/control/load", {"model": str(weak), "layers": "0:4,4:6"}).raise_for_status()
     body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 60}
-    assert own_app.post("/v1/chat/completions", body).status_code == 200
-    limits = own_app.status()["limits"]
+    assert lent_app.post("/v1/chat/completions", body).status_code == 200
+    limits = lent_app.status()["limits"]
     assert limits
-    said = own_app.command("status").stdout
+    said = lent_app.command("status").stdout
     for limit in limits:
         assert limit["text"] in said
         assert "the checksum toy has no memory for position 40" in limit["text"]
-        done = own_app.command("forget", limit["name"])
+        done = lent_app.command("forget", limit["name"])
         assert done.returncode == 0, done.stderr
-    assert own_app.status()["limits"] == []
-    again = own_app.command("forget", limits[0]["name"])
+    assert lent_app.status()["limits"] == []
+    again = lent_app.command("forget", limits[0]["name"])
     assert again.returncode == 1
     assert "nothing to forget" in again.stderr
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.support.families import CASES, MORE
 from together.models.families import BY_NAME as BY_FAMILY
@@ -189,8 +190,8 @@ def _cases(function: Any) -> Iterator[dict[str, Any]]:
 
 def _arguments(names: str | tuple[str, ...], values: Iterable[Any]) -> list[dict[str, Any]]:
     if isinstance(names, str):
-        return [{names: value} for value in values]
-    plain = (value.values if hasattr(value, "values") and not isinstance(value, dict) else value for value in values)
+        return [{names: value.values[0] if isinstance(value, ParameterSet) else value} for value in values]
+    plain = (value.values if isinstance(value, ParameterSet) else value for value in values)
     return [dict(zip(names, value, strict=True)) for value in plain]
 
 

@@ -40,11 +40,11 @@ WITH_LIMIT = """text => {
 # --- the last plan ----------------------------------------------------------------------------------------------------
 
 
-def test_the_last_plan_is_offered_and_loaded(page: Page, own_app: RealApp) -> None:
-    open_page(page, own_app)
+def test_the_last_plan_is_offered_and_loaded(page: Page, lent_app: RealApp) -> None:
+    open_page(page, lent_app)
     expect(page.locator("#cluster-header .pill")).to_have_text("READY")
     expect(page.locator("#offer")).to_be_hidden()
-    own_app.post("/control/unload", {})
+    lent_app.post("/control/unload", {})
     expect(page.locator("#offer")).to_contain_text("Last: toy on <img src=x")
     expect(page.locator("#offer")).to_contain_text("-2 2:4.")
     assert page.locator("#offer img").count() == 0
@@ -53,11 +53,13 @@ def test_the_last_plan_is_offered_and_loaded(page: Page, own_app: RealApp) -> No
     expect(page.locator("#offer")).to_be_hidden()
     expect(page.locator("#notice")).to_be_empty()
     assert page.locator("#cluster-header .layer-bar .segment-range").all_inner_texts() == ["0:2", "2:4"]
-    (own_app.home.parent / "toy" / "config.json").unlink()
-    own_app.post("/control/unload", {})
+    config = lent_app.home.parent / "toy" / "config.json"
+    config.rename(config.with_suffix(".gone"))
+    lent_app.post("/control/unload", {})
     page.locator("#load-last").click()
     expect(page.locator("#cluster-header .sentence")).to_contain_text("has neither config.json")
     expect(page.locator("#notice")).to_be_empty()  # nothing is said twice
+    config.with_suffix(".gone").rename(config)
     assert page.title() == "together"
 
 

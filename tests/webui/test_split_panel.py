@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.conftest import EVIL_NAME, LAYERS, NODE_NAMES, RealApp, start_app, until
@@ -125,11 +127,18 @@ def test_an_edit_is_scored_as_it_is_made(page: Page, real_app: RealApp) -> None:
     assert counts(page) == recommended
 
 
-def test_what_one_machine_takes_its_neighbours_give(page: Page, own_app: RealApp) -> None:
-    toy = make_checksum_model(own_app.home / "models" / "twelve", layers=12, quiet_ids=(*QUIET, EOS))
+@pytest.fixture(scope="module")
+def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApp]:
+    """An app with one node more than others; the last test ends one that it adds."""
+    with start_app(tmp_path_factory.mktemp("three")) as app:
+        app.post("/control/nodes", {"action": "start"}).raise_for_status()
+        yield app
+
+
+def test_what_one_machine_takes_its_neighbours_give(page: Page, three_nodes: RealApp) -> None:
+    toy = make_checksum_model(three_nodes.home / "models" / "twelve", layers=12, quiet_ids=(*QUIET, EOS))
     (toy / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS], "temperature": 9}))
-    own_app.post("/control/nodes", {"action": "start"})
-    page.goto(own_app.url)
+    page.goto(three_nodes.url)
     expect(page.locator("#cluster-nodes tbody tr")).to_have_count(3)
     choose_model(page, toy.name)
     choose(page, "#split-strategy", "Equal layers")
@@ -156,7 +165,7 @@ def test_what_one_machine_takes_its_neighbours_give(page: Page, own_app: RealApp
     page.locator("#split-less-1").click()
     assert counts(page) == [0, 11, 1]
     log, odd = (
-        own_app.home.parent / "log",
+        three_nodes.home.parent / "log",
         "together: generation_config.json of twelve has temperature = 9, which is ignored",
     )
     assert "generation_config" not in log.read_text()  # a model that is only planned is nobody's trouble yet
@@ -219,25 +228,24 @@ def test_models_can_be_chosen_and_empty_fields_show_what_is_taken(page: Page, re
     expect(page.locator("#split-column [role=option]", has_text="demo_model")).to_be_visible()
 
 
-def test_a_model_of_another_program_can_be_chosen(page: Page, tmp_path: Path) -> None:
+def test_a_model_of_another_program_can_be_chosen(page: Page, lent_app: RealApp, tmp_path: Path) -> None:
     file = make_gguf(tmp_path / "made")
-    OllamaFolder(tmp_path / "ollama").add(f"{LIBRARY}/llama3.2/3b", file.read_bytes())
-    with start_app(tmp_path, OLLAMA_MODELS=str(tmp_path / "ollama")) as app:
-        open_page(page, app)
-        page.locator("#split-model input").click()
-        option = page.locator("#split-column [role=option]", has_text="llama3.2:3b")
-        expect(option).to_contain_text("of Ollama")
-        option.click()
-        read = app.home / "imports"
-        until(lambda: list(read.glob("*/llama3.2-3b/gguf.json")), PATIENCE, "the file is read where it lies")
-        page.reload()
-        page.locator("#split-model input").click()
-        listed = page.locator("#split-column [role=option]", has_text="llama3.2-3b (4 layers")
-        expect(listed).to_contain_text("of Ollama")
+    OllamaFolder(lent_app.ollama).add(f"{LIBRARY}/llama3.2/3b", file.read_bytes())
+    open_page(page, lent_app)
+    page.locator("#split-model input").click()
+    option = page.locator("#split-column [role=option]", has_text="llama3.2:3b")
+    expect(option).to_contain_text("of Ollama")
+    option.click()
+    read = lent_app.home / "imports"
+    until(lambda: list(read.glob("*/llama3.2-3b/gguf.json")), PATIENCE, "the file is read where it lies")
+    page.reload()
+    page.locator("#split-model input").click()
+    listed = page.locator("#split-column [role=option]", has_text="llama3.2-3b (4 layers")
+    expect(listed).to_contain_text("of Ollama")
 
 
-def test_an_edited_split_is_applied_and_the_table_follows_machines(page: Page, own_app: RealApp) -> None:
-    open_page(page, own_app)
+def test_an_edited_split_is_applied(page: Page, lent_app: RealApp) -> None:
+    open_page(page, lent_app)
     ask(page, "Hello", 10)
     measurements(page)
     recommend(page)
@@ -247,16 +255,18 @@ def test_an_edited_split_is_applied_and_the_table_follows_machines(page: Page, o
     page.locator("#split-apply").click()
     expect(page.locator("#split-said .good")).to_contain_text("toy runs by this split", timeout=MEASURED)
     until(lambda: ranges(page, "#cluster-header") == ["0:3", "3:4"], PATIENCE, "the header shows the new split")
-    stages = [stage["layers"] for node in own_app.status()["nodes"] for stage in node["stages"]]
+    stages = [stage["layers"] for node in lent_app.status()["nodes"] for stage in node["stages"]]
     assert sorted((layers["start"], layers["stop"]) for layers in stages) == [(0, 3), (3, 4)]
     first = answers(page)
     ask(page, "Again", 5)
     expect(page.locator("#chat .bot.message > .message.thought")).to_have_count(2)
     assert answers(page)[0] == first[0]
-    assert own_app.serving()["state"] == "READY"
+    assert lent_app.serving()["state"] == "READY"
 
-    make_checksum_model(own_app.home / "models" / "slow", layers=6, load_ms=1500, seed=3, quiet_ids=(*QUIET, EOS))
-    page.reload()
+
+def test_the_table_follows_machines(page: Page, three_nodes: RealApp) -> None:
+    make_checksum_model(three_nodes.home / "models" / "slow", layers=6, load_ms=1500, seed=3, quiet_ids=(*QUIET, EOS))
+    page.goto(three_nodes.url)
     choose_model(page, "slow")
     recommend(page)
     page.locator("#split-apply").click()
@@ -268,17 +278,17 @@ def test_an_edited_split_is_applied_and_the_table_follows_machines(page: Page, o
     expect(page.locator("#split-model input")).to_have_value("slow (in service)")
     reads_well(page)
 
-    known = {process.pid for process in own_app.tree()}
-    own_app.post("/control/nodes", {"action": "start"})
-    expect(page.locator("#cluster-nodes tbody tr")).to_have_count(3)
+    known = {process.pid for process in three_nodes.tree()}
+    three_nodes.post("/control/nodes", {"action": "start"})
+    expect(page.locator("#cluster-nodes tbody tr")).to_have_count(4)
     expect(page.locator("#split-stale")).to_contain_text("recommend again")
-    new = [process for process in own_app.tree() if process.pid not in known and "node" in process.cmdline()]
+    new = [process for process in three_nodes.tree() if process.pid not in known and "node" in process.cmdline()]
     assert len(new) == 1
     psutil.Process(new[0].pid).kill()
-    lost = page.locator("#cluster-nodes tbody tr", has_text=f"{EVIL_NAME}-3")
+    lost = page.locator("#cluster-nodes tbody tr", has_text=f"{EVIL_NAME}-4")
     expect(lost.locator(".pill")).to_have_text("FAILED")
     expect(lost.locator(".cause")).to_contain_text("lost: ")
     expect(lost.locator("[data-label=Memory], [data-label=Layers]")).to_have_text(["–", "–"])
     reads_well(page)
-    assert faults(own_app.command("status").stdout, ("two spaces",)) == []
+    assert faults(three_nodes.command("status").stdout, ("two spaces",)) == []
     expect(page.locator("#split-stale")).to_be_empty()  # the machines of the plan are all there are, again

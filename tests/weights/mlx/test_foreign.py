@@ -23,6 +23,7 @@ from together.weights.mlx.folder import WrittenFolder, convert_folder
 
 PROMPT = prompt_ids(24)
 ROUNDED = {name: "fp8" for name in FORMATS if name.startswith("fp8")} | {"nvfp4": "affine 5 bit, groups of 16"}
+SHORT = ("gptq-4", "gptq-8", "awq", "int4-asymmetric", "int8")  # each layout, and what is special of some
 KEPT = [name for name in FORMATS if name not in ROUNDED]
 
 
@@ -34,7 +35,9 @@ def logits(folder: Path, backend: str) -> Logits:
     return Chain([load_shard(folder, backend, LayerRange(0, LAYERS))]).logits(row(new_sequence(), 0, PROMPT))
 
 
-@pytest.mark.parametrize("format", KEPT)
+@pytest.mark.parametrize(
+    "format", [pytest.param(each, marks=() if each in SHORT else pytest.mark.full) for each in KEPT]
+)
 def test_codes_are_kept(tmp_path: Path, format: str) -> None:
     name = "qwen3_moe" if format == "gptq-4" else "llama"
     source, judge = write_foreign(make_plain(tmp_path / "plain", name), tmp_path, FORMATS[format])
