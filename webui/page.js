@@ -157,9 +157,10 @@
 
   const followModels = ({ services = [], on_demand }) => {
     const button = document.getElementById("look-for-models");
-    if (!button || !view) return;
+    const choice = document.getElementById("answers-by"); // drawn one after the other
+    if (!button || !choice || !view) return;
     const names = services.filter((one) => ["READY", "RECOVERING"].includes(one.serving.state)).map((one) => one.serving.model);
-    document.getElementById("answers-by").classList.toggle("shown", names.length > 1 || on_demand);
+    choice.classList.toggle("shown", names.length > 1 || on_demand);
     const now = [on_demand, ...names].join("\n");
     if (models !== null && models !== now) button.click();
     models = now;

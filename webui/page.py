@@ -111,7 +111,10 @@ def build(head: Head, events: Events) -> gr.Blocks:
             head.demands.on = wanted
             return ""
 
-        events.chat(page.load, lambda: head.demands.on, None, switch)
+        def demanded() -> bool:
+            return head.demands.on
+
+        events.chat(page.load, demanded, None, switch)
         events.order(switch.input, on_demand, switch, chat.notice, refused=notice)
         for button, order in ((load_again, head.load_again), (load_last, head.load_last), (rebalance, move)):
             events.order(button.click, tried(head, order), None, chat.notice, refused=notice)

@@ -22,7 +22,7 @@ SILENT = {
     "opened",
     "usual",
 }  # nothing is chosen or shown to another machine, and nothing was asked by a person
-CHATTING = {"ask", "example", "again", "stop", "clear", "reset", "_show_ratio"}  # from everywhere
+CHATTING = {"ask", "example", "again", "stop", "clear", "reset", "demanded", "_show_ratio"}  # from everywhere
 REASON = HERE_ONLY[1:]  # a notice begins with a capital
 
 

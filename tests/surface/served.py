@@ -18,7 +18,7 @@ from together.api.server import bind, serving, url_of
 from together.head.head import Head
 from webui import gr, page
 
-NO_VALUES: dict[type, object] = {gr.Chatbot: [], gr.State: None, gr.Slider: 1, gr.Number: 1}
+NO_VALUES: dict[type, object] = {gr.Chatbot: [], gr.State: None, gr.Slider: 1, gr.Number: 1, gr.Checkbox: False}
 
 
 @dataclass(slots=True)
