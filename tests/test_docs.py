@@ -31,6 +31,7 @@ from tests.support.documents import DOCUMENTS, LAUNCH, Block, anchors, block_wit
 from tests.support.gguf_models import make_gguf
 from tests.support.hub import HubServer, serve_hub
 from tests.support.hub_words import make_folder
+from tests.support.lightest import LIGHTEST
 from tests.support.other_programs import LIBRARY, OllamaFolder
 from tests.support.patience import PATIENCE
 from together.desktop.bench.cli import app as bench_commands
@@ -233,7 +234,7 @@ def _wait_until_it_serves(process: subprocess.Popen[bytes], log: Path, sign: str
 
 
 @contextmanager
-def _reader(folder: Path) -> Iterator[Reader]:
+def _reader(folder: Path, **more: str) -> Iterator[Reader]:
     with serve_hub() as hub:
         hub.add(HUB_MODEL, make_folder(folder / "published", "qwen3"))
         shutil.copytree(ROOT / "examples/demo_model", folder / "user/models/my-model")
@@ -248,6 +249,7 @@ def _reader(folder: Path) -> Iterator[Reader]:
             "OLLAMA_MODELS": str(folder / "ollama"),
             "PYTHONPATH": str(ROOT),
             "TOGETHER_NAME": "studio",
+            **more,
         }
         first = environment_for(folder / "home") | shared
         second = first | {"TOGETHER_HOME": str(folder / "other"), "TOGETHER_NAME": "mini"}
@@ -268,9 +270,22 @@ COMMANDS = [block for block in blocks() if block.language == "sh"]
 FIRST = COMMANDS[:3]  # README's: the start, a first real model, and a question
 
 
+@pytest.fixture(scope="module")
+def quick_reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    with _reader(tmp_path_factory.mktemp("quick"), TOGETHER_BACKEND=LIGHTEST) as reader:
+        yield reader
+
+
 @pytest.mark.timeout(2 * LONG)
 @pytest.mark.parametrize("block", FIRST, ids=str)
-def test_the_first_five_minutes(reader: Reader, block: Block) -> None:
+def test_the_first_five_minutes(quick_reader: Reader, block: Block) -> None:
+    _type_all(quick_reader, block)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(2 * LONG)
+@pytest.mark.parametrize("block", FIRST, ids=str)
+def test_the_first_five_minutes_on_the_default_backend(reader: Reader, block: Block) -> None:
     _type_all(reader, block)
 
 

@@ -263,7 +263,9 @@ def test_a_form_is_what_mlx_lm_makes_of_a_plain_model(
     assert_computes(tmp_path / "out", logits(wanted, "torch"))
 
 
-@pytest.mark.parametrize("form", ["mixed", "nvfp4", "mxfp8", "ends-plain"])
+@pytest.mark.parametrize(
+    "form", ["mixed", "nvfp4", *(pytest.param(form, marks=pytest.mark.full) for form in ("mxfp8", "ends-plain"))]
+)
 def test_a_folder_of_mlx_stays_byte_for_byte(tmp_path: Path, form: str) -> None:
     source = write_mlx(make_narrow(tmp_path / "plain", "qwen3_moe", "bf16"), tmp_path / "mlx", FORMS[form], files=3)
     convert(source, tmp_path / "out")
