@@ -56,6 +56,12 @@ async def test_a_text_is_refused_as_soon_as_it_is_too_long() -> None:
     assert taken <= MAX_BODY + CHUNK
 
 
+async def test_a_request_with_too_many_pictures_says_its_limit() -> None:
+    body = PICTURE % (b"A" * MAX_PICTURES)
+    with pytest.raises(BodyTooLarge, match="at most 32 MB, and files grow by a third in it; send fewer"):
+        await read_body(Request({"type": "http", "headers": []}, lambda: whole(body)), pictures=True)
+
+
 async def test_only_chats_have_pictures() -> None:
     body = PICTURE % (b"A" * 2 * MAX_BODY)
     request = Request({"type": "http", "headers": []}, lambda: whole(body))

@@ -15,16 +15,20 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.support.vision import EYES, LEAST, MOST, photo, write_seeing
-from together.errors import BadRequest
+from together.errors import BadRequest, QueueFull
 from together.models.eyes import MOST_PARTS
 from together.models.spec import read_spec
-from together.requests import Attached, Message
+from together.requests import Attached, ChatRequest, Message, Tool, ToolCall, ToolUse
 from together.sentences import Sentence
 from together.text.pictures import MOST_FILE, MOST_PICTURES, Sight, placed, read_sight, refuse_marks
 from together.text.tool_formats import HERMES
 from together.text.tool_turns import joined, turns
 
 SIGHT = Sight(EYES, LEAST, MOST)
+
+
+def chat(*messages: Message) -> ChatRequest:
+    return ChatRequest(messages)
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -50,9 +54,10 @@ def saved(image: Image.Image, kind: str, **how: object) -> bytes:
         (photo(80, 80)[:-200], "it is broken, or not whole"),
         (bomb(60_000, 60_000), "more than 50000000 pixels"),
         (bomb(8000, 8000), "more than 50000000 pixels"),
+        (saved(Image.new("L", (4000, 4000)), "WEBP", lossless=True), "more than 12500000 pixels"),
         (bomb(40, 40), "it is broken, or not whole"),
         (saved(Image.new("RGB", (402, 2)), "PNG"), "more than 200 times as long as it is wide"),
-        (bytes(MOST_FILE + 1), "more than 16777216 bytes"),
+        (bytes(MOST_FILE + 1), "its file has more than 16 MB"),
         ("?!", "it is not in base64"),
     ],
 )
@@ -154,8 +159,24 @@ def test_the_same_pixels_have_one_key_and_others_another() -> None:
 async def test_a_conversation_has_so_many_pictures() -> None:
     many = Message("user", "", pictures=(Attached(0, photo(40, 40)),) * (MOST_PICTURES + 1))
     with pytest.raises(BadRequest, match=f"at most {MOST_PICTURES} pictures"):
-        await SIGHT.prepare([many])
-    assert len(await SIGHT.prepare([replace(many, pictures=many.pictures[1:])])) == MOST_PICTURES
+        await SIGHT.prepare([many], lambda size: None)
+    sizes: list[int] = []
+    found = await SIGHT.prepare([replace(many, pictures=many.pictures[1:])], sizes.append)
+    assert len(found) == MOST_PICTURES
+    assert sizes == [sum(len(each.pixels) for each in found)]
+
+
+async def test_nothing_is_decoded_for_which_there_is_no_room() -> None:
+    """What would fail to be decoded is not even tried."""
+
+    def full(size: int) -> None:
+        raise QueueFull(f"no room for {size} bytes")
+
+    asked = Message("user", "", pictures=(Attached(0, photo(80, 80)[:-200]),))
+    with pytest.raises(QueueFull, match="no room for"):
+        await SIGHT.prepare([asked], full)
+    with pytest.raises(BadRequest, match="it is broken"):
+        await SIGHT.prepare([asked], lambda size: None)
 
 
 def test_each_part_of_a_picture_has_a_token() -> None:
@@ -165,15 +186,29 @@ def test_each_part_of_a_picture_has_a_token() -> None:
     assert [each.offset for each in found] == [1, 2 + first.tokens]
 
 
-@pytest.mark.parametrize("prompt", [(7,), (5, 7, 5)])
-def test_a_template_that_loses_pictures_is_refused(prompt: tuple[int, ...]) -> None:
+def test_a_template_that_loses_pictures_is_refused() -> None:
+    picture = SIGHT.read(photo(40, 40))
     with pytest.raises(BadRequest, match="does not say where the pictures are"):
-        placed(prompt, (SIGHT.read(photo(40, 40)),), 5)
+        placed((7,), (picture,), 5)
+    with pytest.raises(BadRequest, match="the text of the request has a word that stands for a picture"):
+        placed((5, 7, 5), (picture,), 5)
 
 
-def test_a_text_that_looks_like_a_picture_is_refused() -> None:
-    with pytest.raises(BadRequest, match=r"messages.1.content: the text has <pad>, which stands for a picture"):
-        refuse_marks([Message("user", "a"), Message("user", "b <pad>")], "<pad>")
+TOOL = Tool("f", "", {"type": "object", "properties": {"a": {"description": "<pad>"}}})
+MARKED: dict[str, ChatRequest] = {
+    "messages.1.content": chat(Message("user", "a"), Message("user", "b <pad>")),
+    "messages.0.reasoning_content": chat(Message("assistant", "", "<pad>")),
+    "messages.0.tool_calls": chat(Message("assistant", "", "", (ToolCall("1", "<pad>", "{}"),))),
+    "tools.0.function": replace(chat(Message("user", "")), tool_use=ToolUse((TOOL,))),
+    "chat_template_kwargs": replace(chat(Message("user", "")), template={"date": "<pad>"}),
+}
+
+
+@pytest.mark.parametrize("where", MARKED)
+def test_a_text_that_looks_like_a_picture_is_refused(where: str) -> None:
+    with pytest.raises(BadRequest, match=f"{where}: the text has <pad>, which stands for a picture"):
+        refuse_marks(MARKED[where], "<pad>")
+    refuse_marks(MARKED[where], "<other>")
 
 
 def test_templates_get_text_and_pictures_in_order() -> None:

@@ -39,6 +39,6 @@ async def _body(request: Request) -> bytes:
     async for chunk in request.stream():
         size += len(chunk)
         if size > MOST_FILE:
-            raise BodyTooLarge("a picture may have at most {most} bytes", most=MOST_FILE)
+            raise BodyTooLarge("a picture may have at most {most} MB; make it smaller", most=MOST_FILE // 2**20)
         chunks.append(chunk)
     return b"".join(chunks)

@@ -118,6 +118,9 @@ async def read_body(request: Request, *, pictures: bool = False) -> bytes:
         chunks.append(chunk)
         if pictures and size > most == MAX_BODY and _PICTURE in b"".join(chunks):
             most = MAX_PICTURES
+        if size > most == MAX_PICTURES:
+            text = "a request with pictures may have at most {most} MB, and files grow by a third in it; send fewer"
+            raise BodyTooLarge(text, most=most // 2**20)
         if size > most:
             raise BodyTooLarge("a request body may have at most {most} bytes", most=most)
     body = b"".join(chunks)

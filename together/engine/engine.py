@@ -7,11 +7,13 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 from together.engine.scheduler import Scheduler
 from together.engine.sequence import RingPort, Sequence, TokenEvent
 from together.engine.stats import SHORT, EngineStats, Pushed, RequestClock, StepTimes
 from together.errors import BadRequest, NotServing, QueueFull, RingBroken, TogetherError
+from together.picture import Picture
 from together.requests import FinishReason, GenerateRequest
 from together.sampling import validate
 from together.sentences import say
@@ -107,7 +109,7 @@ class Engine:
         """
         self._check_open()
         _check(request, self.vocabulary)
-        self._check_pictures(request)
+        self.check_pictures(0, request.pictures)
         stream = TokenStream(self, self._scheduler.submit(request), ready or asyncio.Event())
         self._streams[stream.sequence] = stream
         self._changed.set()
@@ -118,11 +120,14 @@ class Engine:
         self._check_open()
         self._scheduler.check_room(count)
 
-    def _check_pictures(self, request: GenerateRequest) -> None:
-        """Raises QueueFull where those of open requests, which are kept for replays, take too much memory."""
-        held = {picture.key: len(picture.pixels) for stream in self._streams for picture in stream.request.pictures}
-        held |= {picture.key: len(picture.pixels) for picture in request.pictures}
-        if request.pictures and sum(held.values()) > MOST_PIXELS:
+    def check_pictures(self, size: int, given: tuple[Picture, ...] = ()) -> None:
+        """Raises QueueFull where `size` more bytes, and those `given`, do not fit beside the pictures of open requests.
+
+        They are kept for replays, the same ones once.
+        """
+        pictures = chain(given, *(stream.request.pictures for stream in self._streams))
+        held = {picture.key: len(picture.pixels) for picture in pictures}
+        if (size or given) and size + sum(held.values()) > MOST_PIXELS:
             raise QueueFull("pictures of other requests take all room; ask again in a moment")
 
     def _check_open(self) -> None:

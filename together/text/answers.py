@@ -102,7 +102,7 @@ async def _chat_choices(engine: Engine, model: TextModel, request: ChatRequest, 
     rendered = model.template.render(request.messages, use.tools, request.chosen_template, **request.template)
     text = await asyncio.wrap_future(rendered)
     prompt = await model.encode_aside(text, context=engine.context)
-    prompt, pictures = await _seen(model, request, prompt)
+    prompt, pictures = await _seen(engine, model, request, prompt)
     stable = 0 if engine.rewinds or pictures else await _stable(engine, model, request, prompt)
     requests = (replace(each, pictures=pictures) for each in _requests([prompt], request, grammar, text, stable))
     streams = _submit_all(engine, requests, ready)
@@ -111,17 +111,17 @@ async def _chat_choices(engine: Engine, model: TextModel, request: ChatRequest, 
 
 
 async def _seen(
-    model: TextModel, request: ChatRequest, prompt: tuple[int, ...]
+    engine: Engine, model: TextModel, request: ChatRequest, prompt: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[Picture, ...]]:
-    """The prompt with the tokens of its pictures, and where they are. Raises BadRequest."""
+    """The prompt with the tokens of its pictures, and where they are. Raises BadRequest or QueueFull."""
     first = next((index for index, message in enumerate(request.messages) if message.pictures), None)
     if first is None:
         return prompt, ()
     sight, where = model.sight, f"messages.{first}.content"
     if isinstance(sight, Sentence):
         raise BadRequest("{where}: {reason}", where, where=where, reason=sight)
-    refuse_marks(request.messages, model.tokenizer.id_to_token(sight.eyes.token))
-    return placed(prompt, await sight.prepare(request.messages), sight.eyes.token)
+    refuse_marks(request, model.tokenizer.id_to_token(sight.eyes.token))
+    return placed(prompt, await sight.prepare(request.messages, engine.check_pictures), sight.eyes.token)
 
 
 async def _stable(engine: Engine, model: TextModel, request: ChatRequest, prompt: tuple[int, ...]) -> int:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import math
 import warnings
 from base64 import b64decode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +29,7 @@ from together.models.manifest import CONFIG
 from together.models.spec import ModelSpec
 from together.models.values import Values
 from together.picture import Picture
-from together.requests import Message
+from together.requests import ChatRequest, Message
 from together.sentences import Sentence, Value, say, template
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_FILE = 16 * 2**20  # bytes
-MOST_PIXELS = 50_000_000  # of a file, as cameras have them: 150 MB while it is read
+MOST_PIXELS = 50_000_000  # of a file, as cameras have them: up to 0.4 GB while it is read (a JPEG of several passes)
+MOST_WEBP = MOST_PIXELS // 4  # its decoder takes four times the memory for each
 MOST_PICTURES = 16  # of a conversation
 NARROWEST = 200  # a picture is at most so many times as long as it is wide
 _LEAST, _MOST = 256 * 256, 4096 * 4096  # pixels, where preprocessor_config.json is silent
@@ -48,34 +51,41 @@ _PROCESSOR = "preprocessor_config.json"
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """How a model's pictures are prepared: away from the event loop, two at a time."""
+    """How a model's pictures are prepared: away from the event loop, one at a time."""
 
     eyes: Eyes
     least: int  # pixels that a picture is made larger to
     most: int  # and smaller to
-    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "pictures"))
 
-    async def prepare(self, messages: Sequence[Message]) -> tuple[Picture, ...]:
-        """All pictures of a conversation, in order. Raises BadRequest."""
+    async def prepare(self, messages: Sequence[Message], check: Callable[[int], None]) -> tuple[Picture, ...]:
+        """All pictures of a conversation, in order. Raises BadRequest, and what `check` raises.
+
+        It gets the bytes that they all will have, before any is decoded.
+        """
         asked = [(f"messages.{index}.content", each.data) for index, m in enumerate(messages) for each in m.pictures]
         if len(asked) > MOST_PICTURES:
             text = "{where}: a conversation has at most {most} pictures; leave earlier ones out"
             raise BadRequest(text, asked[-1][0], where=asked[-1][0], most=MOST_PICTURES)
-        loop = asyncio.get_running_loop()
-        each = [loop.run_in_executor(self.threads, self.read, data, where) for where, data in asked]
-        return tuple(await asyncio.gather(*each))
+        run = partial(asyncio.get_running_loop().run_in_executor, _thread())
+        check(sum(await asyncio.gather(*(run(self.measure, data, where) for where, data in asked))))
+        each = [run(self.read, data, where) for where, data in asked]
+        try:
+            return tuple(await asyncio.gather(*each))
+        finally:
+            for picture in each:  # nobody waits for the others where one is refused
+                picture.cancel()
+
+    def measure(self, data: bytes | str, where: str = "messages") -> int:
+        """The bytes of a file's picture as the model sees it, by the file's beginning. Raises BadRequest."""
+        with _opened(_file(data, where), where) as opened:
+            width, height = self.size(*opened.size)
+        return 3 * width * height
 
     def read(self, data: bytes | str, where: str = "messages") -> Picture:
         """A file's picture as the model sees it. Raises BadRequest."""
         from PIL import Image
 
-        if len(data) > (MOST_FILE if isinstance(data, bytes) else MOST_FILE * 4 // 3 + 4):
-            raise _refusal(where, "it has more than {most} bytes", most=MOST_FILE)
-        try:
-            file = data if isinstance(data, bytes) else b64decode(data, validate=True)
-        except ValueError as error:
-            raise _refusal(where, "it is not in base64") from error
-        with _opened(file, where) as opened:
+        with _opened(_file(data, where), where) as opened:
             turn = _TURNS.get(_orientation(opened))
             sideways = turn in _SIDEWAYS
             width, height = self.size(*(opened.size[::-1] if sideways else opened.size))
@@ -101,6 +111,21 @@ class Sight:
         return Picture(0, image.height // side, image.width // side, side, pixels, key)
 
 
+@cache
+def _thread() -> ThreadPoolExecutor:
+    """One for all models of a head: what a large picture takes while it is read, it takes once."""
+    return ThreadPoolExecutor(1, "pictures")
+
+
+def _file(data: bytes | str, where: str) -> bytes:
+    if len(data) > (MOST_FILE if isinstance(data, bytes) else MOST_FILE * 4 // 3 + 4):
+        raise _refusal(where, "its file has more than {most} MB", most=MOST_FILE // 2**20)
+    try:
+        return data if isinstance(data, bytes) else b64decode(data, validate=True)
+    except ValueError as error:
+        raise _refusal(where, "it is not in base64") from error
+
+
 def kind_of(data: bytes) -> str:
     """The media type of a picture's file that can be read, as far as its beginning says. Raises BadRequest."""
     with _opened(data, "body") as image:
@@ -118,7 +143,7 @@ def _opened(data: bytes, where: str) -> Iterator[Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
             opened = Image.open(BytesIO(data), formats=FORMATS)
-        _check_size(where, *opened.size)
+        _check_size(where, *opened.size, MOST_WEBP if opened.format == "WEBP" else MOST_PIXELS)
         yield opened
     except UnidentifiedImageError as error:
         raise _refusal(where, "it is none of {formats}", formats=FORMATS) from error
@@ -192,14 +217,25 @@ def _fixed(eyes: Eyes) -> dict[str, object]:
     return {"image_mean": half, "image_std": half, "patch_size": eyes.patch, "merge_size": eyes.merge, **steps}
 
 
-def refuse_marks(messages: Sequence[Message], mark: str | None) -> None:
+def refuse_marks(request: ChatRequest, mark: str | None) -> None:
     """Raises BadRequest where a text has the word that stands for a picture: nobody could tell them apart."""
-    for index, message in enumerate(messages):
-        calls = (call.arguments for call in message.tool_calls)
-        if mark and any(mark in text for text in (message.content, message.reasoning, *calls)):
-            where = f"messages.{index}.content"
-            text = "{where}: the text has {mark}, which stands for a picture; leave it out"
-            raise BadRequest(text, where, where=where, mark=mark)
+    where = next((place for place, text in _texts(request) if mark and mark in text), None)
+    if where is not None:
+        text = "{where}: the text has {mark}, which stands for a picture; leave it out"
+        raise BadRequest(text, where, where=where, mark=mark or "")
+
+
+def _texts(request: ChatRequest) -> Iterator[tuple[str, str]]:
+    """All that a template may write into a prompt, each behind its place in the request."""
+    for index, message in enumerate(request.messages):
+        yield f"messages.{index}.content", message.content
+        yield f"messages.{index}.reasoning_content", message.reasoning
+        for call in message.tool_calls:
+            yield f"messages.{index}.tool_calls", f"{call.name}\n{call.arguments}"
+    for index, tool in enumerate(request.tool_use.tools):
+        parameters = json.dumps(tool.parameters, ensure_ascii=False)
+        yield f"tools.{index}.function", f"{tool.name}\n{tool.description}\n{parameters}"
+    yield "chat_template_kwargs", json.dumps(dict(request.template), ensure_ascii=False, default=str)
 
 
 def placed(
@@ -219,20 +255,17 @@ def placed(
             ids.extend([token] * picture.tokens)
             found.append(picture)
         else:
-            raise _unplaced()
+            text = "the text of the request has a word that stands for a picture, in another spelling; leave it out"
+            raise BadRequest(text, "messages")
     if len(found) < len(pictures):
-        raise _unplaced()
+        text = "the chat template of this model does not say where the pictures are; load another version of the model"
+        raise BadRequest(text, "messages")
     return tuple(ids), tuple(found)
 
 
-def _unplaced() -> BadRequest:
-    text = "the chat template of this model does not say where the pictures are; load another version of the model"
-    return BadRequest(text, "messages")
-
-
-def _check_size(where: str, width: int, height: int) -> None:
-    if width * height > MOST_PIXELS:
-        raise _refusal(where, "it has more than {most} pixels", most=MOST_PIXELS)
+def _check_size(where: str, width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise _refusal(where, "it has more than {most} pixels", most=most)
     if max(width, height) > NARROWEST * min(width, height):
         raise _refusal(where, "it is more than {most} times as long as it is wide", most=NARROWEST)
 
