@@ -161,6 +161,7 @@ _ENGLISH = {
         "{model} asks in {file} for pictures that are prepared otherwise than here; send text alone, or take it from "
         "where it was published"
     ),
+    "demand_failed": "{model} could not be loaded because of a bug; see the log, then ask again",
     "engine_failed": "the engine stopped because of a bug in it; see the log, then load the model again",
     "no_room": "{error}; no other machine has room for its layers, and it comes back by itself when one has",
     "not_changed": "the plan was not changed: {error}",

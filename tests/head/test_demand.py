@@ -101,9 +101,9 @@ async def test_the_least_used_goes_and_what_is_used_or_kept_stays(
         assert str(plan.suggestions[0]).startswith("unload heavy")
         service = head.ready("heavy")
         async with head.demands.held("heavy"):
-            waiting = asyncio.create_task(asked(head, "other", within=60.0))
+            waiting = asyncio.create_task(asked(head, "other", within=10.0))
             await until(lambda: service.leaving)
-            clock.now += 61
+            clock.now += 11
             with pytest.raises(NotServing, match="waits for others to make room"):
                 await waiting
             assert service.holds == 1
@@ -139,6 +139,89 @@ async def test_a_kept_model_that_lost_its_place_takes_a_normal_ones(tmp_path: Pa
         assert gone.state is ServingState.FAILED
         assert "kept is to be kept, lost a part of its ring, and needed its memory" in str(gone.sentence)
         await until(lambda: shown(head)["kept"] is ServingState.READY)
+
+
+async def test_a_client_that_does_not_read_on_stops_nobody(tmp_path: Path, shared: tuple[Settings, list[Node]]) -> None:
+    async with demanding(tmp_path, shared) as (head, clock, folders):
+        request = ChatRequest((Message("user", "hello"),), GREEDY, 12)
+        slow = head.on_demand("heavy", lambda service: head.chat(request, service.name))
+        first = await anext(slow)
+        service = head.ready("heavy")
+        waiting = asyncio.create_task(asked(head, "other"))
+        await until(lambda: service.leaving and not service.computing)
+        assert await asked(head, "light") == right_answer(folders["light"])  # what needs no room passes
+        assert not service.closed
+        clock.now += 16
+        assert await waiting == right_answer(folders["other"])
+        assert first.text + "".join([piece.text async for piece in slow]) == right_answer(folders["heavy"])
+
+
+async def test_a_model_that_is_used_for_long_takes_requests_in_between(
+    tmp_path: Path, shared: tuple[Settings, list[Node]]
+) -> None:
+    async with demanding(tmp_path, shared) as (head, clock, folders):
+        slow = {"seed": 0, "quiet_ids": ENDLESS, "num_key_value_heads": HEAVY, "step_ms": 50}
+        await head.load(make_checksum_model(folders["heavy"], **slow))  # type: ignore[arg-type]
+        service = head.ready()
+        long = asyncio.create_task(ask_of(head, folders["heavy"], 400))
+        await until(lambda: service.computing)
+        waiting = asyncio.create_task(asked(head, "other"))
+        await until(lambda: service.leaving)
+        late = asyncio.create_task(asked(head, "heavy"))
+        await until(lambda: len(head.demands.open) == 2)
+        clock.now += 61
+        assert await late == right_answer(folders["heavy"])
+        assert not long.done()
+        assert service.leaving
+        waiting.cancel()
+        long.cancel()
+        await asyncio.gather(waiting, long, return_exceptions=True)
+
+
+async def test_what_is_kept_while_it_is_to_go_stays_and_nothing_goes_for_nobody(
+    tmp_path: Path, shared: tuple[Settings, list[Node]]
+) -> None:
+    async with demanding(tmp_path, shared) as (head, _, folders):
+        await head.load(folders["heavy"])
+        service = head.ready()
+        async with head.demands.held("heavy"):
+            waiting = asyncio.create_task(asked(head, "other"))
+            await until(lambda: service.leaving)
+            waiting.cancel()
+            await until(lambda: not service.leaving)  # nobody waits
+            assert await asked(head, "heavy") == right_answer(folders["heavy"])
+            waiting = asyncio.create_task(asked(head, "other"))
+            await until(lambda: service.leaving)
+            await head.load("heavy", keep=True)
+        with pytest.raises(NotServing, match="does not fit"):
+            await waiting
+        assert head.demands.swaps == 0
+        assert shown(head) == {"heavy": ServingState.READY}
+
+
+async def test_a_failure_that_nobody_foresaw_is_told_in_a_sentence(
+    tmp_path: Path, shared: tuple[Settings, list[Node]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with demanding(tmp_path, shared) as (head, _, __):
+
+        async def fails(*_: object, **__: object) -> Service:
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(head.orders, "carry_out", fails)
+        with pytest.raises(NotServing, match="light could not be loaded because of a bug; see the log"):
+            await asked(head, "light")
+
+
+async def test_nothing_goes_as_idle_that_has_an_order(tmp_path: Path, shared: tuple[Settings, list[Node]]) -> None:
+    async with demanding(tmp_path, shared, idle="30m") as (head, clock, _):
+        slow = make_checksum_model(tmp_path / "slow", quiet_ids=ENDLESS, load_ms=1500)
+        await head.load(slow, by_hand("anna=0:4"))
+        ordered = asyncio.create_task(head.load("slow", by_hand("berta=0:4")))
+        await until(lambda: head.orders.concern(head.ready()))
+        clock.now += 31 * 60
+        await head.demands.look_at_idle()
+        assert await ordered == "slow"
+        assert shown(head) == {"slow": ServingState.READY}
 
 
 def test_times_and_aliases() -> None:

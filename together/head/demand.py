@@ -11,6 +11,8 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 from together.errors import NoRoom, NotServing, TogetherError
 from together.head.load import ModelLoad
@@ -28,6 +30,8 @@ LOOK_EVERY = 0.5  # seconds
 IDLE_EVERY = 5.0  # seconds between looks for services that nobody uses
 COME_BACK = 5.0  # seconds after which a request that could not wait may ask again
 SPARED = 20.0  # seconds that a model stays for those: else two models could take turns and answer nobody
+QUIET = 15.0  # seconds without a sequence in its engine after which a hold of a service is no use of it
+LEAVE_WITHIN = 60.0  # seconds that requests wait for a model that is to go; then it takes them for SPARED seconds
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +58,11 @@ class ModelDemand:
     loaded: asyncio.Future[Service]
     holds: set[Hold] = field(default_factory=set)
     missed: bool = False  # one of them could not wait so long
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits, or was told to ask again."""
+        return bool(self.holds) or self.missed
 
 
 class Demands:
@@ -118,7 +127,7 @@ class Demands:
     async def _reach(self, target: str, hold: Hold, within: float | None) -> Service:
         deadline = None if within is None else self.clock() + within
         service = self._service_of(target)
-        if service is not None and not service.leaving:
+        if service is not None and service.takes_more:
             hold.take(service)
             return service
         demand = self.open.get(target) or self._begin(target)
@@ -148,14 +157,15 @@ class Demands:
     # --- loading ------------------------------------------------------------------------------------------------------
 
     async def _serve(self, demand: ModelDemand) -> None:
-        """Load what is demanded, after all that was demanded before, and give it to all who wait for it."""
+        """Load what is demanded and give it to all who wait for it; end with a NotServing for them where that fails."""
         try:
-            async with self._turn:
-                service = await self._load(demand.target)
-                self._hand_over(demand, service)
+            await self._load(demand)
         except TogetherError as error:
             failed = error if isinstance(error, NotServing) else NotServing(error.sentence, COME_BACK)
             demand.loaded.set_exception(failed)
+        except Exception:  # a bug of ours, or of the machine: those who wait are told, later ones try again
+            log.exception("loading %s on request failed", demand.target)
+            demand.loaded.set_exception(NotServing(say("demand_failed", model=Path(demand.target).name), COME_BACK))
         finally:
             if self.open.get(demand.target) is demand:
                 del self.open[demand.target]
@@ -171,37 +181,73 @@ class Demands:
         del self.open[demand.target]
         demand.loaded.set_result(service)
 
-    async def _load(self, target: str) -> Service:
-        wanted = ModelLoad(target, PlanRequest(strategy=self._strategy), by_itself=True)
-        while True:
-            service = self._service_of(target)
-            if service is not None:
-                return service
-            try:
-                return await self.orders.carry_out(wanted, beside=True)
-            except NoRoom as error:
-                goers = [self.services.by_name[name] for name in error.goers if name in self.services.by_name]
-                if not goers:
-                    raise
-                await self._clear(goers)
-
-    async def _clear(self, goers: list[Service]) -> None:
-        """End these services once nobody uses them; who asks for them meanwhile waits for them to come back."""
-        for service in goers:
-            service.leaving = True
+    async def _load(self, demand: ModelDemand) -> None:
+        """In turn with other demands; while it waits for others to go, those that need no room pass."""
+        goers: list[Service] = []
         try:
-            for service in goers:
-                changed = self.services.machines.membership.changed
-                while service.busy or self.clock() < service.spared:
-                    await changed.wait(changed.version, timeout=LOOK_EVERY)
-                if service.closed:
-                    continue
-                log.info("%s goes, so that another model has room", service.name)
-                self.swaps += 1
-                await self.orders.unload(service.name)
+            while demand.wanted:
+                async with self._turn:
+                    service = self._service_of(demand.target)
+                    if service is None:
+                        await self._end(goers)
+                        service, goers = await self._placed(demand.target, goers)
+                    if service is not None and service.takes_more:
+                        self._hand_over(demand, service)
+                        return
+                if service is not None:  # it goes, and comes back
+                    await self._changed()
+                elif not await self._emptied(demand, goers):
+                    goers = _stay(goers)
         finally:
-            for service in goers:
-                service.leaving = False
+            _stay(goers)
+
+    async def _placed(self, target: str, before: list[Service]) -> tuple[Service | None, list[Service]]:
+        """The model's service, or who is to go for it, who are asked to; those that were asked `before` may stay."""
+        wanted = ModelLoad(target, PlanRequest(strategy=self._strategy), by_itself=True)
+        try:
+            return await self.orders.carry_out(wanted, beside=True), _stay(before)
+        except NoRoom as error:
+            goers = [self.services.by_name[name] for name in error.goers if name in self.services.by_name]
+            if not goers:
+                raise
+        for goer in goers:
+            goer.leaving += 1
+        _stay(before)
+        return None, goers
+
+    async def _changed(self) -> None:
+        changed = self.services.machines.membership.changed
+        await changed.wait(changed.version, timeout=LOOK_EVERY)
+
+    async def _emptied(self, demand: ModelDemand, goers: list[Service]) -> bool:
+        """Whether nobody uses these services any more; False once their going is no longer what is needed.
+
+        Who asks for them meanwhile waits for them to come back. Those that are used for long take requests in between.
+        """
+        quiet, since = dict.fromkeys((goer.name for goer in goers), self.clock()), self.clock()
+        while demand.wanted and not any(goer.closed or goer.keep for goer in goers):
+            now = self.clock()
+            quiet |= {goer.name: now for goer in goers if goer.computing}
+            if all(self._may_end(goer, now - quiet[goer.name]) for goer in goers):
+                return True
+            if now - since >= LEAVE_WITHIN:
+                since = now + SPARED
+                for goer in goers:
+                    goer.spared = max(goer.spared, since)
+            await self._changed()
+        return False
+
+    def _may_end(self, service: Service, quiet: float) -> bool:
+        """A client that does not read on has a hold for as long as it likes, but its tokens are made."""
+        used = service.computing or (service.holds > 0 and quiet < QUIET)
+        return not used and self.clock() >= service.spared
+
+    async def _end(self, goers: list[Service]) -> None:
+        """End these services, but for those that were kept or ended since."""
+        for goer in goers:
+            if await self.orders.end(goer, partial(_may_still_go, goer)):
+                log.info("%s went, so that another model has room", goer.name)
+                self.swaps += 1
 
     # --- idle services ------------------------------------------------------------------------------------------------
 
@@ -222,10 +268,25 @@ class Demands:
             if service.busy:
                 service.used = self.clock()
             idle = self.clock() - service.used
-            if self._idle and not service.keep and idle >= self._idle and self.clock() >= service.spared:
-                log.info("%s goes: nobody used it for %.0f s", service.name, idle)
+            if self._idle and idle >= self._idle and not self.orders.concern(service):
                 with suppress(TogetherError):
-                    await self.orders.unload(service.name)
+                    if await self.orders.end(service, partial(self._is_idle, service)):
+                        log.info("%s went: nobody used it for %.0f s", service.name, idle)
+
+    def _is_idle(self, service: Service) -> bool:
+        now = self.clock()
+        return not service.keep and not service.busy and now - service.used >= self._idle and now >= service.spared
+
+
+def _may_still_go(goer: Service) -> bool:
+    return not goer.keep and not goer.computing
+
+
+def _stay(goers: list[Service]) -> list[Service]:
+    """They need not go; returns that nobody need."""
+    for goer in goers:
+        goer.leaving -= 1
+    return []
 
 
 def _heard(loaded: asyncio.Future[Service]) -> None:

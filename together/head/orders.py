@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -135,6 +135,18 @@ class LoadOrders:
             await self.services.end(service, self.services.loading)
         await self.services.ended()  # also what an order that was given up had begun to end
         self._forget(name)
+
+    def concern(self, service: Service) -> bool:
+        """Whether an order for that model is open."""
+        return any(order.name == service.name for order in self._orders)
+
+    async def end(self, service: Service, may: Callable[[], bool]) -> bool:
+        """End a service, after all that was ordered before, where it still `may`; whether it did. Gives up no order."""
+        async with self._one_by_one:
+            if service.closed or self.concern(service) or not may():
+                return False
+            await self.services.end(service, self.services.loading)
+            return True
 
     def _forget(self, name: str) -> None:
         """What failed is no longer shown."""

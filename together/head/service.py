@@ -126,7 +126,7 @@ class Service:
     make_room: Callable[[Service], Awaitable[Plan | None]]  # take memory of others for it; the plan that fits then
     clock: Callable[[], float]
     keep: bool = False  # no other may have its memory
-    leaving: bool = False  # another model waits for its memory
+    leaving: int = 0  # models that wait for its memory
     holds: int = 0  # requests that use it
     used: float = 0.0  # when the last one ended, by the clock
     spared: float = 0.0  # until when it stays whoever needs its memory
@@ -184,7 +184,17 @@ class Service:
     @property
     def busy(self) -> bool:
         """Whether a request is open."""
-        return self.holds > 0 or self.engine.running > 0 or self.engine.waiting > 0
+        return self.holds > 0 or self.computing
+
+    @property
+    def computing(self) -> bool:
+        """Whether its engine has a sequence."""
+        return self.engine.running > 0 or self.engine.waiting > 0
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether a request may have it now; else it waits for the model to come back."""
+        return not self.leaving or self.clock() < self.spared
 
     def let_go(self) -> None:
         """One that had a hold of it has ended."""
