@@ -9,10 +9,19 @@ import pytest
 
 from tests.support.checksum import EOS as END
 from tests.support.checksum import QUIET, make_checksum_model
-from tests.support.cluster import GREEDY, Node, by_hand, right_answer, running_cluster, until
+from tests.support.cluster import (
+    GREEDY,
+    Node,
+    by_hand,
+    fresh_head,
+    right_answer,
+    running_cluster,
+    until,
+)
 from together.errors import BadRequest, BadSetting, NotEnoughMemory, NotServing
 from together.head.head import Head
 from together.requests import ChatRequest, Message
+from together.settings import Settings
 from together.types import LayerRange
 from together.view import ServingState
 
@@ -150,3 +159,31 @@ async def test_a_load_given_up_while_it_ends_another_leaves_no_request_open(
     with pytest.raises(NotServing, match="unloaded"):
         await asking
     await until(lambda: not any(node.stages() for node in nodes))
+
+
+async def test_an_unload_by_name_gives_up_no_load_of_another_model(
+    tmp_path: Path, shared: tuple[Settings, list[Node]]
+) -> None:
+    first = make_checksum_model(tmp_path / "toy", quiet_ids=ENDLESS)
+    other = make_checksum_model(tmp_path / "home/models/org/toy", seed=1, quiet_ids=ENDLESS, load_ms=1500)
+    async with fresh_head(tmp_path / "home", *shared) as head:
+        await head.load(first)
+        loading = asyncio.create_task(head.load("org/toy", beside=True))
+        await until(lambda: head.services.starting)
+        await head.unload("toy")
+        assert await loading == "org/toy"
+        assert await ask_of(head, "org/toy") == right_answer(other)
+
+
+async def test_another_model_of_the_same_name_does_not_end_the_first(
+    cluster: tuple[Head, list[Node]], tmp_path: Path
+) -> None:
+    head, _ = cluster
+    one, other = (make_checksum_model(tmp_path / name / "toy", seed=i) for i, name in enumerate("ab"))
+    await head.load(one)
+    service = head.ready()
+    with pytest.raises(BadSetting, match=r"another toy serves here, from .*; unload it first, or rename the folder"):
+        await head.load(other, beside=True)
+    assert head.ready("toy") is service
+    await head.load(one, by_hand("anna=0:2,berta=2:4"), beside=True)  # the same: another split of it
+    await head.load(other)  # in its place

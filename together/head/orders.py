@@ -36,7 +36,8 @@ class LoadOrder:
     beside: bool  # what serves goes on; else it takes the place of the only one
     keep: bool | None  # None: as before
     task: asyncio.Task[object]
-    name: str  # the model's, once that is known
+    name: str  # the model's; what its folder is called until that is known
+    known: bool = False
     given_up: bool = False  # an unload came meanwhile
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -121,7 +122,7 @@ class LoadOrders:
         if not name and (len(self.services.by_name) > 1 or (beside and self.services.by_name)):
             self.services.only(name)
             raise BadSetting("more than one model is loaded here; name the one to unload")
-        loads = [order for order in self._orders if name in ("", order.name, order.wanted.name)]
+        loads = [order for order in self._orders if not name or self._is_of(order, name)]
         served = [service for service in self.services.by_name.values() if name in ("", service.name)]
         known = self.services.loading.model == name or name in self.services.fallen
         if name and not (loads or served or known):
@@ -135,6 +136,12 @@ class LoadOrders:
             await self.services.end(service, self.services.loading)
         await self.services.ended()  # also what an order that was given up had begun to end
         self._forget(name)
+
+    def _is_of(self, order: LoadOrder, name: str) -> bool:
+        """Whether a load is of the model of that name. Until it is read, another one may have a folder so called."""
+        served = self.services.by_name.get(name)
+        guessed = served is None or str(served.wanted.model) == str(order.wanted.model)
+        return order.name == name and (order.known or guessed)
 
     def concern(self, service: Service) -> bool:
         """Whether an order for that model is open."""
@@ -170,7 +177,7 @@ class LoadOrders:
         """
         task: asyncio.Task[object] | None = asyncio.current_task()
         assert task is not None, "orders are given by tasks"
-        order = LoadOrder(wanted, beside, keep, task, name or wanted.name)
+        order = LoadOrder(wanted, beside, keep, task, name or wanted.name, known=bool(name))
         self._orders.append(order)
         try:
             async with self._one_by_one:
@@ -203,13 +210,25 @@ class LoadOrders:
     async def _load(self, order: LoadOrder) -> Service:
         self._step(order, say("step_reading"))
         opened = await order.wanted.open(self._settings)
-        self.opened, order.name = order.wanted, opened.ref.name
+        order.name, order.known = opened.ref.name, True
+        self._refuse_same_name(order, opened)
+        self.opened = order.wanted
         for odd in opened.remarks:
             log.warning("%s", odd)
         self.machines.store.offer(opened.ref, opened.folder)
         membership, surveyor = self.machines.membership, self.machines.surveyor
         tries = LoadRetries(membership, surveyor, partial(self._step, order))
         return await tries.run(partial(self._place, order, opened), lambda: self._replaced(order) is not None)
+
+    def _refuse_same_name(self, order: LoadOrder, opened: ModelHandle) -> None:
+        """Raises BadSetting for another model with the name of one that is to go on."""
+        served, new = self.services.by_name.get(order.name), opened.ref
+        if order.beside and served and new.path != served.opened.ref.path and new.key != served.opened.ref.key:
+            raise BadSetting(
+                "another {model} serves here, from {folder}; unload it first, or rename the folder of the new one",
+                model=order.name,
+                folder=served.opened.ref.path,
+            )
 
     def _replaced(self, order: LoadOrder) -> Service | None:
         """The service whose place a load takes. Raises BadSetting where that may be any of several."""
