@@ -23,7 +23,7 @@ from together.head.head import Head
 from together.requests import ChatRequest, Message
 from together.settings import Settings
 from together.types import LayerRange
-from together.view import ServingState
+from together.view import Serving, ServingState
 
 NODES = ("anna", "berta")
 ENDLESS = (*QUIET, END)
@@ -187,3 +187,15 @@ async def test_another_model_of_the_same_name_does_not_end_the_first(
     assert head.ready("toy") is service
     await head.load(one, by_hand("anna=0:2,berta=2:4"), beside=True)  # the same: another split of it
     await head.load(other)  # in its place
+
+
+async def test_what_fell_and_comes_back_is_shown_once(cluster: tuple[Head, list[Node]], toys: list[Path]) -> None:
+    head, _ = cluster
+    large, small, _ = toys
+    await head.load(small)
+    head.services.fallen["large"] = Serving(ServingState.FAILED, "large")
+    loading = asyncio.create_task(head.load(large, beside=True))
+    await until(lambda: head.services.starting)
+    assert [each.serving.model for each in head.view().services] == ["small", "large"]
+    await loading
+    assert [each.serving.model for each in head.view().services] == ["small", "large"]

@@ -78,11 +78,11 @@ class Services:
 
     def _shown(self) -> Iterator[ServedModel]:
         yield from (service.shown() for service in self.by_name.values())
-        if self.starting is not None:
-            yield ServedModel(self.starting.serving, keep=self.starting.keep)
-        elif self.loading != EMPTY:
-            yield ServedModel(self.loading)
-        yield from map(ServedModel, self.fallen.values())
+        coming = self.starting.serving if self.starting is not None else self.loading
+        if coming != EMPTY:
+            yield ServedModel(coming, keep=self.starting is not None and self.starting.keep)
+        again = {*self.by_name, coming.model}  # what comes back is shown once
+        yield from (ServedModel(serving) for name, serving in self.fallen.items() if name not in again)
 
     # --- what they hold -----------------------------------------------------------------------------------------------
 
