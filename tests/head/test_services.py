@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +15,17 @@ from tests.support.cluster import (
     GREEDY,
     Node,
     by_hand,
+    cluster_settings,
     fresh_head,
     right_answer,
     running_cluster,
+    running_head,
+    running_node,
     until,
 )
 from together.errors import BadRequest, BadSetting, NotEnoughMemory, NotServing
 from together.head.head import Head
+from together.head.leaving import stop_node
 from together.requests import ChatRequest, Message
 from together.settings import Settings
 from together.types import LayerRange
@@ -199,3 +205,41 @@ async def test_what_fell_and_comes_back_is_shown_once(cluster: tuple[Head, list[
     assert [each.serving.model for each in head.view().services] == ["small", "large"]
     await loading
     assert [each.serving.model for each in head.view().services] == ["small", "large"]
+
+
+async def test_a_node_is_drained_of_all_models_or_of_none(tmp_path: Path) -> None:
+    big = make_checksum_model(tmp_path / "big", quiet_ids=ENDLESS, num_key_value_heads=17_500)
+    small = make_checksum_model(tmp_path / "small", seed=1, quiet_ids=ENDLESS)
+    settings = cluster_settings(tmp_path / "home")
+    memory = {"anna": "450MB", "berta": "140MB"}
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(running_node(replace(settings, name=n, memory=m))) for n, m in memory.items()]
+        async with running_head(settings, *nodes) as head:
+            await head.load(small, by_hand("anna=0:4"))
+            await head.load(big, by_hand("anna=0:4"), beside=True)
+            plans = [service.loader.plan for service in head.services.by_name.values()]
+            with pytest.raises(NotEnoughMemory):
+                await head.drain("anna")
+            assert [service.loader.plan for service in head.services.by_name.values()] == plans
+            assert not head.machines.surveyor.drained
+
+
+async def test_a_node_that_is_stopped_gives_away_what_has_room(tmp_path: Path) -> None:
+    """The first model has none elsewhere; the second moves nevertheless."""
+    big = make_checksum_model(tmp_path / "big", quiet_ids=ENDLESS, num_key_value_heads=17_500)
+    small = make_checksum_model(tmp_path / "small", seed=1, quiet_ids=ENDLESS)
+    settings = cluster_settings(tmp_path / "home", memory="450MB")
+    with running_node(replace(settings, name="berta", memory="140MB")) as node:
+        head = Head(settings, (node.endpoint,), local_nodes=1)
+        await head.start()
+        try:
+            await until(lambda: len(head.view().nodes) == 2)
+            own = next(each for each in head.view().nodes if each.owner == head.id)
+            await head.load(big, by_hand(f"{own.name}=0:4"))
+            await head.load(small, by_hand(f"{own.name}=0:4"), beside=True)
+            await stop_node(head, own.id)
+            assert head.ready("small").loader.plan.stages[0].node != own.id  # before its ring broke
+            assert await ask_of(head, small) == right_answer(small)
+            await until(lambda: shown(head)["big"] is not ServingState.READY)
+        finally:
+            await head.stop()

@@ -12,9 +12,9 @@ from pathlib import Path
 from together.checkout import own_version
 from together.cluster.discovery import Tell, log_it
 from together.cluster.survey import Placement, Speeds
-from together.cluster_types import DeviceProfile, Endpoint
+from together.cluster_types import DeviceProfile, Endpoint, NodeStatus
 from together.engine.stats import EngineStats
-from together.errors import BadPlan, BadRequest, NotServing, TogetherError
+from together.errors import BadPlan, BadRequest, NoRoom, NotServing, TogetherError
 from together.head.attachments import Attachments
 from together.head.demand import Demands
 from together.head.machines import Machines
@@ -261,12 +261,30 @@ class Head:
             return
         self._surveyor.drained.add(node.id)
         try:
-            rings = {stage.ring for stage in node.stages}
-            for service in [each for each in self.services.all() if each.serving.ring in rings]:
-                await self.orders.change(service, service.wanted.elsewhere(self.settings.strategy))
+            services = self.on(node)
+            for service in services:  # all are planned first: else some would move, and then one cannot
+                await self._check_room_without(node.id, service)
+            for service in services:
+                await self.move(service)
         except BaseException:
             self._surveyor.drained.discard(node.id)
             raise
+
+    def on(self, node: NodeStatus) -> list[Service]:
+        """The services that have layers on a node."""
+        rings = {stage.ring for stage in node.stages}
+        return [each for each in self.services.all() if each.serving.ring in rings]
+
+    async def move(self, service: Service) -> None:
+        """Split a service anew, over nodes that are not drained."""
+        await self.orders.change(service, service.wanted.elsewhere(self.settings.strategy))
+
+    async def _check_room_without(self, node: str, service: Service) -> None:
+        outcome = await self.plan_without(node, service)
+        if isinstance(outcome, Infeasible):
+            request = service.wanted.elsewhere(self.settings.strategy).request
+            missing, goers = await self.orders.with_room(outcome, service.opened, request, service)
+            raise NoRoom(missing.sentence, goers)
 
     async def plan_without(self, node: str, service: Service) -> PlannedModel | Infeasible:
         """What draining that node (its id) would make of a service; nothing is measured, nothing changes.

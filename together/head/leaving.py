@@ -70,11 +70,12 @@ async def stop_node(head: Head, name: str) -> None:
 
     Raises BadPlan for a node that `head` did not start.
     """
-    node = own_node(head, name)
+    node, drained = own_node(head, name), head.machines.surveyor.drained
+    drained.add(node.id)
     try:
-        if head.service is not None:
-            with suppress(TogetherError):  # no room: the person who stops it was told
-                await head.drain(node.id)
+        for service in head.on(node):
+            with suppress(TogetherError):  # no room for this one: the person who stops it was told
+                await head.move(service)
         await head.local.stop_one(node.endpoint)
     finally:
-        head.machines.surveyor.drained.discard(node.id)  # the next one that starts here gets its id
+        drained.discard(node.id)  # the next one that starts here gets its id
