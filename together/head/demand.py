@@ -279,7 +279,7 @@ class Demands:
 
 
 def _may_still_go(goer: Service) -> bool:
-    return not goer.keep and not goer.computing
+    return not goer.keep and not goer.computing and not goer.takes_more
 
 
 def _stay(goers: list[Service]) -> list[Service]:
