@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import wraps
@@ -27,6 +27,7 @@ from webui.conversation import (
     measured,
     names_in,
     picture,
+    pictures_of,
     text_of,
     thought,
     turn,
@@ -55,7 +56,8 @@ class Answers:
         try:
             shown = [picture(name) for name in names_in(attached)]
         except BadRequest as error:
-            yield _update(notice=notice_of(error))
+            yield _update(notice="")  # the same notice twice would not be drawn again
+            yield _update(notice=notice_of(error, attached.split()))
             return
         asked = [*turns, turn("user", question.strip(), *shown)] if question.strip() or shown else []
         async with aclosing(self._answer(asked, Knobs(*knobs))) as updates:
@@ -101,7 +103,8 @@ class Answers:
                         yield _update(chat=[*asked, *said.turns()], busy=True)
                         drawn = time.monotonic()
         except Exception as error:
-            yield _failed(asked, said, notice(sentence_of(error)) if said.text else notice_of(error))
+            names = [name for name in pictures_of(asked[-1]) if self._head.attachments.find(name)]
+            yield _failed(asked, said, notice(sentence_of(error)) if said.text else notice_of(error, names))
             return
         yield _update(chat=[*asked, *said.turns(ended=True)])
 
@@ -152,7 +155,7 @@ class AnswerDelta:
 
 
 def _failed(asked: Turns, said: AnswerDelta, notice: str) -> Update:
-    """Half an answer stays; without any, the question goes back into its box, to be sent again."""
+    """Half an answer stays; without any, the question goes back into its box, to be sent again with its pictures."""
     if said.text:
         return _update(chat=[*asked, *stopped(said.turns())], notice=notice)
     return _update(question=text_of(asked[-1]), chat=asked[:-1], notice=notice)
@@ -190,11 +193,15 @@ def in_header(head: Head, error: Exception) -> bool:
     return isinstance(error, TogetherError) and error.sentence == head.view().serving.sentence
 
 
-def notice_of(error: Exception) -> str:
-    """Why there is no answer. Where no model serves the header says why, and the notice goes when one does."""
+def notice_of(error: Exception, pictures: Sequence[str] = ()) -> str:
+    """Why there is no answer. Where no model serves the header says why, and the notice goes when one does.
+
+    `pictures`: the names of those that attach.js puts beside the question again.
+    """
     if isinstance(error, NotServing):
-        return notice("the question was not answered: no model answers now, for the reason at the top", "until-ready")
-    return notice(sentence_of(error))
+        text = "the question was not answered: no model answers now, for the reason at the top"
+        return notice(text, "until-ready", pictures)
+    return notice(sentence_of(error), pictures=pictures)
 
 
 def sentence_of(error: Exception) -> str:
@@ -205,9 +212,10 @@ def sentence_of(error: Exception) -> str:
     return INSIDE
 
 
-def notice(sentence: str, until: str = "") -> str:
+def notice(sentence: str, until: str = "", pictures: Sequence[str] = ()) -> str:
     """A sentence as HTML: it may hold names from other machines, so nothing in it is markup. `until`: a class."""
-    return f'<div class="notice {until}" role="alert">{html.escape(sentence)}</div>'
+    names = f' data-pictures="{html.escape(" ".join(pictures))}"' if pictures else ""
+    return f'<div class="notice {until}" role="alert"{names}>{html.escape(sentence)}</div>'
 
 
 def _update(question: Any = None, chat: Any = None, notice: Any = None, busy: bool = False) -> Update:

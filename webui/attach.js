@@ -43,8 +43,18 @@
     if (place) place.replaceChildren(chooser(), ...names.map(chip), ...(fault ? [element("span", "cause", fault)] : []));
   };
 
+  // A question that failed comes back into its box, and so do its pictures: the notice has their names.
+  const giveBack = () => {
+    const failed = document.querySelector("#notice [data-pictures]");
+    if (!failed) return;
+    names.push(...failed.dataset.pictures.split(" "));
+    failed.removeAttribute("data-pictures");
+    draw();
+  };
+
   // What goes with a question that is sent now.
   shared.take = () => {
+    giveBack();
     const taken = names.splice(0).join(" ");
     fault = "";
     draw();
@@ -56,6 +66,7 @@
     const view = shared.view();
     if (!place || !view) return;
     if (!place.firstChild) draw();
+    giveBack();
     place.classList.toggle("shown", [view, ...(view.services || [])].some(({ serving }) => serving && serving.sees));
   });
 })();

@@ -56,6 +56,19 @@ def test_a_picture_is_attached_and_asked_about(page: Page, seeing_app: RealApp, 
     assert answers(page)[0].strip() in right_answer(seeing, question, tokens=6)
 
 
+def test_a_question_that_fails_gets_its_pictures_back(page: Page, real_app: RealApp) -> None:
+    """As often as it is sent; this model sees none."""
+    page.goto(real_app.url)
+    place = page.locator("[data-together=attach]")
+    place.locator("input").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": photo(64, 40)})
+    expect(place.locator(".chip img")).to_have_count(1)
+    for _ in range(2):
+        ask(page, "what?", 6)
+        expect(page.locator("#notice")).to_contain_text("send text alone")
+        expect(page.locator("#question textarea")).to_have_value("what?")
+        expect(place.locator(".chip img")).to_have_count(1)
+
+
 def test_a_model_that_sees_nothing_offers_no_place_for_pictures(page: Page, real_app: RealApp) -> None:
     page.goto(real_app.url)
     expect(page.locator("table.nodes .node-name").first).to_be_visible()
