@@ -15,9 +15,12 @@ from backends.on_torch.compiled import lanes
 from backends.on_torch.program import ProgramDraft
 from backends.on_torch.shard import TorchShard, read_activation, write_activation
 from tests.backends.conftest import Checkpoints
-from tests.support.chain import load_shard, new_sequence
+from tests.support.cases.qwen3_vl import SECTIONS, TOWER
+from tests.support.chain import Chain, load_shard, new_sequence
 from tests.support.families import HIDDEN, LAYERS, make_checkpoint
 from tests.support.mlx_folders import FORMS, write_mlx
+from tests.support.vision import Question, photo, text
+from together.models.eyes import positions_of
 from together.types import Batch, Dtype, Fork, LayerRange, Orders, Row, SampleRequest, Sampling
 
 WIDTH = 128
@@ -27,6 +30,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("qwen3_moe", "mixtral", "qwen2_moe")},  # experts are the model's own modules
     "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}},
 }
+WIDE_SECTIONS = SECTIONS | {"mrope_section": [6, 5, 5]}
 PROMPTS = 9, 4, 14  # tokens: one below a window, two above
 STEPS = 12
 CPU = torch.device("cpu")
@@ -96,6 +100,32 @@ def test_a_program_computes_what_modules_do(tmp_path: Path, family: str, dtype: 
         first = layers.start == 0
         found = answered(stage, dtype, first, PROMPTS)
         assert_alike(found, answered(without_programs(stage), dtype, first, PROMPTS), dtype)
+        stage.close()
+
+
+@compiles
+def test_after_a_picture_a_program_computes_what_modules_do(tmp_path: Path) -> None:
+    """Over two stages, with three axes of positions that are apart."""
+    sizes = SIZES | {"vision_config": TOWER | {"out_hidden_size": WIDTH}, "rope_parameters": WIDE_SECTIONS}
+    folder = make_checkpoint(tmp_path, "qwen3_vl", "fp32", **sizes)
+    stages = [made(folder, "qwen3_vl", "fp32", layers) for layers in (LayerRange(0, 2), LayerRange(2, LAYERS))]
+    question = Question.of(text(4), photo(90, 37), text(20, 1))
+    behind = len(question.ids) - 12
+    assert positions_of(question.pictures, behind, behind + 1)[0][0] < behind
+    ring = Chain(stages)
+
+    def told() -> list[torch.Tensor]:
+        sequence = new_sequence()
+        ring.logits(question.row(sequence, 0, behind))
+        rows = [question.row(sequence, at, at + 1) for at in range(behind, len(question.ids))]
+        return [torch.from_numpy(ring.logits(row)) for row in rows]
+
+    assert all(stage._token_steps is not None for stage in stages)
+    found = told()
+    for stage in stages:
+        without_programs(stage)
+    assert_alike(found, told(), "fp32")
+    for stage in stages:
         stage.close()
 
 
