@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_FILE = 16 * 2**20  # bytes
-MOST_PIXELS = 50_000_000  # of a file, as cameras have them: up to 0.4 GB while it is read (a JPEG of several passes)
+MOST_PIXELS = 50_000_000  # of a file, as cameras have them: up to 0.7 GB while it is read (a JPEG of several passes)
 MOST_WEBP = MOST_PIXELS // 4  # its decoder takes four times the memory for each
 MOST_PICTURES = 16  # of a conversation
 NARROWEST = 200  # a picture is at most so many times as long as it is wide
