@@ -59,7 +59,7 @@ def test_logs_follow(real_app: RealApp) -> None:
             assert following.stdout.readline()  # it has begun
             body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
             answer = real_app.post("/v1/chat/completions", body).json()
-            assert f"chat {answer['id']}: length" in following.stdout.readline()
+            assert f"chat {answer['id']} by toy: length" in following.stdout.readline()
         finally:
             following.terminate()
 

@@ -65,7 +65,7 @@ def test_a_cut_between_layers_that_share_is_a_sentence() -> None:
     problem = replace(PROBLEM, model=replace(PROBLEM.model, joined=(5, 6, 7)))
     draft = draft_of(problem)
     shown = shown_plan(edit("6", "6", "0", draft=draft))
-    assert shown["wrong"][0].startswith("no stage can begin with layer 6: that layer, or one behind it, reads keys")
+    assert shown["wrong"][0].startswith("no stage can begin with layer 6: it, or one behind it, needs what an")
     assert shown_plan(Edited(draft, draft.counts))["wrong"] == []
 
 
