@@ -6,10 +6,11 @@ numbers are the same. A model whose layers do more than these loops keeps its ow
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,14 +35,22 @@ from together.types import Row
 _SEEN = slice(13, 17)  # of the numbers that attention is given: those of a step's rows
 
 
-@dataclass(slots=True)
+class _Place(NamedTuple):
+    """Of a layer's attention: its call, the first number of its job, and the layer."""
+
+    call: int
+    job: int
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Attending:
-    """The layers whose rows see the same tokens by the same code: where their calls, jobs and numbers are."""
+    """The layers whose rows see the same tokens by the same code: `_Place` by columns."""
 
     parts: AttentionParts
-    calls: list[int] = field(default_factory=list)
-    jobs: list[int] = field(default_factory=list)
-    layers: list[int] = field(default_factory=list)
+    calls: Numbers
+    jobs: Numbers
+    layers: Numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +148,9 @@ class TokenSteps:
         shape, sinks = (parts.heads, parts.kv_heads, parts.width), parts.sinks is not None
         job = mixing.job(shape, self.dtype, parts.scaling, sinks=sinks)
         built.given[attending.layers, _SEEN] = job.seen
-        jobs = np.array(attending.jobs)
-        built.program.change(jobs, OUTPUTS, job.tasks)
-        built.program.change(jobs, STEP, job.step)
-        built.program.call(np.array(attending.calls), job.loop)
+        built.program.change(attending.jobs, OUTPUTS, job.tasks)
+        built.program.change(attending.jobs, STEP, job.step)
+        built.program.call(attending.calls, job.loop)
 
 
 class _Draft:
@@ -153,7 +161,7 @@ class _Draft:
         self._draft, self._held = ProgramDraft(), list[object]()
         self._rooms: dict[str, Tensor] = {}  # by what is in them: all layers use them in turn
         self._given = np.zeros((len(steps.layers), GIVEN), np.int64)
-        self._attending: dict[tuple[LayerState, float, bool], _Attending] = {}
+        self._places: dict[tuple[LayerState, float, bool], list[_Place]] = defaultdict(list)
         self._angles: dict[str, tuple[Tensor, Tensor]] = {}
         self._between: list[_Module] = []
 
@@ -170,9 +178,12 @@ class _Draft:
             attended = self._attended(place, parts.attention, given)
             given = self._add(states, attended, parts.attention_norms.behind, second)
             given = self._add(states, self._mlp(parts.mlp, given), parts.mlp_norms.behind, third)
-        attending = [(state, each) for (state, *_), each in self._attending.items()]
-        made, held = self._draft.finish(), [self._rooms, *self._held]
-        return _Built(made, self._between, states, given, self._angles, attending, self._given, held)
+        attending = [
+            (state, _Attending(steps.layers[places[0].layer].attention, *np.array(places).T))
+            for (state, *_), places in self._places.items()
+        ]
+        made = self._draft.finish()
+        return _Built(made, self._between, states, given, self._angles, attending, self._given, self._held)
 
     def _room(self, what: str, width: int) -> Tensor:
         """`[n, width]`, for one thing after the other."""
@@ -198,12 +209,10 @@ class _Draft:
         state, pool = self._steps.caches.layers[place]
         found, sinks = self._room("attended", queries.shape[1]), parts.sinks is not None
         self._given[place] = _numbers_of(parts, pool, (queries, keys, values), found)
-        attending = self._attending.setdefault((state, parts.scaling, sinks), _Attending(parts))
         loop = mixing_loop(self._steps.dtype, parts.width, 1, parts.scaling, sinks=sinks)
         call, job = self._draft.add(loop, 0, 1, self._given[place].ctypes.data)
         self._draft.meet()
-        for listed, number in zip((attending.calls, attending.jobs, attending.layers), (call, job, place), strict=True):
-            listed.append(number)
+        self._places[state, parts.scaling, sinks].append(_Place(call, job, place))
         return self._linears((parts.out,), found, "out")[0]
 
     def _turning(self, parts: AttentionParts) -> tuple[Tensor, Tensor]:

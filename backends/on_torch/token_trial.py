@@ -44,14 +44,14 @@ def allow_token_steps(model: Any, spec: ModelSpec, layers: LayerRange, dtype: Dt
     tokens = [Row(row.sequence, len(row.token_ids), (1,), None) for row in prompts]
     sizes = sum(len(row.token_ids) for row in prompts), len(tokens)
     if layers.start == 0 and model.model.embed_tokens is not None:  # what is measured is without one
-        given = [model.model.embed_tokens(_ids(range(1, size + 1)))[0] for size in sizes]
-        inputs: list[dict[str, Tensor]] = [{"input_ids": _ids(range(1, size + 1))} for size in sizes]
+        before, inputs = ({"input_ids": _ids(range(1, size + 1))} for size in sizes)
+        given = model.model.embed_tokens(inputs["input_ids"])
     else:
-        given = [torch.randn(size, spec.hidden_size).to(TORCH[dtype]) for size in sizes]
-        inputs = [{"inputs_embeds": states[None]} for states in given]
-    _by_modules(part, caches, prompts, inputs[0])
-    wanted = _by_modules(part, caches, tokens, inputs[1])
-    found = steps(Step.of(caches, tokens, _CPU), given[1], _ids(positions(tokens)))
+        before, inputs = ({"inputs_embeds": torch.randn(1, size, spec.hidden_size).to(TORCH[dtype])} for size in sizes)
+        given = inputs["inputs_embeds"]
+    _by_modules(part, caches, prompts, before)
+    wanted = _by_modules(part, caches, tokens, inputs)
+    found = steps(Step.of(caches, tokens, _CPU), given[0], _ids(positions(tokens)))
     caches.close()
     if _alike(found, wanted):
         setattr(model, TOKEN_STEPS, True)
