@@ -48,11 +48,12 @@ def stages(folder: Path, backend: str) -> Chain:
 
 
 @each_backend
+@pytest.mark.parametrize("name", ["qwen3_5", "granite4", "nemotron_h"])
 def test_a_step_that_fails_leaves_nothing_behind(
-    checkpoint: Checkpoints, backend: str, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoints, name: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It fails behind the last layer, when all of them have written."""
-    folder = checkpoint("qwen3_5")
+    folder = checkpoint(name)
     shard: Any = load_shard(folder, backend, LayerRange(0, LAYERS))
     ring = Chain([shard])
     ring.logits(row(1, 0, PROMPT[:10]))
