@@ -28,6 +28,7 @@ from backends.on_mlx.packed import kernel_of, pack_modules
 from backends.on_mlx.parts import split_rows
 from backends.on_mlx.recurrent import own_name, pack_recurrent, prepared
 from backends.on_mlx.routers import group_expert_select
+from backends.on_mlx.scored import TunedAttention
 from backends.on_mlx.tensors import MX, held_arrays, unfused, unfused_names
 from together.errors import BadSetting, BrokenModel, UnsupportedModel
 from together.models.families import BY_NAME
@@ -209,8 +210,8 @@ def read_slice(request: LoadRequest, spec: ModelSpec) -> Slice:
     config = read_config(request.folder)
     model = empty_model(config, spec, layers)
     needed, dtype = needed_tensors(request.folder, layers, request.home).text, MX[request.dtype]
-    path = partial(_path, spec, layers.start)
-    weights = {path(name): array for name, array in unfused(held_arrays(needed, dtype))}
+    path, halves = partial(_path, spec, layers.start), BY_NAME[spec.family].scored
+    weights = {path(name): array for name, array in unfused(held_arrays(needed, dtype), halves=halves)}
     stored = {name: matrix.packing for name, matrix in needed.packed.items() if runs_packed(matrix.packing)}
     kept = {part: packing for name, packing in stored.items() for part in unfused_names(name)}
     packings = {path(name).removesuffix(".weight"): packing for name, packing in kept.items()}
@@ -234,7 +235,7 @@ def empty_model(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> 
     """mlx-lm's model with only this range's modules, its weights not computed. Raises UnsupportedModel."""
     module = model_module(BY_NAME[spec.family].file)
     try:
-        args = module.ModelArgs.from_dict(dialect(config, spec, layers))
+        args = module.ModelArgs.from_dict(_wrapped(module, dialect(config, spec, layers)))
     except (TypeError, ValueError) as error:
         raise _refusal(spec, "does not take its config.json", error) from error
     model: Module = _text_model(module.Model(args))
@@ -246,6 +247,8 @@ def empty_model(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> 
     for layer, state in zip(model.model.layers, spec.states[layers.start : layers.stop], strict=True):
         if isinstance(state, Latent):
             layer.self_attn = LatentAttention(layer.self_attn, config["rope_parameters"])
+        elif BY_NAME[spec.family].scored:
+            layer.self_attn = TunedAttention(layer.self_attn, config)
     first, last = layers.start == 0, layers.stop == spec.layers
     if not (first or (last and spec.tied)):
         model.model.pop("embed_tokens")
@@ -254,6 +257,12 @@ def empty_model(config: dict[str, Any], spec: ModelSpec, layers: LayerRange) -> 
     if spec.layer_inputs:
         opened(model, spec, config["vocab_size_per_layer_input"], first=first)
     return model
+
+
+def _wrapped(module: ModuleType, values: dict[str, Any]) -> dict[str, Any]:
+    """As files want it that know the text model inside of a wrapper alone."""
+    wraps = "text_config" in module.ModelArgs.__dataclass_fields__
+    return {"model_type": values["model_type"], "text_config": values} if wraps else values
 
 
 def _text_model(model: Module) -> Module:
@@ -272,21 +281,13 @@ def _use_names(model: Module, spec: ModelSpec) -> None:
 
 
 def _set_kinds(model: Module, config: Mapping[str, Any], spec: ModelSpec, layers: LayerRange) -> None:
-    """Let recurrent layers run packed rows.
-
-    They are made anew where mlx-lm goes by their numbers: odd ones attend, and those from 2 on have no experts. That is
-    what the families' `mlx_settings` say.
-    """
+    """Make layers anew where mlx-lm goes by their numbers, and let recurrent ones run packed rows."""
     family = BY_NAME[spec.family]
-    if not family.recurrent:
-        return
-    dense = config.get("mlp_only_layers", ())
     make = type(model.model.layers[0])
     for place, layer in enumerate(range(layers.start, layers.stop)):
-        recurrent = isinstance(spec.states[layer], Recurrent)
-        if family.mlx_kinds is None:
-            model.model.layers[place] = make(model.args, (not recurrent) + 2 * (layer in dense))
-        if recurrent:
+        if family.mlx_number is not None:
+            model.model.layers[place] = make(model.args, family.mlx_number(config, layer))
+        if isinstance(spec.states[layer], Recurrent):
             pack_recurrent(model.model.layers[place][family.recurrent], model_module)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -33,11 +34,12 @@ class MlxLayerCache:
     keys: mx.array
     values: mx.array
     start: int = 0
+    chunked: bool = False  # whether a token sees those since the last multiple of `window`, not the last ones
 
     @classmethod
     def empty(cls, dtype: mx.Dtype, state: KeysValues) -> MlxLayerCache:
         keys, values = ((1, state.heads, 0, width) for width in (state.key_dim, state.value_dim))
-        return cls(state.window, mx.zeros(keys, dtype), mx.zeros(values, dtype))
+        return cls(state.window, mx.zeros(keys, dtype), mx.zeros(values, dtype), chunked=state.chunked)
 
     @property
     def arrays(self) -> tuple[mx.array, ...]:
@@ -70,13 +72,20 @@ class MlxLayerCache:
     def see(self, queries: mx.array, position: int, scale: float, sinks: mx.array | None = None) -> mx.array:
         """What a row's queries at `position` find, whose keys and values were written before."""
         count = queries.shape[2]
-        begin, end = position - self.start, position - self.start + count
-        first = 0 if self.window is None else max(0, begin - self.window + 1)
+        end = position - self.start + count
+        first = self._first(position) - self.start
         seen_keys, seen_values = self.keys[:, :, first:end], self.values[:, :, first:end]
-        mask = _mask(count, end - first, self.window)
+        mask = _mask(count, end - first, self.window, chunked=self.chunked)
         return mx.fast.scaled_dot_product_attention(
             queries, seen_keys, seen_values, scale=scale, mask=mask, sinks=sinks
         )
+
+    def _first(self, position: int) -> int:
+        """The first token that the one at `position` sees, of those that are kept."""
+        if self.window is None:
+            return self.start
+        first = position // self.window * self.window if self.chunked else position - self.window + 1
+        return max(self.start, first)
 
     def truncate(self, length: int) -> None:
         """Give back the blocks beyond `length`; the tokens there are overwritten by the next row."""
@@ -87,7 +96,7 @@ class MlxLayerCache:
 
     def copy(self, length: int) -> MlxLayerCache:
         """A cache of its own with the first `length` tokens."""
-        twin = MlxLayerCache(self.window, self.keys, self.values, self.start)
+        twin = copy(self)
         twin._move(0, length - self.start, whole_blocks(length - self.start))
         return twin
 
@@ -129,14 +138,19 @@ def _empty(dtype: mx.Dtype, state: LayerState) -> Kind:
     return MlxLatentCache.empty(dtype, state) if isinstance(state, Latent) else MlxLayerCache.empty(dtype, state)
 
 
-def _mask(queries: int, keys: int, window: int | None) -> mx.array | str | None:
-    """The last query stands at the last key; `"causal"` means the same and costs nothing."""
+def _mask(queries: int, keys: int, window: int | None, *, chunked: bool) -> mx.array | str | None:
+    """The last query stands at the last key; `"causal"` means the same and costs nothing.
+
+    `chunked`: the first key begins a chunk of `window` tokens.
+    """
     if queries == 1:
         return None
     if window is None or keys <= window:
         return "causal"
     rows = mx.arange(keys - queries, keys)[:, None]
     columns = mx.arange(keys)[None]
+    if chunked:
+        return (columns <= rows) & (columns // window == rows // window)
     return (columns <= rows) & (columns > rows - window)
 
 

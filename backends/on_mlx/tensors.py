@@ -20,7 +20,7 @@ from together.models.reading import read_into
 from together.models.rows import read_groups, read_scaled
 from together.types import Dtype
 
-_FUSED = re.compile(r"(.+\.mlp)\.experts\.(gate_up_proj|down_proj)(_bias|\.weight|\.scales|)")
+_FUSED = re.compile(r"(.+\.(?:mlp|feed_forward))\.experts\.(gate_up_proj|down_proj)(_bias|\.weight|\.scales|)")
 _AT_ONCE = 2**21  # weights that are there in fp32 at a time
 _ENDS = ("weight", SCALES, BIASES)
 MX: dict[Dtype, mx.Dtype] = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
@@ -43,10 +43,11 @@ def held_arrays(needed: Needed, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array
             yield beside(name, end), mx.stack(arrays) if matrix.experts else arrays[0]
 
 
-def unfused(arrays: Iterable[tuple[str, mx.array]]) -> Iterator[tuple[str, mx.array]]:
+def unfused(arrays: Iterable[tuple[str, mx.array]], *, halves: bool = False) -> Iterator[tuple[str, mx.array]]:
     """Experts as MLX has them, where they are stored as `gate_up_proj` `[experts, inputs, outputs]`.
 
-    There the outputs of gate and up take turns. Packed ones have outputs before inputs.
+    There the outputs of gate and up take turns, or those of gate come first (`halves`). Packed ones have outputs before
+    inputs.
     """
     for name, array in arrays:
         match = _FUSED.fullmatch(name)
@@ -58,8 +59,10 @@ def unfused(arrays: Iterable[tuple[str, mx.array]]) -> Iterator[tuple[str, mx.ar
         if match[2] == "down_proj":
             yield f"{path}.down_proj.{end}", turned
         else:
-            yield f"{path}.gate_proj.{end}", mx.contiguous(turned[:, ::2])
-            yield f"{path}.up_proj.{end}", mx.contiguous(turned[:, 1::2])
+            middle = turned.shape[1] // 2
+            parts = (turned[:, :middle], turned[:, middle:]) if halves else (turned[:, ::2], turned[:, 1::2])
+            yield f"{path}.gate_proj.{end}", mx.contiguous(parts[0])
+            yield f"{path}.up_proj.{end}", mx.contiguous(parts[1])
 
 
 def unfused_names(name: str) -> list[str]:

@@ -24,6 +24,7 @@ from together.models.state import LayerState
 from together.types import Row
 
 ATTENTION = "together_packed"
+GROWTH = "growth"  # of modules whose queries grow with their position: what lets them
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class LongRow:
     count: int
     position: int
     first: int  # the first token that its first token sees
+    chunk: int | None  # tokens that see one another and none before, where that is so
     runs: list[range]  # the places of all tokens from `first` on, its own at the end
     places: Tensor | None = None  # the same as numbers, where they are not side by side
     mask: Tensor | None = None
@@ -76,7 +78,7 @@ class SingleRows:
 class Layout:
     """Where the rows of a step lie in the layers of one kind."""
 
-    window: int | None
+    window: int | None  # that slides
     singles: SingleRows | None
     longs: list[LongRow]
 
@@ -118,6 +120,8 @@ def attend(
     `s_aux`, as transformers calls it, are sinks `[heads]`: one more score for each query of a head, without a value.
     """
     state, pool = packed.caches.layers[module.layer_idx]  # type: ignore[index]
+    if hasattr(module, GROWTH):
+        query = getattr(module, GROWTH)(query, packed.rows)
     query, key, filled = (_filled(each, pool) for each in (query, key, value))
     found = _attend(packed.layouts[state], pool, query, key, filled, scaling, s_aux)
     return found[..., : value.shape[3]], None
@@ -311,7 +315,7 @@ def long_mask(row: LongRow, window: int | None, query: Tensor) -> Tensor | None:
 
 
 def _plainly_causal(row: LongRow, window: int | None) -> bool:
-    return row.position == 0 and (window is None or row.count <= window)
+    return row.position == 0 and all(most is None or row.count <= most for most in (window, row.chunk))
 
 
 def _mask(row: LongRow, window: int | None, query: Tensor) -> Tensor:
@@ -322,6 +326,8 @@ def _mask(row: LongRow, window: int | None, query: Tensor) -> Tensor:
         seen = keys <= tokens
         if window is not None:
             seen &= keys > tokens - window
+        if row.chunk is not None:
+            seen &= keys // row.chunk == tokens // row.chunk
         row.mask = torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, float("-inf"))
     return row.mask
 
@@ -340,9 +346,9 @@ def _layout(kind: Layers, rows: Sequence[Row], device: torch.device) -> Layout:
             tokens.append(at)
             seen.append(found)
         else:
-            longs.append(LongRow(at, count, row.position, first, found, _numbers(found, device)))
+            longs.append(LongRow(at, count, row.position, first, kind.state.chunk, found, _numbers(found, device)))
     singles = single_rows(tokens, seen, device, kind.pools[0]) if tokens else None
-    return Layout(kind.window, singles, longs)
+    return Layout(kind.state.slides, singles, longs)
 
 
 def _numbers(runs: list[range], device: torch.device) -> Tensor | None:

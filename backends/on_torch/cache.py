@@ -24,13 +24,15 @@ BLOCK_TOKENS = 32  # a fork copies less than one block, and 8 answers to 2,000 t
 class Layers:
     """The layers that keep the same: their sequences lie in the same places."""
 
-    window: int | None  # None: full attention
+    state: KeysValues | Latent
     blocks: PlacedBlocks
     pools: list[Tensor] = field(default_factory=list)  # one per layer, `[2, kv_heads, capacity, head_dim]`
 
     def first(self, position: int) -> int:
         """The first token that a token at `position` sees."""
-        return 0 if self.window is None else max(0, position - self.window + 1)
+        if self.state.chunk is not None:
+            return position // self.state.chunk * self.state.chunk
+        return 0 if self.state.slides is None else max(0, position - self.state.slides + 1)
 
     def copy(self, copied: Copied | None) -> None:
         """Bring one block's tokens into another block, in all of these layers."""
@@ -48,7 +50,7 @@ class BlockCaches:
         count = -(-capacity // BLOCK_TOKENS)
         attending = {layer: state for layer, state in enumerate(states) if isinstance(state, KeysValues | Latent)}
         self.kinds: dict[LayerState, Layers] = {
-            state: Layers(state.window, PlacedBlocks(BLOCK_TOKENS, count=count)) for state in attending.values()
+            state: Layers(state, PlacedBlocks(BLOCK_TOKENS, count=count)) for state in attending.values()
         }
         self.layers: dict[int, tuple[KeysValues | Latent, Tensor]] = {}  # what each keeps, and its own pool
         self.recurrent = RecurrentStates.of(states, dtype, device)
@@ -66,8 +68,8 @@ class BlockCaches:
         for kind in self.kinds.values():
             for row in rows:
                 kind.copy(kind.blocks.write(row.sequence, row.position, row.position + len(row.token_ids)))
-                if kind.window is not None:
-                    kind.blocks.forget(row.sequence, max(0, row.position - kind.window - REWIND))
+                if kind.state.window is not None:
+                    kind.blocks.forget(row.sequence, max(0, row.position - kind.state.window - REWIND))
 
     def commit(self, sequence: int) -> None:
         self.recurrent.commit(sequence)

@@ -26,6 +26,7 @@ from backends.on_torch.linear import EXPERTS, linear_weights, packs, register_ex
 from backends.on_torch.parts import join_rows
 from backends.on_torch.recurrent import pack_recurrent
 from backends.on_torch.replaced import Source, replace_modules, sort_sources
+from backends.on_torch.scored import use_scores
 from backends.on_torch.shard import TORCH
 from backends.on_torch.tensors import STORED, Lazy, Quantized, Reader, Rows, Scaled, mapped, typed
 from backends.on_torch.vision import TorchVision, text_class
@@ -89,7 +90,7 @@ def read_model(request: LoadRequest, spec: ModelSpec, device: torch.device) -> A
     config = range_config(request.folder, spec.family, made, tied=tied and looked_up is None)
     heads = take_heads(sources)
     join_rows(sources, BY_NAME[spec.family], read_config(request.folder), layers)
-    found = sort_sources(sources)
+    found = sort_sources(sources, turned=BY_NAME[spec.family].scored)
     state: dict[str, Any] = {**found.state, **(looked_up or {})}
     packed = {name: state[name] for name in _linear_names(spec, config) if name in state} if pack else {}
     found_rows = {name: _rows(source, reader) for name, source in packed.items()}
@@ -179,6 +180,8 @@ def build(spec: ModelSpec, config: Any, state: Mapping[str, Any], dtype: Dtype, 
     experts = EXPERTS if device.type == "cpu" else None
     how = {"attn_implementation": ATTENTION, "experts_implementation": experts}
     model = _loaded(spec, model_class(spec.family), config, state, TORCH[dtype], **how)
+    if BY_NAME[spec.family].scored:
+        use_scores(model)
     if BY_NAME[spec.family].recurrent:
         pack_recurrent(model, BY_NAME[spec.family].recurrent)
     return model.eval().requires_grad_(False)

@@ -102,8 +102,11 @@ class PackedRows(Protocol):
 class QuantizedEmbedding(nn.Module):
     """Takes the place of nn.Embedding: only the rows that are looked up become plain."""
 
-    def __init__(self, packed: PackedRows, dtype: torch.dtype, scale: Tensor | None) -> None:
+    def __init__(
+        self, packed: PackedRows, dtype: torch.dtype, scale: Tensor | None, device: torch.device | None = None
+    ) -> None:
         super().__init__()
+        self.weight = torch.empty(0, dtype=dtype, device=device)  # Llama 4's class asks it where ids have to be
         self._packed, self._dtype, self._scale = packed, dtype, scale
 
     def forward(self, input: Tensor) -> Tensor:

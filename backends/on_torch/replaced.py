@@ -48,8 +48,11 @@ class Sorted:
     biases: dict[str, tuple[Source, ...]] = field(default_factory=dict)  # alike, of experts that have some
 
 
-def sort_sources(sources: dict[str, Source]) -> Sorted:
-    """By canonical names. Plain experts that are stacked get the names that transformers has for them."""
+def sort_sources(sources: dict[str, Source], *, turned: bool = False) -> Sorted:
+    """By canonical names. Plain experts that are stacked get the names that transformers has for them.
+
+    `turned`: transformers has inputs before outputs there, so that they are modules of ours.
+    """
     found = Sorted({name: source for name, source in sources.items() if STACK not in name})
     for name in [name for name in found.state if name.endswith(_FUSED) and isinstance(sources[name], Quantized)]:
         path = name.rpartition(".")[0]
@@ -64,7 +67,7 @@ def sort_sources(sources: dict[str, Source]) -> Sorted:
         parts = tuple(sources[name] for part in PROJECTIONS if (name := f"{start}{STACK}{part}.weight") in sources)
         biases = tuple(sources[name] for part in PROJECTIONS if (name := f"{start}{STACK}{part}.bias") in sources)
         plain = [part for part in parts if isinstance(part, Lazy)]
-        if len(plain) < len(parts) or biases:
+        if len(plain) < len(parts) or biases or turned:
             found.experts[f"{start}.experts"] = parts
             found.biases[f"{start}.experts"] = biases
         else:
@@ -126,7 +129,7 @@ def replace_modules(model: Any, found: Sorted, precision: Precision) -> None:
         path = name.removesuffix(_WEIGHT)
         scale = getattr(model.get_submodule(path), "embed_scale", None)
         packed = _embedding(found.matrices[name], found)
-        model.set_submodule(path, QuantizedEmbedding(packed, precision.dtype, scale))
+        model.set_submodule(path, QuantizedEmbedding(packed, precision.dtype, scale, precision.device))
     keep_freed_memory(_KEPT)
 
 

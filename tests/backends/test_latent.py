@@ -17,8 +17,8 @@ mx = pytest.importorskip("mlx.core")
 
 from backends.on_mlx.routers import group_expert_select
 from backends.on_torch.few import few_rows_by_head, takes
-from tests.support.chain import load_shard, new_sequence, row
-from tests.support.families import LAYERS, make_checkpoint, prompt_ids
+from tests.support.chain import Chain, assert_close, load_shard, new_sequence, row
+from tests.support.families import LAYERS, make_checkpoint, prompt_ids, reference_logits
 from together.models.spec import read_spec
 from together.models.state import Latent
 from together.types import Batch, LayerRange
@@ -46,6 +46,14 @@ def test_backends_keep_what_is_counted(tmp_path: Path, name: str) -> None:
     on_mlx.step(Batch((row(sequence, 0, prompt_ids(24), "none"),)), None)
     kept = [array for cache in on_mlx._caches.of(sequence) for array in cache.arrays]
     assert sum(array.nbytes for array in kept) == each * kept[0].shape[2]
+
+
+@pytest.mark.parametrize("backend", ["torch", "mlx"])
+def test_dense_layers_may_lie_anywhere(tmp_path: Path, backend: str) -> None:
+    """Before a cut and behind it; mlx-lm's own class has them at the start alone."""
+    folder = make_checkpoint(tmp_path, "glm4_moe_lite", mlp_layer_types=["sparse", "dense", "sparse", "dense"])
+    parts = [load_shard(folder, backend, LayerRange(*part)) for part in ((0, 2), (2, LAYERS))]
+    assert_close(Chain(parts).logits(row(new_sequence(), 0, prompt_ids(24))), reference_logits(folder, prompt_ids(24)))
 
 
 def test_keys_and_values_are_made_where_many_tokens_share_the_work() -> None:

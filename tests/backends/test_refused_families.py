@@ -26,7 +26,7 @@ from together.models.spec import read_config, read_shape, read_spec
         ("qwen2_moe", {"mlp_only_layers": [1]}, "layers without experts"),
         ("qwen2_moe", {"norm_topk_prob": True, "qkv_bias": False}, "norm_topk_prob, qkv_bias False"),
         ("deepseek_v3", {"rope_interleave": False}, "rope_interleave False"),
-        ("glm4_moe_lite", {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]}, "dense layers behind sparse"),
+        ("llama4", {"num_experts_per_tok": 2}, "num_experts_per_tok 2"),
     ],
 )
 def test_mlx_refuses(tmp_path: Path, name: str, settings: dict[str, Any], reason: str) -> None:

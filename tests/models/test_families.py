@@ -115,6 +115,14 @@ def test_what_a_file_does_not_say_is_what_transformers_assumes(family: str) -> N
             UnsupportedModel,
             "layers without one",
         ),
+        ({"model_type": "llama4_text", "no_rope_layers": [1, 0]}, BrokenModel, r"no_rope_layers = \[1, 0\]"),
+        ({"model_type": "llama4_text", "moe_layers": [4]}, BrokenModel, r"moe_layers = \[4\]"),
+        ({"model_type": "llama4_text", "attn_temperature_tuning": "on"}, BrokenModel, "attn_temperature_tuning = 'on'"),
+        (
+            {"model_type": "llama4_text", "attention_chunk_size": None, "layer_types": ["chunked_attention"] * 4},
+            BrokenModel,
+            "attention_chunk_size = None",
+        ),
         ({"model_type": "phi3", "sliding_window": -1}, BrokenModel, "sliding_window = -1"),
         ({"model_type": "olmo3", "layer_types": ["full_attention"]}, BrokenModel, "layer_types for other layers"),
         ({"model_type": "olmo3", "layer_types": ["round"] * 4}, UnsupportedModel, "layers of the kind 'round'"),
@@ -142,6 +150,17 @@ def test_layers_without_rope_may_have_a_window() -> None:
     found = effective("tiny", config)
     assert found["no_rope_layers"] == [1, 1, 1, 0]
     assert found["layer_types"] == ["full_attention"] * 3 + ["sliding_attention"]
+
+
+def test_llama_4_in_scouts_words() -> None:
+    """With an empty list of layers, and a number for a switch; without chunks every layer sees everything."""
+    words = SHAPE | {"model_type": "llama4_text", "no_rope_layers": [], "attn_temperature_tuning": 4}
+    found = effective("tiny", words)
+    assert found["no_rope_layers"] == [1, 1, 1, 0]
+    assert found["layer_types"] == ["chunked_attention"] * 3 + ["full_attention"]
+    assert (found["attn_temperature_tuning"], found["moe_layers"]) == (True, [0, 1, 2, 3])
+    assert effective("tiny", words | {"interleave_moe_layer_step": 2})["moe_layers"] == [1, 3]
+    assert set(effective("tiny", words | {"attention_chunk_size": None})["layer_types"]) == {"full_attention"}
 
 
 @pytest.mark.parametrize(

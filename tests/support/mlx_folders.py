@@ -24,13 +24,13 @@ from safetensors.numpy import save_file
 
 from tests.support.case import Case
 from tests.support.families import BY_NAME, make_checkpoint, wide_heads
+from tests.support.mlx_names import published_tensors
 from tests.support.widen import dequantize
 from together.models.codes import Floats
 from together.models.families import BY_NAME as BY_FAMILY
-from together.models.family import FULL, LINEAR, Family
+from together.models.family import FULL, LINEAR
 from together.models.form import stack_of
 from together.models.packing import Mode, packing_of
-from together.models.stored import CONVOLUTION
 from together.types import Dtype
 
 INDEX = "model.safetensors.index.json"
@@ -115,7 +115,8 @@ def write_mlx(plain: Path, folder: Path, form: MlxForm | None, *, files: int = 1
     """
     utils = mlx_lm()
     words = _hub_words(plain)
-    with patch("mlx.core.load", _loaded(mx.load, fused=words.get("model_type") == "qwen3_5_moe")):
+    fused, prefix_read = words.get("model_type") == "qwen3_5_moe", _PREFIXES.get(words.get("model_type", ""), "")
+    with patch("mlx.core.load", _loaded(mx.load, fused=fused, prefix=prefix_read)):
         model, config = utils.load_model(plain, lazy=True, model_config=words)
     if form is not None:
         how = (form.group, form.bits, form.mode)
@@ -133,14 +134,14 @@ def write_mlx(plain: Path, folder: Path, form: MlxForm | None, *, files: int = 1
     return folder
 
 
-def _loaded(load: Callable[[str], Any], *, fused: bool) -> Callable[[str], dict[str, mx.array]]:
+def _loaded(load: Callable[[str], Any], *, fused: bool, prefix: str) -> Callable[[str], dict[str, mx.array]]:
     """mlx-lm expects experts that are fused as its own conversions of them; transformers saves them otherwise.
 
-    `fused`: it does not know those of this family one by one.
+    `fused`: it does not know those of this family one by one. `prefix`: what it wants before names.
     """
 
     def loaded(file: str) -> dict[str, mx.array]:
-        weights = dict(_unfused(load(file)))
+        weights = {f"{prefix}{name}": array for name, array in _unfused(load(file))}
         return dict(_stacked(weights)) if fused else weights
 
     return loaded
@@ -189,6 +190,7 @@ def _hub_words(plain: Path) -> dict[str, Any]:
     found["shared_intermediate_size"] = config.get("shared_intermediate_size", 0)
     found |= {"first_k_dense_replace": config["mlp_layer_types"].count("dense")} if "mlp_layer_types" in config else {}
     found |= {"rope_scaling": None} if rope.get("rope_type") == "default" else {}
+    found |= {"rope_scaling": rope} if config["model_type"] == "llama4_text" else {}
     found |= {"num_experts": config["num_local_experts"]} if "num_local_experts" in config else {}
     kinds = config.get("layer_types") or ()
     if config["model_type"] == "granitemoehybrid":
@@ -201,7 +203,12 @@ def _hub_words(plain: Path) -> dict[str, Any]:
     return found if wrapper is None else {"model_type": wrapper, "text_config": config | found}
 
 
-_WRAPPERS = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}  # mlx-lm knows their text models by these
+_WRAPPERS = {  # mlx-lm knows their text models by these
+    "qwen3_5_text": "qwen3_5",
+    "qwen3_5_moe_text": "qwen3_5_moe",
+    "llama4_text": "llama4",
+}
+_PREFIXES = {"llama4": "language_model."}  # of tensors' names, which it does not add by itself
 
 
 @cache
@@ -230,7 +237,7 @@ def write_judge(folder: Path, plain: Path, judge: Path) -> Path:
     found = _whole(widened(folder, _widths(plain)), config)
     family = BY_FAMILY[config["model_type"]]
     ends = {f"model.{usual}.weight": f"model.{own}.weight" for usual, own in family.ends.items()}
-    published = {ends.get(name, name): values for name, values in _published(found, family)}
+    published = {ends.get(name, name): values for name, values in published_tensors(found, family)}
     save_file(published, judge / "model.safetensors", {"format": "pt"})
     return judge
 
@@ -277,7 +284,12 @@ _NEMOTRON = (
 def _widths(plain: Path) -> dict[str, int]:
     """The inputs of every matrix of a plain folder, by the path that MLX gives it."""
     shapes = {name: array.shape for name, array in _unfused(stored_arrays(plain))}
+    turned = [name for name in shapes if ".feed_forward.experts." in name]  # Llama 4's, inputs before outputs
+    shapes |= {name: (shapes[name][0], shapes[name][2], shapes[name][1]) for name in turned}
     paths = {stack_of(name).removesuffix(".weight"): name for name in shapes}
+    for name in turned:
+        parts = ("gate_proj", "up_proj") if name.endswith("gate_up_proj") else ("down_proj",)
+        paths |= {f"{name.rpartition('.')[0]}.{part}": name for part in parts}
     for name in shapes:  # Granite's experts, which mlx-lm takes apart
         path, linear, _ = name.partition("put_linear.weight")
         if linear:
@@ -313,82 +325,6 @@ def _whole(weights: Mapping[str, Floats], config: Mapping[str, Any]) -> dict[str
 
 def _floats(array: mx.array) -> Floats:
     return np.array(array.astype(mx.float32))
-
-
-_STACKED = re.compile(r"(.+\.(mlp|block_sparse_moe|mixer))\.switch_mlp\.(.+)\.weight")
-_MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
-
-
-def _published(weights: Mapping[str, Floats], family: Family) -> Iterator[tuple[str, Floats]]:
-    """Experts one by one or fused, and norms beside recurrent layers less 1, as transformers publishes them."""
-    recurrent = any(name.endswith(CONVOLUTION) and values.shape[2] == 1 for name, values in weights.items())
-    for name, values in weights.items():
-        joined = _JOINED.fullmatch(name)
-        if joined is not None:
-            yield from _joined(weights, *joined.groups())
-            continue
-        if recurrent and name.endswith(CONVOLUTION):
-            values = values.swapaxes(1, 2)
-        elif recurrent and name.endswith(family.larger_on_mlx):
-            values = values - np.float32(1)
-        unfused = _UNFUSED.fullmatch(name)
-        if unfused is not None:
-            yield from _fused(weights, *unfused.groups())
-            continue
-        dense = _DENSE.fullmatch(name) if family.name == "granitemoehybrid" else None
-        if dense is not None:
-            yield from _granites(weights, dense[1], dense[2], ".mlp.", ".shared_mlp.")
-            continue
-        match = _STACKED.fullmatch(name)
-        if match is None:
-            yield name, np.ascontiguousarray(values)
-            continue
-        if f"{match[1]}.router.layer.weight" in weights:
-            yield from _granites(weights, match[1], match[3], ".switch_mlp.", ".")
-            continue
-        name = _MIXTRAL[match[3]] if match[2] == "block_sparse_moe" else match[3]
-        for expert, one in enumerate(values):
-            yield f"{match[1]}.experts.{expert}.{name}.weight", np.ascontiguousarray(one)
-
-
-_DENSE = re.compile(r"(model\.layers\.\d+)\.mlp\.(.+)\.weight")
-
-
-def _granites(
-    weights: Mapping[str, Floats], path: str, part: str, within: str, published: str
-) -> Iterator[tuple[str, Floats]]:
-    """Two tensors, the first with each expert's gate before its up, or those of the only MLP."""
-    if part == "down_proj":
-        yield f"{path}{published}output_linear.weight", np.ascontiguousarray(weights[f"{path}{within}down_proj.weight"])
-    elif part == "gate_proj":
-        both = (weights[f"{path}{within}{name}.weight"] for name in ("gate_proj", "up_proj"))
-        yield f"{path}{published}input_linear.weight", np.concatenate(tuple(both), axis=-2)
-
-
-def _joined(weights: Mapping[str, Floats], layer: str, within: str, part: str) -> Iterator[tuple[str, Floats]]:
-    """Each expert's gate before its up."""
-    if part == "down_proj":
-        yield f"{layer}.experts.{part}", np.ascontiguousarray(weights[f"{layer}{within}{part}.weight"])
-    elif part == "gate_proj":
-        both = (weights[f"{layer}{within}{part}.weight"] for part in ("gate_proj", "up_proj"))
-        yield f"{layer}.experts.gate_up_proj", np.concatenate(tuple(both), axis=1)
-
-
-_JOINED = re.compile(r"(model\.layers\.\d+)(\.experts\.switch_glu\.|\.switch_mlp\.)(.+_proj)\.weight")
-
-
-def _fused(weights: Mapping[str, Floats], path: str, part: str, end: str) -> Iterator[tuple[str, Floats]]:
-    if part == "up_proj":
-        return  # together with gate
-    values, name = weights[f"{path}.{part}.{end}"], part
-    if part == "gate_proj":
-        both = np.stack((values, weights[f"{path}.up_proj.{end}"]), axis=2)  # they take turns
-        values, name = both.reshape(len(values), -1, *values.shape[2:]), "gate_up_proj"
-    turned = values.swapaxes(1, 2) if end == "weight" else values
-    yield f"{path}.{name}{'' if end == 'weight' else '_bias'}", np.ascontiguousarray(turned)
-
-
-_UNFUSED = re.compile(r"(.+\.mlp\.experts)\.((?:gate|up|down)_proj)\.(weight|bias)")
 
 
 def convert(plain: Path, folder: Path, **more: Any) -> Path:

@@ -155,6 +155,8 @@ class Family:
     mlx_parts: Mapping[str, str] = field(default_factory=dict)  # parts of tensors' names that it has otherwise
     mlx_inner: str = "model"  # what it calls the model without its head
     mlx_experts: str = "switch_mlp"  # what it calls the experts of an MLP
+    mlx_number: Callable[[Config, int], int] | None = None  # by which, with `mlx_settings`, it makes a layer like this
+    # one, where it goes by layers' numbers
     switches: tuple[str, ...] = ()  # on or off; off where config.json is silent
     on: tuple[str, ...] = ()  # the same, but on where it is silent
     more: Callable[[Values, Config], dict[str, Any]] = nothing_more  # what else it reads of config.json
@@ -200,6 +202,8 @@ class Family:
     listed: tuple[str, ...] = ()  # keys with an entry for each layer, where config.json may not say how many there are
     recurrent: str = ""  # what layers that keep a state of a fixed size call the part that does; empty: there are none
     larger_on_mlx: tuple[str, ...] = ()  # norms of such a family that mlx-lm's files have one larger, by their ends
+    scored: bool = False  # experts are asked with their scores times what they are given, and are stored with inputs
+    # before outputs, each with its gate before up
     halves: bool = False  # experts may be stored in one tensor, each with its gate before up
 
     @property
@@ -376,24 +380,3 @@ def some_sparse(values: Values, config: Config, usual: int) -> dict[str, Any]:
     listed = values.numbers("mlp_only_layers")
     dense = [i for i in range(layers) if i in listed or experts == 0 or (i + 1) % step != 0]
     return {"num_experts": experts, "mlp_only_layers": dense, "decoder_sparse_step": 1}
-
-
-def grouped_experts(values: Values, config: Config, usual: int) -> int:
-    """How many experts a layer has that DeepSeek's router chooses, by groups. Raises BrokenModel, UnsupportedModel."""
-    values.choice("scoring_func", "sigmoid", ("sigmoid",))
-    values.choice("topk_method", "noaux_tc", ("noaux_tc",))
-    experts = experts_of(values, config, ("n_routed_experts", "num_local_experts"), usual)
-    groups, chosen = config["n_group"], config["topk_group"]
-    if experts % groups or experts < 2 * groups:  # the two best of each group are compared
-        raise bad_value(values.name, "n_routed_experts", experts)
-    if chosen > groups or config["num_experts_per_tok"] > chosen * experts // groups:
-        raise bad_value(values.name, "topk_group", chosen)
-    return experts
-
-
-def shared_expert_tensors(config: Config, layer: int, stacked: bool) -> Tensors:
-    """Experts of DeepSeek's router, whose scores it corrects, and the shared ones beside them as one MLP."""
-    yield from expert_tensors(config, layer, stacked, count="n_routed_experts")
-    yield f"{start_of(layer)}mlp.gate.e_score_correction_bias", (config["n_routed_experts"],)
-    shared = config["moe_intermediate_size"] * config["n_shared_experts"]
-    yield from mlp_tensors(config, layer, shared, "mlp.shared_experts.")

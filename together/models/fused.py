@@ -8,7 +8,10 @@ from dataclasses import replace
 
 from together.models.headers import TensorInfo
 
-_FUSED = re.compile(r"(.+\.experts)\.(gate_up_proj|down_proj)|(.+\.block_sparse_moe)\.(input|output)_linear\.weight")
+# Llama 4's, in `feed_forward`, have inputs before outputs: no matrix of theirs lies in one piece.
+_FUSED = re.compile(
+    r"(.+(?<!\.feed_forward)\.experts)\.(gate_up_proj|down_proj)|(.+\.block_sparse_moe)\.(input|output)_linear\.weight"
+)
 _BOTH, _DOWN = ("gate_proj", "up_proj"), ("down_proj",)
 _PARTS = {"gate_up_proj": _BOTH, "down_proj": _DOWN, "input": _BOTH, "output": _DOWN}
 

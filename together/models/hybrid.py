@@ -80,6 +80,11 @@ def attends(config: Config, layer: int) -> bool:
     return bool(config["layer_types"][layer] != LINEAR)
 
 
+def hybrid_number(config: Config, layer: int) -> int:
+    """To mlx-lm, with the families' `mlx_settings`, odd layers attend, and those from 2 on have no experts."""
+    return attends(config, layer) + 2 * (layer in config.get("mlp_only_layers", ()))
+
+
 def hybrid_kinds(values: Values, config: Config) -> dict[str, Any]:
     """Layers with a recurrent state, and one of every so many that attends. Raises BrokenModel, UnsupportedModel."""
     layers = config["num_hidden_layers"]

@@ -144,7 +144,7 @@ _HEAD = re.compile(_WRAPS + r"(lm_head\..+)")
 _TOWER = re.compile(r"(?:model\.)?(visual\..+)")
 _TOWERS = "visual.deepstack_merger_list."  # such a tower runs here; others are passed over
 _USUAL = "model."
-_EXPERTS = re.compile(r"(\.mlp)\.experts\.((?:gate|up|down)_proj\.)|\.experts\.switch_glu\.")
+_EXPERTS = re.compile(r"(\.mlp|\.feed_forward)\.experts\.((?:gate|up|down)_proj\.)|\.experts\.switch_glu\.")
 _UNGATED = {".switch_mlp.fc1.": ".switch_mlp.up_proj.", ".switch_mlp.fc2.": ".switch_mlp.down_proj."}
 
 

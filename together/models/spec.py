@@ -318,6 +318,7 @@ def key_in(folder: Path) -> str:
 _INNER = (
     "hidden_size",
     "intermediate_size",
+    "intermediate_size_mlp",
     "moe_intermediate_size",
     "shared_expert_intermediate_size",
     "shared_intermediate_size",

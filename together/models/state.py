@@ -15,12 +15,25 @@ MOST_PER_SEQUENCE = 4096  # tokens that a sequence counts for at most beside its
 
 @dataclass(frozen=True, slots=True)
 class KeysValues:
-    """Keys and values of every token, of attention that sees everything or the last `window` tokens."""
+    """Keys and values of every token, of attention that sees everything or the last `window` tokens.
+
+    `chunked`: a token sees none of those before the last multiple of `window`, fewer than a window's.
+    """
 
     heads: int  # of keys and values
     key_dim: int
     value_dim: int
     window: int | None = None
+    chunked: bool = False
+
+    @property
+    def slides(self) -> int | None:
+        """How many last tokens a token sees, where no chunk says it."""
+        return None if self.chunked else self.window
+
+    @property
+    def chunk(self) -> int | None:
+        return self.window if self.chunked else None
 
     @property
     def per_token(self) -> int:
@@ -42,7 +55,7 @@ class Latent:
     rank: int
     turned: int  # by rope: the same for all heads
 
-    window = None
+    window = slides = chunk = None
 
     @property
     def per_token(self) -> int:
@@ -170,4 +183,4 @@ def endless(state: LayerState) -> LayerState:
     """The same without a window."""
     if isinstance(state, Borrowed):
         return replace(state, kept=replace(state.kept, window=None))
-    return replace(state, window=None) if isinstance(state, KeysValues) else state
+    return replace(state, window=None, chunked=False) if isinstance(state, KeysValues) else state

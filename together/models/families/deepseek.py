@@ -15,18 +15,18 @@ from together.models.family import (
     Config,
     Family,
     Tensors,
-    grouped_experts,
     mlp_tensors,
     norm_tensors,
-    shared_expert_tensors,
     start_of,
     usual_range,
 )
+from together.models.grouped import grouped_experts, shared_expert_tensors
 from together.models.state import Latent, LayerState
 from together.models.values import Values, bad_value
 from together.types import LayerRange
 
 _DENSE, _SPARSE = "dense", "sparse"
+_MLX = {"first_k_dense_replace": 1, "moe_layer_freq": 1}
 
 
 def _tensors(config: Config, layer: int, stacked: bool) -> Tensors:
@@ -126,10 +126,9 @@ def _ranged(config: Config, layers: LayerRange) -> dict[str, Any]:
     return found
 
 
-def _ignored(config: Config) -> tuple[str, ...]:
-    """mlx-lm knows only how many dense layers come first."""
-    later = config["mlp_layer_types"][config["first_k_dense_replace"] :]
-    return ("dense layers behind sparse ones",) if _DENSE in later else ()
+def _number(config: Config, layer: int) -> int:
+    """To mlx-lm, the first layers are dense, and with `_MLX` it is the first one alone."""
+    return int(config["mlp_layer_types"][layer] == _SPARSE)
 
 
 FAMILIES = (
@@ -163,6 +162,8 @@ FAMILIES = (
         parted=_parted,
         interleaved=True,
         mlx_nulls=("q_lora_rank",),
+        mlx_settings=_MLX,
+        mlx_number=_number,
         mlx_fixed={"rope_interleave": True},
     ),
     Family(
@@ -195,7 +196,8 @@ FAMILIES = (
         parted=_parted,
         interleaved=True,
         mlx_nulls=("q_lora_rank",),
+        mlx_settings=_MLX,
+        mlx_number=_number,
         mlx_fixed={"rope_interleave": True},
-        ignored_by_mlx=_ignored,
     ),
 )

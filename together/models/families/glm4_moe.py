@@ -19,13 +19,12 @@ from together.models.family import (
     GgufNames,
     Tensors,
     attention_tensors,
-    grouped_experts,
     head_norm_tensors,
     mlp_tensors,
     norm_tensors,
-    shared_expert_tensors,
     usual_range,
 )
+from together.models.grouped import grouped_experts, shared_expert_tensors
 from together.models.values import Values
 from together.types import LayerRange
 

@@ -17,10 +17,10 @@ from together.models.family import (
     Family,
     Tensors,
     attention_tensors,
-    grouped_experts,
     layer_kinds,
     start_of,
 )
+from together.models.grouped import grouped_experts
 from together.models.mamba import KINDS, Mamba
 from together.models.state import KeysValues, LayerState, Nothing
 from together.models.values import Values

@@ -28,6 +28,7 @@ from together.models.hybrid import (
     delta_net_tensors,
     gated_attention_tensors,
     hybrid_kinds,
+    hybrid_number,
     hybrid_state,
 )
 from together.models.values import Values
@@ -83,6 +84,7 @@ def _gguf(architecture: str, names: Mapping[str, str], *computed: str) -> GgufNa
 def _family(**more: Any) -> Family:
     return Family(
         mlx_settings={"full_attention_interval": 2, "mlp_only_layers": [2, 3]},
+        mlx_number=hybrid_number,
         switches=("attention_bias",),
         tensors=_tensors,
         state=hybrid_state,

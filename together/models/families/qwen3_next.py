@@ -23,6 +23,7 @@ from together.models.hybrid import (
     delta_width,
     gated_attention_tensors,
     hybrid_kinds,
+    hybrid_number,
     hybrid_state,
 )
 from together.models.values import Values
@@ -57,6 +58,7 @@ FAMILIES = (
         title="Qwen3-Next",
         torch=("qwen3_next", "Qwen3Next"),
         mlx_settings={"full_attention_interval": 2, "mlp_only_layers": [2, 3], "partial_rotary_factor": 1.0},
+        mlx_number=hybrid_number,
         counts={
             "vocab_size": 151936,
             "intermediate_size": 5632,
