@@ -27,6 +27,7 @@ from tests.support.gguf_files import (
     write_judge,
     write_ollama,
 )
+from tests.support.gguf_later import CONVERSIONS, OLDER_LATENT
 from together.errors import BrokenModel
 from together.models.gguf.kinds import PACKINGS
 from together.models.spec import read_runnable
@@ -37,7 +38,7 @@ FAMILIES = ("llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma3_text", "
 LATER = (
     "gpt_oss", "granite", "smollm3", "olmo2", "olmo3", "seed_oss", "seed_oss-biased", "exaone4", "exaone4-full",
     "glm4", "glm4-quarter", "phi3", "ministral3", "qwen2_moe", "olmoe", "mixtral", "glm4_moe", "minimax_m2",
-    "granitemoe", "qwen3_5", "qwen3_5_moe",
+    "granitemoe", "qwen3_5", "qwen3_5_moe", "deepseek_v3", "glm4_moe_lite",
 )  # fmt: skip
 MIXED = ("torch", "mlx")
 CHOICES = {"mixed": mixed, "published": as_published}
@@ -88,6 +89,15 @@ def test_experts_one_by_one(ring: Rings, tmp_path: Path) -> None:
     """As the first files of Mixtral have them."""
     plain = make_plain(tmp_path / "plain", "mixtral")
     file = write_gguf(plain, tmp_path / "m.gguf", mixed, stacked=False)
+    conforms(ring(imported(file, tmp_path / "model"), MIXED, (2,)), write_judge(file, plain, tmp_path / "judge"))
+
+
+@pytest.mark.full
+def test_latents_whose_matrix_is_one(ring: Rings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As older files of DeepSeek have it."""
+    monkeypatch.setitem(CONVERSIONS, "deepseek_v3", OLDER_LATENT)
+    plain = make_plain(tmp_path / "plain", "deepseek_v3")
+    file = write_gguf(plain, tmp_path / "m.gguf", mixed)
     conforms(ring(imported(file, tmp_path / "model"), MIXED, (2,)), write_judge(file, plain, tmp_path / "judge"))
 
 

@@ -13,6 +13,8 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from tests.support.gguf_later import CONVERSIONS
+
 Array = npt.NDArray[Any]
 Config = Mapping[str, Any]
 
@@ -55,6 +57,11 @@ _HALVES = ".mlp.experts.gate_up_proj"  # Qwen3.5's, gate before up; gpt-oss's co
 _KINDS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
 
 
+def architecture_of(config: Config) -> str:
+    later = CONVERSIONS.get(config["model_type"])
+    return later.architecture(config) if later else ARCHITECTURES[config["model_type"]]
+
+
 def stored(tensors: Mapping[str, Array], config: Config, *, stacked: bool) -> dict[str, Array]:
     """Published tensors under their names in a file, as they lie there."""
     found: dict[str, Array] = {}
@@ -66,6 +73,8 @@ def stored(tensors: Mapping[str, Array], config: Config, *, stacked: bool) -> di
             found[f"blk.{layer}.ffn_up_exps.weight"] = array[:, half:]
         elif fused := _is_fused(name, config):
             found |= _parted(fused, array)
+        elif (later := CONVERSIONS.get(config["model_type"])) and (parts := later.parts(name, array, config)):
+            found |= parts
         elif match := _EXPERT.fullmatch(name):
             layer, expert, kind = match[1], int(match[2]), _KINDS[match[3]]
             if stacked:
@@ -95,6 +104,10 @@ def published(found: Mapping[str, Array], tensors: Mapping[str, Array], config: 
             yield name, np.concatenate([found[f"{start}{kind}_exps.weight"] for kind in ("gate", "up")], axis=1)
         elif fused := _is_fused(name, config):
             yield name, _joined(fused, found)
+        elif (later := CONVERSIONS.get(config["model_type"])) and (
+            whole := later.whole(name, found, config)
+        ) is not None:
+            yield name, whole
         elif match := _EXPERT.fullmatch(name):
             layer, expert, kind = match[1], int(match[2]), _KINDS[match[3]]
             stack = found.get(f"blk.{layer}.ffn_{kind}_exps.weight")
@@ -119,9 +132,7 @@ def _name(name: str, config: Config) -> str:
     if name.endswith(".mlp.experts.down_proj") and config["model_type"] == "qwen3_5_moe_text":
         name += ".weight"
     name = name.replace("e_score_correction_bias", "e_score_correction.bias")
-    architecture = next(
-        key for key, each in gguf.MODEL_ARCH_NAMES.items() if each == ARCHITECTURES[config["model_type"]]
-    )
+    architecture = next(key for key, each in gguf.MODEL_ARCH_NAMES.items() if each == architecture_of(config))
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
     known = names.get_name(name, try_suffixes=(".weight", ".bias"))
     assert known is not None, name
@@ -221,7 +232,8 @@ def write_metadata(writer: gguf.GGUFWriter, config: Config) -> None:
         writer.add_expert_used_count(config["num_experts_per_tok"])
     if config["model_type"] in _NEXT:
         writer.add_nextn_predict_layers(1)
-    more = _MORE.get(config["model_type"])
+    later = CONVERSIONS.get(config["model_type"])
+    more = later.settings if later else _MORE.get(config["model_type"])
     if more is not None:
         more(writer, config)
     writer.add_uint32("tokenizer.ggml.eos_token_id", 2)

@@ -18,8 +18,9 @@ from gguf import GGMLQuantizationType as Kind
 from pydantic_core import to_json
 from safetensors.numpy import load_file, save_file
 
+from tests.support.cases.deepseek import YARN
 from tests.support.families import BY_NAME, make_checkpoint
-from tests.support.gguf_converter import ARCHITECTURES, published, stored, write_metadata
+from tests.support.gguf_converter import architecture_of, published, stored, write_metadata
 from together.models.gguf.refusals import check_nothing_else
 from together.models.gguf.sources import SOURCES
 from together.models.reading import read_published
@@ -41,6 +42,14 @@ _STEP = {  # a usual scale, so that weights are of the order of 0.05
 SHAPE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_hidden_layers": 4}
 _ROPE = {"rope_type": "default", "rope_theta": 500_000.0}
 _HYBRID = {"linear_value_head_dim": 32, "linear_num_value_heads": 8}  # four for each of keys
+_LATENT = {
+    "attention_bias": False,
+    "kv_lora_rank": 256,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+    "moe_intermediate_size": 256,
+    "head_dim": 8,
+}
 _MORE: dict[str, dict[str, Any]] = {
     "llama": {"rope_parameters": _ROPE},
     "gemma3_text": {"query_pre_attn_scalar": 64},  # as all but the largest Gemma 3 have it
@@ -57,6 +66,16 @@ _MORE: dict[str, dict[str, Any]] = {
     "qwen3_5": _HYBRID,
     "qwen3_5_moe": {**_HYBRID, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 512},
     "glm4_moe": {"moe_intermediate_size": 256},
+    "deepseek_v3": {
+        **_LATENT,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "num_experts_per_tok": 2,
+        "routed_scaling_factor": 1.2,
+        "q_lora_rank": 256,
+        "rope_parameters": {**YARN, "mscale": 0.7},
+    },
+    "glm4_moe_lite": _LATENT,
     "gpt_oss": {"layer_types": None},  # windows in every other layer, as files have it without a word
 }
 PLAIN = {Kind.F32: np.float32, Kind.F16: np.float16}
@@ -81,7 +100,7 @@ def write_gguf(
     `more` writes further metadata.
     """
     config = json.loads((plain / "config.json").read_text(encoding="utf-8"))
-    writer = gguf.GGUFWriter(file, ARCHITECTURES[config["model_type"]])
+    writer = gguf.GGUFWriter(file, architecture_of(config))
     write_metadata(writer, config)
     more(writer)
     random = np.random.default_rng(seed)

@@ -194,3 +194,61 @@ def test_recurrent_layers() -> None:
 def test_a_model_of_experts_alone_has_no_other_width() -> None:
     config = made("qwen35moe", {**HYBRID, **SHARED, "feed_forward_length": None})
     assert (config["num_experts"], config["moe_intermediate_size"]) == (8, 64)
+
+
+LATENT = {
+    **SHARED,
+    "attention.head_count_kv": 1,
+    "attention.key_length": 72,
+    "attention.value_length": 64,
+    "attention.key_length_mla": 24,
+    "attention.value_length_mla": 20,
+    "attention.kv_lora_rank": 64,
+    "attention.q_lora_rank": 48,
+    "rope.dimension_count": 8,
+    "expert_gating_func": 2,
+    "expert_shared_count": 1,
+    "expert_weights_norm": True,
+    "leading_dense_block_count": 1,
+}
+
+
+def test_heads_of_latent_attention() -> None:
+    config = made("deepseek2", LATENT)
+    older = {
+        "attention.key_length_mla": None,
+        "attention.value_length_mla": None,
+        "attention.key_length": 24,
+        "attention.value_length": 20,
+        "attention.head_count_kv": 8,
+    }
+    for found in (config, made("deepseek2", {**LATENT, **older})):
+        keys = ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "head_dim")
+        assert [found[key] for key in keys] == [64, 48, 8, 16, 20, 8]
+        assert (found["num_key_value_heads"], found["n_group"], found["rope_interleave"]) == (8, 1, True)
+        assert found["mlp_layer_types"] == ["dense", "sparse", "sparse", "sparse"]
+    assert made("deepseek2", {**LATENT, "attention.q_lora_rank": None})["q_lora_rank"] is None
+
+
+def test_scales_of_latent_attention_are_ten_times_what_files_say() -> None:
+    rope = made("deepseek2", {**LATENT, **YARN, "rope.scaling.yarn_log_multiplier": 0.10000000149011612})
+    assert [rope["rope_parameters"][key] for key in ("mscale", "mscale_all_dim")] == [1.0, 1.0]
+    with pytest.raises(BrokenModel, match="yarn_log_multiplier"):
+        made("deepseek2", {**LATENT, **YARN})
+
+
+@pytest.mark.parametrize("said", [None, 1])
+def test_deepseek_2_is_refused(said: int | None) -> None:
+    """Its router weighs by softmax, also where files say nothing; GLM-4.7-Flash's say nothing and mean another."""
+    with pytest.raises(UnsupportedModel, match="expert_gating_func"):
+        made("deepseek2", {**LATENT, "expert_gating_func": said})
+    words = {f"deepseek2.{key}": value for key, value in {**LATENT, "expert_gating_func": None}.items()}
+    config = read(renamed("deepseek2") | words | {"tokenizer.ggml.pre": "glm4"})
+    assert config["model_type"] == "glm4_moe_lite"
+
+
+def test_older_files_of_deepseek_3_leave_out_its_groups() -> None:
+    many = {**LATENT, "expert_count": 256, "expert_used_count": 8}
+    assert [made("deepseek2", many)[key] for key in ("n_group", "topk_group")] == [8, 4]
+    said = made("deepseek2", {**many, "expert_group_count": 1, "expert_group_used_count": 1})
+    assert [said[key] for key in ("n_group", "topk_group")] == [1, 1]

@@ -12,8 +12,14 @@ from typing import Any
 
 from together.errors import BrokenModel, UnsupportedModel
 from together.models.family import (
+    GGUF_COUNTS,
+    GGUF_EXPERTS,
+    GGUF_GROUPED,
+    GGUF_OF_ALL,
+    GGUF_USUAL,
     Config,
     Family,
+    GgufNames,
     Tensors,
     mlp_tensors,
     norm_tensors,
@@ -131,6 +137,26 @@ def _number(config: Config, layer: int) -> int:
     return int(config["mlp_layer_types"][layer] == _SPARSE)
 
 
+def _gguf(architecture: str = "") -> GgufNames:
+    """`attn_k_b` and `attn_v_b` are laid out as mlx-lm's two; older files have them as one, as it was published."""
+    names = {
+        **GGUF_USUAL,
+        **GGUF_EXPERTS,
+        **GGUF_OF_ALL,
+        "attn_q_a": "self_attn.q_a_proj",
+        "attn_q_a_norm": "self_attn.q_a_layernorm",
+        "attn_q_b": "self_attn.q_b_proj",
+        "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+        "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+        "attn_kv_b": "self_attn.kv_b_proj",
+        "attn_k_b": "self_attn.embed_q",
+        "attn_v_b": "self_attn.unembed_out",
+    }
+    correction = {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"}
+    computed = (*GGUF_COUNTS, *GGUF_GROUPED, "rope.scaling.yarn_log_multiplier")
+    return GgufNames(architecture, names, whole=correction, computed=computed)
+
+
 FAMILIES = (
     Family(
         name="deepseek_v3",
@@ -165,6 +191,7 @@ FAMILIES = (
         mlx_settings=_MLX,
         mlx_number=_number,
         mlx_fixed={"rope_interleave": True},
+        gguf=_gguf("deepseek2"),
     ),
     Family(
         name="glm4_moe_lite",
@@ -199,5 +226,6 @@ FAMILIES = (
         mlx_settings=_MLX,
         mlx_number=_number,
         mlx_fixed={"rope_interleave": True},
+        gguf=_gguf(),  # its files say deepseek2, too
     ),
 )

@@ -81,6 +81,8 @@ def architecture_of(name: str, metadata: Mapping[str, Any]) -> str:
 
 
 def _head_dim(reader: MetadataReader, heads: int) -> int:
+    if reader.has("attention.kv_lora_rank"):  # keys are made of a latent, and of a part that rope turns
+        return reader.count("rope.dimension_count")
     size = reader.count("attention.key_length", reader.count("embedding_length") // heads)
     if reader.count("attention.value_length", size) != size:
         raise reader.refuse("attention.value_length", reader.count("attention.value_length"))

@@ -38,6 +38,8 @@ def family_of(architecture: str, metadata: Mapping[str, object]) -> Family:
             return BY_NAME["mistral"]
         case "mistral3" if "temperature_scale" not in has:
             return BY_NAME["mistral"]
+        case "deepseek2" if metadata.get("tokenizer.ggml.pre") == "glm4":
+            return BY_NAME["glm4_moe_lite"]
         case "olmo2" if "sliding_window" in has:
             return BY_NAME["olmo3"]
     return FAMILIES[architecture]

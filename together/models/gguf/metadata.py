@@ -68,10 +68,10 @@ class MetadataReader:
         step = self.count("attention.sliding_window_pattern", usual)
         return [(layer + 1) % step != 0 for layer in range(layers)]
 
-    def sigmoid(self) -> None:
-        """Raises UnsupportedModel for a router that weighs experts in another way, where a file says so."""
+    def sigmoid(self, *, silent: bool = True) -> None:
+        """Raises UnsupportedModel for a router that weighs experts in another way; `silent` files mean this one."""
         value = self.metadata.get(self._key("expert_gating_func"), _NO_GATE)
-        if value not in (_NO_GATE, _SIGMOID):
+        if value not in ((_NO_GATE, _SIGMOID) if silent else (_SIGMOID,)):
             raise self.refuse(self._key("expert_gating_func"), value)
 
     def neutral(self, key: str) -> bool:

@@ -14,6 +14,8 @@ from together.models.family import FULL, INPUTS, SLIDING
 from together.models.gguf.metadata import MetadataReader
 
 _GEMMA_27B = 62  # layers: the one Gemma 3 whose queries are scaled by the width of a head's share of the states
+_DEEPSEEK_EXPERTS = 256  # of DeepSeek V3, whose files are silent of groups where they are older than llama.cpp's groups
+_DEEPSEEK_GROUPS = {"n_group": 8, "topk_group": 4}
 
 Config = Mapping[str, Any]
 
@@ -62,11 +64,9 @@ def _mixtral(reader: MetadataReader, config: Config) -> dict[str, Any]:
     return {**_experts(reader, "num_local_experts"), **_mistral(reader, config)}
 
 
-def _glm4_moe(reader: MetadataReader, config: Config) -> dict[str, Any]:
-    """Its files count layers that predict more tokens at once among the others."""
-    reader.sigmoid()
+def _grouped(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    """Of DeepSeek's router. Files count layers that predict more tokens at once among the others."""
     return {
-        **_inputs_biased(reader, config),
         **_experts(reader, "n_routed_experts"),
         "num_hidden_layers": config["num_hidden_layers"] - (reader.none_or("nextn_predict_layers") or 0),
         "moe_intermediate_size": reader.count("expert_feed_forward_length"),
@@ -76,8 +76,37 @@ def _glm4_moe(reader: MetadataReader, config: Config) -> dict[str, Any]:
         "norm_topk_prob": reader.flag("expert_weights_norm", False),
         "n_group": reader.count("expert_group_count", 1),
         "topk_group": reader.count("expert_group_used_count", 1),
-        "use_qk_norm": reader.stores("self_attn.q_norm.weight"),
     }
+
+
+def _glm4_moe(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    reader.sigmoid()
+    more = {"use_qk_norm": reader.stores("self_attn.q_norm.weight")}
+    return {**_inputs_biased(reader, config), **_grouped(reader, config), **more}
+
+
+def _deepseek(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    """DeepSeek V3 and what is made like it. Older files have keys and values as attention sees them, without `_mla`."""
+    own = config["model_type"] == "deepseek_v3"
+    reader.sigmoid(silent=not own)  # DeepSeek's file that says nothing means the router of DeepSeek V2
+    latent, turned = reader.count("attention.kv_lora_rank"), reader.count("rope.dimension_count")
+    end = "_mla" if reader.has("attention.key_length_mla") else ""
+    found = {
+        **_grouped(reader, config),
+        "q_lora_rank": reader.none_or("attention.q_lora_rank"),
+        "kv_lora_rank": latent,
+        "qk_rope_head_dim": turned,
+        "qk_nope_head_dim": reader.count(f"attention.key_length{end}") - turned,
+        "v_head_dim": reader.count(f"attention.value_length{end}"),
+        "num_key_value_heads": config["num_attention_heads"],
+        "rope_interleave": True,
+    }
+    if own and found["n_routed_experts"] == _DEEPSEEK_EXPERTS and not reader.has("expert_group_count"):
+        found |= _DEEPSEEK_GROUPS
+    if config["rope_scaling"]:  # `mscale` is the same, as llama.cpp has it
+        scale = round(10 * reader.number("rope.scaling.yarn_log_multiplier"), 6)
+        found["rope_scaling"] = {**config["rope_scaling"], "mscale": scale, "mscale_all_dim": scale}
+    return found
 
 
 def _qwen3_5(reader: MetadataReader, config: Config) -> dict[str, Any]:
@@ -184,10 +213,12 @@ def _ministral3(reader: MetadataReader, config: Config) -> dict[str, Any]:
 
 
 _OF: dict[str, Callable[[MetadataReader, Config], dict[str, Any]]] = {
+    "deepseek_v3": _deepseek,
     "gemma3_text": _gemma3,
     "exaone4": _windows,
     "glm4": _inputs_biased,
     "glm4_moe": _glm4_moe,
+    "glm4_moe_lite": _deepseek,
     "gpt_oss": _gpt_oss,
     "granite": _granite,
     "granitemoe": _granitemoe,

@@ -1,0 +1,108 @@
+"""What llama.cpp's converter makes of families whose matrices it parts, joins or reshapes: one `Conversion` for each.
+
+As in `gguf_converter.py`, names are gguf's own, and changes those of llama.cpp's `conversion/`, written anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Config = Mapping[str, Any]
+Found = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """`parts` are the tensors that a published one becomes, by what a file calls them; None: it stays one, by its name.
+
+    `whole` undoes that.
+    """
+
+    architecture: Callable[[Config], str]
+    parts: Callable[[str, Array, Config], dict[str, Array] | None]
+    whole: Callable[[str, Found, Config], Array | None]
+    settings: Callable[[gguf.GGUFWriter, Config], None]
+
+
+# --- DeepSeek V3, GLM-4.7-Flash ---------------------------------------------------------------------------------------
+
+
+def _latent_parts(name: str, array: Array, config: Config) -> dict[str, Array] | None:
+    """`DeepseekV2Model.modify_tensors`: rows for keys, of each head with axes swapped, and those for values."""
+    if not name.endswith(".kv_b_proj.weight"):
+        return None
+    start, key = f"blk.{name.split('.')[2]}.attn_", config["qk_nope_head_dim"]
+    heads = array.reshape(config["num_attention_heads"], key + config["v_head_dim"], -1)
+    return {f"{start}k_b.weight": heads[:, :key].swapaxes(1, 2), f"{start}v_b.weight": heads[:, key:]}
+
+
+def _latent_whole(name: str, found: Found, config: Config) -> Array | None:
+    if not name.endswith(".kv_b_proj.weight"):
+        return None
+    start = f"blk.{name.split('.')[2]}.attn_"
+    heads = np.concatenate([found[f"{start}k_b.weight"].swapaxes(1, 2), found[f"{start}v_b.weight"]], axis=1)
+    return heads.reshape(-1, heads.shape[2])
+
+
+def _unparted(name: str, array: Array, config: Config) -> None:
+    """As older files have it."""
+
+
+def _latent(writer: gguf.GGUFWriter, config: Config) -> None:
+    _grouped(writer, config)
+    latent, turned = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    writer.add_head_count_kv(1)
+    if config["q_lora_rank"] is not None:
+        writer.add_q_lora_rank(config["q_lora_rank"])
+    writer.add_kv_lora_rank(latent)
+    writer.add_key_length(latent + turned)
+    writer.add_value_length(latent)
+    writer.add_key_length_mla(config["qk_nope_head_dim"] + turned)
+    writer.add_value_length_mla(config["v_head_dim"])
+    _latent_ends(writer, config)
+
+
+def _older_latent(writer: gguf.GGUFWriter, config: Config) -> None:
+    """From before `attn_k_b`: heads as attention sees them."""
+    _grouped(writer, config)
+    if config["q_lora_rank"] is not None:
+        writer.add_q_lora_rank(config["q_lora_rank"])
+    writer.add_kv_lora_rank(config["kv_lora_rank"])
+    writer.add_key_length(config["qk_nope_head_dim"] + config["qk_rope_head_dim"])
+    writer.add_value_length(config["v_head_dim"])
+    _latent_ends(writer, config)
+
+
+def _latent_ends(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_rope_dimension_count(config["qk_rope_head_dim"])
+    if "mscale_all_dim" in config["rope_parameters"]:
+        writer.add_rope_scaling_yarn_log_mul(0.1 * config["rope_parameters"]["mscale_all_dim"])
+    if config["model_type"] == "glm4_moe_lite":
+        writer.add_tokenizer_pre("glm4")
+    else:
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+
+
+def _grouped(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_expert_count(config["n_routed_experts"])
+    writer.add_expert_group_count(config["n_group"])
+    writer.add_expert_group_used_count(config["topk_group"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_expert_shared_count(config["n_shared_experts"])
+    kinds = config.get("mlp_layer_types") or ["dense"] * config["first_k_dense_replace"]
+    writer.add_leading_dense_block_count(kinds.count("dense"))
+    writer.add_expert_weights_scale(config["routed_scaling_factor"])
+    if config["norm_topk_prob"]:
+        writer.add_expert_weights_norm(True)
+
+
+_LATENT = Conversion(lambda config: "deepseek2", _latent_parts, _latent_whole, _latent)
+OLDER_LATENT = Conversion(lambda config: "deepseek2", _unparted, lambda *_: None, _older_latent)
+CONVERSIONS: dict[str, Conversion] = {"deepseek_v3": _LATENT, "glm4_moe_lite": _LATENT}
