@@ -36,6 +36,7 @@ from tests.support.other_programs import LIBRARY, OllamaFolder
 from tests.support.patience import PATIENCE
 from together.desktop.bench.cli import app as bench_commands
 from together.desktop.cli import app as command_line
+from together.desktop.keys import app as key_commands
 from together.desktop.models import app as model_commands
 
 RUN = ("sh", "python")
@@ -88,7 +89,11 @@ def test_commands_in_sentences_are_commands(file: Path) -> None:
                 _parse(words)
 
 
-PARTED = {"bench": bench_commands, "models": model_commands}  # commands with commands of their own
+PARTED = {
+    "bench": bench_commands,
+    "models": model_commands,
+    "keys": key_commands,
+}  # commands with commands of their own
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)

@@ -49,7 +49,7 @@ LAYERS = (
     ("together.api", "webui", "together.desktop"),
 )
 NEIGHBOURLY = 2
-ACROSS = {("webui", "together.api.guard")}  # the page keeps the API's rules of HTTP
+ACROSS = {("webui", "together.api.guard"), ("webui", "together.api.visitors")}  # the page keeps the API's rules of HTTP
 FREE = ("together.__main__", "together.desktop")  # they start everything, so they may import all of ours
 
 STDLIB_ONLY = tuple(name for name in WORDS if name != "together.jsonfile")

@@ -41,6 +41,12 @@ GROUPS = (
         },
     ),
     (
+        "Who may come in",
+        {
+            "keys": "Keys for browsers and programs of other machines: keys make NAME, keys list, keys revoke NAME.",
+        },
+    ),
+    (
         "Talk",
         {
             "run": "Load a model, unless it is served, and chat with it, or answer one prompt.",

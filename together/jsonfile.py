@@ -24,29 +24,38 @@ class BrokenFile(TogetherError):
     """A file of ours that is there and does not hold what it should."""
 
 
-def write_whole(file: Path, data: bytes) -> None:
-    """Replace `file` in one step, so that a reader sees the old bytes or the new ones. Raises OSError."""
+def write_whole(file: Path, data: bytes, *, private: bool = False) -> None:
+    """Replace `file` in one step, so that a reader sees the old bytes or the new ones. Raises OSError.
+
+    `private`: nobody but this user may read it.
+    """
     part = file.with_name(f"{file.name}.{os.getpid()}-{get_ident()}.new")
     try:
-        write_synced(part, data)
+        write_synced(part, data, private=private)
         os.replace(part, file)
     except OSError:
         part.unlink(missing_ok=True)
         raise
 
 
-def write_synced(file: Path, data: bytes) -> None:
-    """Write a new file down to the disk, and its folder if it is new. Raises OSError."""
+def write_synced(file: Path, data: bytes, *, private: bool = False) -> None:
+    """Write a new file down to the disk, and its folder if it is new; `private` as above. Raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("wb") as stream:
+    if private:
+        file.unlink(missing_ok=True)  # the mode is a new file's only
+    with open(file, "wb", opener=_for_its_owner if private else None) as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def write_json(file: Path, value: object) -> None:
-    """Write dataclasses, dicts and lists as JSON in one step. Raises OSError."""
-    write_whole(file, to_json(value, indent=1))
+def _for_its_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def write_json(file: Path, value: object, *, private: bool = False) -> None:
+    """Write dataclasses, dicts and lists as JSON in one step; `private` as in `write_whole`. Raises OSError."""
+    write_whole(file, to_json(value, indent=1), private=private)
 
 
 def read_json(file: Path, kind: type[T], most: int = MOST) -> T | None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp, fsum, inf
-from typing import Literal, Protocol
+from typing import Literal, NewType, Protocol
 
 from together.picture import Picture
 from together.sentences import NOTHING, Sentence, say
 from together.types import Sampling
+
+Owner = NewType("Owner", str)  # whose a request is, and what is kept for it: a key's id, or LOCAL
+LOCAL = Owner("local")  # whoever sits at this machine and shows no key
 
 
 @dataclass(frozen=True, slots=True)

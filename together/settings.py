@@ -29,6 +29,7 @@ class Settings:
 
     home: str = ""  # lock, port file, node ids, bench weights; "" is the user's cache folder
     host: str = "127.0.0.1"  # where nodes and pages listen
+    hosts: str = ""  # more names of this machine, as "chat.example.org,studio.lan": browsers may call the page by them
     port: int = 8765  # page and API; the next free one if taken
     node_port: int = 47600  # first block of 16 ports tried for a node
     cluster: str = "default"  # nodes and heads of another cluster name ignore each other
@@ -59,6 +60,10 @@ class Settings:
     @property
     def home_path(self) -> Path:
         return Path(self.home).expanduser().absolute() if self.home else default_home()
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        return tuple(filter(None, (name.strip() for name in self.hosts.split(","))))
 
     @property
     def open_to_network(self) -> bool:

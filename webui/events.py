@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from together.api.guard import is_local
+from together.api.visitors import visitor_of
 from together.errors import BadRequest
 from webui import gr
 from webui.conversation import Turn, Turns, thought, turn
@@ -132,7 +132,7 @@ def _shown_as(guarded: Handler, handler: Handler) -> Handler:
 
 
 def _is_here(request: gr.Request) -> bool:
-    return request.request is not None and is_local(request.request.scope)
+    return request.request is not None and visitor_of(request.request.scope).here
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

@@ -192,6 +192,11 @@
     for (const listener of shared.onDraw) listener(connected);
   };
 
+  // A key that was revoked opens nothing any more: the page that asks for one takes this one's place.
+  const lookAtKey = () => fetch("version").then((reply) => {
+    if ([401, 429].includes(reply.status)) location.assign("login");
+  }).catch(() => {});
+
   const connect = () => {
     if (source) source.close();
     source = new EventSource("events");
@@ -200,7 +205,10 @@
       lastEvent = Date.now();
       draw();
     };
-    source.onerror = () => draw();
+    source.onerror = () => {
+      draw();
+      if (source.readyState === EventSource.CLOSED) lookAtKey();
+    };
   };
 
   connect();

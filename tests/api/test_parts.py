@@ -16,11 +16,11 @@ from fastapi import FastAPI
 from tests.support.cluster import cluster_settings
 from tests.support.patience import PATIENCE
 from together.api.answers import ChatFormatter
-from together.api.guard import is_local
 from together.api.metrics import Metrics
 from together.api.responses import NotImplementedHere, error_response
 from together.api.server import bind, serving, url_of
 from together.api.stream import COMMENT, EventStream, RequestLog, stream
+from together.api.visitors import is_local
 from together.errors import LoadFailed, NotServing, QueueFull, RingBroken, Unreachable
 from together.head.head import Head
 from together.requests import AnswerChunk, Usage

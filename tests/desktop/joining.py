@@ -84,10 +84,12 @@ async def by_what_is_printed(folder: Path) -> None:
             more = ("--no-browser", "--port", "0", "--local-nodes", "0", "--model", str(model))
             with running(settings, *up, *more, "--peer", f"{network.machines['berta'].address}:9") as app:
                 node = printed(app.wait_for("on another machine"))
-                page = app.wait_for("page for a phone").split()[-1]
+                link = app.wait_for("link that opens the page").split()[-1]
+                page = link.partition("/?key=")[0]
+                assert app.wait_for("page for a phone").split()[-1] == page
                 with (
                     running(homes["berta"], *node, within=within["berta"]) as berta,
-                    running(homes["carla"], *node[:3], "--peer", page, within=within["carla"]) as carla,
+                    running(homes["carla"], *node[:3], "--peer", link, within=within["carla"]) as carla,
                 ):
                     they_join_and_leave(app, {"anna": anna, "berta": berta, "carla": carla}, page)
                 nobody_is_flooded(app, anna)

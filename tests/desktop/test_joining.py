@@ -124,6 +124,7 @@ def test_only_what_listens_on_the_network_is_shown_to_it() -> None:
     assert "python3 launch.py node --host 0.0.0.0 --peer 192.168.1.20:47536" in shown
     assert "(this machine is also at 172.17.0.1)" in shown
     assert "0.0.0.0:" not in shown
+    assert "page and API ask for a key" in shown
 
 
 def node_status(*stages: StageStatus, cause: str = "") -> NodeStatus:

@@ -47,7 +47,9 @@ def test_the_list_of_commands_is_what_the_program_has() -> None:
     assert found == {name: line for name, line in commands.LINES.items() if name not in commands.OWN}
 
 
-@pytest.mark.parametrize("name", [name for name in commands.LINES if name not in (*commands.OWN, "models", "bench")])
+@pytest.mark.parametrize(
+    "name", [name for name in commands.LINES if name not in (*commands.OWN, "models", "bench", "keys")]
+)
 def test_help_of_a_command(name: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["help", name]) == 0
     said = capsys.readouterr().out
@@ -57,7 +59,7 @@ def test_help_of_a_command(name: str, home: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == said
 
 
-@pytest.mark.parametrize(("name", "part"), [("models", "export"), ("bench", "hop")])
+@pytest.mark.parametrize(("name", "part"), [("models", "export"), ("bench", "hop"), ("keys", "revoke")])
 def test_help_of_a_command_with_parts(name: str, part: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0
     said = capsys.readouterr().out

@@ -27,7 +27,7 @@ def test_one_lock_per_home(tmp_path: Path) -> None:
     first, second = AppLock(tmp_path), AppLock(tmp_path)
     assert first.acquire()
     assert not second.acquire()
-    first.announce("http://127.0.0.1:1")
+    first.announce("http://127.0.0.1:1", "")
     announced = read_announced(tmp_path)
     assert announced is not None
     assert (announced.url, announced.pid) == ("http://127.0.0.1:1", os.getpid())
@@ -41,7 +41,7 @@ def test_a_crash_leaves_the_lock_free_and_the_port_file_stale(tmp_path: Path) ->
     crash = (
         "import os, sys, pathlib; from together.desktop.client import AppLock\n"
         "lock = AppLock(pathlib.Path(sys.argv[1]))\n"
-        "assert lock.acquire()\nlock.announce('http://127.0.0.1:9')\nos._exit(1)"
+        "assert lock.acquire()\nlock.announce('http://127.0.0.1:9', '')\nos._exit(1)"
     )
     subprocess.run([sys.executable, "-c", crash, str(tmp_path)], cwd=ROOT, check=False, timeout=PATIENCE)
     assert read_announced(tmp_path) is not None

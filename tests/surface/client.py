@@ -39,7 +39,8 @@ async def messages(client: httpx.AsyncClient, tab: str) -> AsyncIterator[str]:
 
 async def main() -> None:
     """Events from the standard input, one after another; their answers to the standard output."""
-    async with httpx.AsyncClient(base_url=sys.argv[1], timeout=60, trust_env=False) as client:
+    shown = {"x-api-key": sys.argv[2]}
+    async with httpx.AsyncClient(base_url=sys.argv[1], timeout=60, trust_env=False, headers=shown) as client:
         print(json.dumps({name: await said(client, order) for name, order in json.load(sys.stdin).items()}))
 
 

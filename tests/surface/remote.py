@@ -15,6 +15,7 @@ from tests.support.cluster import CHECKOUT, by_hand, cluster_settings, running_h
 from tests.support.namespaces import OWN, switch
 from tests.surface.client import said
 from tests.surface.served import served_page
+from together.api.keys import KeyFile
 from webui.events import HERE_ONLY
 
 SILENT = {
@@ -36,7 +37,8 @@ async def orders_from_elsewhere(folder: Path) -> None:
             plan = head.view().serving.plan
             url = f"http://{OWN}:{served.client.base_url.port}"
             orders = {served.blocks.fns[number].name or "": served.usual(number) for number in served.events}
-            there = await answers_of(network.machines["berta"].within, url, orders)
+            key = KeyFile(folder).make("berta")[1]
+            there = await answers_of(network.machines["berta"].within, url, orders, key)
             assert head.view().serving.plan is plan
             async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
                 here = {name: await said(client, order) for name, order in orders.items()}
@@ -55,11 +57,11 @@ def check(there: dict[str, str], here: dict[str, str], folder: str) -> None:
     assert ["(in service)" in answers["opened"] for answers in (here, there)] == [True, False]
 
 
-async def answers_of(within: tuple[str, ...], url: str, orders: dict[str, Any]) -> dict[str, str]:
+async def answers_of(within: tuple[str, ...], url: str, orders: dict[str, Any], key: str) -> dict[str, str]:
     """What the page says to a client on the machine that `within` leads to."""
     pipe = asyncio.subprocess.PIPE
     client = await asyncio.create_subprocess_exec(
-        *within, sys.executable, "-m", "tests.surface.client", url, cwd=CHECKOUT, stdin=pipe, stdout=pipe
+        *within, sys.executable, "-m", "tests.surface.client", url, key, cwd=CHECKOUT, stdin=pipe, stdout=pipe
     )
     said, _ = await client.communicate(json.dumps(orders).encode())
     assert client.returncode == 0

@@ -36,7 +36,7 @@ OPEN = {
     ("POST", f"{API}/queue/join"),
     ("POST", f"{API}/cancel"),
 }
-OWN = {"/openapi.json"}  # of both; the app's own is asked first
+OWN = {"/openapi.json", "/login"}  # of both; the app's own is asked first
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,13 @@ from starlette.middleware.cors import CORSMiddleware
 
 from together import __version__
 from together.api import responses
+from together.api.access import Access
 from together.api.answers import AnswerFormatter, ChatFormatter, CompletionFormatter
 from together.api.attachments import attachment_routes
 from together.api.control import control_routes
 from together.api.guard import FROM_JSON, BodyRoute, Guard
+from together.api.keys import KeyFile
+from together.api.login import login_routes
 from together.api.metrics import Metrics
 from together.api.requests import AnswerFields, ChatCompletionRequest, TextCompletionRequest
 from together.api.responses import (
@@ -49,6 +52,7 @@ from together.api.stream import (
     while_connected,
     whole,
 )
+from together.api.visitors import visitor_of
 from together.errors import TogetherError
 from together.head.head import Head
 from together.head.service import Service
@@ -61,8 +65,13 @@ LOADS_WITHIN = 60.0  # seconds: many clients wait no longer for an answer withou
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
-def build_app(head: Head, shutdown: Callable[[], None]) -> FastAPI:
-    """The app with all routes but the page's, which is mounted on the rest. `shutdown` asks the app to end."""
+def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> FastAPI:
+    """The app with all routes but the page's, which is mounted on the rest. `shutdown` asks the app to end.
+
+    `own_key` is what this user's own programs show.
+    """
+    settings = head.settings
+    access = Access(KeyFile(settings.home_path), own_key, asks=settings.open_to_network)
     app = FastAPI(title="together", version=__version__, docs_url=None, redoc_url=None)
     metrics = Metrics(head)
     responses.install(app, partial(note_refusal, metrics))
@@ -73,13 +82,14 @@ def build_app(head: Head, shutdown: Callable[[], None]) -> FastAPI:
         ("", status_routes(head, metrics), True),
         ("", control_routes(head, shutdown), False),  # for this machine's own programs
         ("", attachment_routes(head), False),  # for the page
+        ("", login_routes(access), False),
     )
     for prefix, router, documented in mounted:
         app.include_router(router, prefix=prefix, include_in_schema=documented)
     app.include_router(_refuse_the_rest(mounted))
     # No origin is allowed. It also stops the page's framework from adding CORS headers of its own.
     app.add_middleware(CORSMiddleware, allow_origins=())
-    app.add_middleware(Guard, open_to_network=head.settings.open_to_network)
+    app.add_middleware(Guard, access=access, names=settings.host_names)
     return app
 
 
@@ -91,16 +101,17 @@ def status_routes(head: Head, metrics: Metrics) -> APIRouter:
     router = APIRouter()
 
     @router.get("/health", responses={200: {"model": Health}, 503: {"model": Health}})
-    async def health() -> Response:
-        """Whether a request would be served now."""
+    async def health(request: Request) -> Response:
+        """Whether a request would be served now; a stranger hears no more than that."""
         view = head.view()
         known = (shown.serving for shown in view.services if shown.serving.state is ServingState.READY)
         serving = next(known, view.serving)
         ready = serving.state is ServingState.READY
-        body = {"status": "ok" if ready else "unavailable", "state": serving.state, "model": serving.model}
-        if ready:
-            return JSONResponse(body)
-        return JSONResponse({**body, "reason": str(serving.sentence)}, 503, {"Retry-After": "5"})
+        body = {"status": "ok" if ready else "unavailable"}
+        if visitor_of(request.scope).known:
+            body |= {"state": serving.state, "model": serving.model}
+            body |= {} if ready else {"reason": str(serving.sentence)}
+        return JSONResponse(body) if ready else JSONResponse(body, 503, {"Retry-After": "5"})
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics_text() -> Response:
@@ -171,6 +182,7 @@ def _refuse_the_rest(mounted: Iterable[tuple[str, APIRouter, bool]]) -> APIRoute
 
 
 _WORDS: dict[int | str, str] = {
+    401: "The request comes from another machine and shows no key, or a wrong one.",
     400: "A field is wrong or cannot be honoured: `param` names it. Or the prompt is longer than the context.",
     403: "The request comes from a page of another site.",
     404: "No such model.",

@@ -13,9 +13,10 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from together.api.answers import finite, word
-from together.api.guard import FROM_JSON, BodyRoute, RouteHandler, is_local
+from together.api.guard import FROM_JSON, BodyRoute, RouteHandler
 from together.api.responses import Forbidden
 from together.api.stream import GONE, ClientGone, while_connected
+from together.api.visitors import visitor_of
 from together.head.head import Head
 from together.head.leaving import if_stopped, stop_node
 from together.planning.cluster_file import problem_json
@@ -111,7 +112,7 @@ class _LocalRoute(BodyRoute):
         handle = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
-            if not is_local(request.scope):
+            if not visitor_of(request.scope).here:
                 raise Forbidden("control routes answer this machine only")
             return await handle(request)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
@@ -12,7 +11,6 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema
@@ -21,8 +19,11 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from together.api.access import Access, Revoked
+from together.api.login import LOGIN, enter, key_in_link, refusal_page
 from together.api.requests import WORDS
-from together.api.responses import BodyTooLarge, Forbidden, error_body, wrong
+from together.api.responses import BodyTooLarge, Forbidden, NoKey, TooManyWrongKeys, error_response, wrong
+from together.api.visitors import STRANGER, Visitor, is_address, note_visitor, visitor_of
 from together.errors import BadRequest
 from together.processes import trim_memory
 from together.wording import MOST, cut, quoted
@@ -35,6 +36,7 @@ LARGE = 2**18  # bytes of a body, whose memory is given back; parsed it takes te
 _PICTURE = b'"data:image/'
 _BRANCHES = {"str", "list", "int"}  # what pydantic adds to the path of a field for a type that it tried
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+WITHOUT_KEY = frozenset({("GET", "/health"), ("GET", LOGIN), ("POST", LOGIN)})  # all else asks for one
 
 # Answers of a model may contain pictures and links: nothing is ever fetched from elsewhere.
 CONTENT_POLICY = (
@@ -49,23 +51,23 @@ _HEADERS = (
 
 
 class Guard:
-    """ASGI middleware around everything. `open_to_network`: this machine's addresses and names are our Host as well."""
+    """ASGI middleware around everything: hosts, origins, keys. What it does not name asks for a key.
 
-    def __init__(self, app: ASGIApp, open_to_network: bool) -> None:
+    `names`: by which browsers may call this app beside its own.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access, names: tuple[str, ...] = ()) -> None:
         self.app = app
-        self._open = open_to_network
-        self._names = LOOPBACK_NAMES | (_own_names() if open_to_network else frozenset())
+        self._access = access
+        self._names = LOOPBACK_NAMES | {name.lower() for name in names}
+        if access.asks:
+            self._names |= _own_names()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        refusal = self._refusal(scope)
-        if refusal is not None:
-            await JSONResponse(error_body(refusal), 403)(scope, receive, send)
-            return
-
-        size = 0
+        size, begun = 0, False
 
         async def counted() -> Message:
             nonlocal size
@@ -74,25 +76,60 @@ class Guard:
             return message
 
         async def send_with_policy(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_HEADERS]
+                begun, own = True, {name for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(each for each in _HEADERS if each[0] not in own)]
             await send(message)
 
+        answer = self._answered_here(scope)
+        if answer is not None:
+            await answer(scope, receive, send_with_policy)
+            return
         try:
             with suppress(ClientDisconnect):  # it left before its body was complete: there is nobody to answer
-                await self.app(scope, counted, send_with_policy)
+                async with self._access.requests.held(visitor_of(scope)):
+                    await self.app(scope, counted, send_with_policy)
+        except Revoked:
+            if begun:  # a stream, whose end the client sees
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                await error_response(NoKey("the key was revoked"))(scope, receive, send_with_policy)
         finally:
             if size > LARGE:
                 await asyncio.to_thread(trim_memory)
+
+    def _answered_here(self, scope: Scope) -> Response | None:
+        """The refusal of a request, or the way in; None for one that may go on, whose visitor is noted then."""
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            return error_response(refusal)
+        link = key_in_link(scope)
+        if link is not None:
+            return enter(self._access, scope, link)
+        if (scope.get("method"), scope["path"]) in WITHOUT_KEY:
+            note_visitor(scope, self._known_or_stranger(scope))
+            return None
+        try:
+            note_visitor(scope, self._access.visitor(scope))
+        except (NoKey, TooManyWrongKeys) as error:
+            return refusal_page(scope, error) or error_response(error)
+        return None
+
+    def _known_or_stranger(self, scope: Scope) -> Visitor:
+        try:
+            return self._access.visitor(scope)
+        except (NoKey, TooManyWrongKeys):
+            return STRANGER
 
     def _refusal(self, scope: Scope) -> Forbidden | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not self._is_ours(host):
             return Forbidden("the Host {host} is not this app's; open it by its address", host=quoted(host))
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return Forbidden("requests from the page {origin} are refused", origin=quoted(origin))
+        for origin in headers.getlist("origin"):
+            if urlsplit(origin).netloc.lower() != host.lower():
+                return Forbidden("requests from the page {origin} are refused", origin=quoted(origin))
         # Pictures and scripts of other pages come without an Origin; a clicked link is a navigation and may come.
         foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
         if foreign and (scope.get("method") != "GET" or headers.get("sec-fetch-mode") != "navigate"):
@@ -104,7 +141,8 @@ class Guard:
             name = (urlsplit(f"//{host}").hostname or "").lower()
         except ValueError:
             return False
-        return name in self._names or (self._open and _is_address(name))  # rebinding needs a name, never an address
+        # Rebinding needs a name, never an address.
+        return name in self._names or (self._access.asks and is_address(name))
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------------
@@ -200,27 +238,7 @@ class FromJson:
 FROM_JSON = FromJson()
 
 
-# --- clients ----------------------------------------------------------------------------------------------------------
-
-
-def is_local(scope: Scope) -> bool:
-    """Whether the client sits on this machine: control routes answer nobody else."""
-    client, server = scope.get("client"), scope.get("server")
-    if not client:
-        return False
-    return _is_loopback(client[0]) or bool(server and client[0] == server[0])
-
-
-def _is_loopback(address: str) -> bool:
-    return _is_address(address) and ipaddress.ip_address(address).is_loopback
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+# --- names ------------------------------------------------------------------------------------------------------------
 
 
 def _own_names() -> frozenset[str]:

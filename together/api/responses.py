@@ -183,8 +183,8 @@ class ModelList(TypedDict):
 
 class Health(TypedDict):
     status: Literal["ok", "unavailable"]
-    state: str
-    model: str
+    state: NotRequired[str]
+    model: NotRequired[str]
     reason: NotRequired[str]
 
 
@@ -220,6 +220,18 @@ class Forbidden(TogetherError):
     """A control route asked for from another machine or another page."""
 
 
+class NoKey(TogetherError):
+    """A request from another machine without a key, or with one that is none."""
+
+
+class TooManyWrongKeys(TogetherError):
+    """One more wrong key from where many came from."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("too many wrong keys were tried; a right one is taken at once")
+        self.retry_after = retry_after
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorResponse:
     """Status, the two words of OpenAI's error object, and when to come back."""
@@ -240,6 +252,8 @@ _ANSWERS: tuple[tuple[type[TogetherError], ErrorResponse], ...] = (
     (BadInput, ErrorResponse(400, _INVALID, None)),
     (NotImplementedHere, ErrorResponse(501, _INVALID, "not_implemented")),
     (Forbidden, ErrorResponse(403, _INVALID, "forbidden")),
+    (NoKey, ErrorResponse(401, _INVALID, "invalid_api_key")),
+    (TooManyWrongKeys, ErrorResponse(429, "rate_limit_error", "too_many_wrong_keys")),
     (QueueFull, ErrorResponse(429, "rate_limit_error", "queue_full")),
     (NotServing, ErrorResponse(503, "service_unavailable_error", "model_not_ready")),
     (TogetherError, ErrorResponse(503, "service_unavailable_error", None, retry_after=5.0)),
@@ -249,7 +263,7 @@ _ANSWERS: tuple[tuple[type[TogetherError], ErrorResponse], ...] = (
 def answer_for(error: TogetherError) -> ErrorResponse:
     """Status and words for one of our errors, with its own `retry_after` where it has one."""
     base = next(answer for kind, answer in _ANSWERS if isinstance(error, kind))
-    if isinstance(error, (NotServing, QueueFull)):
+    if isinstance(error, (NotServing, QueueFull, TooManyWrongKeys)):
         return ErrorResponse(base.status, base.type, base.code, error.retry_after)
     return base
 
@@ -273,6 +287,8 @@ def error_response(error: Exception) -> JSONResponse:
         return JSONResponse(error_body(error), 500)
     answer = answer_for(error)
     headers = {} if answer.retry_after is None else {"Retry-After": str(max(1, math.ceil(answer.retry_after)))}
+    if answer.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(error), answer.status, headers)
 
 

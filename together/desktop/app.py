@@ -14,12 +14,14 @@ from pathlib import Path
 
 from together import __version__
 from together.api.app import build_app
+from together.api.keys import new_key
 from together.api.server import bind, serving, url_of
 from together.cluster.identity import own_addresses
 from together.cluster_types import Endpoint
 from together.commands import as_typed
 from together.desktop.client import AppLock, RunningApp, find_running
-from together.desktop.joining import app_lines, tell_of_nodes
+from together.desktop.joining import app_lines, page_address, tell_of_nodes
+from together.desktop.keys import first_key, show_key
 from together.desktop.logs import keep_log
 from together.desktop.page import LatePage
 from together.desktop.ports import moved_line
@@ -109,16 +111,21 @@ async def _live(settings: Settings, options: AppOptions, lock: AppLock, stop: as
         nodes = count_text(options.local_nodes, "node") if options.local_nodes else "no node"
         screen.line(f"together {__version__}: starting {nodes} on this machine")
         await head.start()
-        app = build_app(head, stop.set)
+        own_key = new_key()
+        app = build_app(head, stop.set, own_key)
         app.mount("/", page)
         url = url_of(listener)
         async with serving(app, listener):
-            lock.announce(url)
+            lock.announce(url, own_key)
             if moved := moved_line("the page", settings.port, port):
                 screen.line(moved)
             screen.line(f"page and API: {url}   (Ctrl-C stops everything)")
-            for line in app_lines(settings, head.machines.where.endpoint, port):
+            at = head.machines.where.endpoint
+            for line in app_lines(settings, at, port):
                 screen.line(line)
+            if settings.open_to_network and (key := await asyncio.to_thread(first_key, settings.home_path)):
+                screen.line("  the first key, which is shown this once:")
+                show_key(key, page_address(at, port))
             open_browser(url, options.browser)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(_tell(head, screen))

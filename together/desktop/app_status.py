@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from together.cluster_types import LetGo, NodeStatus
+from together.cluster_types import Endpoint, LetGo, NodeStatus
 from together.types import Plan
 from together.view import ServingState
 from together.wording import titled
@@ -76,6 +76,7 @@ class AppStatus:
     let_go: tuple[LetGo, ...] = ()  # by the app itself
     services: tuple[AppModel, ...] = ()
     version: str = ""  # of the app's program
+    endpoint: Endpoint | None = None  # where its head listens
 
     @property
     def models(self) -> tuple[AppModel, ...]:

@@ -12,6 +12,7 @@ import typer
 from together.cluster_types import NodeState
 from together.commands import as_typed
 from together.desktop.cli_models import (
+    PASSED_ON,
     AsJson,
     LogLevel,
     OfServed,
@@ -19,6 +20,7 @@ from together.desktop.cli_models import (
     QuantizeHead,
     command,
     given,
+    hand_over,
     model_of,
     running_app,
     settings_with,
@@ -112,6 +114,14 @@ def logs(
     from together.desktop.logs import show_logs
 
     show_logs(settings.home_path, lines, follow)
+
+
+@command(app, "keys", **PASSED_ON)
+def keys(context: typer.Context) -> None:
+    settings_with()
+    from together.desktop.keys import app as key_commands
+
+    hand_over(key_commands, context.args, "keys")
 
 
 def served_now(status: AppStatus, serving: AppServing) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Announced:
     pid: int
     url: str
     version: str
+    key: str = ""  # of this user's own programs, as long as the app runs
 
 
 class AppLock:
@@ -54,9 +55,9 @@ class AppLock:
         self._port_file.unlink(missing_ok=True)
         return True
 
-    def announce(self, url: str) -> None:
-        """Write our address to the port file."""
-        write_json(self._port_file, Announced(os.getpid(), url, __version__))
+    def announce(self, url: str, key: str) -> None:
+        """Write our address to the port file, and the key that opens it to who may read that."""
+        write_json(self._port_file, Announced(os.getpid(), url, __version__, key), private=True)
 
     def release(self) -> None:
         self._port_file.unlink(missing_ok=True)
@@ -100,10 +101,16 @@ class AppVersion:
 class RunningApp:
     """An app that answers at `url`. Methods raise TogetherError with the app's own sentence."""
 
-    def __init__(self, url: str, pid: int) -> None:
+    def __init__(self, url: str, pid: int, key: str = "") -> None:
         self.url = url
         self.pid = pid
-        self._http = httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False)  # this machine needs no proxy
+        shown = {"Authorization": f"Bearer {key}"} if key else {}
+        # this machine needs no proxy
+        self._http = httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False, headers=shown)
+
+    @property
+    def port(self) -> int:
+        return httpx.URL(self.url).port or 80
 
     def version(self, within: float) -> AppVersion:
         """Raises ValueError for the answer of another program."""
@@ -186,7 +193,7 @@ def find_running(home: Path, within: float = 30.0) -> RunningApp | None:
     announced = read_announced(home)
     if announced is None:
         return None
-    app = RunningApp(announced.url, announced.pid)
+    app = RunningApp(announced.url, announced.pid, announced.key)
     try:
         answer = app.version(within)
     except (TogetherError, ValueError):
@@ -214,7 +221,8 @@ def stop_running(home: Path) -> RunningApp:
     if app is None and lock.acquire():
         lock.release()
     elif app is None and (announced := read_announced(home)) is not None:
-        app = RunningApp(announced.url, announced.pid)  # it hangs: while it holds the lock, the port file is its own
+        # It hangs: while it holds the lock, the port file is its own.
+        app = RunningApp(announced.url, announced.pid, announced.key)
     if app is None:
         raise _not_running(home)
     app.stop()

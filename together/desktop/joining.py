@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from together.cluster.agent import Agent, Watcher
 from together.cluster.discovery import Tell, log_it
@@ -90,29 +90,45 @@ class PageStatus:
 
 
 def _head_of(page: str) -> Endpoint:
-    """Where the app of that page listens for nodes. Raises AppError where no app of ours answers there."""
+    """Where the app of that page listens for nodes; the link with a key is its address, too.
+
+    Raises AppError where no app of ours answers there, or where it asks for another key.
+    """
     import httpx
 
     try:
         url = urlsplit(page)
-        head = decode_json(asyncio.run(_status_at(f"{url.scheme}://{url.netloc}")), PageStatus).endpoint
+        key = parse_qs(url.query).get("key", [""])[-1]
+        head = decode_json(asyncio.run(_status_at(f"{url.scheme}://{url.netloc}", key)), PageStatus).endpoint
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != 401:
+            raise _no_app(page) from None
+        raise AppError(
+            "the app at {page} asks for a key; give the link that has one, or the line that its terminal shows",
+            page=page.partition("?")[0],
+        ) from None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, TimeoutError):
         head = None
     if head is None or not 0 < head.port < 65536:
-        raise AppError(
-            "no app of together answers at {page}; start it there with: python3 launch.py up --host 0.0.0.0", page=page
-        )
+        raise _no_app(page)
     return Endpoint((url.hostname or "",), head.port)
 
 
-async def _status_at(page: str) -> bytes:
+def _no_app(page: str) -> AppError:
+    return AppError(
+        "no app of together answers at {page}; start it there with: python3 launch.py up --host 0.0.0.0",
+        page=page.partition("?")[0],
+    )
+
+
+async def _status_at(page: str, key: str) -> bytes:
     """Raises TimeoutError also for an answer that never ends, ValueError for one that is too long for any app's."""
     import httpx
 
-    answer = b""
+    answer, shown = b"", {"Authorization": f"Bearer {key}"} if key else {}
     async with (
         asyncio.timeout(ASK_WITHIN),
-        httpx.AsyncClient(trust_env=False, timeout=ASK_WITHIN) as client,
+        httpx.AsyncClient(trust_env=False, timeout=ASK_WITHIN, headers=shown) as client,
         client.stream("GET", f"{page}/status") as parts,
     ):
         parts.raise_for_status()
@@ -129,14 +145,20 @@ async def _status_at(page: str) -> bytes:
 def app_lines(settings: Settings, head: Endpoint, page: int) -> Iterator[str]:
     """For an app that listens on the network: its page for others, and the line for another machine."""
     if settings.open_to_network:
-        yield "open to this network, without a password: anyone on it can use the page and send work to these machines"
+        yield "open to this network: page and API ask for a key; anyone on it can still send work to these machines"
         yield from app_reached(head, page)
+        yield f"  a key for a browser or a program:   {USUAL} keys make NAME"
+
+
+def page_address(head: Endpoint, page: int) -> str:
+    """Of an app's page, for other machines."""
+    return f"http://{address_text(likely_first(head.addresses)[0], page)}"
 
 
 def app_reached(head: Endpoint, page: int) -> Iterator[str]:
     """Where others find an app."""
     addresses = likely_first(head.addresses)
-    yield f"  page for a phone:          http://{address_text(addresses[0], page)}"
+    yield f"  page for a phone:          {page_address(head, page)}"
     peer = address_text(addresses[0], head.port)
     yield f"  on another machine, run:   {USUAL} node --host 0.0.0.0 --peer {peer}"
     yield from _others(addresses)

@@ -1,0 +1,80 @@
+"""A phone's browser: the page that asks for a key, the link that has one, a chat, and the end of a revoked key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, ViewportSize, expect
+
+from tests.conftest import RealApp, start_app
+from tests.support.patience import PATIENCE_MS
+from tests.webui.conftest import answers, ask, measurements
+from together.api.keys import KeyFile
+
+PHONE: ViewportSize = {"width": 360, "height": 740}
+WIDTHS = "[document.documentElement.scrollWidth, window.innerWidth]"
+
+
+@pytest.fixture(scope="module")
+def open_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApp]:
+    with start_app(tmp_path_factory.mktemp("open"), TOGETHER_HOST="0.0.0.0") as app:
+        yield app
+
+
+@pytest.fixture
+def phone(browser: Browser) -> Iterator[Page]:
+    """A browser of another machine, as far as the app can tell, that loads nothing from elsewhere."""
+    context = browser.new_context(viewport=PHONE, extra_http_headers={"X-Forwarded-For": "203.0.113.9"})
+    context.set_default_timeout(PATIENCE_MS)
+    tab = context.new_page()
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    yield tab
+    context.close()
+    assert [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))] == []
+
+
+def test_a_phone_is_asked_for_a_key_and_chats_until_it_is_revoked(phone: Page, open_app: RealApp) -> None:
+    keys = KeyFile(open_app.home)
+    key = keys.make("phone")[1]
+    phone.goto(open_app.url)
+    expect(phone.get_by_role("alert")).to_have_text("This app asks for a key.")
+    wide, window = phone.evaluate(WIDTHS)
+    assert wide <= window
+    assert phone.get_by_role("button").bounding_box()["height"] >= 44  # type: ignore[index]  # it is drawn
+    phone.get_by_label("Key").fill("tg-wrong")
+    phone.get_by_role("button").click()
+    expect(phone.get_by_role("alert")).to_contain_text("This key is wrong")
+    phone.get_by_label("Key").fill(key)
+    phone.get_by_role("button").click()
+    expect(phone.locator("#cluster-header .model")).to_have_text("toy")
+    assert phone.url == open_app.url + "/"
+    expect(phone.locator("#top-p")).to_contain_text("Default")
+    ask(phone, "Hello", 5)
+    measurements(phone)
+    assert len(answers(phone)) == 1
+    keys.revoke("phone")
+    phone.wait_for_url("**/login")
+    expect(phone.get_by_role("button")).to_have_text("Open the page")
+
+
+def test_a_link_opens_the_page_and_leaves_no_key_in_its_address(phone: Page, open_app: RealApp) -> None:
+    key = KeyFile(open_app.home).make("link")[1]
+    phone.goto(f"{open_app.url}/?key={key}")
+    expect(phone.locator("#cluster-header .model")).to_have_text("toy")
+    assert phone.url == open_app.url + "/"
+    assert key not in phone.content()
+    assert key not in phone.evaluate("document.cookie")
+    phone.reload()
+    expect(phone.locator("#cluster-header .model")).to_have_text("toy")
+
+
+def test_a_clicked_link_of_another_page_finds_its_cookie(phone: Page, open_app: RealApp) -> None:
+    """A strict cookie stays away from such a request; the page that is shown instead asks once more by itself."""
+    key = KeyFile(open_app.home).make("mail")[1]
+    mail = f'<a href="{open_app.url}/?key={key}">open</a>'
+    phone.goto(f"data:text/html,{mail}")
+    phone.get_by_text("open").click()
+    expect(phone.locator("#cluster-header .model")).to_have_text("toy")
+    assert phone.url == open_app.url + "/"

@@ -1,0 +1,125 @@
+"""How a browser comes in: a link with a key, or a page that asks for one; both become a cookie. Loads nothing."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from together.api.access import Access, cookie_name
+from together.api.responses import NoKey, TooManyWrongKeys
+from together.api.visitors import visitor_of
+from together.commands import as_typed
+
+LOGIN = "/login"
+KEPT = 90 * 24 * 3600  # seconds that a browser keeps its cookie; a revoked key's is worth nothing at once
+MOST_BODY = 4096  # bytes
+
+# The usual policy hides where a form comes from, and a request that does not say so is refused.
+_OWN_POLICY = {"Referrer-Policy": "same-origin", "Cache-Control": "no-store"}
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+{more}<title>together</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font-family: system-ui, sans-serif; line-height: 1.5; }}
+body {{ margin: 0 auto; padding: 8vh 1rem 1rem; max-width: 24rem; }}
+input, button {{ font: inherit; display: block; box-sizing: border-box; width: 100%; }}
+input, button {{ min-height: 2.75rem; margin: .5rem 0; padding: .5rem; }}
+code {{ overflow-wrap: anywhere; }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+_FORM = """<h1>together</h1>
+<p role="alert">{said}</p>
+<form method="post" action="/login">
+<label for="key">Key</label>
+<input id="key" name="key" type="password" autocomplete="current-password" required autofocus>
+<button>Open the page</button>
+</form>
+<p>The link that the app's terminal showed has it. A new key, on the app's machine: <code>{command}</code></p>"""
+_AGAIN = """<p>Opening together …</p>"""
+ASKS = "This app asks for a key."
+WRONG = "This key is wrong, or it was revoked."
+OFTEN = "Too many wrong keys were tried. A right one opens the page at once."
+
+
+def login_page(said: str = ASKS, status: int = 401) -> Response:
+    command = as_typed("python3 launch.py keys make phone")
+    return HTMLResponse(_PAGE.format(more="", body=_FORM.format(said=said, command=command)), status, _OWN_POLICY)
+
+
+def refusal_page(scope: Scope, error: NoKey | TooManyWrongKeys) -> Response | None:
+    """What a browser that opens a page without a right key sees; None for a program, which gets the error."""
+    headers = Headers(scope=scope)
+    if scope.get("method") not in ("GET", "HEAD") or "text/html" not in headers.get("accept", ""):
+        return None
+    if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        # A link on another page brought it here, and so without its cookie. From our own page the cookie comes along.
+        more = f'<meta http-equiv="refresh" content="0; url={LOGIN}">\n'
+        return HTMLResponse(_PAGE.format(more=more, body=_AGAIN), 401, _OWN_POLICY)
+    if isinstance(error, TooManyWrongKeys):
+        return login_page(OFTEN, 429)
+    shown = cookie_name(scope) in headers.get("cookie", "")
+    return login_page(WRONG if shown else ASKS)
+
+
+def key_in_link(scope: Scope) -> str | None:
+    """Of a request for `/?key=…`, which is never asked for more than once."""
+    if scope["path"] != "/" or scope.get("method") != "GET":
+        return None
+    found = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get("key")
+    return found[-1] if found else None
+
+
+def enter(access: Access, scope: Scope, text: str) -> Response:
+    """The page and the cookie for a right key, the page that asks for one for any other."""
+    cookie = access.cookie(text.strip())
+    if cookie is None:
+        try:
+            access.refuse(scope)
+        except TooManyWrongKeys:
+            return login_page(OFTEN, 429)
+        except NoKey:
+            return login_page(WRONG)
+    reply = RedirectResponse("/", 303, _OWN_POLICY)
+    reply.set_cookie(
+        cookie_name(scope), cookie or "", KEPT, path="/", secure=_is_encrypted(scope), httponly=True, samesite="strict"
+    )
+    return reply
+
+
+def _is_encrypted(scope: Scope) -> bool:
+    """Also where a proxy says so: it can only make the cookie's rules stricter."""
+    return scope["scheme"] == "https" or Headers(scope=scope).get("x-forwarded-proto") == "https"
+
+
+def login_routes(access: Access) -> APIRouter:
+    """`/login`, which asks nobody for a key."""
+    router = APIRouter()
+
+    @router.get(LOGIN)
+    async def page(request: Request) -> Response:
+        """For a browser that has a right cookie already, the page itself."""
+        return RedirectResponse("/", 303, _OWN_POLICY) if visitor_of(request.scope).known else login_page(status=200)
+
+    @router.post(LOGIN)
+    async def log_in(request: Request) -> Response:
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > MOST_BODY:
+                return login_page(WRONG)
+        return enter(access, request.scope, parse_qs(body.decode("latin-1")).get("key", [""])[-1])
+
+    return router

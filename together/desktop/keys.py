@@ -1,0 +1,119 @@
+"""`launch.py keys`, and what the app's terminal shows of its first key. A key's text goes into no log."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import segno
+import typer
+
+from together.api.keys import ApiKey, KeyFile
+from together.api.visitors import is_loopback
+from together.cluster_types import address_text
+from together.commands import USUAL
+from together.desktop.client import RunningApp, find_running
+from together.desktop.joining import likely_first
+from together.desktop.show import print_line, print_table
+from together.errors import TogetherError
+from together.settings import load_settings
+
+app = typer.Typer(
+    add_completion=False, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
+FIRST = "first"  # what the key is called that the first start makes
+AsJson = Annotated[bool, typer.Option("--json", help="For programs")]
+
+
+@app.callback()
+def keys(context: typer.Context, as_json: AsJson = False) -> None:
+    """Keys for browsers and programs of other machines: their names, never the keys themselves."""
+    if context.invoked_subcommand is None:
+        list_command(as_json)
+
+
+@app.command("list", help="The keys by name and id.")
+def list_command(as_json: AsJson = False) -> None:
+    found = KeyFile(load_settings().home_path).kept()
+    if as_json:
+        print(json.dumps({"keys": [{"id": key.id, "name": key.name, "made": key.made} for key in found]}, indent=2))
+    elif not found:
+        print_line(f"there is no key; make one: {USUAL} keys make phone")
+    else:
+        print_table(("name", "id", "made"), [(key.name, key.id, _day(key)) for key in found])
+
+
+@app.command("make", help="A new key, which is shown once.")
+def make_command(name: Annotated[str, typer.Argument(help="What it is for, as phone or open-webui")]) -> None:
+    home = load_settings().home_path
+    key, text = KeyFile(home).make(name)
+    print_line(f"the key {key.name} is made; it is shown this once:")
+    show_key(text, _page_of(find_running(home)))
+
+
+@app.command("revoke", help="End a key: what it has open, browsers too, ends within seconds.")
+def revoke_command(name: Annotated[str, typer.Argument(help="Its name or id")]) -> None:
+    gone = KeyFile(load_settings().home_path).revoke(name)
+    print_line(f"the key {gone.name} is revoked")
+
+
+def _day(key: ApiKey) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(key.made))
+
+
+# --- what is shown once -----------------------------------------------------------------------------------------------
+
+
+def first_key(home: Path) -> str:
+    """The text of a new key where there is none yet, else nothing. Raises AppError."""
+    keys = KeyFile(home)
+    return "" if keys.kept() else keys.make(FIRST)[1]
+
+
+def show_key(key: str, page: str) -> None:
+    """`page` is its address for other machines; empty where none is known. Past the log."""
+    for line in key_lines(key, page):
+        print(line, flush=True)
+
+
+def key_lines(key: str, page: str) -> Iterator[str]:
+    yield f"  key for programs:          {key}"
+    if not page:
+        return
+    link = f"{page}/?key={key}"
+    yield f"  link that opens the page:  {link}"
+    if _draws(drawing := qr_code(link)):
+        yield drawing
+
+
+def qr_code(text: str) -> str:
+    """Of half blocks, for a terminal; light on dark, as most are."""
+    drawn = io.StringIO()
+    segno.make(text, error="l", micro=False).terminal(out=drawn, border=2, compact=True)
+    return drawn.getvalue().rstrip("\n")
+
+
+def _draws(drawing: str) -> bool:
+    """Whether this is a terminal whose letters can draw it."""
+    try:
+        drawing.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return sys.stdout.isatty()
+
+
+def _page_of(running: RunningApp | None) -> str:
+    """Where other machines find the page of the running app; empty where they do not."""
+    try:
+        at = running.status().endpoint if running is not None else None
+    except TogetherError:
+        return ""
+    reached = [address for address in at.addresses if not is_loopback(address)] if at is not None else []
+    if running is None or not reached:
+        return ""
+    return f"http://{address_text(likely_first(tuple(reached))[0], running.port)}"
