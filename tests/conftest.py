@@ -36,6 +36,7 @@ for name in ("OLLAMA_MODELS", "LMSTUDIO_HOME", "LLAMA_CACHE"):  # the models of 
 os.environ.pop("LLAMA_ARG_MODELS_DIR", None)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of 1,500 processes would compile the program for itself
 sys.dont_write_bytecode = False  # and each worker all tests
+os.environ["OMP_NUM_THREADS"] = "1"  # of torch and numpy, also in stages: models are so tiny that threads only wait
 ROOT = Path(__file__).resolve().parents[1]
 EVIL_NAME = "<img src=x onerror=\"document.title='hacked'\">"  # what the nodes of these apps are called
 NODE_NAMES = [f"{EVIL_NAME}-1", f"{EVIL_NAME}-2"]
@@ -46,13 +47,6 @@ LONG = ("reliability", "ring", "webui", "api", "desktop", "backends")  # folders
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files begin first: one that begins last leaves every other worker idle."""
     items.sort(key=lambda item: LONG.index(folder) if (folder := item.path.parent.name) in LONG else len(LONG))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """For torch in this process: models are so tiny that its threads would only wait, also for other workers'."""
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.set_num_threads(1)
 
 
 @dataclass(slots=True)
@@ -140,6 +134,7 @@ def environment_for(home: Path) -> dict[str, str]:
 def start_app(folder: Path, **variables: str) -> Iterator[RealApp]:
     """An app that serves the toy; ended after, with everything it started. `variables` are of its environment."""
     model = make_checksum_model(folder / "toy", layers=LAYERS, quiet_ids=(*QUIET, EOS), step_ms=2)
+    variables = {"TOGETHER_MEMORY": "2GB"} | variables  # more than toys need, and too little for spare processes
     with run_up(folder, "--model", str(model), "--backend", "checksum", "--layers", "0:2,2:4", **variables) as app:
         yield app
 

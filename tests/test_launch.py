@@ -208,6 +208,7 @@ def test_what_makes_an_installation_stale(checkout: Path) -> None:
         assert not installed.is_ready(checkout, wanted), name
 
 
+@pytest.mark.full  # it installs once more
 @posix
 def test_on_a_terminal_the_seconds_run(tmp_path: Path, environment: dict[str, str]) -> None:
     import pty

@@ -8,11 +8,7 @@ from typing import Any
 import httpx
 import hypothesis
 import pytest
-import schemathesis
 from hypothesis import strategies as st
-from schemathesis.checks import CheckFunction
-from schemathesis.core.result import Ok
-from schemathesis.specs.openapi import checks
 
 from tests.api.bad_requests import CHAT, Bad, all_of_them
 from tests.conftest import RealApp
@@ -22,11 +18,6 @@ BAD = list(all_of_them())
 CONTROL = {"messages": [{"role": "user", "content": "Are you the same?"}], "max_tokens": 12, "temperature": 0}
 FORBIDDEN = range(500, 600)
 DOCUMENTED_5XX = (501, 503)
-CHECKS: list[CheckFunction] = [
-    checks.status_code_conformance,
-    checks.content_type_conformance,
-    checks.response_schema_conformance,
-]
 
 
 def control_answer(app: RealApp) -> object:
@@ -85,6 +76,11 @@ def test_a_thousand_generated_requests(real_app: RealApp) -> None:
 
 def _throw(app: RealApp, count: int) -> None:
     """Requests that fit the document and such that do not, in turn over all routes that end."""
+    import schemathesis  # here: it takes 1.5 s of a processor, and every worker collects this file
+    from schemathesis.core.result import Ok
+    from schemathesis.specs.openapi import checks
+
+    told = [checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance]
     before = control_answer(app)
     schema = schemathesis.openapi.from_url(app.url + "/openapi.json").exclude(path="/events")
     operations = [operation.ok() for operation in schema.get_all_operations() if isinstance(operation, Ok)]
@@ -100,7 +96,7 @@ def _throw(app: RealApp, count: int) -> None:
         max_examples=count, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
     )
     @hypothesis.given(case=st.one_of(strategies))
-    def one(case: schemathesis.Case[Any]) -> None:
+    def one(case: Any) -> None:
         if isinstance(case.body, dict):
             case.body.setdefault("max_tokens", 2)  # the toy would go on to the end of its context
             for key, most in MOST.items():
@@ -108,7 +104,7 @@ def _throw(app: RealApp, count: int) -> None:
                 if isinstance(value, int) and not isinstance(value, bool):
                     case.body[key] = min(value, most)
         reply = case.call(base_url=app.url, timeout=PATIENCE)
-        case.validate_response(reply, checks=CHECKS)
+        case.validate_response(reply, checks=told)
         assert reply.status_code not in FORBIDDEN or reply.status_code in DOCUMENTED_5XX
         if reply.status_code >= 400 and case.path != "/health":  # whose 503 says what the ring is about
             assert_error_shape(json.loads(reply.content))

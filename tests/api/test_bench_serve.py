@@ -6,6 +6,8 @@ import json
 import math
 from typing import Any
 
+import pytest
+
 from tests.conftest import RealApp
 from together.desktop.bench.engine import percentiles
 from together.desktop.bench.serve import Exchange, report
@@ -26,6 +28,7 @@ def test_a_small_load(real_app: RealApp) -> None:
     assert found["tokens_per_s"] == found["generated_tokens"] / found["seconds"]
 
 
+@pytest.mark.full  # a smaller one is here
 def test_what_the_server_adds_to_the_engine(real_app: RealApp) -> None:
     found = bench(real_app, "--overhead", "--rounds", "1", "--new", "10")
     assert min(found["first_ms"], found["per_token_ms"]) > 0

@@ -65,6 +65,7 @@ async def finished(app: RealApp, count: int) -> int:
         return sum(await asyncio.gather(*map(is_finished, range(count))))
 
 
+@pytest.mark.full  # as a thousand are; one of each kind is below
 async def test_a_dozen_random_schemas(demo_app: RealApp) -> None:
     assert await finished(demo_app, 12) >= 11
 

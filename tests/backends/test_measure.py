@@ -42,6 +42,7 @@ from together.types import Batch, Dtype, LayerRange, PackedAs, Packing, Row, Sam
 from together.weights.find import BUNDLED
 
 GIB = 2**30
+QUICK = ("llama", "qwen3_moe")  # by default; others differ in configurations, which test_conformance.py reads
 
 
 def measured(backend: str, config: Path, folder: Path, dtype: str = "fp32") -> DeviceProfile:
@@ -51,7 +52,9 @@ def measured(backend: str, config: Path, folder: Path, dtype: str = "fp32") -> D
     return open_backend(backend).measure(folder, "cpu", dtype)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if str(case) in QUICK else pytest.mark.full) for case in CASES], ids=str
+)
 @pytest.mark.parametrize("backend", ["torch", "mlx"])
 def test_every_family_is_measured_by_its_config_alone(
     backend: str, case: object, checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

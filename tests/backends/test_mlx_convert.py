@@ -56,7 +56,9 @@ def halves(folder: Path, pair: tuple[str, str]) -> Chain:
     return Chain([load_shard(folder, each, part, memory=2**30) for each, part in zip(pair, ranges, strict=True)])
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=() if way in ("4-bit", "mixed") else pytest.mark.full) for way in WAYS]
+)
 @pytest.mark.parametrize("pairs", [PAIRS[:2], pytest.param(PAIRS[2:], marks=pytest.mark.full)], ids=["mixed", "alone"])
 def test_the_demo(tmp_path: Path, way: str, pairs: tuple[tuple[str, str], ...]) -> None:
     folder = convert(BUNDLED, tmp_path / "demo", **WAYS[way])

@@ -309,6 +309,7 @@ def test_missing_or_misshapen_tensors_are_no_random_numbers(checkpoint: Checkpoi
         load_shard(biased, "torch", WHOLE)
 
 
+@pytest.mark.full  # test_measure.py has each family
 def test_measure_needs_only_the_config(checkpoint: Checkpoints, tmp_path: Path) -> None:
     shutil.copy(checkpoint("qwen3_moe") / "config.json", tmp_path / "config.json")
     found = backend.measure(tmp_path, "cpu", "fp32")

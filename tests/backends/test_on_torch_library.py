@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.backends.conftest import Checkpoints
 from tests.support.families import CASES, LAYERS
 
@@ -52,10 +54,12 @@ def test_a_stage_imports_what_it_needs_to_compute(checkpoint: Checkpoints) -> No
     assert _said(_STAGE.format(layers=LAYERS), *folders) == "set()"
 
 
+@pytest.mark.full  # one that asks is below
 def test_models_losses_and_the_compiler_are_there_for_who_asks_later() -> None:
     assert _said(_ALL_MODELS_AND_THE_COMPILER) == "qwen3 LlamaForCausalLM True\nTrue\n2.0"
 
 
+@pytest.mark.full  # what no stage imports is above
 def test_a_library_that_asks_the_compiler_for_more_gets_it(tmp_path: Path) -> None:
     (tmp_path / "newer.py").write_text(_ASKS_MORE)
     code = f"import sys; sys.path.append({str(tmp_path)!r})\n"

@@ -106,7 +106,7 @@ def width_of_vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 @compiles
 @DTYPES
 @pytest.mark.usefixtures("width_of_vectors")
-@pytest.mark.parametrize(("group", "width"), [(1, 64), (4, 64), (7, 48), (3, 256)])
+@pytest.mark.parametrize(("group", "width"), [(1, 64), pytest.param(4, 64, marks=pytest.mark.full), (7, 48), (3, 256)])
 def test_the_loop_is_the_reference(dtype: torch.dtype, group: int, width: int) -> None:
     """And keeps what is new, and nothing else."""
     for runs in (FIRST, ONE, TWO_SPANS, SCATTERED, SHARED, MIXED):

@@ -28,6 +28,7 @@ def bench(home: Path, *arguments: str) -> None:
     subprocess.run(command, cwd=ROOT, env=environment_for(home), capture_output=True, timeout=2 * PATIENCE, check=True)
 
 
+@pytest.mark.full  # it measures
 def test_speeds_are_measured_and_drawn(tmp_path: Path) -> None:
     file, image = tmp_path / "curves.json", tmp_path / "curves.svg"
     bench(

@@ -28,6 +28,7 @@ def expect_figures(line: dict[str, Any]) -> None:
     assert all(ran["kernels"] for ran in line["computing"])
 
 
+@pytest.mark.full  # lines that cannot run are below
 @pytest.mark.parametrize("backend", ["mlx", pytest.param("torch", marks=pytest.mark.full)])
 async def test_a_line_that_cannot_run_says_why_and_the_others_go_on(tmp_path: Path, backend: str) -> None:
     pytest.importorskip(backend)

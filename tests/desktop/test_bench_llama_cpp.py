@@ -36,6 +36,7 @@ def programs(folder: Path, *names: str, servers: int = 0) -> LlamaCpp:
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full  # what is made of its programs is below
 def test_decode_stands_beside_llama_cpp(tmp_path: Path) -> None:
     folder = stand_in(tmp_path / "bin", BENCH)
     report = bench(tmp_path, *DECODE, "--stages", "1", "--compare", f"llama.cpp={folder}")

@@ -52,6 +52,7 @@ def test_the_demo_model_answers_in_mlx_lm(tmp_path: Path, capsys: pytest.Capture
     assert said_by_mlx_lm(out, QUESTION, 32) == said_here("demo_model", QUESTION, 32) != ""
 
 
+@pytest.mark.full  # tests/weights/mlx/test_weights.py compares what is computed
 def test_a_gguf_file_answers_in_mlx_lm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = make_gguf(tmp_path / "files"), tmp_path / "out"
     assert main(["convert", str(file), str(out)]) == 0

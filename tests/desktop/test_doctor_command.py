@@ -24,6 +24,7 @@ def doctor(home: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return main(["doctor", "--backend", "checksum", *arguments])
 
 
+@pytest.mark.full  # the command has two more here, its sentences are in test_doctor.py
 def test_the_command_says_all_is_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

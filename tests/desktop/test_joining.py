@@ -33,6 +33,7 @@ from together.types import LayerRange
 CLOSED, OPEN = Settings(), Settings(host="0.0.0.0")
 
 
+@pytest.mark.full  # tests/cluster/test_membership.py introduces nodes
 @pytest.mark.skipif(not permitted(), reason="needs Linux's network namespaces")
 def test_machines_join_by_what_is_printed_where_multicast_is_blocked(tmp_path: Path) -> None:
     run_scenario("tests.desktop.joining:by_what_is_printed", tmp_path)

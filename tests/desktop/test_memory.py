@@ -30,6 +30,7 @@ async def stages_above_their_weights(shape: str, dtype: Dtype, home: Path) -> li
         ]
 
 
+@pytest.mark.full  # the test below has a stage of MLX, tests/backends/test_on_torch.py a load
 async def test_a_stage_weighs_little_more_than_its_weights(tmp_path: Path) -> None:
     assert max(await stages_above_their_weights("tiny", "fp32", tmp_path)) <= STAGE
 
@@ -40,6 +41,7 @@ async def test_a_stage_of_half_a_1b_model_weighs_little_more_than_its_weights() 
     assert max(await stages_above_their_weights("llama-3.2-1b", "bf16", default_home())) <= STAGE
 
 
+@pytest.mark.full  # tests/backends has what a load and its sessions take
 @pytest.mark.parametrize("backend", ["mlx", pytest.param("torch", marks=pytest.mark.full)])
 async def test_what_the_planner_expects_of_small_stages_they_take(tmp_path: Path, backend: str) -> None:
     await expect_what_is_measured("tiny", backend, tmp_path)

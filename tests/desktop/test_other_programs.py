@@ -92,6 +92,7 @@ def test_a_file_in_the_models_folder_is_no_download(home: Path, capsys: pytest.C
     assert file.exists()
 
 
+@pytest.mark.full  # tests/scripting/test_gguf.py runs one by its tag
 def test_an_app_runs_it_by_its_name(blob: Path, tmp_path: Path) -> None:
     app_folder = tmp_path / "app"
     app_folder.mkdir()

@@ -211,6 +211,7 @@ def test_a_person_reads_a_table_and_sentences(
     assert "Mbit/s" in lines[-1]
 
 
+@pytest.mark.full  # it times searches
 def test_the_benchmark_prints_a_line_per_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "plan", "--repeats", "1", "--json"]) == 0
     lines = json.loads(capsys.readouterr().out)

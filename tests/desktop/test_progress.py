@@ -34,7 +34,7 @@ screen.line("toy is ready")
     [
         (("plan",), MEASURING, "takes"),
         (("status", "--save", "cluster.json"), MEASURING, "saved"),
-        (("doctor", "--backend", "checksum"), "measuring checksum/cpu", "layer"),
+        pytest.param(("doctor", "--backend", "checksum"), "measuring checksum/cpu", "layer", marks=pytest.mark.full),
         (("load",), "reading the model and planning", "ready"),
     ],
 )

@@ -130,6 +130,19 @@ def test_ctrl_c_stops_the_answer_and_then_the_chat(real_app: RealApp) -> None:
 
 
 @pytest.mark.skipif(NO_TERMINALS, reason="Windows has no pseudo-terminals")
+def test_the_menu_shows_what_there_is(real_app: RealApp) -> None:
+    with Terminal.of(real_app) as terminal:
+        terminal.choose("what?", "type a number from 1 to 11")
+        terminal.choose("3", "toy is ready on 2 stages")
+        terminal.choose("4", "demo_model, ", "Enter goes back> ")
+        terminal.choose("nowhere/at/all/", "together: ")  # no folder, and no name of the hub
+        terminal.choose("6", "demo_model")
+        terminal.choose("9", "which one? Enter goes back> ")
+        terminal.choose("", "no node was stopped")
+
+
+@pytest.mark.full  # short above; its lines one by one are in test_menu.py
+@pytest.mark.skipif(NO_TERMINALS, reason="Windows has no pseudo-terminals")
 def test_the_menu_does_everything(own_app: RealApp, tmp_path: Path) -> None:
     with Terminal.of(own_app) as terminal:
         choose = terminal.choose
@@ -253,6 +266,7 @@ def test_ctrl_c_during_an_answer_ends_everything(own_app: RealApp, tmp_path: Pat
     assert not (own_app.home / "app.json").exists()
 
 
+@pytest.mark.full  # as `run` does in test_manners.py
 def test_chat_starts_an_app_for_the_time(tmp_path: Path) -> None:
     environment = environment_for(tmp_path) | {"TOGETHER_BACKEND": LIGHTEST}
     command = [sys.executable, "-m", "together", "chat", "What is the capital of France?", "--temperature", "0"]

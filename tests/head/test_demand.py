@@ -229,6 +229,7 @@ def test_times_and_aliases() -> None:
     assert parse_aliases("gpt-4o=org/name, small=demo") == {"gpt-4o": "org/name", "small": "demo"}
 
 
+@pytest.mark.full  # one takes a place above
 async def test_a_kept_model_that_lost_its_place_takes_only_what_it_needs(tmp_path: Path) -> None:
     """Equal shares would not fit beside nobody; the place of one other is enough."""
     sizes = {"kept": HEAVY // 4, "normal": HEAVY // 4, "small": 1}

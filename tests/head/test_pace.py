@@ -176,6 +176,7 @@ async def test_a_plan_that_was_only_asked_for_says_what_to_expect(tmp_path: Path
         assert (await pace_when(head, lambda pace: pace.expected_ms > 0)).expected_ms > 8.0
 
 
+@pytest.mark.full  # the first one is above
 async def test_another_plan_s_pace_is_known_as_soon_as_the_first_one_s(tmp_path: Path) -> None:
     """However many tokens the plan before it made."""
     toy = make_checksum_model(tmp_path / "toy", quiet_ids=(*QUIET, END))

@@ -134,6 +134,7 @@ async def test_a_frozen_stage_is_noticed_and_replaced(cluster: tuple[Head, list[
     await until(lambda: not frozen.is_running())  # its node ended it
 
 
+@pytest.mark.full  # a frozen stage and a killed node are here
 async def test_a_frozen_node_is_replaced_and_gives_back_its_layers_later(
     cluster: tuple[Head, list[Node]], toy: Path
 ) -> None:
@@ -182,6 +183,7 @@ async def test_without_room_every_request_ends_and_the_model_comes_back_with_a_n
             back.stop()
 
 
+@pytest.mark.full  # test_lack_of_memory.py has one that the system kills for it
 async def test_a_stage_that_runs_out_of_memory_gets_fewer_layers_and_no_text_is_lost(
     cluster: tuple[Head, list[Node]], tmp_path: Path
 ) -> None:

@@ -64,6 +64,7 @@ def shown(head: Head) -> dict[str, ServingState]:
     return {model.serving.model: model.serving.state for model in head.view().services}
 
 
+@pytest.mark.full  # tests/api/test_models.py asks by names
 async def test_each_answers_by_its_name(cluster: tuple[Head, list[Node]], toys: list[Path]) -> None:
     head, nodes = cluster
     large, small, third = toys

@@ -31,7 +31,7 @@ class Outcome:
     seconds: float
 
 
-@pytest.fixture(params=[40, pytest.param(100, marks=pytest.mark.full)])
+@pytest.fixture(params=[pytest.param(count, marks=pytest.mark.full) for count in (40, 100)])
 def users(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 

@@ -40,6 +40,7 @@ def read_for_ever(app: RealApp) -> threading.Thread:
     return client
 
 
+@pytest.mark.full  # as Ctrl-C does in tests/desktop/test_running.py
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals for other processes")
 async def test_sigterm_during_an_answer_ends_all_with_a_goodbye(own_app: RealApp, tmp_path: Path) -> None:
     family = own_app.tree()

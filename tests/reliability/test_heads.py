@@ -78,6 +78,7 @@ async def until_all(nodes: list[Node], settings: Settings, ready: bool) -> None:
             await asyncio.sleep(0.05)  # and they need the processor
 
 
+@pytest.mark.full  # tests/cluster/test_membership.py has leases and other heads
 async def test_a_killed_heads_nodes_are_freed_and_found_by_others(tmp_path: Path, toy: Path) -> None:
     """Until the lease ends nothing is granted twice; then another head takes them, later one that starts anew."""
     settings = cluster_settings(tmp_path, lease=LEASE, memory="110MB")

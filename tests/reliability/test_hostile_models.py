@@ -104,6 +104,7 @@ def refused(app: RealApp, folder: Path, file: str) -> None:
     assert watch.failed == []
 
 
+@pytest.mark.full  # tests/head/test_refusals.py and tests/models have the folders
 @pytest.mark.parametrize("names", [SHORT, pytest.param((), id="all", marks=pytest.mark.full)])
 def test_hostile_folders_are_refused_and_what_serves_goes_on(
     real_app: RealApp, tmp_path: Path, names: tuple[str, ...]

@@ -15,6 +15,7 @@ def test_machines_that_move_come_back_and_answers_go_on(tmp_path: Path) -> None:
     print(run_scenario("tests.reliability.moves:found_by_multicast", tmp_path))
 
 
+@pytest.mark.full  # the next one moves machines, too
 def test_machines_that_move_come_back_where_multicast_is_blocked(tmp_path: Path) -> None:
     print(run_scenario("tests.reliability.moves:without_multicast", tmp_path))
 
@@ -26,6 +27,7 @@ def test_a_stage_that_moves_is_not_taken_for_frozen(tmp_path: Path) -> None:
 slow = pytest.mark.skipif(not may_slow(), reason="needs tc with tbf, for a network slow enough to be cut in time")
 
 
+@pytest.mark.full  # tests/head/test_trying_again.py waits for nodes
 @slow
 def test_a_load_waits_for_machines_that_are_gone_for_seconds(tmp_path: Path) -> None:
     print(run_scenario("tests.reliability.moves:a_load_is_cut_for_seconds", tmp_path))

@@ -20,6 +20,7 @@ from together.types import LayerRange
 LONG = "word " * 70
 
 
+@pytest.mark.full  # tests/head/test_recovery.py and tests/planning have lost machines and unusable links
 @pytest.mark.skipif(not permitted(), reason="needs Linux's network namespaces")
 def test_what_is_cut_off_is_planned_around(tmp_path: Path) -> None:
     print(run_scenario("tests.reliability.networks:cuts_that_heal", tmp_path))
@@ -31,6 +32,7 @@ ROUND_TRIP_MS = 200
 MEGABIT = 125_000  # bytes per second
 
 
+@pytest.mark.full  # tests/cluster/test_reach.py has slow links
 async def test_a_slow_network_is_slower_and_not_wrong(tmp_path: Path) -> None:
     """To both nodes and to every stage; a chunk of the prompt keeps a link busy for seconds, and nobody is lost."""
     toy = make_checksum_model(tmp_path / "toy", width=512, quiet_ids=(*QUIET, EOS))

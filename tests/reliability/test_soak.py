@@ -10,7 +10,7 @@ import pytest
 from tests.soak import Load, Weight, grown, soak
 
 FORMS = [
-    pytest.param(Load(7, 3), id="seven seconds"),
+    pytest.param(Load(7, 3), id="seven seconds", marks=pytest.mark.full),
     pytest.param(Load(600, 60), id="ten minutes", marks=pytest.mark.full),
 ]
 

@@ -116,6 +116,7 @@ def refused(app: RealApp, text: str) -> str:
     return str(reply.json()["error"]["message"])
 
 
+@pytest.mark.full  # tests/text/test_chat_template.py has what holds nobody up
 def test_a_hostile_template_holds_nobody_up(app: RealApp) -> None:
     control = answer(app, "hello")
     with watched(app) as (times, sizes):
@@ -188,6 +189,7 @@ def test_a_signal_ends_an_app_that_renders_a_bomb(mortal: RealApp, number: signa
     client.join(PATIENCE)
 
 
+@pytest.mark.full  # as a signal does, above
 def test_stop_ends_an_app_that_renders_a_bomb(mortal: RealApp) -> None:
     family = mortal.tree()
     client = bomb_away(mortal)
@@ -196,6 +198,7 @@ def test_stop_ends_an_app_that_renders_a_bomb(mortal: RealApp) -> None:
     client.join(PATIENCE)
 
 
+@pytest.mark.full  # as a signal ends one that renders, above
 @NO_SIGNALS
 def test_stop_ends_an_app_that_hangs(own_app: RealApp) -> None:
     family = own_app.tree()

@@ -65,6 +65,7 @@ def ids(app: RealApp) -> set[str]:
     return {node["id"] for node in app.status()["nodes"]}
 
 
+@pytest.mark.full  # tests/cluster/test_membership.py has whom a node belongs to
 def test_each_app_has_its_own_nodes_and_those_that_belong_to_nobody(machine: Machine) -> None:
     one, other = machine.apps
     mine = [f"{EVIL_NAME}-1", f"{EVIL_NAME}-2", "alone"]

@@ -43,7 +43,9 @@ def words(text: str) -> str:
     return "".join(letter for letter in text if letter.isalnum())
 
 
-@pytest.mark.parametrize("author", AUTHORS, ids=["silent", "opinionated"])
+@pytest.mark.parametrize(
+    "author", [pytest.param(AUTHORS[0], marks=pytest.mark.full), AUTHORS[1]], ids=["silent", "opinionated"]
+)
 def test_every_door_asks_the_same(page: Page, real_app: RealApp, tmp_path: Path, author: dict[str, object]) -> None:
     toy = make_checksum_model(tmp_path / "doors", quiet_ids=(*QUIET, EOS), seed=len(author))
     (toy / "generation_config.json").write_text(json.dumps(author))
@@ -67,6 +69,7 @@ def test_every_door_asks_the_same(page: Page, real_app: RealApp, tmp_path: Path,
     assert script_says(toy, tmp_path / "home", messages) == said
 
 
+@pytest.mark.full  # 2,048 tokens; test_page.py and tests/desktop/test_running.py have shorter answers
 def test_terminal_and_page_say_what_cut_an_answer_off(page: Page, real_app: RealApp, tmp_path: Path) -> None:
     endless = make_checksum_model(tmp_path / "endless", quiet_ids=(*QUIET, EOS))
     with serving_instead(real_app, endless):

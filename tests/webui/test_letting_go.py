@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.conftest import start_app, until
@@ -35,6 +36,7 @@ def make_form(home: Path) -> tuple[Path, int]:
     return folder, sum(unit.size for unit in other.units.values()) + known_model(folder, home).bytes // 2
 
 
+@pytest.mark.full  # short in test_offers.py; tests/cluster/test_letting_go.py has what goes
 def test_what_was_let_go_is_on_the_page_and_in_terminals(page: Page, tmp_path: Path) -> None:
     """Another machine asks for a form that this one makes."""
     form, cache = make_form(tmp_path / "home")

@@ -32,7 +32,9 @@ WITH_LIMIT = """text => {
   const parse = JSON.parse;
   JSON.parse = (...all) => {
     const value = parse(...all);
-    return value && value.serving ? Object.assign(value, { limits: [{ node: value.nodes[0].id, text }] }) : value;
+    if (!value || !value.serving || !value.nodes.length) return value;
+    Object.assign(value.nodes[0], { let_go: [{ sentence: text }] });
+    return Object.assign(value, { limits: [{ node: value.nodes[0].id, text }] });
   };
 }"""
 
@@ -76,19 +78,16 @@ def test_advice_stands_beside_the_nodes_with_a_button(page: Page, real_app: Real
     assert page.title() == "together"
 
 
-def test_without_advice_there_is_no_button(page: Page, real_app: RealApp) -> None:
-    open_page(page, real_app)
-    expect(page.locator("#cluster-header .link")).to_have_text("live")
-    expect(page.locator("#advice")).to_be_hidden()
-    expect(page.locator("#rebalance")).to_be_hidden()
-
-
-def test_a_node_that_ran_out_of_memory_says_so_in_its_row(page: Page, real_app: RealApp) -> None:
+def test_what_a_node_ran_out_of_and_let_go_is_said(page: Page, real_app: RealApp) -> None:
     page.add_init_script(f"({WITH_LIMIT})({MARKUP!r})")
     open_page(page, real_app)
     rows = page.locator("#cluster-nodes tbody tr")
     expect(rows.nth(0).locator("[data-label=Memory] .cause")).to_have_text(MARKUP)
     expect(rows.nth(1).locator("[data-label=Memory] .cause")).to_have_count(0)
+    expect(page.locator("#split-gone p")).to_have_text([f"{real_app.status()['nodes'][0]['name']}: {MARKUP}"])
+    expect(page.locator("#cluster-header .link")).to_have_text("live")
+    expect(page.locator("#advice")).to_be_hidden()  # there is none
+    expect(page.locator("#rebalance")).to_be_hidden()
     assert rows.locator("img").count() == 0
     assert page.title() == "together"
 

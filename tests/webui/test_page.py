@@ -7,6 +7,7 @@ import re
 import signal
 import time
 
+import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.conftest import EVIL_NAME, NODE_NAMES, RealApp, until
@@ -19,11 +20,13 @@ from webui.conversation import thought, turn
 
 def test_a_preset_question_is_answered(page: Page, real_app: RealApp) -> None:
     open_page(page, real_app)
+    expect(page.locator("#max-tokens input")).to_have_value("2048")
     set_number(page, "#max-tokens", 20)
     page.get_by_text("What is the capital of France?").click()
     line = measurements(page)
     assert line.startswith("20 tokens · ")
     assert "tokens/s · first token after" in line
+    assert "the answer was cut off at its limit of 20 tokens; to go on, write: continue" in line
     assert len(answers(page)) == 1
 
 
@@ -53,7 +56,7 @@ def test_a_conversation_goes_on_retries_and_clears(page: Page, real_app: RealApp
 
 def test_a_chat_that_is_cleared_during_an_answer_stays_clear(page: Page, real_app: RealApp) -> None:
     open_page(page, real_app)
-    for _ in range(5):
+    for _ in range(2):
         ask(page, "Hello", 4000)
         until(lambda: real_app.serving()["running"] == 1, PATIENCE, "the answer is being made")
         page.locator("#clear").click()
@@ -112,14 +115,6 @@ def test_a_closed_tab_stops_its_answer(page: Page, real_app: RealApp) -> None:
     assert real_app.generated_tokens() - before < 4000
 
 
-def test_names_of_other_machines_are_text(page: Page, real_app: RealApp) -> None:
-    open_page(page, real_app)
-    assert sorted(page.locator("table.nodes .node-name").all_inner_texts()) == NODE_NAMES
-    assert sorted(page.locator("#cluster-header .layer-bar .segment-name").all_inner_texts()) == NODE_NAMES
-    assert page.locator("#cluster-nodes img, #cluster-header img").count() == 0
-    assert page.title() == "together"
-
-
 def test_header_and_table_say_who_holds_what(page: Page, real_app: RealApp) -> None:
     open_page(page, real_app)
     expect(page.locator("#cluster-header .model")).to_have_text("toy")
@@ -132,6 +127,17 @@ def test_header_and_table_say_who_holds_what(page: Page, real_app: RealApp) -> N
     assert "GB free" in row.inner_text()
     expect(page.locator("#load-again")).to_be_hidden()
     reads_well(page)
+    names_are_text(page)
+    page.set_viewport_size({"width": 390, "height": 800})
+    until(lambda: page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), PATIENCE, "all fits")
+
+
+def names_are_text(page: Page) -> None:
+    """Also of other machines."""
+    assert sorted(page.locator("table.nodes .node-name").all_inner_texts()) == NODE_NAMES
+    assert sorted(page.locator("#cluster-header .layer-bar .segment-name").all_inner_texts()) == NODE_NAMES
+    assert page.locator("#cluster-nodes img, #cluster-header img").count() == 0
+    assert page.title() == "together"
 
 
 def test_a_wrong_seed_and_a_long_prompt_are_sentences(page: Page, real_app: RealApp) -> None:
@@ -159,20 +165,14 @@ def refused(page: Page, text: str, max_tokens: int, sentence: str) -> None:
     until(said, PATIENCE, f"the notice says {sentence!r}")
 
 
-def test_a_narrow_window_needs_no_sideways_scrolling(page: Page, real_app: RealApp) -> None:
-    page.set_viewport_size({"width": 390, "height": 800})
-    open_page(page, real_app)
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-
-
-def test_trouble_is_mended_or_said_and_the_model_loads_again(page: Page, own_app: RealApp) -> None:
-    open_page(page, own_app)
+def test_trouble_is_mended_or_said_and_the_model_loads_again(page: Page, lent_app: RealApp) -> None:
+    open_page(page, lent_app)
     ask(page, "Hello", 4000)
     until(lambda: answers(page) and len(answers(page)[0]) > 20, PATIENCE, "the answer is being made")
-    ring, before = own_app.stage_pids(), answers(page)[0]
+    ring, before = lent_app.stage_pids(), answers(page)[0]
     os.kill(ring[1], signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
     until(
-        lambda: own_app.serving()["state"] == "READY" and ring[1] not in own_app.stage_pids(),
+        lambda: lent_app.serving()["state"] == "READY" and ring[1] not in lent_app.stage_pids(),
         PATIENCE,
         "the ring is mended",
     )
@@ -181,8 +181,8 @@ def test_trouble_is_mended_or_said_and_the_model_loads_again(page: Page, own_app
     page.locator("#stop").click()
     expect(page.locator("#cluster-header .pill")).to_have_text("READY")
 
-    own_app.post("/control/unload", {})
-    own_app.post("/control/load", {"model": EVIL_NAME})
+    lent_app.post("/control/unload", {})
+    lent_app.post("/control/load", {"model": EVIL_NAME})
     expect(page.locator("#cluster-header .pill")).to_have_text("FAILED")
     expect(page.locator("#cluster-header .sentence")).to_contain_text("onerror=")
     ask(page, "Again", 5)
@@ -194,6 +194,18 @@ def test_trouble_is_mended_or_said_and_the_model_loads_again(page: Page, own_app
     ask(page, "Again", 5)
     expect(page.locator("#chat .bot.message > .message.thought").last).to_contain_text("5 tokens")
     assert page.title() == "together"
+
+
+def test_a_stream_that_ends_is_said(page: Page, real_app: RealApp) -> None:
+    page.route("**/events", lambda route: route.abort())
+    page.goto(real_app.url)
+    expect(page.locator("#cluster-header .link")).to_have_text("disconnected")
+
+
+@pytest.mark.full  # above is what the page says, in tests/reliability what ends with an app
+def test_a_page_whose_app_is_killed_says_so(page: Page, own_app: RealApp) -> None:
+    open_page(page, own_app)
+    expect(page.locator("#cluster-header .link")).to_have_text("live")
     family = own_app.tree()
     own_app.process.kill()  # the head goes while the page is open
     expect(page.locator("#cluster-header .link")).to_have_text("disconnected")

@@ -34,6 +34,7 @@ def seeing_app(tmp_path_factory: pytest.TempPathFactory, seeing: Path) -> Iterat
         yield app
 
 
+@pytest.mark.full  # tests/head/test_pictures.py has what is answered
 def test_a_picture_is_attached_and_asked_about(page: Page, seeing_app: RealApp, seeing: Path) -> None:
     page.goto(seeing_app.url)
     place = page.locator("[data-together=attach]")
@@ -60,6 +61,8 @@ def test_a_question_that_fails_gets_its_pictures_back(page: Page, real_app: Real
     """As often as it is sent; this model sees none."""
     page.goto(real_app.url)
     place = page.locator("[data-together=attach]")
+    expect(page.locator("table.nodes .node-name").first).to_be_visible()
+    expect(place).to_be_hidden()  # a model that sees nothing offers no place for pictures
     place.locator("input").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": photo(64, 40)})
     expect(place.locator(".chip img")).to_have_count(1)
     for _ in range(2):
@@ -67,12 +70,6 @@ def test_a_question_that_fails_gets_its_pictures_back(page: Page, real_app: Real
         expect(page.locator("#notice")).to_contain_text("send text alone")
         expect(page.locator("#question textarea")).to_have_value("what?")
         expect(place.locator(".chip img")).to_have_count(1)
-
-
-def test_a_model_that_sees_nothing_offers_no_place_for_pictures(page: Page, real_app: RealApp) -> None:
-    page.goto(real_app.url)
-    expect(page.locator("table.nodes .node-name").first).to_be_visible()
-    expect(page.locator("[data-together=attach]")).to_be_hidden()
 
 
 def test_the_route_takes_pictures_from_our_own_page_alone(real_app: RealApp) -> None:

@@ -28,15 +28,10 @@ def shows(page: Page, control: str, value: str, info: str) -> None:
     expect(page.locator(control)).to_contain_text(info)
 
 
-def test_a_silent_author_leaves_our_defaults(page: Page, real_app: RealApp) -> None:
-    open_page(page, real_app)
-    shows(page, "#temperature", "0.7", "Default: 0.7")
-    shows(page, "#top-p", "0.95", "Default: 0.95")
-
-
 def test_another_model_brings_its_own_and_a_reset_goes_back(page: Page, real_app: RealApp, opinionated: Path) -> None:
     open_page(page, real_app)
     shows(page, "#temperature", "0.7", "Default: 0.7")
+    shows(page, "#top-p", "0.95", "Default: 0.95")
     with serving_instead(real_app, opinionated):
         shows(page, "#temperature", "0.35", "Set by the model author: 0.35")
         shows(page, "#top-k", "300", "Set by the model author: 300")

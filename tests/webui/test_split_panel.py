@@ -264,6 +264,7 @@ def test_an_edited_split_is_applied(page: Page, lent_app: RealApp) -> None:
     assert lent_app.serving()["state"] == "READY"
 
 
+@pytest.mark.full  # a lost machine is in tests/head/test_recovery.py
 def test_the_table_follows_machines(page: Page, three_nodes: RealApp) -> None:
     make_checksum_model(three_nodes.home / "models" / "slow", layers=6, load_ms=1500, seed=3, quiet_ids=(*QUIET, EOS))
     page.goto(three_nodes.url)

@@ -107,7 +107,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     [
         *(pytest.param(name, "Q4_K", marks=() if name == "gemma3_text" else pytest.mark.full) for name in FAMILIES),
         ("qwen3_moe", "Q8_0"),
-        *(("llama", kind) for kind in ("Q4_0", "Q5_1", "MXFP4")),
+        *(pytest.param("llama", kind, marks=pytest.mark.full) for kind in ("Q4_0", "Q5_1", "MXFP4")),
     ],
 )
 def test_groups_that_mlx_has_keep_their_codes(files: Files, tmp_path: Path, name: str, kind: str) -> None:
@@ -245,8 +245,8 @@ def test_a_plain_model_stays_plain(tmp_path: Path, name: str) -> None:
     ("name", "dtype", "quantize", "theirs"),
     [
         ("qwen3_moe", "fp32", "4", "affine-4"),
-        ("gemma3_text", "fp16", "8", "affine-8"),
-        ("qwen2", "bf16", "mxfp4", "mxfp4"),
+        pytest.param("gemma3_text", "fp16", "8", "affine-8", marks=pytest.mark.full),
+        pytest.param("qwen2", "bf16", "mxfp4", "mxfp4", marks=pytest.mark.full),
     ],
 )
 def test_a_form_is_what_mlx_lm_makes_of_a_plain_model(
@@ -264,7 +264,7 @@ def test_a_form_is_what_mlx_lm_makes_of_a_plain_model(
 
 
 @pytest.mark.parametrize(
-    "form", ["mixed", "nvfp4", *(pytest.param(form, marks=pytest.mark.full) for form in ("mxfp8", "ends-plain"))]
+    "form", ["mixed", *(pytest.param(form, marks=pytest.mark.full) for form in ("nvfp4", "mxfp8", "ends-plain"))]
 )
 def test_a_folder_of_mlx_stays_byte_for_byte(tmp_path: Path, form: str) -> None:
     source = write_mlx(make_narrow(tmp_path / "plain", "qwen3_moe", "bf16"), tmp_path / "mlx", FORMS[form], files=3)
