@@ -62,6 +62,12 @@ def child_of(template: ChatTemplate) -> psutil.Process:
 CHILD = "together.text.template_process"
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template that computes without end is given up after a second of a processor."""
+    monkeypatch.setattr(rendering, "RENDER", rendering.Limit(1.0, 5.0))
+
+
 @contextmanager
 def watched_memory() -> Iterator[list[int]]:
     """Collects the sizes of this process, beyond its size at the start, and of its children."""
@@ -116,8 +122,10 @@ ALIKE = ("format", "format method", "ljust", "center", "joined", "globals")  # o
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.full if name in ALIKE else ()) for name in BOMBS]
 )
-def test_a_conversation_that_takes_too_much_is_refused_alone(name: str) -> None:
+def test_a_conversation_that_takes_too_much_is_refused_alone(name: str, request: pytest.FixtureRequest) -> None:
     body, reason = BOMBS[name]
+    if reason == "too much time":
+        request.getfixturevalue("hasty")
     with opened(on("bomb", body)) as template, watched_memory() as sizes:
         assert template.render(HELLO).result() == "<hello>"
         began = time.monotonic()
@@ -152,6 +160,7 @@ def test_a_template_that_cannot_be_compiled_is_a_broken_model(
     assert max(sizes) < MOST_GROWTH
 
 
+@pytest.mark.usefixtures("hasty")
 async def test_requests_behind_a_bomb_are_rendered_and_the_loop_runs_meanwhile() -> None:
     beats = 0
 
@@ -186,6 +195,7 @@ async def test_a_request_that_waited_too_long_is_told_so(monkeypatch: pytest.Mon
         assert await asyncio.wrap_future(template.render(HELLO)) == "<hello>"
 
 
+@pytest.mark.usefixtures("hasty")
 def test_a_process_that_somebody_kills_is_replaced() -> None:
     with opened(on("bomb", LOOP)) as template:
         for _ in range(3):
