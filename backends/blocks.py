@@ -150,12 +150,21 @@ class PlacedBlocks(TokenBlocks):
 
     def _roomiest(self, count: int) -> int:
         """Where to begin in the largest gap: its middle, so that what lies in front of it can still grow."""
-        edges = np.flatnonzero(np.diff(np.concatenate(([True], self._taken)).astype(np.int8)))
-        starts, stops = edges[::2], edges[1::2]  # of the gaps
+        starts, stops = self._gaps()
         assert len(starts), "the ledger admits no more than there is"
         best = int((stops - starts).argmax())
         start, room = int(starts[best]), int(stops[best] - starts[best])
         return start + max(0, room - count) // 2 if start else start
+
+    def gaps(self) -> list[range]:
+        """The places of tokens that nobody holds."""
+        starts, stops = (edges * self.size for edges in self._gaps())
+        return [range(start, stop) for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+
+    def _gaps(self) -> tuple[Numbers, Numbers]:
+        """Where runs of free blocks start and stop."""
+        edges = np.flatnonzero(np.diff(np.concatenate(([True], self._taken)).astype(np.int8)))
+        return edges[::2], edges[1::2]
 
     def runs(self, sequences: list[int], firsts: list[int], stops: list[int]) -> list[list[range]]:
         """For each sequence where its tokens from a first one up to a stop lie, as ranges of places of tokens.

@@ -41,6 +41,7 @@ from together.models.folder import read_json, title
 from together.models.headers import TensorInfo
 from together.models.names import EMBED, HEAD, NORM, layer_of
 from together.models.reading import read_into, tensors_for
+from together.processes import trim_memory
 from together.sampling import mix64
 from together.types import PLAIN, Activation, Batch, Dtype, LayerRange, PackedAs, Row, SampleRequest, Sampling
 from together.wording import quoted
@@ -179,6 +180,9 @@ class Entries:
 
     def drop(self, sequence: int) -> None:
         self.held.pop(sequence, None)
+
+    def trim(self) -> None:
+        trim_memory()
 
 
 class ChecksumShard(LedgerShard[Words]):

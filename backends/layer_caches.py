@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, Self, TypeVar
 
 from together.models.state import LayerState, Recurrent
+from together.processes import trim_memory
 from together.types import BLOCK
 
 REWIND = 256  # tokens that a sliding layer keeps beyond its window, so that they can be undone
@@ -65,3 +66,6 @@ class SequenceCaches(Generic[Cache]):
 
     def drop(self, sequence: int) -> None:
         self.sequences.pop(sequence, None)
+
+    def trim(self) -> None:
+        trim_memory()

@@ -34,7 +34,8 @@ class CacheStore(Protocol):
 
     A store may forget tokens that lie further back than `rewind` from the length at which a step began. `truncate` may
     name the current length (then rows written beyond it are forgotten), `drop` a sequence that was never written.
-    `commit`: what was written since stays, and nobody goes back behind `rewind` from here.
+    `commit`: what was written since stays, and nobody goes back behind `rewind` from here. `trim`: memory in which
+    nothing lies goes back to the system, as far as that is possible; it comes again when it is written.
     """
 
     def commit(self, sequence: int) -> None: ...
@@ -44,6 +45,8 @@ class CacheStore(Protocol):
     def fork(self, source: int, target: int, length: int) -> None: ...
 
     def drop(self, sequence: int) -> None: ...
+
+    def trim(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -142,6 +145,8 @@ class Ledger:
             self._fork(fork.source, fork.target, fork.length)
         for sequence in orders.drops:
             self._drop(sequence)
+        if orders.trim:
+            self.store.trim()
 
     def _drop(self, sequence: int) -> None:
         if sequence in self.held.tables:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import mmap
 import os
 import platform
 import re
@@ -143,6 +144,7 @@ def stop_on_signals(stop: asyncio.Event, guard: ExitGuard | None = None) -> Iter
             signal.signal(number, handler)
 
 
+_GIVE_BACK = {"linux": 4, "darwin": 5}  # MADV_DONTNEED; MADV_FREE: the system takes them when it needs them
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt
 
 
@@ -153,6 +155,19 @@ def trim_memory() -> None:
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def return_pages(address: int, size: int) -> None:
+    """Whole pages in which nothing lies any more go back to the system, which gives new ones when they are written.
+
+    What is there then is not defined. Nothing happens on Windows, or where the system refuses.
+    """
+    if sys.platform not in _GIVE_BACK:
+        return
+    begin = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE - begin
+    if length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), _GIVE_BACK[sys.platform])
 
 
 def return_large_memory(least: int) -> None:

@@ -206,6 +206,7 @@ class Orders:
 
     drops: tuple[int, ...] = ()
     forks: tuple[Fork, ...] = ()
+    trim: bool = False  # then give the system what is free of the caches' memory
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,6 +223,10 @@ class MlxSequenceCaches(SequenceCaches[Kind]):
         twins = self.sequences[target]
         mx.eval([twin.arrays for twin in twins])  # or the source could not be written in place
 
+    def trim(self) -> None:
+        mx.clear_cache()
+        super().trim()
+
 
 _FIRST = 4  # layers before anything is computed: a device that waits for its work waits for these alone
 _PIECE = 256  # logits that are summed by themselves

@@ -15,6 +15,7 @@ from backends.blocks import Copied, PlacedBlocks
 from backends.layer_caches import REWIND, rewind_of
 from backends.on_torch.states import RecurrentStates
 from together.models.state import Borrowed, KeysValues, Latent, LayerState
+from together.processes import return_pages, trim_memory
 from together.types import Row
 
 BLOCK_TOKENS = 32  # a fork copies less than one block, and 8 answers to 2,000 tokens take 1.1 times as much as one
@@ -89,11 +90,28 @@ class BlockCaches:
             kind.blocks.drop(sequence)
         self.recurrent.drop(sequence)
 
+    def trim(self) -> None:
+        """Where caches lie in main memory: a GPU's nobody else may need."""
+        for kind in self.kinds.values():
+            gaps = kind.blocks.gaps()
+            for pool in (pool for pool in kind.pools if pool.device.type == "cpu"):
+                for heads in pool[: 1 if pool.stride(0) == 0 else 2]:  # a latent's keys and values are the same
+                    _give_back(heads, gaps)
+        trim_memory()
+
     def close(self) -> None:
         for kind in self.kinds.values():
             kind.pools.clear()
         self.layers.clear()
         self.recurrent.close()
+
+
+def _give_back(heads: Tensor, gaps: Sequence[range]) -> None:
+    """`[heads, places, width]`: what lies in the gaps goes back to the system."""
+    for head in heads:
+        place = head.stride(0) * head.element_size()
+        for gap in gaps:
+            return_pages(head.data_ptr() + gap.start * place, len(gap) * place)
 
 
 def _pool(state: KeysValues | Latent, places: int, dtype: torch.dtype, device: torch.device) -> Tensor:

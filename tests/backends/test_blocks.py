@@ -39,6 +39,8 @@ class Numbers:
     def drop(self, sequence: int) -> None:
         self.blocks.drop(sequence)
 
+    def trim(self) -> None: ...
+
     def write(self, row: Row) -> None:
         stop = row.position + len(row.token_ids)
         self._copy(self.blocks.write(row.sequence, row.position, stop))

@@ -17,6 +17,7 @@ class Lists:
     """What was really written per sequence; every order must name something that is there."""
 
     written: dict[int, list[int]] = field(default_factory=dict)
+    trimmed: list[int] = field(default_factory=list)  # how many sequences were there each time
 
     def commit(self, sequence: int) -> None: ...
 
@@ -31,6 +32,9 @@ class Lists:
 
     def drop(self, sequence: int) -> None:
         self.written.pop(sequence, None)
+
+    def trim(self) -> None:
+        self.trimmed.append(len(self.written))
 
     def write(self, row: Row) -> None:
         held = self.written.setdefault(row.sequence, [])
@@ -347,3 +351,12 @@ def test_without_a_way_back_only_the_end_can_be_forked() -> None:
     assert [shard.ledger.length(sequence) for sequence in (1, 2, 3)] == [7, 0, 6]
     assert shard.step(row(1, 6, 9)) == ["can go back to token 7 of the sequence, was asked to go back to 6"]
     assert shard.step(row(1, 0, 9)) == []
+
+
+def test_memory_is_given_back_once_the_drops_are_obeyed() -> None:
+    shard = Shard()
+    shard.step(Row(1, 0, (5, 6)), Row(2, 0, (5, 6)))
+    shard.ledger.begin(Batch((), Orders(drops=(1,))))
+    assert shard.store.trimmed == []
+    shard.ledger.begin(Batch((), Orders(drops=(2,), trim=True)))
+    assert shard.store.trimmed == [0]

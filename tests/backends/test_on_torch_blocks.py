@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from backends.layer_caches import REWIND
 from backends.on_torch.attention import Step, mix, mix_plainly
-from backends.on_torch.cache import BLOCK_TOKENS
+from backends.on_torch.cache import BLOCK_TOKENS, BlockCaches
 from backends.on_torch.shard import TorchShard
 from tests.backends.conftest import Chains, Checkpoints
 from tests.support.chain import Chain, assert_close, load_shard, new_sequence, row
 from tests.support.families import LAYERS, prompt_ids, reference_logits
-from together.models.state import LayerState
+from together.models.state import KeysValues, Latent, LayerState
 from together.types import Batch, Dtype, Fork, LayerRange, Orders, Row
 
 WHOLE = LayerRange(0, LAYERS)
@@ -146,3 +147,33 @@ def test_the_kernel_is_the_reference(dtype: Dtype, shape: tuple[int, int, int, i
     bound = 1e-5 if dtype == "fp32" else 1e-2
     for one, other in zip(found, wanted, strict=True):
         assert float((one.float() - other.float()).abs().max()) <= bound * float(other.float().abs().max())
+
+
+def test_free_memory_goes_back_to_the_system_and_what_is_held_stays() -> None:
+    """Pools are written once, as a busy stage's are; then only one sequence is left in the middle of them."""
+    state, process = KeysValues(heads=2, key_dim=64, value_dim=64), psutil.Process()
+    caches = BlockCaches([state] * 2, torch.float32, CPU, 2**14)
+    pools = caches.kinds[state].pools
+    for sequence in range(3):
+        caches.write([Row(sequence, 0, (0,) * 5000, None)])
+    for pool in pools:
+        pool.copy_(torch.rand(pool.shape))
+    (kept,) = caches.kinds[state].blocks.runs([1], [0], [5000])
+    before, full = [pool[:, :, slice(kept[0].start, kept[-1].stop)].clone() for pool in pools], process.memory_info().rss
+    caches.drop(0)
+    caches.drop(2)
+    caches.trim()
+    freed = full - process.memory_info().rss
+    assert freed > 0.6 * sum(pool.nbytes for pool in pools)
+    for pool, copy in zip(pools, before, strict=True):
+        assert torch.equal(pool[:, :, slice(kept[0].start, kept[-1].stop)], copy)
+
+
+def test_a_latents_memory_goes_back_too() -> None:
+    state, process = Latent(rank=512, turned=64), psutil.Process()
+    caches = BlockCaches([state], torch.float32, CPU, 2**14)
+    (pool,) = caches.kinds[state].pools
+    pool[0].fill_(1.0)
+    full = process.memory_info().rss
+    caches.trim()
+    assert full - process.memory_info().rss > 0.9 * pool[0].nbytes

@@ -259,3 +259,47 @@ def test_what_runs_beside_a_shared_prefix_does_not_push_it_out() -> None:
         run(found)
     assert len(found.prefixes.held) == 3
     assert found.books.held([]) == 3 * 48 + 256
+
+
+# --- a machine of the ring needs its memory ---------------------------------------------------------------------------
+
+
+def test_prefixes_go_and_none_is_kept_while_memory_is_needed() -> None:
+    found = scheduler()
+    had(found, 60)
+    found.prefixes.be_lean(True)
+    frame = next_frame(found)
+    assert (rows(frame), frame.batch.orders) == ([], Orders(drops=(1,), trim=True))
+    found.commit(answered(frame))
+    assert found.schedule() is None  # it is said once
+    had(found, 60, start=100)
+    assert not found.prefixes.held
+    assert found.books.held_now == 0
+    found.prefixes.be_lean(False)
+    had(found, 60, start=200)
+    assert list(found.prefixes.held) == [3]
+    assert not found.prefixes.take_orders().trim
+
+
+def test_freed_memory_is_given_back_though_nothing_is_cached() -> None:
+    """What a stage freed before may still be its own."""
+    found = scheduler()
+    found.prefixes.be_lean(True)
+    assert next_frame(found).batch.orders == Orders(trim=True)
+
+
+def test_a_running_answer_goes_on_while_memory_is_needed() -> None:
+    found = scheduler()
+    (sequence,) = start_decoding(found, 50, max_tokens=20)
+    found.prefixes.be_lean(True)
+    run(found)
+    assert not found.running
+    assert sequence.attempts == found.counters.preempted == 0
+
+
+def test_a_new_epoch_says_again_that_memory_is_needed() -> None:
+    found = scheduler()
+    found.prefixes.be_lean(True)
+    next_frame(found)
+    found.replay()
+    assert next_frame(found).batch.orders.trim

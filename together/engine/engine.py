@@ -102,6 +102,12 @@ class Engine:
         self._scheduler.prefixes.clear()
         self._changed.set()
 
+    def be_lean(self, lean: bool) -> None:
+        """Keep no prefixes, and let stages give the system what they free; or keep them again."""
+        if lean != self._scheduler.prefixes.lean:
+            self._scheduler.prefixes.be_lean(lean)
+            self._changed.set()
+
     def submit(self, request: GenerateRequest, ready: asyncio.Event | None = None) -> TokenStream:
         """Queue a request; `ready` is set whenever its stream has news, so that one reader can watch several streams.
 

@@ -34,6 +34,8 @@ class Prefixes:
     books: Books
     held: dict[int, Prefix] = field(default_factory=dict)
     drops: dict[int, None] = field(default_factory=dict)  # ids, in order
+    lean: bool = False  # none is kept, and stages give back what is freed: a machine of the ring needs its memory
+    trims: bool = False  # the next frame's stages give back what is free
     _forks: list[Fork] = field(default_factory=list)
     _ids: int = 0
 
@@ -45,7 +47,10 @@ class Prefixes:
     def keep(self, prefix: Prefix) -> None:
         """Make it the most recently used."""
         self.held.pop(prefix.id, None)
-        self.held[prefix.id] = prefix
+        if self.lean:
+            self.drop(prefix.id)
+        else:
+            self.held[prefix.id] = prefix
 
     def fork(self, source: int, target: int, length: int) -> None:
         if source in self.held:
@@ -56,6 +61,7 @@ class Prefixes:
     def drop(self, cache: int) -> None:
         """Free a cache."""
         self.drops[cache] = None
+        self.trims = self.trims or self.lean
         self.books.drop(cache)
 
     def evict(self, keep: int = -1) -> bool:
@@ -74,15 +80,23 @@ class Prefixes:
         while self.evict():
             pass
 
+    def be_lean(self, lean: bool) -> None:
+        """Give up all prefixes and keep none, or keep them again."""
+        if lean and not self.lean:
+            self.clear()
+        self.trims = self.trims or (lean and not self.lean)
+        self.lean = lean
+
     def forget_orders(self, lost: Iterable[Orders]) -> None:
         """A new epoch: frames were lost, perhaps with their drops; what was to be forked is dropped by its owner."""
         self._forks.clear()
+        self.trims = self.trims or self.lean
         self.drops = {cache: None for orders in lost for cache in orders.drops} | self.drops
 
     def take_orders(self) -> Orders:
-        orders = Orders(tuple(self.drops), tuple(self._forks))
+        orders = Orders(tuple(self.drops), tuple(self._forks), self.trims)
         self.books.dropped(self.drops)
-        self.drops, self._forks = {}, []
+        self.drops, self._forks, self.trims = {}, [], False
         return orders
 
 

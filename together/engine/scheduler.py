@@ -112,7 +112,7 @@ class Scheduler:
         self._keep_stable()
         decodes = self._decode_parts()
         parts = (*decodes, *self._prefill_parts(len(decodes)))
-        if not parts and not self.prefixes.drops:  # forks alone wait for a frame with rows
+        if not parts and not self.prefixes.drops and not self.prefixes.trims:  # forks alone wait for rows
             return None
         self._steps += 1
         orders = self.prefixes.take_orders()
@@ -228,7 +228,7 @@ class Scheduler:
             if alike is not None:
                 self.prefixes.keep(alike)
                 sequence.kept, sequence.copy = length, alike.id
-            elif self.books.held_by(self.running.values()) + wanted > self.limits.capacity:
+            elif self.prefixes.lean or self.books.held_by(self.running.values()) + wanted > self.limits.capacity:
                 sequence.kept = length  # without: not even if all prefixes went
             elif self._evict_for(wanted) and self._room_to_fork(length):
                 sequence.kept, sequence.copy = length, self.prefixes.new_id()

@@ -65,12 +65,14 @@ class Batch(_message.Message):
     def __init__(self, rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., orders: _Optional[_Union[Orders, _Mapping]] = ...) -> None: ...
 
 class Orders(_message.Message):
-    __slots__ = ("drops", "forks")
+    __slots__ = ("drops", "forks", "trim")
     DROPS_FIELD_NUMBER: _ClassVar[int]
     FORKS_FIELD_NUMBER: _ClassVar[int]
+    TRIM_FIELD_NUMBER: _ClassVar[int]
     drops: _containers.RepeatedScalarFieldContainer[int]
     forks: _containers.RepeatedCompositeFieldContainer[Fork]
-    def __init__(self, drops: _Optional[_Iterable[int]] = ..., forks: _Optional[_Iterable[_Union[Fork, _Mapping]]] = ...) -> None: ...
+    trim: bool
+    def __init__(self, drops: _Optional[_Iterable[int]] = ..., forks: _Optional[_Iterable[_Union[Fork, _Mapping]]] = ..., trim: _Optional[bool] = ...) -> None: ...
 
 class Row(_message.Message):
     __slots__ = ("sequence", "position", "token_ids", "sample", "positions", "adapter", "pictures")
