@@ -173,6 +173,27 @@ class Strain:
         require_figures("strain", astuple(self))
 
 
+class LinkKind(StrEnum):
+    """What a machine is connected by."""
+
+    UNKNOWN = ""
+    CABLE = "cable"
+    WIFI = "wifi"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineLife:
+    """What a node's machine does beside our work. Raises ValueError for a battery that is more than full."""
+
+    lacking: int = 0  # bytes of main memory that other programs need and do not have
+    battery: int | None = None  # percent that are left where it runs on its battery; None: it does not, or has none
+    link: LinkKind = LinkKind.UNKNOWN
+
+    def __post_init__(self) -> None:
+        if self.battery is not None and not 0 <= self.battery <= 100:
+            raise ValueError("not a battery")
+
+
 @dataclass(frozen=True, slots=True)
 class LetGo:
     """A form of a model that a full cache let go by itself."""
@@ -209,6 +230,7 @@ class NodeStatus:
     owner: str = ""  # the head that started it; other heads use it only if a person gave them its address
     strain: Strain | None = None  # None: it does not say
     let_go: tuple[LetGo, ...] = ()  # by its cache in the last minutes, the newest last
+    life: MachineLife | None = None  # None: it does not say
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,6 +148,10 @@ _ENGLISH = {
     "{model} again when there is room",
     "step_room": "the model waits for others to make room",
     "make_room": "unload {model}, which has {size:size}: python3 launch.py unload {model}",
+    "lacks_memory": "other programs on {node} need {size:size} more memory than is free there: {remedy}",
+    "move_layers": "move {count} {count:plural layer|layers} of {model} to {nodes:and}: python3 launch.py load {model} "
+    "--layers {shares}",
+    "on_battery": "{node} runs on its battery, {left} % of it are left, and computes for {models:and}; plug it in",
     "move_away": "or move {model}: python3 launch.py load {model} --layers {shares}",
     "pictures_none": "{model} sees no pictures; send text alone, or load a model that sees, as Qwen3-VL",
     "pictures_later": (

@@ -75,6 +75,23 @@ class MemoryLimit:
     text: Sentence  # reason, end and remedy
 
 
+class NoteKind(StrEnum):
+    """What a note about a machine is about."""
+
+    MEMORY = "memory"  # other programs need what layers have
+    BATTERY = "battery"
+    LINK = "link"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineNote:
+    """What a person should know of a machine now, because it costs."""
+
+    node: str  # node id
+    kind: NoteKind
+    text: Sentence
+
+
 class PaceCause(StrEnum):
     """Why tokens take another time than planned."""
 
@@ -119,6 +136,7 @@ class ClusterView:
     limits: tuple[MemoryLimit, ...] = ()
     endpoint: Endpoint | None = None  # where the head listens for nodes
     pace: TokenPace | None = None  # None: until the first answers
+    notes: tuple[MachineNote, ...] = ()
     let_go: tuple[LetGo, ...] = ()  # by the head's own use of the cache; nodes say what they let go
     services: tuple[ServedModel, ...] = ()  # all models, in the order in which they came
     version: str = ""  # of the head's program; nodes say their own

@@ -106,7 +106,7 @@
     return node;
   };
 
-  const row = (limits) => (node) => {
+  const row = (remarks) => (node) => {
     const gone = node.state === "FAILED"; // what it had is not what there is
     const memory = gone ? [element("span", "faint", "–")] : node.memory_bytes > 0
       ? [element("div", null, `${part(node.free_bytes, node.memory_bytes)} free`), meter(1 - node.free_bytes / node.memory_bytes)]
@@ -119,7 +119,7 @@
       cell("State", pill(node.state), node.cause ? element("div", "cause", node.cause) : null),
       cell("Device", ...(devices.length ? devices : [element("span", "faint", "being probed")])),
       cell("Memory", ...memory,
-        ...limits.filter((limit) => limit.node === node.id).map((limit) => element("div", "cause", limit.text))),
+        ...remarks.filter((remark) => remark.node === node.id).map((remark) => element("div", "cause", remark.text))),
       cell("Layers", ...(gone ? [element("span", "faint", "–")] : node.stages.length ? node.stages.map(holds) : [element("span", "faint", "none")])));
   };
 
@@ -129,7 +129,7 @@
     const heading = element("h2", null, `${count} node${count === 1 ? "" : "s"}`);
     if (!count) return [heading, element("p", "faint", "No node is there yet. Start one with: python3 launch.py node")];
     const head = element("thead", null, element("tr", null, ...names.map((name) => element("th", null, name))));
-    return [heading, element("table", "nodes", head, element("tbody", null, ...state.nodes.map(row(state.limits || []))))];
+    return [heading, element("table", "nodes", head, element("tbody", null, ...state.nodes.map(row([...(state.limits || []), ...(state.notes || [])]))))];
   };
 
   // --- what the head offers ------------------------------------------------------------------------------------------

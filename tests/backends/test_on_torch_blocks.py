@@ -159,14 +159,15 @@ def test_free_memory_goes_back_to_the_system_and_what_is_held_stays() -> None:
     for pool in pools:
         pool.copy_(torch.rand(pool.shape))
     (kept,) = caches.kinds[state].blocks.runs([1], [0], [5000])
-    before, full = [pool[:, :, slice(kept[0].start, kept[-1].stop)].clone() for pool in pools], process.memory_info().rss
+    held = slice(kept[0].start, kept[-1].stop)
+    before, full = [pool[:, :, held].clone() for pool in pools], process.memory_info().rss
     caches.drop(0)
     caches.drop(2)
     caches.trim()
     freed = full - process.memory_info().rss
     assert freed > 0.6 * sum(pool.nbytes for pool in pools)
     for pool, copy in zip(pools, before, strict=True):
-        assert torch.equal(pool[:, :, slice(kept[0].start, kept[-1].stop)], copy)
+        assert torch.equal(pool[:, :, held], copy)
 
 
 def test_a_latents_memory_goes_back_too() -> None:

@@ -15,7 +15,8 @@ import pytest
 from tests.support.cgroups import DEVOUR, memory_cgroup, memory_root, run_out_of_memory, within
 from tests.support.cluster import until
 from together.cluster import supervisor
-from together.cluster.supervisor import CgroupTally, KernelLog, Witness, ending, signal_name
+from together.cluster.cgroups import CgroupTally
+from together.cluster.supervisor import KernelLog, Witness, ending, signal_name
 from together.types import Fault
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say why they killed a process")

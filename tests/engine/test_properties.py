@@ -38,6 +38,8 @@ class NoTensors:
 
     def drop(self, sequence: int) -> None: ...
 
+    def trim(self) -> None: ...
+
 
 def next_token(tokens: list[int]) -> int:
     return crc32(bytes(tokens)) % VOCABULARY

@@ -12,8 +12,10 @@ from together.cluster_types import (
     Endpoint,
     Holding,
     LetGo,
+    LinkKind,
     LinkOrder,
     LinkSpeed,
+    MachineLife,
     MeasureOrder,
     NodeState,
     NodeStatus,
@@ -183,6 +185,7 @@ node_statuses = st.builds(
     owner=text,
     strain=st.none() | st.builds(Strain, *[st.floats(0, 1e12)] * 3),
     let_go=tuples(st.builds(LetGo, text, text, large, st.floats(0, 1e12))),
+    life=st.none() | st.builds(MachineLife, large, st.none() | st.integers(0, 100), st.sampled_from(LinkKind)),
 )
 stage_links = st.builds(StageLink, text, large, small, endpoints, models, small)
 callers = st.builds(Caller, text, text, small, st.none() | endpoints)

@@ -112,10 +112,9 @@ class Node:
         """Its stage processes, living. One that still is a copy of its node would stop the node with it."""
         found = []
         with suppress(psutil.NoSuchProcess):
-            node = psutil.Process(self.process.pid)
-            for child in node.children(recursive=True):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
-                    found += [child] if child.cmdline() != node.cmdline() else []
+                    found += [child] if "together.ring.stage" in child.cmdline() else []
         return found
 
     def kill(self) -> None:

@@ -16,9 +16,11 @@ import grpc.aio
 from filelock import FileLock
 
 from together.checkout import own_version
+from together.cluster.awake import Awake
 from together.cluster.discovery import Introductions
 from together.cluster.grants import MemoryGrants, StageName
 from together.cluster.identity import Identity
+from together.cluster.life import LifeGauge
 from together.cluster.profiling import Profiler, measure_link
 from together.cluster.spare import Spares
 from together.cluster.strain import StrainGauge
@@ -27,6 +29,7 @@ from together.cluster_types import (
     Caller,
     Endpoint,
     Holding,
+    MachineLife,
     NodeState,
     NodeStatus,
     RingName,
@@ -83,6 +86,9 @@ class Agent:
     _watchers: list[Watcher] = field(default_factory=list)  # one for each open Watch
     _gauge: StrainGauge = field(default_factory=StrainGauge)
     _strain: Strain = field(default_factory=Strain)
+    _lives: LifeGauge = field(default_factory=LifeGauge)
+    _life: MachineLife | None = None
+    _awake: Awake = field(default_factory=Awake)
     _peers: Introductions = field(init=False)
     _store: StoreService = field(init=False)
     _room: CacheRoom = field(init=False)
@@ -140,6 +146,7 @@ class Agent:
             owner=self.settings.owner,
             strain=self._strain,
             let_go=self._gone.shown(),
+            life=self._life,
         )
 
     def _state(self, stages: tuple[StageStatus, ...]) -> NodeState:
@@ -235,12 +242,17 @@ class Agent:
         self._heads = {head: self._heads[head] for head in latest if self._heads[head] > now - HEAD_LIFE}
 
     async def keep_leases(self) -> None:
-        """End the stages of heads that went silent, and look how hard the machine works; runs until cancelled."""
+        """End the stages of heads that went silent, and look how the machine does; runs until cancelled.
+
+        It stays awake while stages work.
+        """
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(self.settings.heartbeat)
             loaded = (stage.status for stage, _ in self._stages.values())
             self._strain = self._gauge.read(stage.pid for stage in loaded if stage.state is StageState.READY)
+            self._life = await self._lives.read(self.identity.endpoint.addresses)
+            await self._awake.look(any(stage.working for stage, _ in self._stages.values()))
             oldest = clock() - self.settings.lease
             stages = self._stages.items()
             lapsed = [name for name, (s, _) in stages if self._renewed.get(s.status.head, 0.0) < oldest]
@@ -251,12 +263,15 @@ class Agent:
             self._renewed = {head: at for head, at in self._renewed.items() if at >= oldest}
 
     async def _keep_spares(self, now: float) -> None:
-        """A spare process for each backend in use, once all stages serve; those that are there outlive a mending."""
+        """A spare process for each backend in use, once all stages serve; those that are there outlive a mending.
+
+        None where other programs need the memory.
+        """
         states = [stage.status.state for stage, _ in self._stages.values()]
         self._ran = now if states else self._ran
         self._settled = now if not states or set(states) != {StageState.READY} else self._settled
         beat = self.settings.heartbeat
-        if now - self._ran > SPARE_LIFE * beat:
+        if now - self._ran > SPARE_LIFE * beat or (self._life is not None and self._life.lacking):
             await self._spares.close()
         elif now - self._settled > SPARE_AFTER * beat:
             await self._spares.keep({stage.launch.order.stage.backend for stage, _ in self._stages.values()})
@@ -266,7 +281,7 @@ class Agent:
     async def close(self) -> None:
         """End all stages, then every Watch, so that heads see a node that left and not a broken stream."""
         self.draining = True
-        await asyncio.gather(self._end(list(self._stages)), self._spares.close())
+        await asyncio.gather(self._end(list(self._stages)), self._spares.close(), self._awake.close())
         self.closed = True
         self.changed.notify()
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 from pydantic_core import to_json
 
+from together.cluster.cgroups import tightest_room
 from together.cluster_types import Device, unique_names
 from together.errors import NotEnoughMemory
 from together.jsonfile import decode_json
@@ -75,11 +76,12 @@ class MachineMemory:
     available: int
     granted: int  # to stages
     used: int  # by these stages already, of what they were granted
+    limited: bool = False  # to what its cgroup may use: the system and other programs live elsewhere
 
     @property
     def reserve(self) -> int:
-        """What is left to others: a tenth, at least 1 GiB, of which a small machine still gives a little."""
-        usual = self.available - max(LEAST_RESERVE, self.total // 10)
+        """What is left to others: a tenth, of a machine at least 1 GiB, of which a small one still gives a little."""
+        usual = self.available - max(0 if self.limited else LEAST_RESERVE, self.total // 10)
         return self.available - max(usual, min(LEAST, self.available // 2))
 
     @property
@@ -93,12 +95,28 @@ class MachineMemory:
         return max(self.pool - self.granted, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class MainMemory:
+    """What this process may see of it, in bytes; `limited` by its cgroup to less than the machine has left."""
+
+    total: int
+    available: int
+    limited: bool = False
+
+
+def main_memory() -> MainMemory:
+    memory, room = psutil.virtual_memory(), tightest_room()
+    if room is None or room.free >= memory.available:
+        return MainMemory(memory.total, memory.available)
+    return MainMemory(min(room.limit, memory.total), room.free, limited=True)
+
+
 def machine_memory(claims: Iterable[Claim]) -> MachineMemory:
     """Now, with what stages were granted."""
-    memory, own = psutil.virtual_memory(), [claim for claim in claims if claim.pool == MEMORY]
+    memory, own = main_memory(), [claim for claim in claims if claim.pool == MEMORY]
     granted = sum(claim.size for claim in own)
     used = sum(min(claim.size, private_bytes(claim.pid)) for claim in own)
-    return MachineMemory(memory.total, memory.available, granted, used)
+    return MachineMemory(memory.total, memory.available, granted, used, memory.limited)
 
 
 def private_bytes(pid: int) -> int:

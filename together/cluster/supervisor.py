@@ -16,11 +16,11 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from backends.base import NOTHING_SAID
+from together.cluster.cgroups import CgroupTally, count_of
 from together.cluster_types import Endpoint, StageState, StageStatus
 from together.errors import TogetherError
 from together.processes import end, lines, spawn
@@ -42,7 +42,6 @@ LOG_WITHIN = 0.5  # seconds: the kernel kills first and logs then
 KERNEL_LOG = "/dev/kmsg"
 _FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO; the log's process ids are those of this namespace
 _KILLED = re.compile(rb"(?:^|: )Killed process (\d+) \(")
-_COUNT = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 
 # Gets calls for (bytes here, bytes to fetch), for what it waits for and whether it converts; returns a folder.
 Prepare = Callable[[Progress, Waiting, Converting], Awaitable[Path]]
@@ -110,6 +109,7 @@ class StageProcess:
         self._starting = asyncio.Lock()  # a process that is just being made is waited for, then ended
         self._stopping = False
         self.computing = NOTHING_SAID  # known once READY; its threads are a token's, once it has a place in its ring
+        self.working = False  # frames came lately
         self.status = StageStatus(
             ring=order.ring,
             slot=order.slot,
@@ -244,6 +244,8 @@ class StageProcess:
             self._update(threads=event.threads)
         elif event.kind == "failed":
             self._update(state=StageState.FAILED, cause=event.cause, fault=event.fault)
+        elif event.kind == "working":
+            self.working = event.working
         elif event.kind == "broken":  # the stage lives; its head decides
             self._update(cause=event.cause, broken_epoch=event.epoch)
 
@@ -256,7 +258,7 @@ class Witness:
     """Watches one process. Make it before the process starts, `close` it after."""
 
     _log: KernelLog | None = field(default_factory=lambda: KernelLog.open())
-    _machine: int | None = field(default_factory=lambda: _count(Path("/proc/vmstat")))
+    _machine: int | None = field(default_factory=lambda: count_of(Path("/proc/vmstat")))
     _looks: deque[CgroupTally] = field(default_factory=lambda: deque(maxlen=2))  # the newest may be of its last moment
 
     async def watch(self, pid: int) -> None:
@@ -268,7 +270,7 @@ class Witness:
 
     async def out_of_memory(self, pid: int) -> Sentence:
         """The proof that the process, which is gone, was killed for lack of memory; NOTHING without one."""
-        if self._machine is not None and _count(Path("/proc/vmstat")) == self._machine:
+        if self._machine is not None and count_of(Path("/proc/vmstat")) == self._machine:
             return NOTHING  # no process of the whole machine was killed for it
         if self._log is not None:
             return say("kernel_log") if await self._log.names(pid) else NOTHING
@@ -322,79 +324,3 @@ class KernelLog:
             from_kernel = int(head.split(b",")[0]) < 8  # else a program wrote it
             if from_kernel and (found := _KILLED.search(message)):
                 self._killed.add(int(found[1]))
-
-
-@dataclass(frozen=True, slots=True)
-class CgroupTally:
-    """A memory cgroup at one moment: how many of its processes were killed for lack of memory, and its members."""
-
-    folder: Path
-    kills: int
-    members: frozenset[int]
-
-    @classmethod
-    def of(cls, pid: int) -> CgroupTally | None:
-        """The cgroup of a living process; None where there is none that counts, or it cannot be seen."""
-        with suppress(OSError, ValueError):
-            folder = _memory_cgroup(pid)
-            look = cls.at(folder) if folder else None
-            return look if look and pid in look.members else None
-        return None
-
-    @classmethod
-    def at(cls, folder: Path) -> CgroupTally | None:
-        """Raises OSError where the cgroup is gone."""
-        names = ("memory.events.local", "memory.events", "memory.oom_control")
-        counts = (_count(folder / name) for name in names)
-        kills = next((count for count in counts if count is not None), None)
-        members = frozenset(map(int, (folder / "cgroup.procs").read_text().split()))
-        return None if kills is None else cls(folder, kills, members)
-
-    def proves(self, pid: int) -> bool:
-        """Whether at least as many were killed since this look as are missing, `pid` among them.
-
-        A member 0 is a process that cannot be seen from here: whether it is missing is not known.
-        """
-        try:
-            now = CgroupTally.at(self.folder)
-        except OSError:
-            return False
-        if now is None or 0 in self.members | now.members:
-            return False
-        missing = self.members - now.members
-        return pid in missing and now.kills - self.kills >= len(missing)
-
-
-def _count(file: Path) -> int | None:
-    try:
-        found = _COUNT.search(file.read_text(encoding="ascii", errors="replace"))
-    except OSError:
-        return None
-    return int(found[1]) if found else None
-
-
-def _memory_cgroup(pid: int) -> Path | None:
-    """Where the cgroup that a process's memory is counted in can be seen. Raises OSError for one that is gone."""
-    groups = {}
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        groups.update(dict.fromkeys(controllers.split(","), path))  # version 2 names no controllers
-    kind = "memory" if "memory" in groups else ""
-    return _seen(groups[kind], kind) if kind in groups else None
-
-
-def _seen(group: str, controller: str) -> Path | None:
-    """A cgroup's folder: mounts may show a part of the tree, at any place."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        root, place = (_plain(part) for part in left.split()[3:5])
-        system, _, options = right.split(" ", 2)
-        found = controller in options.split(",") if controller else system == "cgroup2"
-        if system.startswith("cgroup") and found and Path(group).is_relative_to(root):
-            return Path(place) / Path(group).relative_to(root)
-    return None
-
-
-def _plain(text: str) -> str:
-    """mountinfo writes blanks and the like as `\\040`."""
-    return re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), text)

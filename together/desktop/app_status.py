@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from together.cluster_types import Endpoint, LetGo, NodeStatus
 from together.types import Plan
-from together.view import ServingState
+from together.view import NoteKind, ServingState
 from together.wording import titled
 
 
@@ -45,6 +45,15 @@ class AppLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class AppNote:
+    """What is to be known of a machine, by its node's id, in sentences; `kind` as in `MachineNote`."""
+
+    node: str
+    kind: NoteKind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class AppPace:
     """What a token takes, and what was expected, in a sentence."""
 
@@ -73,6 +82,7 @@ class AppStatus:
     reason: str
     head: str = ""  # its id, which the nodes that it started name as their owner
     pace: AppPace | None = None
+    notes: tuple[AppNote, ...] = ()
     let_go: tuple[LetGo, ...] = ()  # by the app itself
     services: tuple[AppModel, ...] = ()
     version: str = ""  # of the app's program

@@ -25,6 +25,7 @@ from together.jsonfile import decode_json
 from together.processes import stop_on_signals
 from together.sentences import NOTHING, Sentence, say, verbatim
 from together.settings import Settings
+from together.view import NoteKind
 from together.wording import size_text
 
 if TYPE_CHECKING:
@@ -227,12 +228,14 @@ async def tell_of_nodes(head: Head, page: int, screen: Screen) -> None:
     Nodes that the app started itself are its own affair.
     """
     clock = asyncio.get_running_loop().time
-    nodes, cache = _Nodes(head, Comings(screen.tell)), CacheNews(screen.tell)
+    nodes, notes = _Nodes(head, Comings(screen.tell)), OnceEach[tuple[str, NoteKind]](screen.tell)
+    cache = OnceEach[LetGoBy](screen.tell)
     moves = Moves(screen, head.machines.where.endpoint, lambda at: app_reached(at, page))
     async for view in head.changes():
         nodes.look(clock())
         moves.look(head.machines.where.endpoint, clock())
         cache.look(let_go_in(view.nodes, view.let_go))
+        notes.look({(note.node, note.kind): note.text for note in view.notes})
 
 
 @dataclass(slots=True)
@@ -328,7 +331,7 @@ async def _story(settings: Settings, screen: Screen, agent: Agent) -> None:
     for line in node_lines(settings, agent.status()):
         screen.line(line)
     clock, comings, runs = asyncio.get_running_loop().time, Comings[Watcher](screen.tell), Runs(screen.tell)
-    moves, cache = Moves(screen, agent.identity.endpoint, node_reached), CacheNews(screen.tell)
+    moves, cache = Moves(screen, agent.identity.endpoint, node_reached), OnceEach[LetGoBy](screen.tell)
     while True:
         seen = agent.changed.version
         comings.see({watcher: _app_joined(watcher) for watcher in agent.watchers()}, _app_left, clock())
@@ -346,18 +349,18 @@ def _app_left(app: Watcher) -> tuple[Sentence, float]:
     return say("app_left", name=app.name), GRACE
 
 
-class CacheNews:
-    """Says what full caches let go, each once."""
+class OnceEach(Generic[Who]):
+    """Says each of several things once, as long as it is there: what full caches let go, what machines need."""
 
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
-        self._said: frozenset[LetGoBy] = frozenset()
+        self._said: frozenset[Who] = frozenset()
 
-    def look(self, gone: Mapping[LetGoBy, Sentence]) -> None:
-        for which, sentence in gone.items():
+    def look(self, now: Mapping[Who, Sentence]) -> None:
+        for which, sentence in now.items():
             if which not in self._said:
                 self._tell(sentence)
-        self._said = frozenset(gone)
+        self._said = frozenset(now)
 
 
 class Runs:

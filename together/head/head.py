@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from together.checkout import own_version
+from together.cluster.awake import Awake
 from together.cluster.discovery import Tell, log_it
 from together.cluster.survey import Placement, Speeds
 from together.cluster_types import DeviceProfile, Endpoint, NodeStatus
@@ -18,6 +19,7 @@ from together.errors import BadPlan, BadRequest, NoRoom, NotServing, TogetherErr
 from together.head.attachments import Attachments
 from together.head.demand import Demands
 from together.head.machines import Machines
+from together.head.needs import Needs
 from together.head.orders import LoadOrders
 from together.head.plan import ModelHandle, PlannedModel, open_model, plan_model, sizings
 from together.head.service import BALANCE_EVERY, Service
@@ -35,6 +37,7 @@ from together.types import Dtype
 from together.view import ClusterView, ServedModel
 from together.wording import MOST, cut
 
+LOOK_EVERY = 1.0  # seconds between two looks at what machines need
 VIEWS_EVERY = 0.2  # seconds between two views at most
 
 
@@ -64,6 +67,7 @@ class Head:
         self.attachments = Attachments()
         self.orders = LoadOrders(self.machines, self.services, local_nodes)
         self.demands = Demands(self.services, self.orders, settings)
+        self._awake, self._needs = Awake(), Needs(self.machines, self.services, self.services.clock)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -77,7 +81,7 @@ class Head:
         """Listen for answers, look for nodes, start the local ones."""
         await self.machines.listen()
         jobs = (self._membership.run(), self.machines.where.follow(), self._renew_leases(), self._keep_balance())
-        self._tasks = [asyncio.create_task(job) for job in (*jobs, self.demands.run())]
+        self._tasks = [asyncio.create_task(job) for job in (*jobs, self.demands.run(), self._look_after_machines())]
         await self.local.start(self._wanted_local) if self._wanted_local else None
 
     async def stop(self) -> None:
@@ -95,6 +99,7 @@ class Head:
         await self.services.give_up_ending()
         self._tasks[0].cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._awake.close()
         await self.machines.close()
 
     async def _renew_leases(self) -> None:
@@ -113,6 +118,13 @@ class Head:
                 if self.settings.balance and idle and service.balance and service.balance.advice:
                     with suppress(TogetherError):
                         await self.rebalance(service.name)
+
+    async def _look_after_machines(self) -> None:
+        """This one does not fall asleep while answers are made, wherever their layers are; none lacks memory for us."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            await self._awake.look(any(service.computing for service in self.services.by_name.values()))
+            await self._needs.look()
 
     async def rebalance(self, name: str = "") -> str:
         """Move to the plan that the view advises; returns the model's name. Raises NotServing where it advises none."""
@@ -139,6 +151,7 @@ class Head:
             limits=self._surveyor.shortages.shown(),
             endpoint=self._membership.where(),
             pace=first.pace,
+            notes=self._needs.notes,
             let_go=self.machines.gone.shown(),
             services=services,
             version=own_version(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shlex
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 
@@ -12,7 +14,6 @@ from together.head.service import Service
 from together.planning.explain import Infeasible
 from together.planning.request import PlanRequest
 from together.sentences import Sentence, say
-from together.types import Plan
 
 PlanBeside = Callable[[Collection[str]], Awaitable[PlannedModel | Infeasible]]  # by the rings that keep their memory
 
@@ -68,31 +69,43 @@ async def remedies(room: Room) -> tuple[Sentence, ...]:
     """What a person may do so that a model fits: unload those, or move the only one elsewhere."""
     found = [say("make_room", model=service.name, size=_bytes(service)) for service in room.goers]
     if len(room.goers) == 1 and (moved := await _elsewhere(room.goers[0], room.planned)) is not None:
-        names = {node.id: node.name for node in room.goers[0].machines.membership.nodes()}
-        shares = tuple(say("assigned", node=names[stage.node], layers=str(stage.layers)) for stage in moved.stages)
-        found.append(say("move_away", model=room.goers[0].name, shares=shares))
+        found.append(say("move_away", model=room.goers[0].name, shares=assigned(moved)))
     return tuple(found)
+
+
+def assigned(planned: PlannedModel) -> str:
+    """Its split as `--layers` takes it."""
+    return shlex.quote(",".join(f"{share.node}={share.layers}" for share in planned.answer.split.shares))
 
 
 def _bytes(service: Service) -> int:
     return sum(stage.memory_bytes for stage in service.loader.plan.stages)
 
 
-async def _elsewhere(service: Service, newcomer: PlannedModel) -> Plan | None:
+async def _elsewhere(service: Service, newcomer: PlannedModel) -> PlannedModel | None:
     """Where a service could go on beside a newcomer by that plan; None where nowhere."""
-    surveyor, plan = service.machines.surveyor, service.loader.plan
     taken: dict[tuple[str, str], int] = {}
     for stage in plan_of(newcomer).stages:
         place = (stage.node, f"{stage.backend}/{stage.device}")
         taken[place] = taken.get(place, 0) + stage.memory_bytes
+    return await plan_within(
+        service, lambda place: place.device.free_bytes - taken.get((place.node, place.device.key), 0)
+    )
+
+
+async def plan_within(service: Service, free: Callable[[Placement], int]) -> PlannedModel | None:
+    """A plan for a service that takes no more than `free` bytes of each place; None where none fits.
+
+    A place's own free bytes have the service's among them. Nothing is measured. Raises NotServing without a node.
+    """
+    surveyor, plan = service.machines.surveyor, service.loader.plan
 
     def less(place: Placement) -> Placement:
-        free = place.device.free_bytes - taken.get((place.node, place.device.key), 0)
-        return replace(place, device=replace(place.device, free_bytes=max(free, 0)))
+        return replace(place, device=replace(place.device, free_bytes=max(free(place), 0)))
 
     placements = list(map(less, surveyor.reclaimed(surveyor.placements(), service.beside(service))))
     request = PlanRequest(strategy="recommend", users=plan.users, context=plan.context)
     sizing = next(sizings(service.opened, request, service.machines.settings))
     survey = await surveyor.survey(service.opened.spec, service.opened.config, sizing, Speeds.NONE, placements)
-    moved = plan_on(survey, service.opened, request, sizing)
-    return None if isinstance(moved, Infeasible) else plan_of(moved)
+    moved = await asyncio.to_thread(plan_on, survey, service.opened, request, sizing)
+    return None if isinstance(moved, Infeasible) else moved

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CHOOSE_WITHIN = 3.0  # seconds that a new epoch waits for the choice of threads; its first step waits longer
+RESTS_AFTER = 3.0  # seconds without a frame until a stage says that it does not work
 OUTBOUND = 2  # computed frames that wait for the link: the next step starts while the last is sent
 
 
@@ -70,7 +71,7 @@ class Launch:
 class StageEvent:
     """A stage's report to its node, a line of JSON. Which fields count depends on `kind`."""
 
-    kind: str  # "progress", "ready", "placed", "broken" (a link; the stage lives), "failed" (it cannot start)
+    kind: str  # "progress", "ready", "placed", "working", "broken" (a link; it lives), "failed" (it cannot start)
     progress: float = 0.0
     cause: str = ""
     port: int = 0
@@ -83,6 +84,7 @@ class StageEvent:
     fault: Fault = Fault.OTHER
     computing: Computing = NOTHING_SAID
     threads: Threads | None = None
+    working: bool = False
 
     @classmethod
     def parse(cls, line: bytes) -> StageEvent | None:
@@ -197,6 +199,8 @@ class Stage:
         self._inlet = Inlet(self._order.ring)
         self._outlet: Outlet | None = None
         self._linked = asyncio.Event()
+        self._working = False  # as its node knows
+        self._resting: asyncio.TimerHandle | None = None
         self._outbound: asyncio.Queue[tuple[StreamKey, bytes]] = asyncio.Queue(OUTBOUND)
 
     async def run(self) -> None:
@@ -274,8 +278,21 @@ class Stage:
                 cause = "the stream from the previous stage ended"
                 self._emit(StageEvent("broken", cause=cause, epoch=arrival.key.epoch))
                 continue
+            self._tell_work()
             answer = await self._on_thread(runner, arrival, clock())
+            self._resting = asyncio.get_running_loop().call_later(RESTS_AFTER, self._tell_rest)
             await self._outbound.put((arrival.key, answer))
+
+    def _tell_work(self) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+        if not self._working:
+            self._working = True
+            self._emit(StageEvent("working", working=True))
+
+    def _tell_rest(self) -> None:
+        self._working = False
+        self._emit(StageEvent("working"))
 
     async def _send(self) -> None:
         while True:

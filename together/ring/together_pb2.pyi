@@ -417,7 +417,7 @@ class StageStatus(_message.Message):
     def __init__(self, ring: _Optional[str] = ..., slot: _Optional[int] = ..., head: _Optional[str] = ..., model: _Optional[str] = ..., total_layers: _Optional[int] = ..., layers: _Optional[_Union[LayerRange, _Mapping]] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., cause: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., pid: _Optional[int] = ..., capacity: _Optional[int] = ..., block: _Optional[int] = ..., rewind: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ..., converting: _Optional[bool] = ..., broken_epoch: _Optional[int] = ..., fault: _Optional[str] = ..., waiting: _Optional[str] = ..., threads: _Optional[_Union[Threads, _Mapping]] = ..., shares: _Optional[bool] = ..., per_sequence: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("id", "name", "machine", "endpoint", "protocol", "state", "cause", "devices", "stages", "ports", "memory_bytes", "free_bytes", "version", "peers", "run", "owner", "strain", "let_go")
+    __slots__ = ("id", "name", "machine", "endpoint", "protocol", "state", "cause", "devices", "stages", "ports", "memory_bytes", "free_bytes", "version", "peers", "run", "owner", "strain", "let_go", "life")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MACHINE_FIELD_NUMBER: _ClassVar[int]
@@ -436,6 +436,7 @@ class NodeStatus(_message.Message):
     OWNER_FIELD_NUMBER: _ClassVar[int]
     STRAIN_FIELD_NUMBER: _ClassVar[int]
     LET_GO_FIELD_NUMBER: _ClassVar[int]
+    LIFE_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     machine: str
@@ -454,7 +455,18 @@ class NodeStatus(_message.Message):
     owner: str
     strain: Strain
     let_go: _containers.RepeatedCompositeFieldContainer[LetGo]
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., machine: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., protocol: _Optional[int] = ..., state: _Optional[str] = ..., cause: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., ports: _Optional[_Iterable[int]] = ..., memory_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., version: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., run: _Optional[str] = ..., owner: _Optional[str] = ..., strain: _Optional[_Union[Strain, _Mapping]] = ..., let_go: _Optional[_Iterable[_Union[LetGo, _Mapping]]] = ...) -> None: ...
+    life: MachineLife
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., machine: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., protocol: _Optional[int] = ..., state: _Optional[str] = ..., cause: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., ports: _Optional[_Iterable[int]] = ..., memory_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., version: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., run: _Optional[str] = ..., owner: _Optional[str] = ..., strain: _Optional[_Union[Strain, _Mapping]] = ..., let_go: _Optional[_Iterable[_Union[LetGo, _Mapping]]] = ..., life: _Optional[_Union[MachineLife, _Mapping]] = ...) -> None: ...
+
+class MachineLife(_message.Message):
+    __slots__ = ("lacking", "battery", "link")
+    LACKING_FIELD_NUMBER: _ClassVar[int]
+    BATTERY_FIELD_NUMBER: _ClassVar[int]
+    LINK_FIELD_NUMBER: _ClassVar[int]
+    lacking: int
+    battery: int
+    link: str
+    def __init__(self, lacking: _Optional[int] = ..., battery: _Optional[int] = ..., link: _Optional[str] = ...) -> None: ...
 
 class LetGo(_message.Message):
     __slots__ = ("model", "form", "bytes", "at")
