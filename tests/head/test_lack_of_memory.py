@@ -97,7 +97,7 @@ async def test_a_stage_that_the_system_kills_for_memory_gets_fewer_layers_and_no
     if memory_root() is None:
         pytest.skip("no memory cgroup can be made here")
     weak = heavy_toy(tmp_path / "weak", devour_at_position=40, most_layers=3)
-    with memory_cgroup(700 * 2**20) as folder:
+    with memory_cgroup(1000 * 2**20) as folder:
         assert folder is not None
         async with crowded_cluster(tmp_path, folder, "anna", "berta") as (head, _):  # room for 4 layers each
             await head.load(weak, by_hand("anna=0:4,berta=4:6"))
