@@ -116,7 +116,12 @@ async def test_a_system_without_a_program_that_helps_does_its_work_all_the_same(
 async def test_windows_is_told_by_its_own_call() -> None:
     said: list[int] = []
     clock = Clock()
-    awake = Awake(WindowsHold(lambda state: said.append(state) or 0), clock)
+
+    def set_state(state: int) -> int:
+        said.append(state)
+        return 0
+
+    awake = Awake(WindowsHold(set_state), clock)
     await awake.look(True)
     clock.now += GRACE
     await awake.look(False)

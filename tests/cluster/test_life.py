@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,10 +60,10 @@ def network(folder: Path, monkeypatch: pytest.MonkeyPatch, **interfaces: str) ->
     for name, has in interfaces.items():
         for each in has.split():
             (folder / name / each).mkdir(parents=True)
-    family = life.socket.AF_INET
+    family = socket.AF_INET
     known = {name: [SimpleNamespace(family=family, address=f"at-{name}")] for name in interfaces}
     monkeypatch.setattr(life, "NETWORKS", folder)
-    monkeypatch.setattr(life.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: known)
 
 
@@ -76,7 +78,7 @@ def test_linux_knows_wifi_cables_and_neither(tmp_path: Path, monkeypatch: pytest
 def test_macos_names_its_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [port_of(name, PORTS) for name in ("en0", "en5", "en9")] == ["Wi-Fi", "Ethernet", ""]
     network(tmp_path, monkeypatch, en0="", en5="", bridge0="", utun0="")
-    monkeypatch.setattr(life.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
     assert link_kind(["at-en0"]) is LinkKind.UNKNOWN  # no program tells
     program(tmp_path / "bin", "networksetup", f"cat <<'END'\n{PORTS}\nEND")
@@ -87,7 +89,7 @@ def test_macos_names_its_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_windows_names_its_interfaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network(tmp_path, monkeypatch, **{"Wi-Fi 2": "", "WLAN": "", "Ethernet": "", "vEthernet (WSL)": ""})
-    monkeypatch.setattr(life.sys, "platform", "win32")
+    monkeypatch.setattr(sys, "platform", "win32")
     found = [link_kind([f"at-{name}"]) for name in ("Wi-Fi 2", "WLAN", "Ethernet", "vEthernet (WSL)")]
     assert found == [LinkKind.WIFI, LinkKind.WIFI, LinkKind.CABLE, LinkKind.UNKNOWN]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cgroups import memory_cgroup, memory_root, within
-from together.cluster import pressure
+from together.cluster.cgroups import stalled_share
 from together.cluster.claims import MachineMemory
 from together.cluster.pressure import BEGINS, CALM, LEAST, PressureGauge
 
@@ -88,7 +88,7 @@ def test_a_machine_that_gives_layers_all_that_is_offered_lacks_nothing() -> None
 
 def test_a_gauge_reads_this_machine() -> None:
     assert PressureGauge().read() == 0  # one look begins no need
-    assert 0.0 <= pressure.stalled_share() <= 1.0
+    assert 0.0 <= stalled_share() <= 1.0
 
 
 def test_a_cgroup_that_shrinks_is_the_memory_that_there_is() -> None:
