@@ -38,7 +38,7 @@ FAMILIES = ("llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma3_text", "
 LATER = (
     "gpt_oss", "granite", "smollm3", "olmo2", "olmo3", "seed_oss", "seed_oss-biased", "exaone4", "exaone4-full",
     "glm4", "glm4-quarter", "phi3", "ministral3", "qwen2_moe", "olmoe", "mixtral", "glm4_moe", "minimax_m2",
-    "granitemoe", "qwen3_5", "qwen3_5_moe", "deepseek_v3", "glm4_moe_lite",
+    "granitemoe", "qwen3_5", "qwen3_5_moe", "deepseek_v3", "glm4_moe_lite", "gemma4_text", "gemma4-shared",
 )  # fmt: skip
 MIXED = ("torch", "mlx")
 SHORT = ("llama", "gemma3_text", "qwen3_moe", "phi3", "glm4_moe", "qwen3_5")  # parts, experts, recurrent layers

@@ -84,6 +84,8 @@ def stored(tensors: Mapping[str, Array], config: Config, *, stacked: bool) -> di
         else:
             found[_name(name, config)] = _changed(name, array, config)
     found |= {name: np.stack([each[i] for i in sorted(each)]) for name, each in experts.items()}
+    if config["model_type"] in CONVERSIONS:
+        found |= CONVERSIONS[config["model_type"]].more(config)
     return found | (_next(found, config) if config["model_type"] in _NEXT else {})
 
 

@@ -66,6 +66,14 @@ _MORE: dict[str, dict[str, Any]] = {
     "qwen3_5": _HYBRID,
     "qwen3_5_moe": {**_HYBRID, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 512},
     "glm4_moe": {"moe_intermediate_size": 256},
+    "gemma4_text": {"head_dim": 64, "global_head_dim": 128},
+    "gemma4-shared": {
+        "num_hidden_layers": 6,
+        "intermediate_size": 256,
+        "hidden_size_per_layer_input": 128,
+        "head_dim": 32,
+        "global_head_dim": 64,
+    },
     "deepseek_v3": {
         **_LATENT,
         "num_attention_heads": 8,
@@ -123,7 +131,7 @@ def mixed(name: str, shape: tuple[int, ...]) -> Kind:
     """As Q4_K_M has it, and some plain ones."""
     if _is_small(name):
         return Kind.F32
-    if "attn_output" in name:
+    if "attn_output" in name or name.endswith((".inp_gate.weight", ".proj.weight")):
         return Kind.F16
     if "attn_k" in name:
         return Kind.BF16

@@ -29,6 +29,7 @@ class Conversion:
     parts: Callable[[str, Array, Config], dict[str, Array] | None]
     whole: Callable[[str, Found, Config], Array | None]
     settings: Callable[[gguf.GGUFWriter, Config], None]
+    more: Callable[[Config], dict[str, Array]] = lambda config: {}  # tensors that nobody published
 
 
 # --- DeepSeek V3, GLM-4.7-Flash ---------------------------------------------------------------------------------------
@@ -103,6 +104,61 @@ def _grouped(writer: gguf.GGUFWriter, config: Config) -> None:
         writer.add_expert_weights_norm(True)
 
 
+# --- Gemma 4 ----------------------------------------------------------------------------------------------------------
+
+
+def _scaled(name: str, array: Array, config: Config) -> dict[str, Array] | None:
+    """`Gemma4Model.filter_tensors` writes a name otherwise before it is looked up."""
+    if not name.endswith(".layer_scalar"):
+        return None
+    return {f"blk.{name.split('.')[2]}.layer_output_scale.weight": array}
+
+
+def _unscaled(name: str, found: Found, config: Config) -> Array | None:
+    return found[f"blk.{name.split('.')[2]}.layer_output_scale.weight"] if name.endswith(".layer_scalar") else None
+
+
+def _wide(config: Config, key: str, own: str) -> Any:
+    """Of layers that see everything: transformers saves what they have otherwise by their numbers."""
+    each: Config = next(iter((config.get("per_layer_config") or {}).values()), {})
+    return each.get(own) or config.get(key) or config[own]
+
+
+def _stretched(config: Config) -> dict[str, Array]:
+    wide = _wide(config, "global_head_dim", "head_dim")
+    turned = int(wide * config["rope_parameters"]["full_attention"]["partial_rotary_factor"] / 2)
+    return {"rope_freqs.weight": np.array([1.0] * turned + [1e30] * (wide // 2 - turned), np.float32)}
+
+
+def _gemma4(writer: gguf.GGUFWriter, config: Config) -> None:
+    wide, local = _wide(config, "global_head_dim", "head_dim"), config["head_dim"]
+    layers, shared = config["num_hidden_layers"], config["num_kv_shared_layers"]
+    sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
+    writer.add_shared_kv_layers(shared)
+    writer.add_embedding_length_per_layer_input(config["hidden_size_per_layer_input"] or 0)
+    writer.add_sliding_window(config["sliding_window"])
+    writer.add_sliding_window_pattern(sliding)
+    writer.add_key_length(wide)
+    writer.add_value_length(wide)
+    writer.add_key_length_swa(local)
+    writer.add_value_length_swa(local)
+    if config["use_double_wide_mlp"]:
+        inner = config["intermediate_size"]
+        writer.add_feed_forward_length([inner * (1 + (layer >= layers - shared)) for layer in range(layers)])
+    if config["attention_k_eq_v"]:
+        keys = _wide(config, "num_global_key_value_heads", "num_key_value_heads")
+        writer.add_head_count_kv([config["num_key_value_heads"] if each else keys for each in sliding])
+    writer.add_rope_dimension_count(wide)
+    writer.add_rope_dimension_count_swa(local)
+    writer.add_rope_freq_base_swa(config["rope_parameters"]["sliding_attention"]["rope_theta"])
+    if config["final_logit_softcapping"]:
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+
+
 _LATENT = Conversion(lambda config: "deepseek2", _latent_parts, _latent_whole, _latent)
 OLDER_LATENT = Conversion(lambda config: "deepseek2", _unparted, lambda *_: None, _older_latent)
-CONVERSIONS: dict[str, Conversion] = {"deepseek_v3": _LATENT, "glm4_moe_lite": _LATENT}
+CONVERSIONS: dict[str, Conversion] = {
+    "deepseek_v3": _LATENT,
+    "glm4_moe_lite": _LATENT,
+    "gemma4_text": Conversion(lambda config: "gemma4", _scaled, _unscaled, _gemma4, _stretched),
+}

@@ -142,6 +142,7 @@ class GgufNames:
     computed: tuple[str, ...] = ()  # settings that it computes, and others do not; `gguf/refusals.py` has the others
     interleaved: bool = False  # the converter mixes halves of each head's rows of queries and keys
     larger: bool = False  # norms are stored one larger than they are published
+    varied: bool = False  # heads and widths of layers may differ; its settings are read where it says what it computes
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,3 +252,68 @@ def test_older_files_of_deepseek_3_leave_out_its_groups() -> None:
     assert [made("deepseek2", many)[key] for key in ("n_group", "topk_group")] == [8, 4]
     said = made("deepseek2", {**many, "expert_group_count": 1, "expert_group_used_count": 1})
     assert [said[key] for key in ("n_group", "topk_group")] == [1, 1]
+
+
+GEMMA4 = {
+    "feed_forward_length": [512, 512, 512, 1024],
+    "attention.head_count_kv": [2, 4, 2, 4],
+    "attention.key_length": 64,
+    "attention.value_length": 64,
+    "attention.key_length_swa": 32,
+    "attention.value_length_swa": 32,
+    "attention.shared_kv_layers": 1,
+    "attention.sliding_window": 512,
+    "attention.sliding_window_pattern": [True, False, True, False],
+    "embedding_length_per_layer_input": 48,
+    "rope.dimension_count": 64,
+    "rope.dimension_count_swa": 32,
+    "rope.freq_base_swa": 10_000.0,
+    "final_logit_softcapping": 30.0,
+}
+QUARTER = [1.0] * 8 + [1e30] * 24
+VALUES: dict[str, tuple[int, ...]] = {
+    "model.layers.1.self_attn.v_proj.weight": (256, 256),
+    "model.embed_tokens_per_layer.weight": (1024, 192),
+}
+
+
+def gemma4(more: dict[str, Any], shapes: dict[str, tuple[int, ...]] = VALUES, factors: Any = QUARTER) -> dict[str, Any]:
+    settings = {f"gemma4.{key}": value for key, value in {**GEMMA4, **more}.items()}
+    return read(renamed("gemma4") | settings, {EMBED: (1000, 256)} | shapes, factors)
+
+
+def test_gemma_4_has_heads_of_two_sizes() -> None:
+    config = gemma4({})
+    keys = ("head_dim", "global_head_dim", "num_key_value_heads", "num_kv_shared_layers", "double_intermediate_size")
+    assert [config[key] for key in keys] == [32, 64, 2, 1, 1024]
+    assert (config["hidden_size_per_layer_input"], config["vocab_size_per_layer_input"]) == (48, 1024)
+    rope = config["rope_parameters"]
+    assert rope["full_attention"]["partial_rotary_factor"] == 0.25
+    assert rope["full_attention"]["rope_theta"] == 500_000.0
+    assert rope["sliding_attention"] == {"rope_type": "default", "rope_theta": 10_000.0}
+    assert (config["final_logit_softcapping"], config["sliding_window"]) == (30.0, 512)
+    assert not config["attention_k_eq_v"]
+    assert gemma4({}, {})["num_global_key_value_heads"] == 4  # without values, keys are the values
+
+
+@pytest.mark.parametrize(
+    ("more", "factors", "said"),
+    [
+        ({"feed_forward_length": [512, 1024, 512, 512]}, QUARTER, "feed_forward_length"),
+        ({"attention.head_count_kv": [2, 4, 1, 4]}, QUARTER, "head_count_kv"),
+        ({"rope.dimension_count_swa": 16}, QUARTER, "dimension_count_swa"),
+        ({}, [1.0] * 8 + [4.0] * 24, "rope_freqs"),
+        ({}, QUARTER[:16], "rope_freqs"),
+        ({}, (), "rope_freqs"),
+        ({"attention.sliding_window_pattern": [True] * 4}, QUARTER, "dimension_count_swa"),
+    ],
+)
+def test_another_gemma_4_is_refused(more: dict[str, Any], factors: Any, said: str) -> None:
+    with pytest.raises(UnsupportedModel, match=said):
+        gemma4(more, factors=factors)
+
+
+def test_experts_of_gemma_4_are_refused() -> None:
+    found = {"general.architecture": "gemma4", "gemma4.expert_count": 128}
+    with pytest.raises(UnsupportedModel, match="expert_count 128"):
+        check_settings("m", found, FAMILIES["gemma4"])

@@ -12,9 +12,12 @@ from typing import Any
 from together.errors import UnsupportedModel
 from together.models.family import (
     FULL,
+    GGUF_HEAD_NORMS,
+    GGUF_USUAL,
     SLIDING,
     Config,
     Family,
+    GgufNames,
     Tensors,
     attention_tensors,
     experts_of,
@@ -243,5 +246,21 @@ FAMILIES = (
         rope_kinds=("default", "proportional"),
         wrappers=("gemma4",),
         causal_words=("vision",),
+        gguf=GgufNames(
+            "gemma4",
+            {
+                **GGUF_USUAL,
+                **GGUF_HEAD_NORMS,
+                "post_attention_norm": "post_attention_layernorm",
+                "ffn_norm": "pre_feedforward_layernorm",
+                "post_ffw_norm": "post_feedforward_layernorm",
+                "inp_gate": "per_layer_input_gate",
+                "proj": "per_layer_projection",
+                "post_norm": "post_per_layer_input_norm",
+            },
+            whole={"layer_output_scale.weight": "layer_scalar"},
+            computed=("attention.shared_kv_layers", "final_logit_softcapping"),
+            varied=True,
+        ),
     ),
 )

@@ -32,19 +32,19 @@ def config_of(
     Raises UnsupportedModel for an architecture or a setting that does not run here, or BrokenModel.
     """
     architecture = architecture_of(name, metadata)
-    reader, family = MetadataReader(name, metadata, architecture, tensors), family_of(architecture, metadata)
+    reader, family = MetadataReader(name, metadata, architecture, tensors, factors), family_of(architecture, metadata)
     heads = reader.count("attention.head_count")
-    size = _head_dim(reader, heads)
-    turned = _turned(reader, family, size)
+    size, some = _head_dim(reader, heads), family.gguf.varied
+    turned, narrow = _turned(reader, family, size), reader.none_or("expert_feed_forward_length")
     config: dict[str, Any] = {
         "model_type": family.name,
         "architectures": [family.class_name],
         "torch_dtype": "bfloat16",
         "num_hidden_layers": reader.count("block_count"),
         "hidden_size": reader.count("embedding_length"),
-        "intermediate_size": reader.count("feed_forward_length", reader.none_or("expert_feed_forward_length")),
+        "intermediate_size": reader.count("feed_forward_length", narrow, some=some),
         "num_attention_heads": heads,
-        "num_key_value_heads": reader.count("attention.head_count_kv", heads),
+        "num_key_value_heads": reader.count("attention.head_count_kv", heads, some=some),
         "head_dim": size,
         "max_position_embeddings": reader.count("context_length"),
         "rms_norm_eps": reader.number("attention.layer_norm_rms_epsilon"),
@@ -111,7 +111,7 @@ def _vocabulary(name: str, tensors: Mapping[str, tuple[int, ...]]) -> int:
 def _rope(reader: MetadataReader, family: Family, factors: Sequence[float], turned: int) -> dict[str, Any]:
     theta = reader.number("rope.freq_base", 1_000_000.0 if reader.architecture == "gemma3" else 10_000.0)
     scaling = _scaling(reader, family)
-    if any(factor != 1 for factor in factors):
+    if any(factor != 1 for factor in factors) and not family.ropes:
         if 2 * len(factors) != turned:
             raise reader.refuse(f"{ROPE_FACTORS} of length", len(factors))
         if not all(isfinite(factor) and factor >= 1 for factor in factors):

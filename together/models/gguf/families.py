@@ -17,10 +17,15 @@ from typing import Any
 from together.models.families import BY_NAME
 from together.models.family import Family, GgufNames
 from together.models.headers import HeadTiles, TensorInfo
-from together.models.names import EMBED, HEAD, NORM
+from together.models.names import EMBED, HEAD, LAYER_EMBED, NORM
 
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.(\w+?)(?:\.(\d{1,6}))?(?:\.(weight|bias))?")
 _ENDS = {"token_embd.weight": EMBED, "output_norm.weight": NORM, "output.weight": HEAD}
+_ENDS |= {  # of Gemma 4, what makes inputs of all layers
+    "per_layer_token_embd.weight": LAYER_EMBED,
+    "per_layer_model_proj.weight": "model.per_layer_model_projection.weight",
+    "per_layer_proj_norm.weight": "model.per_layer_projection_norm.weight",
+}
 _CONVOLUTION = ".linear_attn.conv1d.weight"
 _ONE_ROW = ".shared_expert_gate.weight"
 FAMILIES: dict[str, Family] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -21,6 +21,7 @@ class MetadataReader:
     metadata: Mapping[str, Any]
     architecture: str
     tensors: Mapping[str, tuple[int, ...]]  # shapes, by canonical names
+    factors: Sequence[float] = ()  # by which the periods of rope are stretched
 
     def stores(self, part: str) -> bool:
         """Whether the first layer has this tensor, as a bias: files say nothing of them in their metadata."""
@@ -29,9 +30,14 @@ class MetadataReader:
     def has(self, key: str) -> bool:
         return self._key(key) in self.metadata
 
-    def count(self, key: str, default: int | None = None) -> int:
-        """A whole number above 0. Some files have one for each layer: they must be the same."""
+    def count(self, key: str, default: int | None = None, *, some: bool = False) -> int:
+        """A whole number above 0. Some files have one for each layer: they must be the same.
+
+        `some`: only those that some layers have, of which it is the first.
+        """
         value = self.metadata.get(self._key(key), default)
+        if isinstance(value, list) and some:
+            value = next((item for item in value if item != 0), 0)
         if isinstance(value, list) and value and all(item == value[0] for item in value):
             value = value[0]
         if type(value) is not int or value <= 0:
@@ -57,6 +63,22 @@ class MetadataReader:
     def none_or(self, key: str) -> int | None:
         """A count; None where it is absent or 0."""
         return self.count(key) if self.metadata.get(self._key(key), 0) != 0 else None
+
+    def of_layers(self, key: str, layers: int) -> list[int]:
+        """A count for each layer, 0 where it has none of it; files may say one for all. Raises BrokenModel."""
+        value = self.metadata.get(self._key(key))
+        found: list[Any] = value if isinstance(value, list) else [value] * layers
+        if len(found) < layers or any(type(item) is not int or item < 0 for item in found):
+            raise self.unfit(key, found)
+        return found[:layers]
+
+    def unfit(self, key: str, value: object) -> BrokenModel:
+        return BrokenModel(
+            "{model} has {key} = {value} in its metadata; get this file again, or another one",
+            model=self.name,
+            key=self._key(key),
+            value=quoted(value),
+        )
 
     def sliding(self, layers: int, usual: int) -> list[bool]:
         """Which layers have a window: one flag for each, or of every so many all but the last."""
@@ -94,12 +116,7 @@ class MetadataReader:
     def _bad(self, key: str, value: object) -> BrokenModel | UnsupportedModel:
         if isinstance(value, list) and value:
             return self.refuse(self._key(key), value[:3])
-        return BrokenModel(
-            "{model} has {key} = {value} in its metadata; get this file again, or another one",
-            model=self.name,
-            key=self._key(key),
-            value=quoted(value),
-        )
+        return self.unfit(key, value)
 
     def _key(self, key: str) -> str:
         return f"{self.architecture}.{key}"

@@ -12,8 +12,10 @@ from typing import Any
 
 from together.models.family import FULL, INPUTS, SLIDING
 from together.models.gguf.metadata import MetadataReader
+from together.models.names import LAYER_EMBED
 
 _GEMMA_27B = 62  # layers: the one Gemma 3 whose queries are scaled by the width of a head's share of the states
+_NO_TURN = 1e20  # a period that is stretched by so much does not turn
 _DEEPSEEK_EXPERTS = 256  # of DeepSeek V3, whose files are silent of groups where they are older than llama.cpp's groups
 _DEEPSEEK_GROUPS = {"n_group": 8, "topk_group": 4}
 
@@ -35,6 +37,60 @@ def _gemma3(reader: MetadataReader, config: Config) -> dict[str, Any]:
         "query_pre_attn_scalar": scaled,
         "rope_local_base_freq": reader.number("rope.freq_base_swa", 10_000.0),
     }
+
+
+def _gemma4(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    """Layers that see everything have heads of another width, of which `rope_freqs` says which part is turned.
+
+    Where such a layer has no values, its keys are the values.
+    """
+    layers, wide = config["num_hidden_layers"], config["head_dim"]
+    sliding = reader.sliding(layers, 6)
+    if all(sliding) or reader.count("rope.dimension_count_swa") != reader.count("attention.key_length_swa"):
+        raise reader.refuse("rope.dimension_count_swa", reader.count("rope.dimension_count_swa"))
+    if not reader.factors or 2 * len(reader.factors) != wide:
+        raise reader.refuse("rope_freqs.weight of length", len(reader.factors))
+    turned = sum(factor == 1 for factor in reader.factors)
+    if not turned or any(factor < _NO_TURN for factor in reader.factors[turned:]):
+        raise reader.refuse("rope_freqs.weight", list(reader.factors[-3:]))
+    keys, inner = (reader.of_layers(key, layers) for key in ("attention.head_count_kv", "feed_forward_length"))
+    shared = reader.none_or("attention.shared_kv_layers") or 0
+    local, full = (_alike(reader, "attention.head_count_kv", keys, sliding, kind) for kind in (True, False))
+    doubled = shared > 0 and inner[-1] != inner[0]
+    if inner != [inner[0]] * (layers - shared) + [inner[0] * (1 + doubled)] * shared:
+        raise reader.refuse("feed_forward_length", inner[-3:])
+    first = sliding.index(False)
+    theta = config["rope_theta"]
+    part = {"rope_type": "proportional", "partial_rotary_factor": turned / len(reader.factors)}
+    inputs = reader.none_or("embedding_length_per_layer_input")
+    return {
+        "head_dim": reader.count("attention.key_length_swa"),
+        "global_head_dim": wide,
+        "num_key_value_heads": local or full,
+        "num_global_key_value_heads": full,
+        "attention_k_eq_v": f"model.layers.{first}.self_attn.v_proj.weight" not in reader.tensors,
+        "num_kv_shared_layers": shared,
+        "use_double_wide_mlp": doubled,
+        "hidden_size_per_layer_input": inputs or 0,
+        "vocab_size_per_layer_input": reader.tensors.get(LAYER_EMBED, (config["vocab_size"],))[0],
+        "sliding_window": reader.count("attention.sliding_window"),
+        "layer_types": [SLIDING if each else FULL for each in sliding],
+        "final_logit_softcapping": reader.factor("final_logit_softcapping", 0.0) or None,
+        "partial_rotary_factor": None,
+        "rope_scaling": None,
+        "rope_parameters": {
+            FULL: {**part, "rope_theta": theta},
+            SLIDING: {"rope_type": "default", "rope_theta": reader.number("rope.freq_base_swa", theta)},
+        },
+    }
+
+
+def _alike(reader: MetadataReader, key: str, counts: list[int], sliding: list[bool], kind: bool) -> int:
+    """What all layers of a kind have; 0 where there are none. Raises UnsupportedModel."""
+    found = {count for count, each in zip(counts, sliding, strict=True) if each == kind}
+    if len(found) > 1:
+        raise reader.refuse(key, sorted(found))
+    return found.pop() if found else 0
 
 
 def _experts(reader: MetadataReader, key: str = "num_experts") -> dict[str, Any]:
@@ -216,6 +272,7 @@ _OF: dict[str, Callable[[MetadataReader, Config], dict[str, Any]]] = {
     "deepseek_v3": _deepseek,
     "gemma3_text": _gemma3,
     "exaone4": _windows,
+    "gemma4_text": _gemma4,
     "glm4": _inputs_biased,
     "glm4_moe": _glm4_moe,
     "glm4_moe_lite": _deepseek,
