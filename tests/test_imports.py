@@ -44,6 +44,7 @@ LAYERS = (
     ("together.weights",),
     ("together.cluster", "together.engine"),
     ("together.text",),
+    ("together.chats",),
     ("together.head",),
     ("together.scripting",),
     ("together.api", "webui", "together.desktop"),

@@ -23,6 +23,15 @@ def default_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "together"
 
 
+def default_data() -> Path:
+    """The user's folder for what must stay, on this platform; a cache may be emptied."""
+    if os.name == "nt":
+        return Path(os.environ.get("LOCALAPPDATA", str(Path.home() / "AppData" / "Local"))) / "together"
+    if (Path.home() / "Library" / "Application Support").is_dir():
+        return Path.home() / "Library" / "Application Support" / "together"
+    return Path(os.environ.get("XDG_DATA_HOME", str(Path.home() / ".local" / "share"))) / "together"
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """One field per setting; `TOGETHER_PORT=8001` sets `port`, and so on. Times in seconds."""
@@ -64,6 +73,10 @@ class Settings:
     @property
     def host_names(self) -> tuple[str, ...]:
         return tuple(filter(None, (name.strip() for name in self.hosts.split(","))))
+    @property
+    def data_path(self) -> Path:
+        """Where conversations are kept: in the home folder if one was given."""
+        return self.home_path if self.home else default_data()
 
     @property
     def open_to_network(self) -> bool:

@@ -1,0 +1,1 @@
+"""Conversations that the head keeps: a tree of turns each, by owner, in one database file."""

@@ -1,0 +1,101 @@
+"""Conversations as files: JSON with everything, which can be read again, and Markdown of the shown branch."""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from dataclasses import dataclass, field
+
+from pydantic_core import to_json
+
+from together.chats.records import MOST_TEXT, Conversation, KeptFile
+from together.errors import BadRequest
+from together.jsonfile import decode_json
+
+FORMAT = "together.conversations.v1"
+MOST_CHATS = 10_000
+MOST_TURNS = 10_000  # of one conversation
+
+
+@dataclass(frozen=True, slots=True)
+class FileCopy:
+    """A file with its bytes in base64."""
+
+    file: KeptFile
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCopy:
+    conversation: Conversation
+    files: tuple[FileCopy, ...] = ()
+
+    def contents(self) -> list[tuple[KeptFile, bytes]]:
+        """Raises BadRequest."""
+        try:
+            decoded = [(copy.file, b64decode(copy.data, validate=True)) for copy in self.files]
+        except ValueError:
+            raise BadRequest("a file of this export is damaged: it is no base64", "file") from None
+        return decoded
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    format: str = FORMAT
+    chats: tuple[ChatCopy, ...] = field(default=())
+
+
+def json_of(chats: list[tuple[Conversation, list[tuple[KeptFile, bytes]]]]) -> bytes:
+    """An export of conversations with their files."""
+    copies = [
+        ChatCopy(chat, tuple(FileCopy(file, b64encode(data).decode()) for file, data in files)) for chat, files in chats
+    ]
+    return to_json(Export(chats=tuple(copies)), indent=1)
+
+
+def read_export(data: bytes) -> tuple[ChatCopy, ...]:
+    """The conversations of an exported file. Raises BadRequest with what is wrong."""
+    try:
+        export = decode_json(data, Export)
+    except ValueError as error:
+        raise BadRequest("this is no export of conversations: {reason}", "file", reason=str(error)) from None
+    if export.format != FORMAT:
+        raise BadRequest("this file is not of the format {format}; export it with this version", "file", format=FORMAT)
+    if len(export.chats) > MOST_CHATS:
+        raise BadRequest("a file may have at most {most} conversations", "file", most=MOST_CHATS)
+    for copy in export.chats:
+        _check(copy.conversation)
+    return export.chats
+
+
+def _check(chat: Conversation) -> None:
+    """Each turn comes after its parent, so that the tree is one."""
+    seen = {""}
+    for turn in chat.turns:
+        if turn.parent not in seen or turn.id in seen:
+            raise BadRequest("this export is damaged: its turns do not make a tree", "file")
+        seen.add(turn.id)
+    if chat.leaf not in seen or len(chat.turns) > MOST_TURNS:
+        text = "this export is damaged: a conversation has at most {most} turns, and ends with one of them"
+        raise BadRequest(text, "file", most=MOST_TURNS)
+    if any(len(turn.said.text) > MOST_TEXT for turn in chat.turns):
+        raise BadRequest("a turn of this export has more than {most} letters", "file", most=MOST_TEXT)
+
+
+def markdown_of(chat: Conversation) -> str:
+    """The shown branch to read; what was thought is folded as a quotation."""
+    parts = [f"# {chat.summary.title}"]
+    if chat.settings.system:
+        parts.append(f"## System\n\n{chat.settings.system}")
+    names = {file.id: file.name for file in chat.files}
+    for turn in chat.branch():
+        said, heading = turn.said, _HEADINGS[turn.role]
+        body = [f"> {line}".rstrip() for line in said.reasoning.splitlines()]
+        body += [""] if body else []
+        body += [f"Attached: {names.get(file, file)}" for file in said.files]
+        body += [f"Calls `{call.name}` with `{call.arguments}`" for call in said.calls]
+        model = f" ({said.model})" if said.model else ""
+        parts.append(f"## {heading}{model}\n\n" + "\n".join([*body, said.text]).strip())
+    return "\n\n".join(parts) + "\n"
+
+
+_HEADINGS = {"user": "Question", "assistant": "Answer", "tool": "Result of a tool"}

@@ -1,0 +1,385 @@
+"""The conversations of all owners in one SQLite file. Every method takes the owner first and sees nothing of others.
+
+All methods block and may be called from any thread, one at a time.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from pydantic_core import to_json
+
+from together.chats.records import (
+    NEW,
+    ChatsBroken,
+    ChatSettings,
+    ChatSummary,
+    Conversation,
+    KeptFile,
+    NoSuchChat,
+    Role,
+    Said,
+    State,
+    Turn,
+    checked_name,
+    title_of,
+)
+from together.chats.schema import is_damage, open_file, open_memory, set_aside
+from together.chats.words import hit, owner_word, query, spread
+from together.errors import BadRequest
+from together.jsonfile import decode_json
+from together.sentences import NOTHING, Sentence, template
+from together.wording import cut, quoted
+
+FILE = "conversations.db"
+PAGE = 50  # conversations of a list
+NEWEST = 2000  # hits that a search looks at, the newest first
+MOST_PRESETS = 50
+
+_SUMMARY = "chat.id, chat.title, chat.pinned, chat.created, chat.changed"
+
+
+def new_id() -> str:
+    return secrets.token_hex(12)
+
+
+class ChatStore:
+    """`warning` says that a damaged file was set aside, or that nothing can be kept, until the program ends."""
+
+    def __init__(self, file: Path, clock: Callable[[], float] = time.time) -> None:
+        """Opens the file, or sets a damaged one aside and begins a new one; where none can be, all is in memory."""
+        self.path = file
+        self.warning: Sentence = NOTHING
+        self._clock = clock
+        self._lock = Lock()
+        try:
+            self._connection = self._opened()
+        except ChatsBroken as error:
+            self.warning = template("{error}; until then they are gone when together ends", error=error.sentence)
+            self._connection = open_memory()
+        with self._transaction() as connection:  # answers that nobody writes any more
+            connection.execute("UPDATE turn SET state = 'cut' WHERE state = 'writing'")
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def _opened(self) -> sqlite3.Connection:
+        try:
+            return open_file(self.path)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            return self._begun_anew()
+
+    def _begun_anew(self) -> sqlite3.Connection:
+        kept = set_aside(self.path)
+        text = "the file of conversations was damaged; it is kept as {kept}, and a new one was begun"
+        self.warning = template(text, kept=str(kept))
+        return open_file(self.path)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing. Raises ChatsBroken for a damaged file, which is set aside, and for a full disk."""
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._connection
+                except BaseException:
+                    self._connection.rollback()
+                    raise
+                self._connection.commit()
+            except sqlite3.DatabaseError as error:
+                if is_damage(error):
+                    self._connection.close()
+                    self._connection = self._begun_anew()
+                    raise ChatsBroken(self.warning) from error
+                if not hasattr(error, "sqlite_errorcode"):  # Python's own: bytes that are no text
+                    raise ChatsBroken(_TORN) from error
+                text = "conversations cannot be kept in {file}: {error}; look at the room on that disk"
+                raise ChatsBroken(text, file=str(self.path), error=str(error)) from error
+
+    # --- lists --------------------------------------------------------------------------------------------------------
+
+    def recent(self, owner: str, before: str = "", count: int = PAGE) -> tuple[ChatSummary, ...]:
+        """The pinned ones first, each part by its last change; `before` is the id of the last one already known.
+
+        Raises NoSuchChat for a `before` that is gone.
+        """
+        asked = f"SELECT {_SUMMARY} FROM chat WHERE owner = ?"
+        values: list[object] = [owner]
+        with self._transaction() as connection:
+            if before:
+                pinned, changed, key = self._row(connection, owner, before, "pinned, changed, key")
+                asked += " AND (pinned, changed, key) < (?, ?, ?)"
+                values += [pinned, changed, key]
+            asked += " ORDER BY pinned DESC, changed DESC, key DESC LIMIT ?"
+            return tuple(_summary(row) for row in connection.execute(asked, (*values, count)))
+
+    def search(self, owner: str, searched: str, count: int = PAGE) -> tuple[ChatSummary, ...]:
+        """Conversations with all words of `searched` in their title or in one turn, the newest hits first."""
+        asked = query(searched, owner)
+        if asked is None:
+            return ()
+        found: dict[str, ChatSummary] = {}
+        with self._transaction() as connection:
+            for row in connection.execute(_TITLES, (asked, NEWEST)):
+                found[row[0]] = _summary(row)
+            keys = [key for (key,) in connection.execute(_HITS, (asked, NEWEST))]
+            for key in keys:
+                if len(found) >= count:
+                    break
+                row = connection.execute(_HIT, (key,)).fetchone()
+                if row is not None and row[0] not in found:
+                    found[row[0]] = replace(_summary(row), hit=hit(_said(row[5]).text, searched))
+        return tuple(found.values())[:count]
+
+    # --- one conversation ---------------------------------------------------------------------------------------------
+
+    def create(self, owner: str, settings: ChatSettings, title: str = "") -> Conversation:
+        """A new one; `title` is a user's, where there is one."""
+        with self._transaction() as connection:
+            chat, _ = _insert_chat(connection, owner, settings, title, self._clock())
+            return self._conversation(connection, owner, chat)
+
+    def get(self, owner: str, chat: str) -> Conversation:
+        """Raises NoSuchChat."""
+        with self._transaction() as connection:
+            return self._conversation(connection, owner, chat)
+
+    def _conversation(self, connection: sqlite3.Connection, owner: str, chat: str) -> Conversation:
+        *summary, key, leaf, settings = self._row(connection, owner, chat, f"{_SUMMARY}, key, leaf, settings")
+        turns = connection.execute(
+            "SELECT id, parent, role, state, created, said FROM turn WHERE chat = ? ORDER BY key", (key,)
+        )
+        files = connection.execute(
+            "SELECT id, name, kind, length(data), tokens FROM file WHERE chat = ? ORDER BY key", (key,)
+        )
+        return Conversation(
+            _summary(summary),
+            decode_json(settings.encode(), ChatSettings),
+            leaf,
+            tuple(map(_turn, turns)),
+            tuple(KeptFile(*row) for row in files),
+        )
+
+    def rename(self, owner: str, chat: str, title: str) -> None:
+        """Raises NoSuchChat or BadRequest."""
+        title = checked_name(title, "title")
+        with self._transaction() as connection:
+            key = self._key(connection, owner, chat)
+            connection.execute("UPDATE chat SET title = ?, named = 1 WHERE key = ?", (title, key))
+            _index(connection, "title_words", key, owner, title)
+
+    def pin(self, owner: str, chat: str, pinned: bool) -> None:
+        """Raises NoSuchChat."""
+        with self._transaction() as connection:
+            key = self._key(connection, owner, chat)
+            connection.execute("UPDATE chat SET pinned = ? WHERE key = ?", (pinned, key))
+
+    def use(self, owner: str, chat: str, settings: ChatSettings) -> None:
+        """Answer it by other settings from now on. Raises NoSuchChat."""
+        with self._transaction() as connection:
+            key = self._key(connection, owner, chat)
+            connection.execute("UPDATE chat SET settings = ? WHERE key = ?", (to_json(settings).decode(), key))
+
+    def show(self, owner: str, chat: str, leaf: str) -> None:
+        """Show the branch that ends with turn `leaf`. Raises NoSuchChat."""
+        with self._transaction() as connection:
+            key = self._key(connection, owner, chat)
+            _check_turn(connection, key, leaf)
+            connection.execute("UPDATE chat SET leaf = ? WHERE key = ?", (leaf, key))
+
+    def delete(self, owner: str, chat: str) -> None:
+        """Raises NoSuchChat."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM chat WHERE key = ?", (self._key(connection, owner, chat),))
+
+    def forget(self, owner: str) -> int:
+        """Delete all that is kept for `owner`; returns how many conversations that were."""
+        with self._transaction() as connection:
+            gone = connection.execute("DELETE FROM chat WHERE owner = ?", (owner,)).rowcount
+            connection.execute("DELETE FROM preset WHERE owner = ?", (owner,))
+            for table in ("turn_words", "title_words"):  # an index keeps what was deleted until parts of it are merged
+                connection.execute(f"INSERT INTO {table} ({table}) VALUES ('optimize')")
+        with self._lock:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # nor does it stay in the log of changes
+        return gone
+
+    def put(self, owner: str, given: Conversation, files: Sequence[tuple[KeptFile, bytes]] = ()) -> Conversation:
+        """Keep a copy of `given`, with ids of its own: an import or a duplicate. What was being written is cut."""
+        with self._transaction() as connection:
+            chat, key = _insert_chat(connection, owner, given.settings, given.summary.title, self._clock())
+            renamed = {"": ""} | {turn.id: new_id() for turn in given.turns}
+            names = {file.id: new_id() for file, _ in files}
+            for file, data in files:
+                _insert_file(connection, key, replace(file, id=names[file.id]), data)
+            for turn in given.turns:
+                kept = replace(turn.said, files=tuple(names[name] for name in turn.said.files if name in names))
+                state: State = "cut" if turn.state == "writing" else turn.state
+                copied = replace(turn, id=renamed[turn.id], parent=renamed[turn.parent], state=state, said=kept)
+                _insert(connection, key, owner, copied)
+            connection.execute("UPDATE chat SET leaf = ? WHERE key = ?", (renamed[given.leaf], key))
+            return self._conversation(connection, owner, chat)
+
+    # --- turns --------------------------------------------------------------------------------------------------------
+
+    def add(self, owner: str, chat: str, parent: str, role: Role, said: Said, state: State = "done") -> Turn:
+        """A new turn after `parent` ("" for the first), which is shown from now on. Raises NoSuchChat.
+
+        The first question gives the conversation its title, where no user did.
+        """
+        turn = Turn(new_id(), parent, role, state, self._clock(), said)
+        with self._transaction() as connection:
+            key, named = self._row(connection, owner, chat, "key, named")
+            if parent:
+                _check_turn(connection, key, parent)
+            _insert(connection, key, owner, turn)
+            connection.execute("UPDATE chat SET leaf = ?, changed = ? WHERE key = ?", (turn.id, turn.created, key))
+            if role == "user" and not parent and not named:
+                title = title_of(said.text)
+                connection.execute("UPDATE chat SET title = ? WHERE key = ?", (title, key))
+                _index(connection, "title_words", key, owner, title)
+        return turn
+
+    def write(self, owner: str, turn: Turn) -> None:
+        """Replace what `turn` says and its state; nothing where it was deleted meanwhile."""
+        with self._transaction() as connection:
+            row = connection.execute(_TURN, (turn.id, owner)).fetchone()
+            if row is not None:
+                said = to_json(turn.said).decode()
+                connection.execute("UPDATE turn SET said = ?, state = ? WHERE key = ?", (said, turn.state, row[0]))
+                if turn.state != "writing":
+                    _index(connection, "turn_words", row[0], owner, turn.said.text)
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def add_file(self, owner: str, chat: str, file: KeptFile, data: bytes) -> None:
+        """Raises NoSuchChat."""
+        with self._transaction() as connection:
+            _insert_file(connection, self._key(connection, owner, chat), file, data)
+
+    def file(self, owner: str, file: str) -> tuple[KeptFile, bytes]:
+        """Raises NoSuchChat."""
+        with self._transaction() as connection:
+            row = connection.execute(_FILE, (file, owner)).fetchone()
+        if row is None:
+            raise NoSuchChat("there is no such file; it may have been deleted", "files")
+        return KeptFile(*row[:5]), row[5]
+
+    # --- presets ------------------------------------------------------------------------------------------------------
+
+    def presets(self, owner: str) -> tuple[tuple[str, ChatSettings], ...]:
+        """By name."""
+        with self._transaction() as connection:
+            rows = connection.execute("SELECT name, settings FROM preset WHERE owner = ? ORDER BY name", (owner,))
+            return tuple((name, decode_json(settings.encode(), ChatSettings)) for name, settings in rows)
+
+    def keep_preset(self, owner: str, name: str, settings: ChatSettings) -> None:
+        """A new one, or another content of the one with that name. Raises BadRequest."""
+        name = checked_name(name, "name")
+        with self._transaction() as connection:
+            (count,) = connection.execute("SELECT count(*) FROM preset WHERE owner = ?", (owner,)).fetchone()
+            if count >= MOST_PRESETS:
+                raise BadRequest("there are {most} presets already; delete one first", "name", most=MOST_PRESETS)
+            values = (owner, name, to_json(replace(settings, preset=name)).decode())
+            connection.execute("INSERT OR REPLACE INTO preset VALUES (?, ?, ?)", values)
+
+    def delete_preset(self, owner: str, name: str) -> None:
+        """Raises NoSuchChat."""
+        with self._transaction() as connection:
+            if not connection.execute("DELETE FROM preset WHERE owner = ? AND name = ?", (owner, name)).rowcount:
+                raise NoSuchChat("there is no preset {name}", "name", name=quoted(cut(name)))
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    def _row(self, connection: sqlite3.Connection, owner: str, chat: str, columns: str) -> tuple[Any, ...]:
+        asked = f"SELECT {columns} FROM chat WHERE id = ? AND owner = ?"
+        row: tuple[Any, ...] | None = connection.execute(asked, (chat, owner)).fetchone()
+        if row is None:
+            raise NoSuchChat("there is no such conversation; it may have been deleted", "id")
+        return row
+
+    def _key(self, connection: sqlite3.Connection, owner: str, chat: str) -> int:
+        key: int = self._row(connection, owner, chat, "key")[0]
+        return key
+
+
+_TORN = "this conversation is damaged on the disk and cannot be read; delete it, or put back a copy of the file"
+_TITLES = f"""SELECT {_SUMMARY} FROM title_words JOIN chat ON chat.key = title_words.rowid
+    WHERE title_words MATCH ? ORDER BY chat.changed DESC LIMIT ?"""
+_HITS = "SELECT rowid FROM turn_words WHERE turn_words MATCH ? ORDER BY rowid DESC LIMIT ?"
+_HIT = f"SELECT {_SUMMARY}, turn.said FROM turn JOIN chat ON chat.key = turn.chat WHERE turn.key = ?"
+_TURN = "SELECT turn.key FROM turn JOIN chat ON chat.key = turn.chat WHERE turn.id = ? AND chat.owner = ?"
+_FILE = """SELECT file.id, file.name, file.kind, length(file.data), file.tokens, file.data
+    FROM file JOIN chat ON chat.key = file.chat WHERE file.id = ? AND chat.owner = ?"""
+
+
+def _summary(row: Sequence[Any]) -> ChatSummary:
+    chat, title, pinned, created, changed, *_ = row
+    return ChatSummary(chat, title, bool(pinned), created, changed)
+
+
+def _turn(row: Sequence[Any]) -> Turn:
+    turn, parent, role, state, created, said = row
+    return Turn(turn, parent, role, state, created, _said(said))
+
+
+def _said(text: str) -> Said:
+    try:
+        return decode_json(text.encode(), Said)
+    except ValueError as error:
+        raise ChatsBroken(_TORN) from error
+
+
+def _index(connection: sqlite3.Connection, table: str, key: int, owner: str, text: str) -> None:
+    connection.execute(f"DELETE FROM {table} WHERE rowid = ?", (key,))
+    connection.execute(
+        f"INSERT INTO {table} (rowid, owner, text) VALUES (?, ?, ?)", (key, owner_word(owner), spread(text))
+    )
+
+
+def _insert_chat(
+    connection: sqlite3.Connection, owner: str, settings: ChatSettings, title: str, now: float
+) -> tuple[str, int]:
+    """Its id and its key."""
+    chat = new_id()
+    key = connection.execute(
+        "INSERT INTO chat (id, owner, title, named, created, changed, settings) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (chat, owner, title or NEW, bool(title), now, now, to_json(settings).decode()),
+    ).lastrowid
+    assert key is not None
+    _index(connection, "title_words", key, owner, title or NEW)
+    return chat, key
+
+
+def _insert(connection: sqlite3.Connection, chat: int, owner: str, turn: Turn) -> None:
+    key = connection.execute(
+        "INSERT INTO turn (id, chat, parent, role, state, created, said) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (turn.id, chat, turn.parent, turn.role, turn.state, turn.created, to_json(turn.said).decode()),
+    ).lastrowid
+    assert key is not None
+    if turn.state != "writing":
+        _index(connection, "turn_words", key, owner, turn.said.text)
+
+
+def _insert_file(connection: sqlite3.Connection, chat: int, file: KeptFile, data: bytes) -> None:
+    connection.execute(
+        "INSERT INTO file (id, chat, name, kind, tokens, data) VALUES (?, ?, ?, ?, ?, ?)",
+        (file.id, chat, file.name, file.kind, file.tokens, data),
+    )
+
+
+def _check_turn(connection: sqlite3.Connection, chat: int, turn: str) -> None:
+    found = connection.execute("SELECT 1 FROM turn WHERE id = ? AND chat = ?", (turn, chat)).fetchone()
+    if found is None:
+        raise NoSuchChat("this conversation has no turn {turn}", "turn", turn=quoted(cut(turn)))
