@@ -73,6 +73,7 @@ class Settings:
     @property
     def host_names(self) -> tuple[str, ...]:
         return tuple(filter(None, (name.strip() for name in self.hosts.split(","))))
+
     @property
     def data_path(self) -> Path:
         """Where conversations are kept: in the home folder if one was given."""

@@ -22,6 +22,7 @@ from together.api.access import Access
 from together.api.answers import AnswerFormatter, ChatFormatter, CompletionFormatter
 from together.api.attachments import attachment_routes
 from together.api.control import control_routes
+from together.api.conversations import conversation_routes
 from together.api.guard import FROM_JSON, BodyRoute, Guard
 from together.api.keys import KeyFile
 from together.api.login import login_routes
@@ -83,6 +84,7 @@ def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> Fa
         ("", control_routes(head, shutdown), False),  # for this machine's own programs
         ("", attachment_routes(head), False),  # for the page
         ("", login_routes(access), False),
+        ("", conversation_routes(head), False),  # for the page and the terminal chat
     )
     for prefix, router, documented in mounted:
         app.include_router(router, prefix=prefix, include_in_schema=documented)

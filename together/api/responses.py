@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from typing_extensions import TypedDict  # pydantic does not read typing's own before Python 3.12
 
+from together.chats.records import NoSuchChat
 from together.errors import BadInput, BadRequest, ContextTooLong, NotServing, QueueFull, TogetherError
 from together.sentences import Value, template
 from together.wording import quoted
@@ -248,6 +249,7 @@ _INVALID = "invalid_request_error"
 _ANSWERS: tuple[tuple[type[TogetherError], ErrorResponse], ...] = (
     (ContextTooLong, ErrorResponse(400, _INVALID, "context_length_exceeded")),
     (UnknownModel, ErrorResponse(404, _INVALID, "model_not_found")),
+    (NoSuchChat, ErrorResponse(404, _INVALID, "not_found")),
     (BodyTooLarge, ErrorResponse(413, _INVALID, "request_too_large")),
     (BadInput, ErrorResponse(400, _INVALID, None)),
     (NotImplementedHere, ErrorResponse(501, _INVALID, "not_implemented")),

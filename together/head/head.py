@@ -9,6 +9,8 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from together.chats.answering import Answering
+from together.chats.store import FILE, ChatStore
 from together.checkout import own_version
 from together.cluster.awake import Awake
 from together.cluster.discovery import Tell, log_it
@@ -17,6 +19,7 @@ from together.cluster_types import DeviceProfile, Endpoint, NodeStatus
 from together.engine.stats import EngineStats
 from together.errors import BadPlan, BadRequest, NoRoom, NotServing, TogetherError
 from together.head.attachments import Attachments
+from together.head.chats import HeadAnswers
 from together.head.demand import Demands
 from together.head.machines import Machines
 from together.head.needs import Needs
@@ -68,6 +71,8 @@ class Head:
         self.orders = LoadOrders(self.machines, self.services, local_nodes)
         self.demands = Demands(self.services, self.orders, settings)
         self._awake, self._needs = Awake(), Needs(self.machines, self.services, self.services.clock)
+        answers = HeadAnswers(self.machines, self.services, self.demands, self.on_demand)
+        self.chats = Answering(lambda: ChatStore(settings.data_path / FILE), answers)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -89,6 +94,7 @@ class Head:
         for task in (*(service.task for service in self.services.all()), *self._tasks[1:]):
             if task is not None:
                 task.cancel()
+        await self.chats.close()
         cancelled = self.orders.cancel()
         with suppress(TogetherError, TimeoutError):
             async with asyncio.timeout(2.0):

@@ -1,0 +1,288 @@
+"""Kept conversations for the page and the terminal chat: lists, turns, answers that go on alone, files, presets.
+
+Whatever a route takes or gives belongs to the request's owner; what is another's is not there (404).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json, to_jsonable_python
+
+from together.api.guard import FROM_JSON, BodyRoute
+from together.api.responses import BodyTooLarge
+from together.api.stream import EventStream
+from together.api.stream import event as event_of
+from together.api.visitors import visitor_of
+from together.chats.answering import Answering, Grown
+from together.chats.exchange import json_of, markdown_of, read_export
+from together.chats.files import MOST_FILE, kept_file
+from together.chats.records import MOST_TEXT, ChatSettings, ChatSummary, Conversation, NoSuchChat, Said
+from together.chats.store import ChatStore
+from together.head.head import Head
+
+MOST_IMPORT = 64 * 2**20  # bytes
+MOST_EXPORT = 500  # conversations of one file
+
+
+def _owner(request: Request) -> str:
+    return visitor_of(request.scope).owner
+
+
+Owned = Annotated[str, Depends(_owner)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class SettingsBody(_Body):
+    """As `ChatSettings`; null or left out means the default."""
+
+    model: str = Field(default="", max_length=200)
+    system: str = Field(default="", max_length=MOST_TEXT)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_k: int | None = Field(default=None, ge=-1, lt=2**31)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
+    stop: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=16)
+    thinking: bool | None = None
+    preset: str = Field(default="", max_length=100)
+
+    def settings(self) -> ChatSettings:
+        return ChatSettings(**{**self.model_dump(), "stop": tuple(self.stop)})
+
+
+class NewChat(_Body):
+    settings: SettingsBody = SettingsBody()
+
+
+class ChatChange(_Body):
+    """What is null or left out stays; `leaf` is the last turn of the branch to show."""
+
+    title: str | None = None
+    pinned: bool | None = None
+    settings: SettingsBody | None = None
+    leaf: str | None = Field(default=None, max_length=100)
+
+
+class NewTurn(_Body):
+    """A question after turn `parent`; "" begins the conversation, or another version of its first question."""
+
+    parent: str = Field(default="", max_length=100)
+    text: str = Field(default="", max_length=MOST_TEXT)
+    files: list[Annotated[str, Field(max_length=100)]] = Field(default=[], max_length=32)
+
+
+def conversation_routes(head: Head) -> APIRouter:
+    """`/conversations…`, `/files/ID`, `/presets…`."""
+    router = APIRouter(route_class=BodyRoute)
+    for add in (_add_lists, _add_turns, _add_files, _add_presets):
+        add(router, head)
+    return router
+
+
+def _add_lists(router: APIRouter, head: Head) -> None:
+    answering = head.chats
+
+    @router.get("/conversations")
+    async def recent(owner: Owned, before: str = "", search: str = "") -> Response:
+        """The pinned ones first, then by their last change; `before` is the last one already known.
+
+        `warning` says where a damaged file of conversations is, or why none can be kept.
+        """
+        if search.strip():
+            found = await answering.work(ChatStore.search, owner, search[:1000])
+            return _json({"conversations": found, "warning": ""})
+        listed = await answering.work(ChatStore.recent, owner, before)
+        return _json({"conversations": listed, "warning": str(await answering.warning())})
+
+    @router.post("/conversations")
+    async def create(owner: Owned, body: Annotated[NewChat, FROM_JSON]) -> Response:
+        made = await answering.work(ChatStore.create, owner, body.settings.settings())
+        answering.changed(owner)
+        return _json(made, 201)
+
+    @router.get("/conversations/events")
+    async def events(owner: Owned) -> Response:
+        """An event whenever the list may have changed."""
+        return EventStream(event_of({"list": True}) async for _ in answering.lists(owner))
+
+    @router.get("/conversations/export")
+    async def export(owner: Owned) -> Response:
+        """The newest conversations in one file."""
+        listed: tuple[ChatSummary, ...] = await answering.work(ChatStore.recent, owner, "", MOST_EXPORT)
+        exported = [await _with_files(answering, owner, await answering.now(owner, each.id)) for each in listed]
+        return _download(json_of(exported), "conversations.json", "application/json")
+
+    @router.post("/conversations/import")
+    async def read(owner: Owned, request: Request) -> Response:
+        """The body is an exported file; all of its conversations or, where one is damaged, none."""
+        copies = read_export(await _body(request, MOST_IMPORT))
+        given = [(copy.conversation, copy.contents()) for copy in copies]
+        made = [await answering.work(ChatStore.put, owner, chat, files) for chat, files in given]
+        answering.changed(owner)
+        return _json([chat.summary for chat in made], 201)
+
+    @router.get("/conversations/{chat}")
+    async def get(owner: Owned, chat: str) -> Response:
+        return _json(await answering.now(owner, chat))
+
+    @router.patch("/conversations/{chat}")
+    async def change(owner: Owned, chat: str, body: Annotated[ChatChange, FROM_JSON]) -> Response:
+        if body.title is not None:
+            await answering.work(ChatStore.rename, owner, chat, body.title)
+        if body.pinned is not None:
+            await answering.work(ChatStore.pin, owner, chat, body.pinned)
+        if body.settings is not None:
+            await answering.work(ChatStore.use, owner, chat, body.settings.settings())
+        if body.leaf is not None:
+            kept = await answering.work(ChatStore.get, owner, chat)
+            await answering.work(ChatStore.show, owner, chat, kept.last_below(body.leaf))
+        answering.changed(owner, chat)
+        return _json(await answering.now(owner, chat))
+
+    @router.delete("/conversations/{chat}")
+    async def delete(owner: Owned, chat: str) -> Response:
+        for turn in answering.writes(owner, chat):
+            with suppress(NoSuchChat):  # it ended meanwhile
+                await answering.stop(owner, chat, turn)
+        await answering.work(ChatStore.delete, owner, chat)
+        answering.changed(owner, chat)
+        return _json({"done": True})
+
+    @router.post("/conversations/{chat}/duplicate")
+    async def duplicate(owner: Owned, chat: str) -> Response:
+        made = await answering.work(
+            ChatStore.put, owner, *await _with_files(answering, owner, await answering.now(owner, chat))
+        )
+        answering.changed(owner)
+        return _json(made, 201)
+
+    @router.get("/conversations/{chat}/export")
+    async def export_one(owner: Owned, chat: str, form: Literal["json", "markdown"] = "json") -> Response:
+        kept = await answering.now(owner, chat)
+        name = f"{kept.summary.title}.{'md' if form == 'markdown' else 'json'}"
+        if form == "markdown":
+            return _download(markdown_of(kept).encode(), name, "text/markdown; charset=utf-8")
+        return _download(json_of([await _with_files(answering, owner, kept)]), name, "application/json")
+
+
+def _add_turns(router: APIRouter, head: Head) -> None:
+    answering = head.chats
+
+    @router.post("/conversations/{chat}/turns")
+    async def ask(owner: Owned, chat: str, body: Annotated[NewTurn, FROM_JSON]) -> Response:
+        """Add a question; its answer is written whoever watches."""
+        said = Said(body.text.strip(), files=tuple(dict.fromkeys(body.files)))
+        question, answer = await answering.ask(owner, chat, body.parent, said)
+        return _json({"question": question, "answer": answer}, 201)
+
+    @router.post("/conversations/{chat}/turns/{turn}/again")
+    async def again(owner: Owned, chat: str, turn: str) -> Response:
+        """Another version of an answer."""
+        return _json({"answer": await answering.again(owner, chat, turn)}, 201)
+
+    @router.post("/conversations/{chat}/turns/{turn}/stop")
+    async def stop(owner: Owned, chat: str, turn: str) -> Response:
+        await answering.stop(owner, chat, turn)
+        return _json({"done": True})
+
+    @router.get("/conversations/{chat}/events")
+    async def events(owner: Owned, chat: str) -> Response:
+        """`chat`: the conversation, at first and whenever it changed; `grown`: what an answer grew by since then."""
+        steps = answering.watch(owner, chat)
+        first = await anext(steps)
+        return EventStream(_events(steps), _event(first))
+
+
+def _add_files(router: APIRouter, head: Head) -> None:
+    answering = head.chats
+
+    @router.post("/conversations/{chat}/files")
+    async def attach(owner: Owned, request: Request, chat: str, name: str = "") -> Response:
+        """The body is the file: a text or a picture. It goes with the questions that name its id."""
+        kept = await answering.work(ChatStore.get, owner, chat)
+        data = await _body(request, MOST_FILE)
+        services = head.services
+        service = services.by_name.get(kept.settings.model) or services.first
+        file, content = await kept_file(name, data, service.opened.text if service is not None else None)
+        await answering.work(ChatStore.add_file, owner, chat, file, content)
+        answering.changed(owner, chat)
+        return _json(file, 201)
+
+    @router.get("/files/{file}")
+    async def get(owner: Owned, file: str) -> Response:
+        """A picture as such, everything else as plain text: nothing in it runs in the page."""
+        kept, data = await answering.work(ChatStore.file, owner, file)
+        kind = kept.kind if kept.kind.startswith("image/") else "text/plain; charset=utf-8"
+        return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
+
+
+def _add_presets(router: APIRouter, head: Head) -> None:
+    answering = head.chats
+
+    @router.get("/presets")
+    async def presets(owner: Owned) -> Response:
+        """Settings by name."""
+        kept = await answering.work(ChatStore.presets, owner)
+        return _json([{"name": name, "settings": settings} for name, settings in kept])
+
+    @router.put("/presets/{name}")
+    async def keep(owner: Owned, name: str, body: Annotated[SettingsBody, FROM_JSON]) -> Response:
+        await answering.work(ChatStore.keep_preset, owner, name, body.settings())
+        return _json({"done": True})
+
+    @router.delete("/presets/{name}")
+    async def delete(owner: Owned, name: str) -> Response:
+        await answering.work(ChatStore.delete_preset, owner, name)
+        return _json({"done": True})
+
+
+# --- bytes ------------------------------------------------------------------------------------------------------------
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(to_json(value), status, media_type="application/json")
+
+
+def _event(step: Conversation | Grown) -> bytes:
+    return event_of({"grown" if isinstance(step, Grown) else "chat": to_jsonable_python(step)})
+
+
+async def _events(steps: AsyncGenerator[Conversation | Grown, None]) -> AsyncGenerator[bytes, None]:
+    with suppress(NoSuchChat):  # it was deleted
+        async with aclosing(steps):
+            async for step in steps:
+                yield _event(step)
+    yield event_of({"gone": True})
+
+
+async def _with_files(answering: Answering, owner: str, chat: Conversation) -> tuple[Conversation, list[Any]]:
+    return chat, [await answering.work(ChatStore.file, owner, file.id) for file in chat.files]
+
+
+async def _body(request: Request, most: int) -> bytes:
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > most:
+            raise BodyTooLarge("this file may have at most {most} MB", most=most // 2**20)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _download(data: bytes, name: str, kind: str) -> Response:
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}"}
+    return Response(data, media_type=kind, headers=headers)

@@ -1,0 +1,61 @@
+"""What of a conversation goes to the model: the shown turns, and the files that go with questions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from together.chats.records import ChatSettings, KeptFile, Said, Turn
+from together.requests import Attached, ChatRequest, Message
+from together.types import Sampling
+
+Files = Mapping[str, tuple[KeptFile, bytes]]  # those of the turns, by id
+PICTURE = "image/"  # how the media type of a picture begins
+_FENCE = re.compile("^`{3,}", re.MULTILINE)
+
+
+def request_of(
+    branch: Sequence[Turn], settings: ChatSettings, defaults: Sampling, seed: int, files: Files
+) -> ChatRequest:
+    """The turns up to a question as a request; `seed` is for settings without one. Raises BadRequest."""
+    system = (Message("system", settings.system.strip()),) if settings.system.strip() else ()
+    switch = {} if settings.thinking is None else dict.fromkeys(_SWITCHES, settings.thinking)
+    return ChatRequest(
+        (*system, *(_message(turn, files) for turn in branch)),
+        settings.sampling(defaults, seed),
+        settings.limit,
+        settings.stop,
+        template=switch,
+    )
+
+
+_SWITCHES = ("enable_thinking", "thinking")  # what templates call it: Qwen's and GLM's, DeepSeek's and Granite's
+
+
+def _message(turn: Turn, files: Files) -> Message:
+    said = turn.said
+    match turn.role:
+        case "user":
+            return _question(said, files)
+        case "assistant":
+            return Message("assistant", said.text, said.reasoning, said.calls)
+        case "tool":
+            return Message("tool", said.text, tool_call_id=said.call_id)
+
+
+def _question(said: Said, files: Files) -> Message:
+    """Texts of files stand before the question, each in a fence that it does not close itself."""
+    texts, pictures = [], []
+    for file, data in (files[name] for name in said.files):
+        if file.kind.startswith(PICTURE):
+            pictures.append(Attached(0, data))
+        else:
+            texts.append(fenced(file.name, data.decode(errors="replace")))
+    return Message("user", "\n\n".join([*texts, said.text]).strip(), pictures=tuple(pictures))
+
+
+def fenced(name: str, text: str) -> str:
+    """A file's text under its name."""
+    ticks = max((len(found) for found in _FENCE.findall(text)), default=2) + 1
+    fence = "`" * ticks
+    return f"{name}\n{fence}\n{text.rstrip()}\n{fence}"

@@ -1,0 +1,56 @@
+"""Files that go with questions: what they are, by their bytes and not by their names."""
+
+from __future__ import annotations
+
+import asyncio
+
+from together.chats.records import KeptFile
+from together.chats.store import new_id
+from together.errors import BadRequest
+from together.text import pictures
+from together.text.tokenizer import TextModel
+
+MOST_FILE = pictures.MOST_FILE  # bytes
+MOST_TEXT_FILE = 2 * 2**20  # bytes: more than the largest contexts hold
+MOST_FILE_NAME = 200
+_TEXT = "text/plain"
+_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+
+
+async def kept_file(name: str, data: bytes, model: TextModel | None) -> tuple[KeptFile, bytes]:
+    """A file as it is kept, its text counted in tokens of `model`.
+
+    Raises BadRequest for what is neither text nor picture.
+    """
+    name = " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())[:MOST_FILE_NAME]
+    text = text_of(data)
+    if text is None:
+        kind = await asyncio.to_thread(_picture_kind, data)
+        return KeptFile(new_id(), name or "picture", kind, len(data)), data
+    tokens = len(await model.encode_aside(text)) if model is not None else None
+    content = text.encode()
+    return KeptFile(new_id(), name or "text", _TEXT, len(content), tokens), content
+
+
+def text_of(data: bytes) -> str | None:
+    """The text of a file, with plain line ends; None for what is no text. Raises BadRequest where it is too long."""
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError:
+        return None
+    if "\0" in text:
+        return None
+    if len(data) > MOST_TEXT_FILE:
+        raise BadRequest(
+            "a text file may have at most {most} MB; send a part of it", "file", most=MOST_TEXT_FILE // 2**20
+        )
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _picture_kind(data: bytes) -> str:
+    try:
+        return pictures.kind_of(data)
+    except BadRequest as error:
+        text = "this file is neither text in UTF-8 nor a picture that can be read ({reason}); send its text instead"
+        raise BadRequest(text, "file", reason=error.sentence) from None
