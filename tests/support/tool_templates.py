@@ -1,11 +1,11 @@
 """Chat templates of our own in the style of this year's published ones: the same tags, turns and Jinja."""
 
-_LAST_QUESTION = r"""{%- set ns = namespace(last=-1) -%}
+LAST_QUESTION = r"""{%- set ns = namespace(last=-1) -%}
 {%- for turn in messages -%}
     {%- if turn.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}
 {%- endfor -%}
 """
-_THOUGHTS = r"""{%- set thoughts = '' -%}
+THOUGHTS = r"""{%- set thoughts = '' -%}
 {%- set said = turn.content -%}
 {%- if turn.reasoning_content is string -%}
     {%- set thoughts = turn.reasoning_content -%}
@@ -77,7 +77,7 @@ _GLM_DENSE_CALL = r"""{{- '<tool_call>' + call.name -}}
 
 def _glm(call: str, gap: str, opened: str) -> str:
     """`gap` is what stands between tags."""
-    parts = {"LAST": _LAST_QUESTION, "THOUGHTS": _THOUGHTS, "CALL": call, "HEAD": gap, "GAP": gap, "OPENED": opened}
+    parts = {"LAST": LAST_QUESTION, "THOUGHTS": THOUGHTS, "CALL": call, "HEAD": gap, "GAP": gap, "OPENED": opened}
     parts["BREAK"] = gap and r"\n"
     text = _GLM
     for place, part in parts.items():
@@ -99,7 +99,7 @@ MINIMAX = (
     {%- set rules, turns = messages[0].content, messages[1:] -%}
 {%- endif -%}
 """
-    + _LAST_QUESTION.replace("in messages", "in turns")
+    + LAST_QUESTION.replace("in messages", "in turns")
     + r"""{{- ']~!b[' ~ ']~b]system' ~ '\n' ~ (rules or 'You are Quill.') }}
 {%- if tools -%}
     {{- '\n\n# Tools\n<tools>\n' }}
@@ -118,7 +118,7 @@ MINIMAX = (
     {%- if turn.role == 'assistant' -%}
         {{- ']~b]ai' ~ '\n' }}
         """
-    + _THOUGHTS
+    + THOUGHTS
     + r"""
         {%- if thoughts and loop.index0 > ns.last -%}
             {{- '<think>' ~ '\n' ~ thoughts ~ '\n' ~ '</think>' ~ '\n\n' }}
@@ -180,6 +180,14 @@ GRANITE3 = r"""{%- if tools and not available_tools -%}
     {%- endif %}
 {%- endfor %}
 """
+# Granite 3.3 asks for thoughts and a response between tags, in words alone.
+GRANITE33 = GRANITE3.replace(
+    "    {%- if available_tools %}\n",
+    """    {%- if thinking %}
+        {%- set rules = rules + ' Think between <think></think>, and respond between <response></response>.' %}
+    {%- elif available_tools %}
+""",
+)
 GRANITE4 = r"""{%- set before = 'Functions:\n<tools>' %}
 {%- set after = '\n</tools>\n\nA call is\n<tool_call>\n{"name": <name>, "arguments": <object>}\n</tool_call>.' %}
 {%- set ns = namespace(tools='') %}

@@ -20,12 +20,15 @@ from tests.support.checksum import EOS
 from tests.support.engines import loads, serving
 from tests.support.loopback import LoopbackRing
 from tests.support.telling import telling
+from tests.support.thinking_templates import KIMI as KIMI_TEMPLATE
+from tests.support.thinking_templates import QWEN35
 from tests.support.toys import worded_toy
 from together.engine.engine import Engine
 from together.requests import AnswerChunk, CallDelta, ChatRequest, Grammar, Message, Tool, ToolCall, ToolUse
 from together.text.answers import answer_chat, chat_parser
 from together.text.tokenizer import TextModel
 from together.text.tool_formats import (
+    CODER,
     DEEPSEEK,
     DEEPSEEK_V3,
     GEMMA,
@@ -33,6 +36,7 @@ from together.text.tool_formats import (
     GLM_DENSE,
     GRANITE,
     HERMES,
+    KIMI,
     MINIMAX,
     NEMOTRON,
     ToolFormat,
@@ -74,6 +78,9 @@ class Style:
 THINK_TAGS, CALL_TAGS = ("<think>", "</think>"), ("<tool_call>", "</tool_call>")
 GLM_TAGS = (*THINK_TAGS, *CALL_TAGS, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 DEEPSEEK_TAGS = tuple(f"<｜tool▁{word}｜>" for word in ("calls▁begin", "call▁begin", "sep", "call▁end", "calls▁end"))
+KIMI_TAGS = tuple(
+    f"<|tool_call{word}|>" for word in ("s_section_begin", "_begin", "_argument_begin", "_end", "s_section_end")
+)
 GEMMA_TAGS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', "<|tool_response>")
 DEEPSEEK_END = "<｜end▁of▁sentence｜>"
 STYLES = {
@@ -87,10 +94,13 @@ STYLES = {
     "deepseek-v3": Style(templates.DEEPSEEK_V3, DEEPSEEK_V3, DEEPSEEK_TAGS, DEEPSEEK_END, thinks=False),
     "gemma-4": Style(GEMMA4, GEMMA, GEMMA_TAGS, "<turn|>", thinks=False),
     "granite-4": Style(templates.GRANITE4, HERMES, CALL_TAGS, "<|end_of_text|>", thinks=False),
+    "kimi-k2": Style(KIMI_TEMPLATE, KIMI, THINK_TAGS + KIMI_TAGS, "<|im_end|>"),
+    "qwen3.5": Style(QWEN35, CODER, THINK_TAGS + CALL_TAGS, "<|im_end|>"),
     "nemotron-nano-2": Style(
         templates.NEMOTRON2, NEMOTRON, (*THINK_TAGS, "<TOOLCALL>", "</TOOLCALL>", "<SPECIAL_11>"), "<SPECIAL_12>"
     ),
 }
+MODELS: dict[str, TextModel] = {}
 ALL = pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
 
 
@@ -150,6 +160,45 @@ def test_nemotrons_thoughts_are_switched_off_by_a_word_of_the_system(tmp_path: P
     assert parted(model, prompt, "Well.") == ("", "Well.", [])
 
 
+RESPONSE = "<think>They ask.\n</think>\n <response> Well,\nsee <b>.\n</response>\n"
+
+
+@given(cuts=st.lists(st.integers(0, len(RESPONSE)), max_size=8))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_granites_response_stands_between_tags(tmp_path_factory: pytest.TempPathFactory, cuts: list[int]) -> None:
+    """Which are no part of its text; where thoughts were not asked for, they are."""
+    style = Style(templates.GRANITE33, GRANITE, ("<|tool_call|>",), "<|end_of_text|>", thinks=False)
+    model = MODELS.get(style.template) or text_model(tmp_path_factory.mktemp("style"), style)
+    MODELS[style.template] = model
+    prompt = model.template.render([QUESTION], thinking=True).result()
+    assert "between <response></response>" in prompt
+    places = [0, *sorted(cuts), len(RESPONSE)]
+    pieces = [RESPONSE[start:stop] for start, stop in pairwise(places)]
+    wanted: tuple[str, str, Calls] = ("They ask.", "Well,\nsee <b>.", [])
+    assert parted(model, prompt, pieces) == parted(model, prompt, RESPONSE) == wanted
+    for answer, text in (("<think>Hm.</think> Well. <resp", "Well. <resp"), ("<think>Hm.</think><response>We", "We")):
+        assert parted(model, prompt, answer) == parted(model, prompt, [answer]) == ("Hm.", text, [])
+    assert parted(model, prompt, "<response>Well.</response>") == ("", "<response>Well.</response>", [])
+
+
+def test_kimis_ids_are_numbers_in_the_conversation(tmp_path: Path) -> None:
+    """Clients answer with ids of ours, which may come again in later turns."""
+    model = text_model(tmp_path, STYLES["kimi-k2"])
+    called = (ToolCall("a", "now", "{}"), ToolCall("b", "weather", "{}"))
+    results = (Message("tool", "10:00", tool_call_id="a"), Message("tool", "Sun.", tool_call_id="b"))
+    again = (Message("assistant", "", tool_calls=called[:1]), results[0])
+    turns = [QUESTION, Message("assistant", "", tool_calls=called), *results, *again]
+    whole = model.template.render(turns, TOOLS).result()
+    begin, middle = "<|tool_call_begin|>", "<|tool_call_argument_begin|>"
+    assert [part.partition(middle)[0] for part in whole.split(begin)[1:]] == [
+        "functions.now:0",
+        "functions.weather:1",
+        "functions.now:2",
+    ]
+    returned = [part.partition("\n")[0] for part in whole.split("## Return of ")[1:]]
+    assert returned == ["functions.now:0", "functions.weather:1", "functions.now:2"]
+
+
 @pytest.mark.parametrize(
     ("style", "variables", "answer", "thought"),
     [
@@ -157,6 +206,9 @@ def test_nemotrons_thoughts_are_switched_off_by_a_word_of_the_system(tmp_path: P
         ("glm-4.6", {"enable_thinking": False}, "\nWell.", ""),
         ("glm-4.7", {}, "Hm.</think>Well.", "Hm."),
         ("glm-4.7", {"enable_thinking": False}, "Well.", ""),
+        ("qwen3.5", {}, "Hm.\n</think>\n\nWell.", "Hm."),
+        ("qwen3.5", {"enable_thinking": False}, "Well.", ""),
+        ("kimi-k2", {}, "<think>Hm.</think>Well.", "Hm."),
         ("minimax-m2", {}, "Hm.\n</think>\n\nWell.", "Hm."),
         ("deepseek-v3.1", {}, "Well.", ""),
         ("nemotron-nano-2", {}, "Hm.\n</think>\n\nWell.", "Hm."),
@@ -192,9 +244,6 @@ def test_what_a_template_writes_is_read_back_at_any_cut(
         pieces = [answer[start:stop] for start, stop in pairwise(places)]
         wanted = (said.reasoning, text, SAID)
         assert parted(model, prompt, pieces) == parted(model, prompt, answer) == wanted
-
-
-MODELS: dict[str, TextModel] = {}
 
 
 async def answered(folder: Path, style: Style, use: ToolUse, text: str) -> list[AnswerChunk]:

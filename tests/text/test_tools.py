@@ -22,6 +22,7 @@ from together.text.tool_formats import (
     GLM_DENSE,
     GRANITE,
     HERMES,
+    KIMI,
     LLAMA,
     MINIMAX,
     MISTRAL,
@@ -36,6 +37,7 @@ from together.text.tool_formats import (
 TOOLS = (
     Tool("f", "Does it.", {"type": "object", "properties": {"a": {"type": "integer"}, "s": {"type": "string"}}}),
     Tool("g"),
+    Tool("odd", "", {"type": "object", "properties": {"a": {}, "a b:c": {}, "a:b": {}}}),
 )
 F, G = '{"name": "f", "arguments": {"a": 1}}', '{"name": "g", "arguments": {}}'
 Calls = list[tuple[str, str]]
@@ -145,8 +147,36 @@ CASES: list[tuple[ToolFormat, str, str, Calls]] = [
         "Yes.",
         [("f", '{"o": {"k l": ["<b>", true, null, -1.5e3, "word"]}}')],
     ),
+    (
+        GEMMA,
+        "<|tool_call>call:f{s: New York ,u:http://x.y/z,t:10:30,o:{a b:c d,l:[1, e f:g,]},n:}<tool_call|>",
+        "",
+        [
+            (
+                "f",
+                '{"s": "New York", "u": "http://x.y/z", "t": "10:30", "o": {"a b": "c d", "l": [1, "e f:g"]}, "n": ""}',
+            )
+        ],
+    ),
+    (
+        GEMMA,
+        "<|tool_call>call:odd{a b:c:1,a:b : 2,a:x:y,no one:3}",
+        "",
+        [("odd", '{"a b:c": 1, "a:b": 2, "a": "x:y", "no one": 3}')],
+    ),
+    (GEMMA, "<|tool_call>call:g{a:" + "[" * 3000, "", [("g", '{"a": ' + "[" * 63 + f'"{"[" * 2937}"')]),
+    (GEMMA, "<|tool_call>call:f{s:New Yo", "", [("f", '{"s": "New Yo"')]),
+    (GEMMA, "<|tool_call>call:f{s y", "", [("f", '{"s y"')]),
+    (GEMMA, '<|tool_call>call:f{s:<|"|>a<|"|> b}]}<tool_call|>', "", [("f", '{"s": "a"}')]),
     (GEMMA, '<|tool_call>call:f{s:<|"|>ha', "", [("f", '{"s": "ha')]),
     (GEMMA, '<|tool_call>call:f{s:<|"|>ha<|"', "", [("f", '{"s": "ha<|\\"')]),
+    (
+        KIMI,
+        "So:<|tool_calls_section_begin|><|tool_call_begin|>functions.f:12<|tool_call_argument_begin|>"
+        '{"a": 1}<|tool_call_end|><|tool_call_begin|>g<|tool_call_argument_begin|> {}<|tool_call_end|>',
+        "So:",
+        [("f", '{"a": 1}'), ("g", "{}")],
+    ),
     (MINIMAX, '<invoke name="g"></invoke></minimax:tool_call> x', "x", [("g", "{}")]),
     (MINIMAX, '<minimax:tool_call><invoke name="f"><parameter name="s">a', "", [("f", '{"s": "a')]),
 ]
@@ -173,6 +203,8 @@ NO_CALLS: list[tuple[ToolFormat, str]] = [
     (MISTRAL, "[TOOL_CALLS][1, 2]"),
     (GRANITE, "<|tool_call|> is written first"),
     (DEEPSEEK, "<｜tool▁calls▁begin｜>Nothing."),
+    (KIMI, "<|tool_calls_section_begin|>Nothing."),
+    (KIMI, "<|tool_call_begin|>functions.f:0{}"),
     (GEMMA, "<|tool_call>call:f"),
     (GEMMA, "<|tool_call>call:f[1]<tool_call|>"),
     (DEEPSEEK, "<｜tool▁call▁begin｜>f<｜tool▁sep｜>[1]"),
@@ -301,6 +333,7 @@ def test_parameters_have_the_type_of_their_schema(text: str, schema: object, val
         ("respond only with <|tool_call|> followed by a list", GRANITE),
         ("{{ '<|tool_call>call:' + name + '<tool_call|>' }}", GEMMA),
         ("{{ '<｜tool▁calls▁begin｜>' + name + '<｜tool▁sep｜>' }}", DEEPSEEK),
+        ("<|tool_calls_section_begin|>{{ call.id }}", KIMI),
         ("{{ '<｜tool▁calls▁begin｜>' + name + '<｜tool▁sep｜>' + '```json' }}", DEEPSEEK_V3),
         ("{{ tools | tojson }}", None),
     ],
@@ -309,7 +342,7 @@ def test_the_template_shows_the_format(template: str, tool_format: ToolFormat | 
     assert tool_format_of(template) == tool_format
 
 
-@pytest.mark.parametrize("tool_format", [CODER, GLM, GLM_DENSE, MINIMAX, DEEPSEEK, GEMMA], ids=str)
+@pytest.mark.parametrize("tool_format", [CODER, GLM, GLM_DENSE, MINIMAX, DEEPSEEK, KIMI, GEMMA], ids=str)
 def test_names_of_the_longest_kind_are_read_at_any_cut(tool_format: ToolFormat) -> None:
     """A function has at most 64 letters, a parameter as many as its schema gives it."""
     name, parameter = "f" * 64, "p" * 80

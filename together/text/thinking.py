@@ -14,6 +14,7 @@ class ThinkTags:
     opening: str = "<think>"
     closing: str = "</think>"
     break_first: bool = False  # it was taught to write a line break before the opening tag
+    response: tuple[str, str] = ("", "")  # around the text that follows thoughts
 
     @property
     def both(self) -> tuple[str, str]:
@@ -21,6 +22,7 @@ class ThinkTags:
 
 
 THINK = ThinkTags()
+RESPONSE = ("<response>", "</response>")  # Granite 3.3 is asked for both, side by side
 GEMMA = ThinkTags("<|channel>thought", "<channel|>")  # since Gemma 4
 CHANNELS = ThinkTags("<|channel|>analysis<|message|>", "<|end|>")  # of OpenAI's harmony format; see harmony.py
 
@@ -33,7 +35,8 @@ def think_tags_of(template: str, has_token: Callable[[str], bool]) -> ThinkTags 
         return GEMMA
     if THINK.opening not in template and not has_token(THINK.opening):
         return None
-    return ThinkTags(break_first=f"\\n{THINK.opening}" in template)
+    response = RESPONSE if "".join(RESPONSE) in template else ("", "")
+    return ThinkTags(break_first=f"\\n{THINK.opening}" in template, response=response)
 
 
 class Phase(Enum):
@@ -41,7 +44,8 @@ class Phase(Enum):
 
     START = auto()  # only spaces, or the beginning of the opening tag
     REASONING = auto()
-    BETWEEN = auto()  # after the closing tag, only spaces
+    BETWEEN = auto()  # after the closing tag, only spaces, or the beginning of what is around a response
+    RESPONSE = auto()  # within it
     ANSWER = auto()
 
 
@@ -58,6 +62,7 @@ class ReasoningParser:
         self._tags = tags
         self._phase = Phase.START
         self._begun = False  # a letter of the reasoning was given
+        self._responded = False  # alike, of a response between tags
         self._held = ""
 
     @property
@@ -83,7 +88,7 @@ class ReasoningParser:
         held, self._held = self._held, ""
         if self.thinking:
             return held.rstrip() if self._begun else held.strip(), ""
-        return "", "" if self._phase is Phase.BETWEEN else held
+        return "", held.lstrip() if self._phase is Phase.BETWEEN else held
 
     def _leave_start(self) -> None:
         begun = self._held.lstrip()
@@ -107,13 +112,33 @@ class ReasoningParser:
         return reasoning
 
     def _take_text(self) -> str:
+        opening = "" if self._responded else self._tags.response[0]
         if self._phase is Phase.BETWEEN:
             self._held = self._held.lstrip()
-            if self._held:
+            if opening and self._held.startswith(opening):
+                self._held = self._held.removeprefix(opening)
+                self._phase = Phase.RESPONSE
+            elif self._held and not opening.startswith(self._held):
                 self._phase = Phase.ANSWER
+        if self._phase is Phase.RESPONSE:
+            return self._take_response()
         if self._phase is not Phase.ANSWER:
             return ""
         text, self._held = self._held, ""
+        return text
+
+    def _take_response(self) -> str:
+        """Text up to its closing tag, without the spaces around it; what follows the tag is text, too."""
+        if not self._responded:
+            self._held = self._held.lstrip()
+        text, closed, rest = self._held.partition(self._tags.response[1])
+        if closed:
+            self._phase = Phase.BETWEEN
+        else:
+            text = text[: len(text) - possible_beginning(text, self._tags.response[1:])]
+        text = text.rstrip()
+        self._held = rest if closed else self._held[len(text) :]
+        self._responded = bool(self._responded or closed or text)
         return text
 
 

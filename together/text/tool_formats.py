@@ -10,7 +10,9 @@ from typing import Any, NoReturn
 
 # The places in a format's texts.
 NAME, ARGUMENTS, KEY, VALUE, ANSWER = "{name}", "{arguments}", "{key}", "{value}", "{answer}"
+NUMBER = "{number}"  # of a call in its conversation, from 0 on
 QUOTE = '<|"|>'  # around texts in Gemma's notation
+_FUNCTIONS, _NUMBER = "functions.", re.compile(r":\d*$")
 _TAG = re.compile(r"</?[^\s<>/=]+>|\[/?[A-Z_]+\]")
 
 
@@ -57,6 +59,20 @@ class ToolFormat:
         before, _, rest = self.call.partition(NAME)
         middle, _, after = rest.partition(ARGUMENTS)
         return before, middle, after
+
+    @property
+    def numbered(self) -> bool:
+        """Whether a call's id is its name between what stands before it and a number."""
+        return NUMBER in self.call
+
+    def written_id(self, name: str, number: int) -> str:
+        return f"{_FUNCTIONS}{name}:{number}"
+
+    def plain_name(self, written: str) -> str:
+        """A function's name, of what stands in its place: numbered ones may lack what is around it."""
+        if not self.numbered:
+            return written
+        return _NUMBER.sub("", written.removeprefix(_FUNCTIONS))
 
     def parameter_parts(self) -> tuple[str, str, str]:
         """As `parts`, of one parameter."""
@@ -132,6 +148,13 @@ DEEPSEEK = ToolFormat(  # since V3.1
     around=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
     as_openai=True,
 )
+KIMI = ToolFormat(  # K2
+    "kimi",
+    ("<|tool_calls_section_begin|>", "<|tool_call_begin|>"),
+    ("<|tool_call_end|>", "<|tool_calls_section_end|>"),
+    "<|tool_call_begin|>functions.{name}:{number}<|tool_call_argument_begin|>{arguments}<|tool_call_end|>",
+    around=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+)
 DEEPSEEK_V3 = replace(
     DEEPSEEK,
     name="deepseek-v3",
@@ -170,6 +193,7 @@ FORMATS = (
     GEMMA,
     DEEPSEEK_V3,
     DEEPSEEK,
+    KIMI,
     MISTRAL_NAMED,
     MISTRAL,
     NEMOTRON,
@@ -197,8 +221,10 @@ def tool_format_of(template: str) -> ToolFormat | None:
 def written(tool_format: ToolFormat, calls: Sequence[tuple[str, str]]) -> str:
     """Calls (names and arguments in JSON) as a model writes them."""
     texts = [
-        tool_format.call.replace(ARGUMENTS, _arguments(tool_format, arguments)).replace(NAME, name, 1)
-        for name, arguments in calls
+        tool_format.call.replace(NUMBER, str(number), 1)
+        .replace(ARGUMENTS, _arguments(tool_format, arguments))
+        .replace(NAME, name, 1)
+        for number, (name, arguments) in enumerate(calls)
     ]
     begin, end = tool_format.around
     return begin + tool_format.between.join(texts) + end

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from together.requests import Grammar, Tool, ToolUse
-from together.text.tool_formats import ANSWER, ToolFormat, kinds_of, properties_of
+from together.text.tool_formats import ANSWER, NUMBER, ToolFormat, kinds_of, properties_of
 from together.text.tool_notation import NotationRules, times
 
 # At most one space after a comma or colon: where any white space is allowed, small models may write it without end.
@@ -23,6 +23,7 @@ _OPEN = frozenset(("allOf", "anyOf", "oneOf", "$ref", "patternProperties"))  # m
 _ANY_TEXT = r"TEXT: /(.|\n)*/"
 _TEXT_NOT_BARE = r"TEXT: /([^{\s](.|\n)*)?/"
 _GAP = r"/[ \n]{0,2}/"
+_NUMBER = "/[0-9]{1,4}/"
 
 
 def call_grammar(
@@ -171,10 +172,13 @@ class _Writer:
 
     def _text(self, text: str) -> str:
         """`text` as quoted pieces and tags that are tokens."""
-        if not self.ids:
-            return _quoted(text)
-        pieces = re.split("(" + "|".join(map(re.escape, self.ids)) + ")", text)
-        return " ".join(f"<[{self.ids[piece]}]>" if piece in self.ids else _quoted(piece) for piece in pieces).strip()
+        pieces = re.split("(" + "|".join(map(re.escape, (*self.ids, NUMBER))) + ")", text)
+        return " ".join(filter(None, map(self._piece, pieces)))
+
+    def _piece(self, piece: str) -> str:
+        if piece == NUMBER:
+            return _NUMBER
+        return f"<[{self.ids[piece]}]>" if piece in self.ids else _quoted(piece)
 
 
 def _closed(parameters: Mapping[str, object]) -> dict[str, object]:

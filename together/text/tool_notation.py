@@ -10,63 +10,159 @@ from together.text.call_parts import Calls, Unread
 from together.text.thinking import possible_beginning
 from together.text.tool_formats import QUOTE, as_json, as_list, is_json, kinds_of, noted, properties_of
 
+Reading = Generator[None, None, bool]
 MOST_NESTED = 8  # objects within one another that a grammar follows by their schema
-_SIGNS = {",": ", ", ":": ": "}
-_WORD = re.compile(r"<|[^\s{}\[\],:<]+")
+_MOST_WITHIN = 64  # objects and lists within one another that are read as such
 _NAMES = {"None": "null", "True": "true", "False": "false"}
+_ENDS = {"{": "}", "[": "]"}
 
 
-def read_notation(unread: Unread, calls: Calls) -> Generator[None, None, bool]:
-    """Pass on an object as JSON; return whether it ended."""
-    depth = 0
-    while True:
-        text = unread.text
-        if not text.strip() or (unread.may_become(QUOTE, 0) and not text.startswith(QUOTE)):
-            if unread.ended:
+def read_notation(unread: Unread, calls: Calls, schema: object) -> Reading:
+    """Pass on an object as JSON; return whether it ended.
+
+    Texts may lack their quotes, and names never have some: one that `schema` knows may hold whatever else divides.
+    """
+    return (yield from _Reader(unread, calls).value(schema))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    unread: Unread
+    calls: Calls
+
+    def value(self, schema: object, end: str = "", depth: int = 0) -> Reading:
+        """One value, in something that ends with `end`; False where the answer ends before it does."""
+        if not (yield from self._ready()):
+            return False
+        sign = self.unread.text[0]
+        if self.unread.text.startswith(QUOTE):
+            return (yield from self._quoted())
+        if sign in _ENDS and depth < _MOST_WITHIN:
+            return (yield from self._several(sign, schema, depth + 1))
+        return (yield from self._bare(end))
+
+    def _several(self, sign: str, schema: object, depth: int) -> Reading:
+        """An object or a list."""
+        self.unread.take(1)
+        self.calls.write(sign)
+        end, comma = _ENDS[sign], ""
+        while (yield from self._ready()):
+            if (next_sign := self.unread.text[0]) == end:
+                self.unread.take(1)
+                self.calls.write(end)
+                return True
+            if next_sign == "," or (comma and next_sign in "}]"):
+                self.unread.take(1)
+                continue
+            self.calls.write(comma)
+            comma = ", "
+            inner: object = schema.get("items") if isinstance(schema, Mapping) else None
+            if sign == "{":
+                name = yield from self._name(_properties(schema))
+                if name is None:
+                    return False
+                inner = _properties(schema).get(name)
+            if not (yield from self.value(inner, end, depth)) or not (yield from self._up_to(end)):
+                return False
+        return False
+
+    def _name(self, known: Mapping[str, object]) -> Generator[None, None, str | None]:
+        """A property's name, and what comes between it and its value; None where the answer ends in it."""
+        if self.unread.text.startswith(QUOTE):
+            start = len(QUOTE)
+            while (stop := self.unread.text.find(QUOTE, start)) < 0 and not self.unread.ended:
+                yield
+            name, end = self.unread.text[start : stop if stop >= 0 else None], max(stop, start) + len(QUOTE)
+            self.unread.take(end if stop >= 0 else None)
+        else:
+            while (found := _bare_name(self.unread, known)) is None:
+                yield
+            name = self.unread.take(len(found)).rstrip()
+        self.calls.write(as_json(name))
+        if not (yield from self._ready()):
+            return None
+        if self.unread.text[0] == ":":
+            self.unread.take(1)
+        self.calls.write(": ")
+        return name
+
+    def _bare(self, end: str) -> Reading:
+        """JSON, or else a text without its quotes, up to what divides it from the next."""
+        signs = re.compile(f"[,{re.escape(end)}]")
+        searched = 0
+        while (found := signs.search(self.unread.text, searched)) is None and not self.unread.ended:
+            searched = len(self.unread.text)
+            yield
+        word = self.unread.take(found.start() if found else None).strip()
+        plain = _NAMES.get(word, word)
+        self.calls.write(plain if is_json(plain) else as_json(word))
+        return found is not None
+
+    def _quoted(self) -> Reading:
+        self.unread.take(len(QUOTE))
+        self.calls.write('"')
+        while (end := self.unread.text.find(QUOTE)) < 0:
+            held = 0 if self.unread.ended else possible_beginning(self.unread.text, (QUOTE,))
+            self.calls.write(_inside(self.unread.take(len(self.unread.text) - held)))
+            if self.unread.ended:
                 return False
             yield
-        elif text.startswith(QUOTE):
-            unread.take(len(QUOTE))
-            calls.write('"')
-            if not (yield from _read_string(unread, calls)):
-                return False
-            calls.write('"')
-        elif text[0].isspace():
-            unread.take(1)
-        elif (sign := text[0]) in "{}[],:":
-            unread.take(1)
-            calls.write(_SIGNS.get(sign, sign))
-            depth += (sign in "{[") - (sign in "}]")
-            if depth == 0:
+        self.calls.write(_inside(self.unread.take(end)) + '"')
+        self.unread.take(len(QUOTE))
+        return True
+
+    def _up_to(self, end: str) -> Reading:
+        """Leave out what stands between a value and what divides it from the next."""
+        while (yield from self._ready()):
+            if self.unread.text[0] in (",", end):
                 return True
-        else:
-            yield from _read_word(unread, calls)
+            self.unread.take(1)
+        return False
+
+    def _ready(self) -> Reading:
+        """Wait for a letter that is no space, and for what may become a quote; False where there is none."""
+        while True:
+            self.unread.text = self.unread.text.lstrip()
+            text = self.unread.text
+            if text and (text.startswith(QUOTE) or not self.unread.may_become(QUOTE, 0)):
+                return True
+            if self.unread.ended:
+                return False
+            yield
 
 
-def _read_string(unread: Unread, calls: Calls) -> Generator[None, None, bool]:
-    while (end := unread.text.find(QUOTE)) < 0:
-        held = 0 if unread.ended else possible_beginning(unread.text, (QUOTE,))
-        calls.write(_inside(unread.take(len(unread.text) - held)))
-        if unread.ended:
-            return False
-        yield
-    calls.write(_inside(unread.take(end)))
-    unread.take(len(QUOTE))
-    return True
+def _bare_name(unread: Unread, known: Mapping[str, object]) -> str | None:
+    """A name at the beginning of the text, up to its colon: the longest known one, or up to the first colon.
+
+    None while more text may make another of it.
+    """
+    text = unread.text
+    whole = [name for name in known if text.startswith(name) and text[len(name) :].lstrip()[:1] == ":"]
+    more = [
+        name for name in known if name.startswith(text) or (text.startswith(name) and not text[len(name) :].strip())
+    ]
+    if not unread.ended and any(name not in whole for name in more):
+        return None
+    if whole:
+        return max(whole, key=len)
+    found = re.search("[:,}]", text)
+    return text[: found.start()] if found else text if unread.ended else None
 
 
-def _read_word(unread: Unread, calls: Calls) -> Generator[None, None, None]:
-    """A word before a colon is a key; another is JSON, or else a text without its quotes."""
-    while True:
-        found = _WORD.match(unread.text)
-        assert found is not None, "all other letters are read before"
-        rest = unread.text[found.end() :].lstrip()
-        if rest or unread.ended:
-            break
-        yield
-    word = unread.take(found.end())
-    plain = _NAMES.get(word, word)
-    calls.write(as_json(word) if rest.startswith(":") or not is_json(plain) else plain)
+def _may_be(name: str, text: str) -> bool:
+    """Whether a longer text may begin with the name, and this one does not say it yet."""
+    return name.startswith(text) or (text.startswith(name) and not text[len(name) :].strip())
+
+
+def _properties(schema: object) -> Mapping[str, object]:
+    """Those of any of its choices."""
+    if not isinstance(schema, Mapping):
+        return {}
+    choices = (*as_list(schema.get("anyOf")), *as_list(schema.get("oneOf")))
+    found = dict(properties_of(schema))
+    for choice in choices:
+        found = {**_properties(choice), **found}
+    return found
 
 
 def _inside(text: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 
 from together.requests import Tool
 from together.text.call_parts import Brackets, Calls, Unread
-from together.text.tool_formats import CODER, ToolFormat, as_json, call_of, properties_of, text_of, typed
+from together.text.tool_formats import CODER, NUMBER, ToolFormat, as_json, call_of, properties_of, text_of, typed
 from together.text.tool_notation import read_notation
 
 Reading = Generator[None, None, bool]  # returns whether it was a call
@@ -149,7 +149,8 @@ class ToolCallReader:
                 return False
             at = at if end is None else end
         _, middle, after = style.parts()
-        name, at = yield from self._word(at, middle)
+        name, at = yield from self._word(at, middle.rpartition(NUMBER)[2])
+        name = style.plain_name(name)
         if at and not style.parameter:
             at = yield from self._past(_SPACES, at)
             read = self._noted if style.noted else self._begun
@@ -167,7 +168,7 @@ class ToolCallReader:
     def _noted(self, name: str, at: int) -> Reading:
         self.unread.take(at)
         self.calls.begin(name)
-        if (yield from read_notation(self.unread, self.calls)):
+        if (yield from read_notation(self.unread, self.calls, {"properties": self._properties.get(name, {})})):
             self.calls.finish()
         return True
 

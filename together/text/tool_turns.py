@@ -97,10 +97,14 @@ def _function(tool: Tool) -> Turn:
 
 def turns(messages: Sequence[Message], tool_format: ToolFormat, template: str) -> list[Turn]:
     names: dict[str, str] = {}  # of the last call of each id: clients number those of each answer anew
-    found = []
+    ids: dict[str, str] = {}  # in the template's way, alike
+    found, before = [], 0
     for message in messages:
         names |= {call.id: call.name for call in message.tool_calls}
-        found.append(_turn(message, names, tool_format))
+        for number, call in enumerate(message.tool_calls, before):
+            ids[call.id] = _id(call, tool_format, number)
+        before += len(message.tool_calls)
+        found.append(_turn(message, names, ids, tool_format))
     return _with_results(found) if tool_format.inside and RESULTS in template else found
 
 
@@ -118,7 +122,7 @@ def _with_results(found: Iterable[Turn]) -> list[Turn]:
     return inside
 
 
-def _turn(message: Message, names: Mapping[str, str], tool_format: ToolFormat) -> Turn:
+def _turn(message: Message, names: Mapping[str, str], ids: Mapping[str, str], tool_format: ToolFormat) -> Turn:
     turn: Turn = {"role": message.role, "content": _parts(message) if message.pictures else message.content}
     if tool_format.as_openai and message.tool_calls and not message.content:
         turn["content"] = None
@@ -128,9 +132,10 @@ def _turn(message: Message, names: Mapping[str, str], tool_format: ToolFormat) -
         # A harmony template takes one of both beside a call, and writes either as thoughts.
         turn |= {"content": "", tool_format.thoughts: f"{message.reasoning}{BETWEEN}{message.content}"}
     if message.tool_calls:
-        turn["tool_calls"] = [_call(call, tool_format) for call in message.tool_calls]
+        turn["tool_calls"] = [_call(call, ids[call.id], tool_format) for call in message.tool_calls]
     if message.role == "tool":
-        turn |= {"tool_call_id": _id(message.tool_call_id, tool_format), "name": names.get(message.tool_call_id, "")}
+        called = ids.get(message.tool_call_id) or _short(message.tool_call_id, tool_format)
+        turn |= {"tool_call_id": called, "name": names.get(message.tool_call_id, "")}
     return turn
 
 
@@ -153,11 +158,11 @@ def _spoken(message: Message, tool_format: ToolFormat) -> Message:
     return replace(message, content="\n".join(filter(None, (message.content, calls))), tool_calls=())
 
 
-def _call(call: ToolCall, tool_format: ToolFormat) -> Turn:
+def _call(call: ToolCall, shown_id: str, tool_format: ToolFormat) -> Turn:
     arguments = object_of(call)  # a model may have written text that is no object: it stays text
     is_text = arguments is None or tool_format.as_openai
     function = {"name": call.name, "arguments": (call.arguments or "{}") if is_text else arguments}
-    return {"id": _id(call.id, tool_format), "type": "function", "function": function}
+    return {"id": shown_id, "type": "function", "function": function}
 
 
 def object_of(call: ToolCall) -> dict[str, object] | None:
@@ -172,7 +177,14 @@ def _object(text: str) -> dict[str, object] | None:
     return found if isinstance(found, dict) else None
 
 
-def _id(call_id: str, tool_format: ToolFormat) -> str:
+def _id(call: ToolCall, tool_format: ToolFormat, number: int) -> str:
+    """As the template writes it, where it is a name and a number: clients have ids of ours."""
+    if tool_format.numbered:
+        return tool_format.written_id(call.name, number)
+    return _short(call.id, tool_format)
+
+
+def _short(call_id: str, tool_format: ToolFormat) -> str:
     """The id, shortened by its hash where the template takes short ones only."""
     if not tool_format.short_ids or _SHORT_ID.fullmatch(call_id):
         return call_id
