@@ -321,6 +321,7 @@ _ENGLISH = {
     "overlap": "layers {layers} are in two ranges",
     "beyond": "there are no layers {layers}: the model has {most}",
     "joined": "no stage can begin with layer {layer}: it, or one behind it, needs what an earlier layer's stage has",
+    "kept_together": "layers {runs:and} stay together on one machine: later ones need what an earlier one's stage has",
     "wrong_order": "the ranges are not in the order of the layers",
     "right_ranges": "right would be {shares}",
     "too_many": "the layers add up to {total}, the model has {layers}; take {takes:and}",

@@ -152,6 +152,8 @@ def shown_plan(edited: Edited, serial: int | None = None) -> Shown:
         "serial": serial,
         "name": draft.name,
         "layers": draft.problem.model.layers,
+        "joined": list(draft.problem.model.joined),
+        "together": _together(draft.problem),
         "sizing": _sizing(draft.problem),
         "rows": [_row(draft.problem, *pair) for pair in pairs],
         "recommended": list(draft.counts),
@@ -160,6 +162,12 @@ def shown_plan(edited: Edited, serial: int | None = None) -> Shown:
         "speed": _speed(outcome) if isinstance(outcome, PlanReport) and outcome.score.token_ms > 0 else None,
         "why": list(map(str, draft.answer.why)) if valid and not edited.is_changed else [],
     }
+
+
+def _together(problem: Problem) -> list[str]:
+    """Why the editor passes over some numbers of layers."""
+    runs = tuple(map(str, problem.model.runs))
+    return [str(say("kept_together", runs=runs))] if runs else []
 
 
 def _sizing(problem: Problem) -> str:

@@ -28,6 +28,26 @@
     }
     return counts;
   };
+  // Whether no machine begins with a layer that stays with those before it.
+  const legal = (counts, joined) => {
+    let reached = 0;
+    return counts.every((count) => {
+      const start = reached;
+      reached += count;
+      return !(count && joined.includes(start));
+    });
+  };
+  // The counts for the number of layers nearest to `wished` that can be, from there on by steps of `by`, or both ways
+  // where that is 0; null where none can.
+  const snapped = (before, index, wished, by, { layers, joined }) => {
+    for (let away = 0; away <= layers; away += 1) {
+      for (const count of by ? [wished + by * away] : [wished - away, wished + away]) {
+        const found = count >= 0 && count <= layers ? balanced(before, index, count, layers) : null;
+        if (found && legal(found, joined)) return found;
+      }
+    }
+    return null;
+  };
   const paragraphs = (className, texts) => texts.map((text) => element("p", className, text));
 
   const button = (id, className, text, action) => {
@@ -128,7 +148,19 @@
     };
     const step = (index, by) => {
       parts.editing = null;
-      set(balanced(parts.numbers, index, Math.min(parts.layers, Math.max(0, parts.numbers[index] + by)), parts.layers));
+      const found = snapped(parts.numbers, index, parts.numbers[index] + by, by, parts);
+      if (!found) return;
+      set(found);
+      send();
+    };
+    const left = (index) => { // a number that a person has typed becomes the nearest one that can be
+      if (!parts) return;
+      const { editing, before, numbers } = parts;
+      parts.editing = null;
+      if (editing !== index || legal(numbers, parts.joined)) return;
+      const found = snapped(before, index, numbers[index], 0, parts);
+      if (!found) return;
+      set(found);
       send();
     };
     const reset = () => {
@@ -148,7 +180,7 @@
       Object.assign(field, { type: "number", min: 0, max: parts.layers, step: 1, id: `split-layers-${index}`, value: row.count });
       field.setAttribute("aria-label", `layers of ${row.node}`);
       field.addEventListener("input", () => edit(index));
-      field.addEventListener("blur", () => { if (parts) parts.editing = null; });
+      field.addEventListener("blur", () => left(index));
       const less = button(`split-less-${index}`, "split-step", "−", () => step(index, -1));
       const more = button(`split-more-${index}`, "split-step", "+", () => step(index, 1));
       less.setAttribute("aria-label", `one layer less for ${row.node}`);
@@ -163,7 +195,7 @@
     };
 
     const build = (plan) => {
-      parts = { layers: plan.layers, numbers: plan.rows.map((row) => Number(row.count) || 0), editing: null };
+      parts = { layers: plan.layers, joined: plan.joined, numbers: plan.rows.map((row) => Number(row.count) || 0), editing: null };
       const editors = plan.rows.map(editor);
       const cells = plan.rows.map(() => ({ range: cell("Range"), ms: cell("ms"), memory: cell("Memory") }));
       const rows = plan.rows.map((row, index) => element("tr", null,
@@ -183,7 +215,7 @@
       parts.said.setAttribute("aria-live", "polite");
       planned = living();
       main.replaceChildren(element("div", "split-title", element("span", "model", plan.name), element("span", "faint", plan.sizing)),
-        parts.bar, parts.speed, table, parts.wrong, element("div", "split-buttons", parts.apply, parts.reset),
+        parts.bar, parts.speed, table, ...paragraphs("faint", plan.together), parts.wrong, element("div", "split-buttons", parts.apply, parts.reset),
         parts.said, loading, parts.stale, parts.why);
     };
 

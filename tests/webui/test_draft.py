@@ -66,7 +66,12 @@ def test_a_cut_between_layers_that_share_is_a_sentence() -> None:
     draft = draft_of(problem)
     shown = shown_plan(edit("6", "6", "0", draft=draft))
     assert shown["wrong"][0].startswith("no stage can begin with layer 6: it, or one behind it, needs what an")
-    assert shown_plan(Edited(draft, draft.counts))["wrong"] == []
+    whole = shown_plan(Edited(draft, draft.counts))
+    assert (whole["wrong"], whole["joined"]) == ([], [5, 6, 7])
+    assert whole["together"] == [
+        "layers 4:8 stay together on one machine: later ones need what an earlier one's stage has"
+    ]
+    assert shown_plan(edit("4", "8", "0"))["together"] == []
 
 
 def test_no_layer_at_all_is_a_sentence() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,8 @@ from tests.support.other_programs import LIBRARY, OllamaFolder
 from tests.support.patience import PATIENCE, PATIENCE_MS
 from tests.support.reading import faults
 from tests.webui.conftest import answers, ask, measurements, open_page, reads_well
+from tests.webui.test_draft import PROBLEM, draft_of
+from webui.draft import Edited, shown_plan
 
 MEASURED = 2 * PATIENCE_MS  # two nodes of one machine measure one after another
 
@@ -173,6 +176,34 @@ def test_what_one_machine_takes_its_neighbours_give(page: Page, three_nodes: Rea
     expect(page.locator("#split-said .good")).to_contain_text("twelve runs by this split", timeout=MEASURED)
     until(lambda: ranges(page, "#cluster-header") == ["0:11", "11:12"], PATIENCE, "the header shows the new split")
     assert log.read_text().count(odd) == 1
+
+
+# An editor of its own, which tells its counts to nobody but the test.
+DRAWN = """(plan) => {
+  const root = document.body.appendChild(document.createElement("div"));
+  window.told = [];
+  window.together.split(root, { value: plan }, () => {}, (_, data) => window.told.push(data.counts.map(Number)));
+}"""
+
+
+def test_the_editor_passes_over_cuts_that_cannot_be(page: Page, real_app: RealApp) -> None:
+    """As of a model whose last layers read what layer 4 keeps: with + and −, and where a typed number is left."""
+    draft = draft_of(replace(PROBLEM, model=replace(PROBLEM.model, joined=(5, 6, 7, 9))))
+    open_page(page, real_app)
+    page.evaluate(DRAWN, shown_plan(Edited(draft, ("4", "8", "0"))))
+    expect(page.locator(".faint", has_text="layers 4:8 and 8:10 stay together on one machine")).to_be_visible()
+    page.locator("#split-more-0").click()
+    assert counts(page) == [8, 4, 0]
+    page.locator("#split-more-0").click()
+    assert counts(page) == [10, 2, 0]
+    page.locator("#split-less-0").click()
+    page.locator("#split-less-0").click()
+    assert counts(page) == [4, 8, 0]
+    page.locator("#split-layers-1").fill("5")
+    assert counts(page) == [7, 5, 0]
+    page.locator("#split-layers-1").blur()
+    assert counts(page) == [8, 4, 0]
+    assert page.evaluate("window.told").pop() == [8, 4, 0]
 
 
 def test_what_does_not_fit_is_said_with_what_would(page: Page, real_app: RealApp) -> None:

@@ -6,6 +6,7 @@ Times are milliseconds, sizes bytes. Values may be measured or made up: one can 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import inf
 from operator import add
 
@@ -50,6 +51,12 @@ class ModelSize:
     def cuts(self) -> tuple[int, ...]:
         """The layers that a stage behind the first one may begin with."""
         return tuple(layer for layer in range(1, self.layers) if layer not in self.joined)
+
+    @property
+    def runs(self) -> tuple[LayerRange, ...]:
+        """Layers that no cut divides, where there are several."""
+        ends = (0, *self.cuts, self.layers)
+        return tuple(LayerRange(a, b) for a, b in pairwise(ends) if b - a > 1) if self.joined else ()
 
     @property
     def weight_bytes(self) -> float:
