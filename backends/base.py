@@ -65,6 +65,7 @@ class LoadRequest:
     home: Path  # where the sha256 of files is remembered
     progress: Callable[[float], None] = lambda fraction: None  # 0 to 1
     exact: bool = False  # products of quantized matrices keep activations in `dtype`, also where int8 were faster
+    stretched: bool = False  # rope turns by its factors for long sequences, where it has two sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +94,14 @@ class ShardShape:
     inputs: int = 0  # how wide is what comes beside hidden states, for these layers and those behind
     axes: int = 0  # of positions that rows may name; 0: none
     eyes: Eyes | None = None  # of a stage that sees pictures
+    longest: int | None = None  # sequence that it is loaded for, where its rope is another one beyond that
 
     @classmethod
     def of(cls, spec: ModelSpec, layers: LayerRange, dtype: Dtype) -> ShardShape:
         inputs = spec.inputs_behind(layers.start) if layers.start else 0
         last, axes = layers.stop == spec.layers, len(spec.sections)
-        return cls(spec.name, layers, last, spec.hidden_size, spec.vocab_size, dtype, inputs, axes)
+        sizes = spec.hidden_size, spec.vocab_size
+        return cls(spec.name, layers, last, *sizes, dtype, inputs, axes, longest=spec.trained)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +235,11 @@ def check_model(spec: ModelSpec, request: LoadRequest) -> None:
         raise BadPlan("{model}: {reason}; plan again", model=spec.name, reason=say("joined", layer=parted))
 
 
+def fitted(spec: ModelSpec, request: LoadRequest) -> ModelSpec:
+    """The model as it is loaded: with its rope for long sequences it takes any."""
+    return replace(spec, trained=None) if request.stretched else spec
+
+
 def cache_capacity(spec: ModelSpec, request: LoadRequest, backend: str) -> int:
     """Tokens in whole blocks that the granted memory leaves after weights, as `backend` holds them, and workspace.
 
@@ -296,6 +304,9 @@ def _row_fault(row: Row, shape: ShardShape) -> Sentence:
         return template("no tokens")
     if row.position < 0:
         return template("the position {position}", position=row.position)
+    if shape.longest is not None and row.position + len(row.token_ids) > shape.longest:
+        said = "tokens beyond {longest}, and the model is loaded for shorter sequences; load it with a longer context"
+        return template(said, longest=shape.longest)
     if not 0 <= min(row.token_ids) <= max(row.token_ids) < vocabulary:
         return template("a token outside the vocabulary of {vocabulary}", vocabulary=vocabulary)
     if row.positions and len(row.positions) != shape.axes:

@@ -384,6 +384,7 @@ class StagePlan:
     device: str  # "cpu", "cuda:0", "mps", "gpu"
     layers: LayerRange
     memory_bytes: int  # for weights and KV cache together; the node grants exactly this
+    stretched: bool = False  # whether rope turns by its factors for long sequences, where it has two sets
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import psutil
 
-from backends.base import LoadRequest, cache_capacity, check_model, in_words
+from backends.base import LoadRequest, cache_capacity, check_model, fitted, in_words
 from backends.on_mlx.config import refuse_dtype
 from backends.on_mlx.model import read_slice
 from backends.on_mlx.shard import MlxShard
@@ -52,7 +52,7 @@ def load(request: LoadRequest) -> MlxShard:
     refuse_dtype(read_config(request.folder), spec, request.dtype, request.device)
     with in_words(spec.name, "mlx-lm"):
         parts = read_slice(request, spec)
-    return MlxShard(spec, request.layers, request.dtype, capacity, parts)
+    return MlxShard(fitted(spec, request), request.layers, request.dtype, capacity, parts)
 
 
 def measure(folder: Path, device: str, dtype: Dtype, packed: PackedAs = PLAIN) -> DeviceProfile:

@@ -119,7 +119,7 @@ def refuse_ignored(config: dict[str, Any], spec: ModelSpec) -> None:
     """Raises UnsupportedModel for a configuration that mlx-lm would compute otherwise than transformers."""
     family = BY_NAME[spec.family]
     for parts in (config["rope_parameters"], *config["rope_parameters"].values()):
-        if isinstance(parts, dict) and "attention_factor" in parts:
+        if isinstance(parts, dict) and "attention_factor" in parts and parts["rope_type"] == "yarn":
             raise UnsupportedModel("{model} sets YaRN's attention_factor, which MLX does not run here", model=spec.name)
     ignored = ["attn_logit_softcapping"] if config.get("attn_logit_softcapping") else []
     ignored += [f"{key} {quoted(config[key])}" for key, fixed in family.mlx_fixed.items() if config[key] != fixed]

@@ -31,7 +31,7 @@ _MANY = {"cpu": (64, 1024), "gpu": (1024, 4096)}  # the rows, and the side of th
 
 def measure_model(folder: Path, dtype: Dtype, packed: PackedAs) -> DeviceProfile:
     """On this thread's default device. Raises what reading the model's description raises, and NotEnoughMemory."""
-    config, spec = read_config(folder), replace(read_shape(folder), tied=False)
+    config, spec = read_config(folder), replace(read_shape(folder), tied=False, trained=None)
     refuse_dtype(config, spec, dtype, mx.default_device().type.name)
     experts = BY_NAME[spec.family].experts
     if experts and config[experts]:

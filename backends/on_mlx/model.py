@@ -35,6 +35,7 @@ from together.models.families import BY_NAME
 from together.models.form import STACK
 from together.models.names import HEAD, shifted
 from together.models.needed import needed_tensors
+from together.models.rope import FACTORS, LONG, settled
 from together.models.spec import ModelSpec, read_config
 from together.models.state import Latent, Recurrent
 from together.sentences import template
@@ -207,7 +208,7 @@ class Slice:
 def read_slice(request: LoadRequest, spec: ModelSpec) -> Slice:
     """Build the range and read its tensors, layer by layer. Raises UnsupportedModel or BrokenModel."""
     layers = request.layers
-    config = read_config(request.folder)
+    config = settled(read_config(request.folder), stretched=request.stretched)
     model = empty_model(config, spec, layers)
     needed, dtype = needed_tensors(request.folder, layers, request.home).text, MX[request.dtype]
     path, halves = partial(_path, spec, layers.start), BY_NAME[spec.family].scored
@@ -333,9 +334,14 @@ def _rope(spec: ModelSpec, rope: Rope) -> Callable[..., mx.array]:
             if rope.kind == "proportional":
                 periods[rope.pairs :] = mx.inf
             return partial(mx.fast.rope, dims=dims, traditional=neighbours, base=None, scale=1.0, freqs=periods)
-        made: Any = model_module("rope_utils").initialize_rope(
-            dims, rope.theta, neighbours, rope.settings, spec.context
-        )
+        library: Any = model_module("rope_utils")
+        if rope.kind == LONG:
+            scale, factors = rope.settings["attention_factor"], rope.settings[FACTORS[0]]
+            long: Callable[..., mx.array] = library.SuScaledRoPE(
+                dims, rope.theta, long_factor=factors, long_mscale=scale
+            )
+            return long
+        made: Any = library.initialize_rope(dims, rope.theta, neighbours, rope.settings, spec.context)
         if rope.kind == "yarn" and rope.settings.get("truncate") is False:
             made._freqs = _yarn(rope, dims)
         turned: Callable[..., mx.array] = made

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from backends.base import LoadRequest, Shard, cache_capacity, check_model, in_words
+from backends.base import LoadRequest, Shard, cache_capacity, check_model, fitted, in_words
 from backends.on_torch.devices import cpu
 from backends.on_torch.processor import processor
 from together.cluster_types import Device, DeviceProfile
@@ -50,7 +50,7 @@ def load(request: LoadRequest) -> Shard:
 
     with in_words(spec.name, "transformers"):
         model, vision = read_model(request, spec, device), read_vision(request, spec, device)
-    shape = spec, request.layers, request.dtype
+    shape = fitted(spec, request), request.layers, request.dtype
     if device.type == "cpu":
         allow_token_steps(model, *shape)
     threads = threads_for(*shape, model, request.home, exact=request.exact) if device.type == "cpu" else None

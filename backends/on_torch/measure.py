@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ _MEMORY_SIDE = 8192  # a matrix of 256 MiB: more than most caches hold
 @torch.inference_mode()
 def measure_model(folder: Path, device: torch.device, dtype: Dtype, packed: PackedAs) -> DeviceProfile:
     """Raises what reading the model's description raises, and NotEnoughMemory."""
-    spec = read_shape(folder)
+    spec = replace(read_shape(folder), trained=None)
     model_class(spec.family)  # what is imported from here on would not count as overhead
     register_experts()
     return measure_shape(_TorchTimed(folder, spec, device, dtype, packed, torch.get_num_threads()), spec, dtype)

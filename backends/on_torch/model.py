@@ -35,6 +35,7 @@ from together.models.eyes import TOWER
 from together.models.families import BY_NAME
 from together.models.names import EMBED, HEAD, NORM, OPENING_UNIT, shifted, unit_of
 from together.models.needed import needed_tensors
+from together.models.rope import settled
 from together.models.spec import ModelSpec, read_config
 from together.types import Dtype, LayerRange
 
@@ -50,9 +51,9 @@ def _module(family: str) -> Any:
     return library(f"transformers.models.{name}.modeling_{name}")
 
 
-def range_config(folder: Path, family: str, layers: LayerRange, *, tied: bool) -> Any:
-    """The configuration of a model that has these layers only."""
-    raw = read_config(folder)
+def range_config(folder: Path, family: str, layers: LayerRange, *, tied: bool, stretched: bool = False) -> Any:
+    """The configuration of a model that has these layers only, and one rope."""
+    raw = settled(read_config(folder), stretched=stretched)
     changes = {"num_hidden_layers": len(layers), "tie_word_embeddings": tied, "use_cache": False}
     ranged = BY_NAME[family].ranged(raw, layers)
     with _quiet_and_in_order():
@@ -87,7 +88,8 @@ def read_model(request: LoadRequest, spec: ModelSpec, device: torch.device) -> A
     looked_up = _apart(sources, kind, pack=pack) if tied else None
     reader.total = sum(source.nbytes for source in sources.values())
     made = LayerRange(0, spec.layers) if first and spec.layer_inputs else layers  # it makes the inputs of all layers
-    config = range_config(request.folder, spec.family, made, tied=tied and looked_up is None)
+    alone = tied and looked_up is None
+    config = range_config(request.folder, spec.family, made, tied=alone, stretched=request.stretched)
     heads = take_heads(sources)
     join_rows(sources, BY_NAME[spec.family], read_config(request.folder), layers)
     found = sort_sources(sources, turned=BY_NAME[spec.family].scored)

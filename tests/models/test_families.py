@@ -10,6 +10,7 @@ from tests.support.families import WRAPPED, model_class
 from together.errors import BrokenModel, TogetherError, UnsupportedModel
 from together.models.config import effective
 from together.models.families import BY_NAME
+from together.models.rope import settled
 
 GEMMA: dict[str, Any] = {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "architectures")  # nobody reads their defaults
@@ -95,9 +96,15 @@ def test_what_a_file_does_not_say_is_what_transformers_assumes(family: str) -> N
         ({"model_type": "nemotron_h", "n_groups": 3}, BrokenModel, "n_groups = 3"),
         ({"model_type": "smollm3", "no_rope_layers": "all"}, BrokenModel, "no_rope_layers"),
         (
-            {"model_type": "phi3", "rope_scaling": {"type": "longrope"}},
+            {"model_type": "llama", "rope_scaling": {"type": "longrope"}},
             UnsupportedModel,
             "by 'longrope', which",
+        ),
+        ({"model_type": "phi3", "rope_scaling": {"type": "longrope"}}, BrokenModel, "short_factor = None"),
+        (
+            {"model_type": "phi3", "rope_scaling": {"type": "su", "short_factor": [1] * 6, "long_factor": [2] * 5}},
+            BrokenModel,
+            r"long_factor = \[2.0, ",
         ),
         ({"model_type": "phi3", "partial_rotary_factor": 2.0}, BrokenModel, "partial_rotary_factor = 2.0"),
         (
@@ -143,6 +150,20 @@ def test_what_a_file_does_not_say_is_what_transformers_assumes(family: str) -> N
 def test_values_that_are_none_are_named(config: dict[str, Any], error: type[TogetherError], said: str) -> None:
     with pytest.raises(error, match=said):
         effective("tiny", SHAPE | config)
+
+
+def test_a_rope_for_long_texts() -> None:
+    """In Phi-3.5's words, and by its class's own length where that is not said."""
+    factors = {"short_factor": [1] * 6, "long_factor": [2] * 6}
+    words = SHAPE | {"model_type": "phi3", "max_position_embeddings": 131072, "rope_scaling": {"type": "su"} | factors}
+    rope = effective("tiny", words)["rope_parameters"]
+    assert (rope["rope_type"], rope["original_max_position_embeddings"]) == ("longrope", 4096)
+    assert rope["attention_factor"] == pytest.approx(1.1902380714238083)
+    said = effective("tiny", words | {"original_max_position_embeddings": 131072})["rope_parameters"]
+    assert said["attention_factor"] == 1.0
+    for stretched, factor in ((False, 1.0), (True, 2.0)):
+        chosen = settled({"rope_parameters": rope}, stretched=stretched)["rope_parameters"]
+        assert chosen["short_factor"] == chosen["long_factor"] == [factor] * 6
 
 
 def test_layers_without_rope_may_have_a_window() -> None:

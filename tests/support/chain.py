@@ -54,9 +54,10 @@ def load_shard(
     memory: int = MEMORY,
     *,
     exact: bool = True,
+    stretched: bool = False,
 ) -> Shard:
     device = "gpu" if backend == "mlx" and _has_metal() else "cpu"
-    request = LoadRequest(folder, layers, device, dtype, memory, folder.parent, exact=exact)
+    request = LoadRequest(folder, layers, device, dtype, memory, folder.parent, exact=exact, stretched=stretched)
     return open_backend(backend).load(request)
 
 

@@ -13,6 +13,7 @@ from together.cluster.supervisor import StageProcess
 from together.cluster_types import Endpoint, StageOrder, StageState
 from together.engine.engine import Engine
 from together.errors import LoadFailed, RingBroken
+from together.models.rope import is_stretched
 from together.models.spec import ModelSpec, read_spec
 from together.planning.memory import stage_memory
 from together.ring import rpc
@@ -107,7 +108,8 @@ async def local_ring(
     stages = []
     for index, place in enumerate(places):
         memory = stage_memory(spec, place.layers, dtype, context, users, place.backend)
-        stage = StagePlan("local", place.backend, place.device, place.layers, memory)
+        stretched = is_stretched(spec.trained, context)
+        stage = StagePlan("local", place.backend, place.device, place.layers, memory, stretched)
         order = StageOrder(ring, "local", index, spec.ref(folder), stage, dtype, exact=exact)
         stages.append(StageProcess(Launch(order, str(folder), str(home), "local", HOST, PORTS), (HOST,), changed.set))
     try:

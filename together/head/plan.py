@@ -17,6 +17,7 @@ from together.models.form import PUBLISHED, form_title
 from together.models.generation import SamplingDefaults, read_sampling_defaults, sampling_mode
 from together.models.manifest import SMALL_FILES, describe
 from together.models.remarks import remark, remarks
+from together.models.rope import is_stretched
 from together.models.spec import ModelSpec, read_config, read_runnable, read_spec
 from together.models.units import missing_ranges
 from together.planning.explain import Infeasible
@@ -269,7 +270,8 @@ def _less(problem: Problem, name: str, size: int) -> Problem:
 
 def _stage(spec: ModelSpec, place: Placement, layers: LayerRange, sizing: Sizing) -> StagePlan:
     memory = stage_memory(spec, layers, sizing.dtype, sizing.context, sizing.users, place.device.backend)
-    return StagePlan(place.node, place.device.backend, place.device.name, layers, memory)
+    stretched = is_stretched(spec.trained, sizing.context)
+    return StagePlan(place.node, place.device.backend, place.device.name, layers, memory, stretched)
 
 
 def _lowered(sizing: Sizing, missing: Infeasible | None) -> tuple[Sentence, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isclose, isfinite, log
+from math import inf, isclose, isfinite, log, sqrt
 from typing import Any
 
 from together.errors import UnsupportedModel
@@ -17,6 +17,7 @@ from together.models.values import MOST_SHOWN, bad_value
 from together.wording import quoted
 
 _LENGTH = "original_max_position_embeddings"
+LONG, FACTORS = "longrope", ("short_factor", "long_factor")
 BETA = "llama_4_scaling_beta"  # how fast queries grow with their position; 0: not at all
 QUERIES_GROW = (BETA, _LENGTH)
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # what each needs, and what it may have
@@ -27,6 +28,7 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # what each needs
         ("factor", _LENGTH),
         ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
     ),
+    "longrope": (("short_factor", "long_factor", _LENGTH), ("attention_factor", "factor")),
     "proportional": ((), ("factor",)),  # periods by the whole head, of which a part is turned
 }
 
@@ -65,6 +67,7 @@ class _Reader:
     def read(self, given: Mapping[str, Any], base: str, theta: float) -> dict[str, Any]:
         """One set; `base` is where older files have its theta."""
         kind = given.get("rope_type") or given.get("type") or "default"
+        kind = LONG if kind == "su" else kind  # so the first files called it
         if not isinstance(kind, str) or kind not in self.family.rope_kinds:
             raise UnsupportedModel(
                 "{model} scales its rope by {kind}, which does not run here; {kinds} do",
@@ -79,6 +82,8 @@ class _Reader:
         for key in ("mscale", "mscale_all_dim"):
             if known.get(key) == 0:  # as good as absent
                 del known[key]
+        if kind == LONG:  # a class that has a length of its own goes by that
+            known[_LENGTH] = self.config.get(_LENGTH) or self.family.counts.get(_LENGTH)
         if _LENGTH in needed:
             known.setdefault(_LENGTH, self.config.get(_LENGTH) or self.context)
         if kind == "yarn" and "factor" not in known:
@@ -86,7 +91,16 @@ class _Reader:
         found = {key: self._number(known, key) for key in (*needed, *more) if key in known or key in needed}
         if kind == "yarn" and _is_usual(found):
             del found["attention_factor"]
+        if kind == LONG:
+            found = self._long(found)
         return {"rope_type": kind, "rope_theta": self._theta(given, base, theta), **part, **found}
+
+    def _long(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """With what queries and keys are multiplied by, which follows from lengths where nothing is said."""
+        factor = found.get("factor", self.context / found[_LENGTH])
+        usual = sqrt(1 + log(factor) / log(found[_LENGTH])) if factor > 1 else 1.0
+        factors = {key: value for key, value in found.items() if key != "factor"}
+        return {"attention_factor": usual, **factors}
 
     def _part(self, given: Mapping[str, Any]) -> dict[str, float]:
         """The part of each head that is turned, where that is not all of it."""
@@ -114,9 +128,39 @@ class _Reader:
         value: Any = values.get(key)
         if key == "truncate" and isinstance(value, bool):
             return value
+        if key in FACTORS:
+            return self._factors(key, value)
         if type(value) not in (int, float) or not isfinite(value) or value < 0 or (value == 0 and key != BETA):
             raise bad_value(self.name, key, value)
         return value if key == _LENGTH else float(value)
+
+    def _factors(self, key: str, value: object) -> list[float]:
+        if not isinstance(value, list) or not all(type(each) in (int, float) and 0 < each < inf for each in value):
+            raise bad_value(self.name, key, value)
+        return [float(each) for each in value]
+
+
+def settled(config: Mapping[str, Any], *, stretched: bool) -> dict[str, Any]:
+    """The effective configuration with one set of factors in the place of both, where its rope has two.
+
+    transformers takes the long ones for all tokens of a pass once it is longer than the texts of the training, so that
+    keys which are kept would change. Here a ring is loaded for one of both: `stretched`, the long one.
+    """
+    rope = config["rope_parameters"]
+    if rope.get("rope_type") != LONG:
+        return dict(config)
+    chosen = rope["long_factor" if stretched else "short_factor"]
+    return {**config, "rope_parameters": {**rope, **dict.fromkeys(FACTORS, chosen)}}
+
+
+def trained_length(rope: Mapping[str, Any]) -> int | None:
+    """Of effective parameters with two sets of factors: tokens of the texts that the short ones are for."""
+    return int(rope[_LENGTH]) if rope.get("rope_type") == LONG else None
+
+
+def is_stretched(trained: int | None, context: int) -> bool:
+    """Whether a ring for sequences up to `context` turns by the factors for long ones."""
+    return trained is not None and context > trained
 
 
 def _is_usual(yarn: Mapping[str, Any]) -> bool:

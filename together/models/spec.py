@@ -41,6 +41,7 @@ from together.models.packing import Packing
 from together.models.quantization import Zeros, declared_groups, foreign_quantization, zeros_of
 from together.models.reading import Published, read_published, tensors_of
 from together.models.recognise import check_groups, find_matrices
+from together.models.rope import trained_length
 from together.models.state import CacheSize, LayerState, endless, recurrent_widths, sequence_tokens
 from together.models.stored import undone
 from together.types import DTYPE_BYTES, Dtype, LayerRange, ModelRef, PackedAs, model_key
@@ -78,6 +79,7 @@ class ModelSpec:
     joined: tuple[int, ...] = ()  # layers that no stage may begin with, as the family says
     sections: tuple[int, ...] = ()  # pairs of a head that each axis of positions turns, where there are several
     eyes: Eyes | None = None  # with which a first stage sees pictures
+    trained: int | None = None  # tokens up to which its rope has factors of its own, where it has two sets
 
     @property
     def packings(self) -> tuple[Packing, ...]:
@@ -138,7 +140,7 @@ class ModelSpec:
         For trials with a part of a model that could be a stage, on prompts that are shorter than any window.
         """
         kept = tuple(map(endless, self.states[first : first + count]))
-        return replace(self, layers=layers, states=(self.states[0], *kept), joined=())
+        return replace(self, layers=layers, states=(self.states[0], *kept), joined=(), trained=None)
 
     @property
     def state_width(self) -> int:
@@ -288,9 +290,9 @@ def shape_of(name: str, published: dict[str, Any], revision: str = "") -> tuple[
     )
     if spec.family != TOY:
         family = BY_NAME[spec.family]
-        sections = tuple(config["rope_parameters"].get("mrope_section", ()))
-        inputs = family.layer_inputs(config)
-        spec = replace(spec, joined=family.joined(config), layer_inputs=inputs, sections=sections)
+        rope, inputs = config["rope_parameters"], family.layer_inputs(config)
+        sections, trained = tuple(rope.get("mrope_section", ())), trained_length(rope)
+        spec = replace(spec, joined=family.joined(config), layer_inputs=inputs, sections=sections, trained=trained)
     return spec, config
 
 

@@ -234,6 +234,7 @@ class Stage:
             home=Path(self._launch.home),
             progress=lambda fraction: self._emit(StageEvent("progress", progress=fraction)),
             exact=self._order.exact,
+            stretched=plan.stretched,
         )
         return open_backend(plan.backend).load(request)
 

@@ -307,18 +307,20 @@ class Threads(_message.Message):
     def __init__(self, few: _Optional[int] = ..., many: _Optional[int] = ...) -> None: ...
 
 class StagePlan(_message.Message):
-    __slots__ = ("node", "backend", "device", "layers", "memory_bytes")
+    __slots__ = ("node", "backend", "device", "layers", "memory_bytes", "stretched")
     NODE_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STRETCHED_FIELD_NUMBER: _ClassVar[int]
     node: str
     backend: str
     device: str
     layers: LayerRange
     memory_bytes: int
-    def __init__(self, node: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., layers: _Optional[_Union[LayerRange, _Mapping]] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    stretched: bool
+    def __init__(self, node: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., layers: _Optional[_Union[LayerRange, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., stretched: _Optional[bool] = ...) -> None: ...
 
 class Source(_message.Message):
     __slots__ = ("endpoint", "units")
