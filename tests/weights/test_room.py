@@ -87,10 +87,14 @@ def test_who_needs_room_at_once_lets_go_once(home: Path, plain: Path) -> None:
 
 
 def test_what_was_let_go_is_told_for_a_while() -> None:
-    lately = LatelyGone()
-    old, new = (LetGo("tiny", form, 10, time.time() - age) for form, age in (("4 bit", SHOWN_FOR + 1), ("8 bit", 1.0)))
+    now = [0.0]
+    lately = LatelyGone(lambda: now[0])
+    old, new = (LetGo("tiny", form, 10, time.time()) for form in ("4 bit", "8 bit"))
     lately.note(old)
+    now[0] = 2.0
     lately.note(new)
+    assert lately.shown() == (old, new)
+    now[0] = SHOWN_FOR + 1
     assert lately.shown() == (new,)
 
 

@@ -246,9 +246,13 @@ class Agent:
 
         It stays awake while stages work.
         """
-        clock = asyncio.get_running_loop().time
+        clock, beat = asyncio.get_running_loop().time, self.settings.heartbeat
         while True:
-            await asyncio.sleep(self.settings.heartbeat)
+            before = clock()
+            await asyncio.sleep(beat)
+            slept = clock() - before - beat
+            if slept > beat:  # this machine did, so nobody could renew
+                self._renewed = {head: at + slept for head, at in self._renewed.items()}
             loaded = (stage.status for stage, _ in self._stages.values())
             self._strain = self._gauge.read(stage.pid for stage in loaded if stage.state is StageState.READY)
             self._life = await self._lives.read(self.identity.endpoint.addresses)

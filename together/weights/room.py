@@ -59,15 +59,16 @@ def log_let_go(gone: LetGo) -> None:
 class LatelyGone:
     """What a cache let go in the last minutes, for whoever looks; any thread may `note`."""
 
-    _noted: deque[LetGo] = field(default_factory=lambda: deque(maxlen=_SHOWN))
+    clock: Callable[[], float] = time.monotonic  # the machine's own time of day may be set
+    _noted: deque[tuple[float, LetGo]] = field(default_factory=lambda: deque(maxlen=_SHOWN))
 
     def note(self, gone: LetGo) -> None:
         log.info("%s", gone.sentence)  # the page and terminals say it
-        self._noted.append(gone)
+        self._noted.append((self.clock(), gone))
 
     def shown(self) -> tuple[LetGo, ...]:
-        now = time.time()
-        return tuple(gone for gone in tuple(self._noted) if now - gone.at < SHOWN_FOR)
+        now = self.clock()
+        return tuple(gone for at, gone in tuple(self._noted) if now - at < SHOWN_FOR)
 
 
 @dataclass(frozen=True, slots=True)
