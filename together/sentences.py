@@ -151,6 +151,8 @@ _ENGLISH = {
     "lacks_memory": "other programs on {node} need {size:size} more memory than is free there: {remedy}",
     "move_layers": "move {count} {count:plural layer|layers} of {model} to {nodes:and}: python3 launch.py load {model} "
     "--layers {shares}",
+    "cable_gain": "{nodes:and} {nodes:plural is|are} on Wi-Fi: with {nodes:plural a cable|cables} {model} would make "
+    "about {then:.1f} tokens/s instead of {now:.1f}",
     "on_battery": "{node} runs on its battery, {left} % of it are left, and computes for {models:and}; plug it in",
     "move_away": "or move {model}: python3 launch.py load {model} --layers {shares}",
     "pictures_none": "{model} sees no pictures; send text alone, or load a model that sees, as Qwen3-VL",

@@ -28,7 +28,7 @@ from together.cluster_types import (
     StageState,
     StageStatus,
 )
-from together.desktop.app_status import AppServing, AppStatus
+from together.desktop.app_status import AppNote, AppServing, AppStatus
 from together.desktop.doctor import doctor_json, problems, show
 from together.desktop.doctor_facts import (
     App,
@@ -52,7 +52,7 @@ from together.jsonfile import write_json
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem
 from together.settings import Settings
 from together.types import LayerRange, ModelRef, Plan, StagePlan, Threads
-from together.view import ServingState
+from together.view import NoteKind, ServingState
 from together.weights.find import BUNDLED
 
 GB = 10**9
@@ -91,6 +91,12 @@ RING = App(
     links=(Link("studio", "mini", 2.0),),
     ring=(RingStage("studio", LayerRange(0, 8), 30.0, Threads(1, 2)), RingStage("mini", LayerRange(8, 16), 8.0)),
     place="studio",
+)
+
+
+NOTES = (
+    AppNote("mini", NoteKind.MEMORY, "other programs on mini need 0.5 GB: unload toy"),
+    AppNote("studio", NoteKind.LINK, "studio is on Wi-Fi"),
 )
 
 
@@ -212,6 +218,8 @@ def test_nodes_that_failed_or_are_of_another_version() -> None:
 
 
 def test_an_app_whose_links_were_not_measured() -> None:
+    (found,) = sentences(app=replace(RING, notes=NOTES))
+    assert found == "other programs on mini need 0.5 GB: unload toy"
     (found,) = sentences(app=App("http://127.0.0.1:1", trouble="it went away"))
     assert "were not measured (it went away)" in found
 
@@ -336,6 +344,12 @@ def test_everything_is_shown() -> None:
         "nothing is wrong",
     ):
         assert words in text
+
+
+def test_what_the_app_says_of_machines_is_shown_once() -> None:
+    text = shown(replace(HEALTHY, app=replace(RING, notes=NOTES)))
+    assert text.count("studio is on Wi-Fi") == text.count("other programs on mini need 0.5 GB: unload toy") == 1
+    assert text.index("studio is on Wi-Fi") < text.index("to fix:") < text.index("other programs on mini")
 
 
 def test_kernels_that_were_tried_are_shown(tmp_path: Path) -> None:

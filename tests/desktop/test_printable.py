@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from together.cluster_types import Device, Endpoint, NodeState, NodeStatus, StageState, StageStatus
-from together.desktop.app_status import AppLimit, AppServing, AppStatus
+from together.desktop.app_status import AppLimit, AppNote, AppServing, AppStatus
 from together.desktop.logs import BEGINS
 from together.desktop.show import Formatter, draw_stages, one_line, print_table, printable, show_status
 from together.sentences import say
 from together.types import LayerRange
-from together.view import ServingState
+from together.view import NoteKind, ServingState
 
 EVIL = "a\x1b]0;title\x07\x1b[2Jb\r\nc\u202ed"
 ESCAPED = r"a\x1b]0;title\x07\x1b[2Jb\r\nc\u202ed"
@@ -74,7 +74,8 @@ def status() -> AppStatus:
         (stage,),
     )
     serving = AppServing(ServingState.WAITING, EVIL, None, "r", f"{EVIL} waits")
-    return AppStatus((node,), serving, f"{EVIL} is slow", f"Last: {EVIL}.", (AppLimit(EVIL),), EVIL)
+    notes = (AppNote("id", NoteKind.MEMORY, f"other programs on {EVIL} need memory"),)
+    return AppStatus((node,), serving, f"{EVIL} is slow", f"Last: {EVIL}.", (AppLimit(EVIL),), EVIL, notes=notes)
 
 
 def test_status_shows_names_advice_and_offer_as_text() -> None:
@@ -83,7 +84,8 @@ def test_status_shows_names_advice_and_offer_as_text() -> None:
     shown = stream.getvalue()
     assert "\x1b" not in shown
     assert "\r" not in shown
-    assert shown.count(ESCAPED) == 9
+    assert shown.count(ESCAPED) == 10
+    assert f"other programs on {ESCAPED} need memory" in shown
     assert f"better: {ESCAPED} is slow; move to it with: python3 launch.py balance" in shown
     assert f"Last: {ESCAPED}. Load it with: python3 launch.py load" in shown
 

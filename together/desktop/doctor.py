@@ -18,6 +18,7 @@ from together.desktop.doctor_facts import App, Facts, Measured, facts_json, gath
 from together.desktop.show import GB, print_lines, print_table, threads_text, working
 from together.errors import BadSetting
 from together.settings import Settings
+from together.view import NoteKind
 from together.weights.find import resolve_model
 from together.wording import size_text, sizes_text, times_text
 
@@ -46,13 +47,13 @@ def run_doctor(settings: Settings, model: str | None, as_json: bool) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What is wrong and how to fix it."""
+    """What is wrong and how to fix it; what another one found out says both."""
 
     what: str
-    fix: str
+    fix: str = ""
 
     def __str__(self) -> str:
-        return as_typed(f"{self.what}: {self.fix}")
+        return as_typed(f"{self.what}: {self.fix}" if self.fix else self.what)
 
 
 def problems(facts: Facts) -> tuple[Diagnosis, ...]:
@@ -137,6 +138,9 @@ def _cluster(facts: Facts) -> Iterator[Diagnosis]:
         if node.version != facts.version:
             fix = "in the folder of the older one run git pull, then start it again"
             yield Diagnosis(f"node {node.name} runs together {node.version} and this machine {facts.version}", fix)
+    for note in facts.app.notes:
+        if note.kind is NoteKind.MEMORY:
+            yield Diagnosis(note.text)
 
 
 def _links(facts: Facts) -> Iterator[Diagnosis]:
@@ -246,6 +250,7 @@ def _disturbed(item: Measured) -> str:
 
 def _show_app(app: App, console: Console) -> None:
     print_lines([f"app {app.url}, {len(app.nodes)} nodes" + ("" if app.ring else ", no model is loaded")], console)
+    print_lines((note.text for note in app.notes if note.kind is not NoteKind.MEMORY), console)
     print_table(("node", "state", "cause"), ((node.name, node.state, node.cause) for node in app.nodes), console)
     links = ((f"{link.a} – {link.b}", "no way" if link.ms is None else link.ms) for link in app.links)
     print_table(("link", "ms for a token"), links, console)

@@ -25,7 +25,7 @@ from together.cluster.discovery import Discovery, Hint
 from together.cluster.identity import PORTS, machine_id, node_name, own_addresses, port_blocks
 from together.cluster.profiling import Profiler, default_backend, find_devices
 from together.cluster_types import Device, DeviceProfile, Endpoint, KeptChoices, MeasureOrder, NodeStatus
-from together.desktop.app_status import AppStatus
+from together.desktop.app_status import AppNote, AppStatus
 from together.desktop.bench.shapes import SHAPES
 from together.desktop.client import RunningApp, find_running
 from together.errors import AppError, TogetherError
@@ -125,6 +125,7 @@ class App:
     ring: tuple[RingStage, ...] = ()
     place: str = ""
     trouble: str = ""
+    notes: tuple[AppNote, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,16 +338,16 @@ async def hear_ourselves(settings: Settings, seconds: float = HEAR_WITHIN) -> Mu
 
 def look_at(running: RunningApp) -> App:
     """The nodes and links that the app sees; it measures what it does not know."""
-    nodes: tuple[NodeStatus, ...] = ()
+    nodes, notes = tuple[NodeStatus, ...](), tuple[AppNote, ...]()
     try:
         status = running.status()
-        nodes = status.nodes
+        nodes, notes = status.nodes, status.notes
         if not nodes:
-            return App(running.url)
+            return App(running.url, notes=notes)
         problem = parse_cluster(json.dumps(running.ask("cluster", {})))
     except TogetherError as error:
-        return App(running.url, nodes, trouble=str(error))
-    return App(running.url, nodes, problem.links, ring_of(status, problem), problem.head or "")
+        return App(running.url, nodes, trouble=str(error), notes=notes)
+    return App(running.url, nodes, problem.links, ring_of(status, problem), problem.head or "", notes=notes)
 
 
 def ring_of(status: AppStatus, problem: Problem) -> tuple[RingStage, ...]:

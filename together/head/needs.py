@@ -16,13 +16,14 @@ from together.cluster.claims import MEMORY, pool_of, pool_of_name
 from together.cluster.survey import Placement
 from together.cluster_types import NodeStatus
 from together.errors import TogetherError
+from together.head.cables import cable_gain, places_of, wireless_nodes
 from together.head.machines import Machines
 from together.head.plan import PlannedModel, plan_of
 from together.head.room import assigned, plan_within
 from together.head.service import Service
 from together.head.services import Services
 from together.sentences import Sentence, say
-from together.types import LayerRange, Plan
+from together.types import DTYPE_BYTES, LayerRange, Plan
 from together.view import MachineNote, NoteKind
 
 ADVISED_AFTER = 3.0  # seconds: what caches give back is seen by then
@@ -71,7 +72,9 @@ class Needs:
         for need in self._needs.values():
             if self.clock() - need.since >= ADVISED_AFTER:
                 await self._advise(need, [service for service in served if _bytes_on(service, need)])
-        notes = tuple(note for said in self._advised.values() for note in said.notes) + tuple(self._batteries())
+        wireless = await wireless_nodes(self.machines.surveyor)
+        advice = (note for said in self._advised.values() for note in said.notes)
+        notes = (*advice, *self._batteries(), *self._cables(wireless))
         if notes != self.notes:
             self.notes = notes
             self.machines.membership.changed.notify()
@@ -147,6 +150,18 @@ class Needs:
             if held and node.life is not None and node.life.battery is not None:
                 text = say("on_battery", node=node.name, left=node.life.battery, models=tuple(held))
                 yield MachineNote(node.id, NoteKind.BATTERY, text)
+
+    def _cables(self, wireless: frozenset[str]) -> Iterator[MachineNote]:
+        """Where Wi-Fi costs: known of plans for which speeds were measured."""
+        for service in self.services.by_name.values():
+            found, plan = service.estimate, service.loader.plan
+            if found is None or found.plan != plan:
+                continue
+            places = places_of(found.survey, wireless)
+            size = service.opened.spec.state_width * DTYPE_BYTES[plan.dtype]
+            if gain := cable_gain(service.name, found.survey.problem, found.split, places, size):
+                held = [stage.node for stage in plan.stages if stage.node in wireless]
+                yield MachineNote(next(iter(held), ""), NoteKind.LINK, gain)
 
 
 def _bytes_on(service: Service, need: _Need) -> int:

@@ -26,6 +26,8 @@ class PlannedPace:
 
     plan: Plan
     score: Score
+    survey: Survey
+    split: Split
 
 
 def estimate_of(plan: Plan, survey: Survey) -> PlannedPace | None:
@@ -35,7 +37,7 @@ def estimate_of(plan: Plan, survey: Survey) -> PlannedPace | None:
     if not all(name for name, _ in held):
         return None
     split = Split(tuple(Assignment(name, layers) for name, layers in held))
-    return PlannedPace(plan, score_of(survey.problem, split))
+    return PlannedPace(plan, score_of(survey.problem, split), survey, split)
 
 
 @dataclass(frozen=True, slots=True)

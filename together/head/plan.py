@@ -11,6 +11,7 @@ from pathlib import Path
 from backends.on_mlx.config import refuse_dtype, refuse_ignored
 from together.cluster.survey import Placement, Speeds, Survey, Surveyor, best_of_each
 from together.errors import BadPlan, BadSetting, BrokenModel, UnsupportedModel
+from together.head.cables import cable_gain, places_of, wireless_nodes
 from together.models.config import TOY
 from together.models.folder import require_whole
 from together.models.form import PUBLISHED, form_title
@@ -31,7 +32,7 @@ from together.sentences import Sentence, say
 from together.settings import Settings
 from together.text.pictures import read_sight
 from together.text.tokenizer import TextModel
-from together.types import Dtype, LayerRange, ModelRef, Plan, StagePlan
+from together.types import DTYPE_BYTES, Dtype, LayerRange, ModelRef, Plan, StagePlan
 from together.weights.find import BUNDLED, resolve_model
 from together.weights.hub import describe_hub
 from together.weights.hub_orders import check_hub_orders
@@ -199,9 +200,20 @@ async def plan_model(
         if not request.names_nodes and request.strategy not in NEED_SPEEDS:
             placements = best_of_each(placements)
         survey = await surveyor.survey(opened.spec, opened.config, sizing, speeds, placements)
-        return await asyncio.to_thread(plan_on, survey, opened, request, sizing)  # up to 0.3 s for eight nodes
+        found = await asyncio.to_thread(plan_on, survey, opened, request, sizing)  # up to 0.3 s for eight nodes
+        if isinstance(found, Infeasible) or speeds is Speeds.NONE:
+            return found
+        return _with_cables(found, await wireless_nodes(surveyor))
 
     return await first_that_fits(sizings(opened, request, settings), plan_at)
+
+
+def _with_cables(planned: PlannedModel, wireless: Collection[str]) -> PlannedModel:
+    """It says what cables would give."""
+    opened, answer = planned.opened, planned.answer
+    size, places = opened.spec.state_width * DTYPE_BYTES[planned.sizing.dtype], places_of(planned.survey, wireless)
+    gain = cable_gain(opened.ref.name, answer.problem, answer.split, places, size)
+    return replace(planned, answer=replace(answer, why=(*answer.why, gain))) if gain else planned
 
 
 async def first_that_fits(
