@@ -161,6 +161,12 @@ class Shard(Protocol):
         Returns what its steps get from now on; None where that is not for it to choose. May take a second.
         """
 
+    def limit(self, percent: int) -> None:
+        """The next steps may use so much of its processors: stages of other models compute there, too. Costs nothing.
+
+        Told before each step. Harmless where that is not for it to choose.
+        """
+
     def step(self, batch: Batch, hidden: Activation | None) -> StepOutput:
         """Apply the orders, run the rows, commit lengths.
 

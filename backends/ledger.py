@@ -218,6 +218,9 @@ class LedgerShard(ABC, Generic[Array]):
         """Nothing to choose, unless a framework overrides it."""
         return None
 
+    def limit(self, percent: int) -> None:
+        """Nothing to choose, unless a framework overrides it."""
+
     def step(self, batch: Batch, hidden: Activation | None) -> StepOutput:
         rows, refusals, given = self._begin(batch, hidden)
         if not rows:

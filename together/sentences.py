@@ -242,6 +242,13 @@ _ENGLISH = {
     "larger model that counts for less",
     "slow_links": "the messages between the app and {nodes:and} take {measured:ms} instead of {expected:ms}; use a "
     "cable instead of Wi-Fi, or move nearer to the router",
+    "shares": "{model} and {others:and} share {nodes:and}: while all answer, {model} makes about {rate:.1f} tokens/s "
+    "for one person",
+    "shares_part": "{model} and {others:and} share {nodes:and}: while all answer, each has a part of the processors",
+    "plan_shares": "{others:and} {others:plural computes|compute} on {nodes:and}, too: while all answer, expect about "
+    "{rate:.1f} tokens/s",
+    "plan_shares_part": "{others:and} {others:plural computes|compute} on {nodes:and}, too: while all answer, each has "
+    "a part of the processors",
     "unknown_cause": "most of the time is lost on {node}, which reports no reason; on that machine run: python3 "
     "launch.py doctor",
     # Advice, offers and limits.

@@ -331,6 +331,7 @@ class Frame:
     results: tuple[RowResult, ...] = ()
     failure: Failure | None = None
     timings: tuple[StageTiming, ...] = ()  # one entry per stage passed
+    shares: tuple[int, ...] = ()  # percent of its processors that each stage may use; (): all, for every stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,7 @@ class ServedModel:
     advice: Sentence = NOTHING  # a better plan than the one that serves
     pace: TokenPace | None = None  # None: until the first answers
     keep: bool = False  # no other model may have its memory
+    sharing: Sentence = NOTHING  # which models compute on its machines, too, and what that costs
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,9 +97,8 @@ def build(head: Head, events: Events) -> gr.Blocks:
             return gr.update(choices=names, value=name if name in names else next(iter(names), ""))
 
         async def move() -> None:
-            served = list(head.services.by_name.values())
-            advised = [service.name for service in served if service.shown().advice]
-            for name in advised or [each.name for each in served[:1]] or [""]:
+            advised = [shown.serving.model for shown in head.services.shown() if shown.advice]
+            for name in advised or [*head.services.by_name][:1] or [""]:
                 await head.rebalance(name)
 
         for trigger in (page.load, to_defaults.click):  # page.js clicks for another model, too

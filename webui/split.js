@@ -265,7 +265,9 @@
 
     window.together.onDraw.push(() => {
       const view = window.together.view();
-      pace.replaceChildren(...(view && view.pace ? paragraphs(["", "faster"].includes(view.pace.cause) ? "faint" : "cause", [view.pace.text]) : []));
+      const shared = ((view && view.services) || []).map((one) => one.sharing).filter(Boolean);
+      const paced = view && view.pace ? paragraphs(["", "faster"].includes(view.pace.cause) ? "faint" : "cause", [view.pace.text]) : [];
+      pace.replaceChildren(...paced, ...paragraphs("faint", shared));
       loading.replaceChildren(...loadingRows(view));
       gone.replaceChildren(...letGo(view));
       if (!parts) return;

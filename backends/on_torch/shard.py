@@ -88,6 +88,10 @@ class TorchShard(LedgerShard[Tensor]):
     def share(self, stages: int) -> Threads | None:
         return self._threads.choose(stages) if self._threads is not None else None
 
+    def limit(self, percent: int) -> None:
+        if self._threads is not None and self._device.type == "cpu":
+            self._threads.limit(percent)
+
     @torch.inference_mode()
     def step(self, batch: Batch, hidden: Activation | None) -> StepOutput:
         return super().step(batch, hidden)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 
 import torch
@@ -79,6 +79,7 @@ class StepThreads:
         self._most = torch.get_num_threads()
         self._shape, self._trial, self._home = shape, trial, home
         self.chosen = Threads(self._most, self._most)
+        self._limit = self._most
 
     def choose(self, sharing: int) -> Threads:
         """The threads that steps get from now on; `sharing` as in ThreadTimes. Raises what a step raises."""
@@ -89,7 +90,14 @@ class StepThreads:
 
     def use(self, tokens: int) -> None:
         """Let the calling thread's next products be computed as a step of so many tokens."""
-        torch.set_num_threads(self.chosen.few if tokens <= FEW else self.chosen.many)
+        torch.set_num_threads(min(self._limit, self.chosen.few if tokens <= FEW else self.chosen.many))
+
+    def limit(self, percent: int) -> None:
+        """No step gets more than so much of all threads from now on, and one at least; of a half one, none.
+
+        Two that get a half each must not have more of them than there are.
+        """
+        self._limit = max(1, ceil(self._most * percent / 100 - 0.5))
 
     def _times(self) -> ThreadTimes:
         measure = partial(step_times, self._trial, counts_to(self._most))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import RealApp
+from tests.support.checksum import EOS, QUIET, make_checksum_model
 from together.desktop.bench.engine import percentiles
 from together.desktop.bench.serve import Exchange, report
 
@@ -33,6 +34,22 @@ def test_what_the_server_adds_to_the_engine(real_app: RealApp) -> None:
     found = bench(real_app, "--overhead", "--rounds", "1", "--new", "10")
     assert min(found["first_ms"], found["per_token_ms"]) > 0
     assert all(math.isfinite(found[name]) for name in ("added_first_ms", "added_per_token_ms"))
+
+
+def test_a_stream_alone_and_beside_another_model(lent_app: RealApp) -> None:
+    """And a model by its name, where several are served."""
+    other = make_checksum_model(lent_app.home.parent / "other", layers=3, seed=5, quiet_ids=(*QUIET, EOS))
+    lent_app.post("/control/load", {"model": str(other), "beside": True}).raise_for_status()
+    try:
+        found = bench(lent_app, "--model", "other", "-c", "1", "--requests", "1", "--new", "10")
+        assert (found["model"], found["answered"]) == ("other", 1)
+        found = bench(lent_app, "--model", "toy", "--beside", "other", "-c", "2", "--rounds", "2", "--new", "40")
+        assert (found["model"], found["beside"], found["streams"], found["rounds"]) == ("toy", "other", 2, 2)
+        assert min(value for value in found.values() if isinstance(value, float)) > 0
+        done = lent_app.command("bench", "serve", "--url", lent_app.url, "--model", "none-such", "--json")
+        assert (done.returncode, "serves toy and other; none-such is none of them" in done.stderr) == (2, True)
+    finally:
+        lent_app.post("/control/unload", {"model": "other"}).raise_for_status()
 
 
 def test_nobody_there_is_a_sentence(real_app: RealApp) -> None:

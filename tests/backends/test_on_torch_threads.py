@@ -19,7 +19,10 @@ from tests.backends.conftest import Checkpoints
 from tests.support.chain import Chain, load_shard, new_sequence, row
 from tests.support.families import BY_NAME, LAYERS, prompt_ids
 from together.models.spec import read_spec
-from together.types import LayerRange, Threads
+from together.ring import wire
+from together.ring.links import Arrival
+from together.ring.stage import StepRunner
+from together.types import HEAD, Batch, Fault, Frame, LayerRange, StreamKey, Threads
 
 QUIET_TIMES = ThreadTimes((1, 2), (1.0, 2.0), (1.0, 0.6), 0.0, 0.0)  # threads cost a token and serve a prompt
 
@@ -153,6 +156,22 @@ def test_steps_get_what_was_chosen(two_threads: None, tmp_path: Path) -> None:
     assert given == []
 
 
+@pytest.mark.parametrize(
+    ("most", "percent", "count"),
+    [(2, 100, 2), (2, 50, 1), (2, 80, 2), (2, 33, 1), (3, 50, 1), (4, 67, 3), (8, 50, 4), (16, 33, 5), (1, 50, 1)],
+)
+def test_a_part_of_the_processors_is_so_many_threads(most: int, percent: int, count: int) -> None:
+    """Two halves of three are one each: with more threads than processors both would wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(most)
+    threads = StepThreads("a shape", lambda: lambda tokens: None)
+    for part, expected in ((percent, count), (100, most)):
+        threads.limit(part)
+        threads.use(1)
+        assert torch.get_num_threads() == expected
+    torch.set_num_threads(before)
+
+
 def test_where_there_is_one_thread_nothing_is_tried() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -165,6 +184,21 @@ def test_where_there_is_one_thread_nothing_is_tried() -> None:
 
 
 # --- of a loaded shard ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shares", "count"), [((), 2), ((50,), 1), ((100, 50), 2), ((0,), 1), ((5000,), 2)])
+def test_a_frame_says_what_its_stages_may_use(
+    two_threads: None, checkpoint: Checkpoints, shares: tuple[int, ...], count: int
+) -> None:
+    """And goes on with what those behind may."""
+    shard = load_shard(checkpoint("llama"), "torch", LayerRange(0, 1))
+    runner = StepRunner(shard, LAYERS, "anna", lambda error: Fault.OTHER)
+    frame = Frame(1, Batch((row(new_sequence(), 0, [1, 2], at="none"),)), shares=shares)
+    answer = runner(Arrival(StreamKey("ring", 0, HEAD), wire.FRAME.encode(frame), 0.0), 0.0)
+    assert torch.get_num_threads() == count
+    found = wire.FRAME.decode(answer)
+    assert (found.failure, found.shares) == (None, shares)
+    shard.close()
 
 
 def keep(home: Path, times: ThreadTimes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from together.head.service import advise, drift_of
+from together.head.balance import advise, drift_of
 from together.planning.problem import Link, ModelSize, NodeProfile, Problem
 from together.planning.recommend import recommend
 from together.planning.score import score_of

@@ -39,9 +39,13 @@ def test_both_are_shown_and_the_chosen_one_answers(page: Page, real_app: RealApp
         page.get_by_role("option", name="second (in service)").click()
         page.locator("#split-recommend").click()
         expect(page.locator("#split-panel")).to_contain_text("a token takes")
+        expect(page.locator("#split-panel")).to_contain_text("toy computes on ")
         status = real_app.command("status").stdout
         assert "second is ready on" in status
         assert "toy is ready on" in status
+        for said in (status, page.locator("#split-pace").inner_text()):
+            assert "toy and second share " in said
+            assert "second and toy share " in said
         served = json.loads(real_app.command("ps", "--json").stdout)["models"]
         assert [model["model"] for model in served] == ["toy", "second"]
         unnamed = real_app.command("unload")

@@ -68,6 +68,7 @@ class AppModel:
     advice: str = ""
     pace: AppPace | None = None
     keep: bool = False
+    sharing: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,8 @@ def show_status(status: AppStatus, url: str, console: Console) -> None:
     """Model, stages and nodes, for a person."""
     states = []
     for model in status.models:
-        states += [model.serving.sentence, *([model.pace.text] if model.pace else [])]
+        costs = [model.pace.text if model.pace else "", model.sharing]
+        states += [model.serving.sentence, *filter(None, costs)]
     gone = let_go_in(status.nodes, status.let_go).values()
     print_lines([f"together at {url}", *states, *map(str, gone), *hints(status)], console)
     if not status.nodes:

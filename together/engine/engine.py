@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 
 from together.engine.scheduler import Scheduler
@@ -42,6 +42,7 @@ class Engine:
         """
         self.vocabulary = vocabulary
         self.times = StepTimes()
+        self.shares: Callable[[], tuple[int, ...]] = tuple  # of each stage's processors, now: as in Frame
         self._ring = ring
         self._scheduler = Scheduler(ring.limits, eos, max_waiting)
         self._step_timeout = step_timeout
@@ -220,6 +221,8 @@ class Engine:
                 self._changed.clear()
                 await self._changed.wait()
                 continue
+            if shares := self.shares():
+                frame = replace(frame, shares=shares)
             self._note_push(frame)
             await self._ring.push(frame)
 
@@ -253,14 +256,16 @@ class Engine:
             loads.append((stream.clock, len(row.token_ids) * hop_bytes))
         decodes = bool(rows) and all(len(row.token_ids) == 1 for row in rows)
         alone = decodes and len(rows) == 1 and rows[0].position < SHORT and not self._pushed
-        self._pushed.append(Pushed(now, decodes, alone, tuple(loads), any(row.pictures for row in rows)))
+        looks = any(row.pictures for row in rows)
+        self._pushed.append(Pushed(now, decodes, alone, tuple(loads), looks, whole=not frame.shares))
 
     def _note_answer(self, answer: Frame) -> float:
         """Milliseconds since its frame was pushed; 0 for an answer to nothing, which the scheduler refuses."""
         if not self._pushed:
             return 0.0
-        now = self._progress = time.perf_counter()
-        pushed = self._pushed.popleft()
+        before, now = self._progress, time.perf_counter()
+        self._progress, pushed = now, self._pushed.popleft()
+        self.times.used(now - before, answer.timings)
         self.times.answered(pushed, answer.timings, now, last=not self._pushed)
         for clock, link_bytes in pushed.clocks:
             clock.answered(pushed, answer.timings, now)

@@ -13,6 +13,7 @@ from together.types import StageTiming
 
 KEPT_STEPS = 256  # decode steps whose times are kept
 KEPT_ALONE = 64  # of those of one short text alone: how it is now
+LATELY = 1.0  # seconds
 SHORT = 2048  # tokens; attention to more takes longer than plans say
 
 
@@ -25,6 +26,7 @@ class Pushed:
     alone: bool  # and only one, of a short text, with no other frame before it
     clocks: tuple[tuple[RequestClock, int], ...]  # each with the bytes of its hidden states, over all links
     looks: bool = False  # a stage looks at pictures first
+    whole: bool = True  # stages have all of their processors
 
 
 @dataclass(slots=True)
@@ -156,6 +158,9 @@ class StepTimes:
     link_bytes: int = 0  # of all of them
     decodes: DecodeTimes = field(default_factory=lambda: DecodeTimes(KEPT_STEPS))
     alone: DecodeTimes = field(default_factory=lambda: DecodeTimes(KEPT_ALONE))  # of one person's short text
+    beside: DecodeTimes = field(default_factory=lambda: DecodeTimes(KEPT_ALONE))  # the same beside another model's
+    whole: DecodeTimes = field(default_factory=lambda: DecodeTimes(KEPT_STEPS))  # those that no other model slowed
+    use: tuple[float, ...] = ()  # by stage, the part of the time that it computed lately, of that with steps in flight
 
     def answered(self, frame: Pushed, timings: tuple[StageTiming, ...], now: float, *, last: bool) -> None:
         """`last`: no newer frame is in flight, which would have shared the machines with this one."""
@@ -164,13 +169,25 @@ class StepTimes:
         self.link_bytes += sum(size for _, size in frame.clocks)
         if frame.decodes:
             self.decodes.add((now - frame.at) * 1e3, timings)
+        if frame.decodes and frame.whole:
+            self.whole.add((now - frame.at) * 1e3, timings)
         if frame.alone and last:
-            self.alone.add((now - frame.at) * 1e3, timings)
+            (self.alone if frame.whole else self.beside).add((now - frame.at) * 1e3, timings)
+
+    def used(self, seconds: float, timings: tuple[StageTiming, ...]) -> None:
+        """So long the engine waited for this answer, since the last one or since it had a frame in flight."""
+        parts = tuple(min(1.0, timing.compute_ms / 1e3 / max(seconds, 1e-9)) for timing in timings)
+        if len(parts) != len(self.use):
+            self.use = parts
+            return
+        weight = min(1.0, seconds / LATELY)
+        self.use = tuple(old + (part - old) * weight for old, part in zip(self.use, parts, strict=True))
 
     def clear(self) -> None:
         """Start over with another ring, or before a measurement."""
-        self.decodes.clear()
-        self.alone.clear()
+        for times in (self.decodes, self.alone, self.beside, self.whole):
+            times.clear()
+        self.use = ()
 
 
 @dataclass(slots=True, kw_only=True)

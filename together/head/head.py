@@ -27,6 +27,7 @@ from together.head.orders import LoadOrders
 from together.head.plan import ModelHandle, PlannedModel, open_model, plan_model, sizings
 from together.head.service import BALANCE_EVERY, Service
 from together.head.services import EMPTY, Services
+from together.head.sharing import cost_of_plan
 from together.models.generation import SamplingDefaults
 from together.planning.explain import Infeasible
 from together.planning.problem import Link, Problem
@@ -208,7 +209,9 @@ class Head:
             return (await self.orders.with_room(outcome, opened, request, replaced))[0]
         for service in self.services.by_name.values():
             service.expect(outcome)
-        return outcome.answer
+        others = {each.name: each.places for each in self.services.by_name.values() if each.serving.ring in kept}
+        cost = cost_of_plan(outcome, others)
+        return replace(outcome.answer, why=(*outcome.answer.why, cost)) if cost else outcome.answer
 
     def sized(self, request: PlanRequest, name: str = "") -> PlanRequest:
         """The request for a model that serves: what it leaves open is as it was asked for when that was loaded.

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from together.cluster.survey import Speeds
 from together.errors import BadInput, BadSetting, NoRoom, NotServing, TogetherError
+from together.head.balance import Balance
 from together.head.load import LastPlan, LastPlans, LoadRetries, ModelLoad
 from together.head.machines import Machines
 from together.head.plan import ModelHandle, PlannedModel, plan_model, plan_of, refuse
 from together.head.room import remedies, room_for
-from together.head.service import Balance, Service
+from together.head.service import Service
 from together.head.services import EMPTY, Services
 from together.planning.explain import Infeasible
 from together.planning.request import PlanRequest
@@ -300,7 +301,15 @@ class LoadOrders:
             await services.ended()
             await services.end_strays()
         services.starting = service = Service(
-            self.machines, opened, speeds, order.wanted, services.beside, services.make_room, services.clock, keep
+            self.machines,
+            opened,
+            speeds,
+            order.wanted,
+            services.beside,
+            services.make_room,
+            services.shares,
+            services.clock,
+            keep,
         )
         try:
             await service.start(plan)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from statistics import median
 
 import psutil
 
@@ -16,15 +15,14 @@ from together.cluster.loading import Placed, RingLoader
 from together.cluster.survey import Speeds
 from together.engine.engine import Engine
 from together.errors import BadRequest, NotServing, RingBroken, TogetherError
+from together.head.balance import STEPS, Balance
 from together.head.load import ModelLoad
 from together.head.machines import Machines
 from together.head.pace import PlannedPace, estimate_of, pace_of, surroundings_of
 from together.head.plan import ModelHandle, PlannedModel, plan_of
+from together.head.sharing import AtWork, Place, cost_of_sharing
 from together.models.eyes import SEEING
 from together.models.form import form_title
-from together.planning.problem import Problem, Split
-from together.planning.recommend import recommend
-from together.planning.score import score_of
 from together.requests import AnswerChunk, ChatRequest, CompletionRequest, ScoreRequest, TextScore
 from together.ring.client import RingClient
 from together.sentences import NOTHING, Sentence, say
@@ -37,73 +35,6 @@ LOOK_EVERY = 0.5  # seconds
 NODE_PATIENCE = 120.0  # seconds that a first load waits for a node which went silent
 JOIN_WITHIN = 15.0  # seconds for a stage to take its place
 BALANCE_EVERY = 5.0  # seconds between two looks at the balance
-DRIFT = 0.15  # a stage this far from the plan is no noise
-GAIN = 0.10  # a split this much better is worth moving layers
-LASTING = 3  # looks in a row that must say the same: a busy moment is no reason to move layers
-STEPS = 20  # decode steps between two looks; after fewer, nothing is known
-
-
-def drift_of(problem: Problem, split: Split, measured_ms: Sequence[float]) -> tuple[float, ...]:
-    """By stage, its time against the plan: 1 as planned, 2 twice as slow; empty if all are within DRIFT.
-
-    `measured_ms` are in ring order. Also empty where they are of another plan, or nothing was planned.
-    """
-    planned = [stage.computing_ms for stage in score_of(problem, split).stages]
-    if len(measured_ms) != len(planned) or min((*planned, *measured_ms), default=0) <= 0:
-        return ()
-    ratios = [measured / expected for measured, expected in zip(measured_ms, planned, strict=True)]
-    usual = median(ratios) if len(ratios) > 2 else min(ratios)  # of two, the faster one counts as undisturbed
-    factors = tuple(ratio / usual for ratio in ratios)
-    return () if all(abs(factor - 1) <= DRIFT for factor in factors) else factors
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """A split to move to, and why."""
-
-    split: Split
-    sentence: Sentence
-
-
-def advise(problem: Problem, split: Split, measured_ms: Sequence[float]) -> Advice | None:
-    """None where the present split is within GAIN of the best one for the speeds as they are now."""
-    factors = drift_of(problem, split, measured_ms)
-    now = _slowed(problem, dict(zip(split.nodes, factors, strict=False)))
-    better = recommend(now) if factors else None
-    if better is None or better == split:
-        return None
-    present, then = score_of(now, split).score_ms, score_of(now, better).score_ms
-    if then >= present * (1 - GAIN):
-        return None
-    node, factor = max(zip(split.nodes, factors, strict=True), key=lambda item: abs(item[1] - 1))
-    speed = say("slower", factor=factor) if factor > 1 else say("faster", factor=1 / factor)
-    layers = tuple(say("share", node=share.node, layers=str(share.layers)) for share in better.shares)
-    return Advice(better, say("better_split", node=node, speed=speed, layers=layers, gain=present / then - 1))
-
-
-def _slowed(problem: Problem, factors: dict[str, float]) -> Problem:
-    return replace(problem, nodes=tuple(node.slowed(factors.get(node.name, 1.0)) for node in problem.nodes))
-
-
-@dataclass(slots=True)
-class Balance:
-    """One per served plan: `look` every few seconds; `advice` is what lasted."""
-
-    decision: PlannedModel
-    advice: Advice | None = None
-    _seen: int = 0
-    _steps: int = 0
-
-    def look(self, engine: Engine) -> None:
-        """Compare what decode steps took lately with the plan."""
-        stats = engine.stats()
-        if stats.steps - self._steps < STEPS:
-            return
-        self._steps = stats.steps
-        advice = advise(self.decision.answer.problem, self.decision.answer.split, stats.stage_ms)
-        self._seen = self._seen + 1 if advice else 0
-        if advice is None or self._seen >= LASTING:
-            self.advice = advice
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +55,7 @@ class Service:
     wanted: ModelLoad  # how it was ordered
     beside: Callable[[Service], frozenset[str]]  # the rings of all others, whose memory is theirs
     make_room: Callable[[Service], Awaitable[Plan | None]]  # take memory of others for it; the plan that fits then
+    shares: Callable[[Service], tuple[int, ...]]  # of its stages' processors, now
     clock: Callable[[], float]
     keep: bool = False  # no other may have its memory
     leaving: int = 0  # models that wait for its memory
@@ -139,6 +71,7 @@ class Service:
     balance: Balance | None = None  # of a plan that looked at speeds
     estimate: PlannedPace | None = None  # of this plan, or of an earlier one
     pace: TokenPace | None = None  # of this plan; None: until the first answers
+    places: tuple[Place, ...] = ()  # by stage
     _alone: int = 0  # decode steps that `pace` has seen
     _process: psutil.Process = field(default_factory=psutil.Process)
     task: asyncio.Task[None] | None = None  # that runs it
@@ -158,6 +91,7 @@ class Service:
         token_bytes = spec.state_width * DTYPE_BYTES[plan.dtype]
         eos = self.opened.text.eos
         self.engine = Engine(self.ring, eos, settings.max_waiting, settings.step_timeout, spec.vocab_size, token_bytes)
+        self.engine.shares = partial(self.shares, self)
         self.opened.text.template.warm()
         sees = not isinstance(self.opened.text.sight, Sentence)
         self.used = self.clock()
@@ -192,6 +126,12 @@ class Service:
         return self.engine.running > 0 or self.engine.waiting > 0
 
     @property
+    def at_work(self) -> AtWork:
+        """What it computes now, for those that compute on the same machines."""
+        processors = tuple(machine if device == "cpu" else "" for machine, device in self.places)
+        return AtWork(processors, self.engine.times.use, self.engine.running + self.engine.waiting)
+
+    @property
     def takes_more(self) -> bool:
         """Whether a request may have it now; else it waits for the model to come back."""
         return not self.leaving or self.clock() < self.spared
@@ -211,11 +151,15 @@ class Service:
         finally:
             self.let_go()
 
-    def shown(self) -> ServedModel:
-        """As the view has it."""
+    def shown(self, others: Mapping[str, Sequence[Place]]) -> ServedModel:
+        """As the view has it; `others` are the places of other models."""
         engine, advice = self.engine, self.balance.advice if self.balance else None
         serving = replace(self.serving, running=engine.running, waiting=engine.waiting)
-        return ServedModel(serving, advice.sentence if advice else NOTHING, self.pace, self.keep)
+        stages, name_of = serving.plan.stages if serving.plan else (), self.machines.membership.name_of
+        nodes = [name_of(stage.node) for stage in stages]
+        known = len(nodes) == len(self.places)
+        sharing = cost_of_sharing(self.name, nodes, self.places, engine.times, others if known else {})
+        return ServedModel(serving, advice.sentence if advice else NOTHING, self.pace, self.keep, sharing)
 
     async def score(self, request: ScoreRequest) -> TextScore:
         """How likely the model finds a text. Raises as `score_text` does."""
@@ -297,6 +241,9 @@ class Service:
         """Join stages to the ring's next epoch and end the others. Raises StageLost."""
         self.loader.placed, self.pace = placed, None
         self.ring = await self.loader.connect(self.opened.spec.state_width, within)
+        status, stages = self.machines.membership.status, self.loader.plan.stages
+        found = [(stage, status(stage.node)) for stage in stages]
+        self.places = tuple((node.machine if node else "", stage.device) for stage, node in found)
         await self.loader.prune()
 
     async def _prepare(self, plan: Plan, patience: float = 0.0) -> Placed:

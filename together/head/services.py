@@ -15,6 +15,7 @@ from together.head.plan import plan_of
 from together.head.recovery import Recovery
 from together.head.room import plan_again, room_for
 from together.head.service import Service
+from together.head.sharing import Place, shares_of
 from together.sentences import NOTHING, Sentence, say
 from together.types import Plan
 from together.view import ServedModel, Serving, ServingState
@@ -77,7 +78,7 @@ class Services:
         return tuple(self._shown())
 
     def _shown(self) -> Iterator[ServedModel]:
-        yield from (service.shown() for service in self.by_name.values())
+        yield from (service.shown(self.places(service)) for service in self.by_name.values())
         coming = self.starting.serving if self.starting is not None else self.loading
         if coming != EMPTY:
             yield ServedModel(coming, keep=self.starting is not None and self.starting.keep)
@@ -93,6 +94,16 @@ class Services:
     def all(self) -> list[Service]:
         """Those that serve, and the one that is being loaded."""
         return [*self.by_name.values(), *([self.starting] if self.starting else [])]
+
+    def places(self, but: Service | None = None) -> dict[str, tuple[Place, ...]]:
+        """Where each model computes, but for that one."""
+        return {each.name: each.places for each in self.by_name.values() if each is not but}
+
+    def shares(self, service: Service) -> tuple[int, ...]:
+        """What each of its stages may use of its processors now: as in `Frame`."""
+        ready = [each for each in self.by_name.values() if each.serving.state is ServingState.READY]
+        others = [each.at_work for each in ready if each is not service and each.computing]
+        return shares_of(service.at_work, others) if others else ()
 
     async def end_strays(self) -> None:
         """End stages of this head that none of its rings has."""

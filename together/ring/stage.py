@@ -129,6 +129,7 @@ class StepRunner:
 
     def _run(self, frame: Frame, epoch: int) -> Frame:
         self._begin(frame.step, epoch)
+        self._shard.limit(share_of(frame, self._index))
         output = self._step_shard(frame)
         refused = {result.sequence for result in output.results if result.refusal}
         batch = frame.batch
@@ -136,7 +137,7 @@ class StepRunner:
             batch = replace(batch, rows=tuple(row for row in batch.rows if row.sequence not in refused))
         results = (*frame.results, *output.results)
         if not self._last:
-            return Frame(frame.step, batch.onwards, output.activation, results)
+            return Frame(frame.step, batch.onwards, output.activation, results, shares=frame.shares)
         return Frame(frame.step, Batch(), None, results)
 
     def _begin(self, step: int, epoch: int) -> None:
@@ -155,6 +156,11 @@ class StepRunner:
 
     def _failure(self, frame: Frame, cause: str, fault: Fault = Fault.OTHER) -> Frame:
         return Frame(frame.step, Batch(), failure=Failure(self._node_name, self._index, cause, fault))
+
+
+def share_of(frame: Frame, stage: int) -> int:
+    """Percent of its processors that a stage may use for this frame."""
+    return max(1, min(frame.shares[stage], 100)) if stage < len(frame.shares) else 100
 
 
 def _ready(port: int, shard: Shard) -> StageEvent:

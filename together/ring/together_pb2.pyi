@@ -41,20 +41,22 @@ class RingName(_message.Message):
     def __init__(self, ring: _Optional[str] = ..., head: _Optional[str] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("step", "batch", "activation", "results", "failure", "timings")
+    __slots__ = ("step", "batch", "activation", "results", "failure", "timings", "shares")
     STEP_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
     step: int
     batch: Batch
     activation: Activation
     results: _containers.RepeatedCompositeFieldContainer[RowResult]
     failure: Failure
     timings: _containers.RepeatedCompositeFieldContainer[StageTiming]
-    def __init__(self, step: _Optional[int] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., activation: _Optional[_Union[Activation, _Mapping]] = ..., results: _Optional[_Iterable[_Union[RowResult, _Mapping]]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ...) -> None: ...
+    shares: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, step: _Optional[int] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., activation: _Optional[_Union[Activation, _Mapping]] = ..., results: _Optional[_Iterable[_Union[RowResult, _Mapping]]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ..., shares: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("rows", "orders")

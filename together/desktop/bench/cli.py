@@ -22,6 +22,7 @@ from together.desktop.bench.llama_cpp import yardstick
 from together.desktop.bench.plot import drawing
 from together.desktop.bench.rings import BenchRequest
 from together.desktop.bench.serve import ServeRequest, bench_overhead, bench_serve, comparable
+from together.desktop.bench.sharing import SharingRequest, bench_sharing
 from together.desktop.bench.small import Hop, PlanTime, SamplerLine, bench_hop, bench_plan, bench_sampler
 from together.desktop.client import RunningApp, app_for_a_while
 from together.desktop.show import GB, cell_text, print_lines, print_table
@@ -270,13 +271,20 @@ def serve(
     overhead: Annotated[
         bool, typer.Option(help="Instead: what the server adds to the engine alone, over ROUNDS single requests.")
     ] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of --overhead; the medians count.")] = 9,
+    beside: Annotated[
+        str | None, typer.Option(help="Instead: one stream of --model, alone and beside -c streams of this model.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds of --overhead (9) or --beside (5); the medians count.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Many programs at once over HTTP: time to the first token, time per token, tokens per second."""
     with _server(url) as address:
         if overhead:
-            _overhead(address, prompt, new, rounds, as_json)
+            _overhead(address, prompt, new, rounds or 9, as_json)
+        elif beside is not None:
+            _sharing(address, SharingRequest(beside, concurrent, prompt, new, rounds or 5, model), as_json)
         else:
             _serve(address, ServeRequest(concurrent, requests, prompt, new, model), as_json)
 
@@ -291,6 +299,20 @@ def _serve(url: str, request: ServeRequest, as_json: bool) -> None:
     lines = (("first token", found.first_token_ms), ("each token", found.per_token_ms), ("request", found.request_ms))
     rows = ((name, item.p50, item.p95, item.p99) for name, item in lines)
     _print(as_json, asdict(found), ("ms", "p50", "p95", "p99"), rows, title)
+
+
+def _sharing(url: str, request: SharingRequest, as_json: bool) -> None:
+    found = asyncio.run(bench_sharing(url, request))
+    title = (
+        f"one stream of {found.model}, alone and beside {found.streams} of {found.beside} ({found.other_tok_s:.1f} "
+        f"tokens/s), {request.new} tokens, median of {found.rounds} alternated rounds"
+    )
+    rows = (
+        ("tokens/s", found.alone_tok_s, found.beside_tok_s, found.speed),
+        ("p95 of gaps, ms", found.alone_p95_ms, found.beside_p95_ms, found.p95),
+        ("the same, by the median gap alone", found.gap_ms, found.beside_p95_ms, found.p95_of_gap),
+    )
+    _print(as_json, asdict(found), ("", "alone", "beside", "ratio"), rows, title)
 
 
 def _overhead(url: str, prompt: int, new: int, rounds: int, as_json: bool) -> None:

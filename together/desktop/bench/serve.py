@@ -75,8 +75,8 @@ class Exchange:
 
 async def bench_serve(url: str, request: ServeRequest) -> ServeReport:
     """Ask the server at `url`. Raises Unreachable where nobody answers."""
-    async with _client(url) as client:
-        model = await _model(client, request.model)
+    async with http_client(url) as client:
+        model = await served_model(client, request.model)
         places, run = asyncio.Semaphore(request.concurrent), secrets.token_hex(4)
 
         async def one(index: int) -> Exchange:
@@ -90,13 +90,13 @@ async def bench_serve(url: str, request: ServeRequest) -> ServeReport:
         return report(model, done, time.perf_counter() - began)
 
 
-def _client(url: str) -> httpx.AsyncClient:
+def http_client(url: str) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     timeout = httpx.Timeout(10.0, read=ANSWER_WITHIN, pool=None)
     return httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout, trust_env=False)
 
 
-async def _model(client: httpx.AsyncClient, wanted: str | None) -> str:
+async def served_model(client: httpx.AsyncClient, wanted: str | None) -> str:
     """The wanted model, or the first one that is served."""
     try:
         models = (await client.get("/v1/models")).json()["data"]
@@ -134,12 +134,18 @@ def _note(found: Exchange, chunk: dict[str, object]) -> None:
     now = time.perf_counter()
     if "error" in chunk:
         found.refusal = "error in the stream"
-    usage, choices = chunk.get("usage"), chunk.get("choices")
+    usage = chunk.get("usage")
     if isinstance(usage, dict):
         found.prompt_tokens, found.tokens = usage["prompt_tokens"], usage["completion_tokens"]
-    if isinstance(choices, list) and any(_said(choice) for choice in choices):
+    if has_text(chunk):
         found.first = found.first or now
         found.ended = now
+
+
+def has_text(chunk: dict[str, object]) -> bool:
+    """Whether an event of a stream brings text, or thoughts or a call."""
+    choices = chunk.get("choices")
+    return isinstance(choices, list) and any(_said(choice) for choice in choices)
 
 
 def _said(choice: dict[str, object]) -> object:
@@ -192,7 +198,7 @@ async def bench_overhead(url: str, plan: Plan, home: Path, prompt: int, new: int
     text = await asyncio.to_thread(TextModel.open, folder)
     async with (
         local_engine(folder, home, places, plan.dtype, 2 * prompt + 64 + new) as (engine, _),
-        _client(url) as client,
+        http_client(url) as client,
     ):
         for turn in range(rounds + WARM):
             ids = _question(text, turn, prompt)
