@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 from tests.support.cluster import cluster_settings
 from together.api.app import build_app
@@ -139,3 +140,17 @@ async def test_a_second_request_of_a_connection_that_stalls_is_closed(
             said = await answer_to(port, *parts, pause=0.2)
             assert said.count(b"HTTP/1.1 200 ") == 1
     assert [line.split(": ")[1].partition(" after")[0] for line in lines(caplog)] == ["no whole headers"] * 2
+
+
+async def test_an_idle_server_looks_at_the_clock_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    look, now = uvicorn.Server.on_tick, asyncio.get_running_loop().time
+
+    async def counted(server: uvicorn.Server, counter: int) -> bool:
+        looks.append(now())
+        return await look(server, counter)
+
+    monkeypatch.setattr(uvicorn.Server, "on_tick", counted)
+    async with listening(tmp_path):
+        await asyncio.sleep(1.5)
+        assert len(looks) <= looks[-1] - looks[0] + 2

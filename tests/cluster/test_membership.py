@@ -19,7 +19,7 @@ from tests.support.patience import PATIENCE
 from together.cluster import discovery, membership
 from together.cluster.membership import Membership
 from together.cluster.node import said_to_parent
-from together.cluster_types import Blob, Endpoint, NodeState, RingName, StageState, unique_names
+from together.cluster_types import Blob, Endpoint, NodeState, RingName, StageState, Strain, unique_names
 from together.errors import BadSetting, Unreachable
 from together.head.machines import Machines
 from together.ring import rpc
@@ -287,6 +287,14 @@ async def test_another_heads_node_is_used_only_where_its_address_was_given(tmp_p
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
+
+
+async def test_how_hard_a_machine_works_is_no_news(pair: list[Node], settings: Settings) -> None:
+    """It differs in every beat, and whoever follows the view would wake for it."""
+    status = await status_of(pair[0], settings)
+    known = replace(status, strain=Strain(0.1, 0.1))
+    assert not membership.is_news(known, replace(status, strain=Strain(0.9, 0.2)))
+    assert membership.is_news(known, replace(known, free_bytes=known.free_bytes - 1))
 
 
 def test_two_nodes_of_one_name_are_told_apart() -> None:

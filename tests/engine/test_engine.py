@@ -259,6 +259,23 @@ async def test_idle_time_is_not_counted_as_silence(tmp_path: Path) -> None:
             await asyncio.sleep(1.6)
 
 
+async def test_an_idle_engine_wakes_nobody(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    sleep = asyncio.sleep
+
+    async def counted(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(seconds)
+
+    async with LoopbackRing(loads(toy, (2, 4))) as ring, engine_over(ring, step_timeout=0.1) as engine:
+        assert len(await collect(engine.submit(ask(1, 2, max_tokens=3)))) == 3
+        await sleep(0.1)  # the watch of its last step ends
+        monkeypatch.setattr(asyncio, "sleep", counted)
+        await sleep(0.3)
+        monkeypatch.undo()
+    assert slept == []
+
+
 async def test_close_ends_open_requests(toy: Path) -> None:
     async with LoopbackRing(loads(toy, (2, 4))) as ring:
         engine = Engine(ring, NO_EOS)

@@ -172,6 +172,21 @@ def url_of(listener: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._ended = asyncio.Event()
+
+    def end(self) -> None:
+        self.should_exit = True
+        self._ended.set()
+
+    async def main_loop(self) -> None:
+        """Look at the clock once a second: uvicorn's own loop wakes an idle app ten times for it."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._ended.wait()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # the app around us decides what a signal means
@@ -213,7 +228,7 @@ async def serving(app: FastAPI, listener: socket.socket, patience: Patience = US
         yield
     finally:
         with _without_cancellations():
-            server.should_exit = True
+            server.end()
             await running
 
 

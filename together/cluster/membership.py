@@ -310,7 +310,7 @@ class Membership:
             self._restart(known.follower)  # so that calls on their way there take the new one
         if known is not None and known.status.endpoint != status.endpoint:
             self.moved(status.id)
-        if known is None or known.lost_at is not None or known.channel is not channel or known.status != status:
+        if known is None or known.lost_at is not None or known.channel is not channel or is_news(known.status, status):
             self.changed.notify()
         return True
 
@@ -358,6 +358,11 @@ async def tell(calls: Iterable[Awaitable[Any]], trouble: str) -> None:
     for answer in await asyncio.gather(*calls, return_exceptions=True):
         if isinstance(answer, BaseException):
             log.info("%s: %s", trouble, answer)
+
+
+def is_news(old: NodeStatus, new: NodeStatus) -> bool:
+    """Whether anybody waits for it: how hard a machine works is different in every beat, and looked at now and then."""
+    return replace(new, strain=old.strain) != old
 
 
 def _left(old: str, new: str, status: NodeStatus) -> bool:

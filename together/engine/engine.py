@@ -51,6 +51,7 @@ class Engine:
         self._pushed: deque[Pushed] = deque()  # unanswered frames, oldest first
         self._progress = 0.0  # when a frame was last answered, or left with none before it
         self._changed = asyncio.Event()
+        self._asked = asyncio.Event()  # a frame is unanswered
         self._stopping = asyncio.Event()  # the loop ends: closed, or paused with nothing in flight
         self._pausing = False
         self._ended: TogetherError | None = None  # why it takes no more requests
@@ -179,6 +180,7 @@ class Engine:
         if ring is not self._ring:
             self._ring = ring
             self._pushed.clear()
+            self._asked.clear()
             self.times.clear()
             for stream in self._streams.values():
                 stream.clock.lost(time.perf_counter())
@@ -238,6 +240,7 @@ class Engine:
     async def _watch(self) -> None:
         """A ring that answers nothing for too long is broken, whatever its links say."""
         while True:
+            await self._asked.wait()  # an idle model wakes nobody
             await asyncio.sleep(min(1.0, self._step_timeout / 4))
             limit = self._step_timeout * (LOOKING if any(frame.looks for frame in self._pushed) else 1)
             if self.silence > limit:
@@ -258,6 +261,7 @@ class Engine:
         alone = decodes and len(rows) == 1 and rows[0].position < SHORT and not self._pushed
         looks = any(row.pictures for row in rows)
         self._pushed.append(Pushed(now, decodes, alone, tuple(loads), looks, whole=not frame.shares))
+        self._asked.set()
 
     def _note_answer(self, answer: Frame) -> float:
         """Milliseconds since its frame was pushed; 0 for an answer to nothing, which the scheduler refuses."""
@@ -265,6 +269,7 @@ class Engine:
             return 0.0
         before, now = self._progress, time.perf_counter()
         self._progress, pushed = now, self._pushed.popleft()
+        self._asked.clear() if not self._pushed else None
         self.times.used(now - before, answer.timings)
         self.times.answered(pushed, answer.timings, now, last=not self._pushed)
         for clock, link_bytes in pushed.clocks:

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 CAUSE_WITHIN = 1.0  # seconds from a broken link to the news of the stage that broke it
 SUSPECT_AFTER = 2.0  # seconds without an answer, and four times the usual step, until every stage is asked
 LOOK_EVERY = 0.5  # seconds
+IDLE_EVERY = 2.0  # seconds between looks while no frame is in flight: within SUSPECT_AFTER of the next one
 MEND_TRIES = 4  # failures in a row without a new token: then the request or the model is the cause
 MEND_WITHIN = 8.0  # seconds of failed attempts after which open requests end
 REJOIN_WITHIN = 5.0  # seconds for a stage to take its place again
@@ -81,7 +82,7 @@ class Recovery:
             if trouble is not None:
                 ring.fail(trouble)
                 return
-            await changed.wait(seen, timeout=LOOK_EVERY)
+            await changed.wait(seen, timeout=LOOK_EVERY if self.service.engine.silence else IDLE_EVERY)
 
     async def _broken_link(self) -> RingBroken | None:
         link = self.service.loader.broken_link()
