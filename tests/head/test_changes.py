@@ -23,6 +23,7 @@ from together.cluster_types import LinkOrder, MeasureOrder
 from together.errors import BadPlan, NotEnoughMemory
 from together.head.head import Head
 from together.head.plan import PlannedModel
+from together.head.room import plans_without
 from together.models.spec import read_shape
 from together.planning.explain import Infeasible
 from together.planning.problem import Problem, Sizing
@@ -90,11 +91,11 @@ async def test_a_drained_node_gives_its_layers_away_and_gets_none(head: Head, to
 async def test_what_an_end_would_mean_is_foreseen_apart_from_other_plans(head: Head, toy: Path) -> None:
     await head.load(toy, by_hand("anna=0:3,berta=3:6"))
     berta = next(node.id for node in head.machines.membership.living() if node.name == "berta")
-    foreseeing = asyncio.create_task(head.plan_without(berta, head.ready()))
+    foreseeing = asyncio.create_task(plans_without(berta, [head.ready()]))
     await asyncio.sleep(0)
     assert not foreseeing.done()
     assert berta in {place.node for place in head.machines.surveyor.placements()}  # for whoever loads meanwhile
-    foreseen = await foreseeing
+    (foreseen,) = await foreseeing
     assert isinstance(foreseen, PlannedModel)
     assert "berta" not in foreseen.answer.split.nodes
 

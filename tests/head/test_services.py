@@ -23,12 +23,14 @@ from tests.support.cluster import (
     running_node,
     until,
 )
+from together.cluster.loading import Placed
 from together.errors import BadRequest, BadSetting, NotEnoughMemory, NotServing
 from together.head.head import Head
-from together.head.leaving import stop_node
+from together.head.leaving import if_stopped, stop_node
+from together.head.service import Service
 from together.requests import ChatRequest, Message
 from together.settings import Settings
-from together.types import LayerRange
+from together.types import LayerRange, Plan
 from together.view import Serving, ServingState
 
 NODES = ("anna", "berta")
@@ -223,6 +225,65 @@ async def test_a_node_is_drained_of_all_models_or_of_none(tmp_path: Path) -> Non
                 await head.drain("anna")
             assert [service.loader.plan for service in head.services.by_name.values()] == plans
             assert not head.machines.surveyor.drained
+
+
+async def test_rings_that_are_mended_at_once_plan_with_other_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both would have halves of theirs on the small node, where one has room: nothing is ordered twice."""
+    toys = [
+        make_checksum_model(tmp_path / name, seed=i, quiet_ids=ENDLESS, num_key_value_heads=2_700)
+        for i, name in enumerate(("one", "two"))
+    ]
+    settings = cluster_settings(tmp_path / "home")
+    memory = {"anna": "450MB", "berta": "250MB", "carla": "60MB"}
+    placed: list[str] = []
+    place = Service.place
+
+    async def noted(service: Service, plan: Plan) -> Placed:
+        placed.append(service.name)
+        return await place(service, plan)
+
+    monkeypatch.setattr(Service, "place", noted)
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(running_node(replace(settings, name=n, memory=m))) for n, m in memory.items()]
+        async with running_head(settings, *nodes) as head:
+            for toy in toys:
+                await head.load(toy, by_hand("anna=0:4"), beside=True)
+            nodes[0].kill()
+            await until(lambda: set(shown(head).values()) == {ServingState.RECOVERING})
+            await until(lambda: set(shown(head).values()) == {ServingState.READY})
+            assert sorted(placed) == ["one", "two"]
+            texts = await asyncio.gather(*(ask_of(head, toy) for toy in toys))
+            assert texts == [right_answer(toy) for toy in toys]
+
+
+async def test_two_models_that_fit_alone_elsewhere_but_not_both_stay(tmp_path: Path) -> None:
+    """Neither moves, and what stopping the node would mean is true of both together."""
+    toys = [
+        make_checksum_model(tmp_path / name, seed=i, quiet_ids=ENDLESS, num_key_value_heads=2_700)
+        for i, name in enumerate(("one", "two"))
+    ]
+    settings = cluster_settings(tmp_path / "home", memory="450MB")
+    with running_node(replace(settings, name="berta", memory="140MB")) as node:
+        head = Head(settings, (node.endpoint,), local_nodes=1)
+        await head.start()
+        try:
+            await until(lambda: len(head.view().nodes) == 2)
+            own = next(each for each in head.view().nodes if each.owner == head.id)
+            for toy in toys:
+                await head.load(toy, by_hand(f"{own.name}=0:4"), beside=True)
+            services = list(head.services.by_name.values())
+            sizes = [stage.memory_bytes for service in services for stage in service.loader.plan.stages]
+            assert max(sizes) < 140e6 < sum(sizes)
+            meant = str(await if_stopped(head, own.id))
+            assert "they move to berta" in meant
+            assert "no other machine has room" in meant
+            with pytest.raises(NotEnoughMemory):
+                await head.drain(own.name)
+            assert [service.loader.plan.stages[0].node for service in services] == [own.id, own.id]
+        finally:
+            await head.stop()
 
 
 async def test_a_node_that_is_stopped_gives_away_what_has_room(tmp_path: Path) -> None:

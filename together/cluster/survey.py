@@ -16,6 +16,7 @@ from itertools import combinations
 
 from together.cluster.membership import Membership
 from together.cluster.profiling import measure_link
+from together.cluster.promises import Promises
 from together.cluster_types import (
     UNKNOWN_PROFILE,
     Device,
@@ -180,6 +181,7 @@ class Surveyor:
     own_cost: Callable[[bool], Awaitable[HeadCost]] | None = None
     shortages: MemoryShortages = field(init=False)
     drained: set[str] = field(default_factory=set)  # ids of nodes that get no layers
+    promises: Promises = field(default_factory=Promises)
     _links: dict[tuple[str, str, int], tuple[float, float | None]] = field(default_factory=dict)  # at, ms
     _cuts: dict[frozenset[str], float] = field(default_factory=dict)  # pairs of node ids → event loop time
     _known: dict[tuple[str, MeasureOrder], DeviceProfile] = field(default_factory=dict)  # by node id, its last answers
@@ -230,7 +232,7 @@ class Surveyor:
             devices = _separate(node.devices)
             for device in devices:
                 name = node.name if len(devices) == 1 else f"{node.name}/{device.name}"
-                found.append(Placement(name, device, node.id, node.machine))
+                found.append(Placement(name, self.promises.left(node, device), node.id, node.machine))
         return found
 
     def reclaimed(self, placements: Iterable[Placement], kept: Collection[str] = ()) -> list[Placement]:

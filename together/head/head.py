@@ -24,7 +24,8 @@ from together.head.demand import Demands
 from together.head.machines import Machines
 from together.head.needs import Needs
 from together.head.orders import LoadOrders
-from together.head.plan import ModelHandle, PlannedModel, open_model, plan_model, sizings
+from together.head.plan import ModelHandle, open_model, plan_model, sizings
+from together.head.room import plans_without, size_of
 from together.head.service import BALANCE_EVERY, Service
 from together.head.services import EMPTY, Services
 from together.head.sharing import cost_of_plan
@@ -284,8 +285,7 @@ class Head:
         self._surveyor.drained.add(node.id)
         try:
             services = self.on(node)
-            for service in services:  # all are planned first: else some would move, and then one cannot
-                await self._check_room_without(node.id, service)
+            await self._check_room_without(node.id, services)  # else some would move, and then one cannot
             for service in services:
                 await self.move(service)
         except BaseException:
@@ -293,29 +293,21 @@ class Head:
             raise
 
     def on(self, node: NodeStatus) -> list[Service]:
-        """The services that have layers on a node."""
+        """The services that have layers on a node, the largest first: it fits into the fewest places."""
         rings = {stage.ring for stage in node.stages}
-        return [each for each in self.services.all() if each.serving.ring in rings]
+        return sorted((each for each in self.services.all() if each.serving.ring in rings), key=size_of, reverse=True)
 
     async def move(self, service: Service) -> None:
         """Split a service anew, over nodes that are not drained."""
         await self.orders.change(service, service.wanted.elsewhere(self.settings.strategy))
 
-    async def _check_room_without(self, node: str, service: Service) -> None:
-        outcome = await self.plan_without(node, service)
-        if isinstance(outcome, Infeasible):
-            request = service.wanted.elsewhere(self.settings.strategy).request
-            missing, goers = await self.orders.with_room(outcome, service.opened, request, service)
-            raise NoRoom(missing.sentence, goers)
-
-    async def plan_without(self, node: str, service: Service) -> PlannedModel | Infeasible:
-        """What draining that node (its id) would make of a service; nothing is measured, nothing changes.
-
-        Raises NotServing where no other node is there.
-        """
-        request = service.wanted.elsewhere(self.settings.strategy).request
-        surveyor, kept = self._surveyor, self.services.beside(service)
-        return await plan_model(service.opened, request, self.settings, surveyor, Speeds.NONE, {node}, kept)
+    async def _check_room_without(self, node: str, services: list[Service]) -> None:
+        """Raises NoRoom where the others have none for all of them, NotServing where no other is there."""
+        for service, outcome in zip(services, await plans_without(node, services), strict=True):
+            if isinstance(outcome, Infeasible):
+                request = service.wanted.elsewhere(self.settings.strategy).request
+                missing, goers = await self.orders.with_room(outcome, service.opened, request, service)
+                raise NoRoom(missing.sentence, goers)
 
     def forget(self, name: str) -> None:
         """Plans may use all of a node's memory again, though it ran out. Raises BadPlan where nothing is to forget."""

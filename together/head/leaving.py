@@ -8,7 +8,7 @@ from together.cluster_types import NodeStatus, StageStatus
 from together.errors import BadPlan, NotServing, TogetherError
 from together.head.head import Head
 from together.head.plan import PlannedModel
-from together.head.service import Service
+from together.head.room import plans_without
 from together.planning.explain import Infeasible
 from together.sentences import Sentence, say
 from together.types import LayerRange
@@ -39,30 +39,29 @@ async def if_stopped(head: Head, name: str) -> Sentence:
             rings.setdefault(stage.ring, []).append(stage)
     if not rings:
         return say("stop_idle", node=node.name)
-    services = {service.serving.ring: service for service in head.services.by_name.values()}
-    found = [await _meaning(head, node, stages, services.get(ring)) for ring, stages in rings.items()]
+    services = [service for service in head.on(node) if service.serving.ring in rings]
+    try:
+        outcomes = await plans_without(node.id, services)
+    except NotServing:
+        outcomes = []  # no other node is there
+    plans = {service.serving.ring: plan for service, plan in zip(services, outcomes, strict=False)}
+    serving = {service.serving.ring for service in head.services.by_name.values()}
+    found = [_meaning(node, stages, plans.get(ring), loading=ring not in serving) for ring, stages in rings.items()]
     return found[0] if len(found) == 1 else say("all", sentences=tuple(found))
 
 
-async def _meaning(head: Head, node: NodeStatus, stages: list[StageStatus], service: Service | None) -> Sentence:
+def _meaning(
+    node: NodeStatus, stages: list[StageStatus], outcome: PlannedModel | Infeasible | None, *, loading: bool
+) -> Sentence:
     """Of one ring's `stages` there."""
     model, layers = stages[0].model, tuple(str(stage.layers) for stage in stages)
-    if service is None:
+    if loading:
         return say("stop_loading", node=node.name, model=model, layers=layers)
-    outcome = await _plan_without(head, node.id, service)
     if not isinstance(outcome, PlannedModel):
         return say("stop_ends", node=node.name, model=model, layers=layers)
     shares = outcome.answer.split.shares
     to = tuple(share.node for share in shares if any(_overlap(share.layers, stage.layers) for stage in stages))
     return say("stop_moves", node=node.name, model=model, layers=layers, nodes=to)
-
-
-async def _plan_without(head: Head, node: str, service: Service) -> PlannedModel | Infeasible | None:
-    """None where no other node is there."""
-    try:
-        return await head.plan_without(node, service)
-    except NotServing:
-        return None
 
 
 async def stop_node(head: Head, name: str) -> None:

@@ -177,14 +177,19 @@ class Recovery:
 
     async def _rebuild(self) -> bool:
         """Load what is missing and join the stages again. False: no plan fits."""
-        service = self.service
-        plan = await self._plan_with_what_is_left()
-        if plan is None and service.keep:
-            plan = await service.make_room(service)
-        if plan is None:
-            return False
-        service.show(ServingState.RECOVERING, plan=plan, step=say("step_missing"))
-        await service.join(await service.place(plan), REJOIN_WITHIN)
+        service, promises, ring = self.service, self._surveyor.promises, self.service.loader.ring
+        async with promises.order:  # another ring that breaks at the same time plans with what this one leaves
+            plan = await self._plan_with_what_is_left()
+            if plan is None and service.keep:
+                plan = await service.make_room(service)
+            if plan is None:
+                return False
+            promises.make(ring, service.loader.missing(plan))
+        try:
+            service.show(ServingState.RECOVERING, plan=plan, step=say("step_missing"))
+            await service.join(await service.place(plan), REJOIN_WITHIN)
+        finally:
+            promises.end(ring)
         return True
 
     async def _plan_with_what_is_left(self) -> Plan | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from together.cluster.survey import Placement, Speeds
@@ -67,7 +67,7 @@ async def plan_again(service: Service, kept: Collection[str]) -> PlannedModel | 
 
 async def remedies(room: Room) -> tuple[Sentence, ...]:
     """What a person may do so that a model fits: unload those, or move the only one elsewhere."""
-    found = [say("make_room", model=service.name, size=_bytes(service)) for service in room.goers]
+    found = [say("make_room", model=service.name, size=size_of(service)) for service in room.goers]
     if len(room.goers) == 1 and (moved := await _elsewhere(room.goers[0], room.planned)) is not None:
         found.append(say("move_away", model=room.goers[0].name, shares=assigned(moved)))
     return tuple(found)
@@ -78,8 +78,10 @@ def assigned(planned: PlannedModel) -> str:
     return shlex.quote(",".join(f"{share.node}={share.layers}" for share in planned.answer.split.shares))
 
 
-def _bytes(service: Service) -> int:
-    return sum(stage.memory_bytes for stage in service.loader.plan.stages)
+def size_of(service: Service) -> int:
+    """Bytes that its plan has."""
+    plan = service.serving.plan
+    return sum(stage.memory_bytes for stage in plan.stages) if plan else 0
 
 
 async def _elsewhere(service: Service, newcomer: PlannedModel) -> PlannedModel | None:
@@ -109,3 +111,25 @@ async def plan_within(service: Service, free: Callable[[Placement], int]) -> Pla
     survey = await surveyor.survey(service.opened.spec, service.opened.config, sizing, Speeds.NONE, placements)
     moved = await asyncio.to_thread(plan_on, survey, service.opened, request, sizing)
     return None if isinstance(moved, Infeasible) else moved
+
+
+async def plans_without(node: str, services: Sequence[Service]) -> list[PlannedModel | Infeasible]:
+    """What draining that node (its id) would make of services that go one after another; nothing changes.
+
+    Each has what those before it leave; nothing is measured. Raises NotServing where no other node is there.
+    """
+    found: list[PlannedModel | Infeasible] = []
+    names = [f"{node} without {service.loader.ring}" for service in services]
+    try:
+        for index, service in enumerate(services):
+            machines, moved = service.machines, {each.serving.ring for each in services[:index]}
+            request = service.wanted.elsewhere(machines.settings.strategy).request
+            surveyor, kept = machines.surveyor, service.beside(service) - moved
+            outcome = await plan_model(service.opened, request, machines.settings, surveyor, Speeds.NONE, {node}, kept)
+            if isinstance(outcome, PlannedModel):
+                surveyor.promises.make(names[index], plan_of(outcome).stages)
+            found.append(outcome)
+    finally:
+        for name, service in zip(names, services, strict=True):
+            service.machines.surveyor.promises.end(name)
+    return found
