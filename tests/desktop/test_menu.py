@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
-from together.desktop.menu import Item, agreed, choose_model, numbered, run_menu
+from tests.conftest import RealApp
+from tests.support.checksum import EOS, QUIET, make_checksum_model
+from together.desktop.client import RunningApp
+from together.desktop.menu import Item, Menu, agreed, choose_model, numbered, run_menu
 from together.errors import AppError, Unreachable
+from together.settings import Settings
 
 
 class Person:
@@ -109,3 +115,39 @@ def test_a_number_of_no_model_is_answered(
 
 def test_a_choice_has_a_number_from_1_on() -> None:
     assert [numbered("ab", line) for line in ("1", " 2", "0", "3", "-1", "x", "")] == ["a", "b", *[None] * 5]
+
+
+@pytest.fixture
+def running(lent_app: RealApp) -> Iterator[RunningApp]:
+    app = RunningApp(lent_app.url, lent_app.process.pid)
+    with app._http:
+        yield app
+
+
+def test_several_models_are_told_apart(
+    lent_app: RealApp, running: RunningApp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One more comes beside the only one or in its place, as the person says; then each is chosen by its number."""
+    folder = lent_app.home.parent / "menu-second"
+    second = make_checksum_model(folder, layers=3, seed=5, quiet_ids=(*QUIET, EOS))
+    settings = Settings(home=str(lent_app.home))
+    before = lent_app.serving()["ring"]
+    menu = Menu(running, settings, Person(str(second), "y").ask)
+    menu.load()
+    try:
+        assert lent_app.serving()["ring"] == before
+        said = capsys.readouterr().out
+        assert "menu-second is ready at" in said
+        Menu(running, settings, Person("").ask).chat()
+        assert capsys.readouterr().out == "   1  toy\n   2  menu-second\n"
+        Menu(running, settings, Person("2", "n").ask).plan()
+        said = capsys.readouterr().out
+        assert "   1  toy, which is loaded\n   2  menu-second, which is loaded\n" in said
+        assert "toy computes on " in said
+        third = make_checksum_model(lent_app.home.parent / "menu-third", layers=2, seed=6)
+        Menu(running, settings, Person(str(third), "n").ask).plan()
+        assert "it is loaded beside toy and menu-second" in capsys.readouterr().out
+    finally:
+        lent_app.post("/control/unload", {"model": "menu-second"}).raise_for_status()
+    Menu(running, settings, Person(str(second), "").ask).load()  # in its place
+    assert [each["serving"]["model"] for each in lent_app.status()["services"]] == ["menu-second"]

@@ -135,7 +135,8 @@ def test_the_menu_shows_what_there_is(real_app: RealApp) -> None:
         terminal.choose("what?", "type a number from 1 to 11")
         terminal.choose("3", "toy is ready on 2 stages")
         terminal.choose("4", "demo_model, ", "Enter goes back> ")
-        terminal.choose("nowhere/at/all/", "together: ")  # no folder, and no name of the hub
+        terminal.choose("nowhere/at/all/", "Load it beside toy, and not in its place? [y/N] ")
+        terminal.choose("y", "together: ")  # no folder, and no name of the hub
         terminal.choose("6", "demo_model")
         terminal.choose("9", "which one? Enter goes back> ")
         terminal.choose("", "no node was stopped")

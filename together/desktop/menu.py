@@ -134,7 +134,7 @@ class Menu:
         balance = (Item("Balance: move layers as advised", self.balance),) if advised else ()
         return (
             Item("Open the page", self.open_page),
-            Item("Chat here", lambda: talk_on(Talk(self.app, {}))),
+            Item("Chat here", self.chat),
             Item("Status", lambda: show_status(self.app.status(), self.app.url, Console())),
             Item("Load a model", self.load),
             Item("Plan: who would take which layers", self.plan),
@@ -162,33 +162,56 @@ class Menu:
 
     # --- models -------------------------------------------------------------------------------------------------------
 
+    def chat(self) -> None:
+        """Where several models answer, ask which one."""
+        served = _served(self.app.status())
+        if len(served) < 2:
+            talk_on(Talk(self.app, {}))
+            return
+        for number, name in enumerate(served, 1):
+            print_line(f"  {number:>2}  {name}")
+        if (chosen := numbered(served, self.ask("which one? Enter goes back> "))) is not None:
+            talk_on(Talk(self.app, {"model": chosen}))
+
     def load(self) -> None:
         status = self.app.status()
         chosen = self._choose_model(status, ((LAST, status.offer),) if status.offer else ())
         if chosen == LAST:
             load_last_and_show(self.app)
         elif chosen:
-            load_and_show(self.app, {"model": chosen})
+            load_and_show(self.app, {"model": chosen} | self._place(status, chosen))
 
     def plan(self) -> None:
         """Show a plan, and load by it if that is wanted."""
         status = self.app.status()
-        served = status.serving.model if status.serving.plan else ""
-        chosen = self._choose_model(status, ((served, f"{served}, which is loaded"),) if served else ())
+        served = _served(status)
+        chosen = self._choose_model(status, tuple((name, f"{name}, which is loaded") for name in served))
         if not chosen:
             return
-        model = {} if chosen == served else {"model": chosen}
+        model = {} if served == (chosen,) else {"model": chosen} | self._place(status, chosen)
         with working("measuring the machines and their links"):
             answer = self.app.ask("plan", dict(model))
         print_line(str(answer.pop("text")))
         if "error" not in answer and agreed("Load it by this plan?", self.ask):
             load_and_show(self.app, model | _order_of(answer))
 
+    def _place(self, status: AppStatus, chosen: str) -> dict[str, object]:
+        """Whether it is loaded beside what serves; without an answer in the place of the only one."""
+        served = _served(status)
+        if not served or chosen in served or status.serving_of(chosen) is not None:
+            return {}
+        if len(served) > 1:
+            print_line(f"it is loaded beside {' and '.join(served)}")
+            return {"beside": True}
+        return {"beside": True} if agreed(f"Load it beside {served[0]}, and not in its place?", self.ask) else {}
+
     def _choose_model(self, status: AppStatus, first: tuple[tuple[str, str], ...]) -> str:
         """What `load` takes; empty where the person goes back. `first` are further choices with their lines."""
-        served = status.serving.plan.model.path if status.serving.plan else ""
+        served = {model.serving.plan.model.path for model in status.models if model.serving.plan}
         here = [model for model in known_models(self.settings.home_path) if not model.fault]
-        others = [(str(model.folder), _line_of(model, here)) for model in here if str(model.folder.resolve()) != served]
+        others = [
+            (str(model.folder), _line_of(model, here)) for model in here if str(model.folder.resolve()) not in served
+        ]
         return choose_model([*first, *others], self.ask)
 
     # --- nodes --------------------------------------------------------------------------------------------------------
@@ -233,6 +256,10 @@ def _line_of(model: KnownModel, among: list[KnownModel]) -> str:
     program = f"of {model.program}" if model.program else ""
     parts = (model.name, exact_size_text(model.bytes), "" if model.whole else f"here are {model.held}", program)
     return ", ".join(filter(None, (*parts, str(model.folder) if twice else "")))
+
+
+def _served(status: AppStatus) -> tuple[str, ...]:
+    return tuple(model.serving.model for model in status.models if model.serving.up)
 
 
 def _holds(node: NodeStatus) -> str:
