@@ -261,6 +261,7 @@ _ENGLISH = {
     "last_plan": "Last: {model} on {shares}.",
     "last_plan_gone": "Last: {model} on {shares}. {gone:and} {gone:plural is|are} not here now, so loading it makes a "
     "new plan.",
+    "last_beside": "{last} {models:and} served beside it, and {models:plural comes|come} with it.",
     "no_last_plan": "no model was loaded here before; choose one: python3 launch.py load MODEL",
     "memory_limit": "{node}: a stage with {sizes:sizes 0} on {device} ran out of memory ({cause}), so plans use at "
     "most {sizes:sizes 1} of it for another {minutes} {minutes:plural minute|minutes} or until the node starts again. "

@@ -104,17 +104,23 @@ def test_a_home_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pyt
     ],
 )
 def test_the_offer_says_what_differs(nodes: tuple[str, ...], offer: str) -> None:
-    assert str(LastPlans(Path(), LAST).offer(Serving(), [node(name) for name in nodes])) == offer
+    assert str(LastPlans(Path(), LAST).offer([Serving()], [node(name) for name in nodes])) == offer
 
 
 def test_the_offer_uses_the_names_of_now() -> None:
     renamed = replace(node("anna"), name="studio")
-    offer = LastPlans(Path(), LAST).offer(Serving(), [renamed, node("berta")])
+    offer = LastPlans(Path(), LAST).offer([Serving()], [renamed, node("berta")])
     assert str(offer) == "Last: toy on studio 0:3, berta 3:4."
 
 
+def test_the_offer_names_what_served_beside_it() -> None:
+    others = tuple(replace(LAST, model=replace(REF, name=name, fingerprint=name)) for name in ("small", "third"))
+    offer = LastPlans(Path(), replace(LAST, beside=others)).offer([], [node("anna"), node("berta")])
+    assert str(offer) == "Last: toy on anna 0:3, berta 3:4. small and third served beside it, and come with it."
+
+
 def test_another_device_is_another_machine() -> None:
-    offer = LastPlans(Path(), LAST).offer(Serving(), [node("anna"), node("berta", "cuda:0")])
+    offer = LastPlans(Path(), LAST).offer([Serving()], [node("anna"), node("berta", "cuda:0")])
     assert "berta is not here now" in str(offer)
 
 
@@ -123,9 +129,9 @@ def test_nothing_is_offered_while_it_serves_or_something_is_under_way(state: Ser
     other = Plan(replace(REF, fingerprint="f2"), (), 1, 1, "fp32")
     settled = state in (ServingState.EMPTY, ServingState.READY, ServingState.FAILED)
     plans = LastPlans(Path(), LAST)
-    assert bool(plans.offer(Serving(state, "other", other), [])) == settled
-    assert not plans.offer(Serving(state, "toy", replace(other, model=REF)), [])
-    assert not LastPlans(Path()).offer(Serving(state), [])
+    assert bool(plans.offer([Serving(state, "other", other)], [])) == settled
+    assert not plans.offer([Serving(state, "other", other), Serving(state, "toy", replace(other, model=REF))], [])
+    assert not LastPlans(Path()).offer([Serving(state)], [])
 
 
 # --- how it is asked for again ----------------------------------------------------------------------------------------
@@ -207,6 +213,35 @@ async def test_a_restarted_head_offers_the_last_plan_and_loads_it(tmp_path: Path
             await alone.load_last()
             assert layout(alone) == {"anna": [LayerRange(0, 4)]}
             assert await ask(alone) == right_answer(toy)
+
+
+async def test_all_that_served_is_offered_and_loaded_again(tmp_path: Path) -> None:
+    """In its order, kept as it was; what was unloaded before does not come."""
+    toys = [
+        make_checksum_model(tmp_path / name, seed=i, quiet_ids=(*QUIET, END)) for i, name in enumerate(("a", "b", "c"))
+    ]
+    settings = cluster_settings(tmp_path / "home")
+    with running_nodes(settings, "anna", "berta") as nodes:
+        async with running_head(settings, *nodes) as head:
+            await head.load(toys[0], by_hand("berta=0:3,anna=3:4"))
+            await head.load(toys[1], by_hand("anna=0:4"), beside=True, keep=True)
+            await head.load(toys[2], beside=True)
+            await head.unload("c")
+            assert not head.view().offer
+            before = {name: service.loader.plan for name, service in head.services.by_name.items()}
+        async with restarted(head, *nodes) as again:
+            assert str(again.view().offer) == "Last: a on berta 0:3, anna 3:4. b served beside it, and comes with it."
+            await again.load_last()
+            assert {name: service.loader.plan for name, service in again.services.by_name.items()} == before
+            assert [(each.serving.model, each.keep) for each in again.view().services] == [("a", False), ("b", True)]
+            assert not again.view().offer
+        (toys[1] / "config.json").unlink()
+        async with restarted(head, *nodes) as third:
+            with pytest.raises(TogetherError):
+                await third.load_last()
+            assert list(third.services.by_name) == ["a"]
+        async with restarted(head, *nodes) as fourth:
+            assert str(fourth.view().offer).endswith("b served beside it, and comes with it.")
 
 
 @pytest.mark.full

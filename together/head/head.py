@@ -149,7 +149,11 @@ class Head:
         """Nodes and serving state now."""
         services = self.services.shown()
         first = services[0] if services else ServedModel(EMPTY)
-        offer = NOTHING if self.orders.open else self.orders.last.offer(first.serving, self._membership.living())
+        offer = (
+            NOTHING
+            if self.orders.open
+            else self.orders.last.offer((shown.serving for shown in services), self._membership.living())
+        )
         return ClusterView(
             head=self.id,
             nodes=self._membership.nodes(),

@@ -88,6 +88,8 @@ class LastPlan:
     users: int
     request: KeptRequest
     stages: tuple[LastStage, ...]
+    keep: bool = False  # as in `Service`
+    beside: tuple[LastPlan, ...] = ()  # of models that served beside it, in their order
 
     @property
     def place(self) -> str:
@@ -96,14 +98,15 @@ class LastPlan:
         return self.model.name if elsewhere and not (Path(path) / CONFIG).is_file() else path
 
     @classmethod
-    def of(cls, request: PlanRequest, plan: Plan, nodes: Iterable[NodeStatus]) -> LastPlan:
+    def of(cls, request: PlanRequest, plan: Plan, nodes: Iterable[NodeStatus], *, keep: bool = False) -> LastPlan:
         """What is loaded now; `request` is what was asked for."""
         names = {node.id: node.name for node in nodes}
         stages = (
             LastStage(stage.node, names.get(stage.node, stage.node), stage.backend, stage.device, stage.layers)
             for stage in plan.stages
         )
-        return cls(VERSION, plan.model, plan.dtype, plan.context, plan.users, KeptRequest.of(request), tuple(stages))
+        asked = KeptRequest.of(request)
+        return cls(VERSION, plan.model, plan.dtype, plan.context, plan.users, asked, tuple(stages), keep)
 
     def again(self, places: dict[tuple[str, str, str], str]) -> PlanRequest | None:
         """The very same split, where all its machines are among `places`: (node id, backend, device) → their names."""
@@ -143,13 +146,15 @@ class LastPlans:
         except OSError as error:
             log.warning("the plan is not remembered for the next start: %s", error)
 
-    def offer(self, serving: Serving, nodes: Iterable[NodeStatus]) -> Sentence:
+    def offer(self, serving: Iterable[Serving], nodes: Iterable[NodeStatus]) -> Sentence:
         """What to load again; empty if there is no last plan, if it serves, or while something is being loaded."""
-        served = serving.plan.model.key if serving.plan else None
-        settled = serving.state in (ServingState.EMPTY, ServingState.READY, ServingState.FAILED)
-        if self.last is None or not settled or served == self.last.model.key:
+        all_of_them = tuple(serving)
+        served = {each.plan.model.key for each in all_of_them if each.plan}
+        settled = {ServingState.EMPTY, ServingState.READY, ServingState.FAILED} >= {each.state for each in all_of_them}
+        if self.last is None or not settled or self.last.model.key in served:
             return NOTHING
-        return _offer(self.last, tuple(nodes))
+        offer, beside = _offer(self.last, tuple(nodes)), tuple(each.model.name for each in self.last.beside)
+        return say("last_beside", last=offer, models=beside) if beside else offer
 
 
 def _offer(last: LastPlan, nodes: tuple[NodeStatus, ...]) -> Sentence:

@@ -108,7 +108,17 @@ class LoadOrders:
         self._asked, last = True, self.last.last
         if last is None:
             raise NotServing(say("no_last_plan"))
-        return await self.carry_out(ModelLoad.again(last, self._settings.strategy))
+        first = await self.carry_out(ModelLoad.again(last, self._settings.strategy), keep=last.keep or None)
+        failed: TogetherError | None = None
+        for other in last.beside:
+            try:
+                await self.carry_out(ModelLoad.again(other, self._settings.strategy), True, other.keep or None)
+            except TogetherError as error:  # the others may have room
+                failed = failed or error
+        if failed is not None:
+            await asyncio.to_thread(self.last.keep, last)  # not what came of it
+            raise failed
+        return first
 
     async def load_demo(self, request: PlanRequest | None = None) -> None:
         if not self._asked:
@@ -137,6 +147,7 @@ class LoadOrders:
             await self.services.end(service, self.services.loading)
         await self.services.ended()  # also what an order that was given up had begun to end
         self._forget(name)
+        await self._remember()
 
     def _is_of(self, order: LoadOrder, name: str) -> bool:
         """Whether a load is of the model of that name. Until it is read, another one may have a folder so called."""
@@ -267,8 +278,16 @@ class LoadOrders:
         service.expect(decision) if looks else None
         self._forget(service.name if order.beside else "")
         if not wanted.by_itself:
-            await asyncio.to_thread(self.last.keep, LastPlan.of(wanted.request, plan, self.machines.membership.nodes()))
+            await self._remember()
         return service
+
+    async def _remember(self) -> None:
+        """All that serves and was asked for is what is offered after a restart; without any, what was before."""
+        nodes = self.machines.membership.nodes()
+        served = [each for each in self.services.by_name.values() if not each.wanted.by_itself]
+        plans = [LastPlan.of(each.wanted.request, each.loader.plan, nodes, keep=each.keep) for each in served]
+        if plans:
+            await asyncio.to_thread(self.last.keep, replace(plans[0], beside=tuple(plans[1:])))
 
     async def with_room(
         self, missing: Infeasible, opened: ModelHandle, request: PlanRequest, replaced: Service | None
