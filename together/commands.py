@@ -73,7 +73,7 @@ GROUPS = (
             "plan": "Who would take which layers of a model, and why: on the living machines, or by --cluster on any.",
             "cluster-file": "Write an example of a file for plan --cluster: machines you have or think of buying.",
             "balance": "Move layers as status advises, where machines became slower or faster; answers go on.",
-            "forget": "Let plans use all memory of a node again that ran out of it; by itself after ten minutes.",
+            "forget": "Let plans use all memory of a node again that ran out of it; --texts: what is kept of chats.",
         },
     ),
     (

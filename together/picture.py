@@ -17,7 +17,7 @@ class Picture:
     columns: int
     side: int  # pixels of the side of the square that each token stands for
     pixels: bytes  # red, green and blue, row by row from the top
-    key: str  # the same for the same pixels in the same size, and for no others
+    key: str  # the same for the same pixels in the same size and the same owner, and for no others
 
     def __post_init__(self) -> None:
         if min(self.rows, self.columns, self.side) <= 0 or len(self.pixels) != 3 * self.side**2 * self.tokens:

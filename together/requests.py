@@ -107,6 +107,7 @@ class GenerateRequest:
     )
     score_from: int = 0  # tokens of the prompt from this place on get log-probabilities; 0: none; then 0 max_tokens do
     pictures: tuple[Picture, ...] = ()  # whose parts the prompt has tokens for, in order
+    owner: Owner = LOCAL  # whose caches it may start with, and whose its own become
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +226,7 @@ class ChatRequest:
     chosen_template: str | None = None  # the name of one of the model's own templates; None: the usual one
     grammar: Grammar | None = None  # of every choice, after its thoughts
     tool_use: ToolUse = field(default_factory=ToolUse)
+    owner: Owner = LOCAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,7 @@ class CompletionRequest:
     top_logprobs: int = -1
     choices: int = 1
     grammar: Grammar | None = None
+    owner: Owner = LOCAL
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -255,6 +258,7 @@ class ScoreRequest:
     text: str | tuple[int, ...]
     window: int | None = None  # tokens, a begin token included; None: as many as the context holds
     stride: int | None = None  # tokens; None: half a window, so that half a window at least comes before a token
+    owner: Owner = LOCAL
 
 
 @dataclass(frozen=True, slots=True)

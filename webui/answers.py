@@ -11,13 +11,13 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from together.errors import BadRequest, NotServing, TogetherError
 from together.head.head import Head
 from together.head.service import Service
-from together.requests import AnswerChunk
+from together.requests import AnswerChunk, Owner
 from together.types import Sampling
 from webui import gr
 from webui.conversation import (
@@ -51,7 +51,7 @@ class Answers:
     def __init__(self, head: Head) -> None:
         self._head = head
 
-    async def ask(self, question: str, attached: str, turns: Turns, *knobs: Any) -> Updates:
+    async def ask(self, owner: Owner, question: str, attached: str, turns: Turns, *knobs: Any) -> Updates:
         """Ask what stands in the input box, with the pictures beside it, whose names are `attached`."""
         try:
             shown = [picture(name) for name in names_in(attached)]
@@ -60,19 +60,19 @@ class Answers:
             yield _update(notice=notice_of(error, attached.split()))
             return
         asked = [*turns, turn("user", question.strip(), *shown)] if question.strip() or shown else []
-        async with aclosing(self._answer(asked, Knobs(*knobs))) as updates:
+        async with aclosing(self._answer(owner, asked, Knobs(*knobs))) as updates:
             async for update in updates:
                 yield update
 
-    async def example(self, turns: Turns, event: gr.SelectData, *knobs: Any) -> Updates:
+    async def example(self, owner: Owner, turns: Turns, event: gr.SelectData, *knobs: Any) -> Updates:
         """Ask one of the preset questions."""
-        async with aclosing(self.ask(str(event.value["text"]), "", turns, *knobs)) as updates:
+        async with aclosing(self.ask(owner, str(event.value["text"]), "", turns, *knobs)) as updates:
             async for update in updates:
                 yield update
 
-    async def again(self, turns: Turns, *knobs: Any) -> Updates:
+    async def again(self, owner: Owner, turns: Turns, *knobs: Any) -> Updates:
         """Answer the last question once more."""
-        async with aclosing(self._answer(up_to_question(turns), Knobs(*knobs))) as updates:
+        async with aclosing(self._answer(owner, up_to_question(turns), Knobs(*knobs))) as updates:
             async for update in updates:
                 yield update
 
@@ -87,35 +87,34 @@ class Answers:
     def clear(self) -> Update:
         return _update(question="", chat=[], notice="")
 
-    async def _answer(self, asked: Turns, knobs: Knobs) -> Updates:
+    async def _answer(self, owner: Owner, asked: Turns, knobs: Knobs) -> Updates:
         """Nothing changes where nothing is asked. The answer is redrawn no more often than REDRAW says."""
         if not asked:
             yield _update()
             return
         yield _update(question="", chat=[*asked, turn("assistant", "…")], notice="", busy=True)
-        said, drawn = AnswerDelta(), 0.0
+        said, drawn, held = AnswerDelta(), 0.0, self._head.attachments
         try:
-            said.limit = knobs.request(asked, Sampling(), self._head.attachments.data).max_tokens
-            async with aclosing(self._chunks(asked, knobs)) as chunks:
+            said.limit = knobs.request(asked, Sampling(), partial(held.data, owner)).max_tokens
+            async with aclosing(self._chunks(owner, asked, knobs)) as chunks:
                 async for chunk in chunks:
                     said.add(chunk)
                     if time.monotonic() - drawn >= REDRAW:
                         yield _update(chat=[*asked, *said.turns()], busy=True)
                         drawn = time.monotonic()
         except Exception as error:
-            names = [name for name in pictures_of(asked[-1]) if self._head.attachments.find(name)]
+            names = [name for name in pictures_of(asked[-1]) if held.find(owner, name)]
             yield _failed(asked, said, notice(sentence_of(error)) if said.text else notice_of(error, names))
             return
         yield _update(chat=[*asked, *said.turns(ended=True)])
 
-    def _chunks(self, asked: Turns, knobs: Knobs) -> AsyncGenerator[AnswerChunk, None]:
+    def _chunks(self, owner: Owner, asked: Turns, knobs: Knobs) -> AsyncGenerator[AnswerChunk, None]:
         """Of the model that was chosen; one that has gone meanwhile comes back where requests load models."""
         head, name = self._head, knobs.model or ""
+        files = partial(head.attachments.data, owner)
 
         def answer(service: Service) -> AsyncGenerator[AnswerChunk, None]:
-            return head.chat(
-                knobs.request(asked, service.opened.defaults.sampling, head.attachments.data), service.name
-            )
+            return head.chat(knobs.request(asked, service.opened.defaults.sampling, files, owner), service.name)
 
         if name and head.demands.on:
             return head.on_demand(name, answer)

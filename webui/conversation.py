@@ -14,7 +14,7 @@ from typing import Any
 
 from together.errors import BadRequest
 from together.models.generation import ANSWER_LIMIT
-from together.requests import AnswerChunk, Attached, ChatRequest, Message, cut_short
+from together.requests import LOCAL, AnswerChunk, Attached, ChatRequest, Message, Owner, cut_short
 from together.sentences import say
 from together.text.pictures import MOST_PICTURES
 from together.types import Sampling
@@ -42,7 +42,7 @@ class Knobs:
     seed: str | None = ""
     model: str | None = ""  # which one answers, where several do
 
-    def request(self, turns: Turns, defaults: Sampling, files: Files = no_files) -> ChatRequest:
+    def request(self, turns: Turns, defaults: Sampling, files: Files = no_files, owner: Owner = LOCAL) -> ChatRequest:
         """The conversation so far as a request; without a seed a fresh random one. `files` has those of pictures."""
         system = (Message("system", self.system.strip()),) if self.system and self.system.strip() else ()
         sampling = replace(
@@ -53,7 +53,7 @@ class Knobs:
             seed=_seed(self.seed),
         )
         messages = system + tuple(_messages(turns, files))
-        return ChatRequest(messages, sampling, _limit(self.max_tokens))
+        return ChatRequest(messages, sampling, _limit(self.max_tokens), owner=owner)
 
 
 def _messages(turns: Turns, files: Files) -> Iterator[Message]:

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from together.api.visitors import visitor_of
+from together.api.visitors import STRANGER, Visitor, visitor_of
 from together.errors import BadRequest
 from webui import gr
 from webui.conversation import Turn, Turns, thought, turn
@@ -56,6 +56,12 @@ class Events:
         connected = trigger(handler, inputs, outputs, **_EVENT, **how)
         self._data[connected["id"]] = data
         return connected
+
+    def owned(
+        self, trigger: Trigger, handler: Handler, inputs: Any, outputs: Any, data: Reader = nothing, **how: Any
+    ) -> Any:
+        """As `chat`, for a generator that gets first whose the event is."""
+        return self.chat(trigger, _for_owner(handler), inputs, outputs, data, **how)
 
     def order(
         self,
@@ -120,19 +126,37 @@ def _only_here(handler: Handler, refused: Callable[[str], Any]) -> Handler:
     return _shown_as(answers if inspect.isasyncgenfunction(handler) else answer, handler)
 
 
-def _shown_as(guarded: Handler, handler: Handler) -> Handler:
-    """The framework reads parameters to know what to give: `guarded` has those of the handler after its own."""
+def _for_owner(handler: Handler) -> Handler:
+    """The handler, a generator, which is told whose the event is."""
+
+    async def answers(request: gr.Request, *values: Any) -> AsyncGenerator[Any, None]:
+        async with aclosing(handler(_visitor(request).owner, *values)) as updates:
+            async for update in updates:
+                yield update
+
+    return _shown_as(answers, handler, given=1)
+
+
+def _shown_as(guarded: Handler, handler: Handler, given: int = 0) -> Handler:
+    """The framework reads parameters to know what to give: `guarded` has those of the handler after its own.
+
+    The handler's first `given` are none of the framework's.
+    """
     own = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=gr.Request)
     signature = inspect.signature(handler)
     shown: Any = guarded
-    shown.__signature__ = signature.replace(parameters=[own, *signature.parameters.values()])
+    shown.__signature__ = signature.replace(parameters=[own, *list(signature.parameters.values())[given:]])
     shown.__annotations__ = {**typing.get_type_hints(handler), "request": gr.Request}
     shown.__name__ = handler.__name__
     return guarded
 
 
 def _is_here(request: gr.Request) -> bool:
-    return request.request is not None and visitor_of(request.request.scope).here
+    return _visitor(request).here
+
+
+def _visitor(request: gr.Request) -> Visitor:
+    return STRANGER if request.request is None else visitor_of(request.request.scope)
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

@@ -213,11 +213,11 @@ def _connect(events: Events, answers: Answers, chat: ChatControls, settings: lis
     ask = [chat.question, chat.attached, chat.turns, *settings]
     again = [chat.turns, *settings]
     running = [
-        events.chat(chat.question.submit, answers.ask, ask, outputs, js=WITH_PICTURES),
-        events.chat(chat.send.click, answers.ask, ask, outputs, js=WITH_PICTURES),
-        events.chat(chat.turns.example_select, answers.example, again, outputs, example),
-        events.chat(chat.turns.retry, answers.again, again, outputs),
-        events.chat(chat.retry.click, answers.again, again, outputs),
+        events.owned(chat.question.submit, answers.ask, ask, outputs, js=WITH_PICTURES),
+        events.owned(chat.send.click, answers.ask, ask, outputs, js=WITH_PICTURES),
+        events.owned(chat.turns.example_select, answers.example, again, outputs, example),
+        events.owned(chat.turns.retry, answers.again, again, outputs),
+        events.owned(chat.retry.click, answers.again, again, outputs),
     ]
     for stop in (chat.stop.click, chat.clear.click, chat.turns.clear):
         events.cancel(stop, running)

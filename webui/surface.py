@@ -6,6 +6,7 @@ few below. It sees of a request only what these need, and an event only as `even
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -18,7 +19,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from together.api.guard import read_body
+from together.api.visitors import visitor_of
 from together.errors import BadRequest
+from together.requests import LOCAL, Owner
 from webui import gr
 from webui.events import Accepted
 
@@ -47,18 +50,21 @@ class Surface:
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = (scope.get("method", ""), scope["path"])
+        asked, owner = (scope.get("method", ""), scope["path"]), visitor_of(scope).owner
         try:
             if asked == JOIN:
-                body = self._event(_json(await read_body(Request(scope, receive))))
+                body = self._event(_json(await read_body(Request(scope, receive))), owner)
                 await self.app(_reduced(scope, body=body), _with_body(body, receive), send)
             elif asked == CANCEL:
-                body = self._cancelled(_json(await read_body(Request(scope, receive))))
+                body = self._cancelled(_json(await read_body(Request(scope, receive))), owner)
                 await self.app(_reduced(scope, body=body), _with_body(body, receive), send)
             elif asked == DATA:
-                await self._data(scope, receive, send)
-            elif asked in PLAIN or _is_asset_or_heartbeat(*asked):
+                await self._data(scope, owner, receive, send)
+            elif asked in PLAIN or (asked[0] == "GET" and ASSET.fullmatch(asked[1])):
                 await self.app(_reduced(scope), receive, send)
+            elif (tab := _beating(*asked)) is not None:
+                path = HEARTBEAT + _tab_of(owner, tab)
+                await self.app({**_reduced(scope), "path": path, "raw_path": path.encode()}, receive, send)
             else:
                 raise HTTPException(404, f"there is no {scope['path'][:200]}")
         except _Refused as refusal:
@@ -66,9 +72,9 @@ class Surface:
 
     # --- events -------------------------------------------------------------------------------------------------------
 
-    def _event(self, sent: dict[str, Any]) -> bytes:
+    def _event(self, sent: dict[str, Any], owner: Owner) -> bytes:
         """An event for the framework, from what a browser sent."""
-        number, source, session = sent.get("fn_index"), sent.get("trigger_id"), _session(sent.get("session_hash"))
+        number, source, session = sent.get("fn_index"), sent.get("trigger_id"), _session(sent, owner)
         event = self._events.get(number) if type(number) is int else None
         if event is None:
             raise _Refused("there is no event of this number; load the page again", 404)
@@ -85,16 +91,17 @@ class Surface:
         kept = {"fn_index": number, "trigger_id": source, "session_hash": session, "data": read, "event_data": data}
         return json.dumps(kept).encode()
 
-    def _cancelled(self, sent: dict[str, Any]) -> bytes:
-        number, event, session = sent.get("fn_index"), sent.get("event_id"), _session(sent.get("session_hash"))
+    def _cancelled(self, sent: dict[str, Any], owner: Owner) -> bytes:
+        number, event, session = sent.get("fn_index"), sent.get("event_id"), _session(sent, owner)
         running = self._page._queue.pending_event_ids_session.get(session, ())
         if type(number) is not int or number not in self._events or not isinstance(event, str) or event not in running:
             raise _Refused("there is no such event; it may have ended", 404)
         return json.dumps({"fn_index": number, "event_id": event, "session_hash": session}).encode()
 
-    async def _data(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _data(self, scope: Scope, owner: Owner, receive: Receive, send: Send) -> None:
         """What the events of a tab have to say, as a stream."""
-        session = _session(parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [None])[-1])
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        session = _session({name: values[-1] for name, values in query.items()}, owner)
         if session not in self._page._queue.pending_messages_per_session:
             raise _Refused("this tab has caused no event; load the page again", 404)
         try:
@@ -114,17 +121,22 @@ class _Refused(Exception):
         self.status = status
 
 
-def _is_asset_or_heartbeat(method: str, path: str) -> bool:
-    if method != "GET":
-        return False
-    beat = path.startswith(HEARTBEAT) and SESSION.fullmatch(path.removeprefix(HEARTBEAT))
-    return bool(beat or ASSET.fullmatch(path))
+def _beating(method: str, path: str) -> str | None:
+    """The number of the tab that says it is still there."""
+    tab = path.removeprefix(HEARTBEAT)
+    return tab if method == "GET" and path.startswith(HEARTBEAT) and SESSION.fullmatch(tab) else None
 
 
-def _session(value: object) -> str:
+def _session(sent: Mapping[str, object], owner: Owner) -> str:
+    value = sent.get("session_hash")
     if not isinstance(value, str) or not SESSION.fullmatch(value):
         raise _Refused("the number of the browser's tab is missing or is none; load the page again")
-    return value
+    return _tab_of(owner, value)
+
+
+def _tab_of(owner: Owner, tab: str) -> str:
+    """What the framework knows a browser's tab by: who guesses another owner's has a tab of their own."""
+    return tab if owner == LOCAL else hashlib.sha256(f"{owner} {tab}".encode()).hexdigest()
 
 
 def _json(body: bytes) -> dict[str, Any]:

@@ -12,26 +12,19 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.api.web import client_from_elsewhere
 from tests.support.cluster import cluster_settings, running_head
 from tests.support.patience import PATIENCE
 from together.api.access import MOST_ADDRESSES, MOST_WRONG, MOST_WRONG_OF_ALL, WITHIN, WrongKeys, network_of
-from together.api.app import build_app
 from together.api.keys import MOST_KEYS, KeyFile, cookie_of
-from together.api.server import bind, serving, url_of
 from together.errors import AppError, BadSetting
-
-ELSEWHERE = {"X-Forwarded-For": "203.0.113.9"}  # who comes through a proxy is not of this machine
 
 
 @asynccontextmanager
 async def open_app(home: Path, own: str = "") -> AsyncIterator[httpx.AsyncClient]:
     """A client of another machine."""
-    async with running_head(cluster_settings(home)) as head:
-        head.settings = cluster_settings(home, host="0.0.0.0")
-        listener = bind("127.0.0.1", 0)
-        client = httpx.AsyncClient(base_url=url_of(listener), timeout=PATIENCE, trust_env=False, headers=ELSEWHERE)
-        async with serving(build_app(head, lambda: None, own), listener), client:
-            yield client
+    async with running_head(cluster_settings(home)) as head, client_from_elsewhere(head, own) as client:
+        yield client
 
 
 # --- at rest ----------------------------------------------------------------------------------------------------------

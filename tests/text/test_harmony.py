@@ -23,6 +23,7 @@ from tests.support.toys import worded_toy
 from together.api.requests import ChatCompletionRequest
 from together.engine.engine import Engine
 from together.requests import (
+    LOCAL,
     AnswerChunk,
     CallDelta,
     ChatRequest,
@@ -194,7 +195,7 @@ def test_the_effort_of_a_request_reaches_the_template(tmp_path: Path) -> None:
         ({"reasoning_effort": "high"}, "high"),
         ({"reasoning_effort": "high", "chat_template_kwargs": {"reasoning_effort": "low"}}, "low"),
     ):
-        chat = ChatCompletionRequest.model_validate(body | more).to_chat(Sampling())
+        chat = ChatCompletionRequest.model_validate(body | more).to_chat(Sampling(), LOCAL)
         assert f"Reasoning: {effort}\n" in template.render(chat.messages, **chat.template).result()
 
 

@@ -22,7 +22,7 @@ from together.api.requests import ChatCompletionRequest
 from together.models.config import FAMILIES as SUPPORTED
 from together.models.generation import SAMPLING_FIELDS, read_sampling_defaults
 from together.models.spec import read_spec
-from together.requests import ChatRequest
+from together.requests import LOCAL, ChatRequest
 from together.text.tokenizer import TextModel
 from together.types import LayerRange, Sampling
 
@@ -152,7 +152,7 @@ THINKING_CHATS = (
 def asked(chat: Chat) -> ChatRequest:
     """The request as our chat route reads it."""
     body = {"messages": chat.messages, "tools": chat.tools, "chat_template_kwargs": dict(chat.variables)}
-    return ChatCompletionRequest.model_validate(body).to_chat(Sampling())
+    return ChatCompletionRequest.model_validate(body).to_chat(Sampling(), LOCAL)
 
 
 def our_ids(model: TextModel, chat: Chat) -> list[int]:

@@ -239,12 +239,15 @@ class _Api:
     async def chat(self, request: Request, asked: Annotated[ChatCompletionRequest, FROM_JSON]) -> Response:
         """Answer a conversation, whole or as a stream."""
         name, comes = await self._routed(asked)
+        owner = visitor_of(request.scope).owner
         if not comes:
-            chunks = self._head.chat(asked.to_chat(self._defaults(name)), name)
+            chunks = self._head.chat(asked.to_chat(self._defaults(name), owner), name)
         else:
-            asked.to_chat(Sampling())  # what is wrong is refused before anything is loaded for it
+            asked.to_chat(Sampling(), owner)  # what is wrong is refused before anything is loaded for it
             chunks = self._head.on_demand(
-                name, lambda it: self._head.chat(asked.to_chat(it.opened.defaults.sampling), it.name), _within(asked)
+                name,
+                lambda it: self._head.chat(asked.to_chat(it.opened.defaults.sampling, owner), it.name),
+                _within(asked),
             )
         formatter = ChatFormatter(name, logprobs=bool(asked.logprobs))
         return await self._answer(request, asked, formatter, chunks, asked.choices)
@@ -252,13 +255,14 @@ class _Api:
     async def complete(self, request: Request, asked: Annotated[TextCompletionRequest, FROM_JSON]) -> Response:
         """Go on with prompts as they are."""
         name, comes = await self._routed(asked)
-        wanted = asked.to_completion(self._defaults(name))
+        owner = visitor_of(request.scope).owner
+        wanted = asked.to_completion(self._defaults(name), owner)
         if not comes:
             chunks = self._completed(wanted, self._head.ready(name))
         else:
             chunks = self._head.on_demand(
                 name,
-                lambda it: self._completed(asked.to_completion(it.opened.defaults.sampling), it),
+                lambda it: self._completed(asked.to_completion(it.opened.defaults.sampling, owner), it),
                 _within(asked),
             )
         formatter = CompletionFormatter(name, logprobs=asked.logprobs is not None)

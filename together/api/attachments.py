@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from together.api.responses import BodyTooLarge
+from together.api.visitors import visitor_of
 from together.head.head import Head
 from together.text.pictures import MOST_FILE, kind_of
 
@@ -22,11 +23,12 @@ def attachment_routes(head: Head) -> APIRouter:
         """The body is the file."""
         data = await _body(request)
         kind = await asyncio.to_thread(kind_of, data)
-        return JSONResponse({"name": head.attachments.add(data, kind)}, 201)
+        return JSONResponse({"name": head.attachments.add(visitor_of(request.scope).owner, data, kind)}, 201)
 
     @router.get("/attachments/{name}")
-    async def attachment(name: str) -> Response:
-        found = head.attachments.find(name)
+    async def attachment(request: Request, name: str) -> Response:
+        """404 also for what is somebody else's."""
+        found = head.attachments.find(visitor_of(request.scope).owner, name)
         if found is None:
             raise HTTPException(404, "there is no such picture; it is held for an hour")
         return Response(found.data, media_type=found.kind, headers={"Cache-Control": "private, max-age=3600"})

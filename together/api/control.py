@@ -23,7 +23,7 @@ from together.planning.cluster_file import problem_json
 from together.planning.explain import Infeasible
 from together.planning.report import answer_json, answer_text, missing_json
 from together.planning.request import PlanRequest, parse_dtype, parse_request
-from together.requests import ScoreRequest, TextScore
+from together.requests import Owner, ScoreRequest, TextScore
 
 
 class _Order(BaseModel):
@@ -77,6 +77,12 @@ class DrainOrder(_Order):
 
 class ForgetOrder(_Order):
     node: str
+
+
+class TextsOrder(_Order):
+    """A key's id, or `local`; null is everybody."""
+
+    owner: str | None = None
 
 
 class NodesOrder(_Order):
@@ -163,7 +169,9 @@ def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
     @router.post("/score")
     async def score(request: Request, order: Annotated[ScoreOrder, FROM_JSON]) -> Response:
         """Each token of a text with its log-probability, by the model that serves; null for a first one without."""
-        work = head.ready(order.model).score(ScoreRequest(order.text, order.window, order.stride))
+        work = head.ready(order.model).score(
+            ScoreRequest(order.text, order.window, order.stride, visitor_of(request.scope).owner)
+        )
         try:
             return JSONResponse(score_json(await while_connected(request, work)))
         except ClientGone:
@@ -195,6 +203,12 @@ def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
         """Plans may use all of a node's memory again, though a stage ran out of it."""
         head.forget(order.node)
         return _done()
+
+    @router.post("/forget-texts")
+    async def forget_texts(order: Annotated[TextsOrder, FROM_JSON]) -> Response:
+        """Give up what is kept of chats, or of an owner's; says how many pictures and cached beginnings that were."""
+        pictures, caches = head.forget_texts(None if order.owner is None else Owner(order.owner))
+        return JSONResponse({"done": True, "pictures": pictures, "caches": caches})
 
     @router.post("/nodes")
     async def nodes(order: Annotated[NodesOrder, FROM_JSON]) -> Response:

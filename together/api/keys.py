@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from together.errors import AppError, BadSetting, TogetherError
 from together.jsonfile import read_json, write_json
+from together.requests import LOCAL
 from together.wording import quoted
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class KeyFile:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._lock:
             keys = self.kept()
-            if any(name in (key.name, key.id) for key in keys):
+            if name == LOCAL or any(name in (key.name, key.id) for key in keys):
                 text = "there is a key {name} already; give another name, or: python3 launch.py keys revoke {name}"
                 raise BadSetting(text, name=quoted(name))
             if len(keys) >= MOST_KEYS:

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from together.api.content import ContentPart, Strict, content_of
 from together.api.responses import wrong
 from together.errors import BadRequest
-from together.requests import ChatRequest, CompletionRequest, Grammar, Message, Tool, ToolCall, ToolUse
+from together.requests import ChatRequest, CompletionRequest, Grammar, Message, Owner, Tool, ToolCall, ToolUse
 from together.types import Sampling
 from together.wording import quoted
 
@@ -254,7 +254,7 @@ class ChatCompletionRequest(AnswerFields):
     function_call: JsonValue = None
     web_search_options: JsonValue = None
 
-    def to_chat(self, defaults: Sampling) -> ChatRequest:
+    def to_chat(self, defaults: Sampling, owner: Owner) -> ChatRequest:
         """Our request; `defaults` hold where it is silent. Raises BadRequest naming a field that cannot be honoured."""
         self._refuse_unsupported()
         messages = tuple(_message(index, message) for index, message in enumerate(self.messages))
@@ -272,6 +272,7 @@ class ChatCompletionRequest(AnswerFields):
             chosen_template=self.chat_template,
             grammar=self.response_format.grammar() if self.response_format else None,
             tool_use=_tool_use(self.tools, self.tool_choice, self.parallel_tool_calls),
+            owner=owner,
         )
 
     def _refuse_unsupported(self) -> None:
@@ -293,7 +294,7 @@ class TextCompletionRequest(AnswerFields):
     prompt: str | Annotated[list[str], Several] | TokenIds | Annotated[list[TokenIds], Several]
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
-    def to_completion(self, defaults: Sampling) -> CompletionRequest:
+    def to_completion(self, defaults: Sampling, owner: Owner) -> CompletionRequest:
         """Our request; `defaults` hold where it is silent. Raises BadRequest naming a field that cannot be honoured."""
         self.refuse()
         if (self.echo or self.max_tokens == 0) and (self.echo, self.max_tokens, self.logprobs) != (True, 0, 0):
@@ -310,6 +311,7 @@ class TextCompletionRequest(AnswerFields):
             ignore_eos=bool(self.ignore_eos),
             top_logprobs=-1 if self.logprobs is None else self.logprobs,
             choices=self.choices,
+            owner=owner,
         )
 
     def _prompts(self) -> tuple[str | tuple[int, ...], ...]:

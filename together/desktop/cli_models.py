@@ -21,7 +21,7 @@ from together.desktop.show import Formatter, load_and_show, load_last_and_show, 
 from together.errors import BadPlan, BadSetting
 from together.processes import FILED
 from together.settings import Settings, load_settings
-from together.wording import reason_of
+from together.wording import count_text, reason_of
 
 if TYPE_CHECKING:
     from together.desktop.client import RunningApp
@@ -249,10 +249,28 @@ def balance(model: Served = None, log_level: LogLevel = None) -> None:
 
 @command(app, "forget")
 def forget(
-    node: Annotated[str, typer.Argument(help="Its name or id, as status shows it")], log_level: LogLevel = None
+    node: Annotated[str | None, typer.Argument(help="Its name or id, as status shows it")] = None,
+    texts: Annotated[bool, typer.Option("--texts", help="What the app keeps of chats: pictures, and caches")] = False,
+    key: Annotated[str | None, typer.Option(help="With --texts: of one key alone, or local  [default: all]")] = None,
+    log_level: LogLevel = None,
 ) -> None:
+    if (node is None) != texts or (key is not None and not texts):
+        raise BadSetting("name a node, or give --texts, with --key NAME for one key's: python3 launch.py help forget")
+    if node is None:
+        _forget_texts(key, log_level)
+        return
     running_app(log_level).ask("forget", {"node": node})
     print_line(as_typed(f"the next plan may use all memory of {node}; to make one now: python3 launch.py load"))
+
+
+def _forget_texts(key: str | None, log_level: str | None) -> None:
+    from together.desktop.keys import owner_of
+
+    running = running_app(log_level)
+    order = given(owner=owner_of(key, settings_with().home_path) if key is not None else None)
+    gone = running.ask("forget-texts", order)
+    caches = count_text(gone["caches"], "cached text")
+    print_line(f"forgot {count_text(gone['pictures'], 'picture')} and {caches}; answers that run keep theirs")
 
 
 @command(app, "inspect")

@@ -20,8 +20,10 @@ from together.commands import USUAL
 from together.desktop.client import RunningApp, find_running
 from together.desktop.joining import likely_first
 from together.desktop.show import print_line, print_table
-from together.errors import TogetherError
+from together.errors import BadSetting, TogetherError
+from together.requests import LOCAL, Owner
 from together.settings import load_settings
+from together.wording import quoted
 
 app = typer.Typer(
     add_completion=False, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
@@ -64,6 +66,16 @@ def revoke_command(name: Annotated[str, typer.Argument(help="Its name or id")]) 
 
 def _day(key: ApiKey) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(key.made))
+
+
+def owner_of(name: str, home: Path) -> Owner:
+    """Whose what that key asks for is: `local` is what is asked without one. Raises BadSetting."""
+    if name == LOCAL:
+        return LOCAL
+    found = next((key for key in KeyFile(home).kept() if name in (key.name, key.id)), None)
+    if found is None:
+        raise BadSetting("there is no key {name}; see: python3 launch.py keys list", name=quoted(name))
+    return Owner(found.id)
 
 
 # --- what is shown once -----------------------------------------------------------------------------------------------

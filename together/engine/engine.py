@@ -14,7 +14,7 @@ from together.engine.sequence import RingPort, Sequence, TokenEvent
 from together.engine.stats import SHORT, EngineStats, Pushed, RequestClock, StepTimes
 from together.errors import BadRequest, NotServing, QueueFull, RingBroken, TogetherError
 from together.picture import Picture
-from together.requests import FinishReason, GenerateRequest
+from together.requests import FinishReason, GenerateRequest, Owner
 from together.sampling import validate
 from together.sentences import say
 from together.types import Frame, Sampled
@@ -109,6 +109,16 @@ class Engine:
         if lean != self._scheduler.prefixes.lean:
             self._scheduler.prefixes.be_lean(lean)
             self._changed.set()
+
+    def forget(self, owner: Owner) -> int:
+        """Free those of one owner; how many these were."""
+        count = self._scheduler.prefixes.forget(owner)
+        self._changed.set()
+        return count
+
+    def owners(self) -> frozenset[Owner]:
+        """Whose prefixes are cached."""
+        return frozenset(prefix.owner for prefix in self._scheduler.prefixes.held.values())
 
     def submit(self, request: GenerateRequest, ready: asyncio.Event | None = None) -> TokenStream:
         """Queue a request; `ready` is set whenever its stream has news, so that one reader can watch several streams.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from together.engine.books import Books
 from together.engine.sequence import WORTH, Sequence
+from together.requests import LOCAL, Owner
 from together.types import Fork, Orders
 
 
@@ -17,6 +18,7 @@ class Prefix:
     id: int  # its name in the caches
     tokens: list[int]  # as a sequence's `keys`
     rewind_floor: int  # lowest position, besides 0, that its caches can go back to
+    owner: Owner = LOCAL
 
     @property
     def sent(self) -> int:
@@ -87,6 +89,13 @@ class Prefixes:
         self.trims = self.trims or (lean and not self.lean)
         self.lean = lean
 
+    def forget(self, owner: Owner) -> int:
+        """Give up all of an owner's; how many these were."""
+        own = [prefix.id for prefix in self.held.values() if prefix.owner == owner]
+        for cache in own:
+            self.discard(cache)
+        return len(own)
+
     def forget_orders(self, lost: Iterable[Orders]) -> None:
         """A new epoch: frames were lost, perhaps with their drops; what was to be forked is dropped by its owner."""
         self._forks.clear()
@@ -139,13 +148,16 @@ def _stop(source: Prefix | Sequence, length: int) -> int:
 def best_match(sequence: Sequence, prefixes: Prefixes, running: Iterable[Sequence]) -> Match | None:
     """The longest common prefix that is cached, or a clearly longer one that soon will be.
 
-    What must be computed is left to compute. No sequence waits for one that waits, so there are no circles.
+    What must be computed is left to compute. No sequence waits for one that waits, so there are no circles. What others
+    than its owner had computed does not count: how soon an answer begins would tell what they wrote.
     """
     ready = later = Match(sequence, 0)
     most, keys = sequence.reusable, sequence.keys
     others = (other for other in running if other is not sequence and not other.waits_for)
     sources: tuple[Prefix | Sequence, ...] = (*reversed(prefixes.held.values()), *others)
     for source in sources:
+        if source.owner != sequence.owner:
+            continue
         place = ready.length  # a better one has the same token here, which spares most comparisons
         known = source.keys
         if place >= min(len(known), most) or known[place] != keys[place]:

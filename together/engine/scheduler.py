@@ -224,7 +224,8 @@ class Scheduler:
                 continue
             length, tokens = sequence.sent, sequence.keys[: sequence.sent]
             wanted = self.limits.blocks(length) - self.books.shared(length)
-            alike = next((prefix for prefix in self.prefixes.held.values() if prefix.tokens == tokens), None)
+            own = (prefix for prefix in self.prefixes.held.values() if prefix.owner == sequence.owner)
+            alike = next((prefix for prefix in own if prefix.tokens == tokens), None)
             if alike is not None:
                 self.prefixes.keep(alike)
                 sequence.kept, sequence.copy = length, alike.id
@@ -233,7 +234,7 @@ class Scheduler:
             elif self._evict_for(wanted) and self._room_to_fork(length):
                 sequence.kept, sequence.copy = length, self.prefixes.new_id()
                 self.prefixes.fork(sequence.id, sequence.copy, length)
-                self.prefixes.keep(Prefix(sequence.copy, tokens, sequence.rewind_floor))
+                self.prefixes.keep(Prefix(sequence.copy, tokens, sequence.rewind_floor, sequence.owner))
 
     # --- starting and leaving ---------------------------------------------------------------------------------------
 
@@ -308,7 +309,8 @@ class Scheduler:
         """Keep its caches as a prefix for others, if they are long enough and their length is known exactly."""
         del self.running[sequence.id]
         if sequence.sent >= max(WORTH, sequence.reserved):
-            self.prefixes.keep(Prefix(sequence.id, sequence.keys[: sequence.sent], sequence.rewind_floor))
+            tokens = sequence.keys[: sequence.sent]
+            self.prefixes.keep(Prefix(sequence.id, tokens, sequence.rewind_floor, sequence.owner))
             if sequence.copy in self.prefixes.held:  # where the next turn most likely begins: it goes last
                 self.prefixes.keep(self.prefixes.held[sequence.copy])
         elif sequence.sent:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from together.errors import RingBroken, TogetherError
 from together.models.eyes import positions_of
-from together.requests import FinishReason, GenerateRequest
+from together.requests import FinishReason, GenerateRequest, Owner
 from together.types import Continuation, Failure, Frame, Limits, Orders, Row, Sampled, SampleRequest
 
 WORTH = 16  # tokens from which starting with another sequence's caches pays for the orders
@@ -47,6 +47,10 @@ class Sequence:
     def decoding(self) -> bool:
         """All but the newest token are in the caches, and that one was not in the prompt."""
         return self.unsent == 1 and len(self.tokens) > len(self.request.prompt)
+
+    @property
+    def owner(self) -> Owner:
+        return self.request.owner
 
     @property
     def keys(self) -> list[int]:

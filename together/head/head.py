@@ -34,7 +34,7 @@ from together.planning.explain import Infeasible
 from together.planning.problem import Link, Problem
 from together.planning.report import PlanReport
 from together.planning.request import PlanRequest
-from together.requests import AnswerChunk, ChatRequest, CompletionRequest
+from together.requests import AnswerChunk, ChatRequest, CompletionRequest, Owner
 from together.sentences import NOTHING, say
 from together.settings import Settings
 from together.text.answers import answer_prompts
@@ -316,6 +316,16 @@ class Head:
     def forget(self, name: str) -> None:
         """Plans may use all of a node's memory again, though it ran out. Raises BadPlan where nothing is to forget."""
         self._surveyor.shortages.forget(name)
+
+    def forget_texts(self, owner: Owner | None = None) -> tuple[int, int]:
+        """Give up what is kept of an owner's chats, or of everybody's: how many pictures, and how many caches."""
+        services = tuple(self.services.by_name.values())
+        everybody = self.attachments.owners().union(*(service.engine.owners() for service in services))
+        pictures = caches = 0
+        for each in everybody if owner is None else (owner,):
+            pictures += self.attachments.forget(each)
+            caches += sum(service.engine.forget(each) for service in services)
+        return pictures, caches
 
     # --- serving ------------------------------------------------------------------------------------------------------
 

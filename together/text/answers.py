@@ -30,7 +30,7 @@ from together.sentences import Sentence
 from together.text.grammar import Compiled, GrammarConstraint
 from together.text.harmony import HarmonyParser
 from together.text.parser import AnswerParser, ParsedAnswer, Parser, StopFilter, ToolCallParser
-from together.text.pictures import placed, refuse_marks
+from together.text.pictures import of_owner, placed, refuse_marks
 from together.text.thinking import CHANNELS, ReasoningParser
 from together.text.tokenizer import Decoder, TextModel, TokenBytes
 from together.text.tool_grammars import call_grammar
@@ -121,7 +121,8 @@ async def _seen(
     if isinstance(sight, Sentence):
         raise BadRequest("{where}: {reason}", where, where=where, reason=sight)
     refuse_marks(request, model.tokenizer.id_to_token(sight.eyes.token))
-    return placed(prompt, await sight.prepare(request.messages, engine.check_pictures), sight.eyes.token)
+    seen = await sight.prepare(request.messages, engine.check_pictures)
+    return placed(prompt, [of_owner(picture, request.owner) for picture in seen], sight.eyes.token)
 
 
 async def _stable(engine: Engine, model: TextModel, request: ChatRequest, prompt: tuple[int, ...]) -> int:
@@ -190,6 +191,7 @@ def _requests(
                 request.top_logprobs,
                 grammar.start(opening) if grammar else None,
                 stable,
+                owner=request.owner,
             )
 
 

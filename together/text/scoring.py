@@ -13,6 +13,7 @@ from together.requests import (
     AnswerChunk,
     CompletionRequest,
     GenerateRequest,
+    Owner,
     Scored,
     ScoreRequest,
     TextScore,
@@ -41,7 +42,7 @@ async def score_text(engine: Engine, model: TextModel, request: ScoreRequest) ->
     scores: list[float] = []
     for cut in cuts:
         prompt = (*begin, *ids[cut.start : cut.stop])
-        scores += await _scores(engine, prompt, len(begin) + cut.scored - cut.start)
+        scores += await _scores(engine, prompt, len(begin) + cut.scored - cut.start, request.owner)
     first, scored = ids[: len(ids) - len(scores)], ids[len(ids) - len(scores) :]
     words = [model.token_bytes.of(token) for token in scored]
     tokens = tuple(Scored(*each) for each in zip(scored, words, scores, strict=True))
@@ -57,7 +58,7 @@ async def score_prompts(engine: Engine, model: TextModel, request: CompletionReq
     try:
         prompts = [await prompt_ids(engine, model, prompt) for prompt in request.prompts]
         for place, ids in enumerate(prompts):
-            scores = [nan, *await _scores(engine, ids, 1)]
+            scores = [nan, *await _scores(engine, ids, 1, request.owner)]
             chunk = _echo(model, ids, scores)
             for choice in range(request.choices):
                 yield replace(chunk, index=place * request.choices + choice)
@@ -110,8 +111,8 @@ async def _ids(model: TextModel, text: str | tuple[int, ...]) -> tuple[int, ...]
     return await model.encode_prompt(text) if isinstance(text, str) else text
 
 
-async def _scores(engine: Engine, prompt: tuple[int, ...], score_from: int) -> list[float]:
-    stream = engine.submit(GenerateRequest(prompt, max_tokens=0, score_from=score_from))
+async def _scores(engine: Engine, prompt: tuple[int, ...], score_from: int, owner: Owner) -> list[float]:
+    stream = engine.submit(GenerateRequest(prompt, max_tokens=0, score_from=score_from, owner=owner))
     try:
         return [score async for tokens in stream for score in tokens.scores]
     finally:

@@ -1,0 +1,81 @@
+"""Whose a request is, over HTTP: caches, pictures and tabs of one key are nobody else's, by no route."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.api.conftest import Heads
+from tests.api.web import client_from_elsewhere
+from tests.support.checksum import EOS, QUIET, make_checksum_model
+from tests.support.cluster import by_hand
+from tests.support.vision import photo
+from together.api.keys import KeyFile
+from together.head.head import Head
+
+TEXT = "Once upon a time there was a long text that is worth keeping in a cache."
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": TEXT}], "max_tokens": 3},
+    "/v1/completions": {"prompt": TEXT, "max_tokens": 3},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    head: Head
+    client: httpx.AsyncClient
+    anna: dict[str, str]
+    berta: dict[str, str]
+
+
+@asynccontextmanager
+async def served(head_with: Heads, folder: Path) -> AsyncIterator[Served]:
+    toy = make_checksum_model(folder / "toy", quiet_ids=(*QUIET, EOS))
+    async with head_with() as head:
+        await head.load(toy, by_hand("one=0:4"))
+        keys = KeyFile(head.settings.home_path)
+        anna, berta = ({"x-api-key": keys.make(name)[1]} for name in ("anna", "berta"))
+        async with client_from_elsewhere(head, "tg-own") as client:
+            yield Served(head, client, anna, berta)
+
+
+async def cached(client: httpx.AsyncClient, path: str, key: dict[str, str]) -> int:
+    reply = await client.post(path, json=BODIES[path], headers=key)
+    tokens: int = reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return tokens
+
+
+async def test_a_text_of_one_owner_is_cached_for_no_other(head_with: Heads, tmp_path: Path) -> None:
+    async with served(head_with, tmp_path) as it:
+        own = {"Authorization": "Bearer tg-own"}
+        for path in BODIES:
+            found = [await cached(it.client, path, key) for key in (it.anna, it.berta, own, it.anna, it.berta, own)]
+            assert found[:3] == [0, 0, 0]
+            assert all(found[3:])
+        score = {"prompt": TEXT, "max_tokens": 0, "echo": True, "logprobs": 0}
+        for key in (it.anna, it.berta):
+            assert (await it.client.post("/v1/completions", json=score, headers=key)).status_code == 200
+        await it.client.post("/control/score", json={"text": TEXT}, headers=own)
+        owners = {service.owner for service in it.head.services.only().engine._scheduler.prefixes.held.values()}  # type: ignore[union-attr]
+        assert len(owners) == 3
+        gone = (await it.client.post("/control/forget-texts", json={}, headers=own)).json()
+        assert gone["caches"] >= 3
+        assert [await cached(it.client, path, it.anna) for path in BODIES] == [0, 0]
+
+
+async def test_a_picture_of_one_owner_is_there_for_no_other(head_with: Heads, tmp_path: Path) -> None:
+    async with served(head_with, tmp_path) as it:
+        name = (await it.client.post("/attachments", content=photo(64, 40), headers=it.anna)).json()["name"]
+        seen = [(await it.client.get(f"/attachments/{name}", headers=key)).status_code for key in (it.anna, it.berta)]
+        assert seen == [200, 404]
+        own = {"Authorization": "Bearer tg-own"}
+        assert (await it.client.get(f"/attachments/{name}", headers=own)).status_code == 404
+        for owner, count in (("local", 0), (None, 1), (None, 0)):
+            body = {} if owner is None else {"owner": owner}
+            assert (await it.client.post("/control/forget-texts", json=body, headers=own)).json()["pictures"] == count
+        assert (await it.client.get(f"/attachments/{name}", headers=it.anna)).status_code == 404
