@@ -6,6 +6,7 @@ app. What needs no installation (help, the version, a word that is no command) i
 
     python3 launch.py                        start the app
     python3 launch.py ARGS...                the same as `python -m together ARGS...`
+    python3 launch.py audit                  known holes in what is installed: asks the package index
     python3 launch.py check                  ruff, mypy and the sizes of files: seconds
     python3 launch.py test [--full] [ARGS]   the same and pytest ARGS; --full adds the long tests
 
@@ -109,6 +110,8 @@ def run(arguments: Sequence[str], root: Path) -> int:
         raise Refused(sentence)
     verb = arguments[0] if arguments else ""
     prepare(root, machine, verb in commands.OWN)
+    if verb == "audit":
+        return subprocess.call([str(venv_python(root)), "-m", "installer.audit"], cwd=str(root))
     if verb in commands.OWN:
         return run_steps(root, [*CHECKS, *([pytest_command(arguments[1:])] if verb == "test" else [])])
     return start_app(root, arguments)

@@ -68,7 +68,7 @@ def test_the_help_of_a_command_before_it_is_installed(name: str, fresh: Path) ->
     assert (answer.returncode, answer.stderr) == (0, "")
     assert commands.LINES[name] in answer.stdout
     assert answer.stdout == start(fresh, name, "--help").stdout
-    assert ("once together is installed" in answer.stdout) == (name not in ("check", "test"))
+    assert ("once together is installed" in answer.stdout) == (name not in commands.OWN)
     assert untouched(fresh)
 
 

@@ -80,13 +80,14 @@ GROUPS = (
         "For work on together itself",
         {
             "bench": "Measure this machine: device, hop, decode, engine, serve, plan, estimate, sampler.",
+            "audit": "Look up known holes in the packages that are installed; needs a network.",
             "check": "Set up, then ruff, mypy and the sizes of files.",
             "test": "The same and pytest with these arguments; --full adds the long tests.",
         },
     ),
 )
 LINES: Dict[str, str] = {name: line for _, lines in GROUPS for name, line in lines.items()}
-OWN = ("check", "test")  # of launch.py itself: the app does not know them
+OWN = ("audit", "check", "test")  # of launch.py itself: the app does not know them
 NAMES = (*LINES, "help")
 
 

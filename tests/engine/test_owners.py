@@ -13,8 +13,8 @@ from together.text.pictures import of_owner
 OTHER = Owner("0a1b2c3d")
 
 
-def of(owner: Owner, length: int = 60, **more: int) -> GenerateRequest:
-    return replace(request(length, 5), owner=owner, **more)
+def of(owner: Owner, length: int = 60, stable: int = 0) -> GenerateRequest:
+    return replace(request(length, 5), owner=owner, stable=stable)
 
 
 def reused(found: Scheduler, asked: GenerateRequest) -> int | None:

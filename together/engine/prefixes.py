@@ -89,6 +89,10 @@ class Prefixes:
         self.trims = self.trims or (lean and not self.lean)
         self.lean = lean
 
+    def alike(self, owner: Owner, tokens: list[int]) -> Prefix | None:
+        """An owner's with exactly these tokens."""
+        return next((each for each in self.held.values() if each.owner == owner and each.tokens == tokens), None)
+
     def forget(self, owner: Owner) -> int:
         """Give up all of an owner's; how many these were."""
         own = [prefix.id for prefix in self.held.values() if prefix.owner == owner]

@@ -224,8 +224,7 @@ class Scheduler:
                 continue
             length, tokens = sequence.sent, sequence.keys[: sequence.sent]
             wanted = self.limits.blocks(length) - self.books.shared(length)
-            own = (prefix for prefix in self.prefixes.held.values() if prefix.owner == sequence.owner)
-            alike = next((prefix for prefix in own if prefix.tokens == tokens), None)
+            alike = self.prefixes.alike(sequence.owner, tokens)
             if alike is not None:
                 self.prefixes.keep(alike)
                 sequence.kept, sequence.copy = length, alike.id
