@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from tests.api.conftest import Heads
 from tests.api.web import client_from_elsewhere
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import by_hand
+from tests.support.patience import PATIENCE
 from tests.support.vision import photo
 from together.api.keys import KeyFile
+from together.desktop.keys import owner_of
 from together.head.head import Head
 
 TEXT = "Once upon a time there was a long text that is worth keeping in a cache."
@@ -77,5 +80,43 @@ async def test_a_picture_of_one_owner_is_there_for_no_other(head_with: Heads, tm
         assert (await it.client.get(f"/attachments/{name}", headers=own)).status_code == 404
         for owner, count in (("local", 0), (None, 1), (None, 0)):
             body = {} if owner is None else {"owner": owner}
-            assert (await it.client.post("/control/forget-texts", json=body, headers=own)).json()["pictures"] == count
+            gone = (await it.client.post("/control/forget-texts", json=body, headers=own)).json()
+            assert gone["pictures"] == count
         assert (await it.client.get(f"/attachments/{name}", headers=it.anna)).status_code == 404
+
+
+async def test_a_conversation_of_one_owner_is_there_for_no_other_until_it_is_forgotten(
+    head_with: Heads, tmp_path: Path
+) -> None:
+    async with served(head_with, tmp_path) as it:
+        settings = {"max_tokens": 3, "temperature": 0}
+        found = []
+        for key in (it.anna, it.berta):
+            made = await it.client.post("/conversations", json={"settings": settings}, headers=key)
+            chat = made.json()["summary"]["id"]
+            asked = await it.client.post(f"/conversations/{chat}/turns", json={"text": TEXT}, headers=key)
+            assert asked.status_code == 201
+            found.append(await answer_of(it.client, chat, key))
+        assert [answer["said"]["figures"]["cached_tokens"] for answer in found] == [0, 0]
+        assert (await it.client.get(f"/conversations/{chat}", headers=it.anna)).status_code == 404
+        assert (await it.client.get(f"/conversations/{chat}")).status_code == 401
+        body = {"owner": owner_of("berta", it.head.settings.home_path)}
+        own = {"Authorization": "Bearer tg-own"}
+        gone = (await it.client.post("/control/forget-texts", json=body, headers=own)).json()
+        assert (gone["chats"], gone["caches"]) == (1, 1)
+        assert (await it.client.get(f"/conversations/{chat}", headers=it.berta)).status_code == 404
+        left = (await it.client.get("/conversations", headers=it.anna)).json()["conversations"]
+        assert len(left) == 1
+        gone = (await it.client.post("/control/forget-texts", json={}, headers=own)).json()
+        assert gone["chats"] == 1
+
+
+async def answer_of(client: httpx.AsyncClient, chat: str, key: dict[str, str]) -> dict[str, Any]:
+    """The last turn, once it is whole."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            kept = (await client.get(f"/conversations/{chat}", headers=key)).json()
+            if kept["turns"][-1]["state"] != "writing":
+                turn: dict[str, Any] = kept["turns"][-1]
+                return turn
+            await asyncio.sleep(0.02)

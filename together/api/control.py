@@ -206,9 +206,9 @@ def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
 
     @router.post("/forget-texts")
     async def forget_texts(order: Annotated[TextsOrder, FROM_JSON]) -> Response:
-        """Give up what is kept of chats, or of an owner's; says how many pictures and cached beginnings that were."""
-        pictures, caches = head.forget_texts(None if order.owner is None else Owner(order.owner))
-        return JSONResponse({"done": True, "pictures": pictures, "caches": caches})
+        """Give up what is kept of chats, or of an owner's; says how many of what that were."""
+        gone = await head.forget_texts(None if order.owner is None else Owner(order.owner))
+        return JSONResponse({"done": True, **asdict(gone)})
 
     @router.post("/nodes")
     async def nodes(order: Annotated[NodesOrder, FROM_JSON]) -> Response:

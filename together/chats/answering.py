@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -19,7 +19,7 @@ from together.chats.context import request_of
 from together.chats.records import ChatSettings, Conversation, Figures, NoSuchChat, Said, State, Turn
 from together.chats.store import ChatStore
 from together.errors import BadRequest, TogetherError
-from together.requests import AnswerChunk, ChatRequest, ToolCall, cut_short
+from together.requests import AnswerChunk, ChatRequest, Owner, ToolCall, cut_short
 from together.ring.rpc import Broadcast
 from together.sentences import Sentence, say
 from together.types import Sampling
@@ -172,6 +172,16 @@ class Answering:
         live.task.cancel()
         await asyncio.wait([live.task])
 
+    async def forget(self, owner: str) -> int:
+        """Delete all that is kept for an owner, also what is being written; how many conversations that were."""
+        for (whose, chat), channel in tuple(self._channels.items()):
+            for turn in tuple(channel.live) if whose == owner else ():
+                with suppress(NoSuchChat):  # it ended meanwhile
+                    await self.stop(owner, chat, turn)
+        gone = await self.work(ChatStore.forget, owner)
+        self.changed(owner)
+        return gone
+
     def changed(self, owner: str, chat: str = "") -> None:
         """The store has something new of a conversation, or of the list alone."""
         self._list(owner).notify()
@@ -241,7 +251,7 @@ class Answering:
         files = {name: await self.work(ChatStore.file, owner, name) for name in names}
 
         def request(defaults: Sampling) -> ChatRequest:
-            return request_of(branch, settings, defaults, seed, files)
+            return replace(request_of(branch, settings, defaults, seed, files), owner=Owner(owner))
 
         return self._answerer.answer(settings.model, request)
 

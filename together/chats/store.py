@@ -204,6 +204,13 @@ class ChatStore:
         with self._transaction() as connection:
             connection.execute("DELETE FROM chat WHERE key = ?", (self._key(connection, owner, chat),))
 
+    def owners(self) -> tuple[str, ...]:
+        """Whose anything is kept."""
+        with self._lock:
+            return tuple(
+                row[0] for row in self._connection.execute("SELECT owner FROM chat UNION SELECT owner FROM preset")
+            )
+
     def forget(self, owner: str) -> int:
         """Delete all that is kept for `owner`; returns how many conversations that were."""
         with self._transaction() as connection:

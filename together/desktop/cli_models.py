@@ -250,7 +250,9 @@ def balance(model: Served = None, log_level: LogLevel = None) -> None:
 @command(app, "forget")
 def forget(
     node: Annotated[str | None, typer.Argument(help="Its name or id, as status shows it")] = None,
-    texts: Annotated[bool, typer.Option("--texts", help="What the app keeps of chats: pictures, and caches")] = False,
+    texts: Annotated[
+        bool, typer.Option("--texts", help="What the app keeps of chats: conversations, pictures, caches")
+    ] = False,
     key: Annotated[str | None, typer.Option(help="With --texts: of one key alone, or local  [default: all]")] = None,
     log_level: LogLevel = None,
 ) -> None:
@@ -268,9 +270,13 @@ def _forget_texts(key: str | None, log_level: str | None) -> None:
 
     running = running_app(log_level)
     order = given(owner=owner_of(key, settings_with().home_path) if key is not None else None)
+    whose = "of everybody" if key is None else f"of {key}"
+    typer.confirm(
+        f"Delete all conversations, presets and attached pictures {whose}, and forget their texts?", abort=True
+    )
     gone = running.ask("forget-texts", order)
-    caches = count_text(gone["caches"], "cached text")
-    print_line(f"forgot {count_text(gone['pictures'], 'picture')} and {caches}; answers that run keep theirs")
+    names = {"chats": "conversation", "pictures": "picture", "caches": "cached text"}
+    print_line(f"gone are {', '.join(count_text(gone[name], what) for name, what in names.items())}")
 
 
 @command(app, "inspect")

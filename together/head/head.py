@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from together.chats.answering import Answering
@@ -44,6 +44,15 @@ from together.wording import MOST, cut
 
 LOOK_EVERY = 1.0  # seconds between two looks at what machines need
 VIEWS_EVERY = 0.2  # seconds between two views at most
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """How many conversations, attached pictures and cached texts were given up."""
+
+    chats: int = 0
+    pictures: int = 0
+    caches: int = 0
 
 
 class Head:
@@ -317,15 +326,19 @@ class Head:
         """Plans may use all of a node's memory again, though it ran out. Raises BadPlan where nothing is to forget."""
         self._surveyor.shortages.forget(name)
 
-    def forget_texts(self, owner: Owner | None = None) -> tuple[int, int]:
-        """Give up what is kept of an owner's chats, or of everybody's: how many pictures, and how many caches."""
+    async def forget_texts(self, owner: Owner | None = None) -> Forgotten:
+        """Give up what is kept of an owner's chats, or of everybody's."""
         services = tuple(self.services.by_name.values())
-        everybody = self.attachments.owners().union(*(service.engine.owners() for service in services))
-        pictures = caches = 0
+        kept = await self.chats.work(ChatStore.owners) if owner is None else ()
+        everybody = self.attachments.owners().union(map(Owner, kept), *(each.engine.owners() for each in services))
+        gone = Forgotten()
         for each in everybody if owner is None else (owner,):
-            pictures += self.attachments.forget(each)
-            caches += sum(service.engine.forget(each) for service in services)
-        return pictures, caches
+            chats, pictures = await self.chats.forget(each), self.attachments.forget(each)
+            caches = sum(
+                service.engine.forget(each) for service in services
+            )  # last: an answer that ended has left some
+            gone = Forgotten(gone.chats + chats, gone.pictures + pictures, gone.caches + caches)
+        return gone
 
     # --- serving ------------------------------------------------------------------------------------------------------
 
