@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, ViewportSize, expect
+from playwright.sync_api import BrowserContext, Page, ViewportSize, expect
 
 from tests.conftest import RealApp, start_app
 from tests.support.patience import PATIENCE_MS
@@ -23,15 +23,17 @@ def open_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApp]:
 
 
 @pytest.fixture
-def phone(browser: Browser) -> Iterator[Page]:
+def phone(context: BrowserContext) -> Iterator[Page]:
     """A browser of another machine, as far as the app can tell, that loads nothing from elsewhere."""
-    context = browser.new_context(viewport=PHONE, extra_http_headers={"X-Forwarded-For": "203.0.113.9"})
-    context.set_default_timeout(PATIENCE_MS)
-    tab = context.new_page()
+    browser = context.browser
+    assert browser is not None
+    own = browser.new_context(viewport=PHONE, extra_http_headers={"X-Forwarded-For": "203.0.113.9"})
+    own.set_default_timeout(PATIENCE_MS)
+    tab = own.new_page()
     asked: list[str] = []
     tab.on("request", lambda request: asked.append(request.url))
     yield tab
-    context.close()
+    own.close()
     assert [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))] == []
 
 
