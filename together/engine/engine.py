@@ -110,15 +110,10 @@ class Engine:
             self._scheduler.prefixes.be_lean(lean)
             self._changed.set()
 
-    def forget(self, owner: Owner) -> int:
-        """Free those of one owner; how many these were."""
-        count = self._scheduler.prefixes.forget(owner)
+    def forget(self, owner: Owner | None) -> int:
+        """Free those of one owner, or of all; how many these were."""
         self._changed.set()
-        return count
-
-    def owners(self) -> frozenset[Owner]:
-        """Whose prefixes are cached."""
-        return frozenset(prefix.owner for prefix in self._scheduler.prefixes.held.values())
+        return self._scheduler.prefixes.forget(owner)
 
     def submit(self, request: GenerateRequest, ready: asyncio.Event | None = None) -> TokenStream:
         """Queue a request; `ready` is set whenever its stream has news, so that one reader can watch several streams.

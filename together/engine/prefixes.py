@@ -93,9 +93,9 @@ class Prefixes:
         """An owner's with exactly these tokens."""
         return next((each for each in self.held.values() if each.owner == owner and each.tokens == tokens), None)
 
-    def forget(self, owner: Owner) -> int:
-        """Give up all of an owner's; how many these were."""
-        own = [prefix.id for prefix in self.held.values() if prefix.owner == owner]
+    def forget(self, owner: Owner | None) -> int:
+        """Give up all of an owner's, or everybody's; how many these were."""
+        own = [prefix.id for prefix in self.held.values() if owner in (None, prefix.owner)]
         for cache in own:
             self.discard(cache)
         return len(own)

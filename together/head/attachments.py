@@ -59,12 +59,9 @@ class Attachments:
             raise BadRequest("a picture of this chat is not held any more; attach it again, in a new chat", "messages")
         return found.data
 
-    def owners(self) -> frozenset[Owner]:
-        return frozenset(each.owner for each in self._held.values())
-
-    def forget(self, owner: Owner) -> int:
-        """Give up all of an owner's; how many these were."""
-        own = [name for name, each in self._held.items() if each.owner == owner]
+    def forget(self, owner: Owner | None) -> int:
+        """Give up all of an owner's, or everybody's; how many these were."""
+        own = [name for name, each in self._held.items() if owner in (None, each.owner)]
         for name in own:
             del self._held[name]
         return len(own)

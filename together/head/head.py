@@ -328,17 +328,10 @@ class Head:
 
     async def forget_texts(self, owner: Owner | None = None) -> Forgotten:
         """Give up what is kept of an owner's chats, or of everybody's."""
-        services = tuple(self.services.by_name.values())
-        kept = await self.chats.work(ChatStore.owners) if owner is None else ()
-        everybody = self.attachments.owners().union(map(Owner, kept), *(each.engine.owners() for each in services))
-        gone = Forgotten()
-        for each in everybody if owner is None else (owner,):
-            chats, pictures = await self.chats.forget(each), self.attachments.forget(each)
-            caches = sum(
-                service.engine.forget(each) for service in services
-            )  # last: an answer that ended has left some
-            gone = Forgotten(gone.chats + chats, gone.pictures + pictures, gone.caches + caches)
-        return gone
+        kept = await self.chats.work(ChatStore.owners) if owner is None else (owner,)
+        chats = sum([await self.chats.forget(each) for each in kept])
+        pictures, services = self.attachments.forget(owner), self.services.by_name.values()
+        return Forgotten(chats, pictures, sum(service.engine.forget(owner) for service in services))
 
     # --- serving ------------------------------------------------------------------------------------------------------
 
