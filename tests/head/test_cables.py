@@ -11,16 +11,20 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from pydantic_core import to_json
 
 from tests.support.checksum import make_checksum_model
 from tests.support.cluster import by_hand, cluster_settings, until
+from together.api.app import view_json
 from together.cluster import life
 from together.cluster.node import run_node
 from together.cluster.survey import THIS_MACHINE, Placement, Survey
 from together.cluster_types import Device, LinkKind
+from together.desktop.app_status import AppStatus
 from together.head import cables
 from together.head.cables import cable_gain, places_of, with_cables
 from together.head.head import Head
+from together.jsonfile import decode_json
 from together.models.summary import summarize_config
 from together.planning import network
 from together.planning.demand import demand_of
@@ -135,6 +139,9 @@ async def test_a_head_tells_of_wifi_and_of_batteries_in_its_plan_and_its_view(
             (link,) = (note for note in head.view().notes if note.kind is NoteKind.LINK)
             assert link.text.code == "cable_gain"
             assert link.node in {node.id for node in head.view().nodes}
+            told_outside = decode_json(to_json(view_json(head.view())), AppStatus)  # as commands and the page hear it
+            assert [note.text for note in told_outside.notes] == [str(note.text) for note in head.view().notes]
+            assert {note.kind for note in told_outside.notes} == {NoteKind.BATTERY, NoteKind.LINK}
             battery.power_plugged = True
             monkeypatch.setattr(life, "BATTERY_EVERY", 0.0)
             await until(lambda: [note.kind for note in head.view().notes] == [NoteKind.LINK])

@@ -19,6 +19,7 @@ from together.cluster.claims import (
     ClaimsFolder,
     NodeClaims,
     machine_memory,
+    main_memory,
     pool_of,
     start_of,
 )
@@ -144,7 +145,7 @@ class MemoryGrants:
     def free_memory(self) -> int:
         """Main memory that this node may still grant; all that is free where no device of it uses main memory."""
         own = [device.key for device in self.devices if pool_of(device) == MEMORY]
-        return self.free(own[0]) if own else psutil.virtual_memory().available
+        return self.free(own[0]) if own else main_memory().available
 
     def has_room(self, order: StageOrder) -> bool:
         """Whether `take` would not lack memory."""

@@ -18,6 +18,7 @@ from together.cluster_types import NodeStatus
 from together.errors import TogetherError
 from together.head.cables import cable_gain, places_of, wireless_nodes
 from together.head.machines import Machines
+from together.head.pace import PlannedPace
 from together.head.plan import PlannedModel, plan_of
 from together.head.room import assigned, plan_within
 from together.head.service import Service
@@ -52,6 +53,15 @@ class _Advised:
     lacking: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Gain:
+    """What cables would give a plan where these of its places are on Wi-Fi; of many machines that takes a while."""
+
+    estimate: PlannedPace
+    places: frozenset[str]
+    text: Sentence
+
+
 @dataclass(slots=True)
 class Needs:
     """Those of one head's machines: `look` every second; `notes` are what there is to tell."""
@@ -62,6 +72,7 @@ class Needs:
     notes: tuple[MachineNote, ...] = ()
     _needs: dict[str, _Need] = field(default_factory=dict)  # by machine
     _advised: dict[str, _Advised] = field(default_factory=dict)  # by machine
+    _gains: dict[str, _Gain] = field(default_factory=dict)  # by model
 
     async def look(self) -> None:
         self._needs = {need.machine: need for need in self._lacking()}
@@ -157,11 +168,14 @@ class Needs:
             found, plan = service.estimate, service.loader.plan
             if found is None or found.plan != plan:
                 continue
-            places = places_of(found.survey, wireless)
-            size = service.opened.spec.state_width * DTYPE_BYTES[plan.dtype]
-            if gain := cable_gain(service.name, found.survey.problem, found.split, places, size):
+            places, known = places_of(found.survey, wireless), self._gains.get(service.name)
+            if known is None or known.estimate is not found or known.places != places:
+                size = service.opened.spec.state_width * DTYPE_BYTES[plan.dtype]
+                gain = cable_gain(service.name, found.survey.problem, found.split, places, size)
+                known = self._gains[service.name] = _Gain(found, places, gain)
+            if known.text:
                 held = [stage.node for stage in plan.stages if stage.node in wireless]
-                yield MachineNote(next(iter(held), ""), NoteKind.LINK, gain)
+                yield MachineNote(next(iter(held), ""), NoteKind.LINK, known.text)
 
 
 def _bytes_on(service: Service, need: _Need) -> int:
