@@ -19,7 +19,7 @@ from backends.on_mlx.shard import MlxShard
 from tests.support.chain import assert_close, row
 from tests.support.families import LAYERS, make_checkpoint, prompt_ids, reference_greedy, reference_logits
 from together.models.spec import read_spec
-from together.types import BLOCK, Batch, LayerRange
+from together.types import BLOCK, Batch, LayerRange, Orders
 
 DEVICE = backend.probe()[0].name
 DEEP = 9  # layers of a stage that computes in several parts
@@ -76,3 +76,13 @@ def unreadable(file: Path, weight: Any) -> Any:
     array = mx.load(str(file))["weight"]
     os.truncate(file, file.stat().st_size - 16)
     return array
+
+
+def test_a_sequence_goes_on_after_memory_was_given_back(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", "llama")
+    shard, ids = load(folder, LAYERS), prompt_ids(200)
+    shard.step(Batch((row(1, 0, ids[:150], "none"), row(2, 0, ids, "none"))), None)
+    shard.step(Batch((), Orders(drops=(2,), trim=True)), None)
+    assert mx.get_cache_memory() == 0
+    found = shard.logits(Batch((row(1, 150, ids[150:]),)), None)
+    assert_close(found, reference_logits(folder, ids)[150:])

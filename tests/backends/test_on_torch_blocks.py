@@ -178,3 +178,21 @@ def test_a_latents_memory_goes_back_too() -> None:
     full = process.memory_info().rss
     caches.trim()
     assert full - process.memory_info().rss > 0.9 * pool[0].nbytes
+
+
+@pytest.mark.parametrize("shard", ["llama", "gemma3_text", "qwen3_next"], indirect=True)
+def test_sequences_go_on_after_memory_was_given_back(
+    shard: TorchShard, checkpoint: Checkpoints, request: pytest.FixtureRequest
+) -> None:
+    """Those that were there, one that shares with them, and one that is written where others were."""
+    folder = checkpoint(request.node.callspec.params["shard"])
+    ring, ids = Chain([shard]), prompt_ids(200)
+    ring.results(Batch((row(1, 0, ids[:150], "none"), row(2, 0, ids[50:], "none"))))
+    ring.results(Batch((), Orders(drops=(2,), forks=(Fork(1, 3, 150),), trim=True)))
+    found = ring.logits(row(1, 150, ids[150:]), row(3, 150, (7,)), row(4, 0, ids[100:180]))
+    wanted = (
+        reference_logits(folder, ids)[150:],
+        reference_logits(folder, (*ids[:150], 7))[150:],
+        reference_logits(folder, ids[100:180]),
+    )
+    assert_close(found, np.concatenate(wanted))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cgroups import memory_cgroup, memory_root, within
+from together.cluster import cgroups
 from together.cluster.cgroups import stalled_share
 from together.cluster.claims import MachineMemory
 from together.cluster.pressure import BEGINS, CALM, LEAST, PressureGauge
@@ -107,3 +108,50 @@ def test_a_cgroup_that_shrinks_is_the_memory_that_there_is() -> None:
     assert narrow[1] is True
     assert narrow[0] < size
     assert narrow[4] < wide[4]  # what layers may have follows
+
+
+# --- version 2 of cgroups, by its files -------------------------------------------------------------------------------
+
+
+def cgroup_files(folder: Path, **files: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cgroup.procs").touch()
+    for name, text in files.items():
+        (folder / name.replace("_", ".", 1)).write_text(f"{text}\n")
+    return folder
+
+
+STAT = "anon 500\ninactive_file 30\nactive_file 20\nfile_dirty 7"
+
+
+def test_the_tightest_of_all_cgroups_around_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lower of both limits of each; files that are cached can be let go; what has no limit does not count."""
+    root = cgroup_files(tmp_path / "root", memory_max="max", memory_current=10**6)
+    user = cgroup_files(root / "user", memory_max=900, memory_high=800, memory_current=600, memory_stat=STAT)
+    own = cgroup_files(user / "own", memory_max=5000, memory_high="max", memory_current=550, memory_stat=STAT)
+    found = tuple(cgroups._upwards(own))
+    assert found == (own, user, root)
+    monkeypatch.setattr(cgroups, "_own_cgroups", lambda: found)
+    assert cgroups.tightest_room() == cgroups.CgroupRoom(800, 250)
+    (user / "memory.high").write_text("620")
+    assert cgroups.tightest_room() == cgroups.CgroupRoom(620, 70)
+    (user / "memory.current").write_text("900")
+    assert cgroups.tightest_room() == cgroups.CgroupRoom(620, 0)
+    monkeypatch.setattr(cgroups, "_own_cgroups", lambda: (root,))
+    assert cgroups.tightest_room() is None
+
+
+def test_a_cgroup_s_own_programs_that_wait_count_before_the_machine_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = "some avg10={} avg60=0.00 avg300=0.00 total=1\nfull avg10=9.00 avg60=0.00 avg300=0.00 total=1"
+    own = cgroup_files(tmp_path / "own", memory_pressure=waits.format("12.50"))
+    machine = tmp_path / "machine"
+    machine.write_text(waits.format("40.00"))
+    monkeypatch.setattr(cgroups, "_own_cgroups", lambda: (own,))
+    assert stalled_share(machine) == 0.125
+    (own / "memory.pressure").unlink()
+    assert stalled_share(machine) == 0.4
+    machine.write_text("nonsense")
+    assert stalled_share(machine) == 0.0
+    assert stalled_share(tmp_path / "nowhere") == 0.0

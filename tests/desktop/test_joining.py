@@ -17,6 +17,7 @@ from together.desktop.joining import (
     GRACE,
     Comings,
     Moves,
+    OnceEach,
     Runs,
     app_lines,
     endpoint_of,
@@ -172,6 +173,15 @@ def test_a_goodbye_is_said_at_once() -> None:
     clerk.see({"a"}, 0.0)
     clerk.see((), 0.1, grace=0.0)
     assert clerk.said == ["a came", "a left"]
+
+
+def test_what_machines_need_is_said_once_as_long_as_it_lasts() -> None:
+    clerk = Clerk()
+    news = OnceEach[str](clerk.tell)
+    one, other = {"anna": verbatim("anna needs 1 GB")}, {"berta": verbatim("berta needs 1 GB")}
+    for now in (one, {"anna": verbatim("anna needs 2 GB")}, one | other, other, one | other):
+        news.look(now)
+    assert clerk.said == ["anna needs 1 GB", "berta needs 1 GB", "anna needs 1 GB"]
 
 
 def test_a_node_says_which_layers_it_runs_when_that_changes() -> None:

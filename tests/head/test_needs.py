@@ -9,10 +9,11 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.cgroups import memory_cgroup, memory_root, within
@@ -63,11 +64,11 @@ def shrink(folder: Path) -> None:
 
 
 @asynccontextmanager
-async def crowded(home: Path, folder: Path, memory: str = "400MB") -> AsyncIterator[Head]:
-    """A head with two nodes; anna is in the cgroup."""
-    settings = cluster_settings(home, memory=memory)
+async def crowded(home: Path, folder: Path, memory: str = "3GB", elsewhere: str = "400MB") -> AsyncIterator[Head]:
+    """A head with two nodes; anna is in the cgroup, and may have a spare process with `memory`."""
+    settings = cluster_settings(home, memory=elsewhere)
     nodes = [
-        start_node(replace(settings, name="anna"), within=within(folder)),
+        start_node(replace(settings, name="anna", memory=memory), within=within(folder)),
         start_node(replace(settings, name="berta")),
     ]
     try:
@@ -82,6 +83,19 @@ async def crowded(home: Path, folder: Path, memory: str = "400MB") -> AsyncItera
 
 def node_of(head: Head, name: str) -> NodeStatus:
     return next(node for node in head.view().nodes if node.name == name)
+
+
+def spares_of(head: Head, name: str) -> list[int]:
+    """Stage processes of a node beside its stages."""
+    stages = [stage.pid for stage in node_of(head, name).stages]
+    beside = psutil.Process(psutil.Process(stages[0]).ppid()).children()
+    return [process.pid for process in beside if process.pid not in stages and _is_stage(process)]
+
+
+def _is_stage(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return "together.ring.stage" in process.cmdline()
+    return False
 
 
 def needs_of(head: Head) -> list[Sentence]:
@@ -107,6 +121,7 @@ async def test_caches_go_then_layers_are_to_move_and_a_running_answer_goes_on(tm
         assert head.service is not None
         stats = head.service.engine.stats
         assert stats().cached > 0
+        await until(lambda: spares_of(head, "anna"))
         offered = node_of(head, "anna").free_bytes
         with other_program(cgroup):
             answer = asyncio.create_task(ask(head, tokens=250))
@@ -114,6 +129,7 @@ async def test_caches_go_then_layers_are_to_move_and_a_running_answer_goes_on(tm
             shrink(cgroup)
             await until(lambda: stats().cached == 0)
             assert needs_of(head) == []  # first the caches
+            await until(lambda: not spares_of(head, "anna"))
             await until(lambda: needs_of(head))
             assert node_of(head, "anna").free_bytes < offered / 4
             (need,) = needs_of(head)
@@ -133,7 +149,7 @@ async def test_caches_go_then_layers_are_to_move_and_a_running_answer_goes_on(tm
 
 async def test_where_no_other_machine_has_room_a_model_is_to_be_unloaded(tmp_path: Path, cgroup: Path) -> None:
     """The one that is used least; one that is to be kept comes last."""
-    async with crowded(tmp_path, cgroup, memory="160MB") as head:
+    async with crowded(tmp_path, cgroup, "160MB", "160MB") as head:
         await head.load(toy_in(tmp_path, "kept"), by_hand("anna=0:3,berta=3:6"), keep=True)
         with other_program(cgroup):
             shrink(cgroup)
