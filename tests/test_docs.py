@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import httpx
@@ -63,6 +64,7 @@ def test_links_lead_somewhere(file: Path) -> None:
             assert not anchor or anchor in anchors(target), link
 
 
+@cache
 def _commands() -> TyperGroup:
     group = typer.main.get_command(command_line)
     assert isinstance(group, TyperGroup)

@@ -62,7 +62,12 @@ def test_the_version_comes_before_everything(fresh: Path) -> None:
     assert untouched(fresh)
 
 
-@pytest.mark.parametrize("name", commands.LINES)
+SHORT = ("up", "status", "bench", "check", "test")  # two starts of an interpreter each
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.full) for name in commands.LINES]
+)
 def test_the_help_of_a_command_before_it_is_installed(name: str, fresh: Path) -> None:
     answer = start(fresh, "help", name)
     assert (answer.returncode, answer.stderr) == (0, "")

@@ -76,7 +76,7 @@ WIDE = {"hidden_size": 128, "intermediate_size": 128, "moe_intermediate_size": 1
 @pytest.mark.parametrize(
     ("backend", "family"),
     [
-        ("torch", "qwen3_moe"),
+        pytest.param("torch", "qwen3_moe", marks=pytest.mark.full),
         ("mlx", "llama"),
         pytest.param("torch", "llama", marks=pytest.mark.full),
         pytest.param("mlx", "qwen3_moe", marks=pytest.mark.full),

@@ -37,6 +37,7 @@ def _kept(home: Path) -> Path:
     return file
 
 
+@pytest.mark.full  # what is kept is looked at here
 def test_another_process_computes_with_the_kernel_that_was_chosen(tmp_path: Path) -> None:
     """Also where its own trial would say otherwise: here, whatever the first one did not say."""
     first = _chosen_by_a_process(tmp_path)

@@ -209,7 +209,7 @@ def keep(home: Path, times: ThreadTimes) -> None:
     file.write_text(json.dumps(kept | {"times": dict.fromkeys(kept["times"], fields)}))
 
 
-SHORT = ("llama", "qwen3_moe")
+SHORT = ("qwen3_moe",)
 LONG = [pytest.param(name, marks=pytest.mark.full) for name in BY_NAME if name not in SHORT]
 
 

@@ -71,6 +71,7 @@ async def asked(head: Head, name: str, text: str = "hello", within: float | None
     return "".join([piece.text async for piece in head.on_demand(name, answer, within)])
 
 
+@pytest.mark.full  # who goes and who waits is below, one by one
 async def test_requests_for_models_that_do_not_fit_together_take_turns(
     tmp_path: Path, shared: tuple[Settings, list[Node]]
 ) -> None:

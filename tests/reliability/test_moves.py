@@ -11,11 +11,12 @@ from tests.support.namespaces import may_slow, permitted, run_scenario
 pytestmark = pytest.mark.skipif(not permitted(), reason="needs Linux's network namespaces")
 
 
+@pytest.mark.full  # test_nodes.py has a node with a new address, and here is a stage that moves
 def test_machines_that_move_come_back_and_answers_go_on(tmp_path: Path) -> None:
     print(run_scenario("tests.reliability.moves:found_by_multicast", tmp_path))
 
 
-@pytest.mark.full  # the next one moves machines, too
+@pytest.mark.full  # as the one whose answers go on
 def test_machines_that_move_come_back_where_multicast_is_blocked(tmp_path: Path) -> None:
     print(run_scenario("tests.reliability.moves:without_multicast", tmp_path))
 

@@ -22,6 +22,7 @@ from tests.support.families import (
     reference_greedy,
     reference_logits,
 )
+from tests.support.lightest import LIGHTEST
 from together.head.loopback import LocalRing, Place, local_ring
 from together.models.config import FAMILIES
 from together.models.spec import read_spec
@@ -186,7 +187,7 @@ async def test_settings_reach_the_last_stage(tmp_path: Path, draws: int) -> None
     folder = make_checkpoint(tmp_path, FIRST_OF["llama"])
     prompt = prompt_ids(5)
     logits = reference_logits(folder, prompt)[-1]
-    async with local_ring(folder, folder.parent, places("mlx", "torch"), "fp32", CONTEXT, users=2 * ROWS) as ring:
+    async with local_ring(folder, folder.parent, places(LIGHTEST, LIGHTEST), "fp32", CONTEXT, users=2 * ROWS) as ring:
         driver = Driver(ring)
         await driver.step(*(Row(sequence, 0, prompt[:-1]) for sequence in range(ROWS)))
         for settings in SETTINGS:
@@ -236,6 +237,7 @@ def exact_distribution(logits: npt.NDArray[np.float32], settings: Sampling) -> n
     return result
 
 
+@pytest.mark.full  # tests/test_sampling.py has the one code that draws
 async def test_one_seed_draws_the_same_text_on_torch_and_on_mlx(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, FIRST_OF["llama"])
     settings = Sampling(temperature=1.0, top_k=50, top_p=0.95, seed=1234)

@@ -23,8 +23,9 @@ from tests.support.tokenizers import byte_fallback, byte_level, write_text_files
 from tests.text.test_thinking import parted
 from together.engine.engine import Engine
 from together.errors import BadRequest, BrokenModel, ContextTooLong, QueueFull, RingBroken
-from together.requests import AnswerChunk, ChatRequest, CompletionRequest, GenerateRequest, Message
+from together.requests import AnswerChunk, ChatRequest, CompletionRequest, GenerateRequest, Message, Usage, cut_short
 from together.sampling import choice_seed
+from together.sentences import NOTHING, say
 from together.text.answers import answer_chat, answer_prompts, generate_text
 from together.text.parser import AnswerParser, StopFilter
 from together.text.thinking import ReasoningParser
@@ -332,3 +333,13 @@ def test_letters_are_withheld_until_they_are_no_stop_text() -> None:
     assert (parter.push("AR").text, parter.withheld) == ("STAR", 0)
     assert (parter.push(" STOP more").text, parter.withheld) == (" ", 9)
     assert (parter.push("on").text, parter.withheld) == ("", 11)
+
+
+def test_what_cut_an_answer_off_is_said() -> None:
+    used, longer = Usage(prompt_tokens=20, completion_tokens=44), say("longer_on_page")
+    limit = str(cut_short("length", used, 44, longer))
+    assert limit == f"the answer was cut off at its limit of 44 tokens; {longer}"
+    for asked in (None, 100):
+        context = str(cut_short("length", used, asked, longer))
+        assert context.startswith("the answer was cut off after 44 tokens: the context of 64 tokens is full")
+    assert cut_short("stop", used, 44, longer) == NOTHING

@@ -53,7 +53,7 @@ async def answered(engine: Engine, model: TextModel, messages: tuple[Message, ..
     return text, engine.stats().prefilled_tokens - before
 
 
-@pytest.mark.parametrize("rewind", [0, 8])
+@pytest.mark.parametrize("rewind", [0, pytest.param(8, marks=pytest.mark.full)])
 @pytest.mark.parametrize("template", TEMPLATES)
 async def test_ten_turns_compute_only_what_is_new(tmp_path: Path, template: str, rewind: int) -> None:
     folder = toy_with(tmp_path / "toy", TEMPLATES[template], rewind)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.mark import ParameterSet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -258,8 +259,14 @@ async def answered(folder: Path, style: Style, use: ToolUse, text: str) -> list[
             return [piece async for piece in answer_chat(engine, model, request)]
 
 
-@ALL
-@pytest.mark.parametrize("required", [False, True], ids=["free", "forced"])
+def _uses() -> Iterator[ParameterSet]:
+    """Each style forced or free, in turns; the other one is the long form."""
+    for (place, name), required in product(enumerate(STYLES), (False, True)):
+        marks = () if required == bool(place % 2) else pytest.mark.full
+        yield pytest.param(STYLES[name], required, id=f"{'forced' if required else 'free'}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("style", "required"), [*_uses()])
 async def test_an_answer_of_a_ring_becomes_thoughts_and_calls(tmp_path: Path, style: Style, required: bool) -> None:
     """A forced one is held to a grammar, in which the model's own words for its calls have to fit."""
     text = "" if required else "Well."

@@ -82,6 +82,7 @@ def test_terminal_and_page_say_what_cut_an_answer_off(page: Page, real_app: Real
     assert usual == "(the answer was cut off at its limit of 2048 tokens; for a longer one add: --max-tokens 4096)\n"
 
 
+@pytest.mark.full  # tests/text/test_answers.py has the sentence
 def test_terminal_and_page_say_that_the_context_is_full(page: Page, real_app: RealApp, tmp_path: Path) -> None:
     narrow = make_checksum_model(tmp_path / "narrow", context=64, quiet_ids=(*QUIET, EOS), seed=2)
     with serving_instead(real_app, narrow):

@@ -140,7 +140,6 @@ def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApp]:
 
 def test_what_one_machine_takes_its_neighbours_give(page: Page, three_nodes: RealApp) -> None:
     toy = make_checksum_model(three_nodes.home / "models" / "twelve", layers=12, quiet_ids=(*QUIET, EOS))
-    (toy / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS], "temperature": 9}))
     page.goto(three_nodes.url)
     expect(page.locator("#cluster-nodes tbody tr")).to_have_count(3)
     choose_model(page, toy.name)
@@ -167,6 +166,18 @@ def test_what_one_machine_takes_its_neighbours_give(page: Page, three_nodes: Rea
     expect(memory.first).to_contain_text("nothing of ")
     page.locator("#split-less-1").click()
     assert counts(page) == [0, 11, 1]
+
+
+@pytest.mark.full  # test_an_edited_split_is_applied has two machines
+def test_a_split_of_three_is_applied_and_what_is_odd_is_said_once(page: Page, three_nodes: RealApp) -> None:
+    toy = make_checksum_model(three_nodes.home / "models" / "twelve", layers=12, quiet_ids=(*QUIET, EOS))
+    (toy / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS], "temperature": 9}))
+    page.goto(three_nodes.url)
+    expect(page.locator("#cluster-nodes tbody tr")).to_have_count(3)
+    choose_model(page, toy.name)
+    choose(page, "#split-strategy", "Equal layers")
+    recommend(page)
+    assert page.evaluate(TYPED, [1, "11"])[0] == [0, 11, 1]
     log, odd = (
         three_nodes.home.parent / "log",
         "together: generation_config.json of twelve has temperature = 9, which is ignored",
@@ -259,6 +270,7 @@ def test_models_can_be_chosen_and_empty_fields_show_what_is_taken(page: Page, re
     expect(page.locator("#split-column [role=option]", has_text="demo_model")).to_be_visible()
 
 
+@pytest.mark.full  # tests/weights/test_choosing.py chooses them
 def test_a_model_of_another_program_can_be_chosen(page: Page, lent_app: RealApp, tmp_path: Path) -> None:
     file = make_gguf(tmp_path / "made")
     OllamaFolder(lent_app.ollama).add(f"{LIBRARY}/llama3.2/3b", file.read_bytes())
