@@ -24,10 +24,11 @@ from tests.support.cluster import (
     until,
 )
 from together.cluster.loading import Placed
-from together.errors import BadRequest, BadSetting, NotEnoughMemory, NotServing
+from together.errors import BadRequest, BadSetting, NoRoom, NotEnoughMemory, NotServing
 from together.head.head import Head
 from together.head.leaving import if_stopped, stop_node
 from together.head.service import Service
+from together.planning.request import PlanRequest
 from together.requests import ChatRequest, Message
 from together.settings import Settings
 from together.types import LayerRange, Plan
@@ -225,6 +226,29 @@ async def test_a_node_is_drained_of_all_models_or_of_none(tmp_path: Path) -> Non
                 await head.drain("anna")
             assert [service.loader.plan for service in head.services.by_name.values()] == plans
             assert not head.machines.surveyor.drained
+
+
+@pytest.mark.parametrize(("other", "moves"), [("140MB", True), ("30MB", False)])
+async def test_what_would_have_to_go_may_be_moved_instead(tmp_path: Path, other: str, moves: bool) -> None:
+    """The advice is a command that is true: by it the new one has room."""
+    one = make_checksum_model(tmp_path / "one", quiet_ids=ENDLESS, num_key_value_heads=2_700)
+    big = make_checksum_model(tmp_path / "big", layers=2, seed=1, quiet_ids=ENDLESS, num_key_value_heads=20_000)
+    settings = cluster_settings(tmp_path / "home")
+    memory, two = {"anna": "400MB", "berta": other}, PlanRequest(strategy="uniform", users=2)
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(running_node(replace(settings, name=n, memory=m))) for n, m in memory.items()]
+        async with running_head(settings, *nodes) as head:
+            await head.load(one, by_hand("anna=0:4"))
+            with pytest.raises(NoRoom) as refused:
+                await head.load(big, two, beside=True)
+            assert "unload one, which has 0.1 GB: python3 launch.py unload one" in str(refused.value)
+            advice = "or move one: python3 launch.py load one --layers berta=0:4"
+            assert (advice in str(refused.value)) == moves
+            assert refused.value.goers == ("one",)
+            if moves:
+                await head.load("one", by_hand("berta=0:4"))
+                await head.load(big, two, beside=True)
+                assert shown(head) == {"one": ServingState.READY, "big": ServingState.READY}
 
 
 async def test_rings_that_are_mended_at_once_plan_with_other_memory(
