@@ -66,7 +66,7 @@ async def test_frames_say_it_while_another_model_computes(
     """Both nodes are on this machine, and so are all stages; alone a model has all, also once the other has ended."""
     head, _ = cluster
     large, small, _ = toys
-    slow = make_checksum_model(tmp_path / "slow", layers=4, seed=7, step_ms=10)
+    slow = make_checksum_model(tmp_path / "slow", layers=4, seed=7, step_ms=25)
     await head.load(large)
     await head.load(small, by_hand("anna=0:2,berta=2:5"), beside=True)
     await head.load(slow, beside=True)
@@ -75,7 +75,9 @@ async def test_frames_say_it_while_another_model_computes(
     assert (frames_beside(served), head.services.shares(served)) == (0, ())
     task = asyncio.create_task(speak_on(head, slow))
     await until(lambda: other.engine.running)
-    assert head.services.shares(served) == (50,) * len(served.places)
+    shares = head.services.shares(served)
+    assert len(shares) == len(served.places)
+    assert 50 <= min(shares) < 100  # on a busy machine messages take a part of the other's time
     alone = served.engine.times.alone.count
     assert await ask_of(head, large, 60) == right_answer(large, tokens=60)
     assert served.engine.times.alone.count == alone  # what a token takes alone is not known by these
