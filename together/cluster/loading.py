@@ -395,6 +395,6 @@ def _done(stage: StageStatus | None) -> float:
 
 
 def _fits(held: StagePlan, wanted: StagePlan) -> bool:
-    """The same layers at the same place, with at least as much memory."""
-    places = [(stage.node, stage.backend, stage.device, stage.layers) for stage in (held, wanted)]
+    """The same layers and rope at the same place, with at least as much memory."""
+    places = [(stage.node, stage.backend, stage.device, stage.layers, stage.stretched) for stage in (held, wanted)]
     return places[0] == places[1] and held.memory_bytes >= wanted.memory_bytes
