@@ -71,6 +71,10 @@ LIBRARIES = {
     "gradio": ("webui",),
     "gguf": ("together.desktop.bench.llama_gguf",),
     "jinja2": ("together.text.template_process",),
+    "markdown_it": ("together.chats.markup",),
+    "mdit_py_plugins": ("together.chats.markup",),
+    "pygments": ("together.chats.markup",),
+    "latex2mathml": ("together.chats.formulas",),
     "google.protobuf": ("together.ring.wire",),
 }
 MESSAGES = ("together.ring.wire",)  # may import *_pb2

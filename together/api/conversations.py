@@ -15,6 +15,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json, to_jsonable_python
 
+from together.api.chat_models import both, model_changes
 from together.api.guard import FROM_JSON, BodyRoute
 from together.api.responses import BodyTooLarge
 from together.api.stream import EventStream
@@ -24,6 +25,7 @@ from together.chats.answering import Answering, Grown
 from together.chats.exchange import json_of, markdown_of, read_export
 from together.chats.files import MOST_FILE, kept_file
 from together.chats.records import MOST_TEXT, ChatSettings, ChatSummary, Conversation, NoSuchChat, Said
+from together.chats.rendered import AnswerWatch, Renderer
 from together.chats.store import ChatStore
 from together.head.head import Head
 
@@ -116,8 +118,10 @@ def _add_lists(router: APIRouter, head: Head) -> None:
 
     @router.get("/conversations/events")
     async def events(owner: Owned) -> Response:
-        """An event whenever the list may have changed."""
-        return EventStream(event_of({"list": True}) async for _ in answering.lists(owner))
+        """`list`: the list may have changed; `serving`: the models that serve, at first and whenever they changed."""
+        lists = (event_of({"list": True}) async for _ in answering.lists(owner))
+        models = (event_of({"serving": to_jsonable_python(now)}) async for now in model_changes(head))
+        return EventStream(both(lists, models))
 
     @router.get("/conversations/export")
     async def export(owner: Owned) -> Response:
@@ -180,7 +184,7 @@ def _add_lists(router: APIRouter, head: Head) -> None:
 
 
 def _add_turns(router: APIRouter, head: Head) -> None:
-    answering = head.chats
+    answering, renderer = head.chats, Renderer()
 
     @router.post("/conversations/{chat}/turns")
     async def ask(owner: Owned, chat: str, body: Annotated[NewTurn, FROM_JSON]) -> Response:
@@ -201,10 +205,14 @@ def _add_turns(router: APIRouter, head: Head) -> None:
 
     @router.get("/conversations/{chat}/events")
     async def events(owner: Owned, chat: str) -> Response:
-        """`chat`: the conversation, at first and whenever it changed; `grown`: what an answer grew by since then."""
-        steps = answering.watch(owner, chat)
+        """`chat`: the conversation, at first and whenever it changed; `grown`: what an answer grew by since then.
+
+        `shown` has answers as the page shows them: with `chat` all, by turn; with `grown` the blocks that became
+        finished, and all text behind them, or null where only that text grew.
+        """
+        steps, watch = answering.watch(owner, chat), AnswerWatch(renderer)
         first = await anext(steps)
-        return EventStream(_events(steps), _event(first))
+        return EventStream(_events(steps, watch), await _event(first, watch))
 
 
 def _add_files(router: APIRouter, head: Head) -> None:
@@ -257,15 +265,17 @@ def _json(value: object, status: int = 200) -> Response:
     return Response(to_json(value), status, media_type="application/json")
 
 
-def _event(step: Conversation | Grown) -> bytes:
-    return event_of({"grown" if isinstance(step, Grown) else "chat": to_jsonable_python(step)})
+async def _event(step: Conversation | Grown, watch: AnswerWatch) -> bytes:
+    if isinstance(step, Grown):
+        return event_of(to_jsonable_python({"grown": step, "shown": await watch.grown(step)}))
+    return event_of(to_jsonable_python({"chat": step, "shown": await watch.whole(step)}))
 
 
-async def _events(steps: AsyncGenerator[Conversation | Grown, None]) -> AsyncGenerator[bytes, None]:
+async def _events(steps: AsyncGenerator[Conversation | Grown, None], watch: AnswerWatch) -> AsyncGenerator[bytes, None]:
     with suppress(NoSuchChat):  # it was deleted
         async with aclosing(steps):
             async for step in steps:
-                yield _event(step)
+                yield await _event(step, watch)
     yield event_of({"gone": True})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from together.chats.records import ChatSettings, KeptFile, Said, Turn
 from together.requests import Attached, ChatRequest, Message
@@ -30,6 +30,14 @@ def request_of(
 
 
 _SWITCHES = ("enable_thinking", "thinking")  # what templates call it: Qwen's and GLM's, DeepSeek's and Granite's
+_ASKED = re.compile(
+    r"(?<![.\w'\"])(?:enable_thinking|thinking)\s+is\b|(?:if|not|and|or)\s+(?:enable_)?thinking(?![\w(.])"
+)
+
+
+def has_switch(templates: Iterable[str]) -> bool:
+    """Whether one of the templates asks for the switch."""
+    return any(_ASKED.search(source) for source in templates)
 
 
 def _message(turn: Turn, files: Files) -> Message:

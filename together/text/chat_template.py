@@ -69,6 +69,10 @@ class ChatTemplate:
     def tool_format(self) -> ToolFormat:
         return self._tools.tool_format or HERMES
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(self._sources.values())
+
     def render(
         self, messages: Sequence[Message], tools: Sequence[Tool] = (), chosen: str | None = None, /, **variables: object
     ) -> Future[str]:
