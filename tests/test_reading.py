@@ -209,7 +209,7 @@ def texts() -> Iterator[tuple[str, str]]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
                 yield f"{path.relative_to(ROOT).as_posix()}:{node.lineno}", node.value
-    for path in sorted((ROOT / "webui").glob("*.js")):
+    for path in sorted((ROOT / "webui").rglob("*.js")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             yield f"{path.relative_to(ROOT).as_posix()}:{number}", line.partition("//")[0]
 

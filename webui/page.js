@@ -77,9 +77,16 @@
       element("span", "brand", "together"),
       serving.model ? element("span", "model", serving.model) : null,
       pill(serving.state),
+      keptChats(),
       element("span", `link ${connected ? "live" : "gone"}`, connected ? "live" : "disconnected"));
     const text = connected ? serving.sentence : "The app does not answer. Is it still running?";
     return [title, ...about(state, serving, text, connected), ...(state.services || []).slice(1).map(other(state, connected))];
+  };
+
+  const keptChats = () => {
+    const link = element("a", "kept-chats", "Kept conversations");
+    link.href = "/chat";
+    return link;
   };
 
   const about = ({ nodes }, serving, text, connected) => {

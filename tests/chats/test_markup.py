@@ -14,7 +14,7 @@ from together.chats.context import has_switch
 from together.chats.formulas import mathml
 from together.chats.markup import to_html
 from together.chats.records import ChatSummary, Conversation, Said, Turn
-from together.chats.rendered import LONGEST, AnswerWatch, Renderer
+from together.chats.rendered import LONGEST, AnswerRenderer, AnswerWatch
 
 TEXT = """# A title
 
@@ -118,7 +118,7 @@ def chat(state: str, text: str) -> Conversation:
 
 
 async def test_a_watcher_gets_each_block_once() -> None:
-    watch = AnswerWatch(Renderer())
+    watch = AnswerWatch(AnswerRenderer())
     first = (await watch.whole(chat("writing", "*a*\n\nb")))["b"]
     assert ([block.html for block in first.blocks], first.tail) == (["<p><em>a</em></p>\n"], "b")
     assert await watch.grown(Grown("b", " c\n")) is None
@@ -130,7 +130,7 @@ async def test_a_watcher_gets_each_block_once() -> None:
 
 
 async def test_long_answers_are_rendered_in_parts_and_one_long_block_not_at_all() -> None:
-    renderer = Renderer(room=LONGEST)
+    renderer = AnswerRenderer(room=LONGEST)
     text = f"*a*\n\n{'b' * (LONGEST + 1)}"
     first, second = (await AnswerWatch(renderer).whole(chat("done", text)))["b"].blocks
     assert (first.html, second.html, len(second.text)) == ("<p><em>a</em></p>\n", None, LONGEST + 1)

@@ -27,6 +27,7 @@ from together.api.guard import FROM_JSON, BodyRoute, Guard
 from together.api.keys import KeyFile
 from together.api.login import login_routes
 from together.api.metrics import Metrics
+from together.api.pages import page_routes
 from together.api.requests import AnswerFields, ChatCompletionRequest, TextCompletionRequest
 from together.api.responses import (
     ChatCompletion,
@@ -84,6 +85,7 @@ def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> Fa
         ("", control_routes(head, shutdown), False),  # for this machine's own programs
         ("", attachment_routes(head), False),  # for the page
         ("", login_routes(access), False),
+        ("", page_routes(), False),
         ("", conversation_routes(head), False),  # for the page and the terminal chat
     )
     for prefix, router, documented in mounted:

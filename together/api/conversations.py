@@ -25,7 +25,7 @@ from together.chats.answering import Answering, Grown
 from together.chats.exchange import json_of, markdown_of, read_export
 from together.chats.files import MOST_FILE, kept_file
 from together.chats.records import MOST_TEXT, ChatSettings, ChatSummary, Conversation, NoSuchChat, Said
-from together.chats.rendered import AnswerWatch, Renderer
+from together.chats.rendered import AnswerRenderer, AnswerWatch
 from together.chats.store import ChatStore
 from together.head.head import Head
 
@@ -139,6 +139,16 @@ def _add_lists(router: APIRouter, head: Head) -> None:
         answering.changed(owner)
         return _json([chat.summary for chat in made], 201)
 
+    @router.delete("/conversations")
+    async def forget(owner: Owned) -> Response:
+        """All conversations and presets of the owner."""
+        for chat, turn in answering.all_writes(owner):
+            with suppress(NoSuchChat):  # it ended meanwhile
+                await answering.stop(owner, chat, turn)
+        count = await answering.work(ChatStore.forget, owner)
+        answering.forgot(owner)
+        return _json({"deleted": count})
+
     @router.get("/conversations/{chat}")
     async def get(owner: Owned, chat: str) -> Response:
         return _json(await answering.now(owner, chat))
@@ -184,7 +194,7 @@ def _add_lists(router: APIRouter, head: Head) -> None:
 
 
 def _add_turns(router: APIRouter, head: Head) -> None:
-    answering, renderer = head.chats, Renderer()
+    answering, renderer = head.chats, AnswerRenderer()
 
     @router.post("/conversations/{chat}/turns")
     async def ask(owner: Owned, chat: str, body: Annotated[NewTurn, FROM_JSON]) -> Response:

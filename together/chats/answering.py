@@ -194,6 +194,17 @@ class Answering:
         channel = self._channels.get((owner, chat))
         return tuple(channel.live) if channel else ()
 
+    def all_writes(self, owner: str) -> tuple[tuple[str, str], ...]:
+        """Conversation and id of each answer that is being written."""
+        return tuple((chat, turn) for (of, chat), it in self._channels.items() if of == owner for turn in it.live)
+
+    def forgot(self, owner: str) -> None:
+        """The store has nothing of `owner` any more."""
+        for of, chat in tuple(self._channels):
+            if of == owner:
+                self.changed(owner, chat)
+        self._list(owner).notify()
+
     # --- watching -----------------------------------------------------------------------------------------------------
 
     async def watch(self, owner: str, chat: str) -> AsyncGenerator[Conversation | Grown, None]:

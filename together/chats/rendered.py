@@ -15,7 +15,7 @@ LONGEST = 40_000  # letters that are rendered as one
 ROOM = 16 * 2**20  # letters of texts and their HTML
 
 
-class Renderer:
+class AnswerRenderer:
     """HTML of texts by their content. The libraries are loaded with the first text."""
 
     def __init__(self, room: int = ROOM) -> None:
@@ -48,7 +48,7 @@ def _to_html(text: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class RenderedBlock:
     """A finished part of an answer: its HTML, or where there is none the text as it was written."""
 
     html: str | None
@@ -56,10 +56,10 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ShownAnswer:
     """What the page shows of an answer: finished blocks, and the text behind them."""
 
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[RenderedBlock, ...] = ()
     tail: str = ""
 
 
@@ -67,34 +67,34 @@ class Shown:
 class AnswerWatch:
     """What one watcher was shown of the answers of a conversation."""
 
-    renderer: Renderer
+    renderer: AnswerRenderer
     _splitters: dict[str, BlockSplitter] = field(default_factory=dict)  # of those that are being written, by turn
 
-    async def whole(self, chat: Conversation) -> dict[str, Shown]:
+    async def whole(self, chat: Conversation) -> dict[str, ShownAnswer]:
         """All answers, by turn. A finished one is rendered as a whole, unless it is very long."""
         self._splitters.clear()
         return {turn.id: await self._turn(turn) for turn in chat.turns if turn.role == "assistant" and turn.said.text}
 
-    async def _turn(self, turn: Turn) -> Shown:
+    async def _turn(self, turn: Turn) -> ShownAnswer:
         text = turn.said.text
         if turn.state == "writing":
             return await self._add(turn.id, text)
         if len(text) <= LONGEST:
-            return Shown((await self._block(text),))
+            return ShownAnswer((await self._block(text),))
         splitter = BlockSplitter()
         parts = [*splitter.add(text), splitter.tail]
-        return Shown(tuple([await self._block(part) for part in parts]))
+        return ShownAnswer(tuple([await self._block(part) for part in parts]))
 
-    async def grown(self, step: Grown) -> Shown | None:
+    async def grown(self, step: Grown) -> ShownAnswer | None:
         """The blocks that became finished, with the whole tail; None where only the tail grew by the step's text."""
         shown = await self._add(step.turn, step.text)
         return shown if shown.blocks else None
 
-    async def _add(self, turn: str, text: str) -> Shown:
+    async def _add(self, turn: str, text: str) -> ShownAnswer:
         splitter = self._splitters.setdefault(turn, BlockSplitter())
         blocks = [await self._block(part) for part in splitter.add(text)]
-        return Shown(tuple(blocks), splitter.tail)
+        return ShownAnswer(tuple(blocks), splitter.tail)
 
-    async def _block(self, text: str) -> Block:
+    async def _block(self, text: str) -> RenderedBlock:
         html = await self.renderer.html(text)
-        return Block(html) if html is not None else Block(None, text)
+        return RenderedBlock(html) if html is not None else RenderedBlock(None, text)

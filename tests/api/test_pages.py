@@ -1,0 +1,37 @@
+"""How the chat's page is served: under a strict policy, kept by its content, and to nobody without a key."""
+
+from __future__ import annotations
+
+import re
+
+from tests.conftest import RealApp
+from tests.support.sizes import ROOT
+
+
+def test_the_page_and_its_files(real_app: RealApp) -> None:
+    page = real_app.get("/chat")
+    policy = page.headers["content-security-policy"]
+    assert "script-src 'self';" in policy
+    assert "unsafe" not in policy
+    assert "default-src 'none'" in policy
+    assert [real_app.get(path).text for path in ("/chat/settings", "/chat/0123456789")] == [page.text] * 2
+    files = re.findall(r'(?:href|src)="(/chat/files/[^"]+)"', page.text)
+    assert len(files) >= 4
+    for path in files:
+        file = real_app.get(path).raise_for_status()
+        assert "immutable" in file.headers["cache-control"]
+        assert file.headers["x-content-type-options"] == "nosniff"
+        assert file.headers["content-type"].startswith(("text/css", "text/javascript", "image/svg+xml"))
+    wrong = files[0].replace("/chat/files/", "/chat/files/0")
+    assert [real_app.get(path).status_code for path in (wrong, files[0] + "x", "/chat/files/a/..%2fpage.py")] == [
+        404
+    ] * 3
+
+
+def test_scripts_have_no_markup_of_their_own() -> None:
+    """`rendered` is the one place where markup comes in; a second one would need a look at what goes there."""
+    scripts = {path.name: path.read_text("utf-8") for path in (ROOT / "webui" / "chat").glob("*.js")}
+    marks = ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function")
+    found = [(name, mark) for name, text in scripts.items() for mark in marks if mark in text]
+    assert found == [("dom.js", "innerHTML")]
+    assert [name for name, text in scripts.items() if re.search(r"https?://(?!www\.w3\.org)", text)] == []

@@ -1,0 +1,260 @@
+// The page: which view is shown, what the models are, and how its parts know of one another.
+
+import { call, follow, sentence } from "./api.js";
+import { Composer, keepDraft } from "./composer.js";
+import { ConversationView } from "./conversation.js";
+import { el, iconButton, say } from "./dom.js";
+import { newChatSettings, Preferences } from "./preferences.js";
+import { NOTHING_SET, SettingsDrawer } from "./settings.js";
+import { Sidebar } from "./sidebar.js";
+
+
+class Page {
+  constructor() {
+    this.serving = { models: [], reason: "" };
+    this.begins = NOTHING_SET; // settings of a new chat
+    this.drafted = NOTHING_SET; // those of the one that is not there yet
+    this.sidebar = new Sidebar(this);
+    this.conversation = new ConversationView(this);
+    this.composer = new Composer(this);
+    this.drawer = new SettingsDrawer(this);
+    this.preferences = new Preferences(this);
+    this.title = el("h1", { class: "chat-title" }, "New chat");
+    this.served = el("button", { type: "button", class: "served", title: "Which model answers; opens the settings of this chat", onclick: () => this.showSettings(true) });
+    this.list = iconButton("menu", "Conversations", () => this.showList(), { id: "show-list", "aria-controls": "sidebar" });
+    this.gear = iconButton("gear", "Settings of this chat", () => this.showSettings(), { id: "show-settings", "aria-controls": "drawer" });
+    this.shade = el("div", { class: "shade", onclick: () => (this.showList(false), this.showSettings(false)) });
+    this.main = el(
+      "main",
+      {},
+      el("header", { class: "top" }, this.list, this.title, this.served, this.gear),
+      this.conversation.node,
+      this.composer.node,
+      this.preferences.node,
+    );
+    document.getElementById("app").replaceChildren(this.sidebar.node, this.main, this.drawer.node, this.shade);
+    this.showList(!this.narrow);
+    this.#listen();
+  }
+
+  get narrow() {
+    return innerWidth < 800;
+  }
+
+  #listen() {
+    document.addEventListener("click", (event) => this.#clicked(event));
+    document.addEventListener("keydown", (event) => this.#key(event));
+    addEventListener("popstate", () => this.show());
+    this.main.addEventListener("dragover", (event) => {
+      event.preventDefault();
+      this.main.classList.add("dropping");
+    });
+    this.main.addEventListener("dragleave", () => this.main.classList.remove("dropping"));
+    this.main.addEventListener("drop", (event) => {
+      event.preventDefault();
+      this.main.classList.remove("dropping");
+      if (this.id !== null) this.composer.add([...event.dataTransfer.files]);
+    });
+    follow("/conversations/events", (event) => this.#news(event), () => undefined);
+  }
+
+  #news(event) {
+    if (event.list) this.sidebar.refresh();
+    if (!event.serving) return;
+    this.serving = event.serving;
+    this.draw();
+    this.conversation.drawEmpty();
+    this.drawer.form.drawModels();
+    this.preferences.form.drawModels();
+  }
+
+  // --- places ---------------------------------------------------------------------------------------------------------
+
+  go(path) {
+    if (path !== location.pathname) history.pushState(null, "", path);
+    this.show();
+  }
+
+  show() {
+    const place = location.pathname.replace(/\/+$/, "").split("/")[2] ?? "";
+    const settings = place === "settings";
+    this.id = settings ? null : place; // null: no chat is shown
+    for (const node of [this.conversation.node, this.composer.node, this.served, this.gear]) node.hidden = settings;
+    this.preferences.node.hidden = !settings;
+    if (this.narrow) this.showList(false);
+    this.showSettings(false);
+    if (settings) {
+      this.conversation.open("");
+      this.preferences.open();
+    } else {
+      this.drafted = this.begins;
+      this.conversation.open(place);
+      this.composer.open(place);
+      if (!this.narrow) this.composer.field.focus();
+    }
+    this.#name(settings ? "Settings" : place ? "…" : "New chat");
+    this.sidebar.mark();
+    this.draw();
+  }
+
+  #name(title) {
+    this.title.textContent = title;
+    this.title.title = title;
+    document.title = title === "New chat" || title === "…" ? "together" : `${title} – together`;
+  }
+
+  #clicked(event) {
+    const link = event.target.closest("a[href^='/chat']");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.button !== 0) return;
+    event.preventDefault();
+    this.go(link.getAttribute("href"));
+  }
+
+  #key(event) {
+    const control = event.ctrlKey || event.metaKey;
+    if (control && event.key.toLowerCase() === "k") {
+      event.preventDefault();
+      this.showList(true);
+      this.sidebar.search.focus();
+      this.sidebar.search.select();
+    } else if (control && event.shiftKey && event.key.toLowerCase() === "o") {
+      event.preventDefault();
+      this.go("/chat");
+    } else if (event.key === "Escape" && !document.querySelector("dialog[open]")) {
+      if (this.narrow && this.listed) this.showList(false);
+      else if (!this.drawer.node.hidden) this.showSettings(false);
+      else this.stop();
+    }
+  }
+
+  showList(open = !this.listed) {
+    this.listed = open;
+    document.body.classList.toggle("listed", open);
+    this.sidebar.node.inert = !open;
+    this.list.setAttribute("aria-expanded", String(open));
+    if (open && this.narrow) this.sidebar.search.focus();
+  }
+
+  showSettings(open = this.drawer.node.hidden) {
+    const was = !this.drawer.node.hidden;
+    this.drawer.node.hidden = !open;
+    document.body.classList.toggle("drawn", open);
+    this.gear.setAttribute("aria-expanded", String(open));
+    if (open && !was) {
+      this.drawer.open();
+      this.drawer.node.querySelector("select").focus();
+    } else if (was && !open) {
+      this.drawer.form.flush();
+      this.gear.focus();
+    }
+  }
+
+  // --- the chat that is shown -----------------------------------------------------------------------------------------
+
+  chatChanged(chat) {
+    this.#name(chat.summary.title);
+    this.drawer.form.draw(chat.settings);
+    this.draw();
+  }
+
+  get settings() {
+    return this.conversation.chat?.settings ?? this.drafted;
+  }
+
+  /** The model that answers by `name`, by default that of the chat. */
+  model(name = this.settings.model) {
+    const { models } = this.serving;
+    return name ? models.find((model) => model.name === name) : (models.find((model) => model.ready) ?? models[0]);
+  }
+
+  async useSettings(settings) {
+    if (!this.id) {
+      this.drafted = settings;
+      this.draw();
+      return;
+    }
+    try {
+      const changed = await call("PATCH", `/conversations/${this.id}`, { settings });
+      if (this.conversation.chat?.summary.id === changed.summary.id) this.conversation.chat.settings = changed.settings;
+      this.draw();
+    } catch (refusal) {
+      say(refusal.message, "error");
+    }
+  }
+
+  /** Where several models serve and none was chosen, the first one answers. */
+  async choose() {
+    await this.drawer.form.flush();
+    if (!this.settings.model && this.serving.models.length > 1) await this.useSettings({ ...this.settings, model: this.model().name });
+  }
+
+  /** The id of the chat that is shown; a new one is made where there is none. */
+  async here() {
+    if (this.id) return this.id;
+    const { text, files } = { text: this.composer.field.value, files: this.composer.files };
+    const made = await call("POST", "/conversations", { settings: this.settings });
+    this.id = made.summary.id;
+    keepDraft("", "", []);
+    keepDraft(this.id, text, files);
+    this.composer.id = this.id;
+    history.pushState(null, "", `/chat/${this.id}`);
+    this.conversation.open(this.id);
+    this.sidebar.mark();
+    return this.id;
+  }
+
+  async submit(text, files) {
+    if (this.conversation.writing.length) return false;
+    await this.choose();
+    const id = await this.here();
+    const parent = this.conversation.chat?.leaf ?? "";
+    this.conversation.stuck = true;
+    await call("POST", `/conversations/${id}/turns`, { parent, text, files });
+    return true;
+  }
+
+  stop() {
+    this.conversation.stop();
+  }
+
+  editLast() {
+    return this.conversation.editLast();
+  }
+
+  draw() {
+    const model = this.model();
+    const { branch, writing } = this.conversation;
+    const last = branch.filter((turn) => turn.said.figures).at(-1)?.said.figures;
+    const used = last ? last.prompt_tokens + last.tokens : 0;
+    this.served.textContent = this.settings.model || model?.name || "No model";
+    this.served.classList.toggle("away", !model?.ready);
+    this.composer.draw({ writing: writing.length > 0, used, context: model?.context ?? 0, notice: this.#notice(model) });
+  }
+
+  /** Why nothing can answer, and what to do. */
+  #notice(model) {
+    if (model?.ready || (!this.serving.reason && !this.serving.models.length)) return null;
+    const machines = el("a", { href: "/" }, "Open Machines");
+    if (this.serving.reason) return [el("span", {}, sentence(this.serving.reason)), " ", machines];
+    const text = model ? sentence(model.sentence) : `${this.settings.model} does not serve now; choose another model in the settings of this chat.`;
+    return [el("span", {}, text), " ", machines];
+  }
+
+  /** What stands where nothing was said yet. */
+  welcome() {
+    const examples = JSON.parse(document.body.dataset.examples);
+    return [
+      el("h2", {}, "What do you want to know?"),
+      el("p", { class: "faint" }, "Your question passes through all layers, machine by machine."),
+      el(
+        "div",
+        { class: "examples" },
+        examples.map((text) => el("button", { type: "button", class: "example", title: "Ask this", onclick: () => (this.composer.fill(text), this.composer.submit()) }, text)),
+      ),
+    ];
+  }
+}
+
+const page = new Page();
+page.begins = await newChatSettings();
+page.show();

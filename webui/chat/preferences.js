@@ -1,0 +1,122 @@
+// The view of settings for everything: looks, how new chats begin, and all conversations as files.
+
+import { call } from "./api.js";
+import { ask, el, say } from "./dom.js";
+import { NEW_CHATS, NOTHING_SET, SettingsForm } from "./settings.js";
+import { imported } from "./sidebar.js";
+
+const THEMES = [
+  ["system", "As the system"],
+  ["light", "Light"],
+  ["dark", "Dark"],
+];
+
+export class Preferences {
+  constructor(page) {
+    this.page = page;
+    this.form = new SettingsForm(page, (settings) => this.#keep(settings));
+    this.picker = el("input", { type: "file", accept: ".json,application/json", hidden: true, onchange: () => this.#import() });
+    this.themes = el("div", { class: "choices", role: "radiogroup", "aria-label": "Colours" }, THEMES.map(themeChoice));
+    this.node = el(
+      "section",
+      { class: "preferences", "aria-label": "Settings", hidden: true },
+      el(
+        "div",
+        { class: "preferences-inside" },
+        el("section", {}, el("h2", {}, "Colours"), this.themes),
+        el(
+          "section",
+          {},
+          el("h2", {}, "New chats"),
+          el("p", { class: "faint" }, "Each new chat begins with these settings. What is empty is as the model's author has it."),
+          this.form.node,
+        ),
+        el(
+          "section",
+          {},
+          el("h2", {}, "All conversations"),
+          el("p", { class: "faint" }, "They are kept by the app, on its machine. An export has them with their files, and can be imported again."),
+          el(
+            "div",
+            { class: "row" },
+            el("a", { class: "button", href: "/conversations/export", download: "", title: "All conversations in one file" }, "Export"),
+            el("button", { type: "button", class: "button", title: "Conversations of an exported file", onclick: () => this.picker.click() }, "Import"),
+            el("button", { type: "button", class: "button danger", title: "Delete all conversations and presets", onclick: () => this.#deleteAll() }, "Delete everything"),
+          ),
+          this.picker,
+        ),
+        el("section", {}, el("h2", {}, "Keys"), keys()),
+      ),
+    );
+  }
+
+  async open() {
+    this.form.draw(await newChatSettings());
+    this.form.drawModels();
+  }
+
+  async #keep(settings) {
+    try {
+      await call("PUT", `/presets/${encodeURIComponent(NEW_CHATS)}`, { ...settings, preset: "" });
+      this.page.begins = settings;
+    } catch (refusal) {
+      say(refusal.message, "error");
+    }
+  }
+
+  async #import() {
+    const [file] = this.picker.files;
+    this.picker.value = "";
+    await imported(file, this.page);
+  }
+
+  async #deleteAll() {
+    const text = "All conversations with their files, and all presets, will be gone. Export them first if you may want them.";
+    if (!(await ask({ title: "Delete everything?", text, yes: "Delete everything", danger: true }))) return;
+    try {
+      await call("DELETE", "/conversations");
+      this.page.begins = NOTHING_SET;
+      this.form.draw(NOTHING_SET);
+      say("Everything was deleted.");
+    } catch (refusal) {
+      say(refusal.message, "error");
+    }
+  }
+}
+
+/** The settings with which a new chat begins. */
+export async function newChatSettings() {
+  const kept = await call("GET", "/presets").catch(() => []);
+  const found = kept.find((preset) => preset.name === NEW_CHATS);
+  return found ? { ...NOTHING_SET, ...found.settings, preset: "" } : NOTHING_SET;
+}
+
+function themeChoice([value, text]) {
+  let chosen = "system";
+  try {
+    chosen = localStorage.getItem("together.theme") ?? chosen;
+  } catch {
+    // a browser that keeps nothing
+  }
+  const choose = () => {
+    try {
+      localStorage.setItem("together.theme", value);
+    } catch {
+      say("This browser keeps no choice of colours for this page.", "error");
+    }
+    window.applyTheme();
+  };
+  return el("label", {}, el("input", { type: "radio", name: "theme", value, checked: value === chosen, onchange: choose }), text);
+}
+
+function keys() {
+  const rows = [
+    ["Enter", "sends the question"],
+    ["Shift + Enter", "begins a new line"],
+    ["Esc", "stops an answer, closes what is open"],
+    ["↑", "in an empty question: edits the last one"],
+    ["Ctrl + K", "finds a conversation"],
+    ["Ctrl + Shift + O", "begins a new chat"],
+  ];
+  return el("dl", { class: "keys" }, rows.map(([key, what]) => [el("dt", {}, el("kbd", {}, key)), el("dd", {}, what)]));
+}
