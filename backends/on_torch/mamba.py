@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import silu, softplus
 
 from backends.ledger import starts
+from backends.on_torch.recurrent_loop import TokenNumbers, mix_channels, step_state, takes
 from backends.on_torch.states import KeptTensors, StepRows, convolved
 
 _SPAN = 64  # tokens whose weights for one another are there at a time
@@ -51,6 +52,8 @@ def run_mamba(module: Any, hidden_states: Tensor, *, packed: StepRows, **_: obje
 def _run(module: Any, given: MambaInputs, kept: KeptTensors) -> tuple[Tensor, KeptTensors]:
     """One row: `[tokens, heads, head_dim]` in fp32, and what is kept after it."""
     tokens, groups, width = len(given.mixed), module.n_groups, module.ssm_state_size
+    if tokens == 1 and takes(kept, module.conv1d):
+        return _step(module, given, kept)
     seen = torch.cat((kept.tail, given.mixed.T), dim=1)
     summed = convolved(seen, module.conv1d.weight)
     if module.conv1d.bias is not None:
@@ -63,6 +66,24 @@ def _run(module: Any, given: MambaInputs, kept: KeptTensors) -> tuple[Tensor, Ke
     keys, asked = keys.reshape(tokens, groups, width), asked.reshape(tokens, groups, width)
     found, state = scanned(x * given.steps[..., None], decay, keys, asked, kept.state)
     return found + x * module.D.float()[:, None], KeptTensors(tail, state)
+
+
+def _step(module: Any, given: MambaInputs, kept: KeptTensors) -> tuple[Tensor, KeptTensors]:
+    """The same of one token, by loops."""
+    mixed, tail = mix_channels(kept.tail, given.mixed[0], module.conv1d)
+    width = module.n_groups * module.ssm_state_size
+    x, keys, asked = mixed.split((module.intermediate_size, width, width))
+    steps = given.steps[0]
+    numbers = TokenNumbers(
+        asked.view(module.n_groups, -1),
+        keys.view(module.n_groups, -1),
+        x.view(module.num_heads, -1),
+        (-module.A_log.float().exp() * steps).exp(),
+        steps,
+        module.D.float(),
+    )
+    found, state = step_state(numbers, kept.state)
+    return found[None], KeptTensors(tail, state)
 
 
 def scanned(values: Tensor, decay: Tensor, keys: Tensor, asked: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

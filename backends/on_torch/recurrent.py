@@ -14,6 +14,7 @@ from torch.nn.functional import silu, softplus
 
 from backends.ledger import starts
 from backends.on_torch.mamba import is_mamba, run_mamba
+from backends.on_torch.recurrent_loop import TokenNumbers, mix_channels, step_state, takes
 from backends.on_torch.states import KeptTensors, StepRows, convolved
 
 
@@ -71,6 +72,8 @@ def _inputs(module: Any, hidden: Tensor) -> Inputs:
 def _run(module: Any, given: Inputs, kept: KeptTensors) -> tuple[Tensor, KeptTensors]:
     """One row: `[tokens, heads, value_dim]`, and what is kept after it."""
     tokens = len(given.mixed)
+    if tokens == 1 and takes(kept, module.conv1d):
+        return _next(module, given, kept)
     seen = torch.cat((kept.tail, given.mixed.T), dim=1)
     turned = silu(convolved(seen, module.conv1d.weight)).T
     tail = seen[:, seen.shape[1] - kept.tail.shape[1] :].clone()  # a view would keep all of the row
@@ -92,6 +95,21 @@ def _run(module: Any, given: Inputs, kept: KeptTensors) -> tuple[Tensor, KeptTen
         use_qk_l2norm_in_kernel=True,
     )
     return found[0], KeptTensors(tail, state[0])
+
+
+def _next(module: Any, given: Inputs, kept: KeptTensors) -> tuple[Tensor, KeptTensors]:
+    """The same of one token, by loops."""
+    mixed, tail = mix_channels(kept.tail, given.mixed[0], module.conv1d)
+    query, key, value = mixed.split((module.key_dim, module.key_dim, module.value_dim))
+    asked = TokenNumbers(
+        query.view(-1, module.head_k_dim),
+        key.view(-1, module.head_k_dim),
+        value.view(-1, module.head_v_dim),
+        given.decay[0].float().exp(),
+        given.beta[0].float(),
+    )
+    found, state = step_state(asked, kept.state)
+    return found[None].to(given.mixed.dtype), KeptTensors(tail, state)
 
 
 def next_state(

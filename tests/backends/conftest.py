@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backends.base import BACKENDS, Shard
-from backends.on_torch import added, blocks, compiled, few, gelu, mixing, norms, rotary
+from backends.on_torch import added, blocks, compiled, few, gelu, mixing, norms, recurrent_loop, rotary
 from tests.support.chain import Chain, load_shard
 from tests.support.families import Dialect, make_checkpoint
 from tests.support.fixtures import short_trials
@@ -62,6 +62,8 @@ def _forget_loops() -> None:
         gelu._loop,
         mixing.mixing_loop,
         norms._loop,
+        recurrent_loop._convolution,
+        recurrent_loop._rule,
         rotary._loop,
     )
     for known in (compiled.lanes, *loops, rotary.rotation_for):
