@@ -128,12 +128,30 @@ _NEMOTRON = {
     "mamba_head_dim": 80,
 }
 _WINDOWED = {"sliding_window": 1024, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0}
+_SMALL_GEMMA = {  # each layer has an input of its own; the last ones read keys and values of those before
+    "num_kv_shared_layers": 5,
+    "sliding_window": 512,
+    "tie_word_embeddings": True,
+    "final_logit_softcapping": 30.0,
+}
 CONFIGS: dict[str, dict[str, Any]] = {  # of other families, in the widths of a model that is published, with few layers
     "qwen3.5-0.8b": _config("qwen3_5_text", 24, 1024, 8, 2, intermediate_size=3584, **_HYBRID),
     "gpt-oss-20b-4": _config("gpt_oss", 4, 2880, 64, 8, num_local_experts=32),
     "gemma-4-31b-6": _config(
         "gemma4_text", 6, 5376, 32, 16, intermediate_size=21504, num_global_key_value_heads=4, **_WINDOWED
     ),
+    "gemma-4-e2b-15": _config(
+        "gemma4_text",
+        15,
+        1536,
+        8,
+        1,
+        intermediate_size=6144,
+        use_double_wide_mlp=True,
+        layer_types=[*["sliding_attention"] * 4, "full_attention"] * 3,
+        **_SMALL_GEMMA,
+    ),
+    "gemma-4-e4b-12": _config("gemma4_text", 12, 2560, 8, 2, intermediate_size=10240, **_SMALL_GEMMA),
     "granite-4-h-tiny-6": _config("granitemoehybrid", 6, 1536, 12, 4, **_GRANITE),
     "nemotron-nano-9b-4": _config("nemotron_h", 4, 4480, 40, 8, **_NEMOTRON),
     "glm-4.7-flash-4": _config("glm4_moe_lite", 4, 2048, 20, 20, num_nextn_predict_layers=0),
