@@ -23,7 +23,7 @@ LITTLE = 3.0  # times the least
 
 @dataclass(slots=True)
 class PressureGauge:
-    """`read` it every few seconds; it takes a tenth of a millisecond."""
+    """`read` it every few seconds; it takes half a millisecond."""
 
     clock: Callable[[], float] = time.monotonic
     lacking: int = 0  # bytes that others need and do not have; 0: enough is free
