@@ -91,7 +91,8 @@ def test_an_answer_grows_for_who_watches_and_stops_when_told(client: httpx.Clien
 
 def test_a_list_has_what_was_asked_and_is_told_of_changes(client: httpx.Client) -> None:
     chat = new(client, max_tokens=3)
-    with events(client, "/conversations/events") as steps:
+    with events(client, f"/conversations/events?chat={chat}") as steps:
+        assert next(steps)["chat"]["summary"]["id"] == chat
         first = {name: value for step in (next(steps), next(steps)) for name, value in step.items()}
         assert first["list"] is True
         (model,) = first["serving"]["models"]

@@ -326,6 +326,19 @@ def test_a_page_says_that_its_app_is_away_and_comes_back(page: Page, kept: httpx
     expect(page.locator(".lost")).to_be_hidden()
 
 
+def test_many_tabs_are_live(chat: Page, kept: httpx.Client, context: BrowserContext) -> None:
+    """A browser has six connections to a host; here it takes every tab for one that is seen."""
+    name = imported(kept, "old", "text")
+    tabs = [context.new_page() for _ in range(4)]
+    for tab in tabs:
+        tab.goto(f"{kept.base_url}/chat/{name}")
+        expect(answers(tab)).to_contain_text("text")
+    kept.patch(f"/conversations/{name}", json={"title": "new"}).raise_for_status()
+    for tab in tabs:
+        expect(tab.locator(".chat-title")).to_have_text("new")
+        tab.close()
+
+
 def test_the_first_page_leads_here(page: Page, real_app: RealApp) -> None:
     page.goto(real_app.url)
     page.get_by_role("link", name="Kept conversations").click()

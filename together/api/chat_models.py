@@ -70,7 +70,7 @@ async def model_changes(head: Head) -> AsyncGenerator[ChatModels, None]:
             yield now
 
 
-async def both(*streams: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+async def merged(*streams: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     """What any of the streams gives, until one ends. Closing it closes them."""
     steps = {asyncio.ensure_future(anext(stream)): stream for stream in streams}
     try:

@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json, to_jsonable_python
 
-from together.api.chat_models import both, model_changes
+from together.api.chat_models import merged, model_changes
 from together.api.guard import FROM_JSON, BodyRoute
 from together.api.responses import BodyTooLarge
 from together.api.stream import EventStream
@@ -90,9 +90,38 @@ class NewTurn(_Body):
 def conversation_routes(head: Head) -> APIRouter:
     """`/conversations…`, `/files/ID`, `/presets…`."""
     router = APIRouter(route_class=BodyRoute)
-    for add in (_add_lists, _add_turns, _add_files, _add_presets):
+    for add in (_add_events, _add_lists, _add_turns, _add_files, _add_presets):
         add(router, head)
     return router
+
+
+def _add_events(router: APIRouter, head: Head) -> None:
+    answering, renderer = head.chats, AnswerRenderer()
+
+    @router.get("/conversations/events")
+    async def events(owner: Owned, chat: str = "") -> Response:
+        """`list`: the list may have changed; `serving`: the models that serve, at first and whenever they changed.
+
+        With `chat` also the events of that conversation: a page has one stream.
+        """
+        lists = (event_of({"list": True}) async for _ in answering.lists(owner))
+        models = (event_of({"serving": to_jsonable_python(now)}) async for now in model_changes(head))
+        if not chat:
+            return EventStream(merged(lists, models))
+        steps, watch = answering.watch(owner, chat), AnswerWatch(renderer)
+        first = await anext(steps)
+        return EventStream(merged(lists, models, _events(steps, watch)), await _event(first, watch))
+
+    @router.get("/conversations/{chat}/events")
+    async def chat_events(owner: Owned, chat: str) -> Response:
+        """`chat`: the conversation, at first and whenever it changed; `grown`: what an answer grew by since then.
+
+        `shown` has answers as the page shows them: with `chat` all, by turn; with `grown` the blocks that became
+        finished, and all text behind them, or null where only that text grew.
+        """
+        steps, watch = answering.watch(owner, chat), AnswerWatch(renderer)
+        first = await anext(steps)
+        return EventStream(_events(steps, watch), await _event(first, watch))
 
 
 def _add_lists(router: APIRouter, head: Head) -> None:
@@ -115,13 +144,6 @@ def _add_lists(router: APIRouter, head: Head) -> None:
         made = await answering.work(ChatStore.create, owner, body.settings.settings())
         answering.changed(owner)
         return _json(made, 201)
-
-    @router.get("/conversations/events")
-    async def events(owner: Owned) -> Response:
-        """`list`: the list may have changed; `serving`: the models that serve, at first and whenever they changed."""
-        lists = (event_of({"list": True}) async for _ in answering.lists(owner))
-        models = (event_of({"serving": to_jsonable_python(now)}) async for now in model_changes(head))
-        return EventStream(both(lists, models))
 
     @router.get("/conversations/export")
     async def export(owner: Owned) -> Response:
@@ -194,7 +216,7 @@ def _add_lists(router: APIRouter, head: Head) -> None:
 
 
 def _add_turns(router: APIRouter, head: Head) -> None:
-    answering, renderer = head.chats, AnswerRenderer()
+    answering = head.chats
 
     @router.post("/conversations/{chat}/turns")
     async def ask(owner: Owned, chat: str, body: Annotated[NewTurn, FROM_JSON]) -> Response:
@@ -212,17 +234,6 @@ def _add_turns(router: APIRouter, head: Head) -> None:
     async def stop(owner: Owned, chat: str, turn: str) -> Response:
         await answering.stop(owner, chat, turn)
         return _json({"done": True})
-
-    @router.get("/conversations/{chat}/events")
-    async def events(owner: Owned, chat: str) -> Response:
-        """`chat`: the conversation, at first and whenever it changed; `grown`: what an answer grew by since then.
-
-        `shown` has answers as the page shows them: with `chat` all, by turn; with `grown` the blocks that became
-        finished, and all text behind them, or null where only that text grew.
-        """
-        steps, watch = answering.watch(owner, chat), AnswerWatch(renderer)
-        first = await anext(steps)
-        return EventStream(_events(steps, watch), await _event(first, watch))
 
 
 def _add_files(router: APIRouter, head: Head) -> None:

@@ -30,6 +30,7 @@ export function sentence(text) {
 
 const FIRST_WAIT = 500;
 const LONGEST_WAIT = 15000; // milliseconds
+const HIDDEN = 1000; // that a tab keeps its stream
 
 /** Server-sent events: `take` gets each, `state` hears "live" and "lost". Returns what ends it. */
 export function follow(path, take, state) {
@@ -64,14 +65,14 @@ export function follow(path, take, state) {
     source?.close();
     source = null;
   }
-  // A browser has six connections to a host: tabs that nobody looks at hold none.
+  // A browser has six connections to a host: a tab holds one, and none when nobody looks at it.
   function look() {
     clearTimeout(timer);
     if (document.visibilityState === "visible") open();
-    else timer = setTimeout(close, 10000);
+    else timer = setTimeout(close, HIDDEN);
   }
   document.addEventListener("visibilitychange", look);
-  open();
+  look();
   return () => {
     ended = true;
     clearTimeout(timer);

@@ -1,6 +1,6 @@
 // The page: which view is shown, what the models are, and how its parts know of one another.
 
-import { call, follow, sentence } from "./api.js";
+import { call, sentence } from "./api.js";
 import { Composer, keepDraft } from "./composer.js";
 import { ConversationView } from "./conversation.js";
 import { el, iconButton, say } from "./dom.js";
@@ -55,10 +55,9 @@ class Page {
       this.main.classList.remove("dropping");
       if (this.id !== null) this.composer.add([...event.dataTransfer.files]);
     });
-    follow("/conversations/events", (event) => this.#news(event), () => undefined);
   }
 
-  #news(event) {
+  news(event) {
     if (event.list) this.sidebar.refresh();
     if (!event.serving) return;
     this.serving = event.serving;

@@ -41,10 +41,12 @@ export class ConversationView {
     this.stuck = true;
     this.#look();
     this.drawEmpty();
-    if (id) this.end = follow(`/conversations/${id}/events`, (event) => this.#take(event), (state) => this.#state(state));
+    const path = `/conversations/events${id && `?chat=${id}`}`;
+    this.end = follow(path, (event) => this.#take(event), (state) => this.#state(state));
   }
 
   #take(event) {
+    if (event.list || event.serving) return this.page.news(event);
     if (event.gone) return this.#gone();
     if (event.chat) {
       this.chat = event.chat;
@@ -64,7 +66,7 @@ export class ConversationView {
       return;
     }
     try {
-      await call("GET", `/conversations/${id}`); // gone, or was only this stream cut?
+      await call("GET", id ? `/conversations/${id}` : "/version"); // gone, or was only this stream cut?
     } catch (refusal) {
       if (id !== this.id) return;
       if (refusal.status === 404) this.#gone();
