@@ -200,8 +200,11 @@
   };
 
   // A key that was revoked opens nothing any more: the page that asks for one takes this one's place.
+  let leaving = false;
   const lookAtKey = () => fetch("version").then((reply) => {
-    if ([401, 429].includes(reply.status)) location.assign("login");
+    if (leaving || ![401, 429].includes(reply.status)) return;
+    leaving = true; // a second one would break off the first
+    location.assign("login");
   }).catch(() => {});
 
   const connect = () => {
