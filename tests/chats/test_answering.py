@@ -14,8 +14,8 @@ import pytest
 from tests.support.cluster import until
 from tests.support.patience import PATIENCE
 from together.chats import answering as subject
-from together.chats.answering import AT_ONCE, INSIDE, Answering, Grown
-from together.chats.records import ChatSettings, Conversation, KeptFile, NoSuchChat, Said, Turn
+from together.chats.answering import AT_ONCE, INSIDE, Answering
+from together.chats.records import ChatSettings, Conversation, Grown, KeptFile, NoSuchChat, Said, Turn
 from together.chats.store import ChatStore
 from together.errors import BadRequest, NotServing, RingBroken
 from together.jsonfile import decode_json

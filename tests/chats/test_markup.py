@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from together.chats.answering import Grown
 from together.chats.blocks import BlockSplitter
 from together.chats.context import has_switch
 from together.chats.formulas import mathml
 from together.chats.markup import to_html
-from together.chats.records import ChatSummary, Conversation, Said, Turn
+from together.chats.records import ChatSummary, Conversation, Grown, Said, Turn
 from together.chats.rendered import LONGEST, AnswerRenderer, AnswerWatch
 
 TEXT = """# A title

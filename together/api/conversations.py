@@ -21,10 +21,10 @@ from together.api.responses import BodyTooLarge
 from together.api.stream import EventStream
 from together.api.stream import event as event_of
 from together.api.visitors import visitor_of
-from together.chats.answering import Answering, Grown
+from together.chats.answering import Answering
 from together.chats.exchange import json_of, markdown_of, read_export
 from together.chats.files import MOST_FILE, kept_file
-from together.chats.records import MOST_TEXT, ChatSettings, ChatSummary, Conversation, NoSuchChat, Said
+from together.chats.records import MOST_TEXT, ChatSettings, ChatSummary, Conversation, Grown, NoSuchChat, Said
 from together.chats.rendered import AnswerRenderer, AnswerWatch
 from together.chats.store import ChatStore
 from together.head.head import Head
@@ -57,7 +57,7 @@ class SettingsBody(_Body):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
-    max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
+    max_tokens: int | None = Field(default=None, ge=-1, lt=2**31)
     stop: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=16)
     thinking: bool | None = None
     preset: str = Field(default="", max_length=100)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from together.chats.context import request_of
-from together.chats.records import ChatSettings, Conversation, Figures, NoSuchChat, Said, State, Turn
+from together.chats.records import ChatSettings, Conversation, Figures, Grown, NoSuchChat, Said, State, Turn
 from together.chats.store import ChatStore
 from together.errors import BadRequest, TogetherError
 from together.requests import AnswerChunk, ChatRequest, Owner, ToolCall, cut_short
@@ -46,16 +46,6 @@ class Answerer(Protocol):
 
     def machines(self, model: str) -> tuple[str, ...]:
         """The names of those that hold the model's layers now, in the order of the layers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grown:
-    """What was added to an answer since the last one of these."""
-
-    turn: str
-    text: str = ""
-    reasoning: str = ""
-    calls: tuple[ToolCall, ...] = ()  # all so far, where there is anything new
 
 
 @dataclass(slots=True)
@@ -335,7 +325,7 @@ class Answering:
             self._answerer.machines(said.model),
         )
         note = str(cut_short(chunk.finish, usage, settings.limit, say("longer_on_page")))
-        live.turn = replace(live.turn, said=replace(said, figures=figures, note=note))
+        live.turn = replace(live.turn, said=replace(said, figures=figures, finish=chunk.finish, note=note))
 
     # --- channels -----------------------------------------------------------------------------------------------------
 

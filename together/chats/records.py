@@ -7,7 +7,7 @@ from typing import Literal
 
 from together.errors import BadRequest, TogetherError
 from together.models.generation import ANSWER_LIMIT
-from together.requests import ToolCall
+from together.requests import FinishReason, ToolCall
 from together.types import Sampling
 from together.wording import cut, quoted
 
@@ -42,17 +42,17 @@ class ChatSettings:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None  # None: another one for each answer
-    max_tokens: int | None = None
+    max_tokens: int | None = None  # -1: until the context is full
     stop: tuple[str, ...] = ()
     thinking: bool | None = None  # where the model's template has such a switch
     preset: str = ""  # the name of what these were taken from, for the page
 
     @property
-    def limit(self) -> int:
-        """Tokens of an answer. Raises BadRequest below 1."""
-        if self.max_tokens is not None and self.max_tokens < 1:
+    def limit(self) -> int | None:
+        """Tokens of an answer; None: up to the context. Raises BadRequest for 0."""
+        if self.max_tokens == 0:
             raise BadRequest("Max tokens is at least 1, or empty for {usual}", "max_tokens", usual=ANSWER_LIMIT)
-        return self.max_tokens or ANSWER_LIMIT
+        return ANSWER_LIMIT if self.max_tokens is None else self.max_tokens if self.max_tokens > 0 else None
 
     def sampling(self, defaults: Sampling, seed: int) -> Sampling:
         """`defaults` with what is set here; `seed` where none is."""
@@ -90,7 +90,8 @@ class Said:
     files: tuple[str, ...] = ()  # the ids of files that go with a question
     model: str = ""  # which one answered
     figures: Figures | None = None
-    note: str = ""  # why it ended early
+    finish: FinishReason | None = None  # why the model ended it
+    note: str = ""  # for a person: why it ended early
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,16 @@ class Turn:
     state: State
     created: float  # seconds since 1970
     said: Said
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """What was added to an answer since the last one of these."""
+
+    turn: str
+    text: str = ""
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()  # all so far, where there is anything new
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,8 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from together.chats.answering import Grown
 from together.chats.blocks import BlockSplitter
-from together.chats.records import Conversation, Turn
+from together.chats.records import Conversation, Grown, Turn
 
 LONGEST = 40_000  # letters that are rendered as one
 ROOM = 16 * 2**20  # letters of texts and their HTML

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from rich.console import Console
 from rich.text import Text
@@ -23,7 +24,7 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells expect it
 
 @dataclass(slots=True)
 class Talk:
-    """A conversation so far. `options` are fields of the request body; `limit` is in tokens, -1 for none."""
+    """A conversation that nobody keeps. `options` are fields of the request body; `limit` is in tokens, -1 for none."""
 
     app: RunningApp
     options: dict[str, object]
@@ -44,6 +45,7 @@ class Talk:
                 for piece in pieces:
                     shown.add(piece)
         except KeyboardInterrupt:
+            self.turns.pop()
             shown.end("stopped")
             return False
         except TogetherError:
@@ -119,12 +121,21 @@ def talk_once(talk: Talk, questions: tuple[str, ...]) -> int:
     return 0
 
 
-def talk_on(talk: Talk) -> None:
-    """A conversation until the input ends; Ctrl-C stops an answer, or at the prompt the conversation."""
+class Asked(Protocol):
+    """A conversation that can be asked."""
+
+    def ask(self, question: str, longer: Sentence) -> bool:
+        """Print the answer as it comes; False: Ctrl-C stopped it."""
+
+
+def talk_on(talk: Asked, limit: int) -> None:
+    """A conversation until the input ends; Ctrl-C stops an answer, or at the prompt the conversation.
+
+    `limit` is that of an answer, in tokens.
+    """
     for question in _questions():
         try:
-            if not talk.ask(question, say("longer_in_terminal", more=2 * talk.limit)):
-                talk.turns.pop()
+            talk.ask(question, say("longer_in_terminal", more=2 * limit))
         except TogetherError as error:
             print_aside(f"together: {error}")
 

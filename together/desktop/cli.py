@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -215,28 +216,39 @@ def chat(
     top_k: Annotated[int | None, typer.Option(help="0 is off")] = None,
     top_p: Annotated[float | None, typer.Option(help="1 is off")] = None,
     max_tokens: Annotated[
-        int, typer.Option(help="Longest answer, in tokens; -1: until the context is full")
-    ] = ANSWER_LIMIT,
+        int | None,
+        typer.Option(help=f"Longest answer, in tokens; -1: until the context is full  [default: {ANSWER_LIMIT}]"),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer")] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends the answer; may be given several times")
     ] = None,
     examples: Annotated[bool, typer.Option("--examples", help="Ask four preset questions")] = False,
+    goes_on: Annotated[bool, typer.Option("--continue", help="Go on with the latest conversation")] = False,
+    conversation: Annotated[str | None, typer.Option(help="Go on with this one, by its id in --list")] = None,
+    lists: Annotated[bool, typer.Option("--list", help="Show the latest conversations")] = False,
     model: OfServed = None,
     log_level: LogLevel = None,
 ) -> None:
     settings = settings_with(log_level=log_level)
-    from together.desktop.chat import Talk, talk_on, talk_once
+    from together.desktop.chat import Talk, talk_once
     from together.desktop.client import app_for_a_while
+    from together.desktop.kept_chat import KeptChats, list_lines, talk_kept
     from together.sentences import EXAMPLES
 
+    if lists:
+        for line in list_lines(KeptChats(running_app(log_level)).recent(), time.time()):
+            print_line(line)
+        return
     options = given(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop, model=model)
+    questions = EXAMPLES if examples else (prompt,) if prompt is not None else ()
     with app_for_a_while(settings.home_path) as running:
-        talk = Talk(running, options, system, max_tokens)
-        questions = EXAMPLES if examples else (prompt,) if prompt is not None else ()
-        if not questions:
-            talk_on(talk)
-        elif code := talk_once(talk, questions):
+        if not questions or goes_on or conversation:
+            kept = options | given(system=system, max_tokens=max_tokens)
+            code = talk_kept(KeptChats(running), questions, kept, conversation, goes_on)
+        else:
+            code = talk_once(Talk(running, options, system, max_tokens or ANSWER_LIMIT), questions)
+        if code:
             raise typer.Exit(code)
 
 

@@ -45,17 +45,20 @@ def run(
     log_level: LogLevel = None,
 ) -> None:
     settings = settings_with(log_level=log_level)
-    from together.desktop.chat import Talk, talk_on, talk_once
+    from together.desktop.chat import Talk, talk_once
     from together.desktop.client import app_for_a_while
+    from together.desktop.kept_chat import KeptChats, talk_kept
 
     form = given(quantize=quantize, quantize_head=quantize_head)
     found = model_of(model, settings)
     with app_for_a_while(settings.home_path, found, form) as running:
         serving = running.status().serving_of(found or model)
-        talk = Talk(running, given(model=serving.model if serving else None), system)
+        options = given(model=serving.model if serving else None)
         if prompt is None:
-            talk_on(talk)
-        elif code := talk_once(talk, (prompt,)):
+            code = talk_kept(KeptChats(running), (), options | given(system=system))
+        else:
+            code = talk_once(Talk(running, options, system), (prompt,))
+        if code:
             raise typer.Exit(code)
 
 

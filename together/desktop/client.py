@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, get_args
@@ -114,7 +114,7 @@ class RunningApp:
 
     def version(self, within: float) -> AppVersion:
         """Raises ValueError for the answer of another program."""
-        return decode_json(self._request("GET", "/version", read_timeout=within), AppVersion)
+        return decode_json(self.request("GET", "/version", read_timeout=within), AppVersion)
 
     def status(self) -> AppStatus:
         try:
@@ -128,25 +128,31 @@ class RunningApp:
             ) from None
 
     def status_json(self) -> bytes:
-        return self._request("GET", "/status")
+        return self.request("GET", "/status")
 
     def ask(self, action: str, body: dict[str, object]) -> dict[str, Any]:
         """`/control/…` and its answer, which may take minutes: models load, machines measure themselves."""
-        answer: dict[str, Any] = json.loads(self._request("POST", f"/control/{action}", body, read_timeout=None))
+        answer: dict[str, Any] = json.loads(self.request("POST", f"/control/{action}", body, read_timeout=None))
         return answer
 
     def chat(self, body: dict[str, object]) -> Generator[ChatDelta]:
         """The answer in pieces; `close` ends it on every stage."""
-        path, timeout = "/v1/chat/completions", httpx.Timeout(5.0, read=None)
         streamed = body | {"stream": True, "stream_options": {"include_usage": True}}
+        with closing(self.events("/v1/chat/completions", streamed)) as events:
+            for event in events:
+                yield _said(event)
+
+    def events(self, path: str, body: dict[str, object] | None = None) -> Generator[dict[str, Any]]:
+        """The events of a stream, which `close` ends; with a body it is posted."""
+        method, timeout = "GET" if body is None else "POST", httpx.Timeout(5.0, read=None)
         try:
-            with self._http.stream("POST", path, json=streamed, timeout=timeout) as reply:
+            with self._http.stream(method, path, json=body, timeout=timeout) as reply:
                 if reply.status_code != 200:
                     reply.read()
                     raise AppError(_sentence(reply))
                 for line in reply.iter_lines():
                     if line.startswith("data: ") and line != "data: [DONE]":
-                        yield _said(json.loads(line.removeprefix("data: ")))
+                        yield json.loads(line.removeprefix("data: "))
         except httpx.HTTPError as error:
             raise Unreachable(
                 "the app at {url} went away during the answer: {error}", url=self.url, error=str(error)
@@ -158,7 +164,7 @@ class RunningApp:
         Raises AppError where even that does not end it.
         """
         with suppress(Unreachable):
-            self._request("POST", "/control/shutdown", {}, read_timeout=ANSWERS_WITHIN)
+            self.request("POST", "/control/shutdown", {}, read_timeout=ANSWERS_WITHIN)
             if self._gone(STOP_WITHIN):
                 return
         with suppress(psutil.NoSuchProcess):  # its children end by themselves
@@ -176,9 +182,10 @@ class RunningApp:
                 time.sleep(0.05)
         return True
 
-    def _request(
+    def request(
         self, method: str, path: str, body: dict[str, object] | None = None, read_timeout: float | None = 30.0
     ) -> bytes:
+        """The body of an answer. Raises AppError with the app's own sentence, or Unreachable."""
         try:
             reply = self._http.request(method, path, json=body, timeout=httpx.Timeout(5.0, read=read_timeout))
         except httpx.HTTPError as error:

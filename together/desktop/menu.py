@@ -13,10 +13,10 @@ from rich.console import Console
 
 from together.cluster_types import NodeState, NodeStatus
 from together.desktop.app_status import AppStatus
-from together.desktop.chat import Talk, talk_on
 from together.desktop.cli_models import SavedPlan, given
 from together.desktop.client import RunningApp
 from together.desktop.doctor import run_doctor
+from together.desktop.kept_chat import KeptChats, talk_kept
 from together.desktop.models import list_models
 from together.desktop.show import (
     load_and_show,
@@ -166,12 +166,12 @@ class Menu:
         """Where several models answer, ask which one."""
         served = _served(self.app.status())
         if len(served) < 2:
-            talk_on(Talk(self.app, {}))
+            talk_kept(KeptChats(self.app), (), {})
             return
         for number, name in enumerate(served, 1):
             print_line(f"  {number:>2}  {name}")
         if (chosen := numbered(served, self.ask("which one? Enter goes back> "))) is not None:
-            talk_on(Talk(self.app, {"model": chosen}))
+            talk_kept(KeptChats(self.app), (), {"model": chosen})
 
     def load(self) -> None:
         status = self.app.status()
