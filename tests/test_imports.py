@@ -39,7 +39,7 @@ WORDS = tuple(
 LAYERS = (
     WORDS,
     ("together.models", "together.planning", "together.sampling"),
-    ("backends",),
+    ("backends", "together.trust"),
     ("together.ring",),
     ("together.weights",),
     ("together.cluster", "together.engine"),
@@ -76,6 +76,7 @@ LIBRARIES = {
     "pygments": ("together.chats.markup",),
     "latex2mathml": ("together.chats.formulas",),
     "google.protobuf": ("together.ring.wire",),
+    "cryptography": ("together.trust.certificates",),
 }
 MESSAGES = ("together.ring.wire",)  # may import *_pb2
 STUBS = ("together.ring", "together.cluster")  # may import *_pb2_grpc, the edges of the services

@@ -27,6 +27,7 @@ TEMPLATES = (
     "together/ring",
     "together/scripting",
     "together/text",
+    "together/trust",
     "together/weights",
     "webui",
 )

@@ -43,10 +43,14 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a service listens: the addresses of one machine and a port; peers use the address that answers fastest."""
+    """Where a service listens: the addresses of one machine and a port; peers use the address that answers fastest.
+
+    `id` is the name in its certificate; empty for a plain port of this machine, and where a person gave an address.
+    """
 
     addresses: tuple[str, ...]
     port: int
+    id: str = ""
 
     def __str__(self) -> str:
         """As `--peer` takes it, by its first address."""
@@ -110,7 +114,7 @@ class StageOrder:
 class StageLink:
     """What a loaded stage must know to take its place in one epoch of its ring, which runs `model`.
 
-    `sharing` stages of the ring compute on its processor, itself included.
+    `sharing` stages of the ring compute on its processor, itself included. `previous` is the id of who pushes to it.
     """
 
     ring: str
@@ -119,6 +123,7 @@ class StageLink:
     next: Endpoint
     model: ModelRef
     sharing: int = 1
+    previous: str = ""  # empty where that is this machine's own, over a plain port
 
 
 @dataclass(frozen=True, slots=True)

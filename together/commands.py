@@ -43,6 +43,9 @@ GROUPS = (
     (
         "Who may come in",
         {
+            "join-code": "The code with which other machines join this one; --rotate makes a new one.",
+            "join": "Join the machines that have a code; a command after it is run then, as node.",
+            "leave": "Belong to no other machines any more.",
             "keys": "Keys for browsers and programs of other machines: keys make NAME, keys list, keys revoke NAME.",
         },
     ),

@@ -17,6 +17,8 @@ TogetherError                what happened, to which node or model, and the next
 ├── NotServing               no model is loaded, or it is being loaded; `retry_after` seconds
 ├── QueueFull                too many waiting requests; `retry_after` seconds
 ├── Unreachable              a machine or port does not answer
+│   └── Locked               it answers, and has another join code, or none
+├── NotAllowed               a member asks for what its role does not include
 └── AppError                 the app itself: already running, not running, wrong Python
 """
 
@@ -156,6 +158,14 @@ class QueueFull(TogetherError):
 
 
 class Unreachable(TogetherError):
+    pass
+
+
+class Locked(Unreachable):
+    pass
+
+
+class NotAllowed(TogetherError):
     pass
 
 

@@ -226,6 +226,9 @@ _ENGLISH = {
     "peer_silent": "{peer} does not answer yet; trying every {seconds:.0f} s",
     "peer_answers": "{peer} answers now",
     "peer_refused": "{peer}: {why}",
+    "node_locked": "the machine at {address} is locked: it has another join code; to see how it can join, run "
+    "python3 launch.py join-code",
+    "rejoined": "this machine has another join code now, so machines with the old one are out of reach",
     "no_multicast": "machines are not found by themselves here, as multicast fails ({error}); name one with --peer",
     "local_node_failed": "{node} ended: {error}",
     "local_node_ended": "{node} ended with code {exit}",

@@ -32,11 +32,21 @@ def default_data() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME", str(Path.home() / ".local" / "share"))) / "together"
 
 
+def default_config() -> Path:
+    """The user's folder for what must not be lost with a cache, on this platform."""
+    if os.name == "nt":
+        return Path(os.environ.get("APPDATA", str(Path.home() / "AppData" / "Roaming"))) / "together"
+    if (Path.home() / "Library" / "Application Support").is_dir():
+        return Path.home() / "Library" / "Application Support" / "together"
+    return Path(os.environ.get("XDG_CONFIG_HOME", str(Path.home() / ".config"))) / "together"
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """One field per setting; `TOGETHER_PORT=8001` sets `port`, and so on. Times in seconds."""
 
     home: str = ""  # lock, port file, node ids, bench weights; "" is the user's cache folder
+    config: str = ""  # the join code; "" is the home folder if that was given, else the user's folder for settings
     host: str = "127.0.0.1"  # where nodes and pages listen
     hosts: str = ""  # more names of this machine, as "chat.example.org,studio.lan": browsers may call the page by them
     port: int = 8765  # page and API; the next free one if taken
@@ -78,6 +88,12 @@ class Settings:
     def data_path(self) -> Path:
         """Where conversations are kept: in the home folder if one was given."""
         return self.home_path if self.home else default_data()
+
+    @property
+    def config_path(self) -> Path:
+        if self.config:
+            return Path(self.config).expanduser().absolute()
+        return self.home_path if self.home else default_config()
 
     @property
     def open_to_network(self) -> bool:

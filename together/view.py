@@ -141,4 +141,5 @@ class ClusterView:
     let_go: tuple[LetGo, ...] = ()  # by the head's own use of the cache; nodes say what they let go
     services: tuple[ServedModel, ...] = ()  # all models, in the order in which they came
     version: str = ""  # of the head's program; nodes say their own
+    locked: tuple[Sentence, ...] = ()  # machines that were heard of and have another join code
     on_demand: bool = False  # whether a request loads the model that it names

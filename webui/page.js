@@ -134,9 +134,10 @@
     const names = ["Node", "State", "Device", "Memory", "Layers held"];
     const count = state.nodes.length;
     const heading = element("h2", null, `${count} node${count === 1 ? "" : "s"}`);
-    if (!count) return [heading, element("p", "faint", "No node is there yet. Start one with: python3 launch.py node")];
+    const locked = (state.locked || []).map((text) => element("p", "faint", text));
+    if (!count) return [heading, element("p", "faint", "No node is there yet. Start one with: python3 launch.py node"), ...locked];
     const head = element("thead", null, element("tr", null, ...names.map((name) => element("th", null, name))));
-    return [heading, element("table", "nodes", head, element("tbody", null, ...state.nodes.map(row([...(state.limits || []), ...(state.notes || [])]))))];
+    return [heading, element("table", "nodes", head, element("tbody", null, ...state.nodes.map(row([...(state.limits || []), ...(state.notes || [])])))), ...locked];
   };
 
   // --- what the head offers ------------------------------------------------------------------------------------------

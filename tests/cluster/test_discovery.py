@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,11 +22,12 @@ from zeroconf._protocol.outgoing import DNSOutgoing
 from tests.support.cluster import Node, cluster_settings, status_of, until
 from tests.support.orders import loaded, make_order
 from tests.support.patience import PATIENCE
-from together.cluster.discovery import MOST_RECORDS, SERVICE, Discovery, Hint
+from together.cluster.discovery import MOST_LOCKED, MOST_RECORDS, SERVICE, Discovery, Hint, is_of_member, tagged
 from together.cluster.node import make_hint
 from together.cluster_types import Device, Endpoint, NodeState, NodeStatus, StageState, StageStatus
 from together.models.units import missing_ranges
 from together.settings import Settings
+from together.trust.credentials import Credentials
 from together.types import LayerRange
 
 HERE = Endpoint(("127.0.0.1",), 4321)
@@ -191,7 +194,7 @@ async def stranger() -> AsyncIterator[Callable[..., None]]:
 
 async def test_malformed_records_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = cluster_settings(tmp_path)
-    good = replace(PLAIN, cluster=settings.cluster).properties()
+    good = tagged(replace(PLAIN, cluster=settings.cluster), Credentials.of(tmp_path, ""))
     unheard: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: unheard.append(context))
     async with discovering(settings) as discovery, stranger() as say:
@@ -202,8 +205,8 @@ async def test_malformed_records_are_passed_over(tmp_path: Path, caplog: pytest.
         say("ranges", entries(good | {"model": "toy", "layers": "4", "held": "4:1"}))
         say("<img onerror=alert(1)>", entries(good | {"protocol": "one"}))
         say("other", entries(good | {"cluster": "another"}))
-        say("zero", entries(good), port=0)
-        say("last", entries(good))
+        say("zero", entries(good | {"id": "zero"}), port=0)
+        say("last", entries(good | {"id": "last"}))
         await until(lambda: f"last.{SERVICE}" in discovery.hints)
         strange = {name.removesuffix("." + SERVICE) for name in discovery.hints} - {"last"}
         assert strange <= {"latin", "zero"}  # a name that nobody can pronounce and a port where nobody is
@@ -212,14 +215,57 @@ async def test_malformed_records_are_passed_over(tmp_path: Path, caplog: pytest.
 
 async def test_a_flood_of_records_ends_at_a_bound(tmp_path: Path) -> None:
     settings = cluster_settings(tmp_path)
-    text = entries(replace(PLAIN, cluster=settings.cluster).properties())
+    good = tagged(replace(PLAIN, cluster=settings.cluster), Credentials.of(tmp_path, ""))
     most = 0
     async with discovering(settings) as discovery, stranger() as say:
-        for number in range(MOST_RECORDS * 2):
-            say(f"fake{number}", text)
-            if number % 16 == 0:
+        async with asyncio.timeout(PATIENCE):  # the system drops many
+            for number in itertools.count():
+                say(f"fake{number}", entries(good | {"id": f"fake{number}"}))
                 await asyncio.sleep(0)
-                most = max(most, len(discovery.hints) + len(discovery._lookups))
-        await until(lambda: len(discovery.hints) >= MOST_RECORDS - 16)
+                most = max(most, len(discovery.hints), len(discovery._lookups))
+                if number > 2 * MOST_RECORDS and len(discovery.hints) >= MOST_RECORDS:
+                    break
         await asyncio.sleep(0.2)
-        assert max(most, len(discovery.hints) + len(discovery._lookups)) <= MOST_RECORDS
+        assert max(most, len(discovery.hints)) <= MOST_RECORDS
+
+
+# --- members and strangers --------------------------------------------------------------------------------------------
+
+
+def record(hint: Hint, credentials: Credentials, **changed: str) -> bytes:
+    return entries(tagged(hint, credentials) | changed)
+
+
+async def test_who_has_another_join_code_is_locked_and_pushes_out_no_member(tmp_path: Path) -> None:
+    settings = cluster_settings(tmp_path)
+    member, other = Credentials.of(tmp_path, "id"), Credentials.of(tmp_path / "other", "id")
+    for code in (member, other):
+        assert code.file is not None
+        code.file.get()
+    hint = replace(PLAIN, cluster=settings.cluster, endpoint=replace(HERE, port=1))
+    async with discovering(settings) as discovery, stranger() as say:
+        for number in range(3 * MOST_LOCKED):
+            say(f"fake{number}", record(replace(hint, id=f"fake{number}"), other))
+        await until(lambda: len(discovery.locked) == MOST_LOCKED)
+        say("id", record(hint, member))
+        await until(lambda: f"id.{SERVICE}" in discovery.hints)
+        assert len(discovery.hints) == 1
+        assert len(discovery.locked) <= MOST_LOCKED
+
+
+@pytest.mark.parametrize(
+    "changed", [{"id": "jd"}, {"at": "192.0.2.1"}, {"time": "1"}, {"time": "x"}, {"tag": ""}, {"tag": "0" * 24}, {}]
+)
+def test_a_record_counts_as_its_writer_made_it(changed: dict[str, str], tmp_path: Path) -> None:
+    credentials = Credentials.of(tmp_path, "id")
+    assert credentials.file is not None
+    assert is_of_member(tagged(PLAIN, credentials), HERE.port, credentials), "one machine alone"
+    credentials.file.get()
+    properties = tagged(PLAIN, credentials) | changed
+    assert is_of_member(properties, HERE.port, credentials) is (not changed)
+    assert not is_of_member(properties, HERE.port + 1, credentials)
+
+
+def test_a_record_says_nothing_of_its_person(tmp_path: Path) -> None:
+    said = " ".join(tagged(PLAIN, Credentials.of(tmp_path, "id")).values())
+    assert socket.gethostname() not in said

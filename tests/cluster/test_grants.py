@@ -16,6 +16,7 @@ from together.cluster.grants import Holder, MemoryGrants, offer
 from together.cluster.identity import Identity, claim_node_id, machine_id, own_addresses
 from together.cluster_types import Device, Endpoint, NodeState, StageOrder
 from together.errors import LoadFailed, NotEnoughMemory
+from together.ring import rpc
 from together.settings import Settings
 from together.types import LayerRange, ModelRef, StagePlan
 
@@ -116,7 +117,7 @@ async def test_a_draining_node_takes_no_new_layers(tmp_path: Path, toy: Path, bo
     await book.open()
     agent = Agent(Settings(home=str(tmp_path)), Identity("id", "studio", "m", Endpoint((), 1)), book, draining=True)
     with pytest.raises(LoadFailed, match="node studio is draining"):
-        await agent.load(make_order(toy, memory=100))
+        await agent.load(make_order(toy, memory=100), rpc.HERE)
     assert agent.status().state is NodeState.DRAINING
     assert agent.status().free_bytes == 1000
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.cluster import cluster_settings
 from tests.support.patience import PATIENCE
-from together.cluster.node import LocalNodes, said_to_parent, say_to_parent
+from together.cluster.local import LocalNodes, said_to_parent, say_to_parent
 from together.cluster_types import Endpoint, Holding
 from together.errors import AppError
 from together.ring import rpc

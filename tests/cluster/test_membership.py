@@ -17,8 +17,8 @@ from tests.support.cluster import Node, call, cluster_settings, running_node, st
 from tests.support.orders import make_order, stage_when
 from tests.support.patience import PATIENCE
 from together.cluster import discovery, membership
+from together.cluster.local import said_to_parent
 from together.cluster.membership import Membership
-from together.cluster.node import said_to_parent
 from together.cluster_types import Blob, Endpoint, NodeState, RingName, StageState, Strain, unique_names
 from together.errors import BadSetting, Unreachable
 from together.head.machines import Machines
@@ -233,13 +233,13 @@ async def test_a_node_that_introduces_itself_to_a_head_is_followed(deaf: None, t
     settings = cluster_settings(tmp_path)
     with running_node(settings) as node:
         async with following(settings) as members:
-            await members.meet(node.endpoint)
+            await members.meet(node.endpoint, rpc.HERE)
             await until(members.living)
             for port in range(1, discovery.MOST_MET):
-                await members.meet(Endpoint(("127.0.0.1",), port))
+                await members.meet(Endpoint(("127.0.0.1",), port), rpc.HERE)
             with pytest.raises(BadSetting, match=f"told of {discovery.MOST_MET} nodes"):
-                await members.meet(Endpoint(("127.0.0.1",), 9999))
-            await members.meet(node.endpoint)  # who is known may say so again
+                await members.meet(Endpoint(("127.0.0.1",), 9999), rpc.HERE)
+            await members.meet(node.endpoint, rpc.HERE)  # who is known may say so again
 
 
 async def test_a_head_that_moves_reaches_its_nodes_again_and_loses_none(pair: list[Node], settings: Settings) -> None:
@@ -273,7 +273,7 @@ async def test_another_heads_node_is_used_only_where_its_address_was_given(tmp_p
     settings = cluster_settings(tmp_path, owner="another head", name="theirs")
     with running_node(settings) as theirs, running_node(replace(settings, owner="", name="free")) as free:
         async with following(settings, free) as members:
-            await members.meet(theirs.endpoint)
+            await members.meet(theirs.endpoint, rpc.HERE)
             reached = members._followers.__contains__
             await until(lambda: members.living() and reached(theirs.endpoint))
             await asyncio.sleep(2 * settings.heartbeat)  # it has told its state by now, and again
@@ -282,7 +282,7 @@ async def test_another_heads_node_is_used_only_where_its_address_was_given(tmp_p
             await until(lambda: [node.name for node in members.living()] == ["free", "theirs"])
         async with following(replace(settings, owner="")) as members:
             members.head = "another head"
-            await members.meet(theirs.endpoint)
+            await members.meet(theirs.endpoint, rpc.HERE)
             await until(lambda: "theirs" in [node.name for node in members.living()])
 
 

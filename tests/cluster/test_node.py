@@ -20,7 +20,7 @@ from tests.support.cluster import (
 )
 from tests.support.orders import make_order, stage_when
 from tests.support.patience import PATIENCE
-from together.cluster.node import said_to_parent
+from together.cluster.local import said_to_parent
 from together.cluster_types import StageState
 from together.ring import rpc
 from together.settings import Settings

@@ -79,8 +79,8 @@ async def by_what_is_printed(folder: Path) -> None:
         within = {name: machine.within for name, machine in network.machines.items()}
         with running(homes["anna"], "node", "--host", "0.0.0.0", within=within["anna"]) as anna:
             up = printed(anna.wait_for("on the machine with the app"))
-            assert up[:3] == ["up", "--host", "0.0.0.0"]
-            assert up[4] == f"{network.machines['anna'].address}:{homes['anna'].node_port}"
+            assert (up[0], up[2:5]) == ("join", ["up", "--host", "0.0.0.0"])
+            assert up[6] == f"{network.machines['anna'].address}:{homes['anna'].node_port}"
             more = ("--no-browser", "--port", "0", "--local-nodes", "0", "--model", str(model))
             with running(settings, *up, *more, "--peer", f"{network.machines['berta'].address}:9") as app:
                 node = printed(app.wait_for("on another machine"))
@@ -89,7 +89,7 @@ async def by_what_is_printed(folder: Path) -> None:
                 assert app.wait_for("page for a phone").split()[-1] == page
                 with (
                     running(homes["berta"], *node, within=within["berta"]) as berta,
-                    running(homes["carla"], *node[:3], "--peer", link, within=within["carla"]) as carla,
+                    running(homes["carla"], *node[:5], "--peer", link, within=within["carla"]) as carla,
                 ):
                     they_join_and_leave(app, {"anna": anna, "berta": berta, "carla": carla}, page)
                 nobody_is_flooded(app, anna)

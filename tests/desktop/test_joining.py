@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ from together.desktop.show import Screen
 from together.errors import AppError, BadSetting
 from together.sentences import Sentence, verbatim
 from together.settings import Settings
+from together.trust.code import join_code
+from together.trust.secret import SecretFile
 from together.types import LayerRange
 
 CLOSED, OPEN = Settings(), Settings(host="0.0.0.0")
@@ -118,12 +121,14 @@ def test_a_page_that_is_no_app_s_is_a_sentence_soon(
         peers_of([page], CLOSED, of_app=False)
 
 
-def test_only_what_listens_on_the_network_is_shown_to_it() -> None:
+def test_only_what_listens_on_the_network_is_shown_to_it(tmp_path: Path) -> None:
     here = Endpoint(("192.168.1.20", "172.17.0.1"), 47536)
-    assert list(app_lines(CLOSED, here, 8765)) == []
-    shown = "\n".join(app_lines(OPEN, here, 8765))
+    assert list(app_lines(replace(CLOSED, home=str(tmp_path)), here, 8765)) == []
+    assert not list(tmp_path.iterdir()), "a machine alone needs no join code"
+    shown = "\n".join(app_lines(replace(OPEN, home=str(tmp_path)), here, 8765))
+    code = join_code(SecretFile(tmp_path).get())
     assert "page for a phone:          http://192.168.1.20:8765" in shown
-    assert "python3 launch.py node --host 0.0.0.0 --peer 192.168.1.20:47536" in shown
+    assert f"python3 launch.py join {code} node --host 0.0.0.0 --peer 192.168.1.20:47536" in shown
     assert "(this machine is also at 172.17.0.1)" in shown
     assert "0.0.0.0:" not in shown
     assert "page and API ask for a key" in shown
@@ -212,9 +217,9 @@ def test_a_node_says_which_layers_it_runs_when_that_changes() -> None:
     ]
 
 
-def test_a_machine_that_moved_says_so_once_it_stays(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_machine_that_moved_says_so_once_it_stays(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     old, gone, new = (Endpoint((address,), 47600) for address in ("10.0.0.1", "127.0.0.1", "10.0.0.9"))
-    moves = Moves(Screen(), old, node_reached)
+    moves = Moves(Screen(), old, partial(node_reached, Settings(home=str(tmp_path))))
     for now, at in enumerate((old, gone, new, old, gone, *[gone] * 9, new)):
         moves.look(at, float(now))
     assert capsys.readouterr().out == ""
@@ -222,5 +227,5 @@ def test_a_machine_that_moved_says_so_once_it_stays(capsys: pytest.CaptureFixtur
         moves.look(new, float(now))
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "this machine is at 10.0.0.9 now"
-    assert said[1].endswith("python3 launch.py up --host 0.0.0.0 --peer 10.0.0.9:47600")
+    assert said[1].endswith(" up --host 0.0.0.0 --peer 10.0.0.9:47600")
     assert len(said) == 2

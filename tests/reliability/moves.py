@@ -33,7 +33,12 @@ def toy_in(folder: Path) -> Path:
 
 def settings_in(folder: Path) -> Settings:
     return cluster_settings(
-        folder, host="0.0.0.0", heartbeat=DEFAULTS.heartbeat, node_timeout=DEFAULTS.node_timeout, users=1
+        folder,
+        config=str(folder / "code"),
+        host="0.0.0.0",
+        heartbeat=DEFAULTS.heartbeat,
+        node_timeout=DEFAULTS.node_timeout,
+        users=1,
     )
 
 

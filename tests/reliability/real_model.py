@@ -58,7 +58,8 @@ class Machines:
         machine = self.network.machines.get(name)
         host, within = (machine.address, machine.within) if machine else (OWN, ())
         home = str(self.settings.home_path / name)
-        self.nodes[name] = start_node(replace(self.settings, name=name, host=host, home=home), within=within)
+        own = replace(self.settings, name=name, host=host, home=home, config=str(self.settings.home_path))
+        self.nodes[name] = start_node(own, within=within)
         self.nodes[name].wait_ready()
 
     def stop(self) -> None:

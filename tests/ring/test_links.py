@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,7 +17,9 @@ from tests.support.patience import PATIENCE
 from together.cluster_types import Endpoint
 from together.errors import BadSetting, FrameRefused, RingBroken, Unreachable
 from together.ring import rpc
+from together.ring.doors import find_door
 from together.ring.links import DEPTH, Inlet, Inlets, Outlet
+from together.trust.credentials import Credentials
 from together.types import StreamKey
 
 PORTS = range(31_500, 32_500)
@@ -131,6 +134,12 @@ class LeftAtOnce:
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return (("ring", KEY.ring), ("epoch", str(KEY.epoch)), ("sender", str(KEY.sender)))
 
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {}
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
     async def send_initial_metadata(self, metadata: object) -> None:
         raise asyncio.CancelledError
 
@@ -142,7 +151,7 @@ async def test_a_sender_that_left_at_once_has_ended_its_stream(inlet: Inlet) -> 
     with pytest.raises(asyncio.CancelledError):
         await push(iter(()), LeftAtOnce())
     assert await received(inlet) is None
-    inlet.claim(KEY)  # another one may come
+    inlet.claim(KEY, rpc.HERE)  # another one may come
 
 
 async def test_a_link_opens_again_after_a_break(inlet: Inlet) -> None:
@@ -219,23 +228,23 @@ async def _send_for_ever(outlet: Outlet, data: bytes = b"") -> None:
 async def test_the_address_that_answers_is_taken_among_dead_ones(inlet: Inlet) -> None:
     async with listening(inlet) as there:
         dead = ("127.77.0.1", "192.0.2.1")  # nobody listens there; the second is nobody's
-        assert await rpc.fastest(Endpoint((*dead, "127.0.0.1"), there.port)) == "127.0.0.1"
+        assert str(await find_door(Endpoint((*dead, "127.0.0.1"), there.port))) == f"127.0.0.1:{there.port}"
         outlet = await Outlet.open(Endpoint((*dead, "127.0.0.1"), there.port), KEY)
         await outlet.close()
 
 
 @pytest.mark.parametrize("addresses", [("127.0.0.1",), ("no such name.invalid",), ()])
-async def test_nobody_there_is_said_with_port_and_addresses(addresses: tuple[str, ...]) -> None:
+async def test_nobody_there_is_said_with_port_and_addresses(addresses: tuple[str, ...], tmp_path: Path) -> None:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with pytest.raises(Unreachable, match=f"nothing answers at port {port} of"):
-        await rpc.fastest(Endpoint(addresses, port), timeout=1.0)
+        await find_door(Endpoint(addresses, port), Credentials.of(tmp_path, "node"), timeout=1.0)
 
 
 async def test_a_port_that_is_no_port_is_unreachable() -> None:
     with pytest.raises(Unreachable):
-        await rpc.fastest(Endpoint(("127.0.0.1",), 70_000), timeout=1.0)
+        await find_door(Endpoint(("127.0.0.1",), 70_000), timeout=1.0)
 
 
 async def test_a_server_that_says_nothing_does_not_accept() -> None:

@@ -26,7 +26,7 @@ import psutil
 
 from tests.support.checksum import expected_text
 from tests.support.patience import PATIENCE
-from together.cluster.node import said_to_parent
+from together.cluster.local import said_to_parent
 from together.cluster_types import Caller, Endpoint, NodeStatus
 from together.head.head import Head
 from together.planning.request import PlanRequest, parse_layers

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import grpc.aio
 from filelock import FileLock
@@ -19,7 +18,7 @@ from together.checkout import own_version
 from together.cluster.awake import Awake
 from together.cluster.discovery import Introductions
 from together.cluster.grants import MemoryGrants, StageName
-from together.cluster.identity import Identity
+from together.cluster.identity import PORTS, Identity
 from together.cluster.life import LifeGauge
 from together.cluster.profiling import Profiler, measure_link
 from together.cluster.spare import Spares
@@ -29,6 +28,8 @@ from together.cluster_types import (
     Caller,
     Endpoint,
     Holding,
+    LinkOrder,
+    LinkSpeed,
     MachineLife,
     NodeState,
     NodeStatus,
@@ -39,12 +40,13 @@ from together.cluster_types import (
     Strain,
     address_text,
 )
-from together.errors import BadSetting, LoadFailed, TogetherError
+from together.errors import BadSetting, LoadFailed, NotAllowed, TogetherError
 from together.ring import rpc, wire
 from together.ring.rpc import Broadcast
 from together.ring.stage import Launch
 from together.sentences import say, template
 from together.settings import Settings
+from together.trust.credentials import ALONE, Credentials
 from together.types import ModelRef
 from together.weights.fetch import Fetch
 from together.weights.part import Converting, Progress, Waiting
@@ -55,6 +57,8 @@ from together.wording import MOST, cut
 
 log = logging.getLogger(__name__)
 
+MOST_STAGES = PORTS - 1  # each has a port of the node's block
+MOST_OF_HEAD = 12  # of these, so that no head takes all of them
 MOST_HEADS = 16  # that are told where this node is
 SPARE_AFTER = 3  # heartbeats that all stages serve: what is loaded and freed at once needs no spare
 SPARE_LIFE = 5  # heartbeats that one stays without stages: a stage that is lost comes back soon
@@ -76,6 +80,7 @@ class Agent:
     settings: Settings
     identity: Identity
     grants: MemoryGrants
+    credentials: Credentials = ALONE
     changed: Broadcast = field(default_factory=Broadcast)
     draining: bool = False
     closed: bool = False
@@ -110,17 +115,19 @@ class Agent:
 
     def handlers(self) -> dict[str, rpc.Handler]:
         calls: dict[rpc.Unary, Callable[[Any], Awaitable[Any]]] = {
+            rpc.MEASURE: self._profiler.measure,
+            rpc.ECHO: rpc.echo,
+        }
+        of_heads: dict[rpc.Unary, Callable[[Any, rpc.Peer], Awaitable[Any]]] = {
             rpc.LOAD: self.load,
             rpc.UNLOAD: self.unload,
             rpc.RENEW: self.renew,
             rpc.FIND: self.find,
             rpc.MEET: self.meet,
-            rpc.MEASURE: self._profiler.measure,
-            rpc.REACH: measure_link,
-            rpc.ECHO: rpc.echo,
+            rpc.REACH: self.reach,
         }
         watch: rpc.Handler = grpc.unary_stream_rpc_method_handler(self._watch)
-        return {rpc.WATCH: watch, **rpc.unary(calls), **self._store.handlers()}
+        return {rpc.WATCH: watch, **rpc.unary(calls), **rpc.unary_by(of_heads), **self._store.handlers()}
 
     def status(self) -> NodeStatus:
         stages = tuple(stage.status for stage, _ in self._stages.values())
@@ -157,11 +164,15 @@ class Agent:
         urgent = (state for state in (StageState.FAILED, StageState.LOADING, StageState.READY) if state in states)
         return NodeState(next(urgent, NodeState.IDLE))
 
-    async def load(self, order: StageOrder) -> StageStatus:
+    async def load(self, order: StageOrder, peer: rpc.Peer) -> StageStatus:
         """Grant the memory and answer. In the background the layers are found or fetched, then the stage starts.
 
-        The same order again only says where the model can be fetched from now.
+        The same order again only says where the model can be fetched from now. Raises NotAllowed for another head's.
         """
+        self._require(peer, order.head)
+        for source in order.sources:
+            peer.require_known(source.endpoint)
+        order = replace(order, model=self._as_known_here(order.model, peer))
         name = (order.ring, order.slot)
         if name not in self._stages and self._spares.any and not self.grants.has_room(order):
             await self._spares.close()
@@ -169,20 +180,38 @@ class Agent:
         if known is None:
             return self._start(order).status
         stage, suppliers = known
+        self._require(peer, stage.status.head)
         suppliers.renew(order.sources)
         return stage.status
 
     def _start(self, order: StageOrder) -> StageProcess:
         if self.draining:
             raise LoadFailed("node {name} is draining and takes no new layers", name=self.identity.name)
+        own = sum(stage.status.head == order.head for stage, _ in self._stages.values())
+        if len(self._stages) >= MOST_STAGES or own >= MOST_OF_HEAD:
+            raise LoadFailed(
+                "node {name} runs {count} stages, {own} of them this head's, and takes at most {most} and {most_own}; "
+                "unload a model",
+                name=self.identity.name,
+                count=len(self._stages),
+                own=own,
+                most=MOST_STAGES,
+                most_own=MOST_OF_HEAD,
+            )
         self.grants.take(order)
         self._touch(order.head)
         first, last = self.identity.ports
         launch = Launch(
-            order, "", str(self.settings.home_path), self.identity.name, self.settings.host, (first + 1, last)
+            order,
+            "",
+            str(self.settings.home_path),
+            self.identity.name,
+            self.settings.host,
+            (first + 1, last),
+            self.credentials.leaf_if_member(),
         )
         stage = StageProcess(launch, self.identity.endpoint.addresses, self.changed.notify, self._spares.take)
-        suppliers = Suppliers(order.sources, lambda: self.identity.endpoint)
+        suppliers = Suppliers(order.sources, lambda: self.identity.endpoint, self.credentials)
         self._stages[order.ring, order.slot] = stage, suppliers
         stage.begin(partial(self._prepare, order, suppliers))
         self.changed.notify()
@@ -199,25 +228,31 @@ class Agent:
         self._store.offer(order.model, folder)
         return folder
 
-    async def unload(self, ring: RingName) -> None:
+    async def unload(self, ring: RingName, peer: rpc.Peer) -> None:
         """End a ring's stages, or those slots, and their processes. Raises BadSetting for another head's ring."""
+        self._require(peer, ring.head)
         names = [name for name in self._stages if name[0] == ring.ring and (not ring.slots or name[1] in ring.slots)]
         if any(self._stages[name][0].status.head != ring.head for name in names):
             message = "ring {ring} on node {name} belongs to another head"
             raise BadSetting(message, ring=ring.ring, name=self.identity.name)
         await self._end(names)
 
-    async def renew(self, caller: Caller) -> None:
-        self._check(caller)
+    async def renew(self, caller: Caller, peer: rpc.Peer) -> None:
+        self._check(caller, peer)
         self._touch(caller.head)
 
-    async def find(self, model: ModelRef) -> Holding:
+    async def find(self, model: ModelRef, peer: rpc.Peer) -> Holding:
         """What is here of the model; from now on it can be fetched from here."""
-        return await asyncio.to_thread(self._store.holds, model)
+        return await asyncio.to_thread(self._store.holds, self._as_known_here(model, peer))
 
-    async def meet(self, peer: Endpoint) -> None:
+    async def meet(self, node: Endpoint, peer: rpc.Peer) -> None:
         """Another node introduces itself: heads that watch this one will look for it at that address."""
-        self._peers.add(peer, f"node {self.identity.name}")
+        self._peers.add(node, f"node {self.identity.name}", peer)
+
+    async def reach(self, order: LinkOrder, peer: rpc.Peer) -> LinkSpeed:
+        """The link from here to another machine. Raises Unreachable."""
+        peer.require_known(order.target)
+        return await measure_link(order, self.credentials)
 
     def move(self, addresses: tuple[str, ...]) -> None:
         """This machine has other addresses now, and so have its stages."""
@@ -301,7 +336,17 @@ class Agent:
     def _touch(self, head: str) -> None:
         self._renewed[head] = asyncio.get_running_loop().time()
 
-    def _check(self, caller: Caller) -> None:
+    def _require(self, peer: rpc.Peer, head: str) -> None:
+        """Raises NotAllowed for who asks in another's name."""
+        if not peer.speaks_for(head):
+            raise NotAllowed("node {name} takes orders of a head from that head alone", name=self.identity.name)
+
+    def _as_known_here(self, model: ModelRef, peer: rpc.Peer) -> ModelRef:
+        """Without the path where another machine names it: such a model is only looked for among this one's."""
+        return model if peer.is_here else replace(model, path="")
+
+    def _check(self, caller: Caller, peer: rpc.Peer) -> None:
+        self._require(peer, caller.head)
         if not wire.agrees(caller.protocol, caller.oldest):
             older = caller.protocol < wire.PROTOCOL
             raise BadSetting(
@@ -321,12 +366,13 @@ class Agent:
     async def _watch(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> AsyncIterator[bytes]:
         try:
             caller = wire.CALLER.decode(data)
-            self._check(caller)
+            peer = rpc.peer_of(context)
+            self._check(caller, peer)
         except TogetherError as error:
             await context.abort(rpc.status_of(error), str(error))
         if caller.endpoint is not None:
             self.heard([caller.endpoint])
-        watcher = _watcher_of(caller, context.peer())
+        watcher = _watcher_of(caller, peer.address)
         self._watchers.append(watcher)
         try:
             while not self.closed:
@@ -337,8 +383,6 @@ class Agent:
             self._watchers.remove(watcher)
 
 
-def _watcher_of(caller: Caller, peer: str) -> Watcher:
-    """`peer` is gRPC's name of where the call came from, as `ipv4:192.168.1.20:54321`."""
-    address = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+def _watcher_of(caller: Caller, address: str) -> Watcher:
     page = f"http://{address_text(address, caller.page)}" if caller.page else ""
     return Watcher(cut(caller.name, MOST), page)

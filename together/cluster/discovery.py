@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from zeroconf import InterfaceChoice, IPVersion, NonUniqueNameException, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from together.cluster_types import Endpoint
-from together.errors import BadSetting
-from together.ring.rpc import Broadcast
+from together.errors import BadSetting, NotAllowed, TogetherError
+from together.ring.rpc import Broadcast, Peer
 from together.sentences import NOTHING, Sentence, say
 from together.settings import Settings
+from together.trust.credentials import Credentials, is_plain
 from together.types import LayerRange
 from together.wording import reason_of
 
@@ -27,7 +29,9 @@ log = logging.getLogger(__name__)
 
 SERVICE = "_together._tcp.local."
 MOST_RECORDS = 256  # a flood of fake nodes ends here
+MOST_LOCKED = 32  # machines that are shown as locked
 MOST_TEXT = 200
+CLOCKS_APART = 86_400.0  # seconds that a record may be old, or the clocks of two homes may differ
 MET_LIFE = 30.0  # seconds that an introduction counts
 MOST_MET = 64
 
@@ -39,8 +43,16 @@ class Introductions:
         self._changed = changed
         self._heard: dict[Endpoint, float] = {}  # event loop times
 
-    def add(self, node: Endpoint, to: str) -> None:
-        """Count for MET_LIFE seconds from now. Raises BadSetting, naming `to`, for one too many."""
+    def add(self, node: Endpoint, to: str, peer: Peer) -> None:
+        """Count for MET_LIFE seconds from now. Raises BadSetting, naming `to`, for one too many.
+
+        A member introduces itself alone, and is at one place: NotAllowed for another one's id.
+        """
+        if peer.id is not None:
+            if node.id != peer.id:
+                raise NotAllowed("a node introduces itself, not another one, to {name}", name=to)
+            for older in [known for known in self._heard if known.id == node.id and known != node]:
+                del self._heard[older]
         known = node in self.current()
         if not known and len(self._heard) >= MOST_MET:
             message = "{name} was told of {most} nodes within {seconds:.0f} s; try again in a moment"
@@ -70,8 +82,12 @@ class Addressed:
         """`every` seconds each is tried again."""
         self._named = frozenset(named)
         self._every = every
-        self._tell = tell
+        self.tell = tell
         self._said: dict[Endpoint, Sentence] = {}  # NOTHING once it has answered
+
+    def names(self, peer: Endpoint) -> bool:
+        """Whether a person named it."""
+        return peer in self._named
 
     def silent(self, peer: Endpoint) -> None:
         """One that answered before is somebody who left, which others say."""
@@ -83,14 +99,14 @@ class Addressed:
 
     def answered(self, peer: Endpoint) -> None:
         if self._said.get(peer):
-            self._tell(say("peer_answers", peer=str(peer)))
+            self.tell(say("peer_answers", peer=str(peer)))
         if peer in self._named or peer in self._said:
             self._said[peer] = NOTHING
 
     def _say(self, peer: Endpoint, sentence: Sentence) -> None:
         if self._said.get(peer) != sentence:
             self._said[peer] = sentence
-            self._tell(sentence)
+            self.tell(sentence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +126,7 @@ class Hint:
     owner: str = ""  # as in NodeStatus
 
     def properties(self) -> dict[str, str]:
-        """The TXT record."""
+        """The TXT record, but for the proof of `tagged`."""
         values = {
             "id": self.id,
             "cluster": self.cluster,
@@ -118,6 +134,7 @@ class Hint:
             "device": self.device,
             "memory": str(self.free_memory),
             "at": _whole(self.endpoint.addresses),
+            "tls": "yes" if self.endpoint.id else "no",
         }
         if self.owner:
             values["owner"] = self.owner
@@ -130,6 +147,7 @@ class Hint:
     def parse(cls, properties: dict[str, str], endpoint: Endpoint) -> Hint | None:
         """None for a record that is not one of ours."""
         try:
+            endpoint = replace(endpoint, id=properties["id"] if properties.get("tls") == "yes" else "")
             return cls(
                 id=properties["id"],
                 cluster=properties["cluster"],
@@ -145,6 +163,26 @@ class Hint:
             )
         except (KeyError, ValueError):
             return None
+
+
+def _signed(node: str, addresses: str, port: int, now: str) -> str:
+    return f"{node} {addresses} {port} {now}"
+
+
+def tagged(hint: Hint, credentials: Credentials) -> dict[str, str]:
+    """The whole record: when it was written, and the tag that says that a member wrote it. Raises AppError."""
+    properties, now = hint.properties(), str(int(time.time()))
+    tag = credentials.tag(_signed(hint.id, properties["at"], hint.endpoint.port, now))
+    return properties | {"time": now, "tag": tag}
+
+
+def is_of_member(properties: dict[str, str], port: int, credentials: Credentials) -> bool:
+    """Whether a member wrote the record, not long ago. Without a join code here only this machine's own nodes count."""
+    now, at = properties.get("time", ""), properties.get("at", "")
+    recent = now.isascii() and now.isdecimal() and abs(time.time() - int(now)) < CLOCKS_APART
+    if not recent or not credentials.wrote(_signed(properties.get("id", ""), at, port, now), properties.get("tag", "")):
+        return False
+    return bool(properties.get("tag")) or all(map(is_plain, at.split(",")))
 
 
 def _shortened(text: str) -> str:
@@ -165,7 +203,7 @@ def _whole(items: Iterable[str]) -> str:
 def _now_at(endpoint: Endpoint, said: str) -> Endpoint:
     """Without addresses of before a move: they stay in caches for minutes, and others get them."""
     current = tuple(address for address in endpoint.addresses if address in said.split(","))
-    return Endpoint(current or endpoint.addresses, endpoint.port)
+    return replace(endpoint, addresses=current or endpoint.addresses)
 
 
 def _parse_ranges(text: str) -> tuple[LayerRange, ...]:
@@ -175,8 +213,15 @@ def _parse_ranges(text: str) -> tuple[LayerRange, ...]:
 class Discovery:
     """One zeroconf instance: browses, and advertises once it is given a hint."""
 
-    def __init__(self, settings: Settings, changed: Callable[[], None], tell: Tell = log_it) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        changed: Callable[[], None],
+        tell: Tell = log_it,
+        credentials: Credentials | None = None,
+    ) -> None:
         self._settings = settings
+        self._credentials = credentials or Credentials.of(settings.config_path, "")
         self._changed = changed
         self._tell = tell
         self._zeroconf: AsyncZeroconf | None = None
@@ -184,7 +229,8 @@ class Discovery:
         self._service: AsyncServiceInfo | None = None
         self._serial = 0
         self._lookups: set[asyncio.Task[None]] = set()
-        self.hints: dict[str, Hint] = {}  # by service name
+        self.hints: dict[str, Hint] = {}  # of members, by service name
+        self.locked: dict[str, Endpoint] = {}  # of the latest nodes with another join code, by service name
 
     async def start(self) -> None:
         """Begin to browse. Where multicast is forbidden, peers given by hand still work."""
@@ -199,6 +245,12 @@ class Discovery:
     def _browse(self) -> None:
         assert self._zeroconf is not None
         self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, SERVICE, handlers=[self._heard])
+
+    async def ask_again(self) -> None:
+        """The join code is another one: whoever belonged here may be a stranger, and the other way round."""
+        self.hints.clear()
+        self.locked.clear()
+        await self.rebind()
 
     async def rebind(self) -> None:
         """This machine's addresses changed: use the new ones, say our record there, and ask who is there."""
@@ -224,7 +276,7 @@ class Discovery:
             name,
             hint.endpoint.port,
             addresses=addresses,
-            properties=hint.properties() | {"serial": str(self._serial)},
+            properties=tagged(hint, self._credentials) | {"serial": str(self._serial)},
             server=f"{hint.id}.local.",
         )
         if self._service is None:
@@ -248,7 +300,7 @@ class Discovery:
 
     def _heard(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         if state_change is ServiceStateChange.Removed:
-            if self.hints.pop(name, None):
+            if self.hints.pop(name, None) or self.locked.pop(name, None):
                 self._changed()
         elif name in self.hints or len(self.hints) + len(self._lookups) < MOST_RECORDS:
             task = asyncio.ensure_future(self._look_up(zeroconf, name))
@@ -262,6 +314,24 @@ class Discovery:
         endpoint = Endpoint(tuple(info.parsed_addresses(IPVersion.All))[:8], info.port)
         properties = {key: (value or "")[:MOST_TEXT] for key, value in info.decoded_properties.items()}
         hint = Hint.parse(properties, endpoint)
-        if hint and hint.cluster == self._settings.cluster and self.hints.get(name) != hint:
+        if hint is None or hint.cluster != self._settings.cluster:
+            return
+        if name == f"{hint.id}.{SERVICE}" and self._is_member(properties, info.port):
+            changed = self.hints.get(name) != hint or name in self.locked
             self.hints[name] = hint
+            self.locked.pop(name, None)
+        else:  # a flood of them pushes out others of their kind alone
+            changed = self.locked.pop(name, None) != hint.endpoint or name in self.hints
+            self.locked[name] = hint.endpoint
+            self.hints.pop(name, None)
+            if len(self.locked) > MOST_LOCKED:
+                del self.locked[next(iter(self.locked))]
+        if changed:
             self._changed()
+
+    def _is_member(self, properties: dict[str, str], port: int) -> bool:
+        try:
+            return is_of_member(properties, port, self._credentials)
+        except TogetherError as error:  # the join code cannot be read
+            log.info("%s", error)
+            return False

@@ -19,6 +19,7 @@ from together.cluster_types import Endpoint
 from together.errors import AppError, BadSetting
 from together.jsonfile import recall_json, write_json
 from together.settings import Settings
+from together.trust.credentials import is_plain
 
 log = logging.getLogger(__name__)
 
@@ -138,9 +139,12 @@ class Whereabouts:
     A server bound to one address stays there: only one that listens everywhere follows the machine.
     """
 
-    def __init__(self, host: str, moved: Callable[[], None] = lambda: None) -> None:
-        """Raises BadSetting for a host that has no address; the port is known once it is bound."""
-        self.endpoint = Endpoint(own_addresses(host), 0)
+    def __init__(self, host: str, moved: Callable[[], None] = lambda: None, name: str = "") -> None:
+        """`name` is that in its certificate. Raises BadSetting for a host that has no address.
+
+        The port is known once it is bound.
+        """
+        self.endpoint = Endpoint(own_addresses(host), 0, "" if is_plain(host) else name)
         self.moved = moved
         self._host = host
 

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from together.cluster.membership import Membership, tell
 from together.cluster_types import Blob, Endpoint, RingName, Source, StageOrder, StageState, StageStatus
 from together.errors import RingBroken, StageLost, TogetherError
 from together.ring import rpc
 from together.ring.client import RingClient, join_ring
+from together.ring.doors import find_door
 from together.ring.links import Inlets
 from together.sentences import NOTHING, Sentence, say
 from together.types import Fault, Plan, StagePlan
@@ -104,6 +105,8 @@ class RingLoader:
                 dtype=self.plan.dtype,
                 describe=self.describe,
                 timeout=timeout,
+                nodes=[stage.node for stage in self.plan.stages],
+                credentials=self.membership.credentials,
             )
         except StageLost as lost:
             lost.stage = self.plan.stages[lost.index]
@@ -246,13 +249,12 @@ class RingLoader:
         if stage is None or stage.endpoint is None:
             return False
         try:
-            async with asyncio.timeout(ECHO_WITHIN):
-                address = await rpc.fastest(stage.endpoint)
-                async with rpc.open_channel(address, stage.endpoint.port) as channel:
-                    await rpc.call(channel, rpc.ECHO, Blob(), "stage", timeout=ECHO_WITHIN)
+            door = await find_door(stage.endpoint, self.membership.credentials, ECHO_WITHIN)
+            async with asyncio.timeout(ECHO_WITHIN), door.open() as channel:
+                await rpc.call(channel, rpc.ECHO, Blob(), "stage", timeout=ECHO_WITHIN)
+            return True
         except (TogetherError, TimeoutError):
             return False
-        return True
 
     # --- sentences ----------------------------------------------------------------------------------------------------
 
@@ -389,12 +391,10 @@ def _done(stage: StageStatus | None) -> float:
     """0 to 1: fetching counts half where there is anything to fetch."""
     if stage is None:
         return 0.0
-    if not stage.fetch_bytes:
-        return stage.progress
-    return stage.fetched_bytes / stage.fetch_bytes / 2 + stage.progress / 2
+    fetched = stage.fetched_bytes / stage.fetch_bytes if stage.fetch_bytes else stage.progress
+    return fetched / 2 + stage.progress / 2
 
 
 def _fits(held: StagePlan, wanted: StagePlan) -> bool:
     """The same layers and rope at the same place, with at least as much memory."""
-    places = [(stage.node, stage.backend, stage.device, stage.layers, stage.stretched) for stage in (held, wanted)]
-    return places[0] == places[1] and held.memory_bytes >= wanted.memory_bytes
+    return held.memory_bytes >= wanted.memory_bytes and replace(held, memory_bytes=wanted.memory_bytes) == wanted

@@ -22,11 +22,14 @@ from together.checkout import own_version
 from together.cluster.discovery import Addressed, Discovery, Hint, Introductions, Tell, log_it
 from together.cluster.identity import node_name
 from together.cluster_types import Caller, Endpoint, NodeState, NodeStatus, RingName, unique_names
-from together.errors import TogetherError, Unreachable
+from together.errors import Locked, NotAllowed, TogetherError, Unreachable
 from together.ring import rpc, wire
+from together.ring.doors import find_door
 from together.ring.rpc import Broadcast
-from together.sentences import say
+from together.sentences import Sentence, say
 from together.settings import Settings
+from together.trust.credentials import ALONE, Credentials
+from together.wording import MOST, cut
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +72,16 @@ class Membership:
     moved: Callable[[str], None] = lambda node: None  # called with a node that has other addresses
     page: int = 0  # the port of this head's page
     tell: Tell = log_it
+    credentials: Credentials = ALONE
     changed: Broadcast = field(default_factory=Broadcast)
     _members: dict[str, Member] = field(default_factory=dict)
     _names: dict[str, str] = field(default_factory=dict)  # of the members, by id
     _left: dict[str, str] = field(default_factory=dict)  # what those that left were called
     _given: set[str] = field(default_factory=set)  # ids of nodes that answered at an address given by hand
     _followers: dict[Endpoint, asyncio.Task[None]] = field(default_factory=dict)
+    _strangers: Mapping[str, Endpoint] = field(default_factory=dict)
     _rebind: bool = False
+    _rejoin: bool = False
     _met: Introductions = field(init=False)
     _addressed: Addressed = field(init=False)
 
@@ -85,7 +91,8 @@ class Membership:
 
     async def run(self) -> None:
         """Follow nodes until cancelled."""
-        discovery = Discovery(self.settings, self.changed.notify, self.tell)
+        discovery = Discovery(self.settings, self.changed.notify, self.tell, self.credentials)
+        self._strangers = discovery.locked
         await discovery.start()
         try:
             while True:
@@ -100,9 +107,9 @@ class Membership:
                     }
                 )
                 self._forget_lost()
-                if self._rebind:
-                    self._rebind = False
-                    await discovery.rebind()
+                if self._rejoin or self._rebind:
+                    await (discovery.ask_again() if self._rejoin else discovery.rebind())
+                    self._rejoin = self._rebind = False
                 await self.changed.wait(seen, timeout=5.0)
         finally:
             for follower in self._followers.values():
@@ -113,6 +120,10 @@ class Membership:
     def nodes(self) -> tuple[NodeStatus, ...]:
         """All nodes, lost ones as FAILED, in a stable order; no two have one name."""
         return tuple(sorted(map(self._shown, self._members.values()), key=lambda node: (node.name, node.id)))
+
+    def locked(self) -> tuple[Sentence, ...]:
+        """Machines that say they are here and do not share this one's join code; none of them is used."""
+        return tuple(say("node_locked", address=str(stranger)) for stranger in self._strangers.values())
 
     def living(self) -> tuple[NodeStatus, ...]:
         return tuple(node for node in self.nodes() if self.alive(node.id))
@@ -173,9 +184,9 @@ class Membership:
                 return member.channel, self._names[node]
             await self.changed.wait(self.changed.version, timeout=left)
 
-    async def meet(self, node: Endpoint) -> None:
+    async def meet(self, node: Endpoint, peer: rpc.Peer) -> None:
         """A node that this head watched before has moved, and says where it is."""
-        self._met.add(node, "this head")
+        self._met.add(node, "this head", peer)
 
     def reach_again(self) -> None:
         """This machine has other addresses, so connections from the old ones are dead: open them again.
@@ -186,6 +197,13 @@ class Membership:
             self._restart(endpoint)
         self._rebind = True
         self.changed.notify()
+
+    def rejoin(self) -> None:
+        """This machine has another join code: all connections end, and members of the old one are lost at once."""
+        self.credentials.renew()
+        self._rejoin = True
+        self._lose([node for node in self._members if self.alive(node)], str(say("rejoined")))
+        self.reach_again()
 
     def _restart(self, endpoint: Endpoint) -> None:
         self._followers[endpoint].cancel()
@@ -252,7 +270,9 @@ class Membership:
         said = rpc.error_of(error, f"port {endpoint.port}") if isinstance(error, grpc.aio.AioRpcError) else error
         log.debug("%s", said)
         cause = said.sentence
-        if isinstance(said, Unreachable):
+        if isinstance(said, Locked):
+            self._addressed.refused(endpoint, said.sentence)
+        elif isinstance(said, Unreachable):
             self._addressed.silent(endpoint)
             cause = say("node_cut")  # what gRPC says of it helps nobody
         elif said is not error:
@@ -262,9 +282,13 @@ class Membership:
 
     async def _watch_until_it_leaves(self, endpoint: Endpoint) -> None:
         """Returns when the node ends the stream, or when another of its addresses is followed."""
-        address = await rpc.fastest(endpoint)
-        async with rpc.open_channel(address, endpoint.port) as channel, aclosing(self._watch(channel)) as stream:
+        door = await find_door(endpoint, self.credentials, by_hand=endpoint in self.peers)
+        address = door.address
+        async with door.open() as channel, aclosing(self._watch(channel)) as stream:
             while (status := await self._next(stream)) is not None:
+                if door.name not in ("", status.id):
+                    raise NotAllowed("the member at {address} speaks in another node's name", address=str(door))
+                status = replace(status, name=cut(status.name, MOST), version=cut(status.version, MOST))
                 if endpoint in self.peers:
                     self._given.add(status.id)
                 ours = self._may_use(status)

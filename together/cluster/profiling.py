@@ -27,17 +27,20 @@ from backends.base import devices_at_sight
 from together import __version__
 from together.cluster.measure import REFUSED, Finding
 from together.cluster.supervisor import COMPUTING, Witness, ending
-from together.cluster_types import Blob, Device, DeviceProfile, Endpoint, LinkOrder, LinkSpeed, MeasureOrder
+from together.cluster_types import Blob, Device, DeviceProfile, LinkOrder, LinkSpeed, MeasureOrder
 from together.errors import AppError, BadSetting, LoadFailed
 from together.jsonfile import decode_json, recall_json, write_json
 from together.processes import spawn
 from together.ring import rpc, wire
+from together.ring.doors import find_door
 from together.sentences import template, verbatim
+from together.trust.credentials import ALONE, Credentials
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 120.0  # seconds for a child: a framework is imported, and measures
 FORMAT = 4  # raise it when what is measured changes: older answers are forgotten
+MOST_ASKED = 8  # measurements that wait: one takes seconds, and the machine makes one at a time
 LARGEST_CONFIG = 2**20  # bytes
 _LIBRARIES = {"torch": ("torch", "transformers"), "mlx": ("mlx", "mlx-lm"), "checksum": ("numpy",)}
 _SHAPELESS = (  # what config.json says besides its shape; fine-tunes of one model differ in these
@@ -127,7 +130,7 @@ def _still_known(file: Path, backend: str) -> tuple[Device, ...]:
 # --- speeds -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Profiler:
     """Measures this machine's `devices`. Errors name `node`; the nodes of one `machine` take turns."""
 
@@ -136,6 +139,7 @@ class Profiler:
     home: Path
     devices: tuple[Device, ...]
     patience: float = PATIENCE
+    _asked: int = 0
 
     async def measure(self, order: MeasureOrder) -> DeviceProfile:
         """What is known, else measured now, which takes seconds; the child ends when this is cancelled.
@@ -147,6 +151,16 @@ class Profiler:
     async def find(self, order: MeasureOrder, *, anew: bool = False) -> Finding:
         """As `measure`, with how disturbed it was; `anew` measures again and keeps the better answer."""
         self._check(order)
+        if self._asked >= MOST_ASKED:
+            message = "node {name} has {count} measurements to make already; try again in a minute"
+            raise LoadFailed(message, name=self.node, count=self._asked)
+        self._asked += 1
+        try:
+            return await self._find(order, anew)
+        finally:
+            self._asked -= 1
+
+    async def _find(self, order: MeasureOrder, anew: bool) -> Finding:
         key = profile_key(order, self.devices)
         known = None if anew else await asyncio.to_thread(_recall, self.home, key)
         if known is not None and known.lasts:
@@ -320,9 +334,11 @@ FIRST_BULK, LARGEST_BULK = 2**16, 2**20  # bytes of the messages that bandwidth 
 LARGEST_SIZE = FIRST_BULK  # larger messages are not sent for their own sake: bandwidth says what they take
 
 
-async def measure_link(order: LinkOrder) -> LinkSpeed:
+async def measure_link(order: LinkOrder, credentials: Credentials = ALONE) -> LinkSpeed:
     """The link to `order.target`, from here. Raises Unreachable."""
-    async with _channel(order.target) as (channel, peer):
+    door = await find_door(order.target, credentials)
+    peer = f"the machine at {door}"
+    async with door.open() as channel:
         for _ in range(2):  # the connection, and what grows with its first answers
             await _once(channel, peer, 0)
         rtt = median(await _times(channel, peer, 0))
@@ -335,13 +351,6 @@ async def measure_link(order: LinkOrder) -> LinkSpeed:
             # a moment that was slow for the empty messages alone must not make the way free
             hop = max(median(await _times(channel, peer, order.size)) - rtt / 2, rtt / 4)
         return LinkSpeed(1e3 * rtt, 1e3 * hop, speed)
-
-
-@asynccontextmanager
-async def _channel(target: Endpoint) -> AsyncIterator[tuple[grpc.aio.Channel, str]]:
-    address = await rpc.fastest(target)
-    async with rpc.open_channel(address, target.port) as channel:
-        yield channel, f"the machine at {address}:{target.port}"
 
 
 async def _once(channel: grpc.aio.Channel, peer: str, size: int) -> float:

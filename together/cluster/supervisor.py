@@ -231,7 +231,7 @@ class StageProcess:
             self._update(
                 state=StageState.READY,
                 progress=1.0,
-                endpoint=Endpoint(self._addresses, event.port),
+                endpoint=Endpoint(self._addresses, event.port, self.launch.name),
                 capacity=event.capacity,
                 block=event.block,
                 rewind=event.rewind,

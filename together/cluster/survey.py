@@ -21,7 +21,6 @@ from together.cluster_types import (
     UNKNOWN_PROFILE,
     Device,
     DeviceProfile,
-    Endpoint,
     HeadCost,
     LinkOrder,
     LinkSpeed,
@@ -350,7 +349,8 @@ class Surveyor:
             raise Unreachable("node {name} is not there any more", name=other)
         if node == THIS_MACHINE:
             address = self.membership.address(other)
-            return await measure_link(LinkOrder(Endpoint((address,), target.endpoint.port), size))
+            way = replace(target.endpoint, addresses=(address,))
+            return await measure_link(LinkOrder(way, size), self.membership.credentials)
         order = LinkOrder(target.endpoint, size)
         speed: LinkSpeed = await self.membership.call(node, rpc.REACH, order, timeout=REACH_WITHIN)
         return speed

@@ -88,6 +88,7 @@ class AppStatus:
     services: tuple[AppModel, ...] = ()
     version: str = ""  # of the app's program
     endpoint: Endpoint | None = None  # where its head listens
+    locked: tuple[str, ...] = ()  # machines with another join code
 
     @property
     def models(self) -> tuple[AppModel, ...]:

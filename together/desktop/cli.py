@@ -45,6 +45,7 @@ from together.desktop.cli_models import (
 from together.desktop.cli_models import app as model_commands
 from together.desktop.cli_run import app as run_commands
 from together.desktop.cli_run import use_running
+from together.desktop.cli_trust import app as trust_commands
 from together.desktop.ports import node_port, page_port
 from together.desktop.show import print_aside, print_line, working
 from together.errors import BadInput, BadSetting, TogetherError
@@ -61,6 +62,7 @@ app = typer.Typer(
 app.add_typer(cluster_commands)
 app.add_typer(model_commands)
 app.add_typer(run_commands)
+app.add_typer(trust_commands)
 
 
 def main(arguments: list[str]) -> int:

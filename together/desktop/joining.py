@@ -14,7 +14,8 @@ from urllib.parse import parse_qs, urlsplit
 from together.cluster.agent import Agent, Watcher
 from together.cluster.discovery import Tell, log_it
 from together.cluster.identity import is_address
-from together.cluster.node import Story, run_node, say_to_parent
+from together.cluster.local import say_to_parent
+from together.cluster.node import Story, run_node
 from together.cluster_types import Endpoint, NodeStatus, StageState, address_text
 from together.commands import USUAL, launch
 from together.desktop.logs import keep_log, note_to_parent
@@ -25,6 +26,7 @@ from together.jsonfile import decode_json
 from together.processes import stop_on_signals
 from together.sentences import NOTHING, Sentence, say, verbatim
 from together.settings import Settings
+from together.trust.secret import SecretFile
 from together.view import NoteKind
 from together.wording import size_text
 
@@ -146,8 +148,8 @@ async def _status_at(page: str, key: str) -> bytes:
 def app_lines(settings: Settings, head: Endpoint, page: int) -> Iterator[str]:
     """For an app that listens on the network: its page for others, and the line for another machine."""
     if settings.open_to_network:
-        yield "open to this network: page and API ask for a key; anyone on it can still send work to these machines"
-        yield from app_reached(head, page)
+        yield "open to this network: page and API ask for a key, and machines join with this one's code"
+        yield from app_reached(settings, page, head)
         yield f"  a key for a browser or a program:   {USUAL} keys make NAME"
 
 
@@ -156,12 +158,12 @@ def page_address(head: Endpoint, page: int) -> str:
     return f"http://{address_text(likely_first(head.addresses)[0], page)}"
 
 
-def app_reached(head: Endpoint, page: int) -> Iterator[str]:
+def app_reached(settings: Settings, page: int, head: Endpoint) -> Iterator[str]:
     """Where others find an app."""
     addresses = likely_first(head.addresses)
     yield f"  page for a phone:          {page_address(head, page)}"
-    peer = address_text(addresses[0], head.port)
-    yield f"  on another machine, run:   {USUAL} node --host 0.0.0.0 --peer {peer}"
+    code, peer = SecretFile(settings.config_path).code(), address_text(addresses[0], head.port)
+    yield f"  on another machine, run:   {USUAL} join {code} node --host 0.0.0.0 --peer {peer}"
     yield from _others(addresses)
 
 
@@ -174,15 +176,15 @@ def node_lines(settings: Settings, status: NodeStatus) -> Iterator[str]:
     if not settings.open_to_network:
         yield f"only apps on this machine can use it; for other machines' apps: {launch('node --host 0.0.0.0')}"
         return
-    yield "open to this network, without a password: anyone on it can send work to this node"
-    yield from node_reached(status.endpoint)
+    yield "open to this network, for machines that have this one's join code and nobody else"
+    yield from node_reached(settings, status.endpoint)
 
 
-def node_reached(node: Endpoint) -> Iterator[str]:
+def node_reached(settings: Settings, node: Endpoint) -> Iterator[str]:
     """How the machine with the app finds a node."""
     addresses = likely_first(node.addresses)
-    peer = address_text(addresses[0], node.port)
-    yield f"  on the machine with the app, run:   {USUAL} up --host 0.0.0.0 --peer {peer}"
+    code, peer = SecretFile(settings.config_path).code(), address_text(addresses[0], node.port)
+    yield f"  on the machine with the app, run:   {USUAL} join {code} up --host 0.0.0.0 --peer {peer}"
     yield from _others(addresses)
 
 
@@ -229,13 +231,14 @@ async def tell_of_nodes(head: Head, page: int, screen: Screen) -> None:
     """
     clock = asyncio.get_running_loop().time
     nodes, notes = _Nodes(head, Comings(screen.tell)), OnceEach[tuple[str, NoteKind]](screen.tell)
-    cache = OnceEach[LetGoBy](screen.tell)
-    moves = Moves(screen, head.machines.where.endpoint, lambda at: app_reached(at, page))
+    cache, strangers = OnceEach[LetGoBy](screen.tell), OnceEach[Sentence](screen.tell)
+    moves = Moves(screen, head.machines.where.endpoint, partial(app_reached, head.settings, page))
     async for view in head.changes():
         nodes.look(clock())
         moves.look(head.machines.where.endpoint, clock())
         cache.look(let_go_in(view.nodes, view.let_go))
         notes.look({(note.node, note.kind): note.text for note in view.notes})
+        strangers.look({locked: locked for locked in view.locked})
 
 
 @dataclass(slots=True)
@@ -331,7 +334,8 @@ async def _story(settings: Settings, screen: Screen, agent: Agent) -> None:
     for line in node_lines(settings, agent.status()):
         screen.line(line)
     clock, comings, runs = asyncio.get_running_loop().time, Comings[Watcher](screen.tell), Runs(screen.tell)
-    moves, cache = Moves(screen, agent.identity.endpoint, node_reached), OnceEach[LetGoBy](screen.tell)
+    reached, cache = partial(node_reached, settings), OnceEach[LetGoBy](screen.tell)
+    moves = Moves(screen, agent.identity.endpoint, reached)
     while True:
         seen = agent.changed.version
         comings.see({watcher: _app_joined(watcher) for watcher in agent.watchers()}, _app_left, clock())

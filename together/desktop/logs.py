@@ -12,7 +12,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TextIO
 
-from together.cluster.node import Noted, say_to_parent
+from together.cluster.local import Noted, say_to_parent
 from together.desktop.show import Formatter, print_line
 from together.errors import AppError
 from together.processes import FILED

@@ -229,7 +229,8 @@ def hints(status: AppStatus) -> list[str]:
         for node in others
         if node.state is not NodeState.FAILED
     ]
-    return found + [limit.text for limit in status.limits] + [note.text for note in status.notes]
+    limits, notes = ([limit.text for limit in status.limits], [note.text for note in status.notes])
+    return [*found, *status.locked, *limits, *notes]
 
 
 LetGoBy = tuple[str, LetGo]  # the node's id, empty for the app or the node that looks, and what it let go

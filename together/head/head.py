@@ -97,7 +97,8 @@ class Head:
         """Listen for answers, look for nodes, start the local ones."""
         await self.machines.listen()
         jobs = (self._membership.run(), self.machines.where.follow(), self._renew_leases(), self._keep_balance())
-        self._tasks = [asyncio.create_task(job) for job in (*jobs, self.demands.run(), self._look_after_machines())]
+        more = (self.machines.follow_code(), self.demands.run(), self._look_after_machines())
+        self._tasks = [asyncio.create_task(job) for job in (*jobs, *more)]
         await self.local.start(self._wanted_local) if self._wanted_local else None
 
     async def stop(self) -> None:
@@ -176,6 +177,7 @@ class Head:
             let_go=self.machines.gone.shown(),
             services=services,
             version=own_version(),
+            locked=self._membership.locked(),
             on_demand=self.demands.on,
         )
 

@@ -12,8 +12,8 @@ import grpc.aio
 
 from together.cluster.discovery import Tell, log_it
 from together.cluster.identity import Whereabouts, machine_id, node_name
+from together.cluster.local import LocalNodes
 from together.cluster.membership import Membership
-from together.cluster.node import LocalNodes
 from together.cluster.survey import THIS_MACHINE, Surveyor
 from together.cluster_types import Endpoint, Holding, LinkOrder, Source
 from together.engine.own import OwnCost
@@ -21,6 +21,7 @@ from together.errors import BadSetting, TogetherError
 from together.ring import rpc
 from together.ring.links import Inlets
 from together.settings import Settings
+from together.trust.credentials import Credentials, SecretWatch
 from together.types import ModelRef
 from together.weights.room import CacheRoom, LatelyGone, cache_limit
 from together.weights.serve import StoreService
@@ -58,6 +59,7 @@ async def _reaches(node: str, other: str, membership: Membership, where: Whereab
 
 
 HEAD_PORTS = 64  # tried above the first node block's start, for answers from last stages
+CODE_EVERY = 1.0  # seconds between looks whether a person joined elsewhere
 SETTLE = 1.0  # seconds to hear of other machines before the first plan
 NODES_WITHIN = 300.0  # seconds for the nodes that this head started, as long as they run
 OTHERS_WITHIN = 1.0  # seconds to hear of other machines
@@ -81,7 +83,8 @@ class Machines:
     ) -> None:
         """`head` is the head's id, `peers` are nodes that need not be found, `page` is its page's port."""
         self.settings = settings
-        self.membership = Membership(settings, head, peers, page=page, tell=tell)
+        self.credentials = Credentials.of(settings.config_path, head)
+        self.membership = Membership(settings, head, peers, page=page, tell=tell, credentials=self.credentials)
         self.local = LocalNodes(settings, head, self.membership.changed.notify, tell)
         self.membership.own = self.local.endpoints
         self.inlets = Inlets()
@@ -91,28 +94,57 @@ class Machines:
         home = settings.home_path
         self.gone = LatelyGone()
         self.store = StoreService(home, CacheRoom(home, cache_limit(settings), self.gone.note).convert)
-        calls = rpc.unary({rpc.ECHO: rpc.echo, rpc.MEET: self.membership.meet})  # nodes time their way by Echo
+        calls = rpc.unary({rpc.ECHO: rpc.echo}) | rpc.unary_by({rpc.MEET: self.membership.meet})
         no_node: rpc.Handler = grpc.unary_stream_rpc_method_handler(self._refuse_watch)
-        handlers = {rpc.PUSH: self.inlets.handler(), rpc.WATCH: no_node, **calls, **self.store.handlers()}
-        self._server = rpc.make_server(handlers)
+        self._handlers = {rpc.PUSH: self.inlets.handler(), rpc.WATCH: no_node, **calls, **self.store.handlers()}
+        self._server: grpc.aio.Server | None = None
         self._settled = False
         self._listening = 0.0  # since when, in event loop time
 
     async def listen(self) -> None:
         """Take calls and answers of nodes. Raises BadSetting for a host without an address, or if no port is free."""
-        where = Whereabouts(self.settings.host, self._moved)  # refuses a host without an address before ports are tried
+        # Refuses a host without an address before ports are tried.
+        where = Whereabouts(self.settings.host, self._moved, self.credentials.name)
         first = self.settings.node_port - HEAD_PORTS
-        port = rpc.bind(self._server, self.settings.host, range(first, first + HEAD_PORTS))
-        await self._server.start()
+        where.bound(await self._open(range(first, first + HEAD_PORTS)))
         self._listening = asyncio.get_running_loop().time()
-        where.bound(port)
         self.where = where
         self.membership.where, self.membership.look = lambda: where.endpoint, where.look
+
+    async def _open(self, ports: range) -> int:
+        self._server = rpc.make_server(self._handlers)
+        port = rpc.bind(self._server, self.settings.host, ports, self.credentials)
+        await self._server.start()
+        return port
 
     async def close(self) -> None:
         """End the local nodes, listen no more."""
         await self.local.close()
-        await self._server.stop(0.2)
+        if self._server is not None:
+            await self._server.stop(0.2)
+
+    async def follow_code(self) -> None:
+        """Begin anew with its members when this machine gets another join code; runs until cancelled."""
+        assert self.credentials.file is not None, "a head has the secret"
+        watch = SecretWatch(self.credentials.file)
+        while True:
+            await asyncio.sleep(CODE_EVERY)
+            try:
+                changed = await asyncio.to_thread(watch.changed)
+            except TogetherError as error:  # the file cannot be read; what was joined stays joined
+                log.warning("%s", error)
+                continue
+            if changed:
+                await self._rejoin()
+
+    async def _rejoin(self) -> None:
+        if not self.where.endpoint.id or self._server is None:  # on a plain port nobody notices
+            self.credentials.renew()
+            return
+        self.membership.rejoin()
+        await self._server.stop(0)
+        port = self.where.endpoint.port
+        await self._open(range(port, port + 1))
 
     def _moved(self) -> None:
         """This machine has other addresses: every link is opened again, the ring's by its service."""

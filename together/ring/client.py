@@ -9,8 +9,10 @@ from typing import TypeVar
 from together.cluster_types import Endpoint, StageLink, StageStatus
 from together.errors import FrameRefused, RingBroken, StageLost, TogetherError, Unreachable
 from together.ring import rpc, wire
+from together.ring.doors import find_door
 from together.ring.links import Inlet, Inlets, Outlet
 from together.sentences import Sentence, template
+from together.trust.credentials import ALONE, Credentials
 from together.types import DTYPE_BYTES, HEAD, STEP_TOKENS, Dtype, Fault, Frame, Limits, ModelRef, StreamKey
 
 T = TypeVar("T")
@@ -99,24 +101,28 @@ async def join_ring(
     dtype: Dtype,
     describe: Callable[[int], Sentence],
     timeout: float = 15.0,
+    nodes: Sequence[str] = (),
+    credentials: Credentials = ALONE,
 ) -> RingClient:
     """Link READY `stages` from the last to the first, so that each one's next is listening. Raises StageLost.
 
-    `own` is where the head's `inlets` listen; `describe` names a stage.
+    `own` is where the head's `inlets` listen; `describe` names a stage; `nodes` are the ids of the stages' nodes, which
+    need not be known where all listen on this machine alone.
     """
     ring = stages[0].ring
     endpoints = [stage.endpoint for stage in stages if stage.endpoint is not None]
     assert len(endpoints) == len(stages), "a READY stage has an endpoint"
     inlet = Inlet(ring)
-    inlet.expect(epoch, len(stages) - 1)
+    senders = [credentials.name, *(nodes or [""] * len(stages))]
+    inlet.expect(epoch, len(stages) - 1, senders[-1])
     inlets.add(inlet)
     shared = sharing(stages)
     for index in reversed(range(len(stages))):
         following = endpoints[index + 1] if index + 1 < len(stages) else own
-        link = StageLink(ring, epoch, index, following, model, shared[index])
-        await _connect(endpoints[index], link, describe(index), timeout)
+        link = StageLink(ring, epoch, index, following, model, shared[index], senders[index])
+        await _connect(endpoints[index], link, describe(index), timeout, credentials)
     try:
-        outlet = await Outlet.open(endpoints[0], StreamKey(ring, epoch, HEAD))
+        outlet = await Outlet.open(endpoints[0], StreamKey(ring, epoch, HEAD), credentials)
     except TogetherError as error:
         message = template("{stage} does not answer: {error}", stage=describe(0), error=error.sentence)
         raise StageLost(message, error.sentence, 0, joining=True, fault=Fault.NODE_LOST) from error
@@ -141,9 +147,11 @@ def sharing(stages: Sequence[StageStatus]) -> list[int]:
     return [places.count(place) for place in places]
 
 
-async def _connect(endpoint: Endpoint, link: StageLink, stage: Sentence, timeout: float) -> None:
+async def _connect(
+    endpoint: Endpoint, link: StageLink, stage: Sentence, timeout: float, credentials: Credentials
+) -> None:
     try:
-        async with rpc.open_channel(await rpc.fastest(endpoint), endpoint.port) as channel:
+        async with (await find_door(endpoint, credentials)).open() as channel:
             await rpc.call(channel, rpc.CONNECT, link, str(stage), timeout=timeout)
     except TogetherError as error:
         message = template("{stage} cannot take its place in the ring: {error}", stage=stage, error=error.sentence)

@@ -14,8 +14,10 @@ import grpc
 import grpc.aio
 
 from together.cluster_types import Endpoint
-from together.errors import FrameRefused, RingBroken, TogetherError
+from together.errors import FrameRefused, NotAllowed, RingBroken, TogetherError
 from together.ring import rpc
+from together.ring.doors import find_door
+from together.trust.credentials import ALONE, Credentials
 from together.types import HEAD, StreamKey
 from together.wording import quoted
 
@@ -43,19 +45,22 @@ class Inlet:
         self._ended = False
         self._arrivals: asyncio.Queue[Arrival] = asyncio.Queue(DEPTH)
         self._taker: asyncio.Task[object] | None = None
+        self._who = ""
 
     @property
     def key(self) -> StreamKey:
         return self._expected
 
-    def expect(self, epoch: int, sender: int) -> None:
+    def expect(self, epoch: int, sender: int, who: str = "") -> None:
         """Accept one stream, of `epoch` from `sender`; drop what older ones still send.
 
-        An epoch is joined once; another attempt needs the next one. Raises FrameRefused.
+        `who` is the id that its certificate must have. An epoch is joined once; another attempt needs the next one.
+        Raises FrameRefused.
         """
         if epoch <= self._expected.epoch:
             raise self._over(epoch)
         self._expected = StreamKey(self._expected.ring, epoch, sender)
+        self._who = who
         self._taken = False
         self._ended = False
         self.close()
@@ -75,8 +80,10 @@ class Inlet:
         self._ended = False
         return Arrival(self._expected, None, asyncio.get_running_loop().time())
 
-    def claim(self, key: StreamKey) -> None:
-        """Accept a stream. Raises FrameRefused with what was expected."""
+    def claim(self, key: StreamKey, peer: rpc.Peer) -> None:
+        """Accept a stream. Raises FrameRefused with what was expected, NotAllowed for one of another machine."""
+        if not peer.speaks_for(self._who):
+            raise NotAllowed("this place in the ring takes frames of another machine")
         if key != self._expected:
             raise FrameRefused("this stage expects {expected}, not {key}", expected=str(self._expected), key=str(key))
         if self._taken:
@@ -138,7 +145,7 @@ class Inlets:
             inlet = self._by_ring.get(key.ring)
             if inlet is None:
                 raise FrameRefused("ring {ring} is not here", ring=quoted(key.ring))
-            inlet.claim(key)
+            inlet.claim(key, rpc.peer_of(context))
             try:
                 await context.send_initial_metadata(ACCEPTED)  # a sender that leaves now cancels us here
                 await inlet.take(key, stream)
@@ -166,11 +173,13 @@ class Outlet:
         self.peer = peer
 
     @classmethod
-    async def open(cls, target: Endpoint, key: StreamKey, timeout: float = 10.0) -> Outlet:
+    async def open(
+        cls, target: Endpoint, key: StreamKey, credentials: Credentials = ALONE, timeout: float = 10.0
+    ) -> Outlet:
         """Connect to the fastest address and open the stream. Returns once the other side accepts it."""
-        address = await rpc.fastest(target)
-        peer = f"{address}:{target.port}"
-        channel = rpc.open_channel(address, target.port)
+        door = await find_door(target, credentials)
+        peer = str(door)
+        channel = door.open()
         metadata = (("ring", key.ring), ("epoch", str(key.epoch)), ("sender", str(key.sender)))
         push: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(rpc.PUSH)
         stream = push(metadata=metadata)

@@ -6,9 +6,9 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -20,6 +20,8 @@ from together.errors import (
     BrokenModel,
     FrameRefused,
     LoadFailed,
+    Locked,
+    NotAllowed,
     NotEnoughMemory,
     RingBroken,
     TogetherError,
@@ -28,6 +30,7 @@ from together.errors import (
 )
 from together.ring import wire
 from together.sentences import Sentence, template, verbatim
+from together.trust.credentials import ALONE, Credentials, is_own, is_plain
 from together.wording import cut
 
 
@@ -59,6 +62,8 @@ class Broadcast:
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 
 MESSAGE_LIMIT = 64 * 2**20  # bytes; the engine's chunks stay far below
+MOST_CALLS = 512  # at once on one port
+CONTROL_LIMIT = 4 * 2**20  # bytes of what a node is asked; the largest is a configuration, or what times a link
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
@@ -71,6 +76,8 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.enable_http_proxy", 0),  # local machines are not behind the shell's proxy
+    ("grpc.server_handshake_timeout_ms", 10_000),  # who connects and says nothing holds no place for long
+    ("grpc.max_allowed_incoming_connections", 256),
     ("grpc.use_local_subchannel_pool", 1),  # a dead peer's back-off must not delay a new link to the same address
 ]
 
@@ -83,6 +90,8 @@ _STATUS: list[tuple[type[TogetherError], grpc.StatusCode]] = [
     (BadPlan, grpc.StatusCode.INVALID_ARGUMENT),
     (BadSetting, grpc.StatusCode.OUT_OF_RANGE),
     (LoadFailed, grpc.StatusCode.ABORTED),
+    (NotAllowed, grpc.StatusCode.PERMISSION_DENIED),
+    (Locked, grpc.StatusCode.UNAUTHENTICATED),
     (Unreachable, grpc.StatusCode.UNAVAILABLE),
     (RingBroken, grpc.StatusCode.CANCELLED),
 ]
@@ -154,15 +163,58 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who calls. `id` is the name in its certificate; None is a process of this machine, over a plain port."""
+
+    id: str | None
+    address: str
+
+    def speaks_for(self, name: str) -> bool:
+        """Whether it may say that it is `name`: on a plain port whoever says so is believed."""
+        return self.id is None or self.id == name
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs on this machine, so that paths and plain ports mean to it what they mean here."""
+        return self.id is None or is_own(self.address)
+
+    def require_known(self, endpoint: Endpoint) -> None:
+        """Raises NotAllowed where it names an address of which it does not say who is there: nobody announced it."""
+        if not endpoint.id and not self.is_here:
+            raise NotAllowed(
+                "{endpoint} comes without the id of who is there, so nobody connects", endpoint=str(endpoint)
+            )
+
+
+HERE = Peer(None, "127.0.0.1")  # a process of this machine
+
+
+def peer_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> Peer:
+    """`context.peer()` is gRPC's name of where a call came from, as `ipv4:192.168.1.20:54321`."""
+    names = [*context.auth_context().get("x509_subject_alternative_name", ())]
+    address = unquote(context.peer()).partition(":")[2].rpartition(":")[0].strip("[]")
+    return Peer(names[0].decode() if names else None, address)
+
+
 def unary(methods: dict[Unary, Callable[[Any], Awaitable[Any]]]) -> dict[str, Handler]:
     """The serving side of `call`, by path: each function takes and returns decoded values."""
+
+    def of_anybody(serve: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Peer], Awaitable[Any]]:
+        return lambda request, _: serve(request)
+
+    return unary_by({method: of_anybody(serve) for method, serve in methods.items()})
+
+
+def unary_by(methods: dict[Unary, Callable[[Any, Peer], Awaitable[Any]]]) -> dict[str, Handler]:
+    """The same, of functions that also take who calls."""
     return {method.path: _handler(method, serve) for method, serve in methods.items()}
 
 
-def _handler(method: Unary, serve: Callable[[Any], Awaitable[Any]]) -> Handler:
+def _handler(method: Unary, serve: Callable[[Any, Peer], Awaitable[Any]]) -> Handler:
     async def handle(data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         try:
-            answer = await serve(method.request.decode(data))
+            answer = await serve(method.request.decode(data), peer_of(context))
         except TogetherError as error:
             await context.abort(status_of(error), str(error))
         return method.response.encode(answer) if method.response else b""
@@ -174,31 +226,46 @@ async def echo(blob: Blob) -> None:
     """Latency probe and liveness check."""
 
 
-def open_channel(address: str, port: int) -> grpc.aio.Channel:
-    """A channel to one address; nothing is sent yet."""
-    host = f"[{address}]" if ":" in address else address
-    return grpc.aio.insecure_channel(f"{host}:{port}", options=OPTIONS)
+def open_channel(address: str, port: int, name: str = "", credentials: Credentials = ALONE) -> grpc.aio.Channel:
+    """A channel to one address; nothing is sent yet. Raises Unreachable where there would be no encryption.
+
+    `name` is that in the certificate there; it is empty for a plain port of this machine, and for that alone.
+    """
+    target = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    if name:
+        options = [*OPTIONS, ("grpc.ssl_target_name_override", name)]
+        return grpc.aio.secure_channel(target, credentials.channel(), options=options)
+    if not is_plain(address):
+        raise Unreachable("nobody said who {address} is, so it is not spoken to", address=target)
+    return grpc.aio.insecure_channel(target, options=OPTIONS)
 
 
-def make_server(handlers: dict[str, Handler]) -> grpc.aio.Server:
-    """A server of `handlers` by full path; it has no port yet."""
+def make_server(handlers: dict[str, Handler], limit: int = MESSAGE_LIMIT) -> grpc.aio.Server:
+    """A server of `handlers` by full path, which takes messages of `limit` bytes; it has no port yet."""
     services: dict[str, dict[str, Handler]] = {}
     for path, handler in handlers.items():
         _, service, method = path.split("/")
         services.setdefault(service, {})[method] = handler
-    server = grpc.aio.server(options=OPTIONS)
+    taken = "grpc.max_receive_message_length"
+    options = [*((name, value) for name, value in OPTIONS if name != taken), (taken, limit)]
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MOST_CALLS)
     generic = (grpc.method_handlers_generic_handler(service, methods) for service, methods in services.items())
     server.add_generic_rpc_handlers(tuple(generic))
     return server
 
 
-def bind(server: grpc.aio.Server, host: str, ports: range) -> int:
-    """Bind the first free port of `ports`. Raises BadSetting when all are taken or `host` is not ours."""
+def bind(server: grpc.aio.Server, host: str, ports: range, credentials: Credentials = ALONE) -> int:
+    """Bind the first free port of `ports`, with TLS unless `host` is loopback's own address.
+
+    Raises BadSetting when all are taken or `host` is not ours.
+    """
+    keys = None if is_plain(host) else credentials.server()
     for port in ports:
         if not is_free(host, port):
             continue
         try:
-            return server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            return server.add_secure_port(address, keys) if keys else server.add_insecure_port(address)
         except RuntimeError:
             continue  # taken since we looked
     raise BadSetting(
@@ -219,27 +286,3 @@ def is_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-async def fastest(endpoint: Endpoint, timeout: float = 3.0) -> str:
-    """The address of `endpoint` whose TCP connection opens first. Raises Unreachable."""
-    attempts = [asyncio.create_task(_try_address(address, endpoint.port)) for address in endpoint.addresses]
-    try:
-        for attempt in asyncio.as_completed(attempts, timeout=timeout):
-            with suppress(OSError, ValueError, OverflowError):  # refused or late; no such name; no such port
-                return await attempt
-    finally:
-        for attempt in attempts:
-            attempt.cancel()
-        await asyncio.gather(*attempts, return_exceptions=True)
-    raise Unreachable(
-        "nothing answers at port {port} of {addresses}; is it running, and is the port open?",
-        port=endpoint.port,
-        addresses=endpoint.addresses or template("no address"),
-    )
-
-
-async def _try_address(address: str, port: int) -> str:
-    _, writer = await asyncio.open_connection(address, port)
-    writer.close()
-    return address

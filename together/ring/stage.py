@@ -24,7 +24,7 @@ from pydantic_core import to_json
 
 from backends.base import NOTHING_SAID, Computing, LoadRequest, Shard, StepOutput, open_backend
 from together.cluster_types import StageLink, StageOrder
-from together.errors import FrameRefused, RingBroken, TogetherError, Unreachable
+from together.errors import FrameRefused, NotAllowed, RingBroken, TogetherError, Unreachable
 from together.jsonfile import decode_json
 from together.models.form import form_title
 from together.processes import claim_stdout, leave_with_parent
@@ -32,6 +32,7 @@ from together.ring import rpc, wire
 from together.ring.links import Arrival, Inlet, Inlets, Outlet
 from together.ring.warm import orders
 from together.sentences import Sentence, template
+from together.trust.credentials import Credentials, Leaf, is_plain
 from together.types import Batch, Failure, Fault, Frame, ModelRef, StageTiming, StreamKey, Threads
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ T = TypeVar("T")
 
 CHOOSE_WITHIN = 3.0  # seconds that a new epoch waits for the choice of threads; its first step waits longer
 RESTS_AFTER = 3.0  # seconds without a frame until a stage says that it does not work
+MOST_MISSED = 1000  # epochs that a ring tried and this stage heard nothing of, as its neighbour was out of reach
 OUTBOUND = 2  # computed frames that wait for the link: the next step starts while the last is sent
 
 
@@ -53,7 +55,8 @@ def _said(model: ModelRef) -> Sentence:
 class Launch:
     """How a node starts a stage: one line of JSON on the stage's standard input.
 
-    `folder` holds the model, `home` is the app's own folder; the stage listens on one of `ports`, first to last.
+    `folder` holds the model, `home` is the app's own folder; the stage listens on one of `ports`, first to last, and
+    speaks with its node's certificate, where that has one.
     """
 
     order: StageOrder
@@ -62,6 +65,12 @@ class Launch:
     node_name: str
     host: str
     ports: tuple[int, int]
+    leaf: Leaf | None = None
+
+    @property
+    def name(self) -> str:
+        """What the certificate at the stage's port says; empty where that is plain."""
+        return self.leaf.id if self.leaf and not is_plain(self.host) else ""
 
     def line(self) -> bytes:
         return to_json(self) + b"\n"
@@ -198,6 +207,7 @@ class Stage:
     def __init__(self, launch: Launch, emit: Callable[[StageEvent], None]) -> None:
         self._launch = launch
         self._order = launch.order
+        self._credentials = Credentials.given(launch.leaf)
         self._emit = emit
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._shard: Shard | None = None
@@ -213,10 +223,10 @@ class Stage:
         """Load, report, and serve until the node ends the process."""
         inlets = Inlets()
         inlets.add(self._inlet)
-        calls = rpc.unary({rpc.CONNECT: self._connect, rpc.ECHO: rpc.echo})
+        calls = rpc.unary_by({rpc.CONNECT: self._connect}) | rpc.unary({rpc.ECHO: rpc.echo})
         server = rpc.make_server({rpc.PUSH: inlets.handler(), **calls})
         first, last = self._launch.ports
-        port = rpc.bind(server, self._launch.host, range(first, last + 1))
+        port = rpc.bind(server, self._launch.host, range(first, last + 1), self._credentials)
         shard = self._shard = await self._on_thread(self._load)
         kind = partial(fault_of, self._order.stage.backend)
         runner = StepRunner(shard, self._order.model.layers, self._launch.node_name, kind)
@@ -244,8 +254,14 @@ class Stage:
         )
         return open_backend(plan.backend).load(request)
 
-    async def _connect(self, link: StageLink) -> None:
-        """Join an epoch: accept its stream, and open the one to the next stage or to the head. Raises RingBroken."""
+    async def _connect(self, link: StageLink, peer: rpc.Peer) -> None:
+        """Join an epoch: accept its stream, and open the one to the next stage or to the head.
+
+        Raises RingBroken, and NotAllowed for everybody but the head that loaded this stage.
+        """
+        if not peer.speaks_for(self._order.head):
+            raise NotAllowed("this stage was loaded by another head, and takes its place for that one alone")
+        peer.require_known(link.next)
         if link.ring != self._order.ring:
             own = self._order.ring
             raise FrameRefused("this stage belongs to ring {own}, not {ring}", own=own, ring=link.ring)
@@ -254,14 +270,18 @@ class Stage:
             raise FrameRefused(
                 "this stage has {held}, and the ring is of {wanted}; load it again", held=held, wanted=wanted
             )
-        self._inlet.expect(link.epoch, link.index - 1)
+        if link.epoch > max(self._inlet.key.epoch, 0) + MOST_MISSED:
+            raise FrameRefused(
+                "epoch {epoch} is too far from {now}, the last one here", epoch=link.epoch, now=self._inlet.key.epoch
+            )
+        self._inlet.expect(link.epoch, link.index - 1, link.previous)
         await self._share(link.sharing)
         old, self._outlet = self._outlet, None
         self._linked.clear()
         if old is not None:
             await old.close()
         try:
-            self._outlet = await Outlet.open(link.next, StreamKey(link.ring, link.epoch, link.index))
+            self._outlet = await Outlet.open(link.next, StreamKey(link.ring, link.epoch, link.index), self._credentials)
         except Unreachable as error:  # would read as if this stage were out of reach
             raise RingBroken("it cannot reach the next stage: {error}", error=error.sentence) from error
         self._linked.set()

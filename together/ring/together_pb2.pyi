@@ -277,28 +277,32 @@ class ModelRef(_message.Message):
     def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layers: _Optional[int] = ..., revision: _Optional[str] = ..., form: _Optional[str] = ...) -> None: ...
 
 class Endpoint(_message.Message):
-    __slots__ = ("addresses", "port")
+    __slots__ = ("addresses", "port", "id")
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
     addresses: _containers.RepeatedScalarFieldContainer[str]
     port: int
-    def __init__(self, addresses: _Optional[_Iterable[str]] = ..., port: _Optional[int] = ...) -> None: ...
+    id: str
+    def __init__(self, addresses: _Optional[_Iterable[str]] = ..., port: _Optional[int] = ..., id: _Optional[str] = ...) -> None: ...
 
 class StageLink(_message.Message):
-    __slots__ = ("ring", "epoch", "index", "next", "model", "sharing")
+    __slots__ = ("ring", "epoch", "index", "next", "model", "sharing", "previous")
     RING_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SHARING_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
     ring: str
     epoch: int
     index: int
     next: Endpoint
     model: ModelRef
     sharing: int
-    def __init__(self, ring: _Optional[str] = ..., epoch: _Optional[int] = ..., index: _Optional[int] = ..., next: _Optional[_Union[Endpoint, _Mapping]] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., sharing: _Optional[int] = ...) -> None: ...
+    previous: str
+    def __init__(self, ring: _Optional[str] = ..., epoch: _Optional[int] = ..., index: _Optional[int] = ..., next: _Optional[_Union[Endpoint, _Mapping]] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., sharing: _Optional[int] = ..., previous: _Optional[str] = ...) -> None: ...
 
 class Threads(_message.Message):
     __slots__ = ("few", "many")

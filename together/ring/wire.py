@@ -19,7 +19,7 @@ from together.errors import FrameRefused
 from together.ring import together_pb2 as pb
 from together.wording import cut, quoted
 
-PROTOCOL = 4
+PROTOCOL = 5
 OLDEST = 4  # the oldest one that this program still speaks: raise it where an older one's frames mean something else
 
 
@@ -27,6 +27,17 @@ def agrees(protocol: int, oldest: int) -> bool:
     """Whether a program of that protocol, which speaks any from `oldest` on, and this one have one in common."""
     return max(OLDEST, oldest or protocol) <= min(PROTOCOL, protocol)
 
+
+# Most bytes of a message that is read; 2^16 where nothing is said. Nobody's name or list fills another one's memory.
+LARGEST: dict[type, int] = {
+    types.Frame: 2**26,
+    cluster_types.Blob: 2**26,
+    cluster_types.NodeStatus: 2**20,
+    cluster_types.StageOrder: 2**20,
+    cluster_types.StageStatus: 2**20,
+    cluster_types.Holding: 2**20,
+    cluster_types.MeasureOrder: 2**21,
+}
 
 T = TypeVar("T")
 Encode = Callable[[Any], Any]  # a Python value → what the message's constructor takes
@@ -39,6 +50,7 @@ class Codec(Generic[T]):
     def __init__(self, kind: type[T], message: type[Message]) -> None:
         self._kind = kind
         self._message = message
+        self._most = LARGEST.get(kind, 2**16)
         hints = get_type_hints(kind)
         self._fields: list[tuple[str, Encode, Decode, bool]] = []
         for item in fields(kind):  # type: ignore[arg-type]  # it is a dataclass
@@ -52,6 +64,9 @@ class Codec(Generic[T]):
 
     def decode(self, data: bytes) -> T:
         """Raises FrameRefused for bytes that are not this message or whose values do not fit together."""
+        if len(data) > self._most:
+            kind = self._kind.__name__
+            raise FrameRefused("a {kind} of {size} bytes is none", kind=kind, size=len(data))
         message = self._message()
         try:
             message.ParseFromString(data)

@@ -93,7 +93,7 @@ class Fetch:
     async def _compare(self, supplier: Supplier, units: tuple[Unit, ...]) -> None:
         """Every machine makes the same bytes. Raises BrokenModel, and deletes ours, where a source has others."""
         try:
-            async with connected(supplier.source.endpoint) as link:
+            async with connected(supplier.source.endpoint, self.suppliers.credentials) as link:
                 theirs = (await link.describe(self.model)).digests
         except TogetherError as error:
             log.info("comparing with %s: %s", supplier.peer, error)
@@ -205,7 +205,7 @@ class Fetch:
     async def _describe(self, supplier: Supplier, causes: dict[Sentence, None]) -> bool:
         """Ask one source."""
         try:
-            async with connected(supplier.source.endpoint) as link:
+            async with connected(supplier.source.endpoint, self.suppliers.credentials) as link:
                 await self._take_skeleton(link)
         except DiskFull:
             raise

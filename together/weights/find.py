@@ -18,7 +18,7 @@ from together.models.reading import units_here
 from together.models.remarks import remarks
 from together.models.spec import fingerprint, read_shape
 from together.processes import CHECKOUT
-from together.sentences import Sentence, template
+from together.sentences import NOTHING, Sentence, template
 from together.types import ModelRef
 from together.weights.imports import gguf_in, imported, imports
 from together.weights.offers import Offer, chosen, offer_at, offers, offers_named
@@ -52,11 +52,10 @@ def not_here(model: ModelRef, home: Path, node_name: str) -> BrokenModel:
             here=model.fingerprint[:12],
         )
     return BrokenModel(
-        "node {machine} does not have {model}; put its folder at {path}, or under models/ in the app's home folder "
-        "there, or on a drive that both machines see",
+        "node {machine} does not have {model}; put its folder {place}under models/ in the app's home folder there",
         machine=node_name,
         model=model.name,
-        path=model.path,
+        place=template("at {path}, or ", path=model.path) if model.path else NOTHING,
     )
 
 
@@ -107,7 +106,7 @@ def _unread(offer: Offer) -> KnownModel:
 
 def _candidates(model: ModelRef, home: Path) -> Iterator[Path]:
     """Folders that may have the model, whole ones first."""
-    folders = [Path(model.path), BUNDLED]
+    folders = [*map(Path, filter(None, (model.path,))), BUNDLED]  # Path("") would be the current folder
     if is_model_name(model.name):
         folders += [home / "models" / model.name, *hub_snapshots(hub_cache(), model.name, model.revision)]
     folders += [Store(home).folder(model.key), *imports(home)]

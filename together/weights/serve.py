@@ -63,7 +63,7 @@ class StoreService:
         Of a form, `model.path` is where the published one may be.
         """
         self._folders[model.key] = folder
-        if model.form != PUBLISHED:
+        if model.form != PUBLISHED and model.path:
             self._folders.setdefault(model.fingerprint, Path(model.path))
 
     def holds(self, model: ModelRef) -> Holding:

@@ -25,8 +25,10 @@ from together.models.manifest import Manifest, parse
 from together.models.reading import read_unit
 from together.models.units import Unit
 from together.ring import rpc, wire
+from together.ring.doors import find_door
 from together.ring.rpc import Broadcast
 from together.sentences import Sentence
+from together.trust.credentials import ALONE, Credentials
 from together.types import ModelRef
 from together.weights.part import DiskFull, Progress, UnitWriter, Waiting, size_of
 from together.weights.store import Store, UnitBusy
@@ -112,11 +114,10 @@ class PeerLink:
 
 
 @asynccontextmanager
-async def connected(source: Endpoint) -> AsyncIterator[PeerLink]:
+async def connected(source: Endpoint, credentials: Credentials = ALONE) -> AsyncIterator[PeerLink]:
     """A connection to the address that answers first. Raises Unreachable."""
-    address = await rpc.fastest(source)
-    async with rpc.open_channel(address, source.port) as channel:
-        yield PeerLink(channel, f"{address}:{source.port}")
+    async with (door := await find_door(source, credentials)).open() as channel:
+        yield PeerLink(channel, str(door))
 
 
 @dataclass(slots=True)
@@ -155,11 +156,16 @@ class Suppliers:
     A machine whose address changed is added: it may come back at the old one.
     """
 
-    def __init__(self, sources: Iterable[Source], own: Callable[[], Endpoint] = lambda: Endpoint((), 0)) -> None:
-        """`own` is where this node itself listens."""
+    def __init__(
+        self,
+        sources: Iterable[Source],
+        own: Callable[[], Endpoint] = lambda: Endpoint((), 0),
+        credentials: Credentials = ALONE,
+    ) -> None:
+        """`own` is where this node itself listens, `credentials` are this node's."""
         self.all = [Supplier(source) for source in sources]
         self.changed = Broadcast()
-        self._own = own
+        self.credentials, self._own = credentials, own
 
     def others(self) -> list[Supplier]:
         """All but this node itself."""
@@ -348,7 +354,7 @@ class Transfer:
         request = UnitRequest(self.model.key, unit.name)
         async with self._opened(unit) as (part, run):
             origins = self._origins.setdefault(unit.name, {"an earlier start"} if part.size else set())
-            async with connected(supplier.source.endpoint) as link:
+            async with connected(supplier.source.endpoint, self.suppliers.credentials) as link:
                 digest = await link.digest(request)
                 supplier.answered = True
                 origins.add(link.peer)
