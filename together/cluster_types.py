@@ -52,6 +52,11 @@ class Endpoint:
     port: int
     id: str = ""
 
+    def beginning_with(self, address: str) -> Endpoint:
+        """The same, with that one of its addresses first; as it is where it has no such one."""
+        others = tuple(other for other in self.addresses if other != address)
+        return self if len(others) == len(self.addresses) else Endpoint((address, *others), self.port, self.id)
+
     def __str__(self) -> str:
         """As `--peer` takes it, by its first address."""
         return address_text(next(iter(self.addresses), "nowhere"), self.port)

@@ -82,7 +82,7 @@ GROUPS = (
     (
         "For work on together itself",
         {
-            "bench": "Measure this machine: device, hop, decode, engine, serve, plan, estimate, sampler.",
+            "bench": "Measure this machine: device, hop, decode, engine, serve, plan, estimate, sampler, trust.",
             "audit": "Look up known holes in the packages that are installed; needs a network.",
             "check": "Set up, then ruff, mypy and the sizes of files.",
             "test": "The same and pytest with these arguments; --full adds the long tests.",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ from tests.support.cluster import (
     start_node,
     until,
 )
-from tests.support.namespaces import BRIDGE, Machine, switch
+from tests.support.namespaces import BRIDGE, OWN, Machine, switch
 from tests.support.patience import PATIENCE
 from together.cluster_types import Endpoint
 from together.errors import Locked
@@ -52,19 +52,17 @@ def told(settings: Settings, *arguments: str) -> str:
     return done.stdout.partition("\n")[0]
 
 
-@dataclass(slots=True)
 class Capture:
-    """All that travels over the switch."""
+    """All that travels over the switch, read whenever this event loop has time."""
 
-    data: bytearray = field(default_factory=bytearray)
-    _over: threading.Event = field(default_factory=threading.Event)
+    def __init__(self, there: socket.socket) -> None:
+        self.data = bytearray()
+        self._there = there
 
-    def listen(self, there: socket.socket) -> None:
-        while not self._over.is_set():
-            try:
-                self.data += there.recv(2**16)[14:]  # without Ethernet's header
-            except TimeoutError:
-                continue
+    def read(self) -> None:
+        with suppress(BlockingIOError):
+            while True:
+                self.data += self._there.recv(2**16)[14:]  # without Ethernet's header
 
     def has(self, text: bytes) -> bool:
         return text in self.data
@@ -72,18 +70,16 @@ class Capture:
 
 @contextmanager
 def capturing() -> Iterator[Capture]:
-    capture = Capture()
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(EVERY_FRAME)) as there:
         there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**24)
         there.bind((BRIDGE, 0))
-        there.settimeout(0.2)
-        thread = threading.Thread(target=capture.listen, args=(there,))
-        thread.start()
+        there.setblocking(False)
+        capture = Capture(there)
+        asyncio.get_running_loop().add_reader(there, capture.read)
         try:
             yield capture
         finally:
-            capture._over.set()
-            thread.join()
+            asyncio.get_running_loop().remove_reader(there)
 
 
 @contextmanager
@@ -167,3 +163,38 @@ async def a_new_code_puts_the_others_out(
         told(homes[name], "join", code)
     await until(lambda: living(head) == set(MEMBERS))
     assert STRANGER not in living(head)
+
+
+VPN = "10.99.0"  # of a second network, in which no machine is found by itself
+
+
+async def over_a_vpn(folder: Path) -> None:
+    """A node that only a VPN's address reaches is named by it, used by it, and shown with it."""
+    toy = make_checksum_model(folder / "toy", layers=6, quiet_ids=(*QUIET, EOS))
+    app = cluster_settings(folder / "app", host="0.0.0.0", name="studio")
+    away = replace(app, home=str(folder / "anna"), name="anna")
+    told(away, "join", told(app, "join-code"))
+    with switch("anna") as network:
+        network.forbid_multicast()
+        machine = network.machines["anna"]
+        _only_over_a_vpn(machine)
+        with node_on(machine, away) as node:
+            head = Head(app, (Endpoint((f"{VPN}.2",), node.port),))
+            await head.start()
+            try:
+                await until(lambda: living(head) == {"anna"})
+                await head.load(str(toy))
+                assert await ask(head, PROMPT) == right_answer(toy, PROMPT)
+                assert head.view().nodes[0].endpoint.addresses == (f"{VPN}.2", machine.address)
+            finally:
+                await head.stop()
+
+
+def _only_over_a_vpn(machine: Machine) -> None:
+    """The machine keeps its first address, at which this process does not reach it any more."""
+    for command in (
+        ("ip", "addr", "del", f"{OWN}/24", "dev", BRIDGE),
+        ("ip", "addr", "add", f"{VPN}.1/24", "dev", BRIDGE),
+        (*machine.within, "ip", "addr", "add", f"{VPN}.2/24", "dev", "eth0"),
+    ):
+        subprocess.run(command, check=True)

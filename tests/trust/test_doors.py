@@ -4,73 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
-import pytest_asyncio
 
-from tests.support.checksum import make_checksum_model
-from tests.support.cluster import ask, cluster_settings, right_answer, running_head, running_nodes
-from tests.support.members import STRANGERS, TLS_12, handshake, knocking, member, opened, stranger
+from tests.support.members import STRANGERS, TLS_12, handshake, knocking
 from tests.support.orders import make_order, renamed
 from tests.support.patience import PATIENCE
+from tests.trust.conftest import Open
 from together.cluster.agent import MOST_OF_HEAD
 from together.cluster_types import Blob, Caller, Endpoint, LinkOrder, RingName, StageLink, UnitRequest
 from together.errors import FrameRefused, LoadFailed, Locked, NotAllowed, TogetherError, Unreachable
-from together.head.head import Head
 from together.ring import rpc, wire
 from together.ring.doors import find_door
 from together.ring.links import Outlet
 from together.settings import Settings
-from together.trust.credentials import Credentials
 from together.types import StreamKey
 
 PORTS = ("node", "stage", "head")
-LAYERS = 4
-
-
-@dataclass(slots=True)
-class Open:
-    """A head and a node that are open to the network, a model served on it, a member who is neither, and a stranger."""
-
-    settings: Settings
-    head: Head
-    toy: Path
-    member: Credentials
-    stranger: Credentials
-
-    @property
-    def doors(self) -> dict[str, Endpoint]:
-        node = self.head.view().nodes[0]
-        stage = node.stages[0].endpoint
-        assert stage is not None
-        return {"node": node.endpoint, "stage": stage, "head": self.head.machines.where.endpoint}
-
-    async def call(self, door: str, method: rpc.Unary, request: object, who: Credentials | None = None) -> Any:
-        async with (await find_door(self.doors[door], who or self.member)).open() as channel:
-            return await rpc.call(channel, method, request, door, PATIENCE)
-
-    async def answers_as_before(self) -> None:
-        """Whatever was tried, the ring of the head works on."""
-        assert await ask(self.head) == right_answer(self.toy)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Open]:
-    folder = tmp_path_factory.mktemp("open")
-    toy = make_checksum_model(folder / "toy", layers=LAYERS)
-    settings = opened(cluster_settings(folder / "home", name="studio"))
-    with running_nodes(settings, "mini") as nodes:
-        for node in nodes:
-            node.host = "127.0.0.1"
-        async with running_head(settings, *nodes) as head:
-            await head.load(str(toy))
-            outsider = member(settings, "feedfeedfeedfeed")
-            yield Open(settings, head, toy, outsider, stranger(folder, outsider.name))
 
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -121,6 +121,11 @@ class Membership:
         """All nodes, lost ones as FAILED, in a stable order; no two have one name."""
         return tuple(sorted(map(self._shown, self._members.values()), key=lambda node: (node.name, node.id)))
 
+    def reached(self) -> tuple[NodeStatus, ...]:
+        """All nodes, each with the address first that it is reached by: the one that answered first."""
+        used = [(node, self._members[node.id].address) for node in self.nodes()]
+        return tuple(replace(node, endpoint=node.endpoint.beginning_with(address)) for node, address in used)
+
     def locked(self) -> tuple[Sentence, ...]:
         """Machines that say they are here and do not share this one's join code; none of them is used."""
         return tuple(say("node_locked", address=str(stranger)) for stranger in self._strangers.values())

@@ -166,7 +166,7 @@ class Head:
         )
         return ClusterView(
             head=self.id,
-            nodes=self._membership.nodes(),
+            nodes=self._membership.reached(),
             serving=first.serving,
             advice=first.advice,
             offer=offer,

@@ -21,9 +21,11 @@ from together.ring.client import RingClient, join_ring
 from together.ring.links import Inlets
 from together.ring.stage import Launch
 from together.sentences import template
+from together.trust.credentials import ALONE, Credentials
 from together.types import DTYPE_BYTES, Dtype, LayerRange, StagePlan
 
 HOST = "127.0.0.1"
+OPEN = "0.0.0.0"  # a socket that others may reach, so it speaks TLS
 PORTS = (46000, 46999)
 LOAD_TIMEOUT = 600.0  # seconds
 
@@ -59,12 +61,13 @@ async def local_engine(
     eos: frozenset[int] = frozenset(),
     *,
     exact: bool = False,
+    credentials: Credentials = ALONE,
 ) -> AsyncIterator[tuple[Engine, LocalRing]]:
     """An engine that serves over a local ring. A stage that fails ends open requests and the block with RingBroken.
 
-    Raises LoadFailed.
+    With `credentials` its links are as those to other machines. Raises LoadFailed.
     """
-    async with local_ring(folder, home, places, dtype, context, users, exact=exact) as ring:
+    async with local_ring(folder, home, places, dtype, context, users, exact=exact, credentials=credentials) as ring:
         token_bytes = ring.spec.state_width * DTYPE_BYTES[dtype]
         engine = Engine(ring.client, eos, vocabulary=ring.spec.vocab_size, token_bytes=token_bytes)
         try:
@@ -96,12 +99,14 @@ async def local_ring(
     users: int = 2,
     *,
     exact: bool = False,
+    credentials: Credentials = ALONE,
 ) -> AsyncIterator[LocalRing]:
     """Start, load and join the stages; memory is granted for `users` times `context` tokens. Raises LoadFailed."""
     spec = await asyncio.to_thread(read_spec, folder)
     inlets = Inlets()
     server = rpc.make_server({rpc.PUSH: inlets.handler()})
-    own = Endpoint((HOST,), rpc.bind(server, HOST, range(*PORTS)))
+    host, leaf = (OPEN, credentials.leaf) if credentials.name else (HOST, None)
+    own = Endpoint((HOST,), rpc.bind(server, host, range(*PORTS), credentials), credentials.name)
     await server.start()
     changed = asyncio.Event()
     ring = secrets.token_hex(8)
@@ -110,8 +115,9 @@ async def local_ring(
         memory = stage_memory(spec, place.layers, dtype, context, users, place.backend)
         stretched = is_stretched(spec.trained, context)
         stage = StagePlan("local", place.backend, place.device, place.layers, memory, stretched)
-        order = StageOrder(ring, "local", index, spec.ref(folder), stage, dtype, exact=exact)
-        stages.append(StageProcess(Launch(order, str(folder), str(home), "local", HOST, PORTS), (HOST,), changed.set))
+        order = StageOrder(ring, credentials.name or "local", index, spec.ref(folder), stage, dtype, exact=exact)
+        launch = Launch(order, str(folder), str(home), "local", host, PORTS, leaf)
+        stages.append(StageProcess(launch, (HOST,), changed.set))
     try:
         await asyncio.gather(*(stage.start() for stage in stages))
         await _until_ready(stages, changed)
@@ -125,6 +131,8 @@ async def local_ring(
             hidden_size=spec.state_width,
             dtype=dtype,
             describe=lambda index: template("stage {index}", index=index),
+            nodes=[credentials.name] * len(stages),
+            credentials=credentials,
         )
         watcher = asyncio.create_task(_watch(stages, changed, client))
         try:

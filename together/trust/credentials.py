@@ -115,11 +115,12 @@ class Credentials:
     def context(self) -> ssl.SSLContext:
         """For a look at who is behind a door, with Python's TLS: gRPC does not tell the name in a certificate."""
         if self._context is None:
-            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            self._context.minimum_version = ssl.TLSVersion.TLSv1_3
-            self._context.check_hostname = False  # whoever looks reads the name
-            self._context.load_verify_locations(cadata=self.leaf.authority)
-            self._context.set_alpn_protocols(["h2"])
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            context.check_hostname = False  # whoever looks reads the name
+            context.load_verify_locations(cadata=self.leaf.authority)
+            context.set_alpn_protocols(["h2"])
+            self._context = context  # only a whole one is kept
         return self._context
 
 

@@ -24,6 +24,7 @@ from together.desktop.bench.rings import BenchRequest
 from together.desktop.bench.serve import ServeRequest, bench_overhead, bench_serve, comparable
 from together.desktop.bench.sharing import SharingRequest, bench_sharing
 from together.desktop.bench.small import Hop, PlanTime, SamplerLine, bench_hop, bench_plan, bench_sampler
+from together.desktop.bench.trust import TrustLine, bench_trust
 from together.desktop.client import RunningApp, app_for_a_while
 from together.desktop.show import GB, cell_text, print_lines, print_table
 from together.jsonfile import write_whole
@@ -201,6 +202,23 @@ def engine(
 
 
 @app.command()
+def trust(
+    shape: Shape = "llama-3.2-1b",
+    dtype: DtypeName = "bf16",
+    backend: Backend = "torch",
+    device: Device = "cpu",
+    stages: Stages = 2,
+    new: New = 32,
+    rounds: Rounds = 9,
+    as_json: AsJson = False,
+) -> None:
+    """What encryption and certificates cost: a hop, decoding and a node's start, in turn with plain connections."""
+    request = BenchRequest(shape, parse_dtype(dtype), backend, device, stages, new=new, rounds=rounds)
+    lines = asyncio.run(bench_trust(request, load_settings().home_path))
+    _print_lines(as_json, lines, ("", "plain", "TLS", "difference", "ratio"), f"{_title(request)}; medians of rounds")
+
+
+@app.command()
 def estimate(
     shape: Shape = "llama-3.2-1b",
     dtype: DtypeName = "bf16",
@@ -351,7 +369,10 @@ def _print(as_json: bool, data: object, columns: Sequence[str], rows: Rows, titl
 
 
 def _print_lines(
-    as_json: bool, lines: Sequence[Hop | PlanTime | SamplerLine], columns: Sequence[str] = (), title: str = ""
+    as_json: bool,
+    lines: Sequence[Hop | PlanTime | SamplerLine | TrustLine],
+    columns: Sequence[str] = (),
+    title: str = "",
 ) -> None:
     """A line for each item, a column for each field, under the field's name where `columns` are left out."""
     found = [asdict(line) for line in lines]

@@ -19,6 +19,7 @@ from together.models.manifest import describe
 from together.models.spec import ModelSpec, read_spec
 from together.planning.strategies import uniform_ranges
 from together.requests import GenerateRequest
+from together.trust.credentials import ALONE, Credentials
 from together.types import Dtype, LayerRange, Sampling
 from together.weights.room import CacheRoom
 from together.weights.store import Store
@@ -92,11 +93,14 @@ async def bench_folder(request: BenchRequest, home: Path) -> Path:
 
 
 @asynccontextmanager
-async def bench_ring(request: BenchRequest, home: Path, context: int, users: int = 2) -> AsyncIterator[BenchRing]:
+async def bench_ring(
+    request: BenchRequest, home: Path, context: int, users: int = 2, credentials: Credentials = ALONE
+) -> AsyncIterator[BenchRing]:
     """Memory is granted for `users` times `context` tokens. Raises BadSetting or LoadFailed."""
     folder = await bench_folder(request, home)
     spec = read_spec(folder)
     ranges = uniform_ranges(spec.layers, request.stages, spec.joined)
     places = tuple(Place(request.backend, request.device, layers) for layers in ranges)
-    async with local_engine(folder, home, places, request.dtype, context, users) as (engine, ring):
+    local = local_engine(folder, home, places, request.dtype, context, users, credentials=credentials)
+    async with local as (engine, ring):
         yield BenchRing(engine, ring.spec, ring.stages)

@@ -110,15 +110,15 @@ async def _hop(inlet: Inlet, outlet: Outlet, rows: int, dtype: Dtype, codec: str
         packed = zlib.compress(data, 1)
         packing = times_ms(lambda: zlib.decompress(zlib.compress(data, 1)), repeats)
     for step in range(WARM_UP + repeats):
-        travelling.append(await _round_trip_ms(inlet, outlet, step, packed) / 2)
+        travelling.append(await round_trip_ms(inlet, outlet, step, packed) / 2)
     transmission, compression = median(travelling[WARM_UP:]), median(packing)
     total = transmission + compression
     rate = len(data) / 1e6 / (total / 1e3)
     return Hop((rows, WIDTH), dtype, codec, len(data), len(packed), transmission, compression, total, rate)
 
 
-async def _round_trip_ms(inlet: Inlet, outlet: Outlet, step: int, data: bytes) -> float:
-    """Bytes travel as an activation does; compressed ones are filled up to whole numbers."""
+async def round_trip_ms(inlet: Inlet, outlet: Outlet, step: int, data: bytes) -> float:
+    """There and back. Bytes travel as an activation does; compressed ones are filled up to whole numbers."""
     began = time.perf_counter()
     data += bytes(-len(data) % 4)
     await outlet.send(wire.FRAME.encode(Frame(step, Batch(), Activation("fp32", 1, len(data) // 4, data))))
