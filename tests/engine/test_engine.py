@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -248,6 +249,20 @@ async def test_a_frozen_ring_is_given_up(toy: Path) -> None:
             await asyncio.wait_for(serve(engine), PATIENCE)
         with pytest.raises(RingBroken, match="no answer"):
             await collect(stream)
+
+
+async def test_time_that_this_machine_slept_is_not_the_rings(toy: Path) -> None:
+    async with LoopbackRing(loads(toy, (2, 4))) as ring:
+        engine = Engine(ring, NO_EOS, step_timeout=2.0)
+        ring.freeze()
+        serving_task = asyncio.create_task(serve(engine))
+        engine.submit(ask(1, 2))
+        await until(lambda: engine.silence > 0)
+        time.sleep(3.0)  # noqa: ASYNC251  # nothing of this process runs meanwhile
+        await asyncio.sleep(0.6)  # the watch has looked
+        assert not serving_task.done()
+        with pytest.raises(RingBroken, match="no answer"):
+            await asyncio.wait_for(serving_task, PATIENCE)
 
 
 async def test_idle_time_is_not_counted_as_silence(tmp_path: Path) -> None:

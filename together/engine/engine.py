@@ -243,10 +243,13 @@ class Engine:
             self._rest()
 
     async def _watch(self) -> None:
-        """A ring that answers nothing for too long is broken, whatever its links say."""
+        """A ring that answers nothing for too long is broken; time that this machine slept is not the ring's."""
+        pause = min(1.0, self._step_timeout / 4)
         while True:
             await self._asked.wait()  # an idle model wakes nobody
-            await asyncio.sleep(min(1.0, self._step_timeout / 4))
+            began = time.perf_counter()
+            await asyncio.sleep(pause)
+            self._progress += max(time.perf_counter() - began - 2 * pause, 0.0)
             limit = self._step_timeout * (LOOKING if any(frame.looks for frame in self._pushed) else 1)
             if self.silence > limit:
                 raise RingBroken("no answer from the ring for {seconds:g} s; load the model again", seconds=limit)

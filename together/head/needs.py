@@ -108,8 +108,9 @@ class Needs:
         services.sort(key=lambda service: (service.keep, service.used))
         remedy = await self._remedy(need, services) if services else None
         notes: tuple[MachineNote, ...] = ()
-        if remedy is not None:
-            first = next(node for node in need.nodes if any(_holds(service, node) for service in services))
+        holding = [node for node in need.nodes if any(_holds(service, node) for service in services)]
+        if remedy is not None and holding:  # its layers may have moved while a plan was sought
+            first = holding[0]
             text = say("lacks_memory", node=first.name, size=need.lacking, remedy=remedy)
             notes = (MachineNote(first.id, NoteKind.MEMORY, text),)
         self._advised[need.machine] = _Advised(notes, basis, need.lacking)
