@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import to_json, to_jsonable_python
 
 from together.api.chat_models import merged, model_changes
@@ -61,6 +61,13 @@ class SettingsBody(_Body):
     stop: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=16)
     thinking: bool | None = None
     preset: str = Field(default="", max_length=100)
+
+    @field_validator("max_tokens")
+    @classmethod
+    def _none_is_no_answer(cls, given: int | None) -> int | None:
+        if given == 0:
+            raise ValueError("at least 1, or -1 for all that the context has room for")
+        return given
 
     def settings(self) -> ChatSettings:
         return ChatSettings(**{**self.model_dump(), "stop": tuple(self.stop)})
@@ -164,12 +171,7 @@ def _add_lists(router: APIRouter, head: Head) -> None:
     @router.delete("/conversations")
     async def forget(owner: Owned) -> Response:
         """All conversations and presets of the owner."""
-        for chat, turn in answering.all_writes(owner):
-            with suppress(NoSuchChat):  # it ended meanwhile
-                await answering.stop(owner, chat, turn)
-        count = await answering.work(ChatStore.forget, owner)
-        answering.forgot(owner)
-        return _json({"deleted": count})
+        return _json({"deleted": await answering.forget(owner)})
 
     @router.get("/conversations/{chat}")
     async def get(owner: Owned, chat: str) -> Response:
@@ -191,11 +193,7 @@ def _add_lists(router: APIRouter, head: Head) -> None:
 
     @router.delete("/conversations/{chat}")
     async def delete(owner: Owned, chat: str) -> Response:
-        for turn in answering.writes(owner, chat):
-            with suppress(NoSuchChat):  # it ended meanwhile
-                await answering.stop(owner, chat, turn)
-        await answering.work(ChatStore.delete, owner, chat)
-        answering.changed(owner, chat)
+        await answering.delete(owner, chat)
         return _json({"done": True})
 
     @router.post("/conversations/{chat}/duplicate")

@@ -9,7 +9,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -87,11 +87,11 @@ class ChatStore:
         return open_file(self.path)
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing. Raises ChatsBroken for a damaged file, which is set aside, and for a full disk."""
+    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Connection]:
+        """All or nothing. Raises ChatsBroken for a damaged file, which is set aside, and for a full or held one."""
         with self._lock:
             try:
-                self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.execute(begin)
                 try:
                     yield self._connection
                 except BaseException:
@@ -105,8 +105,14 @@ class ChatStore:
                     raise ChatsBroken(self.warning) from error
                 if not hasattr(error, "sqlite_errorcode"):  # Python's own: bytes that are no text
                     raise ChatsBroken(_TORN) from error
+                if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                    raise ChatsBroken(_HELD, file=str(self.path)) from error
                 text = "conversations cannot be kept in {file}: {error}; look at the room on that disk"
                 raise ChatsBroken(text, file=str(self.path), error=str(error)) from error
+
+    def _reading(self) -> AbstractContextManager[sqlite3.Connection]:
+        """As `_transaction`, for what changes nothing: it waits for nobody who writes."""
+        return self._transaction("BEGIN")
 
     # --- lists --------------------------------------------------------------------------------------------------------
 
@@ -117,7 +123,7 @@ class ChatStore:
         """
         asked = f"SELECT {_SUMMARY} FROM chat WHERE owner = ?"
         values: list[object] = [owner]
-        with self._transaction() as connection:
+        with self._reading() as connection:
             if before:
                 pinned, changed, key = self._row(connection, owner, before, "pinned, changed, key")
                 asked += " AND (pinned, changed, key) < (?, ?, ?)"
@@ -131,7 +137,7 @@ class ChatStore:
         if asked is None:
             return ()
         found: dict[str, ChatSummary] = {}
-        with self._transaction() as connection:
+        with self._reading() as connection:
             for row in connection.execute(_TITLES, (asked, NEWEST)):
                 found[row[0]] = _summary(row)
             keys = [key for (key,) in connection.execute(_HITS, (asked, NEWEST))]
@@ -153,7 +159,7 @@ class ChatStore:
 
     def get(self, owner: str, chat: str) -> Conversation:
         """Raises NoSuchChat."""
-        with self._transaction() as connection:
+        with self._reading() as connection:
             return self._conversation(connection, owner, chat)
 
     def _conversation(self, connection: sqlite3.Connection, owner: str, chat: str) -> Conversation:
@@ -277,7 +283,7 @@ class ChatStore:
 
     def file(self, owner: str, file: str) -> tuple[KeptFile, bytes]:
         """Raises NoSuchChat."""
-        with self._transaction() as connection:
+        with self._reading() as connection:
             row = connection.execute(_FILE, (file, owner)).fetchone()
         if row is None:
             raise NoSuchChat("there is no such file; it may have been deleted", "files")
@@ -287,7 +293,7 @@ class ChatStore:
 
     def presets(self, owner: str) -> tuple[tuple[str, ChatSettings], ...]:
         """By name."""
-        with self._transaction() as connection:
+        with self._reading() as connection:
             rows = connection.execute("SELECT name, settings FROM preset WHERE owner = ? ORDER BY name", (owner,))
             return tuple((name, decode_json(settings.encode(), ChatSettings)) for name, settings in rows)
 
@@ -322,6 +328,7 @@ class ChatStore:
 
 
 _TORN = "this conversation is damaged on the disk and cannot be read; delete it, or put back a copy of the file"
+_HELD = "another program holds {file}, so that nothing can be kept there; close it, then try again"
 _TITLES = f"""SELECT {_SUMMARY} FROM title_words JOIN chat ON chat.key = title_words.rowid
     WHERE title_words MATCH ? ORDER BY chat.changed DESC LIMIT ?"""
 _HITS = "SELECT rowid FROM turn_words WHERE turn_words MATCH ? ORDER BY rowid DESC LIMIT ?"
