@@ -22,6 +22,8 @@ from webui import page
 ASSETS = "/assets/x.js"
 PAGE = ("/", "/config", "/theme.css", ASSETS, f"{API}/queue/join", f"{API}/queue/data", f"{API}/cancel")
 HOSTS = {OWN_HOST: True, "127.0.0.1:8765": True, "evil.example": False, "192.0.2.7.evil.example": False, "": False}
+HERE = ("127.0.0.1", 1)
+PROXIES = ("X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Forwarded", "Via", "CF-Connecting-IP", "CF-Ray")
 ORIGINS = {None: True, f"http://{OWN_HOST}": True, "http://evil.example": False, "null": False}
 
 
@@ -122,12 +124,11 @@ async def test_what_is_no_key_is_refused(opened: Open) -> None:
 
 
 async def test_from_this_machine_nobody_is_asked_but_through_a_proxy(opened: Open) -> None:
-    here = ("127.0.0.1", 1)
-    assert (await ask(opened.app, "GET", "/status", client=here)).status == 200
+    assert (await ask(opened.app, "GET", "/status", client=HERE)).status == 200
     assert (await ask(opened.app, "GET", "/status", client=("192.0.2.7", 1))).status == 200  # its own address
-    for name in ("X-Forwarded-For", "X-Real-IP", "Forwarded", "Via"):
-        assert (await ask(opened.app, "GET", "/status", {name: "x"}, client=here)).status == 401
-        order = await ask(opened.app, "POST", "/control/load", {name: "x", "x-api-key": opened.key}, client=here)
+    for name in PROXIES:
+        assert (await ask(opened.app, "GET", "/status", {name: "x"}, client=HERE)).status == 401
+        order = await ask(opened.app, "POST", "/control/load", {name: "x", "x-api-key": opened.key}, client=HERE)
         assert order.status == 403
 
 
@@ -135,10 +136,32 @@ async def test_alone_on_loopback_nobody_is_asked(tmp_path: Path) -> None:
     async with running_head(cluster_settings(tmp_path)) as head:
         app = build_app(head, lambda: None)
         KeyFile(tmp_path).make("unused")
-        for headers in ({}, {"authorization": "Bearer none"}, {"via": "x"}):
-            given = {"host": "127.0.0.1:8765"} | headers
-            assert (await ask(app, "GET", "/status", given, client=("127.0.0.1", 1))).status == 200
-        assert (await ask(app, "GET", "/status", {"host": OWN_HOST}, client=("127.0.0.1", 1))).status == 403
+        for headers in ({}, {"authorization": "Bearer none"}):
+            for host in ("127.0.0.1:8765", "localhost:8765", "[::1]:8765"):
+                assert (await ask(app, "GET", "/status", {"host": host} | headers, client=HERE)).status == 200
+        assert (await ask(app, "GET", "/status", {"host": OWN_HOST}, client=HERE)).status == 403
+
+
+async def test_who_comes_to_loopback_through_a_proxy_is_a_stranger(tmp_path: Path) -> None:
+    """By what it adds, and by the name that the app has for others where it adds nothing."""
+    async with running_head(cluster_settings(tmp_path)) as head:
+        head.settings = cluster_settings(tmp_path, hosts="chat.example.org, Localhost")
+        app = build_app(head, lambda: None)
+        key = {"x-api-key": KeyFile(tmp_path).make("phone")[1]}
+        strangers = [{"host": "chat.example.org"}, {"host": "CHAT.example.org:443"}, {"host": "localhost:8765"}]
+        strangers += [{"host": "127.0.0.1:8765", name: "x"} for name in PROXIES]
+        for headers in strangers:
+            assert (await ask(app, "GET", "/status", headers, client=HERE)).status == 401, headers
+            assert (await ask(app, "POST", "/control/unload", headers, client=HERE)).status == 401, headers
+            assert (await ask(app, "GET", "/status", headers | key, client=HERE)).status == 200
+            assert (await ask(app, "POST", "/control/unload", headers | key, client=HERE)).status == 403
+        assert (await ask(app, "GET", "/status", {"host": "127.0.0.1:8765"}, client=HERE)).status == 200
+        assert (await ask(app, "GET", "/status", {"host": OWN_HOST}, client=HERE)).status == 403
+
+
+async def test_an_address_that_is_not_this_machine_s_is_asked_for_by_a_stranger(opened: Open) -> None:
+    """A proxy that adds nothing hands on what the browser wrote: a router's address, say."""
+    assert (await ask(opened.app, "GET", "/status", {"host": "198.51.100.4"}, client=HERE)).status == 401
 
 
 async def test_a_browser_without_a_key_is_asked_for_one(opened: Open) -> None:

@@ -1,15 +1,21 @@
-"""Who may come in: from this machine everybody, from elsewhere who shows a key or a cookie. Wrong ones are counted."""
+"""Who may come in: from this machine everybody, from elsewhere who shows a key or a cookie. Wrong ones are counted.
+
+A proxy on this machine comes from loopback as its user does. Whom it brings is told by what it adds to a request, and
+by the Host: nobody who sits here calls the app by a name that it has for others.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hmac import compare_digest
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
@@ -27,7 +33,9 @@ MOST_WRONG = 10  # wrong keys of one address within that time, and
 MOST_WRONG_OF_ALL = 100
 MOST_ADDRESSES = 1000  # that are remembered
 LOOK_EVERY = 1.0  # seconds: so soon a revoked key's requests end
-_PROXIES = ("x-forwarded-for", "x-real-ip", "forwarded", "via")  # what a proxy adds: its client sits elsewhere
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_PROXIES = ("forwarded", "via", "x-real-ip")  # what a proxy adds: its client sits elsewhere
+_OF_PROXIES = ("x-forwarded-", "cf-")  # how more of it begins
 
 
 @dataclass(slots=True)
@@ -67,10 +75,15 @@ def network_of(address: str) -> str:
 class Access:
     """The keys of an app, and what it asks whom for. All methods belong to one event loop."""
 
-    def __init__(self, keys: KeyFile, own: str = "", *, asks: bool) -> None:
-        """`own` is the key of this user's own programs; `asks`: other machines reach this app, and need a key."""
+    def __init__(self, keys: KeyFile, own: str = "", *, names: tuple[str, ...] = (), asks: bool) -> None:
+        """`own` is the key of this user's own programs; `asks`: other machines reach this app.
+
+        `names`: by which browsers may call it beside its own; who does sits elsewhere.
+        """
         self.keys = keys
         self.asks = asks
+        self._names = frozenset(name.lower() for name in names)
+        self._own_names = LOOPBACK_NAMES | (own_names() if asks else frozenset())
         self.wrong = WrongKeys()
         self.requests = OpenRequests(keys)
         self._own = own
@@ -107,8 +120,34 @@ class Access:
         given = text.encode("utf-8", "replace")
         return bool(self._own) and any(compare_digest(given, own.encode()) for own in (self._own, cookie_of(self._own)))
 
+    def is_ours(self, host: str) -> bool:
+        """Whether a browser may call this app so."""
+        name = name_in(host)
+        # Rebinding needs a name, never an address.
+        return name in self._own_names or name in self._names or (self.asks and is_address(name))
+
     def _is_here(self, scope: Scope, headers: Headers) -> bool:
-        return is_local(scope) and not (self.asks and any(name in headers for name in _PROXIES))
+        name = name_in(headers.get("host", ""))
+        own = name in self._own_names or name == (scope.get("server") or ("",))[0]
+        return is_local(scope) and own and name not in self._names and not any(map(_is_of_proxy, headers.keys()))
+
+
+def _is_of_proxy(header: str) -> bool:
+    return header in _PROXIES or header.startswith(_OF_PROXIES)
+
+
+def name_in(host: str) -> str:
+    """The name or address of a Host, without its port; empty for what is none."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def own_names() -> frozenset[str]:
+    """What this machine is called on its network."""
+    name = socket.gethostname().lower()
+    return frozenset({name, name.partition(".")[0], f"{name.partition('.')[0]}.local"})
 
 
 def cookie_name(scope: Scope) -> str:

@@ -73,7 +73,8 @@ def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> Fa
     `own_key` is what this user's own programs show.
     """
     settings = head.settings
-    access = Access(KeyFile(settings.home_path), own_key, asks=settings.open_to_network)
+    keys = KeyFile(settings.home_path)
+    access = Access(keys, own_key, names=settings.host_names, asks=settings.open_to_network)
     app = FastAPI(title="together", version=__version__, docs_url=None, redoc_url=None)
     metrics = Metrics(head)
     responses.install(app, partial(note_refusal, metrics))
@@ -93,7 +94,7 @@ def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> Fa
     app.include_router(_refuse_the_rest(mounted))
     # No origin is allowed. It also stops the page's framework from adding CORS headers of its own.
     app.add_middleware(CORSMiddleware, allow_origins=())
-    app.add_middleware(Guard, access=access, names=settings.host_names)
+    app.add_middleware(Guard, access=access)
     return app
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from functools import partial
@@ -23,7 +22,7 @@ from together.api.access import Access, Revoked
 from together.api.login import LOGIN, enter, key_in_link, refusal_page
 from together.api.requests import WORDS
 from together.api.responses import BodyTooLarge, Forbidden, NoKey, TooManyWrongKeys, error_response, wrong
-from together.api.visitors import STRANGER, Visitor, is_address, note_visitor, visitor_of
+from together.api.visitors import STRANGER, Visitor, note_visitor, visitor_of
 from together.errors import BadRequest
 from together.processes import trim_memory
 from together.wording import MOST, cut, quoted
@@ -35,7 +34,6 @@ LARGE = 2**18  # bytes of a body, whose memory is given back; parsed it takes te
 
 _PICTURE = b'"data:image/'
 _BRANCHES = {"str", "list", "int"}  # what pydantic adds to the path of a field for a type that it tried
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 WITHOUT_KEY = frozenset({("GET", "/health"), ("GET", LOGIN), ("POST", LOGIN)})  # all else asks for one
 
 # Answers of a model may contain pictures and links: nothing is ever fetched from elsewhere.
@@ -51,17 +49,11 @@ _HEADERS = (
 
 
 class Guard:
-    """ASGI middleware around everything: hosts, origins, keys. What it does not name asks for a key.
+    """ASGI middleware around everything: hosts, origins, keys. What it does not name asks for a key."""
 
-    `names`: by which browsers may call this app beside its own.
-    """
-
-    def __init__(self, app: ASGIApp, access: Access, names: tuple[str, ...] = ()) -> None:
+    def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app = app
         self._access = access
-        self._names = LOOPBACK_NAMES | {name.lower() for name in names}
-        if access.asks:
-            self._names |= _own_names()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -125,7 +117,7 @@ class Guard:
     def _refusal(self, scope: Scope) -> Forbidden | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if not self._is_ours(host):
+        if not self._access.is_ours(host):
             return Forbidden("the Host {host} is not this app's; open it by its address", host=quoted(host))
         for origin in headers.getlist("origin"):
             if urlsplit(origin).netloc.lower() != host.lower():
@@ -135,14 +127,6 @@ class Guard:
         if foreign and (scope.get("method") != "GET" or headers.get("sec-fetch-mode") != "navigate"):
             return Forbidden("requests from pages of another site are refused")
         return None
-
-    def _is_ours(self, host: str) -> bool:
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").lower()
-        except ValueError:
-            return False
-        # Rebinding needs a name, never an address.
-        return name in self._names or (self._access.asks and is_address(name))
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------------
@@ -236,11 +220,3 @@ class FromJson:
 
 
 FROM_JSON = FromJson()
-
-
-# --- names ------------------------------------------------------------------------------------------------------------
-
-
-def _own_names() -> frozenset[str]:
-    name = socket.gethostname().lower()
-    return frozenset({name, name.partition(".")[0], f"{name.partition('.')[0]}.local"})
