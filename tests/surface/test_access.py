@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.cluster import cluster_settings, running_head
-from tests.surface.asgi import OWN_HOST, Begun, ask
+from tests.surface.asgi import ELSEWHERE, OWN_HOST, Begun, ask
 from tests.surface.client import API
 from tests.surface.served import routes_of
 from together.api.app import METHODS, build_app
@@ -183,9 +183,25 @@ async def test_a_link_with_a_key_becomes_a_cookie_and_an_address_without_it(open
     assert "Secure" not in cookie
     assert opened.key not in cookie
     assert (await opened.ask("GET", "/status", cookie=cookie.partition(";")[0])).status == 200
+    left = await opened.ask("POST", "/logout", cookie=cookie.partition(";")[0])
+    assert (left.status, left.headers["location"]) == (303, "/")
+    assert left.headers["set-cookie"].startswith('together-8765="";')
+    assert "Max-Age=0" in left.headers["set-cookie"]
     proxied = await ask(opened.app, "GET", "/", {"x-forwarded-proto": "https"}, query=b"key=" + opened.key.encode())
     assert "Secure" in proxied.headers["set-cookie"]
     assert (await ask(opened.app, "GET", "/", query=b"key=tg-wrong")).status == 401
     assert (
         await ask(opened.app, "GET", "/", {"host": "evil.example"}, query=b"key=" + opened.key.encode())
     ).status == 403
+
+
+async def test_a_link_logs_nobody_in_who_did_not_choose_it(opened: Open) -> None:
+    query = b"key=" + opened.key.encode()
+    linked = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    for headers, client in ((linked, ELSEWHERE), (linked, HERE), ({}, HERE), ({"sec-fetch-site": "none"}, HERE)):
+        reply = await ask(opened.app, "GET", "/", headers, client, query)
+        assert (reply.status, "set-cookie" in reply.headers) == (200, False), (headers, client)
+        assert reply.headers["cache-control"] == "no-store"
+    typed = await ask(opened.app, "GET", "/", {"sec-fetch-site": "none"}, ELSEWHERE, query)
+    assert (typed.status, "set-cookie" in typed.headers) == (303, True)
+    assert (await ask(opened.app, "GET", "/", linked, ELSEWHERE, b"key=tg-wrong")).status == 401

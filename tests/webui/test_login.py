@@ -73,11 +73,21 @@ def test_a_link_opens_the_page_and_leaves_no_key_in_its_address(phone: Page, ope
     expect(phone.locator("#cluster-header .model")).to_have_text("toy")
 
 
-def test_a_clicked_link_of_another_page_finds_its_cookie(phone: Page, open_app: RealApp) -> None:
-    """A strict cookie stays away from such a request; the page that is shown instead asks once more by itself."""
+def test_a_clicked_link_of_another_page_asks_before_it_logs_in(phone: Page, open_app: RealApp) -> None:
+    """The cookie is strict: it stays away from such a request, and is found by the next, of our own page."""
     key = KeyFile(open_app.home).make("mail")[1]
     mail = f'<a href="{open_app.url}/?key={key}">open</a>'
     phone.goto(f"data:text/html,{mail}")
     phone.get_by_text("open").click()
+    expect(phone.get_by_role("button")).to_have_text("Open the page with this key")
+    assert phone.context.cookies() == []
+    phone.get_by_role("button").click()
     expect(phone.locator("#cluster-header .model")).to_have_text("toy")
     assert phone.url == open_app.url + "/"
+    mail = f'<a href="{open_app.url}">again</a>'
+    phone.goto(f"data:text/html,{mail}")
+    phone.get_by_text("again").click()
+    expect(phone.locator("#cluster-header .model")).to_have_text("toy")
+    phone.goto(f"{open_app.url}/logout")
+    phone.get_by_role("button").click()
+    expect(phone.get_by_role("alert")).to_have_text("This app asks for a key.")

@@ -91,11 +91,11 @@ class Access:
     def visitor(self, scope: Scope) -> Visitor:
         """Raises NoKey, or TooManyWrongKeys."""
         headers = Headers(scope=scope)
-        here = self._is_here(scope, headers)
+        here = self.is_here(scope)
         shown = _key_in(headers)
         cookie = cookie_parser(headers.get("cookie", "")).get(cookie_name(scope), "")
         for text, found in ((shown, self.keys.by_key), (cookie, self.keys.by_cookie)):
-            if text and self._is_own(text):
+            if text and self.is_own(text):
                 return AT_HOME
             if text and (key := found(text)) is not None:
                 return Visitor(Owner(key.id), here)
@@ -107,7 +107,7 @@ class Access:
 
     def cookie(self, text: str) -> str | None:
         """What a browser that shows this key is given; None for a wrong one."""
-        return cookie_of(text) if self.keys.by_key(text) is not None or self._is_own(text) else None
+        return cookie_of(text) if self.keys.by_key(text) is not None or self.is_own(text) else None
 
     def refuse(self, scope: Scope) -> None:
         """Count a wrong key. Raises NoKey or TooManyWrongKeys."""
@@ -116,7 +116,8 @@ class Access:
             raise TooManyWrongKeys(wait)
         raise NoKey("the key is wrong, or was revoked; on the app's machine, python3 launch.py keys list shows all")
 
-    def _is_own(self, text: str) -> bool:
+    def is_own(self, text: str) -> bool:
+        """Whether this key, or cookie, is that of this user's own programs."""
         given = text.encode("utf-8", "replace")
         return bool(self._own) and any(compare_digest(given, own.encode()) for own in (self._own, cookie_of(self._own)))
 
@@ -126,7 +127,9 @@ class Access:
         # Rebinding needs a name, never an address.
         return name in self._own_names or name in self._names or (self.asks and is_address(name))
 
-    def _is_here(self, scope: Scope, headers: Headers) -> bool:
+    def is_here(self, scope: Scope) -> bool:
+        """Whether who asks sits at this machine, as far as can be told."""
+        headers = Headers(scope=scope)
         name = name_in(headers.get("host", ""))
         own = name in self._own_names or name == (scope.get("server") or ("",))[0]
         return is_local(scope) and own and name not in self._names and not any(map(_is_of_proxy, headers.keys()))

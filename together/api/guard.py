@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from together.api.access import Access, Revoked
-from together.api.login import LOGIN, enter, key_in_link, refusal_page
+from together.api.login import LOGIN, enter, is_foreign, key_in_link, refusal_page
 from together.api.requests import WORDS
 from together.api.responses import BodyTooLarge, Forbidden, NoKey, TooManyWrongKeys, error_response, wrong
 from together.api.visitors import STRANGER, Visitor, note_visitor, visitor_of
@@ -98,7 +98,7 @@ class Guard:
             return error_response(refusal)
         link = key_in_link(scope)
         if link is not None:
-            return enter(self._access, scope, link)
+            return enter(self._access, scope, link, by_link=True)
         if (scope.get("method"), scope["path"]) in WITHOUT_KEY:
             note_visitor(scope, self._known_or_stranger(scope))
             return None
@@ -123,8 +123,7 @@ class Guard:
             if urlsplit(origin).netloc.lower() != host.lower():
                 return Forbidden("requests from the page {origin} are refused", origin=quoted(origin))
         # Pictures and scripts of other pages come without an Origin; a clicked link is a navigation and may come.
-        foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
-        if foreign and (scope.get("method") != "GET" or headers.get("sec-fetch-mode") != "navigate"):
+        if is_foreign(headers) and (scope.get("method") != "GET" or headers.get("sec-fetch-mode") != "navigate"):
             return Forbidden("requests from pages of another site are refused")
         return None
 

@@ -1,7 +1,11 @@
-"""How a browser comes in: a link with a key, or a page that asks for one; both become a cookie. Loads nothing."""
+"""How a browser comes in: a link with a key, or a page that asks for one; both become a cookie. Loads nothing.
+
+A link of another site logs nobody in by itself: what is written then would belong to whoever has that key, too.
+"""
 
 from __future__ import annotations
 
+from html import escape
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request
@@ -15,6 +19,7 @@ from together.api.visitors import visitor_of
 from together.commands import as_typed
 
 LOGIN = "/login"
+LOGOUT = "/logout"
 KEPT = 90 * 24 * 3600  # seconds that a browser keeps its cookie; a revoked key's is worth nothing at once
 MOST_BODY = 4096  # bytes
 
@@ -48,6 +53,19 @@ _FORM = """<h1>together</h1>
 <button>Open the page</button>
 </form>
 <p>The link that the app's terminal showed has it. A new key, on the app's machine: <code>{command}</code></p>"""
+_CHOICE = """<h1>together</h1>
+<p>This link opens the page with a key. What is written there belongs to the key, and whoever has it can read it.</p>
+<form method="post" action="/login">
+<input name="key" type="hidden" value="{key}">
+<button>Open the page with this key</button>
+</form>{stay}"""
+_STAY = """
+<p><a href="/">Open it as you are</a>: on this machine no key is needed.</p>"""
+_LEAVE = """<h1>together</h1>
+<p>{said}</p>
+<form method="post" action="/logout">
+<button>Leave</button>
+</form>"""
 _AGAIN = """<p>Opening together …</p>"""
 ASKS = "This app asks for a key."
 WRONG = "This key is wrong, or it was revoked."
@@ -64,7 +82,7 @@ def refusal_page(scope: Scope, error: NoKey | TooManyWrongKeys) -> Response | No
     headers = Headers(scope=scope)
     if scope.get("method") not in ("GET", "HEAD") or "text/html" not in headers.get("accept", ""):
         return None
-    if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+    if is_foreign(headers):
         # A link on another page brought it here, and so without its cookie. From our own page the cookie comes along.
         more = f'<meta http-equiv="refresh" content="0; url={LOGIN}">\n'
         return HTMLResponse(_PAGE.format(more=more, body=_AGAIN), 401, _OWN_POLICY)
@@ -72,6 +90,17 @@ def refusal_page(scope: Scope, error: NoKey | TooManyWrongKeys) -> Response | No
         return login_page(OFTEN, 429)
     shown = cookie_name(scope) in headers.get("cookie", "")
     return login_page(WRONG if shown else ASKS)
+
+
+def choice_page(text: str, *, here: bool) -> Response:
+    """What a link with a right key shows where its visitor may not have meant to come with it."""
+    body = _CHOICE.format(key=escape(text.strip()), stay=_STAY if here else "")
+    return HTMLResponse(_PAGE.format(more="", body=body), headers=_OWN_POLICY)
+
+
+def is_foreign(headers: Headers) -> bool:
+    """Whether a page of another site made this request."""
+    return headers.get("sec-fetch-site") in ("cross-site", "same-site")
 
 
 def key_in_link(scope: Scope) -> str | None:
@@ -82,8 +111,11 @@ def key_in_link(scope: Scope) -> str | None:
     return found[-1] if found else None
 
 
-def enter(access: Access, scope: Scope, text: str) -> Response:
-    """The page and the cookie for a right key, the page that asks for one for any other."""
+def enter(access: Access, scope: Scope, text: str, *, by_link: bool = False) -> Response:
+    """The page and the cookie for a right key, the page that asks for one for any other.
+
+    `by_link`: first a button where the link is of another site, or where its visitor is here and needs no key.
+    """
     cookie = access.cookie(text.strip())
     if cookie is None:
         try:
@@ -92,6 +124,10 @@ def enter(access: Access, scope: Scope, text: str) -> Response:
             return login_page(OFTEN, 429)
         except NoKey:
             return login_page(WRONG)
+    headers = Headers(scope=scope)
+    here = access.is_here(scope)
+    if by_link and (is_foreign(headers) or (here and not access.is_own(text.strip()))):
+        return choice_page(text, here=here)
     reply = RedirectResponse("/", 303, _OWN_POLICY)
     reply.set_cookie(
         cookie_name(scope), cookie or "", KEPT, path="/", secure=_is_encrypted(scope), httponly=True, samesite="strict"
@@ -105,7 +141,7 @@ def _is_encrypted(scope: Scope) -> bool:
 
 
 def login_routes(access: Access) -> APIRouter:
-    """`/login`, which asks nobody for a key."""
+    """`/login`, which asks nobody for a key, and `/logout`."""
     router = APIRouter()
 
     @router.get(LOGIN)
@@ -121,5 +157,18 @@ def login_routes(access: Access) -> APIRouter:
             if len(body) > MOST_BODY:
                 return login_page(WRONG)
         return enter(access, request.scope, parse_qs(body.decode("latin-1")).get("key", [""])[-1])
+
+    @router.get(LOGOUT)
+    async def leaving(request: Request) -> Response:
+        """A button, so that no link ends what a browser has open."""
+        shown = cookie_name(request.scope) in request.cookies
+        body = _LEAVE.format(said="This browser forgets its key." if shown else "This browser has no key.")
+        return HTMLResponse(_PAGE.format(more="", body=body), headers=_OWN_POLICY)
+
+    @router.post(LOGOUT)
+    async def log_out(request: Request) -> Response:
+        reply = RedirectResponse("/", 303, _OWN_POLICY)
+        reply.delete_cookie(cookie_name(request.scope), path="/", httponly=True, samesite="strict")
+        return reply
 
     return router
