@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -65,6 +65,60 @@ def test_a_broken_file_opens_nothing(tmp_path: Path, caplog: pytest.LogCaptureFi
     (tmp_path / "keys.json").write_text('{"keys": [{"id": "x"}]}')
     assert keys.by_key(text) is None
     assert "no key is accepted" in caplog.text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a program there has no such limit")
+def test_a_look_that_fails_once_ends_no_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = KeyFile(tmp_path).make("phone")[1]
+    fresh, known = KeyFile(tmp_path), KeyFile(tmp_path)
+    assert known.by_key(text) is not None
+    another = KeyFile(tmp_path).make("another")[1]
+    with no_free_descriptor():
+        assert fresh.by_key(text) is None
+        assert known.by_key(text) is not None  # as it was before
+        assert known.by_key(text) is not None
+    assert caplog.text.count("those known hold") == 2
+    assert fresh.by_key(text) is not None
+    assert known.by_key(another) is not None
+
+
+@contextmanager
+def no_free_descriptor() -> Iterator[None]:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        for each in taken:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_renewed_key_keeps_its_id_and_its_old_text_opens_nothing(tmp_path: Path) -> None:
+    app, keys = KeyFile(tmp_path), KeyFile(tmp_path)
+    made, old = keys.make("phone")
+    keys.make("another")
+    assert app.by_key(old) == made
+    renewed, new = keys.renew("phone")
+    assert (renewed.id, renewed.name) == (made.id, made.name)
+    assert app.by_key(old) is app.by_cookie(cookie_of(old)) is None
+    assert app.by_key(new) == app.by_cookie(cookie_of(new)) == renewed
+    assert len(app.now()) == 2
+    with pytest.raises(BadSetting, match="there is no key 'tablet'"):
+        keys.renew("tablet")
+
+
+def test_a_folder_that_keeps_no_keys_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for change in (KeyFile(tmp_path / "file" / "home").make, KeyFile(tmp_path / "file" / "home").revoke):
+        with pytest.raises(AppError, match=r"keys cannot be kept in .*home: .*; make it yours to write"):
+            change("phone")
 
 
 def test_what_another_process_changes_holds_at_once(tmp_path: Path) -> None:
@@ -132,10 +186,14 @@ async def test_many_wrong_keys_do_not_keep_a_right_one_out(tmp_path: Path) -> No
 # --- over HTTP --------------------------------------------------------------------------------------------------------
 
 
-async def test_what_a_revoked_key_has_open_ends(tmp_path: Path) -> None:
+def shown_keys(*keys: str) -> list[dict[str, str]]:
+    return [{"x-api-key": key} for key in keys]
+
+
+async def test_what_a_revoked_or_renewed_key_has_open_ends(tmp_path: Path) -> None:
     async with open_app(tmp_path) as client:
         keys = KeyFile(tmp_path)
-        gone, stays = (keys.make(name)[1] for name in ("gone", "stays"))
+        gone, stays, renewed = (keys.make(name)[1] for name in ("gone", "stays", "renewed"))
         entered = await client.get("/", params={"key": gone})
         cookie = {"cookie": entered.headers["set-cookie"].partition(";")[0]}
         client.cookies.clear()
@@ -145,13 +203,14 @@ async def test_what_a_revoked_key_has_open_ends(tmp_path: Path) -> None:
                 assert stream.status_code == 200
                 return len([part async for part in stream.aiter_text() if part])
 
-        streams = [asyncio.create_task(parts(shown)) for shown in (cookie, {"x-api-key": gone})]
+        streams = [asyncio.create_task(parts(shown)) for shown in (cookie, *shown_keys(gone, renewed))]
         other = asyncio.create_task(parts({"x-api-key": stays}))
         await asyncio.sleep(0.5)
         keys.revoke("gone")
+        keys.renew("renewed")
         assert all(count > 0 for count in await asyncio.wait_for(asyncio.gather(*streams), PATIENCE))
         assert not other.done()
-        for shown in (cookie, {"x-api-key": gone}):
+        for shown in (cookie, *shown_keys(gone, renewed)):
             assert (await client.get("/status", headers=shown)).status_code == 401
         other.cancel()
         await asyncio.gather(other, return_exceptions=True)  # the server may have been faster

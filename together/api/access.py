@@ -175,7 +175,7 @@ class OpenRequests:
 
     def __init__(self, keys: KeyFile) -> None:
         self._keys = keys
-        self._open: dict[asyncio.Task[object], Owner] = {}
+        self._open: dict[asyncio.Task[object], str] = {}  # and the digest of its key: a renewed one has another
         self._ended: set[asyncio.Task[object]] = set()
         self._watch: asyncio.Task[None] | None = None
 
@@ -186,7 +186,7 @@ class OpenRequests:
         if visitor.owner in ("", AT_HOME.owner) or task is None:
             yield
             return
-        self._open[task] = visitor.owner
+        self._open[task] = next((key.digest for key in self._keys.now() if key.id == visitor.owner), "")
         self._watch = self._watch or asyncio.create_task(self._look())
         try:
             yield
@@ -204,8 +204,8 @@ class OpenRequests:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            known = {key.id for key in self._keys.now()}
-            for task, owner in self._open.items():
-                if owner not in known and task not in self._ended:
+            known = {key.digest for key in self._keys.now()}
+            for task, digest in self._open.items():
+                if digest not in known and task not in self._ended:
                     self._ended.add(task)
                     task.cancel()

@@ -12,19 +12,22 @@ import os
 import secrets
 import stat
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from hmac import compare_digest
 from pathlib import Path
 
 from filelock import FileLock
 
 from together.errors import AppError, BadSetting, TogetherError
-from together.jsonfile import read_json, write_json
+from together.jsonfile import MOST, BrokenFile, decode_json, write_json
 from together.requests import LOCAL
-from together.wording import quoted
+from together.wording import quoted, reason_of
 
 logger = logging.getLogger(__name__)
 
+ID = "[0-9a-f]{8}"  # what a key is called in what it owns
 START = "tg-"  # of every key, so that a person and a scanner of secrets know one
 LONGEST = 200  # letters that are looked at
 MOST_KEYS = 100
@@ -68,6 +71,7 @@ class KeyFile:
         self._lock = FileLock(home / "keys.lock")
         self._seen: tuple[int, ...] | None = None  # what the file was when it was read
         self._keys: tuple[ApiKey, ...] = ()
+        self._failing = False  # since the last good look; the log says so once
 
     # --- for who changes them -----------------------------------------------------------------------------------------
 
@@ -76,9 +80,7 @@ class KeyFile:
         name = name.strip()
         if not name or len(name) > MOST_NAME or not name.isprintable():
             raise BadSetting("a key's name has 1 to {most} letters, as phone", most=MOST_NAME)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock:
-            keys = self.kept()
+        with self._changing() as keys:
             if name == LOCAL or any(name in (key.name, key.id) for key in keys):
                 text = "there is a key {name} already; give another name, or: python3 launch.py keys revoke {name}"
                 raise BadSetting(text, name=quoted(name))
@@ -89,41 +91,89 @@ class KeyFile:
             write_json(self._file, _Kept((*keys, made)), private=True)
         return made, text
 
+    def renew(self, name: str) -> tuple[ApiKey, str]:
+        """Another text for the key of a name, or an id: what it owns stays its own. Raises BadSetting, or AppError."""
+        with self._changing() as keys:
+            old, text = _named(keys, name), new_key()
+            made = replace(old, made=int(time.time()), digest=_digest(text), cookie=_digest(cookie_of(text)))
+            write_json(self._file, _Kept(tuple(made if key is old else key for key in keys)), private=True)
+        return made, text
+
     def revoke(self, name: str) -> ApiKey:
         """Of a name, or an id. Raises BadSetting, or AppError."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock:
-            keys = self.kept()
-            gone = next((key for key in keys if name in (key.name, key.id)), None)
-            if gone is None:
-                raise BadSetting("there is no key {name}; see: python3 launch.py keys list", name=quoted(name))
+        with self._changing() as keys:
+            gone = _named(keys, name)
             write_json(self._file, _Kept(tuple(key for key in keys if key is not gone)), private=True)
         return gone
 
     def kept(self) -> tuple[ApiKey, ...]:
         """All keys, as the file has them now. Raises AppError where others may write it, or BrokenFile."""
-        if os.name != "nt" and self._file.exists() and self._file.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        try:
+            return self._read()
+        except OSError as error:
+            raise self._broken(error) from None
+
+    def _read(self) -> tuple[ApiKey, ...]:
+        """As `kept`, but raises OSError where the file could not be read this time."""
+        try:
+            with self._file.open("rb") as stream:
+                mode, data = os.fstat(stream.fileno()).st_mode, stream.read(MOST + 1)
+        except FileNotFoundError:
+            return ()
+        if os.name != "nt" and mode & (stat.S_IWGRP | stat.S_IWOTH):
             text = "others may write {file}, so that its keys are nobody's; delete it, and make new ones"
             raise AppError(text, file=str(self._file))
-        return (read_json(self._file, _Kept) or _Kept()).keys
+        if len(data) > MOST:
+            raise self._broken(ValueError(f"it has more than {MOST} bytes"))
+        try:
+            return decode_json(data, _Kept).keys
+        except ValueError as error:
+            raise self._broken(error) from None
+
+    def _broken(self, error: Exception) -> BrokenFile:
+        return BrokenFile("{file} cannot be read: {error}", file=str(self._file), error=reason_of(error))
+
+    @contextmanager
+    def _changing(self) -> Iterator[tuple[ApiKey, ...]]:
+        """The keys, while nobody else changes them."""
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._lock:
+                yield self.kept()
+        except OSError as error:
+            text = "keys cannot be kept in {folder}: {error}; make it yours to write"
+            raise AppError(text, folder=str(self._file.parent), error=reason_of(error)) from None
 
     # --- for who asks for them ----------------------------------------------------------------------------------------
 
     def now(self) -> tuple[ApiKey, ...]:
-        """As `kept`, read only where the file changed; none where it cannot be read, and the log says why."""
-        seen: tuple[int, ...]
+        """As `kept`, read only where the file changed; none where it is broken or not ours alone, and the log says why.
+
+        A file that cannot be read this time, as where no descriptor is free, says nothing: the keys that were known
+        hold until the next look.
+        """
+        try:
+            seen = self._mark()
+            if seen != self._seen:
+                self._keys = self._read()
+                self._seen = seen
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                logger.warning("keys cannot be looked up, those known hold: %s", self._broken(error))
+            self._failing = True
+        except TogetherError as error:
+            self._seen, self._keys = seen, ()
+            logger.error("no key is accepted: %s", error)
+        return self._keys
+
+    def _mark(self) -> tuple[int, ...]:
+        """Another one as soon as the file is another."""
         try:
             found = self._file.stat()
-            seen = (found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode)
-        except OSError:
-            seen = ()
-        if seen != self._seen:
-            self._seen, self._keys = seen, ()
-            try:
-                self._keys = self.kept()
-            except TogetherError as error:
-                logger.error("no key is accepted: %s", error)
-        return self._keys
+        except FileNotFoundError:
+            return ()
+        return found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode
 
     def by_key(self, text: str) -> ApiKey | None:
         return self._found(_digest(text), "digest") if len(text) <= LONGEST else None
@@ -135,3 +185,11 @@ class KeyFile:
         """Compares with all, each in constant time."""
         found = [key for key in self.now() if compare_digest(getattr(key, field).encode(), digest.encode())]
         return found[0] if found else None
+
+
+def _named(keys: tuple[ApiKey, ...], name: str) -> ApiKey:
+    """Of a name, or an id. Raises BadSetting."""
+    found = next((key for key in keys if name in (key.name, key.id)), None)
+    if found is None:
+        raise BadSetting("there is no key {name}; see: python3 launch.py keys list", name=quoted(name))
+    return found
