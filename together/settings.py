@@ -48,7 +48,7 @@ class Settings:
     home: str = ""  # lock, port file, node ids, bench weights; "" is the user's cache folder
     config: str = ""  # the join code; "" is the home folder if that was given, else the user's folder for settings
     host: str = "127.0.0.1"  # where nodes and pages listen
-    hosts: str = ""  # more names of this machine, as "chat.example.org,studio.lan": browsers may call the page by them
+    hosts: str = ""  # more names, as "chat.example.org,studio.lan": browsers may call the page by them, with a key
     port: int = 8765  # page and API; the next free one if taken
     node_port: int = 47600  # first block of 16 ports tried for a node
     cluster: str = "default"  # nodes and heads of another cluster name ignore each other
@@ -94,6 +94,11 @@ class Settings:
         if self.config:
             return Path(self.config).expanduser().absolute()
         return self.home_path if self.home else default_config()
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether users come from elsewhere: over the network, or by a name that a proxy has for this app."""
+        return self.open_to_network or bool(self.host_names)
 
     @property
     def open_to_network(self) -> bool:

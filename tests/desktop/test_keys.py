@@ -9,7 +9,8 @@ import pytest
 
 from together.api.keys import KeyFile
 from together.desktop.cli import main
-from together.desktop.keys import first_key, key_lines, qr_code
+from together.desktop.keys import first_key, key_lines, owner_of, qr_code
+from together.errors import BadSetting
 
 
 @pytest.fixture
@@ -32,16 +33,33 @@ def test_a_key_is_made_listed_and_revoked(home: Path, capsys: pytest.CaptureFixt
     assert text not in (shown := capsys.readouterr().out)
     assert kept.id in shown
     assert main(["keys", "make", "phone"]) == 2
+    assert main(["keys", "renew", "phone"]) == 0
+    (renewed,) = KeyFile(home).kept()
+    assert KeyFile(home).by_key(capsys.readouterr().out.split()[-1]) == renewed
+    assert (renewed.id, KeyFile(home).by_key(text)) == (kept.id, None)
     assert main(["keys", "revoke", "phone"]) == 0
-    assert capsys.readouterr().out == "the key phone is revoked\n"
+    said = capsys.readouterr().out
+    assert said.startswith("the key phone is revoked")
+    assert f"forget --texts --key {kept.id}\n" in said
     assert main(["keys", "revoke", "phone"]) == 2
     assert KeyFile(home).kept() == ()
+    assert owner_of(kept.id, home) == kept.id  # what it owned is still to be deleted
+    with pytest.raises(BadSetting, match="there is no key 'phone'"):
+        owner_of("phone", home)
+
+
+def test_a_key_that_cannot_be_kept_is_a_sentence(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "keys.json").mkdir()
+    assert main(["keys", "make", "phone"]) == 1
+    assert "keys.json cannot be read: Is a directory" in capsys.readouterr().err
 
 
 def test_the_first_key_is_made_once(tmp_path: Path) -> None:
-    text = first_key(tmp_path)
+    assert first_key(tmp_path, seen=False) == ""
+    assert KeyFile(tmp_path).kept() == ()
+    text = first_key(tmp_path, seen=True)
     assert KeyFile(tmp_path).by_key(text) is not None
-    assert first_key(tmp_path) == ""
+    assert first_key(tmp_path, seen=True) == ""
 
 
 def test_a_link_is_drawn_where_a_terminal_can(capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,9 +123,9 @@ async def _live(settings: Settings, options: AppOptions, lock: AppLock, stop: as
             at = head.machines.where.endpoint
             for line in app_lines(settings, at, port):
                 screen.line(line)
-            if settings.open_to_network and (key := await asyncio.to_thread(first_key, settings.home_path)):
+            if settings.asks_for_keys and (key := await _first_key(settings)):
                 screen.line("  the first key, which is shown this once:")
-                show_key(key, page_address(at, port))
+                show_key(key, page_address(at, port) if settings.open_to_network else "")
             open_browser(url, options.browser)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(_tell(head, screen))
@@ -136,6 +136,10 @@ async def _live(settings: Settings, options: AppOptions, lock: AppLock, stop: as
         await page.close()
         await head.stop()
         listener.close()
+
+
+async def _first_key(settings: Settings) -> str:
+    return await asyncio.to_thread(first_key, settings.home_path, seen=sys.stdout.isatty())
 
 
 async def _load(head: Head, options: AppOptions) -> None:

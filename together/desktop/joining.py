@@ -150,6 +150,9 @@ def app_lines(settings: Settings, head: Endpoint, page: int) -> Iterator[str]:
     if settings.open_to_network:
         yield "open to this network: page and API ask for a key, and machines join with this one's code"
         yield from app_reached(settings, page, head)
+    elif settings.host_names:
+        yield f"by the name {', '.join(settings.host_names)}, and through any proxy, page and API ask for a key"
+    if settings.asks_for_keys:
         yield f"  a key for a browser or a program:   {USUAL} keys make NAME"
 
 

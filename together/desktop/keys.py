@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Annotated
 import segno
 import typer
 
-from together.api.keys import ApiKey, KeyFile
+from together.api.keys import ID, ApiKey, KeyFile
 from together.api.visitors import is_loopback
 from together.cluster_types import address_text
 from together.commands import USUAL
@@ -58,10 +59,19 @@ def make_command(name: Annotated[str, typer.Argument(help="What it is for, as ph
     show_key(text, _page_of(find_running(home)))
 
 
-@app.command("revoke", help="End a key: what it has open, browsers too, ends within seconds.")
+@app.command("renew", help="A new text for a key, which is shown once; what the key owns stays. The old one ends.")
+def renew_command(name: Annotated[str, typer.Argument(help="Its name or id")]) -> None:
+    home = load_settings().home_path
+    key, text = KeyFile(home).renew(name)
+    print_line(f"the key {key.name} is renewed; it is shown this once:")
+    show_key(text, _page_of(find_running(home)))
+
+
+@app.command("revoke", help="End a key: what it has open, browsers too, ends within seconds. What it owns stays.")
 def revoke_command(name: Annotated[str, typer.Argument(help="Its name or id")]) -> None:
     gone = KeyFile(load_settings().home_path).revoke(name)
-    print_line(f"the key {gone.name} is revoked")
+    print_line(f"the key {gone.name} is revoked; what the app keeps of its chats stays, and nobody finds it")
+    print_line(f"  to delete that:            {USUAL} forget --texts --key {gone.id}")
 
 
 def _day(key: ApiKey) -> str:
@@ -69,22 +79,29 @@ def _day(key: ApiKey) -> str:
 
 
 def owner_of(name: str, home: Path) -> Owner:
-    """Whose what that key asks for is: `local` is what is asked without one. Raises BadSetting."""
+    """Whose what that key asks for is: `local` is what is asked without one. Raises BadSetting.
+
+    An id may be that of a revoked key, which nothing but what it owns knows.
+    """
     if name == LOCAL:
         return LOCAL
     found = next((key for key in KeyFile(home).kept() if name in (key.name, key.id)), None)
-    if found is None:
+    if found is None and not re.fullmatch(ID, name):
         raise BadSetting("there is no key {name}; see: python3 launch.py keys list", name=quoted(name))
-    return Owner(found.id)
+    return Owner(found.id if found is not None else name)
 
 
 # --- what is shown once -----------------------------------------------------------------------------------------------
 
 
-def first_key(home: Path) -> str:
-    """The text of a new key where there is none yet, else nothing. Raises AppError."""
+def first_key(home: Path, *, seen: bool) -> str:
+    """The text of a new key where there is none yet, else nothing. Raises AppError.
+
+    `seen`: what is said goes to a terminal. In a file, as a service's journal, a key would be there for good, and none
+    is made.
+    """
     keys = KeyFile(home)
-    return "" if keys.kept() else keys.make(FIRST)[1]
+    return "" if not seen or keys.kept() else keys.make(FIRST)[1]
 
 
 def show_key(key: str, page: str) -> None:
