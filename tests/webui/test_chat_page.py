@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import httpx
 import pytest
@@ -15,12 +13,11 @@ from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from tests.conftest import RealApp, until
 from tests.support.axe import serious_faults
+from tests.support.kept_chats import GROWING, imported
 from tests.support.patience import PATIENCE
 from tests.support.reading import faults
 from tests.support.sizes import ROOT
-from together.chats.exchange import FORMAT
 
-JSON = dict[str, Any]
 EVIL = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
 FITS = "document.documentElement.scrollWidth <= innerWidth"
 
@@ -43,19 +40,6 @@ def chat(page: Page, kept: httpx.Client) -> Iterator[Page]:
     expect(page.locator(".served")).to_have_text("toy")
     yield page
     assert errors == []
-
-
-def turn(name: str, parent: str, role: str, text: str, **said: Any) -> JSON:
-    return {"id": name, "parent": parent, "role": role, "state": "done", "created": 1.0, "said": {"text": text, **said}}
-
-
-def imported(kept: httpx.Client, title: str, answer: str, question: str = "?", **more: Any) -> str:
-    """A conversation of one question, as from a file."""
-    turns = [turn("a", "", "user", question, **more), turn("b", "a", "assistant", answer, model="toy")]
-    summary = {"id": "x", "title": title, "pinned": False, "created": 1.0, "changed": 1.0}
-    copy = {"conversation": {"summary": summary, "leaf": "b", "turns": turns}}
-    answer_json = kept.post("/conversations/import", content=json.dumps({"format": FORMAT, "chats": [copy]}))
-    return str(answer_json.raise_for_status().json()[0]["id"])
 
 
 def ask(chat: Page, text: str) -> None:
@@ -140,15 +124,15 @@ def test_settings_are_kept_as_a_preset(chat: Page, kept: httpx.Client) -> None:
     temperature.fill("0.25")
     drawer.get_by_label("System prompt").fill("be short")
     drawer.get_by_role("button", name="Keep").click()
-    chat.get_by_label("Name of the preset").fill("short")
+    chat.get_by_label("Name of the preset").fill("short / <b>")
     chat.get_by_role("dialog").get_by_role("button", name="Keep").click()
-    expect(drawer.locator("#preset")).to_have_value("short")
+    expect(drawer.locator("#preset")).to_have_value("short / <b>")
     (preset,) = kept.get("/presets").json()
     assert (preset["settings"]["temperature"], preset["settings"]["system"]) == (0.25, "be short")
     drawer.get_by_role("button", name="Restore").click()
     expect(temperature).to_have_value("")
     drawer.locator("#preset").select_option("")
-    drawer.locator("#preset").select_option("short")
+    drawer.locator("#preset").select_option("short / <b>")
     expect(temperature).to_have_value("0.25")
     drawer.get_by_role("button", name="Delete").click()
     chat.get_by_role("dialog").get_by_role("button", name="Delete").click()
@@ -227,6 +211,12 @@ def test_nothing_that_is_said_is_markup(chat: Page, kept: httpx.Client) -> None:
     chat.goto(f"{kept.base_url}/chat/{made}")
     expect(chat.locator(".chip")).to_contain_text("<script>")
     assert "hacked" not in chat.title()
+
+
+def test_a_growing_answer_shows_each_block_once(chat: Page) -> None:
+    seen, emphasised, kept, titles = chat.evaluate(GROWING)
+    assert seen == [["*a*"], ["*a* b"], ["a b", "c"], ["a b", "c d", "<i>"]]
+    assert (emphasised, kept, titles) == (1, True, ["Thinking…", "Thought for …"])
 
 
 def test_a_file_goes_with_a_question_and_a_draft_stays(chat: Page, kept: httpx.Client) -> None:

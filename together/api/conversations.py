@@ -266,12 +266,12 @@ def _add_presets(router: APIRouter, head: Head) -> None:
         kept = await answering.work(ChatStore.presets, owner)
         return _json([{"name": name, "settings": settings} for name, settings in kept])
 
-    @router.put("/presets/{name}")
+    @router.put("/presets/{name:path}")
     async def keep(owner: Owned, name: str, body: Annotated[SettingsBody, FROM_JSON]) -> Response:
         await answering.work(ChatStore.keep_preset, owner, name, body.settings())
         return _json({"done": True})
 
-    @router.delete("/presets/{name}")
+    @router.delete("/presets/{name:path}")
     async def delete(owner: Owned, name: str) -> Response:
         await answering.work(ChatStore.delete_preset, owner, name)
         return _json({"done": True})

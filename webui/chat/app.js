@@ -203,7 +203,10 @@ class Page {
   }
 
   async submit(text, files) {
-    if (this.conversation.writing.length) return false;
+    if (this.conversation.writing.length) {
+      say("An answer is being written; stop it first (Esc).");
+      return false;
+    }
     await this.choose();
     const id = await this.here();
     const parent = this.conversation.chat?.leaf ?? "";

@@ -52,7 +52,7 @@ export class Preferences {
 
   async open() {
     this.form.draw(await newChatSettings());
-    this.form.drawModels();
+    await this.form.look();
   }
 
   async #keep(settings) {

@@ -87,6 +87,13 @@ export class SettingsForm {
     }
   }
 
+  /** Look which models there are, also those that a question loads. */
+  async look() {
+    const listed = await call("GET", "/v1/models").catch(() => ({ data: [] }));
+    this.loadable = listed.data.map((model) => model.id);
+    this.drawModels();
+  }
+
   drawModels() {
     const known = this.page.serving.models.map((model) => model.name);
     const names = [...new Set([...known, ...this.loadable, this.now.model].filter(Boolean))];
@@ -177,10 +184,7 @@ export class SettingsDrawer {
 
   async open() {
     this.form.draw(this.page.settings);
-    await this.#load();
-    const listed = await call("GET", "/v1/models").catch(() => ({ data: [] })); // also those that a question loads
-    this.form.loadable = listed.data.map((model) => model.id);
-    this.form.drawModels();
+    await Promise.all([this.#load(), this.form.look()]);
   }
 
   async #load() {

@@ -1,6 +1,7 @@
 // The list of conversations: live, searched, endless; and what can be done with each.
 
 import { call } from "./api.js";
+import { keepDraft } from "./composer.js";
 import { ask, el, icon, iconButton, openMenu, say } from "./dom.js";
 
 const PAGE = 50; // conversations of one request
@@ -201,6 +202,7 @@ export class Sidebar {
     const text = `“${chat.title}” with all its answers and files will be gone.`;
     if (!(await ask({ title: "Delete this conversation?", text, yes: "Delete", danger: true }))) return;
     const gone = await this.#do("DELETE", `/conversations/${chat.id}`);
+    if (gone) keepDraft(chat.id, "", []);
     if (gone && this.page.id === chat.id) this.page.go("/chat");
   }
 

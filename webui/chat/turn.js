@@ -83,8 +83,11 @@ export class TurnView {
   grow(grown, shown) {
     const { said } = this.turn;
     this.drawn = "";
+    if (grown.reasoning && !said.reasoning) this.began = performance.now();
+    if (grown.text && !said.text && this.began) said.thought = (performance.now() - this.began) / 1000;
     said.text += grown.text;
     said.reasoning += grown.reasoning;
+    this.thoughtTitle.textContent = this.#thoughtTitle();
     this.waits.hidden = true;
     if (grown.reasoning) {
       this.thoughts.hidden = false;
