@@ -57,6 +57,33 @@ def test_a_picture_is_attached_and_asked_about(page: Page, seeing_app: RealApp, 
     assert answers(page)[0].strip() in right_answer(seeing, question, tokens=6)
 
 
+DROP = """bytes => {
+  const given = new DataTransfer();
+  given.items.add(new File([new Uint8Array(bytes)], "a.png", { type: "image/png" }));
+  document.querySelector("main").dispatchEvent(new DragEvent("drop", { dataTransfer: given, bubbles: true }));
+}"""
+
+
+@pytest.mark.full  # tests/webui/test_chat_page.py has files without a model that sees
+def test_a_picture_is_dropped_into_a_kept_conversation(page: Page, seeing_app: RealApp, seeing: Path) -> None:
+    page.goto(f"{seeing_app.url}/chat")
+    expect(page.locator(".served")).to_have_text("model")
+    page.locator("#show-settings").click()
+    page.locator("#drawer").get_by_label("Temperature").fill("0")
+    page.locator("#drawer").get_by_label("Max tokens").fill("6")
+    page.keyboard.press("Escape")
+    page.evaluate(DROP, list(photo(64, 40)))
+    expect(page.locator(".chip")).to_contain_text("a.pngpicture")
+    page.locator("#question").fill("what?")
+    page.locator("#question").press("Enter")
+    expect(page.locator(".figures")).to_contain_text("6 tokens")
+    shown = page.locator(".turn.user img")
+    assert shown.evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
+    question = Message("user", "what?", pictures=(Attached(0, photo(64, 40)),))
+    assert page.locator(".turn.assistant .text").inner_text().strip() in right_answer(seeing, question, tokens=6)
+    page.request.delete(f"{seeing_app.url}/conversations")
+
+
 def test_a_question_that_fails_gets_its_pictures_back(page: Page, real_app: RealApp) -> None:
     """As often as it is sent; this model sees none."""
     page.goto(real_app.url)

@@ -57,7 +57,7 @@ class SettingsBody(_Body):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
-    max_tokens: int | None = Field(default=None, ge=-1, lt=2**31)
+    max_tokens: Literal[-1] | Annotated[int, Field(ge=1, lt=2**31)] | None = None
     stop: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=16)
     thinking: bool | None = None
     preset: str = Field(default="", max_length=100)

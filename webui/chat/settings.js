@@ -33,7 +33,7 @@ const NUMBERS = [
   ["presence_penalty", "Presence penalty", "Above 0 brings new topics", -2, 2, 0.1],
   ["frequency_penalty", "Frequency penalty", "Above 0 repeats less, the more often a token was there", -2, 2, 0.1],
   ["seed", "Seed", "The same seed gives the same answer; empty draws another each time", 0, 9007199254740991, 1],
-  ["max_tokens", "Max tokens", "Where an answer ends at the latest", 1, 2147483647, 1],
+  ["max_tokens", "Max tokens", "Where an answer ends at the latest; -1 lets it fill the context", -1, 2147483647, 1],
 ];
 const OURS = { presence_penalty: "0", frequency_penalty: "0", seed: "random" };
 
