@@ -112,6 +112,7 @@ class ModelRef:
     layers: int
     revision: str = ""  # the hub's commit, where `name` is an id there
     form: str = ""  # what the machines make of the published weights; "": nothing
+    tokenizer: str = ""  # sha256 of the head's tokenizer.json; "": the fingerprint covers it
 
     @property
     def key(self) -> str:
@@ -253,8 +254,7 @@ class Threads:
 class Activation:
     """Hidden states, packed: `[tokens, width]` row-major little-endian elements of `dtype` in `data`; and `others`.
 
-    Raises ValueError for a tensor whose bytes are not its shape's, and for a name that is empty or taken.
-    """
+    Raises ValueError for bytes that are not a shape's, and for a name that is empty or taken."""
 
     dtype: Dtype
     tokens: int

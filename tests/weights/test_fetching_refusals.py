@@ -34,6 +34,7 @@ from together.errors import BrokenModel, LoadFailed
 from together.models.manifest import describe
 from together.models.names import layer_unit
 from together.models.reading import read_unit
+from together.models.same_words import own_tokenizer, tokenizer_digest
 from together.ring import rpc
 from together.types import ModelRef
 from together.weights.part import DiskFull
@@ -192,3 +193,28 @@ class _Full:
     """What a full disk says of itself."""
 
     free = MEGABYTE
+
+
+# --- other words ------------------------------------------------------------------------------------------------------
+
+
+async def test_another_tokenizer_than_the_head_s_is_refused_with_both_hashes(tmp_path: Path, toy: Path) -> None:
+    """The weights are the same, and so is the fingerprint: only what ids mean is not."""
+    model = replace(lab_ref(toy), tokenizer=own_tokenizer(toy, describe(toy)))
+    assert await fetcher(tmp_path / "studio").fetch(model, FIRST, (), quiet) == toy
+    file = toy / "tokenizer.json"
+    file.write_bytes(file.read_bytes() + b"\n")
+    assert describe(toy).key == model.key
+    with pytest.raises(BrokenModel, match="node studio has another tokenizer for lab/heavy") as refused:
+        await fetcher(tmp_path / "studio").fetch(model, FIRST, (), quiet)
+    assert f"{tokenizer_digest(toy)[:12]} there, {model.tokenizer[:12]} at the head" in str(refused.value)
+
+
+async def test_what_a_machine_gives_to_another_has_its_tokenizer(tmp_path: Path, toy: Path) -> None:
+    model = replace(lab_ref(toy), tokenizer=own_tokenizer(toy, describe(toy)))
+    async with studio(tmp_path) as link:
+        folder = await fetcher(tmp_path / "laptop").fetch(model, FIRST, (source(at(link.port), toy),), quiet)
+    assert tokenizer_digest(folder) == model.tokenizer
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(BrokenModel, match=r"was changed after it was fetched: its sha256 is \w{12}, it should be"):
+        own_tokenizer(folder, describe(folder))

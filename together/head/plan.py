@@ -19,6 +19,7 @@ from together.models.generation import SamplingDefaults, read_sampling_defaults,
 from together.models.manifest import SMALL_FILES, describe
 from together.models.remarks import remark, remarks
 from together.models.rope import is_stretched
+from together.models.same_words import own_tokenizer
 from together.models.spec import ModelSpec, read_config, read_runnable, read_spec
 from together.models.units import missing_ranges
 from together.planning.explain import Infeasible
@@ -87,7 +88,7 @@ def _read(model: str | Path, settings: Settings, form: str | None) -> ModelHandl
             message = "{model} is here in {form} only; load it without --quantize no, or bring its published files back"
             raise BadSetting(message, model=manifest.name, form=form_title(manifest.form))
         remark("%s is here in %s only", manifest.name, form_title(manifest.form))
-    ref = manifest.ref(str(plain.resolve()))
+    ref = replace(manifest.ref(str(plain.resolve())), tokenizer=own_tokenizer(folder, manifest))
     config = json.dumps(read_config(folder), sort_keys=True).encode()
     defaults = read_sampling_defaults(folder, sampling_mode(settings.sampling))
     return ModelHandle(folder, spec, text, ref, config, _dtype(settings, plain, spec), defaults, exact=settings.exact)

@@ -261,20 +261,22 @@ class LayerRange(_message.Message):
     def __init__(self, start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
 
 class ModelRef(_message.Message):
-    __slots__ = ("name", "path", "fingerprint", "layers", "revision", "form")
+    __slots__ = ("name", "path", "fingerprint", "layers", "revision", "form", "tokenizer")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     FORM_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     fingerprint: str
     layers: int
     revision: str
     form: str
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layers: _Optional[int] = ..., revision: _Optional[str] = ..., form: _Optional[str] = ...) -> None: ...
+    tokenizer: str
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layers: _Optional[int] = ..., revision: _Optional[str] = ..., form: _Optional[str] = ..., tokenizer: _Optional[str] = ...) -> None: ...
 
 class Endpoint(_message.Message):
     __slots__ = ("addresses", "port", "id")

@@ -17,6 +17,7 @@ from together.errors import BrokenModel, LoadFailed, RingBroken, TogetherError, 
 from together.models.form import PUBLISHED, form_title
 from together.models.manifest import read_manifest, small_files
 from together.models.reading import unit_digest
+from together.models.same_words import tokenizer_digest
 from together.models.units import Unit, units_for, words
 from together.sentences import Sentence, say, template
 from together.types import LayerRange, ModelRef
@@ -49,11 +50,29 @@ class Fetch:
     _folder: Path = field(init=False)
 
     async def run(self) -> Path:
-        """The folder that has everything a stage of `layers` needs.
+        """The folder that has everything a stage of `layers` needs, with the tokenizer that the head has.
 
         Copies nothing that is here and fetches nothing that the layers do not need. Raises BrokenModel, LoadFailed or
         DiskFull. Cancelling leaves what can be resumed.
         """
+        folder = await self._run()
+        await asyncio.to_thread(self._compare_words, folder)
+        return folder
+
+    def _compare_words(self, folder: Path) -> None:
+        """Raises BrokenModel for another tokenizer than the head's, whose ids mean other words."""
+        there = tokenizer_digest(folder) if self.model.tokenizer else ""
+        if there not in ("", self.model.tokenizer):
+            raise BrokenModel(
+                "node {node} has another tokenizer for {model} in {folder}: {there} there, {here} at the head; copy "
+                "the same files to both machines, or delete the model on one of them: python3 launch.py rm {model}",
+                folder=str(folder),
+                there=there[:12],
+                here=self.model.tokenizer[:12],
+                **self._names,
+            )
+
+    async def _run(self) -> Path:
         self._store = Store(self.home)
         self._folder = self._store.folder(self.model.key)
         found = await asyncio.to_thread(find_units, self.model, self.home)
