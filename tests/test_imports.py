@@ -76,7 +76,7 @@ LIBRARIES = {
     "pygments": ("together.chats.markup",),
     "latex2mathml": ("together.chats.formulas",),
     "google.protobuf": ("together.ring.wire",),
-    "cryptography": ("together.trust.certificates",),
+    "cryptography": ("together.trust.certificates", "together.trust.page"),
 }
 MESSAGES = ("together.ring.wire",)  # may import *_pb2
 STUBS = ("together.ring", "together.cluster")  # may import *_pb2_grpc, the edges of the services

@@ -49,7 +49,8 @@ class Settings:
     config: str = ""  # the join code; "" is the home folder if that was given, else the user's folder for settings
     host: str = "127.0.0.1"  # where nodes and pages listen
     hosts: str = ""  # more names, as "chat.example.org,studio.lan": browsers may call the page by them, with a key
-    port: int = 8765  # page and API; the next free one if taken
+    plain_http: bool = False  # the page in the clear also off this machine, for a proxy of your own that encrypts
+    port: int = 8765  # page and API for this machine; the next free one if taken; for others the one after it
     node_port: int = 47600  # first block of 16 ports tried for a node
     cluster: str = "default"  # nodes and heads of another cluster name ignore each other
     owner: str = ""  # the head that started this node and alone takes it by itself; "": any head may

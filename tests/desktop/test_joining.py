@@ -116,7 +116,7 @@ def page_that_says(begin: bytes, rest: bytes, every: float) -> Iterator[str]:
 def test_a_page_that_is_no_app_s_is_a_sentence_soon(
     begin: bytes, rest: bytes, every: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("together.desktop.joining.ASK_WITHIN", 1.0)  # it says something more often than that
+    monkeypatch.setattr("together.desktop.other_page.ASK_WITHIN", 1.0)  # it says something more often than that
     with page_that_says(begin, rest, every) as page, pytest.raises(AppError, match="no app of together answers at"):
         peers_of([page], CLOSED, of_app=False)
 
@@ -127,7 +127,7 @@ def test_only_what_listens_on_the_network_is_shown_to_it(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir()), "a machine alone needs no join code"
     shown = "\n".join(app_lines(replace(OPEN, home=str(tmp_path)), here, 8765))
     code = join_code(SecretFile(tmp_path).get())
-    assert "page for a phone:          http://192.168.1.20:8765" in shown
+    assert "page for a phone:          https://192.168.1.20:8765" in shown
     assert f"python3 launch.py join {code} node --host 0.0.0.0 --peer 192.168.1.20:47536" in shown
     assert "(this machine is also at 172.17.0.1)" in shown
     assert "0.0.0.0:" not in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -24,24 +25,33 @@ def open_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApp]:
 
 
 @pytest.fixture
+def door(open_app: RealApp) -> str:
+    """Where other machines find the page."""
+    port = json.loads((open_app.home / "app.json").read_text())["network"]
+    return f"https://127.0.0.1:{port}"
+
+
+@pytest.fixture
 def phone(context: BrowserContext) -> Iterator[Page]:
     """A browser of another machine, as far as the app can tell, that loads nothing from elsewhere."""
     browser = context.browser
     assert browser is not None
-    own = browser.new_context(viewport=PHONE, extra_http_headers={"X-Forwarded-For": "203.0.113.9"})
+    own = browser.new_context(
+        viewport=PHONE, extra_http_headers={"X-Forwarded-For": "203.0.113.9"}, ignore_https_errors=True
+    )
     own.set_default_timeout(PATIENCE_MS)
     tab = own.new_page()
     asked: list[str] = []
     tab.on("request", lambda request: asked.append(request.url))
     yield tab
     own.close()
-    assert [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))] == []
+    assert [url for url in asked if not url.startswith(("https://127.0.0.1:", "data:", "blob:"))] == []
 
 
-def test_a_phone_is_asked_for_a_key_and_chats_until_it_is_revoked(phone: Page, open_app: RealApp) -> None:
+def test_a_phone_is_asked_for_a_key_and_chats_until_it_is_revoked(phone: Page, open_app: RealApp, door: str) -> None:
     keys = KeyFile(open_app.home)
     key = keys.make("phone")[1]
-    phone.goto(open_app.url)
+    phone.goto(door)
     expect(phone.get_by_role("alert")).to_have_text("This app asks for a key.")
     wide, window = phone.evaluate(WIDTHS)
     assert wide <= window
@@ -52,7 +62,7 @@ def test_a_phone_is_asked_for_a_key_and_chats_until_it_is_revoked(phone: Page, o
     phone.get_by_label("Key").fill(key)
     phone.get_by_role("button").click()
     expect(phone.locator("#cluster-header .model")).to_have_text("toy")
-    assert phone.url == open_app.url + "/"
+    assert phone.url == door + "/"
     expect(phone.locator("#top-p")).to_contain_text("Default")
     ask(phone, "Hello", 5)
     measurements(phone)
@@ -62,32 +72,32 @@ def test_a_phone_is_asked_for_a_key_and_chats_until_it_is_revoked(phone: Page, o
     expect(phone.get_by_role("button")).to_have_text("Open the page")
 
 
-def test_a_link_opens_the_page_and_leaves_no_key_in_its_address(phone: Page, open_app: RealApp) -> None:
+def test_a_link_opens_the_page_and_leaves_no_key_in_its_address(phone: Page, open_app: RealApp, door: str) -> None:
     key = KeyFile(open_app.home).make("link")[1]
-    phone.goto(f"{open_app.url}/?key={key}")
+    phone.goto(f"{door}/?key={key}")
     expect(phone.locator("#cluster-header .model")).to_have_text("toy")
-    assert phone.url == open_app.url + "/"
+    assert phone.url == door + "/"
     assert key not in phone.content()
     assert key not in phone.evaluate("document.cookie")
     phone.reload()
     expect(phone.locator("#cluster-header .model")).to_have_text("toy")
 
 
-def test_a_clicked_link_of_another_page_asks_before_it_logs_in(phone: Page, open_app: RealApp) -> None:
+def test_a_clicked_link_of_another_page_asks_before_it_logs_in(phone: Page, open_app: RealApp, door: str) -> None:
     """The cookie is strict: it stays away from such a request, and is found by the next, of our own page."""
     key = KeyFile(open_app.home).make("mail")[1]
-    mail = f'<a href="{open_app.url}/?key={key}">open</a>'
+    mail = f'<a href="{door}/?key={key}">open</a>'
     phone.goto(f"data:text/html,{mail}")
     phone.get_by_text("open").click()
     expect(phone.get_by_role("button")).to_have_text("Open the page with this key")
     assert phone.context.cookies() == []
     phone.get_by_role("button").click()
     expect(phone.locator("#cluster-header .model")).to_have_text("toy")
-    assert phone.url == open_app.url + "/"
-    mail = f'<a href="{open_app.url}">again</a>'
+    assert phone.url == door + "/"
+    mail = f'<a href="{door}">again</a>'
     phone.goto(f"data:text/html,{mail}")
     phone.get_by_text("again").click()
     expect(phone.locator("#cluster-header .model")).to_have_text("toy")
-    phone.goto(f"{open_app.url}/logout")
+    phone.goto(f"{door}/logout")
     phone.get_by_role("button").click()
     expect(phone.get_by_role("alert")).to_have_text("This app asks for a key.")

@@ -75,10 +75,13 @@ def network_of(address: str) -> str:
 class Access:
     """The keys of an app, and what it asks whom for. All methods belong to one event loop."""
 
-    def __init__(self, keys: KeyFile, own: str = "", *, names: tuple[str, ...] = (), asks: bool) -> None:
+    def __init__(
+        self, keys: KeyFile, own: str = "", *, names: tuple[str, ...] = (), asks: bool, proxied: bool = False
+    ) -> None:
         """`own` is the key of this user's own programs; `asks`: other machines reach this app.
 
-        `names`: by which browsers may call it beside its own; who does sits elsewhere.
+        `names`: by which browsers may call it beside its own; who does sits elsewhere. `proxied`: whoever comes from
+        this machine may be a proxy, and sits elsewhere.
         """
         self.keys = keys
         self.asks = asks
@@ -87,6 +90,7 @@ class Access:
         self.wrong = WrongKeys()
         self.requests = OpenRequests(keys)
         self._own = own
+        self._proxied = proxied
 
     def visitor(self, scope: Scope) -> Visitor:
         """Raises NoKey, or TooManyWrongKeys."""
@@ -132,7 +136,8 @@ class Access:
         headers = Headers(scope=scope)
         name = name_in(headers.get("host", ""))
         own = name in self._own_names or name == (scope.get("server") or ("",))[0]
-        return is_local(scope) and own and name not in self._names and not any(map(_is_of_proxy, headers.keys()))
+        named = own and name not in self._names
+        return not self._proxied and is_local(scope) and named and not any(map(_is_of_proxy, headers.keys()))
 
 
 def _is_of_proxy(header: str) -> bool:

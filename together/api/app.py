@@ -73,8 +73,10 @@ def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> Fa
     `own_key` is what this user's own programs show.
     """
     settings = head.settings
-    keys = KeyFile(settings.home_path)
-    access = Access(keys, own_key, names=settings.host_names, asks=settings.open_to_network)
+    open_ = settings.open_to_network
+    keys = KeyFile(settings.config_path)
+    proxied = open_ and settings.plain_http
+    access = Access(keys, own_key, names=settings.host_names, asks=open_, proxied=proxied)
     app = FastAPI(title="together", version=__version__, docs_url=None, redoc_url=None)
     metrics = Metrics(head)
     responses.install(app, partial(note_refusal, metrics))
@@ -85,7 +87,7 @@ def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> Fa
         ("", status_routes(head, metrics), True),
         ("", control_routes(head, shutdown), False),  # for this machine's own programs
         ("", attachment_routes(head), False),  # for the page
-        ("", login_routes(access), False),
+        ("", login_routes(access, settings.config_path), False),
         ("", page_routes(), False),
         ("", conversation_routes(head), False),  # for the page and the terminal chat
     )

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from together.api.access import Access, Revoked
-from together.api.login import LOGIN, enter, is_foreign, key_in_link, refusal_page
+from together.api.login import AUTHORITY, LOGIN, enter, is_foreign, key_in_link, refusal_page
 from together.api.requests import WORDS
 from together.api.responses import BodyTooLarge, Forbidden, NoKey, TooManyWrongKeys, error_response, wrong
 from together.api.visitors import STRANGER, Visitor, note_visitor, visitor_of
@@ -34,7 +34,9 @@ LARGE = 2**18  # bytes of a body, whose memory is given back; parsed it takes te
 
 _PICTURE = b'"data:image/'
 _BRANCHES = {"str", "list", "int"}  # what pydantic adds to the path of a field for a type that it tried
-WITHOUT_KEY = frozenset({("GET", "/health"), ("GET", LOGIN), ("POST", LOGIN)})  # all else asks for one
+WITHOUT_KEY = frozenset(
+    {("GET", "/health"), ("GET", LOGIN), ("POST", LOGIN), ("GET", AUTHORITY)}
+)  # all else asks for one
 
 # Answers of a model may contain pictures and links: nothing is ever fetched from elsewhere.
 CONTENT_POLICY = (

@@ -6,20 +6,24 @@ A link of another site logs nobody in by itself: what is written then would belo
 from __future__ import annotations
 
 from html import escape
+from pathlib import Path
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from together.api.access import Access, cookie_name
 from together.api.responses import NoKey, TooManyWrongKeys
 from together.api.visitors import visitor_of
 from together.commands import as_typed
+from together.trust.secret import SecretFile
 
 LOGIN = "/login"
 LOGOUT = "/logout"
+AUTHORITY = "/ca.crt"
 KEPT = 90 * 24 * 3600  # seconds that a browser keeps its cookie; a revoked key's is worth nothing at once
 MOST_BODY = 4096  # bytes
 
@@ -52,7 +56,8 @@ _FORM = """<h1>together</h1>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus>
 <button>Open the page</button>
 </form>
-<p>The link that the app's terminal showed has it. A new key, on the app's machine: <code>{command}</code></p>"""
+<p>The link that the app's terminal showed has it. A new key, on the app's machine: <code>{command}</code></p>
+<p>Your browser warns of this page? <a href="/ca.crt">Install its authority</a>, once.</p>"""
 _CHOICE = """<h1>together</h1>
 <p>This link opens the page with a key. What is written there belongs to the key, and whoever has it can read it.</p>
 <form method="post" action="/login">
@@ -140,9 +145,19 @@ def _is_encrypted(scope: Scope) -> bool:
     return scope["scheme"] == "https" or Headers(scope=scope).get("x-forwarded-proto") == "https"
 
 
-def login_routes(access: Access) -> APIRouter:
-    """`/login`, which asks nobody for a key, and `/logout`."""
+def login_routes(access: Access, config: Path) -> APIRouter:
+    """`/login` and `/ca.crt`, which ask nobody for a key, and `/logout`. The join code lies in `config`."""
     router = APIRouter()
+
+    @router.get(AUTHORITY)
+    async def authority(request: Request) -> Response:
+        """The certificate of the authority that vouches for this page, for a phone to install; of HTTPS alone."""
+        secret = SecretFile(config).known() if request.url.scheme == "https" or visitor_of(request.scope).here else None
+        if secret is None:
+            raise HTTPException(404, "this page is not encrypted by the cluster's authority")
+        from together.trust.page import page_authority  # takes a moment to import
+
+        return Response(page_authority(secret), media_type="application/x-x509-ca-cert")  # as PEM, for programs, too
 
     @router.get(LOGIN)
     async def page(request: Request) -> Response:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -199,17 +200,24 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(app: FastAPI, listener: socket.socket, patience: Patience = USUAL) -> AsyncIterator[None]:
+async def serving(
+    app: FastAPI,
+    listener: socket.socket,
+    patience: Patience = USUAL,
+    tls: ssl.SSLContext | None = None,
+    first: bool = True,
+) -> AsyncIterator[None]:
     """Serve `app` on `listener` inside this block; leaving it closes every connection within about a second.
 
-    A request that takes longer to arrive than `patience` allows loses its connection.
+    A request that takes longer to arrive than `patience` allows loses its connection. With `tls` by HTTPS; `first` is
+    False where another socket of the same app is served around this one.
     """
     config = uvicorn.Config(
         app,
         http=patient(patience),
         ws="none",
         loop="asyncio",
-        lifespan="on",
+        lifespan="on" if first else "off",
         access_log=False,
         log_config=None,
         proxy_headers=False,
@@ -217,6 +225,8 @@ async def serving(app: FastAPI, listener: socket.socket, patience: Patience = US
         timeout_graceful_shutdown=1,
         timeout_keep_alive=30,
     )
+    config.load()
+    config.ssl = tls
     server = _Server(config)
     running = asyncio.create_task(server.serve([listener]))
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -384,5 +385,6 @@ class Agent:
 
 
 def _watcher_of(caller: Caller, address: str) -> Watcher:
-    page = f"http://{address_text(address, caller.page)}" if caller.page else ""
+    scheme = "http" if ipaddress.ip_address(address).is_loopback else "https"  # as desktop/front.py has it
+    page = f"{scheme}://{address_text(address, caller.page)}" if caller.page else ""
     return Watcher(cut(caller.name, MOST), page)

@@ -15,12 +15,12 @@ from pathlib import Path
 from together import __version__
 from together.api.app import build_app
 from together.api.keys import new_key
-from together.api.server import bind, serving, url_of
-from together.cluster.identity import own_addresses
+from together.api.server import url_of
 from together.cluster_types import Endpoint
 from together.commands import as_typed
 from together.desktop.client import AppLock, RunningApp, find_running
-from together.desktop.joining import app_lines, page_address, tell_of_nodes
+from together.desktop.front import PageDoors, page_address
+from together.desktop.joining import app_lines, tell_of_nodes
 from together.desktop.keys import first_key, show_key
 from together.desktop.logs import keep_log
 from together.desktop.page import LatePage
@@ -102,10 +102,9 @@ async def _run(settings: Settings, options: AppOptions, lock: AppLock, guard: Ex
 
 
 async def _live(settings: Settings, options: AppOptions, lock: AppLock, stop: asyncio.Event) -> None:
-    own_addresses(settings.host)  # refuses a host without an address before ports are tried
-    screen, listener = Screen(), bind(settings.host, settings.port)  # first: a node is told where the page is
-    port = listener.getsockname()[1]
-    head = Head(settings, options.peers, options.local_nodes, port, screen.tell)
+    screen, doors = Screen(), PageDoors.open(settings)  # first: a node is told where the page is
+    plain = settings.open_to_network and settings.plain_http
+    head = Head(settings, options.peers, options.local_nodes, 0 if plain else doors.shown, screen.tell)
     page = LatePage(head)
     try:
         nodes = count_text(options.local_nodes, "node") if options.local_nodes else "no node"
@@ -114,32 +113,34 @@ async def _live(settings: Settings, options: AppOptions, lock: AppLock, stop: as
         own_key = new_key()
         app = build_app(head, stop.set, own_key)
         app.mount("/", page)
-        url = url_of(listener)
-        async with serving(app, listener):
-            lock.announce(url, own_key)
-            if moved := moved_line("the page", settings.port, port):
+        url = url_of(doors.home)
+        async with doors.serving(app):
+            lock.announce(url, own_key, doors.shown if settings.open_to_network else 0, plain)
+            if moved := moved_line("the page", settings.port, doors.port):
                 screen.line(moved)
             screen.line(f"page and API: {url}   (Ctrl-C stops everything)")
             at = head.machines.where.endpoint
-            for line in app_lines(settings, at, port):
+            for line in app_lines(settings, at, doors.shown):
                 screen.line(line)
             if settings.asks_for_keys and (key := await _first_key(settings)):
                 screen.line("  the first key, which is shown this once:")
-                show_key(key, page_address(at, port) if settings.open_to_network else "")
-            open_browser(url, options.browser)
+                show_key(key, page_address(settings, at, doors.shown) if settings.open_to_network else "")
+            open_browser(f"{url}/?key={own_key}" if plain else url, options.browser)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(_tell(head, screen))
-                tasks.create_task(tell_of_nodes(head, port, screen))
+                tasks.create_task(tell_of_nodes(head, doors.shown, screen))
                 tasks.create_task(_load(head, options))
+                if doors.certificates is not None:
+                    tasks.create_task(doors.certificates.follow())
     finally:
         screen.idle()
         await page.close()
         await head.stop()
-        listener.close()
+        doors.close()
 
 
 async def _first_key(settings: Settings) -> str:
-    return await asyncio.to_thread(first_key, settings.home_path, seen=sys.stdout.isatty())
+    return await asyncio.to_thread(first_key, settings.config_path, seen=sys.stdout.isatty())
 
 
 async def _load(head: Head, options: AppOptions) -> None:

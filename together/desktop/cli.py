@@ -116,6 +116,9 @@ def up(
         ),
     ] = None,
     host: Host = None,
+    plain_http: Annotated[
+        bool, typer.Option("--plain-http", help="With --host: the page in the clear, for a proxy of your own")
+    ] = False,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page")] = True,
     local_nodes: Annotated[
         int | None, typer.Option(min=0, max=16, help="Nodes on this machine  [default: 2 for the demo model, else 1]")
@@ -147,6 +150,7 @@ def up(
         idle=idle,
         port=port,
         host=host,
+        plain_http=plain_http or None,
         dtype=dtype,
         exact=exact or None,
         backend=backend,
@@ -175,11 +179,13 @@ def up(
     if running is not None:
         split = given(strategy=strategy, layers=layers, users=users, context=context)
         split |= given(quantize=quantize, quantize_head=quantize_head)
-        start = given(port=port, host=host, local_nodes=local_nodes, dtype=dtype, sampling=sampling)
+        start = given(
+            port=port, host=host, plain_http=plain_http or None, local_nodes=local_nodes, dtype=dtype, sampling=sampling
+        )
         start |= given(on_demand=on_demand or None, alias=alias or None, idle=idle)
         start |= given(exact=exact or None, backend=backend, memory=memory, cache=cache, peer=peer or None)
         use_running(running, found, split, start)
-        open_browser(running.url, browser)
+        open_browser(running.link, browser)
 
 
 @command(app, "node")
@@ -264,17 +270,20 @@ def status(
     log_level: LogLevel = None,
 ) -> None:
     settings = settings_with(log_level=log_level)
+    from together.desktop.keys import page_of, reached_at
+
     running = running_app()
     if save is not None:
         _save_cluster(running, model_of(model, settings), save)
     elif as_json:
-        print(json.dumps({"url": running.url, **json.loads(running.status_json())}, indent=2))
+        at = {"url": running.url, "network": page_of(running), "plain_http": running.plain}
+        print(json.dumps({**at, **json.loads(running.status_json())}, indent=2))
     else:
         from rich.console import Console
 
         from together.desktop.show import show_status
 
-        show_status(running.status(), running.url, Console())
+        show_status(running.status(), running.url, Console(), reached_at(running))
 
 
 def _save_cluster(running: RunningApp, model: str | None, file: Path) -> None:

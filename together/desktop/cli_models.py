@@ -269,7 +269,7 @@ def _forget_texts(key: str | None, log_level: str | None) -> None:
     from together.desktop.keys import owner_of
 
     running = running_app(log_level)
-    order = given(owner=owner_of(key, settings_with().home_path) if key is not None else None)
+    order = given(owner=owner_of(key, settings_with().config_path) if key is not None else None)
     whose = "of everybody" if key is None else f"of {key}"
     typer.confirm(
         f"Delete all conversations, presets and attached pictures {whose}, and forget their texts?", abort=True

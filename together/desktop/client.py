@@ -36,6 +36,8 @@ class Announced:
     url: str
     version: str
     key: str = ""  # of this user's own programs, as long as the app runs
+    network: int = 0  # the port for other machines; 0: none reach it
+    plain: bool = False  # that port is in the clear
 
 
 class AppLock:
@@ -55,9 +57,9 @@ class AppLock:
         self._port_file.unlink(missing_ok=True)
         return True
 
-    def announce(self, url: str, key: str) -> None:
+    def announce(self, url: str, key: str, network: int = 0, plain: bool = False) -> None:
         """Write our address to the port file, and the key that opens it to who may read that."""
-        write_json(self._port_file, Announced(os.getpid(), url, __version__, key), private=True)
+        write_json(self._port_file, Announced(os.getpid(), url, __version__, key, network, plain), private=True)
 
     def release(self) -> None:
         self._port_file.unlink(missing_ok=True)
@@ -101,16 +103,21 @@ class AppVersion:
 class RunningApp:
     """An app that answers at `url`. Methods raise TogetherError with the app's own sentence."""
 
-    def __init__(self, url: str, pid: int, key: str = "") -> None:
+    def __init__(self, url: str, pid: int, key: str = "", network: int = 0, plain: bool = False) -> None:
+        """`network` is the port for other machines, 0 where there is none; `plain`: in the clear."""
         self.url = url
         self.pid = pid
+        self.network = network
+        self.plain = plain
+        self._key = key
         shown = {"Authorization": f"Bearer {key}"} if key else {}
         # this machine needs no proxy
         self._http = httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False, headers=shown)
 
     @property
-    def port(self) -> int:
-        return httpx.URL(self.url).port or 80
+    def link(self) -> str:
+        """What a browser of this machine opens: where a proxy may be the client, a browser shows a key, too."""
+        return f"{self.url}/?key={self._key}" if self.plain else self.url
 
     def version(self, within: float) -> AppVersion:
         """Raises ValueError for the answer of another program."""
@@ -200,12 +207,16 @@ def find_running(home: Path, within: float = 30.0) -> RunningApp | None:
     announced = read_announced(home)
     if announced is None:
         return None
-    app = RunningApp(announced.url, announced.pid, announced.key)
+    app = _app_of(announced)
     try:
         answer = app.version(within)
     except (TogetherError, ValueError):
         return None
     return app if answer == AppVersion("together", announced.pid) else None
+
+
+def _app_of(announced: Announced) -> RunningApp:
+    return RunningApp(announced.url, announced.pid, announced.key, announced.network, announced.plain)
 
 
 def require_running(home: Path) -> RunningApp:
@@ -229,7 +240,7 @@ def stop_running(home: Path) -> RunningApp:
         lock.release()
     elif app is None and (announced := read_announced(home)) is not None:
         # It hangs: while it holds the lock, the port file is its own.
-        app = RunningApp(announced.url, announced.pid, announced.key)
+        app = _app_of(announced)
     if app is None:
         raise _not_running(home)
     app.stop()

@@ -9,7 +9,6 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
-from urllib.parse import parse_qs, urlsplit
 
 from together.cluster.agent import Agent, Watcher
 from together.cluster.discovery import Tell, log_it
@@ -19,10 +18,10 @@ from together.cluster.node import Story, run_node
 from together.cluster_types import Endpoint, NodeStatus, StageState, address_text
 from together.commands import USUAL, launch
 from together.desktop.logs import keep_log, note_to_parent
+from together.desktop.other_page import head_of
 from together.desktop.ports import moved_line
 from together.desktop.show import LetGoBy, Screen, let_go_in
-from together.errors import AppError, BadSetting, TogetherError
-from together.jsonfile import decode_json
+from together.errors import BadSetting, TogetherError
 from together.processes import stop_on_signals
 from together.sentences import NOTHING, Sentence, say, verbatim
 from together.settings import Settings
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from together.head.head import Head  # which a node does not load
 
 BEYOND = ("203.0.113.1", 9)  # an address of no machine: asking for the way there sends nothing
-ASK_WITHIN = 5.0  # seconds for another machine's page, all of it
-LARGEST_STATUS = 2**20  # bytes that it may say
 GRACE = 8.0  # seconds: an app that starts again, or a node whose machine sleeps for a moment, did not leave
 SETTLED = 5.0  # seconds: between two networks a machine has other addresses, or none
 LOOK_EVERY = 1.0
@@ -57,18 +54,18 @@ def likely_first(addresses: tuple[str, ...]) -> tuple[str, ...]:
 
 def peers_of(texts: list[str] | None, settings: Settings, *, of_app: bool) -> tuple[Endpoint, ...]:
     """What `--peer` was given, each as another machine prints it; `of_app` is for `up`. Raises BadSetting, AppError."""
-    return tuple(_peer_of(text.strip(), settings.node_port, of_app) for text in texts or ())
+    return tuple(_peer_of(text.strip(), settings, of_app) for text in texts or ())
 
 
-def _peer_of(text: str, usual_port: int, of_app: bool) -> Endpoint:
+def _peer_of(text: str, settings: Settings, of_app: bool) -> Endpoint:
     if "://" not in text:
-        return endpoint_of(text, usual_port)
+        return endpoint_of(text, settings.node_port)
     if of_app:
         raise BadSetting(
             "--peer {text} is an app's page, and up takes a node's address, which python3 launch.py node prints there",
             text=text,
         )
-    return _head_of(text)
+    return head_of(text, SecretFile(settings.config_path))
 
 
 def endpoint_of(text: str, usual_port: int) -> Endpoint:
@@ -85,63 +82,6 @@ def endpoint_of(text: str, usual_port: int) -> Endpoint:
     return Endpoint((host,), int(port))
 
 
-@dataclass(frozen=True, slots=True)
-class PageStatus:
-    """What we read of another app's `/status`: where its head listens."""
-
-    endpoint: Endpoint | None = None
-
-
-def _head_of(page: str) -> Endpoint:
-    """Where the app of that page listens for nodes; the link with a key is its address, too.
-
-    Raises AppError where no app of ours answers there, or where it asks for another key.
-    """
-    import httpx
-
-    try:
-        url = urlsplit(page)
-        key = parse_qs(url.query).get("key", [""])[-1]
-        head = decode_json(asyncio.run(_status_at(f"{url.scheme}://{url.netloc}", key)), PageStatus).endpoint
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code != 401:
-            raise _no_app(page) from None
-        raise AppError(
-            "the app at {page} asks for a key; give the link that has one, or the line that its terminal shows",
-            page=page.partition("?")[0],
-        ) from None
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, TimeoutError):
-        head = None
-    if head is None or not 0 < head.port < 65536:
-        raise _no_app(page)
-    return Endpoint((url.hostname or "",), head.port)
-
-
-def _no_app(page: str) -> AppError:
-    return AppError(
-        "no app of together answers at {page}; start it there with: python3 launch.py up --host 0.0.0.0",
-        page=page.partition("?")[0],
-    )
-
-
-async def _status_at(page: str, key: str) -> bytes:
-    """Raises TimeoutError also for an answer that never ends, ValueError for one that is too long for any app's."""
-    import httpx
-
-    answer, shown = b"", {"Authorization": f"Bearer {key}"} if key else {}
-    async with (
-        asyncio.timeout(ASK_WITHIN),
-        httpx.AsyncClient(trust_env=False, timeout=ASK_WITHIN, headers=shown) as client,
-        client.stream("GET", f"{page}/status") as parts,
-    ):
-        parts.raise_for_status()
-        async for part in parts.aiter_bytes():
-            answer += part
-            if len(answer) > LARGEST_STATUS:
-                raise ValueError("no status is that long")
-    return answer
-
-
 # --- what is printed at the start -------------------------------------------------------------------------------------
 
 
@@ -149,6 +89,8 @@ def app_lines(settings: Settings, head: Endpoint, page: int) -> Iterator[str]:
     """For an app that listens on the network: its page for others, and the line for another machine."""
     if settings.open_to_network:
         yield "open to this network: page and API ask for a key, and machines join with this one's code"
+        if settings.plain_http:
+            yield "the page is in the clear (--plain-http): let nobody reach it but a proxy of yours that encrypts"
         yield from app_reached(settings, page, head)
     elif settings.host_names:
         yield f"by the name {', '.join(settings.host_names)}, and through any proxy, page and API ask for a key"
@@ -156,15 +98,11 @@ def app_lines(settings: Settings, head: Endpoint, page: int) -> Iterator[str]:
         yield f"  a key for a browser or a program:   {USUAL} keys make NAME"
 
 
-def page_address(head: Endpoint, page: int) -> str:
-    """Of an app's page, for other machines."""
-    return f"http://{address_text(likely_first(head.addresses)[0], page)}"
-
-
 def app_reached(settings: Settings, page: int, head: Endpoint) -> Iterator[str]:
     """Where others find an app."""
     addresses = likely_first(head.addresses)
-    yield f"  page for a phone:          {page_address(head, page)}"
+    scheme = "http" if settings.plain_http else "https"
+    yield f"  page for a phone:          {scheme}://{address_text(addresses[0], page)}"
     code, peer = SecretFile(settings.config_path).code(), address_text(addresses[0], head.port)
     yield f"  on another machine, run:   {USUAL} join {code} node --host 0.0.0.0 --peer {peer}"
     yield from _others(addresses)

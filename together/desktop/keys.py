@@ -15,10 +15,10 @@ import segno
 import typer
 
 from together.api.keys import ID, ApiKey, KeyFile
-from together.api.visitors import is_loopback
 from together.cluster_types import address_text
 from together.commands import USUAL
 from together.desktop.client import RunningApp, find_running
+from together.desktop.front import network_scheme
 from together.desktop.joining import likely_first
 from together.desktop.show import print_line, print_table
 from together.errors import BadSetting, TogetherError
@@ -42,7 +42,7 @@ def keys(context: typer.Context, as_json: AsJson = False) -> None:
 
 @app.command("list", help="The keys by name and id.")
 def list_command(as_json: AsJson = False) -> None:
-    found = KeyFile(load_settings().home_path).kept()
+    found = KeyFile(load_settings().config_path).kept()
     if as_json:
         print(json.dumps({"keys": [{"id": key.id, "name": key.name, "made": key.made} for key in found]}, indent=2))
     elif not found:
@@ -53,23 +53,23 @@ def list_command(as_json: AsJson = False) -> None:
 
 @app.command("make", help="A new key, which is shown once.")
 def make_command(name: Annotated[str, typer.Argument(help="What it is for, as phone or open-webui")]) -> None:
-    home = load_settings().home_path
-    key, text = KeyFile(home).make(name)
+    settings = load_settings()
+    key, text = KeyFile(settings.config_path).make(name)
     print_line(f"the key {key.name} is made; it is shown this once:")
-    show_key(text, _page_of(find_running(home)))
+    show_key(text, page_of(find_running(settings.home_path)))
 
 
 @app.command("renew", help="A new text for a key, which is shown once; what the key owns stays. The old one ends.")
 def renew_command(name: Annotated[str, typer.Argument(help="Its name or id")]) -> None:
-    home = load_settings().home_path
-    key, text = KeyFile(home).renew(name)
+    settings = load_settings()
+    key, text = KeyFile(settings.config_path).renew(name)
     print_line(f"the key {key.name} is renewed; it is shown this once:")
-    show_key(text, _page_of(find_running(home)))
+    show_key(text, page_of(find_running(settings.home_path)))
 
 
 @app.command("revoke", help="End a key: what it has open, browsers too, ends within seconds. What it owns stays.")
 def revoke_command(name: Annotated[str, typer.Argument(help="Its name or id")]) -> None:
-    gone = KeyFile(load_settings().home_path).revoke(name)
+    gone = KeyFile(load_settings().config_path).revoke(name)
     print_line(f"the key {gone.name} is revoked; what the app keeps of its chats stays, and nobody finds it")
     print_line(f"  to delete that:            {USUAL} forget --texts --key {gone.id}")
 
@@ -136,13 +136,21 @@ def _draws(drawing: str) -> bool:
     return sys.stdout.isatty()
 
 
-def _page_of(running: RunningApp | None) -> str:
+def reached_at(running: RunningApp) -> str:
+    """How other machines reach the page, for a person; empty where they do not."""
+    page = page_of(running)
+    if not page:
+        return ""
+    clear = "in the clear (--plain-http): let nobody reach it but a proxy of yours that encrypts"
+    return f"other machines: {page}, {clear if running.plain else 'with a key'}"
+
+
+def page_of(running: RunningApp | None) -> str:
     """Where other machines find the page of the running app; empty where they do not."""
     try:
         at = running.status().endpoint if running is not None else None
     except TogetherError:
         return ""
-    reached = [address for address in at.addresses if not is_loopback(address)] if at is not None else []
-    if running is None or not reached:
+    if running is None or at is None or not running.network:
         return ""
-    return f"http://{address_text(likely_first(tuple(reached))[0], running.port)}"
+    return f"{network_scheme(running.plain)}://{address_text(likely_first(at.addresses)[0], running.network)}"

@@ -17,6 +17,7 @@ from together.desktop.cli_models import SavedPlan, given
 from together.desktop.client import RunningApp
 from together.desktop.doctor import run_doctor
 from together.desktop.kept_chat import KeptChats, talk_kept
+from together.desktop.keys import reached_at
 from together.desktop.models import list_models
 from together.desktop.show import (
     load_and_show,
@@ -135,7 +136,7 @@ class Menu:
         return (
             Item("Open the page", self.open_page),
             Item("Chat here", self.chat),
-            Item("Status", lambda: show_status(self.app.status(), self.app.url, Console())),
+            Item("Status", lambda: show_status(self.app.status(), self.app.url, Console(), reached_at(self.app))),
             Item("Load a model", self.load),
             Item("Plan: who would take which layers", self.plan),
             *balance,
@@ -149,7 +150,7 @@ class Menu:
 
     def open_page(self) -> None:
         print_line(self.app.url)
-        webbrowser.open(self.app.url)
+        webbrowser.open(self.app.link)
 
     def balance(self) -> None:
         for model in self.app.status().models:

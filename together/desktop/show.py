@@ -199,14 +199,14 @@ def cell_text(value: object) -> str:
 # --- status -----------------------------------------------------------------------------------------------------------
 
 
-def show_status(status: AppStatus, url: str, console: Console) -> None:
-    """Model, stages and nodes, for a person."""
+def show_status(status: AppStatus, url: str, console: Console, reached: str = "") -> None:
+    """Model, stages and nodes, for a person; `reached`: how other machines reach the page."""
     states = []
     for model in status.models:
         costs = [model.pace.text if model.pace else "", model.sharing]
         states += [model.serving.sentence, *filter(None, costs)]
     gone = let_go_in(status.nodes, status.let_go).values()
-    print_lines([f"together at {url}", *states, *map(str, gone), *hints(status)], console)
+    print_lines([f"together at {url}", *filter(None, [reached]), *states, *map(str, gone), *hints(status)], console)
     if not status.nodes:
         print_lines([as_typed("no node is there; start one with: python3 launch.py node")], console)
         return

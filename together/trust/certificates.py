@@ -28,11 +28,16 @@ def derived(secret: bytes, purpose: str, length: int) -> bytes:
     return HKDF(hashes.SHA256(), length, None, f"together 1 {purpose}".encode()).derive(secret)
 
 
+def authority_key_of(secret: bytes, purpose: str) -> ec.EllipticCurvePrivateKey:
+    """The key of an authority; those of two purposes have nothing in common."""
+    # 48 bytes: what is left of them by the order is even to 2^-128
+    number = int.from_bytes(derived(secret, purpose, 48), "big") % (_ORDER - 1) + 1
+    return ec.derive_private_key(number, _CURVE)
+
+
 def make_leaf(secret: bytes, name: str) -> Leaf:
     """A new key with a certificate of the cluster's authority for `name`."""
-    # 48 bytes: what is left of them by the order is even to 2^-128
-    number = int.from_bytes(derived(secret, "authority", 48), "big") % (_ORDER - 1) + 1
-    authority_key = ec.derive_private_key(number, _CURVE)
+    authority_key = authority_key_of(secret, "authority")
     authority_name = _name(f"together {derived(secret, 'name', 4).hex()}")
     constraints = x509.BasicConstraints(ca=True, path_length=0)
     authority = (
