@@ -76,6 +76,22 @@ def test_gemmas_rope_is_by_kind_of_layer(config: dict[str, Any]) -> None:
     }
 
 
+def test_an_older_table_counts_beside_a_newer_one() -> None:
+    """As in transformers: the kind of the newer one, which `default` is too, does not hide the older one's."""
+    newer = {"rope_type": "default", "rope_theta": 7.0}
+    found = rope(rope_theta=7.0, rope_parameters=newer, rope_scaling={"type": "linear", "factor": 4})
+    assert found == {"rope_type": "linear", "rope_theta": 7.0, "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("newer", "named"),
+    [({"rope_type": "llama3", **LLAMA3}, "a kind of rope"), ({"rope_theta": 5000.0}, "a theta of rope")],
+)
+def test_tables_that_disagree_are_refused(newer: dict[str, Any], named: str) -> None:
+    with pytest.raises(UnsupportedModel, match=named):
+        rope(rope_theta=7.0, rope_parameters=newer, rope_scaling={"type": "linear", "factor": 4})
+
+
 @pytest.mark.parametrize("kind", ["mrope", "longrope", "dynamic", "su", "yarn2", ["linear"], 3])
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
 def test_unknown_rope_is_named(kind: object, key: str) -> None:

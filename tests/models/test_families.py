@@ -166,6 +166,18 @@ def test_a_rope_for_long_texts() -> None:
         assert chosen["short_factor"] == chosen["long_factor"] == [factor] * 6
 
 
+@pytest.mark.parametrize(
+    ("at_top", "inside", "named"),
+    [(1, None, "= 1"), (200_000, None, "= 200000"), (4096, 8192, "= 8192"), (None, 8192, "= 8192")],
+)
+def test_lengths_of_a_rope_for_long_texts_that_cannot_be(at_top: int | None, inside: int | None, named: str) -> None:
+    """They choose the factors by which a whole ring turns."""
+    scaling = {"type": "longrope", "short_factor": [1] * 6, "long_factor": [2] * 6}
+    words = {"model_type": "phi3", "max_position_embeddings": 131072, "original_max_position_embeddings": at_top}
+    with pytest.raises(BrokenModel, match=f"original_max_position_embeddings {named}"):
+        effective("tiny", SHAPE | words | {"rope_scaling": scaling | {"original_max_position_embeddings": inside}})
+
+
 def test_layers_without_rope_may_have_a_window() -> None:
     config = SHAPE | {"model_type": "smollm3", "use_sliding_window": True, "sliding_window": 8}
     found = effective("tiny", config)

@@ -54,7 +54,30 @@ def rope_parameters(name: str, config: Mapping[str, Any], family: Family, contex
                 "{model} has other rope for some layers, which does not run here in this family", model=name
             )
         given = each[0] if each else {}
-    return reader.read({**new, **old} if not _nested(new) else given, "rope_theta", family.theta)
+    if old and not _nested(new):
+        _check_agreement(name, config, new, old)
+    return reader.read(given, "rope_theta", family.theta)
+
+
+def _check_agreement(name: str, config: Mapping[str, Any], new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
+    """`rope_scaling` counts where there are both, as in transformers: what they say in common must be the same."""
+    kinds = [_kind(table) for table in (new, old) if table]
+    theta = old.get("rope_theta", config.get("rope_theta"))
+    for key, one, other in (("a kind", kinds[0], kinds[-1]), ("a theta", new.get("rope_theta"), theta)):
+        if one not in (None, "default", other):
+            raise UnsupportedModel(
+                "config.json of {model} has {what} of rope in rope_parameters ({new}) and another one beside them "
+                "({old}); take config.json from where the model was published",
+                model=name,
+                what=key,
+                new=quoted(one, MOST_SHOWN),
+                old=quoted(other, MOST_SHOWN),
+            )
+
+
+def _kind(given: Mapping[str, Any]) -> Any:
+    kind = given.get("rope_type") or given.get("type") or "default"
+    return LONG if kind == "su" else kind  # so the first files called it
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +89,7 @@ class _Reader:
 
     def read(self, given: Mapping[str, Any], base: str, theta: float) -> dict[str, Any]:
         """One set; `base` is where older files have its theta."""
-        kind = given.get("rope_type") or given.get("type") or "default"
-        kind = LONG if kind == "su" else kind  # so the first files called it
+        kind = _kind(given)
         if not isinstance(kind, str) or kind not in self.family.rope_kinds:
             raise UnsupportedModel(
                 "{model} scales its rope by {kind}, which does not run here; {kinds} do",
@@ -82,8 +104,8 @@ class _Reader:
         for key in ("mscale", "mscale_all_dim"):
             if known.get(key) == 0:  # as good as absent
                 del known[key]
-        if kind == LONG:  # a class that has a length of its own goes by that
-            known[_LENGTH] = self.config.get(_LENGTH) or self.family.counts.get(_LENGTH)
+        if kind == LONG:
+            known[_LENGTH] = self._trained(given)
         if _LENGTH in needed:
             known.setdefault(_LENGTH, self.config.get(_LENGTH) or self.context)
         if kind == "yarn" and "factor" not in known:
@@ -94,6 +116,18 @@ class _Reader:
         if kind == LONG:
             found = self._long(found)
         return {"rope_type": kind, "rope_theta": self._theta(given, base, theta), **part, **found}
+
+    def _trained(self, given: Mapping[str, Any]) -> Any:
+        """The length that chooses the factors: a class that has one of its own goes by that.
+
+        Raises BrokenModel where the file says two, or none that texts can have.
+        """
+        length = self.config.get(_LENGTH) or self.family.counts.get(_LENGTH)
+        if given.get(_LENGTH) not in (None, length):
+            raise bad_value(self.name, _LENGTH, given[_LENGTH])
+        if type(length) is int and not 1 < length <= self.context:
+            raise bad_value(self.name, _LENGTH, length)
+        return length
 
     def _long(self, found: Mapping[str, Any]) -> dict[str, Any]:
         """With what queries and keys are multiplied by, which follows from lengths where nothing is said."""

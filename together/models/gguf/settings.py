@@ -160,6 +160,8 @@ def _deepseek(reader: MetadataReader, config: Config) -> dict[str, Any]:
     if own and found["n_routed_experts"] == _DEEPSEEK_EXPERTS and not reader.has("expert_group_count"):
         found |= _DEEPSEEK_GROUPS
     if config["rope_scaling"]:  # `mscale` is the same, as llama.cpp has it
+        if not reader.has("rope.scaling.yarn_log_multiplier"):
+            raise reader.refuse("rope.scaling.yarn_log_multiplier", "left out")
         scale = round(10 * reader.number("rope.scaling.yarn_log_multiplier"), 6)
         found["rope_scaling"] = {**config["rope_scaling"], "mscale": scale, "mscale_all_dim": scale}
     return found
