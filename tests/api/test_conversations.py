@@ -157,6 +157,7 @@ def test_files_are_text_or_pictures(client: httpx.Client) -> None:
     shown = client.get(f"/files/{page['id']}")
     assert shown.headers["content-type"] == "text/plain; charset=utf-8"
     assert shown.headers["x-content-type-options"] == "nosniff"
+    assert shown.headers["content-security-policy"] == "sandbox; default-src 'none'"
     drawn = client.post(path, content=picture.getvalue()).json()
     assert client.get(f"/files/{drawn['id']}").headers["content-type"] == "image/png"
     wide = client.post(path, content="wide".encode("utf-16")).json()

@@ -222,7 +222,7 @@ def test_a_copy_has_ids_of_its_own(store: ChatStore) -> None:
     store.add_file(ME, chat, file, b"notes")
     store.add(ME, chat, store.get(ME, chat).leaf, "user", Said("and this?", files=("f1", "gone")))
     kept = store.get(ME, chat)
-    copy = store.put(ME, kept, [store.file(ME, "f1")])
+    (copy,) = store.put(ME, [(kept, [store.file(ME, "f1")])])
     assert {turn.id for turn in copy.turns}.isdisjoint(turn.id for turn in kept.turns)
     assert [turn.said.text for turn in copy.branch()] == ["one", "two", "and this?"]
     store.delete(ME, chat)
@@ -234,8 +234,9 @@ def test_a_copy_has_ids_of_its_own(store: ChatStore) -> None:
 def test_a_copy_that_fails_leaves_nothing(store: ChatStore) -> None:
     orphan = Turn("a", "nowhere", "user", "done", 0.0, Said("x"))
     given = Conversation(ChatSummary("x", "title", False, 0.0, 0.0), turns=(orphan,))
+    whole = replace(given, turns=(replace(orphan, parent=""),))
     with pytest.raises(KeyError):
-        store.put(ME, given)
+        store.put(ME, [(whole, ()), (given, ())])
     assert store.recent(ME) == ()
 
 

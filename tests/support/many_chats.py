@@ -27,7 +27,9 @@ def fill(store: ChatStore, count: int, words: list[str], chance: random.Random) 
             turns.append(turn)
             parent = turn.id
         summary = ChatSummary("", f"title {number} {chance.choice(words)}", False, 0.0, 0.0)
-        store.put("local" if number % 2 else "another", Conversation(summary, ChatSettings(), parent, tuple(turns)))
+        store.put(
+            "local" if number % 2 else "another", [(Conversation(summary, ChatSettings(), parent, tuple(turns)), ())]
+        )
 
 
 def timed(name: str, work: Callable[[], tuple[ChatSummary, ...]]) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json, to_jsonable_python
 
 from together.api.chat_models import merged, model_changes
@@ -22,14 +22,16 @@ from together.api.stream import EventStream
 from together.api.stream import event as event_of
 from together.api.visitors import visitor_of
 from together.chats.answering import Answering
-from together.chats.exchange import json_of, markdown_of, read_export
-from together.chats.files import MOST_FILE, kept_file
-from together.chats.records import MOST_TEXT, ChatSettings, ChatSummary, Conversation, Grown, NoSuchChat, Said
+from together.chats.bounds import SettingsBody
+from together.chats.exchange import json_of, keep_export, markdown_of
+from together.chats.files import MOST_FILE, PICTURE_KINDS, kept_file
+from together.chats.records import MOST_TEXT, ChatSummary, Conversation, Grown, NoSuchChat, Said
 from together.chats.rendered import AnswerRenderer, AnswerWatch
 from together.chats.store import ChatStore
 from together.head.head import Head
 
 MOST_IMPORT = 64 * 2**20  # bytes
+FILE_POLICY = "sandbox; default-src 'none'"  # whatever a browser takes a file for, nothing in it runs
 MOST_EXPORT = 500  # conversations of one file
 
 
@@ -42,35 +44,6 @@ Owned = Annotated[str, Depends(_owner)]
 
 class _Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class SettingsBody(_Body):
-    """As `ChatSettings`; null or left out means the default."""
-
-    model: str = Field(default="", max_length=200)
-    system: str = Field(default="", max_length=MOST_TEXT)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_k: int | None = Field(default=None, ge=-1, lt=2**31)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
-    max_tokens: Literal[-1] | Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    stop: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=16)
-    thinking: bool | None = None
-    preset: str = Field(default="", max_length=100)
-
-    @field_validator("max_tokens")
-    @classmethod
-    def _none_is_no_answer(cls, given: int | None) -> int | None:
-        if given == 0:
-            raise ValueError("at least 1, or -1 for all that the context has room for")
-        return given
-
-    def settings(self) -> ChatSettings:
-        return ChatSettings(**{**self.model_dump(), "stop": tuple(self.stop)})
 
 
 class NewChat(_Body):
@@ -162,11 +135,9 @@ def _add_lists(router: APIRouter, head: Head) -> None:
     @router.post("/conversations/import")
     async def read(owner: Owned, request: Request) -> Response:
         """The body is an exported file; all of its conversations or, where one is damaged, none."""
-        copies = read_export(await _body(request, MOST_IMPORT))
-        given = [(copy.conversation, copy.contents()) for copy in copies]
-        made = [await answering.work(ChatStore.put, owner, chat, files) for chat, files in given]
+        made = await answering.work(keep_export, owner, await _body(request, MOST_IMPORT))
         answering.changed(owner)
-        return _json([chat.summary for chat in made], 201)
+        return _json(made, 201)
 
     @router.delete("/conversations")
     async def forget(owner: Owned) -> Response:
@@ -198,9 +169,8 @@ def _add_lists(router: APIRouter, head: Head) -> None:
 
     @router.post("/conversations/{chat}/duplicate")
     async def duplicate(owner: Owned, chat: str) -> Response:
-        made = await answering.work(
-            ChatStore.put, owner, *await _with_files(answering, owner, await answering.now(owner, chat))
-        )
+        copied = await _with_files(answering, owner, await answering.now(owner, chat))
+        (made,) = await answering.work(ChatStore.put, owner, [copied])
         answering.changed(owner)
         return _json(made, 201)
 
@@ -253,8 +223,9 @@ def _add_files(router: APIRouter, head: Head) -> None:
     async def get(owner: Owned, file: str) -> Response:
         """A picture as such, everything else as plain text: nothing in it runs in the page."""
         kept, data = await answering.work(ChatStore.file, owner, file)
-        kind = kept.kind if kept.kind.startswith("image/") else "text/plain; charset=utf-8"
-        return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
+        kind = kept.kind if kept.kind in PICTURE_KINDS else "text/plain; charset=utf-8"
+        headers = {"Cache-Control": "private, max-age=3600", "Content-Security-Policy": FILE_POLICY}
+        return Response(data, media_type=kind, headers=headers)
 
 
 def _add_presets(router: APIRouter, head: Head) -> None:
@@ -281,7 +252,7 @@ def _add_presets(router: APIRouter, head: Head) -> None:
 
 
 def _json(value: object, status: int = 200) -> Response:
-    return Response(to_json(value), status, media_type="application/json")
+    return Response(to_json(value, inf_nan_mode="null"), status, media_type="application/json")
 
 
 async def _event(step: Conversation | Grown, watch: AnswerWatch) -> bytes:

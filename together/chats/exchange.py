@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic_core import to_json
 
-from together.chats.records import MOST_TEXT, Conversation, KeptFile
+from together.chats.bounds import check
+from together.chats.files import MOST_FILE, read_file
+from together.chats.records import ChatSummary, Conversation, KeptFile
+from together.chats.store import ChatStore
 from together.errors import BadRequest
 from together.jsonfile import decode_json
 
 FORMAT = "together.conversations.v1"
 MOST_CHATS = 10_000
-MOST_TURNS = 10_000  # of one conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,19 @@ class ChatCopy:
     files: tuple[FileCopy, ...] = ()
 
     def contents(self) -> list[tuple[KeptFile, bytes]]:
-        """Raises BadRequest."""
+        """What each file is, its bytes say: an export may come from anybody. Raises BadRequest."""
         try:
             decoded = [(copy.file, b64decode(copy.data, validate=True)) for copy in self.files]
         except ValueError:
             raise BadRequest("a file of this export is damaged: it is no base64", "file") from None
-        return decoded
+        made = []
+        for given, data in decoded:
+            if len(data) > MOST_FILE:
+                raise BadRequest("a file of this export has more than {most} MB", "file", most=MOST_FILE // 2**20)
+            file, content = read_file(given.name, data)
+            tokens = given.tokens if given.tokens is not None and 0 <= given.tokens <= len(content) else None
+            made.append((replace(file, id=given.id, tokens=tokens), content))
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +58,7 @@ def json_of(chats: list[tuple[Conversation, list[tuple[KeptFile, bytes]]]]) -> b
     copies = [
         ChatCopy(chat, tuple(FileCopy(file, b64encode(data).decode()) for file, data in files)) for chat, files in chats
     ]
-    return to_json(Export(chats=tuple(copies)), indent=1)
+    return to_json(Export(chats=tuple(copies)), indent=1, inf_nan_mode="null")
 
 
 def read_export(data: bytes) -> tuple[ChatCopy, ...]:
@@ -63,22 +72,14 @@ def read_export(data: bytes) -> tuple[ChatCopy, ...]:
     if len(export.chats) > MOST_CHATS:
         raise BadRequest("a file may have at most {most} conversations", "file", most=MOST_CHATS)
     for copy in export.chats:
-        _check(copy.conversation)
+        check(copy.conversation)
     return export.chats
 
 
-def _check(chat: Conversation) -> None:
-    """Each turn comes after its parent, so that the tree is one."""
-    seen = {""}
-    for turn in chat.turns:
-        if turn.parent not in seen or turn.id in seen:
-            raise BadRequest("this export is damaged: its turns do not make a tree", "file")
-        seen.add(turn.id)
-    if chat.leaf not in seen or len(chat.turns) > MOST_TURNS:
-        text = "this export is damaged: a conversation has at most {most} turns, and ends with one of them"
-        raise BadRequest(text, "file", most=MOST_TURNS)
-    if any(len(turn.said.text) > MOST_TEXT for turn in chat.turns):
-        raise BadRequest("a turn of this export has more than {most} letters", "file", most=MOST_TEXT)
+def keep_export(store: ChatStore, owner: str, data: bytes) -> list[ChatSummary]:
+    """Keep all conversations of an exported file or, where anything is wrong, none. Raises BadRequest."""
+    copies = [(copy.conversation, copy.contents()) for copy in read_export(data)]
+    return [made.summary for made in store.put(owner, copies)]
 
 
 def markdown_of(chat: Conversation) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
-from together.chats.records import KeptFile
-from together.chats.store import new_id
+from together.chats.records import KeptFile, new_id
 from together.errors import BadRequest
 from together.text import pictures
 from together.text.tokenizer import TextModel
@@ -13,23 +13,27 @@ from together.text.tokenizer import TextModel
 MOST_FILE = pictures.MOST_FILE  # bytes
 MOST_TEXT_FILE = 2 * 2**20  # bytes: more than the largest contexts hold
 MOST_FILE_NAME = 200
+PICTURE_KINDS = frozenset(f"image/{name.lower()}" for name in pictures.FORMATS)
 _TEXT = "text/plain"
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 
 async def kept_file(name: str, data: bytes, model: TextModel | None) -> tuple[KeptFile, bytes]:
-    """A file as it is kept, its text counted in tokens of `model`.
+    """A file as it is kept, its text counted in tokens of `model`. Raises BadRequest as `read_file` does."""
+    file, content = await asyncio.to_thread(read_file, name, data)
+    if model is None or file.kind != _TEXT:
+        return file, content
+    return replace(file, tokens=len(await model.encode_aside(content.decode()))), content
 
-    Raises BadRequest for what is neither text nor picture.
-    """
+
+def read_file(name: str, data: bytes) -> tuple[KeptFile, bytes]:
+    """What a file is by its bytes, and what is kept of it. Raises BadRequest for what is neither text nor picture."""
     name = " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())[:MOST_FILE_NAME]
     text = text_of(data)
     if text is None:
-        kind = await asyncio.to_thread(_picture_kind, data)
-        return KeptFile(new_id(), name or "picture", kind, len(data)), data
-    tokens = len(await model.encode_aside(text)) if model is not None else None
+        return KeptFile(new_id(), name or "picture", _picture_kind(data), len(data)), data
     content = text.encode()
-    return KeptFile(new_id(), name or "text", _TEXT, len(content), tokens), content
+    return KeptFile(new_id(), name or "text", _TEXT, len(content)), content
 
 
 def text_of(data: bytes) -> str | None:

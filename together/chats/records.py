@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
@@ -18,6 +19,10 @@ MOST_TEXT = 2**20  # letters of a turn
 
 Role = Literal["user", "assistant", "tool"]
 State = Literal["writing", "done", "stopped", "cut", "failed"]  # "cut": the head ended while it was written
+
+
+def new_id() -> str:
+    return secrets.token_hex(12)
 
 
 class NoSuchChat(BadRequest):
@@ -168,8 +173,9 @@ class Conversation:
 
     def last_below(self, turn: str) -> str:
         """The end of the newest branch through `turn`: what is shown when a user steps to another version."""
-        while (children := [each.id for each in self.turns if each.parent == turn]) != []:
-            turn = children[-1]
+        newest = {each.parent: each.id for each in self.turns}
+        while (child := newest.get(turn)) is not None:
+            turn = child
         return turn
 
 

@@ -5,7 +5,6 @@ All methods block and may be called from any thread, one at a time.
 
 from __future__ import annotations
 
-import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,6 @@ from typing import Any
 from pydantic_core import to_json
 
 from together.chats.records import (
-    NEW,
     ChatsBroken,
     ChatSettings,
     ChatSummary,
@@ -30,10 +28,24 @@ from together.chats.records import (
     State,
     Turn,
     checked_name,
+    new_id,
     title_of,
 )
+from together.chats.rows import (
+    TORN,
+    Copy,
+    check_turn,
+    index,
+    insert_chat,
+    insert_file,
+    insert_turn,
+    put_copy,
+    said_of,
+    summary_of,
+    turn_of,
+)
 from together.chats.schema import is_damage, open_file, open_memory, set_aside
-from together.chats.words import hit, owner_word, query, spread
+from together.chats.words import hit, query
 from together.errors import BadRequest
 from together.jsonfile import decode_json
 from together.sentences import NOTHING, Sentence, template
@@ -45,10 +57,6 @@ NEWEST = 2000  # hits that a search looks at, the newest first
 MOST_PRESETS = 50
 
 _SUMMARY = "chat.id, chat.title, chat.pinned, chat.created, chat.changed"
-
-
-def new_id() -> str:
-    return secrets.token_hex(12)
 
 
 class ChatStore:
@@ -104,7 +112,7 @@ class ChatStore:
                     self._connection = self._begun_anew()
                     raise ChatsBroken(self.warning) from error
                 if not hasattr(error, "sqlite_errorcode"):  # Python's own: bytes that are no text
-                    raise ChatsBroken(_TORN) from error
+                    raise ChatsBroken(TORN) from error
                 if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                     raise ChatsBroken(_HELD, file=str(self.path)) from error
                 text = "conversations cannot be kept in {file}: {error}; look at the room on that disk"
@@ -129,7 +137,7 @@ class ChatStore:
                 asked += " AND (pinned, changed, key) < (?, ?, ?)"
                 values += [pinned, changed, key]
             asked += " ORDER BY pinned DESC, changed DESC, key DESC LIMIT ?"
-            return tuple(_summary(row) for row in connection.execute(asked, (*values, count)))
+            return tuple(summary_of(row) for row in connection.execute(asked, (*values, count)))
 
     def search(self, owner: str, searched: str, count: int = PAGE) -> tuple[ChatSummary, ...]:
         """Conversations with all words of `searched` in their title or in one turn, the newest hits first."""
@@ -139,14 +147,14 @@ class ChatStore:
         found: dict[str, ChatSummary] = {}
         with self._reading() as connection:
             for row in connection.execute(_TITLES, (asked, NEWEST)):
-                found[row[0]] = _summary(row)
+                found[row[0]] = summary_of(row)
             keys = [key for (key,) in connection.execute(_HITS, (asked, NEWEST))]
             for key in keys:
                 if len(found) >= count:
                     break
                 row = connection.execute(_HIT, (key,)).fetchone()
                 if row is not None and row[0] not in found:
-                    found[row[0]] = replace(_summary(row), hit=hit(_said(row[5]).text, searched))
+                    found[row[0]] = replace(summary_of(row), hit=hit(said_of(row[5]).text, searched))
         return tuple(found.values())[:count]
 
     # --- one conversation ---------------------------------------------------------------------------------------------
@@ -154,7 +162,7 @@ class ChatStore:
     def create(self, owner: str, settings: ChatSettings, title: str = "") -> Conversation:
         """A new one; `title` is a user's, where there is one."""
         with self._transaction() as connection:
-            chat, _ = _insert_chat(connection, owner, settings, title, self._clock())
+            chat, _ = insert_chat(connection, owner, settings, title, self._clock())
             return self._conversation(connection, owner, chat)
 
     def get(self, owner: str, chat: str) -> Conversation:
@@ -171,10 +179,10 @@ class ChatStore:
             "SELECT id, name, kind, length(data), tokens FROM file WHERE chat = ? ORDER BY key", (key,)
         )
         return Conversation(
-            _summary(summary),
+            summary_of(summary),
             decode_json(settings.encode(), ChatSettings),
             leaf,
-            tuple(map(_turn, turns)),
+            tuple(map(turn_of, turns)),
             tuple(KeptFile(*row) for row in files),
         )
 
@@ -184,7 +192,7 @@ class ChatStore:
         with self._transaction() as connection:
             key = self._key(connection, owner, chat)
             connection.execute("UPDATE chat SET title = ?, named = 1 WHERE key = ?", (title, key))
-            _index(connection, "title_words", key, owner, title)
+            index(connection, "title_words", key, owner, title)
 
     def pin(self, owner: str, chat: str, pinned: bool) -> None:
         """Raises NoSuchChat."""
@@ -202,7 +210,7 @@ class ChatStore:
         """Show the branch that ends with turn `leaf`. Raises NoSuchChat."""
         with self._transaction() as connection:
             key = self._key(connection, owner, chat)
-            _check_turn(connection, key, leaf)
+            check_turn(connection, key, leaf)
             connection.execute("UPDATE chat SET leaf = ? WHERE key = ?", (leaf, key))
 
     def delete(self, owner: str, chat: str) -> None:
@@ -228,21 +236,11 @@ class ChatStore:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # nor does it stay in the log of changes
         return gone
 
-    def put(self, owner: str, given: Conversation, files: Sequence[tuple[KeptFile, bytes]] = ()) -> Conversation:
-        """Keep a copy of `given`, with ids of its own: an import or a duplicate. What was being written is cut."""
+    def put(self, owner: str, given: Sequence[Copy]) -> list[Conversation]:
+        """Keep copies with ids of their own, all or none: an import or a duplicate. What was being written is cut."""
         with self._transaction() as connection:
-            chat, key = _insert_chat(connection, owner, given.settings, given.summary.title, self._clock())
-            renamed = {"": ""} | {turn.id: new_id() for turn in given.turns}
-            names = {file.id: new_id() for file, _ in files}
-            for file, data in files:
-                _insert_file(connection, key, replace(file, id=names[file.id]), data)
-            for turn in given.turns:
-                kept = replace(turn.said, files=tuple(names[name] for name in turn.said.files if name in names))
-                state: State = "cut" if turn.state == "writing" else turn.state
-                copied = replace(turn, id=renamed[turn.id], parent=renamed[turn.parent], state=state, said=kept)
-                _insert(connection, key, owner, copied)
-            connection.execute("UPDATE chat SET leaf = ? WHERE key = ?", (renamed[given.leaf], key))
-            return self._conversation(connection, owner, chat)
+            made = [put_copy(connection, owner, chat, files, self._clock()) for chat, files in given]
+            return [self._conversation(connection, owner, chat) for chat in made]
 
     # --- turns --------------------------------------------------------------------------------------------------------
 
@@ -255,13 +253,13 @@ class ChatStore:
         with self._transaction() as connection:
             key, named = self._row(connection, owner, chat, "key, named")
             if parent:
-                _check_turn(connection, key, parent)
-            _insert(connection, key, owner, turn)
+                check_turn(connection, key, parent)
+            insert_turn(connection, key, owner, turn)
             connection.execute("UPDATE chat SET leaf = ?, changed = ? WHERE key = ?", (turn.id, turn.created, key))
             if role == "user" and not parent and not named:
                 title = title_of(said.text)
                 connection.execute("UPDATE chat SET title = ? WHERE key = ?", (title, key))
-                _index(connection, "title_words", key, owner, title)
+                index(connection, "title_words", key, owner, title)
         return turn
 
     def write(self, owner: str, turn: Turn) -> None:
@@ -272,14 +270,14 @@ class ChatStore:
                 said = to_json(turn.said).decode()
                 connection.execute("UPDATE turn SET said = ?, state = ? WHERE key = ?", (said, turn.state, row[0]))
                 if turn.state != "writing":
-                    _index(connection, "turn_words", row[0], owner, turn.said.text)
+                    index(connection, "turn_words", row[0], owner, turn.said.text)
 
     # --- files --------------------------------------------------------------------------------------------------------
 
     def add_file(self, owner: str, chat: str, file: KeptFile, data: bytes) -> None:
         """Raises NoSuchChat."""
         with self._transaction() as connection:
-            _insert_file(connection, self._key(connection, owner, chat), file, data)
+            insert_file(connection, self._key(connection, owner, chat), file, data)
 
     def file(self, owner: str, file: str) -> tuple[KeptFile, bytes]:
         """Raises NoSuchChat."""
@@ -327,7 +325,6 @@ class ChatStore:
         return key
 
 
-_TORN = "this conversation is damaged on the disk and cannot be read; delete it, or put back a copy of the file"
 _HELD = "another program holds {file}, so that nothing can be kept there; close it, then try again"
 _TITLES = f"""SELECT {_SUMMARY} FROM title_words JOIN chat ON chat.key = title_words.rowid
     WHERE title_words MATCH ? ORDER BY chat.changed DESC LIMIT ?"""
@@ -336,64 +333,3 @@ _HIT = f"SELECT {_SUMMARY}, turn.said FROM turn JOIN chat ON chat.key = turn.cha
 _TURN = "SELECT turn.key FROM turn JOIN chat ON chat.key = turn.chat WHERE turn.id = ? AND chat.owner = ?"
 _FILE = """SELECT file.id, file.name, file.kind, length(file.data), file.tokens, file.data
     FROM file JOIN chat ON chat.key = file.chat WHERE file.id = ? AND chat.owner = ?"""
-
-
-def _summary(row: Sequence[Any]) -> ChatSummary:
-    chat, title, pinned, created, changed, *_ = row
-    return ChatSummary(chat, title, bool(pinned), created, changed)
-
-
-def _turn(row: Sequence[Any]) -> Turn:
-    turn, parent, role, state, created, said = row
-    return Turn(turn, parent, role, state, created, _said(said))
-
-
-def _said(text: str) -> Said:
-    try:
-        return decode_json(text.encode(), Said)
-    except ValueError as error:
-        raise ChatsBroken(_TORN) from error
-
-
-def _index(connection: sqlite3.Connection, table: str, key: int, owner: str, text: str) -> None:
-    connection.execute(f"DELETE FROM {table} WHERE rowid = ?", (key,))
-    connection.execute(
-        f"INSERT INTO {table} (rowid, owner, text) VALUES (?, ?, ?)", (key, owner_word(owner), spread(text))
-    )
-
-
-def _insert_chat(
-    connection: sqlite3.Connection, owner: str, settings: ChatSettings, title: str, now: float
-) -> tuple[str, int]:
-    """Its id and its key."""
-    chat = new_id()
-    key = connection.execute(
-        "INSERT INTO chat (id, owner, title, named, created, changed, settings) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (chat, owner, title or NEW, bool(title), now, now, to_json(settings).decode()),
-    ).lastrowid
-    assert key is not None
-    _index(connection, "title_words", key, owner, title or NEW)
-    return chat, key
-
-
-def _insert(connection: sqlite3.Connection, chat: int, owner: str, turn: Turn) -> None:
-    key = connection.execute(
-        "INSERT INTO turn (id, chat, parent, role, state, created, said) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (turn.id, chat, turn.parent, turn.role, turn.state, turn.created, to_json(turn.said).decode()),
-    ).lastrowid
-    assert key is not None
-    if turn.state != "writing":
-        _index(connection, "turn_words", key, owner, turn.said.text)
-
-
-def _insert_file(connection: sqlite3.Connection, chat: int, file: KeptFile, data: bytes) -> None:
-    connection.execute(
-        "INSERT INTO file (id, chat, name, kind, tokens, data) VALUES (?, ?, ?, ?, ?, ?)",
-        (file.id, chat, file.name, file.kind, file.tokens, data),
-    )
-
-
-def _check_turn(connection: sqlite3.Connection, chat: int, turn: str) -> None:
-    found = connection.execute("SELECT 1 FROM turn WHERE id = ? AND chat = ?", (turn, chat)).fetchone()
-    if found is None:
-        raise NoSuchChat("this conversation has no turn {turn}", "turn", turn=quoted(cut(turn)))
