@@ -143,7 +143,11 @@ def test_an_export_can_be_read_again(client: httpx.Client) -> None:
     text = client.get(f"/conversations/{chat}/export", params={"form": "markdown"}).text
     assert "## Question\n\nAttached: notes.txt\nwhat does it say?" in text
     everything = client.get("/conversations/export").json()
-    assert len(everything["chats"]) == len(client.get("/conversations").json()["conversations"])
+    listed = [each["id"] for each in client.get("/conversations").json()["conversations"]]
+    assert [each["conversation"]["summary"]["id"] for each in everything["chats"]] == listed
+    assert (everything["left_out"], everything["before"]) == (0, "")
+    rest = client.get("/conversations/export", params={"before": listed[0]}).json()
+    assert [each["conversation"]["summary"]["id"] for each in rest["chats"]] == listed[1:]
 
 
 def test_files_are_text_or_pictures(client: httpx.Client) -> None:

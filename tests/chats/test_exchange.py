@@ -1,4 +1,4 @@
-"""Exported files from anybody: what is wrong is refused before anything of it is kept."""
+"""Exported files from anybody: what is wrong is refused before any of it is kept; how much an owner may keep."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.chats.test_store import OTHER, asked
+from together.chats import rows
 from together.chats.bounds import MOST_TURNS
-from together.chats.exchange import FORMAT, keep_export
-from together.chats.records import MOST_NAME, MOST_TEXT, ChatSummary, Conversation, Said, Turn
+from together.chats.exchange import FORMAT, json_of, keep_export, size_of
+from together.chats.records import MOST_NAME, MOST_TEXT, ChatSummary, Conversation, KeptFile, Said, Turn
 from together.chats.store import ChatStore
 from together.errors import BadRequest
 
@@ -123,3 +125,25 @@ def test_the_end_of_a_long_branch_is_found_in_one_pass() -> None:
     given = Conversation(ChatSummary("x", "title", False, 0.0, 0.0), turns=tuple(turns))
     assert given.last_below("0") == str(MOST_TURNS - 1)
     assert Counted.looks <= 4 * MOST_TURNS
+
+
+def test_the_room_of_an_export_is_known_before_it_is_made(store: ChatStore) -> None:
+    """It holds files and texts of many kinds, so that what is exported is never too large to be read again."""
+    given = [chat(said={"text": '"\n' * 9_000, "reasoning": "x"}), chat(settings={"system": "中" * 9_000})]
+    for made in keep_export(store, ME, export(*given, with_file(b"x" * 99_999, "text/plain"))):
+        kept = store.get(ME, made.id)
+        data = json_of([(kept, [store.file(ME, file.id) for file in kept.files])])
+        assert len(data) <= size_of(kept) <= 1.2 * len(data) + 2000
+
+
+def test_the_files_of_an_owner_have_a_limit(store: ChatStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "MOST_BYTES", 10)
+    one, other = asked(store, "one"), asked(store, "of another", owner=OTHER)
+    store.add_file(ME, one, KeptFile("f1", "a", "text/plain", 6), b"x" * 6)
+    for order in (
+        lambda: store.add_file(ME, asked(store, "two"), KeptFile("f2", "b", "text/plain", 5), b"x" * 5),
+        lambda: store.put(ME, [(store.get(ME, one), [store.file(ME, "f1")])]),
+    ):
+        with pytest.raises(BadRequest, match="delete conversations with files first"):
+            order()
+    store.add_file(OTHER, other, KeptFile("f3", "c", "text/plain", 10), b"x" * 10)

@@ -176,3 +176,16 @@ async def test_a_question_has_files_of_its_own_conversation(tmp_path: Path) -> N
         await chats.delete(ME, one)
         with pytest.raises(BadRequest, match=r"what is it.* is gone"):
             await chats.again(ME, two, question.id)
+
+
+async def test_an_answer_ends_when_its_owner_is_known_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "SAVE", 0.0)
+    told = Told()
+    async with answering(tmp_path, told) as chats:
+        chat = await new(chats)
+        await chats.ask(ME, chat, "", Said("hello?"))
+        told.say("hel", end=False)
+        await text_so_far(chats, chat, "hel")
+        chats.known = lambda owner: owner != ME
+        last = (await ended(chats, chat)).turns[-1]
+        assert (last.state, last.said.text, told.closed) == ("cut", "hel", 1)

@@ -206,12 +206,17 @@ def test_a_turn_belongs_to_its_conversation(store: ChatStore) -> None:
         store.get(ME, one).branch("nothing")
 
 
-def test_what_is_deleted_is_nowhere_on_the_disk(store: ChatStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_is_deleted_is_nowhere_on_the_disk(store: ChatStore, tmp_path: Path, at_once: bool) -> None:
     chat = asked(store, "the word is xylophonist", "xylophonist it is")
     store.add_file(ME, chat, KeptFile("f1", "xylophonist.txt", "text/plain", 11), b"xylophonist")
     store.keep_preset(ME, "xylophonist", ChatSettings())
     asked(store, "of another", owner=OTHER)
-    assert store.forget(ME) == 1
+    if at_once:
+        assert store.forget(ME) == 1
+    else:
+        store.delete_preset(ME, "xylophonist")
+        store.delete(ME, chat)
     assert [file.name for file in tmp_path.iterdir() if b"xylophonist" in file.read_bytes()] == []
     assert len(store.recent(OTHER)) == 1
 
@@ -251,6 +256,8 @@ def test_presets_are_kept_by_name(store: ChatStore) -> None:
         store.keep_preset(ME, str(number), ChatSettings())
     with pytest.raises(BadRequest, match="delete one first"):
         store.keep_preset(ME, "one more", ChatSettings())
+    store.keep_preset(ME, "3", ChatSettings(temperature=0.3))
+    assert ("3", ChatSettings(temperature=0.3, preset="3")) in store.presets(ME)
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

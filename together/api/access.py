@@ -109,6 +109,10 @@ class Access:
             self.refuse(scope)
         raise NoKey("this app asks for a key; on its machine, python3 launch.py keys make NAME makes one")
 
+    def knows(self, owner: str) -> bool:
+        """Whether that is this machine's user, or the holder of a key that is not revoked."""
+        return owner in ("", AT_HOME.owner) or any(key.id == owner for key in self.keys.now())
+
     def cookie(self, text: str) -> str | None:
         """What a browser that shows this key is given; None for a wrong one."""
         return cookie_of(text) if self.keys.by_key(text) is not None or self.is_own(text) else None

@@ -77,6 +77,7 @@ def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> Fa
     keys = KeyFile(settings.config_path)
     proxied = open_ and settings.plain_http
     access = Access(keys, own_key, names=settings.host_names, asks=open_, proxied=proxied)
+    head.chats.known = access.knows
     app = FastAPI(title="together", version=__version__, docs_url=None, redoc_url=None)
     metrics = Metrics(head)
     responses.install(app, partial(note_refusal, metrics))

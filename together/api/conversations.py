@@ -23,7 +23,7 @@ from together.api.stream import event as event_of
 from together.api.visitors import visitor_of
 from together.chats.answering import Answering
 from together.chats.bounds import SettingsBody
-from together.chats.exchange import json_of, keep_export, markdown_of
+from together.chats.exchange import MOST_CHATS, json_of, keep_export, markdown_of, size_of
 from together.chats.files import MOST_FILE, PICTURE_KINDS, kept_file
 from together.chats.records import MOST_TEXT, ChatSummary, Conversation, Grown, NoSuchChat, Said
 from together.chats.rendered import AnswerRenderer, AnswerWatch
@@ -32,7 +32,7 @@ from together.head.head import Head
 
 MOST_IMPORT = 64 * 2**20  # bytes
 FILE_POLICY = "sandbox; default-src 'none'"  # whatever a browser takes a file for, nothing in it runs
-MOST_EXPORT = 500  # conversations of one file
+MOST_EXPORT = MOST_IMPORT * 3 // 4  # bytes, as they are estimated
 
 
 def _owner(request: Request) -> str:
@@ -126,11 +126,22 @@ def _add_lists(router: APIRouter, head: Head) -> None:
         return _json(made, 201)
 
     @router.get("/conversations/export")
-    async def export(owner: Owned) -> Response:
-        """The newest conversations in one file."""
-        listed: tuple[ChatSummary, ...] = await answering.work(ChatStore.recent, owner, "", MOST_EXPORT)
-        exported = [await _with_files(answering, owner, await answering.now(owner, each.id)) for each in listed]
-        return _download(json_of(exported), "conversations.json", "application/json")
+    async def export(owner: Owned, before: str = "") -> Response:
+        """The newest conversations in one file, as many as an import takes; `left_out` in it counts the others.
+
+        Another export goes on after them: its `before` stands in the file.
+        """
+        exported: list[tuple[Conversation, list[Any]]] = []
+        listed: tuple[ChatSummary, ...] = await answering.work(ChatStore.recent, owner, before, MOST_CHATS)
+        room = MOST_EXPORT
+        for each in listed:
+            kept = await answering.now(owner, each.id)
+            if (room := room - size_of(kept)) < 0 and exported:
+                break
+            exported.append(await _with_files(answering, owner, kept))
+        left = len(listed) - len(exported)
+        last = exported[-1][0].summary.id if left else ""
+        return _download(json_of(exported, left, last), "conversations.json", "application/json")
 
     @router.post("/conversations/import")
     async def read(owner: Owned, request: Request) -> Response:

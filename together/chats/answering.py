@@ -63,6 +63,7 @@ class Answering:
         self._lists: dict[str, Broadcast] = {}  # by owner
         self._tasks: set[asyncio.Task[Any]] = set()  # what runs to its end, whoever waits for it
         self._closing = asyncio.Event()
+        self.known: Callable[[str], bool] = lambda owner: True  # whether answers may go on for that owner
 
     async def close(self) -> None:
         """End all answers; what they have so far is kept."""
@@ -298,10 +299,15 @@ class Answering:
         await self._keep(owner, chat, live)
 
     async def _copy(self, owner: str, live: LiveAnswer) -> None:
-        """Copies of a growing answer, beside it: one that fails is only told, for the next one has its text, too."""
+        """Copies of a growing answer, beside it: one that fails is only told, for the next one has its text, too.
+
+        Where its owner's key was revoked meanwhile, the answer ends.
+        """
         kept, failed = live.turn, False
         while True:
             await asyncio.sleep(SAVE)
+            if not self.known(owner):
+                live.end("cut")
             turn = live.turn
             if turn is kept:
                 continue

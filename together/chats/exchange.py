@@ -51,14 +51,24 @@ class ChatCopy:
 class Export:
     format: str = FORMAT
     chats: tuple[ChatCopy, ...] = field(default=())
+    left_out: int = 0  # conversations for which there was no room
+    before: str = ""  # where there are: the last one that is here, after which another export goes on
 
 
-def json_of(chats: list[tuple[Conversation, list[tuple[KeptFile, bytes]]]]) -> bytes:
+def json_of(
+    chats: list[tuple[Conversation, list[tuple[KeptFile, bytes]]]], left_out: int = 0, before: str = ""
+) -> bytes:
     """An export of conversations with their files."""
     copies = [
         ChatCopy(chat, tuple(FileCopy(file, b64encode(data).decode()) for file, data in files)) for chat, files in chats
     ]
-    return to_json(Export(chats=tuple(copies)), indent=1, inf_nan_mode="null")
+    return to_json(Export(chats=tuple(copies), left_out=left_out, before=before), indent=1, inf_nan_mode="null")
+
+
+def size_of(chat: Conversation) -> int:
+    """About the bytes of it in an export."""
+    texts = sum(len(to_json(turn.said)) + 300 for turn in chat.turns)
+    return texts + len(to_json(chat.settings)) + 1500 + sum(4 * file.size // 3 + 300 for file in chat.files)
 
 
 def read_export(data: bytes) -> tuple[ChatCopy, ...]:

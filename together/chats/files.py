@@ -45,7 +45,7 @@ def text_of(data: bytes) -> str | None:
         return None
     if "\0" in text:
         return None
-    if len(data) > MOST_TEXT_FILE:
+    if len(text.encode()) > MOST_TEXT_FILE:  # as it is kept, so that an export of it can be read again
         raise BadRequest(
             "a text file may have at most {most} MB; send a part of it", "file", most=MOST_TEXT_FILE // 2**20
         )

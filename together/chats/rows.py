@@ -24,8 +24,11 @@ from together.chats.records import (
     new_id,
 )
 from together.chats.words import owner_word, spread
+from together.errors import BadRequest
 from together.jsonfile import decode_json
 from together.wording import cut, quoted
+
+MOST_BYTES = 2**30  # of the files of one owner
 
 Copy = tuple[Conversation, Sequence[tuple[KeptFile, bytes]]]
 TORN = "this conversation is damaged on the disk and cannot be read; delete it, or put back a copy of the file"
@@ -79,11 +82,26 @@ def insert_turn(connection: sqlite3.Connection, chat: int, owner: str, turn: Tur
         index(connection, "turn_words", key, owner, turn.said.text)
 
 
-def insert_file(connection: sqlite3.Connection, chat: int, file: KeptFile, data: bytes) -> None:
+def merge_words(connection: sqlite3.Connection) -> None:
+    """The index keeps what was deleted until its parts are merged."""
+    for table in ("turn_words", "title_words"):
+        connection.execute(f"INSERT INTO {table} ({table}) VALUES ('optimize')")
+
+
+def insert_file(connection: sqlite3.Connection, chat: int, owner: str, file: KeptFile, data: bytes) -> None:
+    """Raises BadRequest where the owner would have too many bytes of files."""
+    (kept,) = connection.execute(_FILE_BYTES, (owner,)).fetchone()
+    if kept + len(data) > MOST_BYTES:
+        text = "the files of your conversations have {most} MB together; delete conversations with files first"
+        raise BadRequest(text, "file", most=MOST_BYTES // 2**20)
     connection.execute(
         "INSERT INTO file (id, chat, name, kind, tokens, data) VALUES (?, ?, ?, ?, ?, ?)",
         (file.id, chat, file.name, file.kind, file.tokens, data),
     )
+
+
+_FILE_BYTES = """SELECT coalesce(sum(length(file.data)), 0)
+    FROM file JOIN chat ON chat.key = file.chat WHERE chat.owner = ?"""
 
 
 def check_turn(connection: sqlite3.Connection, chat: int, turn: str) -> None:
@@ -104,7 +122,7 @@ def put_copy(
     renamed = {"": ""} | {turn.id: new_id() for turn in given.turns}
     names = {file.id: new_id() for file, _ in files}
     for file, data in files:
-        insert_file(connection, key, replace(file, id=names[file.id]), data)
+        insert_file(connection, key, owner, replace(file, id=names[file.id]), data)
     for turn in given.turns:
         kept = replace(turn.said, files=tuple(names[name] for name in turn.said.files if name in names))
         state: State = "cut" if turn.state == "writing" else turn.state

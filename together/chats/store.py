@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -39,6 +39,7 @@ from together.chats.rows import (
     insert_chat,
     insert_file,
     insert_turn,
+    merge_words,
     put_copy,
     said_of,
     summary_of,
@@ -217,6 +218,8 @@ class ChatStore:
         """Raises NoSuchChat."""
         with self._transaction() as connection:
             connection.execute("DELETE FROM chat WHERE key = ?", (self._key(connection, owner, chat),))
+            merge_words(connection)
+        self._empty_log()
 
     def owners(self) -> tuple[str, ...]:
         """Whose anything is kept."""
@@ -230,11 +233,14 @@ class ChatStore:
         with self._transaction() as connection:
             gone = connection.execute("DELETE FROM chat WHERE owner = ?", (owner,)).rowcount
             connection.execute("DELETE FROM preset WHERE owner = ?", (owner,))
-            for table in ("turn_words", "title_words"):  # an index keeps what was deleted until parts of it are merged
-                connection.execute(f"INSERT INTO {table} ({table}) VALUES ('optimize')")
-        with self._lock:
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # nor does it stay in the log of changes
+            merge_words(connection)
+        self._empty_log()
         return gone
+
+    def _empty_log(self) -> None:
+        """What was deleted does not stay in the log of changes either; while another program reads, it does."""
+        with self._lock, suppress(sqlite3.OperationalError):
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def put(self, owner: str, given: Sequence[Copy]) -> list[Conversation]:
         """Keep copies with ids of their own, all or none: an import or a duplicate. What was being written is cut."""
@@ -275,9 +281,9 @@ class ChatStore:
     # --- files --------------------------------------------------------------------------------------------------------
 
     def add_file(self, owner: str, chat: str, file: KeptFile, data: bytes) -> None:
-        """Raises NoSuchChat."""
+        """Raises NoSuchChat, or BadRequest where the owner has too many bytes of files."""
         with self._transaction() as connection:
-            insert_file(connection, self._key(connection, owner, chat), file, data)
+            insert_file(connection, self._key(connection, owner, chat), owner, file, data)
 
     def file(self, owner: str, file: str) -> tuple[KeptFile, bytes]:
         """Raises NoSuchChat."""
@@ -299,7 +305,8 @@ class ChatStore:
         """A new one, or another content of the one with that name. Raises BadRequest."""
         name = checked_name(name, "name")
         with self._transaction() as connection:
-            (count,) = connection.execute("SELECT count(*) FROM preset WHERE owner = ?", (owner,)).fetchone()
+            counted = "SELECT count(*) FROM preset WHERE owner = ? AND name != ?"
+            (count,) = connection.execute(counted, (owner, name)).fetchone()
             if count >= MOST_PRESETS:
                 raise BadRequest("there are {most} presets already; delete one first", "name", most=MOST_PRESETS)
             values = (owner, name, to_json(replace(settings, preset=name)).decode())
