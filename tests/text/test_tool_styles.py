@@ -162,6 +162,8 @@ def test_nemotrons_thoughts_are_switched_off_by_a_word_of_the_system(tmp_path: P
 
 
 RESPONSE = "<think>They ask.\n</think>\n <response> Well,\nsee <b>.\n</response>\n"
+# Spaces around the tag divide the response from text behind it.
+AFTER = ("<think>Hm.</think><response>\nWell. </response>\nAnd more.", "Well. \nAnd more.")
 
 
 @given(cuts=st.lists(st.integers(0, len(RESPONSE)), max_size=8))
@@ -177,7 +179,11 @@ def test_granites_response_stands_between_tags(tmp_path_factory: pytest.TempPath
     pieces = [RESPONSE[start:stop] for start, stop in pairwise(places)]
     wanted: tuple[str, str, Calls] = ("They ask.", "Well,\nsee <b>.", [])
     assert parted(model, prompt, pieces) == parted(model, prompt, RESPONSE) == wanted
-    for answer, text in (("<think>Hm.</think> Well. <resp", "Well. <resp"), ("<think>Hm.</think><response>We", "We")):
+    for answer, text in (
+        ("<think>Hm.</think> Well. <resp", "Well. <resp"),
+        ("<think>Hm.</think><response>We", "We"),
+        AFTER,
+    ):
         assert parted(model, prompt, answer) == parted(model, prompt, [answer]) == ("Hm.", text, [])
     assert parted(model, prompt, "<response>Well.</response>") == ("", "<response>Well.</response>", [])
 

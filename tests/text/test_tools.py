@@ -160,9 +160,9 @@ CASES: list[tuple[ToolFormat, str, str, Calls]] = [
     ),
     (
         GEMMA,
-        "<|tool_call>call:odd{a b:c:1,a:b : 2,a:x:y,no one:3}",
+        "<|tool_call>call:odd{no one:0,a b:c:1,a:b : 2,a:x:y,z,none:3}",
         "",
-        [("odd", '{"a b:c": 1, "a:b": 2, "a": "x:y", "no one": 3}')],
+        [("odd", '{"no one": 0, "a b:c": 1, "a:b": 2, "a": "x:y,z", "none": 3}')],
     ),
     (GEMMA, "<|tool_call>call:g{a:" + "[" * 3000, "", [("g", '{"a": ' + "[" * 63 + f'"{"[" * 2937}"')]),
     (GEMMA, "<|tool_call>call:f{s:New Yo", "", [("f", '{"s": "New Yo"')]),
@@ -173,9 +173,10 @@ CASES: list[tuple[ToolFormat, str, str, Calls]] = [
     (
         KIMI,
         "So:<|tool_calls_section_begin|><|tool_call_begin|>functions.f:12<|tool_call_argument_begin|>"
-        '{"a": 1}<|tool_call_end|><|tool_call_begin|>g<|tool_call_argument_begin|> {}<|tool_call_end|>',
+        '{"a": 1}<|tool_call_end|><|tool_call_begin|>functions.g: 1<|tool_call_argument_begin|>{}<|tool_call_end|>'
+        "<|tool_call_begin|>g<|tool_call_argument_begin|> {}<|tool_call_end|>",
         "So:",
-        [("f", '{"a": 1}'), ("g", "{}")],
+        [("f", '{"a": 1}'), ("g", "{}"), ("g", "{}")],
     ),
     (MINIMAX, '<invoke name="g"></invoke></minimax:tool_call> x', "x", [("g", "{}")]),
     (MINIMAX, '<minimax:tool_call><invoke name="f"><parameter name="s">a', "", [("f", '{"s": "a')]),

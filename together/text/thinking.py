@@ -63,6 +63,7 @@ class ReasoningParser:
         self._phase = Phase.START
         self._begun = False  # a letter of the reasoning was given
         self._responded = False  # alike, of a response between tags
+        self._spaced = False  # spaces after the response are text, too, if more of it follows
         self._held = ""
 
     @property
@@ -114,11 +115,12 @@ class ReasoningParser:
     def _take_text(self) -> str:
         opening = "" if self._responded else self._tags.response[0]
         if self._phase is Phase.BETWEEN:
-            self._held = self._held.lstrip()
-            if opening and self._held.startswith(opening):
-                self._held = self._held.removeprefix(opening)
+            begun = self._held.lstrip()
+            self._held = self._held if self._spaced else begun
+            if opening and begun.startswith(opening):
+                self._held = begun.removeprefix(opening)
                 self._phase = Phase.RESPONSE
-            elif self._held and not opening.startswith(self._held):
+            elif begun and not opening.startswith(begun):
                 self._phase = Phase.ANSWER
         if self._phase is Phase.RESPONSE:
             return self._take_response()
@@ -128,7 +130,10 @@ class ReasoningParser:
         return text
 
     def _take_response(self) -> str:
-        """Text up to its closing tag, without the spaces around it; what follows the tag is text, too."""
+        """Text up to its closing tag, without the spaces around it; what follows the tag is text, too.
+
+        Then the spaces on both sides of the tag stand between them.
+        """
         if not self._responded:
             self._held = self._held.lstrip()
         text, closed, rest = self._held.partition(self._tags.response[1])
@@ -136,10 +141,13 @@ class ReasoningParser:
             self._phase = Phase.BETWEEN
         else:
             text = text[: len(text) - possible_beginning(text, self._tags.response[1:])]
-        text = text.rstrip()
+        whole, text = text, text.rstrip()
+        self._spaced = self._spaced or bool(text)
+        if closed and self._spaced:
+            rest = whole[len(text) :] + rest
         self._held = rest if closed else self._held[len(text) :]
         self._responded = bool(self._responded or closed or text)
-        return text
+        return text + self._take_text() if closed else text
 
 
 def possible_beginning(text: str, words: Sequence[str]) -> int:

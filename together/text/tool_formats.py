@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 NAME, ARGUMENTS, KEY, VALUE, ANSWER = "{name}", "{arguments}", "{key}", "{value}", "{answer}"
 NUMBER = "{number}"  # of a call in its conversation, from 0 on
 QUOTE = '<|"|>'  # around texts in Gemma's notation
-_FUNCTIONS, _NUMBER = "functions.", re.compile(r":\d*$")
+_FUNCTIONS, _NUMBER = "functions.", re.compile(r"\s*:\s*\d*$")
 _TAG = re.compile(r"</?[^\s<>/=]+>|\[/?[A-Z_]+\]")
 
 

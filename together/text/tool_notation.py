@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 
+from together.text.bare_texts import BareText
 from together.text.call_parts import Calls, Unread
 from together.text.thinking import possible_beginning
-from together.text.tool_formats import QUOTE, as_json, as_list, is_json, kinds_of, noted, properties_of
+from together.text.tool_formats import (
+    GEMMA,
+    QUOTE,
+    as_json,
+    as_list,
+    is_json,
+    kinds_of,
+    noted,
+    properties_of,
+    text_of,
+    typed,
+)
 
 Reading = Generator[None, None, bool]
 MOST_NESTED = 8  # objects within one another that a grammar follows by their schema
@@ -20,7 +33,8 @@ _ENDS = {"{": "}", "[": "]"}
 def read_notation(unread: Unread, calls: Calls, schema: object) -> Reading:
     """Pass on an object as JSON; return whether it ended.
 
-    Texts may lack their quotes, and names never have some: one that `schema` knows may hold whatever else divides.
+    Texts may lack their quotes, and most names have none: one that `schema` knows may hold whatever else divides.
+    What such a text means, its schema says: see bare_texts.py.
     """
     return (yield from _Reader(unread, calls).value(schema))
 
@@ -30,8 +44,8 @@ class _Reader:
     unread: Unread
     calls: Calls
 
-    def value(self, schema: object, end: str = "", depth: int = 0) -> Reading:
-        """One value, in something that ends with `end`; False where the answer ends before it does."""
+    def value(self, schema: object, end: str = "", within: object = None, depth: int = 0) -> Reading:
+        """One value, in something of the schema `within` that ends with `end`; False where the answer ends first."""
         if not (yield from self._ready()):
             return False
         sign = self.unread.text[0]
@@ -39,7 +53,7 @@ class _Reader:
             return (yield from self._quoted())
         if sign in _ENDS and depth < _MOST_WITHIN:
             return (yield from self._several(sign, schema, depth + 1))
-        return (yield from self._bare(end))
+        return (yield from self._bare(schema, end, within))
 
     def _several(self, sign: str, schema: object, depth: int) -> Reading:
         """An object or a list."""
@@ -62,7 +76,7 @@ class _Reader:
                 if name is None:
                     return False
                 inner = _properties(schema).get(name)
-            if not (yield from self.value(inner, end, depth)) or not (yield from self._up_to(end)):
+            if not (yield from self.value(inner, end, schema, depth)) or not (yield from self._up_to(end)):
                 return False
         return False
 
@@ -78,6 +92,7 @@ class _Reader:
             while (found := _bare_name(self.unread, known)) is None:
                 yield
             name = self.unread.take(len(found)).rstrip()
+            name = text_of(name) or name  # some write a name as JSON does
         self.calls.write(as_json(name))
         if not (yield from self._ready()):
             return None
@@ -86,17 +101,19 @@ class _Reader:
         self.calls.write(": ")
         return name
 
-    def _bare(self, end: str) -> Reading:
+    def _bare(self, schema: object, end: str, within: object) -> Reading:
         """JSON, or else a text without its quotes, up to what divides it from the next."""
-        signs = re.compile(f"[,{re.escape(end)}]")
-        searched = 0
-        while (found := signs.search(self.unread.text, searched)) is None and not self.unread.ended:
-            searched = len(self.unread.text)
+        known = _properties(within)
+        names = (*known, *map(as_json, known))
+        bare = BareText(end, names if end == "}" else None, _is_open(within), GEMMA.closings[0])
+        while (stop := bare.stop(self.unread.text, self.unread.ended)) is None and not self.unread.ended:
             yield
-        word = self.unread.take(found.start() if found else None).strip()
+        word = self.unread.take(stop).strip()
         plain = _NAMES.get(word, word)
-        self.calls.write(plain if is_json(plain) else as_json(word))
-        return found is not None
+        value = as_json(json.loads(word)) if word[:1] == '"' and is_json(word) else typed(word, schema)
+        # A number keeps its digits, of which a float may have fewer.
+        self.calls.write(value if value[:1] == '"' else plain)
+        return stop is not None
 
     def _quoted(self) -> Reading:
         self.unread.take(len(QUOTE))
@@ -149,20 +166,26 @@ def _bare_name(unread: Unread, known: Mapping[str, object]) -> str | None:
     return text[: found.start()] if found else text if unread.ended else None
 
 
-def _may_be(name: str, text: str) -> bool:
-    """Whether a longer text may begin with the name, and this one does not say it yet."""
-    return name.startswith(text) or (text.startswith(name) and not text[len(name) :].strip())
-
-
 def _properties(schema: object) -> Mapping[str, object]:
     """Those of any of its choices."""
     if not isinstance(schema, Mapping):
         return {}
-    choices = (*as_list(schema.get("anyOf")), *as_list(schema.get("oneOf")))
     found = dict(properties_of(schema))
-    for choice in choices:
+    for choice in _choices(schema):
         found = {**_properties(choice), **found}
     return found
+
+
+def _is_open(schema: object) -> bool:
+    """Whether an object may have more properties than its schema names."""
+    if not isinstance(schema, Mapping):
+        return True
+    objects = [choice for choice in _choices(schema) if _properties(choice)]
+    return schema.get("additionalProperties") is not False and (not objects or any(map(_is_open, objects)))
+
+
+def _choices(schema: Mapping[str, object]) -> tuple[object, ...]:
+    return *as_list(schema.get("anyOf")), *as_list(schema.get("oneOf"))
 
 
 def _inside(text: str) -> str:

@@ -38,7 +38,7 @@ class ToolCallReader:
         self.unread = Unread()
         self.calls = Calls()
         self._format = tool_format
-        self._properties = {tool.name: properties_of(tool.parameters) for tool in tools}
+        self._schemas = {tool.name: tool.parameters for tool in tools}
 
     def read(self, opening: str) -> Reading:
         """Read the call at the beginning of the text, after `opening`; if there is none, take nothing."""
@@ -70,7 +70,7 @@ class ToolCallReader:
 
     def _accepts(self, name: str) -> bool:
         """Without a tag, only the name distinguishes a call from an answer in JSON."""
-        return bool(name) and (not self._format.bare or name in self._properties)
+        return bool(name) and (not self._format.bare or name in self._schemas)
 
     # --- JSON ---------------------------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class ToolCallReader:
         self.unread.take(at)
         self.calls.begin(name)
         self.calls.write("{")
-        if (yield from self._parameters(style, first_word(after), self._properties.get(name, {}))):
+        if (yield from self._parameters(style, first_word(after), properties_of(self._schemas.get(name, {})))):
             self.calls.write("}")
             self.calls.finish()
         return True
@@ -168,7 +168,7 @@ class ToolCallReader:
     def _noted(self, name: str, at: int) -> Reading:
         self.unread.take(at)
         self.calls.begin(name)
-        if (yield from read_notation(self.unread, self.calls, {"properties": self._properties.get(name, {})})):
+        if (yield from read_notation(self.unread, self.calls, self._schemas.get(name))):
             self.calls.finish()
         return True
 
