@@ -70,7 +70,7 @@ async def find_door(
 async def _knock(address: str, endpoint: Endpoint, credentials: Credentials, by_hand: bool) -> Door:
     plain = Door(address, endpoint.port, "", credentials)
     mine = is_plain(address) and not endpoint.id
-    if mine and not by_hand:
+    if mine and (credentials.alone or not by_hand):
         _, writer = await asyncio.open_connection(address, endpoint.port)
         writer.transport.abort()
         return plain

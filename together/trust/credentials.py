@@ -79,6 +79,11 @@ class Credentials:
             self._leaf = make_leaf(self.file.get(), self.name)
         return self._leaf
 
+    @property
+    def alone(self) -> bool:
+        """Whether this process has nothing to show: then it finds plain doors alone."""
+        return self._leaf is None and self.file is None
+
     def leaf_if_member(self) -> Leaf | None:
         """The certificate, unless this machine has been alone so far. Raises AppError."""
         member = self._leaf is not None or (self.file is not None and self.file.known() is not None)
