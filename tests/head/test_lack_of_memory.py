@@ -93,6 +93,7 @@ async def crowded_cluster(home: Path, folder: Path, *names: str) -> AsyncIterato
             node.stop()
 
 
+@pytest.mark.full  # on a busy machine the offers of a cgroup's nodes may be a moment old: see Known gaps
 async def test_a_stage_that_the_system_kills_for_memory_gets_fewer_layers_and_no_text_is_lost(tmp_path: Path) -> None:
     if memory_root() is None:
         pytest.skip("no memory cgroup can be made here")
