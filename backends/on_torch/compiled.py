@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -174,38 +174,46 @@ class Code:
 
     def read(self, dtype: torch.dtype, pointer: Any, offset: Any) -> Any:
         """A vector of fp32 numbers from numbers in `dtype`."""
-        if dtype == torch.bfloat16:  # the upper half of fp32
-            bits = self.load(pointer, self._vector(ir.IntType(16)), offset)
-            whole = self.build.zext(bits, self._vector(ir.IntType(32)))
-            return self.build.bitcast(self.build.shl(whole, ir.Constant(whole.type, [16] * lanes())), self.vector)
+        return self._read(dtype, pointer, offset, self.vector)
+
+    def one(self, dtype: torch.dtype, pointer: Any, place: Any) -> Any:
+        """The number at a place of numbers in `dtype`, as fp32."""
+        return self._read(dtype, pointer, self.build.mul(place, self.number(dtype.itemsize)), self.f32)
+
+    def _read(self, dtype: torch.dtype, pointer: Any, offset: Any, kind: Any) -> Any:
+        """In the `kind` of fp32 numbers."""
         if dtype == torch.float32:
-            return self.load(pointer, self.vector, offset)
-        return self.build.fpext(self.load(pointer, self._vector(ir.HalfType()), offset), self.vector)
+            return self.load(pointer, kind, offset)
+        if dtype == torch.float16:
+            return self.build.fpext(self.load(pointer, self._like(kind, ir.HalfType()), offset), kind)
+        whole = self._like(kind, ir.IntType(32))  # bf16 is the upper half of fp32
+        bits = self.build.zext(self.load(pointer, self._like(kind, ir.IntType(16)), offset), whole)
+        return self.build.bitcast(self.build.shl(bits, self._every(whole, 16)), kind)
 
     def write(self, dtype: torch.dtype, value: Any, pointer: Any, offset: Any) -> None:
         """One fp32 number or a vector of them, rounded to `dtype`."""
         if dtype == torch.bfloat16:
             value = self._to_bf16(value)
         elif dtype == torch.float16:
-            value = self.build.fptrunc(value, self._like(value, ir.HalfType()))
+            value = self.build.fptrunc(value, self._like(value.type, ir.HalfType()))
         self.store(value, pointer, offset)
 
     def _to_bf16(self, value: Any) -> Any:
         """To the nearest, to even ones between two; what is no number stays none."""
-        build, kind = self.build, self._like(value, ir.IntType(32))
-
-        def every(number: int) -> Any:
-            return ir.Constant(kind, [number] * kind.count if isinstance(kind, ir.VectorType) else number)
-
+        build, kind = self.build, self._like(value.type, ir.IntType(32))
+        every = partial(self._every, kind)
         bits = build.bitcast(value, kind)
         odd = build.and_(build.lshr(bits, every(16)), every(1))
         rounded = build.add(bits, build.add(odd, every(0x7FFF)))
         found = build.select(build.fcmp_unordered("uno", value, value), build.or_(bits, every(0x400000)), rounded)
-        return build.trunc(build.lshr(found, every(16)), self._like(value, ir.IntType(16)))
+        return build.trunc(build.lshr(found, every(16)), self._like(value.type, ir.IntType(16)))
 
-    def _like(self, value: Any, kind: Any) -> Any:
-        """So many of `kind` as the value has numbers."""
-        return ir.VectorType(kind, value.type.count) if isinstance(value.type, ir.VectorType) else kind
+    def _like(self, kind: Any, one: Any) -> Any:
+        """So many of `one` as `kind` has numbers."""
+        return ir.VectorType(one, kind.count) if isinstance(kind, ir.VectorType) else one
+
+    def _every(self, kind: Any, number: int) -> Any:
+        return ir.Constant(kind, [number] * kind.count if isinstance(kind, ir.VectorType) else number)
 
     def _vector(self, kind: Any) -> Any:
         return ir.VectorType(kind, lanes())

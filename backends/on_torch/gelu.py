@@ -104,7 +104,7 @@ def _loop(dtype: torch.dtype, gated_by: Gated) -> CompiledLoop:
         numbers = (build.add(build.mul(row, stride), here) for stride in strides)
         at_gate, at_up, to = (build.mul(number, code.number(dtype.itemsize)) for number in numbers)
         value = code.read(dtype, gate, at_gate)
-        found = _gelu(code, value) if gated_by == "gelu" else build.fmul(value, _sigmoid(code, value))
+        found = _gelu(code, value) if gated_by == "gelu" else build.fmul(value, code.sigmoid(value))
         code.write(dtype, found, out, to)  # rounded, as torch's is
         code.write(dtype, build.fmul(code.read(dtype, out, to), code.read(dtype, up, at_up)), out, to)
     return code.finish()
@@ -114,12 +114,4 @@ def _gelu(code: VectorCode, value: Any) -> Any:
     """(1 + tanh y) / 2 is the sigmoid of 2y."""
     build = code.build
     slope = code.fma(build.fmul(value, value), code.every(_CUBE * _SLOPE), code.every(_SLOPE))
-    return build.fmul(value, _sigmoid(code, build.fmul(value, slope)))
-
-
-def _sigmoid(code: VectorCode, value: Any) -> Any:
-    """1 / (1 + e^-y), and e^y / (1 + e^y)."""
-    build = code.build
-    positive = build.fcmp_ordered(">=", value, code.zero())
-    power = code.exp(build.select(positive, build.fneg(value), value))
-    return build.fdiv(build.select(positive, code.every(1.0), power), build.fadd(code.every(1.0), power))
+    return build.fmul(value, code.sigmoid(build.fmul(value, slope)))

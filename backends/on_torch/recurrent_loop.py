@@ -75,28 +75,10 @@ def step_state(asked: TokenNumbers, state: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class StateCode(VectorCode):
-    def one(self, dtype: torch.dtype, pointer: Any, place: Any) -> Any:
-        """A number in `dtype` as fp32."""
-        offset = self.build.mul(place, self.number(dtype.itemsize))
-        if dtype == torch.float32:
-            return self.load(pointer, self.f32, offset)
-        if dtype == torch.float16:
-            return self.build.fpext(self.load(pointer, ir.HalfType(), offset), self.f32)
-        bits = self.build.zext(self.load(pointer, ir.IntType(16), offset), self.i32)
-        return self.build.bitcast(self.build.shl(bits, ir.Constant(self.i32, 16)), self.f32)
-
     def move(self, dtype: torch.dtype, source: Any, place: Any, target: Any, to: Any) -> None:
         kind, size = ir.IntType(8 * dtype.itemsize), self.number(dtype.itemsize)
         value = self.load(source, kind, self.build.mul(place, size))
         self.store(value, target, self.build.mul(to, size))
-
-    def silu(self, value: Any) -> Any:
-        """value / (1 + e^-value), by an exponent that is never above 0."""
-        build = self.build
-        positive = build.fcmp_ordered(">=", value, self.zero())
-        power = self.exp(build.select(positive, build.fneg(value), value))
-        share = build.select(positive, self.every(1.0), power)
-        return build.fmul(value, build.fdiv(share, build.fadd(self.every(1.0), power)))
 
 
 @cache
@@ -123,7 +105,8 @@ def _convolution(dtype: torch.dtype, before: int, *, biased: bool) -> CompiledLo
         code.store(sum_, found, build.mul(channel, code.number(4)))
     with code.loop(code.start, code.stop, lanes()) as (channel, _):
         at = build.mul(channel, code.number(4))
-        code.store(code.silu(code.load(found, code.vector, at)), found, at)
+        mixed = code.load(found, code.vector, at)
+        code.store(build.fmul(mixed, code.sigmoid(mixed)), found, at)
     return code.finish()
 
 

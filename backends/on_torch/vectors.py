@@ -62,6 +62,13 @@ class VectorCode(Code):
         low, high = (self.shuffled(one, other, [place + more for place in places]) for more in (0, half))
         return self.build.fadd(low, high)
 
+    def sigmoid(self, value: Any) -> Any:
+        """1 / (1 + e^-y), and e^y / (1 + e^y)."""
+        build = self.build
+        positive = build.fcmp_ordered(">=", value, self.zero())
+        power = self.exp(build.select(positive, build.fneg(value), value))
+        return build.fdiv(build.select(positive, self.every(1.0), power), build.fadd(self.every(1.0), power))
+
     def exp(self, value: Any) -> Any:
         """Of numbers up to 0, within 1e-7 of what it is; 0 where that is below the normal numbers (Cephes)."""
         build = self.build
