@@ -11,7 +11,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence
 COMMAND = ["-m", "pip_audit", "--local", "--format", "json", "--progress-spinner", "off", "--timeout", "15"]
 UNREACHED = (
     "the index of known holes cannot be asked: {reason}\n"
-    "connect this machine to a network that reaches pypi.org, and run it again"
+    "connect this machine to a network that reaches Python's package index, and run it again"
 )
 SHOWN = 8  # names of packages that nothing is known of
 

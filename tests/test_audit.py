@@ -43,5 +43,5 @@ def test_without_a_network_it_says_so() -> None:
     )
     assert done.returncode == 1
     assert done.stdout.startswith("the index of known holes cannot be asked: ")
-    assert "connect this machine to a network that reaches pypi.org, and run it again" in done.stdout
+    assert "connect this machine to a network that reaches Python's package index, and run it again" in done.stdout
     assert done.stderr == ""
