@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
@@ -60,6 +61,18 @@ class Endpoint:
     def __str__(self) -> str:
         """As `--peer` takes it, by its first address."""
         return address_text(next(iter(self.addresses), "nowhere"), self.port)
+
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")  # what is bound to one of these nobody reaches from another machine
+
+
+def is_address(text: str) -> bool:
+    """Whether that is an IP address, and no name."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def address_text(address: str, port: int) -> str:

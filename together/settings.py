@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from together.cluster_types import LOOPBACK
 from together.errors import BadSetting
 from together.sentences import NOTHING, template
 
@@ -16,29 +17,29 @@ PREFIX = "TOGETHER_"
 
 def default_home() -> Path:
     """The user's cache folder of this platform, without a library: this module is stdlib only."""
-    if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA", str(Path.home() / "AppData" / "Local"))) / "together"
-    if (Path.home() / "Library" / "Caches").is_dir():
-        return Path.home() / "Library" / "Caches" / "together"
-    return Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "together"
+    return _user_folder(("LOCALAPPDATA", "AppData/Local"), "Library/Caches", ("XDG_CACHE_HOME", ".cache"))
 
 
 def default_data() -> Path:
     """The user's folder for what must stay, on this platform; a cache may be emptied."""
-    if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA", str(Path.home() / "AppData" / "Local"))) / "together"
-    if (Path.home() / "Library" / "Application Support").is_dir():
-        return Path.home() / "Library" / "Application Support" / "together"
-    return Path(os.environ.get("XDG_DATA_HOME", str(Path.home() / ".local" / "share"))) / "together"
+    return _user_folder(("LOCALAPPDATA", "AppData/Local"), _SUPPORT, ("XDG_DATA_HOME", ".local/share"))
 
 
 def default_config() -> Path:
     """The user's folder for what must not be lost with a cache, on this platform."""
-    if os.name == "nt":
-        return Path(os.environ.get("APPDATA", str(Path.home() / "AppData" / "Roaming"))) / "together"
-    if (Path.home() / "Library" / "Application Support").is_dir():
-        return Path.home() / "Library" / "Application Support" / "together"
-    return Path(os.environ.get("XDG_CONFIG_HOME", str(Path.home() / ".config"))) / "together"
+    return _user_folder(("APPDATA", "AppData/Roaming"), _SUPPORT, ("XDG_CONFIG_HOME", ".config"))
+
+
+_SUPPORT = "Library/Application Support"
+
+
+def _user_folder(windows: tuple[str, str], macos: str, others: tuple[str, str]) -> Path:
+    """By a variable, or where it usually is: as on Windows, as on macOS where there is that folder, or as elsewhere."""
+    home = Path.home()
+    if os.name != "nt" and (home / macos).is_dir():
+        return home / macos / "together"
+    variable, usual = windows if os.name == "nt" else others
+    return Path(os.environ.get(variable, str(home / usual))) / "together"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class Settings:
 
     @property
     def open_to_network(self) -> bool:
-        return self.host not in ("127.0.0.1", "localhost", "::1")
+        return self.host not in LOOPBACK
 
 
 def load_settings(environment: Mapping[str, str] | None = None, **overrides: object) -> Settings:

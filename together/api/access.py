@@ -23,7 +23,8 @@ from starlette.types import Scope
 
 from together.api.keys import KeyFile, cookie_of
 from together.api.responses import NoKey, TooManyWrongKeys
-from together.api.visitors import AT_HOME, Visitor, is_address, is_local
+from together.api.visitors import AT_HOME, Visitor, is_local
+from together.cluster_types import LOOPBACK, is_address
 from together.requests import Owner
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,6 @@ MOST_WRONG = 10  # wrong keys of one address within that time, and
 MOST_WRONG_OF_ALL = 100
 MOST_ADDRESSES = 1000  # that are remembered
 LOOK_EVERY = 1.0  # seconds: so soon a revoked key's requests end
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _PROXIES = ("forwarded", "via", "x-real-ip")  # what a proxy adds: its client sits elsewhere
 _OF_PROXIES = ("x-forwarded-", "cf-")  # how more of it begins
 
@@ -86,7 +86,7 @@ class Access:
         self.keys = keys
         self.asks = asks
         self._names = frozenset(name.lower() for name in names)
-        self._own_names = LOOPBACK_NAMES | (own_names() if asks else frozenset())
+        self._own_names = frozenset(LOOPBACK) | (own_names() if asks else frozenset())
         self.wrong = WrongKeys()
         self.requests = OpenRequests(keys)
         self._own = own

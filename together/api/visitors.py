@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from starlette.types import Scope
 
+from together.cluster_types import is_address
 from together.requests import LOCAL, Owner
 
 _PLACE = "together.visitor"  # in a request's scope
@@ -49,11 +50,3 @@ def is_local(scope: Scope) -> bool:
 
 def is_loopback(address: str) -> bool:
     return is_address(address) and ipaddress.ip_address(address).is_loopback
-
-
-def is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from together.cluster_types import Endpoint
+from together.cluster_types import Endpoint, is_address
 from together.errors import AppError, BadSetting
 from together.jsonfile import recall_json, write_json
 from together.settings import Settings
@@ -123,14 +123,6 @@ def _address_of(host: str) -> str:
         message = "this machine has no address for {host!r}; give --host 127.0.0.1, 0.0.0.0 or one of its own"
         raise BadSetting(message, host=host) from None
     return address
-
-
-def is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 class Whereabouts:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from together.cluster.agent import Agent, Watcher
 from together.cluster.discovery import Tell, log_it
-from together.cluster.identity import is_address
 from together.cluster.local import say_to_parent
 from together.cluster.node import Story, run_node
-from together.cluster_types import Endpoint, NodeStatus, StageState, address_text
+from together.cluster_types import Endpoint, NodeStatus, StageState, address_text, is_address
 from together.commands import USUAL, launch
 from together.desktop.logs import keep_log, note_to_parent
 from together.desktop.other_page import head_of

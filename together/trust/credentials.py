@@ -14,10 +14,9 @@ from pathlib import Path
 
 import grpc
 
+from together.cluster_types import LOOPBACK
 from together.errors import Unreachable
 from together.trust.secret import SecretFile
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def is_plain(host: str) -> bool:

@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from together.trust.certificates import authority_key_of, derived
+from together.cluster_types import is_address
+from together.trust.certificates import CURVE, FROM, UNTIL, authority_key_of, derived, key_pem, named, pem, usage
 
 _ADDRESSES = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 _ZONES = ("local", "lan", "home.arpa", "internal", "localhost")
-_FROM, _UNTIL = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC), datetime.datetime(2120, 1, 1, tzinfo=datetime.UTC)
 _BEFORE, _LEAF = datetime.timedelta(days=2), datetime.timedelta(days=390)  # phones refuse leaves of more than 398 days
 _SHA256 = hashes.SHA256()
 
@@ -50,17 +50,17 @@ class PageCertificate:
 
 def page_authority(secret: bytes) -> str:
     """The authority's certificate as PEM, the same on every machine of the cluster."""
-    return _pem(_authority(secret))
+    return pem(_authority(secret))
 
 
 def page_certificate(secret: bytes, names: Iterable[str]) -> PageCertificate:
     """A new key, and a certificate for those of the names that the authority may speak for."""
-    authority, key = _authority(secret), ec.generate_private_key(ec.SECP256R1())
+    authority, key = _authority(secret), ec.generate_private_key(CURVE)
     able = tuple(dict.fromkeys(name for name in names if is_coverable(name)))
     now = datetime.datetime.now(datetime.UTC)
     leaf = (
         x509.CertificateBuilder()
-        .subject_name(_name("together"))
+        .subject_name(named("together"))
         .issuer_name(authority.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
@@ -68,16 +68,13 @@ def page_certificate(secret: bytes, names: Iterable[str]) -> PageCertificate:
         .not_valid_after(now - _BEFORE + _LEAF)
         .add_extension(x509.SubjectAlternativeName([_general(name) for name in able or ("localhost",)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(authority=False), critical=True)
+        .add_extension(usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(_key(secret).public_key()), critical=False)
         .sign(_key(secret), _SHA256)
     )
-    written = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return PageCertificate(able, _pem(leaf) + _pem(authority), _pem(authority), written.decode())
+    return PageCertificate(able, pem(leaf) + pem(authority), pem(authority), key_pem(key))
 
 
 def fingerprint(authority: str) -> str:
@@ -92,22 +89,14 @@ def is_coverable(name: str) -> bool:
     return is_address(name) or any(lower == zone or lower.endswith(f".{zone}") for zone in _ZONES)
 
 
-def is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
 def _authority(secret: bytes) -> x509.Certificate:
     key = _key(secret)
     permitted = [*map(x509.IPAddress, _ADDRESSES), *map(x509.DNSName, _ZONES)]
-    name = _name(f"together {derived(secret, 'page name', 4).hex()}, page")
+    name = named(f"together {derived(secret, 'page name', 4).hex()}, page")
     return (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, _FROM, _UNTIL)
+        x509.CertificateBuilder(name, name, key.public_key(), 1, FROM, UNTIL)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(authority=True), critical=True)
+        .add_extension(usage(authority=True), critical=True)
         .add_extension(x509.NameConstraints(permitted_subtrees=permitted, excluded_subtrees=None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, _SHA256, ecdsa_deterministic=True)  # so that all machines give the same file
@@ -120,15 +109,3 @@ def _key(secret: bytes) -> ec.EllipticCurvePrivateKey:
 
 def _general(name: str) -> x509.GeneralName:
     return x509.IPAddress(ipaddress.ip_address(name)) if is_address(name) else x509.DNSName(name)
-
-
-def _usage(*, authority: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(not authority, False, False, False, False, authority, False, False, False)
-
-
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _pem(certificate: x509.Certificate) -> str:
-    return certificate.public_bytes(serialization.Encoding.PEM).decode()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
 
 from together.errors import AppError, BadSetting
+from together.jsonfile import write_whole
 from together.trust.code import SECRET_BYTES, join_code, secret_of
 from together.wording import reason_of
 
@@ -75,16 +75,8 @@ class SecretFile:
 
     def _write(self, secret: bytes) -> None:
         """Whole or not at all, and never readable by others, not even for a moment."""
-        part = self.path.with_name(f"{FILE}.{os.getpid()}.part")
         try:
-            with suppress(FileNotFoundError):
-                part.unlink()
-            file = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            with os.fdopen(file, "w", encoding="ascii") as open_file:
-                open_file.write(join_code(secret) + "\n")
-                open_file.flush()
-                os.fsync(open_file.fileno())
-            part.replace(self.path)
+            write_whole(self.path, f"{join_code(secret)}\n".encode(), private=True)
         except OSError as error:
             raise self._lost(error) from None
 
