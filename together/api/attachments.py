@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from together.api.guard import body_within
 from together.api.responses import BodyTooLarge
 from together.api.visitors import visitor_of
 from together.head.head import Head
@@ -21,7 +22,8 @@ def attachment_routes(head: Head) -> APIRouter:
     @router.post("/attachments")
     async def attach(request: Request) -> Response:
         """The body is the file."""
-        data = await _body(request)
+        refusal = BodyTooLarge("a picture may have at most {most} MB; make it smaller", most=MOST_FILE // 2**20)
+        data = await body_within(request, MOST_FILE, refusal)
         kind = await asyncio.to_thread(kind_of, data)
         return JSONResponse({"name": head.attachments.add(visitor_of(request.scope).owner, data, kind)}, 201)
 
@@ -34,13 +36,3 @@ def attachment_routes(head: Head) -> APIRouter:
         return Response(found.data, media_type=found.kind, headers={"Cache-Control": "private, max-age=3600"})
 
     return router
-
-
-async def _body(request: Request) -> bytes:
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MOST_FILE:
-            raise BodyTooLarge("a picture may have at most {most} MB; make it smaller", most=MOST_FILE // 2**20)
-        chunks.append(chunk)
-    return b"".join(chunks)

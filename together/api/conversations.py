@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json, to_jsonable_python
 
 from together.api.chat_models import merged, model_changes
-from together.api.guard import FROM_JSON, BodyRoute
+from together.api.guard import FROM_JSON, BodyRoute, body_within
 from together.api.responses import BodyTooLarge
 from together.api.stream import EventStream
 from together.api.stream import event as event_of
 from together.api.visitors import visitor_of
 from together.chats.answering import Answering
-from together.chats.bounds import SettingsBody
+from together.chats.bounds import MOST_FILES, SettingsBody
 from together.chats.exchange import MOST_CHATS, json_of, keep_export, markdown_of, size_of
 from together.chats.files import MOST_FILE, PICTURE_KINDS, kept_file
 from together.chats.records import MOST_TEXT, ChatSummary, Conversation, Grown, NoSuchChat, Said
@@ -64,7 +64,7 @@ class NewTurn(_Body):
 
     parent: str = Field(default="", max_length=100)
     text: str = Field(default="", max_length=MOST_TEXT)
-    files: list[Annotated[str, Field(max_length=100)]] = Field(default=[], max_length=32)
+    files: list[Annotated[str, Field(max_length=100)]] = Field(default=[], max_length=MOST_FILES)
 
 
 def conversation_routes(head: Head) -> APIRouter:
@@ -78,6 +78,11 @@ def conversation_routes(head: Head) -> APIRouter:
 def _add_events(router: APIRouter, head: Head) -> None:
     answering, renderer = head.chats, AnswerRenderer()
 
+    async def watched(owner: str, chat: str) -> tuple[bytes, AsyncGenerator[bytes, None]]:
+        """The first event of a conversation, and those after it. Raises NoSuchChat."""
+        steps, watch = answering.watch(owner, chat), AnswerWatch(renderer)
+        return await _event(await anext(steps), watch), _events(steps, watch)
+
     @router.get("/conversations/events")
     async def events(owner: Owned, chat: str = "") -> Response:
         """`list`: the list may have changed; `serving`: the models that serve, at first and whenever they changed.
@@ -88,9 +93,8 @@ def _add_events(router: APIRouter, head: Head) -> None:
         models = (event_of({"serving": to_jsonable_python(now)}) async for now in model_changes(head))
         if not chat:
             return EventStream(merged(lists, models))
-        steps, watch = answering.watch(owner, chat), AnswerWatch(renderer)
-        first = await anext(steps)
-        return EventStream(merged(lists, models, _events(steps, watch)), await _event(first, watch))
+        first, steps = await watched(owner, chat)
+        return EventStream(merged(lists, models, steps), first)
 
     @router.get("/conversations/{chat}/events")
     async def chat_events(owner: Owned, chat: str) -> Response:
@@ -99,9 +103,8 @@ def _add_events(router: APIRouter, head: Head) -> None:
         `shown` has answers as the page shows them: with `chat` all, by turn; with `grown` the blocks that became
         finished, and all text behind them, or null where only that text grew.
         """
-        steps, watch = answering.watch(owner, chat), AnswerWatch(renderer)
-        first = await anext(steps)
-        return EventStream(_events(steps, watch), await _event(first, watch))
+        first, steps = await watched(owner, chat)
+        return EventStream(steps, first)
 
 
 def _add_lists(router: APIRouter, head: Head) -> None:
@@ -285,13 +288,7 @@ async def _with_files(answering: Answering, owner: str, chat: Conversation) -> t
 
 
 async def _body(request: Request, most: int) -> bytes:
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > most:
-            raise BodyTooLarge("this file may have at most {most} MB", most=most // 2**20)
-        chunks.append(chunk)
-    return b"".join(chunks)
+    return await body_within(request, most, BodyTooLarge("this file may have at most {most} MB", most=most // 2**20))
 
 
 def _download(data: bytes, name: str, kind: str) -> Response:

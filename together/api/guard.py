@@ -152,6 +152,17 @@ async def read_body(request: Request, *, pictures: bool = False) -> bytes:
     return body
 
 
+async def body_within(request: Request, most: int, refusal: BodyTooLarge) -> bytes:
+    """The whole body, a file for example. Raises `refusal` as soon as it has more than `most` bytes."""
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > most:
+            raise refusal
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
 def _picture_sizes(body: bytes) -> Iterator[int]:
     """Of the pictures in a JSON body: texts that are parsed at the speed of memory."""
     end = 0

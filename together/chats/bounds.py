@@ -36,7 +36,7 @@ class SettingsBody(BaseModel):
     max_tokens: Literal[-1] | Annotated[int, Field(ge=1, lt=2**31)] | None = None
     stop: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=16)
     thinking: bool | None = None
-    preset: str = Field(default="", max_length=100)
+    preset: str = Field(default="", max_length=MOST_NAME)
 
     def settings(self) -> ChatSettings:
         return ChatSettings(**{**self.model_dump(), "stop": tuple(self.stop)})
