@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -53,18 +53,12 @@ def list_command(as_json: AsJson = False) -> None:
 
 @app.command("make", help="A new key, which is shown once.")
 def make_command(name: Annotated[str, typer.Argument(help="What it is for, as phone or open-webui")]) -> None:
-    settings = load_settings()
-    key, text = KeyFile(settings.config_path).make(name)
-    print_line(f"the key {key.name} is made; it is shown this once:")
-    show_key(text, page_of(find_running(settings.home_path)))
+    _show_once("made", KeyFile.make, name)
 
 
 @app.command("renew", help="A new text for a key, which is shown once; what the key owns stays. The old one ends.")
 def renew_command(name: Annotated[str, typer.Argument(help="Its name or id")]) -> None:
-    settings = load_settings()
-    key, text = KeyFile(settings.config_path).renew(name)
-    print_line(f"the key {key.name} is renewed; it is shown this once:")
-    show_key(text, page_of(find_running(settings.home_path)))
+    _show_once("renewed", KeyFile.renew, name)
 
 
 @app.command("revoke", help="End a key: what it has open, browsers too, ends within seconds. What it owns stays.")
@@ -72,6 +66,13 @@ def revoke_command(name: Annotated[str, typer.Argument(help="Its name or id")]) 
     gone = KeyFile(load_settings().config_path).revoke(name)
     print_line(f"the key {gone.name} is revoked; what the app keeps of its chats stays, and nobody finds it")
     print_line(f"  to delete that:            {USUAL} forget --texts --key {gone.id}")
+
+
+def _show_once(done: str, order: Callable[[KeyFile, str], tuple[ApiKey, str]], name: str) -> None:
+    settings = load_settings()
+    key, text = order(KeyFile(settings.config_path), name)
+    print_line(f"the key {key.name} is {done}; it is shown this once:")
+    show_key(text, page_of(find_running(settings.home_path)))
 
 
 def _day(key: ApiKey) -> str:
