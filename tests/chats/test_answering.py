@@ -76,10 +76,25 @@ async def new(chats: Answering, settings: ChatSettings | None = None) -> str:
     return (await chats.work(ChatStore.create, ME, settings or ChatSettings())).summary.id
 
 
+def written(chats: Answering, chat: str) -> tuple[str, ...]:
+    """The ids of answers that are being written."""
+    channel = chats._channels.get((ME, chat))
+    return tuple(channel.live) if channel else ()
+
+
 async def ended(chats: Answering, chat: str) -> Conversation:
     """The conversation when nothing is being written in it."""
-    await until(lambda: not chats.writes(ME, chat))
+    await until(lambda: not written(chats, chat))
     return await chats.now(ME, chat)
+
+
+async def begun(chats: Answering, told: Told, text: str) -> tuple[str, Turn]:
+    """A new conversation, and the answer to its question, which has this text so far."""
+    chat = await new(chats)
+    _, answer = await chats.ask(ME, chat, "", Said("hello?"))
+    told.say(text, end=False)
+    await text_so_far(chats, chat, text)
+    return chat, answer
 
 
 async def text_so_far(chats: Answering, chat: str, text: str) -> None:
@@ -156,10 +171,7 @@ async def test_thoughts_and_calls_are_kept_and_watched(tmp_path: Path) -> None:
 async def test_stop_keeps_what_was_said_and_closes_the_request(tmp_path: Path) -> None:
     told = Told()
     async with answering(tmp_path, told) as chats:
-        chat = await new(chats)
-        _, answer = await chats.ask(ME, chat, "", Said("hello?"))
-        told.say("hel", end=False)
-        await text_so_far(chats, chat, "hel")
+        chat, answer = await begun(chats, told, "hel")
         await chats.stop(ME, chat, answer.id)
         last = (await chats.now(ME, chat)).branch()[-1]
         assert (last.state, last.said.text, told.closed) == ("stopped", "hel", 1)
@@ -170,10 +182,7 @@ async def test_stop_keeps_what_was_said_and_closes_the_request(tmp_path: Path) -
 async def test_the_end_of_the_program_cuts_an_answer(tmp_path: Path) -> None:
     told = Told()
     async with answering(tmp_path, told) as chats:
-        chat = await new(chats)
-        await chats.ask(ME, chat, "", Said("hello?"))
-        told.say("hel", end=False)
-        await text_so_far(chats, chat, "hel")
+        chat, _ = await begun(chats, told, "hel")
     store = ChatStore(tmp_path / "chats.db")
     last = store.get(ME, chat).branch()[-1]
     store.close()

@@ -16,7 +16,7 @@ from tests.chats.test_store import OTHER, asked
 from together.chats import rows
 from together.chats.bounds import MOST_TURNS
 from together.chats.exchange import FORMAT, json_of, keep_export, size_of
-from together.chats.records import MOST_NAME, MOST_TEXT, ChatSummary, Conversation, KeptFile, Said, Turn
+from together.chats.records import MOST_NAME, MOST_TEXT, ChatSettings, ChatSummary, Conversation, KeptFile, Said, Turn
 from together.chats.store import ChatStore
 from together.errors import BadRequest
 
@@ -147,3 +147,9 @@ def test_the_files_of_an_owner_have_a_limit(store: ChatStore, monkeypatch: pytes
         with pytest.raises(BadRequest, match="delete conversations with files first"):
             order()
     store.add_file(OTHER, other, KeptFile("f3", "c", "text/plain", 10), b"x" * 10)
+
+
+def test_a_copy_of_a_new_conversation_gets_its_title_from_its_first_question(store: ChatStore) -> None:
+    (copy,) = store.put(ME, [(store.create(ME, ChatSettings()), [])])
+    store.add(ME, copy.summary.id, "", "user", Said("where do I sleep?"))
+    assert store.get(ME, copy.summary.id).summary.title == "where do I sleep?"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.chats.test_answering import ME, Told, answering, ended, new, on_disk, text_so_far
+from tests.chats.test_answering import ME, Told, answering, begun, ended, new, on_disk, written
 from tests.support.cluster import until
 from tests.support.patience import PATIENCE
 from together.chats import answering as subject
@@ -48,10 +48,7 @@ async def held_up(chats: Answering) -> tuple[Event, asyncio.Task[None]]:
 async def test_the_last_write_of_an_answer_is_done_whoever_ends_it(tmp_path: Path, meets: Meeting, state: str) -> None:
     told = Told()
     async with answering(tmp_path, told) as chats:
-        chat = await new(chats)
-        _, answer = await chats.ask(ME, chat, "", Said("hello?"))
-        told.say("hel", end=False)
-        await text_so_far(chats, chat, "hel")
+        chat, answer = await begun(chats, told, "hel")
         go, held = await held_up(chats)
         told.say("lo")
         await until(lambda: told.closed == 1)
@@ -60,17 +57,14 @@ async def test_the_last_write_of_an_answer_is_done_whoever_ends_it(tmp_path: Pat
             await asyncio.sleep(0)
         go.set()
         await asyncio.gather(held, *orders)
-        assert chats.writes(ME, chat) == ()
+        assert written(chats, chat) == ()
     assert on_disk(tmp_path, answer) == ("hello", state)
 
 
 async def test_a_second_stop_waits_for_the_first_one(tmp_path: Path) -> None:
     told = Told()
     async with answering(tmp_path, told) as chats:
-        chat = await new(chats)
-        _, answer = await chats.ask(ME, chat, "", Said("hello?"))
-        told.say("hel", end=False)
-        await text_so_far(chats, chat, "hel")
+        chat, answer = await begun(chats, told, "hel")
         go, held = await held_up(chats)
         orders = [asyncio.create_task(chats.stop(ME, chat, answer.id)) for _ in range(3)]
         await until(lambda: told.closed == 1)
@@ -109,10 +103,7 @@ async def test_an_answer_outlives_a_file_that_another_program_holds(
 async def test_nothing_is_asked_behind_an_answer_that_is_being_written(tmp_path: Path) -> None:
     told = Told()
     async with answering(tmp_path, told) as chats:
-        chat = await new(chats)
-        _, answer = await chats.ask(ME, chat, "", Said("hello?"))
-        told.say("hel", end=False)
-        await text_so_far(chats, chat, "hel")
+        chat, answer = await begun(chats, told, "hel")
         with pytest.raises(BadRequest, match="wait for its end, or stop it"):
             await chats.ask(ME, chat, answer.id, Said("and then?"))
         assert (len(told.asked), len((await chats.now(ME, chat)).turns)) == (1, 2)
@@ -127,7 +118,7 @@ async def test_a_delete_beside_a_question_leaves_nobody_writing(tmp_path: Path) 
             await until(lambda: chats._channels != {})
             await (chats.forget(ME) if everything else chats.delete(ME, chat))
             await asyncio.gather(asked, return_exceptions=True)
-            assert chats.writes(ME, chat) == ()
+            assert written(chats, chat) == ()
             assert chats._channels == {}
 
 
@@ -141,7 +132,7 @@ async def test_a_request_that_ends_leaves_no_answer_without_a_writer(tmp_path: P
         request.cancel()
         go.set()
         await held
-        await until(lambda: chats.writes(ME, chat) != ())
+        await until(lambda: written(chats, chat) != ())
         told.say("hello")
         assert [turn.state for turn in (await ended(chats, chat)).turns] == ["done", "done"]
 
@@ -153,7 +144,7 @@ async def test_questions_at_once_are_counted_as_those_one_after_another(tmp_path
         asked = [chats.ask(ME, chat, "", Said("hello?")) for _ in range(3 * AT_ONCE)]
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
         assert sum(isinstance(each, BadRequest) for each in outcomes) == 2 * AT_ONCE
-        assert len(chats.writes(ME, chat)) == AT_ONCE
+        assert len(written(chats, chat)) == AT_ONCE
         assert len((await chats.now(ME, chat)).turns) == 2 * AT_ONCE
 
 
@@ -182,10 +173,7 @@ async def test_an_answer_ends_when_its_owner_is_known_no_more(tmp_path: Path, mo
     monkeypatch.setattr(subject, "SAVE", 0.0)
     told = Told()
     async with answering(tmp_path, told) as chats:
-        chat = await new(chats)
-        await chats.ask(ME, chat, "", Said("hello?"))
-        told.say("hel", end=False)
-        await text_so_far(chats, chat, "hel")
+        chat, _ = await begun(chats, told, "hel")
         chats.known = lambda owner: owner != ME
         last = (await ended(chats, chat)).turns[-1]
         assert (last.state, last.said.text, told.closed) == ("cut", "hel", 1)

@@ -193,11 +193,6 @@ class Answering:
             channel.version += 1
             channel.changed.notify()
 
-    def writes(self, owner: str, chat: str) -> tuple[str, ...]:
-        """The ids of answers that are being written."""
-        channel = self._channels.get((owner, chat))
-        return tuple(channel.live) if channel else ()
-
     # --- watching -----------------------------------------------------------------------------------------------------
 
     async def watch(self, owner: str, chat: str) -> AsyncGenerator[Conversation | Grown, None]:

@@ -65,7 +65,7 @@ def insert_chat(
     chat = new_id()
     key = connection.execute(
         "INSERT INTO chat (id, owner, title, named, created, changed, settings) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (chat, owner, title or NEW, bool(title), now, now, to_json(settings).decode()),
+        (chat, owner, title or NEW, title not in ("", NEW), now, now, to_json(settings).decode()),
     ).lastrowid
     assert key is not None
     index(connection, "title_words", key, owner, title or NEW)
