@@ -16,6 +16,7 @@ from tests.support.cluster import (
     Node,
     ask,
     by_hand,
+    cluster_settings,
     right_answer,
     running_cluster,
     running_head,
@@ -210,3 +211,17 @@ async def test_no_moment_without_a_model_between_two_models(head: Head, toy: Pat
     models = [model for _, model, _ in seen]
     assert models == sorted(models)  # one, then the other, and never back
     assert await ask(head) == right_answer(other)
+
+
+async def test_a_task_that_ends_before_its_head_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def ends() -> None:
+        raise ZeroDivisionError
+
+    head = Head(cluster_settings(tmp_path))
+    monkeypatch.setattr(head.demands, "run", ends)
+    await head.start()
+    await until(lambda: "a task of the head has ended" in caplog.text)
+    assert "ZeroDivisionError" in caplog.text
+    await head.stop()

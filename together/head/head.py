@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
@@ -41,6 +42,8 @@ from together.text.answers import answer_prompts
 from together.types import Dtype
 from together.view import ClusterView, ServedModel
 from together.wording import MOST, cut
+
+log = logging.getLogger(__name__)
 
 LOOK_EVERY = 1.0  # seconds between two looks at what machines need
 VIEWS_EVERY = 0.2  # seconds between two views at most
@@ -99,6 +102,8 @@ class Head:
         jobs = (self._membership.run(), self.machines.where.follow(), self._renew_leases(), self._keep_balance())
         more = (self.machines.follow_code(), self.demands.run(), self._look_after_machines())
         self._tasks = [asyncio.create_task(job) for job in (*jobs, *more)]
+        for task in self._tasks:
+            task.add_done_callback(_tell_end)
         await self.local.start(self._wanted_local) if self._wanted_local else None
 
     async def stop(self) -> None:
@@ -375,3 +380,9 @@ class Head:
     def ready(self, name: str = "") -> Service:
         """The service that answers now. Raises NotServing where there is none."""
         return self.services.ready(name)
+
+
+def _tell_end(task: asyncio.Task[None]) -> None:
+    """None of a head's tasks ends before it: one that does has a bug, and nobody would wait for its error."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a task of the head has ended; restart together", exc_info=error)
