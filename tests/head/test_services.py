@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tests.support.cluster import (
     until,
 )
 from together.cluster.loading import Placed
+from together.cluster_types import NodeStatus
 from together.errors import BadRequest, BadSetting, NoRoom, NotEnoughMemory, NotServing
 from together.head.head import Head
 from together.head.leaving import if_stopped, stop_node
@@ -282,50 +284,48 @@ async def test_rings_that_are_mended_at_once_plan_with_other_memory(
             assert texts == [right_answer(toy) for toy in toys]
 
 
+@asynccontextmanager
+async def head_beside_berta(folder: Path) -> AsyncIterator[tuple[Head, NodeStatus]]:
+    """A head with a node of its own, which has room, beside berta, which has little."""
+    settings = cluster_settings(folder / "home", memory="450MB")
+    with running_node(replace(settings, name="berta", memory="140MB")) as node:
+        head = Head(settings, (node.endpoint,), local_nodes=1)
+        await head.start()
+        try:
+            await until(lambda: len(head.view().nodes) == 2)
+            yield head, next(each for each in head.view().nodes if each.owner == head.id)
+        finally:
+            await head.stop()
+
+
 async def test_two_models_that_fit_alone_elsewhere_but_not_both_stay(tmp_path: Path) -> None:
     """Neither moves, and what stopping the node would mean is true of both together."""
     toys = [
         make_checksum_model(tmp_path / name, seed=i, quiet_ids=ENDLESS, num_key_value_heads=2_700)
         for i, name in enumerate(("one", "two"))
     ]
-    settings = cluster_settings(tmp_path / "home", memory="450MB")
-    with running_node(replace(settings, name="berta", memory="140MB")) as node:
-        head = Head(settings, (node.endpoint,), local_nodes=1)
-        await head.start()
-        try:
-            await until(lambda: len(head.view().nodes) == 2)
-            own = next(each for each in head.view().nodes if each.owner == head.id)
-            for toy in toys:
-                await head.load(toy, by_hand(f"{own.name}=0:4"), beside=True)
-            services = list(head.services.by_name.values())
-            sizes = [stage.memory_bytes for service in services for stage in service.loader.plan.stages]
-            assert max(sizes) < 140e6 < sum(sizes)
-            meant = str(await if_stopped(head, own.id))
-            assert "they move to berta" in meant
-            assert "no other machine has room" in meant
-            with pytest.raises(NotEnoughMemory):
-                await head.drain(own.name)
-            assert [service.loader.plan.stages[0].node for service in services] == [own.id, own.id]
-        finally:
-            await head.stop()
+    async with head_beside_berta(tmp_path) as (head, own):
+        for toy in toys:
+            await head.load(toy, by_hand(f"{own.name}=0:4"), beside=True)
+        services = list(head.services.by_name.values())
+        sizes = [stage.memory_bytes for service in services for stage in service.loader.plan.stages]
+        assert max(sizes) < 140e6 < sum(sizes)
+        meant = str(await if_stopped(head, own.id))
+        assert "they move to berta" in meant
+        assert "no other machine has room" in meant
+        with pytest.raises(NotEnoughMemory):
+            await head.drain(own.name)
+        assert [service.loader.plan.stages[0].node for service in services] == [own.id, own.id]
 
 
 async def test_a_node_that_is_stopped_gives_away_what_has_room(tmp_path: Path) -> None:
     """The first model has none elsewhere; the second moves nevertheless."""
     big = make_checksum_model(tmp_path / "big", quiet_ids=ENDLESS, num_key_value_heads=17_500)
     small = make_checksum_model(tmp_path / "small", seed=1, quiet_ids=ENDLESS)
-    settings = cluster_settings(tmp_path / "home", memory="450MB")
-    with running_node(replace(settings, name="berta", memory="140MB")) as node:
-        head = Head(settings, (node.endpoint,), local_nodes=1)
-        await head.start()
-        try:
-            await until(lambda: len(head.view().nodes) == 2)
-            own = next(each for each in head.view().nodes if each.owner == head.id)
-            await head.load(big, by_hand(f"{own.name}=0:4"))
-            await head.load(small, by_hand(f"{own.name}=0:4"), beside=True)
-            await stop_node(head, own.id)
-            assert head.ready("small").loader.plan.stages[0].node != own.id  # before its ring broke
-            assert await ask_of(head, small) == right_answer(small)
-            await until(lambda: shown(head)["big"] is not ServingState.READY)
-        finally:
-            await head.stop()
+    async with head_beside_berta(tmp_path) as (head, own):
+        await head.load(big, by_hand(f"{own.name}=0:4"))
+        await head.load(small, by_hand(f"{own.name}=0:4"), beside=True)
+        await stop_node(head, own.id)
+        assert head.ready("small").loader.plan.stages[0].node != own.id  # before its ring broke
+        assert await ask_of(head, small) == right_answer(small)
+        await until(lambda: shown(head)["big"] is not ServingState.READY)

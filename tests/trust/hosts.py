@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.reliability.moves import node_on
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import (
     CHECKOUT,
@@ -22,7 +23,6 @@ from tests.support.cluster import (
     cluster_settings,
     environment,
     right_answer,
-    start_node,
     until,
 )
 from tests.support.namespaces import BRIDGE, OWN, Machine, switch
@@ -82,17 +82,6 @@ def capturing() -> Iterator[Capture]:
             asyncio.get_running_loop().remove_reader(there)
 
 
-@contextmanager
-def node_on(machine: Machine, settings: Settings) -> Iterator[Node]:
-    node = start_node(settings, within=machine.within)
-    node.host = machine.address
-    try:
-        node.wait_ready()
-        yield node
-    finally:
-        node.stop()
-
-
 def living(head: Head) -> set[str]:
     return {node.name for node in head.machines.membership.living()}
 
@@ -105,7 +94,9 @@ async def join_load_chat_part_and_meet_again(folder: Path) -> None:
     for name in MEMBERS:
         told(homes[name], "join", code.lower())
     with switch(*homes) as network, ExitStack() as stack:
-        nodes = {name: stack.enter_context(node_on(machine, homes[name])) for name, machine in network.machines.items()}
+        nodes = {
+            name: stack.enter_context(node_on(machine, homes[name], name)) for name, machine in network.machines.items()
+        }
         head = Head(app)  # nobody tells it where they are
         await head.start()
         try:
@@ -178,7 +169,7 @@ async def over_a_vpn(folder: Path) -> None:
         network.forbid_multicast()
         machine = network.machines["anna"]
         _only_over_a_vpn(machine)
-        with node_on(machine, away) as node:
+        with node_on(machine, away, away.name) as node:
             head = Head(app, (Endpoint((f"{VPN}.2",), node.port),))
             await head.start()
             try:
