@@ -30,6 +30,7 @@ LOOK_EVERY = 0.5  # seconds
 IDLE_EVERY = 2.0  # seconds between looks while no frame is in flight: within SUSPECT_AFTER of the next one
 MEND_TRIES = 4  # failures in a row without a new token: then the request or the model is the cause
 MEND_WITHIN = 8.0  # seconds of failed attempts after which open requests end
+FREED_WITHIN = 3.0  # seconds until nodes offer again what a stage had that ran out of memory
 REJOIN_WITHIN = 5.0  # seconds for a stage to take its place again
 
 
@@ -117,7 +118,7 @@ class Recovery:
         """Try until a ring serves or the service is closed. Open requests wait; they end only when nothing helps."""
         service, clock = self.service, asyncio.get_running_loop().time
         service.show(ServingState.RECOVERING, cause=error.sentence, step=say("step_looking"), progress=0.0)
-        await self._settle(error)
+        frees = await self._settle(error)
         if self._is_hopeless():
             service.engine.drop(error)
         problem: TogetherError = error
@@ -129,7 +130,10 @@ class Recovery:
                     plan = service.loader.plan
                     service.show(ServingState.READY, plan=plan, cause=NOTHING, step=NOTHING, progress=1.0)
                     return
-                await self._wait_for_machines(problem)
+                if frees and clock() - began < FREED_WITHIN:
+                    await asyncio.sleep(LOOK_EVERY)
+                else:
+                    await self._wait_for_machines(problem)
             except StageLost as lost:
                 problem = lost
                 await self._blame(lost)
@@ -147,13 +151,18 @@ class Recovery:
         self._tokens = tokens
         return self._failures >= MEND_TRIES
 
-    async def _settle(self, error: RingBroken) -> None:
-        """Give nodes a moment to report what they lost, then end stages that do not answer."""
+    async def _settle(self, error: RingBroken) -> bool:
+        """Give nodes a moment to report what they lost, then end stages that do not answer.
+
+        Returns whether a stage ran out of memory: the system takes back what it had while plans are made already.
+        """
         loader = self.service.loader
         await self.service.ring.close()
         await self.service.machines.where.look()  # what looks like a cut may be this machine's own move
         _, frozen = await asyncio.gather(self._news(CAUSE_WITHIN / 2), loader.frozen())
-        await loader.give_up({*self._out_of_memory(error), *frozen})
+        starved = self._out_of_memory(error)
+        await loader.give_up({*starved, *frozen})
+        return bool(starved)
 
     async def _news(self, within: float) -> None:
         """Return once a node reports what it lost, or after so many seconds."""
