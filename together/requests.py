@@ -189,6 +189,8 @@ class AnswerChunk:
     logprobs: tuple[TokenLogprob, ...] = ()  # of tokens whose text is shown by now, where asked for
     index: int = 0  # of the choice that it belongs to
     tool_calls: tuple[CallDelta, ...] = ()  # parts of tool calls, in order
+    begun: Usage | None = None  # in the first piece: the prompt alone
+    stop: str = ""  # in the last piece: the stop string that ended it
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,7 @@ class ChatRequest:
     template: Mapping[str, object] = field(default_factory=dict)  # more variables for the chat template
     chosen_template: str | None = None  # the name of one of the model's own templates; None: the usual one
     grammar: Grammar | None = None  # of every choice, after its thoughts
+    continues: bool = False  # the last message is an assistant's, and the answer goes on with it
     tool_use: ToolUse = field(default_factory=ToolUse)
     owner: Owner = LOCAL
 

@@ -176,9 +176,9 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         chat(client, messages=[{"role": "user", "content": "x " * 9000}])
     assert refused.value.code == "context_length_exceeded"
-    with pytest.raises(openai.InternalServerError) as missing:
+    with pytest.raises(openai.NotFoundError) as missing:
         client.embeddings.create(model=MODEL, input="x")
-    assert missing.value.status_code == 501
+    assert missing.value.code == "not_implemented"
 
 
 # --- others -----------------------------------------------------------------------------------------------------------

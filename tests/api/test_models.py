@@ -12,7 +12,7 @@ from tests.api.test_admission import CHAT, HELLO, assert_come_back
 from tests.api.web import client_of
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import right_answer, until
-from together.api.app import LOADS_WITHIN
+from together.api.answering import LOADS_WITHIN
 
 
 async def test_the_model_of_a_request_answers(tmp_path: Path, head_with: Heads) -> None:

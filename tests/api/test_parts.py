@@ -16,8 +16,9 @@ from fastapi import FastAPI
 from tests.support.cluster import cluster_settings
 from tests.support.patience import PATIENCE
 from together.api.answers import ChatFormatter
+from together.api.failures import error_response
 from together.api.metrics import Metrics
-from together.api.responses import NotImplementedHere, error_response
+from together.api.responses import NotImplementedHere
 from together.api.server import bind, serving, url_of
 from together.api.stream import COMMENT, EventStream, RequestLog, stream
 from together.api.visitors import is_local
@@ -51,7 +52,7 @@ async def log(tmp_path: Path) -> RequestLog:
 
 
 def streamed(answer: Answer, log: RequestLog) -> AsyncGenerator[bytes, None]:
-    return stream(answer.pieces(), log, ChatFormatter("toy"), 1, include_usage=True)
+    return stream(answer.pieces(), log, ChatFormatter("toy", include_usage=True), 1)
 
 
 async def sent_by(response: EventStream, paused: asyncio.Event) -> list[bytes]:
@@ -112,12 +113,12 @@ async def test_closing_the_stream_closes_the_answer(log: RequestLog, steps: int)
         (QueueFull("full", retry_after=2.5), 429, "3"),
         (RingBroken("gone"), 503, "5"),
         (LoadFailed("no"), 503, "5"),
-        (NotImplementedHere("no"), 501, None),
+        (NotImplementedHere("no"), 404, None),
         (ValueError("bug"), 500, None),
     ],
 )
 def test_errors_have_their_status(error: Exception, status: int, retry: str | None) -> None:
-    response = error_response(error)
+    response = error_response(error, "/v1/models")
     assert (response.status_code, response.headers.get("retry-after")) == (status, retry)
     assert b"bug" not in bytes(response.body)
 

@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 import pytest
 from starlette.requests import Request
 
-from together.api.guard import MAX_BODY, MAX_PICTURES, read_body
+from together.api.guard import MAX_BODY, MAX_PICTURES, PICTURES, read_body
 from together.api.responses import BodyTooLarge
 
 CHUNK = 2**16
 PICTURE = b'{"url": "data:image/png;base64,%s"}'
+CHATS = PICTURES["/chat/completions"]
 
 
 async def received(body: bytes) -> tuple[bytes | None, int]:
@@ -28,7 +29,7 @@ async def received(body: bytes) -> tuple[bytes | None, int]:
     each = chunks()
     request = Request({"type": "http", "headers": []}, lambda: anext(each))
     try:
-        return await read_body(request, pictures=True), taken
+        return await read_body(request, CHATS), taken
     except BodyTooLarge:
         return None, taken
 
@@ -59,7 +60,7 @@ async def test_a_text_is_refused_as_soon_as_it_is_too_long() -> None:
 async def test_a_request_with_too_many_pictures_says_its_limit() -> None:
     body = PICTURE % (b"A" * MAX_PICTURES)
     with pytest.raises(BodyTooLarge, match="at most 32 MB, and files grow by a third in it; send fewer"):
-        await read_body(Request({"type": "http", "headers": []}, lambda: whole(body)), pictures=True)
+        await read_body(Request({"type": "http", "headers": []}, lambda: whole(body)), CHATS)
 
 
 async def test_only_chats_have_pictures() -> None:

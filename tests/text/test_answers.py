@@ -324,7 +324,7 @@ def test_a_stop_text_ends_the_answer_and_not_the_thoughts(
     parts = [parter.push(text[i : i + size]) for i in range(0, len(text), size)] + [parter.flush()]
     assert "".join(part.reasoning for part in parts) == thought
     assert "".join(part.text for part in parts) == said
-    assert parter.stopped == (said != text.partition("</think>")[2])
+    assert bool(parter.stopped) == (said != text.partition("</think>")[2])
 
 
 def test_letters_are_withheld_until_they_are_no_stop_text() -> None:

@@ -123,7 +123,7 @@ def test_stop_strings_end_the_text_alone() -> None:
     parser = HarmonyParser((), StopFilter(("2+2", "END")))
     parts = [parser.push(f"{THOUGHT}{AGAIN}{FINAL}4 EN"), parser.push("D more"), parser.flush()]
     assert "".join(part.reasoning for part in parts) == "Hm, 2+2."
-    assert ("".join(part.text for part in parts), parser.stopped) == ("4 ", True)
+    assert ("".join(part.text for part in parts), parser.stopped) == ("4 ", "END")
 
 
 def test_letters_come_at_once_except_what_may_be_a_tag() -> None:

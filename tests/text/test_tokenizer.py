@@ -219,7 +219,7 @@ def test_special_tokens_are_not_shown(tokenizer: Tokenizer) -> None:
 def shown(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
     stop = StopFilter(stops)
     text = "".join([stop.push(piece) for piece in pieces])
-    return text + ("" if stop.matched else stop.flush()), stop.matched
+    return text + ("" if stop.match else stop.flush()), bool(stop.match)
 
 
 def cut(text: str, stops: list[str]) -> tuple[str, bool]:
@@ -246,12 +246,12 @@ def test_a_stop_string_never_leaks_however_the_text_is_cut(text: str, stops: lis
 def test_text_is_held_back_only_while_it_could_be_a_stop_string() -> None:
     stop = StopFilter(["STOP"])
     assert [stop.push(piece) for piece in ("a", "S", "T", "x", "ST", "OP", "b")] == ["a", "", "", "STx", "", "", ""]
-    assert stop.matched
+    assert stop.match
 
 
 def test_without_a_match_what_was_held_back_comes_at_the_end() -> None:
     stop = StopFilter(["STOP", ""])
-    assert (stop.push("go ST"), stop.flush(), stop.matched) == ("go ", "ST", False)
+    assert (stop.push("go ST"), stop.flush(), stop.match) == ("go ", "ST", "")
 
 
 def test_a_text_that_goes_on_keeps_the_space_before_its_first_word() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
+from together.api.events import DONE, event
 from together.api.responses import (
     ChatChoice,
     ChatChunk,
@@ -25,17 +26,15 @@ from together.api.responses import (
     ToolCallDelta,
     TopLogprob,
     UsageCount,
+    error_body,
 )
 from together.requests import AnswerChunk, CallDelta, FinishReason, Scored, TokenLogprob, Usage
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's servers say this as well
 
-Answer: TypeAlias = ChatCompletion | TextCompletion
-Chunk: TypeAlias = ChatChunk | TextCompletion
-
 
 class AnswerFormatter(Protocol):
-    """How one request's answer looks, whole or as a stream."""
+    """How one request's answer looks, whole or as a stream of server-sent events."""
 
     @property
     def id(self) -> str: ...
@@ -43,30 +42,39 @@ class AnswerFormatter(Protocol):
     @property
     def model(self) -> str: ...
 
-    def opening(self, index: int) -> Iterable[Chunk]:
-        """What a stream says of a choice before its first chunk."""
+    def opening(self, count: int) -> Iterable[bytes]:
+        """What a stream of `count` choices says before its first chunk."""
 
-    def chunks(self, piece: AnswerChunk) -> Iterable[Chunk]:
+    def chunks(self, piece: AnswerChunk) -> Iterable[bytes]:
         """What a stream says of a chunk; of the last one of a choice also why it ended."""
 
-    def usage_chunk(self, usage: Usage) -> Chunk: ...
+    def closing(self, usage: Usage) -> Iterable[bytes]:
+        """What a stream says after the last chunk."""
 
-    def whole(self, choices: Sequence[Sequence[AnswerChunk]], usage: Usage) -> Answer: ...
+    def failure(self, error: Exception) -> bytes:
+        """The last event of a stream that fails."""
+
+    def whole(self, choices: Sequence[Sequence[AnswerChunk]], usage: Usage) -> Mapping[str, object]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ChatFormatter:
-    """`chat.completion` and its chunks. `logprobs`: they were asked for."""
+    """`chat.completion` and its chunks. `logprobs` and `include_usage`: they were asked for."""
 
     model: str
     logprobs: bool = False
+    include_usage: bool = False
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def opening(self, index: int) -> Iterable[Chunk]:
-        yield self._chunk(index, {"role": "assistant", "content": ""})
+    def opening(self, count: int) -> Iterable[bytes]:
+        for index in range(count):
+            yield event(self._chunk(index, {"role": "assistant", "content": ""}))
 
-    def chunks(self, piece: AnswerChunk) -> Iterable[Chunk]:
+    def chunks(self, piece: AnswerChunk) -> Iterable[bytes]:
+        return map(event, self._chunks(piece))
+
+    def _chunks(self, piece: AnswerChunk) -> Iterable[ChatChunk]:
         delta: Delta = {}
         if piece.reasoning:
             delta["reasoning_content"] = piece.reasoning
@@ -81,10 +89,15 @@ class ChatFormatter:
         if piece.finish is not None:
             yield self._chunk(piece.index, {}, finish=finish_reason(piece.finish))
 
-    def usage_chunk(self, usage: Usage) -> Chunk:
-        return {**self._chunk(0, {}), "choices": [], "usage": usage_count(usage)}
+    def closing(self, usage: Usage) -> Iterable[bytes]:
+        if self.include_usage:
+            yield event({**self._chunk(0, {}), "choices": [], "usage": usage_count(usage)})
+        yield DONE
 
-    def whole(self, choices: Sequence[Sequence[AnswerChunk]], usage: Usage) -> Answer:
+    def failure(self, error: Exception) -> bytes:
+        return event(error_body(error))
+
+    def whole(self, choices: Sequence[Sequence[AnswerChunk]], usage: Usage) -> ChatCompletion:
         return {
             "id": self.id,
             "object": "chat.completion",
@@ -132,26 +145,32 @@ class ChatFormatter:
 
 @dataclass(frozen=True, slots=True)
 class CompletionFormatter:
-    """`text_completion`, also for chunks. `logprobs`: they were asked for."""
+    """`text_completion`, also for chunks. `logprobs` and `include_usage`: they were asked for."""
 
     model: str
     logprobs: bool = False
+    include_usage: bool = False
     id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def opening(self, index: int) -> Iterable[Chunk]:
+    def opening(self, count: int) -> Iterable[bytes]:
         return ()
 
-    def chunks(self, piece: AnswerChunk) -> Iterable[Chunk]:
+    def chunks(self, piece: AnswerChunk) -> Iterable[bytes]:
         if piece.text or piece.logprobs:
-            yield self._answer([self._choice(piece.index, piece.text, piece.logprobs, None)])
+            yield event(self._answer([self._choice(piece.index, piece.text, piece.logprobs, None)]))
         if piece.finish is not None:
-            yield self._answer([self._choice(piece.index, "", (), finish_reason(piece.finish))])
+            yield event(self._answer([self._choice(piece.index, "", (), finish_reason(piece.finish))]))
 
-    def usage_chunk(self, usage: Usage) -> Chunk:
-        return {**self._answer([]), "usage": usage_count(usage)}
+    def closing(self, usage: Usage) -> Iterable[bytes]:
+        if self.include_usage:
+            yield event({**self._answer([]), "usage": usage_count(usage)})
+        yield DONE
 
-    def whole(self, choices: Sequence[Sequence[AnswerChunk]], usage: Usage) -> Answer:
+    def failure(self, error: Exception) -> bytes:
+        return event(error_body(error))
+
+    def whole(self, choices: Sequence[Sequence[AnswerChunk]], usage: Usage) -> TextCompletion:
         found = [
             self._choice(index, _text(pieces), _logprobs(pieces), finish_reason(pieces[-1].finish))
             for index, pieces in enumerate(choices)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -17,53 +16,27 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from together import __version__
-from together.api import responses
+from together.api import failures
 from together.api.access import Access
-from together.api.answers import AnswerFormatter, ChatFormatter, CompletionFormatter
+from together.api.answering import ModelAnswers
+from together.api.anthropic.routes import message_routes
 from together.api.attachments import attachment_routes
 from together.api.control import control_routes
 from together.api.conversations import conversation_routes
-from together.api.guard import FROM_JSON, BodyRoute, Guard
+from together.api.events import event
+from together.api.guard import Guard
 from together.api.keys import KeyFile
 from together.api.login import login_routes
 from together.api.metrics import Metrics
+from together.api.openai import openai_routes
 from together.api.pages import page_routes
-from together.api.requests import AnswerFields, ChatCompletionRequest, TextCompletionRequest
-from together.api.responses import (
-    ChatCompletion,
-    ErrorAnswer,
-    Health,
-    ModelEntry,
-    ModelList,
-    NotImplementedHere,
-    TextCompletion,
-    UnknownModel,
-    Version,
-    error_response,
-)
-from together.api.stream import (
-    COUNTED,
-    GONE,
-    Chunks,
-    ClientGone,
-    EventStream,
-    RequestLog,
-    event,
-    note_refusal,
-    stream,
-    while_connected,
-    whole,
-)
+from together.api.responses import Health, Version
+from together.api.stream import EventStream, note_refusal
 from together.api.visitors import visitor_of
-from together.errors import TogetherError
 from together.head.head import Head
-from together.head.service import Service
-from together.requests import CompletionRequest
 from together.sentences import Sentence
-from together.types import Sampling
 from together.view import ClusterView, ServingState
 
-LOADS_WITHIN = 60.0  # seconds: many clients wait no longer for an answer without a byte
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -80,11 +53,13 @@ def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> Fa
     head.chats.known = access.knows
     app = FastAPI(title="together", version=__version__, docs_url=None, redoc_url=None)
     metrics = Metrics(head)
-    responses.install(app, partial(note_refusal, metrics))
-    openai = openai_routes(head, metrics)
+    failures.install(app, partial(note_refusal, metrics))
+    answers = ModelAnswers(head, metrics)
+    openai = openai_routes(answers)
     mounted = (  # where, what, and whether it is documented
         ("/v1", openai, True),
         ("", openai, False),
+        ("", message_routes(answers), True),
         ("", status_routes(head, metrics), True),
         ("", control_routes(head, shutdown), False),  # for this machine's own programs
         ("", attachment_routes(head), False),  # for the page
@@ -187,165 +162,3 @@ def _refuse_the_rest(mounted: Iterable[tuple[str, APIRouter, bool]]) -> APIRoute
     for prefix in ("/v1", "/control"):
         rest.add_route(prefix + "/{rest:path}", not_found, methods=list(METHODS))
     return rest
-
-
-_WORDS: dict[int | str, str] = {
-    401: "The request comes from another machine and shows no key, or a wrong one.",
-    400: "A field is wrong or cannot be honoured: `param` names it. Or the prompt is longer than the context.",
-    403: "The request comes from a page of another site.",
-    404: "No such model.",
-    413: "The body is too large.",
-    429: "Too many requests wait already: come back after `Retry-After` seconds.",
-    "4XX": "Any other refusal.",
-    500: "A bug of this server.",
-    503: "No model serves now: come back after `Retry-After` seconds.",
-}
-_STREAMED: dict[str, Any] = {
-    "description": "The answer; with `stream: true` as server-sent events, the last one is `data: [DONE]`.",
-    "content": {"text/event-stream": {}},
-}
-
-Responses = dict[int | str, dict[str, Any]]
-
-
-def _failures(*codes: int | str) -> Responses:
-    """Answers in the error shape, for the OpenAPI document."""
-    return {code: {"model": ErrorAnswer, "description": _WORDS[code]} for code in codes}
-
-
-def _answers(model: object) -> Responses:
-    return {200: {"model": model, **_STREAMED}, **_failures(*_WORDS)}
-
-
-def openai_routes(head: Head, metrics: Metrics) -> APIRouter:
-    """All of them, without the `/v1` before them."""
-    routes = APIRouter(route_class=BodyRoute)
-    api = _Api(head, metrics)
-    routes.post("/chat/completions", responses=_answers(ChatCompletion))(api.chat)
-    routes.post("/completions", responses=_answers(TextCompletion))(api.complete)
-    routes.post("/embeddings", status_code=501, responses={501: {"model": ErrorAnswer}})(api.embed)
-    routes.get("/models", response_model=ModelList)(api.models)
-    routes.get("/models/{name:path}", response_model=ModelEntry, responses=_failures(404, "4XX"))(api.model)
-    return routes
-
-
-def _within(asked: AnswerFields) -> float | None:
-    """Seconds that a request waits for its model; a stream, which is kept alive meanwhile, waits until it is there."""
-    return None if asked.stream else LOADS_WITHIN
-
-
-class _Api:
-    """The handlers, bound to one head."""
-
-    def __init__(self, head: Head, metrics: Metrics) -> None:
-        self._head = head
-        self._metrics = metrics
-        self._started = int(time.time())
-
-    async def chat(self, request: Request, asked: Annotated[ChatCompletionRequest, FROM_JSON]) -> Response:
-        """Answer a conversation, whole or as a stream."""
-        name, comes = await self._routed(asked)
-        owner = visitor_of(request.scope).owner
-        if not comes:
-            chunks = self._head.chat(asked.to_chat(self._defaults(name), owner), name)
-        else:
-            asked.to_chat(Sampling(), owner)  # what is wrong is refused before anything is loaded for it
-            chunks = self._head.on_demand(
-                name,
-                lambda it: self._head.chat(asked.to_chat(it.opened.defaults.sampling, owner), it.name),
-                _within(asked),
-            )
-        formatter = ChatFormatter(name, logprobs=bool(asked.logprobs))
-        return await self._answer(request, asked, formatter, chunks, asked.choices)
-
-    async def complete(self, request: Request, asked: Annotated[TextCompletionRequest, FROM_JSON]) -> Response:
-        """Go on with prompts as they are."""
-        name, comes = await self._routed(asked)
-        owner = visitor_of(request.scope).owner
-        wanted = asked.to_completion(self._defaults(name), owner)
-        if not comes:
-            chunks = self._completed(wanted, self._head.ready(name))
-        else:
-            chunks = self._head.on_demand(
-                name,
-                lambda it: self._completed(asked.to_completion(it.opened.defaults.sampling, owner), it),
-                _within(asked),
-            )
-        formatter = CompletionFormatter(name, logprobs=asked.logprobs is not None)
-        return await self._answer(request, asked, formatter, chunks, asked.choices * len(wanted.prompts))
-
-    def _completed(self, wanted: CompletionRequest, service: Service) -> Chunks:
-        scored = wanted.max_tokens == 0
-        return service.score_prompts(wanted) if scored else self._head.complete(wanted, service.name)
-
-    async def embed(self) -> Response:
-        """Not offered: the models that are served generate text."""
-        raise NotImplementedHere("embeddings are not offered: this server's models generate text")
-
-    async def models(self) -> ModelList:
-        """The models that are served; with `--on-demand` also those that a request would load."""
-        return {"object": "list", "data": await self._models()}
-
-    async def model(self, name: str) -> ModelEntry:
-        for model in await self._models():
-            if model["id"] == name:
-                return model
-        raise UnknownModel(name, self._served())
-
-    def _served(self) -> list[str]:
-        """All names, also of models that are being loaded."""
-        return list(dict.fromkeys(shown.serving.model for shown in self._head.view().services))
-
-    def _defaults(self, name: str) -> Sampling:
-        return self._head.sampling_defaults(name).sampling
-
-    async def _models(self) -> list[ModelEntry]:
-        more = await self._head.demands.names() if self._head.demands.on else {}
-        return [self._entry(name) for name in dict.fromkeys([*self._served(), *more])]
-
-    def _entry(self, name: str) -> ModelEntry:
-        defaults = self._head.sampling_defaults(name)
-        return ModelEntry(
-            id=name,
-            object="model",
-            created=self._started,
-            owned_by="together",
-            sampling_defaults=defaults.json(),
-            sampling_by_author=list(defaults.by_author),
-        )
-
-    async def _routed(self, asked: AnswerFields) -> tuple[str, bool]:
-        """The model that a request is for, and whether it may be loaded for it.
-
-        Raises UnknownModel for none of those that are here; without any the head says so. Raises BadRequest for a
-        request that names none where several serve.
-        """
-        served, demands = self._served(), self._head.demands
-        if asked.model is None:
-            only = self._head.services.only()
-            return (only.name if only is not None else ""), False
-        name = demands.meant(asked.model)
-        if demands.on:
-            if await demands.target(asked.model) is None:
-                raise UnknownModel(asked.model, served)
-            return asked.model, True
-        if served and name not in served:
-            raise UnknownModel(asked.model, served)
-        return name, False
-
-    async def _answer(
-        self, request: Request, asked: AnswerFields, formatter: AnswerFormatter, chunks: Chunks, count: int
-    ) -> Response:
-        log = RequestLog(
-            self._metrics, COUNTED[request.scope["route"].name], formatter.id, asked.choices, formatter.model
-        )
-        try:
-            if asked.stream:
-                events = stream(chunks, log, formatter, count, asked.include_usage)
-                return EventStream(events, await while_connected(request, anext(events)))
-            choices = await while_connected(request, whole(chunks, log, count))
-        except ClientGone:
-            return Response(status_code=GONE)
-        except TogetherError as error:  # recorded by the log: no refusal
-            return error_response(error)
-        return JSONResponse(formatter.whole(choices, log.usage))

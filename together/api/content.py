@@ -10,7 +10,8 @@ from together.api.responses import wrong
 from together.requests import Attached
 from together.wording import quoted
 
-PICTURES = ("data:image/png", "data:image/jpeg", "data:image/webp")
+PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp")
+PICTURES = tuple(f"data:{kind}" for kind in PICTURE_TYPES)
 _LONGEST_START = 40  # letters of such an address before its data
 
 

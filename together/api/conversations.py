@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json, to_jsonable_python
 
 from together.api.chat_models import merged, model_changes
+from together.api.events import event as event_of
 from together.api.guard import FROM_JSON, BodyRoute, body_within
 from together.api.responses import BodyTooLarge
 from together.api.stream import EventStream
-from together.api.stream import event as event_of
 from together.api.visitors import visitor_of
 from together.chats.answering import Answering
 from together.chats.bounds import MOST_FILES, SettingsBody

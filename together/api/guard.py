@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from functools import partial
@@ -19,20 +20,23 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from together.api.access import Access, Revoked
+from together.api.failures import error_response
 from together.api.login import AUTHORITY, LOGIN, enter, is_foreign, key_in_link, refusal_page
 from together.api.requests import WORDS
-from together.api.responses import BodyTooLarge, Forbidden, NoKey, TooManyWrongKeys, error_response, wrong
+from together.api.responses import BodyTooLarge, Forbidden, NoKey, TooManyWrongKeys, wrong
 from together.api.visitors import STRANGER, Visitor, note_visitor, visitor_of
 from together.errors import BadRequest
 from together.processes import trim_memory
 from together.wording import MOST, cut, quoted
 
 MAX_BODY = 4 * 2**20  # bytes: a million tokens of text; reading a larger one would delay all other requests
-CHATS = "/chat/completions"  # where bodies may have pictures
 MAX_PICTURES = 32 * 2**20  # bytes of a body with pictures
 LARGE = 2**18  # bytes of a body, whose memory is given back; parsed it takes ten times as much
 
-_PICTURE = b'"data:image/'
+PICTURES = {  # how one begins in bodies of the routes that take them, by the end of the path
+    "/chat/completions": re.compile(rb'"data:image/'),
+    "/messages": re.compile(rb'"data"\s*:\s*"'),
+}
 _BRANCHES = {"str", "list", "int"}  # what pydantic adds to the path of a field for a type that it tried
 WITHOUT_KEY = frozenset(
     {("GET", "/health"), ("GET", LOGIN), ("POST", LOGIN), ("GET", AUTHORITY)}
@@ -88,7 +92,7 @@ class Guard:
             if begun:  # a stream, whose end the client sees
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             else:
-                await error_response(NoKey("the key was revoked"))(scope, receive, send_with_policy)
+                await error_response(NoKey("the key was revoked"), scope["path"])(scope, receive, send_with_policy)
         finally:
             if size > LARGE:
                 await asyncio.to_thread(trim_memory)
@@ -97,7 +101,7 @@ class Guard:
         """The refusal of a request, or the way in; None for one that may go on, whose visitor is noted then."""
         refusal = self._refusal(scope)
         if refusal is not None:
-            return error_response(refusal)
+            return error_response(refusal, scope["path"])
         link = key_in_link(scope)
         if link is not None:
             return enter(self._access, scope, link, by_link=True)
@@ -107,7 +111,7 @@ class Guard:
         try:
             note_visitor(scope, self._access.visitor(scope))
         except (NoKey, TooManyWrongKeys) as error:
-            return refusal_page(scope, error) or error_response(error)
+            return refusal_page(scope, error) or error_response(error, scope["path"])
         return None
 
     def _known_or_stranger(self, scope: Scope) -> Visitor:
@@ -133,13 +137,13 @@ class Guard:
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 
-async def read_body(request: Request, *, pictures: bool = False) -> bytes:
+async def read_body(request: Request, pictures: re.Pattern[bytes] | None = None) -> bytes:
     """The whole body. Raises BodyTooLarge as soon as it is over MAX_BODY, without the `pictures` that it may have."""
     chunks, size, most = [], 0, MAX_BODY
     async for chunk in request.stream():
         size += len(chunk)
         chunks.append(chunk)
-        if pictures and size > most == MAX_BODY and _PICTURE in b"".join(chunks):
+        if pictures and size > most == MAX_BODY and pictures.search(b"".join(chunks)):
             most = MAX_PICTURES
         if size > most == MAX_PICTURES:
             text = "a request with pictures may have at most {most} MB, and files grow by a third in it; send fewer"
@@ -147,7 +151,7 @@ async def read_body(request: Request, *, pictures: bool = False) -> bytes:
         if size > most:
             raise BodyTooLarge("a request body may have at most {most} bytes", most=most)
     body = b"".join(chunks)
-    if size > MAX_BODY and size - sum(_picture_sizes(body)) > MAX_BODY:
+    if pictures and size > MAX_BODY and size - sum(_sizes(pictures, body)) > MAX_BODY:
         raise BodyTooLarge("a request body may have at most {most} bytes beside pictures", most=MAX_BODY)
     return body
 
@@ -163,13 +167,13 @@ async def body_within(request: Request, most: int, refusal: BodyTooLarge) -> byt
     return b"".join(chunks)
 
 
-def _picture_sizes(body: bytes) -> Iterator[int]:
+def _sizes(pictures: re.Pattern[bytes], body: bytes) -> Iterator[int]:
     """Of the pictures in a JSON body: texts that are parsed at the speed of memory."""
     end = 0
-    while (begin := body.find(_PICTURE, end)) >= 0:
-        end = body.find(b'"', begin + 1)
+    while (begun := pictures.search(body, end)) is not None:
+        end = body.find(b'"', begun.end())
         end = len(body) if end < 0 else end
-        yield end - begin
+        yield end - begun.end()
 
 
 class _BytesRequest(Request):
@@ -177,8 +181,11 @@ class _BytesRequest(Request):
 
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
-            self._body = await read_body(self, pictures=self.url.path.endswith(CHATS)) or b"{}"
+            self._body = await read_body(self, self._pictures()) or b"{}"
         return self._body
+
+    def _pictures(self) -> re.Pattern[bytes] | None:
+        return next((found for end, found in PICTURES.items() if self.url.path.endswith(end)), None)
 
     async def json(self) -> bytes:
         return await self.body()

@@ -36,6 +36,7 @@ WORDS = {
     "stop": "a text, or up to 16 texts",
     "prompt": "a text, a list of texts, token ids, or a list of lists of token ids",
     "content": "a text, null, or a list of parts",
+    "system": "a text, or a list of blocks of text",
     "tool_choice": 'auto, none, required, or {"type": "function", "function": {"name": …}}',
 }
 
@@ -238,6 +239,7 @@ class ChatCompletionRequest(AnswerFields):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    continue_final_message: bool | None = None  # as vLLM has it: the answer goes on with the last message
     # accepted without effect
     verbosity: str | None = None
     safety_identifier: str | None = None
@@ -258,7 +260,9 @@ class ChatCompletionRequest(AnswerFields):
         """Our request; `defaults` hold where it is silent. Raises BadRequest naming a field that cannot be honoured."""
         self._refuse_unsupported()
         messages = tuple(_message(index, message) for index, message in enumerate(self.messages))
-        _check_calls(messages)
+        check_calls(messages)
+        if self.continue_final_message and messages[-1].role != "assistant":
+            raise wrong("continue_final_message", "the last message must be an assistant's")
         effort = self.model_dump(include={"reasoning_effort"}, exclude_none=True)
         return ChatRequest(
             messages=messages,
@@ -271,6 +275,7 @@ class ChatCompletionRequest(AnswerFields):
             template=effort | (self.chat_template_kwargs or {}),
             chosen_template=self.chat_template,
             grammar=self.response_format.grammar() if self.response_format else None,
+            continues=bool(self.continue_final_message),
             tool_use=_tool_use(self.tools, self.tool_choice, self.parallel_tool_calls),
             owner=owner,
         )
@@ -341,20 +346,25 @@ def _message(index: int, message: InputMessage) -> Message:
 def _tool_use(tools: Sequence[FunctionTool] | None, choice: ToolChoice | None, parallel: bool | None) -> ToolUse:
     """What was asked. Raises BadRequest naming the field that does not fit the others."""
     offered = tuple(_tool(index, tool.function) for index, tool in enumerate(tools or ()))
-    names = [tool.name for tool in offered]
+    named = choice.function.name if isinstance(choice, NamedChoice) else ""
+    required = bool(named) or choice == "required"
+    use = checked(ToolUse(offered, required, named, parallel is not False), "function.name")
+    return ToolUse() if choice == "none" else use
+
+
+def checked(use: ToolUse, name_at: str) -> ToolUse:
+    """The same; `name_at` is where a tool has its name. Raises BadRequest where choice and tools do not fit."""
+    names = [tool.name for tool in use.tools]
     for index, name in enumerate(names):
         if name in names[:index]:
             text = "two tools are called {name}; give each a name of its own"
-            raise wrong(f"tools.{index}.function.name", text, name=quoted(name))
-    named = choice.function.name if isinstance(choice, NamedChoice) else ""
-    if named and named not in names:
+            raise wrong(f"tools.{index}.{name_at}", text, name=quoted(name))
+    if use.name and use.name not in names:
         known = tuple(names) or "none"
-        raise wrong("tool_choice", "{name} is none of the tools ({known})", name=quoted(named), known=known)
-    if choice == "required" and not offered:
-        raise wrong("tool_choice", "required needs tools to choose from")
-    if choice == "none":
-        return ToolUse()
-    return ToolUse(offered, required=bool(named) or choice == "required", name=named, parallel=parallel is not False)
+        raise wrong("tool_choice", "{name} is none of the tools ({known})", name=quoted(use.name), known=known)
+    if use.required and not names:
+        raise wrong("tool_choice", "a call that is required needs tools to choose from")
+    return use
 
 
 def _tool(index: int, spec: FunctionSpec) -> Tool:
@@ -365,7 +375,7 @@ def _tool(index: int, spec: FunctionSpec) -> Tool:
     return Tool(spec.name, spec.description or "", parameters, strict=bool(spec.strict))
 
 
-def _check_calls(messages: Sequence[Message]) -> None:
+def check_calls(messages: Sequence[Message]) -> None:
     """Raises BadRequest for calls that are not an assistant's, and for a tool's message that answers no call."""
     known: set[str] = set()
     for index, message in enumerate(messages):

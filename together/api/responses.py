@@ -1,15 +1,11 @@
-"""What this server answers: the types of its JSON, for mypy and the OpenAPI document, and errors as HTTP answers."""
+"""What this server answers: the types of its JSON, for mypy and the OpenAPI document, and what errors are in HTTP."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NotRequired
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
 from typing_extensions import TypedDict  # pydantic does not read typing's own before Python 3.12
 
 from together.chats.records import NoSuchChat
@@ -243,18 +239,18 @@ class ErrorResponse:
     retry_after: float | None = None
 
 
-_INVALID = "invalid_request_error"
+INVALID = "invalid_request_error"
 
 # The first class that fits wins: subclasses come before their bases.
 _ANSWERS: tuple[tuple[type[TogetherError], ErrorResponse], ...] = (
-    (ContextTooLong, ErrorResponse(400, _INVALID, "context_length_exceeded")),
-    (UnknownModel, ErrorResponse(404, _INVALID, "model_not_found")),
-    (NoSuchChat, ErrorResponse(404, _INVALID, "not_found")),
-    (BodyTooLarge, ErrorResponse(413, _INVALID, "request_too_large")),
-    (BadInput, ErrorResponse(400, _INVALID, None)),
-    (NotImplementedHere, ErrorResponse(501, _INVALID, "not_implemented")),
-    (Forbidden, ErrorResponse(403, _INVALID, "forbidden")),
-    (NoKey, ErrorResponse(401, _INVALID, "invalid_api_key")),
+    (ContextTooLong, ErrorResponse(400, INVALID, "context_length_exceeded")),
+    (UnknownModel, ErrorResponse(404, INVALID, "model_not_found")),
+    (NoSuchChat, ErrorResponse(404, INVALID, "not_found")),
+    (BodyTooLarge, ErrorResponse(413, INVALID, "request_too_large")),
+    (BadInput, ErrorResponse(400, INVALID, None)),
+    (NotImplementedHere, ErrorResponse(404, INVALID, "not_implemented")),
+    (Forbidden, ErrorResponse(403, INVALID, "forbidden")),
+    (NoKey, ErrorResponse(401, INVALID, "invalid_api_key")),
     (TooManyWrongKeys, ErrorResponse(429, "rate_limit_error", "too_many_wrong_keys")),
     (QueueFull, ErrorResponse(429, "rate_limit_error", "queue_full")),
     (NotServing, ErrorResponse(503, "service_unavailable_error", "model_not_ready")),
@@ -273,9 +269,9 @@ def answer_for(error: TogetherError) -> ErrorResponse:
 def error_body(error: Exception) -> ErrorAnswer:
     """OpenAI's error object. Anything that is not ours is a bug: its text stays in our log."""
     if not isinstance(error, TogetherError):
-        return _body("an internal error; the log of together says more", "server_error", None, "internal_error")
+        return error_of("an internal error; the log of together says more", "server_error", None, "internal_error")
     answer = answer_for(error)
-    return _body(str(error), answer.type, getattr(error, "param", None), answer.code)
+    return error_of(str(error), answer.type, getattr(error, "param", None), answer.code)
 
 
 def wrong(path: str, english: str, **values: Value) -> BadRequest:
@@ -283,34 +279,5 @@ def wrong(path: str, english: str, **values: Value) -> BadRequest:
     return BadRequest("{path}: {reason}", path, path=path, reason=template(english, **values))
 
 
-def error_response(error: Exception) -> JSONResponse:
-    """The whole answer for an error that came before anything was sent."""
-    if not isinstance(error, TogetherError):
-        return JSONResponse(error_body(error), 500)
-    answer = answer_for(error)
-    headers = {} if answer.retry_after is None else {"Retry-After": str(max(1, math.ceil(answer.retry_after)))}
-    if answer.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(error_body(error), answer.status, headers)
-
-
-def install(app: FastAPI, note_refusal: Callable[[Request, TogetherError], None]) -> None:
-    """Make every error leave the app in OpenAI's shape; `note_refusal` hears of those that a route raised."""
-
-    async def ours(request: Request, error: Exception) -> JSONResponse:
-        if isinstance(error, TogetherError):
-            note_refusal(request, error)
-        return error_response(error)
-
-    async def http(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-        return JSONResponse(_body(str(error.detail), _INVALID, None, code), error.status_code, error.headers)
-
-    for kind in (TogetherError, Exception):  # the server logs the traceback of the last
-        app.add_exception_handler(kind, ours)
-    app.add_exception_handler(HTTPException, http)
-
-
-def _body(message: str, kind: str, param: str | None, code: str | None) -> ErrorAnswer:
+def error_of(message: str, kind: str, param: str | None, code: str | None) -> ErrorAnswer:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
@@ -18,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from together.api.answers import AnswerFormatter
 from together.api.metrics import Metrics
-from together.api.responses import answer_for, error_body
+from together.api.responses import answer_for
 from together.errors import TogetherError
 from together.requests import AnswerChunk, Usage
 
@@ -29,20 +28,18 @@ Chunks = AsyncGenerator[AnswerChunk, None]
 
 ANSWER_WITHIN = 2.0  # seconds an error has to become a status before the stream begins without a token
 PAUSE = 10.0  # seconds without anything sent before a comment keeps the connection alive
-DONE = b"data: [DONE]\n\n"
 COMMENT = b": still working\n\n"
-COUNTED = {"chat": "chat", "complete": "completions"}  # in metrics and log, by the name of the route's handler
+COUNTED = {  # in metrics and log, by the name of the route's handler
+    "chat": "chat",
+    "complete": "completions",
+    "message": "messages",
+}
 CANCELLED, FAILED = "cancelled", "failed"
 GONE = 499  # nobody reads it; the log of a proxy may
 
 
 class ClientGone(Exception):
     """The client left before its answer was there."""
-
-
-def event(body: object) -> bytes:
-    """One server-sent event; ASCII JSON, so a character can never be split."""
-    return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
 
 
 # --- one request ------------------------------------------------------------------------------------------------------
@@ -151,7 +148,7 @@ async def whole(chunks: Chunks, log: RequestLog, count: int) -> list[list[Answer
 
 
 async def stream(
-    chunks: Chunks, log: RequestLog, formatter: AnswerFormatter, count: int, include_usage: bool
+    chunks: Chunks, log: RequestLog, formatter: AnswerFormatter, count: int
 ) -> AsyncGenerator[bytes, None]:
     """The events of `count` choices. Closing it cancels the answer.
 
@@ -159,24 +156,23 @@ async def stream(
     """
     with log:
         async with aclosing(chunks), _begun(chunks) as first:
-            yield b"".join(event(chunk) for index in range(count) for chunk in formatter.opening(index))
+            yield b"".join(formatter.opening(count))
             try:
                 chunk = await first
                 while chunk is not None:
                     log.add(chunk)
                     for part in formatter.chunks(chunk):
-                        yield event(part)
+                        yield part
                     chunk = await anext(chunks, None)
             except Exception as error:  # the edge: the status is sent, only the stream can still say what happened
                 if not isinstance(error, TogetherError):
                     logger.exception("a streamed answer failed")
                 log.end(error)
-                yield event(error_body(error))
+                yield formatter.failure(error)
                 return
             log.end()
-    if include_usage:
-        yield event(formatter.usage_chunk(log.usage))
-    yield DONE
+    for part in formatter.closing(log.usage):
+        yield part
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from together.chats.records import ChatSettings, KeptFile, Said, Turn
 from together.requests import Attached, ChatRequest, Message
+from together.text.thinking import thinking_switch
 from together.types import Sampling
 
 Files = Mapping[str, tuple[KeptFile, bytes]]  # those of the turns, by id
@@ -19,17 +20,15 @@ def request_of(
 ) -> ChatRequest:
     """The turns up to a question as a request; `seed` is for settings without one. Raises BadRequest."""
     system = (Message("system", settings.system.strip()),) if settings.system.strip() else ()
-    switch = {} if settings.thinking is None else dict.fromkeys(_SWITCHES, settings.thinking)
     return ChatRequest(
         (*system, *(_message(turn, files) for turn in branch)),
         settings.sampling(defaults, seed),
         settings.limit,
         settings.stop,
-        template=switch,
+        template=thinking_switch(settings.thinking),
     )
 
 
-_SWITCHES = ("enable_thinking", "thinking")  # what templates call it: Qwen's and GLM's, DeepSeek's and Granite's
 _ASKED = re.compile(
     r"(?<![.\w'\"])(?:enable_thinking|thinking)\s+is\b|(?:if|not|and|or)\s+(?:enable_)?thinking(?![\w(.])"
 )

@@ -26,7 +26,7 @@ from together.models.form import form_title
 from together.requests import AnswerChunk, ChatRequest, CompletionRequest, ScoreRequest, TextScore
 from together.ring.client import RingClient
 from together.sentences import NOTHING, Sentence, say
-from together.text.answers import answer_chat
+from together.text.answers import answer_chat, count_chat
 from together.text.scoring import score_prompts, score_text
 from together.types import DTYPE_BYTES, Plan
 from together.view import ServedModel, Serving, ServingState, TokenPace
@@ -173,6 +173,11 @@ class Service:
         """The answer in chunks. Raises BadRequest, and its first step what `answer_chat` does."""
         self._check_pictures(request)
         return answer_chat(self.engine, self.opened.text, request)
+
+    async def count(self, request: ChatRequest) -> int:
+        """The tokens of its prompt. Raises as its answer does."""
+        self._check_pictures(request)
+        return await count_chat(self.engine, self.opened.text, request)
 
     def _check_pictures(self, request: ChatRequest) -> None:
         """Raises BadRequest for pictures where the first layers run on a backend that sees none."""

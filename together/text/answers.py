@@ -99,15 +99,42 @@ async def _chat_choices(engine: Engine, model: TextModel, request: ChatRequest, 
     engine.check_room(request.choices)
     use, tool_format = request.tool_use, model.template.tool_format
     grammar = await _compiled(engine, model, call_grammar(tool_format, use, model.tool_tags, request.grammar))
-    rendered = model.template.render(request.messages, use.tools, request.chosen_template, **request.template)
-    text = await asyncio.wrap_future(rendered)
-    prompt = await model.encode_aside(text, context=engine.context)
-    prompt, pictures = await _seen(engine, model, request, prompt)
+    text, prompt, pictures = await _chat_prompt(engine, model, request)
     stable = 0 if engine.rewinds or pictures else await _stable(engine, model, request, prompt)
     requests = (replace(each, pictures=pictures) for each in _requests([prompt], request, grammar, text, stable))
     streams = _submit_all(engine, requests, ready)
     parser = partial(chat_parser, model, text, use, request.stop)
     return [_Choice(stream, model, parser(), index) for index, stream in enumerate(streams)]
+
+
+async def count_chat(engine: Engine, model: TextModel, request: ChatRequest) -> int:
+    """The tokens of a chat's prompt. Raises as an answer to it does."""
+    return len((await _chat_prompt(engine, model, request))[1])
+
+
+async def _chat_prompt(
+    engine: Engine, model: TextModel, request: ChatRequest
+) -> tuple[str, tuple[int, ...], tuple[Picture, ...]]:
+    """A conversation as text up to where the answer begins, its tokens, and where its pictures are."""
+    variables = {**request.template, **({"add_generation_prompt": False} if request.continues else {})}
+    tools = request.tool_use.tools
+    rendered = model.template.render(request.messages, tools, request.chosen_template, **variables)
+    text = await asyncio.wrap_future(rendered)
+    text = _open_end(text, request.messages[-1].content) if request.continues else text
+    prompt = await model.encode_aside(text, context=engine.context)
+    return text, *(await _seen(engine, model, request, prompt))
+
+
+def _open_end(text: str, last: str) -> str:
+    """A rendered conversation up to the end of its last message. Raises BadRequest where that cannot be told."""
+    end = text.rfind(last.strip())
+    if end < 0 or not last.strip():
+        raise BadRequest(
+            "the answer cannot go on with the last message: it is empty, or the chat template writes it otherwise; end "
+            "with a user's message",
+            "messages",
+        )
+    return text[: end + len(last.strip())]
 
 
 async def _seen(
@@ -130,6 +157,8 @@ async def _stable(engine: Engine, model: TextModel, request: ChatRequest, prompt
 
     Templates drop earlier thoughts, so that neither the prompt's end nor the answer's need be there again.
     """
+    if request.continues:
+        return 0
     tools, variables = request.tool_use.tools, {**request.template, "add_generation_prompt": False}
     try:
         rendered = model.template.render(request.messages, tools, request.chosen_template, **variables)
@@ -245,6 +274,7 @@ class _Choice:
         self._text = ""  # safe to show, not shown yet; so is the following
         self._reasoning = ""
         self._calls: list[CallDelta] = []
+        self._begun = False
 
     def poll(self) -> AnswerChunk | None:
         """What can be shown since the last call, with `finish` at the end; None for nothing. Raises what ended it."""
@@ -257,7 +287,9 @@ class _Choice:
             return self._chunk() if self._text or self._reasoning or self._calls else None
         self.stream.cancel()  # a stop string or a call ends it before the ring knows
         usage = Usage(len(self.stream.request.prompt), self._count, self.stream.reused, self._reasoned)
-        return replace(self._chunk(), finish=reason, usage=usage, timings=self.stream.clock.timings)
+        return replace(
+            self._chunk(), finish=reason, usage=usage, timings=self.stream.clock.timings, stop=self._parser.stopped
+        )
 
     def _push(self, tokens: Tokens) -> None:
         """Take tokens up to a stop string or the only call; later ones are not part of the answer."""
@@ -311,7 +343,9 @@ class _Choice:
             logprobs=self._logprobs.take() if self._logprobs is not None else (),
             index=self._index,
             tool_calls=tuple(self._calls),
+            begun=None if self._begun else Usage(len(self.stream.request.prompt), 0, self.stream.reused),
         )
+        self._begun = True
         self._text = self._reasoning = ""
         self._tokens.clear()
         self._calls.clear()

@@ -56,8 +56,8 @@ class HarmonyParser:
         return self._kind is ContentKind.REASONING
 
     @property
-    def stopped(self) -> bool:
-        return self.stops.matched
+    def stopped(self) -> str:
+        return self.stops.match
 
     @property
     def withheld(self) -> int:

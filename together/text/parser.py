@@ -90,18 +90,17 @@ class StopFilter:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
-        self.matched = False
+        self.match = ""  # the stop string that ended the text
         self.withheld = 0  # letters pushed but not given out: held back, or cut off by a match
 
     def push(self, text: str) -> str:
         """The text that is safe to show now; empty after a match."""
         self.withheld += len(text)
-        if self.matched:
+        if self.match:
             return ""
         self._held += text
-        start = self._match()
-        if start is not None:
-            self.matched = True
+        if (found := self._found()) is not None:
+            start, self.match = found
             return self._show(start, rest="")
         shown = len(self._held) - possible_beginning(self._held, self._stops)
         return self._show(shown, rest=self._held[shown:])
@@ -115,10 +114,10 @@ class StopFilter:
         self.withheld -= length
         return shown
 
-    def _match(self) -> int | None:
-        """Where the match that ends first begins."""
-        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        return min(found)[1] if found else None
+    def _found(self) -> tuple[int, str] | None:
+        """Where the match that ends first begins, and what it is."""
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        return min(found)[1:] if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +141,8 @@ class Parser(Protocol):
         """Whether the next letter belongs to the reasoning, as far as known."""
 
     @property
-    def stopped(self) -> bool:
-        """Whether a stop string ended the answer."""
+    def stopped(self) -> str:
+        """The stop string that ended the answer."""
 
     @property
     def withheld(self) -> int:
@@ -177,8 +176,8 @@ class AnswerParser:
         return self.reasoning is not None and self.reasoning.thinking
 
     @property
-    def stopped(self) -> bool:
-        return self.stops.matched
+    def stopped(self) -> str:
+        return self.stops.match
 
     @property
     def withheld(self) -> int:

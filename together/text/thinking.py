@@ -39,6 +39,14 @@ def think_tags_of(template: str, has_token: Callable[[str], bool]) -> ThinkTags 
     return ThinkTags(break_first=f"\\n{THINK.opening}" in template, response=response)
 
 
+_SWITCHES = ("enable_thinking", "thinking")  # what templates call it: Qwen's and GLM's, DeepSeek's and Granite's
+
+
+def thinking_switch(on: bool | None) -> dict[str, object]:
+    """What tells a chat template whether the model is to think; None leaves it to the template."""
+    return {} if on is None else dict.fromkeys(_SWITCHES, on)
+
+
 class Phase(Enum):
     """How far an answer is."""
 
