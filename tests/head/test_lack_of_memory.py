@@ -5,6 +5,7 @@ Real nodes, real kills: by hand, and by the kernel in memory cgroups where this 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -32,8 +33,9 @@ from tests.support.cluster import (
 )
 from tests.support.patience import PATIENCE
 from together.cluster import survey
+from together.cluster.loading import Placed, RingLoader
 from together.cluster.supervisor import StageProcess
-from together.cluster_types import StageState
+from together.cluster_types import StageState, StageStatus
 from together.errors import BadPlan
 from together.head import recovery
 from together.head.head import Head
@@ -42,6 +44,13 @@ from together.types import Fault, LayerRange, Plan, StagePlan
 
 ENDLESS = (*QUIET, EOS)
 HEAVY = 2**12  # key-value heads: 3 of 6 layers take 134 MB
+
+
+@pytest.fixture(autouse=True)
+def long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a dead stage's memory comes back later than answers usually wait for it."""
+    for name in ("FREED_WITHIN", "BACK_WITHIN", "MEND_WITHIN"):
+        monkeypatch.setattr(recovery, name, PATIENCE)
 
 
 @pytest.fixture
@@ -110,11 +119,37 @@ async def test_a_stage_that_the_system_kills_for_memory_gets_fewer_layers_and_no
             assert "ended by SIGKILL: it ran out of memory, " in str(limit.text)
 
 
+@pytest.mark.full  # test_recovery.py has the parts: a machine that stands still, and one that comes back
+@pytest.mark.parametrize("seconds", [1.5, 5.0])
+async def test_so_it_is_where_the_machines_stand_still_meanwhile(tmp_path: Path, seconds: float) -> None:
+    """As they do before the system kills anything. After two seconds they count as lost."""
+    if memory_root() is None:
+        pytest.skip("no memory cgroup can be made here")
+    weak = heavy_toy(tmp_path / "weak", devour_at_position=40, most_layers=3)
+    with memory_cgroup(1000 * 2**20) as folder:
+        assert folder is not None
+        async with crowded_cluster(tmp_path, folder, "anna", "berta") as (head, nodes):
+            await head.load(weak, by_hand("anna=0:4,berta=4:6"))
+
+            def thaw() -> None:
+                for node in nodes:
+                    node.thaw()
+
+            def freeze() -> None:
+                for node in nodes:
+                    node.freeze()
+                asyncio.get_running_loop().call_later(seconds, thaw)
+
+            outcome = await disturbed(head, freeze, at=20)
+            assert outcome.text == right_answer(weak, tokens=TOKENS)
+            assert [limit.name for limit in head.view().limits] == ["anna"]
+
+
 async def test_an_answer_waits_for_memory_that_is_on_its_way_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The system takes what a dead process had while plans are made already: the first ones find no room."""
-    weak = heavy_toy(tmp_path / "weak", fail_at_position=40, most_layers=3)
+    """The system takes back what a dead process had while plans are made already: the first ones find no room."""
+    toy = heavy_toy(tmp_path / "toy")
     new_plan = Recovery._new_plan
     looks: list[Recovery] = []
 
@@ -128,9 +163,39 @@ async def test_an_answer_waits_for_memory_that_is_on_its_way_back(
     monkeypatch.setattr(Recovery, "_new_plan", late)
     monkeypatch.setattr(recovery, "repair", none)
     async with running_cluster(tmp_path, "anna", "berta") as (head, _):
-        await head.load(weak, by_hand("anna=0:4,berta=4:6"))
-        assert await ask(head, tokens=60) == right_answer(weak, tokens=60)
+        await head.load(toy, by_hand("anna=0:4,berta=4:6"))
+        outcome = await disturbed(head, psutil.Process(stage_of(head, "berta").pid).kill)
+        assert outcome.text == right_answer(toy, tokens=TOKENS)
     assert len(looks) > 2
+
+
+async def test_a_lack_of_memory_that_is_told_late_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ring broke elsewhere before the system killed the stage that lacks memory."""
+    toy = heavy_toy(tmp_path / "toy")
+    new_plan, stages = Recovery._new_plan, RingLoader.stages
+    victims: list[psutil.Process] = []
+
+    def told(loader: RingLoader, placed: Placed | None = None) -> list[StageStatus | None]:
+        starved = [process.pid for process in victims]
+        return [replace(s, fault=Fault.OUT_OF_MEMORY) if s and s.pid in starved else s for s in stages(loader, placed)]
+
+    async def late(mending: Recovery) -> Plan | None:
+        if not victims:
+            victims.append(psutil.Process(stage_of(head, "anna").pid))
+            victims[0].kill()
+        return await new_plan(mending) if head.view().limits else None
+
+    async def none(*_: object) -> None:
+        """No other stages beside those that live."""
+
+    monkeypatch.setattr(RingLoader, "stages", told)
+    monkeypatch.setattr(Recovery, "_new_plan", late)
+    monkeypatch.setattr(recovery, "repair", none)
+    async with running_cluster(tmp_path, "anna", "berta") as (head, _):
+        await head.load(toy, by_hand("anna=0:4,berta=4:6"))
+        outcome = await disturbed(head, psutil.Process(stage_of(head, "berta").pid).kill)
+        assert outcome.text == right_answer(toy, tokens=TOKENS)
+        assert [limit.name for limit in head.view().limits] == ["anna"]
 
 
 # --- what is believed -------------------------------------------------------------------------------------------------

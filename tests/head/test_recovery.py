@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -28,7 +28,9 @@ from tests.support.cluster import (
 from tests.support.patience import PATIENCE
 from together.cluster_types import NodeState, StageStatus
 from together.errors import NotServing, RingBroken
+from together.head import machines, recovery
 from together.head.head import Head
+from together.head.machines import cut_pairs
 from together.requests import ChatRequest, Message
 from together.types import LayerRange, Sampling
 from together.view import ServingState
@@ -156,6 +158,33 @@ async def test_a_frozen_node_is_replaced_and_gives_back_its_layers_later(
     await until(lambda: all(node.state is not NodeState.FAILED for node in head.view().nodes))
 
 
+async def test_a_machine_that_stands_still_is_no_cut_link(
+    cluster: tuple[Head, list[Node]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does whose memory is full: who cannot be asked says nothing of the way to others."""
+    monkeypatch.setattr(machines, "LINK_WITHIN", 1.0)
+    monkeypatch.setattr(machines, "ECHO_WITHIN", 0.5)
+    head, nodes = cluster
+    membership, ids = head.machines.membership, {node.name: node.id for node in head.view().nodes}
+    ring = [ids[name] for name in NODES]
+    assert await cut_pairs(ring, membership, head.machines.where) == {}
+    nodes[1].freeze()
+    assert await cut_pairs(ring, membership, head.machines.where) == {}
+    nodes[1].thaw()
+
+
+async def test_a_link_that_is_cut_between_machines_that_answer_is_found(
+    cluster: tuple[Head, list[Node]],
+) -> None:
+    head, _ = cluster
+    membership, ids = head.machines.membership, {node.name: node.id for node in head.view().nodes}
+    berta = membership._members[ids["berta"]]
+    nowhere = replace(berta.status.endpoint, port=berta.status.endpoint.port + 60)  # where anna looks for it
+    berta.status = replace(berta.status, endpoint=nowhere)
+    found = await cut_pairs([ids["anna"], ids["berta"]], membership, head.machines.where)
+    assert found == {0: (ids["anna"], ids["berta"])}
+
+
 # --- R5, R12 ----------------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +210,30 @@ async def test_without_room_every_request_ends_and_the_model_comes_back_with_a_n
         finally:
             await head.unload()
             back.stop()
+
+
+async def test_where_no_other_has_room_an_answer_waits_for_a_machine_that_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It went without a word, as one does that has no memory left, and comes back."""
+    for name in ("FREED_WITHIN", "BACK_WITHIN", "MEND_WITHIN"):
+        monkeypatch.setattr(recovery, name, PATIENCE)
+    toy = make_checksum_model(tmp_path / "toy", layers=6, quiet_ids=ENDLESS, step_ms=2, num_key_value_heads=2**12)
+    async with running_cluster(tmp_path, "anna", "berta", memory="140MB") as (head, nodes):
+        await head.load(toy, by_hand("anna=0:3,berta=3:6"))
+        stages = nodes[1].stages()
+
+        def freeze() -> None:
+            nodes[1].freeze()
+            for stage in stages:
+                stage.suspend()
+
+        asking = asyncio.create_task(disturbed(head, freeze))
+        await until(lambda: any(node.state is NodeState.FAILED for node in head.view().nodes))
+        for stage in stages:
+            stage.resume()
+        nodes[1].thaw()
+        assert (await asking).text == right_answer(toy, tokens=TOKENS)
 
 
 @pytest.mark.full  # test_lack_of_memory.py has one that the system kills for it

@@ -229,13 +229,13 @@ class RingLoader:
             seen, places = changed.version, self._places()
             silent = await self.silent()
             nodes = {self.plan.stages[index].node for index in silent}
-            known = await asyncio.gather(*(self._is_certain(node) for node in nodes))
+            known = await asyncio.gather(*(self.is_certain(node) for node in nodes))
             await self.membership.look()
             if places == self._places() and (all(known) or clock() > until):
                 return silent
             await changed.wait(seen, timeout=0.5)
 
-    async def _is_certain(self, node: str) -> bool:
+    async def is_certain(self, node: str) -> bool:
         """Whether a node answers, or is lost."""
         if not self.membership.alive(node):
             return True

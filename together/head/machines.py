@@ -12,10 +12,11 @@ import grpc.aio
 
 from together.cluster.discovery import Tell, log_it
 from together.cluster.identity import Whereabouts, machine_id, node_name
+from together.cluster.loading import ECHO_WITHIN
 from together.cluster.local import LocalNodes
 from together.cluster.membership import Membership
 from together.cluster.survey import THIS_MACHINE, Surveyor
-from together.cluster_types import Endpoint, Holding, LinkOrder, Source
+from together.cluster_types import Blob, Endpoint, Holding, LinkOrder, Source
 from together.engine.own import OwnCost
 from together.errors import BadSetting, TogetherError
 from together.ring import rpc
@@ -29,6 +30,7 @@ from together.weights.serve import StoreService
 log = logging.getLogger(__name__)
 
 LINK_WITHIN = 3.0  # seconds for two neighbours to reach each other
+ECHO_EVERY = 0.3  # seconds between two looks whether they answer meanwhile
 
 
 async def cut_pairs(nodes: Sequence[str], membership: Membership, where: Whereabouts) -> dict[int, tuple[str, str]]:
@@ -42,20 +44,46 @@ async def cut_pairs(nodes: Sequence[str], membership: Membership, where: Whereab
 
 
 async def _reaches(node: str, other: str, membership: Membership, where: Whereabouts) -> bool:
-    """Whether one node gets an answer of another, or of this head."""
+    """Whether one node gets an answer of another, or of this head.
+
+    A machine whose memory is full may stand still for seconds. So only nodes that answer this head all the while say
+    anything of the way between them; of others nothing is believed.
+    """
     following = membership.status(other)
     if other != THIS_MACHINE and following is None:
         return True  # it is gone altogether, which is another trouble
     target = following.endpoint if following else where.endpoint
+    async with asyncio.TaskGroup() as tasks:
+        asked = tasks.create_task(_gets_answer(node, target, membership))
+        ends = [end for end in (node, other) if end != THIS_MACHINE]
+        watched = [tasks.create_task(_answers_while(asked, end, membership)) for end in ends]
+    if asked.result() or not all(task.result() for task in watched):
+        return True
+    await where.look()
+    following = membership.status(other)
+    moved = target != (following.endpoint if following else where.endpoint)
+    return moved and await _reaches(node, other, membership, where)  # at its new address
+
+
+async def _gets_answer(node: str, target: Endpoint, membership: Membership) -> bool:
     try:
         await membership.call(node, rpc.REACH, LinkOrder(target, 0), timeout=LINK_WITHIN)
     except TogetherError as error:
         log.info("%s", error)
-        await where.look()
-        following = membership.status(other)
-        moved = target != (following.endpoint if following else where.endpoint)
-        return moved and await _reaches(node, other, membership, where)  # at its new address
+        return False
     return True
+
+
+async def _answers_while(asked: asyncio.Task[bool], node: str, membership: Membership) -> bool:
+    """Whether a node answers this head at once, again and again, until another question is done."""
+    while True:
+        try:
+            await membership.call(node, rpc.ECHO, Blob(), timeout=ECHO_WITHIN)
+        except TogetherError as error:
+            log.info("%s", error)
+            return False
+        if (await asyncio.wait([asked], timeout=ECHO_EVERY))[0]:
+            return True
 
 
 HEAD_PORTS = 64  # tried above the first node block's start, for answers from last stages

@@ -30,7 +30,8 @@ LOOK_EVERY = 0.5  # seconds
 IDLE_EVERY = 2.0  # seconds between looks while no frame is in flight: within SUSPECT_AFTER of the next one
 MEND_TRIES = 4  # failures in a row without a new token: then the request or the model is the cause
 MEND_WITHIN = 8.0  # seconds of failed attempts after which open requests end
-FREED_WITHIN = 3.0  # seconds until nodes offer again what a stage had that ran out of memory
+FREED_WITHIN = 3.0  # seconds until nodes that answer offer again what a stage had that is gone
+BACK_WITHIN = 6.0  # seconds that an answer waits for a machine that went without a word, where no other has room
 REJOIN_WITHIN = 5.0  # seconds for a stage to take its place again
 
 
@@ -118,11 +119,13 @@ class Recovery:
         """Try until a ring serves or the service is closed. Open requests wait; they end only when nothing helps."""
         service, clock = self.service, asyncio.get_running_loop().time
         service.show(ServingState.RECOVERING, cause=error.sentence, step=say("step_looking"), progress=0.0)
-        frees = await self._settle(error)
+        broke = clock()
+        await self._settle(error)
         if self._is_hopeless():
             service.engine.drop(error)
         problem: TogetherError = error
         tries, began = 0, clock()
+        steady = began  # since when all machines of the ring answer
         while not service.closed:
             tries += 1
             try:
@@ -130,8 +133,11 @@ class Recovery:
                     plan = service.loader.plan
                     service.show(ServingState.READY, plan=plan, cause=NOTHING, step=NOTHING, progress=1.0)
                     return
-                if frees and clock() - began < FREED_WITHIN:
+                steady = steady if await self._all_answer() else clock()
+                back = self._is_silent() and clock() - broke < BACK_WITHIN
+                if back or (self._lost_memory() and clock() - steady < FREED_WITHIN):
                     await asyncio.sleep(LOOK_EVERY)
+                    await service.loader.give_up(self._out_of_memory(error))  # which its node may say only now
                 else:
                     await self._wait_for_machines(problem)
             except StageLost as lost:
@@ -151,18 +157,30 @@ class Recovery:
         self._tokens = tokens
         return self._failures >= MEND_TRIES
 
-    async def _settle(self, error: RingBroken) -> bool:
-        """Give nodes a moment to report what they lost, then end stages that do not answer.
-
-        Returns whether a stage ran out of memory: the system takes back what it had while plans are made already.
-        """
+    async def _settle(self, error: RingBroken) -> None:
+        """Give nodes a moment to report what they lost, then end stages that do not answer."""
         loader = self.service.loader
         await self.service.ring.close()
         await self.service.machines.where.look()  # what looks like a cut may be this machine's own move
         _, frozen = await asyncio.gather(self._news(CAUSE_WITHIN / 2), loader.frozen())
-        starved = self._out_of_memory(error)
-        await loader.give_up({*starved, *frozen})
-        return bool(starved)
+        if frozen:  # its node may itself have stood still, and say only now how the stage ended
+            await self._news(CAUSE_WITHIN / 2)
+        await loader.give_up({*self._out_of_memory(error), *frozen})
+
+    async def _all_answer(self) -> bool:
+        """Whether each node of the ring answers, or is lost: what is known of them is no news of long ago."""
+        loader = self.service.loader
+        return all(await asyncio.gather(*map(loader.is_certain, {stage.node for stage in loader.plan.stages})))
+
+    def _is_silent(self) -> bool:
+        """Whether a machine of the ring went without a word: it may stand still for lack of memory, and come back."""
+        return any(self._membership.is_silent(stage.node) for stage in self.service.loader.plan.stages)
+
+    def _lost_memory(self) -> bool:
+        """Whether a machine that is there lost a stage: it offers what that stage had only a moment later."""
+        loader = self.service.loader
+        living = loader.living()
+        return any(stage not in living and self._membership.alive(stage.node) for stage in loader.plan.stages)
 
     async def _news(self, within: float) -> None:
         """Return once a node reports what it lost, or after so many seconds."""
