@@ -22,6 +22,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.support import forks
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.patience import PATIENCE
 from together.ring.rpc import is_free
@@ -47,6 +48,19 @@ LONG = ("reliability", "ring", "webui", "api", "desktop", "backends")  # folders
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files begin first: one that begins last leaves every other worker idle."""
     items.sort(key=lambda item: LONG.index(folder) if (folder := item.path.parent.name) in LONG else len(LONG))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm() -> None:
+    """Processes of ours are forked; before any test, so that none finds a child more than it began with."""
+    forks.install()
+
+
+@pytest.fixture
+def started_anew() -> Iterator[None]:
+    """For tests of a start itself, and of what a process has from it."""
+    with forks.real_starts():
+        yield
 
 
 @dataclass(slots=True)

@@ -25,6 +25,8 @@ from together.cluster_types import StageState
 from together.ring import rpc
 from together.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("started_anew")
+
 
 def outcome(settings: Settings, *arguments: str) -> tuple[int, str]:
     """Exit code and stderr of a node that is not meant to start."""

@@ -22,6 +22,8 @@ from tests.support.patience import PATIENCE
 from tests.support.terminal import NO_TERMINALS, Terminal
 from together.desktop.client import AppLock
 
+pytestmark = pytest.mark.usefixtures("started_anew")
+
 
 def test_a_second_up_shows_the_first_and_exits_0(real_app: RealApp) -> None:
     second = real_app.command("up", "--no-browser")

@@ -19,6 +19,8 @@ from together.cluster.supervisor import StageProcess
 from together.cluster_types import StageState
 from together.types import LayerRange, Row, SampleRequest
 
+pytestmark = pytest.mark.usefixtures("started_anew")
+
 HALVES = (LayerRange(0, 2), LayerRange(2, 4))
 WHOLE = (LayerRange(0, 4),)
 PROMPT = (256, 72, 105, 33)
