@@ -51,6 +51,15 @@ class Usage:
     reasoning_tokens: int = 0  # of the completion, up to the end of its thinking
 
 
+@dataclass(frozen=True, slots=True)
+class PromptProgress:
+    """Where a request without a token is. All 0: there is nothing to tell, its prompt is read at once."""
+
+    place: int = 0  # in the queue: 1 begins next, 0 has begun
+    read: int = 0  # tokens of its prompt that the ring has
+    prompt: int = 0  # tokens
+
+
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 
@@ -108,6 +117,7 @@ class GenerateRequest:
     score_from: int = 0  # tokens of the prompt from this place on get log-probabilities; 0: none; then 0 max_tokens do
     pictures: tuple[Picture, ...] = ()  # whose parts the prompt has tokens for, in order
     owner: Owner = LOCAL  # whose caches it may start with, and whose its own become
+    followed: bool = False  # whether its reader hears where it is until its first token
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +201,7 @@ class AnswerChunk:
     tool_calls: tuple[CallDelta, ...] = ()  # parts of tool calls, in order
     begun: Usage | None = None  # in the first piece: the prompt alone
     stop: str = ""  # in the last piece: the stop string that ended it
+    progress: PromptProgress | None = None  # before the first text, of requests that ask for it; then nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +241,7 @@ class ChatRequest:
     continues: bool = False  # the last message is an assistant's, and the answer goes on with it
     tool_use: ToolUse = field(default_factory=ToolUse)
     owner: Owner = LOCAL
+    followed: bool = False  # whether pieces before the first text say where it is
 
 
 @dataclass(frozen=True, slots=True)

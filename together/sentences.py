@@ -115,6 +115,10 @@ _ENGLISH = {
     "recovering": "{model} lost a part of its ring: {cause}. It is being mended: {step}{done}",
     "waiting": "{model} waits for nodes that can run it: {cause}",
     "not_loaded": "{model} could not be loaded",
+    # What an answer without text waits for.
+    "next_in_queue": "next in the queue",
+    "in_queue": "place {place} in the queue",
+    "reads_prompt": "reading: {read:,} of {prompt:,} tokens",
     # Why an answer is not whole.
     "cut_at_limit": "the answer was cut off at its limit of {tokens} {tokens:plural token|tokens}; {longer}",
     "cut_by_context": "the answer was cut off after {tokens} {tokens:plural token|tokens}: the context of {context} "

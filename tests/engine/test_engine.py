@@ -16,9 +16,10 @@ from tests.support.checksum import VOCABULARY, make_checksum_model
 from tests.support.engines import LAYERS, at_rest, collect, expected, loads, serve, serving, until
 from tests.support.loopback import LoopbackRing, chain_step
 from tests.support.patience import PATIENCE
-from together.engine.engine import Engine, TokenStream
+from together.engine.engine import Engine
 from together.engine.scheduler import Scheduler
 from together.engine.sequence import Sequence
+from together.engine.streams import TokenStream
 from together.errors import BadRequest, ContextTooLong, NotServing, QueueFull, RingBroken
 from together.requests import GenerateRequest
 from together.types import Frame, Limits, Sampling

@@ -12,7 +12,8 @@ import pytest
 from tests.support.checksum import make_checksum_model
 from tests.support.engines import LAYERS, at_rest, collect, expected, loads, serving, until
 from tests.support.loopback import LoopbackRing
-from together.engine.engine import Engine, TokenStream
+from together.engine.engine import Engine
+from together.engine.streams import TokenStream
 from together.requests import GenerateRequest
 from together.types import Sampling
 

@@ -11,7 +11,8 @@ from tests.support.checksum import expected_scores
 from tests.support.engines import LAYERS, at_rest, collect, expected, loads, serving
 from tests.support.frames import next_frame, scheduler
 from tests.support.loopback import LoopbackRing
-from together.engine.engine import Engine, TokenStream
+from together.engine.engine import Engine
+from together.engine.streams import TokenStream
 from together.errors import BadRequest, RingBroken
 from together.requests import GenerateRequest
 from together.types import Continuation, Frame, RowResult, Sampled, Sampling

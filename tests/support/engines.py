@@ -13,7 +13,8 @@ from backends.checksum import KV_BYTES, ChecksumShard
 from tests.support.checksum import expected_tokens
 from tests.support.loopback import LoopbackRing
 from tests.support.patience import PATIENCE
-from together.engine.engine import Engine, TokenStream
+from together.engine.engine import Engine
+from together.engine.streams import TokenStream
 from together.errors import RingBroken
 from together.models.reading import tensors_for
 from together.requests import GenerateRequest

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
@@ -54,6 +55,26 @@ def page(context: BrowserContext) -> Iterator[Page]:
 def _is_foreign(url: str) -> bool:
     parts = urlsplit(url)
     return parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1"
+
+
+@pytest.fixture
+def kept(real_app: RealApp) -> Iterator[httpx.Client]:
+    """The routes of an app without a conversation."""
+    with httpx.Client(base_url=real_app.url, timeout=PATIENCE, trust_env=False) as client:
+        client.delete("/conversations").raise_for_status()
+        yield client
+        client.delete("/conversations").raise_for_status()
+
+
+@pytest.fixture
+def chat(page: Page, kept: httpx.Client) -> Iterator[Page]:
+    """A tab of the chat's page that reports no error, also none of its policy."""
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto(f"{kept.base_url}/chat")
+    expect(page.locator(".served")).to_have_text("toy")
+    yield page
+    assert errors == []
 
 
 def open_page(page: Page, app: RealApp) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import httpx
 import pytest
@@ -20,26 +20,6 @@ from tests.support.sizes import ROOT
 
 EVIL = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
 FITS = "document.documentElement.scrollWidth <= innerWidth"
-
-
-@pytest.fixture
-def kept(real_app: RealApp) -> Iterator[httpx.Client]:
-    """The routes of an app without a conversation."""
-    with httpx.Client(base_url=real_app.url, timeout=PATIENCE, trust_env=False) as client:
-        client.delete("/conversations").raise_for_status()
-        yield client
-        client.delete("/conversations").raise_for_status()
-
-
-@pytest.fixture
-def chat(page: Page, kept: httpx.Client) -> Iterator[Page]:
-    """A tab that reports no error, also none of its policy."""
-    errors: list[str] = []
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.goto(f"{kept.base_url}/chat")
-    expect(page.locator(".served")).to_have_text("toy")
-    yield page
-    assert errors == []
 
 
 def ask(chat: Page, text: str) -> None:

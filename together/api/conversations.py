@@ -21,11 +21,11 @@ from together.api.guard import FROM_JSON, BodyRoute, body_within
 from together.api.responses import BodyTooLarge
 from together.api.stream import EventStream
 from together.api.visitors import visitor_of
-from together.chats.answering import Answering
+from together.chats.answering import Answering, Step
 from together.chats.bounds import MOST_FILES, SettingsBody
 from together.chats.exchange import MOST_CHATS, json_of, keep_export, markdown_of, size_of
 from together.chats.files import MOST_FILE, PICTURE_KINDS, kept_file
-from together.chats.records import MOST_TEXT, ChatSummary, Conversation, Grown, NoSuchChat, Said
+from together.chats.records import MOST_TEXT, ChatSummary, Conversation, Grown, NoSuchChat, Pending, Said
 from together.chats.rendered import AnswerRenderer, AnswerWatch
 from together.chats.store import ChatStore
 from together.head.head import Head
@@ -98,7 +98,8 @@ def _add_events(router: APIRouter, head: Head) -> None:
 
     @router.get("/conversations/{chat}/events")
     async def chat_events(owner: Owned, chat: str) -> Response:
-        """`chat`: the conversation, at first and whenever it changed; `grown`: what an answer grew by since then.
+        """`chat`: the conversation, at first and whenever it changed; `grown`: what an answer grew by since then;
+        `pending`: where an answer without text is, in the queue or in its prompt.
 
         `shown` has answers as the page shows them: with `chat` all, by turn; with `grown` the blocks that became
         finished, and all text behind them, or null where only that text grew.
@@ -269,13 +270,15 @@ def _json(value: object, status: int = 200) -> Response:
     return Response(to_json(value, inf_nan_mode="null"), status, media_type="application/json")
 
 
-async def _event(step: Conversation | Grown, watch: AnswerWatch) -> bytes:
+async def _event(step: Step, watch: AnswerWatch) -> bytes:
     if isinstance(step, Grown):
         return event_of(to_jsonable_python({"grown": step, "shown": await watch.grown(step)}))
+    if isinstance(step, Pending):
+        return event_of(to_jsonable_python({"pending": step}))
     return event_of(to_jsonable_python({"chat": step, "shown": await watch.whole(step)}))
 
 
-async def _events(steps: AsyncGenerator[Conversation | Grown, None], watch: AnswerWatch) -> AsyncGenerator[bytes, None]:
+async def _events(steps: AsyncGenerator[Step, None], watch: AnswerWatch) -> AsyncGenerator[bytes, None]:
     with suppress(NoSuchChat):  # it was deleted
         async with aclosing(steps):
             async for step in steps:

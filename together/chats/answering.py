@@ -16,16 +16,17 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from together.chats.context import request_of
 from together.chats.live import Channel, LiveAnswer
-from together.chats.records import ChatSettings, Conversation, Grown, NoSuchChat, Said, Turn
+from together.chats.records import ChatSettings, Conversation, Grown, NoSuchChat, Pending, Said, Turn
 from together.chats.store import ChatStore
 from together.errors import BadRequest, TogetherError
-from together.requests import AnswerChunk, ChatRequest, Owner
+from together.requests import AnswerChunk, ChatRequest, Owner, PromptProgress
 from together.ring.rpc import Broadcast
 from together.sentences import Sentence
 from together.types import Sampling
 from together.wording import cut, quoted
 
 log = logging.getLogger(__name__)
+Step = Conversation | Pending | Grown
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -195,8 +196,8 @@ class Answering:
 
     # --- watching -----------------------------------------------------------------------------------------------------
 
-    async def watch(self, owner: str, chat: str) -> AsyncGenerator[Conversation | Grown, None]:
-        """The conversation, again whenever it changes, and between that what its answers grow by.
+    async def watch(self, owner: str, chat: str) -> AsyncGenerator[Step, None]:
+        """The conversation, again whenever it changes, and between that what its answers wait for and grow by.
 
         Raises NoSuchChat where it is not there, or not any more.
         """
@@ -206,12 +207,16 @@ class Answering:
                 kept = await self._now(owner, chat, channel)
                 yield kept
                 told = {turn.id: turn.said for turn in kept.turns}
+                where: dict[str, PromptProgress] = {}
                 while channel.version == version:
                     seen = channel.changed.version
                     for live in tuple(channel.live.values()):
                         if (grown := _growth(told.get(live.turn.id, Said()), live.turn)) is not None:
-                            told[live.turn.id] = live.turn.said
+                            told[live.turn.id], where[live.turn.id] = live.turn.said, live.progress
                             yield grown
+                        elif live.progress != where.get(live.turn.id, PromptProgress()):
+                            where[live.turn.id] = live.progress
+                            yield Pending(live.turn.id, live.progress)
                     await channel.changed.wait(seen, 60.0)
 
     async def lists(self, owner: str) -> AsyncIterator[None]:

@@ -26,6 +26,7 @@ def request_of(
         settings.limit,
         settings.stop,
         template=thinking_switch(settings.thinking),
+        followed=True,
     )
 
 

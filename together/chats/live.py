@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from together.chats.records import Figures, State, Turn
-from together.requests import AnswerChunk, ToolCall, cut_short
+from together.requests import AnswerChunk, PromptProgress, ToolCall, cut_short
 from together.ring.rpc import Broadcast
 from together.sentences import say
 
@@ -22,6 +22,7 @@ class LiveAnswer:
     tried: asyncio.Event = field(default_factory=asyncio.Event)  # its last write was, with whatever outcome
     calls: dict[int, ToolCall] = field(default_factory=dict)
     began: float = 0.0  # thinking, on the monotonic clock
+    progress: PromptProgress = field(default_factory=PromptProgress)  # until its first text
 
     def end(self, state: State) -> None:
         """Take no more chunks. A second time does nothing: it would disturb the first one."""
@@ -30,6 +31,10 @@ class LiveAnswer:
             self.reading.cancel()
 
     def add(self, chunk: AnswerChunk) -> None:
+        if chunk.progress is not None:
+            self.progress = chunk.progress
+            return
+        self.progress = PromptProgress()
         now, said = time.monotonic(), self.turn.said
         if chunk.reasoning and not said.reasoning:
             self.began = now

@@ -8,7 +8,7 @@ from typing import Literal
 
 from together.errors import BadRequest, TogetherError
 from together.models.generation import ANSWER_LIMIT
-from together.requests import FinishReason, ToolCall
+from together.requests import FinishReason, PromptProgress, ToolCall
 from together.types import Sampling
 from together.wording import cut, quoted
 
@@ -119,6 +119,14 @@ class Grown:
     text: str = ""
     reasoning: str = ""
     calls: tuple[ToolCall, ...] = ()  # all so far, where there is anything new
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Where an answer is that has no text yet."""
+
+    turn: str
+    progress: PromptProgress
 
 
 @dataclass(frozen=True, slots=True)

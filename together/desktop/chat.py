@@ -16,8 +16,8 @@ from together.desktop.client import ChatDelta, RunningApp
 from together.desktop.show import print_aside, printable
 from together.errors import TogetherError
 from together.models.generation import ANSWER_LIMIT
-from together.requests import FinishReason, Usage, cut_short
-from together.sentences import Sentence, say
+from together.requests import FinishReason, PromptProgress, Usage, cut_short
+from together.sentences import NOTHING, Sentence, say
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells expect it
 
@@ -70,6 +70,7 @@ class Shown:
     terminal: bool = field(default_factory=lambda: sys.stdout.isatty())
     _thinking_since: float | None = None
     _begun: bool = False
+    _waits: bool = False  # a line says what for
 
     def add(self, piece: ChatDelta) -> None:
         if piece.reasoning:
@@ -80,13 +81,27 @@ class Shown:
         self.finish = piece.finish or self.finish
         self.usage = piece.usage or self.usage
 
+    def wait(self, progress: PromptProgress) -> None:
+        """A line that goes with the first word: the place in the queue, or how much of the prompt was read."""
+        self._end_waiting()
+        if self.terminal and (line := str(waiting_for(progress))):
+            self._dim(line)
+            self._waits = True
+
+    def _end_waiting(self) -> None:
+        if self._waits:
+            _write("\r\x1b[2K")
+            self._waits = False
+
     def write(self, text: str) -> None:
+        self._end_waiting()
         self._end_reasoning()
         self._begun = True
         _write(printable(text) if self.terminal else text)
 
     def end(self, remark: str = "") -> None:
         """`remark` is a line about the answer, which is no part of it."""
+        self._end_waiting()
         self._end_reasoning()
         if self._begun:
             _write("\n")
@@ -94,6 +109,7 @@ class Shown:
             print_aside(f"({remark})")
 
     def _think(self, reasoning: str) -> None:
+        self._end_waiting()
         if self._thinking_since is None:
             self._thinking_since = time.monotonic()
             self._dim("Thinking…\n")
@@ -108,6 +124,13 @@ class Shown:
     def _dim(self, text: str) -> None:
         if self.terminal:
             Console(highlight=False).print(Text(printable(text), style="dim"), end="", soft_wrap=True)
+
+
+def waiting_for(progress: PromptProgress) -> Sentence:
+    """NOTHING where there is nothing to tell."""
+    if progress.place:
+        return say("next_in_queue") if progress.place == 1 else say("in_queue", place=progress.place)
+    return say("reads_prompt", read=progress.read, prompt=progress.prompt) if progress.prompt else NOTHING
 
 
 def talk_once(talk: Talk, questions: tuple[str, ...]) -> int:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from pydantic_core import to_json, to_jsonable_python
 
-from together.chats.records import ChatSettings, ChatSummary, Conversation, Grown, Turn
+from together.chats.records import ChatSettings, ChatSummary, Conversation, Grown, Pending, Turn
 from together.desktop.chat import INTERRUPTED, Shown, talk_on
 from together.desktop.client import ChatDelta, RunningApp
 from together.desktop.show import one_line
@@ -60,8 +60,8 @@ class KeptChats:
     def stop(self, chat: str, turn: str) -> None:
         self.app.request("POST", f"{_path(chat)}/turns/{turn}/stop", {})
 
-    def watch(self, chat: str) -> Generator[Conversation | Grown]:
-        """The conversation, again when it changes, and what its answers grow by; ends when it is deleted."""
+    def watch(self, chat: str) -> Generator[Conversation | Pending | Grown]:
+        """The conversation, again when it changes, and where its answers are; ends when it is deleted."""
         for event in self.app.events(f"{_path(chat)}/events"):
             if "gone" in event:
                 return
@@ -72,7 +72,9 @@ def _path(chat: str) -> str:
     return f"/conversations/{quote(chat, safe='')}"
 
 
-def _step(event: dict[str, Any]) -> Conversation | Grown:
+def _step(event: dict[str, Any]) -> Conversation | Pending | Grown:
+    if "pending" in event:
+        return decode_json(to_json(event["pending"]), Pending)
     if "grown" in event:
         return decode_json(to_json(event["grown"]), Grown)
     return decode_json(to_json(event["chat"]), Conversation)
@@ -119,6 +121,10 @@ class KeptTalk:
         text = reasoning = ""
         with closing(self.chats.watch(self.chat)) as steps:
             for step in steps:
+                if isinstance(step, Pending):
+                    if step.turn == answer:
+                        shown.wait(step.progress)
+                    continue
                 if isinstance(step, Grown):
                     if step.turn == answer:
                         shown.add(ChatDelta(step.text, step.reasoning))

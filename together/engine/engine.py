@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from itertools import chain
 
+from together.engine.progress import places_in, progress_of
 from together.engine.scheduler import Scheduler
 from together.engine.sequence import RingPort, Sequence, TokenEvent
-from together.engine.stats import SHORT, EngineStats, Pushed, RequestClock, StepTimes
+from together.engine.stats import SHORT, EngineStats, Pushed, StepTimes
+from together.engine.streams import TokenStream
 from together.errors import BadRequest, NotServing, QueueFull, RingBroken, TogetherError
 from together.picture import Picture
-from together.requests import FinishReason, GenerateRequest, Owner
+from together.requests import GenerateRequest, Owner
 from together.sampling import validate
 from together.sentences import say
-from together.types import Frame, Sampled
+from together.types import Frame
 
 STEP_TIMEOUT = 120.0  # seconds
 LOOKING = 5  # times as long may a step take that looks at pictures: a minute for a large one on two old cores
@@ -47,6 +49,7 @@ class Engine:
         self._scheduler = Scheduler(ring.limits, eos, max_waiting)
         self._step_timeout = step_timeout
         self._streams: dict[Sequence, TokenStream] = {}
+        self._followed: dict[Sequence, TokenStream] = {}  # those without a token whose readers hear of their place
         self._token_bytes = token_bytes
         self._pushed: deque[Pushed] = deque()  # unanswered frames, oldest first
         self._progress = 0.0  # when a frame was last answered, or left with none before it
@@ -123,8 +126,10 @@ class Engine:
         self._check_open()
         _check(request, self.vocabulary)
         self.check_pictures(0, request.pictures)
-        stream = TokenStream(self, self._scheduler.submit(request), ready or asyncio.Event())
+        stream = TokenStream(self.cancel, self._scheduler.submit(request), ready or asyncio.Event())
         self._streams[stream.sequence] = stream
+        if request.followed:
+            self._followed[stream.sequence] = stream
         self._changed.set()
         return stream
 
@@ -215,6 +220,7 @@ class Engine:
 
     def cancel(self, stream: TokenStream) -> None:
         """Forget a stream's sequence; the ring drops it with the next frame. Harmless after its end."""
+        self._followed.pop(stream.sequence, None)
         if self._streams.pop(stream.sequence, None) is not None:
             self._scheduler.cancel(stream.sequence)
             self._changed.set()
@@ -224,6 +230,8 @@ class Engine:
     async def _send(self) -> None:
         while self._ended is None:
             frame = None if self._pausing else self._scheduler.schedule()
+            if self._followed and not self._pausing:
+                self._tell(looked=frame is not None or self._scheduler.unanswered <= self._ring.limits.stages)
             if frame is None:
                 self._changed.clear()
                 await self._changed.wait()
@@ -287,11 +295,20 @@ class Engine:
 
     def _deliver(self, event: TokenEvent) -> None:
         stream = self._streams.get(event.sequence)
+        self._followed.pop(event.sequence, None)
         if stream is None:  # the engine was closed meanwhile
             return
         if event.finish is not None or event.error is not None:
             del self._streams[event.sequence]
         stream.take(event)
+
+    def _tell(self, *, looked: bool) -> None:
+        """Say where they are; until the scheduler `looked` for their next rows, a new one only seems to wait."""
+        if not looked:
+            return
+        places, chunk = places_in(self._scheduler), self._scheduler.limits.chunk
+        for sequence, stream in self._followed.items():
+            stream.tell(progress_of(sequence, places, chunk))
 
     def _end(self, error: TogetherError) -> None:
         if self._ended is None:
@@ -299,86 +316,7 @@ class Engine:
         for sequence, stream in self._streams.items():
             stream.take(TokenEvent(sequence, error=self._ended))
         self._streams.clear()
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """What a request's reader gets at once; `ids` has no end-of-text ids."""
-
-    ids: tuple[int, ...]
-    sampled: tuple[Sampled, ...] = ()  # one for each id if log-probabilities were requested, else empty
-    finish: FinishReason | None = None  # why the answer ended
-    scores: tuple[float, ...] = ()  # of the next tokens of the prompt, from the request's `score_from` on
-
-
-class TokenStream(AsyncIterator[Tokens]):
-    """One request's tokens as they come; `ready` is set when there are more, and at the end.
-
-    A reader that is slower than the ring gets several tokens at once and never holds the ring up. A reader that stops
-    before the end calls `cancel`.
-    """
-
-    def __init__(self, engine: Engine, sequence: Sequence, ready: asyncio.Event) -> None:
-        self.sequence = sequence
-        self._ready = ready
-        self.clock = RequestClock()
-        self._engine = engine
-        self._tokens: list[int] = []
-        self._sampled: list[Sampled] = []
-        self._scores: list[float] = []
-        self._finish: FinishReason | None = None
-        self._error: TogetherError | None = None
-        self._over = False  # the reader has seen the end
-
-    @property
-    def request(self) -> GenerateRequest:
-        return self.sequence.request
-
-    @property
-    def reused(self) -> int:
-        """Tokens of the prompt that were in the caches already."""
-        return self.sequence.reused or 0
-
-    def poll(self) -> Tokens | None:
-        """The tokens since the last call; None for nothing new. After all tokens, raises the error that ended them."""
-        if self._over or not (self._tokens or self._scores or self._finish or self._error):
-            return None
-        if self._error is not None and not self._tokens and not self._scores:
-            self._over = True
-            raise self._error.with_traceback(None)
-        self._over = self._finish is not None
-        tokens = Tokens(tuple(self._tokens), tuple(self._sampled), self._finish, tuple(self._scores))
-        for taken in (self._tokens, self._sampled, self._scores):
-            taken.clear()
-        if self._error is not None:
-            self._ready.set()  # it comes next, and nobody else will say so
-        return tokens
-
-    async def __anext__(self) -> Tokens:
-        """Raises as `poll` does."""
-        while (tokens := self.poll()) is None:
-            if self._over:
-                raise StopAsyncIteration
-            self._ready.clear()
-            await self._ready.wait()
-        return tokens
-
-    def cancel(self) -> None:
-        """End the request here and on every stage; a waiting reader sees "cancelled". Harmless after the end."""
-        self._engine.cancel(self)
-        if self._finish is None and self._error is None:
-            self.take(TokenEvent(self.sequence, finish="cancelled"))
-
-    def take(self, event: TokenEvent) -> None:
-        """Add tokens, the end or an error; the engine calls this."""
-        self.clock.grown(len(event.token_ids))
-        self._tokens.extend(event.token_ids)
-        self._sampled.extend(event.sampled)
-        self._scores.extend(event.scores)
-        self._finish, self._error = event.finish, event.error
-        if event.finish is not None or event.error is not None:
-            self.clock.end()
-        self._ready.set()
+        self._followed.clear()
 
 
 def _check(request: GenerateRequest, vocabulary: int | None) -> None:

@@ -297,8 +297,7 @@ class Scheduler:
 
     def _count_reuse(self, sequence: Sequence) -> None:
         self.counters.reused_tokens += sequence.sent
-        if sequence.reused is None:
-            sequence.reused = min(sequence.sent, len(sequence.request.prompt))
+        sequence.begin()
 
     def _match(self, sequence: Sequence) -> Match | None:
         """Caches to start with; none is trusted after a refusal."""
@@ -320,7 +319,7 @@ class Scheduler:
         del self.running[sequence.id]
         if sequence.sent:
             self.prefixes.drop(sequence.id)
-        sequence.sent = sequence.reserved = sequence.waits_for = sequence.kept = 0
+        sequence.sent = sequence.read = sequence.began = sequence.reserved = sequence.waits_for = sequence.kept = 0
         sequence.source, sequence.origin, sequence.copy = None, -1, -1
         self.counters.preempted += 1
         insort(self.waiting, sequence, key=lambda waiting: waiting.arrival)
@@ -354,13 +353,13 @@ class Scheduler:
             raise RingBroken("the ring gave no result for sequence {id}; load the model again", id=row.sequence)
         if result.refusal is not None:
             return self._refused(sequence, result.refusal)
-        scores = result.scores
+        scores, sequence.read = result.scores, row.position + len(row.token_ids)
         sequence.attempts = 0 if result.sampled or scores else sequence.attempts
         sequence.scores += len(scores)
         self.counters.scored_tokens += len(scores)
         if result.sampled:
             return self._grown(sequence, result.sampled[0], scores)
-        if row.position + len(row.token_ids) == sequence.end:
+        if sequence.read == sequence.end:
             self._retire(sequence)
             return TokenEvent(sequence, finish="length", scores=scores)
         return TokenEvent(sequence, scores=scores) if scores else None

@@ -33,6 +33,8 @@ class Sequence:
     waits_for: int = 0  # tokens that `source` must have until then; 0: it waits for nothing
     origin: int = -1  # the caches that it started with a copy of
     reused: int | None = None  # tokens it did not have to compute at its first start; None before that
+    began: int = 0  # tokens that it did not have to compute at its last start
+    read: int = 0  # those and the tokens of answered frames since then
     last_step: int = 0  # the step that carried its last row
     attempts: int = 0  # refusals since its last new token or score
     scores: int = 0  # log-probabilities of its prompt that have come
@@ -47,6 +49,12 @@ class Sequence:
     def decoding(self) -> bool:
         """All but the newest token are in the caches, and that one was not in the prompt."""
         return self.unsent == 1 and len(self.tokens) > len(self.request.prompt)
+
+    def begin(self) -> None:
+        """It starts in caches that have `sent` of its tokens."""
+        self.began = self.read = self.sent
+        if self.reused is None:
+            self.reused = min(self.sent, len(self.request.prompt))
 
     @property
     def owner(self) -> Owner:

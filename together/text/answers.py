@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from together.engine.engine import Engine, Tokens, TokenStream
+from together.engine.engine import Engine
 from together.engine.prefixes import common
+from together.engine.streams import Tokens, TokenStream
 from together.errors import BadRequest, ContextTooLong, TogetherError
 from together.picture import Picture
 from together.requests import (
@@ -20,8 +20,6 @@ from together.requests import (
     FinishReason,
     GenerateRequest,
     Grammar,
-    Scored,
-    TokenLogprob,
     ToolUse,
     Usage,
 )
@@ -29,10 +27,11 @@ from together.sampling import choice_seed
 from together.sentences import Sentence
 from together.text.grammar import Compiled, GrammarConstraint
 from together.text.harmony import HarmonyParser
+from together.text.logprobs import HeldLogprobs
 from together.text.parser import AnswerParser, ParsedAnswer, Parser, StopFilter, ToolCallParser
 from together.text.pictures import of_owner, placed, refuse_marks
 from together.text.thinking import CHANNELS, ReasoningParser
-from together.text.tokenizer import Decoder, TextModel, TokenBytes
+from together.text.tokenizer import Decoder, TextModel
 from together.text.tool_grammars import call_grammar
 from together.types import Sampled
 
@@ -221,6 +220,7 @@ def _requests(
                 grammar.start(opening) if grammar else None,
                 stable,
                 owner=request.owner,
+                followed=isinstance(request, ChatRequest) and request.followed,
             )
 
 
@@ -267,7 +267,7 @@ class _Choice:
         self._decoder = Decoder(model.tokenizer, before)
         self._parser = parser
         self._index = index
-        self._logprobs = _Logprobs(model.token_bytes) if stream.request.top_logprobs >= 0 else None
+        self._logprobs = HeldLogprobs(model.token_bytes) if stream.request.top_logprobs >= 0 else None
         self._tokens: list[int] = []  # since the last chunk
         self._count = 0
         self._reasoned = 0  # tokens of the reasoning
@@ -275,12 +275,13 @@ class _Choice:
         self._reasoning = ""
         self._calls: list[CallDelta] = []
         self._begun = False
+        self._told = stream.progress
 
     def poll(self) -> AnswerChunk | None:
         """What can be shown since the last call, with `finish` at the end; None for nothing. Raises what ended it."""
         tokens = self.stream.poll()
         if tokens is None:
-            return None
+            return self._progress()
         self._push(tokens)
         reason = self._true_reason(self._finish(tokens.finish))
         if reason is None:
@@ -290,6 +291,11 @@ class _Choice:
         return replace(
             self._chunk(), finish=reason, usage=usage, timings=self.stream.clock.timings, stop=self._parser.stopped
         )
+
+    def _progress(self) -> AnswerChunk | None:
+        """Where it is, where that is news."""
+        told, self._told = self._told, self.stream.progress
+        return AnswerChunk("", index=self._index, progress=self._told) if told != self._told else None
 
     def _push(self, tokens: Tokens) -> None:
         """Take tokens up to a stop string or the only call; later ones are not part of the answer."""
@@ -350,48 +356,3 @@ class _Choice:
         self._tokens.clear()
         self._calls.clear()
         return chunk
-
-
-class _Logprobs:
-    """Holds tokens' log-probabilities back until their text is shown: those of a stop string would give it away."""
-
-    def __init__(self, token_bytes: TokenBytes) -> None:
-        self._bytes = token_bytes
-        self._undecoded: list[TokenLogprob] = []  # no text has come out of them yet
-        self._waiting: deque[tuple[TokenLogprob, int]] = deque()  # and the letters of the answer up to its end
-        self._decoded = self._shown = self._given = 0  # letters
-
-    def push(self, sampled: Sampled | None, letters: int, withheld: int) -> None:
-        """Take a token, if there is a new one; of all letters so far, the last `withheld` are not shown.
-
-        `letters` came out of the token and those before it without text.
-        """
-        if sampled is not None:
-            assert sampled.logprob is not None, "requested, so every stage gives it"
-            top = tuple(self._scored(*each) for each in sampled.top)
-            self._undecoded.append(TokenLogprob(self._scored(sampled.token_id, sampled.logprob), top))
-        self._decoded += letters
-        self._shown = self._decoded - withheld
-        if letters:
-            self._decode()
-
-    def show_all(self) -> None:
-        """The answer is over, and all of its text is shown."""
-        self._shown = self._decoded
-        self._decode()
-
-    def take(self) -> tuple[TokenLogprob, ...]:
-        """The tokens whose text was shown since the last call."""
-        taken = []
-        while self._waiting and self._waiting[0][1] <= self._shown:
-            token, end = self._waiting.popleft()
-            taken.append(replace(token, offset=self._given))
-            self._given = end
-        return tuple(taken)
-
-    def _decode(self) -> None:
-        self._waiting.extend((token, self._decoded) for token in self._undecoded)
-        self._undecoded.clear()
-
-    def _scored(self, token_id: int, logprob: float) -> Scored:
-        return Scored(token_id, self._bytes.of(token_id), logprob)

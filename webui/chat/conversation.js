@@ -49,10 +49,13 @@ export class ConversationView {
     if (event.list || event.serving) return this.page.news(event);
     if (event.gone) return this.#gone();
     if (event.chat) {
+      for (const view of this.views.values()) view.pend(); // it is told again
       this.chat = event.chat;
       this.shown = event.shown;
       this.#draw();
       this.page.chatChanged(this.chat);
+    } else if (event.pending) {
+      this.views.get(event.pending.turn)?.pend(event.pending.progress);
     } else if (event.grown) {
       this.views.get(event.grown.turn)?.grow(event.grown, event.shown);
     }

@@ -67,7 +67,9 @@ export class TurnView {
     this.tailText = shown?.tail ?? "";
     this.tail = el("div", { class: "tail plain", hidden: !this.tailText }, this.tailText);
     this.text = el("div", { class: "text" }, this.blocks, this.tail);
-    this.waits = el("div", { class: "waits", hidden: !writing || Boolean(said.text || said.reasoning) }, el("i"), el("i"), el("i"));
+    this.where = el("span", { class: "where" });
+    this.waits = el("div", { class: "waits", hidden: !writing || Boolean(said.text || said.reasoning), "aria-live": "off" }, el("i"), el("i"), el("i"), this.where);
+    this.pend(this.progress);
     this.node.replaceChildren(
       el("div", { class: "who" }, said.model || "Answer"),
       this.thoughts,
@@ -77,6 +79,16 @@ export class TurnView {
       ...(writing ? [] : [this.#ending(), this.#below(versions)].filter(Boolean)),
     );
     this.node.classList.toggle("writing", writing);
+  }
+
+  /** Say where an answer without text is: its place in the queue, or how much of its prompt was read. */
+  pend(progress = null) {
+    this.progress = progress;
+    if (!this.where) return;
+    const { place = 0, read = 0, prompt = 0 } = progress ?? {};
+    if (place) this.where.replaceChildren(place === 1 ? "Next in the queue" : `Place ${count(place)} in the queue`);
+    else if (prompt) this.where.replaceChildren(el("progress", { max: prompt, value: read, "aria-label": "Prompt read" }), `Reading: ${count(read)} of ${count(prompt)} tokens`);
+    else this.where.replaceChildren();
   }
 
   /** Add what an answer grew by; `shown` is null where only the open end did. */
