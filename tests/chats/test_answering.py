@@ -15,11 +15,11 @@ from tests.support.cluster import until
 from tests.support.patience import PATIENCE
 from together.chats import answering as subject
 from together.chats.answering import AT_ONCE, INSIDE, Answering
-from together.chats.records import ChatSettings, Conversation, Grown, KeptFile, NoSuchChat, Said, Turn
+from together.chats.records import ChatSettings, Conversation, Grown, KeptFile, NoSuchChat, Pending, Said, Turn
 from together.chats.store import ChatStore
 from together.errors import BadRequest, NotServing, RingBroken
 from together.jsonfile import decode_json
-from together.requests import AnswerChunk, CallDelta, ChatRequest, Timings, ToolCall, Usage
+from together.requests import AnswerChunk, CallDelta, ChatRequest, PromptProgress, Timings, ToolCall, Usage
 from together.types import Sampling
 
 ME = "local"
@@ -121,6 +121,29 @@ async def test_an_answer_is_written_though_nobody_watches(tmp_path: Path) -> Non
         ("user", "hello?"),
     ]
     assert (asked.sampling.temperature, asked.stop, asked.template["enable_thinking"]) == (0.0, ("x",), True)
+
+
+async def test_a_watcher_hears_what_an_answer_without_text_waits_for(tmp_path: Path) -> None:
+    told = Told()
+    second, first = PromptProgress(2, 0, 900), PromptProgress(0, 256, 900)
+    async with answering(tmp_path, told) as chats:
+        chat = await new(chats)
+        steps = chats.watch(ME, chat)
+        await anext(steps)
+        _, answer = await chats.ask(ME, chat, "", Said("hello?"))
+        await anext(steps)
+        told.says.put_nowait(AnswerChunk("", progress=second))
+        assert await anext(steps) == Pending(answer.id, second)
+        late = chats.watch(ME, chat)
+        assert isinstance(await anext(late), Conversation)
+        assert await anext(late) == Pending(answer.id, second)
+        told.says.put_nowait(AnswerChunk("", progress=first))
+        assert [await anext(each) for each in (steps, late)] == [Pending(answer.id, first)] * 2
+        told.say("one", end=False)
+        assert [await anext(each) for each in (steps, late)] == [Grown(answer.id, "one")] * 2
+        told.say()
+        for each in (steps, late):
+            assert isinstance(await anext(each), Conversation)
 
 
 async def test_a_watcher_gets_the_whole_then_what_is_added(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.chats.test_store import OTHER, asked
 from together.chats import rows
 from together.chats.bounds import MOST_TURNS
-from together.chats.exchange import FORMAT, json_of, keep_export, size_of
+from together.chats.exchange import FORMAT, copies_in, fitting, json_of, size_of, size_of_file
 from together.chats.records import MOST_NAME, MOST_TEXT, ChatSettings, ChatSummary, Conversation, KeptFile, Said, Turn
 from together.chats.store import ChatStore
 from together.errors import BadRequest
@@ -45,6 +45,10 @@ def with_file(data: bytes, kind: str, **more: object) -> JSON:
     file = {"id": "f", "name": "p\r\nq.svg", "kind": kind, "size": 1, **more}
     made = chat(said={"text": "hi", "files": ["f"]})
     return {**made, "files": [{"file": file, "data": b64encode(data).decode()}]}
+
+
+def keep_export(store: ChatStore, owner: str, data: bytes) -> list[ChatSummary]:
+    return [made.summary for made in store.put(owner, copies_in(data))]
 
 
 FIGURES = {"prompt_tokens": 1, "tokens": 1, "tokens_per_s": float("nan")}
@@ -133,7 +137,26 @@ def test_the_room_of_an_export_is_known_before_it_is_made(store: ChatStore) -> N
     for made in keep_export(store, ME, export(*given, with_file(b"x" * 99_999, "text/plain"))):
         kept = store.get(ME, made.id)
         data = json_of([(kept, [store.file(ME, file.id) for file in kept.files])])
-        assert len(data) <= size_of(kept) <= 1.2 * len(data) + 2000
+        size = size_of(kept) + sum(map(size_of_file, kept.files))
+        assert len(data) <= size <= 1.2 * len(data) + 2000
+
+
+def test_what_an_export_has_no_room_for_is_counted(store: ChatStore) -> None:
+    """Of one conversation the largest files; texts are never cut."""
+    (made,) = keep_export(store, ME, export(with_file(b"x" * 50_000, "text/plain")))
+    store.add_file(ME, made.id, KeptFile("small", "b", "text/plain", 3), b"abc")
+    kept = store.get(ME, made.id)
+    (fit,) = fitting(kept, 20_000)
+    assert fit.id == "small"
+    data = json_of([(kept, [store.file(ME, fit.id)])])
+    assert json.loads(data)["files_left_out"] == 1
+    (again,) = keep_export(store, ME, data)
+    copy = store.get(ME, again.id)
+    assert [file.name for file in copy.files] == ["b"]
+    assert copy.turns[0].said == Said("hi")
+    assert len(fitting(kept)) == 2
+    with pytest.raises(BadRequest, match="export it as Markdown"):
+        fitting(kept, 1000)
 
 
 def test_the_files_of_an_owner_have_a_limit(store: ChatStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,9 @@ from tests.conftest import RealApp, until
 from tests.support.patience import PATIENCE
 from tests.support.terminal import NO_TERMINALS, Terminal
 from together.chats.records import ChatSettings, ChatSummary
+from together.desktop.chat import Shown
 from together.desktop.kept_chat import DAY, ChatList, list_lines
+from together.requests import PromptProgress
 
 FEW = ("--max-tokens", "5", "--temperature", "0")
 
@@ -70,6 +72,20 @@ def test_an_answer_that_ctrl_c_stops_is_kept(real_app: RealApp) -> None:
         terminal.wait_for("(stopped)")
     turn = latest(real_app)["turns"][-1]
     assert (turn["state"], bool(turn["said"]["text"])) == ("stopped", True)
+
+
+def test_a_terminal_says_what_an_answer_waits_for_until_its_first_word(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Shown(terminal=True)
+    for progress in (PromptProgress(3, 0, 9000), PromptProgress(1, 0, 9000), PromptProgress(0, 2560, 9000)):
+        shown.wait(progress)
+    shown.write("hello")
+    shown.end()
+    lines = [line.rpartition("\x1b[2K")[2] for line in capsys.readouterr().out.split("\r")]
+    assert lines == ["place 3 in the queue", "next in the queue", "reading: 2,560 of 9,000 tokens", "hello\n"]
+    piped = Shown(terminal=False)
+    piped.wait(PromptProgress(3, 0, 9000))
+    piped.write("hello")
+    assert capsys.readouterr().out == "hello"
 
 
 def test_lists_say_when_and_show_no_control_letters() -> None:

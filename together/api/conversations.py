@@ -5,9 +5,11 @@ Whatever a route takes or gives belongs to the request's owner; what is another'
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing, suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request
@@ -23,16 +25,31 @@ from together.api.stream import EventStream
 from together.api.visitors import visitor_of
 from together.chats.answering import Answering, Step
 from together.chats.bounds import MOST_FILES, SettingsBody
-from together.chats.exchange import MOST_CHATS, json_of, keep_export, markdown_of, size_of
+from together.chats.exchange import (
+    MOST_CHATS,
+    MOST_EXPORT,
+    MOST_IMPORT,
+    copies_in,
+    files_left_out,
+    fitting,
+    json_of,
+    markdown_of,
+    size_of,
+    size_of_file,
+)
 from together.chats.files import MOST_FILE, PICTURE_KINDS, kept_file
-from together.chats.records import MOST_TEXT, ChatSummary, Conversation, Grown, NoSuchChat, Pending, Said
-from together.chats.rendered import AnswerRenderer, AnswerWatch
+from together.chats.pieces import json_of_parts
+from together.chats.records import MOST_TEXT, ChatSummary, Conversation, Grown, KeptFile, NoSuchChat, Pending, Said
+from together.chats.rendered import AnswerRenderer, AnswerWatch, ShownAnswer
+from together.chats.rows import Copy
 from together.chats.store import ChatStore
+from together.errors import BadRequest
 from together.head.head import Head
 
-MOST_IMPORT = 64 * 2**20  # bytes
 FILE_POLICY = "sandbox; default-src 'none'"  # whatever a browser takes a file for, nothing in it runs
-MOST_EXPORT = MOST_IMPORT * 3 // 4  # bytes, as they are estimated
+# What an export lacks, for a page that saves it without reading it: conversations, files of those that are there, and
+# the last one that is there, after which another export goes on.
+LEFT_OUT, FILES_LEFT_OUT, BEFORE = "Together-Left-Out", "Together-Files-Left-Out", "Together-Before"
 
 
 def _owner(request: Request) -> str:
@@ -133,26 +150,32 @@ def _add_lists(router: APIRouter, head: Head) -> None:
     async def export(owner: Owned, before: str = "") -> Response:
         """The newest conversations in one file, as many as an import takes; `left_out` in it counts the others.
 
-        Another export goes on after them: its `before` stands in the file.
+        Another export goes on after them: its `before` stands in the file. One that alone is too large is without some
+        of its files, which `files_left_out` counts, or left out where its texts are.
         """
-        exported: list[tuple[Conversation, list[Any]]] = []
+        exported: list[Copy] = []
         listed: tuple[ChatSummary, ...] = await answering.work(ChatStore.recent, owner, before, MOST_CHATS)
-        room = MOST_EXPORT
+        room, seen = MOST_EXPORT, 0
         for each in listed:
             kept = await answering.now(owner, each.id)
-            if (room := room - size_of(kept)) < 0 and exported:
-                break
-            exported.append(await _with_files(answering, owner, kept))
+            with suppress(BadRequest):  # no import reads its texts
+                fit = await asyncio.to_thread(fitting, kept)
+                size = await asyncio.to_thread(size_of, kept) + sum(map(size_of_file, fit))
+                if (room := room - size) < 0 and exported:
+                    break
+                exported.append(await _with_files(answering, owner, kept, fit))
+            seen += 1
         left = len(listed) - len(exported)
-        last = exported[-1][0].summary.id if left else ""
-        return _download(json_of(exported, left, last), "conversations.json", "application/json")
+        last = listed[seen - 1].id if seen < len(listed) else ""
+        return await _exported(exported, "conversations", left, last)
 
     @router.post("/conversations/import")
     async def read(owner: Owned, request: Request) -> Response:
         """The body is an exported file; all of its conversations or, where one is damaged, none."""
-        made = await answering.work(keep_export, owner, await _body(request, MOST_IMPORT))
+        copies = await asyncio.to_thread(copies_in, await _body(request, MOST_IMPORT))
+        made = await answering.work(ChatStore.put, owner, copies)
         answering.changed(owner)
-        return _json(made, 201)
+        return _json([each.summary for each in made], 201)
 
     @router.delete("/conversations")
     async def forget(owner: Owned) -> Response:
@@ -161,7 +184,7 @@ def _add_lists(router: APIRouter, head: Head) -> None:
 
     @router.get("/conversations/{chat}")
     async def get(owner: Owned, chat: str) -> Response:
-        return _json(await answering.now(owner, chat))
+        return await _whole(await answering.now(owner, chat))
 
     @router.patch("/conversations/{chat}")
     async def change(owner: Owned, chat: str, body: Annotated[ChatChange, FROM_JSON]) -> Response:
@@ -175,7 +198,7 @@ def _add_lists(router: APIRouter, head: Head) -> None:
             kept = await answering.work(ChatStore.get, owner, chat)
             await answering.work(ChatStore.show, owner, chat, kept.last_below(body.leaf))
         answering.changed(owner, chat)
-        return _json(await answering.now(owner, chat))
+        return await _whole(await answering.now(owner, chat))
 
     @router.delete("/conversations/{chat}")
     async def delete(owner: Owned, chat: str) -> Response:
@@ -184,18 +207,21 @@ def _add_lists(router: APIRouter, head: Head) -> None:
 
     @router.post("/conversations/{chat}/duplicate")
     async def duplicate(owner: Owned, chat: str) -> Response:
-        copied = await _with_files(answering, owner, await answering.now(owner, chat))
+        kept = await answering.now(owner, chat)
+        copied = await _with_files(answering, owner, kept, kept.files)
         (made,) = await answering.work(ChatStore.put, owner, [copied])
         answering.changed(owner)
-        return _json(made, 201)
+        return await _whole(made, 201)
 
     @router.get("/conversations/{chat}/export")
     async def export_one(owner: Owned, chat: str, form: Literal["json", "markdown"] = "json") -> Response:
+        """As JSON without its largest files, where an import would take no more; `files_left_out` counts them."""
         kept = await answering.now(owner, chat)
-        name = f"{kept.summary.title}.{'md' if form == 'markdown' else 'json'}"
         if form == "markdown":
-            return _download(markdown_of(kept).encode(), name, "text/markdown; charset=utf-8")
-        return _download(json_of([await _with_files(answering, owner, kept)]), name, "application/json")
+            text = await asyncio.to_thread(lambda: markdown_of(kept).encode())
+            return _download(text, f"{kept.summary.title}.md", "text/markdown; charset=utf-8")
+        fit = await asyncio.to_thread(fitting, kept)
+        return await _exported([await _with_files(answering, owner, kept, fit)], kept.summary.title)
 
 
 def _add_turns(router: APIRouter, head: Head) -> None:
@@ -270,12 +296,29 @@ def _json(value: object, status: int = 200) -> Response:
     return Response(to_json(value, inf_nan_mode="null"), status, media_type="application/json")
 
 
+async def _whole(chat: Conversation, status: int = 200) -> Response:
+    """A conversation may have many megabytes: they are written on a thread."""
+    data = await asyncio.to_thread(json_of_parts, chat, (Conversation,))
+    return Response(data, status, media_type="application/json")
+
+
 async def _event(step: Step, watch: AnswerWatch) -> bytes:
     if isinstance(step, Grown):
         return event_of(to_jsonable_python({"grown": step, "shown": await watch.grown(step)}))
     if isinstance(step, Pending):
         return event_of(to_jsonable_python({"pending": step}))
-    return event_of(to_jsonable_python({"chat": step, "shown": await watch.whole(step)}))
+    return await asyncio.to_thread(_whole_event, step, await watch.whole(step))
+
+
+def _whole_event(chat: Conversation, shown: Mapping[str, ShownAnswer]) -> bytes:
+    """As `event_of`, in pieces."""
+    answers = b",".join(_ascii(turn) + b":" + _ascii(answer) for turn, answer in shown.items())
+    whole = json_of_parts(chat, (Conversation,), _ascii)
+    return b'data: {"chat":' + whole + b',"shown":{' + answers + b"}}\n\n"
+
+
+def _ascii(value: object) -> bytes:
+    return json.dumps(to_jsonable_python(value), separators=(",", ":")).encode()
 
 
 async def _events(steps: AsyncGenerator[Step, None], watch: AnswerWatch) -> AsyncGenerator[bytes, None]:
@@ -286,14 +329,20 @@ async def _events(steps: AsyncGenerator[Step, None], watch: AnswerWatch) -> Asyn
     yield event_of({"gone": True})
 
 
-async def _with_files(answering: Answering, owner: str, chat: Conversation) -> tuple[Conversation, list[Any]]:
-    return chat, [await answering.work(ChatStore.file, owner, file.id) for file in chat.files]
+async def _with_files(answering: Answering, owner: str, chat: Conversation, files: Iterable[KeptFile]) -> Copy:
+    return chat, [await answering.work(ChatStore.file, owner, file.id) for file in files]
+
+
+async def _exported(chats: list[Copy], name: str, left_out: int = 0, before: str = "") -> Response:
+    data = await asyncio.to_thread(json_of, chats, left_out, before)
+    lacks = {LEFT_OUT: str(left_out), FILES_LEFT_OUT: str(files_left_out(chats)), BEFORE: before}
+    return _download(data, f"{name}.json", "application/json", lacks)
 
 
 async def _body(request: Request, most: int) -> bytes:
     return await body_within(request, most, BodyTooLarge("this file may have at most {most} MB", most=most // 2**20))
 
 
-def _download(data: bytes, name: str, kind: str) -> Response:
-    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}"}
-    return Response(data, media_type=kind, headers=headers)
+def _download(data: bytes, name: str, kind: str, headers: Mapping[str, str] | None = None) -> Response:
+    named = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}"}
+    return Response(data, media_type=kind, headers={**named, **(headers or {})})

@@ -5,17 +5,18 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from dataclasses import dataclass, field, replace
 
-from pydantic_core import to_json
-
 from together.chats.bounds import check
 from together.chats.files import MOST_FILE, read_file
-from together.chats.records import ChatSummary, Conversation, KeptFile
-from together.chats.store import ChatStore
+from together.chats.pieces import json_of_parts, plain, without
+from together.chats.records import Conversation, KeptFile
+from together.chats.rows import Copy
 from together.errors import BadRequest
 from together.jsonfile import decode_json
 
 FORMAT = "together.conversations.v1"
 MOST_CHATS = 10_000
+MOST_IMPORT = 64 * 2**20  # bytes
+MOST_EXPORT = MOST_IMPORT * 3 // 4  # bytes, as they are estimated
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,43 +54,66 @@ class Export:
     chats: tuple[ChatCopy, ...] = field(default=())
     left_out: int = 0  # conversations for which there was no room
     before: str = ""  # where there are: the last one that is here, after which another export goes on
+    files_left_out: int = 0  # of the conversations that are here: there was no room for them
 
 
-def json_of(
-    chats: list[tuple[Conversation, list[tuple[KeptFile, bytes]]]], left_out: int = 0, before: str = ""
-) -> bytes:
-    """An export of conversations with their files."""
+def json_of(chats: list[Copy], left_out: int = 0, before: str = "") -> bytes:
+    """An export of conversations with those of their files that are given."""
     copies = [
         ChatCopy(chat, tuple(FileCopy(file, b64encode(data).decode()) for file, data in files)) for chat, files in chats
     ]
-    return to_json(Export(chats=tuple(copies), left_out=left_out, before=before), indent=1, inf_nan_mode="null")
+    export = Export(FORMAT, tuple(copies), left_out, before, files_left_out(chats))
+    return json_of_parts(export, (Export, ChatCopy, FileCopy, Conversation))
+
+
+def files_left_out(chats: list[Copy]) -> int:
+    """How many files these copies lack."""
+    return sum(len(chat.files) - len(files) for chat, files in chats)
 
 
 def size_of(chat: Conversation) -> int:
+    """About the bytes of it in an export, without its files."""
+    return sum(len(plain(turn.said)) + 300 for turn in chat.turns) + len(plain(chat.settings)) + 1500
+
+
+def size_of_file(file: KeptFile) -> int:
     """About the bytes of it in an export."""
-    texts = sum(len(to_json(turn.said)) + 300 for turn in chat.turns)
-    return texts + len(to_json(chat.settings)) + 1500 + sum(4 * file.size // 3 + 300 for file in chat.files)
+    return 4 * file.size // 3 + 400
 
 
-def read_export(data: bytes) -> tuple[ChatCopy, ...]:
-    """The conversations of an exported file. Raises BadRequest with what is wrong."""
+def fitting(chat: Conversation, room: int = MOST_EXPORT) -> tuple[KeptFile, ...]:
+    """Those of its files that an export has `room` for beside its texts, the small ones first.
+
+    Raises BadRequest where there is none for the texts: nothing could read such a file again.
+    """
+    left = room - size_of(chat)
+    if left < 0:
+        text = "the texts of this conversation have more than {most} MB, which no import reads; export it as Markdown"
+        raise BadRequest(text, "id", most=room // 2**20)
+    fit = set[str]()
+    for file in sorted(chat.files, key=lambda file: file.size):
+        if (left := left - size_of_file(file)) < 0:
+            break
+        fit.add(file.id)
+    return tuple(file for file in chat.files if file.id in fit)
+
+
+def copies_in(data: bytes) -> list[Copy]:
+    """The conversations of an exported file with their files. Raises BadRequest with what is wrong."""
     try:
-        export = decode_json(data, Export)
+        rest, chats = without(data, "chats")
+        export = decode_json(rest, Export)
+        if export.format != FORMAT:
+            text = "this file is not of the format {format}; export it with this version"
+            raise BadRequest(text, "file", format=FORMAT)
+        if len(chats) > MOST_CHATS:
+            raise BadRequest("a file may have at most {most} conversations", "file", most=MOST_CHATS)
+        copies = [decode_json(chat, ChatCopy) for chat in chats]
     except ValueError as error:
         raise BadRequest("this is no export of conversations: {reason}", "file", reason=str(error)) from None
-    if export.format != FORMAT:
-        raise BadRequest("this file is not of the format {format}; export it with this version", "file", format=FORMAT)
-    if len(export.chats) > MOST_CHATS:
-        raise BadRequest("a file may have at most {most} conversations", "file", most=MOST_CHATS)
-    for copy in export.chats:
+    for copy in copies:
         check(copy.conversation)
-    return export.chats
-
-
-def keep_export(store: ChatStore, owner: str, data: bytes) -> list[ChatSummary]:
-    """Keep all conversations of an exported file or, where anything is wrong, none. Raises BadRequest."""
-    copies = [(copy.conversation, copy.contents()) for copy in read_export(data)]
-    return [made.summary for made in store.put(owner, copies)]
+    return [(copy.conversation, copy.contents()) for copy in copies]
 
 
 def markdown_of(chat: Conversation) -> str:

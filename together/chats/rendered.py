@@ -81,7 +81,7 @@ class AnswerWatch:
         if len(text) <= LONGEST:
             return ShownAnswer((await self._block(text),))
         splitter = BlockSplitter()
-        parts = [*splitter.add(text), splitter.tail]
+        parts = [*await _split(splitter, text), splitter.tail]
         return ShownAnswer(tuple([await self._block(part) for part in parts]))
 
     async def grown(self, step: Grown) -> ShownAnswer | None:
@@ -91,9 +91,14 @@ class AnswerWatch:
 
     async def _add(self, turn: str, text: str) -> ShownAnswer:
         splitter = self._splitters.setdefault(turn, BlockSplitter())
-        blocks = [await self._block(part) for part in splitter.add(text)]
+        blocks = [await self._block(part) for part in await _split(splitter, text)]
         return ShownAnswer(tuple(blocks), splitter.tail)
 
     async def _block(self, text: str) -> RenderedBlock:
         html = await self.renderer.html(text)
         return RenderedBlock(html) if html is not None else RenderedBlock(None, text)
+
+
+async def _split(splitter: BlockSplitter, text: str) -> list[str]:
+    """As the splitter's `add`; a long text on a thread."""
+    return splitter.add(text) if len(text) <= LONGEST else await asyncio.to_thread(splitter.add, text)

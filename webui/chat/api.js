@@ -4,6 +4,11 @@ export class Refusal extends Error {}
 
 /** The JSON of a route. Throws a Refusal with the head's sentence. */
 export async function call(method, path, body, kind = "application/json") {
+  return (await answerOf(method, path, body, kind)).json();
+}
+
+/** The answer of a route. Throws a Refusal with the head's sentence. */
+export async function answerOf(method, path, body, kind = "application/json") {
   const given = { method, headers: {} };
   if (body !== undefined) {
     given.body = kind === "application/json" ? JSON.stringify(body) : body;
@@ -16,7 +21,7 @@ export async function call(method, path, body, kind = "application/json") {
     throw new Refusal("The app does not answer; is it still running?");
   }
   if (answer.status === 401) location.reload(); // the page that asks for a key
-  if (answer.ok) return answer.json();
+  if (answer.ok) return answer;
   const said = await answer.json().catch(() => null);
   const refusal = new Refusal(sentence(said?.error?.message ?? `The app answered ${answer.status}.`));
   refusal.status = answer.status;

@@ -2,6 +2,7 @@
 
 import { call } from "./api.js";
 import { ask, el, say } from "./dom.js";
+import { exported } from "./exports.js";
 import { NEW_CHATS, NOTHING_SET, SettingsForm } from "./settings.js";
 import { imported } from "./sidebar.js";
 
@@ -39,7 +40,7 @@ export class Preferences {
           el(
             "div",
             { class: "row" },
-            el("a", { class: "button", href: "/conversations/export", download: "", title: "All conversations in one file" }, "Export"),
+            el("button", { type: "button", class: "button", title: "All conversations in one file", onclick: () => exported("/conversations/export") }, "Export"),
             el("button", { type: "button", class: "button", title: "Conversations of an exported file", onclick: () => this.picker.click() }, "Import"),
             el("button", { type: "button", class: "button danger", title: "Delete all conversations and presets", onclick: () => this.#deleteAll() }, "Delete everything"),
           ),

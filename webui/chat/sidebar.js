@@ -3,6 +3,7 @@
 import { call } from "./api.js";
 import { keepDraft } from "./composer.js";
 import { ask, el, icon, iconButton, openMenu, say } from "./dom.js";
+import { exported } from "./exports.js";
 
 const PAGE = 50; // conversations of one request
 const AFTER = 200; // milliseconds between the last key and the search
@@ -180,7 +181,7 @@ export class Sidebar {
         const made = await this.#do("POST", `${path}/duplicate`);
         if (made) this.page.go(`/chat/${made.summary.id}`);
       }],
-      ["Export as JSON", `${path}/export`],
+      ["Export as JSON", () => exported(`${path}/export`)],
       ["Export as Markdown", `${path}/export?form=markdown`],
       ["Delete", () => this.#delete(chat), true],
     ]);
@@ -189,7 +190,7 @@ export class Sidebar {
   #all(button) {
     openMenu(button, [
       ["Import conversations", () => this.picker.click()],
-      ["Export all", "/conversations/export"],
+      ["Export all", () => exported("/conversations/export")],
     ]);
   }
 
