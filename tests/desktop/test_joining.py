@@ -22,12 +22,12 @@ from together.desktop.joining import (
     Runs,
     app_lines,
     endpoint_of,
-    likely_first,
     node_reached,
     peers_of,
 )
 from together.desktop.show import Screen
 from together.errors import AppError, BadSetting
+from together.head.reach import likely_first
 from together.sentences import Sentence, verbatim
 from together.settings import Settings
 from together.trust.code import join_code

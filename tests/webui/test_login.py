@@ -10,9 +10,11 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, ViewportSize, expect
 
 from tests.conftest import RealApp, start_app
+from tests.support.axe import serious_faults
 from tests.support.patience import PATIENCE_MS
 from tests.webui.conftest import answers, ask, measurements
 from together.api.keys import KeyFile
+from together.api.reach import squares
 
 PHONE: ViewportSize = {"width": 360, "height": 740}
 WIDTHS = "[document.documentElement.scrollWidth, window.innerWidth]"
@@ -101,3 +103,44 @@ def test_a_clicked_link_of_another_page_asks_before_it_logs_in(phone: Page, open
     phone.goto(f"{door}/logout")
     phone.get_by_role("button").click()
     expect(phone.get_by_role("alert")).to_have_text("This app asks for a key.")
+
+
+def test_the_page_lets_others_in_where_it_is_here_alone(page: Page, phone: Page, open_app: RealApp, door: str) -> None:
+    page.goto(f"{open_app.url}/chat/settings")
+    code = open_app.command("join-code").stdout.strip()
+    shown = page.locator(".invitation")
+    expect(page.locator("#show-code")).to_be_visible()
+    expect(shown).to_be_hidden()
+    assert code not in page.content()
+    page.locator("#show-code").click()
+    expect(shown.locator("code").first).to_have_text(code)
+    expect(shown.locator("code").last).to_have_text(re.compile(f"join {code} node --host 0.0.0.0 --peer \\S+:\\d+$"))
+    assert serious_faults(page) == []
+    page.locator("#show-code").click()
+    expect(shown).to_be_hidden()
+    page.locator("#add-phone").click()
+    page.get_by_label("Name of its key").fill("by QR code")
+    page.get_by_role("button", name="Make the link").click()
+    link = shown.locator("code").inner_text()
+    drawn = page.get_by_role("img", name="QR code of the link").locator("path").get_attribute("d")
+    assert squares_of(drawn or "") == {
+        (x, y) for y, row in enumerate(squares(link)) for x, dark in enumerate(row) if dark == "1"
+    }
+    assert serious_faults(page) == []
+    phone.goto(door + link[link.index("/?key=") :])
+    phone.goto(f"{door}/chat/settings")
+    expect(phone.get_by_role("link", name="Log out")).to_be_visible()
+    expect(phone.locator("#show-code")).to_be_hidden()
+    assert phone.evaluate("fetch('/reach/machines').then(answer => answer.status)") == 403
+    phone.get_by_role("link", name="Log out").click()
+    phone.get_by_role("button", name="Leave").click()
+    expect(phone.get_by_role("alert")).to_have_text("This app asks for a key.")
+    page.reload()
+    expect(page.locator("#add-phone")).to_be_visible()
+    expect(shown).to_be_hidden()
+
+
+def squares_of(path: str) -> set[tuple[int, int]]:
+    """Where a drawing of runs is dark."""
+    runs = re.findall(r"M(\d+) (\d+)h(\d+)v1h-\d+z", path)
+    return {(int(x) + step, int(y)) for x, y, length in runs for step in range(int(length))}

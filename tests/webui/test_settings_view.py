@@ -1,4 +1,4 @@
-"""The view of settings: what an export left out is said."""
+"""The view of settings: what an export left out is said, and how others come in to an app that is not open."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 from playwright.sync_api import Page, Route, expect
 
+from tests.support.axe import serious_faults
 from tests.support.kept_chats import imported
 
 
@@ -44,3 +45,14 @@ def test_an_export_says_what_it_left_out_and_goes_on(chat: Page, kept: httpx.Cli
     expect(dialog).to_contain_text("1 older one is not in it")
     assert exported(chat, "Export the rest") == ["old"]
     expect(dialog).to_have_count(0)
+
+
+def test_an_app_that_is_not_open_says_how_to_open_it(chat: Page, kept: httpx.Client) -> None:
+    chat.goto(f"{kept.base_url}/chat/settings")
+    expect(chat.locator("#closed")).to_contain_text("up --host 0.0.0.0")
+    expect(chat.locator("#show-code")).to_be_hidden()
+    expect(chat.get_by_role("link", name="Log out")).to_be_hidden()
+    assert serious_faults(chat) == []
+    for answer in (kept.get("/reach/machines"), kept.post("/reach/phones", json={"name": "phone"})):
+        assert answer.status_code == 400
+        assert "up --host 0.0.0.0" in answer.json()["error"]["message"]

@@ -30,6 +30,7 @@ from together.api.login import login_routes
 from together.api.metrics import Metrics
 from together.api.openai import openai_routes
 from together.api.pages import page_routes
+from together.api.reach import reach_routes
 from together.api.responses import Health, Version
 from together.api.stream import EventStream, note_refusal
 from together.api.visitors import visitor_of
@@ -65,6 +66,7 @@ def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> Fa
         ("", attachment_routes(head), False),  # for the page
         ("", login_routes(access, settings.config_path), False),
         ("", page_routes(), False),
+        ("", reach_routes(head, keys), False),  # for the page
         ("", conversation_routes(head), False),  # for the page and the terminal chat
     )
     for prefix, router, documented in mounted:

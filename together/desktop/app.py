@@ -19,7 +19,7 @@ from together.api.server import url_of
 from together.cluster_types import Endpoint
 from together.commands import as_typed
 from together.desktop.client import AppLock, RunningApp, find_running
-from together.desktop.front import PageDoors, page_address
+from together.desktop.front import PageDoors
 from together.desktop.joining import app_lines, tell_of_nodes
 from together.desktop.keys import first_key, show_key
 from together.desktop.logs import keep_log
@@ -28,6 +28,7 @@ from together.desktop.ports import moved_line
 from together.desktop.show import Screen, print_line
 from together.errors import AppError, TogetherError
 from together.head.head import Head
+from together.head.reach import page_address
 from together.planning.request import PlanRequest
 from together.processes import ExitGuard, stop_on_signals, stop_with_parent
 from together.sentences import NOTHING, Sentence, say

@@ -18,8 +18,6 @@ from fastapi import FastAPI
 from together.api.access import own_names
 from together.api.server import bind, serving
 from together.cluster.identity import own_addresses
-from together.cluster_types import Endpoint, address_text
-from together.desktop.joining import likely_first
 from together.errors import TogetherError
 from together.settings import Settings
 from together.trust.page import page_certificate
@@ -115,12 +113,3 @@ class PageDoors:
         self.home.close()
         if self.network is not None:
             self.network.close()
-
-
-def page_address(settings: Settings, head: Endpoint, page: int) -> str:
-    """Of an app's page, for other machines."""
-    return f"{network_scheme(settings.plain_http)}://{address_text(likely_first(head.addresses)[0], page)}"
-
-
-def network_scheme(plain: bool) -> str:
-    return "http" if plain else "https"

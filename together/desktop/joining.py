@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import socket
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from together.desktop.other_page import head_of
 from together.desktop.ports import moved_line
 from together.desktop.show import LetGoBy, Screen, let_go_in
 from together.errors import BadSetting, TogetherError
+from together.head.reach import join_command, likely_first, page_address
 from together.processes import stop_on_signals
 from together.sentences import NOTHING, Sentence, say, verbatim
 from together.settings import Settings
@@ -31,24 +31,12 @@ from together.wording import size_text
 if TYPE_CHECKING:
     from together.head.head import Head  # which a node does not load
 
-BEYOND = ("203.0.113.1", 9)  # an address of no machine: asking for the way there sends nothing
 GRACE = 8.0  # seconds: an app that starts again, or a node whose machine sleeps for a moment, did not leave
 SETTLED = 5.0  # seconds: between two networks a machine has other addresses, or none
 LOOK_EVERY = 1.0
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------
-
-
-def likely_first(addresses: tuple[str, ...]) -> tuple[str, ...]:
-    """This machine's addresses, first the one of the default route, which other machines most likely reach."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(BEYOND)
-            own = probe.getsockname()[0]
-        except OSError:  # no way out of this network
-            return addresses
-    return tuple(sorted(addresses, key=lambda address: address != own))
 
 
 def peers_of(texts: list[str] | None, settings: Settings, *, of_app: bool) -> tuple[Endpoint, ...]:
@@ -99,12 +87,9 @@ def app_lines(settings: Settings, head: Endpoint, page: int) -> Iterator[str]:
 
 def app_reached(settings: Settings, page: int, head: Endpoint) -> Iterator[str]:
     """Where others find an app."""
-    addresses = likely_first(head.addresses)
-    scheme = "http" if settings.plain_http else "https"
-    yield f"  page for a phone:          {scheme}://{address_text(addresses[0], page)}"
-    code, peer = SecretFile(settings.config_path).code(), address_text(addresses[0], head.port)
-    yield f"  on another machine, run:   {USUAL} join {code} node --host 0.0.0.0 --peer {peer}"
-    yield from _others(addresses)
+    yield f"  page for a phone:          {page_address(settings, head, page)}"
+    yield f"  on another machine, run:   {join_command(settings, head)}"
+    yield from _others(likely_first(head.addresses))
 
 
 def node_lines(settings: Settings, status: NodeStatus) -> Iterator[str]:

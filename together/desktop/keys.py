@@ -18,10 +18,9 @@ from together.api.keys import ID, ApiKey, KeyFile
 from together.cluster_types import address_text
 from together.commands import USUAL
 from together.desktop.client import RunningApp, find_running
-from together.desktop.front import network_scheme
-from together.desktop.joining import likely_first
 from together.desktop.show import print_line, print_table
 from together.errors import BadSetting, TogetherError
+from together.head.reach import likely_first, network_scheme
 from together.requests import LOCAL, Owner
 from together.settings import load_settings
 from together.wording import quoted

@@ -3,6 +3,7 @@
 import { call } from "./api.js";
 import { ask, el, say } from "./dom.js";
 import { exported } from "./exports.js";
+import { Reach } from "./reach.js";
 import { NEW_CHATS, NOTHING_SET, SettingsForm } from "./settings.js";
 import { imported } from "./sidebar.js";
 
@@ -17,6 +18,7 @@ export class Preferences {
     this.page = page;
     this.form = new SettingsForm(page, (settings) => this.#keep(settings));
     this.picker = el("input", { type: "file", accept: ".json,application/json", hidden: true, onchange: () => this.#import() });
+    this.reach = new Reach();
     this.themes = el("div", { class: "choices", role: "radiogroup", "aria-label": "Colours" }, THEMES.map(themeChoice));
     this.node = el(
       "section",
@@ -46,14 +48,15 @@ export class Preferences {
           ),
           this.picker,
         ),
-        el("section", {}, el("h2", {}, "Keys"), keys()),
+        ...this.reach.nodes,
+        el("section", {}, el("h2", {}, "Keyboard"), keys()),
       ),
     );
   }
 
   async open() {
     this.form.draw(await newChatSettings());
-    await this.form.look();
+    await Promise.all([this.form.look(), this.reach.look()]);
   }
 
   async #keep(settings) {
