@@ -76,6 +76,12 @@ class ChatChange(_Body):
     leaf: str | None = Field(default=None, max_length=100)
 
 
+class NewVersion(_Body):
+    """An answer as its user has it."""
+
+    text: str = Field(max_length=MOST_TEXT)
+
+
 class NewTurn(_Body):
     """A question after turn `parent`; "" begins the conversation, or another version of its first question."""
 
@@ -238,6 +244,13 @@ def _add_turns(router: APIRouter, head: Head) -> None:
     async def again(owner: Owned, chat: str, turn: str) -> Response:
         """Another version of an answer."""
         return _json({"answer": await answering.again(owner, chat, turn)}, 201)
+
+    @router.post("/conversations/{chat}/turns/{turn}/edited")
+    async def edited(owner: Owned, chat: str, turn: str, body: Annotated[NewVersion, FROM_JSON]) -> Response:
+        """Another version of an answer, which is not made but given."""
+        made = await answering.work(ChatStore.revise, owner, chat, turn, body.text)
+        answering.changed(owner, chat)
+        return _json({"answer": made}, 201)
 
     @router.post("/conversations/{chat}/turns/{turn}/stop")
     async def stop(owner: Owned, chat: str, turn: str) -> Response:

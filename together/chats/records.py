@@ -97,6 +97,7 @@ class Said:
     figures: Figures | None = None
     finish: FinishReason | None = None  # why the model ended it
     note: str = ""  # for a person: why it ended early
+    edited: bool = False  # an answer as its user wrote it
 
 
 @dataclass(frozen=True, slots=True)

@@ -268,6 +268,19 @@ class ChatStore:
                 index(connection, "title_words", key, owner, title)
         return turn
 
+    def revise(self, owner: str, chat: str, turn: str, text: str) -> Turn:
+        """Another version of an answer, as its user has it; the conversation goes on from there.
+
+        Raises NoSuchChat, or BadRequest for what is no finished answer.
+        """
+        old = self.get(owner, chat).find(turn)
+        if old.role != "assistant" or old.state == "writing":
+            raise BadRequest("only an answer that has ended can be changed; wait for its end, or stop it", "turn")
+        if not text.strip():
+            raise BadRequest("the answer is empty; write something", "text")
+        said = replace(old.said, text=text, figures=None, finish=None, note="", edited=True)
+        return self.add(owner, chat, old.parent, "assistant", said)
+
     def write(self, owner: str, turn: Turn) -> None:
         """Replace what `turn` says and its state; nothing where it was deleted meanwhile."""
         with self._transaction() as connection:

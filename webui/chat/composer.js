@@ -178,11 +178,12 @@ export class Composer {
     }
     const bar = el("meter", { min: 0, max: context, value: Math.min(used, context), "aria-label": "Context in use" });
     const text = `${count(used)} of ${count(context)} tokens`;
+    const full = `${text}: ${part < 1 ? "nearly full" : "full"}; begin a new chat, edit an earlier question, or load the model with a larger context`;
     this.meter.classList.toggle("full", part >= FULL);
     this.meter.title = "What the model has read and written here, of what it can hold";
     this.meter.replaceChildren(
       bar,
-      el("span", {}, part >= FULL ? `${text}: nearly full; begin a new chat, or edit an earlier question` : text),
+      el("span", {}, part >= FULL ? full : text),
     );
   }
 }

@@ -25,6 +25,7 @@ export class ConversationView {
       again: (turn) => this.#order("POST", `turns/${turn.id}/again`),
       show: (leaf) => this.#order("PATCH", "", { leaf }),
       edited: (turn, text) => this.#order("POST", "turns", { parent: turn.parent, text, files: turn.said.files }),
+      revised: (turn, text) => this.#order("POST", `turns/${turn.id}/edited`, { text }),
       redraw: () => this.#draw(),
     };
   }

@@ -119,6 +119,7 @@ function keys() {
     ["Shift + Enter", "begins a new line"],
     ["Esc", "stops an answer, closes what is open"],
     ["↑", "in an empty question: edits the last one"],
+    ["Ctrl + Enter", "keeps an answer that you edit"],
     ["Ctrl + K", "finds a conversation"],
     ["Ctrl + Shift + O", "begins a new chat"],
   ];

@@ -140,7 +140,8 @@ export class TurnView {
       this.#versions(versions),
       iconButton("copy", "Copy this answer", (event) => copied(this.turn.said.text, event.currentTarget)),
       iconButton("again", "Answer again", () => this.deeds.again(this.turn)),
-      figuresOf(this.turn.said.figures),
+      iconButton("edit", "Edit this answer", () => this.edit()),
+      this.turn.said.edited ? el("span", { class: "figures" }, "Edited by hand") : figuresOf(this.turn.said.figures),
     );
   }
 
@@ -157,20 +158,23 @@ export class TurnView {
     );
   }
 
-  /** Change a question in its place; sent, it becomes another version. */
+  /** Change a turn in its place; sent, it becomes another version. A question is answered again. */
   edit() {
-    const { said } = this.turn;
-    const field = el("textarea", { class: "edit", value: said.text, "aria-label": "The question", rows: 3 });
+    const { role, said } = this.turn;
+    const question = role === "user";
+    const field = el("textarea", { class: "edit", value: said.text, "aria-label": question ? "The question" : "The answer", rows: question ? 3 : 10 });
     const away = () => {
       this.drawn = "";
       this.deeds.redraw();
       this.node.querySelector("[title^=Edit]")?.focus();
     };
     const send = async () => {
-      if (await this.deeds.edited(this.turn, field.value.trim())) this.drawn = "";
+      const sent = question ? this.deeds.edited(this.turn, field.value.trim()) : this.deeds.revised(this.turn, field.value);
+      if (await sent) this.drawn = "";
     };
     field.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) (event.preventDefault(), send());
+      const sends = question ? !event.shiftKey : event.ctrlKey || event.metaKey; // an answer has lines of its own
+      if (event.key === "Enter" && sends && !event.isComposing) (event.preventDefault(), send());
       if (event.key === "Escape") (event.stopPropagation(), away());
     });
     this.node.replaceChildren(
@@ -182,7 +186,7 @@ export class TurnView {
           "div",
           { class: "dialog-buttons" },
           el("button", { type: "button", class: "button small", onclick: away }, "Cancel"),
-          el("button", { type: "button", class: "button small primary", onclick: send }, "Send"),
+          el("button", { type: "button", class: "button small primary", onclick: send }, question ? "Send" : "Keep"),
         ),
       ),
     );
