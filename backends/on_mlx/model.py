@@ -25,8 +25,8 @@ from backends.on_mlx.config import Growth, Rope, dialect, growth, ropes, runs_pa
 from backends.on_mlx.latent import LatentAttention, parted
 from backends.on_mlx.layer_inputs import MlxLayerInputs, layer_inputs, opened
 from backends.on_mlx.packed import kernel_of, pack_modules
-from backends.on_mlx.parts import split_rows
-from backends.on_mlx.recurrent import own_name, pack_recurrent, prepared
+from backends.on_mlx.parts import fit_rows
+from backends.on_mlx.recurrent import own_name, pack_recurrent, prepared, take_apart
 from backends.on_mlx.routers import group_expert_select
 from backends.on_mlx.scored import TunedAttention
 from backends.on_mlx.tensors import MX, held_arrays, unfused, unfused_names
@@ -217,7 +217,8 @@ def read_slice(request: LoadRequest, spec: ModelSpec) -> Slice:
     kept = {part: packing for name, packing in stored.items() for part in unfused_names(name)}
     packings = {path(name).removesuffix(".weight"): packing for name, packing in kept.items()}
     weights, packings = parted(model, weights, packings)
-    split_rows(weights, packings, read_config(request.folder), spec, layers)
+    take_apart(model, weights)
+    fit_rows(model, weights, packings, read_config(request.folder), spec, layers, dtype)
     pack_modules(model, packings, dtype)
     fill(model, weights, spec)
     del weights  # from here on every array is held by the model alone, so a source is freed once it is converted

@@ -6,12 +6,14 @@ The rule and what stands around it are mlx-lm's own.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.activations import silu
+from mlx.nn.layers.base import Module
+from mlx.nn.layers.linear import Linear
 
 from backends.on_mlx.mamba import is_mamba, run_mamba
 from backends.on_mlx.states import KeptArrays, PackedStates
@@ -53,6 +55,16 @@ def pack_recurrent(part: Any, library: Callable[[str], ModuleType]) -> None:
     part.__class__ = type(kind.__name__, (kind,), changes)
 
 
+def take_apart(model: Module, weights: Container[str]) -> None:
+    """Give layers two matrices for their inputs where a file has them so, as Qwen3-Next's in the format GGUF."""
+    for path, module in model.named_modules():
+        if "in_proj_qkvz" not in module or f"{path}.in_proj_z.weight" not in weights:
+            continue
+        del module["in_proj_qkvz"]
+        module.in_proj_qkv = Linear(module.hidden_size, module.conv_dim, bias=False)
+        module.in_proj_z = Linear(module.hidden_size, module.value_dim, bias=False)
+
+
 def _run_packed(module: Any, inputs: mx.array, mask: None, cache: PackedStates) -> mx.array:
     """`[1, tokens, hidden]` to the same: projections of all rows at once, the rule row by row."""
     mixed, gate, b, a = _inputs(module, inputs)
@@ -74,7 +86,11 @@ def _inputs(module: Any, inputs: mx.array) -> tuple[mx.array, mx.array, mx.array
         flat = [part.reshape(*part.shape[:2], -1) for part in (query, key, value)]
         return mx.concatenate(flat, axis=-1), gate, b, a
     gate = module.in_proj_z(inputs).reshape(*inputs.shape[:2], module.num_v_heads, module.head_v_dim)
-    return module.in_proj_qkv(inputs), gate, module.in_proj_b(inputs), module.in_proj_a(inputs)
+    if "in_proj_ba" not in module:
+        return module.in_proj_qkv(inputs), gate, module.in_proj_b(inputs), module.in_proj_a(inputs)
+    by_head = mx.unflatten(module.in_proj_ba(inputs), -1, (module.num_k_heads, -1))
+    b, a = (mx.flatten(part, -2) for part in mx.split(by_head, 2, axis=-1))
+    return module.in_proj_qkv(inputs), gate, b, a
 
 
 def _run(module: Any, mixed: mx.array, b: mx.array, a: mx.array, kept: KeptArrays) -> tuple[mx.array, KeptArrays]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from operator import attrgetter
@@ -24,7 +24,7 @@ from backends.on_torch.layer_inputs import absent_behind, drop_opening
 from backends.on_torch.library import library, uninitialised
 from backends.on_torch.linear import EXPERTS, linear_weights, packs, register_experts, speed_up
 from backends.on_torch.parts import join_rows
-from backends.on_torch.recurrent import pack_recurrent
+from backends.on_torch.recurrent import pack_recurrent, with_parts
 from backends.on_torch.replaced import Source, replace_modules, sort_sources
 from backends.on_torch.scored import use_scores
 from backends.on_torch.shard import TORCH
@@ -94,7 +94,7 @@ def read_model(request: LoadRequest, spec: ModelSpec, device: torch.device) -> A
     join_rows(sources, BY_NAME[spec.family], read_config(request.folder), layers)
     found = sort_sources(sources, turned=BY_NAME[spec.family].scored)
     state: dict[str, Any] = {**found.state, **(looked_up or {})}
-    packed = {name: state[name] for name in _linear_names(spec, config) if name in state} if pack else {}
+    packed = {name: state[name] for name in _linear_names(spec, config, state) if name in state} if pack else {}
     found_rows = {name: _rows(source, reader) for name, source in packed.items()}
     rows = {name: matrix for name, matrix in found_rows.items() if matrix is not None}
     shapes = _absent(spec, config, layers) | {name: matrix.shape for name, matrix in (rows | found.matrices).items()}
@@ -148,10 +148,15 @@ def _apart(sources: dict[str, Source], kind: torch.dtype, *, pack: bool) -> dict
     return {EMBED: typed(mapped(embedding.info), embedding.info)}
 
 
-def _linear_names(spec: ModelSpec, config: Any) -> set[str]:
+def _class(spec: ModelSpec, stored: Iterable[str]) -> Any:
+    kind = model_class(spec.family)
+    return with_parts(kind, stored) if BY_NAME[spec.family].regrouped else kind
+
+
+def _linear_names(spec: ModelSpec, config: Any, stored: Iterable[str]) -> set[str]:
     """The parameters that are not read into the model where weights are packed, but packed part by part."""
     with torch.device("meta"), uninitialised():
-        return linear_weights(model_class(spec.family)(config))
+        return linear_weights(_class(spec, stored)(config))
 
 
 def _expert_shapes(spec: ModelSpec, config: Any, paths: Container[str]) -> dict[str, tuple[int, ...]]:
@@ -181,7 +186,7 @@ def build(spec: ModelSpec, config: Any, state: Mapping[str, Any], dtype: Dtype, 
     register_experts()
     experts = EXPERTS if device.type == "cpu" else None
     how = {"attn_implementation": ATTENTION, "experts_implementation": experts}
-    model = _loaded(spec, model_class(spec.family), config, state, TORCH[dtype], **how)
+    model = _loaded(spec, _class(spec, state), config, state, TORCH[dtype], **how)
     if BY_NAME[spec.family].scored:
         use_scores(model)
     if BY_NAME[spec.family].recurrent:

@@ -51,6 +51,8 @@ class JoinedRows:
 
 def join_rows(sources: dict[str, Any], family: Family, config: Mapping[str, Any], layers: LayerRange) -> None:
     """Put such matrices in the place of their parts; `config` is the effective one of the whole model."""
+    if family.regrouped:
+        return
     for layer in range(layers.start, layers.stop):
         for whole, parts in family.parted(config, layer).items():
             names = [shifted(name, layers.start) for name in parts]

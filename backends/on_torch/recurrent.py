@@ -6,6 +6,7 @@ The rule itself and what stands around it are transformers' own.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,28 @@ def pack_recurrent(model: nn.Module, part: str) -> None:
             module.__class__ = _packed_class(type(module), run_mamba if is_mamba(module) else run_packed)
 
 
+def with_parts(kind: Any, stored: Iterable[str]) -> Any:
+    """The model's class with two matrices for the inputs of layers where a file has them so; `stored` are its names.
+
+    Qwen3-Next's files in the format GGUF have them, and may pack each in another way.
+    """
+    if not any(name.endswith(_PARTED) for name in stored):
+        return kind
+
+    def make(model: Any, *given: Any, **more: Any) -> None:
+        kind.__init__(model, *given, **more)
+        for module in model.modules():
+            if hasattr(module, _WHOLE):
+                delattr(module, _WHOLE)
+                module.in_proj_qkv = nn.Linear(module.hidden_size, module.conv_dim, bias=False)
+                module.in_proj_z = nn.Linear(module.hidden_size, module.value_dim, bias=False)
+
+    return type(kind.__name__, (kind,), {"__init__": make, "__module__": kind.__module__})
+
+
+_WHOLE, _PARTED = "in_proj_qkvz", ".in_proj_z.weight"
+
+
 def _packed_class(kind: Any, forward: Any) -> Any:
     """The class with our `forward`, and all else as before."""
     return type(kind.__name__, (kind,), {"forward": forward, "library": sys.modules[kind.__module__]})
@@ -57,16 +80,24 @@ def run_packed(module: Any, hidden_states: Tensor, *, packed: StepRows, **_: obj
 
 
 def _inputs(module: Any, hidden: Tensor) -> Inputs:
-    if hasattr(module, "in_proj_qkvz"):  # Qwen3-Next: all of a key head side by side
+    if hasattr(module, _WHOLE):  # Qwen3-Next: all of a key head side by side
         parts = module.in_proj_qkvz(hidden), module.in_proj_ba(hidden)
         query, key, value, gate, b, a = module.fix_query_key_value_ordering(*parts)
         mixed = torch.cat([part.reshape(*part.shape[:2], -1) for part in (query, key, value)], dim=-1)
     else:
         mixed, gate = module.in_proj_qkv(hidden), module.in_proj_z(hidden)
-        b, a = module.in_proj_b(hidden), module.in_proj_a(hidden)
+        b, a = _steps(module, hidden)
     decay = -module.A_log.float().exp() * softplus(a.float() + module.dt_bias)
     gate = gate.reshape(-1, module.num_v_heads, module.head_v_dim)
     return Inputs(mixed[0], gate, b[0].sigmoid(), decay[0])
+
+
+def _steps(module: Any, hidden: Tensor) -> Sequence[Tensor]:
+    """What makes beta and the decay, `[…, heads]` each."""
+    if hasattr(module, "in_proj_b"):
+        return module.in_proj_b(hidden), module.in_proj_a(hidden)
+    by_head = module.in_proj_ba(hidden).unflatten(-1, (module.num_k_heads, -1))
+    return [part.flatten(-2) for part in by_head.chunk(2, dim=-1)]
 
 
 def _run(module: Any, given: Inputs, kept: KeptTensors) -> tuple[Tensor, KeptTensors]:

@@ -27,6 +27,7 @@ from tests.support.gguf_files import (
     write_judge,
     write_ollama,
 )
+from tests.support.gguf_hybrids import OLDER_NEXT
 from tests.support.gguf_later import CONVERSIONS, OLDER_LATENT
 from together.errors import BrokenModel
 from together.models.gguf.kinds import PACKINGS
@@ -39,9 +40,13 @@ LATER = (
     "gpt_oss", "granite", "smollm3", "olmo2", "olmo3", "seed_oss", "seed_oss-biased", "exaone4", "exaone4-full",
     "glm4", "glm4-quarter", "phi3", "ministral3", "qwen2_moe", "olmoe", "mixtral", "glm4_moe", "minimax_m2",
     "granitemoe", "qwen3_5", "qwen3_5_moe", "deepseek_v3", "glm4_moe_lite", "gemma4_text", "gemma4-shared",
+    "granite4", "granite4-experts", "qwen3_next",
+    "nemotron_h", "nemotron_h-experts", "nemotron_h-latent",
 )  # fmt: skip
 MIXED = ("torch", "mlx")
-SHORT = ("llama", "gemma3_text", "qwen3_moe", "phi3", "glm4_moe", "qwen3_5")  # parts, experts, recurrent layers
+SHORT = (  # parts, experts, recurrent layers, and what a class has in one and a file in several, or the other way
+    "llama", "gemma3_text", "qwen3_moe", "phi3", "glm4_moe", "qwen3_5", "granite4-experts", "qwen3_next",
+)  # fmt: skip
 KINDS = ("Q4_K", "Q5_0", "Q8_0", "MXFP4")  # tests/models/gguf/test_blocks.py reads every type
 CHOICES = {"mixed": mixed, "published": as_published}
 
@@ -100,6 +105,27 @@ def test_latents_whose_matrix_is_one(ring: Rings, tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(CONVERSIONS, "deepseek_v3", OLDER_LATENT)
     plain = make_plain(tmp_path / "plain", "deepseek_v3")
     file = write_gguf(plain, tmp_path / "m.gguf", mixed)
+    conforms(ring(imported(file, tmp_path / "model"), MIXED, (2,)), write_judge(file, plain, tmp_path / "judge"))
+
+
+@pytest.mark.full
+def test_inputs_of_qwen3_next_in_one(ring: Rings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its first files have them."""
+    monkeypatch.setitem(CONVERSIONS, "qwen3_next", OLDER_NEXT)
+    plain = make_plain(tmp_path / "plain", "qwen3_next")
+    file = write_gguf(plain, tmp_path / "m.gguf", mixed)
+    conforms(ring(imported(file, tmp_path / "model"), MIXED, (2,)), write_judge(file, plain, tmp_path / "judge"))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["granite4-experts", "qwen3_next"])
+def test_parts_that_are_packed_each_in_another_way(ring: Rings, tmp_path: Path, name: str) -> None:
+    def choose(stored: str, shape: tuple[int, ...]) -> Kind:
+        packed = "ffn_up_shexp" in stored or "attn_gate" in stored
+        return Kind.Q8_0 if packed else mixed(stored, shape)
+
+    plain = make_plain(tmp_path / "plain", name)
+    file = write_gguf(plain, tmp_path / "m.gguf", choose)
     conforms(ring(imported(file, tmp_path / "model"), MIXED, (2,)), write_judge(file, plain, tmp_path / "judge"))
 
 

@@ -45,12 +45,13 @@ ARCHITECTURES = {
     "qwen3_5_moe_text": "qwen35moe",
 }
 _INTERLEAVED = (  # `LlamaModel` and what is derived of it
-    "llama", "mistral", "granite", "granitemoe", "smollm3", "ministral3", "mixtral",
+    "llama", "mistral", "granite", "granitemoe", "granitemoehybrid", "nemotron_h", "smollm3", "ministral3",
+    "mixtral",
 )  # fmt: skip
 _NEXT = ("glm4_moe", "qwen3_5_text")  # written with a layer more, which predicts the token after the next one
 _LINEAR = ".linear_attn."
-_NO_HEAD_DIM = ("granite", "granitemoe", "phi3")
-_EXPERT = re.compile(r"model\.layers\.(\d+)\.\w+\.experts\.(\d+)\.(\w+)\.weight")
+_NO_HEAD_DIM = ("granite", "granitemoe", "granitemoehybrid", "phi3")
+_EXPERT = re.compile(r"(?:model|backbone)\.layers\.(\d+)\.\w+\.experts\.(\d+)\.(\w+)\.weight")
 _FUSED = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj(_bias|)")
 _GATE_UP = ".block_sparse_moe.input_linear.weight"  # Granite's experts, gate before up
 _HALVES = ".mlp.experts.gate_up_proj"  # Qwen3.5's, gate before up; gpt-oss's come in turns
@@ -169,7 +170,7 @@ def _tiled(name: str, array: Array, config: Config, *, back: bool = False) -> Ar
         array = array[:, None, :] if back else array.squeeze(1)
     keys, size = config["linear_num_key_heads"], config["linear_value_head_dim"]
     each, part = config["linear_num_value_heads"] // keys, name.partition(_LINEAR)[2]
-    if part == "norm.weight" or each == 1:
+    if part == "norm.weight" or each == 1 or config["model_type"] == "qwen3_next":
         return array
     width = 1 if part in ("in_proj_a.weight", "in_proj_b.weight", "A_log", "dt_bias") else size
     first = 2 * keys * config["linear_key_head_dim"] if part in ("in_proj_qkv.weight", "conv1d.weight") else 0
@@ -189,7 +190,7 @@ def _heads(name: str, config: Config) -> int:
 
 
 def _is_larger(name: str, config: Config) -> bool:
-    larger = ("gemma3_text", "qwen3_5_text", "qwen3_5_moe_text")
+    larger = ("gemma3_text", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
     return config["model_type"] in larger and name.endswith("norm.weight")
 
 
@@ -225,8 +226,10 @@ def write_metadata(writer: gguf.GGUFWriter, config: Config) -> None:
     if config.get("head_dim") is not None and config["model_type"] not in _NO_HEAD_DIM:
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    _write_rope(writer, config["rope_parameters"].get("full_attention", config["rope_parameters"]))
+    if "rms_norm_eps" in config:
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if config.get("rope_parameters"):
+        _write_rope(writer, config["rope_parameters"].get("full_attention", config["rope_parameters"]))
     experts = config.get("num_local_experts") or config.get("num_experts")
     if experts:
         writer.add_expert_count(experts)
@@ -344,7 +347,12 @@ def _qwen3_5(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_ssm_group_count(config["linear_num_key_heads"])
     writer.add_ssm_time_step_rank(config["linear_num_value_heads"])
     writer.add_ssm_inner_size(config["linear_value_head_dim"] * config["linear_num_value_heads"])
-    writer.add_full_attention_interval(config["layer_types"].index("full_attention") + 1)
+    if config["model_type"] in _NEXT:  # as the newer converter has it, which says it of all layers
+        kinds = [*config["layer_types"], "full_attention"]
+        writer.add_array("qwen35.attention.recurrent_layers", [kind == "linear_attention" for kind in kinds])
+        writer.add_full_attention_interval(4)
+    else:
+        writer.add_full_attention_interval(config["layer_types"].index("full_attention") + 1)
     writer.add_rope_dimension_sections([11, 11, 10, 0])
     _turned(writer, config)
     if "moe_intermediate_size" in config:

@@ -50,6 +50,14 @@ _LATENT = {
     "moe_intermediate_size": 256,
     "head_dim": 8,
 }
+_NEMOTRON = {  # no file says how short a step may be, and llama.cpp has no bound
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 64,
+    "time_step_min": 1e-12,
+    "mlp_bias": False,
+    "use_bias": False,
+}
+_NEMOTRON_EXPERTS = {"moe_intermediate_size": 256, "moe_shared_expert_intermediate_size": 512}
 _MORE: dict[str, dict[str, Any]] = {
     "llama": {"rope_parameters": _ROPE},
     "gemma3_text": {"query_pre_attn_scalar": 64},  # as all but the largest Gemma 3 have it
@@ -64,7 +72,30 @@ _MORE: dict[str, dict[str, Any]] = {
     "olmoe": {"norm_topk_prob": False},
     "mixtral": {"sliding_window": None},
     "qwen3_5": _HYBRID,
+    "qwen3_next": {
+        **_HYBRID,
+        "moe_intermediate_size": 256,
+        "shared_expert_intermediate_size": 512,
+        "mlp_only_layers": [],
+    },
     "qwen3_5_moe": {**_HYBRID, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 512},
+    "granite4": {"mamba_n_heads": 8, "mamba_d_head": 64, "shared_intermediate_size": 256},
+    "granite4-experts": {
+        "mamba_n_heads": 8,
+        "mamba_d_head": 64,
+        "mamba_d_state": 32,
+        "mamba_proj_bias": False,
+        "intermediate_size": 256,
+        "shared_intermediate_size": 512,
+    },
+    "nemotron_h": {**_NEMOTRON, "mlp_bias": True},
+    "nemotron_h-experts": {**_NEMOTRON, **_NEMOTRON_EXPERTS},
+    "nemotron_h-latent": {
+        **_NEMOTRON,
+        **_NEMOTRON_EXPERTS,
+        "moe_latent_size": 256,
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+    },
     "glm4_moe": {"moe_intermediate_size": 256},
     "gemma4_text": {"head_dim": 64, "global_head_dim": 128},
     "gemma4-shared": {
@@ -107,7 +138,7 @@ def write_gguf(
 
     `more` writes further metadata.
     """
-    config = json.loads((plain / "config.json").read_text(encoding="utf-8"))
+    config = _text_of(json.loads((plain / "config.json").read_text(encoding="utf-8")))
     writer = gguf.GGUFWriter(file, architecture_of(config))
     write_metadata(writer, config)
     more(writer)
@@ -125,6 +156,13 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return file
+
+
+def _text_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Of Nemotron-H with the number of its layers, which follows from their list."""
+    if "layers_block_type" in config:
+        return {"num_hidden_layers": len(config["layers_block_type"]), **config}
+    return config
 
 
 def mixed(name: str, shape: tuple[int, ...]) -> Kind:
@@ -148,8 +186,8 @@ def as_published(name: str, shape: tuple[int, ...]) -> Kind:
 
 
 def _is_small(name: str) -> bool:
-    """Routers, convolutions, and biases of stacked experts: the converter leaves them in fp32."""
-    return "ffn_gate_inp" in name or "conv1d" in name or not name.endswith(".weight")
+    """Routers, convolutions, norms of groups, and biases of stacked experts: the converter leaves them in fp32."""
+    return any(part in name for part in ("ffn_gate_inp", "conv1d", "_norm.")) or not name.endswith(".weight")
 
 
 def write_ollama(file: Path, other: Path) -> Path:
@@ -204,7 +242,7 @@ def write_judge(file: Path, plain: Path, folder: Path) -> Path:
     config = json.loads((plain / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}), encoding="utf-8")
     found = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(file).tensors}
-    tensors = dict(published(found, load_file(plain / "model.safetensors"), config))
+    tensors = dict(published(found, load_file(plain / "model.safetensors"), _text_of(config)))
     save_file({name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()},
               folder / "model.safetensors", {"format": "pt"})  # fmt: skip
     return folder

@@ -5,32 +5,13 @@ As in `gguf_converter.py`, names are gguf's own, and changes those of llama.cpp'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
-Config = Mapping[str, Any]
-Found = Mapping[str, Array]
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """`parts` are the tensors that a published one becomes, by what a file calls them; None: it stays one, by its name.
-
-    `whole` undoes that.
-    """
-
-    architecture: Callable[[Config], str]
-    parts: Callable[[str, Array, Config], dict[str, Array] | None]
-    whole: Callable[[str, Found, Config], Array | None]
-    settings: Callable[[gguf.GGUFWriter, Config], None]
-    more: Callable[[Config], dict[str, Array]] = lambda config: {}  # tensors that nobody published
-
+from tests.support.gguf_conversion import Array, Config, Conversion, Found
+from tests.support.gguf_hybrids import HYBRIDS
 
 # --- DeepSeek V3, GLM-4.7-Flash ---------------------------------------------------------------------------------------
 
@@ -161,4 +142,5 @@ CONVERSIONS: dict[str, Conversion] = {
     "deepseek_v3": _LATENT,
     "glm4_moe_lite": _LATENT,
     "gemma4_text": Conversion(lambda config: "gemma4", _scaled, _unscaled, _gemma4, _stretched),
+    **HYBRIDS,
 }

@@ -140,7 +140,10 @@ class GgufNames:
     whole: Mapping[str, str] = field(default_factory=dict)  # names with their ends, of tensors that end otherwise here
     experts: Mapping[str, str] = field(default_factory=lambda: dict(GGUF_EACH))  # of one expert, as older files have it
     computed: tuple[str, ...] = ()  # settings that it computes, and others do not; `gguf/refusals.py` has the others
+    epsilon: str = ""  # the setting with the epsilon of its norms, where files may lack the usual one
+    unturned: bool = False  # no layer has a rope, whatever its files say of one
     interleaved: bool = False  # the converter mixes halves of each head's rows of queries and keys
+    tiled: bool = False  # the converter has heads of values of recurrent layers in another order
     larger: bool = False  # norms are stored one larger than they are published
     varied: bool = False  # heads and widths of layers may differ; its settings are read where it says what it computes
 
@@ -169,6 +172,7 @@ class Family:
     tensors: Callable[[Config, int, bool], Tensors] = usual_tensors  # of a layer; with all experts in one, or each
     parted: Callable[[Config, int], Mapping[str, Mapping[str, tuple[int, ...]]]] = none_parted  # matrices that MLX's
     # files may have in the place of one of `tensors`
+    regrouped: bool = False  # rows of such a matrix lie otherwise than in its parts, which are modules then
     opening: Callable[[Config], Tensors] = no_opening  # what a first stage has beside the embedding
     vision: Callable[[Values, Config], dict[str, Any]] = nothing_more  # what else it reads of the wrapper's values
     tower: Callable[[Config], Tensors] = no_opening  # what a first stage sees pictures with, where it is stored

@@ -6,6 +6,8 @@ from typing import Any
 
 from together.models.family import (
     FULL,
+    GGUF_HEAD_NORMS,
+    GGUF_USUAL,
     LINEAR,
     Config,
     Tensors,
@@ -19,6 +21,17 @@ from together.models.state import LayerState, Recurrent
 from together.models.values import Values, bad_value
 
 DELTA_NET = "linear_attn"  # what layers with a state by the gated delta rule call that part
+GGUF_HYBRID = {
+    **GGUF_USUAL,
+    **GGUF_HEAD_NORMS,
+    "post_attention_norm": "post_attention_layernorm",
+    "attn_qkv": f"{DELTA_NET}.in_proj_qkv",
+    "attn_gate": f"{DELTA_NET}.in_proj_z",
+    "ssm_conv1d": f"{DELTA_NET}.conv1d",
+    "ssm_norm": f"{DELTA_NET}.norm",
+    "ssm_out": f"{DELTA_NET}.out_proj",
+}
+GGUF_STATES = {"ssm_a": f"{DELTA_NET}.A_log", "ssm_dt.bias": f"{DELTA_NET}.dt_bias"}
 LARGER = tuple(  # norms that are published less 1, and in mlx-lm's files as they are multiplied
     f"{name}.weight"
     for name in ("input_layernorm", "post_attention_layernorm", "model.norm", "self_attn.q_norm", "self_attn.k_norm")

@@ -10,6 +10,13 @@ from together.models.state import Recurrent
 from together.models.values import Values, bad_value
 
 KINDS = {"mamba": LINEAR, "attention": FULL}  # what publishers call kinds of layers, and transformers does now
+GGUF_NUMBERS = {"ssm_a": "A_log", "ssm_d": "D", "ssm_dt.bias": "dt_bias"}  # of such a part, by whole names
+
+
+def gguf_mamba(part: str) -> dict[str, str]:
+    """What GGUF files call its matrices and its norm."""
+    names = {"ssm_in": "in_proj", "ssm_conv1d": "conv1d", "ssm_norm": "norm", "ssm_out": "out_proj"}
+    return {stored: f"{part}.{name}" for stored, name in names.items()}
 
 
 @dataclass(frozen=True, slots=True)

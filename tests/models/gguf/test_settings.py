@@ -187,8 +187,21 @@ def test_recurrent_layers() -> None:
     keys = ("key_head_dim", "value_head_dim", "num_key_heads", "num_value_heads", "conv_kernel_dim")
     assert [config[f"linear_{key}"] for key in keys] == [16, 24, 2, 6, 4]
     assert config["rope_parameters"]["partial_rotary_factor"] == 0.25
-    with pytest.raises(UnsupportedModel, match="recurrent_layers"):
-        made("qwen35", {**HYBRID, "attention.recurrent_layers": [True] * 4})
+
+
+def test_newer_files_say_which_layers_are_recurrent() -> None:
+    """Also of the layers behind the last one, which predict more tokens at once."""
+    flags = [False, True, True, False]
+    for said in (flags, [int(each) for each in flags]):
+        more = {"nextn_predict_layers": 1, "full_attention_interval": 3, "attention.recurrent_layers": said}
+        kinds = made("qwen35", {**HYBRID, **more})["layer_types"]
+        assert kinds == ["full_attention", "linear_attention", "linear_attention"]
+
+
+@pytest.mark.parametrize("flags", [[True] * 3, [True, 2, False, False], True, []])
+def test_flags_of_recurrent_layers_that_are_none_are_refused(flags: object) -> None:
+    with pytest.raises(TogetherError, match="recurrent_layers"):
+        made("qwen35", {**HYBRID, "attention.recurrent_layers": flags})
 
 
 def test_a_model_of_experts_alone_has_no_other_width() -> None:

@@ -24,7 +24,7 @@ from together.models.values import Values
 from together.types import LayerRange
 
 FACTORS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
-_SCALES = ("attention.scale", "embedding_scale", "logit_scale", "residual_scale")  # the same in GGUF files
+SCALES = ("attention.scale", "embedding_scale", "logit_scale", "residual_scale")  # the same in GGUF files
 _COUNTS = {
     "vocab_size": 32000,
     "intermediate_size": 11008,
@@ -81,7 +81,7 @@ FAMILIES = (
         counts=_COUNTS,
         switches=("attention_bias", "mlp_bias"),
         more=_more,
-        gguf=GgufNames("granite", interleaved=True, computed=_SCALES),
+        gguf=GgufNames("granite", interleaved=True, computed=SCALES),
     ),
     _family(
         name="granitemoe",
@@ -97,7 +97,7 @@ FAMILIES = (
             "granitemoe",
             {**GGUF_USUAL, **GGUF_SPARSE, "ffn_gate_inp": "block_sparse_moe.router.layer"},
             interleaved=True,
-            computed=(*GGUF_COUNTS, *_SCALES),
+            computed=(*GGUF_COUNTS, *SCALES),
         ),
     ),
 )

@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from together.models.families.granite import FACTORS, ranged
+from together.models.families.granite import FACTORS, SCALES, ranged
 from together.models.family import (
     FULL,
+    GGUF_COUNTS,
+    GGUF_SPARSE,
+    GGUF_USUAL,
     LINEAR,
     Config,
     Family,
+    GgufNames,
     Tensors,
     attention_tensors,
     expert_tensors,
@@ -24,7 +28,7 @@ from together.models.family import (
     start_of,
     usual_state,
 )
-from together.models.mamba import KINDS, Mamba, step_limits
+from together.models.mamba import GGUF_NUMBERS, KINDS, Mamba, gguf_mamba, step_limits
 from together.models.state import LayerState
 from together.models.values import Values, bad_value
 
@@ -71,15 +75,14 @@ def _tensors(config: Config, layer: int, stacked: bool) -> Tensors:
 
 
 def _parted(config: Config, layer: int) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
-    """mlx-lm has a usual MLP where there are no experts."""
-    if config["num_local_experts"]:
-        return {}
+    """mlx-lm has a usual MLP where there are no experts; GGUF files have gate and up apart, always."""
     start, hidden, inner = start_of(layer), config["hidden_size"], config["shared_intermediate_size"]
-    first = {f"{start}mlp.{name}.weight": (inner, hidden) for name in ("gate_proj", "up_proj")}
-    return {
-        f"{start}shared_mlp.input_linear.weight": first,
-        f"{start}shared_mlp.output_linear.weight": {f"{start}mlp.down_proj.weight": (hidden, inner)},
-    }
+    path = f"{start}shared_mlp." if config["num_local_experts"] else f"{start}mlp."
+    first = {f"{path}{name}.weight": (inner, hidden) for name in ("gate_proj", "up_proj")}
+    found = {f"{start}shared_mlp.input_linear.weight": first}
+    if not config["num_local_experts"]:
+        found[f"{start}shared_mlp.output_linear.weight"] = {f"{path}down_proj.weight": (hidden, inner)}
+    return found
 
 
 def _state(config: Config, layer: int) -> LayerState:
@@ -145,5 +148,21 @@ FAMILIES = (
         ignored_by_mlx=odd_heads,
         embedding_scale=lambda config: float(config["embedding_multiplier"]),
         logits_scale=lambda config: 1 / float(config["logits_scaling"]),
+        gguf=GgufNames(
+            "granitehybrid",
+            {
+                **GGUF_USUAL,
+                **gguf_mamba(_PART),
+                **GGUF_SPARSE,
+                "ffn_gate_inp": "block_sparse_moe.router.layer",
+                "ffn_gate_shexp": "shared_mlp.gate_proj",
+                "ffn_up_shexp": "shared_mlp.up_proj",
+                "ffn_down_shexp": "shared_mlp.output_linear",
+            },
+            whole={stored: f"{_PART}.{name}" for stored, name in GGUF_NUMBERS.items()},
+            computed=(*GGUF_COUNTS, *SCALES),
+            interleaved=True,
+            varied=True,
+        ),
     ),
 )

@@ -11,17 +11,20 @@ from typing import Any
 from together.errors import UnsupportedModel
 from together.models.family import (
     FULL,
+    GGUF_COUNTS,
+    GGUF_GROUPED,
     LINEAR,
     PROJECTIONS,
     Config,
     Family,
+    GgufNames,
     Tensors,
     attention_tensors,
     layer_kinds,
     start_of,
 )
 from together.models.grouped import grouped_experts
-from together.models.mamba import KINDS, Mamba
+from together.models.mamba import GGUF_NUMBERS, KINDS, Mamba, gguf_mamba
 from together.models.state import KeysValues, LayerState, Nothing
 from together.models.values import Values
 
@@ -122,6 +125,22 @@ def _more(values: Values, config: Config) -> dict[str, Any]:
     }
 
 
+_GGUF = {
+    "attn_q": "q_proj",
+    "attn_k": "k_proj",
+    "attn_v": "v_proj",
+    "attn_output": "o_proj",
+    "ffn_up": _UP,
+    "ffn_down": _DOWN,
+    "ffn_gate_inp": "gate",
+    "ffn_up_exps": f"switch_mlp.{_UP}",
+    "ffn_down_exps": f"switch_mlp.{_DOWN}",
+    "ffn_up_shexp": f"shared_experts.{_UP}",
+    "ffn_down_shexp": f"shared_experts.{_DOWN}",
+    "ffn_latent_down": "fc1_latent_proj",
+    "ffn_latent_up": "fc2_latent_proj",
+}
+
 FAMILIES = (
     Family(
         name="nemotron_h",
@@ -162,5 +181,23 @@ FAMILIES = (
         experts="n_routed_experts",
         activation=("mlp_hidden_act", "relu2"),
         activations=("relu2",),
+        gguf=GgufNames(
+            "nemotron_h",
+            {
+                "attn_norm": "norm",
+                **gguf_mamba(_PART),
+                **{stored: f"{_PART}.{name}" for stored, name in _GGUF.items()},
+            },
+            also=("nemotron_h_moe",),
+            whole={
+                **{stored: f"{_PART}.{name}" for stored, name in GGUF_NUMBERS.items()},
+                "exp_probs_b.bias": f"{_PART}.gate.e_score_correction_bias",
+            },
+            computed=(*GGUF_COUNTS, *GGUF_GROUPED),
+            epsilon="attention.layer_norm_epsilon",
+            interleaved=True,
+            unturned=True,
+            varied=True,
+        ),
     ),
 )

@@ -8,9 +8,7 @@ from typing import Any
 from together.models.family import (
     GGUF_COUNTS,
     GGUF_EXPERTS,
-    GGUF_HEAD_NORMS,
     GGUF_OWN_SHARED,
-    GGUF_USUAL,
     Config,
     Family,
     GgufNames,
@@ -23,6 +21,8 @@ from together.models.family import (
 )
 from together.models.hybrid import (
     DELTA_NET,
+    GGUF_HYBRID,
+    GGUF_STATES,
     LARGER,
     attends,
     delta_net_tensors,
@@ -60,25 +60,13 @@ def _experts(values: Values, config: Config) -> dict[str, Any]:
     return hybrid_kinds(values, config) | {"num_experts": experts_of(values, config, ("num_experts",), 256)}
 
 
-_NAMES = {
-    **GGUF_USUAL,
-    **GGUF_HEAD_NORMS,
-    "post_attention_norm": "post_attention_layernorm",
-    "attn_qkv": "linear_attn.in_proj_qkv",
-    "attn_gate": "linear_attn.in_proj_z",
-    "ssm_alpha": "linear_attn.in_proj_a",
-    "ssm_beta": "linear_attn.in_proj_b",
-    "ssm_conv1d": "linear_attn.conv1d",
-    "ssm_norm": "linear_attn.norm",
-    "ssm_out": "linear_attn.out_proj",
-}
+_NAMES = {**GGUF_HYBRID, "ssm_alpha": f"{DELTA_NET}.in_proj_a", "ssm_beta": f"{DELTA_NET}.in_proj_b"}
 _EXPERTS = {**GGUF_EXPERTS, **GGUF_OWN_SHARED}
 
 
 def _gguf(architecture: str, names: Mapping[str, str], *computed: str) -> GgufNames:
-    more = {"ssm_a": "linear_attn.A_log", "ssm_dt.bias": "linear_attn.dt_bias"}
     known = ("nextn_predict_layers", "rope.dimension_sections", *computed)
-    return GgufNames(architecture, {**_NAMES, **names}, whole=more, larger=True, computed=known)
+    return GgufNames(architecture, {**_NAMES, **names}, whole=GGUF_STATES, tiled=True, larger=True, computed=known)
 
 
 def _family(**more: Any) -> Family:

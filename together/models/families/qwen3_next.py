@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from together.models.family import (
+    GGUF_COUNTS,
+    GGUF_EXPERTS,
+    GGUF_OWN_SHARED,
     Config,
     Family,
+    GgufNames,
     Tensors,
     expert_tensors,
     mlp_tensors,
@@ -17,6 +22,8 @@ from together.models.family import (
 )
 from together.models.hybrid import (
     DELTA_NET,
+    GGUF_HYBRID,
+    GGUF_STATES,
     LARGER,
     attends,
     delta_rule_tensors,
@@ -46,6 +53,15 @@ def _delta_net(config: Config, layer: int) -> Tensors:
     yield f"{start}in_proj_qkvz.weight", (wide, hidden)
     yield f"{start}in_proj_ba.weight", (2 * config["linear_num_value_heads"], hidden)
     yield from delta_rule_tensors(config, layer)
+
+
+def _parted(config: Config, layer: int) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
+    """GGUF files have what the convolution mixes, and the gates, by themselves: not a key head beside another."""
+    if attends(config, layer):
+        return {}
+    start, hidden, values = f"{start_of(layer)}{DELTA_NET}.", config["hidden_size"], delta_width(config, "value")
+    parts = {"in_proj_qkv": (2 * delta_width(config, "key") + values, hidden), "in_proj_z": (values, hidden)}
+    return {f"{start}in_proj_qkvz.weight": {f"{start}{name}.weight": shape for name, shape in parts.items()}}
 
 
 def _more(values: Values, config: Config) -> dict[str, Any]:
@@ -80,6 +96,8 @@ FAMILIES = (
         on=("norm_topk_prob",),
         more=_more,
         tensors=_tensors,
+        parted=_parted,
+        regrouped=True,
         state=hybrid_state,
         rotary=0.25,
         rotaries=True,
@@ -88,5 +106,18 @@ FAMILIES = (
         larger_on_mlx=LARGER,
         experts="num_experts",
         scaled_on_mlx=False,
+        gguf=GgufNames(
+            "qwen3next",
+            {
+                **GGUF_HYBRID,
+                **GGUF_EXPERTS,
+                **GGUF_OWN_SHARED,
+                "ssm_ba": f"{DELTA_NET}.in_proj_ba",
+                "ssm_in": f"{DELTA_NET}.in_proj_qkvz",  # of older files
+            },
+            whole=GGUF_STATES,
+            larger=True,
+            computed=(*GGUF_COUNTS, "nextn_predict_layers"),
+        ),
     ),
 )

@@ -47,7 +47,7 @@ def config_of(
         "num_key_value_heads": reader.count("attention.head_count_kv", heads, some=some),
         "head_dim": size,
         "max_position_embeddings": reader.count("context_length"),
-        "rms_norm_eps": reader.number("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": _epsilon(reader, family),
         "vocab_size": _vocabulary(name, tensors),
         "tie_word_embeddings": "lm_head.weight" not in tensors,
         "eos_token_id": ends_of(metadata, _vocabulary(name, tensors)),
@@ -89,8 +89,18 @@ def _head_dim(reader: MetadataReader, heads: int) -> int:
     return size
 
 
+def _epsilon(reader: MetadataReader, family: Family) -> float:
+    usual = reader.number(family.gguf.epsilon) if family.gguf.epsilon else None
+    found = reader.number("attention.layer_norm_rms_epsilon", usual)
+    if usual not in (None, found):
+        raise reader.refuse(family.gguf.epsilon, usual)
+    return found
+
+
 def _turned(reader: MetadataReader, family: Family, size: int) -> int:
     """How many values of a head rope turns. Where a family turns a part by its own, its files say how much."""
+    if family.gguf.unturned:
+        return size
     usual = None if family.rotary != 1 or family.rotary_width else size
     turned = reader.count("rope.dimension_count", usual)
     if turned != size and (not family.rotaries or turned > size):

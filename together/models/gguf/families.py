@@ -4,7 +4,7 @@ The tables are the families' own (`GgufNames`).
 
 Names are those of llama.cpp's `gguf-py/gguf/constants.py`; what its converter changes in the weights is undone: rows of
 queries and keys that it interleaves for its own rope, norms that it stores one larger than they are published, and
-heads of values and decays of recurrent layers.
+heads of values, decays and shapes of recurrent layers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _ENDS |= {  # of Gemma 4, what makes inputs of all layers
     "per_layer_model_proj.weight": "model.per_layer_model_projection.weight",
     "per_layer_proj_norm.weight": "model.per_layer_projection_norm.weight",
 }
-_CONVOLUTION = ".linear_attn.conv1d.weight"
+_CONVOLUTION = ".conv1d.weight"
+_COLUMNS = (".A_log", ".D")  # of Mamba-2's rule: a number for each head, in rows of one
 _ONE_ROW = ".shared_expert_gate.weight"
 FAMILIES: dict[str, Family] = {
     name: family for family in BY_NAME.values() for name in (family.gguf.architecture, *family.gguf.also) if name
@@ -77,14 +78,24 @@ def as_stored(config: Mapping[str, object], tensor: TensorInfo) -> TensorInfo:
         shape = (1, *shape)
     if tensor.name.endswith(_CONVOLUTION) and len(shape) == 2:
         shape = (shape[0], 1, shape[1])
+    if tensor.name.endswith(_COLUMNS) and len(shape) == 2 and shape[1] == 1:
+        shape = shape[:1]
+    if _is_norm_of_groups(config, tensor.name) and len(shape) == 2:
+        shape = (shape[0] * shape[1],)
     return replace(
         tensor,
         shape=shape,
         heads=_heads(config, tensor.name),
         larger=_is_larger(config, tensor.name),
         tiles=_tiles(config, tensor.name),
-        decay=tensor.name.endswith(".linear_attn.A_log"),
+        decay=tensor.name.endswith(".A_log"),
     )
+
+
+def _is_norm_of_groups(config: Mapping[str, object], name: str) -> bool:
+    """A group to a row, as layers by Mamba-2's rule have them."""
+    part = BY_NAME[str(config["model_type"])].recurrent
+    return bool(part) and name.endswith(f".{part}.norm.weight")
 
 
 def _heads(config: Mapping[str, object], name: str) -> int:
@@ -103,7 +114,7 @@ def _is_larger(config: Mapping[str, object], name: str) -> bool:
 def _tiles(config: Mapping[str, Any], name: str) -> HeadTiles | None:
     """Where heads of keys have several of values, llama.cpp repeats them otherwise than they were published."""
     _, linear, part = name.partition(".linear_attn.")
-    if not linear or config["linear_num_key_heads"] == config["linear_num_value_heads"]:
+    if not linear or not _names(config).tiled or config["linear_num_key_heads"] == config["linear_num_value_heads"]:
         return None
     size, groups = config["linear_value_head_dim"], config["linear_num_key_heads"]
     match part:

@@ -23,9 +23,9 @@ class MetadataReader:
     tensors: Mapping[str, tuple[int, ...]]  # shapes, by canonical names
     factors: Sequence[float] = ()  # by which the periods of rope are stretched
 
-    def stores(self, part: str) -> bool:
-        """Whether the first layer has this tensor, as a bias: files say nothing of them in their metadata."""
-        return f"model.layers.0.{part}" in self.tensors
+    def stores(self, part: str, layer: int = 0) -> bool:
+        """Whether a layer has this tensor, as a bias: files say nothing of them in their metadata."""
+        return f"model.layers.{layer}.{part}" in self.tensors
 
     def has(self, key: str) -> bool:
         return self._key(key) in self.metadata
@@ -89,6 +89,13 @@ class MetadataReader:
             return value
         step = self.count("attention.sliding_window_pattern", usual)
         return [(layer + 1) % step != 0 for layer in range(layers)]
+
+    def flags(self, key: str, layers: int) -> list[bool]:
+        """One for each layer; some programs write numbers. Raises UnsupportedModel and BrokenModel."""
+        value = self.metadata.get(self._key(key))
+        if not isinstance(value, list) or len(value) != layers or any(item not in (True, False) for item in value):
+            raise self._bad(key, value)
+        return [bool(item) for item in value]
 
     def sigmoid(self, *, silent: bool = True) -> None:
         """Raises UnsupportedModel for a router that weighs experts in another way; `silent` files mean this one."""

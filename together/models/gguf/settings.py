@@ -6,20 +6,20 @@ written out here: each line of that kind is how llama.cpp's graph of it, or the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import isclose, log
 from typing import Any
 
 from together.models.family import FULL, INPUTS, SLIDING
+from together.models.gguf import hybrid_settings
 from together.models.gguf.metadata import MetadataReader
+from together.models.gguf.settings_pieces import Config, alike, experts_of, granite_factors, grouped_settings
 from together.models.names import LAYER_EMBED
 
 _GEMMA_27B = 62  # layers: the one Gemma 3 whose queries are scaled by the width of a head's share of the states
 _NO_TURN = 1e20  # a period that is stretched by so much does not turn
 _DEEPSEEK_EXPERTS = 256  # of DeepSeek V3, whose files are silent of groups where they are older than llama.cpp's groups
 _DEEPSEEK_GROUPS = {"n_group": 8, "topk_group": 4}
-
-Config = Mapping[str, Any]
 
 
 def more_settings(family: str, reader: MetadataReader, config: Config) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _gemma4(reader: MetadataReader, config: Config) -> dict[str, Any]:
         raise reader.refuse("rope_freqs.weight", list(reader.factors[-3:]))
     keys, inner = (reader.of_layers(key, layers) for key in ("attention.head_count_kv", "feed_forward_length"))
     shared = reader.none_or("attention.shared_kv_layers") or 0
-    local, full = (_alike(reader, "attention.head_count_kv", keys, sliding, kind) for kind in (True, False))
+    local, full = (alike(reader, "attention.head_count_kv", keys, sliding, kind) for kind in (True, False))
     doubled = shared > 0 and inner[-1] != inner[0]
     if inner != [inner[0]] * (layers - shared) + [inner[0] * (1 + doubled)] * shared:
         raise reader.refuse("feed_forward_length", inner[-3:])
@@ -85,26 +85,14 @@ def _gemma4(reader: MetadataReader, config: Config) -> dict[str, Any]:
     }
 
 
-def _alike(reader: MetadataReader, key: str, counts: list[int], sliding: list[bool], kind: bool) -> int:
-    """What all layers of a kind have; 0 where there are none. Raises UnsupportedModel."""
-    found = {count for count, each in zip(counts, sliding, strict=True) if each == kind}
-    if len(found) > 1:
-        raise reader.refuse(key, sorted(found))
-    return found.pop() if found else 0
-
-
-def _experts(reader: MetadataReader, key: str = "num_experts") -> dict[str, Any]:
-    return {key: reader.count("expert_count"), "num_experts_per_tok": reader.count("expert_used_count")}
-
-
 def _qwen3_moe(reader: MetadataReader, config: Config) -> dict[str, Any]:
     inner = reader.count("expert_feed_forward_length")
-    return {**_experts(reader), "moe_intermediate_size": inner, "norm_topk_prob": True}
+    return {**experts_of(reader), "moe_intermediate_size": inner, "norm_topk_prob": True}
 
 
 def _qwen2_moe(reader: MetadataReader, config: Config) -> dict[str, Any]:
     return {
-        **_experts(reader),
+        **experts_of(reader),
         "moe_intermediate_size": reader.count("expert_feed_forward_length"),
         "shared_expert_intermediate_size": reader.count("expert_shared_feed_forward_length"),
         "norm_topk_prob": reader.flag("expert_weights_norm", False),
@@ -113,32 +101,17 @@ def _qwen2_moe(reader: MetadataReader, config: Config) -> dict[str, Any]:
 
 
 def _olmoe(reader: MetadataReader, config: Config) -> dict[str, Any]:
-    return {**_experts(reader), "norm_topk_prob": reader.flag("expert_weights_norm", False)}
+    return {**experts_of(reader), "norm_topk_prob": reader.flag("expert_weights_norm", False)}
 
 
 def _mixtral(reader: MetadataReader, config: Config) -> dict[str, Any]:
-    return {**_experts(reader, "num_local_experts"), **_mistral(reader, config)}
-
-
-def _grouped(reader: MetadataReader, config: Config) -> dict[str, Any]:
-    """Of DeepSeek's router. Files count layers that predict more tokens at once among the others."""
-    return {
-        **_experts(reader, "n_routed_experts"),
-        "num_hidden_layers": config["num_hidden_layers"] - (reader.none_or("nextn_predict_layers") or 0),
-        "moe_intermediate_size": reader.count("expert_feed_forward_length"),
-        "n_shared_experts": reader.count("expert_shared_count"),
-        "first_k_dense_replace": reader.none_or("leading_dense_block_count") or 0,
-        "routed_scaling_factor": reader.factor("expert_weights_scale", 1.0),
-        "norm_topk_prob": reader.flag("expert_weights_norm", False),
-        "n_group": reader.count("expert_group_count", 1),
-        "topk_group": reader.count("expert_group_used_count", 1),
-    }
+    return {**experts_of(reader, "num_local_experts"), **_mistral(reader, config)}
 
 
 def _glm4_moe(reader: MetadataReader, config: Config) -> dict[str, Any]:
     reader.sigmoid()
     more = {"use_qk_norm": reader.stores("self_attn.q_norm.weight")}
-    return {**_inputs_biased(reader, config), **_grouped(reader, config), **more}
+    return {**_inputs_biased(reader, config), **grouped_settings(reader, config), **more}
 
 
 def _deepseek(reader: MetadataReader, config: Config) -> dict[str, Any]:
@@ -148,7 +121,7 @@ def _deepseek(reader: MetadataReader, config: Config) -> dict[str, Any]:
     latent, turned = reader.count("attention.kv_lora_rank"), reader.count("rope.dimension_count")
     end = "_mla" if reader.has("attention.key_length_mla") else ""
     found = {
-        **_grouped(reader, config),
+        **grouped_settings(reader, config),
         "q_lora_rank": reader.none_or("attention.q_lora_rank"),
         "kv_lora_rank": latent,
         "qk_rope_head_dim": turned,
@@ -167,41 +140,16 @@ def _deepseek(reader: MetadataReader, config: Config) -> dict[str, Any]:
     return found
 
 
-def _qwen3_5(reader: MetadataReader, config: Config) -> dict[str, Any]:
-    """Positions are of texts alone, so that rope's sections for pictures turn as one."""
-    if reader.has("attention.recurrent_layers"):
-        raise reader.refuse("attention.recurrent_layers", "of its own")
-    heads, inner = reader.count("ssm.time_step_rank"), reader.count("ssm.inner_size")
-    return {
-        "num_hidden_layers": config["num_hidden_layers"] - (reader.none_or("nextn_predict_layers") or 0),
-        "full_attention_interval": reader.count("full_attention_interval", 4),
-        "linear_conv_kernel_dim": reader.count("ssm.conv_kernel"),
-        "linear_key_head_dim": reader.count("ssm.state_size"),
-        "linear_num_key_heads": reader.count("ssm.group_count"),
-        "linear_num_value_heads": heads,
-        "linear_value_head_dim": inner // heads,
-    }
-
-
-def _qwen3_5_moe(reader: MetadataReader, config: Config) -> dict[str, Any]:
-    return {
-        **_qwen3_5(reader, config),
-        **_experts(reader),
-        "moe_intermediate_size": reader.count("expert_feed_forward_length"),
-        "shared_expert_intermediate_size": reader.count("expert_shared_feed_forward_length"),
-    }
-
-
 def _minimax_m2(reader: MetadataReader, config: Config) -> dict[str, Any]:
     reader.sigmoid()
-    return {**_experts(reader, "num_local_experts"), "intermediate_size": reader.count("expert_feed_forward_length")}
+    return {**experts_of(reader, "num_local_experts"), "intermediate_size": reader.count("expert_feed_forward_length")}
 
 
 def _gpt_oss(reader: MetadataReader, config: Config) -> dict[str, Any]:
     """Windows in every other layer, and YaRN whose bounds are not rounded: no file says so."""
     scaling = config["rope_scaling"]
     return {
-        **_experts(reader, "num_local_experts"),
+        **experts_of(reader, "num_local_experts"),
         "intermediate_size": reader.count("expert_feed_forward_length", config["intermediate_size"]),
         "sliding_window": reader.count("attention.sliding_window"),
         "rope_scaling": scaling and {**scaling, "truncate": False},
@@ -215,16 +163,11 @@ def _mistral(reader: MetadataReader, config: Config) -> dict[str, Any]:
 def _granite(reader: MetadataReader, config: Config) -> dict[str, Any]:
     if not reader.flag("rope.scaling.finetuned", True):  # so files of Granite 4 say that a model has no rope
         raise reader.refuse("rope.scaling.finetuned", False)
-    return {
-        "attention_multiplier": reader.factor("attention.scale", config["head_dim"] ** -0.5),
-        "embedding_multiplier": reader.factor("embedding_scale", 1.0),
-        "residual_multiplier": reader.factor("residual_scale", 1.0),
-        "logits_scaling": reader.factor("logit_scale", 1.0),
-    }
+    return granite_factors(reader, config)
 
 
 def _granitemoe(reader: MetadataReader, config: Config) -> dict[str, Any]:
-    return {**_granite(reader, config), **_experts(reader, "num_local_experts")}
+    return {**_granite(reader, config), **experts_of(reader, "num_local_experts")}
 
 
 def _olmo3(reader: MetadataReader, config: Config) -> dict[str, Any]:
@@ -281,16 +224,19 @@ _OF: dict[str, Callable[[MetadataReader, Config], dict[str, Any]]] = {
     "gpt_oss": _gpt_oss,
     "granite": _granite,
     "granitemoe": _granitemoe,
+    "granitemoehybrid": hybrid_settings.granite_hybrid,
     "minimax_m2": _minimax_m2,
     "ministral3": _ministral3,
     "mistral": _mistral,
     "mixtral": _mixtral,
+    "nemotron_h": hybrid_settings.nemotron_h,
     "olmo3": _olmo3,
     "olmoe": _olmoe,
     "phi3": _mistral,
     "qwen2_moe": _qwen2_moe,
-    "qwen3_5_moe_text": _qwen3_5_moe,
-    "qwen3_5_text": _qwen3_5,
+    "qwen3_5_moe_text": hybrid_settings.qwen3_5_moe,
+    "qwen3_5_text": hybrid_settings.qwen3_5,
     "qwen3_moe": _qwen3_moe,
+    "qwen3_next": hybrid_settings.qwen3_next,
     "seed_oss": _seed_oss,
 }
