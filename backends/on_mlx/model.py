@@ -211,8 +211,8 @@ def read_slice(request: LoadRequest, spec: ModelSpec) -> Slice:
     config = settled(read_config(request.folder), stretched=request.stretched)
     model = empty_model(config, spec, layers)
     needed, dtype = needed_tensors(request.folder, layers, request.home).text, MX[request.dtype]
-    path, halves = partial(_path, spec, layers.start), BY_NAME[spec.family].scored
-    weights = {path(name): array for name, array in unfused(held_arrays(needed, dtype), halves=halves)}
+    path = partial(_path, spec, layers.start)
+    weights = {path(name): array for name, array in unfused(held_arrays(needed, dtype))}
     stored = {name: matrix.packing for name, matrix in needed.packed.items() if runs_packed(matrix.packing)}
     kept = {part: packing for name, packing in stored.items() for part in unfused_names(name)}
     packings = {path(name).removesuffix(".weight"): packing for name, packing in kept.items()}

@@ -20,7 +20,11 @@ from together.models.reading import read_into
 from together.models.rows import read_groups, read_scaled
 from together.types import Dtype
 
-_FUSED = re.compile(r"(.+\.(?:mlp|feed_forward))\.experts\.(gate_up_proj|down_proj)(_bias|\.weight|\.scales|)")
+_FUSED = re.compile(
+    r"(.+\.(?:mlp|feed_forward)|model\.layers\.\d+)\.experts\.(gate_up_proj|down_proj)"
+    r"(_bias|\.weight|\.scales|\.biases|)"
+)
+_GEMMA = re.compile(r"model\.layers\.\d+")
 _AT_ONCE = 2**21  # weights that are there in fp32 at a time
 _ENDS = ("weight", SCALES, BIASES)
 MX: dict[Dtype, mx.Dtype] = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
@@ -43,15 +47,15 @@ def held_arrays(needed: Needed, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array
             yield beside(name, end), mx.stack(arrays) if matrix.experts else arrays[0]
 
 
-def unfused(arrays: Iterable[tuple[str, mx.array]], *, halves: bool = False) -> Iterator[tuple[str, mx.array]]:
+def unfused(arrays: Iterable[tuple[str, mx.array]]) -> Iterator[tuple[str, mx.array]]:
     """Experts as MLX has them, where they are stored as `gate_up_proj` `[experts, inputs, outputs]`.
 
-    There the outputs of gate and up take turns, or those of gate come first (`halves`). Packed ones have outputs before
-    inputs.
+    There the outputs of gate and up take turns in an `mlp`; elsewhere those of gate come first. Packed ones have
+    outputs before inputs, and so have Gemma 4's, which mlx-lm itself parts where they are plain.
     """
     for name, array in arrays:
         match = _FUSED.fullmatch(name)
-        if match is None:
+        if match is None or (_GEMMA.fullmatch(match[1]) and not match[3]):
             yield name, array
             continue
         path, end = f"{match[1]}.switch_mlp", match[3].strip("._") or "weight"
@@ -60,7 +64,8 @@ def unfused(arrays: Iterable[tuple[str, mx.array]], *, halves: bool = False) -> 
             yield f"{path}.down_proj.{end}", turned
         else:
             middle = turned.shape[1] // 2
-            parts = (turned[:, :middle], turned[:, middle:]) if halves else (turned[:, ::2], turned[:, 1::2])
+            in_turns = match[1].endswith(".mlp")
+            parts = (turned[:, ::2], turned[:, 1::2]) if in_turns else (turned[:, :middle], turned[:, middle:])
             yield f"{path}.gate_proj.{end}", mx.contiguous(parts[0])
             yield f"{path}.up_proj.{end}", mx.contiguous(parts[1])
 

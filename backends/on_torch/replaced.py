@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from backends.on_torch.experts import Alone, BiasedExperts, EachExpert, Experts, Gate, QuantizedExperts, gate_of
+from backends.on_torch.experts import BiasedExperts, EachExpert, Experts, Gate, QuantizedExperts, gate_of
 from backends.on_torch.kernels import Precision, quantized_experts, quantized_linears
 from backends.on_torch.parts import JoinedRows
 from backends.on_torch.quantized import PackedRows, QuantizedEmbedding
@@ -23,7 +23,7 @@ from together.processes import keep_freed_memory
 
 Source = Lazy | Scaled | Quantized
 Matrix = Quantized | JoinedRows
-_FUSED = ".experts.gate_up_proj"  # as transformers stores all of a layer, outputs of gate and up in turns
+_FUSED = ".experts.gate_up_proj"  # as transformers stores all of a layer
 _WEIGHT = ".weight"
 _KEPT = 32 * 2**20  # bytes that steps use again and again
 # So small that they are used plain.
@@ -56,10 +56,12 @@ def sort_sources(sources: dict[str, Source], *, turned: bool = False) -> Sorted:
     found = Sorted({name: source for name, source in sources.items() if STACK not in name})
     for name in [name for name in found.state if name.endswith(_FUSED) and isinstance(sources[name], Quantized)]:
         path = name.rpartition(".")[0]
-        found.experts[path] = tuple(sources[f"{path}.{part}"] for part in ("gate_up_proj", "down_proj"))
-        found.biases[path] = tuple(sources[f"{path}.{part}_bias"] for part in ("gate_up_proj", "down_proj"))
-        for part in ("gate_up_proj", "down_proj"):
-            del found.state[f"{path}.{part}"], found.state[f"{path}.{part}_bias"]
+        names = [f"{path}.{part}" for part in ("gate_up_proj", "down_proj")]
+        added = [f"{part}_bias" for part in names if f"{part}_bias" in sources]
+        found.experts[path] = tuple(sources[part] for part in names)
+        found.biases[path] = tuple(sources[part] for part in added)
+        for part in (*names, *added):
+            del found.state[part]
     for name, source in list(found.state.items()):
         if _is_packed(source) and not is_router(name):
             found.matrices[name] = found.state.pop(name)  # type: ignore[assignment]
@@ -121,8 +123,10 @@ def is_router(name: str) -> bool:
 def replace_modules(model: Any, found: Sorted, precision: Precision) -> None:
     """One after the other, so that no more than one matrix is there in two forms. Raises what reading raises."""
     for path, parts in found.experts.items():
-        gate = gate_of(model.get_submodule(path))
-        model.set_submodule(path, _experts(gate, parts, found.biases[path], precision))
+        module = model.get_submodule(path)
+        in_turns = not module.is_concatenated
+        made = _experts(gate_of(module), parts, found.biases[path], precision, in_turns=in_turns)
+        model.set_submodule(path, made)
     linears: dict[str, Readable] = {name: matrix for name, matrix in found.matrices.items() if name not in LOOKED_UP}
     replace_linears(model, linears, precision)
     for name in found.matrices.keys() & set(LOOKED_UP):
@@ -144,10 +148,14 @@ def replace_linears(model: Any, matrices: Mapping[str, Readable], precision: Pre
             model.set_submodule(path, layer)
 
 
-def _experts(gated: Gate, parts: Sequence[Source], biases: Sequence[Source], precision: Precision) -> QuantizedExperts:
-    """Of gate, up and down: the first two as one where they are packed alike."""
+def _experts(
+    gated: Gate, parts: Sequence[Source], biases: Sequence[Source], precision: Precision, *, in_turns: bool
+) -> QuantizedExperts:
+    """Of gate, up and down: the first two as one where they are packed alike.
+
+    `in_turns`: where they are stored as one, their outputs take turns.
+    """
     *first, down = parts
-    in_turns = len(first) == 1 and not isinstance(gated, Alone)
     added = [bias[...].to(precision.device) for bias in biases]
     alike = [
         part for part in first if isinstance(part, Quantized) and part.packing == getattr(first[0], "packing", None)
@@ -160,7 +168,7 @@ def _experts(gated: Gate, parts: Sequence[Source], biases: Sequence[Source], pre
     projections = [*inner, _held(down, precision)]
     if added:
         projections = [BiasedExperts(*pair) for pair in zip(projections, added, strict=True)]
-    return QuantizedExperts(gated, projections[:-1], projections[-1], in_turns=in_turns)
+    return QuantizedExperts(gated, projections[:-1], projections[-1], in_turns=in_turns and len(first) == 1)
 
 
 def _held(source: Source, precision: Precision) -> Experts:

@@ -40,12 +40,13 @@ LATER = (
     "gpt_oss", "granite", "smollm3", "olmo2", "olmo3", "seed_oss", "seed_oss-biased", "exaone4", "exaone4-full",
     "glm4", "glm4-quarter", "phi3", "ministral3", "qwen2_moe", "olmoe", "mixtral", "glm4_moe", "minimax_m2",
     "granitemoe", "qwen3_5", "qwen3_5_moe", "deepseek_v3", "glm4_moe_lite", "gemma4_text", "gemma4-shared",
-    "granite4", "granite4-experts", "qwen3_next",
+    "granite4", "granite4-experts", "qwen3_next", "gemma4-experts",
     "nemotron_h", "nemotron_h-experts", "nemotron_h-latent",
 )  # fmt: skip
 MIXED = ("torch", "mlx")
 SHORT = (  # parts, experts, recurrent layers, and what a class has in one and a file in several, or the other way
     "llama", "gemma3_text", "qwen3_moe", "phi3", "glm4_moe", "qwen3_5", "granite4-experts", "qwen3_next",
+    "gemma4-experts",
 )  # fmt: skip
 KINDS = ("Q4_K", "Q5_0", "Q8_0", "MXFP4")  # tests/models/gguf/test_blocks.py reads every type
 CHOICES = {"mixed": mixed, "published": as_published}

@@ -98,6 +98,7 @@ _MORE: dict[str, dict[str, Any]] = {
     },
     "glm4_moe": {"moe_intermediate_size": 256},
     "gemma4_text": {"head_dim": 64, "global_head_dim": 128},
+    "gemma4-experts": {"head_dim": 64, "global_head_dim": 128, "moe_intermediate_size": 256},
     "gemma4-shared": {
         "num_hidden_layers": 6,
         "intermediate_size": 256,

@@ -88,15 +88,28 @@ def _grouped(writer: gguf.GGUFWriter, config: Config) -> None:
 # --- Gemma 4 ----------------------------------------------------------------------------------------------------------
 
 
-def _scaled(name: str, array: Array, config: Config) -> dict[str, Array] | None:
-    """`Gemma4Model.filter_tensors` writes a name otherwise before it is looked up."""
-    if not name.endswith(".layer_scalar"):
-        return None
-    return {f"blk.{name.split('.')[2]}.layer_output_scale.weight": array}
+_OTHERWISE = {  # `Gemma4Model.filter_tensors` and `modify_tensors` write these names before they are looked up
+    "layer_scalar": "layer_output_scale.weight",
+    "router.scale": "ffn_gate_inp.scale",
+    "router.per_expert_scale": "ffn_down_exps.scale",
+    "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+    "experts.down_proj": "ffn_down_exps.weight",
+}
 
 
-def _unscaled(name: str, found: Found, config: Config) -> Array | None:
-    return found[f"blk.{name.split('.')[2]}.layer_output_scale.weight"] if name.endswith(".layer_scalar") else None
+def _by_other_names(name: str, array: Array, config: Config) -> dict[str, Array] | None:
+    stored = _otherwise(name)
+    return {stored: array} if stored else None
+
+
+def _by_own_name(name: str, found: Found, config: Config) -> Array | None:
+    stored = _otherwise(name)
+    return found[stored] if stored else None
+
+
+def _otherwise(name: str) -> str:
+    own = name.split(".", 3)[-1]
+    return f"blk.{name.split('.')[2]}.{_OTHERWISE[own]}" if own in _OTHERWISE else ""
 
 
 def _wide(config: Config, key: str, own: str) -> Any:
@@ -129,6 +142,10 @@ def _gemma4(writer: gguf.GGUFWriter, config: Config) -> None:
     if config["attention_k_eq_v"]:
         keys = _wide(config, "num_global_key_value_heads", "num_key_value_heads")
         writer.add_head_count_kv([config["num_key_value_heads"] if each else keys for each in sliding])
+    if config["enable_moe_block"]:
+        writer.add_expert_count(config["num_experts"])
+        writer.add_expert_used_count(config["top_k_experts"])
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     writer.add_rope_dimension_count(wide)
     writer.add_rope_dimension_count_swa(local)
     writer.add_rope_freq_base_swa(config["rope_parameters"]["sliding_attention"]["rope_theta"])
@@ -141,6 +158,6 @@ OLDER_LATENT = Conversion(lambda config: "deepseek2", _unparted, lambda *_: None
 CONVERSIONS: dict[str, Conversion] = {
     "deepseek_v3": _LATENT,
     "glm4_moe_lite": _LATENT,
-    "gemma4_text": Conversion(lambda config: "gemma4", _scaled, _unscaled, _gemma4, _stretched),
+    "gemma4_text": Conversion(lambda config: "gemma4", _by_other_names, _by_own_name, _gemma4, _stretched),
     **HYBRIDS,
 }

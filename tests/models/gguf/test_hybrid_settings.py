@@ -10,7 +10,7 @@ import pytest
 from tests.models.gguf.test_config import SHAPES
 from tests.models.gguf.test_settings import HYBRID, SHARED, made
 from together.errors import UnsupportedModel
-from together.models.gguf.families import as_stored
+from together.models.gguf.families import FAMILIES, as_stored, canonical_name
 from together.models.headers import TensorInfo
 
 MAMBA = {
@@ -116,3 +116,10 @@ def test_nemotron_says_its_layers_by_heads_and_widths() -> None:
 def test_another_nemotron_is_refused(more: dict[str, Any], said: str) -> None:
     with pytest.raises(UnsupportedModel, match=said):
         made("nemotron_h", {**NEMOTRON, **more})
+
+
+def test_scales_of_gemmas_experts_are_no_weights() -> None:
+    family = FAMILIES["gemma4"]
+    assert canonical_name(family, "blk.3.ffn_gate_inp.scale") == "model.layers.3.router.scale"
+    assert canonical_name(family, "blk.3.ffn_down_exps.scale") == "model.layers.3.router.per_expert_scale"
+    assert canonical_name(family, "blk.3.attn_q.scale") == "blk.3.attn_q.scale"  # nobody knows one there

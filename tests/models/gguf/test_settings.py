@@ -326,7 +326,10 @@ def test_another_gemma_4_is_refused(more: dict[str, Any], factors: Any, said: st
         gemma4(more, factors=factors)
 
 
-def test_experts_of_gemma_4_are_refused() -> None:
-    found = {"general.architecture": "gemma4", "gemma4.expert_count": 128}
-    with pytest.raises(UnsupportedModel, match="expert_count 128"):
-        check_settings("m", found, FAMILIES["gemma4"])
+def test_experts_of_gemma_4() -> None:
+    many = {**COUNTS, "expert_feed_forward_length": 64}
+    config = gemma4(many)
+    keys = ("enable_moe_block", "num_experts", "top_k_experts", "num_experts_per_tok", "moe_intermediate_size")
+    assert [config[key] for key in keys] == [True, 8, 2, 2, 64]
+    assert not gemma4({})["enable_moe_block"]
+    check_settings("m", {"general.architecture": "gemma4", "gemma4.expert_count": 128}, FAMILIES["gemma4"])

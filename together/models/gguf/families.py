@@ -19,7 +19,7 @@ from together.models.family import Family, GgufNames
 from together.models.headers import HeadTiles, TensorInfo
 from together.models.names import EMBED, HEAD, LAYER_EMBED, NORM
 
-_BLOCK = re.compile(r"blk\.(\d{1,6})\.(\w+?)(?:\.(\d{1,6}))?(?:\.(weight|bias))?")
+_BLOCK = re.compile(r"blk\.(\d{1,6})\.(\w+?)(?:\.(\d{1,6}))?(?:\.(weight|bias|scale))?")
 _ENDS = {"token_embd.weight": EMBED, "output_norm.weight": NORM, "output.weight": HEAD}
 _ENDS |= {  # of Gemma 4, what makes inputs of all layers
     "per_layer_token_embd.weight": LAYER_EMBED,
@@ -65,7 +65,7 @@ def canonical_name(family: Family, stored: str) -> str:
     own = part if end is None else f"{part}.{end}"
     if expert is None and own in names.whole:
         return f"model.layers.{layer}.{names.whole[own]}"
-    known = names.tensors.get(part) if expert is None and end is not None else None
+    known = names.tensors.get(part) if expert is None and end in ("weight", "bias") else None
     return stored if known is None else f"model.layers.{layer}.{known}.{end}"
 
 

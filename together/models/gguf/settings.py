@@ -63,7 +63,7 @@ def _gemma4(reader: MetadataReader, config: Config) -> dict[str, Any]:
     theta = config["rope_theta"]
     part = {"rope_type": "proportional", "partial_rotary_factor": turned / len(reader.factors)}
     inputs = reader.none_or("embedding_length_per_layer_input")
-    return {
+    return _gemma4_experts(reader) | {
         "head_dim": reader.count("attention.key_length_swa"),
         "global_head_dim": wide,
         "num_key_value_heads": local or full,
@@ -82,6 +82,18 @@ def _gemma4(reader: MetadataReader, config: Config) -> dict[str, Any]:
             FULL: {**part, "rope_theta": theta},
             SLIDING: {"rope_type": "default", "rope_theta": reader.number("rope.freq_base_swa", theta)},
         },
+    }
+
+
+def _gemma4_experts(reader: MetadataReader) -> dict[str, Any]:
+    if reader.none_or("expert_count") is None:
+        return {}
+    found = experts_of(reader)
+    return {
+        **found,
+        "enable_moe_block": True,
+        "top_k_experts": found["num_experts_per_tok"],
+        "moe_intermediate_size": reader.count("expert_feed_forward_length"),
     }
 
 
