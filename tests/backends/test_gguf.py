@@ -41,7 +41,7 @@ LATER = (
     "glm4", "glm4-quarter", "phi3", "ministral3", "qwen2_moe", "olmoe", "mixtral", "glm4_moe", "minimax_m2",
     "granitemoe", "qwen3_5", "qwen3_5_moe", "deepseek_v3", "glm4_moe_lite", "gemma4_text", "gemma4-shared",
     "granite4", "granite4-experts", "qwen3_next", "gemma4-experts",
-    "nemotron_h", "nemotron_h-experts", "nemotron_h-latent",
+    "nemotron_h", "nemotron_h-experts", "nemotron_h-latent", "llama4", "qwen3_vl",
 )  # fmt: skip
 MIXED = ("torch", "mlx")
 SHORT = (  # parts, experts, recurrent layers, and what a class has in one and a file in several, or the other way

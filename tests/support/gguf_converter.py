@@ -43,6 +43,7 @@ ARCHITECTURES = {
     "minimax_m2": "minimax-m2",
     "qwen3_5_text": "qwen35",
     "qwen3_5_moe_text": "qwen35moe",
+    "qwen3_vl_text": "qwen3vl",
 }
 _INTERLEAVED = (  # `LlamaModel` and what is derived of it
     "llama", "mistral", "granite", "granitemoe", "granitemoehybrid", "nemotron_h", "smollm3", "ministral3",
@@ -359,6 +360,11 @@ def _qwen3_5(writer: gguf.GGUFWriter, config: Config) -> None:
         _qwen2_moe(writer, config)
 
 
+def _qwen3_vl(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_rope_dimension_sections([*config["rope_parameters"]["mrope_section"], 0])
+    writer.add_num_deepstack_layers(2)
+
+
 def _gpt_oss(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_sliding_window(config["sliding_window"])
     writer.add_expert_feed_forward_length(config["intermediate_size"])
@@ -383,4 +389,5 @@ _MORE: dict[str, Callable[[gguf.GGUFWriter, Config], None]] = {
     "minimax_m2": _minimax_m2,
     "qwen3_5_text": _qwen3_5,
     "qwen3_5_moe_text": _qwen3_5,
+    "qwen3_vl_text": _qwen3_vl,
 }

@@ -7,6 +7,7 @@ the same bytes under the names of transformers, so that transformers can say wha
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pydantic_core import to_json
 from safetensors.numpy import load_file, save_file
 
 from tests.support.cases.deepseek import YARN
+from tests.support.cases.qwen3_vl import SECTIONS, TOWER
 from tests.support.families import BY_NAME, make_checkpoint
 from tests.support.gguf_converter import architecture_of, published, stored, write_metadata
 from together.models.gguf.refusals import check_nothing_else
@@ -96,6 +98,28 @@ _MORE: dict[str, dict[str, Any]] = {
         "moe_latent_size": 256,
         "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
     },
+    "llama4": {
+        "attention_bias": False,
+        "intermediate_size": 256,
+        "intermediate_size_mlp": 512,
+        "no_rope_layers": None,
+        "layer_types": None,
+        "attention_chunk_size": 8192,
+        "floor_scale": 8192,
+        "attn_scale": 0.1,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": 16.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "qwen3_vl": {
+        "vision_config": TOWER | {"out_hidden_size": 256},
+        "rope_parameters": {**SECTIONS, "mrope_section": [12, 10, 10]},
+    },
     "glm4_moe": {"moe_intermediate_size": 256},
     "gemma4_text": {"head_dim": 64, "global_head_dim": 128},
     "gemma4-experts": {"head_dim": 64, "global_head_dim": 128, "moe_intermediate_size": 256},
@@ -144,7 +168,9 @@ def write_gguf(
     write_metadata(writer, config)
     more(writer)
     random = np.random.default_rng(seed)
-    for name, array in stored(load_file(plain / "model.safetensors"), config, stacked=stacked).items():
+    named = {_TEXT.sub("model.", name): array for name, array in load_file(plain / "model.safetensors").items()}
+    texts = {name: array for name, array in named.items() if _TOWER not in name}
+    for name, array in stored(texts, config, stacked=stacked).items():
         kind = choose(name, array.shape) if array.ndim > 1 else Kind.F32
         if kind in PLAIN:
             writer.add_tensor(name, array.astype(PLAIN[kind]))
@@ -159,11 +185,14 @@ def write_gguf(
     return file
 
 
+_TEXT, _TOWER = re.compile(r"model\.language_model\."), ".visual."  # of a wrapper: a file has its text model alone
+
+
 def _text_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Of Nemotron-H with the number of its layers, which follows from their list."""
+    """Of Nemotron-H with the number of its layers, too, which follows from their list."""
     if "layers_block_type" in config:
         return {"num_hidden_layers": len(config["layers_block_type"]), **config}
-    return config
+    return config | config["text_config"] if "text_config" in config else config
 
 
 def mixed(name: str, shape: tuple[int, ...]) -> Kind:
@@ -243,7 +272,11 @@ def write_judge(file: Path, plain: Path, folder: Path) -> Path:
     config = json.loads((plain / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}), encoding="utf-8")
     found = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(file).tensors}
-    tensors = dict(published(found, load_file(plain / "model.safetensors"), _text_of(config)))
+    plainly = load_file(plain / "model.safetensors")
+    names = {_TEXT.sub("model.", name): name for name in plainly}
+    texts = {name: plainly[own] for name, own in names.items() if _TOWER not in name}
+    tensors = {name: array for name, array in plainly.items() if _TOWER in name}
+    tensors |= {names[name]: array for name, array in published(found, texts, _text_of(config))}
     save_file({name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()},
               folder / "model.safetensors", {"format": "pt"})  # fmt: skip
     return folder

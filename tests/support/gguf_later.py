@@ -153,11 +153,50 @@ def _gemma4(writer: gguf.GGUFWriter, config: Config) -> None:
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])
 
 
+# --- Llama 4 ----------------------------------------------------------------------------------------------------------
+
+
+def _turned_parts(name: str, array: Array, config: Config) -> dict[str, Array] | None:
+    """`Llama4Model.modify_tensors`: outputs before inputs, and gate and up apart, which follow one another."""
+    if ".feed_forward.experts." not in name:
+        return None
+    start, turned = f"blk.{name.split('.')[2]}.ffn_", array.swapaxes(1, 2)
+    if name.endswith(".down_proj"):
+        return {f"{start}down_exps.weight": turned}
+    gate, up = np.split(turned, 2, axis=1)
+    return {f"{start}gate_exps.weight": gate, f"{start}up_exps.weight": up}
+
+
+def _turned_whole(name: str, found: Found, config: Config) -> Array | None:
+    if ".feed_forward.experts." not in name:
+        return None
+    kinds = ("down",) if name.endswith(".down_proj") else ("gate", "up")
+    arrays = [found[f"blk.{name.split('.')[2]}.ffn_{kind}_exps.weight"] for kind in kinds]
+    return np.concatenate(arrays, axis=1).swapaxes(1, 2)
+
+
+def _llama4(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_feed_forward_length(config["intermediate_size_mlp"])
+    writer.add_interleave_moe_layer_step(config["interleave_moe_layer_step"])
+    writer.add_expert_feed_forward_length(config["intermediate_size"])
+
+
+def _stretched_llama(config: Config) -> dict[str, Array]:
+    """`LlamaModel.generate_extra_tensors`, of bounds that are the same."""
+    rope, dim = config["rope_parameters"], config["head_dim"]
+    periods = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, dim, 2) / dim)
+    length = rope["original_max_position_embeddings"]
+    return {"rope_freqs.weight": np.where(periods < length, 1.0, rope["factor"]).astype(np.float32)}
+
+
 _LATENT = Conversion(lambda config: "deepseek2", _latent_parts, _latent_whole, _latent)
 OLDER_LATENT = Conversion(lambda config: "deepseek2", _unparted, lambda *_: None, _older_latent)
 CONVERSIONS: dict[str, Conversion] = {
     "deepseek_v3": _LATENT,
     "glm4_moe_lite": _LATENT,
     "gemma4_text": Conversion(lambda config: "gemma4", _by_other_names, _by_own_name, _gemma4, _stretched),
+    "llama4_text": Conversion(lambda config: "llama4", _turned_parts, _turned_whole, _llama4, _stretched_llama),
     **HYBRIDS,
 }

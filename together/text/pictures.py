@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from together.errors import BadRequest
-from together.models.config import effective
 from together.models.eyes import MOST_PARTS, Eyes
+from together.models.families import BY_NAME
+from together.models.family import no_opening
 from together.models.folder import read_json
 from together.models.manifest import CONFIG
 from together.models.spec import ModelSpec
@@ -197,7 +198,8 @@ def read_sight(folder: Path, spec: ModelSpec) -> Sight | Sentence:
     if spec.eyes is None:
         if published.get("model_type") in _NEXT and published.get("vision_config"):
             return say("pictures_later", model=spec.name)
-        if "vision_config" in effective(spec.name, published):
+        family = BY_NAME.get(spec.family)
+        if family is not None and family.tower is not no_opening:  # also where a file has no word of its tower
             return say("pictures_no_tower", model=spec.name)
         return say("pictures_none", model=spec.name)
     found = read_json(folder, _PROCESSOR) if (folder / _PROCESSOR).is_file() else {}

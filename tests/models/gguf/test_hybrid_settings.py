@@ -1,4 +1,4 @@
-"""What GGUF files of Granite 4, Qwen3-Next and Nemotron-H say, and what they leave out."""
+"""What GGUF files of Granite 4, Qwen3-Next, Nemotron-H, Llama 4 and Qwen3-VL say, and what they leave out."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.models.gguf.test_config import SHAPES
-from tests.models.gguf.test_settings import HYBRID, SHARED, made
-from together.errors import UnsupportedModel
+from tests.models.gguf.test_config import EMBED, SHAPES, llama3_factors, read, renamed
+from tests.models.gguf.test_settings import COUNTS, HYBRID, SHARED, made
+from together.errors import BrokenModel, UnsupportedModel
 from together.models.gguf.families import FAMILIES, as_stored, canonical_name
 from together.models.headers import TensorInfo
 
@@ -116,6 +116,57 @@ def test_nemotron_says_its_layers_by_heads_and_widths() -> None:
 def test_another_nemotron_is_refused(more: dict[str, Any], said: str) -> None:
     with pytest.raises(UnsupportedModel, match=said):
         made("nemotron_h", {**NEMOTRON, **more})
+
+
+LLAMA4 = {**COUNTS, "expert_feed_forward_length": 64, "interleave_moe_layer_step": 2}
+
+
+def test_llama_4_has_what_no_file_says() -> None:
+    config = made("llama4", LLAMA4)
+    assert config["layer_types"] == ["chunked_attention"] * 3 + ["full_attention"]
+    assert config["no_rope_layers"] == [1, 1, 1, 0]
+    keys = ("attention_chunk_size", "floor_scale", "attn_scale", "intermediate_size", "intermediate_size_mlp")
+    assert [config[key] for key in keys] == [8192, 8192, 0.1, 64, 512]
+    assert (config["moe_layers"], config["use_qk_norm"], config["attn_temperature_tuning"]) == ([1, 3], True, True)
+    assert not made("llama4", {**LLAMA4, "expert_count": 128})["use_qk_norm"]
+
+
+def test_scout_stretches_its_rope_at_one_bound() -> None:
+    factors = [1.0] * 9 + [16.0] * 7
+    periods = [2 * 3.141592653589793 * 500_000 ** (i / 16) for i in range(16)]
+    assert [period > 8192 for period in periods] == [factor > 1 for factor in factors]
+    found = read(renamed("llama4") | {f"llama4.{key}": value for key, value in LLAMA4.items()}, SHAPES, factors)
+    rope = found["rope_parameters"]
+    assert [rope[key] for key in ("rope_type", "factor", "low_freq_factor", "high_freq_factor")] == [
+        "llama3", 16.0, 1.0, 1.0,
+    ]  # fmt: skip
+    usual = read(renamed("llama"), SHAPES, llama3_factors(8.0))["rope_parameters"]
+    assert usual["high_freq_factor"] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"attention.sliding_window": 0}, "sliding_window"),  # so a file says that no layer is chunked
+        ({"attention.sliding_window": 4096}, "sliding_window"),
+        ({"rope.freq_base_swa": 10_000.0}, "freq_base_swa"),
+    ],
+)
+def test_another_llama_4_is_refused(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(UnsupportedModel, match=said):
+        made("llama4", {**LLAMA4, **more})
+
+
+def test_the_text_of_qwen3_vl() -> None:
+    heads = {"attention.key_length": 64, "attention.value_length": 64}
+    config = made("qwen3vl", {**heads, "rope.dimension_sections": [12, 10, 10, 0]}, {EMBED: (1000, 256)})
+    assert config["rope_parameters"]["mrope_section"] == [12, 10, 10]
+    assert config["rope_parameters"]["rope_theta"] == 500_000.0
+    assert "vision_config" not in config
+    with pytest.raises(UnsupportedModel, match="dimension_sections"):
+        made("qwen3vl", {**heads, "rope.dimension_sections": [8, 8, 8, 8]})
+    with pytest.raises(BrokenModel, match="dimension_sections"):
+        made("qwen3vl", heads)
 
 
 def test_scales_of_gemmas_experts_are_no_weights() -> None:

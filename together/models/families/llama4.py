@@ -6,9 +6,13 @@ from typing import Any
 
 from together.models.family import (
     FULL,
+    GGUF_COUNTS,
+    GGUF_EXPERTS,
+    GGUF_USUAL,
     PROJECTIONS,
     Config,
     Family,
+    GgufNames,
     Tensors,
     attention_tensors,
     experts_of,
@@ -109,6 +113,15 @@ def _number(config: Config, layer: int) -> int:
     return (_SPARSE if layer in config["moe_layers"] else _DENSE)[_roped(config, layer)]
 
 
+_GGUF = {
+    **GGUF_USUAL,
+    **GGUF_EXPERTS,
+    "ffn_gate_inp": "mlp.router",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+
 FAMILIES = (
     Family(
         name="llama4_text",
@@ -145,5 +158,10 @@ FAMILIES = (
         experts="num_local_experts",
         scored=True,
         wrappers=("llama4",),
+        gguf=GgufNames(
+            "llama4",
+            {stored: name.replace("mlp.", "feed_forward.", 1) for stored, name in _GGUF.items()},
+            computed=GGUF_COUNTS,
+        ),
     ),
 )

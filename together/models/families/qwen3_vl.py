@@ -10,8 +10,11 @@ from typing import Any
 from together.errors import UnsupportedModel
 from together.models.family import (
     ACTIVATIONS,
+    GGUF_HEAD_NORMS,
+    GGUF_USUAL,
     Config,
     Family,
+    GgufNames,
     Tensors,
     attention_tensors,
     head_norm_tensors,
@@ -147,5 +150,6 @@ FAMILIES = (
         theta=500_000.0,
         rope_kinds=("default",),
         wrappers=("qwen3_vl",),
+        gguf=GgufNames("qwen3vl", {**GGUF_USUAL, **GGUF_HEAD_NORMS}, computed=("rope.dimension_sections",)),
     ),
 )

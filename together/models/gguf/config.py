@@ -14,7 +14,7 @@ from together.models.gguf.settings import more_settings
 from together.wording import quoted
 
 ROPE_FACTORS = "rope_freqs.weight"  # the tensor with which Llama 3 stretches its rope, in the place of settings
-_LLAMA3 = (1.0, 4.0)  # its low_freq_factor and high_freq_factor, in every published model
+_LLAMA3 = ((1.0, 4.0), (1.0, 1.0))  # its low_freq_factor and high_freq_factor: of Llama 3, and of Llama 4 Scout
 _LLAMA3_LENGTH = 8192
 _CLOSE = 1e-4  # of factors that were computed in fp32
 _UNTYPED = {"gptoss": "yarn"}  # what an architecture means where its files do not say it
@@ -154,18 +154,18 @@ def _scaling(reader: MetadataReader, family: Family) -> dict[str, Any] | None:
 
 def _llama3(reader: MetadataReader, theta: float, factors: Sequence[float]) -> dict[str, Any]:
     """The settings that these factors were computed from. Raises UnsupportedModel where they are others."""
-    low, high = _LLAMA3
-    scaling = {
-        "rope_type": "llama3",
-        "factor": float(round(max(factors))),
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": _LLAMA3_LENGTH,
-    }
-    expected = [_llama3_factor(theta ** (2 * i / (2 * len(factors))), scaling) for i in range(len(factors))]
-    if not all(isclose(one, other, rel_tol=_CLOSE) for one, other in zip(factors, expected, strict=True)):
-        raise reader.refuse(ROPE_FACTORS, [round(factor, 3) for factor in factors[-3:]])
-    return scaling
+    for low, high in _LLAMA3:
+        scaling = {
+            "rope_type": "llama3",
+            "factor": float(round(max(factors))),
+            "low_freq_factor": low,
+            "high_freq_factor": high,
+            "original_max_position_embeddings": _LLAMA3_LENGTH,
+        }
+        expected = [_llama3_factor(theta ** (2 * i / (2 * len(factors))), scaling) for i in range(len(factors))]
+        if all(isclose(one, other, rel_tol=_CLOSE) for one, other in zip(factors, expected, strict=True)):
+            return scaling
+    raise reader.refuse(ROPE_FACTORS, [round(factor, 3) for factor in factors[-3:]])
 
 
 def _llama3_factor(period: float, scaling: Mapping[str, Any]) -> float:

@@ -19,6 +19,9 @@ from together.models.names import LAYER_EMBED
 _GEMMA_27B = 62  # layers: the one Gemma 3 whose queries are scaled by the width of a head's share of the states
 _NO_TURN = 1e20  # a period that is stretched by so much does not turn
 _DEEPSEEK_EXPERTS = 256  # of DeepSeek V3, whose files are silent of groups where they are older than llama.cpp's groups
+_CHUNK = 8192  # of Llama 4: tokens of a chunk, and of a step by which queries grow
+_NO_ROPE = 4  # every so many of its layers have no rope, and see everything
+_MAVERICK = 128  # experts of the Llama 4 that has no norms of queries and keys
 _DEEPSEEK_GROUPS = {"n_group": 8, "topk_group": 4}
 
 
@@ -168,6 +171,38 @@ def _gpt_oss(reader: MetadataReader, config: Config) -> dict[str, Any]:
     }
 
 
+def _llama4(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    """Of chunks, layers without rope and growing queries no file says anything, of norms only how many experts are."""
+    layers, step = config["num_hidden_layers"], reader.count("interleave_moe_layer_step")
+    if reader.has("attention.sliding_window") and reader.none_or("attention.sliding_window") != _CHUNK:
+        raise reader.refuse("attention.sliding_window", reader.none_or("attention.sliding_window") or 0)
+    if reader.number("rope.freq_base_swa", config["rope_theta"]) != config["rope_theta"]:
+        raise reader.refuse("rope.freq_base_swa", reader.number("rope.freq_base_swa"))
+    chunked = reader.sliding(layers, _NO_ROPE)
+    experts = experts_of(reader, "num_local_experts")
+    return {
+        **experts,
+        "intermediate_size": reader.count("expert_feed_forward_length"),
+        "intermediate_size_mlp": config["intermediate_size"],
+        "interleave_moe_layer_step": step,
+        "no_rope_layers": [int((layer + 1) % _NO_ROPE != 0) for layer in range(layers)],
+        "layer_types": ["chunked_attention" if each else FULL for each in chunked],
+        "attention_chunk_size": _CHUNK,
+        "floor_scale": _CHUNK,
+        "attn_scale": 0.1,
+        "use_qk_norm": experts["num_local_experts"] != _MAVERICK,
+    }
+
+
+def _qwen3_vl(reader: MetadataReader, config: Config) -> dict[str, Any]:
+    """Of the text model: positions of texts are the same on all axes."""
+    *sections, more = reader.of_layers("rope.dimension_sections", 4)
+    if more:
+        raise reader.refuse("rope.dimension_sections", [*sections, more])
+    rope = {"rope_type": "default", "rope_theta": config["rope_theta"], "mrope_section": sections}
+    return {"rope_scaling": None, "rope_parameters": rope}
+
+
 def _mistral(reader: MetadataReader, config: Config) -> dict[str, Any]:
     return {"sliding_window": reader.none_or("attention.sliding_window")}
 
@@ -237,6 +272,7 @@ _OF: dict[str, Callable[[MetadataReader, Config], dict[str, Any]]] = {
     "granite": _granite,
     "granitemoe": _granitemoe,
     "granitemoehybrid": hybrid_settings.granite_hybrid,
+    "llama4_text": _llama4,
     "minimax_m2": _minimax_m2,
     "ministral3": _ministral3,
     "mistral": _mistral,
@@ -250,5 +286,6 @@ _OF: dict[str, Callable[[MetadataReader, Config], dict[str, Any]]] = {
     "qwen3_5_text": hybrid_settings.qwen3_5,
     "qwen3_moe": _qwen3_moe,
     "qwen3_next": hybrid_settings.qwen3_next,
+    "qwen3_vl_text": _qwen3_vl,
     "seed_oss": _seed_oss,
 }
