@@ -105,7 +105,7 @@ _ENGLISH = {
     "verbatim": "{text}",
     "all": "{sentences:all}",
     # The state of what a head serves.
-    "no_model": "no model is loaded; load one on the page or start with: python3 launch.py up --model FOLDER",
+    "no_model": "no model is loaded; load one in Machines on the page, or with: python3 launch.py up --model FOLDER",
     "loading": "{model} is being loaded: {step}{done}",
     "ready": "{model} is ready on {stages} {stages:plural stage|stages}{busy}",
     "busy": ", {running} answering, {waiting} waiting",

@@ -13,17 +13,14 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from together.api.visitors import STRANGER, Visitor, visitor_of
+from together.api.visitors import STRANGER, visitor_of
 from together.errors import BadRequest
 from webui import gr
-from webui.conversation import Turn, Turns, thought, turn
 
 HERE_ONLY = "only a browser on the machine that runs together may do this; chatting works from every machine"
 
-# Nothing here is an API (there is `/v1`); the engine alone decides how many answers run at once.
+# Nothing here is an API (there is `/v1` and `/control`).
 _EVENT: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
-# A cancelling event does no more than that: what a function of it returned would be dropped with the cancelled one.
-_CANCEL: dict[str, Any] = {"fn": None, "queue": False, "api_visibility": "private"}
 
 Reader = Callable[[Any], Any]  # takes any JSON value; raises BadRequest
 Handler = Callable[..., Any]
@@ -49,19 +46,13 @@ class Events:
     def __init__(self) -> None:
         self._data: dict[int, Reader] = {}  # by the framework's number of the event
 
-    def chat(
+    def anyone(
         self, trigger: Trigger, handler: Handler, inputs: Any, outputs: Any, data: Reader = nothing, **how: Any
     ) -> Any:
         """For every machine that may open the page. `data` reads what comes with the event itself."""
         connected = trigger(handler, inputs, outputs, **_EVENT, **how)
         self._data[connected["id"]] = data
         return connected
-
-    def owned(
-        self, trigger: Trigger, handler: Handler, inputs: Any, outputs: Any, data: Reader = nothing, **how: Any
-    ) -> Any:
-        """As `chat`, for a generator that gets first whose the event is."""
-        return self.chat(trigger, _for_owner(handler), inputs, outputs, data, **how)
 
     def order(
         self,
@@ -74,36 +65,22 @@ class Events:
         **how: Any,
     ) -> Any:
         """For this machine only; `refused` turns the reason into new values of the outputs."""
-        return self.chat(trigger, _only_here(handler, refused), inputs, outputs, data, **how)
-
-    def cancel(self, trigger: Trigger, running: list[Any]) -> None:
-        """Ends `running` events of the same browser tab."""
-        trigger(cancels=running, **_CANCEL)
+        return self.anyone(trigger, _only_here(handler, refused), inputs, outputs, data, **how)
 
     def accepted(self, page: gr.Blocks) -> dict[int, Accepted]:
         """Every event of the page that has a handler, by its number."""
         handled = {number: each for number, each in page.fns.items() if each.fn is not None}
         past = [each.name for number, each in handled.items() if number not in self._data]
         assert not past, f"connect {', '.join(map(str, past))} with Events: it says who may cause an event"
-        everywhere = frozenset(source for each in handled.values() for source in _sources(each))
         return {
-            number: Accepted(
-                everywhere if _follows(each) else frozenset(_sources(each)),
-                tuple(map(reader_for, each.inputs)),
-                self._data[number],
-            )
+            number: Accepted(_sources(each), tuple(map(reader_for, each.inputs)), self._data[number])
             for number, each in handled.items()
         }
 
 
-def _sources(event: Any) -> list[int]:
+def _sources(event: Any) -> frozenset[int]:
     """Numbers of the controls that cause an event of the framework."""
-    return [source for source, _ in event.targets if source is not None]
-
-
-def _follows(event: Any) -> bool:
-    """Whether it comes after another event, whose control the browser then names as the source."""
-    return any(kind in ("then", "success", "failure") for _, kind in event.targets)
+    return frozenset(source for source, _ in event.targets if source is not None)
 
 
 def _only_here(handler: Handler, refused: Callable[[str], Any]) -> Handler:
@@ -126,43 +103,23 @@ def _only_here(handler: Handler, refused: Callable[[str], Any]) -> Handler:
     return _shown_as(answers if inspect.isasyncgenfunction(handler) else answer, handler)
 
 
-def _for_owner(handler: Handler) -> Handler:
-    """The handler, a generator, which is told whose the event is."""
-
-    async def answers(request: gr.Request, *values: Any) -> AsyncGenerator[Any, None]:
-        async with aclosing(handler(_visitor(request).owner, *values)) as updates:
-            async for update in updates:
-                yield update
-
-    return _shown_as(answers, handler, given=1)
-
-
-def _shown_as(guarded: Handler, handler: Handler, given: int = 0) -> Handler:
-    """The framework reads parameters to know what to give: `guarded` has those of the handler after its own.
-
-    The handler's first `given` are none of the framework's.
-    """
+def _shown_as(guarded: Handler, handler: Handler) -> Handler:
+    """The framework reads parameters to know what to give: `guarded` has those of the handler after its own."""
     own = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=gr.Request)
     signature = inspect.signature(handler)
     shown: Any = guarded
-    shown.__signature__ = signature.replace(parameters=[own, *list(signature.parameters.values())[given:]])
+    shown.__signature__ = signature.replace(parameters=[own, *signature.parameters.values()])
     shown.__annotations__ = {**typing.get_type_hints(handler), "request": gr.Request}
     shown.__name__ = handler.__name__
     return guarded
 
 
 def _is_here(request: gr.Request) -> bool:
-    return _visitor(request).here
-
-
-def _visitor(request: gr.Request) -> Visitor:
-    return STRANGER if request.request is None else visitor_of(request.request.scope)
+    visitor = STRANGER if request.request is None else visitor_of(request.request.scope)
+    return visitor.here
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
-
-
-LARGEST = 10.0**15  # of a number field without bounds of its own; exact as a float
 
 
 def reader_for(control: object) -> Reader:
@@ -170,12 +127,6 @@ def reader_for(control: object) -> Reader:
     match control:
         case gr.State():
             return nothing  # the framework holds it; the browser has none
-        case gr.Chatbot():
-            return turns
-        case gr.Slider():
-            return number_within(control.minimum, control.maximum)
-        case gr.Number():
-            return optional_number
         case gr.Checkbox():
             return switch
         case gr.Dropdown() if not control.allow_custom_value:
@@ -193,25 +144,10 @@ def text(value: Any) -> str:
     return _unicode(value)
 
 
-def optional_number(value: Any) -> float | None:
-    return None if value is None else number_within(-LARGEST, LARGEST)(value)
-
-
 def switch(value: Any) -> bool:
     if not isinstance(value, bool):
         raise BadRequest("a switch was sent something that is neither on nor off")
     return value
-
-
-def number_within(low: float, high: float) -> Reader:
-    def number(value: Any) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise BadRequest("a number field was sent something that is no number")
-        if not low <= value <= high:  # NaN lies nowhere
-            raise BadRequest("a number lies outside {low:g} to {high:g}", low=low, high=high)
-        return value
-
-    return number
 
 
 def one_of(choices: tuple[Any, ...]) -> Reader:
@@ -221,46 +157,6 @@ def one_of(choices: tuple[Any, ...]) -> Reader:
         return value
 
     return choice
-
-
-# --- a chat -----------------------------------------------------------------------------------------------------------
-
-
-def turns(value: Any) -> Turns:
-    """The chat so far. Fields that a turn does not have are dropped; a part that is no text is refused."""
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise BadRequest("a chat is a list of turns")
-    return [_turn(item) for item in value]
-
-
-def _turn(value: Any) -> Turn:
-    match value:
-        case {"role": "user" | "assistant" as role, "content": list(parts)}:
-            said = turn(role, *map(_part, parts))
-        case _:
-            raise BadRequest("a turn of a chat is of the user or the assistant, and has a list of texts")
-    title = _title(value.get("metadata"))
-    return said | {"metadata": thought("", title)["metadata"]} if title else said
-
-
-def _part(value: Any) -> str:
-    match value:
-        case {"type": "text", "text": str(said)}:
-            return _unicode(said)
-    raise BadRequest("a turn of a chat holds texts only")
-
-
-def _title(metadata: Any) -> str:
-    match metadata:
-        case None | {"title": None}:
-            return ""
-        case {"title": str(title)}:
-            return _unicode(title)
-        case dict() if "title" not in metadata:
-            return ""
-    raise BadRequest("the title of a thought is a text")
 
 
 def _unicode(value: str) -> str:
@@ -273,14 +169,6 @@ def _unicode(value: str) -> str:
 
 
 # --- what comes with an event -----------------------------------------------------------------------------------------
-
-
-def example(value: Any) -> dict[str, Any]:
-    """A preset question that was clicked."""
-    match value:
-        case {"value": {"text": str(question)}}:
-            return {"index": 0, "value": {"text": _unicode(question)}}
-    raise BadRequest("an example is a text")
 
 
 def edit(value: Any) -> dict[str, Any]:

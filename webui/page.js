@@ -44,11 +44,6 @@
   const shared = { element, meter, percent, size, part, view: () => view, onDraw: [] }; // for split.js
   window.together = shared;
 
-  // What comes after a cancelled answer must not bring back a chat that the same click cleared.
-  const CLEAR = "#clear, #chat button[aria-label='Clear']";
-  document.addEventListener("click", (event) => (shared.cleared = event.target.closest(CLEAR) !== null), true);
-  document.addEventListener("keydown", () => (shared.cleared = false), true);
-
   // --- header --------------------------------------------------------------------------------------------------------
   const segment = (nodes, serving) => (stage, index) => {
     const owner = nodes.find((node) => node.id === stage.node);
@@ -74,19 +69,11 @@
   const header = (state, connected) => {
     const { serving } = state;
     const title = element("div", "title",
-      element("span", "brand", "together"),
       serving.model ? element("span", "model", serving.model) : null,
       pill(serving.state),
-      keptChats(),
       element("span", `link ${connected ? "live" : "gone"}`, connected ? "live" : "disconnected"));
     const text = connected ? serving.sentence : "The app does not answer. Is it still running?";
     return [title, ...about(state, serving, text, connected), ...(state.services || []).slice(1).map(other(state, connected))];
-  };
-
-  const keptChats = () => {
-    const link = element("a", "kept-chats", "Kept conversations");
-    link.href = "/chat";
-    return link;
   };
 
   const about = ({ nodes }, serving, text, connected) => {
@@ -159,29 +146,24 @@
     show("advice", advice, connected && advice !== "");
   };
 
-  // --- the defaults of the served model ------------------------------------------------------------------------------
-  let served = null; // the ring whose model's defaults the sampling controls show
-  let models = null; // that may be chosen
-
-  const followModels = ({ services = [], on_demand }) => {
-    const button = document.getElementById("look-for-models");
-    const choice = document.getElementById("answers-by"); // drawn one after the other
-    if (!button || !choice || !view) return;
-    const names = services.filter((one) => ["READY", "RECOVERING"].includes(one.serving.state)).map((one) => one.serving.model);
-    choice.classList.toggle("shown", names.length > 1 || on_demand);
-    const now = [on_demand, ...names].join("\n");
-    if (models !== null && models !== now) button.click();
-    models = now;
+  // --- what the controls are for ---------------------------------------------------------------------------------------
+  const HINTS = {
+    "load-again": "Try once more to load the model that failed",
+    "load-last": "Load what was loaded last, with the same split",
+    rebalance: "Load the split that the sentence names; answers go on",
+    "split-model": "What a split is recommended for",
+    "split-strategy": "How the layers are divided among the machines",
+    "split-context": "How many tokens a conversation may have; empty takes the number that is shown",
+    "split-users": "How many conversations are answered at once; empty takes the number that is shown",
+    "split-form": "In which bits the machines keep the weights",
+    "split-ratio": "As 3:1, in the order of the machines",
+    "split-recommend": "Measure the machines once, and show who would take which layers",
   };
-
-  const followModel = ({ services = [], serving: first }) => {
-    const button = document.getElementById("reset-sampling");
-    if (!button || !view) return;
-    const chosen = document.querySelector("#answers-by input");
-    const { serving } = services.find((one) => chosen && one.serving.model === chosen.value) || { serving: first };
-    const ring = serving.state === "READY" ? serving.ring : served || "";
-    if (served !== null && ring !== served) button.click(); // what is served at first is set while the page loads
-    served = ring;
+  const explain = () => {
+    for (const [id, hint] of Object.entries(HINTS)) {
+      const control = document.getElementById(id);
+      if (control && !control.title) control.title = hint;
+    }
   };
 
   // --- the stream ----------------------------------------------------------------------------------------------------
@@ -190,10 +172,8 @@
     const places = { header: document.querySelector("[data-together=header]"), nodes: document.querySelector("[data-together=nodes]") };
     if (!places.header || !places.nodes) return; // the page is still being built
     const state = view || { nodes: [], serving: { state: "EMPTY", model: "", plan: null, sentence: "" }, reason: "" };
-    document.documentElement.dataset.serving = state.serving.state; // for page.css
     hints(state, connected);
-    followModel(state);
-    followModels(state);
+    explain();
     places.header.replaceChildren(...header(state, connected).filter(Boolean));
     places.nodes.replaceChildren(...nodes(state));
     places.nodes.classList.toggle("stale", !connected);
@@ -202,15 +182,15 @@
 
   // A key that was revoked opens nothing any more: the page that asks for one takes this one's place.
   let leaving = false;
-  const lookAtKey = () => fetch("version").then((reply) => {
+  const lookAtKey = () => fetch("/version").then((reply) => {
     if (leaving || ![401, 429].includes(reply.status)) return;
     leaving = true; // a second one would break off the first
-    location.assign("login");
+    location.assign("/login");
   }).catch(() => {});
 
   const connect = () => {
     if (source) source.close();
-    source = new EventSource("events");
+    source = new EventSource("/events");
     source.onmessage = (message) => {
       view = JSON.parse(message.data);
       lastEvent = Date.now();

@@ -22,9 +22,9 @@ from together.weights.find import known_models, resolve_model
 from together.weights.store import KnownModel
 from together.wording import exact_size_text, quoted
 from webui import gr
-from webui.answers import in_header, sentence_of
 from webui.draft import Draft, Edited, Shown, edit_of, shown_error, shown_missing, shown_plan
 from webui.events import Events, edit
+from webui.notices import in_header, sentence_of
 
 MOST_DIGITS = 9  # of a context, or of users
 Choice = tuple[str, str]  # what a person reads, and what the head is given
@@ -131,7 +131,7 @@ class Splits:
             said = in_header(self._head, error)
             why = "it was not loaded, for the reason at the top" if said else sentence_of(error)
             return gr.skip(), plan | {"failed": why}
-        return await self._choices(), plan | {"done": f"{draft.name} runs by this split; the chat goes on with it."}
+        return await self._choices(), plan | {"done": f"{draft.name} runs by this split; chats go on with it."}
 
 
 def _sized(draft: Draft) -> tuple[Any, Any]:
@@ -214,7 +214,7 @@ def split_panel(page: gr.Blocks, head: Head, events: Events) -> None:
     sizing = [wishes.context, wishes.users]
     events.order(page.load, splits.opened, None, [wishes.model, *sizing], refused=lambda _: (gr.skip(),) * 3)
     events.order(wishes.model.change, splits.usual, wishes.model, sizing, refused=lambda _: (gr.skip(),) * 2)
-    events.chat(wishes.strategy.change, _show_ratio, wishes.strategy, wishes.ratio)
+    events.anyone(wishes.strategy.change, _show_ratio, wishes.strategy, wishes.ratio)
     events.order(
         recommend.click,
         splits.recommend,

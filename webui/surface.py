@@ -26,11 +26,9 @@ from webui import gr
 from webui.events import Accepted
 
 API = "/gradio_api"
-JOIN, DATA, CANCEL = ("POST", f"{API}/queue/join"), ("GET", f"{API}/queue/data"), ("POST", f"{API}/cancel")
-PLAIN = frozenset(
-    {("GET", "/"), ("HEAD", "/")}
-    | {("GET", path) for path in ("/config", "/theme.css", "/favicon.ico", f"{API}/app_id")}
-)
+PLACE = "/machines"  # of the page itself, which the framework has at its root; all else that it needs has its own names
+JOIN, DATA = ("POST", f"{API}/queue/join"), ("GET", f"{API}/queue/data")
+PLAIN = frozenset(("GET", path) for path in ("/config", "/theme.css", "/favicon.ico", f"{API}/app_id"))
 # No name begins with a dot: neither "..", nor a hidden file.
 ASSET = re.compile(r"/(?:assets|static)(?:/[\w@$+-][\w@$+.-]*)+", re.ASCII)
 SESSION = re.compile(r"[A-Za-z0-9]{1,64}")
@@ -55,11 +53,10 @@ class Surface:
             if asked == JOIN:
                 body = self._event(_json(await read_body(Request(scope, receive))), owner)
                 await self.app(_reduced(scope, body=body), _with_body(body, receive), send)
-            elif asked == CANCEL:
-                body = self._cancelled(_json(await read_body(Request(scope, receive))), owner)
-                await self.app(_reduced(scope, body=body), _with_body(body, receive), send)
             elif asked == DATA:
                 await self._data(scope, owner, receive, send)
+            elif asked in (("GET", PLACE), ("HEAD", PLACE)):
+                await self.app({**_reduced(scope), "path": "/", "raw_path": b"/"}, receive, send)
             elif asked in PLAIN or (asked[0] == "GET" and ASSET.fullmatch(asked[1])):
                 await self.app(_reduced(scope), receive, send)
             elif (tab := _beating(*asked)) is not None:
@@ -90,13 +87,6 @@ class Surface:
             raise _Refused(str(error)) from None
         kept = {"fn_index": number, "trigger_id": source, "session_hash": session, "data": read, "event_data": data}
         return json.dumps(kept).encode()
-
-    def _cancelled(self, sent: dict[str, Any], owner: Owner) -> bytes:
-        number, event, session = sent.get("fn_index"), sent.get("event_id"), _session(sent, owner)
-        running = self._page._queue.pending_event_ids_session.get(session, ())
-        if type(number) is not int or number not in self._events or not isinstance(event, str) or event not in running:
-            raise _Refused("there is no such event; it may have ended", 404)
-        return json.dumps({"fn_index": number, "event_id": event, "session_hash": session}).encode()
 
     async def _data(self, scope: Scope, owner: Owner, receive: Receive, send: Send) -> None:
         """What the events of a tab have to say, as a stream."""

@@ -1,4 +1,4 @@
-"""Whose a request is, over HTTP: caches, pictures and tabs of one key are nobody else's, by no route."""
+"""Whose a request is, over HTTP: caches and conversations of one key are nobody else's, by no route."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from tests.api.web import client_from_elsewhere
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import by_hand
 from tests.support.patience import PATIENCE
-from tests.support.vision import photo
 from together.api.keys import KeyFile
 from together.desktop.keys import owner_of
 from together.head.head import Head
@@ -69,20 +68,6 @@ async def test_a_text_of_one_owner_is_cached_for_no_other(head_with: Heads, tmp_
         gone = (await it.client.post("/control/forget-texts", json={}, headers=own)).json()
         assert gone["caches"] >= 3
         assert [await cached(it.client, path, it.anna) for path in BODIES] == [0, 0]
-
-
-async def test_a_picture_of_one_owner_is_there_for_no_other(head_with: Heads, tmp_path: Path) -> None:
-    async with served(head_with, tmp_path) as it:
-        name = (await it.client.post("/attachments", content=photo(64, 40), headers=it.anna)).json()["name"]
-        seen = [(await it.client.get(f"/attachments/{name}", headers=key)).status_code for key in (it.anna, it.berta)]
-        assert seen == [200, 404]
-        own = {"Authorization": "Bearer tg-own"}
-        assert (await it.client.get(f"/attachments/{name}", headers=own)).status_code == 404
-        for owner, count in (("local", 0), (None, 1), (None, 0)):
-            body = {} if owner is None else {"owner": owner}
-            gone = (await it.client.post("/control/forget-texts", json=body, headers=own)).json()
-            assert gone["pictures"] == count
-        assert (await it.client.get(f"/attachments/{name}", headers=it.anna)).status_code == 404
 
 
 async def test_a_conversation_of_one_owner_is_there_for_no_other_until_it_is_forgotten(

@@ -1,20 +1,23 @@
-"""How the chat's page is served: under a strict policy, kept by its content, and to nobody without a key."""
+"""How the app's pages are served: under a strict policy, kept by their content, and to nobody without a key."""
 
 from __future__ import annotations
 
 import re
+
+import httpx
 
 from tests.conftest import RealApp
 from tests.support.sizes import ROOT
 
 
 def test_the_page_and_its_files(real_app: RealApp) -> None:
-    page = real_app.get("/chat")
+    page = real_app.get("/")
     policy = page.headers["content-security-policy"]
     assert "script-src 'self';" in policy
     assert "unsafe" not in policy
     assert "default-src 'none'" in policy
-    assert [real_app.get(path).text for path in ("/chat/settings", "/chat/0123456789")] == [page.text] * 2
+    assert [real_app.get(path).text for path in ("/settings", "/chat/0123456789")] == [page.text] * 2
+    assert httpx.head(real_app.url).status_code == 200
     files = re.findall(r'(?:href|src)="(/chat/files/[^"]+)"', page.text)
     assert len(files) >= 4
     for path in files:
@@ -26,6 +29,16 @@ def test_the_page_and_its_files(real_app: RealApp) -> None:
     assert [real_app.get(path).status_code for path in (wrong, files[0] + "x", "/chat/files/a/..%2fpage.py")] == [
         404
     ] * 3
+
+
+def test_browsers_get_a_page_where_programs_get_the_api_s_list(real_app: RealApp) -> None:
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    page = httpx.get(f"{real_app.url}/models", headers=browser)
+    assert page.text == real_app.get("/").text
+    assert "Accept" in page.headers["vary"]
+    assert real_app.get("/models").json()["data"][0]["id"] == "toy"
+    assert httpx.get(f"{real_app.url}/v1/models", headers=browser).json()["object"] == "list"
+    assert httpx.post(f"{real_app.url}/models", headers=browser).status_code == 405
 
 
 def test_scripts_have_no_markup_of_their_own() -> None:

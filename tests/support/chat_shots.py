@@ -1,10 +1,11 @@
-"""Images of the chat's page with the bundled model: `python -m tests.support.chat_shots asserts`. Knows no test.
+"""Images of the app's views with the bundled model: `python -m tests.support.chat_shots asserts`. Knows no test.
 
-Chat and settings, in light and dark, on a wide screen and on a phone; look at each one before it is committed.
+All four, in light and dark, on a wide screen and on a phone; look at each one before it is committed.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -51,9 +52,19 @@ def shoot(browser: Browser, url: str, name: str, folder: Path) -> None:
             page.goto(f"{url}/chat/{name}")
             expect(page.locator(".figures")).to_have_count(len(QUESTIONS))
             _shot(page, folder / f"chat-{size}-{colours}.png")
-            page.goto(f"{url}/chat/settings")
-            expect(page.locator(".preferences")).to_be_visible()
-            _shot(page, folder / f"settings-{size}-{colours}.png")
+            for view in ("models", "settings"):
+                page.goto(f"{url}/{view}")
+                expect(page.locator(".preferences:visible")).to_be_visible()
+                _shot(page, folder / f"{view}-{size}-{colours}.png")
+            page.goto(f"{url}/machines")
+            expect(page.locator("#split-users :is(input, textarea)")).to_have_attribute(
+                "placeholder", re.compile(r"\d")
+            )
+            page.locator("#split-recommend").click()
+            expect(page.locator("#split-apply")).to_be_enabled()
+            page.mouse.move(0, 0)
+            page.evaluate("scrollTo(0, 0)")
+            page.screenshot(path=folder / f"machines-{size}-{colours}.png", animations="disabled")
             context.close()
 
 

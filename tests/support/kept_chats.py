@@ -16,9 +16,9 @@ def turn(name: str, parent: str, role: str, text: str, **said: Any) -> JSON:
     return {"id": name, "parent": parent, "role": role, "state": "done", "created": 1.0, "said": {"text": text, **said}}
 
 
-def imported(kept: httpx.Client, title: str, answer: str, question: str = "?", **more: Any) -> str:
-    """A conversation of one question, as from a file."""
-    turns = [turn("a", "", "user", question, **more), turn("b", "a", "assistant", answer, model="toy")]
+def imported(kept: httpx.Client, title: str, answer: str, question: str = "?", **said: Any) -> str:
+    """A conversation of one question, as from a file; `said` is more of the answer."""
+    turns = [turn("a", "", "user", question), turn("b", "a", "assistant", answer, model="toy", **said)]
     summary = {"id": "x", "title": title, "pinned": False, "created": 1.0, "changed": 1.0}
     copy = {"conversation": {"summary": summary, "leaf": "b", "turns": turns}}
     answer_json = kept.post("/conversations/import", content=json.dumps({"format": FORMAT, "chats": [copy]}))

@@ -18,7 +18,7 @@ from together.api.server import bind, serving, url_of
 from together.head.head import Head
 from webui import gr, page
 
-NO_VALUES: dict[type, object] = {gr.Chatbot: [], gr.State: None, gr.Slider: 1, gr.Number: 1, gr.Checkbox: False}
+NO_VALUES: dict[type, object] = {gr.State: None, gr.Checkbox: False}
 
 
 @dataclass(slots=True)
@@ -51,7 +51,6 @@ class Served:
         values = [NO_VALUES.get(type(control), _text(control)) for control in event.inputs]
         source, name = event.targets[0]
         data: dict[str, Any] = {
-            "example_select": {"index": 0, "value": {"text": "Hello"}},
             "edited": {"counts": ["1"], "serial": 1},
             "apply": {"counts": ["1"], "serial": 1},
         }
@@ -86,10 +85,8 @@ class Served:
 
 
 def _text(control: object) -> str:
-    if getattr(control, "elem_id", None) == "attached":
-        return ""  # no picture
     choices = getattr(control, "choices", None)
-    return str(choices[0][1]) if choices else "7"  # also as a seed
+    return str(choices[0][1]) if choices else "7"  # also as a number
 
 
 @asynccontextmanager

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
-from playwright.sync_api import TimeoutError as PlaywrightTimeout
+from playwright.sync_api import BrowserContext, Locator, Page, expect, sync_playwright
 
-from tests.conftest import RealApp, until
+from tests.conftest import RealApp
 from tests.support.patience import PATIENCE, PATIENCE_MS
 from tests.support.reading import faults, repeated
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
+FITS = "document.documentElement.scrollWidth <= innerWidth"
 expect.set_options(timeout=PATIENCE_MS)  # a busy machine draws late
 
 
@@ -57,6 +58,13 @@ def _is_foreign(url: str) -> bool:
     return parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1"
 
 
+def open_page(page: Page, app: RealApp) -> None:
+    """The view of machines, with what its fields mean when they are empty: else that would come after ours."""
+    page.goto(f"{app.url}/machines")
+    expect(page.locator("#cluster-nodes tbody tr")).to_have_count(2)
+    expect(page.locator("#split-users :is(input, textarea)")).to_have_attribute("placeholder", re.compile(r"\d"))
+
+
 @pytest.fixture
 def kept(real_app: RealApp) -> Iterator[httpx.Client]:
     """The routes of an app without a conversation."""
@@ -67,70 +75,64 @@ def kept(real_app: RealApp) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def chat(page: Page, kept: httpx.Client) -> Iterator[Page]:
-    """A tab of the chat's page that reports no error, also none of its policy."""
+def chat(page: Page, kept: httpx.Client, real_app: RealApp) -> Iterator[Page]:
+    """A tab that reports no error, also none of its policy."""
     errors: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.goto(f"{kept.base_url}/chat")
-    expect(page.locator(".served")).to_have_text("toy")
+    open_chat(page, real_app)
     yield page
     assert errors == []
 
 
-def open_page(page: Page, app: RealApp) -> None:
+# --- a chat -----------------------------------------------------------------------------------------------------------
+
+
+def open_chat(page: Page, app: RealApp, model: str = "toy") -> None:
     page.goto(app.url)
-    expect(page.locator("#cluster-nodes tbody tr")).to_have_count(2)
-    expect(page.locator("#top-p")).to_contain_text(re.compile("Default|Set by"))  # else these would come after ours
+    expect(page.locator(".served")).to_have_text(model)
 
 
-def ask(page: Page, text: str, max_tokens: int) -> None:
-    set_number(page, "#max-tokens", max_tokens)
-    page.locator("#question textarea").fill(text)
-    until(lambda: _asks(page), PATIENCE, "the browser sends the question")
+def ask(page: Page, text: str) -> None:
+    page.locator("#question").fill(text)
+    page.locator("#question").press("Enter")
 
 
-def _asks(page: Page) -> bool:
-    """Whether Enter made an event. It does not while the one before it still ends, after its last word is drawn."""
-    try:
-        with page.expect_request(lambda request: "/queue/join" in request.url, timeout=2000):
-            page.locator("#question textarea").press("Enter")
-    except PlaywrightTimeout:
-        return False
-    return True
+def set_chat(page: Page, **fields: object) -> None:
+    """Settings of the chat that is shown, by their names there with `_` for a space."""
+    page.locator("#show-settings").click()
+    for name, value in fields.items():
+        with_answer(page, partial(page.locator("#drawer").get_by_label(name.replace("_", " ")).fill, str(value)))
+    page.keyboard.press("Escape")
+    expect(page.locator("#drawer")).to_be_hidden()
 
 
-def set_number(page: Page, control: str, value: float) -> None:
-    field = page.locator(f"{control} input[type=number]")
-    field.fill(str(value))
-    field.press("Tab")
+def with_answer(page: Page, deed: Callable[[], object]) -> None:
+    """Do what changes the settings of a kept conversation, and wait until the app has them."""
+    if re.search(r"/chat/\w+$", page.url) is None:
+        deed()
+        return
+    with page.expect_response(lambda answer: answer.request.method == "PATCH"):
+        deed()
 
 
-def answers(page: Page) -> list[str]:
-    """The texts of all answers; a bubble is there a moment before its text is drawn."""
-    found = page.locator("#chat .bot.message > .message:not(.thought)")
-    for answer in found.all():
-        expect(answer).to_have_text(re.compile(r"\S"))
-    return found.all_inner_texts()
+def answers(page: Page) -> Locator:
+    return page.locator(".turn.assistant")
 
 
-def measurements(page: Page) -> str:
-    line = page.locator("#chat .bot.message > .message.thought").last
+def figures(page: Page) -> str:
+    """What stands under the last answer, once that is whole."""
+    line = answers(page).last.locator(".figures")
     expect(line).to_be_visible()
     return line.inner_text()
 
 
-# All text of the page that a person can come across: what stands there, apart from what the toy says in the chat, and
-# what fields and drawings say of themselves.
+# --- what a page says -------------------------------------------------------------------------------------------------
+
+# All text of the page that a person can come across: what stands there, and what fields and drawings say of themselves.
 ALL_TEXT = """() => {
   const said = (each) => [each.placeholder, each.title, each.getAttribute("aria-label")];
-  const apart = (each) => !each.closest("#chat .message");
-  const aside = [...document.querySelectorAll("[placeholder], [title], [aria-label]")].filter(apart).flatMap(said);
-  const messages = [...document.querySelectorAll("#chat .message")];
-  const before = messages.map((each) => each.style.display);
-  messages.forEach((each) => each.style.display = "none");
-  const shown = document.body.innerText;
-  messages.forEach((each, index) => each.style.display = before[index]);
-  return [shown, ...aside.filter(Boolean)];
+  const aside = [...document.querySelectorAll("[placeholder], [title], [aria-label]")].flatMap(said);
+  return [document.body.innerText, ...aside.filter(Boolean)];
 }"""
 
 

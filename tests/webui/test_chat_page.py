@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 
 import httpx
 import pytest
-from playwright.sync_api import BrowserContext, Locator, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.conftest import RealApp, until
 from tests.support.axe import serious_faults
@@ -17,35 +16,9 @@ from tests.support.kept_chats import GROWING, imported
 from tests.support.patience import PATIENCE
 from tests.support.reading import faults
 from tests.support.sizes import ROOT
+from tests.webui.conftest import FITS, answers, ask, open_chat, set_chat
 
 EVIL = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
-FITS = "document.documentElement.scrollWidth <= innerWidth"
-
-
-def ask(chat: Page, text: str) -> None:
-    chat.locator("#question").fill(text)
-    chat.locator("#question").press("Enter")
-
-
-def limit(chat: Page, tokens: int) -> None:
-    """Answers end after so many tokens."""
-    chat.locator("#show-settings").click()
-    with_answer(chat, lambda: chat.locator("#drawer").get_by_label("Max tokens").fill(str(tokens)))
-    chat.keyboard.press("Escape")
-    expect(chat.locator("#drawer")).to_be_hidden()
-
-
-def with_answer(chat: Page, deed: Callable[[], object]) -> None:
-    """Do what changes the settings of a kept conversation, and wait until the app has them."""
-    if re.search(r"/chat/\w+$", chat.url) is None:
-        deed()
-        return
-    with chat.expect_response(lambda answer: answer.request.method == "PATCH"):
-        deed()
-
-
-def answers(chat: Page) -> Locator:
-    return chat.locator(".turn.assistant")
 
 
 def running(app: RealApp) -> int:
@@ -77,7 +50,7 @@ def test_a_first_chat_survives_a_reload_and_a_second_browser_stops_it(
 
 
 def test_versions_of_answers_and_questions(chat: Page) -> None:
-    limit(chat, 6)
+    set_chat(chat, Max_tokens=6)
     ask(chat, "one")
     expect(chat.locator(".figures")).to_contain_text(re.compile(r"^6 tokens · .* tokens/s · first after .* → "))
     expect(chat.locator(".ending")).to_contain_text("6 tokens")
@@ -123,7 +96,7 @@ def test_settings_are_kept_as_a_preset(chat: Page, kept: httpx.Client) -> None:
 def test_settings_of_all_chats(chat: Page, kept: httpx.Client) -> None:
     imported(kept, "old", "text")
     chat.get_by_role("link", name="Settings").click()
-    expect(chat).to_have_url(re.compile("/chat/settings$"))
+    expect(chat).to_have_url(re.compile("/settings$"))
     chat.get_by_label("Dark").check()
     expect(chat.locator("html")).to_have_attribute("data-theme", "dark")
     chat.get_by_label("As the system").check()
@@ -134,7 +107,7 @@ def test_settings_of_all_chats(chat: Page, kept: httpx.Client) -> None:
     expect(chat.locator(".figures")).to_contain_text("7 tokens")
     chat.go_back()
     chat.go_back()
-    expect(chat).to_have_url(re.compile("/chat/settings$"))
+    expect(chat).to_have_url(re.compile("/settings$"))
     chat.get_by_role("button", name="Delete everything").click()
     chat.get_by_role("dialog").get_by_role("button", name="Delete everything").click()
     expect(chat.locator(".chat-item")).to_have_count(0)
@@ -200,7 +173,7 @@ def test_a_growing_answer_shows_each_block_once(chat: Page) -> None:
 
 
 def test_a_file_goes_with_a_question_and_a_draft_stays(chat: Page, kept: httpx.Client) -> None:
-    limit(chat, 5)
+    set_chat(chat, Max_tokens=5)
     with chat.expect_file_chooser() as chooser:
         chat.locator("#attach").click()
     chooser.value.set_files({"name": "notes.txt", "mimeType": "text/plain", "buffer": b"the code is 42"})
@@ -280,8 +253,8 @@ def test_a_phone_has_no_sideways_scroll(chat: Page, kept: httpx.Client) -> None:
     chat.locator("#show-settings").click()
     expect(chat.locator("#drawer")).to_be_in_viewport()
     assert chat.evaluate(FITS)
-    chat.goto(f"{kept.base_url}/chat/settings")
-    expect(chat.locator(".preferences")).to_be_visible()
+    chat.goto(f"{kept.base_url}/settings")
+    expect(chat.get_by_role("region", name="Settings", exact=True)).to_be_visible()
     assert chat.evaluate(FITS)
     chat.set_viewport_size({"width": 1280, "height": 860})
 
@@ -309,12 +282,6 @@ def test_many_tabs_are_live(chat: Page, kept: httpx.Client, context: BrowserCont
         tab.close()
 
 
-def test_the_first_page_leads_here(page: Page, real_app: RealApp) -> None:
-    page.goto(real_app.url)
-    page.get_by_role("link", name="Kept conversations").click()
-    expect(page.locator("#question")).to_be_visible()
-
-
 @pytest.mark.full  # labels and contrast in every view; the default looks at what can be done with them
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_axe_finds_nothing_serious(chat: Page, kept: httpx.Client, colours: str) -> None:
@@ -323,8 +290,8 @@ def test_axe_finds_nothing_serious(chat: Page, kept: httpx.Client, colours: str)
     imported(kept, "other", "text")
     chat.evaluate("colours => localStorage.setItem('together.theme', colours)", colours)
     found = {}
-    for place in ("", f"/{name}", "/settings"):
-        chat.goto(f"{kept.base_url}/chat{place}")
+    for place in ("", f"chat/{name}", "models", "settings"):
+        chat.goto(f"{kept.base_url}/{place}")
         expect(chat.locator(".chat-item")).to_have_count(2)
         expect(chat.locator(".empty, .turn, .preferences").locator("visible=true").first).to_be_visible()
         found[place] = serious_faults(chat)
@@ -347,8 +314,7 @@ def test_axe_finds_nothing_serious(chat: Page, kept: httpx.Client, colours: str)
 
 @pytest.mark.full  # above is what the page says when its app is away, in tests/api what becomes of the answer
 def test_a_page_comes_back_after_its_app_was_killed(page: Page, own_app: RealApp) -> None:
-    page.goto(f"{own_app.url}/chat")
-    expect(page.locator(".served")).to_have_text("toy")
+    open_chat(page, own_app)
     ask(page, "hello")
     until(lambda: len(answers(page).inner_text()) > 60, PATIENCE, "the answer grows")
     own_app.process.kill()

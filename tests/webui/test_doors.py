@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 
 from tests.conftest import RealApp, serving_instead
 from tests.support.checksum import EOS, QUIET, make_checksum_model
-from tests.webui.conftest import answers, ask, measurements, open_page
+from tests.webui.conftest import answers, ask, figures, open_chat, set_chat
 from together.requests import Message
 from together.scripting import PartitionStrategy, partition
 from together.text.tokenizer import TextModel
@@ -23,11 +23,10 @@ AUTHORS = [{}, {"do_sample": True, "temperature": 1.2, "top_k": 9, "min_p": 0.01
 
 
 def page_says(page: Page) -> str:
-    page.locator("#system textarea").fill(SYSTEM)
-    page.locator("#seed input, #seed textarea").fill(str(SEED))
-    ask(page, QUESTION, TOKENS)
-    measurements(page)
-    return answers(page)[-1]
+    set_chat(page, System_prompt=SYSTEM, Seed=SEED, Max_tokens=TOKENS)
+    ask(page, QUESTION)
+    figures(page)
+    return answers(page).locator(".text").inner_text()
 
 
 def script_says(toy: Path, home: Path, messages: list[dict[str, str]]) -> str:
@@ -57,10 +56,9 @@ def test_every_door_asks_the_same(page: Page, real_app: RealApp, tmp_path: Path,
         completion = real_app.post("/v1/completions", {"prompt": prompt, **limits}).json()
         options = ("--system", SYSTEM, "--seed", str(SEED), "--max-tokens", str(TOKENS))
         terminal = real_app.command("chat", QUESTION, *options).stdout.removesuffix("\n")
-        open_page(page, real_app)
-        expect(page.locator("#cluster-header .model")).to_have_text("doors")
-        expect(page.locator("#temperature input")).to_have_count(2)
+        open_chat(page, real_app, "doors")
         shown = page_says(page)
+        page.request.delete(f"{real_app.url}/conversations")
     said = chat["choices"][0]["message"]["content"]
     assert completion["choices"][0]["text"] == said
     assert completion["usage"]["prompt_tokens"] == chat["usage"]["prompt_tokens"]
@@ -69,16 +67,18 @@ def test_every_door_asks_the_same(page: Page, real_app: RealApp, tmp_path: Path,
     assert script_says(toy, tmp_path / "home", messages) == said
 
 
-@pytest.mark.full  # 2,048 tokens; test_page.py and tests/desktop/test_running.py have shorter answers
+@pytest.mark.full  # 2,048 tokens; test_chat_page.py and tests/desktop/test_running.py have shorter answers
 def test_terminal_and_page_say_what_cut_an_answer_off(page: Page, real_app: RealApp, tmp_path: Path) -> None:
     endless = make_checksum_model(tmp_path / "endless", quiet_ids=(*QUIET, EOS))
     with serving_instead(real_app, endless):
         usual = real_app.command("chat", "Hello").stderr
-        open_page(page, real_app)
-        expect(page.locator("#cluster-header .model")).to_have_text("endless")
-        expect(page.locator("#max-tokens input")).to_have_value("2048")
-        ask(page, "Hello", 7)
-        assert "the answer was cut off at its limit of 7 tokens; to go on, write: continue" in measurements(page)
+        open_chat(page, real_app, "endless")
+        expect(page.locator("#drawer").get_by_label("Max tokens")).to_have_attribute("placeholder", "2048")
+        set_chat(page, Max_tokens=7)
+        ask(page, "Hello")
+        said = "The answer was cut off at its limit of 7 tokens; to go on, write: continue"
+        expect(page.locator(".ending")).to_contain_text(said)
+        page.request.delete(f"{real_app.url}/conversations")
     assert usual == "(the answer was cut off at its limit of 2048 tokens; for a longer one add: --max-tokens 4096)\n"
 
 
@@ -94,8 +94,7 @@ def test_terminal_and_page_say_that_the_context_is_full(page: Page, real_app: Re
         assert limitless.stderr.startswith(f"({short}")
         assert real_app.command("chat", "Hello").stderr == limitless.stderr
         assert "\n" not in limitless.stdout.removesuffix("\n")
-        open_page(page, real_app)
-        expect(page.locator("#cluster-header .model")).to_have_text("narrow")
-        page.locator("#question textarea").fill("Hello")
-        page.locator("#question textarea").press("Enter")
-        assert short in measurements(page)
+        open_chat(page, real_app, "narrow")
+        ask(page, "Hello")
+        expect(page.locator(".ending")).to_contain_text(short[1:])
+        page.request.delete(f"{real_app.url}/conversations")

@@ -13,28 +13,30 @@ from tests.conftest import RealApp, until
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import right_answer
 from tests.support.patience import PATIENCE
-from tests.webui.conftest import ask, measurements, open_page, reads_well, set_number
+from tests.webui.conftest import ask, figures, open_chat, open_page, reads_well, set_chat
 
 
 @pytest.mark.full
 def test_both_are_shown_and_the_chosen_one_answers(page: Page, real_app: RealApp, tmp_path: Path) -> None:
     second = make_checksum_model(tmp_path / "second", seed=5, quiet_ids=(*QUIET, EOS))
-    open_page(page, real_app)
-    expect(page.locator("#answers-by")).to_be_hidden()
+    open_chat(page, real_app)
     loaded = real_app.command("load", str(second), "--beside")
     assert "second is ready at" in loaded.stdout, loaded.stderr
     try:
-        expect(page.locator("#answers-by")).to_be_visible()
-        expect(page.locator("#cluster-header .service")).to_contain_text("second is ready on")
-        set_number(page, "#temperature", 0)
-        page.locator("#answers-by input").click()
-        page.get_by_role("option", name="second").click()
-        expect(page.locator("#temperature input[type=number]")).to_have_value("0.7")  # that model's own
-        ask(page, "hello", 12)
-        assert "12 tokens" in measurements(page)
+        page.locator("#show-settings").click()
+        page.locator("#drawer").get_by_label("Model").select_option("second")
+        expect(page.locator(".served")).to_have_text("second")
+        page.locator("#show-settings").click()
+        set_chat(page, Max_tokens=12)
+        ask(page, "hello")
+        assert figures(page).startswith("12 tokens")
         assert 'together_generated_tokens_total{model="second"} 12.0' in real_app.get("/metrics").text
+        page.request.delete(f"{real_app.url}/conversations")
+        page.get_by_role("link", name="Models").click()
+        expect(page.locator(".served-model h3")).to_have_text(["toy", "second"])
+        open_page(page, real_app)
+        expect(page.locator("#cluster-header .service")).to_contain_text("second is ready on")
         reads_well(page)
-        page.reload()
         page.locator("#split-model input").click()
         page.get_by_role("option", name="second (in service)").click()
         page.locator("#split-recommend").click()
@@ -54,7 +56,6 @@ def test_both_are_shown_and_the_chosen_one_answers(page: Page, real_app: RealApp
         assert chosen.stdout.strip() == right_answer(second).strip()
     finally:
         assert real_app.command("unload", "second").stdout == "unloaded\n"
-    expect(page.locator("#answers-by")).to_be_hidden()
     switch = page.locator("#on-demand input")
 
     def switched(wanted: bool) -> bool:
@@ -63,4 +64,3 @@ def test_both_are_shown_and_the_chosen_one_answers(page: Page, real_app: RealApp
     for wanted in (True, False):
         switch.set_checked(wanted)
         until(partial(switched, wanted), PATIENCE, "the head knows")
-        expect(page.locator("#answers-by")).to_be_visible(visible=wanted)

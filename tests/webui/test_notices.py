@@ -9,7 +9,7 @@ import pytest
 from tests.support.checksum import make_checksum_model
 from tests.support.cluster import by_hand, running_cluster
 from together.errors import BadPlan, TogetherError
-from webui.answers import in_header, tried
+from webui.notices import in_header, tried
 
 
 async def test_an_error_is_left_to_the_header_only_where_nothing_serves(tmp_path: Path) -> None:

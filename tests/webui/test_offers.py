@@ -1,4 +1,4 @@
-"""What the page offers by itself: the last plan, a better split; and thoughts, folded away. In a real browser."""
+"""What the view of machines offers by itself: the last plan, and a better split. In a real browser."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ import psutil
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.api.test_thinking import CLOSING, thinking_toy
-from tests.conftest import RealApp, run_up, serving_instead, until
-from tests.support.checksum import EOS, QUIET, expected_tokens, make_checksum_model
+from tests.conftest import RealApp, run_up, until
+from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.patience import PATIENCE
-from tests.webui.conftest import ask, measurements, open_page, set_number
-from together.requests import Message
-from together.text.tokenizer import TextModel
-from together.types import Sampling
+from tests.webui.conftest import open_page
 
 MARKUP = "anna is slow; with <img src=x onerror=\"document.title='hacked'\"> 0:1 it would be 35% faster"
 # What the head says, with advice added: a real one takes a machine that is slow for a while (see the long form below).
@@ -63,7 +59,7 @@ def test_the_last_plan_is_offered_and_loaded(page: Page, lent_app: RealApp) -> N
     expect(page.locator("#cluster-header .sentence")).to_contain_text("has neither config.json")
     expect(page.locator("#notice")).to_be_empty()  # nothing is said twice
     config.with_suffix(".gone").rename(config)
-    assert page.title() == "together"
+    assert page.title() == "Machines – together"
 
 
 # --- a better split ---------------------------------------------------------------------------------------------------
@@ -76,7 +72,7 @@ def test_advice_stands_beside_the_nodes_with_a_button(page: Page, real_app: Real
     assert page.locator("#advice img").count() == 0
     page.locator("#rebalance").click()  # this head knows of none
     expect(page.locator("#notice")).to_contain_text("the machines do as planned")
-    assert page.title() == "together"
+    assert page.title() == "Machines – together"
 
 
 def test_what_a_node_ran_out_of_and_let_go_is_said(page: Page, real_app: RealApp) -> None:
@@ -90,7 +86,7 @@ def test_what_a_node_ran_out_of_and_let_go_is_said(page: Page, real_app: RealApp
     expect(page.locator("#advice")).to_be_hidden()  # there is none
     expect(page.locator("#rebalance")).to_be_hidden()
     assert rows.locator("img").count() == 0
-    assert page.title() == "together"
+    assert page.title() == "Machines – together"
 
 
 @pytest.mark.full
@@ -136,51 +132,3 @@ def hinder(process: psutil.Process, stop: threading.Event) -> None:
         stop.wait(0.04)
         process.resume()
         stop.wait(0.02)
-
-
-# --- thoughts ---------------------------------------------------------------------------------------------------------
-
-
-def question_for(toy: Path, least: int, most: int) -> str:
-    """One that this toy thinks about for `least` to `most` tokens, greedily."""
-    text = TextModel.open(toy)
-    for number in range(100):
-        prompt = text.prompt_ids([Message("user", f"Hello {number}")])
-        found = expected_tokens(toy, prompt, most, Sampling(0.0))
-        if CLOSING in found[least:] and CLOSING not in found[:least]:
-            return f"Hello {number}"
-    raise AssertionError("no such question")
-
-
-def test_thoughts_are_folded_away_and_belong_to_the_answer(page: Page, real_app: RealApp, tmp_path: Path) -> None:
-    toy = thinking_toy(tmp_path / "thinker", (*QUIET, EOS), step_ms=15)
-    question, long = question_for(toy, 20, 40), question_for(toy, 300, 2000)
-    with serving_instead(real_app, toy):
-        body = {"messages": [{"role": "user", "content": question}], "max_tokens": 60, "temperature": 0}
-        message = real_app.post("/v1/chat/completions", body).json()["choices"][0]["message"]
-        open_page(page, real_app)
-        set_number(page, "#temperature", 0)
-        ask(page, question, 60)
-        title = page.locator("#chat .thought-group .title")
-        expect(title).to_contain_text("Thinking… ")
-        expect(page.locator("#chat .thought-group .content")).to_have_count(0)
-        parts = page.locator("#chat .bot.message > .message")
-        expect(parts).to_have_count(3)  # thoughts, answer, measurements
-        assert measurements(page).startswith("60 tokens · ")
-        expect(title).to_contain_text("Thought for ")
-        expect(page.locator("#chat .thought-group .content")).to_have_count(0)
-        expect(parts.nth(1)).to_contain_text(message["content"][:4])  # drawn a moment after it is there
-        small, normal = (parts.nth(i).locator(".md").evaluate("e => getComputedStyle(e).fontSize") for i in (2, 1))
-        assert float(small[:-2]) < float(normal[:-2])
-        title.click()
-        expect(page.locator("#chat .thought-group .content")).to_contain_text(message["reasoning_content"][:4])
-
-        page.locator("#clear").click()
-        expect(title).to_have_count(0)
-        ask(page, long, 4000)
-        expect(title).to_contain_text("Thinking… ")
-        page.locator("#stop").click()
-        until(lambda: real_app.serving()["running"] == 0, PATIENCE, "the sequence is gone")
-        assert real_app.generated_tokens() < 4000
-        expect(title).to_contain_text("stopped")
-        expect(page.locator("#send")).to_be_visible()

@@ -1,4 +1,4 @@
-"""The sampling controls in a real browser: the served model's defaults, a reset to them, and another model's."""
+"""The settings of a chat in a real browser: the served model's defaults, a reset to them, and another model's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from tests.conftest import RealApp, serving_instead
 from tests.support.checksum import EOS, QUIET, make_checksum_model
-from tests.webui.conftest import open_page, set_number
+from tests.webui.conftest import open_chat
 
 AUTHOR = {"do_sample": True, "temperature": 0.35, "top_k": 300, "top_p": 0.001}
 
@@ -23,22 +23,25 @@ def opinionated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy
 
 
-def shows(page: Page, control: str, value: str, info: str) -> None:
-    expect(page.locator(f"{control} input[type=number]")).to_have_value(value)
-    expect(page.locator(control)).to_contain_text(info)
+def shows(page: Page, **usual: str) -> None:
+    """What empty fields of the chat's settings say."""
+    for name, text in usual.items():
+        field = page.locator("#drawer").get_by_label(name.replace("_", "-"), exact=True)
+        expect(field).to_have_attribute("placeholder", text)
 
 
 def test_another_model_brings_its_own_and_a_reset_goes_back(page: Page, real_app: RealApp, opinionated: Path) -> None:
-    open_page(page, real_app)
-    shows(page, "#temperature", "0.7", "Default: 0.7")
-    shows(page, "#top-p", "0.95", "Default: 0.95")
+    open_chat(page, real_app)
+    page.locator("#show-settings").click()
+    shows(page, Temperature="0.7", Top_p="0.95")
     with serving_instead(real_app, opinionated):
-        shows(page, "#temperature", "0.35", "Set by the model author: 0.35")
-        shows(page, "#top-k", "300", "Set by the model author: 300")
-        shows(page, "#top-p", "0.001", "Set by the model author: 0.001")
-        set_number(page, "#temperature", 1.5)
-        page.locator("#reset-sampling").click()
-        shows(page, "#temperature", "0.35", "Set by the model author: 0.35")
+        authors = {"Temperature": "0.35 (the author's)", "Top_k": "300 (the author's)", "Top_p": "0.001 (the author's)"}
+        shows(page, **authors)
+        temperature = page.locator("#drawer").get_by_label("Temperature")
+        temperature.fill("1.5")
+        page.get_by_role("button", name="Restore the model's defaults").click()
+        expect(temperature).to_have_value("")
         page.reload()
-        shows(page, "#top-p", "0.001", "Set by the model author: 0.001")
-    shows(page, "#temperature", "0.7", "Default: 0.7")
+        page.locator("#show-settings").click()
+        shows(page, **authors)
+    shows(page, Temperature="0.7")

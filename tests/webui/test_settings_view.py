@@ -38,7 +38,7 @@ def test_an_export_says_what_it_left_out_and_goes_on(chat: Page, kept: httpx.Cli
         route.fulfill(response=answer, json=found, headers={**answer.headers, **lacks})
 
     chat.route("**/conversations/export*", full)
-    chat.goto(f"{kept.base_url}/chat/settings")
+    chat.goto(f"{kept.base_url}/settings")
     assert exported(chat, "Export") == [newest["title"]]
     expect(chat.locator(".toast")).to_contain_text("2 attached files did not fit and are not in it")
     dialog = chat.get_by_role("dialog")
@@ -48,7 +48,7 @@ def test_an_export_says_what_it_left_out_and_goes_on(chat: Page, kept: httpx.Cli
 
 
 def test_an_app_that_is_not_open_says_how_to_open_it(chat: Page, kept: httpx.Client) -> None:
-    chat.goto(f"{kept.base_url}/chat/settings")
+    chat.goto(f"{kept.base_url}/settings")
     expect(chat.locator("#closed")).to_contain_text("up --host 0.0.0.0")
     expect(chat.locator("#show-code")).to_be_hidden()
     expect(chat.get_by_role("link", name="Log out")).to_be_hidden()

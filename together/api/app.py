@@ -20,7 +20,6 @@ from together.api import failures
 from together.api.access import Access
 from together.api.answering import ModelAnswers
 from together.api.anthropic.routes import message_routes
-from together.api.attachments import attachment_routes
 from together.api.control import control_routes
 from together.api.conversations import conversation_routes
 from together.api.events import event
@@ -59,13 +58,12 @@ def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> Fa
     openai = openai_routes(answers)
     mounted = (  # where, what, and whether it is documented
         ("/v1", openai, True),
+        ("", page_routes(), False),  # first: a browser gets the page of an address that the next has, too
         ("", openai, False),
         ("", message_routes(answers), True),
         ("", status_routes(head, metrics), True),
         ("", control_routes(head, shutdown), False),  # for this machine's own programs
-        ("", attachment_routes(head), False),  # for the page
         ("", login_routes(access, settings.config_path), False),
-        ("", page_routes(), False),
         ("", reach_routes(head, keys), False),  # for the page
         ("", conversation_routes(head), False),  # for the page and the terminal chat
     )

@@ -1,4 +1,7 @@
-"""The chat's page: static files of `webui/chat`, read once, under a policy that lets no script in but theirs."""
+"""The app's pages: static files of `webui/chat`, read once, under a policy that lets no script in but theirs.
+
+One file is all views; which one is shown is told by the address (`app.js`). The view of machines is not among them.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,12 @@ from html import escape
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import Scope
 
 from together.models.generation import ANSWER_LIMIT
 from together.sentences import EXAMPLES
@@ -23,23 +30,39 @@ POLICY = (
     "require-trusted-types-for 'script'; trusted-types rendered"
 )
 _KEPT = "private, max-age=31536000, immutable"
+_MOVED = {"/chat": "/", "/chat/settings": "/settings"}  # where views were
+
+
+class BrowserRoute(APIRoute):
+    """A page at an address that the API has, too: whoever does not ask for a page goes on to the API."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        wants_page = scope["type"] == "http" and "text/html" in Headers(scope=scope).get("accept", "")
+        return super().matches(scope) if wants_page else (Match.NONE, {})
 
 
 def page_routes() -> APIRouter:
-    """`/chat`, `/chat/ID`, `/chat/settings`, and their files under an address that changes with their content."""
+    """`/`, `/chat/ID`, `/models`, `/settings`, and their files under an address that changes with their content."""
     files = {file.name: file.read_bytes() for file in sorted(FOLDER.iterdir())}
     version = hashlib.sha256(b"".join(name.encode() + data for name, data in files.items())).hexdigest()[:16]
     page = _page(files.pop("index.html").decode(), f"/chat/files/{version}/")
     tag = f'"{hashlib.sha256(page).hexdigest()[:16]}"'
     router = APIRouter()
 
-    @router.get("/chat")
-    @router.get("/chat/{place}")
-    async def chat(request: Request) -> Response:
-        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache", "ETag": tag}
+    async def view(request: Request) -> Response:
+        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache", "ETag": tag, "Vary": "Accept"}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         return Response(page, media_type="text/html", headers=headers)
+
+    async def moved(request: Request) -> Response:
+        return RedirectResponse(_MOVED[request.url.path], 301)
+
+    for place in _MOVED:
+        router.add_api_route(place, moved)
+    for place in ("/", "/chat/{chat}", "/settings"):
+        router.add_api_route(place, view, methods=["GET", "HEAD"])
+    router.add_api_route("/models", view, route_class_override=BrowserRoute)
 
     @router.get("/chat/files/{asked}/{name}")
     async def file(asked: str, name: str) -> Response:

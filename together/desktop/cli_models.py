@@ -271,11 +271,9 @@ def _forget_texts(key: str | None, log_level: str | None) -> None:
     running = running_app(log_level)
     order = given(owner=owner_of(key, settings_with().config_path) if key is not None else None)
     whose = "of everybody" if key is None else f"of {key}"
-    typer.confirm(
-        f"Delete all conversations, presets and attached pictures {whose}, and forget their texts?", abort=True
-    )
+    typer.confirm(f"Delete all conversations and presets {whose}, and forget their texts?", abort=True)
     gone = running.ask("forget-texts", order)
-    names = {"chats": "conversation", "pictures": "picture", "caches": "cached text"}
+    names = {"chats": "conversation", "caches": "cached text"}
     print_line(f"gone are {', '.join(count_text(gone[name], what) for name, what in names.items())}")
 
 

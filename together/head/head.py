@@ -19,7 +19,6 @@ from together.cluster.survey import Placement, Speeds
 from together.cluster_types import DeviceProfile, Endpoint, NodeStatus
 from together.engine.stats import EngineStats
 from together.errors import BadPlan, BadRequest, NoRoom, NotServing, TogetherError
-from together.head.attachments import Attachments
 from together.head.chats import HeadAnswers
 from together.head.demand import Demands
 from together.head.machines import Machines
@@ -51,10 +50,9 @@ VIEWS_EVERY = 0.2  # seconds between two views at most
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """How many conversations, attached pictures and cached texts were given up."""
+    """How many conversations and cached texts were given up."""
 
     chats: int = 0
-    pictures: int = 0
     caches: int = 0
 
 
@@ -81,7 +79,6 @@ class Head:
         self._wanted_local = local_nodes
         self._membership, self._surveyor = self.machines.membership, self.machines.surveyor
         self.services = Services(self.machines)
-        self.attachments = Attachments()
         self.orders = LoadOrders(self.machines, self.services, local_nodes)
         self.demands = Demands(self.services, self.orders, settings)
         self._awake, self._needs = Awake(), Needs(self.machines, self.services, self.services.clock)
@@ -337,8 +334,7 @@ class Head:
         """Give up what is kept of an owner's chats, or of everybody's."""
         kept = await self.chats.work(ChatStore.owners) if owner is None else (owner,)
         chats = sum([await self.chats.forget(each) for each in kept])
-        pictures, services = self.attachments.forget(owner), self.services.by_name.values()
-        return Forgotten(chats, pictures, sum(service.engine.forget(owner) for service in services))
+        return Forgotten(chats, sum(service.engine.forget(owner) for service in self.services.by_name.values()))
 
     # --- serving ------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ import { call, sentence } from "./api.js";
 import { Composer, keepDraft } from "./composer.js";
 import { ConversationView } from "./conversation.js";
 import { el, iconButton, say } from "./dom.js";
+import { ModelsView } from "./models.js";
 import { newChatSettings, Preferences } from "./preferences.js";
 import { NOTHING_SET, SettingsDrawer } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
@@ -18,7 +19,7 @@ class Page {
     this.conversation = new ConversationView(this);
     this.composer = new Composer(this);
     this.drawer = new SettingsDrawer(this);
-    this.preferences = new Preferences(this);
+    this.views = { models: new ModelsView(this), settings: new Preferences(this) }; // beside the chat, by their address
     this.title = el("h1", { class: "chat-title" }, "New chat");
     this.served = el("button", { type: "button", class: "served", title: "Which model answers; opens the settings of this chat", onclick: () => this.showSettings(true) });
     this.list = iconButton("menu", "Conversations", () => this.showList(), { id: "show-list", "aria-controls": "sidebar" });
@@ -30,7 +31,7 @@ class Page {
       el("header", { class: "top" }, this.list, this.title, this.served, this.gear),
       this.conversation.node,
       this.composer.node,
-      this.preferences.node,
+      Object.values(this.views).map((view) => view.node),
     );
     document.getElementById("app").replaceChildren(this.sidebar.node, this.main, this.drawer.node, this.shade);
     this.showList(!this.narrow);
@@ -47,6 +48,7 @@ class Page {
     addEventListener("popstate", () => this.show());
     this.main.addEventListener("dragover", (event) => {
       event.preventDefault();
+      if (this.id === null) return;
       this.main.classList.add("dropping");
     });
     this.main.addEventListener("dragleave", () => this.main.classList.remove("dropping"));
@@ -64,7 +66,7 @@ class Page {
     this.draw();
     this.conversation.drawEmpty();
     this.drawer.form.drawModels();
-    this.preferences.form.drawModels();
+    for (const view of Object.values(this.views)) view.news();
   }
 
   // --- places ---------------------------------------------------------------------------------------------------------
@@ -75,24 +77,24 @@ class Page {
   }
 
   show() {
-    const place = location.pathname.replace(/\/+$/, "").split("/")[2] ?? "";
-    const settings = place === "settings";
-    this.id = settings ? null : place; // null: no chat is shown
-    for (const node of [this.conversation.node, this.composer.node, this.served, this.gear]) node.hidden = settings;
-    this.preferences.node.hidden = !settings;
+    const [, first, second = ""] = location.pathname.split("/");
+    const shown = this.views[first];
+    this.id = shown ? null : second; // null: no chat is shown
+    for (const node of [this.conversation.node, this.composer.node, this.served, this.gear]) node.hidden = Boolean(shown);
+    for (const view of Object.values(this.views)) view.node.hidden = view !== shown;
+    document.querySelector(".skip").hidden = Boolean(shown);
     if (this.narrow) this.showList(false);
     this.showSettings(false);
-    if (settings) {
-      this.conversation.open("");
-      this.preferences.open();
+    this.conversation.open(this.id ?? "");
+    if (shown) {
+      shown.open();
     } else {
       this.drafted = this.begins;
-      this.conversation.open(place);
-      this.composer.open(place);
+      this.composer.open(this.id);
       if (!this.narrow) this.composer.field.focus();
     }
-    this.#name(settings ? "Settings" : place ? "…" : "New chat");
-    this.sidebar.mark();
+    this.#name(shown ? shown.title : this.id ? "…" : "New chat");
+    this.sidebar.mark(shown ? `/${first}` : "/");
     this.draw();
   }
 
@@ -103,10 +105,15 @@ class Page {
   }
 
   #clicked(event) {
-    const link = event.target.closest("a[href^='/chat']");
-    if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.button !== 0) return;
+    const link = event.target.closest("a[href]");
+    if (!link || !this.#isView(link.getAttribute("href")) || event.ctrlKey || event.metaKey || event.shiftKey || event.button !== 0) return;
     event.preventDefault();
     this.go(link.getAttribute("href"));
+  }
+
+  /** Whether this page shows what is at an address. */
+  #isView(address) {
+    return address === "/" || address.startsWith("/chat/") || Object.keys(this.views).some((name) => address === `/${name}`);
   }
 
   #key(event) {
@@ -118,7 +125,7 @@ class Page {
       this.sidebar.search.select();
     } else if (control && event.shiftKey && event.key.toLowerCase() === "o") {
       event.preventDefault();
-      this.go("/chat");
+      this.go("/");
     } else if (event.key === "Escape" && !document.querySelector("dialog[open]")) {
       if (this.narrow && this.listed) this.showList(false);
       else if (!this.drawer.node.hidden) this.showSettings(false);
@@ -236,7 +243,7 @@ class Page {
   /** Why nothing can answer, and what to do. */
   #notice(model) {
     if (model?.ready || (!this.serving.reason && !this.serving.models.length)) return null;
-    const machines = el("a", { href: "/" }, "Open Machines");
+    const machines = el("a", { href: "/machines", title: "What the machines do, and what can be loaded" }, "Open Machines");
     if (this.serving.reason) return [el("span", {}, sentence(this.serving.reason)), " ", machines];
     const text = model ? sentence(model.sentence) : `${this.settings.model} does not serve now; choose another model in the settings of this chat.`;
     return [el("span", {}, text), " ", machines];

@@ -81,7 +81,7 @@ export class ConversationView {
   #gone() {
     this.end?.();
     say("This conversation is not here any more.");
-    this.page.go("/chat");
+    this.page.go("/");
   }
 
   get branch() {

@@ -19,7 +19,6 @@ const ICONS = {
   down: "M12 5v14M6 13l6 6 6-6",
   close: "M6 6l12 12M18 6L6 18",
   file: "M7 3h7l4 4v14H7zM14 3v4h4",
-  machines: "M4 5h16v6H4zM4 13h16v6H4zM8 8h.01M8 16h.01",
   check: "M5 12l5 5 9-10",
   warn: "M12 4l9 16H3zM12 10v4M12 17h.01",
 };

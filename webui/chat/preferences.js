@@ -16,6 +16,7 @@ const THEMES = [
 export class Preferences {
   constructor(page) {
     this.page = page;
+    this.title = "Settings";
     this.form = new SettingsForm(page, (settings) => this.#keep(settings));
     this.picker = el("input", { type: "file", accept: ".json,application/json", hidden: true, onchange: () => this.#import() });
     this.reach = new Reach();
@@ -52,6 +53,11 @@ export class Preferences {
         el("section", {}, el("h2", {}, "Keyboard"), keys()),
       ),
     );
+  }
+
+  /** The models have changed. */
+  news() {
+    this.form.drawModels();
   }
 
   async open() {

@@ -22,6 +22,7 @@ export class Sidebar {
       oninput: () => this.#searched(),
       onkeydown: (event) => this.#key(event),
     });
+    this.places = window.placeLinks(location.pathname);
     this.list = el("nav", { class: "chats", "aria-label": "Conversations" });
     this.picker = el("input", { type: "file", accept: ".json,application/json", hidden: true, onchange: () => this.#import() });
     const more = iconButton("more", "More for all conversations", (event) => this.#all(event.currentTarget), { "aria-haspopup": "menu" });
@@ -31,20 +32,15 @@ export class Sidebar {
       el(
         "div",
         { class: "sidebar-head" },
-        el("a", { class: "brand", href: "/chat", title: "A new chat" }, "together"),
+        el("a", { class: "brand", href: "/", title: "A new chat" }, "together"),
         more,
         iconButton("close", "Close the list", () => page.showList(false), { class: "icon-button only-phone" }),
       ),
-      el("a", { class: "button new-chat", href: "/chat", title: "A new chat (Ctrl-Shift-O)", id: "new-chat" }, icon("plus"), "New chat"),
+      el("a", { class: "button new-chat", href: "/", title: "A new chat (Ctrl-Shift-O)", id: "new-chat" }, icon("plus"), "New chat"),
+      this.places,
       el("div", { class: "search" }, icon("search"), this.search),
       this.list,
       this.picker,
-      el(
-        "div",
-        { class: "sidebar-foot" },
-        el("a", { class: "place", href: "/", title: "Machines, models and how they share the layers", data: { away: "" } }, icon("machines"), "Machines"),
-        el("a", { class: "place", href: "/chat/settings", title: "Looks, defaults and all conversations" }, icon("gear"), "Settings"),
-      ),
     );
     this.list.addEventListener("scroll", () => this.#more());
   }
@@ -160,7 +156,10 @@ export class Sidebar {
     );
   }
 
-  mark() {
+  /** Show which chat and which view is the current one. */
+  mark(view = this.view) {
+    this.view = view;
+    window.markPlace(this.places, view);
     for (const item of this.list.querySelectorAll("[data-chat]")) {
       const is = item.dataset.chat === this.page.id;
       item.classList.toggle("current", is);
@@ -204,7 +203,7 @@ export class Sidebar {
     if (!(await ask({ title: "Delete this conversation?", text, yes: "Delete", danger: true }))) return;
     const gone = await this.#do("DELETE", `/conversations/${chat.id}`);
     if (gone) keepDraft(chat.id, "", []);
-    if (gone && this.page.id === chat.id) this.page.go("/chat");
+    if (gone && this.page.id === chat.id) this.page.go("/");
   }
 
   async #do(method, path, body) {
