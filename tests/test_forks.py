@@ -42,7 +42,7 @@ def test_it_is_a_child_with_its_own_command_line_that_a_signal_ends(session: boo
     with subprocess.Popen(STAGE, cwd=CHECKOUT, stdin=subprocess.PIPE, start_new_session=session) as stage:
         try:
             seen = psutil.Process(stage.pid)
-            assert seen.cmdline() == STAGE
+            assert [word for word in seen.cmdline() if word] == STAGE  # zeros may stay where its first one was longer
             assert seen.ppid() == os.getpid()
             assert os.getsid(stage.pid) == (stage.pid if session else os.getsid(0))
             assert seen.num_fds() <= 4  # nothing of whoever forked it
