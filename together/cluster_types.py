@@ -126,6 +126,7 @@ class StageOrder:
     dtype: Dtype
     sources: tuple[Source, ...] = ()  # where to fetch what this machine lacks
     exact: bool = False  # products of quantized matrices keep activations in `dtype`
+    epoch: int = 0  # the ring's last one, from which the stage counts
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ TogetherError                what happened, to which node or model, and the next
 │   ├── BadPlan              gap, overlap, unknown node
 │   ├── UnsupportedModel     a family, a dtype, a quantization that no backend here runs
 │   └── BrokenModel          files missing, truncated, or not the model they claim to be
-├── FrameRefused             a frame or stream that does not fit this stage (shape, dtype, epoch, step)
+├── FrameRefused             a frame or stream that does not fit this stage (shape, dtype, step)
+│   └── EpochRefused         an epoch that is over, or further ahead than a ring goes
 ├── NotEnoughMemory          a node cannot grant what a stage needs
 │   └── NoRoom               no plan fits; `goers` are the models that would have to go, where that is enough
 ├── LoadFailed               a stage did not get ready
@@ -82,6 +83,10 @@ class BrokenModel(BadInput):
 
 
 class FrameRefused(TogetherError):
+    pass
+
+
+class EpochRefused(FrameRefused):
     pass
 
 

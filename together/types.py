@@ -50,8 +50,7 @@ class LayerRange:
 Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 WORD = 32  # bits of the words that hold codes
-AFFINE_BITS = (2, 3, 4, 5, 6, 8)
-AFFINE_GROUPS = (16, 32, 64, 128)
+AFFINE_BITS, AFFINE_GROUPS = (2, 3, 4, 5, 6, 8), (16, 32, 64, 128)
 _FP_SHAPES: dict[Mode, tuple[int, int]] = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 
 
@@ -308,6 +307,7 @@ class Fault(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"  # the stage caught it, or the kernel says it killed this very process for it
     KILLED = "killed"  # ended by a signal that came from outside
     NODE_LOST = "node_lost"  # its node is silent or gone, or does not hold the stage any more
+    OUT_OF_STEP = "out_of_step"  # its epoch is none that its ring can go on from
     SLOW = "slow"  # nothing moved for as long as a load may stand still
 
 
@@ -384,7 +384,7 @@ class StagePlan:
     backend: str  # "torch", "mlx", "checksum"
     device: str  # "cpu", "cuda:0", "mps", "gpu"
     layers: LayerRange
-    memory_bytes: int  # for weights and KV cache together; the node grants exactly this
+    memory_bytes: int  # for its process, weights and KV cache together; the node grants exactly this
     stretched: bool = False  # whether rope turns by its factors for long sequences, where it has two sets
 
 

@@ -21,11 +21,13 @@ from together.types import HEAD, Batch, Frame, LayerRange, ModelRef, Orders, Row
 HOST = "127.0.0.1"
 
 
-def launches(folder: Path, ranges: Sequence[LayerRange], host: str = HOST, memory: int = 2**20) -> list[Launch]:
-    """How to start one stage per range, all of one ring."""
+def launches(
+    folder: Path, ranges: Sequence[LayerRange], host: str = HOST, memory: int = 2**20, epoch: int = 0
+) -> list[Launch]:
+    """How to start one stage per range, all of one ring, which is in that epoch already."""
     model, first = read_spec(folder).ref(folder), free_port_block()
     plans = [StagePlan(f"node{i}", "checksum", "cpu", layers, memory) for i, layers in enumerate(ranges)]
-    orders = [StageOrder("ring", "head", i, model, plan, "fp32") for i, plan in enumerate(plans)]
+    orders = [StageOrder("ring", "head", i, model, plan, "fp32", epoch=epoch) for i, plan in enumerate(plans)]
     return [
         Launch(order, str(folder), str(folder.parent), f"node{order.slot}", host, (first, first + 60))
         for order in orders
@@ -34,12 +36,11 @@ def launches(folder: Path, ranges: Sequence[LayerRange], host: str = HOST, memor
 
 @asynccontextmanager
 async def running_stages(
-    folder: Path, *ranges: LayerRange, host: str = HOST, memory: int = 2**20
+    folder: Path, *ranges: LayerRange, host: str = HOST, memory: int = 2**20, epoch: int = 0
 ) -> AsyncIterator[list[StageProcess]]:
     """READY stage processes of one ring, in order."""
-    stages = [
-        StageProcess(launch, (host,), lambda: None) for launch in launches(folder, ranges, host=host, memory=memory)
-    ]
+    orders = launches(folder, ranges, host=host, memory=memory, epoch=epoch)
+    stages = [StageProcess(launch, (host,), lambda: None) for launch in orders]
     try:
         await asyncio.gather(*(stage.start() for stage in stages))
         await until(lambda: all(stage.status.state is not StageState.LOADING for stage in stages))

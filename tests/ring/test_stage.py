@@ -19,9 +19,10 @@ from tests.support.checksum import expected_tokens, make_checksum_model
 from tests.support.cluster import GREEDY
 from together.cluster.supervisor import StageProcess
 from together.cluster_types import Endpoint
-from together.errors import FrameRefused
+from together.errors import EpochRefused, FrameRefused
 from together.ring import rpc, wire
 from together.ring.links import Outlet
+from together.ring.stage import MOST_MISSED
 from together.types import (
     Activation,
     Batch,
@@ -280,8 +281,15 @@ async def test_a_stream_of_another_epoch_or_sender_is_refused(
 
 
 async def test_an_old_epoch_cannot_connect(ring: RawRing) -> None:
-    with pytest.raises(FrameRefused, match=f"epoch {ring.epoch - 1} is over: the ring is at epoch {ring.epoch}"):
+    with pytest.raises(EpochRefused, match=f"epoch {ring.epoch - 1} is over: the ring is at epoch {ring.epoch}"):
         await ring.connect(0, Endpoint(("127.0.0.1",), 1), epoch=ring.epoch - 1)
+
+
+async def test_an_epoch_far_ahead_cannot_connect(ring: RawRing) -> None:
+    """Else whoever gives the last epoch there is keeps the ring from its next one for ever."""
+    for ahead in (MOST_MISSED + 1, 2**63):
+        with pytest.raises(EpochRefused, match=f"is too far from {ring.epoch}"):
+            await ring.connect(0, Endpoint(("127.0.0.1",), 1), epoch=ring.epoch + ahead)
 
 
 async def test_another_ring_cannot_connect(ring: RawRing) -> None:

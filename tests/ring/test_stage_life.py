@@ -17,6 +17,7 @@ from tests.support.cluster import CHECKOUT, GREEDY, until
 from tests.support.patience import PATIENCE
 from together.cluster.supervisor import StageProcess
 from together.cluster_types import StageState
+from together.ring.stage import MOST_MISSED
 from together.types import LayerRange, Row, SampleRequest
 
 pytestmark = pytest.mark.usefixtures("started_anew")
@@ -53,6 +54,13 @@ async def test_a_failing_step_travels_to_the_head_with_node_stage_and_cause(tmp_
         assert (answer.failure.node, answer.failure.stage) == ("node0", 0)
         assert answer.failure.cause == "RuntimeError: the checksum toy was told to fail at position 6"
         assert len(answer.timings) == 2
+        assert await ring.generate(PROMPT, 2) == expected_tokens(toy, PROMPT, 2, GREEDY)
+
+
+async def test_a_stage_that_comes_to_an_old_ring_counts_from_its_epoch(toy: Path) -> None:
+    async with running_stages(toy, *HALVES, epoch=10**6) as stages, raw_ring(stages) as ring:
+        ring.epoch = 10**6 + MOST_MISSED - 1
+        await ring.join()
         assert await ring.generate(PROMPT, 2) == expected_tokens(toy, PROMPT, 2, GREEDY)
 
 

@@ -138,7 +138,15 @@ frames = st.builds(
 models = st.builds(ModelRef, text, text, text, small, text, text)
 plans = st.builds(StagePlan, text, text, text, layer_ranges, large)
 stage_orders = st.builds(
-    StageOrder, text, text, small, models, plans, dtypes, tuples(st.builds(Source, endpoints, tuples(text)))
+    StageOrder,
+    text,
+    text,
+    small,
+    models,
+    plans,
+    dtypes,
+    tuples(st.builds(Source, endpoints, tuples(text))),
+    epoch=large,
 )
 stage_statuses = st.builds(
     StageStatus,

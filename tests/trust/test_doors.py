@@ -21,6 +21,7 @@ from together.errors import FrameRefused, LoadFailed, Locked, NotAllowed, Togeth
 from together.ring import rpc, wire
 from together.ring.doors import find_door
 from together.ring.links import Outlet
+from together.ring.stage import MOST_MISSED
 from together.settings import Settings
 from together.types import StreamKey
 
@@ -132,6 +133,20 @@ async def test_only_the_head_that_loaded_a_stage_gives_it_a_place(cluster: Open)
     with pytest.raises(FrameRefused, match="too far from"):
         await cluster.call("stage", rpc.CONNECT, link, own)
     await cluster.answers_as_before()
+
+
+async def test_a_ring_mends_itself_whatever_epoch_a_stage_was_given(cluster: Open) -> None:
+    """As by a program of the head's own machine, where that is on a plain port: all epochs that a stage takes."""
+    (service,), own = cluster.head.services.all(), cluster.head.machines.credentials
+    link = StageLink(service.loader.ring, 0, 0, cluster.doors["node"], make_order(cluster.toy).model)
+    (before,) = cluster.head.view().nodes[0].stages
+    for times in (1, 2, 3):
+        with pytest.raises(TogetherError):  # the node is no stage, and the epoch has begun
+            await cluster.call(
+                "stage", rpc.CONNECT, replace(link, epoch=service.loader.epoch + times * MOST_MISSED), own
+            )
+    await cluster.answers_as_before()
+    assert [stage.pid for stage in cluster.head.view().nodes[0].stages] != [before.pid]
 
 
 @pytest.mark.parametrize("door", ["stage", "head"])

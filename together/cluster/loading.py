@@ -340,9 +340,9 @@ class _Load:
         return await asyncio.gather(*(self._order(index, sources) for index in indices), return_exceptions=True)
 
     async def _order(self, index: int, sources: tuple[Source, ...]) -> None:
-        plan, members = self.placed.plan, self.loader.membership
-        stage, slot = plan.stages[index], self.placed.slots[index]
-        order = StageOrder(self.loader.ring, members.head, slot, plan.model, stage, plan.dtype, sources, plan.exact)
+        plan, loader, members = self.placed.plan, self.loader, self.loader.membership
+        stage, slot, last = plan.stages[index], self.placed.slots[index], max(loader.epoch, 0)
+        order = StageOrder(loader.ring, members.head, slot, plan.model, stage, plan.dtype, sources, plan.exact, last)
         await members.call(stage.node, rpc.LOAD, order, timeout=ORDER_WITHIN)
 
     def _needs(self, index: int, stage: StageStatus | None, moved: bool) -> bool:

@@ -247,7 +247,9 @@ class Recovery:
             return
         if lost.fault is Fault.OUT_OF_MEMORY:
             self._surveyor.shortages.learn(lost.stage, lost.cause)
-        if lost.joining and lost.reachable:
+        if lost.joining and lost.fault is Fault.OUT_OF_STEP:  # as one that missed too much: only a new one helps
+            await self.service.loader.give_up({lost.index})
+        elif lost.joining and lost.reachable:
             self._surveyor.forget_links(lost.stage.node)
             self.service.speeds = Speeds.KNOWN  # only a plan that looks at links avoids this one
         elif lost.joining:

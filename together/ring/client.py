@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from together.cluster_types import Endpoint, StageLink, StageStatus
-from together.errors import FrameRefused, RingBroken, StageLost, TogetherError, Unreachable
+from together.errors import EpochRefused, FrameRefused, RingBroken, StageLost, TogetherError, Unreachable
 from together.ring import rpc, wire
 from together.ring.doors import find_door
 from together.ring.links import Inlet, Inlets, Outlet
@@ -156,5 +156,6 @@ async def _connect(
     except TogetherError as error:
         message = template("{stage} cannot take its place in the ring: {error}", stage=stage, error=error.sentence)
         reachable = not isinstance(error, Unreachable)
-        fault = Fault.OTHER if reachable else Fault.NODE_LOST
+        behind = isinstance(error, EpochRefused)
+        fault = Fault.NODE_LOST if not reachable else Fault.OUT_OF_STEP if behind else Fault.OTHER
         raise StageLost(message, error.sentence, link.index, joining=True, reachable=reachable, fault=fault) from error

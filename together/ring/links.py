@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from together.cluster_types import Endpoint
-from together.errors import FrameRefused, NotAllowed, RingBroken, TogetherError
+from together.errors import EpochRefused, FrameRefused, NotAllowed, RingBroken, TogetherError
 from together.ring import rpc
 from together.ring.doors import find_door
 from together.trust.credentials import ALONE, Credentials
@@ -55,7 +55,7 @@ class Inlet:
         """Accept one stream, of `epoch` from `sender`; drop what older ones still send.
 
         `who` is the id that its certificate must have. An epoch is joined once; another attempt needs the next one.
-        Raises FrameRefused.
+        Raises EpochRefused.
         """
         if epoch <= self._expected.epoch:
             raise self._over(epoch)
@@ -114,9 +114,9 @@ class Inlet:
             if self._taker is taker:
                 self._taker = None
 
-    def _over(self, epoch: int) -> FrameRefused:
+    def _over(self, epoch: int) -> EpochRefused:
         now = self._expected.epoch
-        return FrameRefused("epoch {epoch} is over: the ring is at epoch {now}", epoch=epoch, now=now)
+        return EpochRefused("epoch {epoch} is over: the ring is at epoch {now}", epoch=epoch, now=now)
 
     def release(self, key: StreamKey) -> None:
         """End a claimed stream, whether it was taken or not."""

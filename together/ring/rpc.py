@@ -18,6 +18,7 @@ from together.errors import (
     BadPlan,
     BadSetting,
     BrokenModel,
+    EpochRefused,
     FrameRefused,
     LoadFailed,
     Locked,
@@ -83,6 +84,7 @@ OPTIONS: list[tuple[str, Any]] = [
 
 # Error ↔ status; the message travels as the status detail. The first match wins in both directions.
 _STATUS: list[tuple[type[TogetherError], grpc.StatusCode]] = [
+    (EpochRefused, grpc.StatusCode.ALREADY_EXISTS),
     (FrameRefused, grpc.StatusCode.FAILED_PRECONDITION),
     (NotEnoughMemory, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (BrokenModel, grpc.StatusCode.DATA_LOSS),

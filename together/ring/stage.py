@@ -24,7 +24,7 @@ from pydantic_core import to_json
 
 from backends.base import NOTHING_SAID, Computing, LoadRequest, Shard, StepOutput, open_backend
 from together.cluster_types import StageLink, StageOrder
-from together.errors import FrameRefused, NotAllowed, RingBroken, TogetherError, Unreachable
+from together.errors import EpochRefused, FrameRefused, NotAllowed, RingBroken, TogetherError, Unreachable
 from together.jsonfile import decode_json
 from together.models.form import form_title
 from together.processes import claim_stdout, leave_with_parent
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 CHOOSE_WITHIN = 3.0  # seconds that a new epoch waits for the choice of threads; its first step waits longer
 RESTS_AFTER = 3.0  # seconds without a frame until a stage says that it does not work
-MOST_MISSED = 1000  # epochs that a ring tried and this stage heard nothing of, as its neighbour was out of reach
+MOST_MISSED = 16  # epochs that a ring tried and this stage heard nothing of, as another one was out of reach
 OUTBOUND = 2  # computed frames that wait for the link: the next step starts while the last is sent
 
 
@@ -270,10 +270,9 @@ class Stage:
             raise FrameRefused(
                 "this stage has {held}, and the ring is of {wanted}; load it again", held=held, wanted=wanted
             )
-        if link.epoch > max(self._inlet.key.epoch, 0) + MOST_MISSED:
-            raise FrameRefused(
-                "epoch {epoch} is too far from {now}, the last one here", epoch=link.epoch, now=self._inlet.key.epoch
-            )
+        last = max(self._inlet.key.epoch, self._order.epoch)
+        if link.epoch > last + MOST_MISSED:  # whoever burns all epochs would keep the ring from its next one for ever
+            raise EpochRefused("epoch {epoch} is too far from {last}, the last one here", epoch=link.epoch, last=last)
         self._inlet.expect(link.epoch, link.index - 1, link.previous)
         await self._share(link.sharing)
         old, self._outlet = self._outlet, None

@@ -339,7 +339,7 @@ class Source(_message.Message):
     def __init__(self, endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., units: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StageOrder(_message.Message):
-    __slots__ = ("ring", "head", "slot", "model", "stage", "dtype", "sources", "exact")
+    __slots__ = ("ring", "head", "slot", "model", "stage", "dtype", "sources", "exact", "epoch")
     RING_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
@@ -348,6 +348,7 @@ class StageOrder(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     EXACT_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     ring: str
     head: str
     slot: int
@@ -356,7 +357,8 @@ class StageOrder(_message.Message):
     dtype: str
     sources: _containers.RepeatedCompositeFieldContainer[Source]
     exact: bool
-    def __init__(self, ring: _Optional[str] = ..., head: _Optional[str] = ..., slot: _Optional[int] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., stage: _Optional[_Union[StagePlan, _Mapping]] = ..., dtype: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., exact: _Optional[bool] = ...) -> None: ...
+    epoch: int
+    def __init__(self, ring: _Optional[str] = ..., head: _Optional[str] = ..., slot: _Optional[int] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., stage: _Optional[_Union[StagePlan, _Mapping]] = ..., dtype: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., exact: _Optional[bool] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Device(_message.Message):
     __slots__ = ("backend", "name", "description", "total_bytes", "free_bytes")

@@ -19,8 +19,8 @@ from together.errors import FrameRefused
 from together.ring import together_pb2 as pb
 from together.wording import cut, quoted
 
-PROTOCOL = 5
-OLDEST = 4  # the oldest one that this program still speaks: raise it where an older one's frames mean something else
+PROTOCOL = 6
+OLDEST = 6  # the oldest one that this program still speaks: raise it where an older one's frames mean something else
 
 
 def agrees(protocol: int, oldest: int) -> bool:
