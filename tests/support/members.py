@@ -10,10 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import grpc.aio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from together.cluster_types import Endpoint
 from together.ring.rpc import OPTIONS
 from together.settings import Settings
+from together.trust.certificates import CURVE, FROM, UNTIL, authority_key_of, derived, key_pem, named, pem
 from together.trust.credentials import Credentials
 from together.trust.secret import SecretFile
 
@@ -34,6 +38,18 @@ def stranger(folder: Path, name: str = "0123456789abcdef") -> Credentials:
 
 def member(settings: Settings, name: str) -> Credentials:
     return Credentials.of(settings.config_path, name)
+
+
+def nameless(who: Credentials) -> Credentials:
+    """A member whose certificate says nobody's name."""
+    assert who.file is not None
+    secret, key = who.file.get(), ec.generate_private_key(CURVE)
+    own, authority = named("nobody"), named(f"together {derived(secret, 'name', 4).hex()}")
+    number = x509.random_serial_number()
+    certificate = x509.CertificateBuilder(authority, own, key.public_key(), number, FROM, UNTIL).sign(
+        authority_key_of(secret, "authority"), hashes.SHA256()
+    )
+    return Credentials.given(replace(who.leaf, certificate=pem(certificate), key=key_pem(key)))
 
 
 def at(endpoint: Endpoint) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from tests.support.members import STRANGERS, TLS_12, handshake, knocking
+from tests.support.members import STRANGERS, TLS_12, handshake, knocking, nameless
 from tests.support.orders import make_order, renamed
 from tests.support.patience import PATIENCE
 from tests.trust.conftest import Open
@@ -156,6 +156,17 @@ async def test_only_the_neighbour_in_the_ring_pushes(cluster: Open, door: str) -
         for sender in (-1, 0):
             with pytest.raises(TogetherError, match="of another machine"):
                 await Outlet.open(cluster.doors[door], StreamKey(ring, epoch, sender), cluster.member)
+    await cluster.answers_as_before()
+
+
+@pytest.mark.parametrize("door", PORTS)
+async def test_a_certificate_without_a_name_is_nobody_s(cluster: Open, door: str) -> None:
+    """It would count as a program of the machine itself, which names paths and plain ports."""
+    who = nameless(cluster.member)
+    link = StageLink(cluster.head.view().serving.ring, 1, 0, cluster.doors["node"], make_order(cluster.toy).model)
+    call = {"node": (rpc.FIND, link.model), "stage": (rpc.CONNECT, link), "head": (rpc.MEET, cluster.doors["node"])}
+    with pytest.raises(NotAllowed, match="without a name"):
+        await cluster.call(door, *call[door], who)
     await cluster.answers_as_before()
 
 

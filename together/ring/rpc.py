@@ -193,8 +193,11 @@ HERE = Peer(None, "127.0.0.1")  # a process of this machine
 
 
 def peer_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> Peer:
-    """`context.peer()` is gRPC's name of where a call came from, as `ipv4:192.168.1.20:54321`."""
-    names = [*context.auth_context().get("x509_subject_alternative_name", ())]
+    """`context.peer()` is gRPC's name of where a call came from, as `ipv4:192.168.1.20:54321`. Raises NotAllowed."""
+    shown = context.auth_context()
+    names = [*shown.get("x509_subject_alternative_name", ())]
+    if not names and b"ssl" in shown.get("transport_security_type", ()):  # else it would count as one of this machine
+        raise NotAllowed("a certificate without a name is nobody's")
     address = unquote(context.peer()).partition(":")[2].rpartition(":")[0].strip("[]")
     return Peer(names[0].decode() if names else None, address)
 
