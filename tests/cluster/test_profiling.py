@@ -240,7 +240,12 @@ async def test_a_config_that_is_too_large_is_refused(profiler: Profiler, order: 
 
 
 @pytest.mark.parametrize(
-    ("config", "words"), [(b'{"model_type": "gpt2"}', "gpt2"), (b"\xff\xfe", r"config\.json"), (b"[]", r"config\.json")]
+    ("config", "words"),
+    [
+        (b'{"model_type": "gpt2"}', "gpt2"),
+        *((data, r"config\.json") for data in (b"\xff\xfe", b"[]", b"[" * 10**5)),
+    ],
+    ids=["gpt2", "no text", "a list", "deep"],
 )
 async def test_a_model_that_does_not_run_here_is_refused_with_the_childs_words(
     profiler: Profiler, order: MeasureOrder, config: bytes, words: str

@@ -21,10 +21,17 @@ from webui import page
 
 ASSETS = "/assets/x.js"
 PAGE = ("/machines", "/config", "/theme.css", ASSETS, f"{API}/queue/join", f"{API}/queue/data")
-HOSTS = {OWN_HOST: True, "127.0.0.1:8765": True, "evil.example": False, "192.0.2.7.evil.example": False, "": False}
+HOSTS = {
+    OWN_HOST: True,
+    "127.0.0.1:8765": True,
+    "evil.example": False,
+    "192.0.2.7.evil.example": False,
+    "": False,
+    "[": False,
+}
 HERE = ("127.0.0.1", 1)
 PROXIES = ("X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Forwarded", "Via", "CF-Connecting-IP", "CF-Ray")
-ORIGINS = {None: True, f"http://{OWN_HOST}": True, "http://evil.example": False, "null": False}
+ORIGINS = {None: True, f"http://{OWN_HOST}": True, "http://evil.example": False, "null": False, "http://[": False}
 
 
 @dataclass(frozen=True, slots=True)

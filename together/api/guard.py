@@ -126,12 +126,19 @@ class Guard:
         if not self._access.is_ours(host):
             return Forbidden("the Host {host} is not this app's; open it by its address", host=quoted(host))
         for origin in headers.getlist("origin"):
-            if urlsplit(origin).netloc.lower() != host.lower():
+            if not _is_of(origin, host):
                 return Forbidden("requests from the page {origin} are refused", origin=quoted(origin))
         # Pictures and scripts of other pages come without an Origin; a clicked link is a navigation and may come.
         if is_foreign(headers) and (scope.get("method") != "GET" or headers.get("sec-fetch-mode") != "navigate"):
             return Forbidden("requests from pages of another site are refused")
         return None
+
+
+def _is_of(origin: str, host: str) -> bool:
+    try:
+        return urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:  # as of half a bracket: no browser says so
+        return False
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------------

@@ -268,7 +268,7 @@ def _shape(config: bytes) -> bytes:
     try:
         values = json.loads(config)
         return json.dumps({key: values[key] for key in values if key not in _SHAPELESS}, sort_keys=True).encode()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return config
 
 
