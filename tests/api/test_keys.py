@@ -18,6 +18,7 @@ from tests.support.patience import PATIENCE
 from together.api.access import MOST_ADDRESSES, MOST_WRONG, MOST_WRONG_OF_ALL, WITHIN, WrongKeys, network_of
 from together.api.keys import MOST_KEYS, KeyFile, cookie_of
 from together.errors import AppError, BadSetting
+from together.settings import Settings
 
 
 @asynccontextmanager
@@ -65,6 +66,28 @@ def test_a_broken_file_opens_nothing(tmp_path: Path, caplog: pytest.LogCaptureFi
     (tmp_path / "keys.json").write_text('{"keys": [{"id": "x"}]}')
     assert keys.by_key(text) is None
     assert "no key is accepted" in caplog.text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files have no such modes there")
+def test_keys_that_an_earlier_version_kept_in_the_cache_come_along(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, now = tmp_path / "cache" / "keys.json", tmp_path / "config" / "keys.json"
+    settings = Settings(home=str(before.parent), config=str(now.parent))
+    text = KeyFile(before.parent).make("phone")[1]
+    before.chmod(0o622)
+    assert KeyFile.of(settings).by_key(text) is None
+    assert "others may write" in caplog.text
+    assert not now.exists()
+    before.chmod(0o644)
+    keys = KeyFile.of(settings)
+    assert keys.by_key(text) is not None
+    assert stat.S_IMODE(now.stat().st_mode) == 0o600
+    assert not before.exists()
+    keys.revoke("phone")
+    KeyFile(before.parent).make("phone")  # as out of a backup of the cache
+    assert KeyFile.of(settings).kept() == ()
+    assert "delete that file" in caplog.text
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a program there has no such limit")

@@ -85,7 +85,7 @@ async def test_a_conversation_of_one_owner_is_there_for_no_other_until_it_is_for
         assert [answer["said"]["figures"]["cached_tokens"] for answer in found] == [0, 0]
         assert (await it.client.get(f"/conversations/{chat}", headers=it.anna)).status_code == 404
         assert (await it.client.get(f"/conversations/{chat}")).status_code == 401
-        body = {"owner": owner_of("berta", it.head.settings.home_path)}
+        body = {"owner": owner_of("berta", KeyFile(it.head.settings.home_path))}
         own = {"Authorization": "Bearer tg-own"}
         gone = (await it.client.post("/control/forget-texts", json=body, headers=own)).json()
         assert (gone["chats"], gone["caches"]) == (1, 1)

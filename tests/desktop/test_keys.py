@@ -49,9 +49,9 @@ def test_a_key_is_made_listed_and_revoked(home: Path, capsys: pytest.CaptureFixt
     assert f"forget --texts --key {kept.id}\n" in said
     assert main(["keys", "revoke", "phone"]) == 2
     assert KeyFile(home).kept() == ()
-    assert owner_of(kept.id, home) == kept.id  # what it owned is still to be deleted
+    assert owner_of(kept.id, KeyFile(home)) == kept.id  # what it owned is still to be deleted
     with pytest.raises(BadSetting, match="there is no key 'phone'"):
-        owner_of("phone", home)
+        owner_of("phone", KeyFile(home))
 
 
 def test_a_key_that_cannot_be_kept_is_a_sentence(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,11 +61,11 @@ def test_a_key_that_cannot_be_kept_is_a_sentence(home: Path, capsys: pytest.Capt
 
 
 def test_the_first_key_is_made_once(tmp_path: Path) -> None:
-    assert first_key(tmp_path, seen=False) == ""
+    assert first_key(KeyFile(tmp_path), seen=False) == ""
     assert KeyFile(tmp_path).kept() == ()
-    text = first_key(tmp_path, seen=True)
+    text = first_key(KeyFile(tmp_path), seen=True)
     assert KeyFile(tmp_path).by_key(text) is not None
-    assert first_key(tmp_path, seen=True) == ""
+    assert first_key(KeyFile(tmp_path), seen=True) == ""
 
 
 def test_a_link_is_drawn_where_a_terminal_can(capsys: pytest.CaptureFixture[str]) -> None:

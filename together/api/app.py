@@ -47,7 +47,7 @@ def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> Fa
     """
     settings = head.settings
     open_ = settings.open_to_network
-    keys = KeyFile(settings.config_path)
+    keys = KeyFile.of(settings)
     proxied = open_ and settings.plain_http
     access = Access(keys, own_key, names=settings.host_names, asks=open_, proxied=proxied)
     head.chats.known = access.knows

@@ -23,10 +23,12 @@ from filelock import FileLock
 from together.errors import AppError, BadSetting, TogetherError
 from together.jsonfile import MOST, BrokenFile, decode_json, write_json
 from together.requests import LOCAL
+from together.settings import Settings
 from together.wording import quoted, reason_of
 
 logger = logging.getLogger(__name__)
 
+FILE = "keys.json"
 ID = "[0-9a-f]{8}"  # what a key is called in what it owns
 START = "tg-"  # of every key, so that a person and a scanner of secrets know one
 LONGEST = 200  # letters that are looked at
@@ -64,14 +66,36 @@ def _digest(text: str) -> str:
 
 
 class KeyFile:
-    """The keys of one home folder. What another process changes holds from the next look on."""
+    """The keys of one folder. What another process changes holds from the next look on."""
 
-    def __init__(self, home: Path) -> None:
-        self._file = home / "keys.json"
-        self._lock = FileLock(home / "keys.lock")
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / FILE
+        self._lock = FileLock(folder / "keys.lock")
         self._seen: tuple[int, ...] | None = None  # what the file was when it was read
         self._keys: tuple[ApiKey, ...] = ()
         self._failing = False  # since the last good look; the log says so once
+
+    @classmethod
+    def of(cls, settings: Settings) -> KeyFile:
+        """This user's. Those that an earlier version kept in the cache come along."""
+        keys = cls(settings.config_path)
+        before = settings.home_path / FILE
+        if before != keys._file and before.exists():
+            keys._take_over(before)
+        return keys
+
+    def _take_over(self, before: Path) -> None:
+        """Move the keys of another file here, where there are none yet. A revoked one never comes back so."""
+        try:
+            with self._changing():
+                if self._file.exists():
+                    logger.warning("the keys in %s are an earlier version's and open nothing; delete that file", before)
+                    return
+                write_json(self._file, _Kept(KeyFile(before.parent).kept()), private=True)
+                before.unlink()
+                before.with_name("keys.lock").unlink(missing_ok=True)
+        except TogetherError as error:
+            logger.warning("keys of an earlier version are not taken over: %s", error)
 
     # --- for who changes them -----------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from together import __version__
 from together.api.app import build_app
-from together.api.keys import new_key
+from together.api.keys import KeyFile, new_key
 from together.api.server import url_of
 from together.cluster_types import Endpoint
 from together.commands import as_typed
@@ -141,7 +141,7 @@ async def _live(settings: Settings, options: AppOptions, lock: AppLock, stop: as
 
 
 async def _first_key(settings: Settings) -> str:
-    return await asyncio.to_thread(first_key, settings.config_path, seen=sys.stdout.isatty())
+    return await asyncio.to_thread(first_key, KeyFile.of(settings), seen=sys.stdout.isatty())
 
 
 async def _load(head: Head, options: AppOptions) -> None:

@@ -266,10 +266,11 @@ def forget(
 
 
 def _forget_texts(key: str | None, log_level: str | None) -> None:
+    from together.api.keys import KeyFile
     from together.desktop.keys import owner_of
 
     running = running_app(log_level)
-    order = given(owner=owner_of(key, settings_with().config_path) if key is not None else None)
+    order = given(owner=owner_of(key, KeyFile.of(settings_with())) if key is not None else None)
     whose = "of everybody" if key is None else f"of {key}"
     typer.confirm(f"Delete all conversations and presets {whose}, and forget their texts?", abort=True)
     gone = running.ask("forget-texts", order)

@@ -8,7 +8,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated
 
 import segno
@@ -41,7 +40,7 @@ def keys(context: typer.Context, as_json: AsJson = False) -> None:
 
 @app.command("list", help="The keys by name and id.")
 def list_command(as_json: AsJson = False) -> None:
-    found = KeyFile(load_settings().config_path).kept()
+    found = KeyFile.of(load_settings()).kept()
     if as_json:
         print(json.dumps({"keys": [{"id": key.id, "name": key.name, "made": key.made} for key in found]}, indent=2))
     elif not found:
@@ -62,14 +61,14 @@ def renew_command(name: Annotated[str, typer.Argument(help="Its name or id")]) -
 
 @app.command("revoke", help="End a key: what it has open, browsers too, ends within seconds. What it owns stays.")
 def revoke_command(name: Annotated[str, typer.Argument(help="Its name or id")]) -> None:
-    gone = KeyFile(load_settings().config_path).revoke(name)
+    gone = KeyFile.of(load_settings()).revoke(name)
     print_line(f"the key {gone.name} is revoked; what the app keeps of its chats stays, and nobody finds it")
     print_line(f"  to delete that:            {USUAL} forget --texts --key {gone.id}")
 
 
 def _show_once(done: str, order: Callable[[KeyFile, str], tuple[ApiKey, str]], name: str) -> None:
     settings = load_settings()
-    key, text = order(KeyFile(settings.config_path), name)
+    key, text = order(KeyFile.of(settings), name)
     print_line(f"the key {key.name} is {done}; it is shown this once:")
     show_key(text, page_of(find_running(settings.home_path)))
 
@@ -78,14 +77,14 @@ def _day(key: ApiKey) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(key.made))
 
 
-def owner_of(name: str, home: Path) -> Owner:
+def owner_of(name: str, keys: KeyFile) -> Owner:
     """Whose what that key asks for is: `local` is what is asked without one. Raises BadSetting.
 
     An id may be that of a revoked key, which nothing but what it owns knows.
     """
     if name == LOCAL:
         return LOCAL
-    found = next((key for key in KeyFile(home).kept() if name in (key.name, key.id)), None)
+    found = next((key for key in keys.kept() if name in (key.name, key.id)), None)
     if found is None and not re.fullmatch(ID, name):
         raise BadSetting("there is no key {name}; see: python3 launch.py keys list", name=quoted(name))
     return Owner(found.id if found is not None else name)
@@ -94,13 +93,12 @@ def owner_of(name: str, home: Path) -> Owner:
 # --- what is shown once -----------------------------------------------------------------------------------------------
 
 
-def first_key(home: Path, *, seen: bool) -> str:
+def first_key(keys: KeyFile, *, seen: bool) -> str:
     """The text of a new key where there is none yet, else nothing. Raises AppError.
 
     `seen`: what is said goes to a terminal. In a file, as a service's journal, a key would be there for good, and none
     is made.
     """
-    keys = KeyFile(home)
     return "" if not seen or keys.kept() else keys.make(FIRST)[1]
 
 
