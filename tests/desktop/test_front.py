@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import ssl
@@ -13,12 +14,14 @@ import pytest
 from tests.conftest import RealApp, free_ports, run_up
 from tests.support.checksum import make_checksum_model
 from tests.support.patience import PATIENCE
+from tests.support.proxy import proxy
 from together.api.keys import KeyFile
 from together.desktop.front import PageCertificates, PageDoors
 from together.settings import Settings
 from together.trust.page import page_authority
 from together.trust.secret import SecretFile
 
+SECRET = "what nobody on the way may read"
 ELSEWHERE = {"X-Forwarded-For": "203.0.113.9"}
 
 
@@ -48,26 +51,36 @@ def shown_by(context: ssl.SSLContext) -> bytes:
     return found
 
 
-def test_the_network_s_door_is_encrypted_and_this_machine_s_is_not(tmp_path: Path) -> None:
+def looked(url: str) -> httpx.Response:
+    return httpx.get(url, timeout=PATIENCE, trust_env=False)
+
+
+async def test_the_network_s_door_is_encrypted_and_this_machine_s_is_not(tmp_path: Path) -> None:
     toy = make_checksum_model(tmp_path / "toy")
     with run_up(tmp_path, "--host", "0.0.0.0", "--model", str(toy), "--backend", "checksum") as app:
         port = announced(app)["network"]
-        page = f"https://127.0.0.1:{port}"
+        page, heard = f"https://127.0.0.1:{port}", bytearray()
         authority = app.get("/ca.crt")
         assert authority.headers["content-type"] == "application/x-x509-ca-cert"
         known = ssl.create_default_context(cadata=authority.text)
         key = KeyFile(app.home).make("phone")[1]
-        with httpx.Client(verify=known, timeout=PATIENCE, headers=ELSEWHERE, trust_env=False) as client:
-            assert client.get(f"{page}/ca.crt").content == authority.content  # nobody needs a key for it
-            assert client.get(f"{page}/status").status_code == 401
-            entered = client.get(page, params={"key": key})
+        async with (
+            proxy(int(str(port)), heard=heard) as link,
+            httpx.AsyncClient(verify=known, timeout=PATIENCE, headers=ELSEWHERE, trust_env=False) as client,
+        ):
+            way = f"https://127.0.0.1:{link.port}"
+            assert (await client.get(f"{way}/ca.crt")).content == authority.content  # nobody needs a key for it
+            assert (await client.get(f"{way}/status")).status_code == 401
+            entered = await client.get(way, params={"key": key})
             assert "Secure" in entered.headers["set-cookie"]
-            answer = client.post(f"{page}/v1/completions", json={"prompt": "Hello", "max_tokens": 3})
+            answer = await client.post(f"{way}/v1/completions", json={"prompt": SECRET, "max_tokens": 3, "echo": True})
             assert answer.json()["usage"]["completion_tokens"] == 3  # by its cookie
+        assert len(heard) > 1000
+        assert not [text for text in (SECRET, key, key[-20:], "/v1/completions") if text.encode() in heard]
         with pytest.raises(httpx.HTTPError):  # in the clear nobody is heard there
-            httpx.get(f"http://127.0.0.1:{port}/health", timeout=PATIENCE, trust_env=False)
+            await asyncio.to_thread(looked, f"http://127.0.0.1:{port}/health")
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):  # for who does not know it
-            httpx.get(f"{page}/health", timeout=PATIENCE, trust_env=False)
+            await asyncio.to_thread(looked, f"{page}/health")
         said = app.command("status").stdout
         assert f"other machines: {json.loads(app.command('status', '--json').stdout)['network']}, with a key" in said
         assert app.command("keys", "make", "tablet").stdout.count(f":{port}/?key=tg-") == 1

@@ -6,7 +6,7 @@
         link.cut()     # every connection is reset and new ones are refused, until heal()
 
 `delay_ms` is one way, so a round trip has it twice; `bytes_per_s` holds for each direction, over all connections
-together. Both may be changed at any time.
+together. Both may be changed at any time. `heard` gets all bytes of both directions, as somebody who listens would.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Proxy:
     delay_ms: float = 0.0
     bytes_per_s: float | None = None
     port: int = 0
+    heard: bytearray | None = None
     accepted: int = 0  # connections so far
     there: Direction = field(default_factory=Direction)
     back: Direction = field(default_factory=Direction)
@@ -131,6 +132,8 @@ class Proxy:
                     data = await loop.sock_recv(source, CHUNK)
                 except OSError:
                     data = b""
+                if self.heard is not None:
+                    self.heard += data
                 left = await self._leave(way, len(data))
                 travelling.put_nowait((left + self.delay_ms / 1000, data))
                 if not data:
@@ -176,10 +179,15 @@ def _listener(host: str, port: int) -> socket.socket:
 
 @asynccontextmanager
 async def proxy(
-    target_port: int, *, host: str = "127.0.0.1", delay_ms: float = 0.0, bytes_per_s: float | None = None
+    target_port: int,
+    *,
+    host: str = "127.0.0.1",
+    delay_ms: float = 0.0,
+    bytes_per_s: float | None = None,
+    heard: bytearray | None = None,
 ) -> AsyncIterator[Proxy]:
     """A link to `target_port`; closed with all its connections at the end."""
-    link = Proxy(host, target_port, delay_ms, bytes_per_s)
+    link = Proxy(host, target_port, delay_ms, bytes_per_s, heard=heard)
     link.thaw()
     link.open()
     try:
