@@ -29,6 +29,7 @@ from together.cluster.claims import (
     SLACK,
     Claim,
     ClaimsFolder,
+    MachineMemory,
     NodeClaims,
     NodeHere,
     SharedOut,
@@ -40,7 +41,11 @@ from together.cluster.claims import (
 from together.cluster.grants import STEADY, MemoryGrants
 from together.cluster_types import Device
 from together.errors import NotEnoughMemory
+from together.models.spec import read_spec
+from together.planning.memory import stage_memory
 from together.settings import Settings
+from together.types import LayerRange
+from together.weights.find import BUNDLED
 
 GB = 10**9
 CPU = Device("checksum", "cpu", "a CPU", 64 * GB, 0)
@@ -89,6 +94,14 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose other programs neither take nor free memory: 36 GB of it are for layers."""
     memory = psutil.virtual_memory()._replace(total=60 * GB, available=42 * GB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+
+
+def test_a_small_machine_gives_what_the_bundled_model_takes_in_two_stages() -> None:
+    spec, usual = read_spec(BUNDLED), Settings()
+    middle, context = spec.layers // 2, min(usual.context, spec.context)
+    halves = LayerRange(0, middle), LayerRange(middle, spec.layers)
+    need = sum(stage_memory(spec, half, "fp32", context, usual.users, "torch") for half in halves)
+    assert MachineMemory(4 * GB, 3 * GB // 2, 0, 0).left >= need
 
 
 # --- nodes that share -------------------------------------------------------------------------------------------------
@@ -172,7 +185,8 @@ async def test_a_new_node_waits_until_the_others_offer_less(still: None, setting
 async def test_small_changes_are_none(still: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     (one,) = await opened(settings, "one")
     memory = psutil.virtual_memory()
-    for available, shown in ((42 * GB + STEADY, 36 * GB), (42 * GB - STEADY, 36 * GB), (38 * GB, 32 * GB), (GB, LEAST)):
+    near = (42 * GB + STEADY, 36 * GB), (42 * GB - STEADY, 36 * GB)
+    for available, shown in (*near, (38 * GB, 32 * GB), (2 * GB, LEAST)):
         now = memory._replace(available=available)
         monkeypatch.setattr(psutil, "virtual_memory", itertools.repeat(now).__next__)
         one._look()

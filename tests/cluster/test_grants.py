@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from tests.support.orders import make_order
 from together.cluster.agent import Agent
+from together.cluster.claims import MEMORY
 from together.cluster.grants import Holder, MemoryGrants, offer
 from together.cluster.identity import Identity, claim_node_id, machine_id, own_addresses
 from together.cluster_types import Device, Endpoint, NodeState, StageOrder
 from together.errors import LoadFailed, NotEnoughMemory
+from together.planning.memory import process_bytes
 from together.ring import rpc
 from together.settings import Settings
 from together.types import LayerRange, ModelRef, StagePlan
@@ -69,6 +71,41 @@ async def test_devices_are_counted_apart(book: MemoryGrants) -> None:
     assert book.total == 1000
     with pytest.raises(NotEnoughMemory, match="needs 4001 bytes for layers 0:4, has 4000 bytes free"):
         book.take(order("r", 2, 4001, device="big"))
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+OWN = process_bytes("torch")
+MACHINE = (Device("torch", "cuda:0", "a card", 2**36, 2**36), Device("torch", "cpu", "a CPU", 2**50, 0))
+
+
+def torch_order(slot: int, size: int, device: str = "cpu") -> StageOrder:
+    return replace(order("r", slot, size), stage=StagePlan("", "torch", device, LayerRange(0, 4), size))
+
+
+async def test_orders_of_a_byte_take_what_their_processes_take(tmp_path: Path) -> None:
+    book = MemoryGrants.of(Settings(claims=str(tmp_path), memory=f"{3 * OWN + OWN // 2}B"), "studio", MACHINE[1:])
+    async with book:
+        for slot in range(3):
+            book.take(torch_order(slot, 1))
+        assert book.free("torch/cpu") == OWN // 2
+        with pytest.raises(NotEnoughMemory):
+            book.take(torch_order(3, 1))
+
+
+async def test_a_stage_on_a_card_has_its_process_in_main_memory(tmp_path: Path) -> None:
+    book = MemoryGrants.of(Settings(claims=str(tmp_path)), "studio", MACHINE)
+    book.most[MEMORY] = 3 * OWN
+    async with book:
+        assert [device.free_bytes for device in book.shown()] == [2**36, 2 * OWN]  # its first stage has its place
+        book.take(torch_order(0, 2**30, "cuda:0"))
+        assert [device.free_bytes for device in book.shown()] == [2**36 - 2**30, 2 * OWN]
+        book.take(torch_order(1, 2 * OWN))
+        assert [device.free_bytes for device in book.shown()] == [0, 0]
+        with pytest.raises(NotEnoughMemory):
+            book.take(torch_order(2, 2**30, "cuda:0"))
+        book.give_back(("r", 0))
+        assert book.free("torch/cuda:0") == 2**36
 
 
 # --- shares -----------------------------------------------------------------------------------------------------------

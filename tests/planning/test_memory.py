@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support.checksum import VOCABULARY, make_checksum_model
 from together.models.spec import ModelSpec, read_spec, shape_of
-from together.planning.memory import cache_tokens, model_size, stage_memory, workspace_bytes
+from together.planning.memory import cache_tokens, model_size, process_bytes, stage_memory, workspace_bytes
 from together.planning.problem import Problem
 from together.types import BLOCK, LayerRange
 
@@ -34,16 +34,16 @@ def test_what_stages_need_by_hand(spec: ModelSpec) -> None:
     first = stage_memory(spec, LayerRange(0, 2), "fp32", 512, 2, "torch")
     inner = stage_memory(spec, LayerRange(2, 5), "fp32", 512, 2, "torch")
     last = stage_memory(spec, LayerRange(5, 6), "fp32", 512, 2, "torch")
-    assert first == matrix + 2 * vector + 2 * kv + workspace_bytes(spec)
-    assert inner == 3 * vector + 3 * kv + workspace_bytes(spec)
-    assert last == vector + vector + matrix + kv + workspace_bytes(spec)
+    fixed = process_bytes("torch") + workspace_bytes(spec)
+    assert first == matrix + 2 * vector + 2 * kv + fixed
+    assert inner == 3 * vector + 3 * kv + fixed
+    assert last == vector + vector + matrix + kv + fixed
 
 
 def test_half_the_bytes_in_half_the_precision(spec: ModelSpec) -> None:
     whole = LayerRange(0, LAYERS)
-    full, half = (
-        stage_memory(spec, whole, dtype, 512, 2, "torch") - workspace_bytes(spec) for dtype in ("fp32", "bf16")
-    )
+    fixed = process_bytes("torch") + workspace_bytes(spec)
+    full, half = (stage_memory(spec, whole, dtype, 512, 2, "torch") - fixed for dtype in ("fp32", "bf16"))
     assert full == 2 * half
 
 

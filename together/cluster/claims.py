@@ -25,12 +25,13 @@ from together.cluster.cgroups import tightest_room
 from together.cluster_types import Device, unique_names
 from together.errors import NotEnoughMemory
 from together.jsonfile import decode_json
+from together.planning.memory import PROCESS_BYTES
 from together.settings import Settings, parse_bytes
 
 MEMORY = "this machine's memory"  # the pool of the CPU, and of a GPU that has no memory of its own
 UNIFIED = ("mps", "gpu")  # Apple's GPU, in torch's and MLX's words: it shares the CPU's memory
 LEAST_RESERVE = 2**30  # bytes left to the system and the user's other programs
-LEAST = 2**28  # bytes to give even where less than the reserve is free: enough for the bundled model
+LEAST = 2**28 + 2 * PROCESS_BYTES["torch"]  # to give even where less is free than the reserve: the bundled model's
 SLACK = 2**28  # bytes of the reserve that a grant may take: what was offered a moment ago still loads
 LONGEST_NAME = 200
 TRIES = 5

@@ -25,7 +25,9 @@ from together.cluster.claims import (
 )
 from together.cluster_types import Device, StageOrder
 from together.errors import BadPlan, NotEnoughMemory
+from together.planning.memory import process_bytes
 from together.settings import Settings, parse_bytes
+from together.types import StagePlan
 from together.wording import reason_of
 
 log = logging.getLogger(__name__)
@@ -139,8 +141,21 @@ class MemoryGrants:
         return self.free(key) + self._held(key)
 
     def free(self, key: str) -> int:
+        """What a stage there may be granted.
+
+        A card gives nothing where main memory has no room for its stage's process. What the first one of each card
+        takes of that is offered to nobody else.
+        """
         device = self._device(key)
-        return max(min(self._offer(pool_of(device)), device.total_bytes - self._held(key)), 0)
+        left, own = (
+            min(self._offer(pool_of(device)), device.total_bytes - self._held(key)),
+            process_bytes(device.backend),
+        )
+        if pool_of(device) == MEMORY:
+            left -= sum(process_bytes(card.backend) for card in self._cards() if not self._held(card.key))
+        elif own and self._offer(MEMORY) < own:
+            left = 0
+        return max(left, 0)
 
     def free_memory(self) -> int:
         """Main memory that this node may still grant; all that is free where no device of it uses main memory."""
@@ -150,7 +165,7 @@ class MemoryGrants:
     def has_room(self, order: StageOrder) -> bool:
         """Whether `take` would not lack memory."""
         key = f"{order.stage.backend}/{order.stage.device}"
-        return all(device.key != key for device in self.devices) or order.stage.memory_bytes <= self._room(key)
+        return all(device.key != key for device in self.devices) or self._lacking(order, key) is None
 
     def take(self, order: StageOrder) -> None:
         """Reserve what the order asks for. Raises BadPlan for an unknown device, NotEnoughMemory with both numbers.
@@ -162,17 +177,17 @@ class MemoryGrants:
         if key not in known:
             message = "node {name} has no device {device}; it has {known}"
             raise BadPlan(message, name=self.node_name, device=key, known=known)
-        room = self._room(key)
-        if stage.memory_bytes <= room:
-            self._given[order.ring, order.slot] = (key, stage.memory_bytes)
-            room = stage.memory_bytes + self._room(key)  # again, now that the others can see it
-        if stage.memory_bytes > room:
+        lacking = self._lacking(order, key)
+        if lacking is None:
+            self._given[order.ring, order.slot] = (key, _size_of(stage))
+            lacking = self._lacking(order, key)  # again, now that the others can see it
+        if lacking is not None:
             self.give_back((order.ring, order.slot))
             raise NotEnoughMemory(
                 "node {name}: needs {sizes:sizes 0} for layers {layers}, has {sizes:sizes 1} free; lower the context, "
                 "give it fewer layers, or free memory there: unload a model or close other programs",
                 name=self.node_name,
-                sizes=(stage.memory_bytes, max(room, 0)),
+                sizes=lacking,
                 layers=str(stage.layers),
             )
 
@@ -186,6 +201,10 @@ class MemoryGrants:
     def _device(self, key: str) -> Device:
         return next(device for device in self.devices if device.key == key)
 
+    def _cards(self) -> list[Device]:
+        """Devices that have memory of their own."""
+        return [device for device in self.devices if pool_of(device) != MEMORY]
+
     def _held(self, key: str) -> int:
         return sum(size for device, size in self._given.values() if device == key)
 
@@ -194,14 +213,23 @@ class MemoryGrants:
         others = [Holder(node.granted(pool), node.most.get(pool, 0)) for node in self._others]
         return offer(self._pools.get(pool, 0), own, others)
 
-    def _room(self, key: str) -> int:
-        """What all that was granted leaves, seen now; below 0: too much was."""
-        now, device = self._look(), self._device(key)
-        pool = pool_of(device)
-        granted = sum(node.granted(pool) for node in (self._record(), *self._others))
-        own = self._record().granted(pool)
-        slack = SLACK if pool == MEMORY else 0
-        return min(now[pool] + slack - granted, self.most[pool] - own, device.total_bytes - self._held(key))
+    def _lacking(self, order: StageOrder, key: str) -> tuple[int, int] | None:
+        """What an order needs of a pool that has too little, and what that has; None where there is enough.
+
+        Seen now, without what this order was given already.
+        """
+        now, device, stage = self._look(), self._device(key), order.stage
+        given = (order.ring, order.slot) in self._given
+        for pool, size in _claimed(device, _size_of(stage)).items():
+            had = size if given else 0
+            own = self._record().granted(pool) - had
+            granted = own + sum(node.granted(pool) for node in self._others)
+            room = min(now[pool] + (SLACK if pool == MEMORY else 0) - granted, self.most[pool] - own)
+            if pool == pool_of(device):
+                room = min(room, device.total_bytes - self._held(key) + had)
+            if size > room:
+                return size, max(room, 0)
+        return None
 
     def _look(self) -> dict[str, int]:
         """Say what this node was granted, then see what the others were; the sizes of the pools now."""
@@ -246,15 +274,30 @@ class MemoryGrants:
             self._alone = True
 
     def _record(self) -> NodeClaims:
-        pids = self.pids()
-        pools = {device.key: pool_of(device) for device in self.devices}
+        pids, devices = self.pids(), {device.key: device for device in self.devices}
+        claims = [
+            Claim(pool, size, pids.get(name, 0))
+            for name, (key, granted) in self._given.items()
+            for pool, size in _claimed(devices[key], granted).items()
+        ]
         return NodeClaims(
             token=self._token,
             pid=os.getpid(),
             started=self._started,
             name=self.node_name[:LONGEST_NAME],
             most=dict(self.most),
-            claims=tuple(Claim(pools[key], size, pids.get(name, 0)) for name, (key, size) in self._given.items()),
+            claims=tuple(claims),
             offers=self._offers,
             seen=tuple(node.token for node in self._others),
         )
+
+
+def _size_of(stage: StagePlan) -> int:
+    """What it counts for: whatever is asked for, its process takes what it takes."""
+    return max(stage.memory_bytes, process_bytes(stage.backend))
+
+
+def _claimed(device: Device, size: int) -> dict[str, int]:
+    """Bytes by pool that a stage of that size has: on a card, its process is in main memory, too."""
+    own = process_bytes(device.backend) if pool_of(device) != MEMORY else 0
+    return {pool_of(device): size} | ({MEMORY: own} if own else {})

@@ -30,7 +30,7 @@ from together.cluster_types import (
 )
 from together.errors import BadPlan, NotServing, TogetherError, Unreachable
 from together.models.spec import ModelSpec
-from together.planning.memory import cache_tokens, model_size, quantized_sizes, workspace_bytes
+from together.planning.memory import cache_tokens, model_size, process_bytes, quantized_sizes, workspace_bytes
 from together.planning.problem import Link, NodeProfile, Problem, Sizing
 from together.ring import rpc
 from together.sentences import Sentence, say
@@ -253,10 +253,10 @@ class Surveyor:
 
     def _problem(self, spec: ModelSpec, sizing: Sizing, profiles: dict[Placement, DeviceProfile]) -> Problem:
         own = next((place.name for place in profiles if place.machine == self.machine), None)
-        workspace = workspace_bytes(spec)
+        fixed = workspace_bytes(spec)
         nodes = [
             replace(
-                NodeProfile.of(place.name, profile, self._usable(place), workspace),
+                NodeProfile.of(place.name, profile, self._usable(place), fixed, process_bytes(place.device.backend)),
                 processor=processor,
                 size=model_size(spec, sizing.dtype, place.device.backend) if spec.packings else None,
             )

@@ -15,6 +15,11 @@ from together.planning.problem import STATES, ModelSize, Smaller
 from together.types import BLOCK, DTYPE_BYTES, STEP_TOKENS, Dtype, LayerRange, Packing
 
 PACKING_BYTES = 68 * 2**20  # most that a backend may take while it brings weights into another form
+# What a stage's process has of main memory before its weights: its code and libraries, without the files that it maps.
+PROCESS_BYTES = {
+    "torch": 220_000_000,
+    "mlx": 50_000_000,
+}  # as measured on Linux; the toy is for tests, which count bytes
 _LIBRARIES = 12 * 2**20  # what a framework loads only when it first computes
 _STEP_BYTES = 16  # per element of a token's widest states: input, output and both in fp32
 _LOOK_BYTES = 24  # per element of a patch's widest states: fitted to peaks of a 4B model's tower in fp32
@@ -27,14 +32,20 @@ def cache_tokens(context: int, users: int) -> int:
 
 
 def stage_memory(spec: ModelSpec, layers: LayerRange, dtype: Dtype, context: int, users: int, backend: str) -> int:
-    """Bytes that a stage is granted: its weights as `backend` holds them, the caches of `users` full contexts, and
-    workspace.
+    """Bytes that a stage is granted: its process, its weights as `backend` holds them, the caches of `users` full
+    contexts, and workspace.
 
     Where a sequence has a state of a fixed size, each user has two: a conversation goes on from one that is kept.
     """
     cache = spec.cache_size(layers, dtype).nbytes(cache_tokens(context, users), STATES * users)
     looking = 0 if layers.start else looking_bytes(spec)
-    return held_bytes(spec.stage_weights(layers), dtype, backend) + cache + workspace_bytes(spec) + looking
+    weights = held_bytes(spec.stage_weights(layers), dtype, backend)
+    return process_bytes(backend) + weights + cache + workspace_bytes(spec) + looking
+
+
+def process_bytes(backend: str) -> int:
+    """Of main memory, whatever the device: on one with memory of its own it stands for what the driver takes there."""
+    return PROCESS_BYTES.get(backend, 0)
 
 
 def looking_bytes(spec: ModelSpec) -> int:
@@ -49,7 +60,7 @@ def looking_bytes(spec: ModelSpec) -> int:
 def workspace_bytes(spec: ModelSpec) -> int:
     """Bytes that come and go beside weights and KV cache: while layers are loaded, and in a step of STEP_TOKENS.
 
-    Fitted to the peaks of `bench estimate`; a backend's own code is not in it: it takes no memory from the model.
+    Fitted to the peaks of `bench estimate`; what the process has before is not in it.
     """
     return workspace_of(spec.hidden_size + spec.inputs_behind(0), spec.inner_size, spec.vocab_size)
 

@@ -110,15 +110,19 @@ class NodeProfile:
     shared: float = 0.0
 
     @classmethod
-    def of(cls, name: str, device: DeviceProfile, free_bytes: float, workspace_bytes: int) -> NodeProfile:
-        """A measured device, of whose free memory a stage leaves `workspace_bytes` and the framework's own alone."""
+    def of(
+        cls, name: str, device: DeviceProfile, free_bytes: float, workspace_bytes: int, process_bytes: int = 0
+    ) -> NodeProfile:
+        """A device, of whose free memory a stage leaves `workspace_bytes` alone, and what its process takes: as much as
+        is granted for it (`process_bytes`), or as was measured.
+        """
         return cls(
             name,
             device.ms_per_layer,
             device.ms_per_stage,
             ms_per_head=device.ms_per_head,
             free_bytes=free_bytes,
-            reserve_bytes=workspace_bytes + device.overhead_bytes,
+            reserve_bytes=workspace_bytes + max(process_bytes, device.overhead_bytes),
             ms_per_step=device.ms_per_step,
             shared=device.shared,
         )

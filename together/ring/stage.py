@@ -27,6 +27,7 @@ from together.cluster_types import StageLink, StageOrder
 from together.errors import EpochRefused, FrameRefused, NotAllowed, RingBroken, TogetherError, Unreachable
 from together.jsonfile import decode_json
 from together.models.form import form_title
+from together.planning.memory import process_bytes
 from together.processes import claim_stdout, leave_with_parent
 from together.ring import rpc, wire
 from together.ring.links import Arrival, Inlet, Inlets, Outlet
@@ -246,7 +247,7 @@ class Stage:
             layers=plan.layers,
             device=plan.device,
             dtype=self._order.dtype,
-            memory_bytes=plan.memory_bytes,
+            memory_bytes=max(plan.memory_bytes - process_bytes(plan.backend), 0),
             home=Path(self._launch.home),
             progress=lambda fraction: self._emit(StageEvent("progress", progress=fraction)),
             exact=self._order.exact,

@@ -29,7 +29,7 @@ from together.head.plan import (
 )
 from together.models.form import asked_form
 from together.planning.explain import Infeasible
-from together.planning.memory import cache_tokens, model_size, workspace_bytes
+from together.planning.memory import cache_tokens, model_size, process_bytes, workspace_bytes
 from together.planning.problem import Assignment, NodeProfile, Problem, Sizing
 from together.planning.request import PlanRequest
 from together.planning.strategies import STRATEGIES
@@ -277,7 +277,13 @@ def plan_here(
     shared = Counter(where) if request.strategy in ("memory", *NEED_SPEEDS) else Counter(set(pools))
     workspace = workspace_bytes(opened.spec)
     nodes = tuple(
-        NodeProfile.of(place.name, profiles[place.device], pools[pool] / shared[pool], workspace)
+        NodeProfile.of(
+            place.name,
+            profiles[place.device],
+            pools[pool] / shared[pool],
+            workspace,
+            process_bytes(place.device.backend),
+        )
         for place, pool in zip(places, where, strict=True)
     )
     size, context = model_size(opened.spec, sizing.dtype), cache_tokens(sizing.context, 1)
