@@ -33,6 +33,7 @@ class Relay(grpc.GenericRpcHandler):
     there: Direction = field(default_factory=Direction)
     back: Direction = field(default_factory=Direction)
     endpoint: Endpoint = field(default=Endpoint((), 0))
+    _heard: bytearray | None = None
     _links: dict[int, Proxy] = field(default_factory=dict)  # by the real port
     _channel: grpc.aio.Channel | None = None
     _server: grpc.aio.Server | None = None
@@ -45,6 +46,13 @@ class Relay(grpc.GenericRpcHandler):
         await self._server.start()
         self.endpoint = self._slow(port)
 
+    def hear(self) -> bytearray:
+        """What goes over the link from now on, both ways."""
+        self._heard = bytearray()
+        for link in self._links.values():
+            link.heard = self._heard
+        return self._heard
+
     async def close(self) -> None:
         for link in self._links.values():
             await link.close()
@@ -56,6 +64,7 @@ class Relay(grpc.GenericRpcHandler):
         """The slow way to a port; all of them share one link."""
         if port not in self._links:
             link = Proxy(HOST, port, self.delay_ms, self.bytes_per_s, there=self.there, back=self.back)
+            link.heard = self._heard
             link.thaw()
             link.open()
             self._links[port] = link
