@@ -15,7 +15,7 @@ import uvicorn
 
 from tests.support.cluster import cluster_settings
 from together.api.app import build_app
-from together.api.server import Patience, bind, serving
+from together.api.server import MOST_OF_ONE, MOST_OPEN, Patience, bind, is_one_too_many, serving
 from together.head.head import Head
 
 QUICK = Patience(idle=0.5, headers=0.5, pause=0.5, body=1.5, rate=10_000)
@@ -154,3 +154,30 @@ async def test_an_idle_server_looks_at_the_clock_once_a_second(tmp_path: Path, m
     async with listening(tmp_path):
         await asyncio.sleep(1.5)
         assert len(looks) <= looks[-1] - looks[0] + 2
+
+
+# --- more connections than there is room for --------------------------------------------------------------------------
+
+
+async def test_connections_that_are_too_many_are_closed_at_once_and_leave_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silent ones too, and those that never begin TLS: each holds a file of a process that has few."""
+    monkeypatch.setattr("together.api.server.MOST_OPEN", 5)
+    async with listening(tmp_path, Patience(idle=10 * SOON)) as port:
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+        assert await answer_to(port) == b""
+        for _, writer in held:
+            writer.transport.abort()
+        health = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+        async with asyncio.timeout(SOON):
+            while not await answer_to(port, health):
+                pass  # they are closed in a moment
+
+
+def test_one_machine_alone_does_not_take_all_connections() -> None:
+    many = ["192.0.2.1"] * MOST_OF_ONE
+    assert is_one_too_many(many, "192.0.2.1")
+    assert not is_one_too_many(many, "192.0.2.2")
+    assert not is_one_too_many(["127.0.0.1"] * MOST_OF_ONE, "127.0.0.1")
+    assert is_one_too_many(["127.0.0.1"] * MOST_OPEN, "127.0.0.1")

@@ -17,6 +17,8 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+from together.api.access import network_of
+from together.api.visitors import is_loopback
 from together.errors import Unreachable
 
 logger = logging.getLogger(__name__)
@@ -135,6 +137,31 @@ def patient(patience: Patience) -> type[Connection]:
 
 
 PORTS_TRIED = 50
+MOST_OPEN = 400  # connections of a door, silent ones among them: a process has 1,024 files, where nobody gives it more
+MOST_OF_ONE = 200  # of these, from another machine
+
+
+class BoundedListener(socket.socket):
+    """A listening socket that closes what is too many at once, before TLS or a byte of a request cost anything."""
+
+    def __init__(self, *arguments: int) -> None:
+        super().__init__(*arguments)
+        self._open: list[tuple[socket.socket, str]] = []
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        connection, client = super().accept()
+        self._open = [each for each in self._open if each[0].fileno() >= 0]
+        network = network_of(client[0])
+        if is_one_too_many([other for _, other in self._open], network):
+            connection.close()
+            raise ConnectionAbortedError("too many connections")  # asyncio accepts the next one
+        self._open.append((connection, network))
+        return connection, client
+
+
+def is_one_too_many(others: list[str], network: str) -> bool:
+    """Whether a door with these connections, each named by the network of its client, has no room for that one."""
+    return len(others) >= MOST_OPEN or (not is_loopback(network) and others.count(network) >= MOST_OF_ONE)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -145,7 +172,7 @@ def bind(host: str, port: int) -> socket.socket:
     for candidate in range(port, last + 1):
         # The protocol is named so that asyncio sets TCP_NODELAY: without it every answer and every token of two packets
         # waited 40 ms for the client's acknowledgement.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener = BoundedListener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         if os.name != "nt":  # there it would share a port that is in use
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
