@@ -17,7 +17,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 GROWTH = 32 * 2**20  # bytes: allocators keep some of what they had
 LONG = [pytest.mark.full, pytest.mark.timeout(3600)]  # hypothesis alone takes minutes
-# All but Reach, which would connect to whatever stands in it and wait there, and Measure, which would measure.
+# All but Reach, which would connect to whatever stands in it and wait there.
 ASKED = [
     (rpc.LOAD, words.stage_orders),
     (rpc.UNLOAD, words.ring_names),
@@ -25,6 +25,7 @@ ASKED = [
     (rpc.FIND, words.models),
     (rpc.MEET, words.endpoints),
     (rpc.ECHO, words.blobs),
+    (rpc.MEASURE, words.measure_orders),  # of devices that no node has
     (rpc.DESCRIBE, words.models),
     (rpc.DIGEST, words.unit_requests),
 ]
