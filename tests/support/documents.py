@@ -31,8 +31,9 @@ class Block:
 
     @property
     def lines(self) -> list[list[str]]:
-        """The words of each command of a block of commands."""
-        return [shlex.split(line) for line in self.text.replace("\\\n", " ").splitlines()]
+        """The words of each command of a block of commands, without what a shell takes for a comment."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 @cache
