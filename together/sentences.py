@@ -187,6 +187,11 @@ _ENGLISH = {
     "stage_converts": "{stage} converts its weights, {progress:.0%}",
     "stage_away": "{stage}: its machine has been out of reach for {seconds:.0f} s",
     "waits": "{waits}",
+    "job_waits": "it waits for {whom}",
+    "job_downloaded": "{model} is here, {size:size}; load it when you like",
+    "job_quantized": "{model} is here in {form}; load it in this form when you like",
+    "job_converted": "{model} is a folder in MLX's format, {size:size}: {folder}{facts:lines}",
+    "job_failed": "the work on {model} failed because of a bug; see the log, then try again",
     "stage_unknown": "its node no longer knows it",
     "ended_loading": "its node ended it while it was loaded",
     "lost_loading": "its node was lost while it was loaded",
@@ -299,6 +304,9 @@ _ENGLISH = {
     "{ms:ms}; for a first token {first_token_s:g} s after {prompt_tokens} tokens of prompt, {prompt_mbit_per_s:.0f} "
     "Mbit/s",
     "sized_less": "sized for a context of {context} and {users} {users:plural user|users}: more does not fit",
+    "fit_fits": "it fits on {nodes:and}, with a context of {context} for {users} {users:plural user|users}",
+    "fit_tight": "it fits, and leaves less than {part:.0%} of the memory free: close programs there, or choose fewer "
+    "bits",
     # Why a node has none.
     "left_out": "{node} left out: {why}",
     "out_by": "it gets no layer by {rule}",

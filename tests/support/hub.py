@@ -16,14 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import prod
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.support.patience import PATIENCE
 
 LARGE = (".safetensors", ".gguf")  # these are LFS files: resolve redirects to the CDN
 CHUNK = 4096
+_SEARCH = re.compile(r"/api/models")
 _INFO = re.compile(r"/api/models/(?P<repo>[^/]+(?:/[^/]+)?)(?:/revision/(?P<revision>[^/]+))?")
 _TREE = re.compile(r"/api/models/(?P<repo>[^/]+(?:/[^/]+)?)/tree/(?P<revision>[^/]+)")
 _FILE = re.compile(r"/(?P<cdn>cdn/)?(?P<repo>[^/]+(?:/[^/]+)?)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
@@ -47,6 +49,8 @@ class HubServer:
     cdn_tokens: list[str] = field(default_factory=list)  # authorizations that leaked to the CDN
     url: str = ""
     cdn_url: str = ""
+    licences: dict[str, str] = field(default_factory=dict)  # repo → what its card says
+    found: list[Any] = field(default_factory=list)  # what each search finds besides repositories with its words
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, repo: str, folder: Path) -> str:
@@ -127,6 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
+        if _SEARCH.fullmatch(path):
+            return self._search(parse_qs(urlsplit(self.path).query))
         for pattern, answer in ((_FILE, self._file), (_TREE, self._tree), (_INFO, self._info)):
             match = pattern.fullmatch(path)
             if match:
@@ -157,6 +163,35 @@ class _Handler(BaseHTTPRequestHandler):
             "downloads": 0,
         }
         return self._json({**known, "sha": self.hub.commit(repo), "siblings": siblings})
+
+    def _search(self, asked: dict[str, list[str]]) -> None:
+        """As the real one: names that have the words, with what `expand` asks for."""
+        words = asked.get("search", [""])[0].lower()
+        known = [self._listed(repo) for repo in self.hub.repos if words in repo.lower()]
+        return self._json([*known, *self.hub.found])
+
+    def _listed(self, repo: str) -> dict[str, Any]:
+        folder = self.hub.repos[repo]
+        config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+        counts: Counter[str] = Counter()
+        for file in folder.glob("*.safetensors"):
+            with file.open("rb") as stream:
+                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+            for tensor in header.values():
+                counts[tensor["dtype"]] += prod(tensor["shape"])
+        kind = "safetensors" if counts else "gguf"
+        licence = self.hub.licences.get(repo)
+        return {
+            "_id": "1",
+            "id": repo,
+            "gated": "manual" if repo in self.hub.gated else False,
+            "tags": [kind, "text-generation", *([f"license:{licence}"] if licence else [])],
+            "config": {"model_type": config.get("model_type", "")},
+            "safetensors": {"parameters": dict(counts), "total": counts.total()},
+            "downloads": 7,
+            "likes": 3,
+            "lastModified": "2026-01-02T03:04:05.000Z",
+        }
 
     def _sibling(self, repo: str, name: str) -> dict[str, Any]:
         size, digest = self._facts(repo, name)

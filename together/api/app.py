@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import fields, is_dataclass
 from functools import partial
-from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -25,16 +23,17 @@ from together.api.conversations import conversation_routes
 from together.api.events import event
 from together.api.guard import Guard
 from together.api.keys import KeyFile
+from together.api.library import library_orders, library_routes
 from together.api.login import login_routes
 from together.api.metrics import Metrics
 from together.api.openai import openai_routes
 from together.api.pages import page_routes
+from together.api.plain import plain_fields
 from together.api.reach import reach_routes
 from together.api.responses import Health, Version
 from together.api.stream import EventStream, note_refusal
 from together.api.visitors import visitor_of
 from together.head.head import Head
-from together.sentences import Sentence
 from together.view import ClusterView, ServingState
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -66,6 +65,8 @@ def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> Fa
         ("", login_routes(access, settings.config_path), False),
         ("", reach_routes(head, keys), False),  # for the page
         ("", conversation_routes(head), False),  # for the page and the terminal chat
+        ("", library_routes(head), False),  # for the page
+        ("", library_orders(head), False),
     )
     for prefix, router, documented in mounted:
         app.include_router(router, prefix=prefix, include_in_schema=documented)
@@ -122,21 +123,7 @@ def view_json(view: ClusterView) -> dict[str, object]:
     """The view as plain JSON, field for field, with the text of its sentences, and why it serves nothing."""
     serving = view.serving
     reason = "" if serving.state is ServingState.READY else str(serving.sentence)
-    return {**_plain_fields(view), "reason": reason}
-
-
-def _plain_fields(value: Any) -> dict[str, object]:
-    """And what it is in words, where it has a sentence of its own."""
-    found = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    return {**found, "sentence": str(value.sentence)} if hasattr(value, "sentence") else found
-
-
-def _plain(value: Any) -> object:
-    if isinstance(value, Sentence):
-        return str(value)
-    if isinstance(value, tuple):
-        return [_plain(part) for part in value]
-    return _plain_fields(value) if is_dataclass(value) else value
+    return {**plain_fields(view), "reason": reason}
 
 
 # --- everything else --------------------------------------------------------------------------------------------------

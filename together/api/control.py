@@ -13,8 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from together.api.answers import finite, word
-from together.api.guard import FROM_JSON, BodyRoute, RouteHandler
-from together.api.responses import Forbidden
+from together.api.guard import FROM_JSON, LocalRoute
 from together.api.stream import GONE, ClientGone, while_connected
 from together.api.visitors import visitor_of
 from together.head.head import Head
@@ -102,6 +101,16 @@ class SwitchOrder(_Order):
     on: bool
 
 
+class KeepOrder(_Order):
+    model: str
+    on: bool
+
+
+class AliasOrder(_Order):
+    name: str
+    model: str = ""
+
+
 class ScoreOrder(_Order):
     """A text to score, and how it is cut where it is long, in tokens; `text` as a whole where both are left out."""
 
@@ -111,23 +120,9 @@ class ScoreOrder(_Order):
     stride: int | None = None
 
 
-class _LocalRoute(BodyRoute):
-    """A route that answers this machine only, and reads nothing from others."""
-
-    def get_route_handler(self) -> RouteHandler:
-        handle = super().get_route_handler()
-
-        async def answer(request: Request) -> Response:
-            if not visitor_of(request.scope).here:
-                raise Forbidden("control routes answer this machine only")
-            return await handle(request)
-
-        return answer
-
-
 def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
     """All of `/control/…`: `load`, `last`, `unload`, `plan`, `cluster`, `machines`, `balance`, `drain`, and so on."""
-    router = APIRouter(prefix="/control", route_class=_LocalRoute)
+    router = APIRouter(prefix="/control", route_class=LocalRoute)
 
     @router.post("/load")
     async def load(order: Annotated[PlanOrder, FROM_JSON]) -> Response:
@@ -191,6 +186,18 @@ def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
     async def on_demand(order: Annotated[SwitchOrder, FROM_JSON]) -> Response:
         """Whether a request loads the model that it names."""
         head.demands.on = order.on
+        return _done()
+
+    @router.post("/keep")
+    async def keep(order: Annotated[KeepOrder, FROM_JSON]) -> Response:
+        """Whether other models may have the memory of one that serves."""
+        await head.orders.keep(order.model, order.on)
+        return _done()
+
+    @router.post("/alias")
+    async def alias(order: Annotated[AliasOrder, FROM_JSON]) -> Response:
+        """Another name for requests, also after a restart; without a model it is given up."""
+        await head.demands.alias(order.name, order.model)
         return _done()
 
     @router.post("/drain")

@@ -217,6 +217,20 @@ class BodyRoute(APIRoute):
         return read
 
 
+class LocalRoute(BodyRoute):
+    """A route that answers this machine only, and reads nothing from others."""
+
+    def get_route_handler(self) -> RouteHandler:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            if not visitor_of(request.scope).here:
+                raise Forbidden("this is for the machine that the app runs on; open the page there")
+            return await handle(request)
+
+        return answer
+
+
 def parse(model: type[ModelT], body: bytes) -> ModelT:
     """A JSON body as its model. Raises BadRequest with the path of the first wrong field."""
     try:

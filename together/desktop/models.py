@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -28,6 +27,7 @@ from together.types import LayerRange
 from together.weights.find import known_models, resolve_model
 from together.weights.hub import describe_hub, fetch_units
 from together.weights.offers import offers, offers_named
+from together.weights.removal import delete_model, is_own
 from together.weights.room import CacheRoom, cache_limit
 from together.weights.store import KnownModel, Store, export, local_name
 from together.wording import exact_size_text, quoted
@@ -199,7 +199,7 @@ def remove(name: str, home: Path, confirm: Callable[[str], bool], form: str | No
     if not confirm(_question(name, own)):
         return False
     for model in own:
-        _delete(model, home)
+        delete_model(model, home)
         print_line(f"deleted {model.folder}" + (f"; {model.file} stays" if model.file else ""))
     return True
 
@@ -239,26 +239,6 @@ def _question(name: str, own: Sequence[KnownModel]) -> str:
     if all(model.file for model in own):
         return f"Forget {name}, which was read from {own[0].file}, in {places}? The file stays."
     return f"Delete {name}, {exact_size_text(sum(model.bytes for model in own if not model.file))}, from {places}?"
-
-
-def is_own(folder: Path, home: Path) -> bool:
-    """Whether it is a model in the app's cache, what a GGUF file was imported as, or a real folder under `models`."""
-    if folder.is_symlink():
-        return False
-    root, place = home.resolve(), folder.resolve()
-    imports = place.parent.parent == root / "imports"
-    return place.parent == root / "shards" or imports or root / "models" in place.parents
-
-
-def _delete(model: KnownModel, home: Path) -> None:
-    if model.folder.parent.name == "shards" and model.folder.parent.resolve() == home.resolve() / "shards":
-        Store(home).remove(model.folder.name)
-    elif model.folder.parent.parent.resolve() == home.resolve() / "imports":
-        shutil.rmtree(model.folder.parent)  # named by the file's place and time: nothing else is in it
-    else:
-        shutil.rmtree(model.folder)
-    if not model.form:
-        shutil.rmtree(home / "hub" / f"models--{model.name.replace('/', '--')}", ignore_errors=True)  # its small files
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from together.desktop.inspected import inspect_folder, inspect_hub
 from together.errors import BadInput, BadSetting, Unreachable
 from together.models.folder import read_json
 from together.models.gguf.sources import is_imported
@@ -15,6 +14,7 @@ from together.models.summary import Summary, summarize_config
 from together.planning.fields import near_names
 from together.planning.shapes import SHAPES, shape_named
 from together.weights.find import resolve_model
+from together.weights.inspected import inspect_folder, inspect_hub
 
 
 @dataclass(frozen=True, slots=True)

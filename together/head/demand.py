@@ -14,18 +14,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from together.errors import NoRoom, NotServing, TogetherError
+from together.errors import BadSetting, NoRoom, NotServing, TogetherError
 from together.head.load import ModelLoad
 from together.head.orders import LoadOrders
 from together.head.service import Service
 from together.head.services import Services
+from together.jsonfile import BrokenFile, read_json, write_json
 from together.planning.request import PlanRequest
 from together.sentences import Sentence, say
 from together.settings import Settings, parse_aliases, parse_seconds
 from together.weights.find import known_models
+from together.wording import MOST, quoted
 
 log = logging.getLogger(__name__)
 
+ALIASES = "aliases.json"
 LOOK_EVERY = 0.5  # seconds
 IDLE_EVERY = 5.0  # seconds between looks for services that nobody uses
 COME_BACK = 5.0  # seconds after which a request that could not wait may ask again
@@ -74,7 +77,9 @@ class Demands:
         self.on = settings.on_demand
         self.swaps = 0  # how often a model went for another one
         self._home, self._strategy = settings.home_path, settings.strategy
-        self._aliases = parse_aliases(settings.aliases)
+        self._alias_file = settings.config_path / ALIASES
+        self._set = parse_aliases(settings.aliases)
+        self._given = _kept_aliases(self._alias_file)
         self._idle = parse_seconds(settings.idle) if settings.idle else 0.0
         self._turn = asyncio.Lock()
         self.open: dict[str, ModelDemand] = {}  # by what is to be loaded
@@ -86,14 +91,38 @@ class Demands:
 
     # --- names --------------------------------------------------------------------------------------------------------
 
+    @property
+    def aliases(self) -> dict[str, str]:
+        """What other names stand for; those of the settings count before those that were given here."""
+        return self._given | self._set
+
+    async def alias(self, name: str, model: str) -> None:
+        """Give a model another name, or with an empty `model` give the name up; kept for the next start.
+
+        Raises BadSetting.
+        """
+        if not name.strip() or len(name) > MOST:
+            raise BadSetting("another name has 1 to {most} characters; choose one", most=MOST)
+        if name in self._set:
+            raise BadSetting("{name} is set by --alias or TOGETHER_ALIASES; change it there", name=quoted(name))
+        if name in self.services.by_name:
+            raise BadSetting("{name} is the name of a model that serves; choose another", name=quoted(name))
+        self._given.pop(name, None)
+        if model:
+            self._given[name] = model
+        try:
+            await asyncio.to_thread(write_json, self._alias_file, self._given)
+        except OSError as error:
+            log.warning("the name is not remembered for the next start: %s", error)
+
     def meant(self, name: str) -> str:
         """What an alias stands for; any other name is itself."""
-        return self._aliases.get(name, name)
+        return self.aliases.get(name, name)
 
     async def names(self) -> dict[str, str]:
         """All names that may be asked for, with what is loaded then: aliases, and the models that are known here."""
         known = await asyncio.to_thread(known_models, self._home)
-        return {model.name: str(model.folder) for model in known if not model.fault} | self._aliases
+        return {model.name: str(model.folder) for model in known if not model.fault} | self.aliases
 
     async def target(self, name: str) -> str | None:
         """What to load for a request's `model`; None for a name that nobody here gave to a model.
@@ -276,6 +305,15 @@ class Demands:
     def _is_idle(self, service: Service) -> bool:
         now = self.clock()
         return not service.keep and not service.busy and now - service.used >= self._idle and now >= service.spared
+
+
+def _kept_aliases(file: Path) -> dict[str, str]:
+    """A file that cannot be read is no reason to stop anything."""
+    try:
+        return read_json(file, dict[str, str]) or {}
+    except BrokenFile as error:
+        log.warning("other names of models are ignored: %s", error)
+        return {}
 
 
 def _may_still_go(goer: Service) -> bool:

@@ -21,6 +21,7 @@ from together.engine.stats import EngineStats
 from together.errors import BadPlan, BadRequest, NoRoom, NotServing, TogetherError
 from together.head.chats import HeadAnswers
 from together.head.demand import Demands
+from together.head.library import Library
 from together.head.machines import Machines
 from together.head.needs import Needs
 from together.head.orders import LoadOrders
@@ -81,6 +82,7 @@ class Head:
         self.services = Services(self.machines)
         self.orders = LoadOrders(self.machines, self.services, local_nodes)
         self.demands = Demands(self.services, self.orders, settings)
+        self.library = Library(self.machines, self.services, self.demands)
         self._awake, self._needs = Awake(), Needs(self.machines, self.services, self.services.clock)
         answers = HeadAnswers(self.machines, self.services, self.demands, self.on_demand)
         self.chats = Answering(lambda: ChatStore(settings.data_path / FILE), answers)
@@ -109,6 +111,7 @@ class Head:
             if task is not None:
                 task.cancel()
         await self.chats.close()
+        await self.library.close()
         cancelled = self.orders.cancel()
         with suppress(TogetherError, TimeoutError):
             async with asyncio.timeout(2.0):

@@ -176,6 +176,16 @@ class LoadOrders:
 
     # --- carrying out -------------------------------------------------------------------------------------------------
 
+    async def keep(self, name: str, on: bool) -> None:
+        """Whether other models may have the memory of a service. Raises BadSetting for one that is not here."""
+        service = self.services.by_name.get(name)
+        if service is None:
+            known = tuple(self.services.by_name) or "none"
+            raise BadSetting("no model {name} is loaded here; loaded are: {known}", name=cut(name, MOST), known=known)
+        service.keep = on
+        self.machines.membership.changed.notify()
+        await self._remember()
+
     async def change(self, service: Service, wanted: ModelLoad) -> Service:
         """Run the same model by another plan."""
         return await self.carry_out(wanted, beside=True, name=service.name)

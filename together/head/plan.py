@@ -42,19 +42,25 @@ from together.weights.store import Store, begin_form, local_name
 LESS_CONTEXT = (4096, 2048)  # tried where nobody asked for a context and the usual one does not fit
 
 
-@dataclass(frozen=True, slots=True)
-class ModelHandle:
-    """A model that proved readable. `folder` may lack weights: a model of the hub, or a part of one."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOutline:
+    """What a plan asks of a model."""
 
-    folder: Path
     spec: ModelSpec
-    text: TextModel
     ref: ModelRef
     config: bytes  # the effective configuration, as JSON
     dtype: Dtype
+    exact: bool = False  # as in Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelHandle(ModelOutline):
+    """A model that proved readable. `folder` may lack weights: a model of the hub, or a part of one."""
+
+    folder: Path
+    text: TextModel
     defaults: SamplingDefaults
     remarks: tuple[str, ...] = ()  # what is odd about its files
-    exact: bool = False  # as in Settings
 
 
 async def open_model(model: str | Path, settings: Settings, form: str | None = None) -> ModelHandle:
@@ -90,8 +96,16 @@ def _read(model: str | Path, settings: Settings, form: str | None) -> ModelHandl
         remark("%s is here in %s only", manifest.name, form_title(manifest.form))
     ref = replace(manifest.ref(str(plain.resolve())), tokenizer=own_tokenizer(folder, manifest))
     config = json.dumps(read_config(folder), sort_keys=True).encode()
-    defaults = read_sampling_defaults(folder, sampling_mode(settings.sampling))
-    return ModelHandle(folder, spec, text, ref, config, _dtype(settings, plain, spec), defaults, exact=settings.exact)
+    return ModelHandle(
+        folder=folder,
+        spec=spec,
+        text=text,
+        ref=ref,
+        config=config,
+        dtype=dtype_of(settings, plain, spec),
+        defaults=read_sampling_defaults(folder, sampling_mode(settings.sampling)),
+        exact=settings.exact,
+    )
 
 
 def in_form(folder: Path, name: str, form: str, store: Store) -> Path:
@@ -114,7 +128,7 @@ def in_form(folder: Path, name: str, form: str, store: Store) -> Path:
     return made
 
 
-def refuse(opened: ModelHandle, plan: Plan) -> None:
+def refuse(opened: ModelOutline, plan: Plan) -> None:
     """Raises UnsupportedModel for a stage whose back end cannot run this model; asked before anything is unloaded."""
     for stage in plan.stages:
         if stage.backend == "mlx" and opened.spec.family != TOY:
@@ -145,13 +159,14 @@ def _from_hub(hub_id: str, settings: Settings) -> Path:
     return folder
 
 
-def _dtype(settings: Settings, folder: Path, spec: ModelSpec) -> Dtype:
+def dtype_of(settings: Settings, folder: Path, spec: ModelSpec) -> Dtype:
+    """What it computes in; `folder` has its published files. Raises BadSetting."""
     if not settings.dtype:
         return "fp32" if folder.resolve() == BUNDLED else spec.dtype
     return parse_dtype(settings.dtype)
 
 
-def sizings(opened: ModelHandle, request: PlanRequest, settings: Settings) -> Iterator[Sizing]:
+def sizings(opened: ModelOutline, request: PlanRequest, settings: Settings) -> Iterator[Sizing]:
     """What to plan for: what was asked; where nothing was, the usual, then less, so that a large model fits at all."""
     most = opened.spec.context
     if request.context is not None and request.context > most:
@@ -174,14 +189,14 @@ NEED_SPEEDS = ("recommend", "compute", "mixed")  # strategies that look at measu
 class PlannedModel:
     """A split that fits, what it was sized for, and whom its names stand for."""
 
-    opened: ModelHandle
+    opened: ModelOutline
     sizing: Sizing
     survey: Survey
     answer: PlanReport
 
 
 async def plan_model(
-    opened: ModelHandle,
+    opened: ModelOutline,
     request: PlanRequest,
     settings: Settings,
     surveyor: Surveyor,
@@ -232,7 +247,7 @@ async def first_that_fits(
     return missing
 
 
-def plan_on(survey: Survey, opened: ModelHandle, request: PlanRequest, sizing: Sizing) -> PlannedModel | Infeasible:
+def plan_on(survey: Survey, opened: ModelOutline, request: PlanRequest, sizing: Sizing) -> PlannedModel | Infeasible:
     """A plan for the problem of a survey, which was made for this sizing. Raises BadPlan."""
     request = replace(request, users=None, context=None, hidden_size=opened.spec.state_width, dtype=sizing.dtype)
     answer = plan_for(request, survey.problem)

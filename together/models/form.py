@@ -93,13 +93,17 @@ def version_text(fingerprint: str, form: str) -> str:
     return f"{fingerprint[:12]} ({form_title(form)})" if form else fingerprint[:12]
 
 
+def asked_as(name: str) -> str:
+    """What a person asks for to get this form, without its head: `4`, `8`, `mxfp4`, or `no` for as published."""
+    if name not in _KNOWN:
+        return PLAINLY
+    return next(asked for asked, packing in _PACKINGS.items() if packing == _KNOWN[name].packing)
+
+
 def form_options(name: str) -> str:
     """What `rm` is given for exactly this form: ` --quantize 4 --quantize-head no`."""
-    if name not in _KNOWN:
-        return f" --quantize {PLAINLY}"
-    form = _KNOWN[name]
-    asked = next(asked for asked, packing in _PACKINGS.items() if packing == form.packing)
-    return f" --quantize {asked}{'' if form.head else ' --quantize-head no'}"
+    head = "" if name not in _KNOWN or _KNOWN[name].head else " --quantize-head no"
+    return f" --quantize {asked_as(name)}{head}"
 
 
 def asked_form(quantize: str | None, head: str | None = None) -> str | None:

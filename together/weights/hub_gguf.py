@@ -14,11 +14,11 @@ from pathlib import Path
 from together.errors import BadSetting, BrokenModel
 from together.models.form import PUBLISHED
 from together.models.gguf.header import Source
-from together.models.gguf.model import GgufPart, read_model
+from together.models.gguf.model import GgufModel, GgufPart, read_model
 from together.models.gguf.parts import first_files, own_names, part_names, title_of
 from together.models.gguf.table import READER
 from together.models.manifest import check_small, small_files
-from together.weights.hub_listing import Listing, Remote, reached, sampled
+from together.weights.hub_listing import Listing, Remote, list_hub, reached, sampled
 from together.weights.hub_ranges import RemoteFile, read_range
 from together.weights.imports import fill
 from together.weights.part import size_of, writing
@@ -82,6 +82,30 @@ def read_gguf(model: GgufOnHub, home: Path) -> Remote:
         return Remote(model.name, commit, sampled(model.listing, found.headers), small_files(folder))
 
 
+@dataclass(frozen=True, slots=True)
+class GgufFileOnHub:
+    """A model of a repository of GGUF files, by the name that loads it, and its bytes."""
+
+    name: str
+    bytes: int
+
+
+def gguf_files(repo: str) -> tuple[GgufFileOnHub, ...]:
+    """All models of a repository that are whole, the smallest first. Raises BadSetting or Unreachable."""
+    listing, found = list_hub(repo), []
+    for name in only_gguf(listing):
+        with suppress(BadSetting, BrokenModel):
+            model = gguf_model(listing, name)
+            found.append(GgufFileOnHub(model.name, sum(file.size for file in model.files.values())))
+    return tuple(sorted(found, key=lambda each: each.bytes))
+
+
+def read_gguf_headers(model: GgufOnHub) -> GgufModel:
+    """What the headers of its files say; its words are passed over. Raises as `read_gguf`."""
+    with reached(model.listing.repo):
+        return read_model(model.name, _parts(model, None))
+
+
 # --- inside -----------------------------------------------------------------------------------------------------------
 
 
@@ -116,8 +140,8 @@ def _not_one(listing: Listing, file: str, found: list[str]) -> BadSetting:
     return BadSetting(said, repo=listing.repo, file=file, files=tuple(names))
 
 
-def _parts(model: GgufOnHub, begin: Path) -> list[GgufPart]:
-    """Of the first file, the words are in its header: what is read of it is kept in `begin`."""
+def _parts(model: GgufOnHub, begin: Path | None) -> list[GgufPart]:
+    """Of the first file, the words are in its header: what is read of it is kept in `begin`, where that is given."""
     return [
         GgufPart(own, Path(model.listing.repo, _base(file.name)), file.size, _source(file, None if index else begin))
         for index, (own, file) in enumerate(model.files.items())

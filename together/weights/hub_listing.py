@@ -61,6 +61,16 @@ def read_published(listing: Listing, home: Path, small: Sequence[str] | None = N
     Without `small`, all that a model has besides its weights. Samples that the store in `home` has of this commit are
     not fetched again. Raises Unreachable, UnsupportedModel (no safetensors) or BrokenModel.
     """
+    headers, found = read_headers(listing, home, small)
+    with reached(listing.repo):
+        files = _known(listing, headers, home) or sampled(listing, headers)
+    return Remote(listing.repo, listing.commit, files, found)
+
+
+def read_headers(
+    listing: Listing, home: Path, small: Sequence[str] | None = None
+) -> tuple[tuple[FileHeader, ...], dict[str, bytes]]:
+    """The same without samples: what a model takes, and not yet which one it is."""
     repo_id = listing.repo
     if CONFIG not in listing.files:
         message = "{repo} has no {file} on the hub, so it is no model that runs here; choose another"
@@ -71,9 +81,7 @@ def read_published(listing: Listing, home: Path, small: Sequence[str] | None = N
     wanted = [name for name in (*names, INDEX) if name in listing.files]
     with ThreadPoolExecutor(STREAMS, "hub") as pool, reached(repo_id):
         found = dict(zip(wanted, pool.map(lambda name: _small(listing.files[name], home), wanted), strict=True))
-        headers = _headers(_weights(listing, found.pop(INDEX, None)), pool)
-        files = _known(listing, headers, home) or sampled(listing, headers)
-    return Remote(repo_id, listing.commit, files, found)
+        return _headers(_weights(listing, found.pop(INDEX, None)), pool), found
 
 
 def list_hub(repo_id: str, revision: str | None = None) -> Listing:

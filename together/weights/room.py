@@ -111,13 +111,20 @@ class CacheRoom:
     def _make(self, key: str, need: int, what: str) -> None:
         size, most = self.size, self.most
         others = sorted(self._others(key), key=self._used)
-        able = [model for model in others if model.form and self._can_be_made_again(model)]
+        able = self._able(others)
         if size + need - sum(model.bytes for model in able) <= most:
             for model in able:
                 size -= self._let_go(model) if size + need > most else 0  # who came first may have made the room
         if size + need > most:
             require_space(self.folder, need, what)  # a full disk has another remedy
             raise self._full(need, size, most, what, [model for model in others if model.folder.is_dir()])
+
+    def spare(self) -> list[KnownModel]:
+        """What it would let go by itself, the least used first."""
+        return self._able(sorted(self._others(""), key=self._used))
+
+    def _able(self, others: Sequence[KnownModel]) -> list[KnownModel]:
+        return [model for model in others if model.form and self._can_be_made_again(model)]
 
     def _let_go(self, model: KnownModel) -> int:
         """The bytes that are free now; 0 where somebody writes the model."""
@@ -176,12 +183,13 @@ class CacheRoom:
     def _others(self, key: str) -> Iterator[KnownModel]:
         """Models of the cache that nobody has loaded."""
         for folder in self._folders():
-            if not folder.name.startswith(".") and folder.name != key and not self._in_use(folder.name):
+            if not folder.name.startswith(".") and folder.name != key and not self.in_use(folder.name):
                 model = known_model(folder, self.home)
                 if not model.fault:
                     yield model
 
-    def _in_use(self, key: str) -> bool:
+    def in_use(self, key: str) -> bool:
+        """Whether a program of this machine has it loaded."""
         for file in (self.folder / LOCKS).glob(f"{key}-in-use-*.lock"):
             lock = FileLock(file, thread_local=False)
             try:
