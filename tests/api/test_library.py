@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from tests.api.conftest import Heads
 from tests.api.web import client_from_elsewhere, client_of
 from tests.support.checksum import EOS, QUIET, make_checksum_model
-from tests.support.cluster import until
+from tests.support.cluster import Node, right_answer, until
 from tests.support.folders import write_tensors
 from tests.support.hub import HubServer
 from tests.support.hub_home import own_home, own_hub
@@ -24,6 +25,7 @@ from together.api.keys import KeyFile
 from together.desktop.bench.shapes import SHAPES
 from together.head.head import Head
 from together.models.families import BY_NAME
+from together.settings import Settings
 
 JSON = dict[str, Any]
 REPO = "acme/tiny"
@@ -215,6 +217,30 @@ async def test_a_model_is_quantized_and_converted(
             assert refused.status_code == 400
         assert (await client.delete(f"/library/models/{quantized['id']}")).status_code == 200
         assert [model["form"] for model in await listed(client, "mine")] == [""]
+
+
+async def test_a_model_of_another_machine_is_listed_and_loaded_from_there(
+    home: Path, head_with: Heads, shared_nodes: tuple[Settings, list[Node]]
+) -> None:
+    """The nodes have a home of their own here."""
+    settings, _ = shared_nodes
+    toy = make_checksum_model(settings.home_path / "models" / "theirs", seed=5, quiet_ids=(*QUIET, EOS))
+    async with head_with() as head, client_of(head) as client:
+        (found,) = await listed(client, "theirs")
+        assert (found["source"], found["nodes"], found["own"], found["load"]) == (
+            "nodes",
+            ["one", "two"],
+            False,
+            "theirs",
+        )
+        fits = (await client.post("/library/fits", json={"model": "theirs"})).json()
+        assert [(form["title"], form["fit"]) for form in fits["forms"]] == [("as published", "fits")]
+        loaded = await client.post("/control/load", json={"model": "theirs", "quantize": "no"})
+        assert loaded.json() == {"done": True, "model": "theirs"}
+        chat = {"messages": [{"role": "user", "content": "hello"}], "temperature": 0, "max_tokens": 12}
+        reply = (await client.post("/v1/chat/completions", json=chat)).json()
+        assert reply["choices"][0]["message"]["content"] == right_answer(toy)
+    shutil.rmtree(toy)
 
 
 async def test_who_is_elsewhere_sees_the_list_and_orders_nothing(home: Path, head_with: Heads) -> None:

@@ -101,7 +101,7 @@ async def check_foreign_pages(opened: Open) -> None:
 
 
 LIBRARY = {  # orders about models, the list of which is for all
-    *(("POST", f"/library/{name}") for name in ("fits", "inspect", "search", "files", "jobs", "jobs/{job}")),
+    *(("POST", f"/library/{name}") for name in ("fits", "inspect", "search", "files", "learn", "jobs", "jobs/{job}")),
     ("PUT", "/library/token"),
     ("DELETE", "/library/models/{model}"),
 }

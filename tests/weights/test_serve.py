@@ -28,7 +28,7 @@ from together.models.reading import read_unit
 from together.ring import rpc, wire
 from together.types import LayerRange, ModelRef
 from together.weights.room import CacheRoom
-from together.weights.serve import StoreService
+from together.weights.serve import StoreService, read_listed
 from together.weights.store import Store
 
 MEBIBYTE = 2**20
@@ -209,6 +209,33 @@ async def test_a_flipped_byte_in_an_exported_unit_is_refused_by_name(tmp_path: P
 
 
 # --- many and slow readers --------------------------------------------------------------------------------------------
+
+
+async def test_what_is_here_is_listed_without_its_places(tmp_path: Path) -> None:
+    manifest = carry(Store(tmp_path / "home"), make_checksum_model(tmp_path / "toy"), layer_unit(0))
+    async with asked(tmp_path / "home") as store:
+        data = (await rpc.call(store.channel, rpc.LIST, Blob(b""), "store")).data
+    assert str(tmp_path).encode() not in data
+    found = {model.name: model for model in read_listed(data)}
+    assert found.keys() == {"demo_model", "toy"}
+    toy = found["toy"]
+    assert (toy.ref.key, toy.layers, toy.whole) == (manifest.key, manifest.layers, False)
+    assert found["demo_model"].whole
+
+
+@pytest.mark.parametrize("wrong", [b"", b"{}", b"[5]", b'[{"name": "a"}]', b"[" * 10**5])
+def test_what_is_no_list_of_models_is_refused(wrong: bytes) -> None:
+    with pytest.raises(BrokenModel, match="that is no list of models"):
+        read_listed(wrong)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "../x"}, {"name": "x" * 5000}, {"fingerprint": "../x"}, {"form": "odd"}, {"layers": 0}, {"bytes": -1}],
+)
+def test_what_names_no_model_is_passed_over(change: dict[str, object]) -> None:
+    good = {"name": "a/b", "fingerprint": "0" * 64, "form": "", "layers": 4, "bytes": 9, "whole": True, "revision": ""}
+    assert len(read_listed(json.dumps([good, good | change]).encode())) == 1
 
 
 async def test_several_read_at_once(tmp_path: Path) -> None:

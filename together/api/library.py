@@ -108,6 +108,12 @@ def library_orders(head: Head) -> APIRouter:
         """Each form of a model on the machines that are there: whether it fits, how fast it would be, and why."""
         return _json(await library.fits_of(asked.model))
 
+    @router.post("/learn")
+    async def learn(asked: Annotated[OneModel, FROM_JSON]) -> Response:
+        """Before a load of a model that another machine alone has."""
+        await library.learn(asked.model)
+        return _json({"done": True})
+
     @router.post("/inspect")
     async def inspect(asked: Annotated[OneModel, FROM_JSON]) -> Response:
         return _json({"lines": await library.inspect(asked.model)})

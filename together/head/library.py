@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from together.errors import BadSetting
+from together.cluster_types import Blob, Endpoint, NodeStatus
+from together.errors import BadSetting, TogetherError
 from together.head.demand import Demands
 from together.head.fits import Fits, FormFit
 from together.head.jobs import JobKind, JobReport, ModelJob, ModelJobs, on_thread
 from together.head.machines import Machines
 from together.head.plan import in_form
 from together.head.services import Services
-from together.head.shelf import LibraryView, Shelf
+from together.head.shelf import LibraryView, Shelf, with_nodes
 from together.models.form import PUBLISHED, asked_form, form_title
 from together.models.manifest import Manifest, read_manifest
 from together.models.names import hub_id, is_hub_name, is_model_name
+from together.ring import rpc
 from together.sentences import Sentence, say
+from together.types import ModelRef
 from together.view import ServingState
 from together.weights.find import known_models, resolve_model
 from together.weights.hub import describe_hub, fetch_units
@@ -26,12 +30,15 @@ from together.weights.inspected import inspect_folder, inspect_hub, inspected_li
 from together.weights.mlx.folder import convert_folder
 from together.weights.part import Progress, Waiting
 from together.weights.room import CacheRoom, cache_limit
+from together.weights.serve import ListedModel, read_listed
 from together.weights.sketches import ModelSketch
 from together.weights.store import Store, local_name
+from together.weights.transfer import connected
 from together.wording import MOST, cut, quoted
 
 NEWS_EVERY = 0.3  # seconds between two of them at least
 LOOK_EVERY = 1.0  # seconds between two looks at the machines
+LISTED_WITHIN = 5.0  # seconds for another machine to list its models
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,7 @@ class Library:
     shelf: Shelf = field(init=False)
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _models: int = 0
+    _elsewhere: dict[str, tuple[ModelRef, Endpoint]] = field(default_factory=dict)  # models that others alone have
     _served: dict[str, str] = field(default_factory=dict)  # keys of models by the names of their services
 
     def __post_init__(self) -> None:
@@ -108,7 +116,45 @@ class Library:
 
     async def view(self) -> LibraryView:
         loaded = {each.opened.ref.key: each.name for each in self.services.by_name.values()}
-        return await asyncio.to_thread(self.shelf.view, loaded)
+        view, nodes = await asyncio.gather(asyncio.to_thread(self.shelf.view, loaded), self._listed())
+        here, own = {model.key for model in view.models}, self.machines.surveyor.machine
+        names = {model.name for model in view.models}
+        listed = {
+            node.name: tuple(each for each in found if node.machine != own or each.ref.key not in here)
+            for node, found in nodes  # a node of this very machine may have another home
+        }
+        self._elsewhere = {
+            each.name: (each.ref, node.endpoint)
+            for node, found in nodes
+            for each in found
+            if each.form == PUBLISHED and each.name not in names
+        }
+        return replace(view, models=with_nodes(view.models, listed))
+
+    async def _listed(self) -> list[tuple[NodeStatus, tuple[ListedModel, ...]]]:
+        """What each node has; who does not say so in time, or is of an older version, is left out."""
+        membership = self.machines.membership
+        nodes = membership.living()
+        calls = [membership.call(node.id, rpc.LIST, Blob(b""), timeout=LISTED_WITHIN) for node in nodes]
+        found = []
+        for node, answer in zip(nodes, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+            with suppress(TogetherError):
+                found.append((node, read_listed(answer.data) if isinstance(answer, Blob) else ()))
+        return found
+
+    async def learn(self, model: str) -> None:
+        """Take what a model is from the machine that has it, where it is on no other place of ours.
+
+        Then it is planned and loaded by its name, as one of the hub. Raises Unreachable or BrokenModel.
+        """
+        ref, endpoint = self._elsewhere.pop(model, (None, None))
+        if ref is None or endpoint is None:
+            return
+        store = Store(self._home)
+        async with connected(endpoint, self.machines.credentials) as link:
+            manifest = await link.describe(ref)
+            small = {file.name: await link.small(ref, file.name, file.size) for file in manifest.small}
+        await asyncio.to_thread(store.begin, replace(manifest, digests={}), small)
 
     def loaded(self) -> tuple[LoadedModel, ...]:
         names = self.demands.aliases
@@ -154,6 +200,7 @@ class Library:
     async def fits_of(self, model: str) -> ModelFits:
         """By a name, a place, or a name on the hub. Raises BadInput, Unreachable, or NotServing without a node."""
         await self.machines.settle(1)
+        await self.learn(model)
         async with self._reading:  # a large model's headers take memory
             seen = await asyncio.to_thread(self._look, model)
         served = self.services.by_name

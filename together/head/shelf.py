@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from backends.base import BACKENDS
@@ -18,6 +19,7 @@ from together.types import LayerRange
 from together.weights.find import BUNDLED, known_models
 from together.weights.removal import delete_model, is_own
 from together.weights.room import CacheRoom
+from together.weights.serve import ListedModel
 from together.weights.sketches import ModelSketch, sketch
 from together.weights.store import KnownModel, Store
 
@@ -36,7 +38,8 @@ class LibraryModel:
     form: str
     title: str  # of the form
     quantize: str  # what asks for the form
-    source: str  # bundled, models, cache, hub, or the program whose files they are
+    key: str  # as ModelRef.key; empty where it was not read
+    source: str  # bundled, models, cache, hub, nodes for another machine alone, or the program whose files they are
     place: str
     load: str
     bytes: int
@@ -51,6 +54,7 @@ class LibraryModel:
     backends: tuple[str, ...] = ()  # that run it
     fault: str = ""  # why it cannot be used
     unread: bool = False  # only its name and size are known
+    nodes: tuple[str, ...] = ()  # other machines that have it, or a part of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,7 @@ class Shelf:
             form=model.form,
             title=form_title(model.form),
             quantize=asked_as(model.form),
+            key=model.key if model.fingerprint else "",
             source=_source(model, self.home),
             place=model.where,
             load=model.name if cached else model.file or str(model.folder),
@@ -158,6 +163,44 @@ class Shelf:
         if found.key in used or str(found.folder.resolve()) in used or (found.key and self.room.in_use(found.key)):
             raise BadSetting("{name} is loaded; unload it first, then delete it", name=found.name)
         delete_model(found, self.home)
+
+
+def with_nodes(
+    models: tuple[LibraryModel, ...], nodes: Mapping[str, tuple[ListedModel, ...]]
+) -> tuple[LibraryModel, ...]:
+    """The same with which other machines have each, and those that they alone have; `nodes` by their names."""
+    holders: dict[str, list[str]] = {}
+    listed: dict[str, ListedModel] = {}
+    for node, found in nodes.items():
+        for each in found:
+            holders.setdefault(each.ref.key, []).append(node)
+            best = listed.get(each.ref.key)
+            listed[each.ref.key] = each if best is None or each.bytes > best.bytes else best
+    here = tuple(replace(model, nodes=tuple(holders.get(model.key, ()))) for model in models)
+    known = {model.key for model in models}
+    rest = (_elsewhere(each, tuple(holders[key])) for key, each in listed.items() if key not in known)
+    return (*here, *sorted(rest, key=lambda model: (model.name, model.form)))
+
+
+def _elsewhere(model: ListedModel, nodes: tuple[str, ...]) -> LibraryModel:
+    return LibraryModel(
+        id=hashlib.sha256(f"elsewhere {model.ref.key}".encode()).hexdigest()[:16],
+        name=model.name,
+        form=model.form,
+        title=form_title(model.form),
+        quantize=asked_as(model.form),
+        key=model.ref.key,
+        source="nodes",
+        place="",
+        load=model.name,
+        bytes=model.bytes,
+        part=1.0,
+        held="",
+        own=False,
+        loaded="",
+        layers=model.layers,
+        nodes=nodes,
+    )
 
 
 def id_of(model: KnownModel) -> str:

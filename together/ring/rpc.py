@@ -119,6 +119,7 @@ REACH = Unary("/together.v1.Node/Reach", wire.LINK_ORDER, wire.LINK_SPEED)
 ECHO = Unary("/together.v1.Node/Echo", wire.BLOB)
 DESCRIBE = Unary("/together.v1.Store/Describe", wire.MODEL_REF, wire.BLOB)
 DIGEST = Unary("/together.v1.Store/Digest", wire.UNIT_REQUEST, wire.UNIT_DIGEST)
+LIST = Unary("/together.v1.Store/List", wire.BLOB, wire.BLOB)
 PUSH, WATCH, READ = "/together.v1.Ring/Push", "/together.v1.Node/Watch", "/together.v1.Store/Read"  # streams
 
 

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
+from pydantic_core import to_json
 
 from together.cluster_types import Blob, Holding, UnitDigest, UnitRequest
 from together.errors import BrokenModel, TogetherError
+from together.jsonfile import decode_json
+from together.models.family import MAX_LAYERS
 from together.models.folder import read_bytes
-from together.models.form import PUBLISHED
+from together.models.form import PUBLISHED, is_form
 from together.models.manifest import Manifest, describe
+from together.models.names import is_model_name, is_sha256
 from together.models.reading import CHUNK, read_unit, unit_digest, units_here
 from together.models.spec import key_in
 from together.models.units import Unit, words
@@ -22,9 +26,39 @@ from together.ring import rpc, wire
 from together.types import ModelRef
 from together.weights.find import find_units, plain_units, read_models
 from together.weights.store import Store, begin_form, local_name
-from together.wording import quoted
+from together.wording import MOST, cut, quoted
 
 Convert = Callable[[Path, str, Sequence[Unit]], Awaitable[None]]  # of the published units in a folder, for a key
+
+
+MOST_LISTED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """A model of another machine, or a part of one: what it is called, which bytes it has, how much of them."""
+
+    name: str
+    fingerprint: str
+    form: str
+    layers: int
+    bytes: int
+    whole: bool
+    revision: str = ""
+
+    @property
+    def ref(self) -> ModelRef:
+        return ModelRef(self.name, "", self.fingerprint, self.layers, self.revision, self.form)
+
+
+def read_listed(data: bytes) -> tuple[ListedModel, ...]:
+    """What another machine listed; what names no model is passed over. Raises BrokenModel for what is no list."""
+    try:
+        found = decode_json(data, tuple[ListedModel, ...])
+    except ValueError as error:
+        raise BrokenModel("that is no list of models: {reason}", reason=cut(str(error), MOST)) from None
+    known = (each for each in found[:MOST_LISTED] if is_model_name(each.name) and is_sha256(each.fingerprint))
+    return tuple(each for each in known if is_form(each.form) and 0 < each.layers <= MAX_LAYERS and each.bytes >= 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +88,7 @@ class StoreService:
     def handlers(self) -> dict[str, rpc.Handler]:
         return {
             rpc.READ: grpc.unary_stream_rpc_method_handler(self._read),
-            **rpc.unary({rpc.DESCRIBE: self.describe, rpc.DIGEST: self.digest}),
+            **rpc.unary({rpc.DESCRIBE: self.describe, rpc.DIGEST: self.digest, rpc.LIST: self.listed}),
         }
 
     def offer(self, model: ModelRef, folder: Path) -> None:
@@ -80,6 +114,18 @@ class StoreService:
         """The model's manifest. Raises BrokenModel for a model that is not here."""
         served = await asyncio.to_thread(self._find, model.key)
         return Blob((await asyncio.to_thread(self._described, served.folder)).to_json())
+
+    async def listed(self, _: Blob) -> Blob:
+        """The models that are here, at least in part; no places, which are nobody else's business."""
+        return Blob(await asyncio.to_thread(self._listed))
+
+    def _listed(self) -> bytes:
+        here = [model for model in read_models(self._home) if model.units and not model.fault]
+        found = (
+            ListedModel(each.name, each.fingerprint, each.form, each.layers, each.bytes, each.whole, each.revision)
+            for each in here[:MOST_LISTED]
+        )
+        return to_json(tuple(found))
 
     async def digest(self, request: UnitRequest) -> UnitDigest:
         """Size and sha256 of a unit or small file. Raises BrokenModel for any other name, and for a broken unit."""
