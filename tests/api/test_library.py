@@ -141,7 +141,7 @@ async def test_a_download_is_paused_cut_gone_on_with_and_deleted(
         hub.bytes_per_s = 0.0
         await act(client, job, "resume")
         await until(lambda: job_of(head).state in ("done", "failed"))
-        assert re.fullmatch(r"acme/tiny is here, 0\.\d MB; load it when you like", str(job_of(head).sentence))
+        assert re.fullmatch(r"all of acme/tiny is here, 0\.\d MB; load it when you like", str(job_of(head).sentence))
         assert hub.weights_served() - served < size  # what was here was not fetched again
         (whole,) = await listed(client, REPO)
         assert (whole["part"], whole["title"]) == (1.0, "as published")
@@ -197,7 +197,7 @@ async def test_a_model_is_quantized_and_converted(
     async with library(head_with, monkeypatch) as (head, client, _):
         job = await start(client, kind="quantize", model="mine", quantize="4")
         await until(lambda: job_of(head).state in ("done", "failed"))
-        assert str(job_of(head).sentence) == "mine is here in 4 bit; load it in this form when you like"
+        assert str(job_of(head).sentence) == "now mine is here in 4 bit; load it in this form when you like"
         await act(client, job, "remove")
         plain, made = await listed(client, "mine")
         assert {plain["title"], made["title"]} == {"as published", "4 bit"}
@@ -207,7 +207,7 @@ async def test_a_model_is_quantized_and_converted(
         assert [(form["title"], form["models"]) for form in disk["forms"]] == [("4 bit", 1)]
         await start(client, kind="convert", model="mine", folder="mine-mlx", quantize="8")
         await until(lambda: job_of(head).state in ("done", "failed"))
-        assert "mine is a folder in MLX's format" in str(job_of(head).sentence)
+        assert "now mine is a folder in MLX's format" in str(job_of(head).sentence)
         (written,) = await listed(client, "mine-mlx")
         assert written["bits"] < 9
         for name in ("../x", "a/b", ""):

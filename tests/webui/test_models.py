@@ -33,7 +33,7 @@ def test_both_are_shown_and_the_chosen_one_answers(page: Page, real_app: RealApp
         assert 'together_generated_tokens_total{model="second"} 12.0' in real_app.get("/metrics").text
         page.request.delete(f"{real_app.url}/conversations")
         page.get_by_role("link", name="Models").click()
-        expect(page.locator(".served-model h3")).to_have_text(["toy", "second"])
+        expect(page.locator("#loaded .model h3")).to_have_text(["toy", "second"])
         open_page(page, real_app)
         expect(page.locator("#cluster-header .service")).to_contain_text("second is ready on")
         reads_well(page)

@@ -58,8 +58,8 @@ def test_trouble_is_mended_or_said_and_the_model_loads_again(page: Page, lent_ap
     lent_app.post("/control/load", {"model": EVIL_NAME})
     expect(page.locator(".composer .notice")).to_contain_text("onerror=")
     page.get_by_role("link", name="Models").click()
-    expect(page.locator(".served-models")).to_contain_text("onerror=")
-    assert page.locator(".notice img, .served-models img").count() == 0
+    expect(page.locator("#loaded")).to_contain_text("onerror=")
+    assert page.locator(".notice img, #loaded img").count() == 0
     page.go_back()
     page.locator(".composer .notice").get_by_role("link", name="Open Machines").click()
     expect(page.locator("#cluster-header .pill")).to_have_text("FAILED")

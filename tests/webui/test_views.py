@@ -25,9 +25,9 @@ def test_views_have_addresses_and_the_way_back(page: Page, kept: httpx.Client, r
     views.get_by_role("link", name="Models").click()
     expect(page).to_have_url(f"{real_app.url}/models")
     expect(current).to_have_text("Models")
-    expect(page.locator(".served-model")).to_contain_text("toy is ready on 2 stages")
+    expect(page.locator("#loaded .model")).to_contain_text("toy is ready on 2 stages")
     assert [fault for text in page.locator("body").all_inner_texts() for fault in faults(text)] == []
-    page.get_by_role("link", name="Load a model on Machines").click()
+    page.get_by_role("link", name="See their layers on Machines").click()
     expect(current).to_have_text("Machines")
     expect(page.locator("#cluster-header .model")).to_have_text("toy")
     views.get_by_role("link", name="Settings").click()

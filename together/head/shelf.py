@@ -127,7 +127,7 @@ class Shelf:
             load=model.name if cached else model.file or str(model.folder),
             bytes=model.bytes,
             part=_part(model, self.home),
-            held=model.held,
+            held=model.held if model.units else "",
             own=is_own(model.folder, self.home) and not model.unread,
             loaded=loaded,
             family=seen.family if seen else "",

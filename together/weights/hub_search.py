@@ -21,6 +21,7 @@ from together.weights.hub_listing import ANSWER_WITHIN, reached
 from together.weights.hub_ranges import endpoint
 from together.wording import MOST, cut, quoted, reason_of
 
+HUB = "https://huggingface.co"
 MOST_FOUND = 30
 LONGEST = 200  # characters of a search
 _EXPANDED = ("config", "downloads", "gated", "gguf", "lastModified", "likes", "private", "safetensors", "tags")
@@ -61,7 +62,7 @@ class HubAccess:
 def hub_access() -> HubAccess:
     """Of this process now."""
     url = endpoint()
-    return HubAccess(url, url != constants.ENDPOINT, constants.is_offline_mode(), bool(get_token()))
+    return HubAccess(url, url != HUB, constants.is_offline_mode(), bool(get_token()))
 
 
 def keep_token(token: str) -> None:

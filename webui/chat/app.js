@@ -81,7 +81,10 @@ class Page {
     const shown = this.views[first];
     this.id = shown ? null : second; // null: no chat is shown
     for (const node of [this.conversation.node, this.composer.node, this.served, this.gear]) node.hidden = Boolean(shown);
-    for (const view of Object.values(this.views)) view.node.hidden = view !== shown;
+    for (const view of Object.values(this.views)) {
+      view.node.hidden = view !== shown;
+      if (view !== shown) view.close();
+    }
     document.querySelector(".skip").hidden = Boolean(shown);
     if (this.narrow) this.showList(false);
     this.showSettings(false);

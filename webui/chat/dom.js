@@ -125,10 +125,11 @@ export function announce(text) {
 
 // --- dialogs and menus ------------------------------------------------------------------------------------------------
 
-/** Ask for a text or, without `label`, a yes. Resolves to the text, true, or null. */
-export function ask({ title, text = "", label = null, value = "", yes, danger = false }) {
+/** Ask for a text or, without `label`, a yes. Resolves to the text, true, or null. A `secret` one may be empty. */
+export function ask({ title, text = "", label = null, value = "", yes, danger = false, secret = false }) {
   return new Promise((resolve) => {
-    const field = label && el("input", { type: "text", value, required: true, maxLength: 100, id: "asked" });
+    const kind = secret ? { type: "password", autocomplete: "off", maxLength: 400 } : { type: "text", required: true, maxLength: 100 };
+    const field = label && el("input", { ...kind, value, id: "asked" });
     const dialog = el(
       "dialog",
       { class: "dialog", "aria-labelledby": "asked-title" },

@@ -60,6 +60,9 @@ export class Preferences {
     this.form.drawModels();
   }
 
+  /** Another view is shown. */
+  close() {}
+
   async open() {
     this.form.draw(await newChatSettings());
     await Promise.all([this.form.look(), this.reach.look()]);
