@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.checksum import make_checksum_model
-from tests.support.cluster import Node
+from tests.support.cluster import Node, running_cluster, until
+from tests.support.lightest import LIGHTEST
 from tests.support.made_up import shape_of_seed, write_made_up
 from together.cluster.survey import Speeds
 from together.desktop.bench.shapes import SHAPES, ModelShape
@@ -127,3 +128,17 @@ async def test_without_a_measured_machine_no_speed_is_told(cluster: tuple[Head, 
         planned = await plan_outline(outline, 1.0, head.settings, surveyor, speeds)
         assert isinstance(planned, PlannedModel)
         assert (planned.answer.score.computing_ms > 0) is known
+
+
+async def test_speeds_are_told_once_the_machines_were_measured(tmp_path: Path) -> None:
+    """With a node that computes; measuring takes it some seconds, once."""
+    model = sketch(write_made_up(tmp_path / "small", SHAPES["tiny"]), tmp_path / "home")
+    async with running_cluster(tmp_path / "home", "anna", backend=LIGHTEST, memory="2GB") as (head, _):
+        fits = head.library.fits
+        assert [each.tokens_per_second for each in await fits.of(model, frozenset())] == [None] * 4
+        before = fits.look()
+        assert fits.measure()
+        await until(lambda: not fits.measuring)
+        assert not fits.measure()
+        assert fits.look() != before
+        assert all(each.tokens_per_second for each in await fits.of(model, frozenset()))

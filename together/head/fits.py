@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,7 @@ STATE_BYTES = 8192  # of a hop that is timed: what a token of a model with 4096 
 ROOM = 0.1  # of each machine's memory that must be left, or it is tight: other programs come and go
 SAME = 0.02  # of a machine's memory that may come and go before answers are worked out again
 MOST_KEPT = 512
+MEASURED_LIFE = 600.0  # seconds that what machines did is believed: what was measured on a busy one is too slow
 
 
 class Fit(StrEnum):
@@ -195,7 +197,8 @@ class Fits:
     _kept: OrderedDict[tuple[str, str], tuple[_Seen, FormFit]] = field(default_factory=OrderedDict)
     _speeds: MachineSpeeds = field(default_factory=MachineSpeeds)
     _unable: frozenset[str] = frozenset()  # that could not be measured, by name
-    _measured: int = 0  # how often
+    _measured: int = 0  # how often they were others
+    _at: float = 0.0  # when they were measured last, on a clock of the machine
     _last: _Seen | None = None
     _version: int = 0
     _measuring: asyncio.Task[None] | None = None
@@ -249,7 +252,8 @@ class Fits:
     def measure(self) -> bool:
         """Have machines measured that were not, in the background; whether that goes on. Nodes keep what they found."""
         names = {place.name for place in self.surveyor.placements()}
-        if not self.measuring and not names <= self._speeds.machines.keys() | self._unable:
+        known = self._speeds.machines.keys() | self._unable
+        if not self.measuring and (not names <= known or time.monotonic() - self._at > MEASURED_LIFE):
             self._measuring = asyncio.create_task(self._measure(names))
         return self.measuring
 
@@ -266,9 +270,9 @@ class Fits:
             for place, profile in found.items()
             if profile.ms_per_layer and profile.memory_bytes_per_s and profile.matrix_flops_per_s
         }
-        self._speeds = MachineSpeeds(machines, links)
-        self._unable = frozenset(names - machines.keys())
-        self._measured += 1
+        self._measured += self._speeds != MachineSpeeds(machines, links)
+        self._speeds, self._unable = MachineSpeeds(machines, links), frozenset(names - machines.keys())
+        self._at = time.monotonic()
 
     async def close(self) -> None:
         if self._measuring is not None:
