@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.api.web import client_from_elsewhere
-from tests.support.cluster import cluster_settings, running_head
+from tests.support.cluster import cluster_settings, running_head, until
 from tests.support.patience import PATIENCE
 from together.api.access import MOST_ADDRESSES, MOST_WRONG, MOST_WRONG_OF_ALL, WITHIN, WrongKeys, network_of
 from together.api.keys import MOST_KEYS, KeyFile, cookie_of
@@ -224,11 +224,13 @@ async def test_what_a_revoked_or_renewed_key_has_open_ends(tmp_path: Path) -> No
         async def parts(headers: dict[str, str]) -> int:
             async with client.stream("GET", "/events", headers=headers) as stream:
                 assert stream.status_code == 200
+                opened.append(headers)
                 return len([part async for part in stream.aiter_text() if part])
 
+        opened: list[dict[str, str]] = []
         streams = [asyncio.create_task(parts(shown)) for shown in (cookie, *shown_keys(gone, renewed))]
         other = asyncio.create_task(parts({"x-api-key": stays}))
-        await asyncio.sleep(0.5)
+        await until(lambda: len(opened) == len(streams) + 1)
         keys.revoke("gone")
         keys.renew("renewed")
         assert all(count > 0 for count in await asyncio.wait_for(asyncio.gather(*streams), PATIENCE))
