@@ -70,7 +70,12 @@ def _as_expected(bad: Bad, reply: httpx.Response) -> bool:
 # --- generated from the server's own document -------------------------------------------------------------------------
 
 
-MOST = {"max_tokens": 8, "max_completion_tokens": 8, "n": 4}  # of what takes time; other tests go to the limits
+MOST = {
+    "max_tokens": 8,
+    "max_output_tokens": 8,
+    "max_completion_tokens": 8,
+    "n": 4,
+}  # of what takes time; other tests go to the limits
 
 
 def test_generated_requests(real_app: RealApp) -> None:
@@ -93,7 +98,7 @@ def _throw(app: RealApp, count: int) -> None:
     before = control_answer(app)
     schema = schemathesis.openapi.from_url(app.url + "/openapi.json").exclude(path="/events")
     operations = [operation.ok() for operation in schema.get_all_operations() if isinstance(operation, Ok)]
-    assert len(operations) == 11
+    assert len(operations) == 16
     strategies = [
         operation.as_strategy(generation_mode=mode)
         for operation in operations
@@ -107,7 +112,8 @@ def _throw(app: RealApp, count: int) -> None:
     @hypothesis.given(case=st.one_of(strategies))
     def one(case: Any) -> None:
         if isinstance(case.body, dict):
-            case.body.setdefault("max_tokens", 2)  # the toy would go on to the end of its context
+            limit = "max_output_tokens" if case.path.startswith("/v1/responses") else "max_tokens"
+            case.body.setdefault(limit, 2)  # the toy would go on to the end of its context
             for key, most in MOST.items():
                 value = case.body.get(key)
                 if isinstance(value, int) and not isinstance(value, bool):

@@ -16,8 +16,11 @@ from fastapi import FastAPI
 from tests.support.cluster import cluster_settings
 from tests.support.patience import PATIENCE
 from together.api.answers import ChatFormatter
+from together.api.anthropic.answers import MessageFormatter
 from together.api.failures import error_response
 from together.api.metrics import Metrics
+from together.api.openai_responses.answers import ResponseFormatter
+from together.api.openai_responses.requests import ResponsesRequest
 from together.api.responses import NotImplementedHere
 from together.api.server import bind, serving, url_of
 from together.api.stream import COMMENT, EventStream, RequestLog, stream
@@ -82,6 +85,24 @@ async def test_an_error_in_the_stream_is_its_last_event(log: RequestLog) -> None
     events = [part async for part in streamed(answer, log)]
     assert b'{"error":{"message":"node studio: stage 1 was killed"' in events[-1]
     assert len(events) == 3
+
+
+@pytest.mark.parametrize(
+    ("formatter", "last"),
+    [
+        (
+            MessageFormatter("toy", thinks=True, limit=8),
+            b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error"',
+        ),
+        (ResponseFormatter("toy", ResponsesRequest(), lambda _: None), b"event: response.failed\n"),
+    ],
+    ids=["messages", "responses"],
+)
+async def test_other_apis_end_a_stream_in_their_own_way(log: RequestLog, formatter: Any, last: bytes) -> None:
+    answer = Answer(0.0, RingBroken("node studio: stage 1 was killed"))
+    events = [part async for part in stream(answer.pieces(), log, formatter, 1)]
+    assert events[-1].startswith(last)
+    assert b"node studio: stage 1 was killed" in events[-1]
 
 
 async def test_an_error_before_the_stream_is_raised(log: RequestLog) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
@@ -29,6 +29,8 @@ from together.head.head import Head
 from together.head.service import Service
 from together.requests import ChatRequest, Owner
 from together.types import Sampling
+
+FormatterT = TypeVar("FormatterT", bound=AnswerFormatter)
 
 LOADS_WITHIN = 60.0  # seconds: many clients wait no longer for an answer without a byte
 
@@ -60,16 +62,26 @@ class ModelAnswers:
 
     async def chat(self, request: Request, asked: ChatAsked, formatter: Callable[[str], AnswerFormatter]) -> Response:
         """Answer a conversation, whole or as a stream; `formatter` is made for the name of the model that answers."""
+        name, chunks = await self._chunks(request, asked)
+        return await self.send(request, asked, formatter(name), chunks, asked.choices)
+
+    async def begin(
+        self, request: Request, asked: ChatAsked, formatter: Callable[[str], FormatterT]
+    ) -> tuple[FormatterT, Chunks, RequestLog]:
+        """An answer that nobody waits for: its formatter, its chunks, and where they are recorded."""
+        name, chunks = await self._chunks(request, asked)
+        made = formatter(name)
+        return made, chunks, self._log(request, asked, made)
+
+    async def _chunks(self, request: Request, asked: ChatAsked) -> tuple[str, Chunks]:
         name, comes = await self.routed(asked.model)
         owner = visitor_of(request.scope).owner
         if not comes:
-            chunks = self.head.chat(asked.to_chat(self.defaults(name), owner), name)
-        else:
-            asked.to_chat(Sampling(), owner)  # what is wrong is refused before anything is loaded for it
-            chunks = self.on_demand(
-                name, asked, lambda it: self.head.chat(asked.to_chat(it.opened.defaults.sampling, owner), it.name)
-            )
-        return await self.send(request, asked, formatter(name), chunks, asked.choices)
+            return name, self.head.chat(asked.to_chat(self.defaults(name), owner), name)
+        asked.to_chat(Sampling(), owner)  # what is wrong is refused before anything is loaded for it
+        return name, self.on_demand(
+            name, asked, lambda it: self.head.chat(asked.to_chat(it.opened.defaults.sampling, owner), it.name)
+        )
 
     async def count(self, model: str, wanted: ChatRequest) -> int:
         """The tokens of a chat's prompt. Raises as an answer to it does; loads no model."""
@@ -110,8 +122,7 @@ class ModelAnswers:
         self, request: Request, asked: AnswerAsked, formatter: AnswerFormatter, chunks: Chunks, count: int
     ) -> Response:
         """The answer of `count` choices, whole or as a stream; what ends it before it begins is its status."""
-        route = COUNTED[request.scope["route"].name]
-        log = RequestLog(self._metrics, route, formatter.id, asked.choices, formatter.model)
+        log = self._log(request, asked, formatter)
         try:
             if asked.stream:
                 events = stream(chunks, log, formatter, count)
@@ -122,3 +133,7 @@ class ModelAnswers:
         except TogetherError as error:  # recorded by the log: no refusal
             return error_response(error, request.url.path)
         return JSONResponse(formatter.whole(choices, log.usage))
+
+    def _log(self, request: Request, asked: AnswerAsked, formatter: AnswerFormatter) -> RequestLog:
+        route = COUNTED[request.scope["route"].name]
+        return RequestLog(self._metrics, route, formatter.id, asked.choices, formatter.model)

@@ -138,7 +138,7 @@ class ChatFormatter:
         if not self.logprobs:
             return None
         content: list[ChatLogprob] = [
-            {**_top(token.drawn), "top_logprobs": [_top(each) for each in token.top]} for token in tokens
+            {**top_of(token.drawn), "top_logprobs": [top_of(each) for each in token.top]} for token in tokens
         ]
         return {"content": content, "refusal": None}
 
@@ -243,7 +243,7 @@ def text_logprobs(tokens: Sequence[TokenLogprob]) -> TextLogprobs:
     }
 
 
-def _top(scored: Scored) -> TopLogprob:
+def top_of(scored: Scored) -> TopLogprob:
     return {"token": word(scored.data), "logprob": finite(scored.logprob), "bytes": list(scored.data)}
 
 

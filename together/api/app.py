@@ -27,6 +27,7 @@ from together.api.library import library_orders, library_routes
 from together.api.login import login_routes
 from together.api.metrics import Metrics
 from together.api.openai import openai_routes
+from together.api.openai_responses.routes import response_routes
 from together.api.pages import page_routes
 from together.api.plain import plain_fields
 from together.api.reach import reach_routes
@@ -55,10 +56,13 @@ def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> Fa
     failures.install(app, partial(note_refusal, metrics))
     answers = ModelAnswers(head, metrics)
     openai = openai_routes(answers)
+    answered = response_routes(answers)
     mounted = (  # where, what, and whether it is documented
         ("/v1", openai, True),
         ("", page_routes(), False),  # first: a browser gets the page of an address that the next has, too
         ("", openai, False),
+        ("/v1", answered, True),
+        ("", answered, False),
         ("", message_routes(answers), True),
         ("", status_routes(head, metrics), True),
         ("", control_routes(head, shutdown), False),  # for this machine's own programs

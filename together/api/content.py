@@ -40,7 +40,7 @@ def content_of(content: str | Sequence[ContentPart] | None, role: str, where: st
         if part.type == "text" and part.text is not None:
             text += part.text
         elif part.type == "image_url" and part.image_url is not None and role == "user":
-            pictures.append(Attached(len(text), _picture(part.image_url.url, where)))
+            pictures.append(Attached(len(text), picture_of(part.image_url.url, where)))
         elif part.type == "image_url" and role != "user":
             raise wrong(where, "only a user's message has pictures, not one of the role {role}", role=role)
         else:
@@ -48,7 +48,7 @@ def content_of(content: str | Sequence[ContentPart] | None, role: str, where: st
     return text, tuple(pictures)
 
 
-def _picture(url: str, where: str) -> str:
+def picture_of(url: str, where: str) -> str:
     """What a data URL holds, in base64."""
     start, mark, _ = url[:_LONGEST_START].partition(";base64,")
     if not mark or start.lower() not in PICTURES:

@@ -35,6 +35,7 @@ LARGE = 2**18  # bytes of a body, whose memory is given back; parsed it takes te
 
 PICTURES = {  # how one begins in bodies of the routes that take them, by the end of the path
     "/chat/completions": re.compile(rb'"data:image/'),
+    "/responses": re.compile(rb'"data:image/'),
     "/messages": re.compile(rb'"data"\s*:\s*"'),
 }
 _BRANCHES = {"str", "list", "int"}  # what pydantic adds to the path of a field for a type that it tried

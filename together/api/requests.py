@@ -34,6 +34,7 @@ SMALL = 2**31
 # For fields that take one of several types, where the library can only say what each of them lacks.
 WORDS = {
     "stop": "a text, or up to 16 texts",
+    "input": "a text, or a list of items",
     "prompt": "a text, a list of texts, token ids, or a list of lists of token ids",
     "content": "a text, null, or a list of parts",
     "system": "a text, or a list of blocks of text",

@@ -213,6 +213,13 @@ class NotImplementedHere(TogetherError):
     """A route of OpenAI's that this server does not have."""
 
 
+class NoSuchAnswer(BadRequest):
+    """None of that name is kept for who asks."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("there is no answer {name}, or not any more", "response_id", name=quoted(name))
+
+
 class Forbidden(TogetherError):
     """A control route asked for from another machine or another page."""
 
@@ -245,6 +252,7 @@ INVALID = "invalid_request_error"
 _ANSWERS: tuple[tuple[type[TogetherError], ErrorResponse], ...] = (
     (ContextTooLong, ErrorResponse(400, INVALID, "context_length_exceeded")),
     (UnknownModel, ErrorResponse(404, INVALID, "model_not_found")),
+    (NoSuchAnswer, ErrorResponse(404, INVALID, "not_found")),
     (NoSuchChat, ErrorResponse(404, INVALID, "not_found")),
     (BodyTooLarge, ErrorResponse(413, INVALID, "request_too_large")),
     (BadInput, ErrorResponse(400, INVALID, None)),

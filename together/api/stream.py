@@ -33,6 +33,7 @@ COUNTED = {  # in metrics and log, by the name of the route's handler
     "chat": "chat",
     "complete": "completions",
     "message": "messages",
+    "respond": "responses",
 }
 CANCELLED, FAILED = "cancelled", "failed"
 GONE = 499  # nobody reads it; the log of a proxy may

@@ -21,6 +21,7 @@ from together.engine.stats import EngineStats
 from together.errors import BadPlan, BadRequest, NoRoom, NotServing, TogetherError
 from together.head.chats import HeadAnswers
 from together.head.demand import Demands
+from together.head.kept_answers import KeptAnswers
 from together.head.library import Library
 from together.head.machines import Machines
 from together.head.needs import Needs
@@ -80,6 +81,7 @@ class Head:
         self._wanted_local = local_nodes
         self._membership, self._surveyor = self.machines.membership, self.machines.surveyor
         self.services = Services(self.machines)
+        self.answers = KeptAnswers()
         self.orders = LoadOrders(self.machines, self.services, local_nodes)
         self.demands = Demands(self.services, self.orders, settings)
         self.library = Library(self.machines, self.services, self.demands)
@@ -337,6 +339,7 @@ class Head:
         """Give up what is kept of an owner's chats, or of everybody's."""
         kept = await self.chats.work(ChatStore.owners) if owner is None else (owner,)
         chats = sum([await self.chats.forget(each) for each in kept])
+        chats += self.answers.forget(owner)
         return Forgotten(chats, sum(service.engine.forget(owner) for service in self.services.by_name.values()))
 
     # --- serving ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,124 @@
+"""The items of a Responses request in our words. Nothing is fetched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from pydantic import JsonValue
+
+from together.api.content import Strict, picture_of
+from together.api.responses import wrong
+from together.requests import Attached, Message, ToolCall
+from together.wording import quoted
+
+FREE_INPUT = "input"  # the one parameter of a tool whose input is free text
+
+
+class ItemPart(Strict):
+    """A part of an item's content; which fields count depends on `type`."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+    image_url: str | None = None
+
+
+class InputItem(Strict):
+    """One item of any type; without `type` it is a message."""
+
+    type: str = "message"
+    id: str | None = None
+    role: str | None = None
+    content: str | list[ItemPart] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    input: str | None = None
+    output: str | list[ItemPart] | None = None
+    summary: list[ItemPart] | None = None
+    encrypted_content: JsonValue = None
+
+
+def messages_of(items: Sequence[InputItem], where: str = "input") -> Iterator[Message]:
+    """The turns of a conversation: what an assistant thought, said and called one after another is one turn."""
+    turn: Message | None = None
+    for index, item in enumerate(items):
+        for part in _messages(item, f"{where}.{index}"):
+            if turn is not None and turn.role == part.role == "assistant":
+                turn = _merged(turn, part)
+                continue
+            if turn is not None:
+                yield turn
+            turn = part
+    if turn is not None:
+        yield turn
+
+
+def _messages(item: InputItem, where: str) -> Iterator[Message]:
+    match item.type:
+        case "message":
+            yield _said(item, where)
+        case "reasoning":
+            parts = item.content if isinstance(item.content, list) and item.content else item.summary or []
+            yield Message("assistant", "", "".join(part.text or "" for part in parts))
+        case "function_call":
+            yield _called(item, where, item.arguments or "")
+        case "custom_tool_call":
+            yield _called(item, where, json.dumps({FREE_INPUT: item.input or ""}))
+        case "function_call_output" | "custom_tool_call_output":
+            text, pictures = _content(item.output, "user", f"{where}.output")
+            yield Message("tool", text, tool_call_id=_needed(item.call_id, where, "call_id"))
+            if pictures:
+                yield Message("user", "", pictures=tuple(replace(each, at=0) for each in pictures))
+        case kind:
+            raise wrong(where, "items of type {kind} are not read by this version of together", kind=quoted(kind))
+
+
+def _called(item: InputItem, where: str, arguments: str) -> Message:
+    call = ToolCall(_needed(item.call_id, where, "call_id"), _needed(item.name, where, "name"), arguments)
+    return Message("assistant", "", tool_calls=(call,))
+
+
+def _said(item: InputItem, where: str) -> Message:
+    role = "system" if item.role == "developer" else item.role
+    if role not in ("system", "user", "assistant"):
+        raise wrong(f"{where}.role", "a message has the role user, assistant, system or developer")
+    text, pictures = _content(item.content, role, f"{where}.content")
+    return Message(role, text, pictures=pictures)
+
+
+def _content(content: str | Sequence[ItemPart] | None, role: str, where: str) -> tuple[str, tuple[Attached, ...]]:
+    if content is None or isinstance(content, str):
+        return content or "", ()
+    text, pictures = "", []
+    for index, part in enumerate(content):
+        at = f"{where}.{index}"
+        match part.type:
+            case "input_text" | "output_text" | "text" | "summary_text" | "reasoning_text":
+                text += part.text or ""
+            case "refusal":
+                text += part.refusal or ""
+            case "input_image" if role == "user" and part.image_url is not None:
+                pictures.append(Attached(len(text), picture_of(part.image_url, at)))
+            case kind:
+                only = "only parts of type input_text, output_text and, of a user, input_image are read, not {kind}"
+                raise wrong(at, only, kind=quoted(kind))
+    return text, tuple(pictures)
+
+
+def _merged(first: Message, second: Message) -> Message:
+    gap = "\n\n" if first.content and second.content else ""
+    return replace(
+        first,
+        content=first.content + gap + second.content,
+        reasoning=first.reasoning + second.reasoning,
+        tool_calls=(*first.tool_calls, *second.tool_calls),
+    )
+
+
+def _needed(value: str | None, where: str, name: str) -> str:
+    if not value:
+        raise wrong(f"{where}.{name}", "this item needs it")
+    return value

@@ -1,0 +1,186 @@
+"""`/v1/responses`: answers that are made, asked for again, ended and deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from together.api.answering import ModelAnswers
+from together.api.guard import FROM_JSON, BodyRoute
+from together.api.openai_responses.answers import ResponseFormatter
+from together.api.openai_responses.requests import ResponsesRequest
+from together.api.openai_responses.shapes import DeletedResponse, ItemList, ResponseObject
+from together.api.responses import ErrorAnswer, NoSuchAnswer
+from together.api.stream import Chunks, RequestLog
+from together.api.visitors import visitor_of
+from together.errors import BadRequest, ContextTooLong, TogetherError
+from together.head.kept_answers import KeptAnswer
+from together.requests import AnswerChunk, ChatRequest, Message, Owner
+from together.types import Sampling
+
+log = logging.getLogger(__name__)
+
+RESPONSES = "/responses"
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorAnswer} for code in (400, 401, 403, 404, 413, 429, "4XX", 500, 503)
+}
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"model": ResponseObject, "content": {"text/event-stream": {}}},
+    **_FAILURES,
+}
+
+
+class _Continued:
+    """A request after what came before it: what `ModelAnswers` needs of a body."""
+
+    def __init__(self, asked: ResponsesRequest, before: tuple[Message, ...]) -> None:
+        self.asked = asked
+        self.before = before
+        self.model, self.stream, self.choices = asked.model, asked.stream, 1
+
+    def to_chat(self, defaults: Sampling, owner: Owner) -> ChatRequest:
+        return self.asked.to_chat(defaults, owner, self.before)
+
+
+def response_routes(answers: ModelAnswers) -> APIRouter:
+    """All of them, without the `/v1` before them."""
+    routes = APIRouter(route_class=BodyRoute)
+    api = _Responses(answers)
+    routes.post(RESPONSES, responses=_ANSWERS)(api.respond)
+    routes.get(RESPONSES + "/{name}", responses=_FAILURES, response_model=ResponseObject)(api.retrieve)
+    routes.delete(RESPONSES + "/{name}", responses=_FAILURES)(api.delete)
+    routes.post(RESPONSES + "/{name}/cancel", responses=_FAILURES, response_model=ResponseObject)(api.cancel)
+    routes.get(RESPONSES + "/{name}/input_items", responses=_FAILURES)(api.input_items)
+    return routes
+
+
+class _Responses:
+    """The handlers, bound to one head."""
+
+    def __init__(self, answers: ModelAnswers) -> None:
+        self._answers = answers
+        self._kept = answers.head.answers
+
+    async def respond(self, request: Request, asked: Annotated[ResponsesRequest, FROM_JSON]) -> Response:
+        """Answer a conversation in the shape of OpenAI's newer API, whole, as a stream, or in the background."""
+        owner = visitor_of(request.scope).owner
+        asked.check()
+        before = self._before(asked, owner)
+        name, comes = await self._answers.routed(asked.model)
+        if asked.truncation == "auto" and not comes:
+            before = await self._fitting(asked, before, owner, name)
+        wanted = _Continued(asked, before)
+        keep = partial(self._keep, asked, owner, (*before, *asked.new_messages()))
+        if asked.background:
+            return await self._in_background(request, wanted, keep)
+        return await self._answers.chat(request, wanted, lambda name: ResponseFormatter(name, asked, keep))
+
+    def _before(self, asked: ResponsesRequest, owner: Owner) -> tuple[Message, ...]:
+        if asked.previous_response_id is None:
+            return ()
+        kept = self._kept.find(owner, asked.previous_response_id)
+        if kept is None:
+            text = "there is no answer of that name, or not any more; give the conversation itself"
+            raise BadRequest(text, "previous_response_id")
+        return kept.messages
+
+    async def _fitting(
+        self, asked: ResponsesRequest, before: tuple[Message, ...], owner: Owner, name: str
+    ) -> tuple[Message, ...]:
+        """What came before, without the oldest turns that the context has no room for."""
+        service = self._answers.head.ready(name)
+        while True:
+            try:
+                await service.count(asked.to_chat(Sampling(), owner, before))
+                return before
+            except ContextTooLong:
+                if not before:
+                    raise
+                before = _later_half(before)
+
+    def _keep(
+        self, asked: ResponsesRequest, owner: Owner, conversation: tuple[Message, ...], made: ResponseFormatter
+    ) -> None:
+        if not asked.kept:
+            return
+        old = self._kept.find(owner, made.id)
+        given = tuple(item.model_dump(exclude_none=True) for item in asked.items)
+        kept = KeptAnswer(owner, (*conversation, made.message()), given, dict(made.shown()))
+        kept.work = old.work if old is not None else None
+        if old is not None or made.status != "cancelled":  # one that was deleted stays deleted
+            self._kept.keep(made.id, kept)
+
+    async def _in_background(self, request: Request, wanted: _Continued, keep: Any) -> Response:
+        formatter, chunks, record = await self._answers.begin(
+            request, wanted, lambda name: ResponseFormatter(name, wanted.asked, keep)
+        )
+        keep(formatter)
+        kept = self._kept.find(visitor_of(request.scope).owner, formatter.id)
+        assert kept is not None, "it was just kept"
+        kept.work = asyncio.create_task(_write(formatter, chunks, record))
+        return JSONResponse(formatter.shown())
+
+    async def retrieve(self, request: Request, name: str) -> Mapping[str, object]:
+        """An answer as it is now. Those that were asked with `store: false` are not kept."""
+        return self._found(request, name).shown
+
+    async def delete(self, request: Request, name: str) -> DeletedResponse:
+        """Forget an answer, and end it where it is being written in the background."""
+        if not self._kept.drop(visitor_of(request.scope).owner, name):
+            raise NoSuchAnswer(name)
+        return {"id": name, "object": "response", "deleted": True}
+
+    async def cancel(self, request: Request, name: str) -> Mapping[str, object]:
+        """End an answer that is being written in the background; what is there of it stays."""
+        found = self._found(request, name)
+        if found.work is None:
+            raise BadRequest("only an answer in the background can be cancelled; close the connection of this one")
+        found.work.cancel()
+        await asyncio.wait([found.work])
+        return self._found(request, name).shown
+
+    async def input_items(self, request: Request, name: str) -> ItemList:
+        """The items of an answer's request."""
+        found = self._found(request, name)
+        items = [{"id": f"{name}_{place}", "type": "message", **item} for place, item in enumerate(found.given)]
+        first, last = (str(items[place]["id"]) if items else None for place in (0, -1))
+        return {"object": "list", "data": items, "first_id": first, "last_id": last, "has_more": False}
+
+    def _found(self, request: Request, name: str) -> KeptAnswer:
+        found = self._kept.find(visitor_of(request.scope).owner, name)
+        if found is None:
+            raise NoSuchAnswer(name)
+        return found
+
+
+def _later_half(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """From a user's turn on: results of tools stay with their calls."""
+    rest = messages[max(1, len(messages) // 2) :]
+    first = next((place for place, message in enumerate(rest) if message.role == "user"), len(rest))
+    return rest[first:]
+
+
+async def _write(formatter: ResponseFormatter, chunks: Chunks, record: RequestLog) -> None:
+    """Write an answer that nobody waits for."""
+    try:
+        pieces: list[AnswerChunk] = []
+        with record:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    record.add(chunk)
+                    pieces.append(replace(chunk, token_ids=()))
+        formatter.whole([pieces], record.usage)
+    except asyncio.CancelledError:
+        formatter.cancel()
+    except Exception as error:  # nobody waits: the answer itself says what happened
+        if not isinstance(error, TogetherError):
+            log.exception("an answer in the background failed")
+        formatter.fail(error)
