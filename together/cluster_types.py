@@ -92,6 +92,7 @@ class Caller:
     page: int = 0  # the port of its page; 0: it has none
     version: str = ""  # of its program
     oldest: int = 0  # the oldest protocol that it still speaks; 0: its own alone
+    made: int = 0  # Unix time of its program's commit; 0: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +256,7 @@ class NodeStatus:
     strain: Strain | None = None  # None: it does not say
     let_go: tuple[LetGo, ...] = ()  # by its cache in the last minutes, the newest last
     life: MachineLife | None = None  # None: it does not say
+    made: int = 0  # Unix time of its program's commit; 0: not known
 
 
 @dataclass(frozen=True, slots=True)

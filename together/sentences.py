@@ -52,6 +52,11 @@ def say(code: str, **values: Value) -> Sentence:
     return Sentence(code, tuple(values.items()))
 
 
+def english_texts() -> tuple[str, ...]:
+    """Those of the table, with their fields."""
+    return tuple(_ENGLISH.values())
+
+
 def template(english: str, **values: Value) -> Sentence:
     """The sentence whose code is its English text; fields as in the tables. Without values it stands as it is."""
     return Sentence(english, tuple(values.items())) if values or " " in english else verbatim(english)
@@ -220,8 +225,14 @@ _ENGLISH = {
     "stop_ends": "{model} runs layers {layers} on {node}, and no other machine has room for them, so {model} stops "
     "until one has.",
     # Machines that come and go, as the terminals of an app and of a node say it.
+    "older_version": "{node} runs an older together, {version} where this app is {own}; bring that machine up to date "
+    "with: python3 launch.py update",
+    "newer_version": "{node} runs a newer together, {version} where this app is {own}; bring this machine up to date "
+    "with: python3 launch.py update",
     "other_version": "{node} runs together {version} and this app {own}; they work together. To have one version "
-    "everywhere, run git pull in the folder of the older one, then start it again",
+    "everywhere, run on each of them: python3 launch.py update",
+    "app_is_newer": "the app on {name} runs a newer together, {version} where this node is {own}; bring this machine "
+    "up to date with: python3 launch.py update",
     "node_joined": "{node} joined: {memory:size}, {device}",
     "node_left": "{node} left: it was stopped",
     "node_is_lost": "{node} is {cause}",

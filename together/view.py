@@ -81,6 +81,7 @@ class NoteKind(StrEnum):
     MEMORY = "memory"  # other programs need what layers have
     BATTERY = "battery"
     LINK = "link"
+    VERSION = "version"  # it runs another version of the program
 
 
 @dataclass(frozen=True, slots=True)

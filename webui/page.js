@@ -107,13 +107,14 @@
       : [element("span", "faint", "not known yet")];
     const devices = node.devices.map((device) =>
       element("div", null, device.description || device.name, element("span", "faint", ` ${device.backend}/${device.name}`)));
+    const said = (wanted) => remarks.filter((remark) => remark.node === node.id && wanted(remark))
+      .map((remark) => element("div", "cause", remark.text));
     return element("tr", null,
-      cell("Node", element("div", "node-name", node.name), address(node),
-        view && view.version && node.version && node.version !== view.version ? element("div", "faint", `together ${node.version}, not ${view.version}`) : null),
+      cell("Node", element("div", "node-name", node.name), address(node), ...said((remark) => remark.kind === "version")),
       cell("State", pill(node.state), node.cause ? element("div", "cause", node.cause) : null),
       cell("Device", ...(devices.length ? devices : [element("span", "faint", "being probed")])),
       cell("Memory", ...memory,
-        ...remarks.filter((remark) => remark.node === node.id).map((remark) => element("div", "cause", remark.text))),
+        ...said((remark) => remark.kind !== "version")),
       cell("Layers", ...(gone ? [element("span", "faint", "–")] : node.stages.length ? node.stages.map(holds) : [element("span", "faint", "none")])));
   };
 

@@ -124,7 +124,7 @@ async def test_what_is_no_fingerprint_is_refused(node: Node, toy: Path, fingerpr
         (
             {"protocol": 7, "version": "0.9+abc"},
             rf"speaks protocol {wire.PROTOCOL} and the head 7 \(together 0.1.0\S* and 0.9\+abc\); the node is older: "
-            "in its folder run git pull",
+            "bring it up to date there with: python3 launch.py update",
         ),
         ({"protocol": wire.OLDEST - 1}, "the head is older"),
         ({"cluster": "other"}, "is in cluster test-.*, not other"),

@@ -15,7 +15,7 @@ from typing import Any
 import grpc.aio
 from filelock import FileLock
 
-from together.checkout import own_version
+from together.checkout import Release, own_release, own_version
 from together.cluster.awake import Awake
 from together.cluster.discovery import Introductions
 from together.cluster.grants import MemoryGrants, StageName
@@ -72,6 +72,7 @@ class Watcher:
 
     name: str
     page: str = ""
+    release: Release | None = None  # of its program; None: it does not say
 
 
 @dataclass(slots=True)
@@ -149,6 +150,7 @@ class Agent:
             memory_bytes=self.grants.total,
             free_bytes=self.grants.free(self.grants.devices[0].key),
             version=own_version(),
+            made=own_release().made,
             peers=self._peers.current(),
             run=self.run,
             owner=self.settings.owner,
@@ -352,7 +354,7 @@ class Agent:
             older = caller.protocol < wire.PROTOCOL
             raise BadSetting(
                 "node {name} speaks protocol {own} and the head {other} (together {version} and {others}); {which} is "
-                "older: in its folder run git pull, then start it again",
+                "older: bring it up to date there with: python3 launch.py update",
                 name=self.identity.name,
                 own=wire.PROTOCOL,
                 other=caller.protocol,
@@ -387,4 +389,6 @@ class Agent:
 def _watcher_of(caller: Caller, address: str) -> Watcher:
     scheme = "http" if ipaddress.ip_address(address).is_loopback else "https"  # as desktop/front.py has it
     page = f"{scheme}://{address_text(address, caller.page)}" if caller.page else ""
-    return Watcher(cut(caller.name, MOST), page)
+    return Watcher(
+        cut(caller.name, MOST), page, Release(cut(caller.version, MOST), caller.made) if caller.version else None
+    )

@@ -18,7 +18,7 @@ from typing import Any
 
 import grpc.aio
 
-from together.checkout import own_version
+from together.checkout import own_time, own_version
 from together.cluster.discovery import Addressed, Discovery, Hint, Introductions, Tell, log_it
 from together.cluster.identity import node_name
 from together.cluster_types import Caller, Endpoint, NodeState, NodeStatus, RingName, unique_names
@@ -234,9 +234,8 @@ class Membership:
         await tell((self.call(node, rpc.UNLOAD, name) for node, name in names), "a stray was not ended")
 
     def _caller(self) -> Caller:
-        name = node_name(self.settings)
-        where, own = self.where(), wire.PROTOCOL
-        return Caller(self.head, self.settings.cluster, own, where, name, self.page, own_version(), wire.OLDEST)
+        name, program = node_name(self.settings), (own_version(), wire.OLDEST, own_time())
+        return Caller(self.head, self.settings.cluster, wire.PROTOCOL, self.where(), name, self.page, *program)
 
     def _introduced(self) -> set[Endpoint]:
         return {peer for node in self.living() for peer in node.peers}

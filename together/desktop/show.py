@@ -210,6 +210,11 @@ def show_status(status: AppStatus, url: str, console: Console, reached: str = ""
     if not status.nodes:
         print_lines([as_typed("no node is there; start one with: python3 launch.py node")], console)
         return
+    show_machines(status, console)
+
+
+def show_machines(status: AppStatus, console: Console) -> None:
+    """A line for each node."""
     columns = ("node", "state", "device", "memory free", "layers held", "address")
     print_table(columns, map(_row, status.nodes), console, whole="address")
 
@@ -223,12 +228,6 @@ def hints(status: AppStatus) -> list[str]:
             found.append(as_typed(f"better: {model.advice}; move to it with: python3 launch.py balance{name}"))
     if status.offer:
         found.append(as_typed(f"{status.offer} Load it with: python3 launch.py load"))
-    others = [node for node in status.nodes if status.version and node.version not in ("", status.version)]
-    found += [
-        str(say("other_version", node=node.name, version=node.version, own=status.version))
-        for node in others
-        if node.state is not NodeState.FAILED
-    ]
     limits, notes = ([limit.text for limit in status.limits], [note.text for note in status.notes])
     return [*found, *status.locked, *limits, *notes]
 

@@ -31,6 +31,7 @@ from together.head.room import plans_without, size_of
 from together.head.service import BALANCE_EVERY, Service
 from together.head.services import EMPTY, Services
 from together.head.sharing import cost_of_plan
+from together.head.versions import version_notes
 from together.models.generation import SamplingDefaults
 from together.planning.explain import Infeasible
 from together.planning.problem import Link, Problem
@@ -171,16 +172,17 @@ class Head:
             if self.orders.open
             else self.orders.last.offer((shown.serving for shown in services), self._membership.living())
         )
+        nodes = self._membership.reached()
         return ClusterView(
             head=self.id,
-            nodes=self._membership.reached(),
+            nodes=nodes,
             serving=first.serving,
             advice=first.advice,
             offer=offer,
             limits=self._surveyor.shortages.shown(),
             endpoint=self._membership.where(),
             pace=first.pace,
-            notes=self._needs.notes,
+            notes=(*self._needs.notes, *version_notes(nodes)),
             let_go=self.machines.gone.shown(),
             services=services,
             version=own_version(),

@@ -11,7 +11,7 @@ class Empty(_message.Message):
     def __init__(self) -> None: ...
 
 class Caller(_message.Message):
-    __slots__ = ("head", "cluster", "protocol", "endpoint", "name", "page", "version", "oldest")
+    __slots__ = ("head", "cluster", "protocol", "endpoint", "name", "page", "version", "oldest", "made")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class Caller(_message.Message):
     PAGE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     OLDEST_FIELD_NUMBER: _ClassVar[int]
+    MADE_FIELD_NUMBER: _ClassVar[int]
     head: str
     cluster: str
     protocol: int
@@ -28,7 +29,8 @@ class Caller(_message.Message):
     page: int
     version: str
     oldest: int
-    def __init__(self, head: _Optional[str] = ..., cluster: _Optional[str] = ..., protocol: _Optional[int] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., name: _Optional[str] = ..., page: _Optional[int] = ..., version: _Optional[str] = ..., oldest: _Optional[int] = ...) -> None: ...
+    made: int
+    def __init__(self, head: _Optional[str] = ..., cluster: _Optional[str] = ..., protocol: _Optional[int] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., name: _Optional[str] = ..., page: _Optional[int] = ..., version: _Optional[str] = ..., oldest: _Optional[int] = ..., made: _Optional[int] = ...) -> None: ...
 
 class RingName(_message.Message):
     __slots__ = ("ring", "head", "slots")
@@ -429,7 +431,7 @@ class StageStatus(_message.Message):
     def __init__(self, ring: _Optional[str] = ..., slot: _Optional[int] = ..., head: _Optional[str] = ..., model: _Optional[str] = ..., total_layers: _Optional[int] = ..., layers: _Optional[_Union[LayerRange, _Mapping]] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., cause: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., pid: _Optional[int] = ..., capacity: _Optional[int] = ..., block: _Optional[int] = ..., rewind: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ..., converting: _Optional[bool] = ..., broken_epoch: _Optional[int] = ..., fault: _Optional[str] = ..., waiting: _Optional[str] = ..., threads: _Optional[_Union[Threads, _Mapping]] = ..., shares: _Optional[bool] = ..., per_sequence: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("id", "name", "machine", "endpoint", "protocol", "state", "cause", "devices", "stages", "ports", "memory_bytes", "free_bytes", "version", "peers", "run", "owner", "strain", "let_go", "life")
+    __slots__ = ("id", "name", "machine", "endpoint", "protocol", "state", "cause", "devices", "stages", "ports", "memory_bytes", "free_bytes", "version", "peers", "run", "owner", "strain", "let_go", "life", "made")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MACHINE_FIELD_NUMBER: _ClassVar[int]
@@ -449,6 +451,7 @@ class NodeStatus(_message.Message):
     STRAIN_FIELD_NUMBER: _ClassVar[int]
     LET_GO_FIELD_NUMBER: _ClassVar[int]
     LIFE_FIELD_NUMBER: _ClassVar[int]
+    MADE_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     machine: str
@@ -468,7 +471,8 @@ class NodeStatus(_message.Message):
     strain: Strain
     let_go: _containers.RepeatedCompositeFieldContainer[LetGo]
     life: MachineLife
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., machine: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., protocol: _Optional[int] = ..., state: _Optional[str] = ..., cause: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., ports: _Optional[_Iterable[int]] = ..., memory_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., version: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., run: _Optional[str] = ..., owner: _Optional[str] = ..., strain: _Optional[_Union[Strain, _Mapping]] = ..., let_go: _Optional[_Iterable[_Union[LetGo, _Mapping]]] = ..., life: _Optional[_Union[MachineLife, _Mapping]] = ...) -> None: ...
+    made: int
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., machine: _Optional[str] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ..., protocol: _Optional[int] = ..., state: _Optional[str] = ..., cause: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., ports: _Optional[_Iterable[int]] = ..., memory_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., version: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., run: _Optional[str] = ..., owner: _Optional[str] = ..., strain: _Optional[_Union[Strain, _Mapping]] = ..., let_go: _Optional[_Iterable[_Union[LetGo, _Mapping]]] = ..., life: _Optional[_Union[MachineLife, _Mapping]] = ..., made: _Optional[int] = ...) -> None: ...
 
 class MachineLife(_message.Message):
     __slots__ = ("lacking", "battery", "link")
