@@ -6,6 +6,7 @@ app. What needs no installation (help, the version, a word that is no command) i
 
     python3 launch.py                        start the app
     python3 launch.py ARGS...                the same as `python -m together ARGS...`
+    python3 launch.py update                 what its remote has of the program, installed and started anew
     python3 launch.py audit                  known holes in what is installed: asks the package index
     python3 launch.py check                  ruff, mypy and the sizes of files: seconds
     python3 launch.py test [--full] [ARGS]   the same and pytest ARGS; --full adds the long tests
@@ -28,6 +29,7 @@ try:
     from installer.environment import prepare, read_stamp, venv_python
     from installer.machine import this_machine, unsupported
     from installer.steps import Refused, say
+    from installer.update import pull
     from together import commands
 except ImportError as missing:
     sys.exit(f"together: {missing.name} is missing beside launch.py; get the whole checkout of together")
@@ -47,6 +49,13 @@ def start_app(root: Path, arguments: Sequence[str]) -> int:
     while True:
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the app as well, and the app decides
             return app.wait()
+
+
+def update(root: Path) -> int:
+    """The second half is the new program's own: it installs what it needs, and starts what runs anew."""
+    before = pull(root)
+    command = [sys.executable, str(root / "launch.py"), "update", "--pulled", before]
+    return subprocess.call(command)
 
 
 CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["tests.support.sizes"])
@@ -109,6 +118,8 @@ def run(arguments: Sequence[str], root: Path) -> int:
     if sentence:
         raise Refused(sentence)
     verb = arguments[0] if arguments else ""
+    if list(arguments) == ["update"]:
+        return update(root)
     prepare(root, machine, verb in commands.OWN)
     if verb == "audit":
         return subprocess.call([str(venv_python(root)), "-m", "installer.audit"], cwd=str(root))

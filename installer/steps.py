@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import IO, Optional, Sequence
+from typing import IO, Dict, Optional, Sequence
 
 
 class Refused(Exception):
@@ -48,10 +48,12 @@ class Step:
         sys.stderr.flush()
 
 
-def run_step(words: str, command: Sequence[str], output: IO[bytes]) -> int:
+def run_step(
+    words: str, command: Sequence[str], output: IO[bytes], environment: Optional[Dict[str, str]] = None
+) -> int:
     """Run a command, all that it says in `output`; its exit status."""
     with Step(words) as step, subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
     ) as process:
         while True:
             status = _wait_a_second(process)

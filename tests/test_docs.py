@@ -6,9 +6,7 @@ serves tiny models under the names of the documents, with a home of their own.
 
 from __future__ import annotations
 
-import configparser
 import json
-import plistlib
 import re
 import shutil
 import signal
@@ -119,15 +117,6 @@ def test_the_table_of_commands_is_whole() -> None:
     assert named == there | {"audit", "test"}
 
 
-def test_what_starts_at_login_is_right() -> None:
-    unit = configparser.ConfigParser(interpolation=None)
-    unit.optionxform = str  # type: ignore[assignment,method-assign]  # as systemd reads it
-    unit.read_string(block_with("docs/machine.md", "[Unit]").text)
-    _parse(unit["Service"]["ExecStart"].partition("launch.py ")[2].split())
-    agent = plistlib.loads(block_with("docs/machine.md", "<plist").text.encode())
-    _parse(agent["ProgramArguments"][-1].partition('launch.py" ')[2].split())
-
-
 def test_settings_for_other_programs_are_right() -> None:
     assert yaml.safe_load(block_with("docs/programs.md", "model_list").text)["model_list"]
 
@@ -153,8 +142,6 @@ class Reader:
         words = [word.replace("0.0.0.0", "127.0.0.1") for word in words]
         if words[: len(LAUNCH)] == LAUNCH:
             self._launch(words[len(LAUNCH) :])
-        elif words[0] == "git":
-            self._git(words)
         else:
             self.app()
             command = [sys.executable if word == ".venv/bin/python" else self.here(word) for word in words]
@@ -214,13 +201,6 @@ class Reader:
             )
         self.started.append((process, machine))
         _wait_until_it_serves(process, log, "is ready on" if words[0] == "up" else "joined: http")
-
-    def _git(self, words: list[str]) -> None:
-        """In a clone, not here."""
-        clone = self.folder / "clone"
-        if not clone.exists():
-            subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True, capture_output=True)
-        self._run(words, clone)
 
     def end(self, machine: str = "") -> None:
         """Stop what runs on one machine, or on all."""

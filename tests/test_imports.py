@@ -75,6 +75,7 @@ LIBRARIES = {
     "mdit_py_plugins": ("together.chats.markup",),
     "pygments": ("together.chats.markup",),
     "latex2mathml": ("together.chats.formulas",),
+    "pystray": ("together.desktop.pystray_icon",),
     "google.protobuf": ("together.ring.wire",),
     "cryptography": ("together.trust.certificates", "together.trust.page"),
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from platformdirs.unix import Unix
 
 from together.errors import BadSetting
 from together.settings import Settings, default_home, load_settings, parse_bytes
@@ -76,6 +77,18 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert Settings(home="~/lab").home_path == tmp_path / "lab"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the folders of POSIX")
+def test_logs_go_where_the_platform_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings(home=str(tmp_path)).logs_path == tmp_path / "logs"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    assert Settings().logs_path == Unix("together").user_log_path
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert Settings().logs_path == Unix("together").user_log_path
+    (tmp_path / "Library/Logs").mkdir(parents=True)
+    assert Settings().logs_path == tmp_path / "Library/Logs/together"
 
 
 @pytest.mark.parametrize(

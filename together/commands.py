@@ -25,6 +25,7 @@ MEANT = {  # what people type instead, where the spelling tells nothing
     "delete": "rm",
     "kill": "stop",
     "quit": "stop",
+    "upgrade": "update",
 }
 
 GROUPS = (
@@ -36,7 +37,14 @@ GROUPS = (
             "stop": "Stop the app and the nodes that it started, even if it hangs.",
             "status": "What runs: model, stages, nodes.",
             "ps": "What is served now, in short.",
+            "open": "Open the chat in the browser; also open machines, open models and open settings.",
+            "machines": "The machines, in a table.",
+            "nodes": "The app's own nodes on this machine; nodes start adds one, nodes stop ends one.",
+            "copy": "Copy what other programs ask for: copy address (of the API), copy code (the join code).",
             "logs": "What the app and the nodes on this machine noted, the newest last.",
+            "tray": "An icon in the tray or menu bar with this menu; up shows one by itself where there are windows.",
+            "at-login": "Start the app or a node at login: at-login up or at-login node, with options; at-login off.",
+            "update": "Get the newest version of the program, install what it needs, and start anew what runs here.",
             "doctor": "What this machine can do, what is wrong, and how to fix it; exit code 1 if something is.",
         },
     ),

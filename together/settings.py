@@ -30,6 +30,16 @@ def default_config() -> Path:
     return _user_folder(("APPDATA", "AppData/Roaming"), _SUPPORT, ("XDG_CONFIG_HOME", ".config"))
 
 
+def default_logs() -> Path:
+    """The user's folder for logs on this platform, as the library platformdirs has it."""
+    if os.name == "nt":
+        return default_data() / "Logs"
+    home = Path.home()
+    if (home / "Library/Logs").is_dir():
+        return home / "Library/Logs/together"
+    return Path(os.environ.get("XDG_STATE_HOME", str(home / ".local/state"))) / "together/log"
+
+
 _SUPPORT = "Library/Application Support"
 
 
@@ -90,6 +100,11 @@ class Settings:
     def data_path(self) -> Path:
         """Where conversations are kept: in the home folder if one was given."""
         return self.home_path if self.home else default_data()
+
+    @property
+    def logs_path(self) -> Path:
+        """Where programs note what they do: in the home folder if one was given."""
+        return self.home_path / "logs" if self.home else default_logs()
 
     @property
     def config_path(self) -> Path:

@@ -208,13 +208,13 @@ def test_machines_that_do_not_reach_each_other() -> None:
 
 
 def test_nodes_that_failed_or_are_of_another_version() -> None:
-    nodes = (
-        neighbour("studio", NodeState.FAILED, "layers 0:8: out of memory"),
-        neighbour("mini", NodeState.IDLE, version="0.0.9"),
-    )
-    failed, other = sentences(app=replace(RING, nodes=nodes))
-    assert failed == "node studio has failed: layers 0:8: out of memory"
-    assert other.startswith("node mini runs together 0.0.9 and this machine 0.1.0: in the folder")
+    nodes = (neighbour("studio", NodeState.FAILED, "layers 0:8: out of memory"), neighbour("mini", NodeState.IDLE))
+    other = "mini runs an older together, 0.0.9 where this app is 0.1.0"
+    notes = (AppNote("mini", NoteKind.VERSION, other),)
+    assert sentences(app=replace(RING, nodes=nodes, notes=notes)) == [
+        "node studio has failed: layers 0:8: out of memory",
+        other,
+    ]
 
 
 def test_an_app_whose_links_were_not_measured() -> None:

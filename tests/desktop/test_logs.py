@@ -21,7 +21,7 @@ from pathlib import Path
 from together.desktop.cli_models import settings_with
 from together.desktop.logs import keep_log
 settings_with(log_level=sys.argv[2])
-keep_log(Path(sys.argv[1]), "app")
+keep_log(Path(sys.argv[1]) / "logs", "app")
 """
 
 

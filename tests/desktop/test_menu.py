@@ -8,8 +8,10 @@ import pytest
 
 from tests.conftest import RealApp
 from tests.support.checksum import EOS, QUIET, make_checksum_model
+from together.desktop.cli import main
 from together.desktop.client import RunningApp
-from together.desktop.menu import Item, Menu, agreed, choose_model, numbered, run_menu
+from together.desktop.menu import Item, Menu, choose_model, run_menu
+from together.desktop.own_nodes import agreed, numbered
 from together.errors import AppError, Unreachable
 from together.settings import Settings
 
@@ -132,22 +134,22 @@ def test_several_models_are_told_apart(
     second = make_checksum_model(folder, layers=3, seed=5, quiet_ids=(*QUIET, EOS))
     settings = Settings(home=str(lent_app.home))
     before = lent_app.serving()["ring"]
-    menu = Menu(running, settings, Person(str(second), "y").ask)
+    menu = Menu(running, settings, Person(str(second), "y").ask, main)
     menu.load()
     try:
         assert lent_app.serving()["ring"] == before
         said = capsys.readouterr().out
         assert "menu-second is ready at" in said
-        Menu(running, settings, Person("").ask).chat()
+        Menu(running, settings, Person("").ask, main).chat()
         assert capsys.readouterr().out == "   1  toy\n   2  menu-second\n"
-        Menu(running, settings, Person("2", "n").ask).plan()
+        Menu(running, settings, Person("2", "n").ask, main).plan()
         said = capsys.readouterr().out
         assert "   1  toy, which is loaded\n   2  menu-second, which is loaded\n" in said
         assert "toy computes on " in said
         third = make_checksum_model(lent_app.home.parent / "menu-third", layers=2, seed=6)
-        Menu(running, settings, Person(str(third), "n").ask).plan()
+        Menu(running, settings, Person(str(third), "n").ask, main).plan()
         assert "it is loaded beside toy and menu-second" in capsys.readouterr().out
     finally:
         lent_app.post("/control/unload", {"model": "menu-second"}).raise_for_status()
-    Menu(running, settings, Person(str(second), "").ask).load()  # in its place
+    Menu(running, settings, Person(str(second), "").ask, main).load()  # in its place
     assert [each["serving"]["model"] for each in lent_app.status()["services"]] == ["menu-second"]

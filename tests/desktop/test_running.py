@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from tests.conftest import ROOT, RealApp, environment_for, serving_instead, star
 from tests.support.checksum import EOS, QUIET
 from tests.support.lightest import LIGHTEST
 from tests.support.patience import PATIENCE
+from tests.support.stand_ins import program
 from tests.support.terminal import NO_TERMINALS, Terminal
 from together.desktop.client import AppLock
 
@@ -132,16 +134,28 @@ def test_ctrl_c_stops_the_answer_and_then_the_chat(real_app: RealApp) -> None:
 
 
 @pytest.mark.skipif(NO_TERMINALS, reason="Windows has no pseudo-terminals")
-def test_the_menu_shows_what_there_is(real_app: RealApp) -> None:
-    with Terminal.of(real_app) as terminal:
-        terminal.choose("what?", "type a number from 1 to 11")
-        terminal.choose("3", "toy is ready on 2 stages")
+def test_the_menu_shows_what_there_is(real_app: RealApp, tmp_path: Path) -> None:
+    program(tmp_path, "xclip", f"cat > {tmp_path}/copied")
+    program(tmp_path, "browser", f"echo $1 > {tmp_path}/opened")
+    desktop = {"DISPLAY": ":7", "BROWSER": str(tmp_path / "browser"), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with Terminal.of(real_app, **desktop) as terminal:
+        terminal.choose("what?", "type a number from 1 to 16")
+        assert "   3  Status: toy is ready on 2 stages; 1 machine\r\n" in terminal.shown
+        terminal.choose("1", f"{real_app.url}\r\n")
+        opened = tmp_path / "opened"
+        until(lambda: opened.exists() and opened.read_text(), PATIENCE, "the chat is opened")
+        terminal.choose("3", "toy is ready on 2 stages", "memory free")
         terminal.choose("4", "demo_model, ", "Enter goes back> ")
         terminal.choose("nowhere/at/all/", "Load it beside toy, and not in its place? [y/N] ")
         terminal.choose("y", "together: ")  # no folder, and no name of the hub
         terminal.choose("6", "demo_model")
-        terminal.choose("9", "which one? Enter goes back> ")
+        terminal.choose("8", "layers held")
+        terminal.choose("10", "which one? Enter goes back> ")
         terminal.choose("", "no node was stopped")
+        terminal.choose("11", "the address of the API is in the clipboard")
+        terminal.choose("13", "INFO")
+    assert (tmp_path / "copied").read_text() == f"{real_app.url}/v1"
+    assert (tmp_path / "opened").read_text() == f"{real_app.url}\n"
 
 
 @pytest.mark.full  # short above; its lines one by one are in test_menu.py
@@ -149,7 +163,7 @@ def test_the_menu_shows_what_there_is(real_app: RealApp) -> None:
 def test_the_menu_does_everything(own_app: RealApp, tmp_path: Path) -> None:
     with Terminal.of(own_app) as terminal:
         choose = terminal.choose
-        choose("what?", "type a number from 1 to 11")
+        choose("what?", "type a number from 1 to 16")
         choose("3", "toy is ready on 2 stages")
         own_app.post("/control/unload", {})
         choose("4", "Last: toy on ", "demo_model, ", "Enter goes back> ")
@@ -161,11 +175,11 @@ def test_the_menu_does_everything(own_app: RealApp, tmp_path: Path) -> None:
         choose("1", "Load it by this plan? [y/N] ")
         choose("y", "toy is ready at")
         choose("6", "demo_model")
-        choose("8", "is there, with ")
+        choose("9", "is there, with ")
         assert living_nodes(own_app) == 3
         family = own_app.tree()
         stop_nodes_by_the_menu(own_app, terminal)
-        terminal.type("10\n")
+        terminal.type("15\n")
         assert terminal.process.wait(PATIENCE) == 0
     assert own_app.process.wait(PATIENCE) == 0
     until(lambda: not any(process.is_running() for process in family), PATIENCE, "no orphan")
@@ -175,11 +189,11 @@ def test_the_menu_does_everything(own_app: RealApp, tmp_path: Path) -> None:
 def stop_nodes_by_the_menu(app: RealApp, terminal: Terminal) -> None:
     """Of three nodes those that are chosen, while answers go on; the last one's end is foreseen, and refused."""
     choose = terminal.choose
-    choose("9", "which one? Enter goes back> ")
+    choose("10", "which one? Enter goes back> ")
     choose("", "no node was stopped")
     before = {node["name"] for node in app.status()["nodes"]}
     for left in (2, 1):
-        choose("9", "which one? Enter goes back> ")
+        choose("10", "which one? Enter goes back> ")
         choose("1", "Stop ", "? [y/N] ")
         choose("y", " was stopped")
         until(lambda count=left: living_nodes(app) == count, PATIENCE, f"{left} nodes")  # type: ignore[misc]
@@ -187,7 +201,7 @@ def stop_nodes_by_the_menu(app: RealApp, terminal: Terminal) -> None:
     assert app.get("/health").status_code == 200
     (kept,) = {node["name"] for node in app.status()["nodes"] if node["state"] != "FAILED"}
     assert kept == max(before)  # the lower numbers were chosen
-    choose("9", "which one? Enter goes back> ")
+    choose("10", "which one? Enter goes back> ")
     choose("1", "no other machine has room", "? [y/N] ")
     choose("n", "Stop a node on this machine")
     assert app.get("/health").status_code == 200

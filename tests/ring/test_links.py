@@ -179,28 +179,6 @@ async def test_an_old_streams_sender_learns_that_its_epoch_is_over(inlet: Inlet)
         await old.close()
 
 
-async def test_a_stream_whose_epoch_ends_before_it_is_read_is_refused(inlet: Inlet) -> None:
-    async def silent() -> AsyncIterator[bytes]:
-        await asyncio.Event().wait()
-        yield b""
-
-    inlet.claim(KEY, rpc.HERE)
-    inlet.expect(KEY.epoch + 1, KEY.sender)
-    with pytest.raises(FrameRefused, match="epoch 3 is over"):
-        await asyncio.wait_for(inlet.take(KEY, silent()), PATIENCE)
-
-
-async def test_who_waits_for_the_end_of_a_stream_can_be_cancelled(inlet: Inlet) -> None:
-    async with listening(inlet) as there:
-        outlet = await Outlet.open(there, KEY)
-        waits = asyncio.create_task(outlet.ended())
-        await asyncio.sleep(0)
-        waits.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waits
-        await outlet.close()
-
-
 async def test_an_old_stream_that_says_nothing_is_ended_with_its_epoch(inlet: Inlet) -> None:
     """As after a move: its sender's address is gone, and no end of the connection will ever come."""
     async with listening(inlet) as there:

@@ -47,7 +47,6 @@ GROWING = """async () => {
   const titles = [];
   thinking.draw({ ...turn, said: { ...said, text: "" } }, { blocks: [], tail: "" }, [turn], new Map());
   for (const [text, reasoning] of [["", "hm"], ["so", ""]]) {
-    await new Promise((done) => setTimeout(done, 5)); // the browser's clock has steps
     thinking.grow({ turn: "b", text, reasoning, calls: [] }, null);
     titles.push(thinking.thoughtTitle.textContent.replace(/\\d.*/, "…"));
   }

@@ -17,7 +17,7 @@ from together.api.guard import FROM_JSON, LocalRoute
 from together.api.stream import GONE, ClientGone, while_connected
 from together.api.visitors import visitor_of
 from together.head.head import Head
-from together.head.leaving import if_stopped, stop_node
+from together.head.leaving import ends_a_model, if_stopped, stop_node
 from together.planning.cluster_file import problem_json
 from together.planning.explain import Infeasible
 from together.planning.report import answer_json, answer_text, missing_json
@@ -219,9 +219,10 @@ def control_routes(head: Head, shutdown: Callable[[], None]) -> APIRouter:
 
     @router.post("/nodes")
     async def nodes(order: Annotated[NodesOrder, FROM_JSON]) -> Response:
-        """Start one more, or stop one; `foresee` has as `text` what stopping `node` would mean."""
+        """Start one more, or stop one; `foresee` says what stopping `node` would mean, and whether a model ends so."""
         if order.action == "foresee":
-            return JSONResponse({"text": str(await if_stopped(head, order.node or ""))})
+            meaning = await if_stopped(head, order.node or "")
+            return JSONResponse({"text": str(meaning), "ends": ends_a_model(meaning)})
         if order.action == "start":
             await head.local.start_one()
         elif order.node is None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import webbrowser
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from together.api.keys import KeyFile, new_key
 from together.api.server import url_of
 from together.cluster_types import Endpoint
 from together.commands import as_typed
+from together.desktop.again import AGAIN, begin_anew, until_ordered
 from together.desktop.client import AppLock, RunningApp, find_running
 from together.desktop.front import PageDoors
 from together.desktop.joining import app_lines, tell_of_nodes
@@ -26,11 +28,11 @@ from together.desktop.logs import keep_log
 from together.desktop.page import LatePage
 from together.desktop.ports import moved_line
 from together.desktop.show import Screen, print_line
-from together.errors import AppError, TogetherError
+from together.errors import AppError, NotServing, TogetherError
 from together.head.head import Head
 from together.head.reach import page_address
 from together.planning.request import PlanRequest
-from together.processes import ExitGuard, stop_on_signals, stop_with_parent
+from together.processes import ExitGuard, end, spawn, stop_on_signals, stop_with_parent
 from together.sentences import NOTHING, Sentence, say
 from together.settings import Settings
 from together.view import Serving, ServingState
@@ -51,7 +53,9 @@ class AppOptions:
     local_nodes: int
     peers: tuple[Endpoint, ...]
     browser: bool
+    tray: bool
     with_parent: bool
+    again: bool = False  # it begins anew, after an update: what served is loaded
 
 
 def run_app(settings: Settings, options: AppOptions) -> RunningApp | None:
@@ -59,14 +63,24 @@ def run_app(settings: Settings, options: AppOptions) -> RunningApp | None:
     lock = AppLock(settings.home_path)
     if first := _wait_for_first(settings.home_path, lock):
         return first
-    keep_log(settings.home_path, "app")
-    guard = ExitGuard(STOP_WITHIN)
+    keep_log(settings.logs_path, "app")
+    guard, anew = ExitGuard(STOP_WITHIN), None
     try:
-        asyncio.run(_run(settings, options, lock, guard))
+        anew = asyncio.run(_run(settings, options, lock, guard))
     finally:
         guard.cancel()  # not before: the loop's end waits for threads that may hang
         lock.release()
+    if anew is not None:
+        begin_anew(anew)
     return None
+
+
+@dataclass(slots=True)
+class _Ending:
+    """How the app ends: once `stop` is set; with `anew` it begins again, with these options more."""
+
+    stop: asyncio.Event
+    anew: tuple[str, ...] | None = None
 
 
 def _wait_for_first(home: Path, lock: AppLock) -> RunningApp | None:
@@ -84,12 +98,14 @@ def _wait_for_first(home: Path, lock: AppLock) -> RunningApp | None:
     )
 
 
-async def _run(settings: Settings, options: AppOptions, lock: AppLock, guard: ExitGuard) -> None:
+async def _run(settings: Settings, options: AppOptions, lock: AppLock, guard: ExitGuard) -> tuple[str, ...] | None:
+    """The options to begin anew with, None where it just ends."""
     stop = asyncio.Event()
+    ending = _Ending(stop)
     with stop_on_signals(stop, guard):
         if options.with_parent:
             stop_with_parent(stop)
-        living = asyncio.create_task(_live(settings, options, lock, stop))
+        living = asyncio.create_task(_live(settings, options, lock, ending))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({living, stopping}, return_when=asyncio.FIRST_COMPLETED)
         guard.begin()
@@ -99,10 +115,11 @@ async def _run(settings: Settings, options: AppOptions, lock: AppLock, guard: Ex
         try:
             await living
         except asyncio.CancelledError:
-            print_line("stopped")
+            print_line("stopped" if ending.anew is None else "stopped, and begins anew with its new version")
+    return ending.anew
 
 
-async def _live(settings: Settings, options: AppOptions, lock: AppLock, stop: asyncio.Event) -> None:
+async def _live(settings: Settings, options: AppOptions, lock: AppLock, ending: _Ending) -> None:
     screen, doors = Screen(), PageDoors.open(settings)  # first: a node is told where the page is
     plain = settings.open_to_network and settings.plain_http
     head = Head(settings, options.peers, options.local_nodes, 0 if plain else doors.shown, screen.tell)
@@ -112,7 +129,7 @@ async def _live(settings: Settings, options: AppOptions, lock: AppLock, stop: as
         screen.line(f"together {__version__}: starting {nodes} on this machine")
         await head.start()
         own_key = new_key()
-        app = build_app(head, stop.set, own_key)
+        app = build_app(head, ending.stop.set, own_key)
         app.mount("/", page)
         url = url_of(doors.home)
         async with doors.serving(app):
@@ -131,6 +148,10 @@ async def _live(settings: Settings, options: AppOptions, lock: AppLock, stop: as
                 tasks.create_task(_tell(head, screen))
                 tasks.create_task(tell_of_nodes(head, doors.shown, screen))
                 tasks.create_task(_load(head, options))
+                if not options.with_parent:
+                    tasks.create_task(_follow_updates(head, ending))
+                    if options.tray and has_windows():
+                        tasks.create_task(_keep_icon(screen))
                 if doors.certificates is not None:
                     tasks.create_task(doors.certificates.follow())
     finally:
@@ -145,10 +166,37 @@ async def _first_key(settings: Settings) -> str:
 
 
 async def _load(head: Head, options: AppOptions) -> None:
+    if options.again:
+        with suppress(NotServing):
+            await head.load_last()
+            return
     try:
         await (head.load_demo(options.request) if options.model is None else head.load(options.model, options.request))
     except TogetherError:
         logger.debug("the first load failed", exc_info=True)  # the view has the cause: page and terminal show it
+
+
+async def _keep_icon(screen: Screen) -> None:
+    """The icon in the tray, which ends with the app; where there can be none, say so once and go on."""
+    icon = await spawn("together", "tray", "--with-parent")
+    assert icon.stdout is not None
+    assert icon.stderr is not None
+    try:
+        said, _ = await asyncio.gather(icon.stderr.read(), icon.stdout.read())  # its input stays open: it ends with us
+        if await icon.wait():
+            words = said.decode(errors="replace").strip().rpartition("\n")[2]
+            screen.line(f"no icon is shown: {words.removeprefix('together: ')}")
+    finally:
+        await end(icon)
+
+
+async def _follow_updates(head: Head, ending: _Ending) -> None:
+    """Ends the app once `launch.py update` wants that. What serves is what was loaded last, unless that is offered."""
+    await until_ordered(head.settings.home_path)
+    view = head.view()
+    serves = any(shown.serving.state is ServingState.READY for shown in view.services)
+    ending.anew = (AGAIN,) if serves and not view.offer else ()
+    ending.stop.set()
 
 
 async def _tell(head: Head, screen: Screen) -> None:
@@ -196,7 +244,10 @@ def terminal_step(serving: Serving) -> Sentence:
 
 def open_browser(url: str, wanted: bool) -> None:
     """Show the page, if that is `wanted` and there are windows here."""
-    display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    windowed = sys.platform in ("win32", "darwin") or display
-    if wanted and windowed:  # without a window system a text browser would take this terminal
+    if wanted and has_windows():  # without a window system a text browser would take this terminal
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+
+def has_windows() -> bool:
+    display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return sys.platform in ("win32", "darwin") or bool(display)

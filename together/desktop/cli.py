@@ -15,6 +15,7 @@ import typer
 
 from together import commands
 from together.desktop.cli_cluster import app as cluster_commands
+from together.desktop.cli_desk import app as desk_commands
 from together.desktop.cli_models import (
     DEFAULTS,
     PASSED_ON,
@@ -60,6 +61,7 @@ app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 app.add_typer(cluster_commands)
+app.add_typer(desk_commands)
 app.add_typer(model_commands)
 app.add_typer(run_commands)
 app.add_typer(trust_commands)
@@ -86,7 +88,7 @@ def main(arguments: list[str]) -> int:
         return 130
     except BrokenPipeError:  # whoever read the output has read enough
         return 1
-    except typer.Abort:  # a question that got no answer
+    except (typer.Abort, EOFError):  # a question that got no answer
         print("together: nothing was done", file=sys.stderr)
         return 1
     except typer.TyperException as error:  # a command line that cannot be read
@@ -120,6 +122,7 @@ def up(
         bool, typer.Option("--plain-http", help="With --host: the page in the clear, for a proxy of your own")
     ] = False,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page")] = True,
+    tray: Annotated[bool, typer.Option("--tray/--no-tray", help="Show an icon in the tray or menu bar")] = True,
     local_nodes: Annotated[
         int | None, typer.Option(min=0, max=16, help="Nodes on this machine  [default: 2 for the demo model, else 1]")
     ] = None,
@@ -142,6 +145,7 @@ def up(
     idle: Annotated[str | None, typer.Option(help="Unload what nobody used so long, as 30m  [default: never]")] = None,
     peer: Peers = None,
     with_parent: WithParent = False,
+    again: Annotated[bool, typer.Option("--again", hidden=True)] = False,
     log_level: LogLevel = None,
 ) -> None:
     settings = settings_with(
@@ -175,7 +179,9 @@ def up(
     usual = "uniform" if model is None and settings.strategy == DEFAULTS.strategy else settings.strategy
     request = request_of(found, usual, strategy, layers, users, context, quantize, quantize_head)
     peers = peers_of(peer, settings, of_app=True)
-    running = run_app(settings, AppOptions(found, request, nodes, peers, browser, with_parent))
+    running = run_app(
+        settings, AppOptions(found, request, nodes, peers, browser and not again, tray, with_parent, again)
+    )
     if running is not None:
         split = given(strategy=strategy, layers=layers, users=users, context=context)
         split |= given(quantize=quantize, quantize_head=quantize_head)
@@ -266,12 +272,22 @@ def status(
         Path | None, typer.Option(help="Write the living cluster, measured, as a file for plan --cluster")
     ] = None,
     model: Annotated[str | None, typer.Option(help="For --save: whose shape counts  [default: the served one]")] = None,
+    line: Annotated[
+        bool, typer.Option("--line", help="One line: what is served, and how many machines are there")
+    ] = False,
     as_json: AsJson = False,
     log_level: LogLevel = None,
 ) -> None:
     settings = settings_with(log_level=log_level)
     from together.desktop.keys import page_of, reached_at
 
+    if line:
+        from together.desktop.client import find_running
+        from together.desktop.entries import status_line
+
+        found = find_running(settings.home_path)
+        print_line(status_line(found.status() if found else None))
+        return
     running = running_app()
     if save is not None:
         _save_cluster(running, model_of(model, settings), save)
@@ -312,11 +328,15 @@ def doctor(
     host: Host = None,
     backend: Backend = None,
     as_json: AsJson = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a file that a stranger may see: no names, addresses, paths or texts")
+    ] = None,
     log_level: LogLevel = None,
 ) -> None:
     from together.desktop.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(settings_with(host=host, backend=backend, log_level=log_level), model, as_json))
+    settings = settings_with(host=host, backend=backend, log_level=log_level)
+    raise typer.Exit(run_doctor(settings, model, as_json, report))
 
 
 @command(app, "bench", **PASSED_ON)
@@ -339,5 +359,5 @@ def _show_menu() -> bool:
         return False
     from together.desktop.menu import Menu, run_menu
 
-    run_menu(f"together is running: {running.url}", Menu(running, settings, input).items, input)
+    run_menu(f"together is running: {running.url}", Menu(running, settings, input, main).items, input)
     return True

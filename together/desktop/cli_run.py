@@ -112,11 +112,16 @@ def _row(title: str, served: dict[str, Any]) -> tuple[str, ...]:
 def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last")] = 50,
+    opens: Annotated[bool, typer.Option("--open", help="Show the folder of the files in a window")] = False,
 ) -> None:
     settings = settings_with()
     from together.desktop.logs import show_logs
 
-    show_logs(settings.home_path, lines, follow)
+    if opens:
+        print_line(str(settings.logs_path))
+        typer.launch(str(settings.logs_path))
+    else:
+        show_logs(settings.logs_path, lines, follow)
 
 
 @command(app, "keys", **PASSED_ON)

@@ -114,6 +114,10 @@ class RunningApp:
         # this machine needs no proxy
         self._http = httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False, headers=shown)
 
+    def close(self) -> None:
+        """For who looks again and again; all others end with their process."""
+        self._http.close()
+
     @property
     def link(self) -> str:
         """What a browser of this machine opens: where a proxy may be the client, a browser shows a key, too."""

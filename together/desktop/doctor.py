@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -15,7 +16,7 @@ from together.cluster.claims import NodeHere, SharedOut
 from together.cluster_types import DeviceProfile, NodeState
 from together.commands import as_typed
 from together.desktop.doctor_facts import App, Facts, Measured, facts_json, gather, shape_of
-from together.desktop.show import GB, print_lines, print_table, threads_text, working
+from together.desktop.show import GB, print_line, print_lines, print_table, threads_text, working
 from together.errors import BadSetting
 from together.settings import Settings
 from together.view import NoteKind
@@ -24,11 +25,15 @@ from together.wording import size_text, sizes_text, times_text
 
 LEAST_MEMORY = 2 * 10**9  # bytes that a stage of even a small model needs
 LEAST_DISK = 5 * 10**9
+WRONG = (NoteKind.MEMORY, NoteKind.VERSION)  # what the app says of machines that needs fixing
 OLDEST_DRIVER = 525  # NVIDIA's first for CUDA 12
 
 
-def run_doctor(settings: Settings, model: str | None, as_json: bool) -> int:
-    """Look, judge, print; the exit code: 1 if something needs fixing. Raises BadInput for a model that is not here."""
+def run_doctor(settings: Settings, model: str | None, as_json: bool, report: Path | None = None) -> int:
+    """Look, judge, print; the exit code: 1 if something needs fixing. Raises BadInput for a model that is not here.
+
+    `report` is a file that is written instead, of which nobody sees whose machine this is.
+    """
     folder = None if model is None else resolve_model(model, settings.home_path)
     if folder is not None and not isinstance(folder, Path):
         raise BadSetting(
@@ -38,6 +43,15 @@ def run_doctor(settings: Settings, model: str | None, as_json: bool) -> int:
     with working("looking at this machine") as note:
         facts = asyncio.run(gather(settings, shape, note))
     found = problems(facts)
+    if report is not None:
+        from together.desktop.report import write_report
+
+        write_report(report, facts, settings)
+        print_line(
+            f"wrote {report}: figures, versions and kinds of failures, without names, addresses, paths and texts; "
+            "look at it before you send it"
+        )
+        return 0
     if as_json:
         print(doctor_json(facts, found))
     else:
@@ -135,12 +149,7 @@ def _cluster(facts: Facts) -> Iterator[Diagnosis]:
     for node in facts.app.nodes:
         if node.state is NodeState.FAILED:
             yield Diagnosis(f"node {node.name} has failed", node.cause or "see its log")
-        if node.version != facts.version:
-            fix = "in the folder of the older one run git pull, then start it again"
-            yield Diagnosis(f"node {node.name} runs together {node.version} and this machine {facts.version}", fix)
-    for note in facts.app.notes:
-        if note.kind is NoteKind.MEMORY:
-            yield Diagnosis(note.text)
+    yield from (Diagnosis(note.text) for note in facts.app.notes if note.kind in WRONG)
 
 
 def _links(facts: Facts) -> Iterator[Diagnosis]:
@@ -169,8 +178,11 @@ def _links(facts: Facts) -> Iterator[Diagnosis]:
 
 
 def doctor_json(facts: Facts, found: tuple[Diagnosis, ...]) -> str:
-    answer = {"ok": not found, "facts": facts_json(facts), "problems": [asdict(item) for item in found]}
-    return json.dumps(answer, indent=2)
+    return json.dumps(judged_json(facts, found), indent=2)
+
+
+def judged_json(facts: Facts, found: tuple[Diagnosis, ...]) -> dict[str, Any]:
+    return {"ok": not found, "facts": facts_json(facts), "problems": [asdict(item) for item in found]}
 
 
 def show(facts: Facts, found: tuple[Diagnosis, ...], console: Console) -> None:
@@ -250,7 +262,7 @@ def _disturbed(item: Measured) -> str:
 
 def _show_app(app: App, console: Console) -> None:
     print_lines([f"app {app.url}, {len(app.nodes)} nodes" + ("" if app.ring else ", no model is loaded")], console)
-    print_lines((note.text for note in app.notes if note.kind is not NoteKind.MEMORY), console)
+    print_lines((note.text for note in app.notes if note.kind not in WRONG), console)
     print_table(("node", "state", "cause"), ((node.name, node.state, node.cause) for node in app.nodes), console)
     links = ((f"{link.a} – {link.b}", "no way" if link.ms is None else link.ms) for link in app.links)
     print_table(("link", "ms for a token"), links, console)

@@ -46,7 +46,7 @@ from together.wording import reason_of
 USUAL_SHAPE = "llama-3.2-1b"
 HEAR_WITHIN = 5.0  # seconds for a record of our own to come back
 ASK_WITHIN = 10.0  # seconds for nvidia-smi and the like
-_LIBRARIES = ("torch", "transformers", "mlx", "mlx-lm", "numpy", "grpcio", "gradio", "huggingface-hub")
+LIBRARIES = ("torch", "transformers", "mlx", "mlx-lm", "numpy", "grpcio", "gradio", "huggingface-hub")
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +297,7 @@ def _output(*command: str) -> str:
 
 def _libraries() -> dict[str, str]:
     found = {}
-    for name in _LIBRARIES:
+    for name in LIBRARIES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from together.checkout import own_release
 from together.cluster.agent import Agent, Watcher
 from together.cluster.discovery import Tell, log_it
 from together.cluster.local import say_to_parent
 from together.cluster.node import Story, run_node
 from together.cluster_types import Endpoint, NodeStatus, StageState, address_text, is_address
 from together.commands import USUAL, launch
+from together.desktop.again import begin_anew, until_ordered
 from together.desktop.logs import keep_log, note_to_parent
 from together.desktop.other_page import head_of
 from together.desktop.ports import moved_line
@@ -221,8 +223,10 @@ def run_node_here(settings: Settings, peers: tuple[Endpoint, ...], with_parent: 
     """A node with its terminal, or as its parent's child; the exit code. Raises TogetherError where it cannot run."""
     if not with_parent:
         screen = Screen()
-        asyncio.run(_run_node(settings, peers, False, partial(_story, settings, screen), screen.tell))
-        screen.line("stopped")
+        anew = asyncio.run(_run_node(settings, peers, False, partial(_story, settings, screen), screen.tell))
+        screen.line("stopped, and begins anew with its new version" if anew else "stopped")
+        if anew:
+            begin_anew()
         return 0
     note_to_parent()
     try:
@@ -235,10 +239,23 @@ def run_node_here(settings: Settings, peers: tuple[Endpoint, ...], with_parent: 
 
 async def _run_node(
     settings: Settings, peers: tuple[Endpoint, ...], with_parent: bool, story: Story, tell: Tell
-) -> None:
-    stopping = asyncio.Event()
-    with stop_on_signals(stopping):
-        await run_node(settings, peers, with_parent, story, stopping, tell)
+) -> bool:
+    """Whether it is to begin anew."""
+    stopping, ordered = asyncio.Event(), asyncio.Event()
+
+    async def follow_updates() -> None:
+        await until_ordered(settings.home_path)
+        ordered.set()
+        stopping.set()
+
+    following = asyncio.create_task(asyncio.sleep(0) if with_parent else follow_updates())
+    try:
+        with stop_on_signals(stopping):
+            await run_node(settings, peers, with_parent, story, stopping, tell)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    return ordered.is_set()
 
 
 async def _tell_parent(agent: Agent) -> None:
@@ -253,21 +270,30 @@ async def _tell_parent(agent: Agent) -> None:
 
 async def _story(settings: Settings, screen: Screen, agent: Agent) -> None:
     """What goes on at a node, for its terminal: which apps use it, and which layers it runs."""
-    keep_log(settings.home_path, f"node-{agent.identity.id[:8]}")
+    keep_log(settings.logs_path, f"node-{agent.identity.id[:8]}")
     if moved := moved_line("this node", settings.node_port, *agent.status().ports):
         screen.line(moved)
     for line in node_lines(settings, agent.status()):
         screen.line(line)
     clock, comings, runs = asyncio.get_running_loop().time, Comings[Watcher](screen.tell), Runs(screen.tell)
     reached, cache = partial(node_reached, settings), OnceEach[LetGoBy](screen.tell)
-    moves = Moves(screen, agent.identity.endpoint, reached)
+    moves, newer = Moves(screen, agent.identity.endpoint, reached), OnceEach[Watcher](screen.tell)
     while True:
         seen = agent.changed.version
+        newer.look(dict(_newer(agent.watchers())))
         comings.see({watcher: _app_joined(watcher) for watcher in agent.watchers()}, _app_left, clock())
         runs.look(agent.status())
         cache.look(let_go_in((), agent.status().let_go))
         moves.look(agent.identity.endpoint, clock())
         await agent.changed.wait(seen, LOOK_EVERY)
+
+
+def _newer(apps: Iterable[Watcher]) -> Iterator[tuple[Watcher, Sentence]]:
+    """Apps whose program is newer than this node's, and what to do."""
+    own = own_release()
+    for app in apps:
+        if app.release is not None and own.is_older(app.release):
+            yield app, say("app_is_newer", name=app.name, version=app.release.version, own=own.version)
 
 
 def _app_joined(app: Watcher) -> Sentence:

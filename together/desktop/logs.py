@@ -1,4 +1,4 @@
-"""What the app and the nodes of this machine note: files in the home folder, and `logs`, which shows them as one."""
+"""What the app and the nodes of this machine note: files in one folder, and `logs`, which shows them as one."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ BEGINS = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ")  # a record; its o
 log = logging.getLogger(__name__)
 
 
-def keep_log(home: Path, name: str) -> None:
+def keep_log(folder: Path, name: str) -> None:
     """From now on this process notes from INFO on in a file; what the terminal shows stays as it is."""
     try:
-        (home / "logs").mkdir(parents=True, exist_ok=True)
-        file = _File(home / "logs" / f"{name}.log", maxBytes=BYTES, backupCount=1, encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _File(folder / f"{name}.log", maxBytes=BYTES, backupCount=1, encoding="utf-8")
     except OSError as error:
-        log.warning("no log is kept in %s: %s", home / "logs", reason_of(error))
+        log.warning("no log is kept in %s: %s", folder, reason_of(error))
         return
     file.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     _attach(file)
@@ -74,9 +74,8 @@ class _ToParent(_Quiet, logging.StreamHandler[TextIO]):
 # --- logs -------------------------------------------------------------------------------------------------------------
 
 
-def show_logs(home: Path, lines: int, follow: bool) -> None:
+def show_logs(folder: Path, lines: int, follow: bool) -> None:
     """Print the last lines of all files by time, then new ones until Ctrl-C. Raises AppError where there is no file."""
-    folder = home / "logs"
     sizes: dict[Path, int] = {}
     for _ in new_lines(folder, sizes):  # what there is comes by time
         pass

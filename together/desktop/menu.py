@@ -3,43 +3,29 @@
 from __future__ import annotations
 
 import json
-import webbrowser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from rich.console import Console
-
-from together.cluster_types import NodeState, NodeStatus
 from together.desktop.app_status import AppStatus
+from together.desktop.at_login import is_on, way_here
 from together.desktop.cli_models import SavedPlan, given
 from together.desktop.client import RunningApp
 from together.desktop.doctor import run_doctor
+from together.desktop.entries import Entry, EntryState, MenuState, entries
 from together.desktop.kept_chat import KeptChats, talk_kept
-from together.desktop.keys import reached_at
 from together.desktop.models import list_models
-from together.desktop.show import (
-    load_and_show,
-    load_last_and_show,
-    one_line,
-    print_line,
-    show_status,
-    wait_until,
-    working,
-)
+from together.desktop.own_nodes import Ask, agreed, numbered
+from together.desktop.show import load_and_show, load_last_and_show, print_line, working
 from together.errors import TogetherError
 from together.jsonfile import decode_json
 from together.settings import Settings
 from together.weights.find import known_models
 from together.weights.store import KnownModel
-from together.wording import exact_size_text, size_text
-
-Ask = Callable[[str], str]  # prints a prompt and returns a line; raises EOFError at the end of the input
-Choice = TypeVar("Choice")
+from together.wording import exact_size_text
 
 LAST = "the last model"  # what it is called where it is one of several choices
-STARTS_WITHIN = 60.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +42,11 @@ def run_menu(title: str, items: Callable[[], tuple[Item, ...]], ask: Ask) -> Non
     print_line(title)
     while True:
         try:
-            entries = items()
+            shown = items()
         except TogetherError as error:
             print_line(f"together: {error}")
             return
-        chosen = _ask_for_item(entries, ask)
+        chosen = _ask_for_item(shown, ask)
         if chosen is None:
             return
         try:
@@ -76,29 +62,21 @@ def run_menu(title: str, items: Callable[[], tuple[Item, ...]], ask: Ask) -> Non
             return
 
 
-def _ask_for_item(entries: tuple[Item, ...], ask: Ask) -> Item | None:
+def _ask_for_item(items: tuple[Item, ...], ask: Ask) -> Item | None:
     """None at the end of the input and for Ctrl-C."""
-    for number, item in enumerate(entries, 1):
+    for number, item in enumerate(items, 1):
         print_line(f"  {number:>2}  {item.label}")
     while True:
         try:
-            line = ask(f"1-{len(entries)}> ").strip().lower()
+            line = ask(f"1-{len(items)}> ").strip().lower()
         except (EOFError, KeyboardInterrupt):
             print_line("")
             return None
         if line in ("q", "quit", "exit"):
-            return entries[-1]
-        if (chosen := numbered(entries, line)) is not None:
+            return items[-1]
+        if (chosen := numbered(items, line)) is not None:
             return chosen
-        print_line(f"type a number from 1 to {len(entries)}, or q to quit")
-
-
-def numbered(choices: Sequence[Choice], line: str) -> Choice | None:
-    """The choice of that number, counted from 1."""
-    text = line.strip()
-    if text.isascii() and text.isdecimal() and 1 <= int(text) <= len(choices):
-        return choices[int(text) - 1]
-    return None
+        print_line(f"type a number from 1 to {len(items)}, or q to quit")
 
 
 def choose_model(choices: Sequence[tuple[str, str]], ask: Ask) -> str:
@@ -115,11 +93,6 @@ def choose_model(choices: Sequence[tuple[str, str]], ask: Ask) -> str:
     return ""
 
 
-def agreed(question: str, ask: Ask) -> bool:
-    """Whether the answer is yes; anything else is no."""
-    return ask(f"{one_line(question)} [y/N] ").strip().lower() in ("y", "yes")
-
-
 @dataclass(frozen=True, slots=True)
 class Menu:
     """What can be done with a running app, and the questions for it."""
@@ -127,30 +100,32 @@ class Menu:
     app: RunningApp
     settings: Settings
     ask: Ask
+    run: Callable[[list[str]], object]  # a command line of ours, in this terminal
 
     def items(self) -> tuple[Item, ...]:
         """What the menu offers now. Raises TogetherError where the app does not answer."""
         status = self.app.status()
+        found = {entry.name: self._item(entry) for entry in entries(MenuState(status, is_on(way_here())))}
         advised = any(model.advice for model in status.models)
         balance = (Item("Balance: move layers as advised", self.balance),) if advised else ()
         return (
-            Item("Open the page", self.open_page),
+            found.pop("chat"),
             Item("Chat here", self.chat),
-            Item("Status", lambda: show_status(self.app.status(), self.app.url, Console(), reached_at(self.app))),
+            found.pop("status"),
             Item("Load a model", self.load),
             Item("Plan: who would take which layers", self.plan),
             *balance,
             Item("Models on this machine", lambda: list_models(self.settings.home_path, self.app.status(), False)),
             Item("Doctor: what this machine can do, and what is wrong", self.doctor),
-            Item("Start a node on this machine", self.start_node),
-            Item("Stop a node on this machine", self.stop_node),
-            Item("Stop the app", self.app.stop, last=True),
+            *found.values(),
             Item("Quit this menu; the app goes on", lambda: None, last=True),
         )
 
-    def open_page(self) -> None:
-        print_line(self.app.url)
-        webbrowser.open(self.app.link)
+    def _item(self, entry: Entry) -> Item:
+        """An entry as a line of this menu."""
+        label = f"Status: {entry.label}" if entry.name == "status" else entry.label
+        label += " (it does; end that)" if entry.state is EntryState.TICKED else ""
+        return Item(label, lambda: self.run(list(entry.command)), last=entry.ends)
 
     def balance(self) -> None:
         for model in self.app.status().models:
@@ -215,41 +190,6 @@ class Menu:
         ]
         return choose_model([*first, *others], self.ask)
 
-    # --- nodes --------------------------------------------------------------------------------------------------------
-
-    def start_node(self) -> None:
-        before = {node.id for node in self._own_nodes()}
-        self.app.ask("nodes", {"action": "start"})
-        with working("starting a node"):
-            wait_until(lambda: any(node.id not in before for node in self._own_nodes()), STARTS_WITHIN)
-        started = [node for node in self._own_nodes() if node.id not in before]
-        for node in started:
-            print_line(f"{node.name} is there, with {size_text(node.memory_bytes)}")
-        if not started:
-            print_line("the node is still starting; the app's own terminal says if it cannot")
-
-    def stop_node(self) -> None:
-        """Ask which one, and say first what that would mean."""
-        nodes = self._own_nodes()
-        if not nodes:
-            print_line("this app started no node here")
-            return
-        for number, node in enumerate(nodes, 1):
-            print_line(f"  {number:>2}  {node.name}, {_holds(node)}")
-        chosen = numbered(nodes, self.ask("which one? Enter goes back> "))
-        if chosen is None:
-            print_line("no node was stopped")
-            return
-        print_line(str(self.app.ask("nodes", {"action": "foresee", "node": chosen.id})["text"]))
-        if agreed(f"Stop {chosen.name}?", self.ask):
-            with working(f"stopping {chosen.name}"):
-                self.app.ask("nodes", {"action": "stop", "node": chosen.id})
-            print_line(f"{chosen.name} was stopped")
-
-    def _own_nodes(self) -> tuple[NodeStatus, ...]:
-        status = self.app.status()
-        return tuple(node for node in status.nodes if node.owner == status.head and node.state is not NodeState.FAILED)
-
 
 def _line_of(model: KnownModel, among: list[KnownModel]) -> str:
     """Name and size, what is here of it, whose it is, and its folder where the name is not enough."""
@@ -261,11 +201,6 @@ def _line_of(model: KnownModel, among: list[KnownModel]) -> str:
 
 def _served(status: AppStatus) -> tuple[str, ...]:
     return tuple(model.serving.model for model in status.models if model.serving.up)
-
-
-def _holds(node: NodeStatus) -> str:
-    stages = [f"layers {stage.layers} of {stage.model}" for stage in node.stages]
-    return f"runs {' and '.join(stages)}" if stages else "runs no layers"
 
 
 def _order_of(plan: dict[str, Any]) -> dict[str, object]:

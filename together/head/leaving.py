@@ -50,6 +50,13 @@ async def if_stopped(head: Head, name: str) -> Sentence:
     return found[0] if len(found) == 1 else say("all", sentences=tuple(found))
 
 
+def ends_a_model(meaning: Sentence) -> bool:
+    """Whether a model ends by what `if_stopped` says."""
+    parts = dict(meaning.values).get("sentences", ())
+    inner = parts if isinstance(parts, tuple) else ()
+    return meaning.code == "stop_ends" or any(isinstance(part, Sentence) and ends_a_model(part) for part in inner)
+
+
 def _meaning(
     node: NodeStatus, stages: list[StageStatus], outcome: PlannedModel | Infeasible | None, *, loading: bool
 ) -> Sentence:
