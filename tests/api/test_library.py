@@ -235,6 +235,11 @@ async def test_a_model_of_another_machine_is_listed_and_loaded_from_there(
         )
         fits = (await client.post("/library/fits", json={"model": "theirs"})).json()
         assert [(form["title"], form["fit"]) for form in fits["forms"]] == [("as published", "fits")]
+        assert len(await listed(client, "theirs")) == 1
+        away = toy.rename(settings.home_path / "away")
+        again = await client.post("/library/fits", json={"model": "theirs"})  # what it is was taken over
+        assert again.json() == fits
+        away.rename(toy)
         loaded = await client.post("/control/load", json={"model": "theirs", "quantize": "no"})
         assert loaded.json() == {"done": True, "model": "theirs"}
         chat = {"messages": [{"role": "user", "content": "hello"}], "temperature": 0, "max_tokens": 12}

@@ -118,16 +118,16 @@ class Library:
         loaded = {each.opened.ref.key: each.name for each in self.services.by_name.values()}
         view, nodes = await asyncio.gather(asyncio.to_thread(self.shelf.view, loaded), self._listed())
         here, own = {model.key for model in view.models}, self.machines.surveyor.machine
-        names = {model.name for model in view.models}
+        names, store = {model.name for model in view.models}, Store(self._home)
         listed = {
             node.name: tuple(each for each in found if node.machine != own or each.ref.key not in here)
             for node, found in nodes  # a node of this very machine may have another home
         }
-        self._elsewhere = {
+        self._elsewhere = {  # but those whose description is here already
             each.name: (each.ref, node.endpoint)
             for node, found in nodes
             for each in found
-            if each.form == PUBLISHED and each.name not in names
+            if each.form == PUBLISHED and each.name not in names and not store.folder(each.ref.key).is_dir()
         }
         return replace(view, models=with_nodes(view.models, listed))
 
