@@ -30,7 +30,8 @@ WITH_LIMIT = """text => {
     const value = parse(...all);
     if (!value || !value.serving || value.nodes.length < 2) return value;
     Object.assign(value.nodes[0], { let_go: [{ sentence: text }] });
-    const notes = [{ node: value.nodes[1].id, kind: "memory", text: `${text} too` }];
+    const older = { node: value.nodes[1].id, kind: "version", text: `older ${text}` };
+    const notes = [{ node: value.nodes[1].id, kind: "memory", text: `${text} too` }, older];
     return Object.assign(value, { limits: [{ node: value.nodes[0].id, text }], notes });
   };
 }"""
@@ -81,6 +82,7 @@ def test_what_a_node_ran_out_of_and_let_go_is_said(page: Page, real_app: RealApp
     rows = page.locator("#cluster-nodes tbody tr")
     expect(rows.nth(0).locator("[data-label=Memory] .cause")).to_have_text(MARKUP)
     expect(rows.nth(1).locator("[data-label=Memory] .cause")).to_have_text(f"{MARKUP} too")
+    expect(rows.nth(1).locator("[data-label=Node] .cause")).to_have_text(f"older {MARKUP}")
     expect(page.locator("#split-gone p")).to_have_text([f"{real_app.status()['nodes'][0]['name']}: {MARKUP}"])
     expect(page.locator("#cluster-header .link")).to_have_text("live")
     expect(page.locator("#advice")).to_be_hidden()  # there is none
