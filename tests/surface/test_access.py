@@ -20,7 +20,7 @@ from together.head.head import Head
 from webui import page
 
 ASSETS = "/assets/x.js"
-FOR_HERE = {("GET", "/reach/machines")}  # beside orders; without a body /reach/phones is refused for that
+FOR_HERE = {("GET", "/reach/machines"), ("POST", "/reach/phones")}  # beside orders
 PAGE = ("/machines", "/config", "/theme.css", ASSETS, f"{API}/queue/join", f"{API}/queue/data")
 HOSTS = {
     OWN_HOST: True,

@@ -30,7 +30,7 @@ from together.api.openai import openai_routes
 from together.api.openai_responses.routes import response_routes
 from together.api.pages import page_routes
 from together.api.plain import plain_fields
-from together.api.reach import reach_routes
+from together.api.reach import invitation_routes, reach_routes
 from together.api.responses import Health, Version
 from together.api.stream import EventStream, note_refusal
 from together.api.visitors import visitor_of
@@ -67,7 +67,8 @@ def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> Fa
         ("", status_routes(head, metrics), True),
         ("", control_routes(head, shutdown), False),  # for this machine's own programs
         ("", login_routes(access, settings.config_path), False),
-        ("", reach_routes(head, keys), False),  # for the page
+        ("", reach_routes(head), False),  # for the page, as the next
+        ("", invitation_routes(head, keys), False),
         ("", conversation_routes(head), False),  # for the page and the terminal chat
         ("", library_routes(head), False),  # for the page
         ("", library_orders(head), False),

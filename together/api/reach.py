@@ -11,9 +11,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 
 from together.api.access import cookie_name
-from together.api.guard import FROM_JSON, BodyRoute
+from together.api.guard import FROM_JSON, LocalRoute
 from together.api.keys import KeyFile
-from together.api.responses import Forbidden
 from together.api.visitors import visitor_of
 from together.commands import as_typed
 from together.errors import BadRequest
@@ -37,10 +36,9 @@ class NewPhone(BaseModel):
     name: str
 
 
-def reach_routes(head: Head, keys: KeyFile) -> APIRouter:
-    """`/reach…`; what lets others in is told to this machine alone."""
-    router = APIRouter(route_class=BodyRoute)
-    settings = head.settings
+def reach_routes(head: Head) -> APIRouter:
+    """`/reach`."""
+    router, settings = APIRouter(), head.settings
 
     @router.get("/reach")
     async def reach(request: Request) -> Response:
@@ -52,18 +50,25 @@ def reach_routes(head: Head, keys: KeyFile) -> APIRouter:
         told = as_typed(CLOSED) if here and not settings.open_to_network else ""
         return JSONResponse({"here": here, "key": cookie_name(request.scope) in request.cookies, "closed": told})
 
+    return router
+
+
+def invitation_routes(head: Head, keys: KeyFile) -> APIRouter:
+    """`/reach/…`: what lets others in is told to this machine alone."""
+    router, settings = APIRouter(route_class=LocalRoute), head.settings
+
     @router.get("/reach/machines")
-    async def machines(request: Request) -> Response:
+    async def machines() -> Response:
         """The join code, and the one command for another machine."""
-        _check(request, settings)
+        _check(settings)
         code = await asyncio.to_thread(SecretFile(settings.config_path).code)
         command = await asyncio.to_thread(join_command, settings, head.machines.where.endpoint)
         return JSONResponse({"code": code, "command": command}, headers=_SECRET)
 
     @router.post("/reach/phones")
-    async def phones(request: Request, body: Annotated[NewPhone, FROM_JSON]) -> Response:
+    async def phones(body: Annotated[NewPhone, FROM_JSON]) -> Response:
         """A new key as a link, and that as the rows of a QR code, a letter for each square. It is shown this once."""
-        _check(request, settings)
+        _check(settings)
         page = head.machines.membership.page
         if not page:
             raise BadRequest("a proxy of yours has this page's address; a key for it: python3 launch.py keys make NAME")
@@ -75,10 +80,8 @@ def reach_routes(head: Head, keys: KeyFile) -> APIRouter:
     return router
 
 
-def _check(request: Request, settings: Settings) -> None:
-    """Raises Forbidden for who sits elsewhere, BadRequest where nobody else could come."""
-    if not visitor_of(request.scope).here:
-        raise Forbidden("what lets others in is told to this machine only")
+def _check(settings: Settings) -> None:
+    """Raises BadRequest where nobody else could come."""
     if not settings.open_to_network:
         raise BadRequest(CLOSED)
 
