@@ -21,6 +21,7 @@ from together.desktop.scoring import score_lines, text_of
 from together.errors import BadSetting
 
 TEXT = "The last stage samples, and everybody else passes it on."
+IMAGE = "asserts/chat-wide-light.png"
 
 
 def figures(text: str) -> tuple[float, float]:
@@ -63,7 +64,7 @@ def test_every_token_and_windows_are_shown_where_asked_for(real_app: RealApp) ->
         (("notes.txt",), "together: there is no file notes.txt; name a file, - for standard input, or give a text of"),
         (("tests",), "together: tests is a folder; name one of the files in it"),
         (("tests/__init__.py/x",), "together: there is no file tests/__init__.py/x; name a file"),
-        (("asserts/page.png",), "together: asserts/page.png is no text in UTF-8 (byte 0); save it in UTF-8"),
+        ((IMAGE,), f"together: {IMAGE} is no text in UTF-8 (byte 0); save it in UTF-8"),
         ((TEXT, "--window", "9999"), "together: window must be from 2 to "),
         ((TEXT, "--window", "9", "--stride", "9"), "together: stride must be from 1 to 8 tokens, not 9"),
     ],
