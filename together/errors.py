@@ -55,7 +55,8 @@ class ContextTooLong(BadRequest):
     def __init__(self, tokens: int, context: int, *, at_least: bool = False) -> None:
         """`at_least`: nobody counted further."""
         super().__init__(
-            "the prompt has {least}{tokens} tokens and the context holds {context}; "
+            # Clients look for the words before the comma.
+            "this model's maximum context length is {context} tokens, and the prompt has {least}{tokens}; "
             "shorten the prompt or start a new chat",
             param="messages",
             least=template("at least ") if at_least else NOTHING,

@@ -76,6 +76,7 @@ class Settings:
     strategy: str = "recommend"  # how layers are split by default: see `plan --help`
     on_demand: bool = False  # a model that a request names is loaded for it, and the least used one makes room
     aliases: str = ""  # other names of models for requests, as "gpt-4o=org/name,small=demo_model"
+    any_model: bool = False  # a request that names no model of this app gets the one that serves
     idle: str = ""  # models that nobody used for so long are unloaded, as "30m"; "": never
     balance: bool = False  # move layers by itself when machines became faster or slower than planned
     context: int = 8192  # tokens a plan is sized for, at most the model's own context

@@ -179,6 +179,7 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.embeddings.create(model=MODEL, input="x")
     assert missing.value.code == "not_implemented"
+    assert str(missing.value.request_id).startswith("req_")
 
 
 # --- others -----------------------------------------------------------------------------------------------------------

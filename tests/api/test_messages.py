@@ -66,6 +66,7 @@ def test_an_answer_is_that_of_a_chat(demo_app: RealApp, client: anthropic.Anthro
     assert (answer.type, answer.role, answer.model, answer.stop_reason) == ("message", "assistant", MODEL, "end_turn")
     assert answer.usage.input_tokens + answer.usage.cache_read_input_tokens > 10
     assert answer.usage.output_tokens > 0
+    assert answer._request_id.startswith("req_")
 
 
 def test_a_stream_says_the_same(client: anthropic.Anthropic) -> None:

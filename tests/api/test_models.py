@@ -41,6 +41,16 @@ async def test_the_model_of_a_request_answers(tmp_path: Path, head_with: Heads) 
         assert (await client.post(CHAT, json=HELLO)).json()["model"] == "b"
 
 
+async def test_any_name_may_mean_the_model_that_serves(tmp_path: Path, head_with: Heads) -> None:
+    toys = [make_checksum_model(tmp_path / name, seed=i, quiet_ids=(*QUIET, EOS)) for i, name in enumerate("ab")]
+    async with head_with(any_model=True) as head, client_of(head) as client:
+        assert_come_back(await client.post(CHAT, json=HELLO | {"model": "gpt-4"}), 503, "model_not_ready")
+        await head.load(toys[0])
+        await head.load(toys[1], beside=True)
+        for asked, meant in (("gpt-4", "a"), ("claude-x", "a"), ("b", "b")):
+            assert (await client.post(CHAT, json=HELLO | {"model": asked})).json()["model"] == meant
+
+
 async def test_a_request_loads_the_model_that_it_names(tmp_path: Path, head_with: Heads) -> None:
     folders = tmp_path / "home" / "models"
     quick = make_checksum_model(folders / "quick", quiet_ids=(*QUIET, EOS))

@@ -210,7 +210,7 @@ def test_a_conversation_of_something_else_is_refused(model: PartitionedModel, pr
 
 
 def test_a_prompt_longer_than_the_context_is_refused(model: PartitionedModel) -> None:
-    with pytest.raises(ContextTooLong, match="the context holds 1024"):
+    with pytest.raises(ContextTooLong, match="maximum context length is 1024"):
         model.generate("word " * 1000)
 
 

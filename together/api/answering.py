@@ -83,10 +83,10 @@ class ModelAnswers:
             name, asked, lambda it: self.head.chat(asked.to_chat(it.opened.defaults.sampling, owner), it.name)
         )
 
-    async def count(self, model: str, wanted: ChatRequest) -> int:
-        """The tokens of a chat's prompt. Raises as an answer to it does; loads no model."""
+    async def service(self, model: str | None) -> Service:
+        """The one that answers by that name. Raises as an answer does; loads no model."""
         name, _ = await self.routed(model)
-        return await self.head.ready(self.head.demands.meant(name)).count(wanted)
+        return self.head.ready(self.head.demands.meant(name))
 
     def on_demand(self, name: str, asked: AnswerAsked, answer: Callable[[Service], Chunks]) -> Chunks:
         """A stream, which is kept alive meanwhile, waits until the model is there; another request LOADS_WITHIN."""
@@ -110,13 +110,13 @@ class ModelAnswers:
             only = self.head.services.only()
             return (only.name if only is not None else ""), False
         name = demands.meant(asked)
-        if demands.on:
-            if await demands.target(asked) is None:
-                raise UnknownModel(asked, served)
+        if demands.on and await demands.target(asked) is not None:
             return asked, True
-        if served and name not in served:
-            raise UnknownModel(asked, served)
-        return name, False
+        if name in served or not (served or demands.on):
+            return name, False
+        if served and self.head.settings.any_model:
+            return served[0], False
+        raise UnknownModel(asked, served)
 
     async def send(
         self, request: Request, asked: AnswerAsked, formatter: AnswerFormatter, chunks: Chunks, count: int

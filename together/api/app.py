@@ -33,6 +33,7 @@ from together.api.plain import plain_fields
 from together.api.reach import invitation_routes, reach_routes
 from together.api.responses import Health, Version
 from together.api.stream import EventStream, note_refusal
+from together.api.tokens import token_routes
 from together.api.visitors import visitor_of
 from together.head.head import Head
 from together.view import ClusterView, ServingState
@@ -64,6 +65,7 @@ def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> Fa
         ("/v1", answered, True),
         ("", answered, False),
         ("", message_routes(answers), True),
+        ("", token_routes(answers), True),
         ("", status_routes(head, metrics), True),
         ("", control_routes(head, shutdown), False),  # for this machine's own programs
         ("", login_routes(access, settings.config_path), False),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from functools import partial
+from secrets import token_hex
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -20,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from together.api.access import Access, Revoked
-from together.api.failures import error_response
+from together.api.failures import error_response, is_anthropic
 from together.api.login import AUTHORITY, LOGIN, enter, is_foreign, key_in_link, refusal_page
 from together.api.requests import WORDS
 from together.api.responses import BodyTooLarge, Forbidden, NoKey, TooManyWrongKeys, wrong
@@ -78,7 +79,8 @@ class Guard:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun, own = True, {name for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *(each for each in _HEADERS if each[0] not in own)]
+                more = (*_HEADERS, *_request_id(scope["path"]))
+                message["headers"] = [*message["headers"], *(each for each in more if each[0] not in own)]
             await send(message)
 
         answer = self._answered_here(scope)
@@ -140,6 +142,11 @@ def _is_of(origin: str, host: str) -> bool:
         return urlsplit(origin).netloc.lower() == host.lower()
     except ValueError:  # as of half a bracket: no browser says so
         return False
+def _request_id(path: str) -> tuple[tuple[bytes, bytes], ...]:
+    """What programs show in reports of faults, by the name that the API gives it."""
+    if not path.startswith("/v1/"):
+        return ()
+    return ((b"request-id" if is_anthropic(path) else b"x-request-id", f"req_{token_hex(12)}".encode()),)
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------------

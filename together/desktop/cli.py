@@ -142,6 +142,9 @@ def up(
     alias: Annotated[
         list[str] | None, typer.Option(help="Another name for requests, as gpt-4o=org/name; may be given several times")
     ] = None,
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="Whatever model a request names, the one that serves answers")
+    ] = False,
     idle: Annotated[str | None, typer.Option(help="Unload what nobody used so long, as 30m  [default: never]")] = None,
     peer: Peers = None,
     with_parent: WithParent = False,
@@ -151,6 +154,7 @@ def up(
     settings = settings_with(
         on_demand=on_demand or None,
         aliases=",".join(alias) if alias else None,
+        any_model=any_model or None,
         idle=idle,
         port=port,
         host=host,
@@ -188,7 +192,8 @@ def up(
         start = given(
             port=port, host=host, plain_http=plain_http or None, local_nodes=local_nodes, dtype=dtype, sampling=sampling
         )
-        start |= given(on_demand=on_demand or None, alias=alias or None, idle=idle)
+        start |= given(on_demand=on_demand or None, alias=alias or None, any_model=any_model or None)
+        start |= given(idle=idle)
         start |= given(exact=exact or None, backend=backend, memory=memory, cache=cache, peer=peer or None)
         use_running(running, found, split, start)
         open_browser(running.link, browser)

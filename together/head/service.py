@@ -26,7 +26,7 @@ from together.models.form import form_title
 from together.requests import AnswerChunk, ChatRequest, CompletionRequest, ScoreRequest, TextScore
 from together.ring.client import RingClient
 from together.sentences import NOTHING, Sentence, say
-from together.text.answers import answer_chat, count_chat
+from together.text.answers import answer_chat, chat_ids
 from together.text.scoring import score_prompts, score_text
 from together.types import DTYPE_BYTES, Plan
 from together.view import ServedModel, Serving, ServingState, TokenPace
@@ -174,10 +174,10 @@ class Service:
         self._check_pictures(request)
         return answer_chat(self.engine, self.opened.text, request)
 
-    async def count(self, request: ChatRequest) -> int:
+    async def chat_ids(self, request: ChatRequest) -> tuple[int, ...]:
         """The tokens of its prompt. Raises as its answer does."""
         self._check_pictures(request)
-        return await count_chat(self.engine, self.opened.text, request)
+        return await chat_ids(self.engine, self.opened.text, request)
 
     def _check_pictures(self, request: ChatRequest) -> None:
         """Raises BadRequest for pictures where the first layers run on a backend that sees none."""

@@ -106,9 +106,9 @@ async def _chat_choices(engine: Engine, model: TextModel, request: ChatRequest, 
     return [_Choice(stream, model, parser(), index) for index, stream in enumerate(streams)]
 
 
-async def count_chat(engine: Engine, model: TextModel, request: ChatRequest) -> int:
+async def chat_ids(engine: Engine, model: TextModel, request: ChatRequest) -> tuple[int, ...]:
     """The tokens of a chat's prompt. Raises as an answer to it does."""
-    return len((await _chat_prompt(engine, model, request))[1])
+    return (await _chat_prompt(engine, model, request))[1]
 
 
 async def _chat_prompt(

@@ -43,6 +43,6 @@ def message_routes(answers: ModelAnswers) -> APIRouter:
     async def count(request: Request, asked: Annotated[CountRequest, FROM_JSON]) -> TokenCount:
         """How many tokens a conversation has as a prompt."""
         wanted = asked.prompt(visitor_of(request.scope).owner)
-        return {"input_tokens": await answers.count(asked.model, wanted)}
+        return {"input_tokens": len(await (await answers.service(asked.model)).chat_ids(wanted))}
 
     return routes
