@@ -90,12 +90,12 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What an answer has to match: "json_schema" with a schema as JSON text, or "lark" in llguidance's dialect of it.
+    """What an answer has to match: a schema as JSON text, a "regex", one of a JSON list of texts, or rules.
 
-    A lark grammar may embed schemas as `%json {...}`.
+    Rules are llama.cpp's "gbnf", or "lark" in llguidance's dialect, which may embed schemas as `%json {...}`.
     """
 
-    kind: Literal["json_schema", "lark"]
+    kind: Literal["json_schema", "regex", "choice", "gbnf", "lark"]
     source: str
     param: str = "response_format"  # the field of a request that asks for it, for errors
 

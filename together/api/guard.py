@@ -142,6 +142,8 @@ def _is_of(origin: str, host: str) -> bool:
         return urlsplit(origin).netloc.lower() == host.lower()
     except ValueError:  # as of half a bracket: no browser says so
         return False
+
+
 def _request_id(path: str) -> tuple[tuple[bytes, bytes], ...]:
     """What programs show in reports of faults, by the name that the API gives it."""
     if not path.startswith("/v1/"):

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
+from together.api.constraints import ConstraintFields
 from together.api.content import ContentPart, Strict, content_of
 from together.api.responses import wrong
 from together.errors import BadRequest
@@ -57,7 +58,7 @@ class StreamOptions(Strict):
     include_usage: bool | None = None
 
 
-class AnswerFields(Strict):
+class AnswerFields(ConstraintFields):
     """How to answer. Fields without effect are listed, too, so that their types are checked."""
 
     model: str | None = None
@@ -275,7 +276,7 @@ class ChatCompletionRequest(AnswerFields):
             choices=self.choices,
             template=effort | (self.chat_template_kwargs or {}),
             chosen_template=self.chat_template,
-            grammar=self.response_format.grammar() if self.response_format else None,
+            grammar=self.constraint(self.response_format.grammar() if self.response_format else None),
             continues=bool(self.continue_final_message),
             tool_use=_tool_use(self.tools, self.tool_choice, self.parallel_tool_calls),
             owner=owner,
@@ -317,6 +318,7 @@ class TextCompletionRequest(AnswerFields):
             ignore_eos=bool(self.ignore_eos),
             top_logprobs=-1 if self.logprobs is None else self.logprobs,
             choices=self.choices,
+            grammar=self.constraint(),
             owner=owner,
         )
 

@@ -12,6 +12,7 @@ from threading import Lock
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -202,6 +203,7 @@ def _either(first: Bits, second: Bits) -> Bits:
     return first[:length] | second[:length]
 
 
+MOST_GBNF = 2**14  # letters of a grammar that Python reads
 MOST_LETTERS = 2**17  # of a grammar; the worst ones of that size take a second to compile
 LONGEST_REASON = 300  # letters of the library's words in an error
 
@@ -284,8 +286,16 @@ class Compiled:
 
 def _source(grammar: Grammar) -> str:
     """The grammar in the library's form."""
-    if grammar.kind == "lark":
-        return LLMatcher.grammar_from_lark(grammar.source)
+    match grammar.kind:
+        case "lark":
+            return LLMatcher.grammar_from_lark(grammar.source)
+        case "regex":
+            return LLMatcher.grammar_from_regex(grammar.source)
+        case "choice":
+            texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.source))
+            return LLMatcher.grammar_from_lark(f"start: {texts}")
+        case "gbnf":
+            return LLMatcher.grammar_from_lark(_lark_of(grammar))
     try:
         schema = json.loads(grammar.source, parse_constant=_no_number)
         if not isinstance(schema, dict):
@@ -293,6 +303,15 @@ def _source(grammar: Grammar) -> str:
         schema.pop("x-guidance", None)  # requests may not set the library's options
         return LLMatcher.grammar_from_json_schema(schema, overrides=STYLE)  # type: ignore[arg-type]
     except ValueError as error:
+        raise _refusal(grammar, str(error)) from error
+
+
+def _lark_of(grammar: Grammar) -> str:
+    if len(grammar.source) > MOST_GBNF:
+        raise _refusal(grammar, f"it has {len(grammar.source)} letters, more than {MOST_GBNF}")
+    try:
+        return gbnf_to_lark(grammar.source)
+    except (GbnfToLarkError, RecursionError) as error:
         raise _refusal(grammar, str(error)) from error
 
 

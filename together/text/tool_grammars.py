@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from together.errors import BadRequest
 from together.requests import Grammar, Tool, ToolUse
 from together.text.tool_formats import ANSWER, NUMBER, ToolFormat, kinds_of, properties_of
 from together.text.tool_notation import NotationRules, times
@@ -67,8 +68,11 @@ class _Writer:
 
     def only(self, answer: Grammar) -> Grammar:
         """The grammar of an answer without tools, as the format writes it."""
-        if answer.kind != "json_schema":
+        if answer.kind == "lark":
             return answer
+        if answer.kind != "json_schema":  # the rules of a channel would have to be woven into it
+            text = "{field}: this model's answers have channels; hold them to a JSON schema instead"
+            raise BadRequest(text, answer.param, field=answer.param)
         return Grammar("lark", f"start: {self.lead} answer\n{self.answer(answer)}", param=answer.param)
 
     def answer(self, answer: Grammar) -> str:

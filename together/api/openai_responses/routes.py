@@ -99,7 +99,7 @@ class _Responses:
         service = self._answers.head.ready(name)
         while True:
             try:
-                await service.count(asked.to_chat(Sampling(), owner, before))
+                await service.chat_ids(asked.to_chat(Sampling(), owner, before))
                 return before
             except ContextTooLong:
                 if not before:
