@@ -76,6 +76,7 @@ LIBRARIES = {
     "pygments": ("together.chats.markup",),
     "latex2mathml": ("together.chats.formulas",),
     "pystray": ("together.desktop.pystray_icon",),
+    "pypdf": ("together.chats.pdf_process",),
     "google.protobuf": ("together.ring.wire",),
     "cryptography": ("together.trust.certificates", "together.trust.page"),
 }

@@ -14,6 +14,7 @@ from tests.conftest import RealApp, until
 from tests.support.axe import serious_faults
 from tests.support.kept_chats import GROWING, imported
 from tests.support.patience import PATIENCE
+from tests.support.pdfs import pdf
 from tests.support.reading import faults
 from tests.support.sizes import ROOT
 from tests.webui.conftest import FITS, answers, ask, open_chat, set_chat
@@ -189,9 +190,10 @@ def test_a_file_goes_with_a_question_and_a_draft_stays(chat: Page, kept: httpx.C
     question, answer = kept.get(f"/conversations/{listed['id']}").json()["turns"]
     assert len(question["said"]["files"]) == 1
     assert answer["said"]["figures"]["prompt_tokens"] > len("the code is 42")  # a token is a byte
-    chat.locator("#attach").locator("xpath=following-sibling::input").set_input_files(
-        {"name": "cat.png", "mimeType": "image/png", "buffer": b"no"}
-    )
+    picker = chat.locator("#attach").locator("xpath=following-sibling::input")
+    picker.set_input_files({"name": "report.pdf", "mimeType": "application/pdf", "buffer": pdf("the end")})
+    expect(chat.locator(".chip")).to_contain_text("report.pdf7 tokens")
+    picker.set_input_files({"name": "cat.png", "mimeType": "image/png", "buffer": b"no"})
     expect(chat.locator(".toast")).to_contain_text("toy sees no pictures")
 
 

@@ -38,6 +38,7 @@ from together.chats.exchange import (
     size_of_file,
 )
 from together.chats.files import MOST_FILE, PICTURE_KINDS, kept_file
+from together.chats.pdfs import PdfTexts
 from together.chats.pieces import json_of_parts
 from together.chats.records import MOST_TEXT, ChatSummary, Conversation, Grown, KeptFile, NoSuchChat, Pending, Said
 from together.chats.rendered import AnswerRenderer, AnswerWatch, ShownAnswer
@@ -259,16 +260,16 @@ def _add_turns(router: APIRouter, head: Head) -> None:
 
 
 def _add_files(router: APIRouter, head: Head) -> None:
-    answering = head.chats
+    answering, pdfs = head.chats, PdfTexts()
 
     @router.post("/conversations/{chat}/files")
     async def attach(owner: Owned, request: Request, chat: str, name: str = "") -> Response:
-        """The body is the file: a text or a picture. It goes with the questions that name its id."""
+        """The body is the file: text, PDF (its text is kept) or picture; it goes with questions that name its id."""
         kept = await answering.work(ChatStore.get, owner, chat)
         data = await _body(request, MOST_FILE)
         services = head.services
         service = services.by_name.get(kept.settings.model) or services.first
-        file, content = await kept_file(name, data, service.opened.text if service is not None else None)
+        file, content = await kept_file(name, data, service.opened.text if service is not None else None, pdfs)
         await answering.work(ChatStore.add_file, owner, chat, file, content)
         answering.changed(owner, chat)
         return _json(file, 201)

@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+from together.chats.pdf_process import MOST_TEXT as MOST_TEXT_FILE
+from together.chats.pdfs import PdfTexts, is_pdf
 from together.chats.records import KeptFile, new_id
 from together.errors import BadRequest
 from together.text import pictures
 from together.text.tokenizer import TextModel
 
 MOST_FILE = pictures.MOST_FILE  # bytes
-MOST_TEXT_FILE = 2 * 2**20  # bytes: more than the largest contexts hold
 MOST_FILE_NAME = 200
 PICTURE_KINDS = frozenset(f"image/{name.lower()}" for name in pictures.FORMATS)
 _TEXT = "text/plain"
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 
-async def kept_file(name: str, data: bytes, model: TextModel | None) -> tuple[KeptFile, bytes]:
-    """A file as it is kept, its text counted in tokens of `model`. Raises BadRequest as `read_file` does."""
+async def kept_file(name: str, data: bytes, model: TextModel | None, pdfs: PdfTexts) -> tuple[KeptFile, bytes]:
+    """A file as it is kept, its text counted in tokens of `model`; of a PDF that is its text.
+
+    Raises BadRequest as `read_file` and `PdfTexts.text` do, QueueFull where others are being read.
+    """
+    if is_pdf(data):
+        data = (await pdfs.text(data)).encode()
     file, content = await asyncio.to_thread(read_file, name, data)
     if model is None or file.kind != _TEXT:
         return file, content
@@ -56,5 +62,5 @@ def _picture_kind(data: bytes) -> str:
     try:
         return pictures.kind_of(data)
     except BadRequest as error:
-        text = "this file is neither text in UTF-8 nor a picture that can be read ({reason}); send its text instead"
+        text = "this file is neither text in UTF-8, nor PDF, nor a picture that can be read ({reason}); send its text"
         raise BadRequest(text, "file", reason=error.sentence) from None

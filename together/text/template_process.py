@@ -165,13 +165,13 @@ def unpacked(line: bytes) -> dict[str, Any]:
     return found
 
 
-def limit_memory() -> None:
-    """Make growth beyond MEMORY a MemoryError. Only Linux enforces such a limit; elsewhere the parent watches."""
+def limit_memory(more: int = MEMORY) -> None:
+    """Make growth beyond `more` bytes a MemoryError. Only Linux enforces such a limit; elsewhere the parent watches."""
     if sys.platform == "linux":
         import resource
 
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (size + more, size + more))
 
 
 def serve(requests: SimpleQueue[bytes], output: BinaryIO, answer: Callable[[Mapping[str, Any]], Reply]) -> NoReturn:

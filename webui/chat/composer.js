@@ -40,7 +40,7 @@ export class Composer {
         el(
           "div",
           { class: "box-row" },
-          iconButton("clip", "Add a text or a picture", () => this.picker.click(), { id: "attach" }),
+          iconButton("clip", "Add a text, a PDF or a picture", () => this.picker.click(), { id: "attach" }),
           this.picker,
           this.meter,
           this.stop,
@@ -150,7 +150,7 @@ export class Composer {
           { class: "chip" },
           icon("file"),
           el("span", {}, file.name),
-          el("small", {}, file.tokens === null ? "picture" : `${count(file.tokens)} tokens`),
+          el("small", {}, file.kind.startsWith(PICTURES) ? "picture" : file.tokens === null ? "text" : `${count(file.tokens)} tokens`),
           iconButton("close", `Leave out ${file.name}`, () => this.#leaveOut(file)),
         ),
       ),
