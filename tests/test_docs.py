@@ -37,6 +37,7 @@ from together.desktop.bench.cli import app as bench_commands
 from together.desktop.cli import app as command_line
 from together.desktop.keys import app as key_commands
 from together.desktop.models import app as model_commands
+from together.desktop.tools import app as tool_commands
 
 RUN = ("sh", "python")
 READ = ("yaml", "ini", "xml", "toml", "json", "text")
@@ -93,6 +94,7 @@ PARTED = {
     "bench": bench_commands,
     "models": model_commands,
     "keys": key_commands,
+    "tools": tool_commands,
 }  # commands with commands of their own
 
 

@@ -62,6 +62,7 @@ GROUPS = (
         {
             "run": "Load a model, unless it is served, and chat with it, or answer one prompt.",
             "chat": "Chat in this terminal, with the running app or with one that ends with the chat.",
+            "tools": "Servers of tools (MCP) for chats: tools add NAME ADDRESS, tools list, tools remove NAME.",
             "score": "How well the served model foretells a text: mean log-probability and perplexity.",
         },
     ),

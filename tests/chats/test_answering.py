@@ -14,12 +14,14 @@ import pytest
 from tests.support.cluster import until
 from tests.support.patience import PATIENCE
 from together.chats import answering as subject
-from together.chats.answering import AT_ONCE, INSIDE, Answering
+from together.chats.answering import INSIDE, Answering
+from together.chats.calls import AT_ONCE
 from together.chats.records import ChatSettings, Conversation, Grown, KeptFile, NoSuchChat, Pending, Said, Turn
 from together.chats.store import ChatStore
 from together.errors import BadRequest, NotServing, RingBroken
 from together.jsonfile import decode_json
 from together.requests import AnswerChunk, CallDelta, ChatRequest, PromptProgress, Timings, ToolCall, Usage
+from together.tools.toolbox import Toolbox
 from together.types import Sampling
 
 ME = "local"
@@ -65,7 +67,7 @@ class Told:
 
 @asynccontextmanager
 async def answering(folder: Path, told: Told) -> AsyncIterator[Answering]:
-    made = Answering(lambda: ChatStore(folder / "chats.db"), told)
+    made = Answering(lambda: ChatStore(folder / "chats.db"), told, Toolbox(folder))
     try:
         yield made
     finally:

@@ -16,7 +16,8 @@ from tests.chats.test_answering import ME, Told, answering, begun, ended, new, o
 from tests.support.cluster import until
 from tests.support.patience import PATIENCE
 from together.chats import answering as subject
-from together.chats.answering import AT_ONCE, Answering
+from together.chats.answering import Answering
+from together.chats.calls import AT_ONCE
 from together.chats.records import ChatsBroken, KeptFile, NoSuchChat, Said
 from together.chats.store import ChatStore
 from together.errors import BadRequest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -86,6 +87,27 @@ def test_a_terminal_says_what_an_answer_waits_for_until_its_first_word(capsys: p
     piped.wait(PromptProgress(3, 0, 9000))
     piped.write("hello")
     assert capsys.readouterr().out == "hello"
+
+
+@pytest.mark.skipif(NO_TERMINALS, reason="Windows has no pseudo-terminals to type a result into")
+def test_a_call_of_a_function_asks_for_its_result(real_app: RealApp) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+    functions = json.dumps([{"name": "pick", "parameters": schema}])
+    settings = {"calls": "required", "max_tokens": 90, "functions": functions}
+    chat = real_app.post("/conversations", {"settings": settings}).json()["summary"]["id"]
+    piped = real_app.command("chat", "pick", "--conversation", chat)
+    assert (piped.returncode, "(pick with {" in piped.stderr, "waits for your word" in piped.stderr) == (0, True, True)
+    real_app.post(f"/conversations/{chat}/turns/{latest(real_app)['leaf']}/call", {"allow": "no"}).raise_for_status()
+    until(lambda: latest(real_app)["turns"][-1]["state"] == "done", PATIENCE, "the answer after it")
+    with Terminal.of(real_app, "chat", "--conversation", chat) as terminal:
+        terminal.wait_for("you> ")
+        terminal.type("again\n")
+        terminal.wait_for("result of pick with {")
+        terminal.type("seven\n")
+        terminal.wait_for("you> ", times=2)
+    turns = latest(real_app)["turns"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant", "tool", "assistant"] * 2
+    assert turns[6]["said"]["text"] == "seven"
 
 
 def test_lists_say_when_and_show_no_control_letters() -> None:

@@ -34,6 +34,7 @@ from together.api.reach import invitation_routes, reach_routes
 from together.api.responses import Health, Version
 from together.api.stream import EventStream, note_refusal
 from together.api.tokens import token_routes
+from together.api.tools import tool_routes
 from together.api.visitors import visitor_of
 from together.head.head import Head
 from together.view import ClusterView, ServingState
@@ -74,6 +75,7 @@ def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> Fa
         ("", conversation_routes(head), False),  # for the page and the terminal chat
         ("", library_routes(head), False),  # for the page
         ("", library_orders(head), False),
+        ("", tool_routes(head), False),
     )
     for prefix, router, documented in mounted:
         app.include_router(router, prefix=prefix, include_in_schema=documented)

@@ -25,6 +25,7 @@ from together.api.stream import EventStream
 from together.api.visitors import visitor_of
 from together.chats.answering import Answering, Step
 from together.chats.bounds import MOST_FILES, SettingsBody
+from together.chats.calls import CallAnswer
 from together.chats.exchange import (
     MOST_CHATS,
     MOST_EXPORT,
@@ -81,6 +82,13 @@ class NewVersion(_Body):
     """An answer as its user has it."""
 
     text: str = Field(max_length=MOST_TEXT)
+
+
+class CallWord(_Body):
+    """What the user says to a call of a tool: whether it may be made, or for a function its result."""
+
+    allow: Literal["once", "always", "no"] = "no"
+    result: str | None = Field(default=None, max_length=MOST_TEXT)
 
 
 class NewTurn(_Body):
@@ -256,6 +264,12 @@ def _add_turns(router: APIRouter, head: Head) -> None:
     @router.post("/conversations/{chat}/turns/{turn}/stop")
     async def stop(owner: Owned, chat: str, turn: str) -> Response:
         await answering.stop(owner, chat, turn)
+        return _json({"done": True})
+
+    @router.post("/conversations/{chat}/turns/{turn}/call")
+    async def call(owner: Owned, chat: str, turn: str, body: Annotated[CallWord, FROM_JSON]) -> Response:
+        """The user's word on a call that waits for it, or that ended without a result; the answer goes on after it."""
+        await answering.call(owner, chat, turn, CallAnswer(body.allow, body.result))
         return _json({"done": True})
 
 

@@ -11,6 +11,8 @@ from typing_extensions import TypedDict  # pydantic does not read typing's own b
 from together.chats.records import NoSuchChat
 from together.errors import BadInput, BadRequest, ContextTooLong, NotServing, QueueFull, TogetherError
 from together.sentences import Value, template
+from together.tools.servers import NoSuchServer
+from together.tools.sessions import ToolFault
 from together.wording import quoted
 
 
@@ -254,6 +256,8 @@ _ANSWERS: tuple[tuple[type[TogetherError], ErrorResponse], ...] = (
     (UnknownModel, ErrorResponse(404, INVALID, "model_not_found")),
     (NoSuchAnswer, ErrorResponse(404, INVALID, "not_found")),
     (NoSuchChat, ErrorResponse(404, INVALID, "not_found")),
+    (NoSuchServer, ErrorResponse(404, INVALID, "not_found")),
+    (ToolFault, ErrorResponse(502, "api_error", "tool_server")),
     (BodyTooLarge, ErrorResponse(413, INVALID, "request_too_large")),
     (BadInput, ErrorResponse(400, INVALID, None)),
     (NotImplementedHere, ErrorResponse(404, INVALID, "not_implemented")),

@@ -8,31 +8,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol
 
+from together.chats.calls import (
+    CALLABLE,
+    WAITS,
+    CallAnswer,
+    answered,
+    call_of,
+    check_next,
+    offer_for,
+    placed,
+    result_of,
+    results_after,
+)
+from together.chats.channels import ChatChannels
 from together.chats.context import request_of
-from together.chats.live import Channel, LiveAnswer
+from together.chats.live import Begun, Channel, LiveAnswer, growth_of
 from together.chats.records import ChatSettings, Conversation, Grown, NoSuchChat, Pending, Said, Turn
 from together.chats.store import ChatStore
 from together.errors import BadRequest, TogetherError
 from together.requests import AnswerChunk, ChatRequest, Owner, PromptProgress
-from together.ring.rpc import Broadcast
-from together.sentences import Sentence
+from together.tools.toolbox import Toolbox
 from together.types import Sampling
 from together.wording import cut, quoted
 
 log = logging.getLogger(__name__)
 Step = Conversation | Pending | Grown
-P = ParamSpec("P")
-T = TypeVar("T")
 
 SAVE = 2.0  # seconds between two copies of a growing answer in the store
 AGAIN = (1.0, 60.0)  # seconds until a last write that failed is tried again, at first and at most
-AT_ONCE = 4  # answers that one conversation has written at a time
 INSIDE = "something went wrong inside together; its log says what"
 
 
@@ -51,18 +59,13 @@ class Answerer(Protocol):
         """The names of those that hold the model's layers now, in the order of the layers."""
 
 
-class Answering:
-    """All answers of one head. Methods belong to its event loop; the store works on a thread, one order at a time."""
+class Answering(ChatChannels):
+    """All answers of one head, and the calls of tools that they make."""
 
-    def __init__(self, open_store: Callable[[], ChatStore], answerer: Answerer) -> None:
-        """The store is opened when it is first needed."""
-        self._open_store = open_store
-        self._store: ChatStore | None = None  # the thread's alone
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="chats")
+    def __init__(self, open_store: Callable[[], ChatStore], answerer: Answerer, toolbox: Toolbox) -> None:
+        super().__init__(open_store)
         self._answerer = answerer
-        self._channels: dict[tuple[str, str], Channel] = {}  # by owner and conversation
-        self._lists: dict[str, Broadcast] = {}  # by owner
-        self._tasks: set[asyncio.Task[Any]] = set()  # what runs to its end, whoever waits for it
+        self.toolbox = toolbox
         self._closing = asyncio.Event()
         self.known: Callable[[str], bool] = lambda owner: True  # whether answers may go on for that owner
 
@@ -72,26 +75,8 @@ class Answering:
         for channel in self._channels.values():
             for live in channel.live.values():
                 live.end("cut")
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        if self._store is not None:
-            await self.work(ChatStore.close)
-            self._store = None
-        self._thread.shutdown()
-
-    async def work(self, order: Callable[Concatenate[ChatStore, P], T], *given: P.args, **named: P.kwargs) -> T:
-        """Let the store's thread do `order`, after all that it was told before. Raises what it raises."""
-
-        def run() -> T:
-            if self._store is None:
-                self._store = self._open_store()
-            return order(self._store, *given, **named)
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
-
-    async def warning(self) -> Sentence:
-        """What is wrong with the file; empty where nothing is."""
-        return await self.work(lambda store: store.warning)
+        await self.toolbox.close()  # who waits for a server hears so
+        await self._end()
 
     # --- orders -------------------------------------------------------------------------------------------------------
 
@@ -108,11 +93,11 @@ class Answering:
         async with self._alone(owner, chat) as channel:
             kept = await self._now(owner, chat, channel)
             branch = kept.branch(parent) if parent else ()
-            _check(channel, kept, branch, said)
+            check_next(channel, kept, branch, said)
             draft = Turn("", parent, "user", "done", 0.0, said)
-            answered, chunks = await self._begin(owner, kept, (*branch, draft))
+            begun = await self._begin(owner, kept, (*branch, draft))
             question = await self.work(ChatStore.add, owner, chat, parent, "user", said)
-            return question, await self._write(owner, kept, question, answered, chunks)
+            return question, await self._write(owner, kept, question, begun)
 
     async def again(self, owner: str, chat: str, turn: str) -> Turn:
         """Another version of the answer `turn`, or an answer to the question `turn`. Raises as `ask` does."""
@@ -126,9 +111,8 @@ class Answering:
             if question.role == "assistant":
                 raise BadRequest("this answer has no question before it", "turn")
             branch = kept.branch(question.id)
-            _check(channel, kept, branch)
-            answered, chunks = await self._begin(owner, kept, branch)
-            return await self._write(owner, kept, question, answered, chunks)
+            check_next(channel, kept, branch)
+            return await self._write(owner, kept, question, await self._begin(owner, kept, branch))
 
     async def stop(self, owner: str, chat: str, turn: str) -> None:
         """End an answer where it is. Raises NoSuchChat for one that nobody writes."""
@@ -170,30 +154,6 @@ class Answering:
             with suppress(NoSuchChat):  # it ended meanwhile
                 await self.stop(owner, chat, turn)
 
-    async def _whole(self, order: Coroutine[Any, Any, T]) -> T:
-        """Carry out `order` to its end, also where the request that gave it ends before: no half of it is kept."""
-        return await asyncio.shield(self._task(order))
-
-    def _task(self, order: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(order)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    @asynccontextmanager
-    async def _alone(self, owner: str, chat: str) -> AsyncIterator[Channel]:
-        """Nobody else adds turns to that conversation or deletes it meanwhile."""
-        with self._used(owner, chat) as channel:
-            async with channel.lock:
-                yield channel
-
-    def changed(self, owner: str, chat: str = "") -> None:
-        """The store has something new of a conversation, or of the list alone."""
-        self._list(owner).notify()
-        if chat and (channel := self._channels.get((owner, chat))) is not None:
-            channel.version += 1
-            channel.changed.notify()
-
     # --- watching -----------------------------------------------------------------------------------------------------
 
     async def watch(self, owner: str, chat: str) -> AsyncGenerator[Step, None]:
@@ -211,7 +171,7 @@ class Answering:
                 while channel.version == version:
                     seen = channel.changed.version
                     for live in tuple(channel.live.values()):
-                        if (grown := _growth(told.get(live.turn.id, Said()), live.turn)) is not None:
+                        if (grown := growth_of(told.get(live.turn.id, Said()), live.turn)) is not None:
                             told[live.turn.id], where[live.turn.id] = live.turn.said, live.progress
                             yield grown
                         elif live.progress != where.get(live.turn.id, PromptProgress()):
@@ -228,19 +188,9 @@ class Answering:
             while signal.version == seen:
                 await signal.wait(seen, 60.0)
 
-    async def now(self, owner: str, chat: str) -> Conversation:
-        """With what its answers have so far. Raises NoSuchChat."""
-        return await self._now(owner, chat, self._channels.get((owner, chat)) or Channel())
-
-    async def _now(self, owner: str, chat: str, channel: Channel) -> Conversation:
-        kept = await self.work(ChatStore.get, owner, chat)
-        return replace(kept, turns=tuple(channel.live[t.id].turn if t.id in channel.live else t for t in kept.turns))
-
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    async def _begin(
-        self, owner: str, chat: Conversation, branch: tuple[Turn, ...]
-    ) -> tuple[str, AsyncGenerator[AnswerChunk, None]]:
+    async def _begin(self, owner: str, chat: Conversation, branch: tuple[Turn, ...]) -> Begun:
         files, seed = {}, secrets.randbits(63)
         for turn in branch:
             for name in turn.said.files:
@@ -250,26 +200,30 @@ class Answering:
                     text = "a file that went with the question {question} is gone; ask it again without the file"
                     raise BadRequest(text, "files", question=quoted(cut(turn.said.text))) from None
 
+        offer, use, grammar = await offer_for(self.toolbox, owner, chat.settings, branch)
+
         def request(defaults: Sampling) -> ChatRequest:
-            return replace(request_of(branch, chat.settings, defaults, seed, files), owner=Owner(owner))
+            made = request_of(branch, chat.settings, defaults, seed, files)
+            return replace(made, owner=Owner(owner), tool_use=use, grammar=grammar)
 
-        return self._answerer.answer(chat.settings.model, request)
+        return Begun(*self._answerer.answer(chat.settings.model, request), offer)
 
-    async def _write(
-        self, owner: str, chat: Conversation, question: Turn, model: str, chunks: AsyncGenerator[AnswerChunk, None]
-    ) -> Turn:
-        said = Said(model=model)
+    async def _write(self, owner: str, chat: Conversation, question: Turn, begun: Begun) -> Turn:
+        said = Said(model=begun.model, note="; ".join(map(str, begun.offer.missing)))
         name = chat.summary.id
         turn = await self.work(ChatStore.add, owner, name, question.id, "assistant", said, "writing")
-        live = LiveAnswer(turn)
-        channel = self._channel(owner, name)
-        channel.live[turn.id] = live
-        live.reading = asyncio.create_task(self._read(channel, live, chunks, chat.settings))
+        live = LiveAnswer(turn, begun.offer)
+        self._live(owner, name, live, self._read(self._channel(owner, name), live, begun.chunks, chat.settings))
+        return turn
+
+    def _live(self, owner: str, chat: str, live: LiveAnswer, work: Coroutine[Any, Any, None]) -> None:
+        """Let `work` write a turn, and follow it to its end."""
+        self._channel(owner, chat).live[live.turn.id] = live
+        live.reading = asyncio.create_task(work)
         if self._closing.is_set():
             live.end("cut")
-        self._task(self._follow(owner, name, live, live.reading))
-        self.changed(owner, name)
-        return turn
+        self._task(self._follow(owner, chat, live, live.reading))
+        self.changed(owner, chat)
 
     async def _read(
         self, channel: Channel, live: LiveAnswer, chunks: AsyncGenerator[AnswerChunk, None], settings: ChatSettings
@@ -296,7 +250,15 @@ class Answering:
             live.turn = replace(live.turn, state="failed", said=replace(live.turn.said, note=note))
         else:
             live.turn = replace(live.turn, state="cut" if reading.cancelled() else "done")
+        calls = await self._place(owner, chat, live)  # before its end is told: nothing is asked between them
         await self._keep(owner, chat, live)
+        for call in calls:
+            if call.state == "writing":
+                self._make(owner, chat, call)
+        if calls and all(call.state == "failed" for call in calls):
+            await self._go_on(owner, chat, calls[-1].id)
+        elif live.turn.role == "tool" and live.told is None:
+            await self._go_on(owner, chat, live.turn.id)
 
     async def _copy(self, owner: str, live: LiveAnswer) -> None:
         """Copies of a growing answer, beside it: one that fails is only told, for the next one has its text, too.
@@ -347,43 +309,72 @@ class Answering:
             return False
         return True
 
-    # --- channels -----------------------------------------------------------------------------------------------------
+    # --- calls of tools -----------------------------------------------------------------------------------------------
 
-    def _channel(self, owner: str, chat: str) -> Channel:
-        return self._channels.setdefault((owner, chat), Channel())
+    async def call(self, owner: str, chat: str, turn: str, answer: CallAnswer) -> None:
+        """What the user says to a call. Raises NoSuchChat, BadRequest for a turn that waits for no such thing."""
+        await self._whole(self._call(owner, chat, turn, answer))
 
-    @contextmanager
-    def _used(self, owner: str, chat: str) -> Iterator[Channel]:
-        channel = self._channel(owner, chat)
-        channel.users += 1
+    async def _call(self, owner: str, chat: str, name: str, answer: CallAnswer) -> None:
+        async with self._alone(owner, chat) as channel:
+            kept = await self._now(owner, chat, channel)
+            turn = kept.find(name)
+            if turn.state not in CALLABLE or turn.role != "tool":
+                raise BadRequest("this call is being made, or has its result", "turn")
+            call_of(kept, turn)
+            turn = answered(turn, answer)
+            if turn.state == "writing" and answer.allow == "always":
+                await self.toolbox.allow(owner, turn.said.server, turn.said.tool)
+            await self.work(ChatStore.write, owner, turn)
+            if turn.state == "writing":
+                self._make(owner, chat, turn)
+        self.changed(owner, chat)
+        if turn.state == "done":
+            await self._go_on(owner, chat, name)
+
+    async def _place(self, owner: str, chat: str, live: LiveAnswer) -> list[Turn]:
+        """Turns for the calls of an answer that has ended."""
+        made: list[Turn] = []
+        if not live.offer.tools or live.turn.state != "done":
+            return made
         try:
-            yield channel
-        finally:
-            channel.users -= 1
-            self._tidy(owner, chat)
+            for said, state in placed(live.offer, live.turn.said.calls):
+                parent = made[-1].id if made else live.turn.id
+                made.append(await self.work(ChatStore.add, owner, chat, parent, "tool", said, state))
+        except NoSuchChat:  # it was deleted meanwhile
+            made = []
+        except Exception as error:
+            log.error("the calls of an answer cannot be kept: %s", error)
+            said = replace(live.turn.said, note="its calls of tools cannot be kept; look at the disk, then ask again")
+            live.turn, made = replace(live.turn, state="failed", said=said), []
+        return made
 
-    def _tidy(self, owner: str, chat: str) -> None:
-        channel = self._channels.get((owner, chat))
-        if channel is not None and not channel.live and not channel.users:
-            del self._channels[(owner, chat)]
+    def _make(self, owner: str, chat: str, turn: Turn) -> None:
+        live = LiveAnswer(turn)
+        self._live(owner, chat, live, self._ask_tool(owner, chat, live))
 
-    def _list(self, owner: str) -> Broadcast:
-        return self._lists.setdefault(owner, Broadcast())
+    async def _ask_tool(self, owner: str, chat: str, live: LiveAnswer) -> None:
+        call = call_of(await self.work(ChatStore.get, owner, chat), live.turn)
+        live.turn = replace(live.turn, said=await result_of(self.toolbox, owner, live.turn.said, call))
 
+    async def _go_on(self, owner: str, chat: str, result: str) -> None:
+        """The next answer, once all calls of the one before have results."""
+        with suppress(NoSuchChat):  # it was deleted meanwhile
+            async with self._alone(owner, chat) as channel:
+                kept = await self._now(owner, chat, channel)
+                results = results_after(kept, kept.find(result))
+                begun = [turn for turn in kept.turns if turn.parent == results[-1].id and turn.state == "writing"]
+                if begun or self._closing.is_set() or any(turn.state in WAITS for turn in results):
+                    return
+                await self._answer_to(owner, kept, results[-1])
 
-def _check(channel: Channel, chat: Conversation, branch: tuple[Turn, ...], said: Said | None = None) -> None:
-    """Whether an answer may begin at the end of `branch`, to a question that says `said`. Raises BadRequest."""
-    if sum(live.turn.state == "writing" for live in channel.live.values()) >= AT_ONCE:
-        raise BadRequest("{most} answers of this conversation are being written; stop one first", "turn", most=AT_ONCE)
-    if any(turn.state == "writing" for turn in branch):
-        text = "the answer before this question is still being written; wait for its end, or stop it"
-        raise BadRequest(text, "parent")
-    if said is not None and not {file.id for file in chat.files}.issuperset(said.files):
-        raise NoSuchChat("a file of this question is none of this conversation; attach it here", "files")
-
-
-def _growth(told: Said, turn: Turn) -> Grown | None:
-    said = turn.said
-    text, reasoning = said.text[len(told.text) :], said.reasoning[len(told.reasoning) :]
-    calls = said.calls if said.calls != told.calls else ()
-    return Grown(turn.id, text, reasoning, calls) if text or reasoning or calls else None
+    async def _answer_to(self, owner: str, chat: Conversation, result: Turn) -> None:
+        """An answer to the results of calls; where none can begin, one that says why."""
+        try:
+            begun = await self._begin(owner, chat, chat.branch(result.id))
+        except TogetherError as error:
+            said = Said(note=str(error))
+            await self.work(ChatStore.add, owner, chat.summary.id, result.id, "assistant", said, "failed")
+            self.changed(owner, chat.summary.id)
+            return
+        await self._write(owner, chat, result, begun)

@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from together.chats.records import MOST_NAME, MOST_TEXT, ChatSettings, Conversation
+from together.chats.records import MOST_NAME, MOST_TEXT, Calls, ChatSettings, Conversation
 from together.errors import BadRequest
 from together.jsonfile import first_fault
+from together.tools.offers import MOST_EDITED
+from together.tools.servers import MOST_SERVERS
 
 MOST_TURNS = 10_000  # of one conversation
 MOST_FILES = 32  # of one question
@@ -36,16 +38,21 @@ class SettingsBody(BaseModel):
     max_tokens: Literal[-1] | Annotated[int, Field(ge=1, lt=2**31)] | None = None
     stop: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=16)
     thinking: bool | None = None
+    servers: list[Annotated[str, Field(max_length=MOST_NAME)]] = Field(default=[], max_length=MOST_SERVERS)
+    functions: str = Field(default="", max_length=MOST_EDITED)
+    calls: Calls = "auto"
+    json_schema: str = Field(default="", max_length=MOST_EDITED)
     preset: str = Field(default="", max_length=MOST_NAME)
 
     def settings(self) -> ChatSettings:
-        return ChatSettings(**{**self.model_dump(), "stop": tuple(self.stop)})
+        return ChatSettings(**{**self.model_dump(), "stop": tuple(self.stop), "servers": tuple(self.servers)})
 
 
 def check(chat: Conversation) -> None:
     """Whether a conversation of an exported file may be kept. Raises BadRequest."""
     try:
-        SettingsBody.model_validate({**asdict(chat.settings), "stop": list(chat.settings.stop)})
+        lists = {name: list(getattr(chat.settings, name)) for name in ("stop", "servers")}
+        SettingsBody.model_validate({**asdict(chat.settings), **lists})
     except ValidationError as error:
         text = "the settings of a conversation of this export are wrong: {reason}"
         raise BadRequest(text, "file", reason=first_fault(error)) from None

@@ -18,7 +18,7 @@ _FENCE = re.compile("^`{3,}", re.MULTILINE)
 def request_of(
     branch: Sequence[Turn], settings: ChatSettings, defaults: Sampling, seed: int, files: Files
 ) -> ChatRequest:
-    """The turns up to a question as a request; `seed` is for settings without one. Raises BadRequest."""
+    """The turns up to a question or a result as a request; `seed` is for settings without one. Raises BadRequest."""
     system = (Message("system", settings.system.strip()),) if settings.system.strip() else ()
     return ChatRequest(
         (*system, *(_message(turn, files) for turn in branch)),
@@ -48,7 +48,21 @@ def _message(turn: Turn, files: Files) -> Message:
         case "assistant":
             return Message("assistant", said.text, said.reasoning, said.calls)
         case "tool":
-            return Message("tool", said.text, tool_call_id=said.call_id)
+            return Message("tool", _result(turn), tool_call_id=said.call_id)
+
+
+def _result(turn: Turn) -> str:
+    """What the model is told of a call, also of one that has no result."""
+    said = turn.said
+    match turn.state:
+        case "failed":
+            return f"This call failed: {said.note}"
+        case "stopped":
+            return "The user stopped this call; it has no result."
+        case "done":
+            return said.text
+        case _:
+            return "This call did not end; it has no result."
 
 
 def _question(said: Said, files: Files) -> Message:

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
-from together.chats.records import Figures, State, Turn
+from together.chats.records import Figures, Grown, Said, State, Turn
 from together.requests import AnswerChunk, PromptProgress, ToolCall, cut_short
 from together.ring.rpc import Broadcast
 from together.sentences import say
+from together.tools.toolbox import ToolOffer
+
+
+class Begun(NamedTuple):
+    """An answer that is not written yet: which model gives it, in which chunks, and what it may call."""
+
+    model: str
+    chunks: AsyncGenerator[AnswerChunk, None]
+    offer: ToolOffer
 
 
 @dataclass(slots=True)
 class LiveAnswer:
-    """It lives until it is kept: also while its last write is tried again."""
+    """An answer, or a call of a tool. It lives until it is kept: also while its last write is tried again."""
 
     turn: Turn
+    offer: ToolOffer = field(default_factory=ToolOffer)
     reading: asyncio.Task[None] | None = None  # takes its chunks, and alone is cancelled: no write ever is
     told: State | None = None  # what it was told to end as
     tried: asyncio.Event = field(default_factory=asyncio.Event)  # its last write was, with whatever outcome
@@ -70,7 +82,8 @@ class LiveAnswer:
             timings.total,
             machines,
         )
-        note = str(cut_short(last.finish, usage, limit, say("longer_on_page")))
+        notes = (self.turn.said.note, str(cut_short(last.finish, usage, limit, say("longer_on_page"))))
+        note = "; ".join(filter(None, notes))
         self.turn = replace(self.turn, said=replace(self.turn.said, figures=figures, finish=last.finish, note=note))
 
 
@@ -83,3 +96,11 @@ class Channel:
     version: int = 0  # counts changes of the conversation itself
     users: int = 0  # watchers, and those that have the lock or wait for it
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+def growth_of(told: Said, turn: Turn) -> Grown | None:
+    """What a turn has more than a watcher was told; None for nothing."""
+    said = turn.said
+    text, reasoning = said.text[len(told.text) :], said.reasoning[len(told.reasoning) :]
+    calls = said.calls if said.calls != told.calls else ()
+    return Grown(turn.id, text, reasoning, calls) if text or reasoning or calls else None

@@ -18,7 +18,9 @@ MOST_NAME = 100  # letters of a name that a user gives
 MOST_TEXT = 2**20  # letters of a turn
 
 Role = Literal["user", "assistant", "tool"]
-State = Literal["writing", "done", "stopped", "cut", "failed"]  # "cut": the head ended while it was written
+Calls = Literal["auto", "required"]  # "required": the first answer to a question calls a tool
+# "cut": the head ended while it was written; "asking": a call of a tool that waits for a user's yes, or for its result
+State = Literal["writing", "done", "stopped", "cut", "failed", "asking"]
 
 
 def new_id() -> str:
@@ -50,6 +52,10 @@ class ChatSettings:
     max_tokens: int | None = None  # -1: until the context is full
     stop: tuple[str, ...] = ()
     thinking: bool | None = None  # where the model's template has such a switch
+    servers: tuple[str, ...] = ()  # of tools, by name, that the model may call
+    functions: str = ""  # whose results the user gives, as `tools.offers.functions_of` reads them
+    calls: Calls = "auto"
+    json_schema: str = ""  # of answers; "": they are text
     preset: str = ""  # the name of what these were taken from, for the page
 
     @property
@@ -92,6 +98,8 @@ class Said:
     thought: float = 0.0  # seconds
     calls: tuple[ToolCall, ...] = ()
     call_id: str = ""  # of a tool's result: the call that it answers
+    server: str = ""  # and of which server the tool is; "": a function of the conversation
+    tool: str = ""  # and what that server calls it
     files: tuple[str, ...] = ()  # the ids of files that go with a question
     model: str = ""  # which one answered
     figures: Figures | None = None

@@ -125,7 +125,7 @@ def put_copy(
         insert_file(connection, key, owner, replace(file, id=names[file.id]), data)
     for turn in given.turns:
         kept = replace(turn.said, files=tuple(names[name] for name in turn.said.files if name in names))
-        state: State = "cut" if turn.state == "writing" else turn.state
+        state: State = "cut" if turn.state in ("writing", "asking") else turn.state
         copied = replace(turn, id=renamed[turn.id], parent=renamed[turn.parent], state=state, said=kept)
         insert_turn(connection, key, owner, copied)
     connection.execute("UPDATE chat SET leaf = ? WHERE key = ?", (renamed[given.leaf], key))

@@ -278,7 +278,7 @@ class ChatStore:
             raise BadRequest("only an answer that has ended can be changed; wait for its end, or stop it", "turn")
         if not text.strip():
             raise BadRequest("the answer is empty; write something", "text")
-        said = replace(old.said, text=text, figures=None, finish=None, note="", edited=True)
+        said = replace(old.said, text=text, calls=(), figures=None, finish=None, note="", edited=True)
         return self.add(owner, chat, old.parent, "assistant", said)
 
     def write(self, owner: str, turn: Turn) -> None:

@@ -246,6 +246,9 @@ def chat(
     goes_on: Annotated[bool, typer.Option("--continue", help="Go on with the latest conversation")] = False,
     conversation: Annotated[str | None, typer.Option(help="Go on with this one, by its id in --list")] = None,
     lists: Annotated[bool, typer.Option("--list", help="Show the latest conversations")] = False,
+    tools: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Let it call tools of this server; see: tools list")
+    ] = None,
     model: OfServed = None,
     log_level: LogLevel = None,
 ) -> None:
@@ -262,8 +265,8 @@ def chat(
     options = given(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop, model=model)
     questions = EXAMPLES if examples else (prompt,) if prompt is not None else ()
     with app_for_a_while(settings.home_path) as running:
-        if not questions or goes_on or conversation:
-            kept = options | given(system=system, max_tokens=max_tokens)
+        if not questions or goes_on or conversation or tools:
+            kept = options | given(system=system, max_tokens=max_tokens, servers=tools)
             code = talk_kept(KeptChats(running), questions, kept, conversation, goes_on)
         else:
             code = talk_once(Talk(running, options, system, max_tokens or ANSWER_LIMIT), questions)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from together.desktop.client import RunningApp
 
 app = typer.Typer()
+# What comes after the first word is left as it is, also a "--".
+WITH_DASHES = PASSED_ON | {"context_settings": PASSED_ON["context_settings"] | {"allow_interspersed_args": False}}
 
 
 @command(app, "run")
@@ -130,6 +132,14 @@ def keys(context: typer.Context) -> None:
     from together.desktop.keys import app as key_commands
 
     hand_over(key_commands, context.args, "keys")
+
+
+@command(app, "tools", **WITH_DASHES)
+def tools(context: typer.Context) -> None:
+    settings_with()
+    from together.desktop.tools import app as tool_commands
+
+    hand_over(tool_commands, context.args, "tools")
 
 
 def served_now(status: AppStatus, serving: AppServing) -> dict[str, Any]:

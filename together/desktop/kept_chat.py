@@ -15,6 +15,7 @@ from pydantic_core import to_json, to_jsonable_python
 from together.chats.records import ChatSettings, ChatSummary, Conversation, Grown, Pending, Turn
 from together.desktop.chat import INTERRUPTED, Shown, talk_on
 from together.desktop.client import ChatDelta, RunningApp
+from together.desktop.kept_calls import goes_on_with
 from together.desktop.show import one_line
 from together.errors import AppError
 from together.jsonfile import decode_json
@@ -59,6 +60,10 @@ class KeptChats:
 
     def stop(self, chat: str, turn: str) -> None:
         self.app.request("POST", f"{_path(chat)}/turns/{turn}/stop", {})
+
+    def word(self, chat: str, turn: str, word: dict[str, object]) -> None:
+        """What the user says to a call of a tool."""
+        self.app.request("POST", f"{_path(chat)}/turns/{turn}/call", word)
 
     def watch(self, chat: str) -> Generator[Conversation | Pending | Grown]:
         """The conversation, again when it changes, and where its answers are; ends when it is deleted."""
@@ -105,6 +110,13 @@ class KeptTalk:
         answer, shown = self.chats.ask(self.chat, self._last, question), Shown()
         try:
             turn = self._follow(answer, shown)
+            while turn.said.calls and turn.state == "done":
+                shown.end()
+                if not (answer := goes_on_with(self.chats, self.chat, turn)):
+                    self._last = self.chats.get(self.chat).leaf
+                    return True
+                shown = Shown()
+                turn = self._follow(answer, shown)
         except KeyboardInterrupt:
             self.chats.stop(self.chat, answer)
             turn = self.chats.get(self.chat).find(answer)
@@ -153,8 +165,7 @@ def talk_kept(
 
     The conversation is `chat`, the latest one where it `goes_on`, or a new one. Raises AppError.
     """
-    if "stop" in options:
-        options = options | {"stop": tuple(options["stop"])}
+    options = options | {name: tuple(options[name]) for name in ("stop", "servers") if name in options}
     if chat is None and goes_on:
         chat = _latest(chats.recent())
     talk = KeptTalk.going_on(chats, chat, options) if chat else KeptTalk(chats, ChatSettings(**options))

@@ -37,10 +37,11 @@ from together.planning.explain import Infeasible
 from together.planning.problem import Link, Problem
 from together.planning.report import PlanReport
 from together.planning.request import PlanRequest
-from together.requests import AnswerChunk, ChatRequest, CompletionRequest, Owner
+from together.requests import LOCAL, AnswerChunk, ChatRequest, CompletionRequest, Owner
 from together.sentences import NOTHING, say
 from together.settings import Settings
 from together.text.answers import answer_prompts
+from together.tools.toolbox import Toolbox
 from together.types import Dtype
 from together.view import ClusterView, ServedModel
 from together.wording import MOST, cut
@@ -88,7 +89,8 @@ class Head:
         self.library = Library(self.machines, self.services, self.demands)
         self._awake, self._needs = Awake(), Needs(self.machines, self.services, self.services.clock)
         answers = HeadAnswers(self.machines, self.services, self.demands, self.on_demand)
-        self.chats = Answering(lambda: ChatStore(settings.data_path / FILE), answers)
+        toolbox = Toolbox(settings.config_path)
+        self.chats = Answering(lambda: ChatStore(settings.data_path / FILE), answers, toolbox)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -342,6 +344,8 @@ class Head:
         kept = await self.chats.work(ChatStore.owners) if owner is None else (owner,)
         chats = sum([await self.chats.forget(each) for each in kept])
         chats += self.answers.forget(owner)
+        if owner not in (None, LOCAL):  # a key's; of this machine's user they stay, with what its terminal added
+            await self.chats.toolbox.forget(str(owner))
         return Forgotten(chats, sum(service.engine.forget(owner) for service in self.services.by_name.values()))
 
     # --- serving ------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from together.errors import BadRequest
 from together.requests import Grammar
 from together.text.thinking import Phase, ThinkTags
 from together.text.tool_grammars import STYLE
+from together.wording import cut
 
 logger = logging.getLogger(__name__)
 
@@ -282,6 +283,18 @@ class Compiled:
             words = None
         opened = words is not None and opening is not None and opening.endswith(words.tags.opening)
         return GrammarConstraint(self.matcher.deep_copy(), self.eos, self.size, words, opened=opened)
+
+
+def schema_fault(schema: dict[str, object]) -> str:
+    """Why answers cannot be held to a schema, whatever the model; empty where they can. May take a second."""
+    source = json.dumps(schema)
+    if len(source) > MOST_LETTERS:
+        return f"it has {len(source)} letters, more than {MOST_LETTERS}"
+    try:
+        wrong, said = LLMatcher.validate_grammar_with_warnings(_source(Grammar("json_schema", source)))
+    except BadRequest as error:
+        return str(error)
+    return cut(" ".join(" ".join(said).split()), LONGEST_REASON) if wrong else ""
 
 
 def _source(grammar: Grammar) -> str:

@@ -26,6 +26,7 @@ export class ConversationView {
       show: (leaf) => this.#order("PATCH", "", { leaf }),
       edited: (turn, text) => this.#order("POST", "turns", { parent: turn.parent, text, files: turn.said.files }),
       revised: (turn, text) => this.#order("POST", `turns/${turn.id}/edited`, { text }),
+      word: (turn, word) => this.#order("POST", `turns/${turn.id}/call`, word),
       redraw: () => this.#draw(),
     };
   }
@@ -100,11 +101,12 @@ export class ConversationView {
     const { turns, files } = this.chat;
     const kept = new Map(files.map((file) => [file.id, file]));
     const branch = this.branch;
+    const made = new Map(branch.flatMap((turn) => turn.said.calls).map((each) => [each.id, each]));
     const nodes = branch.map((turn) => {
       if (!this.views.has(turn.id)) this.views.set(turn.id, new TurnView(this.deeds));
       const view = this.views.get(turn.id);
-      if (!view.node.querySelector("textarea") || view.drawn === "")
-        view.draw(turn, this.shown[turn.id], turns.filter((each) => each.parent === turn.parent), kept);
+      if (!view.node.querySelector(".edit") || view.drawn === "")
+        view.draw(turn, this.shown[turn.id], turns.filter((each) => each.parent === turn.parent), kept, made.get(turn.said.call_id));
       return view.node;
     });
     const same = nodes.length === this.list.children.length && nodes.every((node, at) => node === this.list.children[at]);

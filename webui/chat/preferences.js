@@ -6,6 +6,7 @@ import { exported } from "./exports.js";
 import { Reach } from "./reach.js";
 import { NEW_CHATS, NOTHING_SET, SettingsForm } from "./settings.js";
 import { imported } from "./sidebar.js";
+import { ServerList } from "./tools.js";
 
 const THEMES = [
   ["system", "As the system"],
@@ -18,6 +19,7 @@ export class Preferences {
     this.page = page;
     this.title = "Settings";
     this.form = new SettingsForm(page, (settings) => this.#keep(settings));
+    this.servers = new ServerList();
     this.picker = el("input", { type: "file", accept: ".json,application/json", hidden: true, onchange: () => this.#import() });
     this.reach = new Reach();
     this.themes = el("div", { class: "choices", role: "radiogroup", "aria-label": "Colours" }, THEMES.map(themeChoice));
@@ -35,6 +37,7 @@ export class Preferences {
           el("p", { class: "faint" }, "Each new chat begins with these settings. What is empty is as the model's author has it."),
           this.form.node,
         ),
+        this.servers.node,
         el(
           "section",
           {},
@@ -65,7 +68,7 @@ export class Preferences {
 
   async open() {
     this.form.draw(await newChatSettings());
-    await Promise.all([this.form.look(), this.reach.look()]);
+    await Promise.all([this.form.look(), this.servers.open(), this.reach.look()]);
   }
 
   async #keep(settings) {

@@ -2,6 +2,7 @@
 
 import { call } from "./api.js";
 import { ask, el, iconButton, say } from "./dom.js";
+import { ToolFields } from "./tools.js";
 
 export const NEW_CHATS = "New chats"; // the preset with which new ones begin
 const AFTER = 400; // milliseconds between the last change and its order
@@ -20,6 +21,10 @@ export const NOTHING_SET = {
   max_tokens: null,
   stop: [],
   thinking: null,
+  servers: [],
+  functions: "",
+  calls: "auto",
+  json_schema: "",
   preset: "",
 };
 
@@ -54,6 +59,7 @@ export class SettingsForm {
       this.fields[name] = field;
       return el("div", { class: "field", data: { field: name } }, el("label", { for: field.id }, label), field);
     };
+    this.tools = new ToolFields(() => this.#input());
     this.model = el("select");
     const thinking = el("select", {}, el("option", { value: "" }, "As the model does"), el("option", { value: "on" }, "On"), el("option", { value: "off" }, "Off"));
     this.thinking = labelled("thinking", "Thinking", thinking, "Whether the model thinks before it answers");
@@ -71,6 +77,7 @@ export class SettingsForm {
         ),
       ),
       labelled("stop", "Stop at", el("textarea", { rows: 2, placeholder: "One text a line" }), "An answer ends before any of these texts"),
+      this.tools.node,
       el("button", { type: "button", class: "button", title: "Empty all fields, so that the model's own values hold", onclick: () => this.restore() }, "Restore the model's defaults"),
     );
   }
@@ -81,6 +88,7 @@ export class SettingsForm {
   draw(settings) {
     if (this.timer) return; // a change of ours is on its way
     this.now = settings;
+    this.tools.draw(settings);
     this.drawModels();
     for (const [name, field] of Object.entries(this.fields)) {
       if (field !== document.activeElement) field.value = shownValue(name, settings[name]);
@@ -92,6 +100,7 @@ export class SettingsForm {
     const listed = await call("GET", "/v1/models").catch(() => ({ data: [] }));
     this.loadable = listed.data.map((model) => model.id);
     this.drawModels();
+    await this.tools.look();
   }
 
   drawModels() {
@@ -129,7 +138,7 @@ export class SettingsForm {
       return;
     }
     const read = Object.fromEntries(Object.entries(this.fields).map(([name, field]) => [name, valueOf(name, field.value)]));
-    this.now = { ...this.now, ...read };
+    this.now = { ...this.now, ...read, ...this.tools.values };
     await this.changed(this.now);
   }
 
@@ -137,6 +146,7 @@ export class SettingsForm {
     clearTimeout(this.timer);
     this.timer = 0;
     this.now = { ...NOTHING_SET, model: this.now.model, system: this.now.system };
+    this.tools.clear();
     this.draw(this.now);
     await this.changed(this.now);
   }

@@ -2,6 +2,7 @@
 
 import { copied, el, icon, iconButton, rendered } from "./dom.js";
 import { sentence } from "./api.js";
+import { callCard } from "./tools.js";
 
 const THOUGHT = { writing: "Thinking…", done: "Thought" };
 
@@ -22,8 +23,8 @@ export class TurnView {
   }
 
   /** Draw the turn as it is now; nothing is touched that stayed the same. */
-  draw(turn, shown, versions, files) {
-    const now = JSON.stringify([turn, shown, versions.map((each) => each.id), [...files]]);
+  draw(turn, shown, versions, files, made) {
+    const now = JSON.stringify([turn, shown, versions.map((each) => each.id), [...files], made]);
     if (now === this.drawn) return;
     this.drawn = now;
     this.turn = turn;
@@ -31,6 +32,7 @@ export class TurnView {
     this.node.dataset.turn = turn.id;
     this.node.dataset.state = turn.state;
     if (turn.role === "user") this.#question(versions, files);
+    else if (turn.role === "tool") this.#call(made);
     else this.#answer(shown, versions);
   }
 
@@ -54,6 +56,12 @@ export class TurnView {
     );
   }
 
+  /** A call and its result; `made` is the call as the answer before has it. */
+  #call(made) {
+    this.node.setAttribute("aria-label", "Call of a tool");
+    this.node.replaceChildren(callCard(this.turn, made, (word) => this.deeds.word(this.turn, word)));
+  }
+
   #answer(shown, versions) {
     const { said, state } = this.turn;
     const writing = state === "writing";
@@ -70,11 +78,12 @@ export class TurnView {
     this.where = el("span", { class: "where" });
     this.waits = el("div", { class: "waits", hidden: !writing || Boolean(said.text || said.reasoning), "aria-live": "off" }, el("i"), el("i"), el("i"), this.where);
     this.pend(this.progress);
+    this.calls = el("div", { class: "calls" }, said.calls.map(callOf));
     this.node.replaceChildren(
       el("div", { class: "who" }, said.model || "Answer"),
       this.thoughts,
       this.text,
-      el("div", { class: "calls" }, said.calls.map(callOf)),
+      this.calls,
       this.waits,
       ...(writing ? [] : [this.#ending(), this.#below(versions)].filter(Boolean)),
     );
@@ -100,6 +109,7 @@ export class TurnView {
     said.text += grown.text;
     said.reasoning += grown.reasoning;
     this.thoughtTitle.textContent = this.#thoughtTitle();
+    if (grown.calls.length) this.calls.replaceChildren(...grown.calls.map(callOf));
     this.waits.hidden = true;
     if (grown.reasoning) {
       this.thoughts.hidden = false;
