@@ -6,7 +6,7 @@
   Object.assign(brand, { className: "brand", href: "/", title: "A new chat", textContent: "together" });
   const bar = document.createElement("header");
   bar.id = "bar";
-  bar.append(brand, placeLinks(location.pathname));
+  bar.append(brand, placeLinks("/machines"));
   body.prepend(bar);
 
   const colours = () => { // the framework has a class of its own for them, and sets it by the system's alone

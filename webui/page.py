@@ -1,4 +1,4 @@
-"""The layout of the view of machines, and its place on the head's app.
+"""The layout of the page with the Split panel, and its place on the head's app.
 
 Header, offer, node table and advice are empty elements that `page.js` fills from `/events`, which also shows and hides
 the buttons below them. `bar.js` draws the links to the other views, which are no part of it (`webui/chat`).
@@ -63,7 +63,7 @@ def _head() -> Iterator[str]:
 
 def build(head: Head, events: Events) -> gr.Blocks:
     """All controls and what they are connected to."""
-    page: gr.Blocks = gr.Blocks(title="Machines – together", analytics_enabled=False, fill_width=True)
+    page: gr.Blocks = gr.Blocks(title="Split – together", analytics_enabled=False, fill_width=True)
     with page:
         gr.HTML(_slot("header"), elem_id="cluster-header", apply_default_css=False)
         load_again = gr.Button("Load again", variant="primary", size="sm", elem_id="load-again")

@@ -26,7 +26,7 @@ from webui import gr
 from webui.events import Accepted
 
 API = "/gradio_api"
-PLACE = "/machines"  # of the page itself, which the framework has at its root; all else that it needs has its own names
+PLACE = "/split"  # of the page itself, which the framework has at its root; all else that it needs has its own names
 JOIN, DATA = ("POST", f"{API}/queue/join"), ("GET", f"{API}/queue/data")
 PLAIN = frozenset(("GET", path) for path in ("/config", "/theme.css", "/favicon.ico", f"{API}/app_id"))
 # No name begins with a dot: neither "..", nor a hidden file.

@@ -16,7 +16,7 @@ def test_the_page_and_its_files(real_app: RealApp) -> None:
     assert "script-src 'self';" in policy
     assert "unsafe" not in policy
     assert "default-src 'none'" in policy
-    assert [real_app.get(path).text for path in ("/settings", "/chat/0123456789")] == [page.text] * 2
+    assert [real_app.get(path).text for path in ("/machines", "/settings", "/chat/0123456789")] == [page.text] * 3
     assert httpx.head(real_app.url).status_code == 200
     files = re.findall(r'(?:href|src)="(/chat/files/[^"]+)"', page.text)
     assert len(files) >= 4

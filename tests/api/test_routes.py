@@ -84,7 +84,7 @@ def test_foreign_pages_are_refused(real_app: RealApp, headers: dict[str, str], m
 
 
 def test_our_own_page_is_served_without_cors(real_app: RealApp) -> None:
-    for path in ("/", "/machines", "/config", "/health"):
+    for path in ("/", "/split", "/config", "/health"):
         reply = httpx.get(real_app.url + path, headers={"Origin": real_app.url}, timeout=PATIENCE)
         assert reply.status_code == 200
         assert "access-control-allow-origin" not in reply.headers

@@ -25,7 +25,7 @@ async def main():
     assert "gradio" not in sys.modules
     way = httpx.ASGITransport(app=page)
     async with httpx.AsyncClient(transport=way, base_url="http://127.0.0.1") as client:
-        answers = await asyncio.gather(client.get("/machines"), client.get("/machines"))
+        answers = await asyncio.gather(client.get("/split"), client.get("/split"))
     print([answer.status_code for answer in answers], answers[0].content == answers[1].content, stubs)
     await page.close()
 

@@ -21,7 +21,7 @@ from webui import page
 
 ASSETS = "/assets/x.js"
 FOR_HERE = {("GET", "/reach/machines"), ("POST", "/reach/phones")}  # beside orders
-PAGE = ("/machines", "/config", "/theme.css", ASSETS, f"{API}/queue/join", f"{API}/queue/data")
+PAGE = ("/split", "/config", "/theme.css", ASSETS, f"{API}/queue/join", f"{API}/queue/data")
 HOSTS = {
     OWN_HOST: True,
     "127.0.0.1:8765": True,

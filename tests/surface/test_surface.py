@@ -33,7 +33,7 @@ OPEN = {
     ("GET", f"{API}/queue/data"),
     ("POST", f"{API}/queue/join"),
 }
-# Of both; the app's own is asked first. What the framework has at its root is at `/machines`.
+# Of both; the app's own is asked first. What the framework has at its root is at `/split`.
 OWN = {"/openapi.json", "/login", "/logout", "/"}
 
 

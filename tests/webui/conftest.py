@@ -59,8 +59,8 @@ def _is_foreign(url: str) -> bool:
 
 
 def open_page(page: Page, app: RealApp) -> None:
-    """The view of machines, with what its fields mean when they are empty: else that would come after ours."""
-    page.goto(f"{app.url}/machines")
+    """The page with the Split panel, with what its fields mean when they are empty: else that would come after ours."""
+    page.goto(f"{app.url}/split")
     expect(page.locator("#cluster-nodes tbody tr")).to_have_count(2)
     expect(page.locator("#split-users :is(input, textarea)")).to_have_attribute("placeholder", re.compile(r"\d"))
 

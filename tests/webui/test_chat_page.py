@@ -292,10 +292,10 @@ def test_axe_finds_nothing_serious(chat: Page, kept: httpx.Client, colours: str)
     imported(kept, "other", "text")
     chat.evaluate("colours => localStorage.setItem('together.theme', colours)", colours)
     found = {}
-    for place in ("", f"chat/{name}", "models", "settings"):
+    for place in ("", f"chat/{name}", "machines", "models", "settings"):
         chat.goto(f"{kept.base_url}/{place}")
         expect(chat.locator(".chat-item")).to_have_count(2)
-        expect(chat.locator(".empty, .turn, .preferences").locator("visible=true").first).to_be_visible()
+        expect(chat.locator(".empty, .turn, .machine, .preferences").locator("visible=true").first).to_be_visible()
         found[place] = serious_faults(chat)
     chat.goto(f"{kept.base_url}/chat/{name}")
     chat.locator("#show-settings").click()

@@ -74,7 +74,7 @@ def test_a_phone_is_asked_for_a_key_and_chats_until_it_is_revoked(phone: Page, o
     key = keys.make("phone again")[1]
     phone.get_by_label("Key").fill(key)
     phone.get_by_role("button").click()
-    phone.goto(f"{door}/machines")
+    phone.goto(f"{door}/split")
     expect(phone.locator("#cluster-header .model")).to_have_text("toy")
     keys.revoke("phone again")
     expect(phone).to_have_url(re.compile("/login$"))

@@ -1,4 +1,4 @@
-"""What the view of machines offers by itself: the last plan, and a better split. In a real browser."""
+"""What the page with the Split panel offers by itself: the last plan, and a better split. In a real browser."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_last_plan_is_offered_and_loaded(page: Page, lent_app: RealApp) -> N
     expect(page.locator("#cluster-header .sentence")).to_contain_text("has neither config.json")
     expect(page.locator("#notice")).to_be_empty()  # nothing is said twice
     config.with_suffix(".gone").rename(config)
-    assert page.title() == "Machines – together"
+    assert page.title() == "Split – together"
 
 
 # --- a better split ---------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def test_advice_stands_beside_the_nodes_with_a_button(page: Page, real_app: Real
     assert page.locator("#advice img").count() == 0
     page.locator("#rebalance").click()  # this head knows of none
     expect(page.locator("#notice")).to_contain_text("the machines do as planned")
-    assert page.title() == "Machines – together"
+    assert page.title() == "Split – together"
 
 
 def test_what_a_node_ran_out_of_and_let_go_is_said(page: Page, real_app: RealApp) -> None:
@@ -88,7 +88,7 @@ def test_what_a_node_ran_out_of_and_let_go_is_said(page: Page, real_app: RealApp
     expect(page.locator("#advice")).to_be_hidden()  # there is none
     expect(page.locator("#rebalance")).to_be_hidden()
     assert rows.locator("img").count() == 0
-    assert page.title() == "Machines – together"
+    assert page.title() == "Split – together"
 
 
 @pytest.mark.full

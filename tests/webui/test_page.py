@@ -1,4 +1,4 @@
-"""The view of machines in a real browser, on a really started app."""
+"""The page with the Split panel in a real browser, on a really started app."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def names_are_text(page: Page) -> None:
     assert sorted(page.locator("table.nodes .node-name").all_inner_texts()) == NODE_NAMES
     assert sorted(page.locator("#cluster-header .layer-bar .segment-name").all_inner_texts()) == NODE_NAMES
     assert page.locator("#cluster-nodes img, #cluster-header img").count() == 0
-    assert page.title() == "Machines – together"
+    assert page.title() == "Split – together"
 
 
 def test_trouble_is_mended_or_said_and_the_model_loads_again(page: Page, lent_app: RealApp) -> None:
@@ -62,12 +62,17 @@ def test_trouble_is_mended_or_said_and_the_model_loads_again(page: Page, lent_ap
     assert page.locator(".notice img, #loaded img").count() == 0
     page.go_back()
     page.locator(".composer .notice").get_by_role("link", name="Open Machines").click()
+    expect(page.locator(".ring.failed")).to_contain_text("onerror=")
+    assert page.locator(".machines img").count() == 0
+    page.get_by_role("link", name="Split and load a model").click()
     expect(page.locator("#cluster-header .pill")).to_have_text("FAILED")
     expect(page.locator("#cluster-header .sentence")).to_contain_text("onerror=")
     reads_well(page)
     page.locator("#load-again").click()
     expect(page.locator("#cluster-header .pill")).to_have_text("READY")
-    assert page.title() == "Machines – together"
+    assert page.title() == "Split – together"
+    page.go_back()
+    expect(page.locator(".ring .pill")).to_have_text("ready")
     page.go_back()
     expect(page.locator(".served")).to_have_text("toy")
     expect(page.locator(".composer .notice")).to_be_hidden()  # it is about what is past
@@ -76,7 +81,7 @@ def test_trouble_is_mended_or_said_and_the_model_loads_again(page: Page, lent_ap
 
 def test_a_stream_that_ends_is_said(page: Page, real_app: RealApp) -> None:
     page.route("**/events", lambda route: route.abort())
-    page.goto(f"{real_app.url}/machines")
+    page.goto(f"{real_app.url}/split")
     expect(page.locator("#cluster-header .link")).to_have_text("disconnected")
 
 

@@ -94,7 +94,7 @@ def test_a_split_is_recommended_with_reasons_and_names_are_text(page: Page, real
     expect(page.locator("#split-why")).to_contain_text("the whole model fits on it")
     assert page.locator("#split-why").inner_text().count(EVIL_NAME) >= 2
     assert page.locator("#split-panel img").count() == 0
-    assert page.title() == "Machines – together"
+    assert page.title() == "Split – together"
     expect(page.locator("#split-reset")).to_be_disabled()
     reads_well(page)
 
@@ -140,7 +140,7 @@ def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApp]:
 
 def test_what_one_machine_takes_its_neighbours_give(page: Page, three_nodes: RealApp) -> None:
     toy = make_checksum_model(three_nodes.home / "models" / "twelve", layers=12, quiet_ids=(*QUIET, EOS))
-    page.goto(f"{three_nodes.url}/machines")
+    page.goto(f"{three_nodes.url}/split")
     expect(page.locator("#cluster-nodes tbody tr")).to_have_count(3)
     choose_model(page, toy.name)
     choose(page, "#split-strategy", "Equal layers")
@@ -172,7 +172,7 @@ def test_what_one_machine_takes_its_neighbours_give(page: Page, three_nodes: Rea
 def test_a_split_of_three_is_applied_and_what_is_odd_is_said_once(page: Page, three_nodes: RealApp) -> None:
     toy = make_checksum_model(three_nodes.home / "models" / "twelve", layers=12, quiet_ids=(*QUIET, EOS))
     (toy / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS], "temperature": 9}))
-    page.goto(f"{three_nodes.url}/machines")
+    page.goto(f"{three_nodes.url}/split")
     expect(page.locator("#cluster-nodes tbody tr")).to_have_count(3)
     choose_model(page, toy.name)
     choose(page, "#split-strategy", "Equal layers")
@@ -252,7 +252,7 @@ def test_a_wrong_wish_and_a_strange_model_are_sentences(page: Page, real_app: Re
     expect(page.locator("#split-panel .wrong")).to_contain_text("there is no model")
     assert "onerror=" in red(page)
     assert page.locator("#split-column img").count() == 0
-    assert page.title() == "Machines – together"
+    assert page.title() == "Split – together"
 
 
 def test_models_can_be_chosen_and_empty_fields_show_what_is_taken(page: Page, real_app: RealApp) -> None:
@@ -306,7 +306,7 @@ def test_an_edited_split_is_applied(page: Page, lent_app: RealApp) -> None:
 @pytest.mark.full  # a lost machine is in tests/head/test_recovery.py
 def test_the_table_follows_machines(page: Page, three_nodes: RealApp) -> None:
     make_checksum_model(three_nodes.home / "models" / "slow", layers=6, load_ms=1500, seed=3, quiet_ids=(*QUIET, EOS))
-    page.goto(f"{three_nodes.url}/machines")
+    page.goto(f"{three_nodes.url}/split")
     choose_model(page, "slow")
     recommend(page)
     page.locator("#split-apply").click()

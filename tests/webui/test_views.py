@@ -15,7 +15,7 @@ from tests.webui.conftest import FITS, answers, ask, open_chat
 
 
 def test_views_have_addresses_and_the_way_back(page: Page, kept: httpx.Client, real_app: RealApp) -> None:
-    """Also from the machines and back, whose page is made otherwise; where views were leads where they are."""
+    """Also from the Split panel and back, whose page is made otherwise; where views were leads where they are."""
     open_chat(page, real_app)
     name = imported(kept, "old", "text")
     views = page.get_by_role("navigation", name="Views")
@@ -29,10 +29,12 @@ def test_views_have_addresses_and_the_way_back(page: Page, kept: httpx.Client, r
     assert [fault for text in page.locator("body").all_inner_texts() for fault in faults(text)] == []
     page.get_by_role("link", name="See their layers on Machines").click()
     expect(current).to_have_text("Machines")
+    page.get_by_role("link", name="Split and load a model").click()
+    expect(current).to_have_text("Machines")
     expect(page.locator("#cluster-header .model")).to_have_text("toy")
     views.get_by_role("link", name="Settings").click()
     expect(page.locator(".preferences:visible")).to_contain_text("Colours")
-    for place in ("machines", "models", f"chat/{name}", ""):
+    for place in ("split", "machines", "models", f"chat/{name}", ""):
         page.go_back()
         expect(page).to_have_url(f"{real_app.url}/{place}")
     expect(page.locator(".empty")).to_be_visible()
@@ -43,11 +45,11 @@ def test_views_have_addresses_and_the_way_back(page: Page, kept: httpx.Client, r
         expect(page).to_have_url(f"{real_app.url}{new}")
 
 
-def test_the_machines_have_the_colours_and_the_width_of_the_other_views(page: Page, real_app: RealApp) -> None:
+def test_the_split_panel_has_the_colours_and_the_width_of_the_other_views(page: Page, real_app: RealApp) -> None:
     open_chat(page, real_app)
     for colours, named in (("dark", re.compile("dark")), ("light", re.compile("^((?!dark).)*$"))):
         page.evaluate("colours => localStorage.setItem('together.theme', colours)", colours)
-        page.goto(f"{real_app.url}/machines")
+        page.goto(f"{real_app.url}/split")
         expect(page.locator("#cluster-header .model")).to_have_text("toy")
         expect(page.locator("body")).to_have_class(named)
     page.evaluate("localStorage.clear()")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import math
+import time
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from together.chats.context import has_switch
 from together.head.head import Head
+from together.head.pictured import MachinesPicture, known_links, picture_of
 from together.view import ClusterView, Serving, ServingState
 
 T = TypeVar("T")
+FIGURES_EVERY = 1.5  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +65,27 @@ def _model(head: Head, serving: Serving) -> ChatModel:
     )
 
 
-async def model_changes(head: Head) -> AsyncGenerator[ChatModels, None]:
-    """The models at once, and whenever they changed."""
+async def changes_of(head: Head, seen: Callable[[ClusterView], T]) -> AsyncGenerator[T, None]:
+    """What is seen of the cluster at once, and whenever that changed."""
     told = None
     async for view in head.changes():
-        now = chat_models(head, view)
+        now = seen(view)
         if now != told:
             told = now
+            yield now
+
+
+def machines_picture(head: Head, view: ClusterView) -> MachinesPicture:
+    """The view with what layers and links take."""
+    return picture_of(view, head.services.by_name, known_links(head.machines.surveyor))
+
+
+async def pictures_of(head: Head) -> AsyncGenerator[MachinesPicture, None]:
+    """The machines at once, and whenever they changed; figures alone no more often than FIGURES_EVERY says."""
+    told, at = MachinesPicture(), -math.inf
+    async for now in changes_of(head, partial(machines_picture, head)):
+        if now.calm != told.calm or time.monotonic() - at >= FIGURES_EVERY:
+            told, at = now, time.monotonic()
             yield now
 
 

@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Annotated, Literal
 from urllib.parse import quote
 
@@ -17,7 +18,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json, to_jsonable_python
 
-from together.api.chat_models import merged, model_changes
+from together.api.chat_models import changes_of, chat_models, merged, pictures_of
 from together.api.events import event as event_of
 from together.api.guard import FROM_JSON, BodyRoute, body_within
 from together.api.responses import BodyTooLarge
@@ -116,17 +117,22 @@ def _add_events(router: APIRouter, head: Head) -> None:
         return await _event(await anext(steps), watch), _events(steps, watch)
 
     @router.get("/conversations/events")
-    async def events(owner: Owned, chat: str = "") -> Response:
+    async def events(owner: Owned, chat: str = "", machines: bool = False) -> Response:
         """`list`: the list may have changed; `serving`: the models that serve, at first and whenever they changed.
 
-        With `chat` also the events of that conversation: a page has one stream.
+        With `chat` also the events of that conversation, with `machines` their picture: a page has one stream.
         """
-        lists = (event_of({"list": True}) async for _ in answering.lists(owner))
-        models = (event_of({"serving": to_jsonable_python(now)}) async for now in model_changes(head))
+        models = partial(chat_models, head)
+        streams = [
+            (event_of({"list": True}) async for _ in answering.lists(owner)),
+            (event_of({"serving": to_jsonable_python(now)}) async for now in changes_of(head, models)),
+        ]
+        if machines:
+            streams.append(event_of({"machines": to_jsonable_python(now)}) async for now in pictures_of(head))
         if not chat:
-            return EventStream(merged(lists, models))
+            return EventStream(merged(*streams))
         first, steps = await watched(owner, chat)
-        return EventStream(merged(lists, models, steps), first)
+        return EventStream(merged(*streams, steps), first)
 
     @router.get("/conversations/{chat}/events")
     async def chat_events(owner: Owned, chat: str) -> Response:

@@ -1,6 +1,6 @@
 """The app's pages: static files of `webui/chat`, read once, under a policy that lets no script in but theirs.
 
-One file is all views; which one is shown is told by the address (`app.js`). The view of machines is not among them.
+One file is all views; which one is shown is told by the address (`app.js`). The Split panel is not among them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class BrowserRoute(APIRoute):
 
 
 def page_routes() -> APIRouter:
-    """`/`, `/chat/ID`, `/models`, `/settings`, and their files under an address that changes with their content."""
+    """`/`, `/chat/ID`, `/machines`, `/models`, `/settings`, and their files, whose address changes with them."""
     files = {file.name: file.read_bytes() for file in sorted(FOLDER.iterdir())}
     version = hashlib.sha256(b"".join(name.encode() + data for name, data in files.items())).hexdigest()[:16]
     page = _page(files.pop("index.html").decode(), f"/chat/files/{version}/")
@@ -60,7 +60,7 @@ def page_routes() -> APIRouter:
 
     for place in _MOVED:
         router.add_api_route(place, moved)
-    for place in ("/", "/chat/{chat}", "/settings"):
+    for place in ("/", "/chat/{chat}", "/machines", "/settings"):
         router.add_api_route(place, view, methods=["GET", "HEAD"])
     router.add_api_route("/models", view, route_class_override=BrowserRoute)
 

@@ -181,7 +181,7 @@ class Surveyor:
     shortages: MemoryShortages = field(init=False)
     drained: set[str] = field(default_factory=set)  # ids of nodes that get no layers
     promises: Promises = field(default_factory=Promises)
-    _links: dict[tuple[str, str, int], tuple[float, float | None]] = field(default_factory=dict)  # at, ms
+    links: dict[tuple[str, str, int], tuple[float, LinkSpeed | None]] = field(default_factory=dict)  # and when
     _cuts: dict[frozenset[str], float] = field(default_factory=dict)  # pairs of node ids → event loop time
     _known: dict[tuple[str, MeasureOrder], DeviceProfile] = field(default_factory=dict)  # by node id, its last answers
 
@@ -333,15 +333,15 @@ class Surveyor:
         if self.is_cut(node, other):
             return None
         now, key = _now(), (node, other, size)
-        known = self._links.get(key)
+        known = self.links.get(key)
         if known is None or now - known[0] > (LINK_LIFE if known[1] is None else life):
             try:
-                known = (now, (await self._measured_link(node, other, size)).hop_ms)
+                known = (now, await self._measured_link(node, other, size))
             except TogetherError as error:
                 log.warning("a link was not measured: %s", error)
                 known = (now, None)
-            self._links[key] = known
-        return known[1]
+            self.links[key] = known
+        return known[1].hop_ms if known[1] is not None else None
 
     async def _measured_link(self, node: str, other: str, size: int) -> LinkSpeed:
         target = self.membership.status(other)
@@ -372,7 +372,7 @@ class Surveyor:
 
     def forget_links(self, node: str) -> None:
         """Measure the links to and from a node again when they are needed next."""
-        self._links = {key: speed for key, speed in self._links.items() if node not in key[:2]}
+        self.links = {key: speed for key, speed in self.links.items() if node not in key[:2]}
 
 
 def best_of_each(placements: Iterable[Placement]) -> list[Placement]:

@@ -4,6 +4,7 @@ import { call, sentence } from "./api.js";
 import { Composer, keepDraft } from "./composer.js";
 import { ConversationView } from "./conversation.js";
 import { el, iconButton, say } from "./dom.js";
+import { MachinesView } from "./machines.js";
 import { ModelsView } from "./models.js";
 import { newChatSettings, Preferences } from "./preferences.js";
 import { NOTHING_SET, SettingsDrawer } from "./settings.js";
@@ -19,7 +20,7 @@ class Page {
     this.conversation = new ConversationView(this);
     this.composer = new Composer(this);
     this.drawer = new SettingsDrawer(this);
-    this.views = { models: new ModelsView(this), settings: new Preferences(this) }; // beside the chat, by their address
+    this.views = { machines: new MachinesView(this), models: new ModelsView(this), settings: new Preferences(this) }; // beside the chat, by their address
     this.title = el("h1", { class: "chat-title" }, "New chat");
     this.served = el("button", { type: "button", class: "served", title: "Which model answers; opens the settings of this chat", onclick: () => this.showSettings(true) });
     this.list = iconButton("menu", "Conversations", () => this.showList(), { id: "show-list", "aria-controls": "sidebar" });
@@ -29,6 +30,7 @@ class Page {
       "main",
       {},
       el("header", { class: "top" }, this.list, this.title, this.served, this.gear),
+      this.conversation.lost,
       this.conversation.node,
       this.composer.node,
       Object.values(this.views).map((view) => view.node),
@@ -61,6 +63,10 @@ class Page {
 
   news(event) {
     if (event.list) this.sidebar.refresh();
+    if (event.machines) {
+      this.machines = event.machines;
+      this.views.machines.news();
+    }
     if (!event.serving) return;
     this.serving = event.serving;
     this.draw();
@@ -88,7 +94,7 @@ class Page {
     document.querySelector(".skip").hidden = Boolean(shown);
     if (this.narrow) this.showList(false);
     this.showSettings(false);
-    this.conversation.open(this.id ?? "");
+    this.conversation.open(this.id ?? "", shown === this.views.machines);
     if (shown) {
       shown.open();
     } else {

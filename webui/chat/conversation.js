@@ -18,7 +18,7 @@ export class ConversationView {
     this.lost = el("div", { class: "lost", role: "status", hidden: true }, "The app does not answer. Trying again …");
     this.scroll = el("div", { class: "scroll", tabIndex: -1 }, this.empty, this.list);
     this.toEnd = iconButton("down", "To the end", () => this.#follow(true), { class: "icon-button to-end", hidden: true });
-    this.node = el("section", { class: "conversation", "aria-label": "Chat" }, this.lost, this.scroll, this.toEnd);
+    this.node = el("section", { class: "conversation", "aria-label": "Chat" }, this.scroll, this.toEnd);
     this.scroll.addEventListener("scroll", () => this.#look());
     this.stuck = true;
     this.deeds = {
@@ -31,8 +31,8 @@ export class ConversationView {
     };
   }
 
-  /** Show conversation `id`; "" is a new one. */
-  open(id) {
+  /** Show conversation `id`; "" is a new one. The stream also tells of `machines` where they are shown. */
+  open(id, machines = false) {
     this.end?.();
     this.end = null;
     this.id = id;
@@ -43,12 +43,12 @@ export class ConversationView {
     this.stuck = true;
     this.#look();
     this.drawEmpty();
-    const path = `/conversations/events${id && `?chat=${id}`}`;
+    const path = `/conversations/events?${new URLSearchParams({ chat: id, machines })}`;
     this.end = follow(path, (event) => this.#take(event), (state) => this.#state(state));
   }
 
   #take(event) {
-    if (event.list || event.serving) return this.page.news(event);
+    if (event.list || event.serving || event.machines) return this.page.news(event);
     if (event.gone) return this.#gone();
     if (event.chat) {
       for (const view of this.views.values()) view.pend(); // it is told again
