@@ -13,7 +13,7 @@ from tests.support.engines import LAYERS, at_rest, loads, serving
 from tests.support.loopback import LoopbackRing
 from together.engine.engine import Engine
 from together.requests import ChatRequest, Message
-from together.text.answers import answer_chat
+from together.text.answers import answer_chat, chat_ids
 from together.text.tokenizer import TextModel
 from together.types import Sampling
 
@@ -111,4 +111,14 @@ async def test_little_room_costs_time_and_not_the_text(tmp_path: Path) -> None:
             text, _ = await answered(engine, model, messages)
             assert text == expected_text(folder, model.prompt_ids(messages), ANSWER, Sampling(0.0))
             messages = (*messages, Message("assistant", "There."), Message("user", f"And then, {turn}?"))
+        await at_rest(engine, ring)
+
+
+async def test_an_answer_goes_on_right_after_words_that_the_template_writes_too(tmp_path: Path) -> None:
+    folder = toy_with(tmp_path / "toy", TEMPLATES["plain"], 0)
+    async with chatting(folder) as (engine, ring, model):
+        for begun in ("end", "<", "n"):  # all are found in what closes a message
+            request = ChatRequest((Message("user", "Go."), Message("assistant", begun)), continues=True)
+            ids = await model.encode_aside(f"<user>Go.</end>\n<assistant>{begun}")
+            assert await chat_ids(engine, model, request) == tuple(ids)
         await at_rest(engine, ring)

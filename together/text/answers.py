@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from secrets import token_hex
 
 from together.engine.engine import Engine
 from together.engine.prefixes import common
@@ -20,6 +21,7 @@ from together.requests import (
     FinishReason,
     GenerateRequest,
     Grammar,
+    Message,
     ToolUse,
     Usage,
 )
@@ -116,24 +118,38 @@ async def _chat_prompt(
 ) -> tuple[str, tuple[int, ...], tuple[Picture, ...]]:
     """A conversation as text up to where the answer begins, its tokens, and where its pictures are."""
     variables = {**request.template, **({"add_generation_prompt": False} if request.continues else {})}
-    tools = request.tool_use.tools
-    rendered = model.template.render(request.messages, tools, request.chosen_template, **variables)
+    mark = token_hex(16) if request.continues else ""
+    messages = _marked(request.messages, mark) if mark else request.messages
+    rendered = model.template.render(messages, request.tool_use.tools, request.chosen_template, **variables)
     text = await asyncio.wrap_future(rendered)
-    text = _open_end(text, request.messages[-1].content) if request.continues else text
+    text = _open_end(text, mark) if mark else text
     prompt = await model.encode_aside(text, context=engine.context)
     return text, *(await _seen(engine, model, request, prompt))
 
 
-def _open_end(text: str, last: str) -> str:
-    """A rendered conversation up to the end of its last message. Raises BadRequest where that cannot be told."""
-    end = text.rfind(last.strip())
-    if end < 0 or not last.strip():
-        raise BadRequest(
-            "the answer cannot go on with the last message: it is empty, or the chat template writes it otherwise; end "
-            "with a user's message",
-            "messages",
-        )
-    return text[: end + len(last.strip())]
+_CANNOT_GO_ON = (
+    "the answer cannot go on with the last message: it is empty, or the chat template writes it otherwise; end with a "
+    "user's message"
+)
+
+
+def _marked(messages: Sequence[Message], mark: str) -> tuple[Message, ...]:
+    """With a mark after the last message, whose own words may be found after it too: templates close what they write.
+
+    Raises BadRequest for an empty message, or one with calls, which a template writes after its text.
+    """
+    *before, last = messages
+    if not last.content.strip() or last.tool_calls:
+        raise BadRequest(_CANNOT_GO_ON, "messages")
+    return (*before, replace(last, content=last.content.rstrip() + mark))
+
+
+def _open_end(text: str, mark: str) -> str:
+    """A rendered conversation up to the mark. Raises BadRequest where the template did not write it."""
+    end = text.rfind(mark)
+    if end < 0:
+        raise BadRequest(_CANNOT_GO_ON, "messages")
+    return text[:end]
 
 
 async def _seen(
