@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 from collections.abc import AsyncGenerator
@@ -27,7 +28,7 @@ from together.api.stream import COMMENT, EventStream, RequestLog, stream
 from together.api.visitors import is_local
 from together.errors import LoadFailed, NotServing, QueueFull, RingBroken, Unreachable
 from together.head.head import Head
-from together.requests import AnswerChunk, Usage
+from together.requests import AnswerChunk, CallDelta, Scored, TokenLogprob, Usage
 
 
 class Answer:
@@ -103,6 +104,43 @@ async def test_other_apis_end_a_stream_in_their_own_way(log: RequestLog, formatt
     events = [part async for part in stream(answer.pieces(), log, formatter, 1)]
     assert events[-1].startswith(last)
     assert b"node studio: stage 1 was killed" in events[-1]
+
+
+SCORE = TokenLogprob(Scored(1, b"{", -1.0))
+MIXED = (
+    AnswerChunk(
+        "", tool_calls=(CallDelta(0, "call_1", "weather"), CallDelta(0, arguments='{"city": ')), logprobs=(SCORE,)
+    ),
+    AnswerChunk("", tool_calls=(CallDelta(0, arguments='"Oslo'),), logprobs=(SCORE,)),
+    AnswerChunk("Both: ", tool_calls=(CallDelta(0, arguments='"}'), CallDelta(1, "call_2", "now")), logprobs=(SCORE,)),
+    AnswerChunk("", tool_calls=(CallDelta(1, arguments="{}"),), finish="tool_calls", logprobs=(SCORE,)),
+)
+
+
+def test_a_call_keeps_its_arguments_whatever_comes_with_them() -> None:
+    """Several tokens may come at once: the end of a call, text, and the next call."""
+    made = ResponseFormatter("toy", ResponsesRequest(), lambda _: None).whole([MIXED], Usage(3, 9))
+    assert [item.get("arguments") or item["content"][0]["text"] for item in made["output"]] == [
+        '{"city": "Oslo"}',
+        "Both: ",
+        "{}",
+    ]
+    formatter = MessageFormatter("toy", thinks=False, limit=99)
+    events = [json.loads(part.split(b"data: ")[1]) for piece in MIXED for part in formatter.chunks(piece)]
+    blocks = [""] * 3
+    for each in events:
+        if each["type"] == "content_block_delta":
+            blocks[each["index"]] += each["delta"].get("partial_json") or each["delta"]["text"]
+    assert blocks == ['{"city": "Oslo"}', "Both: ", "{}"]
+
+
+def test_what_is_there_of_a_cancelled_answer_stays() -> None:
+    formatter = ResponseFormatter("toy", ResponsesRequest(background=True), lambda _: None)
+    formatter.take(AnswerChunk("So far"))
+    formatter.cancel()
+    shown = formatter.shown()
+    (item,) = shown["output"]
+    assert (shown["status"], item["status"], item["content"][0]["text"]) == ("cancelled", "incomplete", "So far")
 
 
 async def test_an_error_before_the_stream_is_raised(log: RequestLog) -> None:

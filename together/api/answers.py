@@ -216,6 +216,12 @@ def called(parts: Sequence[CallDelta]) -> list[ChatToolCall]:
     return calls
 
 
+def of_open_call(parts: Sequence[CallDelta]) -> tuple[Sequence[CallDelta], Sequence[CallDelta]]:
+    """Those of the call that an earlier chunk began, which come before the chunk's text; and those of new calls."""
+    first = next((place for place, part in enumerate(parts) if part.id), len(parts))
+    return parts[:first], parts[first:]
+
+
 def call_delta(part: CallDelta) -> ToolCallDelta:
     function: FunctionDelta = {"arguments": part.arguments}
     if not part.id:

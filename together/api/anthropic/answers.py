@@ -9,7 +9,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict  # pydantic does not read typing's own before Python 3.12
 
-from together.api.answers import called
+from together.api.answers import called, of_open_call
 from together.api.anthropic.errors import anthropic_error
 from together.api.events import event
 from together.requests import AnswerChunk, CallDelta, Usage
@@ -81,13 +81,16 @@ class MessageFormatter:
 
     def chunks(self, piece: AnswerChunk) -> Iterator[bytes]:
         yield from self._start(piece.begun or Usage())
+        more, calls = of_open_call(piece.tool_calls)
+        for part in more:
+            yield from self._call(part)
         if piece.reasoning and self._thinks:
             yield from self._block("thinking", {"type": "thinking", "thinking": "", "signature": ""})
             yield self._delta({"type": "thinking_delta", "thinking": piece.reasoning})
         if piece.text:
             yield from self._block("text", {"type": "text", "text": ""})
             yield self._delta({"type": "text_delta", "text": piece.text})
-        for part in piece.tool_calls:
+        for part in calls:
             yield from self._call(part)
         if piece.finish is not None:
             self._last = piece

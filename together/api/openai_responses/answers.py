@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from together.api.answers import top_of
+from together.api.answers import of_open_call, top_of
 from together.api.events import event
 from together.api.openai_responses.items import FREE_INPUT
 from together.api.openai_responses.requests import ResponsesRequest
@@ -89,11 +89,14 @@ class ResponseFormatter:
             yield self._event(name, response=self.shown())
 
     def chunks(self, piece: AnswerChunk) -> Iterator[bytes]:
+        more, calls = of_open_call(piece.tool_calls)
+        for part in more:
+            yield from self._call(part)
         if piece.reasoning:
             yield from self._grow("reasoning", piece.reasoning)
-        if piece.text or piece.logprobs:
-            yield from self._grow("message", piece.text, piece.logprobs)
-        for part in piece.tool_calls:
+        if piece.text or (piece.logprobs and self._open and self._items[-1].kind == "message"):
+            yield from self._grow("message", piece.text, piece.logprobs)  # calls and thoughts have no place for scores
+        for part in calls:
             yield from self._call(part)
         if piece.finish is not None:
             self._finish = piece.finish
@@ -145,10 +148,10 @@ class ResponseFormatter:
             yield self._of_part("response.output_text.done", text=item.text, logprobs=item.logprobs)
         if not item.call_id:
             yield self._of_part("response.content_part.done", part=item.part())
-        yield self._of_item("response.output_item.done", item=item.shown(self._item_status()))
+        yield self._of_item("response.output_item.done", item=item.shown(self._status_of(item)))
 
     def closing(self, usage: Usage) -> Iterator[bytes]:
-        self._end(usage)
+        self.end(usage)
         yield self._event(f"response.{self.status}", response=self.shown())
 
     def failure(self, error: Exception) -> bytes:
@@ -172,12 +175,15 @@ class ResponseFormatter:
 
     def whole(self, choices: Sequence[Sequence[AnswerChunk]], usage: Usage) -> ResponseObject:
         for piece in choices[0]:
-            for _ in self.chunks(piece):
-                pass  # its events are not wanted
-        self._end(usage)
+            self.take(piece)
+        self.end(usage)
         return self.shown()
 
-    def _end(self, usage: Usage) -> None:
+    def take(self, piece: AnswerChunk) -> None:
+        for _ in self.chunks(piece):
+            pass  # its events are not wanted
+
+    def end(self, usage: Usage) -> None:
         self._usage = usage
         self.status = "incomplete" if self._finish == "length" else "completed"
         self._keep(self)
@@ -190,12 +196,12 @@ class ResponseFormatter:
         self.status = "cancelled"
         self._keep(self)
 
-    def _item_status(self) -> Status:
-        return "incomplete" if self._finish == "length" else "completed"
+    def _status_of(self, item: Written) -> Status:
+        cut = self._open or self._finish == "length"  # open: of an answer that was cancelled, or failed
+        return "incomplete" if cut and item is self._items[-1] else "completed"
 
     def shown(self) -> ResponseObject:
         asked, cut = self._asked, self.status == "incomplete"
-        last = len(self._items) - 1
         return {
             "id": self.id,
             "object": "response",
@@ -208,10 +214,7 @@ class ResponseFormatter:
             "max_output_tokens": asked.max_output_tokens,
             "metadata": dict(asked.metadata or {}),
             "model": self.model,
-            "output": [
-                item.shown(self._item_status() if place == last else "completed")
-                for place, item in enumerate(self._items)
-            ],
+            "output": [item.shown(self._status_of(item)) for item in self._items],
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": asked.previous_response_id,
             "reasoning": {"effort": asked.reasoning.effort if asked.reasoning else None, "summary": None},

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -23,12 +22,13 @@ from together.api.stream import Chunks, RequestLog
 from together.api.visitors import visitor_of
 from together.errors import BadRequest, ContextTooLong, TogetherError
 from together.head.kept_answers import KeptAnswer
-from together.requests import AnswerChunk, ChatRequest, Message, Owner
+from together.requests import ChatRequest, Message, Owner
 from together.types import Sampling
 
 log = logging.getLogger(__name__)
 
 RESPONSES = "/responses"
+ENDED = ("completed", "incomplete")  # what a conversation may go on from
 _FAILURES: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorAnswer} for code in (400, 401, 403, 404, 413, 429, "4XX", 500, 503)
 }
@@ -90,6 +90,9 @@ class _Responses:
         if kept is None:
             text = "there is no answer of that name, or not any more; give the conversation itself"
             raise BadRequest(text, "previous_response_id")
+        if kept.shown["status"] not in ENDED:
+            text = "that answer is not whole ({status}): wait until it is, or give the conversation itself"
+            raise BadRequest(text, "previous_response_id", status=str(kept.shown["status"]))
         return kept.messages
 
     async def _fitting(
@@ -115,7 +118,8 @@ class _Responses:
         given = tuple(item.model_dump(exclude_none=True) for item in asked.items)
         kept = KeptAnswer(owner, (*conversation, made.message()), given, dict(made.shown()))
         kept.work = old.work if old is not None else None
-        if old is not None or made.status != "cancelled":  # one that was deleted stays deleted
+        begins = made.status == "in_progress" or not asked.background
+        if old is not None or begins:  # one that was deleted while it was written stays deleted
             self._kept.keep(made.id, kept)
 
     async def _in_background(self, request: Request, wanted: _Continued, keep: Any) -> Response:
@@ -171,13 +175,12 @@ def _later_half(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 async def _write(formatter: ResponseFormatter, chunks: Chunks, record: RequestLog) -> None:
     """Write an answer that nobody waits for."""
     try:
-        pieces: list[AnswerChunk] = []
         with record:
             async with aclosing(chunks):
                 async for chunk in chunks:
                     record.add(chunk)
-                    pieces.append(replace(chunk, token_ids=()))
-        formatter.whole([pieces], record.usage)
+                    formatter.take(chunk)
+        formatter.end(record.usage)
     except asyncio.CancelledError:
         formatter.cancel()
     except Exception as error:  # nobody waits: the answer itself says what happened
