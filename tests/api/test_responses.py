@@ -152,6 +152,21 @@ def test_a_custom_tool_gets_free_text(demo_app: RealApp, client: openai.OpenAI) 
     assert "response.custom_tool_call_input.done" in kinds
 
 
+def test_a_tool_of_a_namespace_is_called_by_its_own_name(client: openai.OpenAI) -> None:
+    space: Any = {"type": "namespace", "name": "home", "description": "At home.", "tools": TOOLS}
+    tools: Any = [space, {"type": "web_search", "external_web_access": False}]
+    answer = ask(client, tools=tools, tool_choice="required", max_output_tokens=200)
+    (call,) = answer.output
+    assert (call.namespace, call.name) == ("home", "weather")
+    result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "Rain."}
+    again: Any = [{"role": "user", "content": ASKED}, call.model_dump(exclude_none=True), result]
+    said = [
+        ask(client, tools=tools, tool_choice="none", **how).output_text
+        for how in ({"input": again}, {"input": [result], "previous_response_id": answer.id})
+    ]
+    assert said[0] == said[1]
+
+
 def test_only_allowed_tools_are_called(client: openai.OpenAI) -> None:
     allowed: Any = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "now"}]}
     answer = ask(client, tools=[*TOOLS, {"type": "function", "name": "now"}], tool_choice=allowed, max_output_tokens=99)
@@ -220,6 +235,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
     ({"tools": [{"type": "function"}]}, "tools.0.name"),
+    ({"tools": [{"type": "namespace", "name": "home"}]}, "tools.0"),
+    ({"tools": [{"type": "namespace", "name": "home", "tools": [{"type": "mcp"}]}]}, "tools.0.tools.0.type"),
     ({"tools": [TOOLS[0], TOOLS[0]]}, "tools.1.name"),
     ({"tools": [TOOLS[0] | {"defer_loading": True}]}, "tools.0.defer_loading"),
     ({"tools": [TOOLS[0] | {"parameters": {"type": "string"}}]}, "tools.0.parameters"),
@@ -230,7 +247,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tool_choice": {"type": "allowed_tools", "tools": [{"type": "function", "name": "x"}]}}, "tool_choice.tools"),
     ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
     ({"text": {"format": {"type": "json_schema", "schema": {"type": "nothing"}}}}, "text.format"),
-    ({"include": ["reasoning.encrypted_content"]}, "include"),
     ({"background": True, "stream": True}, "background"),
     ({"background": True, "store": False}, "background"),
     ({"previous_response_id": "resp_x"}, "previous_response_id"),
@@ -256,6 +272,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(demo_app: RealApp, fields: d
 
 HONOURED: dict[str, Any] = {
     "reasoning": {"effort": "none", "summary": "auto"},
+    "include": ["reasoning.encrypted_content", "file_search_call.results"],
     "stream_options": {"include_obfuscation": False},
     "max_tool_calls": 3,
     "user": "x",

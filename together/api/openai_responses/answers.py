@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from together.api.answers import of_open_call, top_of
 from together.api.events import event
-from together.api.openai_responses.items import FREE_INPUT
+from together.api.openai_responses.items import FREE_INPUT, closed_thoughts, full_name, short_name
 from together.api.openai_responses.requests import ResponsesRequest
 from together.api.openai_responses.shapes import (
     ContentOut,
@@ -34,7 +34,9 @@ class Written:
     text: str = ""  # of a call: its arguments
     call_id: str = ""
     name: str = ""
+    namespace: str = ""
     logprobs: list[ChatLogprob] = field(default_factory=list)
+    carried: bool = False  # thoughts also stand there as clients carry them
 
     def shown(self, status: Status) -> OutputItem:
         item: OutputItem = {"id": self.id, "type": self.kind, "status": status}
@@ -42,8 +44,10 @@ class Written:
         if self.kind == "message":
             return {**item, "role": "assistant", "content": [] if begun else [self.part()]}
         if self.kind == "reasoning":
-            return {**item, "summary": [], "content": [] if begun else [self.part()]}
+            item = {**item, "summary": [], "content": [] if begun else [self.part()]}
+            return {**item, "encrypted_content": closed_thoughts(self.text)} if self.carried and not begun else item
         item |= {"call_id": self.call_id, "name": self.name}
+        item |= {"namespace": self.namespace} if self.namespace else {}
         if self.kind == "custom_tool_call":
             return {**item, "input": "" if begun else free_input(self.text)}
         return {**item, "arguments": "" if begun else self.text}
@@ -64,6 +68,7 @@ class ResponseFormatter:
         self.status: Status = "in_progress"
         self._asked = asked
         self._custom = asked.custom()
+        self._spaces = {space for _, _, space in asked.offered() if space}
         self._keep = keep
         self._items: list[Written] = []
         self._open = False  # the last item is being written
@@ -79,7 +84,7 @@ class ResponseFormatter:
             "assistant",
             "".join(item.text for item in self._items if item.kind == "message"),
             "".join(item.text for item in self._items if item.kind == "reasoning"),
-            tuple(ToolCall(item.call_id, item.name, item.text) for item in calls),
+            tuple(ToolCall(item.call_id, full_name(item.name, item.namespace), item.text) for item in calls),
         )
 
     # --- as a stream --------------------------------------------------------------------------------------------------
@@ -104,7 +109,8 @@ class ResponseFormatter:
 
     def _grow(self, kind: str, text: str, logprobs: Sequence[TokenLogprob] = ()) -> Iterator[bytes]:
         if not self._open or self._items[-1].kind != kind:
-            yield from self._begin(Written(kind, f"{'rs' if kind == 'reasoning' else 'msg'}_{secrets.token_hex(12)}"))
+            name = f"{'rs' if kind == 'reasoning' else 'msg'}_{secrets.token_hex(12)}"
+            yield from self._begin(Written(kind, name, carried=self._asked.carries_thoughts))
         item, scores = self._items[-1], self._scored(logprobs)
         item.text += text
         item.logprobs += scores
@@ -125,7 +131,8 @@ class ResponseFormatter:
         if part.id:
             kind = "custom_tool_call" if part.name in self._custom else "function_call"
             name = f"{'ctc' if part.name in self._custom else 'fc'}_{secrets.token_hex(12)}"
-            yield from self._begin(Written(kind, name, call_id=part.id, name=part.name))
+            own, space = short_name(part.name, self._spaces)
+            yield from self._begin(Written(kind, name, call_id=part.id, name=own, namespace=space))
         item = self._items[-1]
         item.text += part.arguments
         if part.arguments and item.kind == "function_call":

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-
-from pydantic import JsonValue
 
 from together.api.content import Strict, picture_of
 from together.api.responses import wrong
 from together.requests import Attached, Message, ToolCall
 from together.wording import quoted
 
+_SPACED = "__"  # between a namespace and a tool's name
 FREE_INPUT = "input"  # the one parameter of a tool whose input is free text
 
 
@@ -34,11 +34,12 @@ class InputItem(Strict):
     content: str | list[ItemPart] | None = None
     call_id: str | None = None
     name: str | None = None
+    namespace: str | None = None
     arguments: str | None = None
     input: str | None = None
     output: str | list[ItemPart] | None = None
     summary: list[ItemPart] | None = None
-    encrypted_content: JsonValue = None
+    encrypted_content: str | None = None
 
 
 def messages_of(items: Sequence[InputItem], where: str = "input") -> Iterator[Message]:
@@ -62,7 +63,8 @@ def _messages(item: InputItem, where: str) -> Iterator[Message]:
             yield _said(item, where)
         case "reasoning":
             parts = item.content if isinstance(item.content, list) and item.content else item.summary or []
-            yield Message("assistant", "", "".join(part.text or "" for part in parts))
+            text = "".join(part.text or "" for part in parts)
+            yield Message("assistant", "", text or opened_thoughts(item.encrypted_content))
         case "function_call":
             yield _called(item, where, item.arguments or "")
         case "custom_tool_call":
@@ -76,8 +78,33 @@ def _messages(item: InputItem, where: str) -> Iterator[Message]:
             raise wrong(where, "items of type {kind} are not read by this version of together", kind=quoted(kind))
 
 
+def closed_thoughts(text: str) -> str:
+    """Thoughts as clients carry them from turn to turn. Nothing is secret: the same text stands beside it."""
+    return b64encode(text.encode()).decode()
+
+
+def opened_thoughts(carried: str | None) -> str:
+    """What `closed_thoughts` closed; empty for what another server made."""
+    try:
+        return b64decode(carried or "", validate=True).decode()
+    except ValueError:
+        return ""
+
+
+def full_name(name: str, namespace: str) -> str:
+    """A tool's name as the model knows it."""
+    return f"{namespace}{_SPACED}{name}" if namespace else name
+
+
+def short_name(name: str, namespaces: Iterable[str]) -> tuple[str, str]:
+    """A tool's own name, and its namespace."""
+    known = next((each for each in namespaces if name.startswith(f"{each}{_SPACED}")), "")
+    return name.removeprefix(f"{known}{_SPACED}") if known else name, known
+
+
 def _called(item: InputItem, where: str, arguments: str) -> Message:
-    call = ToolCall(_needed(item.call_id, where, "call_id"), _needed(item.name, where, "name"), arguments)
+    name = full_name(_needed(item.name, where, "name"), item.namespace or "")
+    call = ToolCall(_needed(item.call_id, where, "call_id"), name, arguments)
     return Message("assistant", "", tool_calls=(call,))
 
 

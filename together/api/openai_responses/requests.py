@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
 from together.api.content import Strict
-from together.api.openai_responses.items import FREE_INPUT, InputItem, messages_of
+from together.api.openai_responses.items import FREE_INPUT, InputItem, full_name, messages_of
 from together.api.requests import (
     MOST_LOGPROBS,
     MOST_MESSAGES,
@@ -61,7 +62,7 @@ class CustomFormat(Strict):
 
 
 class OfferedTool(Strict):
-    """A function, or a tool whose input is free text."""
+    """A function, a tool whose input is free text, or a namespace of such."""
 
     type: str
     name: Name | None = None
@@ -70,6 +71,8 @@ class OfferedTool(Strict):
     strict: bool | None = None
     format: CustomFormat | None = None
     defer_loading: bool | None = None
+    tools: list[OfferedTool] | None = None
+    external_web_access: bool | None = None
 
 
 class ChosenTool(Strict):
@@ -136,6 +139,11 @@ class ResponsesRequest(Strict):
         return LOGPROBS in (self.include or ()) or bool(self.top_logprobs)
 
     @property
+    def carries_thoughts(self) -> bool:
+        """Whether thoughts are also wanted as one opaque text, which clients that keep nothing send back."""
+        return ENCRYPTED in (self.include or ())
+
+    @property
     def kept(self) -> bool:
         """Whether the answer can be asked for later: unless it is said otherwise."""
         return self.store is not False
@@ -178,8 +186,6 @@ class ResponsesRequest(Strict):
         for name in ("conversation", "prompt", "moderation", "context_management", "background_options"):
             if getattr(self, name):
                 raise wrong(name, "not supported by this version of together; leave it out")
-        if ENCRYPTED in (self.include or ()):
-            raise wrong("include", "{name} is not offered: thoughts are given as they are", name=quoted(ENCRYPTED))
         if self.background and self.stream:
             raise wrong("background", "an answer in the background is not streamed; ask for it by its id")
         if self.background and not self.kept:
@@ -200,13 +206,27 @@ class ResponsesRequest(Strict):
         schema = asked.wanted if asked.type == "json_schema" else {"type": "object"}
         return Grammar("json_schema", json.dumps(schema), "text.format")
 
+    def offered(self) -> Iterator[tuple[str, OfferedTool, str]]:
+        """Each tool with where it stands and its namespace, "" for none. Raises BadRequest."""
+        for index, tool in enumerate(self.tools or ()):
+            where = f"tools.{index}"
+            if tool.type == "namespace":
+                if not tool.name or not tool.tools:
+                    raise wrong(where, "a namespace needs a name and tools")
+                for place, inner in enumerate(tool.tools):
+                    yield f"{where}.tools.{place}", inner, tool.name
+            elif tool.type != "web_search" or tool.external_web_access is not False:
+                yield where, tool, ""  # without the web there is nothing to search, so that tool is not offered
+
     def custom(self) -> frozenset[str]:
         """The names of tools whose input is free text."""
-        return frozenset(tool.name or "" for tool in self.tools or () if tool.type == "custom")
+        return frozenset(
+            full_name(tool.name or "", space) for _, tool, space in self.offered() if tool.type == "custom"
+        )
 
     def tool_use(self) -> ToolUse:
         """What was asked. Raises BadRequest naming the field that does not fit the others."""
-        tools = tuple(_tool(index, tool) for index, tool in enumerate(self.tools or ()))
+        tools = tuple(_tool(where, tool, space) for where, tool, space in self.offered())
         choice = self.tool_choice if self.tool_choice is not None else "auto"
         named, required = "", choice == "required"
         if isinstance(choice, ChosenTool):
@@ -228,21 +248,21 @@ def _allowed(tools: tuple[Tool, ...], choice: ChosenTool) -> tuple[Tool, ...]:
     return tuple(tool for tool in tools if tool.name in names)
 
 
-def _tool(index: int, tool: OfferedTool) -> Tool:
-    where = f"tools.{index}"
+def _tool(where: str, tool: OfferedTool, space: str) -> Tool:
     if tool.type not in ("function", "custom"):
         text = "{kind} is a tool of OpenAI's servers, and is not here; offer functions, or custom tools"
         raise wrong(f"{where}.type", text, kind=quoted(tool.type))
     if not tool.name:
         raise wrong(f"{where}.name", "a tool needs a name")
+    name = full_name(tool.name, space)
     if tool.defer_loading:
         raise wrong(f"{where}.defer_loading", "not supported by this version of together; it offers all tools at once")
     if tool.type == "custom":
         if tool.format is not None and tool.format.type != "text":
             raise wrong(f"{where}.format", "only free text is supported by this version of together")
         free: Schema = {"type": "object", "properties": {FREE_INPUT: {"type": "string"}}, "required": [FREE_INPUT]}
-        return Tool(tool.name, tool.description or "", free | {"additionalProperties": False}, strict=True)
+        return Tool(name, tool.description or "", free | {"additionalProperties": False}, strict=True)
     parameters = tool.parameters or {}
     if parameters.get("type", "object") != "object":
         raise wrong(f"{where}.parameters", "a function's parameters are a JSON schema of type object")
-    return Tool(tool.name, tool.description or "", parameters, strict=bool(tool.strict))
+    return Tool(name, tool.description or "", parameters, strict=bool(tool.strict))

@@ -29,8 +29,10 @@ class OutputItem(TypedDict):
     role: NotRequired[str]
     content: NotRequired[list[ContentOut]]
     summary: NotRequired[list[object]]
+    encrypted_content: NotRequired[str]
     call_id: NotRequired[str]
     name: NotRequired[str]
+    namespace: NotRequired[str]
     arguments: NotRequired[str]
     input: NotRequired[str]
 
