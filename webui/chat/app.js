@@ -3,7 +3,7 @@
 import { call, sentence } from "./api.js";
 import { Composer, keepDraft } from "./composer.js";
 import { ConversationView } from "./conversation.js";
-import { el, iconButton, say } from "./dom.js";
+import { closeOpen, el, iconButton, say } from "./dom.js";
 import { MachinesView } from "./machines.js";
 import { ModelsView } from "./models.js";
 import { newChatSettings, Preferences } from "./preferences.js";
@@ -85,6 +85,8 @@ class Page {
   show() {
     const [, first, second = ""] = location.pathname.split("/");
     const shown = this.views[first];
+    this.showSettings(false); // what was changed there belongs to the chat that was shown
+    closeOpen();
     this.id = shown ? null : second; // null: no chat is shown
     for (const node of [this.conversation.node, this.composer.node, this.served, this.gear]) node.hidden = Boolean(shown);
     for (const view of Object.values(this.views)) {
@@ -93,7 +95,6 @@ class Page {
     }
     document.querySelector(".skip").hidden = Boolean(shown);
     if (this.narrow) this.showList(false);
-    this.showSettings(false);
     this.conversation.open(this.id ?? "", shown === this.views.machines);
     if (shown) {
       shown.open();
@@ -159,7 +160,8 @@ class Page {
       this.drawer.open();
       this.drawer.node.querySelector("select").focus();
     } else if (was && !open) {
-      this.drawer.form.flush();
+      const wrong = this.drawer.form.flush(true);
+      if (wrong) say(wrong, "error");
       this.gear.focus();
     }
   }
@@ -197,9 +199,11 @@ class Page {
     }
   }
 
-  /** Where several models serve and none was chosen, the first one answers. */
+  /** Where several models serve and none was chosen, the first one answers. Throws where a setting is wrong. */
   async choose() {
-    await this.drawer.form.flush();
+    const wrong = this.drawer.form.flush();
+    if (wrong) throw new Error(wrong);
+    await this.drawer.form.sent;
     if (!this.settings.model && this.serving.models.length > 1) await this.useSettings({ ...this.settings, model: this.model().name });
   }
 
@@ -218,17 +222,18 @@ class Page {
     return this.id;
   }
 
+  /** Send a question; the id of its chat, "" where an answer is still being written. */
   async submit(text, files) {
     if (this.conversation.writing.length) {
       say("An answer is being written; stop it first (Esc).");
-      return false;
+      return "";
     }
     await this.choose();
     const id = await this.here();
     const parent = this.conversation.chat?.leaf ?? "";
     this.conversation.stuck = true;
     await call("POST", `/conversations/${id}/turns`, { parent, text, files });
-    return true;
+    return id;
   }
 
   stop() {

@@ -95,9 +95,10 @@ export class Composer {
     this.send.disabled = true;
     try {
       const files = this.files.map((file) => file.id);
-      if (!(await this.page.submit(text, files))) return;
-      keepDraft(this.id, "", []); // a first question has an id only now
-      this.open(this.id);
+      const sent = await this.page.submit(text, files); // a first question has an id only now
+      if (!sent) return;
+      keepDraft(sent, "", []);
+      if (this.id === sent) this.open(sent); // else another chat is shown by now
     } catch (refusal) {
       say(refusal.message, "error");
     } finally {
@@ -121,7 +122,9 @@ export class Composer {
     this.add(files);
   }
 
+  /** Files go to the chat that is shown now, also where another one is shown before they are read. */
   async add(files) {
+    let id = "";
     for (const file of files) {
       if (file.type.startsWith(PICTURES) && !this.page.model()?.sees) {
         say(`${this.page.model()?.name ?? "This model"} sees no pictures; add a text, or choose a model that sees.`, "error");
@@ -130,9 +133,11 @@ export class Composer {
       const chip = el("span", { class: "chip busy" }, icon("file"), el("span", {}, file.name), el("small", {}, "reading …"));
       this.chips.append(chip);
       try {
-        const id = await this.page.here(); // files belong to a conversation
+        id ||= await this.page.here(); // files belong to a conversation
         const path = `/conversations/${id}/files?name=${encodeURIComponent(file.name)}`;
-        this.files.push(await call("POST", path, file, "application/octet-stream"));
+        const made = await call("POST", path, file, "application/octet-stream");
+        if (this.id === id) this.files.push(made);
+        else keepMore(id, made);
       } catch (refusal) {
         say(`${file.name}: ${refusal.message}`, "error");
       }
@@ -199,6 +204,11 @@ function readDraft(id) {
   } catch {
     return { text: "", files: [] };
   }
+}
+
+function keepMore(id, file) {
+  const { text, files } = readDraft(id);
+  keepDraft(id, text, [...files, file]);
 }
 
 export function keepDraft(id, text, files) {

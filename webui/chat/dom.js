@@ -81,6 +81,7 @@ function decorate(code) {
 
 /** Copy a text, and say so on the button for a moment. */
 export async function copied(text, button) {
+  if (button.dataset.copied) return; // its mark still stands there
   const before = [...button.childNodes];
   try {
     await navigator.clipboard.writeText(text);
@@ -90,9 +91,13 @@ export async function copied(text, button) {
       return;
     }
   }
+  button.dataset.copied = "yes";
   button.replaceChildren(icon("check"), ...(before.length > 1 ? ["Copied"] : []));
   announce("Copied");
-  setTimeout(() => button.replaceChildren(...before), 1500);
+  setTimeout(() => {
+    delete button.dataset.copied;
+    button.replaceChildren(...before);
+  }, 1500);
 }
 
 // A page over plain HTTP from another machine has no clipboard.
@@ -159,17 +164,28 @@ export function ask({ title, text = "", label = null, value = "", yes, danger = 
   });
 }
 
-/** A menu under `button`; `items`: [text, action or address, danger]. */
+let openMenuNow = null; // its button, and what closes it
+
+/** Another view comes: questions are taken as not answered, and menus go. */
+export function closeOpen() {
+  openMenuNow?.close(false);
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
+}
+
+/** A menu under `button`, whose next press closes it; `items`: [text, action or address, danger]. */
 export function openMenu(button, items) {
-  document.querySelector(".menu")?.remove();
+  const again = openMenuNow?.button === button;
+  openMenuNow?.close();
+  if (again) return;
   const menu = el("div", { class: "menu", role: "menu" });
   const close = (focus = true) => {
     menu.remove();
+    openMenuNow = null;
     document.removeEventListener("pointerdown", outside, true);
     button.setAttribute("aria-expanded", "false");
     if (focus) button.focus();
   };
-  const outside = (event) => menu.contains(event.target) || close(false);
+  const outside = (event) => menu.contains(event.target) || button.contains(event.target) || close(false);
   for (const [text, action, danger] of items) {
     const given = { role: "menuitem", class: danger ? "danger" : "", tabIndex: -1 };
     menu.append(
@@ -188,6 +204,7 @@ export function openMenu(button, items) {
     event.stopPropagation();
   });
   button.setAttribute("aria-expanded", "true");
+  openMenuNow = { button, close };
   document.body.append(menu);
   const at = button.getBoundingClientRect();
   menu.style.left = `${Math.max(8, Math.min(at.left, innerWidth - menu.offsetWidth - 8))}px`;

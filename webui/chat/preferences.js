@@ -64,7 +64,10 @@ export class Preferences {
   }
 
   /** Another view is shown. */
-  close() {}
+  close() {
+    const wrong = this.form.flush(true);
+    if (wrong) say(wrong, "error");
+  }
 
   async open() {
     this.form.draw(await newChatSettings());
@@ -72,10 +75,12 @@ export class Preferences {
   }
 
   async #keep(settings) {
+    const before = this.page.begins;
+    this.page.begins = settings; // at once: a new chat may be the next thing that is shown
     try {
       await call("PUT", `/presets/${encodeURIComponent(NEW_CHATS)}`, { ...settings, preset: "" });
-      this.page.begins = settings;
     } catch (refusal) {
+      this.page.begins = before;
       say(refusal.message, "error");
     }
   }

@@ -49,6 +49,7 @@ export class SettingsForm {
     this.changed = changed;
     this.now = NOTHING_SET;
     this.loadable = [];
+    this.sent = null; // the order of the last change
     this.fields = {};
     const id = (name) => `${name.replaceAll("_", "-")}-${SettingsForm.count}`;
     SettingsForm.count += 1;
@@ -127,19 +128,18 @@ export class SettingsForm {
     this.timer = setTimeout(() => this.flush(), AFTER);
   }
 
-  /** Send what was changed now. */
-  async flush() {
-    if (!this.timer) return;
+  /** Send what was changed now; a sentence where a field has what cannot be sent. That stays there, unless this is the `last` time. */
+  flush(last = false) {
+    if (!this.timer) return "";
     clearTimeout(this.timer);
-    this.timer = 0;
     const wrong = Object.values(this.fields).find((field) => !field.checkValidity());
-    if (wrong) {
-      wrong.reportValidity();
-      return;
-    }
+    if (wrong && !last) wrong.reportValidity();
+    if (!wrong || last) this.timer = 0;
+    if (wrong) return `${wrong.labels[0].textContent}: ${wrong.validationMessage} The settings were not changed.`;
     const read = Object.fromEntries(Object.entries(this.fields).map(([name, field]) => [name, valueOf(name, field.value)]));
     this.now = { ...this.now, ...read, ...this.tools.values };
-    await this.changed(this.now);
+    this.sent = this.changed(this.now);
+    return "";
   }
 
   async restore() {
@@ -217,7 +217,9 @@ export class SettingsDrawer {
   }
 
   async #keep() {
-    await this.form.flush();
+    const wrong = this.form.flush();
+    if (wrong) return say(wrong, "error");
+    await this.form.sent;
     const name = await ask({ title: "Keep these settings", label: "Name of the preset", value: this.presets.value, yes: "Keep" });
     if (!name) return;
     try {

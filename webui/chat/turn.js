@@ -178,9 +178,13 @@ export class TurnView {
       this.deeds.redraw();
       this.node.querySelector("[title^=Edit]")?.focus();
     };
+    let sending = false; // a second Enter is not a second version
     const send = async () => {
+      if (sending) return;
+      sending = true;
       const sent = question ? this.deeds.edited(this.turn, field.value.trim()) : this.deeds.revised(this.turn, field.value);
       if (await sent) this.drawn = "";
+      else sending = false;
     };
     field.addEventListener("keydown", (event) => {
       const sends = question ? !event.shiftKey : event.ctrlKey || event.metaKey; // an answer has lines of its own
