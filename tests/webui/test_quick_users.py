@@ -7,10 +7,10 @@ import re
 import httpx
 from playwright.sync_api import Locator, Page, Route, expect
 
-from tests.conftest import until
+from tests.conftest import RealApp, until
 from tests.support.kept_chats import imported
 from tests.support.patience import PATIENCE
-from tests.webui.conftest import answers
+from tests.webui.conftest import answers, open_chat
 
 
 def item(chat: Page, name: str) -> Locator:
@@ -106,3 +106,15 @@ def test_menus_and_questions_go_with_their_view(chat: Page, kept: httpx.Client) 
     more.click()
     chat.go_forward()
     expect(chat.get_by_role("menu")).to_have_count(0)
+
+
+def test_each_view_says_that_its_app_is_away(page: Page, kept: httpx.Client, real_app: RealApp) -> None:
+    open_chat(page, real_app)
+    for view in ("models", "settings"):
+        page.route("**/conversations/**", lambda route: route.abort())
+        page.route("**/version", lambda route: route.abort())
+        page.goto(f"{real_app.url}/{view}")
+        expect(page.locator(".lost")).to_be_visible()
+        page.unroute("**/conversations/**")
+        page.unroute("**/version")
+        expect(page.locator(".lost")).to_be_hidden()

@@ -15,7 +15,7 @@ export class ConversationView {
     this.end = null;
     this.list = el("div", { class: "turns", role: "log", "aria-label": "Conversation", "aria-live": "polite" });
     this.empty = el("div", { class: "empty" });
-    this.lost = el("div", { class: "lost", role: "status", hidden: true }, "The app does not answer. Trying again …");
+    this.lost = el("div", { class: "lost", role: "status", hidden: true }, "The app does not answer. Trying again …"); // for all views, whose stream this is
     this.scroll = el("div", { class: "scroll", tabIndex: -1 }, this.empty, this.list);
     this.toEnd = iconButton("down", "To the end", () => this.#follow(true), { class: "icon-button to-end", hidden: true });
     this.node = el("section", { class: "conversation", "aria-label": "Chat" }, this.scroll, this.toEnd);

@@ -70,7 +70,10 @@ export class Fits {
       for (const node of nodes) this.#draw(node, answer);
       if (answer.measuring) setTimeout(() => this.#again(model, nodes), AGAIN);
     } catch (refusal) {
-      for (const node of nodes) node.replaceChildren(el("p", { class: "faint refusal" }, refusal.message));
+      for (const node of nodes) {
+        this.asking.get(node).shown = ""; // else the same answer as before is not drawn again
+        node.replaceChildren(el("p", { class: "faint refusal" }, refusal.message));
+      }
     } finally {
       this.busy -= 1;
       this.#next();

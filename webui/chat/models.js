@@ -52,7 +52,7 @@ export class ModelsView {
 
   open() {
     this.read = this.refresh();
-    this.end ??= follow("/library/events", (news) => this.#news(news), () => {});
+    this.end ??= follow("/library/events", (news) => this.#news(news), (state) => this.#state(state));
     if (!this.page.narrow) this.words.focus();
   }
 
@@ -61,6 +61,15 @@ export class ModelsView {
     this.end?.();
     this.end = null;
     this.numbers = null;
+  }
+
+  /** An app that comes back may be another one, whose counts of changes say nothing of the one before. */
+  #state(state) {
+    if (state === "live" && this.away) {
+      this.refresh();
+      this.fits.forget();
+    }
+    this.away = state === "lost";
   }
 
   /** The models that serve have changed, which this view hears by itself. */
