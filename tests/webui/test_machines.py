@@ -69,6 +69,11 @@ def test_an_answer_and_a_recovery_are_seen_as_they_happen(page: Page, lent_app: 
     lent_app.post("/control/unload", {})
     expect(page.locator(".offer")).to_contain_text("Last: toy on <img src=x")
     expect(happened).to_contain_text("toy was unloaded")
+    page.locator("#load-last").focus()
+    lent_app.post("/control/on-demand", {"on": True})
+    expect(page.locator("#machines-on-demand")).to_be_checked()
+    expect(page.locator("#load-last")).to_be_focused()  # drawn anew
+    lent_app.post("/control/on-demand", {"on": False})
     page.locator("#load-last").click()
     expect(page.locator(".ring .pill")).to_have_text("ready")
     expect(page.locator(".offer")).to_have_count(0)

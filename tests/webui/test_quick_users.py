@@ -118,3 +118,23 @@ def test_each_view_says_that_its_app_is_away(page: Page, kept: httpx.Client, rea
         page.unroute("**/conversations/**")
         page.unroute("**/version")
         expect(page.locator(".lost")).to_be_hidden()
+
+
+def test_the_keyboard_skips_the_list_in_each_view(page: Page, real_app: RealApp) -> None:
+    open_chat(page, real_app)
+    skip = page.locator(".skip")
+    skip.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#question")).to_be_focused()
+    page.goto(f"{real_app.url}/settings")
+    expect(skip).to_have_text("Skip to the settings")
+    skip.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    expect(page.locator("input[name=theme]").first).to_be_focused()
+    assert page.url == f"{real_app.url}/settings"
+    ids = "() => [...document.querySelectorAll('[id]')].map((each) => each.id)"
+    found = page.evaluate(ids)
+    assert sorted(found) == sorted(set(found))

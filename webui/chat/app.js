@@ -28,7 +28,7 @@ class Page {
     this.shade = el("div", { class: "shade", onclick: () => (this.showList(false), this.showSettings(false)) });
     this.main = el(
       "main",
-      {},
+      { id: "main", tabIndex: -1 },
       el("header", { class: "top" }, this.list, this.title, this.served, this.gear),
       this.conversation.lost,
       this.conversation.node,
@@ -93,7 +93,7 @@ class Page {
       view.node.hidden = view !== shown;
       if (view !== shown) view.close();
     }
-    document.querySelector(".skip").hidden = Boolean(shown);
+    document.querySelector(".skip").textContent = `Skip to the ${shown ? shown.title.toLowerCase() : "question"}`;
     if (this.narrow) this.showList(false);
     this.conversation.open(this.id ?? "", shown === this.views.machines);
     if (shown) {
@@ -116,6 +116,10 @@ class Page {
 
   #clicked(event) {
     const link = event.target.closest("a[href]");
+    if (link?.className === "skip") {
+      event.preventDefault(); // the address stays that of the view
+      (this.id === null ? this.main : this.composer.field).focus();
+    }
     if (!link || !this.#isView(link.getAttribute("href")) || event.ctrlKey || event.metaKey || event.shiftKey || event.button !== 0) return;
     event.preventDefault();
     this.go(link.getAttribute("href"));

@@ -23,7 +23,7 @@ export class MachinesView {
     this.picture = new Picture((id) => this.#choose(id));
     this.detail = el("section", { class: "machine-detail", "aria-label": "The chosen machine", hidden: true });
     this.happened = new Happened();
-    this.onDemand = el("input", { type: "checkbox", id: "on-demand", onchange: () => this.#order("on-demand", { on: this.onDemand.checked }) });
+    this.onDemand = el("input", { type: "checkbox", id: "machines-on-demand", onchange: () => this.#demand() });
     this.node = el(
       "section",
       { class: "preferences machines", "aria-label": "Machines", hidden: true },
@@ -67,7 +67,9 @@ export class MachinesView {
     this.#measure(machines.rings);
     this.happened.note(machines);
     this.rings.replaceChildren(...(machines.rings.length ? machines.rings.map((ring) => this.#ring(ring)) : [nothing()]));
+    const pressed = this.offers.contains(document.activeElement) && document.activeElement.id;
     this.offers.replaceChildren(...this.#offers(machines));
+    if (pressed) document.getElementById(pressed)?.focus();
     this.picture.draw(machines);
     this.locked.replaceChildren(...machines.locked.map((text) => el("p", { class: "faint" }, sentence(text))));
     if (this.onDemand !== document.activeElement) this.onDemand.checked = machines.on_demand;
@@ -126,10 +128,17 @@ export class MachinesView {
   async #order(path, body) {
     try {
       await call("POST", `/control/${path}`, body);
+      return true;
     } catch (refusal) {
       const said = this.page.machines?.rings.some((ring) => sentence(ring.sentence) === refusal.message);
       if (!said) say(refusal.message, "error");
+      return false;
     }
+  }
+
+  async #demand() {
+    const { checked } = this.onDemand;
+    if (!(await this.#order("on-demand", { on: checked }))) this.onDemand.checked = !checked;
   }
 
   // --- one machine ----------------------------------------------------------------------------------------------------
@@ -156,10 +165,12 @@ export class MachinesView {
       ...this.#links(machine.id),
       ...machine.notes.map((note) => ["Note", sentence(note)]),
     ].filter(([, text]) => text);
+    const focused = this.detail.contains(document.activeElement);
     this.detail.replaceChildren(
       el("div", { class: "drawer-head" }, el("h2", {}, machine.name), iconButton("close", "Close what is said of this machine", () => this.#choose(machine.id))),
       el("dl", { class: "keys" }, facts.map(([name, text]) => [el("dt", {}, name), el("dd", {}, text)])),
     );
+    if (focused) this.detail.querySelector("button").focus();
   }
 
   #links(id) {
