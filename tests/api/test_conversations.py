@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.conftest import RealApp, start_app, until
 from tests.support.patience import PATIENCE
+from together.chats.exchange import FORMAT
 
 JSON = dict[str, Any]
 
@@ -194,7 +195,8 @@ def test_presets(client: httpx.Client) -> None:
         ("POST", "/conversations/CHAT/turns", {"text": "x", "files": ["gone"] * 33}),
         ("PUT", "/presets/" + "x" * 101, {}),
         ("POST", "/conversations/import", {"format": "another"}),
-        ("POST", "/conversations/import", {"chats": [{"conversation": {}}]}),
+        ("POST", "/conversations/import", {"name": "no export"}),
+        ("POST", "/conversations/import", {"format": FORMAT, "chats": [{"conversation": {}}]}),
         ("POST", "/conversations/import", []),
     ],
 )

@@ -60,4 +60,4 @@ def test_what_is_no_object_is_refused(data: str) -> None:
 
 def test_text_that_is_no_utf_8_is_refused() -> None:
     with pytest.raises(BadRequest, match="this is no export"):
-        copies_in(b'{"chats": [{"conversation": {"summary": "\xff"}}]}')
+        copies_in(b'{"format": "together.conversations.v1", "chats": [{"conversation": {"summary": "\xff"}}]}')

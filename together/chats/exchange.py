@@ -50,7 +50,7 @@ class ChatCopy:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    format: str = FORMAT
+    format: str = ""  # any JSON object without it is no export
     chats: tuple[ChatCopy, ...] = field(default=())
     left_out: int = 0  # conversations for which there was no room
     before: str = ""  # where there are: the last one that is here, after which another export goes on
