@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.api.conftest import Heads
 from tests.api.web import client_from_elsewhere
 from tests.support.checksum import EOS, QUIET, make_checksum_model
 from tests.support.cluster import by_hand
 from tests.support.patience import PATIENCE
+from together.api import access
 from together.api.keys import KeyFile
 from together.desktop.keys import owner_of
 from together.head.head import Head
@@ -94,6 +96,29 @@ async def test_a_conversation_of_one_owner_is_there_for_no_other_until_it_is_for
         assert len(left) == 1
         gone = (await it.client.post("/control/forget-texts", json={}, headers=own)).json()
         assert gone["chats"] == 1
+
+
+async def test_a_kept_answer_is_its_owners_and_ends_with_the_key(
+    head_with: Heads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "LOOK_EVERY", 0.01)  # the toy is faster than that of the app
+    path, asked = "/v1/responses", {"input": TEXT, "max_output_tokens": 3}
+    async with served(head_with, tmp_path) as it:
+        name = (await it.client.post(path, json=asked, headers=it.anna)).json()["id"]
+        for key, status in ((it.berta, 404), (it.anna, 200)):
+            for found in (f"{path}/{name}", f"{path}/{name}/input_items"):
+                assert (await it.client.get(found, headers=key)).status_code == status
+        assert (await it.client.post(f"{path}/{name}/cancel", headers=it.berta)).status_code == 404
+        assert (await it.client.delete(f"{path}/{name}", headers=it.berta)).status_code == 404
+        more = asked | {"previous_response_id": name}
+        assert (await it.client.post(path, json=more, headers=it.berta)).status_code == 400
+        assert (await it.client.post(path, json=more, headers=it.anna)).status_code == 200
+        whole = {"input": TEXT, "background": True}  # up to the end of the context
+        assert (await it.client.post(path, json=whole, headers=it.berta)).status_code == 200
+        KeyFile(it.head.settings.home_path).revoke("berta")
+        works = [each.work for each in it.head.answers._held.values() if each.work is not None]
+        await asyncio.wait_for(asyncio.gather(*works), PATIENCE)
+        assert "cancelled" in {each.shown["status"] for each in it.head.answers._held.values()}
 
 
 async def answer_of(client: httpx.AsyncClient, chat: str, key: dict[str, str]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def build_app(head: Head, shutdown: Callable[[], None], own_key: str = "") -> Fa
     failures.install(app, partial(note_refusal, metrics))
     answers = ModelAnswers(head, metrics)
     openai = openai_routes(answers)
-    answered = response_routes(answers)
+    answered = response_routes(answers, access.requests)
     mounted = (  # where, what, and whether it is documented
         ("/v1", openai, True),
         ("", page_routes(), False),  # first: a browser gets the page of an address that the next has, too

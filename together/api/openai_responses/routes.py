@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from together.api.access import OpenRequests, Revoked
 from together.api.answering import ModelAnswers
 from together.api.guard import FROM_JSON, BodyRoute
 from together.api.openai_responses.answers import ResponseFormatter
@@ -50,10 +51,10 @@ class _Continued:
         return self.asked.to_chat(defaults, owner, self.before)
 
 
-def response_routes(answers: ModelAnswers) -> APIRouter:
-    """All of them, without the `/v1` before them."""
+def response_routes(answers: ModelAnswers, open_requests: OpenRequests) -> APIRouter:
+    """All of them, without the `/v1` before them. What is written in the background is among `open_requests`, too."""
     routes = APIRouter(route_class=BodyRoute)
-    api = _Responses(answers)
+    api = _Responses(answers, open_requests)
     routes.post(RESPONSES, responses=_ANSWERS)(api.respond)
     routes.get(RESPONSES + "/{name}", responses=_FAILURES, response_model=ResponseObject)(api.retrieve)
     routes.delete(RESPONSES + "/{name}", responses=_FAILURES)(api.delete)
@@ -65,8 +66,9 @@ def response_routes(answers: ModelAnswers) -> APIRouter:
 class _Responses:
     """The handlers, bound to one head."""
 
-    def __init__(self, answers: ModelAnswers) -> None:
+    def __init__(self, answers: ModelAnswers, open_requests: OpenRequests) -> None:
         self._answers = answers
+        self._open = open_requests
         self._kept = answers.head.answers
 
     async def respond(self, request: Request, asked: Annotated[ResponsesRequest, FROM_JSON]) -> Response:
@@ -127,9 +129,10 @@ class _Responses:
             request, wanted, lambda name: ResponseFormatter(name, wanted.asked, keep)
         )
         keep(formatter)
-        kept = self._kept.find(visitor_of(request.scope).owner, formatter.id)
+        visitor = visitor_of(request.scope)
+        kept = self._kept.find(visitor.owner, formatter.id)
         assert kept is not None, "it was just kept"
-        kept.work = asyncio.create_task(_write(formatter, chunks, record))
+        kept.work = asyncio.create_task(_write(formatter, chunks, record, self._open.held(visitor)))
         return JSONResponse(formatter.shown())
 
     async def retrieve(self, request: Request, name: str) -> Mapping[str, object]:
@@ -172,16 +175,18 @@ def _later_half(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return rest[first:]
 
 
-async def _write(formatter: ResponseFormatter, chunks: Chunks, record: RequestLog) -> None:
-    """Write an answer that nobody waits for."""
+async def _write(
+    formatter: ResponseFormatter, chunks: Chunks, record: RequestLog, held: AbstractAsyncContextManager[None]
+) -> None:
+    """Write an answer that nobody waits for; `held` ends it where its key is revoked meanwhile."""
     try:
         with record:
-            async with aclosing(chunks):
+            async with held, aclosing(chunks):
                 async for chunk in chunks:
                     record.add(chunk)
                     formatter.take(chunk)
         formatter.end(record.usage)
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, Revoked):
         formatter.cancel()
     except Exception as error:  # nobody waits: the answer itself says what happened
         if not isinstance(error, TogetherError):
