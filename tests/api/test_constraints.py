@@ -63,6 +63,8 @@ def test_any_object(demo_app: RealApp) -> None:
         ({"guided_regex": "("}, "guided_regex"),
         ({"guided_choice": []}, "guided_choice"),
         ({"grammar": "root :="}, "grammar"),
+        ({"grammar": "root ::= nowhere"}, "grammar"),
+        ({"grammar": ""}, "grammar"),
         ({"grammar": "root ::= " + "(" * 10_000}, "grammar"),
         ({"grammar": "x" * 20_000}, "grammar"),
         ({"structured_outputs": {"structural_tag": {}}}, "structured_outputs.structural_tag"),

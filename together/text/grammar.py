@@ -12,7 +12,7 @@ from threading import Lock
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -324,7 +324,7 @@ def _lark_of(grammar: Grammar) -> str:
         raise _refusal(grammar, f"it has {len(grammar.source)} letters, more than {MOST_GBNF}")
     try:
         return gbnf_to_lark(grammar.source)
-    except (GbnfToLarkError, RecursionError) as error:
+    except Exception as error:  # the library has no kind of its own for rules that are missing
         raise _refusal(grammar, str(error)) from error
 
 
