@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import httpx
 import jsonschema
 import openai
 import pytest
@@ -19,6 +20,7 @@ from together.api.openai_responses.requests import ResponsesRequest
 
 MODEL = "demo_model"
 PATH = "/v1/responses"
+JSON = {"Content-Type": "application/json"}
 ASKED = "What is the capital of France?"
 TOOLS: list[Any] = [{"type": "function", "name": "weather", "description": "The weather.", "parameters": WEATHER}]
 NAMED: Any = {"type": "function", "name": "weather"}
@@ -181,6 +183,8 @@ def test_an_answer_is_kept_until_it_is_deleted(client: openai.OpenAI) -> None:
     assert client.responses.retrieve(answer.id).output_text == answer.output_text
     items: Any = client.responses.input_items.list(answer.id).data
     assert [(item.role, item.content) for item in items] == [("user", ASKED)]
+    with pytest.raises(openai.BadRequestError, match="are not kept"):
+        client.responses.retrieve(answer.id, stream=True)
     with pytest.raises(openai.BadRequestError, match="only an answer in the background"):
         client.responses.cancel(answer.id)
     client.responses.delete(answer.id)
@@ -189,6 +193,16 @@ def test_an_answer_is_kept_until_it_is_deleted(client: openai.OpenAI) -> None:
             gone(answer.id)
     with pytest.raises(openai.BadRequestError, match="no answer of that name"):
         ask(client, previous_response_id=answer.id)
+
+
+def test_the_items_of_a_request_come_in_pages(client: openai.OpenAI) -> None:
+    turns: list[Any] = [{"role": "user", "content": text} for text in "abc"]
+    name = ask(client, input=turns, max_output_tokens=1).id
+    for order, found in (("asc", "abc"), ("desc", "cba")):
+        pages = client.responses.input_items.list(name, limit=2, order=order)  # type: ignore[arg-type]
+        assert "".join(item.content for item in pages) == found  # type: ignore[union-attr,misc]
+    with pytest.raises(openai.BadRequestError, match="none of the items"):
+        client.responses.input_items.list(name, after="x")
 
 
 def test_an_answer_that_is_not_to_be_kept_is_not(demo_app: RealApp, client: openai.OpenAI) -> None:
@@ -261,6 +275,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"top_logprobs": 99}, "top_logprobs"),
     ({"truncation": "some"}, "truncation"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("field", "named"),
+    [
+        ('"metadata": {"a": 1e999}', "metadata"),
+        ('"tools": [{"type": "function", "name": "x", "parameters": {"maximum": 1e999}}]', "tools.0"),
+    ],
+)
+def test_a_number_that_no_answer_can_repeat_is_refused(demo_app: RealApp, field: str, named: str) -> None:
+    reply = httpx.post(demo_app.url + PATH, content=f'{{"input": "a", {field}}}', headers=JSON)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, named)
 
 
 @pytest.mark.parametrize(("fields", "named"), REFUSED, ids=[f"{fields!s:.60}" for fields, _ in REFUSED])

@@ -38,7 +38,7 @@ class KeptAnswers:
 
     def keep(self, name: str, answer: KeptAnswer) -> None:
         """Hold it, in place of what is held by that name."""
-        answer.size = sum(map(_size, answer.messages)) + len(str(answer.shown))
+        answer.size = sum(map(_size, answer.messages)) + len(str(answer.shown)) + sum(map(_letters, answer.given))
         answer.since = self.clock()
         self._held.pop(name, None)
         self._held[name] = answer
@@ -85,3 +85,12 @@ class KeptAnswers:
 def _size(message: Message) -> int:
     calls = sum(len(call.arguments) for call in message.tool_calls)
     return len(message.content) + len(message.reasoning) + calls + sum(len(each.data) for each in message.pictures)
+
+
+def _letters(value: object) -> int:
+    """Of all texts in a JSON value: an item holds its pictures once more."""
+    if isinstance(value, Mapping):
+        return sum(map(_letters, value.values()))
+    if isinstance(value, (list, tuple)):
+        return sum(map(_letters, value))
+    return len(value) if isinstance(value, str) else 1

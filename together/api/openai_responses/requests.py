@@ -186,10 +186,21 @@ class ResponsesRequest(Strict):
         for name in ("conversation", "prompt", "moderation", "context_management", "background_options"):
             if getattr(self, name):
                 raise wrong(name, "not supported by this version of together; leave it out")
+        for name, value in self._told_again():
+            if not _is_finite(value):
+                raise wrong(name, "a number in it is too large")
         if self.background and self.stream:
             raise wrong("background", "an answer in the background is not streamed; ask for it by its id")
         if self.background and not self.kept:
             raise wrong("background", "an answer in the background is kept until it is asked for; leave store out")
+
+    def _told_again(self) -> Iterator[tuple[str, object]]:
+        """What an answer repeats as it was given, by its field."""
+        yield "metadata", self.metadata
+        for index, tool in enumerate(self.tools or ()):
+            yield f"tools.{index}", tool.model_dump()
+        if self.text and self.text.format:
+            yield "text.format.schema", self.text.format.wanted
 
     def _template(self) -> dict[str, object]:
         effort = self.reasoning.effort if self.reasoning else None
@@ -239,6 +250,15 @@ class ResponsesRequest(Strict):
                 raise wrong("tool_choice", text, kind=quoted(choice.type))
         use = checked(ToolUse(tools, required, named, self.parallel_tool_calls is not False), "name")
         return ToolUse() if choice == "none" else use
+
+
+def _is_finite(value: object) -> bool:
+    """Whether JSON can say it: 1e999 is read as infinity."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _allowed(tools: tuple[Tool, ...], choice: ChosenTool) -> tuple[Tool, ...]:

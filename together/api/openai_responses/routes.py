@@ -7,9 +7,9 @@ import logging
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from together.api.access import OpenRequests, Revoked
@@ -18,7 +18,7 @@ from together.api.guard import FROM_JSON, BodyRoute
 from together.api.openai_responses.answers import ResponseFormatter
 from together.api.openai_responses.requests import ResponsesRequest
 from together.api.openai_responses.shapes import DeletedResponse, ItemList, ResponseObject
-from together.api.responses import ErrorAnswer, NoSuchAnswer
+from together.api.responses import ErrorAnswer, NoSuchAnswer, wrong
 from together.api.stream import Chunks, RequestLog
 from together.api.visitors import visitor_of
 from together.errors import BadRequest, ContextTooLong, TogetherError
@@ -135,8 +135,10 @@ class _Responses:
         kept.work = asyncio.create_task(_write(formatter, chunks, record, self._open.held(visitor)))
         return JSONResponse(formatter.shown())
 
-    async def retrieve(self, request: Request, name: str) -> Mapping[str, object]:
-        """An answer as it is now. Those that were asked with `store: false` are not kept."""
+    async def retrieve(self, request: Request, name: str, stream: bool = False) -> Mapping[str, object]:
+        """An answer as it is now, never its events. Those that were asked with `store: false` are not kept."""
+        if stream:
+            raise wrong("stream", "the events of an answer are not kept; ask for it whole")
         return self._found(request, name).shown
 
     async def delete(self, request: Request, name: str) -> DeletedResponse:
@@ -154,12 +156,25 @@ class _Responses:
         await asyncio.wait([found.work])
         return self._found(request, name).shown
 
-    async def input_items(self, request: Request, name: str) -> ItemList:
-        """The items of an answer's request."""
+    async def input_items(
+        self,
+        request: Request,
+        name: str,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        order: Literal["asc", "desc"] = "desc",
+        after: str | None = None,
+    ) -> ItemList:
+        """The items of an answer's request, from the last one on, or in the other `order`: `limit` of those `after`."""
         found = self._found(request, name)
         items = [{"id": f"{name}_{place}", "type": "message", **item} for place, item in enumerate(found.given)]
-        first, last = (str(items[place]["id"]) if items else None for place in (0, -1))
-        return {"object": "list", "data": items, "first_id": first, "last_id": last, "has_more": False}
+        items = items if order == "asc" else items[::-1]
+        start = next((place for place, item in enumerate(items, 1) if item["id"] == after), 0)
+        if after is not None and not start:
+            raise wrong("after", "it is none of the items")
+        some = items[start : start + limit]
+        first, last = (str(some[place]["id"]) if some else None for place in (0, -1))
+        more = start + limit < len(items)
+        return {"object": "list", "data": some, "first_id": first, "last_id": last, "has_more": more}
 
     def _found(self, request: Request, name: str) -> KeptAnswer:
         found = self._kept.find(visitor_of(request.scope).owner, name)
