@@ -60,4 +60,4 @@ def test_questions_that_wait_for_room_have_places(client: httpx.Client, real_app
         before = chats[-2]
         client.post(f"/conversations/{before}/turns/{answers[before]}/stop", json={}).raise_for_status()
         places = (step["pending"]["progress"]["place"] for step in steps if "pending" in step)
-        assert next(places) == place - 1
+        assert next(places) < place  # others may have ended meanwhile, too

@@ -48,7 +48,7 @@ def test_the_list_of_commands_is_what_the_program_has() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in commands.LINES if name not in (*commands.OWN, "models", "bench", "keys")]
+    "name", [name for name in commands.LINES if name not in (*commands.OWN, "models", "bench", "keys", "tools")]
 )
 def test_help_of_a_command(name: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["help", name]) == 0
@@ -134,7 +134,7 @@ def test_messages_name_the_command_as_it_was_typed(
     monkeypatch.setenv(commands.TYPED, "py tools/launch.py")
     assert refused(["status"], capsys, 1).endswith("start it with: py tools/launch.py\n")
     assert "see: py tools/launch.py up --help" in refused(["up", "--nonsense"], capsys)
-    assert str(say("no_model")).endswith("start with: py tools/launch.py up --model FOLDER")
+    assert str(say("no_model")).endswith("with: py tools/launch.py up --model FOLDER")
     foreign = BadPlan("see {text}", text="python3 launch.py of another machine")
     assert str(foreign) == "see python3 launch.py of another machine"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import RealApp
+from tests.conftest import RealApp, start_app
 from together.desktop.bench.estimate import bench_estimate
 from together.desktop.bench.rings import BenchRequest, bench_ring
 from together.desktop.bench.setups import peak_memory
@@ -74,7 +74,12 @@ async def expect_what_is_measured(shape: str, backend: str, home: Path) -> None:
     assert all(0.9 <= ratio <= 1.1 for ratio in found.bytes_ratios), found
 
 
-def test_a_head_and_a_node_are_light(real_app: RealApp) -> None:
+def test_a_head_and_a_node_are_light(tmp_path: Path) -> None:
+    with start_app(tmp_path) as app:  # that all tests share may be forked
+        check_memory(app)
+
+
+def check_memory(real_app: RealApp) -> None:
     real_app.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 20})
     app, *others = real_app.tree()
     nodes = [process for process in others if process.ppid() == app.pid and "node" in process.cmdline()]
