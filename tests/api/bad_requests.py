@@ -217,6 +217,8 @@ WAYS: list[Bad] = [
     Bad("/v1/audio/speech", b"{}", 404),
     Bad("/v1/responses", b"{}", 400, "input"),
     Bad("/v1/responses/resp_x", b"", 404, "response_id", "GET"),
+    Bad("/v1/responses/resp_x/input_items?limit=many", b"", 400, "limit", "GET"),
+    Bad("/v1/responses/resp_x/input_items?order=none", b"", 400, "order", "GET"),
     Bad("/v1/models/toy/more", b"", 404, "model", "GET"),
     Bad("/v1/models/../models/none", b"", 404, "*", "GET"),
     Bad("/v1/models/%00", b"", 404, "model", "GET"),

@@ -63,12 +63,17 @@ def test_one_question_is_not_kept(real_app: RealApp) -> None:
     assert real_app.get("/conversations").json() == before
 
 
+def said_so_far(app: RealApp) -> str:
+    turns = latest(app)["turns"]
+    return str(turns[-1]["said"]["text"]) if turns else ""
+
+
 @pytest.mark.skipif(NO_TERMINALS, reason="Windows has no pseudo-terminals to type Ctrl-C into")
 def test_an_answer_that_ctrl_c_stops_is_kept(real_app: RealApp) -> None:
     with Terminal.of(real_app, "chat", "--max-tokens", "-1") as terminal:
         terminal.wait_for("you> ")
         terminal.type("stop me\n")
-        until(lambda: latest(real_app)["turns"][-1]["said"]["text"], PATIENCE, "the answer is being made")
+        until(lambda: said_so_far(real_app), PATIENCE, "the answer is being made")
         terminal.type("\x03")
         terminal.wait_for("(stopped)")
     turn = latest(real_app)["turns"][-1]

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from together.api.anthropic.errors import MESSAGES, anthropic_body, anthropic_error
-from together.api.responses import INVALID, answer_for, error_body, error_of
+from together.api.responses import INVALID, answer_for, error_body, error_of, wrong
 from together.errors import TogetherError
+from together.wording import MOST, cut
 
 
 def is_anthropic(path: str) -> bool:
@@ -46,6 +48,13 @@ def install(app: FastAPI, note_refusal: Callable[[Request, TogetherError], None]
         code = {404: "not_found", 405: "method_not_allowed"}.get(status)
         return JSONResponse(error_of(text, INVALID, None, code), status, error.headers)
 
+    async def query(request: Request, error: Exception) -> JSONResponse:
+        """A parameter of the address: bodies are parsed by `FromJson`."""
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        return await ours(request, wrong(str(first["loc"][-1]), "{reason}", reason=cut(first["msg"], MOST)))
+
+    app.add_exception_handler(RequestValidationError, query)
     for kind in (TogetherError, Exception):  # the server logs the traceback of the last
         app.add_exception_handler(kind, ours)
     app.add_exception_handler(HTTPException, http)
