@@ -47,6 +47,7 @@ def drawer(chat: Page) -> None:
     chat.locator("#drawer .tool-fields summary").click()
 
 
+@pytest.mark.full  # a minute; the flow is that of a function, whose test is below
 def test_a_call_of_a_server_is_asked_for_made_and_gone_on_from(served: Page, kept: httpx.Client) -> None:
     chat = served
     row = chat.locator(".servers > li")
