@@ -9,18 +9,15 @@ import pytest
 
 from tests.api.test_conversations import ask, events, new, settled
 from tests.conftest import RealApp
-from tests.support.patience import PATIENCE
+from tests.support.kept_chats import without_chats
 
 LONG = "x" * 3600  # a token is a byte, and a frame has at most 256
 
 
 @pytest.fixture
 def client(real_app: RealApp) -> Iterator[httpx.Client]:
-    """Without conversations; what is written in some ends with the test."""
-    with httpx.Client(base_url=real_app.url, timeout=PATIENCE, trust_env=False) as made:
-        made.delete("/conversations").raise_for_status()
+    with without_chats(real_app.url) as made:
         yield made
-        made.delete("/conversations").raise_for_status()
 
 
 def test_a_long_prompt_is_followed_until_its_first_token(client: httpx.Client) -> None:

@@ -17,6 +17,7 @@ from tests.backends.conftest import Rings
 from tests.backends.judged import PROMPT, conforms
 from tests.support.chain import Chain, load_shard, row
 from tests.support.families import LAYERS, reference_logits
+from tests.support.gguf_conversion import Conversion
 from tests.support.gguf_files import (
     as_published,
     every,
@@ -101,19 +102,13 @@ def test_experts_one_by_one(ring: Rings, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_latents_whose_matrix_is_one(ring: Rings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As older files of DeepSeek have it."""
-    monkeypatch.setitem(CONVERSIONS, "deepseek_v3", OLDER_LATENT)
-    plain = make_plain(tmp_path / "plain", "deepseek_v3")
-    file = write_gguf(plain, tmp_path / "m.gguf", mixed)
-    conforms(ring(imported(file, tmp_path / "model"), MIXED, (2,)), write_judge(file, plain, tmp_path / "judge"))
-
-
-@pytest.mark.full
-def test_inputs_of_qwen3_next_in_one(ring: Rings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As its first files have them."""
-    monkeypatch.setitem(CONVERSIONS, "qwen3_next", OLDER_NEXT)
-    plain = make_plain(tmp_path / "plain", "qwen3_next")
+@pytest.mark.parametrize(("family", "older"), [("deepseek_v3", OLDER_LATENT), ("qwen3_next", OLDER_NEXT)])
+def test_files_of_older_converters(
+    ring: Rings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, older: Conversion
+) -> None:
+    """DeepSeek's latents have one matrix, and Qwen3-Next's inputs are one."""
+    monkeypatch.setitem(CONVERSIONS, family, older)
+    plain = make_plain(tmp_path / "plain", family)
     file = write_gguf(plain, tmp_path / "m.gguf", mixed)
     conforms(ring(imported(file, tmp_path / "model"), MIXED, (2,)), write_judge(file, plain, tmp_path / "judge"))
 

@@ -12,26 +12,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import typer
-from typer.core import TyperGroup
 
 from tests.conftest import ROOT
-from together.desktop.cli import app as command_line
+from together.desktop.cli_desk import check_words
 from together.settings import load_settings
 
 FOLDER = ROOT / "examples/service"
 # https://docs.docker.com/reference/dockerfile/
 INSTRUCTIONS = set("FROM RUN COPY WORKDIR ENV VOLUME EXPOSE STOPSIGNAL ENTRYPOINT CMD".split())
 ANALYZE = shutil.which("systemd-analyze")
-
-
-def takes(words: list[str]) -> None:
-    """Raises an error of typer's where the command line would not take what stands behind launch.py."""
-    group = typer.main.get_command(command_line)
-    assert isinstance(group, TyperGroup)
-    name, command, rest = group.resolve_command(typer.Context(group), words)
-    assert command is not None
-    command.make_context(name, list(rest))
 
 
 def behind_launch(words: list[str]) -> list[str]:
@@ -61,14 +50,14 @@ def test_the_container_file_can_be_read() -> None:
 def test_what_the_container_runs_exists() -> None:
     found = dict(instructions())
     entry, usual = json.loads(found["ENTRYPOINT"]), json.loads(found["CMD"])
-    takes(behind_launch([*entry, *usual]))
+    check_words(behind_launch([*entry, *usual]))
     (installs,) = (json.loads(rest) for name, rest in instructions() if name == "RUN" and rest.startswith("["))
-    takes(behind_launch(installs))
+    check_words(behind_launch(installs))
     home = load_settings(dict(rest.split("=", 1) for name, rest in instructions() if name == "ENV")).home_path
     assert str(home) == found["VOLUME"]
     text = (FOLDER / "Containerfile").read_text(encoding="utf-8")
     (typed,) = re.findall(r"^#   docker run .* together (join .*)$", text, re.MULTILINE)
-    takes(shlex.split(typed))
+    check_words(shlex.split(typed))
 
 
 def test_nothing_of_this_machine_goes_into_the_container() -> None:
@@ -82,7 +71,7 @@ def test_the_unit_of_systemd() -> None:
     unit.optionxform = str  # type: ignore[assignment,method-assign]  # as systemd reads it
     unit.read_string((FOLDER / "together-node.service").read_text(encoding="utf-8"))
     service = unit["Service"]
-    takes(behind_launch(service["ExecStart"].split()))
+    check_words(behind_launch(service["ExecStart"].split()))
     name, _, value = service["Environment"].partition("=")
     assert str(load_settings({name: value}).home_path) == f"/var/lib/{service['StateDirectory']}"
 
@@ -100,5 +89,5 @@ def test_systemd_reads_the_unit(tmp_path: Path) -> None:
 
 def test_the_daemon_of_macos() -> None:
     daemon = plistlib.loads((FOLDER / "together-node.plist").read_bytes())
-    takes(behind_launch(daemon["ProgramArguments"]))
+    check_words(behind_launch(daemon["ProgramArguments"]))
     assert daemon["RunAtLoad"] is True

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 
+from tests.support.patience import PATIENCE
 from together.chats.exchange import FORMAT
 
 JSON = dict[str, Any]
+
+
+@contextmanager
+def without_chats(url: str) -> Iterator[httpx.Client]:
+    """The routes of an app without a conversation; what is written in some ends with the test."""
+    with httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False) as client:
+        client.delete("/conversations").raise_for_status()
+        yield client
+        client.delete("/conversations").raise_for_status()
 
 
 def turn(name: str, parent: str, role: str, text: str, **said: Any) -> JSON:

@@ -13,7 +13,8 @@ import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect, sync_playwright
 
 from tests.conftest import RealApp
-from tests.support.patience import PATIENCE, PATIENCE_MS
+from tests.support.kept_chats import without_chats
+from tests.support.patience import PATIENCE_MS
 from tests.support.reading import faults, repeated
 
 CHROMIUM = next(
@@ -67,11 +68,8 @@ def open_page(page: Page, app: RealApp) -> None:
 
 @pytest.fixture
 def kept(real_app: RealApp) -> Iterator[httpx.Client]:
-    """The routes of an app without a conversation."""
-    with httpx.Client(base_url=real_app.url, timeout=PATIENCE, trust_env=False) as client:
-        client.delete("/conversations").raise_for_status()
+    with without_chats(real_app.url) as client:
         yield client
-        client.delete("/conversations").raise_for_status()
 
 
 @pytest.fixture

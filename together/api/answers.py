@@ -137,10 +137,7 @@ class ChatFormatter:
     def _logprobs(self, tokens: Sequence[TokenLogprob]) -> ChatLogprobs | None:
         if not self.logprobs:
             return None
-        content: list[ChatLogprob] = [
-            {**top_of(token.drawn), "top_logprobs": [top_of(each) for each in token.top]} for token in tokens
-        ]
-        return {"content": content, "refusal": None}
+        return {"content": chat_logprobs(tokens), "refusal": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +246,11 @@ def text_logprobs(tokens: Sequence[TokenLogprob]) -> TextLogprobs:
     }
 
 
-def top_of(scored: Scored) -> TopLogprob:
+def chat_logprobs(tokens: Iterable[TokenLogprob]) -> list[ChatLogprob]:
+    return [{**_top(token.drawn), "top_logprobs": [_top(each) for each in token.top]} for token in tokens]
+
+
+def _top(scored: Scored) -> TopLogprob:
     return {"token": word(scored.data), "logprob": finite(scored.logprob), "bytes": list(scored.data)}
 
 

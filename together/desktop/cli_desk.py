@@ -90,14 +90,14 @@ def at_login(
     elif what in ("up", "node"):
         usual = ["--no-browser"] if what == "up" and "--browser" not in context.args else []
         words = [what, *usual, *context.args]
-        _read(words)
+        check_words(words)
         switch_on(way, login_start(words))
         print_line(f"from the next login on it starts: {way.file} says {shlex.join(words)}")
     else:
         raise BadSetting("{what} is nothing that starts at login; choose up, node or off", what=quoted(what))
 
 
-def _read(words: list[str]) -> None:
+def check_words(words: list[str]) -> None:
     """Raises an error of typer's, now and not at the next login, where the command line would not take these words."""
     from together.desktop.cli import app as line
 

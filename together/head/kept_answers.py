@@ -46,7 +46,7 @@ class KeptAnswers:
 
     def find(self, owner: Owner, name: str) -> KeptAnswer | None:
         """None also for what is somebody else's."""
-        self._let_go()
+        self._expire()
         found = self._held.get(name)
         return found if found is not None and found.owner == owner else None
 
@@ -69,11 +69,14 @@ class KeptAnswers:
         if answer.work is not None:
             answer.work.cancel()
 
-    def _let_go(self) -> None:
+    def _expire(self) -> None:
         for name, each in list(self._held.items()):
             if each.since > self.clock() - KEPT:
                 break
             self._end(name)
+
+    def _let_go(self) -> None:
+        self._expire()
         while len(self._held) > MOST or sum(each.size for each in self._held.values()) > MOST_BYTES:
             parts: Counter[Owner] = Counter()
             for each in self._held.values():

@@ -10,10 +10,9 @@ from pydantic import JsonValue
 
 from together.api.content import PICTURE_TYPES, Strict
 from together.api.responses import wrong
+from together.api.turns import BETWEEN
 from together.requests import Attached, Message, ToolCall
 from together.wording import quoted
-
-BETWEEN = "\n\n"  # blocks of text of one turn
 
 
 class BlockSource(Strict):

@@ -17,6 +17,7 @@ from together.api.anthropic.blocks import Block, joined, parts_of
 from together.api.content import Strict
 from together.api.requests import MOST_MESSAGES, MOST_STOPS, SMALL, check_calls, checked
 from together.api.responses import wrong
+from together.api.turns import one_turn_each
 from together.requests import ChatRequest, Grammar, Message, Owner, Tool, ToolUse
 from together.text.thinking import thinking_switch
 from together.types import Sampling
@@ -108,7 +109,7 @@ class CountRequest(Strict):
     def prompt(self, owner: Owner) -> ChatRequest:
         """The conversation alone. Raises BadRequest naming a field that cannot be honoured."""
         self._refuse_unsupported()
-        messages = tuple(self._messages())
+        messages = tuple(one_turn_each(self._messages(), ("user", "assistant")))
         check_calls(messages)
         return ChatRequest(
             messages,
@@ -130,21 +131,11 @@ class CountRequest(Strict):
                 raise wrong(where, "{kind} is not supported by this version of together", kind=quoted(edit.type))
 
     def _messages(self) -> Iterator[Message]:
-        """Turns of one role after another are one turn: many templates ask for that."""
         system = joined(self.system, "system")
         if system:
             yield Message("system", system)
-        last: Message | None = None
         for index, message in enumerate(self.messages):
-            for part in parts_of(message.content, message.role, f"messages.{index}.content"):
-                if last is not None and last.role == part.role and part.role in ("user", "assistant"):
-                    last = _merged(last, part)
-                    continue
-                if last is not None:
-                    yield last
-                last = part
-        if last is not None:
-            yield last
+            yield from parts_of(message.content, message.role, f"messages.{index}.content")
 
     def _effort(self) -> dict[str, object]:
         effort = self.output_config.effort if self.output_config else None
@@ -193,18 +184,6 @@ class MessagesRequest(CountRequest):
         numbers = self.model_dump(include={"temperature", "top_k", "top_p"}, exclude_none=True)
         sampling = replace(defaults, **numbers, seed=secrets.randbits(63))
         return replace(self.prompt(owner), sampling=sampling, max_tokens=self.max_tokens, stop=stops)
-
-
-def _merged(first: Message, second: Message) -> Message:
-    gap = "\n\n" if first.content and second.content else ""
-    at = len(first.content) + len(gap)
-    return replace(
-        first,
-        content=first.content + gap + second.content,
-        reasoning=first.reasoning + second.reasoning,
-        tool_calls=(*first.tool_calls, *second.tool_calls),
-        pictures=(*first.pictures, *(replace(each, at=each.at + at) for each in second.pictures)),
-    )
 
 
 def _tool(index: int, tool: AnthropicTool) -> Tool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from together.api.answers import of_open_call, top_of
+from together.api.answers import chat_logprobs, of_open_call
 from together.api.events import event
 from together.api.openai_responses.items import FREE_INPUT, closed_thoughts, full_name, short_name
 from together.api.openai_responses.requests import ResponsesRequest
@@ -111,7 +111,7 @@ class ResponseFormatter:
         if not self._open or self._items[-1].kind != kind:
             name = f"{'rs' if kind == 'reasoning' else 'msg'}_{secrets.token_hex(12)}"
             yield from self._begin(Written(kind, name, carried=self._asked.carries_thoughts))
-        item, scores = self._items[-1], self._scored(logprobs)
+        item, scores = self._items[-1], chat_logprobs(logprobs)
         item.text += text
         item.logprobs += scores
         if kind == "reasoning":
@@ -174,9 +174,6 @@ class ResponseFormatter:
     def _event(self, name: str, **values: object) -> bytes:
         number, self._number = self._number, self._number + 1
         return event({"type": name, "sequence_number": number, **values}, name)
-
-    def _scored(self, tokens: Iterable[TokenLogprob]) -> list[ChatLogprob]:
-        return [{**top_of(each.drawn), "top_logprobs": [top_of(other) for other in each.top]} for each in tokens]
 
     # --- whole --------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from together.api.content import Strict, picture_of
 from together.api.responses import wrong
+from together.api.turns import one_turn_each
 from together.requests import Attached, Message, ToolCall
 from together.wording import quoted
 
@@ -44,17 +45,8 @@ class InputItem(Strict):
 
 def messages_of(items: Sequence[InputItem], where: str = "input") -> Iterator[Message]:
     """The turns of a conversation: what an assistant thought, said and called one after another is one turn."""
-    turn: Message | None = None
-    for index, item in enumerate(items):
-        for part in _messages(item, f"{where}.{index}"):
-            if turn is not None and turn.role == part.role == "assistant":
-                turn = _merged(turn, part)
-                continue
-            if turn is not None:
-                yield turn
-            turn = part
-    if turn is not None:
-        yield turn
+    messages = (part for index, item in enumerate(items) for part in _messages(item, f"{where}.{index}"))
+    return one_turn_each(messages, ("assistant",))
 
 
 def _messages(item: InputItem, where: str) -> Iterator[Message]:
@@ -133,16 +125,6 @@ def _content(content: str | Sequence[ItemPart] | None, role: str, where: str) ->
                 only = "only parts of type input_text, output_text and, of a user, input_image are read, not {kind}"
                 raise wrong(at, only, kind=quoted(kind))
     return text, tuple(pictures)
-
-
-def _merged(first: Message, second: Message) -> Message:
-    gap = "\n\n" if first.content and second.content else ""
-    return replace(
-        first,
-        content=first.content + gap + second.content,
-        reasoning=first.reasoning + second.reasoning,
-        tool_calls=(*first.tool_calls, *second.tool_calls),
-    )
 
 
 def _needed(value: str | None, where: str, name: str) -> str:
