@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.conftest import ROOT, RealApp
@@ -29,6 +30,10 @@ def test_a_text_becomes_tokens_and_a_text_again(demo_app: RealApp, model: TextMo
 def test_a_conversation_becomes_the_tokens_of_its_prompt(demo_app: RealApp, model: TextModel) -> None:
     found = demo_app.post("/tokenize", {"messages": MESSAGES}).json()["tokens"]
     assert tuple(found) == model.prompt_ids([Message("user", TEXT)])
+    huge = (
+        '{"messages": [{"role": "user", "content": "Hi"}], "chat_template_kwargs": {"x": 1e999}}'  # JSON has no bound
+    )
+    assert httpx.post(f"{demo_app.url}/tokenize", content=huge, trust_env=False).status_code == 200
     begun = [*MESSAGES, {"role": "assistant", "content": "It is"}]
     more = demo_app.post("/tokenize", {"messages": begun, "continue_final_message": True}).json()["tokens"]
     assert more[: len(found)] == found

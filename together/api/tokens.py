@@ -17,6 +17,7 @@ from together.api.responses import ErrorAnswer, wrong
 from together.api.visitors import visitor_of
 from together.types import Sampling
 
+_OF_CHATS = ("messages", "tools", "chat_template", "chat_template_kwargs", "continue_final_message")
 _FAILURES: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorAnswer} for code in (400, 401, 403, 404, 413, "4XX", 500, 503)
 }
@@ -62,9 +63,9 @@ def token_routes(answers: ModelAnswers) -> APIRouter:
             raise wrong("prompt", "give either a prompt or messages")
         service = await answers.service(asked.model)
         if asked.prompt is None:
-            same = asked.model_dump(exclude_none=True, exclude={"model", "prompt", "add_special_tokens"})
-            chat = ChatCompletionRequest.model_validate(same).to_chat(Sampling(), visitor_of(request.scope).owner)
-            ids = await service.chat_ids(chat)
+            same = {name: getattr(asked, name) for name in _OF_CHATS}  # it was checked with this body
+            chat = ChatCompletionRequest.model_construct(**same)
+            ids = await service.chat_ids(chat.to_chat(Sampling(), visitor_of(request.scope).owner))
         elif asked.add_special_tokens is False:
             ids = await service.opened.text.encode_aside(asked.prompt)
         else:
